@@ -1,0 +1,108 @@
+"""What can go wrong, and the exit code of each.
+
+The tree, with the code the command line ends with::
+
+    CastoreError                       1   failed
+    +-- UsageError                     2   wrong usage or configuration
+    |   +-- ConfigError                2   castore.toml says something it cannot mean
+    +-- ProgramError                   4   a dump, restore or hook program failed
+    +-- DamageError                    5   stored bytes are not what was stored
+    |   +-- MissingError               5   something a generation needs is gone
+    +-- NotFoundError                  6   no such store, service, generation or part
+    +-- IdentityError                  7   an identity is needed, or the wrong one was given
+    +-- BusyError                      8   another castore is at work on this
+    +-- StorageError                   1   the place that holds the store refused an operation
+    |   +-- ObjectExistsError          1   create-only: the name is taken
+    |   +-- ObjectMissingError         1   the name is not there
+    +-- FormatError                    1   a store of a version this castore does not know
+
+A message names the thing, what was expected, and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXIT_CODES: Final[dict[int, str]] = {
+    0: "done",
+    1: "failed",
+    2: "wrong usage or configuration",
+    3: "done but incomplete: files were unreadable or changed while being read, or could not be "
+    "restored whole; the generation is committed and says so",
+    4: "a dump, restore or hook program failed; nothing was committed",
+    5: "damage found",
+    6: "no such store, service, generation or part",
+    7: "an identity is needed, or the wrong one was given",
+    8: "busy: another castore is at work on the same service",
+    130: "interrupted",
+}
+"""Every exit code and its meaning; an unknown code means failure."""
+
+EXIT_INCOMPLETE: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+
+class CastoreError(Exception):
+    """The root of all errors a caller of castore can act on."""
+
+    exit_code = 1
+
+
+class UsageError(CastoreError):
+    """The call or the command line asks for something that cannot be done as it stands."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """castore.toml is not well formed, or says something it cannot mean."""
+
+
+class ProgramError(CastoreError):
+    """A dump, restore or hook program did not exist, was killed, or exited with another code than 0."""
+
+    exit_code = 4
+
+
+class DamageError(CastoreError):
+    """Stored bytes are not what was stored: they were flipped, cut, swapped or forged."""
+
+    exit_code = 5
+
+
+class MissingError(DamageError):
+    """An object or a chunk that a generation needs is not in the store."""
+
+
+class NotFoundError(CastoreError):
+    """There is no such store, service, generation or part."""
+
+    exit_code = 6
+
+
+class IdentityError(CastoreError):
+    """Reading state needs an identity, and none, or one that opens nothing here, was given."""
+
+    exit_code = 7
+
+
+class BusyError(CastoreError):
+    """Another process works on the same service of the same store."""
+
+    exit_code = 8
+
+
+class StorageError(CastoreError):
+    """The place that holds the store refused an operation."""
+
+
+class ObjectExistsError(StorageError):
+    """An object of that name is there already, and objects are never replaced."""
+
+
+class ObjectMissingError(StorageError):
+    """There is no object of that name."""
+
+
+class FormatError(CastoreError):
+    """The store was written by a version of castore that this one does not know."""

@@ -1,0 +1,162 @@
+"""Generations: what one snapshot of a service left behind."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from castore.errors import DamageError, FormatError
+from castore.model.refs import ID_BYTES, RecordId, Ref, RefKind
+
+_VERSION: Final = 1
+
+
+class StoredRef(msgspec.Struct, frozen=True, array_like=True):
+    """A reference as a record holds it."""
+
+    kind: RefKind
+    id: bytes
+    size: int
+
+    @classmethod
+    def of(cls, ref: Ref | None) -> StoredRef | None:
+        """Return `ref` for storing; None is the empty stream."""
+        return None if ref is None else cls(*ref)
+
+    @property
+    def ref(self) -> Ref:
+        """The reference to follow."""
+        return Ref(self.kind, RecordId(self.id), self.size)
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One named piece of a generation."""
+
+    name: str
+    kind: Literal["tree", "dump"]
+    root: StoredRef | None
+    """Its content; None is a dump of no bytes."""
+    size: int
+    """Bytes of content."""
+    files: int
+    """Entries of a tree, its top directory not counted; 0 for a dump."""
+    chunks: int
+    """References to chunks, metadata's among them."""
+    new_chunks: int
+    """Chunks among them that the store did not have."""
+    new_bytes: int
+    """Their length."""
+    stored_bytes: int
+    """What they and new nodes took, compressed and sealed."""
+    missed: int = 0
+    """Files that could not be read, vanished or changed while being read: see Details.warnings."""
+
+    @property
+    def content(self) -> Ref | None:
+        """The reference to its content; None is a dump of no bytes."""
+        return None if self.root is None else self.root.ref
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """A committed snapshot of a service. Its record lies under the index key."""
+
+    service: str
+    number: int
+    time: int
+    """When it was begun: nanoseconds since 1970."""
+    revision: str
+    """The configuration that the state belongs to; empty where none is known."""
+    host: str
+    parts: tuple[Part, ...]
+    details: StoredRef
+    """A stream that holds Details, sealed like content."""
+    session: bytes
+    parent: int = 0
+    """The number of the generation before it, 0 for the first."""
+    safety: bool = False
+    """Taken by a roll-back of the state that it was about to replace; found by number only."""
+    duration: int = 0
+    """Nanoseconds from its beginning to its record."""
+    version: int = _VERSION
+
+    @property
+    def size(self) -> int:
+        """Bytes of content of all parts."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def missed(self) -> int:
+        """Files of all parts that are missing or doubtful in it."""
+        return sum(part.missed for part in self.parts)
+
+    def part(self, name: str) -> Part | None:
+        """Return the part of that name, or None."""
+        return next((part for part in self.parts if part.name == name), None)
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a part came from, so that a roll-back can put it back."""
+
+    path: bytes = b""
+    """A tree's directory or a dump's file, absolute; empty for a program or standard input."""
+    dump: tuple[str, ...] = ()
+    """The program that made a dump."""
+    restore: tuple[str, ...] = ()
+    """The program that takes a dump in on its standard input."""
+    exclude: tuple[str, ...] = ()
+    """The patterns that a tree was taken with."""
+    one_file_system: bool = False
+    exclude_caches: bool = False
+
+
+class Details(msgspec.Struct, frozen=True):
+    """What a generation tells about content, for holders of an identity only."""
+
+    origins: dict[str, Origin]
+    warnings: tuple[tuple[str, bytes, str], ...] = ()
+    """(part, path, reason) of each file that is missing or doubtful."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_generation_decoder = msgspec.msgpack.Decoder(Generation)
+_details_decoder = msgspec.msgpack.Decoder(Details)
+_version_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+
+
+def encode(record: Generation | Details) -> bytes:
+    """Return the plaintext of a record."""
+    return _encoder.encode(record)
+
+
+def decode_generation(data: bytes | memoryview) -> Generation:
+    """Return the generation that a record's plaintext holds. Raises DamageError, FormatError."""
+    try:
+        generation = _generation_decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        _refuse_newer(data)
+        raise DamageError(f"a generation record does not decode: {error}") from None
+    if generation.version != _VERSION:
+        _refuse_newer(data)
+    roots = [part.root for part in generation.parts]
+    if any(root is not None and len(root.id) != ID_BYTES for root in [*roots, generation.details]):
+        raise DamageError("a generation record refers to an id of a wrong length")
+    return generation
+
+
+def _refuse_newer(data: bytes | memoryview) -> None:
+    """Raise FormatError if the record says that it is of another version."""
+    try:
+        version = msgspec.msgpack.decode(_version_decoder.decode(data)["version"], type=int)
+    except (msgspec.MsgspecError, KeyError):
+        return
+    if version != _VERSION:
+        raise FormatError(f"a generation of format {version}; this castore knows {_VERSION}: update it")
+
+
+def decode_details(data: bytes) -> Details:
+    """Return the details that a stream holds. Raises DamageError."""
+    try:
+        return _details_decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise DamageError(f"a generation's details do not decode: {error}") from None

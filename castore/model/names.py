@@ -1,0 +1,34 @@
+"""Names that people choose: services, parts, revisions."""
+
+from __future__ import annotations
+
+import re
+
+from castore.errors import UsageError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_REVISION_BYTES = 255
+
+
+def check_name(what: str, name: str) -> str:
+    """Return `name` if it can name a service or part (`what` says which), else raise UsageError."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot name a {what}: 1 to 100 letters, digits, dots, dashes and "
+            "underscores, the first a letter or digit"
+        )
+    return name
+
+
+def check_revision(revision: str) -> str:
+    """Return `revision` if it can be recorded, else raise UsageError. Empty: none is known."""
+    if len(revision.encode()) > MAX_REVISION_BYTES:
+        raise UsageError(
+            f"revision {revision[:40]!r}... is longer than {MAX_REVISION_BYTES} bytes; "
+            "name a hash of it instead"
+        )
+    if revision != revision.strip() or not revision.isprintable():
+        raise UsageError(f"revision {revision!r} has white space at an end or unprintable characters")
+    if revision == "latest":
+        raise UsageError("'latest' cannot be a revision: it selects the newest generation")
+    return revision

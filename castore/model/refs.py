@@ -1,0 +1,71 @@
+"""References, nodes, lists: the graph that ties chunks to generations.
+
+A *chunk* is a piece of content. A *node* is a sequence of references. A *list* is what a node
+stands for: its references in order, where a SPLICE is replaced by the references of the node it
+names. A stream is a list of chunks; a directory is a list of its streams and subdirectories. A
+store *must* only hold a node after everything that the node refers to.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple, NewType
+
+from castore.errors import DamageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+RecordId = NewType("RecordId", bytes)
+"""The 32-byte name of a chunk or node: BLAKE3 of its plaintext, keyed with a key for each kind."""
+
+PackId = NewType("PackId", bytes)
+"""The 32-byte name of a pack: BLAKE3, without a key, of all its bytes."""
+
+SessionId = NewType("SessionId", bytes)
+"""The 16 random bytes that name a session."""
+
+ID_BYTES = 32
+_REF = struct.Struct("<32sQ")
+_SIZE_BITS = 56
+MAX_NODE_REFS = 512
+"""No node has more references than this."""
+
+
+class RefKind(IntEnum):
+    """What a reference names, and how a list that holds it reads it."""
+
+    CHUNK = 0
+    """A chunk."""
+    LIST = 1
+    """A node, which is a list of its own: a stream of several chunks, or a directory."""
+    SPLICE = 2
+    """A node whose references belong in this list, at this place."""
+
+
+class Ref(NamedTuple):
+    """A reference: what kind of thing, its id, and how many bytes of content lie below it."""
+
+    kind: RefKind
+    id: RecordId
+    size: int
+
+
+def encode_node(refs: Iterable[Ref]) -> bytes:
+    """Return the plaintext of the node that holds `refs`."""
+    return b"".join(_REF.pack(ref.id, ref.kind << _SIZE_BITS | ref.size) for ref in refs)
+
+
+def decode_node(data: bytes) -> list[Ref]:
+    """Return the references of a node's plaintext. Raises DamageError."""
+    count, rest = divmod(len(data), _REF.size)
+    if rest or not 0 < count <= MAX_NODE_REFS:
+        raise DamageError(f"a node of {len(data)} bytes is not 1 to {MAX_NODE_REFS} references")
+    refs = []
+    for record_id, word in _REF.iter_unpack(data):
+        kind, size = word >> _SIZE_BITS, word & ((1 << _SIZE_BITS) - 1)
+        if kind > RefKind.SPLICE:
+            raise DamageError(f"a reference of the unknown kind {kind}")
+        refs.append(Ref(RefKind(kind), record_id, size))
+    return refs

@@ -1,0 +1,29 @@
+"""Counters of work under way, written by the layer that works and read by whoever shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Tally:
+    """What has passed so far. All numbers only grow."""
+
+    files: int = 0
+    """Entries of trees."""
+    read: int = 0
+    """Bytes of content read."""
+    chunks: int = 0
+    """References to chunks made."""
+    new_chunks: int = 0
+    """Chunks among them that the store did not have."""
+    new_bytes: int = 0
+    """Their length."""
+    stored: int = 0
+    """Bytes that they and new nodes took, compressed and sealed."""
+    warnings: list[tuple[bytes, str]] = field(default_factory=list)
+    """(path, reason) of each file that is missing or doubtful."""
+
+    def warn(self, path: bytes, reason: str) -> None:
+        """Record that the file at `path` is missing or doubtful."""
+        self.warnings.append((path, reason))

@@ -1,0 +1,177 @@
+"""Directory entries and their encoding.
+
+A directory's entries are one stream: a header, then one MessagePack array an entry, in the order of
+their names. Nothing in it is a position or a reference: which stream or subdirectory belongs to an
+entry follows from the order, so that a change of one entry changes the bytes of one entry.
+"""
+
+from __future__ import annotations
+
+import stat
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.errors import DamageError, FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_VERSION: Final = 1
+ROOT_NAME: Final = b""
+"""The name of the one entry of a part's root, which describes the top directory itself."""
+
+
+class Content(IntEnum):
+    """Where an entry's content is."""
+
+    NONE = 0
+    """It has none: an empty file, a link, a device."""
+    BUNDLE = 1
+    """The next `size` bytes of the directory's bundle."""
+    OWN = 2
+    """A list of its own: the next stream (of a file) or subdirectory (of a directory)."""
+
+
+class Extra(msgspec.Struct, frozen=True, array_like=True):
+    """What few entries have."""
+
+    target: bytes = b""
+    """Where a symbolic link points."""
+    device: int = 0
+    """The device number (st_rdev) of a character or block device."""
+    link: tuple[int, int] | None = None
+    """(device, inode) of a file with several names; entries of a part that share it are one file."""
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    """Extended attributes, access control lists and capabilities among them, sorted by name."""
+    extents: tuple[tuple[int, int], ...] | None = None
+    """(offset, length) of the data of a sparse file; its stream holds these bytes and no others."""
+
+
+NO_EXTRA: Final = Extra()
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One name in a directory, with everything `lstat` and its relatives tell that lasts."""
+
+    name: bytes
+    type: int
+    """stat.S_IFMT of the mode, shifted right by 12 bits."""
+    mode: int
+    """Permissions, with the set-id and sticky bits: stat.S_IMODE."""
+    uid: int
+    gid: int
+    mtime: int
+    """Nanoseconds since 1970."""
+    size: int
+    """A regular file's length, holes included; else 0."""
+    content: Content
+    extra: Extra = NO_EXTRA
+
+    @property
+    def st_mode(self) -> int:
+        """Type and permissions in one word, as lstat gives them."""
+        return self.type << 12 | self.mode
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether this is a directory."""
+        return stat.S_ISDIR(self.st_mode)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether this is a regular file."""
+        return stat.S_ISREG(self.st_mode)
+
+    @property
+    def stored_size(self) -> int:
+        """How many bytes of content are stored: the size without holes."""
+        if self.content is Content.NONE:
+            return 0
+        if self.extra.extents is not None:
+            return sum(length for _, length in self.extra.extents)
+        return self.size
+
+
+class Owners(msgspec.Struct, frozen=True, array_like=True):
+    """The header of a directory's entries: version, and names of the users and groups in it."""
+
+    version: int = _VERSION
+    users: dict[int, str] = {}
+    groups: dict[int, str] = {}
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decode_owners = msgspec.msgpack.Decoder(Owners).decode
+_decode_entry = msgspec.msgpack.Decoder(Entry).decode
+_LENGTH_BYTES: Final = 4
+
+
+def _framed(value: Owners | Entry) -> bytes:
+    data = _encoder.encode(value)
+    return len(data).to_bytes(_LENGTH_BYTES, "little") + data
+
+
+def encode_owners(owners: Owners) -> bytes:
+    """Return the bytes that begin a directory's entries stream."""
+    return _framed(owners)
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """Return an entry's bytes in its directory's entries stream."""
+    return _framed(entry)
+
+
+def decode_entries(data: bytes) -> tuple[Owners, list[Entry]]:
+    """Return what a whole entries stream holds. Raises DamageError, FormatError."""
+    frames = _frames(data)
+    try:
+        owners = _decode_owners(next(frames, b""))
+        if owners.version != _VERSION:
+            raise FormatError(f"a directory of format {owners.version}; this castore knows {_VERSION}")
+        entries = [_decode_entry(frame) for frame in frames]
+    except msgspec.MsgspecError as error:
+        raise DamageError(f"a directory's entries do not decode: {error}") from None
+    _check(entries)
+    return owners, entries
+
+
+def _frames(data: bytes) -> Iterator[bytes]:
+    position = 0
+    while position < len(data):
+        start = position + _LENGTH_BYTES
+        position = start + int.from_bytes(data[position:start], "little")
+        if start > len(data) or position > len(data):
+            raise DamageError("a directory's entries end in the middle of one")
+        yield data[start:position]
+
+
+def _check(entries: list[Entry]) -> None:
+    """Refuse what could lead a reader astray: names that are paths, content of no known place."""
+    previous: bytes | None = None
+    for entry in entries:
+        name = entry.name
+        if name == ROOT_NAME and len(entries) == 1:
+            return
+        if not name or name in {b".", b".."} or b"/" in name or b"\0" in name:
+            raise DamageError(f"a directory has an entry of the impossible name {name!r}")
+        if previous is not None and name <= previous:
+            raise DamageError(f"a directory's entries are out of order at {name!r}")
+        previous = name
+        _check_shape(entry)
+
+
+def _check_shape(entry: Entry) -> None:
+    extents = entry.extra.extents
+    if entry.content is not Content.NONE and not (entry.is_file or entry.is_dir):
+        raise DamageError(f"entry {entry.name!r} has content and is neither file nor directory")
+    if entry.size < 0 or entry.mode & ~0o7777 or not 0 < entry.type < 16:
+        raise DamageError(f"entry {entry.name!r} has an impossible size, mode or type")
+    if extents is None:
+        return
+    end = 0
+    for offset, length in extents:
+        if offset < end or length <= 0 or offset + length > entry.size:
+            raise DamageError(f"entry {entry.name!r} has impossible extents")
+        end = offset + length

@@ -1,0 +1,90 @@
+"""The contract of every place that can hold a store.
+
+Objects are immutable: written once, whole or not at all, and never changed. Names are relative
+paths of lower-case letters, digits, dots and dashes with `/` between their steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+
+class Writer(ABC):
+    """An object being written. Until `commit` returns, nobody else can see anything of it.
+
+    A writer that failed once refuses everything with its first error. Leaving its `with` block
+    without a commit leaves nothing behind.
+    """
+
+    @abstractmethod
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append `data`, which the caller may reuse afterwards. Raises StorageError."""
+
+    @abstractmethod
+    def commit(self, name: str) -> None:
+        """Make what was written durable, and then visible as the object `name`, in one step.
+
+        When this returns, object and name survive a loss of power. Raises ObjectExistsError if
+        the name is taken, StorageError if the place failed; in both cases nothing was added.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Throw away what was written. Does nothing after a commit."""
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.abort()
+
+
+class Storage(ABC):
+    """A place that holds a store's objects."""
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """How a person names this place."""
+
+    @abstractmethod
+    def create(self) -> Writer:
+        """Begin a new object. Raises StorageError."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a whole object: `create`, `write` and `commit` in one."""
+        with self.create() as writer:
+            writer.write(data)
+            writer.commit(name)
+
+    @abstractmethod
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return an object's bytes from `offset`, up to `length` of them (None: to its end).
+
+        Fewer come back where the object ends earlier. Raises ObjectMissingError, StorageError.
+        """
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Return an object's length in bytes. Raises ObjectMissingError, StorageError."""
+
+    @abstractmethod
+    def list(self, folder: str) -> Iterator[str]:
+        """Yield the names, without `folder` and `/`, of the objects right in `folder`, in any order.
+
+        A folder that nothing was put in is empty. Raises StorageError.
+        """
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove an object for good. Raises ObjectMissingError, StorageError."""

@@ -1,0 +1,227 @@
+"""A store in a local directory.
+
+An object is written to a nameless file under `tmp/`, synced, linked to its name, and the directory
+that got the name is synced: after a loss of power an object is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import (
+    CastoreError,
+    NotFoundError,
+    ObjectExistsError,
+    ObjectMissingError,
+    StorageError,
+)
+from castore.storage.contract import Storage, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TMP: Final = "tmp"
+_STALE_SECONDS: Final = 7 * 86400
+"""Temporary files older than this belong to nobody: no snapshot writes one pack for a week."""
+
+_NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""What link(2) answers on file systems without hard links (FAT, some network ones)."""
+
+
+def _refusal(doing: str, path: str, error: OSError) -> StorageError:
+    hint = {
+        errno.ENOSPC: "; free some space there, what is committed is whole",
+        errno.EDQUOT: "; the quota there is used up, what is committed is whole",
+        errno.EROFS: "; it is mounted read-only",
+        errno.EACCES: "; run castore as a user who may",
+        errno.EPERM: "; run castore as a user who may",
+    }.get(error.errno or 0, "")
+    return StorageError(f"cannot {doing} {path}: {error.strerror or error}{hint}")
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _LocalWriter(Writer):
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._path = os.path.join(root, _TMP, secrets.token_hex(16))
+        self._error: CastoreError | None = None
+        try:
+            self._descriptor = os.open(
+                self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise _refusal("write to", os.path.dirname(self._path), error) from error
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._refuse_if_failed()
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as error:
+            raise self._fail("write to", error) from error
+
+    def commit(self, name: str) -> None:
+        self._refuse_if_failed()
+        path = os.path.join(self._root, name)
+        try:
+            # After a failed fsync the kernel may forget the pages it could not write and report
+            # success the next time (the "fsyncgate" of 2018): never retry, give the file up.
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._name(path)
+            _sync_directory(os.path.dirname(path))
+        except FileExistsError as error:
+            self.abort()
+            self._error = ObjectExistsError(f"{path} exists already, and objects are never replaced")
+            raise self._error from error
+        except OSError as error:
+            raise self._fail("make durable", error) from error
+
+    def _name(self, path: str) -> None:
+        """Give the file its name, unless it is taken."""
+        with contextlib.suppress(FileNotFoundError):
+            self._link(path)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _sync_directory(os.path.dirname(os.path.dirname(path)))
+        self._link(path)
+
+    def _link(self, path: str) -> None:
+        try:
+            os.link(self._path, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # Without links, two processes that commit one name at one moment are not told apart.
+            if os.path.lexists(path):
+                raise FileExistsError(path) from None
+            os.rename(self._path, path)
+            return
+        # The object is complete: a second name left behind in tmp/ would cost nothing but a line
+        # in a listing, and is swept with other stale files.
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+    def abort(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+        if self._error is None:
+            self._error = StorageError(f"{self._path} was closed")
+
+    def _fail(self, doing: str, error: OSError) -> StorageError:
+        self.abort()
+        failure = _refusal(doing, self._root, error)
+        self._error = failure
+        return failure
+
+    def _refuse_if_failed(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class LocalStorage(Storage):
+    """The directory `path`; with `create`, it is made when it is not there."""
+
+    def __init__(self, path: str, *, create: bool = False) -> None:
+        self._root = os.path.abspath(path)
+        try:
+            if create:
+                os.makedirs(os.path.join(self._root, _TMP), mode=0o700, exist_ok=True)
+            self._sweep()
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"no store at {self._root}: there is no such directory, or it holds no store; "
+                "'castore init' makes one"
+            ) from None
+        except NotADirectoryError:
+            raise NotFoundError(f"no store at {self._root}: it is not a directory") from None
+        except OSError as error:
+            raise _refusal("open the store at", self._root, error) from error
+
+    @property
+    def location(self) -> str:
+        """The directory, absolute."""
+        return self._root
+
+    def create(self) -> Writer:
+        """Begin a new object in `tmp/`."""
+        return _LocalWriter(self._root)
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return an object's bytes."""
+        path = os.path.join(self._root, name)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                if length is None:
+                    length = max(os.fstat(file.fileno()).st_size - offset, 0)
+                parts = []
+                while length > 0 and (data := os.pread(file.fileno(), length, offset)):
+                    parts.append(data)
+                    offset += len(data)
+                    length -= len(data)
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+        except OSError as error:
+            raise self._read_error(path, error) from error
+
+    def size(self, name: str) -> int:
+        """Return an object's length."""
+        path = os.path.join(self._root, name)
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise self._read_error(path, error) from error
+
+    def list(self, folder: str) -> Iterator[str]:
+        """Yield the names in a folder."""
+        path = os.path.join(self._root, folder)
+        try:
+            names = os.listdir(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _refusal("list", path, error) from error
+        yield from names
+
+    def delete(self, name: str) -> None:
+        """Remove an object, durably."""
+        path = os.path.join(self._root, name)
+        try:
+            os.unlink(path)
+            _sync_directory(os.path.dirname(path))
+        except FileNotFoundError:
+            raise ObjectMissingError(f"{path} is not there") from None
+        except OSError as error:
+            raise _refusal("remove", path, error) from error
+
+    def _sweep(self) -> None:
+        """Remove what writers that were killed left in `tmp/` long ago."""
+        folder = os.path.join(self._root, _TMP)
+        oldest = time.time() - _STALE_SECONDS
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_mtime < oldest:
+                    os.unlink(path)
+
+    @staticmethod
+    def _read_error(path: str, error: OSError) -> StorageError:
+        if isinstance(error, FileNotFoundError):
+            return ObjectMissingError(f"{path} is not there")
+        return _refusal("read", path, error)
