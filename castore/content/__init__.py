@@ -1,0 +1,1 @@
+"""Streams and trees to chunks and back: cutting, scanning, restoring, comparing."""

@@ -1,0 +1,121 @@
+"""Lists: sequences of references, stored as trees of nodes that are themselves cut by content.
+
+Where a node ends depends only on the references in it, so a long run of references that two
+generations share is the same nodes in both, and costs nothing the second time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import DamageError
+from castore.model.refs import MAX_NODE_REFS, Ref, RefKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from castore.model.refs import RecordId
+    from castore.store import Store
+
+_MIN_REFS: Final = 32
+_BORDER: Final = 128
+_MAX_DEPTH: Final = 64
+"""Deeper lists than any store can hold are a damaged or hostile store's."""
+
+
+class ListBuilder:
+    """Makes the nodes of one list from its references, in order, in bounded memory.
+
+    put_node stores a node's references and returns its id.
+    """
+
+    def __init__(self, put_node: Callable[[list[Ref]], RecordId]) -> None:
+        self._put_node = put_node
+        self._levels: list[list[Ref]] = [[]]
+
+    def add(self, ref: Ref) -> None:
+        """Append a reference."""
+        self._push(0, ref)
+
+    def stream(self) -> Ref | None:
+        """End the list, as a stream: None if it is empty, its chunk if it has just one."""
+        bottom = self._levels[0]
+        if len(self._levels) == 1 and len(bottom) <= 1:
+            return bottom[0] if bottom else None
+        return self.list()
+
+    def list(self) -> Ref:
+        """End the list, which must not be empty, and return a LIST."""
+        level = 0
+        while level + 1 < len(self._levels):
+            if self._levels[level]:
+                self._close(level)
+            level += 1
+        top = self._levels[level]
+        if len(top) == 1 and top[0].kind is RefKind.SPLICE:
+            return top[0]._replace(kind=RefKind.LIST)
+        return Ref(RefKind.LIST, self._put_node(top), sum(ref.size for ref in top))
+
+    def _push(self, level: int, ref: Ref) -> None:
+        if level == len(self._levels):
+            self._levels.append([])
+        refs = self._levels[level]
+        refs.append(ref)
+        count = len(refs)
+        if count >= MAX_NODE_REFS or (
+            count >= _MIN_REFS and int.from_bytes(ref.id[:4], "little") % _BORDER == 0
+        ):
+            self._close(level)
+
+    def _close(self, level: int) -> None:
+        refs = self._levels[level]
+        self._levels[level] = []
+        splice = Ref(RefKind.SPLICE, self._put_node(refs), sum(ref.size for ref in refs))
+        self._push(level + 1, splice)
+
+
+def iter_list(store: Store, ref: Ref, start: int = 0) -> Iterator[tuple[int, Ref]]:
+    """Yield the references of the list `ref` names, each with the offset of its content.
+
+    References whose content ends at or before byte `start` are passed over without being read.
+    Raises DamageError, MissingError.
+    """
+    stack = [_children(store, ref, 0, start)]
+    while stack:
+        item = next(stack[-1], None)
+        if item is None:
+            stack.pop()
+            continue
+        offset, child = item
+        if child.kind is not RefKind.SPLICE:
+            yield offset, child
+        elif len(stack) >= _MAX_DEPTH:
+            raise DamageError(f"the list {ref.id.hex()} is nested deeper than any castore writes")
+        else:
+            stack.append(_children(store, child, offset, start))
+
+
+def _children(store: Store, parent: Ref, offset: int, start: int) -> Iterator[tuple[int, Ref]]:
+    refs = store.read_node(parent.id)
+    if sum(ref.size for ref in refs) != parent.size:
+        raise DamageError(f"the node {parent.id.hex()} does not hold the bytes its parent promises")
+    for ref in refs:
+        if offset + ref.size > start or ref.size == 0:
+            yield offset, ref
+        offset += ref.size
+
+
+def iter_chunks(store: Store, ref: Ref | None, start: int = 0) -> Iterator[tuple[int, Ref]]:
+    """Yield the chunks of a stream, each with its offset, from the one that holds byte `start`.
+
+    Raises DamageError, MissingError.
+    """
+    if ref is None:
+        return
+    if ref.kind is RefKind.CHUNK:
+        yield 0, ref
+        return
+    for offset, chunk in iter_list(store, ref, start):
+        if chunk.kind is not RefKind.CHUNK:
+            raise DamageError(f"the stream {ref.id.hex()} holds something that is no chunk")
+        yield offset, chunk
