@@ -85,13 +85,11 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
         return stat.S_ISREG(self.st_mode)
 
     @property
-    def stored_size(self) -> int:
-        """How many bytes of content are stored: the size without holes."""
-        if self.content is Content.NONE:
-            return 0
+    def extents_or_whole(self) -> tuple[tuple[int, int], ...]:
+        """(offset, length) of what is stored of a file: its extents, or all of it."""
         if self.extra.extents is not None:
-            return sum(length for _, length in self.extra.extents)
-        return self.size
+            return self.extra.extents
+        return ((0, self.size),) if self.size else ()
 
 
 class Owners(msgspec.Struct, frozen=True, array_like=True):

@@ -1,0 +1,112 @@
+"""Metadata of an entry onto a live file."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.model.tree import Entry, Owners
+
+_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
+_UNSUPPORTED: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Whose the restored files become."""
+
+    change: bool
+    """Set owners and groups, which needs root; else files belong to whoever restores."""
+    numeric: bool = False
+    """Go by numbers alone; else a name that this machine knows wins over its stored number."""
+
+    def of(self, entry: Entry, owners: Owners) -> tuple[int, int]:
+        """Return the (uid, gid) that a file of this entry gets."""
+        if self.numeric:
+            return entry.uid, entry.gid
+        user, group = owners.users.get(entry.uid), owners.groups.get(entry.gid)
+        uid = _uid(user) if user else None
+        gid = _gid(group) if group else None
+        return (entry.uid if uid is None else uid), (entry.gid if gid is None else gid)
+
+
+@lru_cache(maxsize=4096)
+def _uid(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _gid(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def set_attributes(
+    fd: int,
+    name: bytes,
+    entry: Entry,
+    owners: Owners,
+    ownership: Ownership,
+    warn: Callable[[str], None],
+) -> None:
+    """Give the file `name` in the directory open as `fd` the owner, mode, attributes and time.
+
+    The order matters: a change of owner clears set-id bits and capabilities, a change of mode
+    changes an access control list, and all but the time change the ctime only. Links are not
+    followed. What cannot be set is told to `warn`.
+    """
+    if ownership.change:
+        uid, gid = ownership.of(entry, owners)
+        _try(warn, "owner", lambda: os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False))
+    if not stat.S_ISLNK(entry.st_mode):
+        # A set-id file that does not belong to its stored owner would be someone else's power.
+        mode = entry.mode if ownership.change else entry.mode & ~_SET_ID
+        _try(warn, "mode", lambda: _chmod(fd, name, mode))
+    if entry.extra.xattrs:
+        path = b"/proc/self/fd/%d/%s" % (fd, name)
+        for key, value in entry.extra.xattrs:
+            _set_xattr(path, key, value, warn)
+    time = (entry.mtime, entry.mtime)
+    _try(warn, "time", lambda: os.utime(name, ns=time, dir_fd=fd, follow_symlinks=False))
+
+
+def _chmod(fd: int, name: bytes, mode: int) -> None:
+    """Change a mode without following a link put in the file's place (fchmodat cannot say so)."""
+    file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        if not stat.S_ISLNK(os.fstat(file).st_mode):
+            os.chmod(b"/proc/self/fd/%d" % file, mode)
+    finally:
+        os.close(file)
+
+
+def _set_xattr(path: bytes, key: bytes, value: bytes, warn: Callable[[str], None]) -> None:
+    shown = key.decode(errors="backslashreplace")
+    try:
+        os.setxattr(path, key, value, follow_symlinks=False)
+    except OSError as error:
+        reason = "not allowed or not supported here" if error.errno in _UNSUPPORTED else error.strerror
+        warn(f"attribute {shown} cannot be set: {reason}")
+
+
+def _try(warn: Callable[[str], None], what: str, action: Callable[[], None]) -> None:
+    try:
+        action()
+    except OSError as error:
+        warn(f"{what} cannot be set: {error.strerror}")
+    except OverflowError:
+        warn(f"{what} cannot be set: out of this system's range")

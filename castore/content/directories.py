@@ -1,0 +1,149 @@
+"""Stored directories: their entries, each joined with where its content is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from castore.content.lists import iter_list
+from castore.content.streams import RangeReader
+from castore.errors import DamageError, NotFoundError, UsageError
+from castore.model.refs import RefKind
+from castore.model.tree import ROOT_NAME, Content, Entry, Owners, decode_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.content.streams import StreamReader
+    from castore.model.refs import Ref
+
+
+class Child(NamedTuple):
+    """An entry of a stored directory, and its content."""
+
+    entry: Entry
+    ref: Ref | None
+    """The directory or stream of its own, or the bundle, that holds its content."""
+    offset: int
+    """Where in the bundle its content begins."""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A stored directory, opened."""
+
+    owners: Owners
+    children: list[Child]
+
+
+def open_directory(reader: StreamReader, ref: Ref) -> Directory:
+    """Read the directory that `ref` names. Raises DamageError, MissingError, IdentityError."""
+    refs = (child for _, child in iter_list(reader.store, ref))
+    owners, entries = decode_entries(reader.read_all(_expect(refs, ref)))
+    bundle = None
+    if any(entry.content is Content.BUNDLE for entry in entries):
+        bundle = _expect(refs, ref)
+    own = [entry for entry in entries if entry.content is Content.OWN]
+    # Streams of files come before subdirectories, each in the order of entries.
+    holders = sorted(own, key=lambda entry: entry.is_dir)
+    held = {entry.name: _expect(refs, ref) for entry in holders}
+    if next(refs, None) is not None:
+        raise DamageError(f"the directory {ref.id.hex()} refers to more than its entries name")
+    children = []
+    offset = 0
+    for entry in entries:
+        if entry.content is Content.BUNDLE:
+            children.append(Child(entry, bundle, offset))
+            offset += entry.size
+            continue
+        content = held.get(entry.name)
+        if entry.is_dir and content is not None and content.kind is not RefKind.LIST:
+            raise DamageError(f"the directory {ref.id.hex()} holds one that is no list")
+        children.append(Child(entry, content, 0))
+    return Directory(owners, children)
+
+
+def _expect(refs: Iterator[Ref], ref: Ref) -> Ref:
+    found = next(refs, None)
+    if found is None:
+        raise DamageError(f"the directory {ref.id.hex()} lacks what its entries need")
+    return found
+
+
+def open_top(reader: StreamReader, root: Ref) -> Child:
+    """Return the top directory of the tree whose root is given."""
+    directory = open_directory(reader, root)
+    if len(directory.children) != 1 or directory.children[0].entry.name != ROOT_NAME:
+        raise DamageError(f"the tree {root.id.hex()} has no single top directory")
+    return directory.children[0]
+
+
+def look_up(reader: StreamReader, root: Ref, path: bytes) -> Child:
+    """Return what is at `path` in a tree, links not followed. Raises NotFoundError."""
+    child = open_top(reader, root)
+    seen = b""
+    for name in path.split(b"/"):
+        if name in {b"", b"."}:
+            continue
+        shown = seen.decode(errors="backslashreplace") or "the top of the tree"
+        if not child.entry.is_dir:
+            raise UsageError(f"{shown} is no directory")
+        directory = open_directory(reader, child.ref) if child.ref is not None else None
+        found = [c for c in directory.children if c.entry.name == name] if directory else []
+        if not found:
+            name_shown = name.decode(errors="backslashreplace")
+            raise NotFoundError(f"there is no {name_shown!r} in {shown}; 'castore ls' lists it")
+        child = found[0]
+        seen = seen + b"/" + name if seen else name
+    return child
+
+
+def walk(reader: StreamReader, top: Child, path: bytes = b"") -> Iterator[tuple[bytes, Child]]:
+    """Yield everything below `top`, depth first in the order of names, with its path."""
+    stack = [_located(reader, top, path)]
+    while stack:
+        item = next(stack[-1], None)
+        if item is None:
+            stack.pop()
+            continue
+        yield item
+        if item[1].entry.is_dir:
+            stack.append(_located(reader, item[1], item[0]))
+
+
+def _located(reader: StreamReader, child: Child, path: bytes) -> Iterator[tuple[bytes, Child]]:
+    if child.ref is None:
+        return
+    for found in open_directory(reader, child.ref).children:
+        name = found.entry.name
+        yield (path + b"/" + name if path else name), found
+
+
+def read_file(reader: StreamReader, child: Child) -> Iterator[bytes]:
+    """Yield the bytes of a stored regular file, holes as zeros."""
+    entry, ref, offset = child
+    if entry.content is Content.BUNDLE:
+        yield RangeReader(reader.store, ref).read(offset, entry.size)
+        return
+    position = 0
+    data = reader.read(ref)
+    pending = b""
+    for start, length in entry.extents_or_whole:
+        yield from zeros(start - position)
+        position = start + length
+        while length > 0:
+            pending = pending or next(data, b"")
+            if not pending:
+                raise DamageError("a file's stream is shorter than its entry says")
+            piece, pending = pending[:length], pending[length:]
+            length -= len(piece)
+            yield piece
+    yield from zeros(entry.size - position)
+
+
+def zeros(count: int) -> Iterator[bytes]:
+    """Yield `count` zero bytes in pieces."""
+    block = bytes(1 << 16)
+    while count > 0:
+        yield block[:count]
+        count -= len(block)

@@ -1,0 +1,288 @@
+"""A stored tree into a directory.
+
+Everything is made relative to the descriptor of its directory, created anew and never through a
+link, so that what is restored stays below its destination whatever a store holds. A file that is
+damaged is not left behind half: it is missing, the report names it, and the others follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from castore.content.attributes import Ownership, set_attributes
+from castore.content.directories import Child, Directory, open_directory, read_file
+from castore.content.streams import RangeReader, StreamReader
+from castore.errors import CastoreError, DamageError, UsageError
+from castore.model.tree import Content, Entry, Owners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.model.tally import Tally
+
+_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass
+class Report:
+    """What a restore could not do."""
+
+    warnings: list[tuple[bytes, str]] = field(default_factory=list)
+    """(path, reason) of what is there, but not with all its metadata, or was not allowed."""
+    damaged: list[tuple[bytes, str]] = field(default_factory=list)
+    """(path, reason) of what is missing, because the store is damaged there."""
+
+
+@dataclass
+class _Open:
+    """A directory being filled."""
+
+    fd: int
+    path: tuple[bytes, ...]
+    directory: Directory
+    position: int = 0
+    bundle: RangeReader | None = None
+
+
+class TreeWriter:
+    """Writes stored trees below the directory open as `top`."""
+
+    def __init__(self, reader: StreamReader, top: int, ownership: Ownership, tally: Tally) -> None:
+        self.report = Report()
+        self._reader = reader
+        self._top = top
+        self._ownership = ownership
+        self._tally = tally
+        self._links: dict[tuple[int, int], tuple[bytes, ...]] = {}
+
+    def fill(self, child: Child, path: tuple[bytes, ...] = ()) -> None:
+        """Put what the stored directory `child` holds into the one at `path`, which is empty.
+
+        The metadata of `child` itself is left to the caller.
+        """
+        first = self._enter(child, path)
+        stack = [first] if first is not None else []
+        try:
+            while stack:
+                current = stack[-1]
+                if current.position == len(current.directory.children):
+                    stack.pop()
+                    self._leave(current, stack[-1] if stack else None)
+                    continue
+                found = current.directory.children[current.position]
+                current.position += 1
+                entered = self._make(current, found)
+                if entered is not None:
+                    stack.append(entered)
+        finally:
+            for current in stack:
+                os.close(current.fd)
+
+    def make(self, fd: int, path: tuple[bytes, ...], child: Child, owners: Owners) -> None:
+        """Make the one file `child`, which is no directory, at `path`, in the directory open as `fd`."""
+        directory = Directory(owners, [child])
+        self._make(_Open(fd, path[:-1], directory), child)
+
+    def _enter(self, child: Child, path: tuple[bytes, ...]) -> _Open | None:
+        """Open a stored directory and the live one that takes it."""
+        try:
+            directory = (
+                open_directory(self._reader, child.ref)
+                if child.ref is not None
+                else Directory(Owners(), [])
+            )
+        except DamageError as error:
+            self._damage(path, error)
+            return None
+        return _Open(open_below(self._top, path), path, directory)
+
+    def _leave(self, current: _Open, parent: _Open | None) -> None:
+        """Set a directory's own metadata, after all that is made in it has changed its time."""
+        os.close(current.fd)
+        if parent is not None:
+            entry = parent.directory.children[parent.position - 1].entry
+            self._attributes(parent, entry)
+
+    def _make(self, current: _Open, child: Child) -> _Open | None:
+        entry = child.entry
+        path = (*current.path, entry.name)
+        self._tally.files += 1
+        try:
+            if entry.is_dir:
+                os.mkdir(entry.name, 0o700, dir_fd=current.fd)
+                entered = self._enter(child, path)
+                if entered is None:
+                    self._attributes(current, entry)
+                return entered
+            if self._link(current, entry, path):
+                return None
+            if not self._make_file(current, child, path):
+                return None
+        except OSError as error:
+            # One file that this file system or user cannot have is that file's affair; a disk
+            # that is full or failing is everybody's.
+            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
+                where = b"/".join(path).decode(errors="backslashreplace")
+                raise CastoreError(f"cannot restore {where}: {error.strerror}") from error
+            self._warn(path, f"cannot be made: {error.strerror}")
+            return None
+        self._attributes(current, entry)
+        if entry.extra.link is not None:
+            self._links[entry.extra.link] = path
+        return None
+
+    def _make_file(self, current: _Open, child: Child, path: tuple[bytes, ...]) -> bool:
+        """Make anything but a directory, without its metadata; say whether it is there now."""
+        entry = child.entry
+        kind = stat.S_IFMT(entry.st_mode)
+        if kind == stat.S_IFREG:
+            return self._file(current, child, path)
+        if kind == stat.S_IFLNK:
+            os.symlink(entry.extra.target, entry.name, dir_fd=current.fd)
+            return True
+        if kind in {stat.S_IFCHR, stat.S_IFBLK} and not self._ownership.change:
+            self._warn(path, "is a device, which only root can make; left out")
+            return False
+        os.mknod(entry.name, kind | 0o600, entry.extra.device, dir_fd=current.fd)
+        return True
+
+    def _file(self, current: _Open, child: Child, path: tuple[bytes, ...]) -> bool:
+        entry = child.entry
+        fd = os.open(entry.name, _CREATE, 0o600, dir_fd=current.fd)
+        whole = False
+        try:
+            if entry.content is Content.BUNDLE:
+                if current.bundle is None:
+                    current.bundle = RangeReader(self._reader.store, child.ref)
+                self._write(fd, current.bundle.read(child.offset, entry.size))
+            else:
+                self._write_own(fd, child)
+            whole = True
+        except DamageError as error:
+            self._damage(path, error)
+        finally:
+            os.close(fd)
+            if not whole:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.name, dir_fd=current.fd)
+        return whole
+
+    def _write_own(self, fd: int, child: Child) -> None:
+        """Write a file from its own stream, leaving holes where it had them."""
+        entry = child.entry
+        if entry.extra.extents is None:
+            for data in read_file(self._reader, child):
+                self._write(fd, data)
+            if os.fstat(fd).st_size != entry.size:
+                raise DamageError("its stream is not as long as its entry says")
+            return
+        os.ftruncate(fd, entry.size)
+        streamed = child.entry
+        data_only = Child(_without_holes(streamed), child.ref, 0)
+        pieces = read_file(self._reader, data_only)
+        pending = b""
+        for offset, length in entry.extra.extents:
+            os.lseek(fd, offset, os.SEEK_SET)
+            left = length
+            while left > 0:
+                pending = pending or next(pieces, b"")
+                if not pending:
+                    raise DamageError("its stream is shorter than its entry says")
+                piece, pending = pending[:left], pending[left:]
+                self._write(fd, piece)
+                left -= len(piece)
+
+    def _write(self, fd: int, data: bytes) -> None:
+        self._tally.read += len(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+
+    def _link(self, current: _Open, entry: Entry, path: tuple[bytes, ...]) -> bool:
+        """Make another name of a file restored before, if this entry is one."""
+        first = self._links.get(entry.extra.link) if entry.extra.link is not None else None
+        if first is None:
+            return False
+        source = open_below(self._top, first[:-1])
+        try:
+            os.link(
+                first[-1],
+                entry.name,
+                src_dir_fd=source,
+                dst_dir_fd=current.fd,
+                follow_symlinks=False,
+            )
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV}:
+                raise
+            self._warn(path, f"is a copy instead of a hard link: {error.strerror}")
+            return False
+        finally:
+            os.close(source)
+        return True
+
+    def _attributes(self, current: _Open, entry: Entry) -> None:
+        path = (*current.path, entry.name)
+        owners = current.directory.owners
+        set_attributes(
+            current.fd, entry.name, entry, owners, self._ownership, lambda r: self._warn(path, r)
+        )
+
+    def _warn(self, path: tuple[bytes, ...], reason: str) -> None:
+        self.report.warnings.append((b"/".join(path), reason))
+
+    def _damage(self, path: tuple[bytes, ...], error: DamageError) -> None:
+        self.report.damaged.append((b"/".join(path) or b".", str(error)))
+
+
+def _without_holes(entry: Entry) -> Entry:
+    """Return the entry of a file that has just the bytes which the sparse one's stream holds."""
+    size = sum(length for _, length in entry.extents_or_whole)
+    return Entry(
+        entry.name, entry.type, entry.mode, entry.uid, entry.gid, entry.mtime, size, entry.content
+    )
+
+
+def open_below(top: int, path: tuple[bytes, ...]) -> int:
+    """Open the directory at `path` below the one open as `top`, following no link."""
+    fd = os.dup(top)
+    for name in path:
+        try:
+            below = os.open(name, _OPEN_DIR, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+def open_destination(path: str | bytes) -> int:
+    """Open the directory to restore into, which must be new or empty; make it if it is not there."""
+    shown = os.fsdecode(path)
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"cannot restore into {shown}: {error.strerror}") from None
+    if os.listdir(fd):
+        os.close(fd)
+        raise UsageError(f"{shown} is not empty; restore into a new or an empty directory")
+    return fd
+
+
+def restore_directory(
+    writer: TreeWriter,
+    top: int,
+    child: Child,
+    owners: Owners,
+    ownership: Ownership,
+    warn: Callable[[str], None],
+) -> None:
+    """Make the directory open as `top` a stored one: what is in it, and then its own metadata."""
+    writer.fill(child)
+    set_attributes(top, b".", child.entry, owners, ownership, warn)
