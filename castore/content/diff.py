@@ -1,0 +1,141 @@
+"""What differs between two stored trees, or two stored streams.
+
+What both share is the same reference, and is not looked into.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from castore.content.directories import Child, open_directory, open_top, read_file
+from castore.model.refs import Ref, RefKind
+from castore.model.tree import Content
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.content.streams import StreamReader
+    from castore.store import Store
+
+
+class Difference(NamedTuple):
+    """A path that is not the same in both trees."""
+
+    change: Literal["added", "removed", "content", "metadata"]
+    path: bytes
+
+
+def diff_trees(reader: StreamReader, old: Ref, new: Ref) -> Iterator[Difference]:
+    """Yield what differs from the tree `old` to the tree `new`, in the order of paths."""
+    if old == new:
+        return
+    yield from _compare(reader, open_top(reader, old), open_top(reader, new), b"")
+
+
+def _compare(reader: StreamReader, old: Child, new: Child, path: bytes) -> Iterator[Difference]:
+    if old.entry.is_dir and new.entry.is_dir:
+        if _metadata(old) != _metadata(new):
+            yield Difference("metadata", path or b".")
+        if old.ref != new.ref:
+            yield from _compare_directories(reader, old, new, path)
+    elif not _same_content(reader, old, new):
+        yield Difference("content", path)
+        yield from _below(reader, old, new, path)
+    elif _metadata(old) != _metadata(new):
+        yield Difference("metadata", path)
+
+
+def _below(reader: StreamReader, old: Child, new: Child, path: bytes) -> Iterator[Difference]:
+    """Yield what a directory that became something else, or the other way round, held or holds."""
+    if old.entry.is_dir:
+        yield from _all(reader, old, path, "removed")
+    if new.entry.is_dir:
+        yield from _all(reader, new, path, "added")
+
+
+def _compare_directories(
+    reader: StreamReader, old: Child, new: Child, path: bytes
+) -> Iterator[Difference]:
+    before = _children(reader, old)
+    after = _children(reader, new)
+    for name in sorted(before.keys() | after.keys()):
+        below = path + b"/" + name if path else name
+        if name not in after:
+            yield Difference("removed", below)
+            yield from _all(reader, before[name], below, "removed")
+        elif name not in before:
+            yield Difference("added", below)
+            yield from _all(reader, after[name], below, "added")
+        else:
+            yield from _compare(reader, before[name], after[name], below)
+
+
+def _all(
+    reader: StreamReader, child: Child, path: bytes, change: Literal["added", "removed"]
+) -> Iterator[Difference]:
+    if not child.entry.is_dir:
+        return
+    for name, below in _children(reader, child).items():
+        yield Difference(change, path + b"/" + name)
+        yield from _all(reader, below, path + b"/" + name, change)
+
+
+def _children(reader: StreamReader, child: Child) -> dict[bytes, Child]:
+    if child.ref is None:
+        return {}
+    return {found.entry.name: found for found in open_directory(reader, child.ref).children}
+
+
+def _metadata(child: Child) -> tuple[object, ...]:
+    """What of an entry is neither its name nor its content; inode numbers tell nothing."""
+    entry = child.entry
+    return entry.mode, entry.uid, entry.gid, entry.mtime, entry.extra.xattrs
+
+
+def _same_content(reader: StreamReader, old: Child, new: Child) -> bool:
+    one, other = old.entry, new.entry
+    alike = (one.type, one.size, one.extra.target, one.extra.device, one.extra.extents)
+    if alike != (other.type, other.size, other.extra.target, other.extra.device, other.extra.extents):
+        return False
+    if old.ref == new.ref and old.offset == new.offset:
+        return True
+    return _same_bytes(reader, old, new)
+
+
+def _same_bytes(reader: StreamReader, old: Child, new: Child) -> bool:
+    """Whether two files of one size have the same bytes. Small ones, of bundles, must be read."""
+    if old.entry.content is Content.OWN and new.entry.content is Content.OWN:
+        return False  # content alone decides how a stream is cut: other references, other bytes
+    return b"".join(read_file(reader, old)) == b"".join(read_file(reader, new))
+
+
+class StreamDifference(NamedTuple):
+    """How two streams differ, counted in whole chunks."""
+
+    removed: int
+    """Bytes of the old stream in chunks that the new one does not have."""
+    added: int
+    """Bytes of the new stream in chunks that the old one does not have."""
+
+
+def diff_streams(store: Store, old: Ref | None, new: Ref | None) -> StreamDifference:
+    """Return how much of two streams is not shared, from their references alone."""
+    if old == new:
+        return StreamDifference(0, 0)
+    before, after = _references(store, old), _references(store, new)
+    return StreamDifference(
+        sum(size for chunk, size in before.items() if chunk not in after),
+        sum(size for chunk, size in after.items() if chunk not in before),
+    )
+
+
+def _references(store: Store, ref: Ref | None) -> dict[bytes, int]:
+    chunks: dict[bytes, int] = {}
+    waiting = [] if ref is None else [ref]
+    while waiting:
+        found = waiting.pop()
+        if found.kind is RefKind.CHUNK:
+            chunks[found.id] = found.size
+        else:
+            waiting.extend(store.read_node(found.id))
+    return chunks

@@ -1,0 +1,188 @@
+"""`SERVICE@SELECTOR:PART/PATH`: how a person names anything stored."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from castore.errors import NotFoundError, UsageError
+from castore.model.names import check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.model.generation import Generation, Part
+    from castore.store import Store
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was named: a generation, and perhaps a part of it, and perhaps a path in that."""
+
+    generation: Generation
+    part: Part | None = None
+    path: str = ""
+
+
+def split(text: str) -> tuple[str, str]:
+    """Split `SERVICE@REST`. Raises UsageError."""
+    service, at, rest = text.partition("@")
+    if not at or not rest:
+        raise UsageError(
+            f"{text!r} names no generation: write SERVICE@NUMBER, SERVICE@REVISION, "
+            "SERVICE@latest or SERVICE@DATE"
+        )
+    return check_name("service", service), rest
+
+
+def select(store: Store, text: str) -> Selection:
+    """Return what `text` names. Raises NotFoundError, UsageError.
+
+    Revisions and times may hold colons: of the ways to split off `:PART/PATH`, the first, from the
+    left, that names a generation and a part of it is meant.
+    """
+    service, rest = split(text)
+    first_error: NotFoundError | UsageError | None = None
+    for selector, part_name, path in _readings(rest):
+        try:
+            generation = find(store, service, selector)
+            if part_name is None:
+                return Selection(generation)
+            return Selection(generation, _part(generation, part_name), path)
+        except (NotFoundError, UsageError) as error:
+            first_error = first_error or error
+    raise first_error or NotFoundError(f"{text!r} names nothing stored")
+
+
+def _readings(rest: str) -> Iterator[tuple[str, str | None, str]]:
+    for match in re.finditer(":", rest):
+        part, _, path = rest[match.end() :].partition("/")
+        if part:
+            yield rest[: match.start()], part, path
+    yield rest, None, ""
+
+
+def _part(generation: Generation, name: str) -> Part:
+    part = generation.part(name)
+    if part is None:
+        names = ", ".join(part.name for part in generation.parts)
+        raise NotFoundError(
+            f"generation {generation.service}@{generation.number} has no part {name!r}; it has {names}"
+        )
+    return part
+
+
+def find(store: Store, service: str, selector: str) -> Generation:
+    """Return the one generation of `service` that `selector` means.
+
+    `latest`; a number (or `#NUMBER`); a revision (or `=REVISION`) or a unique beginning of one: its
+    newest generation; a date: the newest at or before it. Safety generations, which roll-backs take,
+    are found by number only. Raises NotFoundError, UsageError if several are meant.
+    """
+    generations = store.generations(service)
+    if not generations:
+        known = ", ".join(store.services()) or "none"
+        raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+    regular = [generation for generation in generations if not generation.safety]
+    if selector.startswith("#"):
+        return _numbered(generations, service, selector[1:])
+    if selector.startswith("="):
+        return _of_revision(regular, service, selector[1:])
+    if selector == "latest":
+        return _newest(regular, f"{service!r} has only safety generations; name one by number")
+    if selector.isascii() and selector.isdigit():
+        return _number_or_revision(generations, regular, service, selector)
+    if any(generation.revision == selector for generation in regular):
+        return _of_revision(regular, service, selector)
+    if (before := parse_date(selector)) is not None:
+        early = [generation for generation in regular if generation.time <= before]
+        return _newest(early, f"no generation of {service!r} is as old as {selector}")
+    return _of_prefix(regular, service, selector)
+
+
+def _newest(generations: list[Generation], otherwise: str) -> Generation:
+    if not generations:
+        raise NotFoundError(otherwise)
+    return max(generations, key=lambda generation: generation.number)
+
+
+def _numbered(generations: list[Generation], service: str, text: str) -> Generation:
+    found = [g for g in generations if str(g.number) == text.lstrip("0")]
+    newest = max(generation.number for generation in generations)
+    return _newest(found, f"there is no generation {text} of {service!r}; the newest is {newest}")
+
+
+def _of_revision(generations: list[Generation], service: str, revision: str) -> Generation:
+    found = [generation for generation in generations if generation.revision == revision]
+    return _newest(found, _no_revision(generations, service, revision))
+
+
+def _number_or_revision(
+    generations: list[Generation], regular: list[Generation], service: str, text: str
+) -> Generation:
+    """A number first; a revision may be a number too, and a wrong guess would restore wrong state."""
+    named = [generation for generation in regular if generation.revision == text]
+    numbered = [generation for generation in generations if generation.number == int(text)]
+    if named and numbered and numbered[0].revision != text:
+        newest = _newest(named, "")
+        raise UsageError(
+            f"{text} is a generation of {service!r} (of revision {numbered[0].revision or '-'}) and "
+            f"a revision (its newest generation is {newest.number}): say #{text} or ={text}"
+        )
+    if numbered:
+        return numbered[0]
+    if named:
+        return _newest(named, "")
+    if any(generation.revision.startswith(text) for generation in regular):
+        return _of_prefix(regular, service, text)
+    return _numbered(generations, service, text)
+
+
+def _of_prefix(generations: list[Generation], service: str, prefix: str) -> Generation:
+    found = [generation for generation in generations if generation.revision.startswith(prefix)]
+    revisions = sorted({generation.revision for generation in found})
+    if len(revisions) > 1:
+        shown = ", ".join(revisions[:_SHOWN]) + (", ..." if len(revisions) > _SHOWN else "")
+        raise UsageError(f"{prefix!r} begins several revisions of {service!r}: {shown}")
+    return _newest(found, _no_revision(generations, service, prefix))
+
+
+def _no_revision(generations: list[Generation], service: str, revision: str) -> str:
+    """Say that there is no such revision, and which is the likeliest to be meant."""
+    known = {generation.revision: generation for generation in reversed(generations)}
+    known.pop("", None)
+    if not known:
+        return f"no generation of {service!r} has revision {revision!r}: none has any"
+
+    def shared(name: str) -> int:
+        pairs = zip(name, revision, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(name), len(revision)))
+
+    nearest = max(known, key=lambda name: (shared(name), known[name].number))
+    when = dt.datetime.fromtimestamp(known[nearest].time / 1e9).astimezone()
+    return (
+        f"no generation of {service!r} has revision {revision!r}; nearest: {nearest} "
+        f"({when:%Y-%m-%d %H:%M})"
+    )
+
+
+def parse_date(text: str) -> int | None:
+    """Return the last nanosecond that a date or time in ISO 8601 means, or None if it is none.
+
+    Local time unless it says otherwise; a day means its end, a minute its last second.
+    """
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    span = dt.timedelta(seconds=1)
+    if re.fullmatch(r"\d{4}-?\d\d-?\d\d|\d{4}-?W\d\d-?\d", text):
+        span = dt.timedelta(days=1)
+    elif re.fullmatch(r".*[T ]\d\d:?\d\d(Z|[+-]\d\d:?\d\d)?", text):
+        span = dt.timedelta(minutes=1)
+    end = (moment + span).astimezone()
+    return int(end.timestamp() * 1_000_000_000) - 1

@@ -1,0 +1,216 @@
+"""One generation: every part is stored, then the record is written, all or nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from castore.content.exclude import Exclude
+from castore.content.ingest import Ingest
+from castore.content.scan import ScanRules, store_tree
+from castore.content.streams import store_stream
+from castore.errors import UsageError
+from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
+from castore.model.names import check_name, check_revision
+from castore.model.tally import Tally
+from castore.services.programs import run_dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from castore.model.refs import Ref
+    from castore.store import Session, Store
+
+
+@dataclass(frozen=True)
+class TreeSource:
+    """A directory to take as a part."""
+
+    path: str
+    exclude: tuple[str, ...] = ()
+    one_file_system: bool = False
+    exclude_caches: bool = False
+
+
+@dataclass(frozen=True)
+class ProgramSource:
+    """A program whose standard output is taken as a part."""
+
+    dump: tuple[str, ...]
+    restore: tuple[str, ...] = ()
+    """What a roll-back feeds it to."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A file whose bytes are taken as a part."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """An open file, standard input mostly, that is read to its end."""
+
+    descriptor: int
+
+
+Source = TreeSource | ProgramSource | FileSource | StreamSource
+
+
+def snapshot(
+    store: Store,
+    service: str,
+    sources: dict[str, Source],
+    *,
+    revision: str = "",
+    safety: bool = False,
+    leave_out: Sequence[str] = (),
+    progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
+) -> Generation:
+    """Store one generation of `service` and return it; `progress` is told of each part begun.
+
+    leave_out: directories that trees keep empty: where castore keeps its own things.
+    The caller holds the service's lock. Raises UsageError, ProgramError, StorageError; then nothing
+    was committed, and what was stored is found again by the next try.
+    """
+    check_name("service", service)
+    check_revision(revision)
+    if not sources:
+        raise UsageError(
+            f"nothing to take of {service!r}: give --tree, --dump or --exec, or parts in castore.toml"
+        )
+    started = time.time_ns()
+    clock = time.monotonic_ns()
+    store.sync()
+    skip = frozenset(_directory_ids([store.location, *leave_out]))
+    parts = []
+    origins = {}
+    warnings: list[tuple[str, bytes, str]] = []
+    with store.session() as session:
+        for name, source in sources.items():
+            tally = Tally()
+            progress(check_name("part", name), tally)
+            parts.append(_store_part(store, session, name, source, skip, tally))
+            origins[name] = _origin(source)
+            warnings += [(name, path, reason) for path, reason in tally.warnings]
+        details = _store_bytes(store, session, encode(Details(origins, tuple(warnings))))
+        session.finish()
+    number = store.next_number(service)
+    generation = Generation(
+        service=service,
+        number=number,
+        time=started,
+        revision=revision,
+        host=socket.gethostname(),
+        parts=tuple(parts),
+        details=details,
+        session=session.id,
+        parent=number - 1,
+        safety=safety,
+        duration=time.monotonic_ns() - clock,
+    )
+    store.commit(generation)
+    return generation
+
+
+def _store_part(
+    store: Store,
+    session: Session,
+    name: str,
+    source: Source,
+    skip: frozenset[tuple[int, int]],
+    tally: Tally,
+) -> Part:
+    roots: list[Ref | None] = []
+    with Ingest(session, store.cutter, tally) as ingest:
+        if isinstance(source, TreeSource):
+            store_tree(ingest, source.path, _rules(source, skip), roots.append)
+        else:
+            _store_dump(ingest, source, roots)
+    (root,) = roots
+    return Part(
+        name=name,
+        kind="tree" if isinstance(source, TreeSource) else "dump",
+        root=StoredRef.of(root),
+        size=tally.read,
+        files=tally.files,
+        chunks=tally.chunks,
+        new_chunks=tally.new_chunks,
+        new_bytes=tally.new_bytes,
+        stored_bytes=tally.stored,
+        missed=len(tally.warnings),
+    )
+
+
+def _store_dump(ingest: Ingest, source: Source, roots: list[Ref | None]) -> None:
+    with ExitStack() as stack:
+        if isinstance(source, ProgramSource):
+            readinto = stack.enter_context(run_dump(source.dump))
+        else:
+            descriptor = _open_dump(source, stack)
+
+            def readinto(view: memoryview) -> int:
+                return os.readv(descriptor, [view])
+
+        store_stream(ingest, readinto, roots.append)
+
+
+def _open_dump(source: Source, stack: ExitStack) -> int:
+    if isinstance(source, StreamSource):
+        return source.descriptor
+    if not isinstance(source, FileSource):
+        raise TypeError(source)
+    try:
+        file = stack.enter_context(open(source.path, "rb", buffering=0))
+    except IsADirectoryError:
+        raise UsageError(f"{source.path} is a directory: take it with --tree") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the dump {source.path}: {error.strerror}") from None
+    return file.fileno()
+
+
+def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:
+    found: list[Ref | None] = []
+    with Ingest(session, store.cutter, Tally()) as ingest:
+        ingest.write(data)
+        ingest.end_stream(found.append)
+    stored = StoredRef.of(found[0])
+    if stored is None:
+        raise AssertionError("details are never empty")
+    return stored
+
+
+def _rules(source: TreeSource, skip: frozenset[tuple[int, int]]) -> ScanRules:
+    exclude = Exclude(source.exclude) if source.exclude else None
+    return ScanRules(exclude, source.one_file_system, source.exclude_caches, skip)
+
+
+def _origin(source: Source) -> Origin:
+    if isinstance(source, TreeSource):
+        return Origin(
+            path=os.fsencode(os.path.abspath(source.path)),
+            exclude=source.exclude,
+            one_file_system=source.one_file_system,
+            exclude_caches=source.exclude_caches,
+        )
+    if isinstance(source, ProgramSource):
+        return Origin(dump=source.dump, restore=source.restore)
+    if isinstance(source, FileSource):
+        return Origin(path=os.fsencode(os.path.abspath(source.path)))
+    return Origin()
+
+
+def _directory_ids(paths: Sequence[str]) -> list[tuple[int, int]]:
+    found = []
+    for path in paths:
+        try:
+            info = os.stat(path)
+        except OSError:
+            continue
+        found.append((info.st_dev, info.st_ino))
+    return found
