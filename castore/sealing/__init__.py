@@ -1,0 +1,23 @@
+"""Keys and what is sealed with them: the one place that calls libsodium.
+
+`castore/FORMAT.md`, sections 1 to 3, gives the bytes. A type a role: a Recipient can only seal, an
+Identity opens what was sealed to its recipient, a WriterKey gives the keys that a machine needs to
+add. None of them does I/O.
+"""
+
+from __future__ import annotations
+
+from castore.sealing.keys import Identity, Recipient, WriterKey
+from castore.sealing.objects import ObjectSealer
+from castore.sealing.records import Cipher, RecordSealer, best_cipher, random_key
+
+__all__ = [
+    "Cipher",
+    "Identity",
+    "ObjectSealer",
+    "Recipient",
+    "RecordSealer",
+    "WriterKey",
+    "best_cipher",
+    "random_key",
+]

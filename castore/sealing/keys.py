@@ -1,0 +1,279 @@
+"""Recipients, identities and writer keys, and their text forms."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import os
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from blake3 import blake3
+from nacl._sodium import lib
+
+from castore.errors import IdentityError, UsageError
+from castore.sealing.objects import ObjectSealer, open_box, seal_box
+from castore.sealing.sodium import allocate, pointer, taken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PUBLIC: Final = "castore-pub-"
+_IDENTITY: Final = "castore-identity-"
+_LOCKED: Final = "castore-locked-"
+_WRITER: Final = "castore-writer-"
+
+SEAL_BYTES: Final = 48
+"""Bytes that a sealed box is longer than what is in it."""
+
+_LOCK: Final = struct.Struct("<16sII")
+_LOCKED_BYTES: Final = _LOCK.size + 24 + 32 + 16
+# libsodium's "moderate" setting: three passes over 256 MiB, about a second.
+_OPERATIONS: Final = 3
+_MEMORY_KIB: Final = 256 * 1024
+_MAX_MEMORY_KIB: Final = 4 * 1024 * 1024
+_MAX_OPERATIONS: Final = 64
+
+
+def _write(prefix: str, data: bytes) -> str:
+    check = blake3(prefix.encode() + data).digest(4)
+    return prefix + base64.b32encode(data + check).decode().rstrip("=").lower()
+
+
+def _line(text: str) -> str:
+    """Return a key file's one line that is neither empty nor a comment; "" if it has not one."""
+    lines = [line.strip() for line in text.splitlines()]
+    found = [line for line in lines if line and not line.startswith("#")]
+    return found[0] if len(found) == 1 else ""
+
+
+def _read(prefix: str, line: str, length: int) -> bytes | None:
+    """Return the bytes of a text form; None if it is mistyped or cut."""
+    body = line[len(prefix) :]
+    if body != body.lower():
+        return None
+    try:
+        data = base64.b32decode(body.upper() + "=" * (-len(body) % 8))
+    except (binascii.Error, ValueError):
+        return None
+    data, check = data[:-4], data[-4:]
+    # The form is unique: spare bits of the last letter that are not zero are a mistyped letter.
+    if len(data) != length or blake3(prefix.encode() + data).digest(4) != check:
+        return None
+    return data if _write(prefix, data) == line else None
+
+
+def derive(context: str, material: bytes) -> bytes:
+    """Return a key that tells nothing of `material` or of keys with other contexts."""
+    return blake3(material, derive_key_context=context).digest()
+
+
+@dataclass(frozen=True, repr=False)
+class Recipient:
+    """The public half of an identity: seals what only that identity opens."""
+
+    key: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.key) != 32:
+            raise ValueError(f"a recipient has 32 bytes, not {len(self.key)}")
+
+    def __repr__(self) -> str:
+        return f"Recipient({self.text})"
+
+    @classmethod
+    def parse(cls, text: str) -> Recipient:
+        """Return the recipient of a `castore-pub-...` text. Raises UsageError."""
+        line = _line(text)
+        if line.startswith((_IDENTITY, _LOCKED)):
+            raise UsageError(
+                "a recipient was expected, but this is an identity, which is secret; "
+                "'castore key show' gives its recipient (castore-pub-...)"
+            )
+        if not line.startswith(_PUBLIC):
+            raise UsageError("this is no recipient: one looks like castore-pub-...")
+        key = _read(_PUBLIC, line, 32)
+        if key is None:
+            raise UsageError(f"the recipient {line} is mistyped or cut: its check does not match")
+        return cls(key)
+
+    @property
+    def text(self) -> str:
+        """How a person copies it."""
+        return _write(_PUBLIC, self.key)
+
+    def seal(self, data: bytes) -> bytes:
+        """Return `data` sealed, SEAL_BYTES longer. Raises UsageError for a key that is none."""
+        sealed = allocate("unsigned char[]", len(data) + SEAL_BYTES)
+        if lib.crypto_box_seal(sealed, pointer(data), len(data), self.key):
+            raise UsageError(f"nothing can be sealed to {self.text}: it is not a public key")
+        return taken(sealed, len(data) + SEAL_BYTES)
+
+
+class Identity:
+    """An X25519 secret key: opens sessions, and therefore reads state."""
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != 32:
+            raise ValueError(f"an identity has 32 bytes, not {len(secret)}")
+        self._secret = secret
+        public = allocate("unsigned char[]", 32)
+        lib.crypto_scalarmult_base(public, secret)
+        self._recipient = Recipient(taken(public, 32))
+
+    def __repr__(self) -> str:
+        return f"Identity(of {self._recipient.text})"
+
+    @classmethod
+    def generate(cls) -> Identity:
+        """Return a new one."""
+        return cls(os.urandom(32))
+
+    @classmethod
+    def parse(cls, text: str, passphrase: Callable[[], str] | None) -> Identity:
+        """Return the identity that a file's text holds, asking for its passphrase if it has one.
+
+        Raises IdentityError if the text holds no identity, or the passphrase is wrong or missing.
+        """
+        line = _line(text)
+        if line.startswith(_PUBLIC):
+            raise IdentityError(
+                "this is a recipient (castore-pub-...), the public half; the identity "
+                "(castore-identity-... or castore-locked-...) is needed"
+            )
+        if line.startswith(_IDENTITY):
+            secret = _read(_IDENTITY, line, 32)
+            if secret is None:
+                raise IdentityError("the identity is mistyped or cut: its check does not match")
+            return cls(secret)
+        if not line.startswith(_LOCKED):
+            raise IdentityError(
+                "there is no identity in this text: one line castore-identity-... or "
+                "castore-locked-... was expected"
+            )
+        locked = _read(_LOCKED, line, _LOCKED_BYTES)
+        if locked is None:
+            raise IdentityError("the locked identity is mistyped or cut: its check does not match")
+        if passphrase is None:
+            raise IdentityError("this identity is locked with a passphrase, and none was given")
+        return cls(_unlock(locked, passphrase()))
+
+    def text(self) -> str:
+        """Return the secret as text, for a file that only its owner can read."""
+        return _write(_IDENTITY, self._secret)
+
+    def locked_text(self, passphrase: str) -> str:
+        """Return the secret under a passphrase; takes about a second."""
+        lock = _LOCK.pack(os.urandom(16), _OPERATIONS, _MEMORY_KIB)
+        return _write(_LOCKED, lock + seal_box(_stretch(lock, passphrase), b"", self._secret))
+
+    @property
+    def recipient(self) -> Recipient:
+        """The public half."""
+        return self._recipient
+
+    def open(self, sealed: bytes) -> bytes:
+        """Return what was sealed to the recipient. Raises IdentityError if it was not."""
+        length = len(sealed) - SEAL_BYTES
+        data = allocate("unsigned char[]", max(length, 1))
+        if length < 0 or lib.crypto_box_seal_open(
+            data, pointer(sealed), len(sealed), self._recipient.key, self._secret
+        ):
+            raise IdentityError(f"this is not sealed to the identity of {self._recipient.text}")
+        return taken(data, length)
+
+
+def _stretch(lock: bytes, passphrase: str) -> bytes:
+    """Return the key that a passphrase gives with the salt and limits of a lock."""
+    salt, operations, memory = _LOCK.unpack(lock)
+    key = allocate("unsigned char[]", 32)
+    secret = passphrase.encode("utf-8", "surrogateescape")
+    if lib.crypto_pwhash(
+        key,
+        32,
+        pointer(secret),
+        len(secret),
+        salt,
+        operations,
+        memory * 1024,
+        lib.crypto_pwhash_alg_argon2id13(),
+    ):
+        raise IdentityError(f"to unlock this identity takes {memory // 1024} MiB of free memory")
+    return taken(key, 32)
+
+
+def _unlock(locked: bytes, passphrase: str) -> bytes:
+    lock, box = locked[: _LOCK.size], locked[_LOCK.size :]
+    _, operations, memory = _LOCK.unpack(lock)
+    if not (1 <= operations <= _MAX_OPERATIONS and 8 <= memory <= _MAX_MEMORY_KIB):
+        raise IdentityError(
+            f"this identity's lock is not sane: it asks for {operations} passes over {memory} KiB"
+        )
+    secret = open_box(_stretch(lock, passphrase), b"", box)
+    if secret is None:
+        raise IdentityError("wrong passphrase for this identity")
+    return secret
+
+
+class WriterKey:
+    """The secret of a machine that may add: names, cuts and lists, and reads no state."""
+
+    def __init__(self, store_id: bytes, secret: bytes) -> None:
+        if len(store_id) != 16 or len(secret) != 32:
+            raise ValueError(f"16 and 32 bytes were expected, not {len(store_id)}, {len(secret)}")
+        self.store_id = store_id
+        self.secret = secret
+        self.chunk_id_key = derive("castore 1 chunk id", secret)
+        self.node_id_key = derive("castore 1 node id", secret)
+        self._index_key = derive("castore 1 index", secret)
+        self._tag_key = derive("castore 1 tag", self._index_key)
+        self._objects = ObjectSealer(derive("castore 1 objects", self._index_key))
+
+    def __repr__(self) -> str:
+        return f"WriterKey(of store {self.store_id.hex()})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, WriterKey):
+            return NotImplemented
+        return self.store_id == other.store_id and hmac.compare_digest(self.secret, other.secret)
+
+    def __hash__(self) -> int:
+        return hash(self.store_id)
+
+    @classmethod
+    def generate(cls) -> WriterKey:
+        """Return the key of a new store."""
+        return cls(os.urandom(16), os.urandom(32))
+
+    @classmethod
+    def parse(cls, text: str) -> WriterKey:
+        """Return the key of a `castore-writer-...` text. Raises UsageError."""
+        line = _line(text)
+        data = _read(_WRITER, line, 48) if line.startswith(_WRITER) else None
+        if data is None:
+            raise UsageError("this is no writer key (castore-writer-...), or it is mistyped or cut")
+        return cls(data[:16], data[16:])
+
+    def text(self) -> str:
+        """Return the secret as text, for a file that only its owner can read."""
+        return _write(_WRITER, self.store_id + self.secret)
+
+    @property
+    def gear(self) -> bytes:
+        """The table that chunks are cut with: 2048 bytes."""
+        return blake3(b"", key=derive("castore 1 gear", self.secret)).digest(2048)
+
+    @property
+    def objects(self) -> ObjectSealer:
+        """Seals the store's objects."""
+        return self._objects
+
+    def tag(self, service: str) -> bytes:
+        """Return the 8 bytes that stand for a service in names of objects."""
+        return blake3(service.encode(), key=self._tag_key).digest(8)
+
+    def node_key(self, session_id: bytes) -> bytes:
+        """Return the key that a session's nodes are sealed with."""
+        return derive("castore 1 nodes", self._index_key + session_id)
