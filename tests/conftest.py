@@ -1,0 +1,115 @@
+"""Fixtures of all tests: a home of one's own, the command line, a tree with everything, servers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import pytest
+
+from tests.support.forest import Forest, must_be_whole, plant
+from tests.support.postgres import Postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+_ON_DEMAND = ("slow", "sanitizers")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what takes long unless -m names its marker."""
+    for marker in _ON_DEMAND:
+        if marker in config.option.markexpr:
+            continue
+        skip = pytest.mark.skip(reason=f"run with -m {marker}")
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home directory that is empty, and an environment that knows nothing of castore."""
+    path = tmp_path / "home"
+    path.mkdir(mode=0o700)
+    for name in [name for name in os.environ if name.startswith("CASTORE_")]:
+        if name != "CASTORE_TEST_SERVERS":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(path))
+    for kind, folder in {
+        "DATA": ".local/share",
+        "STATE": ".local/state",
+        "CACHE": ".cache",
+        "CONFIG": ".config",
+    }.items():
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(path / folder))
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    return path
+
+
+@pytest.fixture
+def castore(home: Path) -> Callable[..., subprocess.CompletedProcess[Any]]:
+    """Run the real command line in `home`, and check its exit code.
+
+    castore(*args, expect=0, input=None, env=None, cwd=None, binary=False, timeout=250): args are str,
+    bytes or paths; `expect` is the exit code to assert (None: any); `env` is added to the
+    environment (a value of None removes); `cwd` is `home` unless given; stdout is text (names that
+    are not UTF-8 as surrogates) unless `binary`; stderr is always text.
+    """
+
+    def run(
+        *args: str | bytes | os.PathLike[str],
+        expect: int | None = 0,
+        input: str | bytes | None = None,  # noqa: A002  # as subprocess calls it
+        env: dict[str, str | None] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        binary: bool = False,
+        timeout: float = 250,
+    ) -> subprocess.CompletedProcess[Any]:
+        environment = {**os.environ, **(env or {})}
+        done: subprocess.CompletedProcess[Any] = subprocess.run(
+            [sys.executable, "-m", "castore", *args],
+            input=input.encode("utf-8", "surrogateescape") if isinstance(input, str) else input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            env={name: value for name, value in environment.items() if value is not None},
+            cwd=cwd or home,
+            timeout=timeout,
+            check=False,
+        )
+        done.stderr = done.stderr.decode("utf-8", "surrogateescape")
+        if not binary:
+            done.stdout = done.stdout.decode("utf-8", "surrogateescape")
+        if expect is not None:
+            shown = " ".join(map(str, args))
+            assert done.returncode == expect, (
+                f"castore {shown}\nexit code {done.returncode}, expected {expect}\n"
+                f"stderr: {done.stderr}\nstdout: {done.stdout[-2000:]!r}"
+            )
+        return done
+
+    return run
+
+
+@pytest.fixture
+def forest(tmp_path: Path) -> Forest:
+    """A tree that has every feature of a file system; `forest.path` is its top."""
+    grown = plant(tmp_path / "forest")
+    if must_be_whole(tmp_path):
+        assert grown.left_out == []
+    return grown
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for the test run; a skip where there is none (see tests/support/postgres.py)."""
+    with Postgres() as server:
+        yield server

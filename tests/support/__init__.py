@@ -1,0 +1,1 @@
+"""What tests hold castore against: written without castore's own code."""
