@@ -81,9 +81,7 @@ def _all(
 
 
 def _children(reader: StreamReader, child: Child) -> dict[bytes, Child]:
-    if child.ref is None:
-        return {}
-    return {found.entry.name: found for found in open_directory(reader, child.ref).children}
+    return {found.entry.name: found for found in open_directory(reader, child.ref)}
 
 
 def _metadata(child: Child) -> tuple[object, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from castore.content.lists import iter_list
@@ -26,18 +25,17 @@ class Child(NamedTuple):
     """The directory or stream of its own, or the bundle, that holds its content."""
     offset: int
     """Where in the bundle its content begins."""
-
-
-@dataclass(frozen=True)
-class Directory:
-    """A stored directory, opened."""
-
     owners: Owners
-    children: list[Child]
+    """Names of users and groups in the directory that the entry stands in."""
 
 
-def open_directory(reader: StreamReader, ref: Ref) -> Directory:
-    """Read the directory that `ref` names. Raises DamageError, MissingError, IdentityError."""
+def open_directory(reader: StreamReader, ref: Ref | None) -> list[Child]:
+    """Return what is in the directory that `ref` names; None is one whose content was not taken.
+
+    Raises DamageError, MissingError, IdentityError.
+    """
+    if ref is None:
+        return []
     refs = (child for _, child in iter_list(reader.store, ref))
     owners, entries = decode_entries(reader.read_all(_expect(refs, ref)))
     bundle = None
@@ -53,14 +51,14 @@ def open_directory(reader: StreamReader, ref: Ref) -> Directory:
     offset = 0
     for entry in entries:
         if entry.content is Content.BUNDLE:
-            children.append(Child(entry, bundle, offset))
+            children.append(Child(entry, bundle, offset, owners))
             offset += entry.size
             continue
         content = held.get(entry.name)
         if entry.is_dir and content is not None and content.kind is not RefKind.LIST:
             raise DamageError(f"the directory {ref.id.hex()} holds one that is no list")
-        children.append(Child(entry, content, 0))
-    return Directory(owners, children)
+        children.append(Child(entry, content, 0, owners))
+    return children
 
 
 def _expect(refs: Iterator[Ref], ref: Ref) -> Ref:
@@ -72,10 +70,10 @@ def _expect(refs: Iterator[Ref], ref: Ref) -> Ref:
 
 def open_top(reader: StreamReader, root: Ref) -> Child:
     """Return the top directory of the tree whose root is given."""
-    directory = open_directory(reader, root)
-    if len(directory.children) != 1 or directory.children[0].entry.name != ROOT_NAME:
+    children = open_directory(reader, root)
+    if len(children) != 1 or children[0].entry.name != ROOT_NAME:
         raise DamageError(f"the tree {root.id.hex()} has no single top directory")
-    return directory.children[0]
+    return children[0]
 
 
 def look_up(reader: StreamReader, root: Ref, path: bytes) -> Child:
@@ -88,8 +86,7 @@ def look_up(reader: StreamReader, root: Ref, path: bytes) -> Child:
         shown = seen.decode(errors="backslashreplace") or "the top of the tree"
         if not child.entry.is_dir:
             raise UsageError(f"{shown} is no directory")
-        directory = open_directory(reader, child.ref) if child.ref is not None else None
-        found = [c for c in directory.children if c.entry.name == name] if directory else []
+        found = [c for c in open_directory(reader, child.ref) if c.entry.name == name]
         if not found:
             name_shown = name.decode(errors="backslashreplace")
             raise NotFoundError(f"there is no {name_shown!r} in {shown}; 'castore ls' lists it")
@@ -112,16 +109,14 @@ def walk(reader: StreamReader, top: Child, path: bytes = b"") -> Iterator[tuple[
 
 
 def _located(reader: StreamReader, child: Child, path: bytes) -> Iterator[tuple[bytes, Child]]:
-    if child.ref is None:
-        return
-    for found in open_directory(reader, child.ref).children:
+    for found in open_directory(reader, child.ref):
         name = found.entry.name
         yield (path + b"/" + name if path else name), found
 
 
 def read_file(reader: StreamReader, child: Child) -> Iterator[bytes]:
     """Yield the bytes of a stored regular file, holes as zeros."""
-    entry, ref, offset = child
+    entry, ref, offset, _ = child
     if entry.content is Content.BUNDLE:
         yield RangeReader(reader.store, ref).read(offset, entry.size)
         return

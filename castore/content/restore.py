@@ -14,15 +14,15 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from castore.content.attributes import Ownership, set_attributes
-from castore.content.directories import Child, Directory, open_directory, read_file
+from castore.content.directories import Child, open_directory, read_file
 from castore.content.streams import RangeReader, StreamReader
 from castore.errors import CastoreError, DamageError, UsageError
-from castore.model.tree import Content, Entry, Owners
+from castore.model.tree import NO_EXTRA, Content, Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from castore.model.tally import Tally
 
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -45,7 +45,7 @@ class _Open:
 
     fd: int
     path: tuple[bytes, ...]
-    directory: Directory
+    children: list[Child]
     position: int = 0
     bundle: RangeReader | None = None
 
@@ -61,6 +61,10 @@ class TreeWriter:
         self._tally = tally
         self._links: dict[tuple[int, int], tuple[bytes, ...]] = {}
 
+    def know_links(self, links: dict[tuple[int, int], tuple[bytes, ...]]) -> None:
+        """Say of files with several names that are there already where one name of each is."""
+        self._links.update(links)
+
     def fill(self, child: Child, path: tuple[bytes, ...] = ()) -> None:
         """Put what the stored directory `child` holds into the one at `path`, which is empty.
 
@@ -71,11 +75,11 @@ class TreeWriter:
         try:
             while stack:
                 current = stack[-1]
-                if current.position == len(current.directory.children):
+                if current.position == len(current.children):
                     stack.pop()
                     self._leave(current, stack[-1] if stack else None)
                     continue
-                found = current.directory.children[current.position]
+                found = current.children[current.position]
                 current.position += 1
                 entered = self._make(current, found)
                 if entered is not None:
@@ -84,30 +88,24 @@ class TreeWriter:
             for current in stack:
                 os.close(current.fd)
 
-    def make(self, fd: int, path: tuple[bytes, ...], child: Child, owners: Owners) -> None:
+    def make(self, fd: int, path: tuple[bytes, ...], child: Child) -> None:
         """Make the one file `child`, which is no directory, at `path`, in the directory open as `fd`."""
-        directory = Directory(owners, [child])
-        self._make(_Open(fd, path[:-1], directory), child)
+        self._make(_Open(fd, path[:-1], [child]), child)
 
     def _enter(self, child: Child, path: tuple[bytes, ...]) -> _Open | None:
         """Open a stored directory and the live one that takes it."""
         try:
-            directory = (
-                open_directory(self._reader, child.ref)
-                if child.ref is not None
-                else Directory(Owners(), [])
-            )
+            children = open_directory(self._reader, child.ref)
         except DamageError as error:
             self._damage(path, error)
             return None
-        return _Open(open_below(self._top, path), path, directory)
+        return _Open(open_below(self._top, path), path, children)
 
     def _leave(self, current: _Open, parent: _Open | None) -> None:
         """Set a directory's own metadata, after all that is made in it has changed its time."""
         os.close(current.fd)
         if parent is not None:
-            entry = parent.directory.children[parent.position - 1].entry
-            self._attributes(parent, entry)
+            self._attributes(parent, parent.children[parent.position - 1])
 
     def _make(self, current: _Open, child: Child) -> _Open | None:
         entry = child.entry
@@ -118,7 +116,7 @@ class TreeWriter:
                 os.mkdir(entry.name, 0o700, dir_fd=current.fd)
                 entered = self._enter(child, path)
                 if entered is None:
-                    self._attributes(current, entry)
+                    self._attributes(current, child)
                 return entered
             if self._link(current, entry, path):
                 return None
@@ -132,7 +130,7 @@ class TreeWriter:
                 raise CastoreError(f"cannot restore {where}: {error.strerror}") from error
             self._warn(path, f"cannot be made: {error.strerror}")
             return None
-        self._attributes(current, entry)
+        self._attributes(current, child)
         if entry.extra.link is not None:
             self._links[entry.extra.link] = path
         return None
@@ -183,8 +181,7 @@ class TreeWriter:
                 raise DamageError("its stream is not as long as its entry says")
             return
         os.ftruncate(fd, entry.size)
-        streamed = child.entry
-        data_only = Child(_without_holes(streamed), child.ref, 0)
+        data_only = child._replace(entry=_without_holes(entry))
         pieces = read_file(self._reader, data_only)
         pending = b""
         for offset, length in entry.extra.extents:
@@ -227,11 +224,15 @@ class TreeWriter:
             os.close(source)
         return True
 
-    def _attributes(self, current: _Open, entry: Entry) -> None:
-        path = (*current.path, entry.name)
-        owners = current.directory.owners
+    def _attributes(self, current: _Open, child: Child) -> None:
+        path = (*current.path, child.entry.name)
         set_attributes(
-            current.fd, entry.name, entry, owners, self._ownership, lambda r: self._warn(path, r)
+            current.fd,
+            child.entry.name,
+            child.entry,
+            child.owners,
+            self._ownership,
+            lambda reason: self._warn(path, reason),
         )
 
     def _warn(self, path: tuple[bytes, ...], reason: str) -> None:
@@ -244,9 +245,7 @@ class TreeWriter:
 def _without_holes(entry: Entry) -> Entry:
     """Return the entry of a file that has just the bytes which the sparse one's stream holds."""
     size = sum(length for _, length in entry.extents_or_whole)
-    return Entry(
-        entry.name, entry.type, entry.mode, entry.uid, entry.gid, entry.mtime, size, entry.content
-    )
+    return msgspec.structs.replace(entry, size=size, extra=NO_EXTRA)
 
 
 def open_below(top: int, path: tuple[bytes, ...]) -> int:
@@ -276,13 +275,23 @@ def open_destination(path: str | bytes) -> int:
 
 
 def restore_directory(
-    writer: TreeWriter,
-    top: int,
-    child: Child,
-    owners: Owners,
-    ownership: Ownership,
-    warn: Callable[[str], None],
-) -> None:
-    """Make the directory open as `top` a stored one: what is in it, and then its own metadata."""
+    reader: StreamReader, top: int, child: Child, ownership: Ownership, tally: Tally
+) -> Report:
+    """Make the empty directory open as `top` the stored one `child`; say what could not be done."""
+    writer = TreeWriter(reader, top, ownership, tally)
     writer.fill(child)
-    set_attributes(top, b".", child.entry, owners, ownership, warn)
+    warnings = writer.report.warnings
+    set_attributes(
+        top, b".", child.entry, child.owners, ownership, lambda r: warnings.append((b".", r))
+    )
+    return writer.report
+
+
+def restore_file(
+    reader: StreamReader, top: int, name: bytes, child: Child, ownership: Ownership, tally: Tally
+) -> Report:
+    """Make the stored file `child`, which is no directory, as `name` in the directory `top`."""
+    writer = TreeWriter(reader, top, ownership, tally)
+    named = child._replace(entry=msgspec.structs.replace(child.entry, name=name))
+    writer.make(top, (name,), named)
+    return writer.report

@@ -232,7 +232,7 @@ class _Scanner:
         try:
             if stat.S_ISLNK(info.st_mode):
                 target = os.readlink(name, dir_fd=directory.fd)
-            xattrs = _xattrs_at(directory.fd, name)
+            xattrs = read_xattrs_at(directory.fd, name)
         except OSError as error:
             self._warn(directory, name, error)
             return
@@ -467,8 +467,11 @@ def _extra(
     return Extra(target, number, link, xattrs, extents)
 
 
-def _xattrs_at(fd: int, name: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Read the extended attributes of what must not be opened: there is no flistxattrat(2)."""
+def read_xattrs_at(fd: int, name: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Read the extended attributes of `name` in the directory open as `fd`, links not followed.
+
+    It is not opened for that, since it may be a device; there is no listxattrat(2) here.
+    """
     return _xattrs(b"/proc/self/fd/%d/%s" % (fd, name))
 
 

@@ -1,0 +1,341 @@
+"""A live directory made equal to a stored tree, touching only what differs.
+
+First a plan, which is data; then one function that carries it out. What is replaced or removed is
+moved into a directory beside it, in the tree's top, until the caller says that all went well;
+before that, everything can be put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from castore.content.attributes import Ownership, set_attributes
+from castore.content.directories import Child, open_directory
+from castore.content.restore import TreeWriter, open_below
+from castore.content.scan import read_xattrs_at
+from castore.errors import CastoreError, UsageError
+from castore.model.tree import Content, Entry, Extra, Owners
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Set as AbstractSet
+
+    from castore.content.streams import StreamReader
+    from castore.model.tally import Tally
+
+_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ASIDE: Final = b".castore-aside-"
+
+Path = tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do."""
+
+    action: Literal["remove", "replace", "create", "metadata"]
+    path: Path
+    """Below the top; empty for the top itself."""
+    child: Child | None = None
+    """What is to be there; None to remove."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of content to write."""
+        if self.child is None or self.action == "metadata":
+            return 0
+        return self.child.ref.size if self.child.entry.is_dir and self.child.ref else self.child.entry.size
+
+
+@dataclass(frozen=True)
+class TreePlan:
+    """How a live directory becomes a stored one."""
+
+    top: str
+    steps: tuple[Step, ...]
+    kept_links: dict[tuple[int, int], Path]
+    """Of files with several names that stay: one name of each."""
+
+
+def plan_tree(
+    reader: StreamReader, child: Child, top: str, ownership: Ownership, changed: AbstractSet[bytes]
+) -> TreePlan:
+    """Compare the directory `top` with the stored one and return what is to be done.
+
+    A regular file counts as the same if its size and time are, and its path is not in `changed`.
+    Raises UsageError if `top` is no directory, CastoreError if an earlier run was interrupted there.
+    """
+    try:
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"cannot restore in place into {top}: {error.strerror}") from None
+    planner = _Planner(reader, ownership, changed)
+    try:
+        leftover = [name for name in os.listdir(fd) if os.fsencode(name).startswith(_ASIDE)]
+        if leftover:
+            raise CastoreError(
+                f"an earlier roll-back was interrupted: {os.path.join(top, leftover[0])} holds what it "
+                "moved aside; move back what you need, remove that directory, then try again"
+            )
+        steps = list(planner.directory(fd, (), child))
+        if steps or planner.metadata_differs(fd, b".", child):
+            steps.append(Step("metadata", (), child))
+    finally:
+        os.close(fd)
+    return TreePlan(top, tuple(steps), planner.kept_links)
+
+
+class _Planner:
+    def __init__(
+        self, reader: StreamReader, ownership: Ownership, changed: AbstractSet[bytes]
+    ) -> None:
+        self._reader = reader
+        self._ownership = ownership
+        self._changed = changed
+        self.kept_links: dict[tuple[int, int], Path] = {}
+        self._live_links: dict[tuple[int, int], tuple[int, int] | Path] = {}
+        self._stored_links: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def directory(self, fd: int, path: Path, child: Child) -> Iterator[Step]:
+        """Yield the steps for what is in a directory, the deepest first."""
+        stored = open_directory(self._reader, child.ref)
+        live = {os.fsencode(name) for name in os.listdir(fd)}
+        names = {found.entry.name for found in stored}
+        for name in sorted(live - names):
+            yield Step("remove", (*path, name))
+        for found in stored:
+            below = (*path, found.entry.name)
+            if found.entry.name not in live:
+                yield Step("create", below, found)
+            else:
+                yield from self._entry(fd, below, found)
+
+    def _entry(self, fd: int, path: Path, found: Child) -> Iterator[Step]:
+        entry = found.entry
+        info = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+        if stat.S_IFMT(info.st_mode) != stat.S_IFMT(entry.st_mode):
+            yield Step("replace", path, found)
+            return
+        steps: list[Step] = []
+        if entry.is_dir:
+            below = os.open(entry.name, _OPEN_DIR, dir_fd=fd)
+            try:
+                steps = list(self.directory(below, path, found))
+            finally:
+                os.close(below)
+            yield from steps
+        elif not self._same(fd, path, entry, info):
+            yield Step("replace", path, found)
+            return
+        elif entry.extra.link is not None:
+            self.kept_links.setdefault(entry.extra.link, path)
+        # What was done in a directory has changed its time.
+        if steps or self.metadata_differs(fd, entry.name, found):
+            yield Step("metadata", path, found)
+
+    def _same(self, fd: int, path: Path, entry: Entry, info: os.stat_result) -> bool:
+        """Whether a live file has the stored content, and the same other names."""
+        if b"/".join(path) in self._changed:
+            return False
+        if entry.is_file and (info.st_size, info.st_mtime_ns) != (entry.size, entry.mtime):
+            return False
+        if stat.S_ISLNK(entry.st_mode) and os.readlink(entry.name, dir_fd=fd) != entry.extra.target:
+            return False
+        if stat.S_IFMT(info.st_mode) in {stat.S_IFCHR, stat.S_IFBLK} and (
+            info.st_rdev != entry.extra.device
+        ):
+            return False
+        live = (info.st_dev, info.st_ino)
+        if entry.extra.link is not None and (
+            self._stored_links.setdefault(entry.extra.link, live) != live
+        ):
+            return False
+        if info.st_nlink > 1:
+            owner = self._live_links.setdefault(live, entry.extra.link or path)
+            return owner == (entry.extra.link or path)
+        return True
+
+    def metadata_differs(self, fd: int, name: bytes, child: Child) -> bool:
+        """Whether a live file's owner, mode, time or attributes are not the stored ones."""
+        entry = child.entry
+        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if self._ownership.change and (
+            (info.st_uid, info.st_gid) != self._ownership.of(entry, child.owners)
+        ):
+            return True
+        is_link = stat.S_ISLNK(info.st_mode)
+        if info.st_mtime_ns != entry.mtime or (
+            not is_link and stat.S_IMODE(info.st_mode) != entry.mode
+        ):
+            return True
+        return read_xattrs_at(fd, name) != entry.extra.xattrs
+
+
+class InPlace:
+    """Carries out a plan, and takes it back unless told that it is to stay."""
+
+    def __init__(
+        self, reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Tally
+    ) -> None:
+        self._plan = plan
+        self._ownership = ownership
+        self._top = os.open(plan.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._aside = _ASIDE + secrets.token_hex(8).encode()
+        self._aside_fd = -1
+        self._moved: list[Path] = []
+        self._made: list[Path] = []
+        self._changed: list[tuple[Path, Child]] = []
+        self._writer = TreeWriter(reader, self._top, ownership, tally)
+        self._writer.know_links(plan.kept_links)
+
+    @property
+    def problems(self) -> list[tuple[bytes, str]]:
+        """(path, reason) of what could not be made as it was stored."""
+        report = self._writer.report
+        return [*report.damaged, *report.warnings]
+
+    def apply(self) -> None:
+        """Do all steps. Raises CastoreError, DamageError; the caller then calls `undo`."""
+        if not self._plan.steps:
+            return
+        # Now, since what is done in a directory changes its time.
+        for step in self._plan.steps:
+            if step.action == "metadata":
+                path = step.path or (b".",)
+                self._changed.append((path, self._live_entry(path)))
+        os.mkdir(self._aside, 0o700, dir_fd=self._top)
+        self._aside_fd = os.open(self._aside, _OPEN_DIR, dir_fd=self._top)
+        for step in self._plan.steps:
+            self._do(step)
+        if self._writer.report.damaged:
+            path, reason = self._writer.report.damaged[0]
+            shown = path.decode(errors="backslashreplace")
+            raise CastoreError(f"cannot restore {self._plan.top}/{shown}: {reason}")
+
+    def _do(self, step: Step) -> None:
+        path = step.path or (b".",)
+        if step.action in {"remove", "replace"}:
+            self._move_aside(path)
+        if step.child is None:
+            return
+        fd = open_below(self._top, path[:-1])
+        try:
+            if step.action == "metadata":
+                self._set(fd, path, step.child)
+            else:
+                self._made.append(path)
+                self._make(fd, path, step.child)
+        finally:
+            os.close(fd)
+
+    def _make(self, fd: int, path: Path, child: Child) -> None:
+        if not child.entry.is_dir:
+            self._writer.make(fd, path, child)
+            return
+        os.mkdir(path[-1], 0o700, dir_fd=fd)
+        self._writer.fill(child, path)
+        self._set(fd, path, child)
+
+    def _set(self, fd: int, path: Path, child: Child) -> None:
+        entry = child.entry
+        stored = {key for key, _ in entry.extra.xattrs}
+        for key, _ in read_xattrs_at(fd, path[-1]):
+            if key not in stored:
+                with contextlib.suppress(OSError):
+                    file = b"/proc/self/fd/%d/%s" % (fd, path[-1])
+                    os.removexattr(file, key, follow_symlinks=False)
+        warnings = self._writer.report.warnings
+        shown = b"/".join(path)
+        set_attributes(
+            fd, path[-1], entry, child.owners, self._ownership, lambda r: warnings.append((shown, r))
+        )
+
+    def _move_aside(self, path: Path) -> None:
+        fd = open_below(self._top, path[:-1])
+        try:
+            name = b"%d" % len(self._moved)
+            os.rename(path[-1], name, src_dir_fd=fd, dst_dir_fd=self._aside_fd)
+            self._moved.append(path)
+        finally:
+            os.close(fd)
+
+    def _live_entry(self, path: Path) -> Child:
+        """What a later undo needs to know of a live file."""
+        fd = open_below(self._top, path[:-1])
+        try:
+            info = os.stat(path[-1], dir_fd=fd, follow_symlinks=False)
+            xattrs = read_xattrs_at(fd, path[-1])
+        finally:
+            os.close(fd)
+        mode = stat.S_IMODE(info.st_mode)
+        extra = Extra(xattrs=xattrs)
+        kind = info.st_mode >> 12
+        time = info.st_mtime_ns
+        ids = info.st_uid, info.st_gid
+        return Child(Entry(path[-1], kind, mode, *ids, time, 0, Content.NONE, extra), None, 0, Owners())
+
+    def undo(self) -> None:
+        """Put everything back as it was. Raises CastoreError if even that fails."""
+        try:
+            self._undo()
+        except OSError as error:
+            raise CastoreError(
+                f"{self._plan.top} could not be put back as it was ({error.strerror}): what was moved "
+                f"aside is in {os.fsdecode(self._aside)} there"
+            ) from error
+        finally:
+            self._close()
+
+    def _undo(self) -> None:
+        for path in reversed(self._made):
+            self._remove(path)
+        for number, path in reversed(list(enumerate(self._moved))):
+            fd = open_below(self._top, path[:-1])
+            try:
+                os.rename(b"%d" % number, path[-1], src_dir_fd=self._aside_fd, dst_dir_fd=fd)
+            finally:
+                os.close(fd)
+        if self._aside_fd >= 0:
+            os.rmdir(self._aside, dir_fd=self._top)
+        self._ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+        for path, before in self._changed:
+            fd = open_below(self._top, path[:-1])
+            try:
+                self._set(fd, path, before)
+            finally:
+                os.close(fd)
+
+    def _remove(self, path: Path) -> None:
+        fd = open_below(self._top, path[:-1])
+        try:
+            info = os.stat(path[-1], dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                shutil.rmtree(path[-1], dir_fd=fd)
+            else:
+                os.unlink(path[-1], dir_fd=fd)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(fd)
+
+    def keep(self) -> None:
+        """Let it stay: remove what was kept aside."""
+        if self._aside_fd >= 0:
+            shutil.rmtree(self._aside, dir_fd=self._top)
+            # Removing the directory has changed the top's time once more.
+            entry = self._plan.steps[-1].child
+            if entry is not None:
+                time = entry.entry.mtime
+                os.utime(b".", ns=(time, time), dir_fd=self._top)
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (self._aside_fd, self._top):
+            if fd >= 0:
+                os.close(fd)
+        self._aside_fd = self._top = -1
