@@ -1,0 +1,5 @@
+"""`python -m castore`."""
+
+from castore.cli.main import main
+
+main()

@@ -1,0 +1,270 @@
+"""A service's state back to a generation: trees where they came from, dumps into their programs.
+
+A plan first, then its execution: a safety generation of the present state, the trees in place, then
+the dumps. If a step fails, the trees are put back from what was kept aside and dumps that were fed
+already are fed again from the safety generation.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from castore.content.diff import diff_trees
+from castore.content.directories import open_top
+from castore.content.inplace import InPlace, TreePlan, plan_tree
+from castore.content.streams import StreamReader
+from castore.errors import CastoreError, UsageError
+from castore.model.generation import Details, Origin, decode_details
+from castore.services.programs import feed
+from castore.services.snapshot import (
+    FileSource,
+    ProgramSource,
+    Source,
+    TreeSource,
+    snapshot,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from castore.content.attributes import Ownership
+    from castore.model.generation import Generation, Part
+    from castore.model.tally import Tally
+    from castore.store import Store
+
+
+@dataclass(frozen=True)
+class DumpPlan:
+    """How a dump is put back: into a program, or into the file it came from."""
+
+    part: Part
+    program: tuple[str, ...] = ()
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class RollbackPlan:
+    """What a roll-back would do."""
+
+    target: Generation
+    trees: dict[str, TreePlan] = field(default_factory=dict)
+    dumps: tuple[DumpPlan, ...] = ()
+
+
+@dataclass
+class RolledBack:
+    """What a roll-back did."""
+
+    target: Generation
+    safety: Generation | None
+    problems: list[tuple[str, bytes, str]]
+    """(part, path, reason) of metadata that could not be set."""
+
+
+def read_details(store: Store, generation: Generation) -> Details:
+    """Return what a generation tells holders of an identity. Raises IdentityError, DamageError."""
+    with StreamReader(store) as reader:
+        return decode_details(reader.read_all(generation.details.ref))
+
+
+def plan_rollback(
+    store: Store,
+    target: Generation,
+    origins: dict[str, Origin],
+    ownership: Ownership,
+    safety: Generation | None = None,
+) -> RollbackPlan:
+    """Compare the live state with `target` and return what is to be done.
+
+    origins: where each part belongs now. With a safety generation of the live state, files count as
+    changed where their content differs from it, whatever their times say. Raises UsageError for a
+    part that has nowhere to go.
+    """
+    trees = {}
+    dumps = []
+    with StreamReader(store) as reader:
+        for part in target.parts:
+            origin = origins.get(part.name, Origin())
+            if part.kind == "dump":
+                dumps.append(_plan_dump(part, origin))
+                continue
+            if not origin.path or part.content is None:
+                raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
+            changed = _changed(reader, safety, part)
+            top = open_top(reader, part.content)
+            trees[part.name] = plan_tree(reader, top, os.fsdecode(origin.path), ownership, changed)
+    return RollbackPlan(target, trees, tuple(dumps))
+
+
+def _plan_dump(part: Part, origin: Origin) -> DumpPlan:
+    if origin.restore:
+        return DumpPlan(part, program=origin.restore)
+    if origin.path:
+        return DumpPlan(part, path=os.fsdecode(origin.path))
+    raise UsageError(
+        f"no program is known that takes the dump {part.name!r} back in: name one with "
+        f"--restore {part.name}='PROGRAM ...', or as 'restore' of the part in castore.toml"
+    )
+
+
+def _changed(reader: StreamReader, safety: Generation | None, part: Part) -> set[bytes]:
+    """Return the paths of a tree whose content is not what the safety generation just saw."""
+    before = safety.part(part.name) if safety is not None else None
+    if before is None or before.content is None or part.content is None:
+        return set()
+    differences = diff_trees(reader, before.content, part.content)
+    return {found.path for found in differences if found.change == "content"}
+
+
+def present_sources(target: Generation, origins: dict[str, Origin]) -> dict[str, Source]:
+    """Return how to take the present state of the parts of `target`. Raises UsageError."""
+    sources: dict[str, Source] = {}
+    for part in target.parts:
+        origin = origins.get(part.name, Origin())
+        if part.kind == "tree":
+            sources[part.name] = TreeSource(
+                os.fsdecode(origin.path),
+                origin.exclude,
+                origin.one_file_system,
+                origin.exclude_caches,
+            )
+        elif origin.dump:
+            sources[part.name] = ProgramSource(origin.dump, origin.restore)
+        elif origin.path:
+            if os.path.exists(origin.path):
+                sources[part.name] = FileSource(os.fsdecode(origin.path))
+        else:
+            raise UsageError(
+                f"no program is known that dumps the present state of {part.name!r}: name it as "
+                "'dump' of the part in castore.toml, or go without a safety generation: --no-safety"
+            )
+    return sources
+
+
+def roll_back(
+    store: Store,
+    target: Generation,
+    origins: dict[str, Origin],
+    ownership: Ownership,
+    *,
+    with_safety: bool = True,
+    revision: str = "",
+    leave_out: Sequence[str] = (),
+    progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
+    tally: Tally,
+) -> RolledBack:
+    """Put the state of `target` back. The caller holds the service's lock.
+
+    revision: of the present state, recorded with the safety generation. Raises CastoreError; then the
+    present state is as it was, or the message says what is not.
+    """
+    # Before anything is touched: every part has a place to go to.
+    plan_rollback(store, target, origins, ownership)
+    safety = None
+    if with_safety:
+        sources = present_sources(target, origins)
+        if sources:
+            safety = snapshot(
+                store,
+                target.service,
+                sources,
+                revision=revision,
+                safety=True,
+                leave_out=leave_out,
+                progress=progress,
+            )
+    plan = plan_rollback(store, target, origins, ownership, safety)
+    with StreamReader(store) as reader:
+        problems = _Execution(reader, plan, safety, ownership, tally).run()
+    return RolledBack(target, safety, problems)
+
+
+class _Execution:
+    def __init__(
+        self,
+        reader: StreamReader,
+        plan: RollbackPlan,
+        safety: Generation | None,
+        ownership: Ownership,
+        tally: Tally,
+    ) -> None:
+        self._reader = reader
+        self._plan = plan
+        self._safety = safety
+        self._ownership = ownership
+        self._tally = tally
+        self._trees: dict[str, InPlace] = {}
+        self._fed: list[DumpPlan] = []
+
+    def run(self) -> list[tuple[str, bytes, str]]:
+        """Do it all, or take it back and raise."""
+        try:
+            for name, plan in self._plan.trees.items():
+                self._trees[name] = InPlace(self._reader, plan, self._ownership, self._tally)
+                self._trees[name].apply()
+            for dump in self._plan.dumps:
+                self._fed.append(dump)
+                self._put(dump, dump.part)
+        except BaseException as error:
+            self._take_back(error)
+            raise
+        problems = []
+        for name, tree in self._trees.items():
+            problems += [(name, path, reason) for path, reason in tree.problems]
+            tree.keep()
+        return problems
+
+    def _put(self, dump: DumpPlan, part: Part) -> None:
+        data = self._reader.read(part.content)
+        if dump.program:
+            feed(dump.program, data)
+        else:
+            _replace_file(dump.path, data)
+
+    def _take_back(self, cause: BaseException) -> None:
+        """Undo what was done; raise if the present state could not be put back whole."""
+        failed = []
+        for tree in reversed(self._trees.values()):
+            try:
+                tree.undo()
+            except CastoreError as error:
+                failed.append(str(error))
+        for dump in reversed(self._fed):
+            before = self._safety.part(dump.part.name) if self._safety else None
+            if before is None:
+                if dump.program:
+                    failed.append(f"{dump.part.name!r} may be half restored: no safety generation")
+                continue
+            try:
+                self._put(dump, before)
+            except CastoreError as error:
+                failed.append(f"{dump.part.name!r} could not be put back: {error}")
+        if failed:
+            number = f"; generation {self._safety.number} holds it" if self._safety else ""
+            message = f"{cause}; and the present state is not whole: {'; '.join(failed)}{number}"
+            kind = type(cause) if isinstance(cause, CastoreError) else CastoreError
+            raise kind(message) from cause
+
+
+def _replace_file(path: str, data: Iterable[bytes]) -> None:
+    """Write a file beside the one at `path`, make it durable and put it in its place."""
+    beside = f"{path}.castore-{secrets.token_hex(4)}"
+    try:
+        with open(beside, "xb") as file:
+            for piece in data:
+                file.write(piece)
+            if os.path.exists(path):
+                info = os.stat(path)
+                os.chown(file.fileno(), info.st_uid, info.st_gid)
+                os.chmod(file.fileno(), info.st_mode & 0o7777)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise CastoreError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        if os.path.exists(beside):
+            os.unlink(beside)
