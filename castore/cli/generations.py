@@ -1,0 +1,97 @@
+"""Generations as people and programs read them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from castore.cli import text
+
+if TYPE_CHECKING:
+    from castore.model.generation import Generation
+
+
+def plain(generation: Generation) -> dict[str, Any]:
+    """Return a generation as JSON tells it: times in nanoseconds since 1970, sizes in bytes."""
+    return {
+        "service": generation.service,
+        "number": generation.number,
+        "time": generation.time,
+        "revision": generation.revision,
+        "host": generation.host,
+        "parent": generation.parent,
+        "safety": generation.safety,
+        "duration": generation.duration,
+        "session": generation.session.hex(),
+        "size": generation.size,
+        "new_bytes": sum(part.new_bytes for part in generation.parts),
+        "stored_bytes": sum(part.stored_bytes for part in generation.parts),
+        "missed": generation.missed,
+        "parts": [
+            {
+                "name": part.name,
+                "kind": part.kind,
+                "size": part.size,
+                "files": part.files,
+                "chunks": part.chunks,
+                "new_chunks": part.new_chunks,
+                "new_bytes": part.new_bytes,
+                "stored_bytes": part.stored_bytes,
+                "missed": part.missed,
+            }
+            for part in generation.parts
+        ],
+    }
+
+
+def describe(generation: Generation) -> str:
+    """Return the line that says what a snapshot made."""
+    revision = f" of revision {generation.revision}" if generation.revision else ""
+    new = sum(part.new_bytes for part in generation.parts)
+    stored = sum(part.stored_bytes for part in generation.parts)
+    return (
+        f"{generation.service}@{generation.number}{revision}: {text.size(generation.size)} in "
+        f"{len(generation.parts)} part{'s' if len(generation.parts) != 1 else ''}, "
+        f"{text.size(new)} new, {text.size(stored)} stored, {text.duration(generation.duration)}"
+    )
+
+
+def table(generations: list[Generation]) -> str:
+    """Return the table of `castore log`."""
+    rows = []
+    for generation in generations:
+        marks = " (safety)" if generation.safety else ""
+        marks += " (incomplete)" if generation.missed else ""
+        rows.append([
+            generation.service,
+            str(generation.number),
+            text.local_time(generation.time),
+            generation.revision or "-",
+            " ".join(part.name for part in generation.parts) + marks,
+            text.size(generation.size),
+            text.size(sum(part.new_bytes for part in generation.parts)),
+            text.size(sum(part.stored_bytes for part in generation.parts)),
+        ])
+    header = ["service", "number", "time", "revision", "parts", "total", "new", "stored"]
+    return text.table(rows, header=header, right={1, 5, 6, 7})
+
+
+def parts_table(generation: Generation) -> str:
+    """Return the table of `castore show`."""
+    rows = []
+    for part in generation.parts:
+        reused = part.chunks - part.new_chunks
+        share = f"{100 * reused / part.chunks:.1f} %" if part.chunks else "-"
+        rows.append([
+            part.name,
+            part.kind,
+            text.size(part.size),
+            str(part.files) if part.kind == "tree" else "-",
+            str(part.chunks),
+            str(part.new_chunks),
+            share,
+            text.size(part.new_bytes),
+            text.size(part.stored_bytes),
+            str(part.missed),
+        ])
+    header = ["part", "kind", "size", "files", "chunks", "new", "reused", "new bytes", "stored", "missed"]
+    return text.table(rows, header=header, right=set(range(2, 10)))

@@ -1,0 +1,193 @@
+"""castore init, key."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from castore.cli.options import common, json_option, print_json
+
+if TYPE_CHECKING:
+    from castore.cli.opening import Common
+    from castore.sealing import Identity
+
+
+def write_identity(path: str, identity: Identity, passphrase: str | None) -> None:
+    """Write an identity file, 0600, never over another. Raises UsageError."""
+    import datetime as dt
+
+    from castore.errors import UsageError
+
+    locked = identity.text() if passphrase is None else identity.locked_text(passphrase)
+    today = dt.datetime.now().astimezone().date()
+    body = (
+        f"# castore identity, made {today}: opens all state sealed to\n"
+        f"# {identity.recipient.text}\n"
+        "# Whoever has this file can read that state; without it nobody can.\n"
+        f"{locked}\n"
+    )
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise UsageError(f"{path} exists already; an identity is never written over") from None
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    with os.fdopen(fd, "w") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _new_passphrase() -> str:
+    """Ask for a passphrase twice, or take what CASTORE_PASSPHRASE_COMMAND prints."""
+    from castore.cli.places import passphrase_from_command
+
+    given = passphrase_from_command()
+    if given is not None:
+        return given
+    text: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+    return text
+
+
+@click.command(epilog="Example: castore init /var/backups/castore")
+@click.argument("path", metavar="[STORE]", required=False)
+@click.option(
+    "--recipient",
+    "recipients",
+    metavar="PUB",
+    multiple=True,
+    help="Seal to this public key; no identity is made then.",
+)
+@click.option(
+    "--average",
+    metavar="BYTES",
+    type=int,
+    default=65536,
+    show_default=True,
+    help="Mean length of chunks; stays as it is.",
+)
+@click.option("--passphrase", is_flag=True, help="Protect the new identity with a passphrase.")
+@json_option
+@common
+def init(
+    context: Common,
+    path: str | None,
+    recipients: tuple[str, ...],
+    average: int,
+    passphrase: bool,
+    as_json: bool,
+) -> None:
+    """Make a store in the directory STORE, and an identity unless recipients are given.
+
+    The identity alone opens what is stored: it belongs somewhere safe. --identity FILE says where to
+    write it; a file that is there already is used.
+    """
+    made = context.make_store(
+        path, recipients, average=average, passphrase=_new_passphrase if passphrase else None
+    )
+    if as_json:
+        print_json(made)
+        return
+    print(f"store:     {made['store']}")
+    for recipient in made["recipients"]:
+        print(f"recipient: {recipient}")
+    if made["identity"]:
+        print(f"identity:  {made['identity']}")
+        print(context.keep_safe(made["identity"]))
+
+
+@click.group()
+def key() -> None:
+    """Identities, and the recipients of a store."""
+
+
+@key.command(epilog="Example: castore key new /media/usb/identity --passphrase")
+@click.argument("file")
+@click.option("--passphrase", is_flag=True, help="Protect it with a passphrase.")
+def new(file: str, passphrase: bool) -> None:
+    """Make an identity in FILE, and print its public key."""
+    from castore.sealing import Identity
+
+    identity = Identity.generate()
+    write_identity(file, identity, _new_passphrase() if passphrase else None)
+    print(identity.recipient.text)
+
+
+@key.command(epilog="Example: castore key show --identity /media/usb/identity")
+@json_option
+@common
+def show(context: Common, as_json: bool) -> None:
+    """Print the public key of an identity."""
+    text = context.identity()().recipient.text
+    if as_json:
+        print_json({"recipient": text})
+    else:
+        print(text)
+
+
+@key.command(name="list", epilog="Example: castore key list")
+@json_option
+@common
+def list_(context: Common, as_json: bool) -> None:
+    """List the recipients of the store."""
+    with context.open_store() as store:
+        found = [{"recipient": r.text, "label": label} for r, label in store.recipients]
+    if as_json:
+        print_json(found)
+        return
+    for entry in found:
+        print(f"{entry['recipient']}  {entry['label']}".rstrip())
+
+
+@key.command(epilog="Example: castore key add castore-pub-... --label 'offsite, 2026'")
+@click.argument("recipient", metavar="PUB")
+@click.option("--label", default="", help="A word on whose it is.")
+@common
+def add(context: Common, recipient: str, label: str) -> None:
+    """Seal the store's sessions to one more recipient. Needs an identity; no data is rewritten."""
+    from castore.errors import UsageError
+    from castore.sealing import Recipient
+
+    added = Recipient.parse(recipient)
+    with context.open_store() as store:
+        if any(added == existing for existing, _ in store.recipients):
+            raise UsageError(f"{added.text} is a recipient of this store already")
+        store.reseal([*store.recipients, (added, label)])
+    print(f"{added.text} opens this store now, all of its past included")
+
+
+@key.command(epilog="Example: castore key remove castore-pub-...")
+@click.argument("recipient", metavar="PUB")
+@common
+def remove(context: Common, recipient: str) -> None:
+    """Seal the store's sessions to one recipient less. Needs an identity of another.
+
+    What was sealed before may have been read before: a copy of an old session still opens for whoever
+    had it. The writer key does not change.
+    """
+    from castore.errors import NotFoundError, UsageError
+    from castore.sealing import Recipient
+
+    removed = Recipient.parse(recipient)
+    with context.open_store() as store:
+        rest = [(one, label) for one, label in store.recipients if one != removed]
+        if len(rest) == len(store.recipients):
+            raise NotFoundError(f"{removed.text} is no recipient of this store; see 'castore key list'")
+        if not rest:
+            raise UsageError("a store needs a recipient: add another before removing the last")
+        if store.identity().recipient == removed:
+            raise UsageError("that is the recipient of the identity in use: use an identity that stays")
+        store.reseal(rest)
+    print(f"{removed.text} is no recipient of this store any more")
+
+
+@key.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")
+@common
+def adopt(context: Common) -> None:
+    """Make this machine a writer of the store, by an identity."""
+    with context.open_store() as store:
+        store.adopt()
+        print(f"this machine may add to {store.location} now")

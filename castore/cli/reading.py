@@ -1,0 +1,288 @@
+"""castore log, show, ls, cat, diff, stats."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli import text
+from castore.cli.options import common, json_option, print_json
+
+if TYPE_CHECKING:
+    from castore.cli.opening import Common
+    from castore.content.directories import Child
+    from castore.model.generation import Generation
+    from castore.services.select import Selection
+    from castore.store import Store
+
+
+@click.command(epilog="Example: castore log drupal --revision r1")
+@click.argument("service", required=False)
+@click.option("--revision", metavar="REV", help="Only of revisions that begin with REV.")
+@json_option
+@common
+def log(context: Common, service: str | None, revision: str | None, as_json: bool) -> None:
+    """List generations, newest first: of SERVICE, or of all services."""
+    from castore.cli.generations import plain, table
+    from castore.errors import NotFoundError
+
+    with context.open_store() as store:
+        store.sync_generations()
+        generations = store.generations(service)
+        if service is not None and not generations:
+            known = ", ".join(store.services()) or "none"
+            raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+        if revision is not None:
+            generations = [g for g in generations if g.revision.startswith(revision)]
+        context.warn_damaged(store)
+    if as_json:
+        print_json([plain(generation) for generation in generations])
+    elif generations:
+        print(table(generations))
+
+
+@click.command(epilog="Example: castore show drupal@latest")
+@click.argument("what", metavar="SERVICE@SEL")
+@json_option
+@common
+def show(context: Common, what: str, as_json: bool) -> None:
+    """Show one generation: its parts, their sizes, and how much of them was there before."""
+    from castore.cli.generations import parts_table, plain
+    from castore.services.select import select
+
+    with context.open_store() as store:
+        store.sync_generations()
+        generation = select(store, what).generation
+        warnings = _warnings(store, generation) if generation.missed else []
+    if as_json:
+        print_json({**plain(generation), "warnings": warnings})
+        return
+    print(f"{generation.service}@{generation.number}  {text.local_time(generation.time)}")
+    print(f"revision  {generation.revision or '-'}")
+    print(f"host      {generation.host}")
+    print(f"took      {text.duration(generation.duration)}")
+    if generation.safety:
+        print("safety    taken by a roll-back, of what it replaced")
+    print()
+    print(parts_table(generation))
+    for warning in warnings:
+        print(f"missed: {warning['part']}:{warning['path']}: {warning['reason']}")
+
+
+def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
+    """Return which files are missing or doubtful; without an identity, that it takes one to know."""
+    from castore.errors import IdentityError
+    from castore.services.rollback import read_details
+
+    try:
+        details = read_details(store, generation)
+    except IdentityError:
+        print("castore: the names of missed files need an identity to be shown", file=sys.stderr)
+        return []
+    return [
+        {"part": part, "path": text.printable(path), "reason": reason}
+        for part, path, reason in details.warnings
+    ]
+
+
+@click.command(epilog="Example: castore ls -R drupal@12:sites/default")
+@click.argument("what", metavar="SERVICE@SEL[:PART[/PATH]]")
+@click.option("-R", "--recursive", is_flag=True, help="And everything below.")
+@json_option
+@common
+def ls(context: Common, what: str, recursive: bool, as_json: bool) -> None:
+    """List what is in a generation, a part, or a directory of it."""
+    from castore.content.streams import StreamReader
+    from castore.services.select import select
+
+    with context.open_store() as store, StreamReader(store) as reader:
+        store.sync_generations()
+        selection = select(store, what)
+        entries = []
+        for shown, child in _listed(reader, selection, recursive):
+            entries.append(_plain_entry(shown, child))
+            if not as_json:
+                print(_line(shown, child))
+        if as_json:
+            print_json(entries)
+
+
+def _listed(reader: Any, selection: Selection, recursive: bool) -> Any:
+    from castore.content.directories import look_up, open_directory, walk
+
+    parts = [selection.part] if selection.part else list(selection.generation.parts)
+    for part in parts:
+        prefix = b"" if selection.part else os.fsencode(part.name)
+        if part.kind == "dump" or part.content is None:
+            yield os.fsencode(part.name), part
+            continue
+        top = look_up(reader, part.content, os.fsencode(selection.path))
+        if not selection.part and not recursive:
+            yield prefix, top
+            continue
+        if not top.entry.is_dir:
+            yield top.entry.name, top
+        elif recursive:
+            yield from walk(reader, top, prefix)
+        else:
+            for child in open_directory(reader, top.ref):
+                yield child.entry.name, child
+
+
+def _line(shown: bytes, child: Any) -> str:
+    import stat
+
+    from castore.model.generation import Part
+
+    if isinstance(child, Part):
+        return f"{'-' * 10}   - {'-':>8} {'-':>8} {child.size:>12} {'dump':>19} {child.name}"
+    entry = child.entry
+    user = child.owners.users.get(entry.uid, str(entry.uid))
+    group = child.owners.groups.get(entry.gid, str(entry.gid))
+    name = text.printable(shown)
+    if stat.S_ISLNK(entry.st_mode):
+        name += " -> " + text.printable(entry.extra.target)
+    size = str(entry.size)
+    if entry.extra.device:
+        size = f"{os.major(entry.extra.device)}, {os.minor(entry.extra.device)}"
+    mark = "+" if entry.extra.xattrs else " "
+    return (
+        f"{stat.filemode(entry.st_mode)}{mark} {user:>8} {group:>8} {size:>12} "
+        f"{text.local_time(entry.mtime)} {name}"
+    )
+
+
+def _plain_entry(shown: bytes, child: Any) -> dict[str, Any]:
+    from castore.model.generation import Part
+
+    if isinstance(child, Part):
+        return {"path": child.name, "type": "dump", "size": child.size}
+    entry = child.entry
+    return {
+        "path": text.printable(shown),
+        "type": _TYPES.get(entry.type, "unknown"),
+        "mode": entry.mode,
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "user": child.owners.users.get(entry.uid),
+        "group": child.owners.groups.get(entry.gid),
+        "size": entry.size,
+        "mtime": entry.mtime,
+        "target": text.printable(entry.extra.target) if entry.extra.target else None,
+        "xattrs": [text.printable(name) for name, _ in entry.extra.xattrs],
+    }
+
+
+_TYPES = {1: "fifo", 2: "char", 4: "dir", 6: "block", 8: "file", 10: "link", 12: "socket"}
+
+
+@click.command(epilog="Example: castore cat drupal@r1:db | less")
+@click.argument("what", metavar="SERVICE@SEL:PART[/PATH]")
+@common
+def cat(context: Common, what: str) -> None:
+    """Write a dump, or a file of a tree, to standard output."""
+    from castore.content.streams import StreamReader
+    from castore.services.restoring import read
+    from castore.services.select import select
+
+    with context.open_store() as store, StreamReader(store) as reader:
+        store.sync_generations()
+        out = sys.stdout.buffer
+        for data in read(reader, select(store, what)):
+            out.write(data)
+        out.flush()
+
+
+@click.command(epilog="Example: castore diff drupal@11 drupal@12")
+@click.argument("old", metavar="SERVICE@A")
+@click.argument("new", metavar="SERVICE@B")
+@json_option
+@common
+def diff(context: Common, old: str, new: str, as_json: bool) -> None:
+    """Say what differs: paths added (+), removed (-), changed (M), metadata only (m); bytes of dumps."""
+    from castore.content.streams import StreamReader
+    from castore.services.select import select
+
+    rows: list[dict[str, Any]] = []
+    with context.open_store() as store, StreamReader(store) as reader:
+        store.sync_generations()
+        before, after = select(store, old).generation, select(store, new).generation
+        names = [part.name for part in before.parts]
+        names += [part.name for part in after.parts if part.name not in names]
+        for name in names:
+            for row in _part_rows(reader, name, before, after):
+                rows.append(row)
+                if not as_json:
+                    print(_diff_line(row))
+    if as_json:
+        print_json(rows)
+
+
+_MARKS = {"added": "+", "removed": "-", "content": "M", "metadata": "m"}
+
+
+def _part_rows(reader: Any, name: str, before: Generation, after: Generation) -> Any:
+    from castore.content.diff import diff_streams, diff_trees
+
+    old, new = before.part(name), after.part(name)
+    if old is None or new is None or old.kind != new.kind:
+        change = "added" if old is None else "removed" if new is None else "content"
+        yield {"part": name, "change": change, "path": None}
+    elif old.kind == "dump":
+        found = diff_streams(reader.store, old.content, new.content)
+        if found != (0, 0) or old.size != new.size:
+            yield {
+                "part": name,
+                "change": "content",
+                "path": None,
+                "removed_bytes": found.removed,
+                "added_bytes": found.added,
+            }
+    elif old.content is not None and new.content is not None:
+        for difference in diff_trees(reader, old.content, new.content):
+            path = text.printable(difference.path)
+            yield {"part": name, "change": difference.change, "path": path}
+
+
+def _diff_line(row: dict[str, Any]) -> str:
+    line = f"{_MARKS[row['change']]} {row['part']}"
+    if row["path"] is not None:
+        line += f":{row['path']}"
+    if "added_bytes" in row:
+        added, removed = text.size(row["added_bytes"]), text.size(row["removed_bytes"])
+        line += f"  {added} in new chunks, {removed} in chunks that are gone"
+    return line
+
+
+@click.command(epilog="Example: castore stats --json")
+@json_option
+@common
+def stats(context: Common, as_json: bool) -> None:
+    """Say how much the store holds, and how much deduplication and compression saved."""
+    from castore.upkeep.stats import stats as count
+
+    with context.open_store() as store:
+        found = count(store)
+        context.warn_damaged(store)
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+        return
+    rows = []
+    for name, totals in [*found.services.items(), ("all", found.total)]:
+        rows.append([
+            name,
+            str(totals.generations),
+            text.size(totals.plain),
+            text.size(totals.new),
+            text.size(totals.stored),
+            f"{totals.ratio:.1f}x",
+        ])
+    header = ["service", "generations", "plain", "after dedup", "stored", "ratio"]
+    print(text.table(rows, header=header, right=set(range(1, 6))))
+    print()
+    print(f"{found.packs} packs of {text.size(found.pack_bytes)} hold {found.chunks} chunks")

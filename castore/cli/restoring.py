@@ -1,0 +1,201 @@
+"""castore restore, rollback."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli import text
+from castore.cli.options import common, json_option, print_json
+
+if TYPE_CHECKING:
+    from castore.cli.opening import Common
+    from castore.content.attributes import Ownership
+    from castore.model.generation import Generation, Origin
+    from castore.services.rollback import RollbackPlan
+    from castore.store import Store
+
+
+def _ownership(numeric_ids: bool) -> Ownership:
+    from castore.content.attributes import Ownership
+
+    return Ownership(change=os.geteuid() == 0, numeric=numeric_ids)
+
+
+_numeric_option = click.option(
+    "--numeric-ids", is_flag=True, help="Go by numbers of users and groups, not by their names."
+)
+
+
+@click.command(epilog="Example: castore restore drupal@12:sites /tmp/look")
+@click.argument("what", metavar="SERVICE@SEL[:PART[/PATH]]")
+@click.argument("destination", metavar="DEST")
+@_numeric_option
+@json_option
+@common
+def restore(
+    context: Common, what: str, destination: str, numeric_ids: bool, as_json: bool
+) -> None:
+    """Restore into the directory DEST, which must be new or empty.
+
+    A whole generation: each part under its name. A tree, or a directory in it: what it holds. A dump
+    or a single file: as a file of its name.
+    """
+    from castore.cli.progress import watching
+    from castore.model.tally import Tally
+    from castore.services.restoring import restore as put
+    from castore.services.select import select
+
+    with context.open_store() as store:
+        store.sync_generations()
+        selection = select(store, what)
+        tally = Tally()
+        with watching() as progress:
+            progress("restoring", tally)
+            done = put(store, selection, destination, _ownership(numeric_ids), tally)
+    if as_json:
+        print_json({
+            "placed": done.placed,
+            "bytes": tally.read,
+            "warnings": [[text.printable(path), reason] for path, reason in done.report.warnings],
+            "damaged": [[text.printable(path), reason] for path, reason in done.report.damaged],
+        })
+    else:
+        for path in done.placed:
+            print(path)
+    context.report_restored(done.report.warnings, done.report.damaged)
+
+
+@click.command(epilog="Example: castore rollback drupal --to r1 --dry-run")
+@click.argument("service")
+@click.option("--to", "selector", metavar="SEL", required=True, help="Revision, number, date, latest.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--no-safety", is_flag=True, help="Do not take a generation of the present state first.")
+@click.option(
+    "--restore",
+    "programs",
+    metavar="NAME='ARGV'",
+    multiple=True,
+    help="The program that takes the dump NAME in on its standard input.",
+)
+@_numeric_option
+@json_option
+@common
+def rollback(
+    context: Common,
+    service: str,
+    selector: str,
+    dry_run: bool,
+    no_safety: bool,
+    programs: tuple[str, ...],
+    numeric_ids: bool,
+    as_json: bool,
+) -> None:
+    """Put the state of SERVICE back: the newest generation of a revision, or any one.
+
+    Trees go back where they came from, only what differs being touched; dumps are fed to their restore
+    programs. First the present state is kept in a safety generation. If anything fails, the present
+    state is put back.
+    """
+    from castore.cli.opening import own_folders
+    from castore.cli.progress import watching
+    from castore.model.tally import Tally
+    from castore.services.rollback import plan_rollback, roll_back
+    from castore.services.select import find
+
+    with context.open_store() as store:
+        store.sync_generations()
+        target = find(store, service, selector)
+        origins = _origins(context, store, target, programs)
+        ownership = _ownership(numeric_ids)
+        if dry_run:
+            plan = plan_rollback(store, target, origins, ownership)
+            _print_plan(plan, as_json, safety=not no_safety)
+            return
+        revision = context.present_revision(service) or store.live_revision(service) or ""
+        with store.lock(service), watching() as progress:
+            tally = Tally()
+            done = roll_back(
+                store,
+                target,
+                origins,
+                ownership,
+                with_safety=not no_safety,
+                revision=revision,
+                leave_out=own_folders(),
+                progress=progress,
+                tally=tally,
+            )
+            store.set_live_revision(service, target.revision)
+    safety = done.safety.number if done.safety else None
+    if as_json:
+        print_json({"service": service, "number": target.number, "safety": safety})
+    else:
+        kept = f"; what it replaced is generation {safety}" if safety else ""
+        print(f"{service} is back at generation {target.number}{_of(target)}{kept}")
+    context.report_restored(
+        [(f"{part}:".encode() + path, reason) for part, path, reason in done.problems], []
+    )
+
+
+def _of(generation: Generation) -> str:
+    return f" of revision {generation.revision}" if generation.revision else ""
+
+
+def _origins(
+    context: Common, store: Store, target: Generation, programs: tuple[str, ...]
+) -> dict[str, Origin]:
+    """Return where each part belongs: as recorded, but castore.toml, and then --restore, know better."""
+    import msgspec
+
+    from castore.cli.snapshot import split_named, split_program
+    from castore.errors import UsageError
+    from castore.model.generation import Origin
+    from castore.services.rollback import read_details
+
+    origins = dict(read_details(store, target).origins)
+    origins.update(context.configured_origins(target.service))
+    for text_ in programs:
+        name, argv = split_named("--restore", text_)
+        if target.part(name) is None:
+            raise UsageError(f"generation {target.number} of {target.service!r} has no part {name!r}")
+        program = split_program("--restore", argv)
+        origins[name] = msgspec.structs.replace(origins.get(name, Origin()), restore=program)
+    return origins
+
+
+_SHOWN_STEPS = 40
+
+
+def _print_plan(plan: RollbackPlan, as_json: bool, *, safety: bool) -> None:
+    trees: dict[str, Any] = {}
+    for name, tree in plan.trees.items():
+        steps = [
+            {"action": step.action, "path": text.printable(b"/".join(step.path) or b".")}
+            for step in tree.steps
+        ]
+        size = sum(step.size for step in tree.steps)
+        trees[name] = {"path": tree.top, "bytes": size, "steps": steps}
+    dumps = [
+        {"part": dump.part.name, "size": dump.part.size, "program": list(dump.program), "path": dump.path}
+        for dump in plan.dumps
+    ]
+    target = plan.target
+    if as_json:
+        print_json({"number": target.number, "safety": safety, "trees": trees, "dumps": dumps})
+        return
+    print(f"would put {target.service} back to generation {target.number}{_of(target)}")
+    print("first: " + ("a safety generation of the present state" if safety else "no safety generation"))
+    for name, tree in trees.items():
+        print(f"tree {name}: {tree['path']}: {len(tree['steps'])} steps, {text.size(tree['bytes'])}")
+        for step in tree["steps"][:_SHOWN_STEPS]:
+            print(f"  {step['action']:8} {step['path']}")
+        if len(tree["steps"]) > _SHOWN_STEPS:
+            print(f"  and {len(tree['steps']) - _SHOWN_STEPS} more (--json lists all)")
+    for dump in dumps:
+        import shlex
+
+        into = shlex.join(dump["program"]) if dump["program"] else dump["path"]
+        print(f"dump {dump['part']}: {text.size(dump['size'])} into {into}")

@@ -1,0 +1,129 @@
+"""castore snapshot."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from castore.cli.options import common, json_option, print_json
+
+if TYPE_CHECKING:
+    from castore.cli.opening import Common
+    from castore.services.snapshot import Source
+
+
+def split_named(option: str, text: str) -> tuple[str, str]:
+    """Split NAME=VALUE."""
+    from castore.errors import UsageError
+
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise UsageError(f"{option} takes NAME=VALUE, not {text!r}")
+    return name, value
+
+
+def split_program(option: str, text: str) -> tuple[str, ...]:
+    """Split a program and its arguments by a shell's rules. No shell is run."""
+    from castore.errors import UsageError
+
+    try:
+        argv = tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} cannot be split into arguments: {error}") from None
+    if not argv:
+        raise UsageError(f"{option} names no program")
+    return argv
+
+
+@click.command(
+    epilog="Example: castore snapshot drupal --revision r1 --tree sites=/var/lib/drupal/sites "
+    "--exec db='mariadb-dump --skip-dump-date drupal'"
+)
+@click.argument("service")
+@click.option("--revision", metavar="REV", help="The configuration that the state belongs to.")
+@click.option("--tree", "trees", metavar="NAME=DIR", multiple=True, help="Take a directory.")
+@click.option(
+    "--dump", "dumps", metavar="NAME=FILE", multiple=True, help="Take a file; - is standard input."
+)
+@click.option(
+    "--exec",
+    "programs",
+    metavar="NAME='ARGV'",
+    multiple=True,
+    help="Run a program without a shell and take its standard output, if it exits 0.",
+)
+@click.option(
+    "--exclude", metavar="PATTERN", multiple=True, help="Leave out of trees, as in .gitignore."
+)
+@click.option("--one-file-system", is_flag=True, help="Stay on the file system of each tree's top.")
+@click.option(
+    "--exclude-caches", is_flag=True, help="Of directories with a CACHEDIR.TAG, keep only that."
+)
+@json_option
+@common
+def snapshot(
+    context: Common,
+    service: str,
+    revision: str | None,
+    trees: tuple[str, ...],
+    dumps: tuple[str, ...],
+    programs: tuple[str, ...],
+    exclude: tuple[str, ...],
+    one_file_system: bool,
+    exclude_caches: bool,
+    as_json: bool,
+) -> None:
+    """Take one generation of SERVICE, with all its parts.
+
+    With a castore.toml that describes SERVICE, its name alone is enough. With nothing configured, the
+    first snapshot makes a store and an identity, and says where.
+    """
+    from castore.cli.generations import describe, plain
+    from castore.cli.opening import own_folders
+    from castore.cli.progress import watching
+    from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
+    from castore.services.snapshot import snapshot as take
+
+    sources: dict[str, Source] = {}
+
+    def add(name: str, source: Source) -> None:
+        from castore.errors import UsageError
+
+        if name in sources:
+            raise UsageError(f"two parts are named {name!r}")
+        sources[name] = source
+
+    for text in trees:
+        name, path = split_named("--tree", text)
+        add(name, TreeSource(path, exclude, one_file_system, exclude_caches))
+    for text in dumps:
+        name, path = split_named("--dump", text)
+        add(name, StreamSource(sys.stdin.fileno()) if path == "-" else FileSource(path))
+    for text in programs:
+        name, argv = split_named("--exec", text)
+        add(name, ProgramSource(split_program("--exec", argv)))
+    if not sources:
+        sources = context.configured_sources(service)
+    with context.open_store(make=True) as store:
+        if revision is None:
+            revision = context.present_revision(service) or ""
+        context.check_recipients(store)
+        with store.lock(service), watching() as progress:
+            taken = take(
+                store,
+                service,
+                sources,
+                revision=revision,
+                leave_out=own_folders(),
+                progress=progress,
+            )
+            store.set_live_revision(service, taken.revision)
+        if as_json:
+            print_json(plain(taken))
+        else:
+            print(describe(taken))
+        if taken.missed:
+            context.report_missed(progress.warnings, taken)
