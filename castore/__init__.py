@@ -1,0 +1,110 @@
+"""castore: snapshots of service state that follow the configuration.
+
+The public Python API, of which the command line is one client::
+
+    import castore
+
+    store = castore.open_store("/var/backups/castore", castore.Places(state, cache), identity)
+    with store, store.lock("drupal"):
+        sources = {"sites": castore.TreeSource("/var/lib/drupal/sites")}
+        taken = castore.snapshot(store, "drupal", sources, revision="r1")
+    store.generations("drupal")                               # newest first
+    selection = castore.select(store, "drupal@r1:sites")
+    castore.restore(store, selection, "/tmp/look", castore.Ownership(change=False), castore.Tally())
+    castore.roll_back(store, selection.generation, origins, ...)
+
+Errors are those of `castore.errors`. Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from castore.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.content.attributes import Ownership
+    from castore.model.generation import Generation, Part
+    from castore.model.tally import Tally
+    from castore.sealing import Identity, Recipient
+    from castore.services.restoring import restore
+    from castore.services.rollback import plan_rollback, read_details, roll_back
+    from castore.services.select import select
+    from castore.services.snapshot import (
+        FileSource,
+        ProgramSource,
+        StreamSource,
+        TreeSource,
+        snapshot,
+    )
+    from castore.store import Places, Store
+    from castore.upkeep.verify import verify
+
+__all__ = [
+    "FileSource",
+    "Generation",
+    "Identity",
+    "Ownership",
+    "Part",
+    "Places",
+    "ProgramSource",
+    "Recipient",
+    "Store",
+    "StreamSource",
+    "Tally",
+    "TreeSource",
+    "__version__",
+    "open_store",
+    "plan_rollback",
+    "read_details",
+    "restore",
+    "roll_back",
+    "select",
+    "snapshot",
+    "verify",
+]
+
+_WHERE = {
+    "FileSource": "castore.services.snapshot",
+    "Generation": "castore.model.generation",
+    "Identity": "castore.sealing",
+    "Ownership": "castore.content.attributes",
+    "Part": "castore.model.generation",
+    "Places": "castore.store",
+    "ProgramSource": "castore.services.snapshot",
+    "Recipient": "castore.sealing",
+    "Store": "castore.store",
+    "StreamSource": "castore.services.snapshot",
+    "Tally": "castore.model.tally",
+    "TreeSource": "castore.services.snapshot",
+    "plan_rollback": "castore.services.rollback",
+    "read_details": "castore.services.rollback",
+    "restore": "castore.services.restoring",
+    "roll_back": "castore.services.rollback",
+    "select": "castore.services.select",
+    "snapshot": "castore.services.snapshot",
+    "verify": "castore.upkeep.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'castore' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def open_store(
+    path: str, places: Places, identity: Callable[[], Identity] | None = None
+) -> Store:
+    """Open the store in the directory `path`.
+
+    places: where this machine keeps keys and indexes. identity: called once, when state is first
+    read; without it what takes an identity raises IdentityError. Raises NotFoundError, FormatError.
+    """
+    from castore.storage import LocalStorage
+    from castore.store import Store
+
+    return Store.open(LocalStorage(path), places, identity)

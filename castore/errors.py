@@ -5,6 +5,7 @@ The tree, with the code the command line ends with::
     CastoreError                       1   failed
     +-- UsageError                     2   wrong usage or configuration
     |   +-- ConfigError                2   castore.toml says something it cannot mean
+    +-- IncompleteError                3   done, but not wholly
     +-- ProgramError                   4   a dump, restore or hook program failed
     +-- DamageError                    5   stored bytes are not what was stored
     |   +-- MissingError               5   something a generation needs is gone
@@ -38,7 +39,6 @@ EXIT_CODES: Final[dict[int, str]] = {
 }
 """Every exit code and its meaning; an unknown code means failure."""
 
-EXIT_INCOMPLETE: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
 
@@ -56,6 +56,12 @@ class UsageError(CastoreError):
 
 class ConfigError(UsageError):
     """castore.toml is not well formed, or says something it cannot mean."""
+
+
+class IncompleteError(CastoreError):
+    """What was asked for is done, but files were missed; raised when all else is finished."""
+
+    exit_code = 3
 
 
 class ProgramError(CastoreError):

@@ -17,6 +17,7 @@ from castore.errors import UsageError
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
 from castore.model.names import check_name, check_revision
 from castore.model.tally import Tally
+from castore.services.config import Service, TreePart
 from castore.services.programs import run_dump
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def snapshot(
     check_revision(revision)
     if not sources:
         raise UsageError(
-            f"nothing to take of {service!r}: give --tree, --dump or --exec, or parts in castore.toml"
+            f"nothing to take of {service!r}: name at least one tree, dump or program"
         )
     started = time.time_ns()
     clock = time.monotonic_ns()
@@ -96,7 +97,7 @@ def snapshot(
             tally = Tally()
             progress(check_name("part", name), tally)
             parts.append(_store_part(store, session, name, source, skip, tally))
-            origins[name] = _origin(source)
+            origins[name] = origin(source)
             warnings += [(name, path, reason) for path, reason in tally.warnings]
         details = _store_bytes(store, session, encode(Details(origins, tuple(warnings))))
         session.finish()
@@ -190,7 +191,21 @@ def _rules(source: TreeSource, skip: frozenset[tuple[int, int]]) -> ScanRules:
     return ScanRules(exclude, source.one_file_system, source.exclude_caches, skip)
 
 
-def _origin(source: Source) -> Origin:
+def sources_of(settings: Service) -> dict[str, Source]:
+    """Return how to take the parts of a service that castore.toml describes."""
+    sources: dict[str, Source] = {}
+    for name, part in settings.parts.items():
+        if isinstance(part, TreePart):
+            sources[name] = TreeSource(
+                part.path, part.exclude, part.one_file_system, part.exclude_caches
+            )
+        else:
+            sources[name] = ProgramSource(part.dump, part.restore)
+    return sources
+
+
+def origin(source: Source) -> Origin:
+    """Return what a generation records of where a part came from."""
     if isinstance(source, TreeSource):
         return Origin(
             path=os.fsencode(os.path.abspath(source.path)),

@@ -1,0 +1,214 @@
+"""What every command needs first: the configuration, the store, the identity."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from castore.cli import places, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from castore.model.generation import Generation, Origin
+    from castore.sealing import Identity, Recipient
+    from castore.services.config import Service, Settings
+    from castore.services.snapshot import Source
+    from castore.store import Store
+
+_SHOWN = 20
+
+
+def own_folders() -> list[str]:
+    """Return the folders of castore itself, which no tree takes in: they change under the scan."""
+    own = places.places()
+    return [own.state, own.cache]
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options that all commands share, and what follows from them."""
+
+    store: str | None
+    config: str | None
+    identity_file: str | None
+
+    @cached_property
+    def settings(self) -> Settings | None:
+        """What castore.toml says, if there is one. Raises ConfigError."""
+        from castore.services.config import load
+
+        path = places.find_config(self.config)
+        return None if path is None else load(path, home=os.path.expanduser("~"), programs=False)
+
+    def store_path(self, argument: str | None = None) -> str:
+        """Return where the store is, or would be made."""
+        explicit = argument or self.store or os.environ.get("CASTORE_STORE")
+        if explicit:
+            return os.path.abspath(explicit)
+        configured = self.settings.store if self.settings is not None else None
+        return configured or places.default_store()
+
+    def open_store(self, *, make: bool = False) -> Store:
+        """Open the store; with `make`, make the default one if nothing at all is configured."""
+        from castore.storage import LocalStorage
+        from castore.store import Store
+
+        path = self.store_path()
+        if make and path == places.default_store() and not os.path.exists(path):
+            self._make_first(path)
+        return Store.open(LocalStorage(path), places.places(), self.identity())
+
+    def identity(self) -> Callable[[], Identity]:
+        """Return how to get the identity when it is needed."""
+        return places.identity_provider(self.identity_file, self.default_identity)
+
+    def default_identity(self) -> str:
+        """Return where `init` writes the identity of this store unless told otherwise."""
+        from castore.storage import LocalStorage
+        from castore.store import Store
+
+        return places.identity_path(Store.read_id(LocalStorage(self.store_path())))
+
+    def make_store(
+        self,
+        argument: str | None,
+        recipients: Sequence[str],
+        *,
+        average: int = 65536,
+        passphrase: Callable[[], str] | None = None,
+    ) -> dict[str, Any]:
+        """Make a store, and an identity unless recipients are given; tell what was made."""
+        from castore.cli.keys import write_identity
+        from castore.errors import UsageError
+        from castore.sealing import Identity, Recipient
+        from castore.storage import LocalStorage
+        from castore.store import Store
+
+        configured = self.settings.recipients if self.settings is not None else ()
+        to: list[tuple[Recipient, str]] = [(Recipient.parse(r), "") for r in recipients or configured]
+        if recipients and self.identity_file:
+            raise UsageError("give --recipient or --identity: with recipients no identity is made")
+        identity = None
+        if not to:
+            if self.identity_file and os.path.exists(self.identity_file):
+                to = [(places.read_identity(self.identity_file).recipient, "")]
+            else:
+                identity = Identity.generate()
+                to = [(identity.recipient, "")]
+        phrase = passphrase() if passphrase is not None and identity is not None else None
+        path = self.store_path(argument)
+        staged = self.identity_file if identity is not None else None
+        if staged is not None and identity is not None:
+            write_identity(staged, identity, phrase)
+        store = Store.create(LocalStorage(path, create=True), places.places(), to, average=average)
+        with store:
+            if identity is not None and staged is None:
+                staged = places.identity_path(store.store_id)
+                write_identity(staged, identity, phrase)
+        texts = [recipient.text for recipient, _ in to]
+        return {"store": path, "identity": staged, "recipients": texts}
+
+    def _make_first(self, path: str) -> None:
+        made = self.make_store(None, ())
+        print(f"castore: made a store in {path}", file=sys.stderr)
+        if made["identity"]:
+            print(f"castore: and an identity in {made['identity']}", file=sys.stderr)
+            print(f"castore: {self.keep_safe(made['identity'])}", file=sys.stderr)
+
+    @staticmethod
+    def keep_safe(path: str) -> str:
+        """Say what an identity file is and where it belongs."""
+        return (
+            f"Copy {path} somewhere safe, off this machine: without it nothing stored can be read, "
+            "and whoever has it can read all of it."
+        )
+
+    def service_settings(self, service: str) -> Service | None:
+        """Return what castore.toml says of a service."""
+        return self.settings.service.get(service) if self.settings is not None else None
+
+    def present_revision(self, service: str) -> str | None:
+        """Return the revision of a service's present configuration, if castore.toml says how to know."""
+        from castore.services.revision import current
+
+        settings = self.service_settings(service)
+        return current(settings.revision) if settings is not None else None
+
+    def configured_sources(self, service: str) -> dict[str, Source]:
+        """Return the parts of a service as castore.toml describes them. Raises UsageError."""
+        from castore.errors import UsageError
+        from castore.services.config import load
+        from castore.services.snapshot import sources_of
+
+        settings = self.service_settings(service)
+        if settings is None or not settings.parts:
+            where = self.settings.path if self.settings is not None else "no castore.toml"
+            raise UsageError(
+                f"nothing to take of {service!r}: give --tree, --dump or --exec, or describe it in "
+                f"castore.toml ({where} was read)"
+            )
+        if self.settings is not None:
+            load(self.settings.path, home=os.path.expanduser("~"))  # this time with its programs
+        return sources_of(settings)
+
+    def configured_origins(self, service: str) -> dict[str, Origin]:
+        """Return where castore.toml says that the parts of a service belong."""
+        from castore.services.snapshot import origin, sources_of
+
+        settings = self.service_settings(service)
+        if settings is None:
+            return {}
+        return {name: origin(source) for name, source in sources_of(settings).items()}
+
+    def check_recipients(self, store: Store) -> None:
+        """Refuse to add to a store that is not sealed to whom castore.toml says. Raises ConfigError."""
+        from castore.errors import ConfigError
+        from castore.sealing import Recipient
+
+        if self.settings is None or not self.settings.recipients:
+            return
+        wanted = {Recipient.parse(one).text for one in self.settings.recipients}
+        actual = {recipient.text for recipient, _ in store.recipients}
+        if wanted != actual:
+            different = ", ".join(sorted(wanted ^ actual))
+            raise ConfigError(
+                f"{self.settings.path}: recipients: not those of the store {store.location} ({different}); "
+                "change the file, or the store with 'castore key add' and 'castore key remove'"
+            )
+
+    @staticmethod
+    def warn_damaged(store: Store) -> None:
+        """Tell of objects that could not be read while the index was brought up to date."""
+        for name, reason in sorted(store.damaged.items()):
+            print(f"castore: damaged: {name}: {reason}", file=sys.stderr)
+
+    @staticmethod
+    def report_missed(warnings: list[tuple[str, bytes, str]], taken: Generation) -> None:
+        """Tell which files a snapshot missed, and end with the exit code for that."""
+        from castore.errors import IncompleteError
+
+        for part, path, reason in warnings[:_SHOWN]:
+            print(f"castore: {part}:{text.printable(path)}: {reason}", file=sys.stderr)
+        raise IncompleteError(
+            f"{taken.service}@{taken.number} is committed, but {taken.missed} "
+            f"file{'s are' if taken.missed != 1 else ' is'} missing or doubtful in it; "
+            f"'castore show {taken.service}@{taken.number}' lists them"
+        )
+
+    @staticmethod
+    def report_restored(
+        warnings: list[tuple[bytes, str]], damaged: list[tuple[bytes, str]]
+    ) -> None:
+        """Tell what a restore could not do, and end with the exit code for that."""
+        from castore.errors import DamageError, IncompleteError
+
+        for path, reason in [*damaged, *warnings[:_SHOWN]]:
+            print(f"castore: {text.printable(path)}: {reason}", file=sys.stderr)
+        if damaged:
+            raise DamageError(f"{len(damaged)} files are damaged in the store and were not restored")
+        if warnings:
+            raise IncompleteError(f"restored, but not wholly: {len(warnings)} things as said above")
