@@ -78,7 +78,7 @@ ensure_environment() {
         need_venv_and_compiler
         make_venv
         rm -f "$venv"/plain.stamp "$venv"/test.stamp
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$2" \
+        "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "$2" \
             >&2 </dev/null || give_up "cannot install castore into $venv; the reason stands above"
         (base_now; sources_now) >"$venv/$1.stamp"
         # What suffices for the tests suffices for everything.

@@ -1,0 +1,1 @@
+"""What is kept of a service and how: castore.toml, revisions, programs, snapshots, roll-backs."""

@@ -1,0 +1,294 @@
+"""castore.toml: which store, whose recipients, and what there is to keep of each service.
+
+It is decoded level by level, so that a complaint names the exact key. A part's table is read
+by the engine that its `engine` names: a new engine is one more struct in `_ENGINES`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tomllib
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from castore.errors import ConfigError, UsageError
+from castore.model.names import check_name, check_revision
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """A TOML table whose keys are all known."""
+
+
+class Revision(_Table, frozen=True):
+    """Where a service's revision comes from: exactly one of these."""
+
+    value: str | None = None
+    """The revision itself."""
+    link: str | None = None
+    """A symbolic link, whose target it is."""
+    command: tuple[str, ...] | None = None
+    """A program that prints it."""
+
+
+class TreePart(_Table, frozen=True):
+    """A directory."""
+
+    path: str
+    engine: Literal["tree"] = "tree"
+    exclude: tuple[str, ...] = ()
+    """Patterns as in .gitignore, relative to `path`."""
+    one_file_system: bool = False
+    """Leave out what is mounted below it."""
+    exclude_caches: bool = False
+    """Leave out what directories with a CACHEDIR.TAG hold."""
+
+
+class CommandPart(_Table, frozen=True):
+    """A dump made by a program."""
+
+    dump: tuple[str, ...]
+    """The program that writes the dump to its standard output."""
+    engine: Literal["command"] = "command"
+    restore: tuple[str, ...] = ()
+    """The program that takes it in on its standard input; empty: it cannot be rolled back."""
+
+
+PartSettings = TreePart | CommandPart
+
+_ENGINES: Final[dict[str, type[TreePart | CommandPart]]] = {
+    "tree": TreePart,
+    "command": CommandPart,
+}
+
+
+class Service(_Table, frozen=True):
+    """What is kept of one service."""
+
+    revision: Revision | None = None
+    parts: dict[str, PartSettings] = {}
+
+
+class Settings(_Table, frozen=True):
+    """A whole castore.toml."""
+
+    store: str | None = None
+    """The store's directory, absolute."""
+    recipients: tuple[str, ...] = ()
+    """To whom a store made with these settings is sealed: castore-pub-..."""
+    service: dict[str, Service] = {}
+    path: str = ""
+    """The file that this was read from."""
+
+
+class _ServiceTable(_Table, frozen=True):
+    """Service, its parts not decoded."""
+
+    revision: dict[str, Any] | None = None
+    parts: dict[str, dict[str, Any]] = {}
+
+
+class _TopTable(_Table, frozen=True):
+    """Settings, its services not decoded."""
+
+    store: str | None = None
+    recipients: tuple[str, ...] = ()
+    service: dict[str, dict[str, Any]] = {}
+
+
+def load(path: str, *, home: str | None = None, programs: bool = True) -> Settings:
+    """Read and check a castore.toml.
+
+    home: what a leading `~/` of a path stands for; None: such a path is refused.
+    programs: refuse the file if a program that it names is not there; a caller that only wants to
+    know where the store is, on a machine that has none of the services yet, does without.
+
+    Raises ConfigError: `FILE: KEY.PATH: reason`.
+    """
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    return _Reader(path, home, programs=programs).settings(document)
+
+
+_Decoded = TypeVar("_Decoded", bound=_Table)
+_Keys = tuple[str | int, ...]
+
+
+class _Reader:
+    """One reading of one file; every method is given the keys that lead to its value."""
+
+    def __init__(self, path: str, home: str | None, *, programs: bool) -> None:
+        self._path = path
+        self._home = home
+        self._programs = programs
+
+    def settings(self, document: dict[str, Any]) -> Settings:
+        top = self._convert(document, _TopTable, ())
+        return Settings(
+            store=None if top.store is None else self._absolute(top.store, ("store",)),
+            recipients=self._recipients(top.recipients),
+            service={
+                name: self._service(name, table, ("service", name))
+                for name, table in top.service.items()
+            },
+            path=self._path,
+        )
+
+    def _recipients(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if texts:
+            # libsodium is loaded only for a file that names recipients.
+            from castore.sealing.keys import Recipient  # noqa: PLC0415
+
+            for position, text in enumerate(texts):
+                try:
+                    Recipient.parse(text)
+                except UsageError as error:
+                    raise self._error(("recipients", position), str(error)) from error
+        return texts
+
+    def _service(self, name: str, table: dict[str, Any], keys: _Keys) -> Service:
+        self._named("service", name, keys)
+        service = self._convert(table, _ServiceTable, keys)
+        revision = service.revision
+        return Service(
+            revision=None if revision is None else self._revision(revision, (*keys, "revision")),
+            parts={
+                part: self._part(part, part_table, (*keys, "parts", part))
+                for part, part_table in service.parts.items()
+            },
+        )
+
+    def _revision(self, table: dict[str, Any], keys: _Keys) -> Revision:
+        revision = self._convert(table, Revision, keys)
+        if len(table) != 1:
+            raise self._error(keys, "exactly one of value, link and command was expected")
+        if revision.value is not None:
+            try:
+                check_revision(revision.value)
+            except UsageError as error:
+                raise self._error((*keys, "value"), str(error)) from error
+            if not revision.value:
+                raise self._error((*keys, "value"), "it is empty")
+        if revision.command is not None:
+            self._program(revision.command, (*keys, "command"))
+        if revision.link is not None:
+            link = self._absolute(revision.link, (*keys, "link"))
+            revision = msgspec.structs.replace(revision, link=link)
+        return revision
+
+    def _part(self, name: str, table: dict[str, Any], keys: _Keys) -> PartSettings:
+        self._named("part", name, keys)
+        engine = table.get("engine")
+        known = " or ".join(f'"{engine}"' for engine in _ENGINES)
+        if engine is None:
+            raise self._error((*keys, "engine"), f"this key is missing; {known} was expected")
+        if not isinstance(engine, str) or engine not in _ENGINES:
+            raise self._error((*keys, "engine"), f"{known} was expected, not {engine!r}")
+        part = self._convert(table, _ENGINES[engine], keys)
+        if isinstance(part, TreePart):
+            return msgspec.structs.replace(part, path=self._absolute(part.path, (*keys, "path")))
+        self._program(part.dump, (*keys, "dump"))
+        if part.restore:
+            self._program(part.restore, (*keys, "restore"))
+        return part
+
+    def _named(self, what: str, name: str, keys: _Keys) -> None:
+        try:
+            check_name(what, name)
+        except UsageError as error:
+            raise self._error(keys, str(error)) from error
+
+    def _absolute(self, path: str, keys: _Keys) -> str:
+        """Return `path` with `~` replaced; refuse what depends on where castore is started."""
+        if self._home is not None and (path == "~" or path.startswith("~/")):
+            path = self._home + path[1:]
+        if not os.path.isabs(path):
+            raise self._error(keys, f"{path!r} is a relative path; an absolute one was expected")
+        if "\0" in path:
+            raise self._error(keys, f"{path!r} cannot be a path: it holds a zero byte")
+        return os.path.normpath(path)
+
+    def _program(self, argv: tuple[str, ...], keys: _Keys) -> None:
+        if not argv or not argv[0]:
+            raise self._error(keys, "it is empty; a program and its arguments were expected")
+        if any("\0" in argument for argument in argv):
+            raise self._error(keys, "an argument holds a zero byte, which no program can be given")
+        program = argv[0]
+        if "/" in program and not os.path.isabs(program):
+            raise self._error(
+                (*keys, 0),
+                f"{program!r} is a relative path; an absolute one, or a name to be looked up in "
+                "PATH, was expected",
+            )
+        if self._programs and shutil.which(program) is None:
+            where = "there" if os.path.isabs(program) else "in PATH"
+            raise self._error((*keys, 0), f"there is no program {program!r} {where}")
+
+    def _convert(self, table: dict[str, Any], kind: type[_Decoded], keys: _Keys) -> _Decoded:
+        try:
+            return msgspec.convert(table, kind)
+        except msgspec.ValidationError as error:
+            raise self._refusal(kind, keys, str(error), table) from None
+
+    def _refusal(
+        self, kind: type[_Table], keys: _Keys, complaint: str, table: dict[str, Any]
+    ) -> ConfigError:
+        """Put msgspec's complaint about `table` in castore.toml's own words."""
+        names = [field.encode_name for field in msgspec.structs.fields(kind)]
+        if unknown := [name for name in table if name not in names]:
+            return self._error((*keys, unknown[0]), f"unknown key; known here: {', '.join(names)}")
+        if missing := _MISSING.match(complaint):
+            return self._error((*keys, missing[1]), "this key is missing")
+        reason, _, place = complaint.partition(" - at ")
+        value: Any = table
+        for name, position in _STEP.findall(place):
+            # msgspec does not say which key of a table of tables: the one that holds none.
+            step = name or (
+                int(position)
+                if position.isdigit()
+                else next(key for key, inner in value.items() if not isinstance(inner, dict))
+            )
+            keys, value = (*keys, step), value[step]
+        for word, plain in _WORDS.items():
+            reason = reason.replace(f"`{word}`", plain)
+        return self._error(keys, reason[:1].lower() + reason[1:])
+
+    def _error(self, keys: _Keys, reason: str) -> ConfigError:
+        return ConfigError(f"{self._path}: {_dotted(keys)}: {reason}")
+
+
+_MISSING: Final = re.compile("Object missing required field `(.*?)`")
+_STEP: Final = re.compile(r"\.([A-Za-z0-9_-]+)|\[(\d+|\.\.\.)\]")
+_BARE: Final = re.compile("[A-Za-z0-9_-]+")
+_WORDS: Final = {
+    "str": "text",
+    "str | null": "text",
+    "int": "a number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "array | null": "a list",
+    "object": "a table",
+    "object | null": "a table",
+}
+"""msgspec's names of types, which are JSON's, and what a reader of TOML calls them."""
+
+
+def _dotted(keys: _Keys) -> str:
+    """Return keys as castore.toml would write them; a list's positions in brackets."""
+    text = ""
+    for key in keys:
+        if isinstance(key, int):
+            text += f"[{key}]"
+        else:
+            dot = "." if text else ""
+            # A TOML string is quoted and escaped as one of JSON.
+            text += dot + (key if _BARE.fullmatch(key) else msgspec.json.encode(key).decode())
+    return text

@@ -1,0 +1,69 @@
+"""Where a service's revision, the name of its present configuration, comes from."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import CastoreError, ProgramError, UsageError
+from castore.model.names import check_revision
+from castore.services.programs import output_of
+
+if TYPE_CHECKING:
+    from castore.services.config import Revision
+
+_MAX_LINKS: Final = 40
+"""As many symbolic links as the kernel follows."""
+
+
+def current(revision: Revision | None) -> str | None:
+    """Return a service's present revision; None where castore.toml names no source of it.
+
+    Raises UsageError if the source has none to give, ProgramError if its program fails.
+    """
+    if revision is None:
+        return None
+    if revision.command is not None:
+        return _printed(revision.command)
+    if revision.link is not None:
+        return _checked(_target(revision.link), f"the target of {revision.link}")
+    assert revision.value is not None
+    return check_revision(revision.value)
+
+
+def _target(link: str) -> str:
+    """Follow a symbolic link while what it names is one, too; return the last one's text.
+
+    A profile of Guix or Nix names a link that carries a number, which names the system in the
+    store. That last name belongs to the configuration; the number changes when it comes back.
+    """
+    path, target = link, ""
+    for _ in range(_MAX_LINKS):
+        try:
+            target = os.readlink(path)
+        except OSError as error:
+            if target:
+                return target
+            reason = "it is no symbolic link" if os.path.lexists(link) else error.strerror
+            raise UsageError(f"no revision from the link {link}: {reason}") from error
+        path = os.path.join(os.path.dirname(path), target)
+    raise UsageError(f"no revision from the link {link}: it leads in a circle")
+
+
+def _printed(command: tuple[str, ...]) -> str:
+    try:
+        text = output_of(command).decode().strip()
+    except UnicodeDecodeError as error:
+        raise ProgramError(f"{command[0]} printed a revision that is not UTF-8") from error
+    if not text:
+        raise ProgramError(f"{command[0]} printed nothing where a revision was expected")
+    return _checked(text, f"what {command[0]} printed")
+
+
+def _checked(text: str, source: str) -> str:
+    try:
+        return check_revision(os.fsencode(text).decode())
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source} cannot be a revision: it is not UTF-8") from error
+    except CastoreError as error:
+        raise UsageError(f"{source} cannot be a revision: {error}") from error
