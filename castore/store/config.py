@@ -1,0 +1,144 @@
+"""`config/N`: a store's parameters, its recipients, and its writer secret sealed to them."""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.errors import (
+    DamageError,
+    FormatError,
+    IdentityError,
+    NotFoundError,
+    ObjectMissingError,
+)
+from castore.sealing import Recipient, WriterKey
+from castore.store.header import CONFIG, HEADER_BYTES, check_header, header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from castore.sealing import Identity
+    from castore.storage import Storage
+
+_VERSION: Final = 1
+_SEAL_BYTES: Final = 96
+_SEALS: Final = HEADER_BYTES + 16 + 2
+_COUNT: Final = struct.Struct("<H")
+
+
+class LabelledRecipient(msgspec.Struct, frozen=True, array_like=True):
+    """A recipient, and what people call it."""
+
+    key: bytes
+    label: str
+
+    @property
+    def recipient(self) -> Recipient:
+        """The key, to seal to."""
+        return Recipient(self.key)
+
+
+class StoreConfig(msgspec.Struct, frozen=True):
+    """What holds for a whole store."""
+
+    version: int
+    created: int
+    """Nanoseconds since 1970."""
+    average: int
+    """The mean length of a chunk."""
+    recipients: tuple[LabelledRecipient, ...]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(StoreConfig)
+
+
+def config_name(number: int) -> str:
+    """Return the name of the object."""
+    return f"config/{number}"
+
+
+def config_numbers(storage: Storage) -> list[int]:
+    """Return the numbers of the configurations there are, in ascending order."""
+    return sorted(int(n) for n in storage.list("config") if re.fullmatch(r"[1-9][0-9]{0,17}", n))
+
+
+def encode_config(number: int, config: StoreConfig, writer: WriterKey) -> bytes:
+    """Return the bytes of `config/number`. Raises UsageError for a recipient that is none."""
+    secret = writer.store_id + writer.secret
+    seals = [entry.recipient.seal(secret) for entry in config.recipients]
+    start = b"".join([header(CONFIG), writer.store_id, _COUNT.pack(len(seals)), *seals])
+    ad = config_name(number).encode() + start
+    return start + writer.objects.seal(ad, _encoder.encode(config))
+
+
+class SealedConfig:
+    """The highest `config/N` as it is read: a store id, seals, and a box."""
+
+    def __init__(self, number: int, data: bytes) -> None:
+        self.number = number
+        self.name = config_name(number)
+        check_header(self.name, data, CONFIG)
+        if len(data) < _SEALS:
+            raise DamageError(f"{self.name} is damaged: it is cut")
+        self.store_id = data[HEADER_BYTES : HEADER_BYTES + 16]
+        (self._count,) = _COUNT.unpack_from(data, HEADER_BYTES + 16)
+        self._box = _SEALS + self._count * _SEAL_BYTES
+        if len(data) <= self._box:
+            raise DamageError(f"{self.name} is damaged: it is cut")
+        self._data = data
+
+    @classmethod
+    def read(cls, storage: Storage) -> SealedConfig:
+        """Return a store's configuration. Raises NotFoundError, DamageError, FormatError."""
+        for _attempt in range(3):
+            numbers = config_numbers(storage)
+            if not numbers:
+                break
+            try:
+                return cls(numbers[-1], storage.get(config_name(numbers[-1])))
+            except ObjectMissingError:
+                continue  # another castore has just replaced it
+        raise NotFoundError(
+            f"no store at {storage.location}: it holds no castore store; 'castore init' makes one"
+        )
+
+    def writer_key(self, identity: Identity) -> WriterKey | None:
+        """Return the writer key through an identity; None if no seal is for it."""
+        for at in range(_SEALS, self._box, _SEAL_BYTES):
+            try:
+                secret = identity.open(self._data[at : at + _SEAL_BYTES])
+            except IdentityError:
+                continue
+            if secret[:16] != self.store_id:
+                raise DamageError(f"{self.name} is damaged: a seal in it is of another store")
+            return WriterKey(secret[:16], secret[16:])
+        return None
+
+    def open(self, writer: WriterKey) -> StoreConfig:
+        """Return the configuration, authentic. Raises DamageError, FormatError."""
+        ad = self.name.encode() + self._data[: self._box]
+        try:
+            config = _decoder.decode(writer.objects.open(ad, self._data[self._box :]))
+        except (DamageError, msgspec.MsgspecError) as error:
+            raise DamageError(f"{self.name} is damaged: {error}") from None
+        if config.version != _VERSION:
+            raise FormatError(
+                f"{self.name} is of format {config.version}, and this castore knows {_VERSION}: "
+                "update castore"
+            )
+        if any(len(entry.key) != 32 for entry in config.recipients):
+            raise DamageError(f"{self.name} is damaged: a recipient in it is none")
+        return config
+
+
+def named(recipients: Iterable[LabelledRecipient]) -> str:
+    """Return the recipients as a message names them."""
+    return ", ".join(
+        f"{entry.recipient.text} ({entry.label})" if entry.label else entry.recipient.text
+        for entry in recipients
+    )

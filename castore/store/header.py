@@ -1,0 +1,38 @@
+"""The 16 bytes that every object begins with."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from castore.errors import DamageError, FormatError
+
+HEADER_BYTES: Final = 16
+CONFIG: Final = b"castorec"
+SESSION: Final = b"castores"
+PACK: Final = b"castorep"
+GENERATION: Final = b"castoreg"
+
+_VERSION: Final = 1
+_HEADER: Final = struct.Struct("<8sH6s")
+
+
+def header(kind: bytes) -> bytes:
+    """Return the header of a new object."""
+    return _HEADER.pack(kind, _VERSION, bytes(6))
+
+
+def check_header(name: str, data: bytes, kind: bytes) -> None:
+    """Refuse `data`, the beginning of the object `name`, if it is not of this kind and version.
+
+    Raises DamageError, FormatError.
+    """
+    if len(data) < HEADER_BYTES or data[:8] != kind:
+        raise DamageError(f"{name} is damaged: it does not begin as such an object does")
+    _, version, rest = _HEADER.unpack_from(data)
+    if version != _VERSION:
+        raise FormatError(
+            f"{name} is of format {version}, and this castore knows {_VERSION}: update castore"
+        )
+    if rest != bytes(6):
+        raise DamageError(f"{name} is damaged: its header is not one")

@@ -1,0 +1,344 @@
+"""What this machine knows of a store: where records lie, and the generations. LMDB, rebuildable.
+
+Everything here can be read again from the store. Entries are put only after what they tell of is
+durable in the store. Reads are short transactions; none stays open across I/O on the store.
+
+    chunks, nodes   id -> place (26 bytes)
+    copies          id | pack number -> place: of a record that the tables above place elsewhere
+    bases           id | pack number -> id of the base of a delta
+    packs           pack number -> pack id | length;   pack_numbers: the other way round
+    sessions        session number -> session id;      session_numbers: the other way round
+    generations     service | 0 | number -> plaintext of the record
+    revisions       service | 0 | revision | 0 | number -> nothing; safety generations left out
+    records         T-N, the name of a generation's object -> its key in generations
+    meta            version of this layout, store id, the next pack and session number
+
+Numbers in keys are u32, big-endian, so that they sort.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import lmdb
+
+from castore.errors import StorageError
+from castore.model.refs import PackId, RecordId, SessionId
+from castore.store.environment import BROKEN, TABLES, acquire, release
+from castore.store.pack import CHUNK, DELTA, NO_BASE
+from castore.store.places import make_private_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from castore.model.generation import Generation
+    from castore.store.pack import PackEntry
+
+_PLACE: Final = struct.Struct("<IIIIIIBB")
+"""Pack, offset, sealed length, plain length, counter, session, codec, 0."""
+_NUMBER: Final = struct.Struct(">I")
+_PACK: Final = struct.Struct("<32sQ")
+
+
+class Place(NamedTuple):
+    """Where a record lies, and what it takes to open it."""
+
+    pack: PackId
+    offset: int
+    sealed_length: int
+    plain_length: int
+    counter: int
+    session: SessionId
+    codec: int
+    base: RecordId
+
+    @classmethod
+    def of(cls, pack: PackId, entry: PackEntry) -> Place:
+        """Return the place of an entry of a pack."""
+        return cls(
+            pack,
+            entry.offset,
+            entry.sealed_length,
+            entry.plain_length,
+            entry.counter,
+            entry.session,
+            entry.codec,
+            entry.base,
+        )
+
+
+class Index:
+    """The index in the folder `path`, made where there is none; safe to share between threads."""
+
+    def __init__(self, path: str, store_id: bytes) -> None:
+        self.path = path
+        make_private_directory(path)
+        try:
+            self._environment = acquire(path, store_id)
+        except (lmdb.Error, OSError) as error:
+            raise self._refusal(error) from error
+        self._begin = self._environment.env.begin
+        self._tables = self._environment.tables
+        self._chunks = self._tables["chunks"]
+        self._nodes = self._tables["nodes"]
+        self._closed = False
+
+    def close(self) -> None:
+        """Give the index up; the last to do so closes it."""
+        if not self._closed:
+            self._closed = True
+            release(self._environment)
+
+    def clear(self) -> None:
+        """Forget everything. Raises StorageError."""
+        with self._transaction(write=True) as txn:
+            for name in TABLES:
+                if name != "meta":
+                    txn.drop(self._tables[name], delete=False)
+
+    def _refusal(self, error: Exception) -> StorageError:
+        hint = ""
+        if isinstance(error, BROKEN):
+            hint = "; it is damaged: delete that folder, and it is built again from the store"
+        return StorageError(f"the index in {self.path} does not work: {error}{hint}")
+
+    @contextlib.contextmanager
+    def _transaction(self, *, write: bool = False, buffers: bool = False) -> Iterator[Any]:
+        try:
+            with self._begin(write=write, buffers=buffers) as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise self._refusal(error) from error
+
+    # Records
+
+    def has_chunk(self, chunk: bytes) -> bool:
+        """Whether the store has a chunk."""
+        try:
+            with self._begin(self._chunks) as txn:
+                return txn.get(chunk) is not None
+        except lmdb.Error as error:
+            raise self._refusal(error) from error
+
+    def has_node(self, node: bytes) -> bool:
+        """Whether the store has a node."""
+        try:
+            with self._begin(self._nodes) as txn:
+                return txn.get(node) is not None
+        except lmdb.Error as error:
+            raise self._refusal(error) from error
+
+    def known(self, chunks: Iterable[RecordId]) -> set[RecordId]:
+        """Return those of the chunks that the store has."""
+        with self._transaction() as txn:
+            return {chunk for chunk in chunks if txn.get(chunk, db=self._chunks) is not None}
+
+    def locate(self, kind: int, record_id: RecordId) -> Place | None:
+        """Return where a record lies, or None."""
+        with self._transaction() as txn:
+            value = txn.get(record_id, db=self._chunks if kind == CHUNK else self._nodes)
+            return None if value is None else self._place(txn, record_id, value)
+
+    def copies(self, record_id: RecordId) -> list[Place]:
+        """Return where else a record lies."""
+        found = []
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["copies"])
+            more = cursor.set_range(record_id)
+            while more and cursor.key()[:32] == record_id:
+                place = self._place(txn, record_id, cursor.value())
+                if place is not None:
+                    found.append(place)
+                more = cursor.next()
+        return found
+
+    def _place(self, txn: Any, record_id: bytes, value: bytes) -> Place | None:
+        pack, offset, sealed, plain, counter, session, codec, _ = _PLACE.unpack(value)
+        number = _NUMBER.pack(pack)
+        named = txn.get(number, db=self._tables["packs"])
+        session_id = txn.get(_NUMBER.pack(session), db=self._tables["sessions"])
+        base = NO_BASE
+        if codec == DELTA:
+            base = txn.get(record_id + number, db=self._tables["bases"])
+        if named is None or session_id is None or base is None:
+            return None
+        pack_id = PackId(named[:32])
+        return Place(pack_id, offset, sealed, plain, counter, SessionId(session_id), codec, base)
+
+    def count(self, table: str) -> int:
+        """Return how many entries a table has: chunks, nodes, packs, sessions, generations."""
+        with self._transaction() as txn:
+            return int(txn.stat(self._tables[table])["entries"])
+
+    # Packs
+
+    def pack_ids(self) -> set[PackId]:
+        """Return the packs that are indexed."""
+        with self._transaction() as txn:
+            keys = txn.cursor(self._tables["pack_numbers"]).iternext(keys=True, values=False)
+            return set(keys)
+
+    def packs(self) -> list[tuple[PackId, int]]:
+        """Return the packs that are indexed, with their lengths."""
+        with self._transaction() as txn:
+            values = txn.cursor(self._tables["packs"]).iternext(keys=False, values=True)
+            return [_PACK.unpack(value) for value in values]
+
+    def put_packs(self, packs: Iterable[tuple[PackId, int, list[PackEntry]]]) -> None:
+        """Take in packs that are durable in the store: (name, length, entries) of each."""
+        with self._transaction(write=True) as txn:
+            for pack, length, entries in packs:
+                if txn.get(pack, db=self._tables["pack_numbers"]) is None:
+                    number = self._next_number(txn, b"next pack")
+                    txn.put(pack, number, db=self._tables["pack_numbers"])
+                    txn.put(number, _PACK.pack(pack, length), db=self._tables["packs"])
+                    self._put_entries(txn, number, entries)
+
+    def _put_entries(self, txn: Any, number: bytes, entries: list[PackEntry]) -> None:
+        (pack,) = _NUMBER.unpack(number)
+        sessions: dict[SessionId, int] = {}
+        for entry in sorted(entries):
+            session = sessions.get(entry.session)
+            if session is None:
+                session = sessions[entry.session] = self._session_number(txn, entry.session)
+            place = _PLACE.pack(
+                pack,
+                entry.offset,
+                entry.sealed_length,
+                entry.plain_length,
+                entry.counter,
+                session,
+                entry.codec,
+                0,
+            )
+            table = self._chunks if entry.kind == CHUNK else self._nodes
+            if not txn.put(entry.id, place, overwrite=False, db=table):
+                txn.put(entry.id + number, place, db=self._tables["copies"])
+            if entry.codec == DELTA:
+                txn.put(entry.id + number, entry.base, db=self._tables["bases"])
+
+    def _next_number(self, txn: Any, counter: bytes) -> bytes:
+        number: bytes = txn.get(counter, _NUMBER.pack(0), db=self._tables["meta"])
+        txn.put(counter, _NUMBER.pack(_NUMBER.unpack(number)[0] + 1), db=self._tables["meta"])
+        return number
+
+    def _session_number(self, txn: Any, session: SessionId) -> int:
+        number = txn.get(session, db=self._tables["session_numbers"])
+        if number is None:
+            number = self._next_number(txn, b"next session")
+            txn.put(session, number, db=self._tables["session_numbers"])
+            txn.put(number, session, db=self._tables["sessions"])
+        return int(_NUMBER.unpack(number)[0])
+
+    def remove_packs(self, packs: Iterable[PackId]) -> None:
+        """Forget packs that are gone from the store; a copy takes the place of what was in them."""
+        with self._transaction(write=True) as txn:
+            gone = set()
+            for pack in packs:
+                number = txn.pop(pack, db=self._tables["pack_numbers"])
+                if number is not None:
+                    txn.delete(number, db=self._tables["packs"])
+                    gone.add(number)
+            if not gone:
+                return
+            places = {_NUMBER.unpack(number)[0].to_bytes(4, "little") for number in gone}
+            for name in ("copies", "bases"):
+                self._delete_where(txn, name, lambda key, _value: key[32:] in gone)
+            for name in ("chunks", "nodes"):
+                for key in self._delete_where(txn, name, lambda _key, value: value[:4] in places):
+                    self._promote(txn, name, key)
+
+    def _delete_where(self, txn: Any, table: str, dead: Any) -> list[bytes]:
+        database = self._tables[table]
+        keys = [key for key, value in txn.cursor(database) if dead(key, value)]
+        for key in keys:
+            txn.delete(key, db=database)
+        return keys
+
+    def _promote(self, txn: Any, table: str, record_id: bytes) -> None:
+        cursor = txn.cursor(self._tables["copies"])
+        if cursor.set_range(record_id) and cursor.key()[:32] == record_id:
+            txn.put(record_id, cursor.value(), db=self._tables[table])
+            cursor.delete()
+
+    # Generations
+
+    def record_names(self) -> set[str]:
+        """Return T-N of each generation that is indexed."""
+        with self._transaction() as txn:
+            keys = txn.cursor(self._tables["records"]).iternext(keys=True, values=False)
+            return {key.decode() for key in keys}
+
+    def put_generations(self, found: Iterable[tuple[str, Generation, bytes]]) -> None:
+        """Take in generations: (T-N, the generation, its plaintext) of each."""
+        with self._transaction(write=True) as txn:
+            for name, generation, plain in found:
+                number = _NUMBER.pack(generation.number)
+                key = generation.service.encode() + b"\0" + number
+                txn.put(key, plain, db=self._tables["generations"])
+                txn.put(name.encode(), key, db=self._tables["records"])
+                if not generation.safety:
+                    revision = _revision_key(generation.service, generation.revision)
+                    txn.put(revision + b"\0" + number, b"", db=self._tables["revisions"])
+
+    def remove_generations(self, names: Iterable[str]) -> None:
+        """Forget generations, named T-N, that are gone from the store."""
+        with self._transaction(write=True) as txn:
+            gone = {txn.pop(name.encode(), db=self._tables["records"]) for name in names}
+            for key in gone - {None}:
+                txn.delete(key, db=self._tables["generations"])
+            pairs = {(key[:-5], key[-4:]) for key in gone if key}
+            self._delete_where(
+                txn, "revisions", lambda key, _v: (key.partition(b"\0")[0], key[-4:]) in pairs
+            )
+
+    def services(self) -> list[str]:
+        """Return the services that have generations."""
+        found = []
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["generations"])
+            more = cursor.first()
+            while more:
+                service = cursor.key()[:-5]
+                found.append(service.decode())
+                more = cursor.set_range(service + b"\x01")
+        return found
+
+    def generations(self, service: str | None = None) -> list[bytes]:
+        """Return the plaintexts of generations' records, by service and number, ascending."""
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["generations"])
+            if service is None:
+                return list(cursor.iternext(keys=False, values=True))
+            prefix = service.encode() + b"\0"
+            found = []
+            more = cursor.set_range(prefix)
+            while more and cursor.key().startswith(prefix):
+                found.append(cursor.value())
+                more = cursor.next()
+            return found
+
+    def generation(self, service: str, number: int) -> bytes | None:
+        """Return the plaintext of a generation's record, or None."""
+        with self._transaction() as txn:
+            key = service.encode() + b"\0" + _NUMBER.pack(number)
+            value: bytes | None = txn.get(key, db=self._tables["generations"])
+            return value
+
+    def numbers_by_revision(self, service: str, prefix: str) -> list[int]:
+        """Return the numbers of generations whose revision begins with `prefix`, newest first."""
+        numbers = []
+        start = _revision_key(service, prefix)
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["revisions"])
+            more = cursor.set_range(start)
+            while more and cursor.key().startswith(start):
+                numbers.append(_NUMBER.unpack(cursor.key()[-4:])[0])
+                more = cursor.next()
+        return sorted(numbers, reverse=True)
+
+
+def _revision_key(service: str, revision: str) -> bytes:
+    return service.encode() + b"\0" + revision.encode("utf-8", "surrogateescape")

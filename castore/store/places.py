@@ -1,0 +1,99 @@
+"""Where on this machine a store's own things lie, and how its secret files are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from dataclasses import dataclass
+
+from castore.errors import StorageError
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders on this machine that hold something for each store, below its id."""
+
+    state: str
+    """What must outlive caches: the writer key, locks, journals."""
+    cache: str
+    """What can be deleted at any time: the index."""
+
+    def state_of(self, store_id: bytes) -> str:
+        """Return the folder of what must be kept for a store."""
+        return os.path.join(self.state, store_id.hex())
+
+    def writer_key_of(self, store_id: bytes) -> str:
+        """Return the path of a store's writer key."""
+        return os.path.join(self.state_of(store_id), "writer.key")
+
+    def index_of(self, store_id: bytes) -> str:
+        """Return the folder of a store's index."""
+        return os.path.join(self.cache, store_id.hex(), "index")
+
+
+def refusal(doing: str, path: str, error: OSError) -> StorageError:
+    """Return the error that says what this machine refused."""
+    return StorageError(f"cannot {doing} {path}: {error.strerror or error}")
+
+
+def make_private_directory(path: str) -> None:
+    """Make `path` and what is missing above it, open to its owner only. Raises StorageError."""
+    missing = []
+    step = os.path.abspath(path)
+    while not os.path.isdir(step):
+        missing.append(step)
+        if (above := os.path.dirname(step)) == step:
+            break
+        step = above
+    for step in reversed(missing):
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(step, 0o700)
+            _sync_directory(os.path.dirname(step))
+        except OSError as error:
+            raise refusal("make the directory", step, error) from error
+
+
+def write_private(path: str, data: bytes) -> None:
+    """Make `path` a file that holds `data`, durably, in one step, readable to its owner only.
+
+    A file that is there is replaced. Raises StorageError.
+    """
+    folder = os.path.dirname(path)
+    make_private_directory(folder)
+    part = f"{path}.{secrets.token_hex(8)}"
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(part, path)
+        _sync_directory(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise refusal("write", path, error) from error
+
+
+def read_private(path: str) -> str | None:
+    """Return the text of a file, or None if it is not there. Raises StorageError."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise refusal("read", path, error) from error
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,71 @@
+"""A store sealed anew, for other recipients: keys are sealed again, data is not touched."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from castore.errors import BusyError, ObjectExistsError, ObjectMissingError
+from castore.store.config import config_name, config_numbers, encode_config
+from castore.store.sessions import (
+    decode_session,
+    encode_session,
+    sealed_to,
+    session_name,
+    session_numbers,
+)
+
+if TYPE_CHECKING:
+    from castore.model.refs import SessionId
+    from castore.storage import Storage
+    from castore.store.config import StoreConfig
+    from castore.store.keyring import Keyring
+
+
+def reseal(
+    storage: Storage, keyring: Keyring, number: int, config: StoreConfig
+) -> None:
+    """Seal the store to the recipients of `config`, which becomes config/`number`.
+
+    That object is there already if this was begun before: what is done is not done again. New
+    objects come before old ones go, so that at every moment each session has a key.
+    Raises IdentityError, DamageError, StorageError, BusyError.
+    """
+    name = config_name(number)
+    if number not in config_numbers(storage):
+        try:
+            storage.put(name, encode_config(number, config, keyring.writer))
+        except ObjectExistsError:
+            raise BusyError(f"another castore has just written {name}; try again") from None
+    for session, numbers in sorted(session_numbers(storage).items()):
+        _reseal_session(storage, keyring, session, numbers[-1], config)
+    for session, numbers in session_numbers(storage).items():
+        for old in numbers[:-1]:
+            _remove(storage, session_name(session, old))
+    for old in config_numbers(storage):
+        if old < number:
+            _remove(storage, config_name(old))
+
+
+def _reseal_session(
+    storage: Storage, keyring: Keyring, session: SessionId, number: int, config: StoreConfig
+) -> None:
+    writer = keyring.writer
+    name = session_name(session, number)
+    record = decode_session(session, number, storage.get(name), writer)
+    if {key for key, _ in record.seals} == {entry.key for entry in config.recipients}:
+        return
+    data_key = keyring.data_key(name, session, record)
+    seals = sealed_to((entry.recipient for entry in config.recipients), session, data_key)
+    anew = msgspec.structs.replace(record, seals=seals)
+    with contextlib.suppress(ObjectExistsError):
+        storage.put(
+            session_name(session, number + 1), encode_session(session, number + 1, anew, writer)
+        )
+
+
+def _remove(storage: Storage, name: str) -> None:
+    with contextlib.suppress(ObjectMissingError):
+        storage.delete(name)

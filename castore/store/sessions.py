@@ -1,0 +1,112 @@
+"""`sessions/S.N`: the key of a session, sealed to each recipient."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.errors import DamageError, FormatError
+from castore.model.refs import SessionId
+from castore.sealing import Cipher  # noqa: TC001 - msgspec reads the annotation
+from castore.store.header import HEADER_BYTES, SESSION, check_header, header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from castore.sealing import Identity, Recipient, WriterKey
+    from castore.storage import Storage
+
+_VERSION: Final = 1
+_BOX: Final = HEADER_BYTES + 16
+
+
+class SessionRecord(msgspec.Struct, frozen=True):
+    """What a session object holds."""
+
+    version: int
+    time: int
+    """When the session began: nanoseconds since 1970."""
+    host: str
+    cipher: Cipher
+    seals: tuple[tuple[bytes, bytes], ...]
+    """(recipient, session id | data key sealed to it)."""
+
+    def data_key(self, name: str, session: SessionId, identity: Identity) -> bytes | None:
+        """Return the key of the session's chunks; None if it is not sealed to this identity."""
+        for key, sealed in self.seals:
+            if key == identity.recipient.key:
+                opened = identity.open(sealed)
+                if len(opened) != 48 or opened[:16] != session:
+                    raise DamageError(f"{name} is damaged: it holds the key of another session")
+                return opened[16:]
+        return None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(SessionRecord)
+
+
+def session_name(session: SessionId, number: int) -> str:
+    """Return the name of the object."""
+    return f"sessions/{session.hex()}.{number}"
+
+
+def session_numbers(storage: Storage) -> dict[SessionId, list[int]]:
+    """Return the numbers there are of each session, in ascending order."""
+    found: dict[SessionId, list[int]] = {}
+    for name in storage.list("sessions"):
+        if match := re.fullmatch(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,17})", name):
+            found.setdefault(SessionId(bytes.fromhex(match[1])), []).append(int(match[2]))
+    for numbers in found.values():
+        numbers.sort()
+    return found
+
+
+def sealed_to(
+    recipients: Iterable[Recipient], session: SessionId, data_key: bytes
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Return a session's seals for these recipients."""
+    return tuple((recipient.key, recipient.seal(session + data_key)) for recipient in recipients)
+
+
+def _associated(name: str, store_id: bytes, start: bytes) -> bytes:
+    return name.encode() + store_id + start
+
+
+def encode_session(
+    session: SessionId, number: int, record: SessionRecord, writer: WriterKey
+) -> bytes:
+    """Return the bytes of `sessions/S.number`."""
+    start = header(SESSION) + session
+    ad = _associated(session_name(session, number), writer.store_id, start)
+    return start + writer.objects.seal(ad, _encoder.encode(record))
+
+
+def decode_session(
+    session: SessionId, number: int, data: bytes, writer: WriterKey
+) -> SessionRecord:
+    """Return what the bytes of `sessions/S.number` hold. Raises DamageError, FormatError."""
+    name = session_name(session, number)
+    check_header(name, data, SESSION)
+    if data[HEADER_BYTES:_BOX] != session:
+        raise DamageError(f"{name} is damaged: it names another session, or is cut")
+    try:
+        ad = _associated(name, writer.store_id, data[:_BOX])
+        record = _decoder.decode(writer.objects.open(ad, data[_BOX:]))
+    except (DamageError, msgspec.MsgspecError) as error:
+        raise DamageError(f"{name} is damaged: {error}") from None
+    if record.version != _VERSION:
+        raise FormatError(
+            f"{name} is of format {record.version}, and this castore knows {_VERSION}: "
+            "update castore"
+        )
+    return record
+
+
+def new_session_record(
+    time: int, host: str, cipher: Cipher, seals: tuple[tuple[bytes, bytes], ...]
+) -> SessionRecord:
+    """Return the record of a session that begins."""
+    return SessionRecord(_VERSION, time, host, cipher, seals)

@@ -1,0 +1,442 @@
+"""A store: open it, add to it through sessions, read what it holds, keep its index up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+
+from castore.errors import (
+    BusyError,
+    DamageError,
+    IdentityError,
+    MissingError,
+    ObjectExistsError,
+    StorageError,
+    UsageError,
+)
+from castore.kernel import Cutter
+from castore.model.generation import decode_generation
+from castore.model.refs import decode_node
+from castore.sealing import WriterKey
+from castore.store.config import (
+    LabelledRecipient,
+    SealedConfig,
+    StoreConfig,
+    config_name,
+    config_numbers,
+    encode_config,
+)
+from castore.store.generations import MAX_NUMBER, encode_generation, generation_name
+from castore.store.index import Index, Place
+from castore.store.keyring import IdentitySource, Keyring, wrong_identity
+from castore.store.locks import service_lock
+from castore.store.pack import CHUNK, NODE, pack_name, read_footer
+from castore.store.places import read_private, write_private
+from castore.store.records import RecordReader
+from castore.store.reseal import reseal
+from castore.store.session import Session
+from castore.store.sync import sync_generations, sync_packs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from castore.model.generation import Generation
+    from castore.model.refs import PackId, RecordId, Ref
+    from castore.sealing import Identity, Recipient
+    from castore.storage import Storage
+    from castore.store.pack import PackEntry
+    from castore.store.places import Places
+
+_MIN_AVERAGE: Final = 1 << 10
+_MAX_AVERAGE: Final = 4 << 20
+"""The longest chunk, eight times this, has to fit into a pack."""
+
+
+class Store:
+    """An open store. What reads is safe to share between threads."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        places: Places,
+        sealed: SealedConfig,
+        writer: WriterKey,
+        identity: IdentitySource,
+    ) -> None:
+        self.storage = storage
+        self.places = places
+        self.writer_key = writer
+        self.store_id = writer.store_id
+        self.config = sealed.open(writer)
+        self._config_number = sealed.number
+        self.cutter = Cutter(writer.gear, self.config.average)
+        self.damaged: dict[str, str] = {}
+        """Objects that were found damaged, by name, with the reasons; they are not indexed."""
+        self._identity = identity
+        self.index = Index(places.index_of(self.store_id), self.store_id)
+        self._keyring = Keyring(storage, writer, identity, lambda: self.config)
+        self._records = RecordReader(storage, self.index, writer, self._keyring)
+        self._syncing = threading.Lock()
+
+    # Opening and closing
+
+    @classmethod
+    def create(
+        cls,
+        storage: Storage,
+        places: Places,
+        recipients: Sequence[tuple[Recipient, str]],
+        *,
+        average: int = 65536,
+        identity: Callable[[], Identity] | None = None,
+    ) -> Store:
+        """Make a store in `storage`, sealed to (recipient, label) pairs, and open it.
+
+        Its writer key is kept on this machine. Raises UsageError, StorageError.
+        """
+        taken = f"{storage.location} holds a castore store already"
+        if config_numbers(storage):
+            raise UsageError(taken)
+        if not _MIN_AVERAGE <= average <= _MAX_AVERAGE:
+            raise UsageError(
+                f"chunks cannot have {average} bytes on average: {_MIN_AVERAGE} to {_MAX_AVERAGE}"
+            )
+        config = StoreConfig(1, time.time_ns(), average, _labelled(recipients))
+        writer = WriterKey.generate()
+        data = encode_config(1, config, writer)
+        path = places.writer_key_of(writer.store_id)
+        _keep_writer_key(path, writer, storage)
+        try:
+            storage.put(config_name(1), data)
+        except ObjectExistsError:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+                os.rmdir(os.path.dirname(path))
+            raise UsageError(taken) from None
+        return cls(storage, places, SealedConfig(1, data), writer, IdentitySource(identity))
+
+    @classmethod
+    def open(
+        cls,
+        storage: Storage,
+        places: Places,
+        identity: Callable[[], Identity] | None = None,
+        *,
+        local_key: bool = True,
+    ) -> Store:
+        """Open the store in `storage`.
+
+        The writer key comes from this machine's state, or, where it is not there or not wanted
+        (`local_key`), through the identity, into memory only. `identity` is called when it is first
+        needed, and once. Raises NotFoundError, IdentityError, DamageError, FormatError, UsageError.
+        """
+        sealed = SealedConfig.read(storage)
+        source = IdentitySource(identity)
+        path = places.writer_key_of(sealed.store_id)
+        text = read_private(path) if local_key else None
+        if text is not None:
+            writer = _parse_writer_key(path, text, sealed.store_id, storage)
+        else:
+            writer = _writer_key_through(sealed, source, storage)
+        return cls(storage, places, sealed, writer, source)
+
+    @staticmethod
+    def read_id(storage: Storage) -> bytes:
+        """Return the 16 bytes that name the store in `storage`, unverified.
+
+        Raises NotFoundError, DamageError, FormatError.
+        """
+        return SealedConfig.read(storage).store_id
+
+    def adopt(self) -> None:
+        """Keep the writer key on this machine, which can then add without an identity."""
+        path = self.places.writer_key_of(self.store_id)
+        _keep_writer_key(path, self.writer_key, self.storage)
+
+    def close(self) -> None:
+        """Give the index up."""
+        self.index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({self.location!r})"
+
+    @property
+    def location(self) -> str:
+        """How a person names the place that holds the store."""
+        return self.storage.location
+
+    @property
+    def recipients(self) -> list[tuple[Recipient, str]]:
+        """Whom the store is sealed to, with what they are called."""
+        return [(entry.recipient, entry.label) for entry in self.config.recipients]
+
+    def identity(self) -> Identity:
+        """Return the identity that contents are opened with. Raises IdentityError."""
+        return self._identity.get()
+
+    # The index
+
+    def sync(self) -> None:
+        """Bring the index up to date with the store; what is damaged is told in `damaged`."""
+        self.sync_generations()
+        with self._syncing:
+            self._told("packs/", sync_packs(self.storage, self.index, self.writer_key))
+
+    def sync_generations(self) -> None:
+        """Bring the index's generations up to date with the store."""
+        with self._syncing:
+            found = sync_generations(self.storage, self.index, self.writer_key)
+            self._told("generations/", found)
+
+    def _told(self, folder: str, found: dict[str, str]) -> None:
+        kept = {k: reason for k, reason in self.damaged.items() if not k.startswith(folder)}
+        self.damaged = kept | found
+
+    def reindex(self) -> None:
+        """Build the index again from the store."""
+        self.index.clear()
+        self.sync()
+
+    def packs(self) -> Iterator[tuple[PackId, int]]:
+        """Yield the name and length of each indexed pack."""
+        yield from self.index.packs()
+
+    def stored_bytes(self) -> int:
+        """Return the length of all indexed packs."""
+        return sum(length for _, length in self.index.packs())
+
+    def count_chunks(self) -> int:
+        """Return how many different chunks are indexed."""
+        return self.index.count("chunks")
+
+    def has_chunk(self, chunk: RecordId) -> bool:
+        """Whether a chunk is indexed."""
+        return self.index.has_chunk(chunk)
+
+    # Records
+
+    def session(self) -> Session:
+        """Return a session that adds to this store; use it in a `with` block."""
+        self._refresh_config()
+        return Session(self.storage, self.index, self.writer_key, self.config)
+
+    def read_chunk(self, chunk: RecordId) -> bytes:
+        """Return a chunk. Raises MissingError, DamageError, IdentityError."""
+        return self._read(CHUNK, chunk)
+
+    def read_node(self, node: RecordId) -> list[Ref]:
+        """Return the references of a node. Raises MissingError, DamageError."""
+        try:
+            return decode_node(self._read(NODE, node))
+        except MissingError:
+            raise
+        except DamageError as error:
+            what = f"node {node.hex()}"
+            raise DamageError(str(error) if what in str(error) else f"{what}: {error}") from None
+
+    def _read(self, kind: int, record_id: RecordId) -> bytes:
+        plain = self._records.read(kind, record_id)
+        if plain is None:
+            # Another machine may have added it, or moved it to another pack.
+            self.sync()
+            plain = self._records.read(kind, record_id)
+        if plain is not None:
+            return plain
+        what = "chunk" if kind == CHUNK else "node"
+        message = f"{what} {record_id.hex()} is not in the store at {self.location}"
+        packs = sorted(name for name in self.damaged if name.startswith("packs/"))
+        if packs:
+            message += f"; it may have been in a damaged pack: {', '.join(packs)}"
+        raise MissingError(message)
+
+    def pack_entries(self, pack: PackId) -> list[PackEntry]:
+        """Return what a pack says that it holds. Raises DamageError, FormatError, StorageError."""
+        return read_footer(self.storage, pack_name(pack), self.writer_key)[0]
+
+    def read_entry(self, pack: PackId, entry: PackEntry) -> bytes:
+        """Return the record that lies at this place of this pack, verified.
+
+        Raises DamageError, IdentityError for a chunk, ObjectMissingError.
+        """
+        return self._records.open(entry.kind, entry.id, Place.of(pack, entry))
+
+    # Generations
+
+    def services(self) -> list[str]:
+        """Return the names of the services that have generations, sorted."""
+        return self.index.services()
+
+    def generations(self, service: str | None = None) -> list[Generation]:
+        """Return the generations of a service, or of all, newest first."""
+        found = [self._decode(plain) for plain in self.index.generations(service)]
+        if service is None:
+            found.sort(key=lambda generation: (generation.time, generation.number))
+        found.reverse()
+        return found
+
+    def generation(self, service: str, number: int) -> Generation | None:
+        """Return a generation, or None."""
+        if not 0 < number <= MAX_NUMBER:
+            return None
+        plain = self.index.generation(service, number)
+        return None if plain is None else self._decode(plain)
+
+    def by_revision(self, service: str, prefix: str) -> list[Generation]:
+        """Return the generations whose revision begins with `prefix`, newest first.
+
+        Safety generations, which roll-backs take, are found by number only.
+        """
+        numbers = self.index.numbers_by_revision(service, prefix)
+        found = (self.generation(service, number) for number in numbers)
+        return [generation for generation in found if generation is not None]
+
+    def next_number(self, service: str) -> int:
+        """Return the number behind the highest in the store, those of damaged records included."""
+        tag = self.writer_key.tag(service).hex() + "-"
+        numbers = [
+            int(name[len(tag) :])
+            for name in self.storage.list("generations")
+            if name.startswith(tag) and name[len(tag) :].isdecimal()
+        ]
+        return max(numbers, default=0) + 1
+
+    def commit(self, generation: Generation) -> None:
+        """Write a generation's record: the last step, which makes it one.
+
+        Everything that it needs is durable by then. Raises BusyError if its number was taken,
+        StorageError.
+        """
+        if not 0 < generation.number <= MAX_NUMBER:
+            raise UsageError(f"a generation cannot have the number {generation.number}")
+        name = generation_name(self.writer_key, generation.service, generation.number)
+        data, plain = encode_generation(generation, self.writer_key)
+        try:
+            self.storage.put(name, data)
+        except ObjectExistsError:
+            raise BusyError(
+                f"another castore has just taken the number {generation.number} of "
+                f"{generation.service!r}; nothing was committed, try again"
+            ) from None
+        # It is committed; where the index fails, the next synchronisation takes it in.
+        with contextlib.suppress(StorageError):
+            self.index.put_generations([(name.partition("/")[2], generation, plain)])
+
+    def _decode(self, plain: bytes) -> Generation:
+        try:
+            return decode_generation(plain)
+        except DamageError as error:
+            raise StorageError(
+                f"the index in {self.index.path} is damaged: {error}; 'castore reindex' repairs it"
+            ) from None
+
+    # What this machine keeps of a service
+
+    def lock(self, service: str) -> AbstractContextManager[None]:
+        """Hold the lock of a service on this machine. Raises BusyError."""
+        return service_lock(self._state_file("locks", service), service)
+
+    def live_revision(self, service: str) -> str | None:
+        """Return the revision that the service's state on this machine was last put to."""
+        text = read_private(self._state_file("live", service))
+        return None if text is None else text.removesuffix("\n")
+
+    def set_live_revision(self, service: str, revision: str) -> None:
+        """Remember the revision that the service's state on this machine belongs to."""
+        path = self._state_file("live", service)
+        write_private(path, revision.encode() + b"\n")
+
+    def _state_file(self, folder: str, service: str) -> str:
+        state = self.places.state_of(self.store_id)
+        return os.path.join(state, folder, self.writer_key.tag(service).hex())
+
+    # Recipients
+
+    def reseal(self, recipients: Sequence[tuple[Recipient, str]]) -> None:
+        """Seal the store to exactly these (recipient, label) pairs.
+
+        Interrupted, it is finished by being called again. Raises UsageError, IdentityError,
+        DamageError, StorageError, BusyError.
+        """
+        labelled = _labelled(recipients)
+        self._refresh_config()
+        config, number = self.config, self._config_number
+        if config.recipients != labelled:
+            config, number = msgspec.structs.replace(config, recipients=labelled), number + 1
+        reseal(self.storage, self._keyring, number, config)
+        self._refresh_config()
+
+    def _refresh_config(self) -> None:
+        """Take in what another process has said since: who the recipients are."""
+        if max(config_numbers(self.storage), default=0) != self._config_number:
+            sealed = SealedConfig.read(self.storage)
+            if sealed.store_id != self.store_id:
+                raise DamageError(f"{sealed.name} is damaged: it is of another store")
+            self.config = sealed.open(self.writer_key)
+            self._config_number = sealed.number
+
+
+def _labelled(recipients: Sequence[tuple[Recipient, str]]) -> tuple[LabelledRecipient, ...]:
+    if not recipients:
+        raise UsageError("a store needs a recipient: nobody could read what is sealed to none")
+    found = dict(recipients)
+    if len(found) > 1000:
+        raise UsageError(f"a store has at most 1000 recipients, not {len(found)}")
+    return tuple(LabelledRecipient(recipient.key, label) for recipient, label in found.items())
+
+
+def _keep_writer_key(path: str, writer: WriterKey, storage: Storage) -> None:
+    note = (
+        f"# The writer key of the castore store {writer.store_id.hex()},\n"
+        f"# at {storage.location!r} when this was written. It adds to the store and lists it; it\n"
+        "# does not open contents. Keep it secret.\n"
+    )
+    write_private(path, (note + writer.text() + "\n").encode())
+
+
+def _writer_key_through(
+    sealed: SealedConfig, source: IdentitySource, storage: Storage
+) -> WriterKey:
+    """Return the writer key that a store keeps for holders of an identity."""
+    try:
+        identity = source.get()
+    except IdentityError as error:
+        raise IdentityError(
+            f"this machine has no writer key for the store at {storage.location}; "
+            f"run 'castore key adopt' with an identity ({error})"
+        ) from None
+    writer = sealed.writer_key(identity)
+    if writer is None:
+        raise IdentityError(wrong_identity(storage, identity, None))
+    return writer
+
+
+def _parse_writer_key(path: str, text: str, store_id: bytes, storage: Storage) -> WriterKey:
+    again = f"with an identity, 'castore key adopt --store {storage.location}' writes it again"
+    try:
+        writer = WriterKey.parse(text)
+    except UsageError:
+        raise UsageError(f"the file {path} holds no writer key; {again}") from None
+    if writer.store_id != store_id:
+        raise UsageError(
+            f"the writer key in {path} is of the store {writer.store_id.hex()}, and the store at "
+            f"{storage.location} is {store_id.hex()}; {again}"
+        )
+    return writer

@@ -1,0 +1,84 @@
+"""The index brought up to date with what is in the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import DamageError, FormatError, ObjectMissingError
+from castore.model.refs import PackId
+from castore.store.generations import NAME, open_generation
+from castore.store.pack import pack_name, read_footer
+
+if TYPE_CHECKING:
+    from castore.model.generation import Generation
+    from castore.sealing import WriterKey
+    from castore.storage import Storage
+    from castore.store.index import Index
+    from castore.store.pack import PackEntry
+
+_BATCH: Final = 50_000
+"""Records put in one transaction: one sync of the index's file a batch, in bounded memory."""
+
+
+def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, str]:
+    """Take new packs in, and those that are gone out; return what is damaged, and why."""
+    # What is indexed is looked up first: a pack that another process adds meanwhile is then new
+    # here, and never taken for one that is gone.
+    indexed = index.pack_ids()
+    listed = {
+        PackId(bytes.fromhex(name))
+        for name in storage.list("packs")
+        if len(name) == 64 and not name.strip("0123456789abcdef")
+    }
+    damaged = {}
+    batch: list[tuple[PackId, int, list[PackEntry]]] = []
+    records = 0
+    for pack in sorted(listed - indexed):
+        name = pack_name(pack)
+        try:
+            entries, length = read_footer(storage, name, writer)
+        except (DamageError, FormatError) as error:
+            damaged[name] = _reason(name, error)
+            continue
+        except ObjectMissingError:
+            continue
+        batch.append((pack, length, entries))
+        records += len(entries)
+        if records >= _BATCH:
+            index.put_packs(batch)
+            batch, records = [], 0
+    if batch:
+        index.put_packs(batch)
+    if gone := indexed - listed:
+        index.remove_packs(gone)
+    return damaged
+
+
+def sync_generations(storage: Storage, index: Index, writer: WriterKey) -> dict[str, str]:
+    """Take new generations in, and those that are gone out; return what is damaged, and why."""
+    indexed = index.record_names()
+    listed = set(storage.list("generations"))
+    damaged = {}
+    found: list[tuple[str, Generation, bytes]] = []
+    for short in sorted(listed - indexed):
+        if not NAME.fullmatch(short):
+            continue
+        name = f"generations/{short}"
+        try:
+            generation, plain = open_generation(name, storage.get(name), writer)
+        except (DamageError, FormatError) as error:
+            damaged[name] = _reason(name, error)
+            continue
+        except ObjectMissingError:
+            continue
+        found.append((short, generation, plain))
+    if found:
+        index.put_generations(found)
+    if gone := indexed - listed:
+        index.remove_generations(gone)
+    return damaged
+
+
+def _reason(name: str, error: Exception) -> str:
+    """Return what is wrong, without the object's name, which stands beside it."""
+    return str(error).removeprefix(name).removeprefix(" is damaged").lstrip(": ")

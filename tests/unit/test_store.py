@@ -1,0 +1,447 @@
+"""A store in a directory: sessions, packs, index, generations, keys."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from castore.errors import (
+    BusyError,
+    DamageError,
+    FormatError,
+    IdentityError,
+    MissingError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
+from castore.kernel import padme
+from castore.model.generation import Generation, StoredRef
+from castore.model.refs import RecordId, Ref, RefKind
+from castore.sealing import Cipher, Identity
+from castore.storage import LocalStorage
+from castore.store import Places, Store
+from castore.store import pack as packs
+from castore.store import session as sessions
+
+
+class Bench:
+    """A store's directory, this machine's places, and an identity."""
+
+    def __init__(self, path):
+        self.path = path
+        self.places = Places(str(path / "state"), str(path / "cache"))
+        self.identity = Identity.generate()
+        self.asked = 0
+        recipients = [(self.identity.recipient, "me")]
+        self.store = Store.create(self.storage(), self.places, recipients, identity=self.provide)
+
+    def storage(self):
+        return LocalStorage(str(self.path / "store"), create=True)
+
+    def provide(self):
+        self.asked += 1
+        return self.identity
+
+    def open(self, places=None, identity=True, **options):
+        provider = self.provide if identity is True else identity
+        return Store.open(self.storage(), places or self.places, provider, **options)
+
+    def elsewhere(self, name="other"):
+        return Places(str(self.path / name / "state"), str(self.path / name / "cache"))
+
+    def objects(self, folder):
+        return sorted((self.path / "store" / folder).iterdir())
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    yield made
+    made.store.close()
+
+
+def put(store, *contents):
+    """Store chunks and a node of them; return their references and the node's id."""
+    with store.session() as session:
+        refs = []
+        for content in contents:
+            sealed = session.seal(memoryview(content))
+            session.add(sealed)
+            refs.append(sealed.ref)
+        node, _ = session.put_node(refs)
+    return refs, node
+
+
+def generation(store, number=1, service="web", revision="r1", **more):
+    details = StoredRef(RefKind.CHUNK, bytes(32), 1)
+    return Generation(service, number, number * 1000, revision, "host", (), details, bytes(16), **more)
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def private(path):
+    for folder, folders, files in os.walk(path):
+        for name in folders:
+            assert stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o700
+        for name in files:
+            assert stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o600
+
+
+def test_chunks_and_nodes_come_back_and_are_stored_once(bench):
+    contents = [os.urandom(100_000), b"a" * 65536, b"", b"x"]
+    refs, node = put(bench.store, *contents)
+    assert [bench.store.read_chunk(ref.id) for ref in refs] == contents
+    assert bench.store.read_node(node) == refs
+    assert bench.asked == 1
+    before = bench.objects("packs")
+    with bench.store.session() as session:
+        sealed = session.seal(contents[0])
+        assert sealed.record is None
+        assert session.add(sealed) is False
+        assert session.put_node(refs) == (node, 0)
+    assert bench.objects("packs") == before
+    assert len(bench.objects("sessions")) == 1
+    private(bench.places.state)
+    private(bench.places.cache)
+
+
+def test_a_chunk_added_twice_in_a_session_is_in_the_pack_once(bench):
+    with bench.store.session() as session:
+        first, second = session.seal(b"same" * 1000), session.seal(b"same" * 1000)
+        assert first.counter != second.counter
+        assert [session.add(first), session.add(second)] == [True, False]
+        assert session.seal(b"same" * 1000).record is None
+    assert bench.store.count_chunks() == 1
+
+
+def test_records_are_sealed_on_two_threads_without_sharing_a_counter(bench):
+    contents = [os.urandom(3000) for _ in range(400)]
+    with bench.store.session() as session, ThreadPoolExecutor(2) as pool:
+        sealed = list(pool.map(session.seal, contents))
+        assert len({one.counter for one in sealed}) == len(contents)
+        assert all(session.add(one) for one in sealed)
+    assert [bench.store.read_chunk(one.ref.id) for one in sealed] == contents
+
+
+def test_packs_are_cut_when_full_and_padded(bench, monkeypatch):
+    monkeypatch.setattr(packs, "PACK_BYTES", 1 << 20)
+    refs, _ = put(bench.store, *(os.urandom(60_000) for _ in range(60)))
+    sizes = sorted(path.stat().st_size for path in bench.objects("packs"))
+    assert sizes[1:] == [1 << 20] * (len(sizes) - 1)
+    assert len(sizes) == 4
+    assert padme(sizes[0]) == sizes[0]
+    assert all(len(bench.store.read_chunk(ref.id)) == 60_000 for ref in refs)
+    assert sum(size for _, size in bench.store.packs()) == bench.store.stored_bytes() == sum(sizes)
+
+
+@pytest.mark.parametrize("cipher", Cipher)
+def test_a_store_reads_sessions_of_either_cipher(bench, monkeypatch, cipher):
+    monkeypatch.setattr(sessions, "best_cipher", lambda: cipher)
+    refs, node = put(bench.store, b"content")
+    with bench.open() as store:
+        assert store.read_chunk(refs[0].id) == b"content"
+        assert store.read_node(node) == refs
+
+
+def test_an_identity_alone_opens_everything_and_adopt_keeps_the_writer_key(bench):
+    refs, node = put(bench.store, b"content")
+    bench.store.commit(generation(bench.store))
+    places = bench.elsewhere()
+    with bench.open(places) as store:
+        store.sync()
+        assert store.read_chunk(refs[0].id) == b"content"
+        assert store.read_node(node) == refs
+        assert store.generations() == [generation(store)]
+        with pytest.raises(IdentityError, match="castore key adopt"):
+            bench.open(places, identity=None)
+        store.adopt()
+    with bench.open(places, identity=None) as store:
+        assert store.writer_key == bench.store.writer_key
+    private(places.state)
+
+
+def test_a_writer_key_alone_adds_and_lists_but_reads_no_chunk(bench):
+    with bench.open(identity=None) as store:
+        refs, node = put(store, b"content")
+        store.commit(generation(store))
+        assert store.read_node(node) == refs
+        with pytest.raises(IdentityError):
+            store.read_chunk(refs[0].id)
+
+
+def test_a_wrong_identity_is_told_what_the_store_is_sealed_to(bench):
+    refs, _ = put(bench.store, b"content")
+    with (
+        bench.open(identity=Identity.generate) as store,
+        pytest.raises(IdentityError, match=bench.identity.recipient.text),
+    ):
+        store.read_chunk(refs[0].id)
+    with pytest.raises(IdentityError, match="opens nothing"):
+        bench.open(bench.elsewhere(), identity=Identity.generate)
+
+
+def test_what_is_no_store_or_another_store_or_version_is_refused(bench, tmp_path):
+    with pytest.raises(NotFoundError, match="castore init"):
+        Store.open(LocalStorage(str(tmp_path / "empty"), create=True), bench.places)
+    with pytest.raises(UsageError, match="already"):
+        Store.create(bench.storage(), bench.places, [(bench.identity.recipient, "")])
+    path = bench.places.writer_key_of(bench.store.store_id)
+    other = Bench(tmp_path / "2")
+    shutil.copy(other.places.writer_key_of(other.store.store_id), path)
+    with pytest.raises(UsageError, match=other.store.store_id.hex()):
+        bench.open()
+    other.store.close()
+    with bench.open(local_key=False) as store:
+        store.adopt()
+    bench.open().close()
+    config = tmp_path / "store/config/1"
+    flip(config, 8)
+    with pytest.raises(FormatError):
+        bench.open()
+
+
+def test_every_flipped_byte_of_a_config_is_noticed(bench, tmp_path):
+    config = tmp_path / "store/config/1"
+    whole = config.read_bytes()
+    for at in range(len(whole)):
+        config.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises((DamageError, FormatError, IdentityError)):
+            bench.open(bench.places, identity=None)
+    for length in (0, 15, 33, 40, len(whole) - 1):
+        config.write_bytes(whole[:length])
+        with pytest.raises(DamageError, match="config/1"):
+            bench.open(identity=None)
+
+
+def test_an_index_that_is_lost_or_damaged_or_cut_is_built_again(bench):
+    refs, _ = put(bench.store, b"content")
+    bench.store.commit(generation(bench.store))
+    bench.store.close()
+    path = bench.places.index_of(bench.store.store_id)
+    file = os.path.join(path, "data.mdb")
+
+    def cut(length):
+        os.truncate(file, length)
+
+    def spoil():
+        with open(file, "r+b") as opened:
+            opened.write(b"\xff" * 8192)
+
+    for harm in (lambda: shutil.rmtree(path), spoil, *(lambda n=n: cut(n) for n in (0, 100, 8192, 20480))):
+        harm()
+        with bench.open() as store:
+            store.sync()
+            assert store.read_chunk(refs[0].id) == b"content"
+            assert store.generations() == [generation(store)]
+            store.reindex()
+            assert store.generations() == [generation(store)]
+            assert store.count_chunks() == 1
+
+
+def test_a_damaged_pack_is_named_and_the_rest_of_the_store_is_usable(bench):
+    lost, _ = put(bench.store, b"lost")
+    (broken,) = bench.objects("packs")
+    kept, _ = put(bench.store, b"kept")
+    flip(broken, -1)
+    with bench.open(bench.elsewhere()) as store:
+        store.sync()
+        assert list(store.damaged) == [f"packs/{broken.name}"]
+        assert store.read_chunk(kept[0].id) == b"kept"
+        with pytest.raises(MissingError, match=broken.name):
+            store.read_chunk(lost[0].id)
+
+
+def test_every_flipped_byte_of_a_pack_is_noticed_or_padding(bench):
+    refs, node = put(bench.store, b"content" * 20)
+    (path,) = bench.objects("packs")
+    whole = path.read_bytes()
+    noticed = 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        bench.store.index.clear()
+        try:
+            bench.store.sync()
+            assert bench.store.read_chunk(refs[0].id) == b"content" * 20
+            assert bench.store.read_node(node) == refs
+        except DamageError as error:
+            noticed += 1
+            assert path.name in str(error)
+    assert len(whole) * 7 // 8 <= noticed <= len(whole)
+    for length in (0, 31, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamageError, match=path.name):
+            bench.store.pack_entries(bytes.fromhex(path.name))
+
+
+def test_damaged_generations_are_named_and_their_numbers_not_used_again(bench):
+    for number in (1, 2, 3):
+        bench.store.commit(generation(bench.store, number))
+    flip(bench.objects("generations")[2], 30)
+    with bench.open(bench.elsewhere()) as store:
+        store.sync_generations()
+        assert [g.number for g in store.generations("web")] == [2, 1]
+        assert store.generation("web", 3) is None
+        assert list(store.damaged) == [f"generations/{bench.objects('generations')[2].name}"]
+        assert store.next_number("web") == 4
+        bench.objects("generations")[2].unlink()
+        store.sync()
+        assert store.damaged == {}
+
+
+def test_a_damaged_or_missing_session_is_named_when_a_record_of_it_is_read(bench):
+    refs, node = put(bench.store, b"content")
+    (path,) = bench.objects("sessions")
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with bench.open() as store, pytest.raises(DamageError, match=path.name):
+            store.read_node(node)
+    path.unlink()
+    with bench.open() as store, pytest.raises(MissingError, match=path.name.split(".", 1)[0]):
+        store.read_chunk(refs[0].id)
+
+
+def test_generations_are_found_by_number_service_and_revision(bench):
+    store = bench.store
+    store.commit(generation(store, 1, revision="9f3c"))
+    store.commit(generation(store, 2, revision="9f3d"))
+    store.commit(generation(store, 3, revision="9f3c"))
+    store.commit(generation(store, 4, revision="9f3c", safety=True))
+    store.commit(generation(store, 256, "web2", revision="9f3c"))
+    assert store.services() == ["web", "web2"]
+    assert [g.number for g in store.generations("web")] == [4, 3, 2, 1]
+    assert [g.number for g in store.generations()] == [256, 4, 3, 2, 1]
+    assert [g.number for g in store.by_revision("web", "9f3")] == [3, 2, 1]
+    assert [g.number for g in store.by_revision("web", "9f3c")] == [3, 1]
+    assert [g.number for g in store.by_revision("web2", "")] == [256]
+    assert store.by_revision("we", "") == []
+    assert (store.next_number("web"), store.next_number("new")) == (5, 1)
+    with pytest.raises(BusyError):
+        store.commit(generation(store, 2))
+    bench.objects("generations")
+    removed = [path for path in bench.objects("generations") if path.name.endswith("0000000003")]
+    removed[0].unlink()
+    store.sync_generations()
+    assert [g.number for g in store.by_revision("web", "9f3c")] == [1]
+    assert [g.number for g in store.generations("web")] == [4, 2, 1]
+
+
+def test_a_pack_that_another_machine_added_is_found_on_a_miss_and_a_vanished_one_forgotten(bench):
+    with bench.open(bench.elsewhere()) as other:
+        other.adopt()
+        refs, _ = put(bench.store, b"content")
+        assert other.read_chunk(refs[0].id) == b"content"
+        bench.objects("packs")[0].unlink()
+        with pytest.raises(MissingError, match=refs[0].id.hex()):
+            other.read_chunk(refs[0].id)
+        assert not other.has_chunk(refs[0].id)
+
+
+def test_of_two_copies_of_a_chunk_the_sound_one_is_read(bench):
+    with bench.open(bench.elsewhere()) as other:
+        refs, node = put(bench.store, b"content")
+        assert put(other, b"content") == (refs, node)
+        for path in bench.objects("packs"):
+            whole = path.read_bytes()
+            flip(path, 40)
+            bench.store.reindex()
+            assert bench.store.read_chunk(refs[0].id) == b"content"
+            path.unlink()
+            bench.store.sync()
+            assert bench.store.read_chunk(refs[0].id) == b"content"
+            assert bench.store.read_node(node) == refs
+            path.write_bytes(whole)
+
+
+def test_a_session_refuses_everything_after_its_first_error(bench, monkeypatch):
+    monkeypatch.setattr(packs, "PACK_BYTES", 1 << 20)
+    failure = StorageError("no space")
+
+    def fail(self, *, full):
+        raise failure
+
+    monkeypatch.setattr(packs.PackWriter, "commit", fail)
+    with pytest.raises(StorageError) as caught, bench.store.session() as session:
+        for _ in range(1000):
+            session.add(session.seal(os.urandom(60_000)))
+    assert caught.value is failure
+    for refused in (lambda: session.seal(b""), lambda: session.put_node([]), session.finish):
+        if refused != session.finish:
+            with pytest.raises(StorageError):
+                refused()
+    assert bench.objects("tmp") == []
+    assert not (bench.path / "store" / "packs").exists()
+
+
+def test_what_was_stored_before_an_error_is_found_by_the_next_try(bench):
+    with pytest.raises(ZeroDivisionError), bench.store.session() as session:
+        sealed = session.seal(b"content")
+        session.add(sealed)
+        1 / 0
+    assert bench.store.read_chunk(sealed.ref.id) == b"content"
+    with pytest.raises(StorageError, match="ended"):
+        session.seal(b"more")
+    assert not [t for t in threading.enumerate() if t.name.startswith("castore-pack")]
+
+
+def test_resealing_adds_and_removes_recipients_and_can_be_repeated(bench, monkeypatch):
+    refs, _ = put(bench.store, b"content")
+    second = Identity.generate()
+    both = [(bench.identity.recipient, "me"), (second.recipient, "you")]
+    bench.store.reseal(both)
+    assert bench.store.recipients == both
+    assert [p.name for p in bench.objects("config")] == ["2"]
+    assert [p.name.split(".")[1] for p in bench.objects("sessions")] == ["1"]
+    with bench.open(bench.elsewhere(), identity=lambda: second) as store:
+        assert store.read_chunk(refs[0].id) == b"content"
+        delete = LocalStorage.delete
+        monkeypatch.setattr(LocalStorage, "delete", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.reseal(both[1:])
+        monkeypatch.setattr(LocalStorage, "delete", delete)
+        store.reseal(both[1:])
+    assert [p.name for p in bench.objects("config")] == ["3"]
+    assert [p.name.split(".")[1] for p in bench.objects("sessions")] == ["2"]
+    with bench.open() as store, pytest.raises(IdentityError, match=second.recipient.text):
+        store.read_chunk(refs[0].id)
+    put(bench.store, b"more")  # a store that was open meanwhile seals to whom it should
+    with bench.open(identity=lambda: second) as store:
+        more, _ = put(store, b"more")
+        assert store.read_chunk(more[0].id) == b"more"
+        with pytest.raises(UsageError):
+            store.reseal([])
+
+
+def test_a_service_is_locked_once(bench):
+    with bench.store.lock("web"), bench.open() as other:
+        with pytest.raises(BusyError, match=rf"pid {os.getpid()} since \d"), other.lock("web"):
+            pass
+        with other.lock("db"):
+            pass
+    with bench.store.lock("web"):
+        pass
+
+
+def test_the_live_revision_is_remembered(bench):
+    assert bench.store.live_revision("web") is None
+    bench.store.set_live_revision("web", "r1")
+    bench.store.set_live_revision("web", "r2")
+    assert bench.store.live_revision("web") == "r2"
+
+
+def test_a_store_that_misses_a_chunk_says_which(bench):
+    with pytest.raises(MissingError, match="00" * 32):
+        bench.store.read_chunk(RecordId(bytes(32)))
+    with pytest.raises(MissingError, match="00" * 32):
+        bench.store.read_node(RecordId(bytes(32)))
+    assert Ref(RefKind.CHUNK, RecordId(bytes(32)), 0).size == 0
