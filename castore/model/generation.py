@@ -8,6 +8,7 @@ import msgspec
 
 from castore.errors import DamageError, FormatError
 from castore.model.refs import ID_BYTES, RecordId, Ref, RefKind
+from castore.model.undecodable import UNDECODABLE
 
 _VERSION: Final = 1
 
@@ -133,7 +134,7 @@ def decode_generation(data: bytes | memoryview) -> Generation:
     """Return the generation that a record's plaintext holds. Raises DamageError, FormatError."""
     try:
         generation = _generation_decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         _refuse_newer(data)
         raise DamageError(f"a generation record does not decode: {error}") from None
     if generation.version != _VERSION:
@@ -148,7 +149,7 @@ def _refuse_newer(data: bytes | memoryview) -> None:
     """Raise FormatError if the record says that it is of another version."""
     try:
         version = msgspec.msgpack.decode(_version_decoder.decode(data)["version"], type=int)
-    except (msgspec.MsgspecError, KeyError):
+    except (*UNDECODABLE, KeyError):
         return
     if version != _VERSION:
         raise FormatError(f"a generation of format {version}; this castore knows {_VERSION}: update it")
@@ -158,5 +159,5 @@ def decode_details(data: bytes) -> Details:
     """Return the details that a stream holds. Raises DamageError."""
     try:
         return _details_decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise DamageError(f"a generation's details do not decode: {error}") from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from castore.errors import DamageError, FormatError
+from castore.model.undecodable import UNDECODABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,7 +130,7 @@ def decode_entries(data: bytes) -> tuple[Owners, list[Entry]]:
         if owners.version != _VERSION:
             raise FormatError(f"a directory of format {owners.version}; this castore knows {_VERSION}")
         entries = [_decode_entry(frame) for frame in frames]
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise DamageError(f"a directory's entries do not decode: {error}") from None
     _check(entries)
     return owners, entries
@@ -151,6 +152,7 @@ def _check(entries: list[Entry]) -> None:
     for entry in entries:
         name = entry.name
         if name == ROOT_NAME and len(entries) == 1:
+            _check_shape(entry)
             return
         if not name or name in {b".", b".."} or b"/" in name or b"\0" in name:
             raise DamageError(f"a directory has an entry of the impossible name {name!r}")
@@ -161,11 +163,14 @@ def _check(entries: list[Entry]) -> None:
 
 
 def _check_shape(entry: Entry) -> None:
-    extents = entry.extra.extents
+    _check_ranges(entry)
+    extra = entry.extra
+    extents = extra.extents
     if entry.content is not Content.NONE and not (entry.is_file or entry.is_dir):
         raise DamageError(f"entry {entry.name!r} has content and is neither file nor directory")
-    if entry.size < 0 or entry.mode & ~0o7777 or not 0 < entry.type < 16:
-        raise DamageError(f"entry {entry.name!r} has an impossible size, mode or type")
+    # The system calls take these as C strings.
+    if b"\0" in extra.target or any(b"\0" in name for name, _ in extra.xattrs):
+        raise DamageError(f"entry {entry.name!r} has a zero byte in a target or attribute")
     if extents is None:
         return
     end = 0
@@ -173,3 +178,13 @@ def _check_shape(entry: Entry) -> None:
         if offset < end or length <= 0 or offset + length > entry.size:
             raise DamageError(f"entry {entry.name!r} has impossible extents")
         end = offset + length
+
+
+def _check_ranges(entry: Entry) -> None:
+    """Refuse numbers that do not fit the system's types."""
+    if not 0 <= entry.size < 1 << 63 or not 0 <= entry.mode <= 0o7777 or not 0 < entry.type < 16:
+        raise DamageError(f"entry {entry.name!r} has an impossible size, mode or type")
+    if not (0 <= entry.uid < 1 << 32 and 0 <= entry.gid < 1 << 32):
+        raise DamageError(f"entry {entry.name!r} has an impossible owner")
+    if not -1 << 63 <= entry.mtime < 1 << 63 or entry.extra.device < 0:
+        raise DamageError(f"entry {entry.name!r} has an impossible time or device number")
