@@ -1,0 +1,200 @@
+"""The `castore` command: finds the subcommand's file, and turns errors into a line and a code.
+
+Hooks call castore often, so this file imports click and the version, and nothing else: a
+subcommand's file is imported when it runs, and the list of commands is told from the table here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from typing import Final, NamedTuple, NoReturn
+
+import click
+
+from castore.version import __version__
+
+
+class _Lazy(NamedTuple):
+    """A subcommand that is not imported yet: an object of its own name in `module`."""
+
+    module: str
+    help: str
+
+
+_COMMANDS: Final = {
+    "init": _Lazy("keys", "Make a store."),
+    "snapshot": _Lazy("snapshot", "Keep the present state of a service."),
+    "log": _Lazy("reading", "List generations, newest first."),
+    "show": _Lazy("reading", "Show one generation: parts, sizes, reuse."),
+    "ls": _Lazy("reading", "List what a stored tree holds."),
+    "cat": _Lazy("reading", "Write a stored dump or file to standard output."),
+    "diff": _Lazy("reading", "Tell how two generations differ."),
+    "restore": _Lazy("restoring", "Put a generation, or a part of it, into a new place."),
+    "rollback": _Lazy("restoring", "Put a service's state back to a generation or revision."),
+    "key": _Lazy("keys", "Identities and recipients of a store."),
+    "verify": _Lazy("checking", "Check that what is stored is whole."),
+    "reindex": _Lazy("checking", "Make the index anew from the store."),
+    "stats": _Lazy("reading", "Tell what the store holds and saves."),
+}
+
+
+class _Group(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order in which a newcomer meets them."""
+        return [*_COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, imported."""
+        lazy = _COMMANDS.get(cmd_name)
+        if lazy is None:
+            return super().get_command(ctx, cmd_name)
+        module = importlib.import_module(f"castore.cli.{lazy.module}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        formatter: click.HelpFormatter,
+    ) -> None:
+        """Write the list of commands, importing none."""
+        rows = [(name, lazy.help) for name, lazy in _COMMANDS.items()]
+        for name, command in sorted(self.commands.items()):
+            rows.append((name, command.get_short_help_str()))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: castore snapshot etc --tree etc=/etc   (see also 'castore help exit-codes')",
+)
+@click.version_option(__version__, message="castore %(version)s", prog_name="castore")
+def cli() -> None:
+    """Keep the state of services, and roll it back with their configuration.
+
+    SERVICE@SELECTOR:PART/PATH names anything stored; SELECTOR is a generation's number, a revision
+    or its beginning, 'latest', or a date.
+    """
+
+
+@cli.command("help")
+@click.argument("topic", nargs=-1, metavar="[COMMAND... | exit-codes]")
+@click.pass_context
+def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
+    """Explain a command, or exit codes.
+
+    Example: castore help key add
+    """
+    assert ctx.parent is not None
+    if topic == ("exit-codes",):
+        from castore.cli.text import table
+        from castore.errors import EXIT_CODES
+
+        rows = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
+        click.echo(table(rows, header=("code", "meaning"), right=(0,)))
+        return
+    context, command = ctx.parent, ctx.parent.command
+    for name in topic:
+        inner = command.get_command(context, name) if isinstance(command, click.Group) else None
+        if inner is None:
+            raise click.UsageError(f"there is no command '{' '.join(topic)}'", ctx)
+        context, command = click.Context(inner, parent=context, info_name=name), inner
+    click.echo(command.get_help(context))
+
+
+def main() -> NoReturn:
+    """Run castore with the arguments of this process, and exit."""
+    _interrupt_on_signals()
+    try:
+        code = _run()
+    except BaseException as error:  # noqa: BLE001 - every error ends as a line and a code
+        code = _explain(error)
+    sys.exit(code)
+
+
+def _run() -> int:
+    # Outside of its standalone mode, click returns the argument of ctx.exit(), or what the
+    # command returned, and lets errors pass.
+    # In a locale without some letter of a name, the name is shown escaped.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    result = cli.main(prog_name="castore", standalone_mode=False)
+    sys.stdout.flush()
+    return result if isinstance(result, int) else 0
+
+
+def _interrupt_on_signals() -> None:
+    """Let the end of the session or of the machine work like Ctrl-C: programs are ended."""
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Unless whoever started castore wants it ignored, as nohup does.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
+def _explain(error: BaseException) -> int:
+    """Say in one line what went wrong; return the exit code."""
+    from castore.cli import places
+    from castore.errors import EXIT_INTERRUPTED, CastoreError
+
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):
+        _close_stdout()
+        return 1
+    if places.debugging():
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return _say("interrupted", EXIT_INTERRUPTED)
+    if isinstance(error, CastoreError):
+        return _say(str(error), error.exit_code)
+    if isinstance(error, click.ClickException):
+        return _explain_usage(error)
+    if isinstance(error, MemoryError):
+        return _say("there is not enough memory", 1)
+    if isinstance(error, OSError):
+        named = isinstance(error.filename, str | bytes)
+        where = f"{os.fsdecode(error.filename)}: " if named else ""
+        return _say(f"{where}{error.strerror or error}", 1)
+    kind = type(error).__name__
+    return _say(f"a mistake in castore: {kind}: {error} (CASTORE_DEBUG=1 tells where)", 1)
+
+
+def _explain_usage(error: click.ClickException) -> int:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    # A group called without a command says as its message how it is used.
+    if "\n" in error.message and context is not None:
+        click.echo(error.message, err=True)
+        return error.exit_code
+    hint = f" (see '{context.command_path} --help')" if context is not None else ""
+    return _say(error.format_message().removesuffix(".") + hint, error.exit_code)
+
+
+def _say(message: str, code: int) -> int:
+    from castore.cli.text import one_line
+
+    # Standard output may be what is broken: what it still holds must not follow the message.
+    _close_stdout()
+    with contextlib.suppress(OSError):
+        print(f"castore: {one_line(message)}", file=sys.stderr, flush=True)
+    return code
+
+
+def _close_stdout() -> None:
+    """Write out what standard output still holds, or throw it away: nobody may want it."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        # Python flushes once more at its end, and would complain.
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())
+        os.close(sink)

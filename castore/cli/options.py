@@ -1,0 +1,53 @@
+"""Options that many commands share, as decorators."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes, times in ns since 1970."
+)
+"""Adds --json, as the argument `as_json`."""
+
+_store_option = click.option(
+    "--store", metavar="PATH", help="The store's directory; else CASTORE_STORE, or castore.toml's."
+)
+_config_option = click.option(
+    "--config", metavar="FILE", help="The castore.toml to read; else CASTORE_CONFIG."
+)
+_identity_option = click.option(
+    "--identity",
+    "identity_file",
+    metavar="FILE",
+    help="The identity to read with; else CASTORE_IDENTITY or CASTORE_IDENTITY_COMMAND.",
+)
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --store, --config and --identity; the command's first argument is a Common of them."""
+
+    @functools.wraps(command)
+    def with_context(
+        *, store: str | None, config: str | None, identity_file: str | None, **others: Any
+    ) -> Any:
+        from castore.cli.opening import Common
+
+        return command(Common(store, config, identity_file), **others)
+
+    return _store_option(_config_option(_identity_option(with_context)))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, in ASCII; a list with one element a line."""
+    import json
+
+    if isinstance(value, list) and value:
+        click.echo("[\n" + ",\n".join(map(json.dumps, value)) + "\n]")
+    else:
+        click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,213 @@
+"""Where things are on this machine, by the environment: configuration, store, state, identity."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import ConfigError, IdentityError, NotFoundError, ProgramError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.sealing.keys import Identity
+    from castore.store.places import Places
+
+_FILE: Final = "castore.toml"
+_SYSTEM_FILE: Final = "/etc/castore/castore.toml"
+_IDENTITY_TEXTS: Final = ("castore-identity-", "castore-locked-")
+_MAX_IDENTITY_BYTES: Final = 1 << 16
+
+_WAYS: Final = (
+    "an identity is needed to read what is stored: give --identity FILE, or set CASTORE_IDENTITY "
+    "to a file or to the identity itself, or CASTORE_IDENTITY_COMMAND to a program that prints it"
+)
+
+
+def debugging() -> bool:
+    """Whether errors are to be shown with where they come from."""
+    return _variable("CASTORE_DEBUG") is not None
+
+
+def find_config(option: str | None) -> str | None:
+    """Return the castore.toml to read, or None if there is none. Raises ConfigError.
+
+    option: what --config says. One that is asked for is returned though it may not be there.
+    """
+    if asked := option or _variable("CASTORE_CONFIG"):
+        return os.path.abspath(os.path.expanduser(asked))
+    here = os.path.abspath(_FILE)
+    if os.path.exists(here):
+        _refuse_a_strangers(here)
+        return here
+    own = os.path.join(_own_config(), _FILE)
+    if os.path.exists(own):
+        return own
+    # The machine's may be for root only; who has a store of his own does not need it.
+    return _SYSTEM_FILE if os.access(_SYSTEM_FILE, os.R_OK) else None
+
+
+def _refuse_a_strangers(path: str) -> None:
+    """Refuse the working directory's file if another user could have laid it there.
+
+    It names programs to run: whoever can write to /tmp could have root run them.
+    """
+    status = os.stat(path)
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & 0o002:
+        raise ConfigError(
+            f"{path}: not read, since another user may have written it; "
+            f"name it with --config if it is meant"
+        )
+
+
+def store_from_environment() -> str | None:
+    """Return the store that CASTORE_STORE names, if it does."""
+    return _variable("CASTORE_STORE")
+
+
+def default_store() -> str:
+    """Return where the store is when nothing says otherwise."""
+    return os.path.join(_base("XDG_DATA_HOME", "~/.local/share"), "castore")
+
+
+def places() -> Places:
+    """Return the folders that hold something for each store."""
+    from castore.store.places import Places
+
+    root = os.geteuid() == 0
+    state = _base("XDG_STATE_HOME", "/var/lib" if root else "~/.local/state")
+    cache = _base("XDG_CACHE_HOME", "/var/cache" if root else "~/.cache")
+    return Places(os.path.join(state, "castore"), os.path.join(cache, "castore"))
+
+
+def identity_path(store_id: bytes) -> str:
+    """Return where the identity of a store is when nothing says otherwise."""
+    return os.path.join(_own_config(), f"{store_id.hex()}.identity")
+
+
+def identity_provider(
+    option: str | None, default: Callable[[], str]
+) -> Callable[[], Identity]:
+    """Return a function that gets the identity, when one is needed, from the first that is there.
+
+    option: what --identity says. default: returns the path of `identity_path`. What the function
+    returns raises is IdentityError, or ProgramError where a program was to print the identity.
+    """
+
+    def provide() -> Identity:
+        if option is not None:
+            return read_identity(option)
+        if given := _variable("CASTORE_IDENTITY"):
+            if given.strip().startswith(_IDENTITY_TEXTS):
+                return _parse(given, "CASTORE_IDENTITY")
+            return read_identity(given)
+        if (printed := _printed("CASTORE_IDENTITY_COMMAND")) is not None:
+            return _parse(printed, "what CASTORE_IDENTITY_COMMAND prints")
+        path = None
+        with contextlib.suppress(NotFoundError):
+            path = default()
+        if path is not None and os.path.exists(path):
+            return read_identity(path)
+        if _on_terminal():
+            return _parse(_ask("Identity (castore-identity-... or castore-locked-...)"), "it")
+        raise IdentityError(_WAYS + (f"; {path} is not there either" if path else ""))
+
+    return provide
+
+
+def read_identity(path: str) -> Identity:
+    """Return the identity in a file. Raises IdentityError."""
+    try:
+        with open(os.path.expanduser(path), "rb") as file:
+            data = file.read(_MAX_IDENTITY_BYTES)
+    except OSError as error:
+        raise IdentityError(f"cannot read the identity {path}: {error.strerror}") from error
+    return _parse(data.decode(errors="replace"), path)
+
+
+def passphrase_from_command() -> str | None:
+    """Return what CASTORE_PASSPHRASE_COMMAND prints, without the line's end; None if it is not set.
+
+    Raises ProgramError, IdentityError.
+    """
+    printed = _printed("CASTORE_PASSPHRASE_COMMAND")
+    if printed is None:
+        return None
+    passphrase = printed.removesuffix("\n").removesuffix("\r")
+    if not passphrase:
+        raise IdentityError("CASTORE_PASSPHRASE_COMMAND printed no passphrase")
+    return passphrase
+
+
+def _passphrase() -> str:
+    printed = passphrase_from_command()
+    if printed is not None:
+        return printed
+    if _on_terminal():
+        return _ask("Passphrase of the identity")
+    raise IdentityError(
+        "it is locked with a passphrase: set CASTORE_PASSPHRASE_COMMAND to a program that prints "
+        "it, or run castore on a terminal"
+    )
+
+
+def _parse(text: str, source: str) -> Identity:
+    from castore.sealing.keys import Identity
+
+    try:
+        return Identity.parse(text, _passphrase)
+    except IdentityError as error:
+        raise IdentityError(f"{source}: {error}") from error
+
+
+def _printed(variable: str) -> str | None:
+    """Return what the program that a variable names prints; None if it names none."""
+    command = _variable(variable)
+    if command is None:
+        return None
+    from castore.cli.progress import hushed
+    from castore.services.programs import output_of
+
+    try:
+        argv = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"{variable} cannot be split into arguments: {error}") from error
+    try:
+        with hushed():  # it may ask for a passphrase of its own
+            return output_of(argv, interactive=_on_terminal()).decode()
+    except ProgramError as error:
+        raise IdentityError(f"{variable}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise IdentityError(f"{variable}: what it prints is not text") from error
+
+
+def _ask(what: str) -> str:
+    import click
+
+    from castore.cli.progress import hushed
+
+    with hushed():
+        answer: str = click.prompt(what, hide_input=True, err=True)
+    return answer
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _variable(name: str) -> str | None:
+    """Return a variable of the environment; None if it is not set, or empty."""
+    return os.environ.get(name) or None
+
+
+def _own_config() -> str:
+    return os.path.join(_base("XDG_CONFIG_HOME", "~/.config"), "castore")
+
+
+def _base(variable: str, default: str) -> str:
+    """Return a base directory; by the XDG specification a relative one is to be ignored."""
+    path = os.environ.get(variable, "")
+    return path if os.path.isabs(path) else os.path.expanduser(default)

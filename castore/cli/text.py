@@ -1,0 +1,128 @@
+"""How things are written for people: tables, sizes, times, names. Pure: text in, text out.
+
+Names come from stored trees, so from anyone: what could drive a terminal is escaped.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_NS: Final = 1_000_000_000
+
+
+def table(
+    rows: Iterable[Sequence[str]],
+    *,
+    header: Sequence[str] | None = None,
+    right: Collection[int] = (),
+) -> str:
+    """Return rows of cells as lines, in columns; those whose positions `right` names end flush."""
+    lines = [list(row) for row in ([header, *rows] if header else rows)]
+    columns = max(map(len, lines), default=0)
+    for line in lines:
+        line.extend([""] * (columns - len(line)))
+    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            _pad(cell, width, right=position in right)
+            for position, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _pad(cell: str, width: int, *, right: bool) -> str:
+    space = " " * (width - _width(cell))
+    return space + cell if right else cell + space
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal `text` takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    marks = sum(unicodedata.combining(char) != 0 for char in text)
+    return len(text) + wide - marks
+
+
+def size(count: int) -> str:
+    """Return a size in binary units: `17 B`, `1.2 MiB`, `120 MiB`."""
+    if count < 0:
+        return "-" + size(-count)
+    value, unit = float(count), 0
+    # 999.5 and more would be rounded to four digits.
+    while value >= 999.5 and unit < len(_UNITS) - 1:
+        value /= 1024
+        unit += 1
+    digits = 1 if unit and round(value, 1) < 10 else 0
+    return f"{value:.{digits}f} {_UNITS[unit]}"
+
+
+def local_time(ns: int) -> str:
+    """Return a moment, in ns since 1970, by the local clock: `2026-11-20 02:30:00`."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ns // _NS))
+    except (OverflowError, ValueError, OSError):
+        # A stored file may claim any time at all.
+        return f"@{ns // _NS}"
+
+
+def duration(ns: int) -> str:
+    """Return a length of time in nanoseconds: `0.42 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
+    seconds = ns / _NS
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def printable(name: bytes | str) -> str:
+    r"""Return a name in a form that a terminal shows and does not obey.
+
+    Control characters, other unprintable ones and bytes that are not UTF-8 become `\n`, `\x1b`,
+    `\u202e`; a backslash becomes two, so that what is shown names one name only.
+    """
+    text = os.fsdecode(name) if isinstance(name, bytes) else name
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(map(_shown, text))
+
+
+def one_line(message: str) -> str:
+    """Return a message on one line, with what could drive a terminal escaped."""
+    joined = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    return "".join(char if char == "\\" else _shown(char) for char in joined)
+
+
+def _shown(char: str) -> str:
+    if char == "\\":
+        return "\\\\"
+    if char.isprintable():
+        return char
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        # How Python holds a byte that is not UTF-8.
+        return f"\\x{code - 0xDC00:02x}"
+    if 0x80 <= code < 0x100:
+        # Not as \x80, which is a byte.
+        return f"\\u{code:04x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def mode_text(st_mode: int) -> str:
+    """Return type and permissions as `ls -l` writes them: `drwxr-xr-x`."""
+    return stat.filemode(st_mode)
