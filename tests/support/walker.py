@@ -96,7 +96,10 @@ def _xattrs(directory: int, name: bytes) -> dict[bytes, bytes]:
 
 
 def _content(directory: int, name: bytes) -> tuple[tuple[tuple[int, int], ...], str]:
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except PermissionError:  # never for root, as whom the comparison is complete
+        return (), "unreadable"
     try:
         extents = _extents(descriptor, os.fstat(descriptor).st_size)
         os.lseek(descriptor, 0, os.SEEK_SET)
