@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hmac
 import os
 import struct
 from dataclasses import dataclass
@@ -237,7 +236,7 @@ class WriterKey:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, WriterKey):
             return NotImplemented
-        return self.store_id == other.store_id and hmac.compare_digest(self.secret, other.secret)
+        return (self.store_id, self.secret) == (other.store_id, other.secret)
 
     def __hash__(self) -> int:
         return hash(self.store_id)

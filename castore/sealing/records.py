@@ -61,7 +61,7 @@ class RecordSealer:
     def __repr__(self) -> str:
         return "RecordSealer(...)"
 
-    def seal(  # noqa: PLR0917 - the fields of an entry, in its order
+    def seal(
         self,
         counter: int,
         record_id: bytes,
@@ -91,7 +91,7 @@ class RecordSealer:
         )
         return taken(sealed, length + self.overhead)
 
-    def open(  # noqa: PLR0917
+    def open(
         self,
         counter: int,
         record_id: bytes,

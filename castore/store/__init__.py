@@ -7,8 +7,21 @@ knows chunks, nodes and generation records, and nothing of what content they mak
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from castore.store.places import Places
-from castore.store.session import Sealed, Session
 from castore.store.store import Store
 
+if TYPE_CHECKING:
+    from castore.store.session import Sealed, Session
+
 __all__ = ["Places", "Sealed", "Session", "Store"]
+
+
+def __getattr__(name: str) -> Any:
+    # What only lists a store does not pay for what adding takes: threads and compressors.
+    if name in {"Sealed", "Session"}:
+        from castore.store import session  # noqa: PLC0415
+
+        return getattr(session, name)
+    raise AttributeError(f"module 'castore.store' has no attribute {name!r}")

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from castore.sealing import Identity
     from castore.storage import Storage
 
+MIN_AVERAGE: Final = 1 << 10
+MAX_AVERAGE: Final = 4 << 20
+"""The longest chunk, eight times this, has to fit into a pack."""
+
 _VERSION: Final = 1
 _SEAL_BYTES: Final = 96
 _SEALS: Final = HEADER_BYTES + 16 + 2
@@ -133,6 +137,8 @@ class SealedConfig:
             )
         if any(len(entry.key) != 32 for entry in config.recipients):
             raise DamageError(f"{self.name} is damaged: a recipient in it is none")
+        if not MIN_AVERAGE <= config.average <= MAX_AVERAGE:
+            raise DamageError(f"{self.name} is damaged: no chunks have {config.average} bytes")
         return config
 
 

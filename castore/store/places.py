@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from dataclasses import dataclass
 
 from castore.errors import StorageError
@@ -62,7 +61,7 @@ def write_private(path: str, data: bytes) -> None:
     """
     folder = os.path.dirname(path)
     make_private_directory(folder)
-    part = f"{path}.{secrets.token_hex(8)}"
+    part = f"{path}.{os.urandom(8).hex()}"
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

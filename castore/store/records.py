@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -33,28 +34,22 @@ class RecordReader:
         self._local = threading.local()
 
     def read(self, kind: int, record_id: RecordId, depth: int = 0) -> bytes | None:
-        """Return the plaintext of a record; None if nothing of it is indexed or there any more.
+        """Return the plaintext of a record; None if it is not indexed.
 
         Of several copies, one that is whole is returned. Raises DamageError if there is none,
-        naming record and pack; IdentityError for a chunk.
+        naming record and pack; ObjectMissingError if its pack is gone; IdentityError for a chunk.
         """
         place = self._index.locate(kind, record_id)
         if place is None:
             return None
         try:
             return self.open(kind, record_id, place, depth)
-        except ObjectMissingError:
-            failure = None
-        except DamageError as error:
+        except (DamageError, ObjectMissingError) as error:
             failure = error
         for copy in self._index.copies(record_id):
-            try:
+            with contextlib.suppress(DamageError, ObjectMissingError):
                 return self.open(kind, record_id, copy, depth)
-            except (DamageError, ObjectMissingError):
-                continue
-        if failure is not None:
-            raise failure
-        return None
+        raise failure
 
     def open(self, kind: int, record_id: RecordId, place: Place, depth: int = 0) -> bytes:
         """Return the record at a place, verified. Raises as `read` does, or ObjectMissingError."""

@@ -6,7 +6,8 @@ import contextlib
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -16,6 +17,7 @@ from castore.errors import (
     IdentityError,
     MissingError,
     ObjectExistsError,
+    ObjectMissingError,
     StorageError,
     UsageError,
 )
@@ -24,6 +26,8 @@ from castore.model.generation import decode_generation
 from castore.model.refs import decode_node
 from castore.sealing import WriterKey
 from castore.store.config import (
+    MAX_AVERAGE,
+    MIN_AVERAGE,
     LabelledRecipient,
     SealedConfig,
     StoreConfig,
@@ -37,9 +41,7 @@ from castore.store.keyring import IdentitySource, Keyring, wrong_identity
 from castore.store.locks import service_lock
 from castore.store.pack import CHUNK, NODE, pack_name, read_footer
 from castore.store.places import read_private, write_private
-from castore.store.records import RecordReader
 from castore.store.reseal import reseal
-from castore.store.session import Session
 from castore.store.sync import sync_generations, sync_packs
 
 if TYPE_CHECKING:
@@ -53,10 +55,8 @@ if TYPE_CHECKING:
     from castore.storage import Storage
     from castore.store.pack import PackEntry
     from castore.store.places import Places
-
-_MIN_AVERAGE: Final = 1 << 10
-_MAX_AVERAGE: Final = 4 << 20
-"""The longest chunk, eight times this, has to fit into a pack."""
+    from castore.store.records import RecordReader
+    from castore.store.session import Session
 
 
 class Store:
@@ -82,7 +82,6 @@ class Store:
         self._identity = identity
         self.index = Index(places.index_of(self.store_id), self.store_id)
         self._keyring = Keyring(storage, writer, identity, lambda: self.config)
-        self._records = RecordReader(storage, self.index, writer, self._keyring)
         self._syncing = threading.Lock()
 
     # Opening and closing
@@ -104,9 +103,9 @@ class Store:
         taken = f"{storage.location} holds a castore store already"
         if config_numbers(storage):
             raise UsageError(taken)
-        if not _MIN_AVERAGE <= average <= _MAX_AVERAGE:
+        if not MIN_AVERAGE <= average <= MAX_AVERAGE:
             raise UsageError(
-                f"chunks cannot have {average} bytes on average: {_MIN_AVERAGE} to {_MAX_AVERAGE}"
+                f"chunks cannot have {average} bytes on average: {MIN_AVERAGE} to {MAX_AVERAGE}"
             )
         config = StoreConfig(1, time.time_ns(), average, _labelled(recipients))
         writer = WriterKey.generate()
@@ -235,6 +234,9 @@ class Store:
 
     def session(self) -> Session:
         """Return a session that adds to this store; use it in a `with` block."""
+        # Imported when needed, like RecordReader: what lists generations shall start fast.
+        from castore.store.session import Session  # noqa: PLC0415
+
         self._refresh_config()
         return Session(self.storage, self.index, self.writer_key, self.config)
 
@@ -253,19 +255,28 @@ class Store:
             raise DamageError(str(error) if what in str(error) else f"{what}: {error}") from None
 
     def _read(self, kind: int, record_id: RecordId) -> bytes:
-        plain = self._records.read(kind, record_id)
-        if plain is None:
+        gone = ""
+        for _attempt in range(2):
+            try:
+                plain = self._records.read(kind, record_id)
+            except ObjectMissingError as error:
+                plain, gone = None, f": {error}"
+            if plain is not None:
+                return plain
             # Another machine may have added it, or moved it to another pack.
             self.sync()
-            plain = self._records.read(kind, record_id)
-        if plain is not None:
-            return plain
         what = "chunk" if kind == CHUNK else "node"
-        message = f"{what} {record_id.hex()} is not in the store at {self.location}"
+        message = f"{what} {record_id.hex()} is not in the store at {self.location}{gone}"
         packs = sorted(name for name in self.damaged if name.startswith("packs/"))
         if packs:
             message += f"; it may have been in a damaged pack: {', '.join(packs)}"
         raise MissingError(message)
+
+    @cached_property
+    def _records(self) -> RecordReader:
+        from castore.store.records import RecordReader  # noqa: PLC0415
+
+        return RecordReader(self.storage, self.index, self.writer_key, self._keyring)
 
     def pack_entries(self, pack: PackId) -> list[PackEntry]:
         """Return what a pack says that it holds. Raises DamageError, FormatError, StorageError."""

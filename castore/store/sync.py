@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from castore.errors import DamageError, FormatError, ObjectMissingError
+from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
 from castore.model.refs import PackId
 from castore.store.generations import NAME, open_generation
 from castore.store.pack import pack_name, read_footer
@@ -37,10 +37,11 @@ def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, s
         name = pack_name(pack)
         try:
             entries, length = read_footer(storage, name, writer)
-        except (DamageError, FormatError) as error:
-            damaged[name] = _reason(name, error)
-            continue
         except ObjectMissingError:
+            continue
+        except (DamageError, FormatError, StorageError) as error:
+            # A bad sector under one object does not make the others unreadable.
+            damaged[name] = _reason(name, error)
             continue
         batch.append((pack, length, entries))
         records += len(entries)
@@ -66,10 +67,10 @@ def sync_generations(storage: Storage, index: Index, writer: WriterKey) -> dict[
         name = f"generations/{short}"
         try:
             generation, plain = open_generation(name, storage.get(name), writer)
-        except (DamageError, FormatError) as error:
-            damaged[name] = _reason(name, error)
-            continue
         except ObjectMissingError:
+            continue
+        except (DamageError, FormatError, StorageError) as error:
+            damaged[name] = _reason(name, error)
             continue
         found.append((short, generation, plain))
     if found:
