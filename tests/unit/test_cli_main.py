@@ -1,0 +1,221 @@
+"""The `castore` command: what it says, where, and with which exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+
+from castore import errors
+from castore.cli import main as entry
+from castore.version import __version__
+
+
+def castore(*arguments, **options):
+    environment = {**os.environ, **options.pop("environment", {})}
+    return subprocess.run(
+        [sys.executable, "-m", "castore", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        **options,
+    )
+
+
+def test_version_and_help_import_no_command():
+    script = (
+        "import sys; sys.argv[1:] = [sys.argv[1]]\n"
+        "from castore.cli import main\n"
+        "try: main.main()\n"
+        "except SystemExit: print(sorted(name for name in sys.modules if name.split('.')[0] in "
+        "{'castore', 'msgspec', 'blake3', 'nacl', 'lmdb', 'rich', 'zstandard'}))"
+    )
+    for option in ["--version", "--help"]:
+        run = subprocess.run([sys.executable, "-c", script, option], capture_output=True, check=True)
+        loaded = run.stdout.decode().splitlines()[-1]
+        assert loaded == "['castore', 'castore.cli', 'castore.cli.main', 'castore.version']"
+
+
+def test_version_takes_little_processor_time():
+    def spent(*arguments):
+        before = os.times()
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        after = os.times()
+        return after.children_user - before.children_user
+
+    assert min(spent("-m", "castore", "--version") for _ in range(5)) < 0.12
+
+
+def test_the_version_is_told():
+    run = castore("--version")
+    assert (run.returncode, run.stdout) == (0, f"castore {__version__}\n")
+
+
+def test_the_list_of_commands_is_that_of_the_files():
+    context = click.Context(entry.cli, info_name="castore")
+    for name, lazy in entry._COMMANDS.items():
+        command = entry.cli.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert len(lazy.help) <= 60
+        assert name in entry.cli.get_help(context)
+
+
+def walk(command, context):
+    yield context, command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            yield from walk(inner, click.Context(inner, parent=context, info_name=name))
+
+
+def test_every_command_explains_itself_with_an_example():
+    for context, command in walk(entry.cli, click.Context(entry.cli, info_name="castore")):
+        assert command.help, context.command_path
+        if not isinstance(command, click.Group):
+            assert "Example: castore" in command.get_help(context), context.command_path
+
+
+def test_help_explains_commands_and_exit_codes():
+    assert castore("help").stdout == castore("--help").stdout
+    assert castore("help", "key", "add").stdout == castore("key", "add", "--help").stdout
+    codes = castore("help", "exit-codes").stdout
+    for code, meaning in errors.EXIT_CODES.items():
+        assert f"{code:>4}  {meaning}\n" in codes
+    for topic in (["nothing"], ["log", "nothing"]):
+        run = castore("help", *topic)
+        assert run.returncode == 2
+        assert run.stderr.startswith(f"castore: there is no command '{' '.join(topic)}'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "castore: No such command 'nothing' (see 'castore --help')\n"),
+        (["log", "--foo"], "castore: No such option"),
+        (["snapshot"], "castore: Missing argument 'SERVICE' (see 'castore snapshot --help')\n"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_a_hint(arguments, message):
+    run = castore(*arguments)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(message)
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["key"]])
+def test_a_group_alone_says_how_it_is_used(arguments):
+    run = castore(*arguments)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("Usage: castore")
+
+
+@pytest.fixture
+def failing(monkeypatch, capsys):
+    """Return a function that runs castore with a command that raises, or returns, something."""
+
+    def failing(outcome):
+        @click.command()
+        def fail():
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        monkeypatch.setitem(entry.cli.commands, "fail", fail)
+        monkeypatch.setattr(sys, "argv", ["castore", "fail"])
+        monkeypatch.setattr(entry, "_interrupt_on_signals", lambda: None)
+        with pytest.raises(SystemExit) as caught:
+            entry.main()
+        return caught.value.code, capsys.readouterr().err
+
+    return failing
+
+
+def subclasses(kind):
+    yield kind
+    for inner in kind.__subclasses__():
+        yield from subclasses(inner)
+
+
+@pytest.mark.parametrize("kind", list(subclasses(errors.CastoreError)))
+def test_every_error_is_one_line_and_its_exit_code(failing, kind):
+    assert kind.exit_code in errors.EXIT_CODES
+    assert failing(kind("what\nfailed \x1b[2J")) == (
+        kind.exit_code,
+        "castore: what failed \\x1b[2J\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "message"),
+    [
+        (None, 0, ""),
+        (3, 3, ""),
+        (click.exceptions.Exit(5), 5, ""),
+        (SystemExit(6), 6, ""),
+        (click.Abort(), 130, "castore: interrupted\n"),
+        (KeyboardInterrupt(), 130, "\ncastore: interrupted\n"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (MemoryError(), 1, "castore: there is not enough memory\n"),
+        (OSError(28, "No space left on device"), 1, "castore: No space left on device\n"),
+        (OSError(13, "Denied", "/a\nb"), 1, "castore: /a b: Denied\n"),
+        (OSError(13, "Denied", b"/\xff"), 1, "castore: /\\xff: Denied\n"),
+        (click.ClickException("odd"), 1, "castore: odd\n"),
+        (KeyError("x"), 1, "castore: a mistake in castore: KeyError: 'x' (CASTORE_DEBUG=1 tells where)\n"),
+    ],
+)
+def test_every_end_has_its_exit_code(failing, outcome, code, message):
+    assert failing(outcome) == (code, message)
+
+
+def test_where_an_error_comes_from_is_told_when_asked(failing, monkeypatch):
+    monkeypatch.setenv("CASTORE_DEBUG", "1")
+    code, message = failing(errors.DamageError("broken"))
+    assert code == 5
+    assert message.startswith("Traceback")
+    assert message.endswith("\ncastore: broken\n")
+
+
+def test_output_that_nobody_wants_is_no_error():
+    script = f"{sys.executable} -m castore help exit-codes | true; echo ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
+    assert run.stdout in {b"0\n", b"1\n"}
+    assert run.stderr == b""
+
+
+def test_output_that_cannot_be_written_is_an_error():
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "castore", "help", "exit-codes"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (run.returncode, run.stderr) == (1, b"castore: No space left on device\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_interrupt(number):
+    script = (
+        "import click, time\n"
+        "from castore.cli import main\n"
+        "@main.cli.command()\n"
+        "def wait():\n"
+        "    click.echo('ready')\n"
+        "    time.sleep(60)\n"
+        "main.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.1)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=20)
+    assert (process.returncode, complaint.strip()) == (130, b"castore: interrupted")

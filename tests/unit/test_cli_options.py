@@ -1,0 +1,41 @@
+"""The options that commands share, and JSON."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from click.testing import CliRunner
+
+from castore.cli.options import common, json_option, print_json
+
+
+def test_a_command_gets_the_shared_options_first_and_its_own_by_name():
+    seen = []
+
+    @click.command()
+    @click.argument("what")
+    @json_option
+    @common
+    def command(context, what, as_json):
+        """Do it."""
+        seen.append((context.store, context.config, context.identity_file, what, as_json))
+
+    CliRunner().invoke(command, ["x"], catch_exceptions=False)
+    CliRunner().invoke(
+        command,
+        ["--store", "/s", "--config", "c", "--identity", "i", "--json", "y"],
+        catch_exceptions=False,
+    )
+    assert seen == [(None, None, None, "x", False), ("/s", "c", "i", "y", True)]
+    assert command.name == "command"
+    assert command.help == "Do it."
+
+
+def test_json_is_ascii_and_lists_have_a_line_an_element(capsys):
+    for value in ({"a": "\udcffü", "b": [1]}, [], [{"a": 1}, {"b": None}]):
+        print_json(value)
+        out = capsys.readouterr().out
+        assert out.isascii()
+        assert json.loads(out) == value
+    assert out == '[\n{"a": 1},\n{"b": null}\n]\n'

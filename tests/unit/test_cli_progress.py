@@ -1,0 +1,106 @@
+"""What is shown of long work, and to whom."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from castore.cli.progress import Watch, hushed, watching
+from castore.model.tally import Tally
+
+WORK = """
+import sys, time
+from castore.cli.progress import hushed, watching
+from castore.model.tally import Tally
+with watching({total}) as progress:
+    tally = Tally()
+    progress("sites\\x1b", tally)
+    for step in range({steps}):
+        tally.read += 1 << 20
+        tally.files += 100
+        tally.chunks += 10
+        tally.new_bytes += 1 << 10
+        time.sleep(0.1)
+    with hushed():
+        print("ASKED", file=sys.stderr, flush=True)
+        time.sleep(0.3)
+        print("ANSWERED", file=sys.stderr, flush=True)
+    time.sleep(0.3)
+print("rich" in sys.modules)
+"""
+
+
+def on_terminal(script):
+    """Run Python with a terminal of its own as standard error; return both outputs."""
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        )
+        os.close(theirs)
+        drawn = b""
+        try:
+            while data := os.read(ours, 4096):
+                drawn += data
+        except OSError:
+            pass  # EIO: the terminal has no other side any more
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        return out.decode(), drawn.decode()
+    finally:
+        os.close(ours)
+
+
+def test_nothing_is_shown_nor_imported_where_there_is_no_terminal():
+    run = subprocess.run(
+        [sys.executable, "-c", WORK.format(steps=8, total="")], capture_output=True, check=True
+    )
+    assert run.stdout == b"False\n"
+    assert run.stderr == b"ASKED\nANSWERED\n"
+
+
+def test_long_work_is_shown_on_a_terminal():
+    out, drawn = on_terminal(WORK.format(steps=15, total=""))
+    assert out == "True\n"
+    assert re.search(r"sites\\x1b  1\d MiB  [\d.]+ MiB/s  1,\d00 files  1\d KiB new", drawn)
+    assert "%" not in drawn
+    before, _, rest = drawn.partition("ASKED")
+    assert "MiB" in before
+    assert rest.partition("ANSWERED")[0].strip() == ""
+    assert "MiB" in rest.partition("ANSWERED")[2]
+    # What is left is an empty line.
+    assert drawn.endswith(("\x1b[2K", "\x1b[?25h", "\x1b[1A\x1b[2K"))
+
+
+def test_work_of_a_known_size_has_a_share():
+    _, drawn = on_terminal(WORK.format(steps=15, total=30 << 20))
+    assert re.search(r"\x1b?.*4\d %.*1\d MiB", drawn)
+
+
+def test_short_work_is_not_shown():
+    script = "import sys\nfrom castore.cli.progress import watching\nwith watching(): pass\n"
+    out, drawn = on_terminal(script + "print('rich' in sys.modules)")
+    assert (out, drawn) == ("False\n", "")
+
+
+def test_the_warnings_of_all_work_are_kept():
+    with watching() as progress:
+        for name in ("db", "sites"):
+            tally = Tally()
+            progress(name, tally)
+            tally.warn(b"path", "vanished")
+    assert progress.warnings == [("db", b"path", "vanished"), ("sites", b"path", "vanished")]
+
+
+def test_an_error_ends_the_drawing():
+    watch = Watch()
+    with pytest.raises(KeyboardInterrupt), watch.shown(), hushed():
+        raise KeyboardInterrupt
