@@ -46,7 +46,7 @@ class Common:
 
     def store_path(self, argument: str | None = None) -> str:
         """Return where the store is, or would be made."""
-        explicit = argument or self.store or os.environ.get("CASTORE_STORE")
+        explicit = argument or self.store or places.store_from_environment()
         if explicit:
             return os.path.abspath(explicit)
         configured = self.settings.store if self.settings is not None else None

@@ -13,7 +13,6 @@ from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
-    from castore.content.directories import Child
     from castore.model.generation import Generation
     from castore.services.select import Selection
     from castore.store import Store

@@ -178,7 +178,7 @@ def _print_plan(plan: RollbackPlan, as_json: bool, *, safety: bool) -> None:
         ]
         size = sum(step.size for step in tree.steps)
         trees[name] = {"path": tree.top, "bytes": size, "steps": steps}
-    dumps = [
+    dumps: list[dict[str, Any]] = [
         {"part": dump.part.name, "size": dump.part.size, "program": list(dump.program), "path": dump.path}
         for dump in plan.dumps
     ]

@@ -126,12 +126,13 @@ def read_file(reader: StreamReader, child: Child) -> Iterator[bytes]:
     for start, length in entry.extents_or_whole:
         yield from zeros(start - position)
         position = start + length
-        while length > 0:
+        left = length
+        while left > 0:
             pending = pending or next(data, b"")
             if not pending:
                 raise DamageError("a file's stream is shorter than its entry says")
-            piece, pending = pending[:length], pending[length:]
-            length -= len(piece)
+            piece, pending = pending[:left], pending[left:]
+            left -= len(piece)
             yield piece
     yield from zeros(entry.size - position)
 

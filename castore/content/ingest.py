@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from castore.content.lists import ListBuilder
 
@@ -54,7 +54,7 @@ class Ingest:
         self._filled = 0
         self._ops: list[tuple[int, int] | Callable[[], None]] = []
 
-    def __enter__(self) -> Ingest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -23,7 +23,8 @@ from castore.errors import CastoreError, UsageError
 from castore.model.tree import Content, Entry, Extra, Owners
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Set as AbstractSet
+    from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
     from castore.content.streams import StreamReader
     from castore.model.tally import Tally
@@ -213,8 +214,8 @@ class InPlace:
         for step in self._plan.steps:
             self._do(step)
         if self._writer.report.damaged:
-            path, reason = self._writer.report.damaged[0]
-            shown = path.decode(errors="backslashreplace")
+            where, reason = self._writer.report.damaged[0]
+            shown = where.decode(errors="backslashreplace")
             raise CastoreError(f"cannot restore {self._plan.top}/{shown}: {reason}")
 
     def _do(self, step: Step) -> None:

@@ -142,9 +142,11 @@ class _Scanner:
                 directory.subdirectories.append((name, info))
             elif kind != stat.S_IFREG:
                 self._special(directory, name, info)
-            elif info.st_size > self._small or info.st_blocks * 512 < info.st_size:
-                large.append(name)
-            elif (count := self._small_file(directory, name)) is None:
+            elif (
+                info.st_size > self._small
+                or info.st_blocks * 512 < info.st_size
+                or (count := self._small_file(directory, name)) is None
+            ):
                 large.append(name)
             else:
                 bundled += count
@@ -197,8 +199,13 @@ class _Scanner:
             except OSError as error:
                 self._warn(directory, name, error)
                 continue
-            info = os.fstat(fd)
-            extra = _extra(info, self._device, _xattrs(fd))
+            try:
+                info = os.fstat(fd)
+                extra = _extra(info, self._device, _xattrs(fd))
+            except OSError as error:
+                os.close(fd)
+                self._warn(directory, name, error)
+                continue
             self._add(directory, name, info, Content.OWN, extra=extra)
             return self._begin(fd, path, directory.directories.append)
         return None
@@ -314,7 +321,7 @@ class _Scanner:
                 self._ingest.end_stream(lambda _: None)
             raise
         if linked.stored:
-            self._ingest.end_stream(lambda ref: linked.refs.append(ref))
+            self._ingest.end_stream(linked.refs.append)
         after = os.fstat(fd)
         if _stamp(after) != linked.stamp or sum(length for _, length in whole) != linked.stored:
             self._tally.warn(_join(directory.path, name), _CHANGED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from castore.content.lists import iter_chunks
 from castore.errors import DamageError
@@ -40,7 +40,7 @@ class StreamReader:
         self.store = store
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-open")
 
-    def __enter__(self) -> StreamReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

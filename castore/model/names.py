@@ -22,13 +22,13 @@ def check_name(what: str, name: str) -> str:
 
 def check_revision(revision: str) -> str:
     """Return `revision` if it can be recorded, else raise UsageError. Empty: none is known."""
+    if revision != revision.strip() or not revision.isprintable():
+        raise UsageError(f"revision {revision!r} has white space at an end or unprintable characters")
     if len(revision.encode()) > MAX_REVISION_BYTES:
         raise UsageError(
             f"revision {revision[:40]!r}... is longer than {MAX_REVISION_BYTES} bytes; "
             "name a hash of it instead"
         )
-    if revision != revision.strip() or not revision.isprintable():
-        raise UsageError(f"revision {revision!r} has white space at an end or unprintable characters")
     if revision == "latest":
         raise UsageError("'latest' cannot be a revision: it selects the newest generation")
     return revision

@@ -186,5 +186,5 @@ def _check_ranges(entry: Entry) -> None:
         raise DamageError(f"entry {entry.name!r} has an impossible size, mode or type")
     if not (0 <= entry.uid < 1 << 32 and 0 <= entry.gid < 1 << 32):
         raise DamageError(f"entry {entry.name!r} has an impossible owner")
-    if not -1 << 63 <= entry.mtime < 1 << 63 or entry.extra.device < 0:
+    if not -1 << 63 <= entry.mtime < 1 << 64 or entry.extra.device < 0:
         raise DamageError(f"entry {entry.name!r} has an impossible time or device number")

@@ -70,7 +70,7 @@ def _child(reader: StreamReader, part: Part, path: str) -> Child | None:
     return look_up(reader, part.content, os.fsencode(path))
 
 
-def _restore_part(  # noqa: PLR0917
+def _restore_part(
     reader: StreamReader,
     top: int,
     part: Part,

@@ -254,8 +254,7 @@ def _replace_file(path: str, data: Iterable[bytes]) -> None:
     beside = f"{path}.castore-{secrets.token_hex(4)}"
     try:
         with open(beside, "xb") as file:
-            for piece in data:
-                file.write(piece)
+            file.writelines(data)
             if os.path.exists(path):
                 info = os.stat(path)
                 os.chown(file.fileno(), info.st_uid, info.st_gid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -167,12 +168,13 @@ def _open_dump(source: Source, stack: ExitStack) -> int:
     if not isinstance(source, FileSource):
         raise TypeError(source)
     try:
-        file = stack.enter_context(open(source.path, "rb", buffering=0))
-    except IsADirectoryError:
-        raise UsageError(f"{source.path} is a directory: take it with --tree") from None
+        descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise UsageError(f"{source.path} is a directory: take it with --tree")
     except OSError as error:
         raise UsageError(f"cannot read the dump {source.path}: {error.strerror}") from None
-    return file.fileno()
+    return descriptor
 
 
 def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:

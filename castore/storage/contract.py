@@ -7,7 +7,7 @@ paths of lower-case letters, digits, dots and dashes with `/` between their step
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Writer(ABC):
     def abort(self) -> None:
         """Throw away what was written. Does nothing after a commit."""
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -57,10 +57,14 @@ class _LocalWriter(Writer):
         self._root = root
         self._path = os.path.join(root, _TMP, secrets.token_hex(16))
         self._error: CastoreError | None = None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            self._descriptor = os.open(
-                self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-            )
+            try:
+                self._descriptor = os.open(self._path, flags, 0o600)
+            except FileNotFoundError:
+                # A copy of a store may lack the empty folder.
+                os.mkdir(os.path.dirname(self._path), 0o700)
+                self._descriptor = os.open(self._path, flags, 0o600)
         except OSError as error:
             raise _refusal("write to", os.path.dirname(self._path), error) from error
 
@@ -80,10 +84,10 @@ class _LocalWriter(Writer):
             # After a failed fsync the kernel may forget the pages it could not write and report
             # success the next time (the "fsyncgate" of 2018): never retry, give the file up.
             os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = -1
             self._name(path)
             _sync_directory(os.path.dirname(path))
+            os.close(self._descriptor)
+            self._descriptor = -1
         except FileExistsError as error:
             self.abort()
             self._error = ObjectExistsError(f"{path} exists already, and objects are never replaced")
@@ -96,7 +100,9 @@ class _LocalWriter(Writer):
         with contextlib.suppress(FileNotFoundError):
             self._link(path)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # Not with what is above it: a store that is gone, unmounted say, is not begun anew.
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.dirname(path), 0o700)
         _sync_directory(os.path.dirname(os.path.dirname(path)))
         self._link(path)
 
@@ -144,11 +150,11 @@ class LocalStorage(Storage):
         try:
             if create:
                 os.makedirs(os.path.join(self._root, _TMP), mode=0o700, exist_ok=True)
+            os.listdir(self._root)
             self._sweep()
         except FileNotFoundError:
             raise NotFoundError(
-                f"no store at {self._root}: there is no such directory, or it holds no store; "
-                "'castore init' makes one"
+                f"no store at {self._root}: there is no such directory; 'castore init' makes one"
             ) from None
         except NotADirectoryError:
             raise NotFoundError(f"no store at {self._root}: it is not a directory") from None
@@ -193,7 +199,9 @@ class LocalStorage(Storage):
         path = os.path.join(self._root, folder)
         try:
             names = os.listdir(path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if not os.path.isdir(self._root):
+                raise _refusal("list", self._root, error) from error
             return
         except OSError as error:
             raise _refusal("list", path, error) from error
@@ -214,7 +222,8 @@ class LocalStorage(Storage):
         """Remove what writers that were killed left in `tmp/` long ago."""
         folder = os.path.join(self._root, _TMP)
         oldest = time.time() - _STALE_SECONDS
-        for name in os.listdir(folder):
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        for name in names:
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
                 if os.stat(path).st_mtime < oldest:

@@ -1,4 +1,4 @@
-"""Is everything there that the generations need, and is it what was stored?
+"""Whether all that the generations need is there, and is what was stored.
 
 Three depths. The graph: every node opens and every chunk has a place in a pack that is there, as
 long as its footer says. The packs: their bytes are those that were written, by the hash that is
