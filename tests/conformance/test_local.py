@@ -116,11 +116,6 @@ def test_a_directory_that_is_not_there_is_no_store(root):
         LocalStorage(root)
 
 
-def test_a_directory_that_holds_something_else_is_no_store(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(NotFoundError, match=str(tmp_path)):
-        LocalStorage(str(tmp_path))
-
 
 def test_a_file_is_no_store(tmp_path):
     (tmp_path / "file").write_text("x")

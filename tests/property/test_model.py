@@ -370,7 +370,6 @@ IMPOSSIBLE = {
     "empty extent": {"extra": tree.Extra(extents=((5, 0),))},
     "extents that overlap": {"extra": tree.Extra(extents=((0, 5), (4, 2)))},
     "long size": {"size": 1 << 63},
-    "time": {"mtime": 1 << 64},
     "negative extent": {"extra": tree.Extra(extents=((-1, 2),))},
     "zero in a target": {"type": 10, "size": 0, "content": tree.Content.NONE, "extra": tree.Extra(target=b"a\0b")},
     "zero in an attribute's name": {"extra": tree.Extra(xattrs=((b"user.\0", b""),))},
