@@ -84,14 +84,13 @@ def snapshot(
     from castore.cli.generations import describe, plain
     from castore.cli.opening import own_folders
     from castore.cli.progress import watching
+    from castore.errors import UsageError
     from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
     from castore.services.snapshot import snapshot as take
 
     sources: dict[str, Source] = {}
 
     def add(name: str, source: Source) -> None:
-        from castore.errors import UsageError
-
         if name in sources:
             raise UsageError(f"two parts are named {name!r}")
         sources[name] = source
@@ -101,6 +100,8 @@ def snapshot(
         add(name, TreeSource(path, exclude, one_file_system, exclude_caches))
     for text in dumps:
         name, path = split_named("--dump", text)
+        if path == "-" and any(isinstance(source, StreamSource) for source in sources.values()):
+            raise UsageError("standard input can be one part only")
         add(name, StreamSource(sys.stdin.fileno()) if path == "-" else FileSource(path))
     for text in programs:
         name, argv = split_named("--exec", text)
