@@ -1,9 +1,9 @@
 """Whether all that the generations need is there, and is what was stored.
 
-Three depths. The graph: every node opens and every chunk has a place in a pack that is there, as
-long as its footer says. The packs: their bytes are those that were written, by the hash that is
-their name. The data: every chunk opens, decompresses and has the id it is stored under. The first
-two need the writer key only, the last an identity.
+Three depths. The graph: every record of a generation opens, every node opens, and every chunk has
+a place in a pack that is there, as long as its footer says. The packs: their bytes are those that
+were written, by the hash that is their name. The data: every chunk opens, decompresses and has the
+id it is stored under. The first two need the writer key only, the last an identity.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from castore.errors import DamageError, StorageError
+from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
 from castore.model.refs import PackId, Ref, RefKind
+from castore.store.generations import NAME, open_generation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,9 +62,11 @@ def verify(
     store.sync()
     found = Verification()
     found.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
+    _verify_generations(store, found)
     bad: dict[bytes, str] = {}
     for pack, size in store.packs():
         found.packs += 1
+        _verify_length(store, pack, size, found)
         if packs or read_data:
             _verify_pack(store, pack, size, found)
             tally.read += size
@@ -75,6 +78,32 @@ def verify(
         found.generations += 1
         walk.generation(generation)
     return found
+
+
+def _verify_generations(store: Store, found: Verification) -> None:
+    """Open the records that the index has taken in: they may have been damaged since."""
+    for short in sorted(store.storage.list("generations")):
+        name = f"generations/{short}"
+        if name in store.damaged or not NAME.fullmatch(short):
+            continue
+        try:
+            open_generation(name, store.storage.get(name), store.writer_key)
+        except ObjectMissingError:
+            continue
+        except (DamageError, FormatError, StorageError) as error:
+            found.damage.append(str(error))
+
+
+def _verify_length(store: Store, pack: PackId, size: int, found: Verification) -> None:
+    """Compare a pack's length with what it was when the index took it in."""
+    name = f"packs/{pack.hex()}"
+    try:
+        now = store.storage.size(name)
+    except StorageError as error:
+        found.damage.append(str(error))
+        return
+    if now != size:
+        found.damage.append(f"{name} is damaged: it has {now} bytes instead of {size}")
 
 
 def _verify_pack(store: Store, pack: PackId, size: int, found: Verification) -> None:
