@@ -1,0 +1,385 @@
+"""Everything a store is used for, in any order, against dicts that remember what was put in."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import castore
+from castore.content.streams import StreamReader
+from castore.errors import IdentityError, NotFoundError, UsageError
+from castore.model.tally import Tally
+from castore.sealing import Identity
+from castore.services.restoring import read
+from castore.storage import LocalStorage
+from castore.store import Places, Store
+from tests.support.stores import Lab
+
+SERVICES = ["web", "mail"]
+REVISIONS = ["", "r1", "r2", "r2-more", "sha256:ab:tree", "/gnu/store/x1y2-system", "2", "7"]
+LARGEST = 300_000
+
+services = st.sampled_from(SERVICES)
+seeds = st.integers(0, 1 << 32)
+picks = st.integers(0, 1 << 16)
+
+
+def content(rng):
+    size = rng.choice([0, 1, rng.randint(2, 2000), rng.randint(2000, 40_000), rng.randint(40_000, LARGEST)])
+    if rng.random() < 0.3:
+        pattern = rng.randbytes(rng.randint(1, 100))
+        return (pattern * (size // len(pattern) + 1))[:size]
+    return rng.randbytes(size)
+
+
+def edited(rng, data):
+    """The same with a stretch inserted, removed or replaced."""
+    at = rng.randint(0, len(data))
+    new = rng.randbytes(rng.randint(0, 300))
+    gone = rng.choice([0, len(new), rng.randint(0, 5000)])
+    return (data[:at] + new + data[at + gone :])[:LARGEST]
+
+
+def edit_tree(rng, tree):
+    for _ in range(rng.randint(0, 4)):
+        path = b"/".join(rng.choice([[], [b"a"], [b"a", b"\xff b"], [b"c"]]) + [b"f%d" % rng.randint(0, 9)])
+        if path not in tree:
+            tree[path] = content(rng)
+        elif rng.random() < 0.4:
+            del tree[path]
+        else:
+            tree[path] = edited(rng, tree[path])
+
+
+def plant(top, tree):
+    shutil.rmtree(top, ignore_errors=True)
+    os.mkdir(top)
+    for path, data in tree.items():
+        whole = os.path.join(os.fsencode(top), path)
+        os.makedirs(os.path.dirname(whole), exist_ok=True)
+        with open(whole, "wb") as file:
+            file.write(data)
+
+
+def harvest(top):
+    top = os.fsencode(top)
+    found = {}
+    for folder, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, top)] = file.read()
+    return found
+
+
+def cat(store, what):
+    with StreamReader(store) as reader:
+        return b"".join(read(reader, castore.select(store, what)))
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="castore-machine-"))
+        self.lab = Lab(self.folder, average=4096)
+        self.identities = [self.lab.identity]
+        self.removed = []
+        self.labels = {self.lab.identity.recipient: "test"}
+        self.has_key = True
+        self.trees = {service: {} for service in SERVICES}
+        self.dumps = {service: b"" for service in SERVICES}
+        self.taken = {}  # (service, number) to (revision, tree, dump)
+        self.steps = 0
+
+    def teardown(self):
+        try:
+            with self.elsewhere(self.lab.identity) as store:
+                store.sync()
+                assert castore.verify(store, Tally(), read_data=True).damage == []
+                for service, number in self.taken:
+                    self.check_dump(store, service, number)
+                    self.check_tree(store, service, number)
+            for identity in self.removed:
+                with pytest.raises(IdentityError):
+                    self.elsewhere(identity)
+        finally:
+            shutil.rmtree(self.folder)
+
+    # Help
+
+    def fresh(self):
+        self.steps += 1
+        return str(self.folder / f"new{self.steps}")
+
+    def elsewhere(self, identity):
+        """Open the store on a machine that never saw it."""
+        home = self.fresh()
+        places = Places(home + "/state", home + "/cache")
+        return Store.open(LocalStorage(str(self.lab.store)), places, lambda: identity)
+
+    def writing(self):
+        """Open the store as who adds to it does: without an identity if the machine has a key."""
+        return self.lab.open(identity=not self.has_key)
+
+    def any_generation(self, pick):
+        return sorted(self.taken)[pick % len(self.taken)]
+
+    def numbers(self, service):
+        return sorted(number for name, number in self.taken if name == service)
+
+    def check_dump(self, store, service, number):
+        assert cat(store, f"{service}@#{number}:dump") == self.taken[service, number][2]
+
+    def check_tree(self, store, service, number):
+        out = self.fresh()
+        selection = castore.select(store, f"{service}@#{number}:tree")
+        done = castore.restore(store, selection, out, castore.Ownership(change=False), Tally())
+        assert done.report.damaged == []
+        assert harvest(out) == self.taken[service, number][1]
+        shutil.rmtree(out)
+
+    # Adding
+
+    @initialize(seed=seeds)
+    def something_to_begin_with(self, seed):
+        self.snapshot("web", "r1", seed, "new")
+
+    @rule(
+        service=services,
+        revision=st.sampled_from(REVISIONS),
+        seed=seeds,
+        dump=st.sampled_from(["new", "edited", "same", "as the other's", "as once"]),
+    )
+    def snapshot(self, service, revision, seed, dump):
+        rng = random.Random(seed)
+        edit_tree(rng, self.trees[service])
+        if dump == "new":
+            self.dumps[service] = content(rng)
+        elif dump == "edited":
+            self.dumps[service] = edited(rng, self.dumps[service])
+        elif dump == "as the other's":
+            self.dumps[service] = self.dumps[SERVICES[service == "web"]]
+        elif dump == "as once" and self.taken:
+            self.dumps[service] = edited(rng, self.taken[self.any_generation(seed)][2])
+        live, file = str(self.folder / "live"), self.folder / "dump"
+        plant(live, self.trees[service])
+        file.write_bytes(self.dumps[service])
+        sources = {"tree": castore.TreeSource(live), "dump": castore.FileSource(str(file))}
+        with self.writing() as store:
+            generation = castore.snapshot(store, service, sources, revision=revision)
+        assert generation.number == max(self.numbers(service), default=0) + 1
+        self.taken[service, generation.number] = (revision, dict(self.trees[service]), self.dumps[service])
+
+    @precondition(lambda self: self.taken)
+    @rule(service=services)
+    def the_same_again_stores_only_what_is_about_it(self, service):
+        live, file = str(self.folder / "live"), self.folder / "dump"
+        plant(live, self.trees[service])
+        file.write_bytes(self.dumps[service])
+        sources = {"tree": castore.TreeSource(live), "dump": castore.FileSource(str(file))}
+        for _ in range(2):
+            with self.writing() as store:
+                generation = castore.snapshot(store, service, sources)
+            kept = ("", dict(self.trees[service]), self.dumps[service])
+            self.taken[service, generation.number] = kept
+        assert [part.stored_bytes for part in generation.parts] == [0, 0]
+
+    # Reading
+
+    @rule(pick=picks)
+    def restore_a_tree(self, pick):
+        with self.lab.open() as store:
+            store.sync_generations()
+            self.check_tree(store, *self.any_generation(pick))
+
+    @rule(pick=picks)
+    def cat_a_dump_and_a_file(self, pick):
+        service, number = self.any_generation(pick)
+        _, tree, _ = self.taken[service, number]
+        with self.lab.open() as store:
+            store.sync_generations()
+            self.check_dump(store, service, number)
+            if tree:
+                path = sorted(tree)[pick % len(tree)]
+                found = cat(store, f"{service}@#{number}:tree/{os.fsdecode(path)}")
+                assert found == tree[path]
+
+    @rule(pick=picks)
+    def restore_a_whole_generation(self, pick):
+        service, number = self.any_generation(pick)
+        _, tree, dump = self.taken[service, number]
+        out = self.fresh()
+        with self.lab.open() as store:
+            store.sync_generations()
+            selection = castore.select(store, f"{service}@#{number}")
+            castore.restore(store, selection, out, castore.Ownership(change=False), Tally())
+        assert harvest(out + "/tree") == tree
+        assert Path(out, "dump").read_bytes() == dump
+
+    @rule(
+        service=services,
+        selector=st.one_of(
+            st.sampled_from(["latest", "r", "r2-", "sha256", "sha256:ab", "/gnu/store/", "none"]),
+            st.sampled_from(REVISIONS[1:]),
+            st.sampled_from(REVISIONS[1:]).map(lambda revision: "=" + revision),
+            st.integers(1, 12).map(str),
+            st.integers(1, 12).map(lambda number: f"#{number}"),
+        ),
+        part=st.sampled_from(["", ":tree", ":dump"]),
+    )
+    def select(self, service, selector, part):
+        with self.lab.open(identity=not self.has_key) as store:
+            store.sync_generations()
+            expected = self.meant(service, selector)
+            if isinstance(expected, int):
+                found = castore.select(store, f"{service}@{selector}{part}")
+                assert found.generation.number == expected
+                assert (found.part.name if found.part else "") == part[1:]
+            else:
+                with pytest.raises(expected):
+                    castore.select(store, f"{service}@{selector}{part}")
+
+    def meant(self, service, selector):
+        """The number of the generation, or the error."""
+        revisions = {number: self.taken[service, number][0] for number in self.numbers(service)}
+
+        def newest(wanted):
+            return max((n for n, revision in revisions.items() if wanted(revision)), default=NotFoundError)
+
+        if selector == "latest":
+            return newest(lambda _: True)
+        if selector.startswith("#"):
+            number = int(selector[1:])
+            return number if number in revisions else NotFoundError
+        if selector.startswith("="):
+            return newest(lambda revision: revision == selector[1:])
+        exact = newest(lambda revision: revision == selector)
+        if selector.isdigit() and int(selector) in revisions:
+            clash = isinstance(exact, int) and revisions[int(selector)] != selector
+            return UsageError if clash else int(selector)
+        if isinstance(exact, int):
+            return exact
+        begun = {revision for revision in revisions.values() if revision.startswith(selector)}
+        return UsageError if len(begun) > 1 else newest(lambda revision: revision in begun)
+
+    @rule()
+    def the_writer_key_alone_lists_and_does_not_read(self):
+        if not self.has_key:
+            return
+        with self.lab.open(identity=False) as store:
+            store.sync()
+            listed = {(g.service, g.number): g.revision for g in store.generations()}
+            assert listed == {name: revision for name, (revision, _, _) in self.taken.items()}
+            assert store.services() == sorted({service for service, _ in self.taken})
+            for (service, number), (_, _, dump) in self.taken.items():
+                if dump:
+                    with pytest.raises(IdentityError):
+                        cat(store, f"{service}@#{number}:dump")
+            service, number = self.any_generation(0)
+            with pytest.raises(IdentityError):
+                castore.read_details(store, store.generation(service, number))
+            with pytest.raises(IdentityError):
+                castore.verify(store, Tally(), read_data=True)
+            assert castore.verify(store, Tally(), packs=True).sound
+
+    @rule()
+    def verify(self):
+        with self.lab.open() as store:
+            found = castore.verify(store, Tally(), read_data=True)
+        assert (found.damage, found.affected) == ([], [])
+        assert found.sound
+        assert found.generations == len(self.taken)
+
+    # Losing and keeping
+
+    @rule()
+    def lose_the_index(self):
+        shutil.rmtree(self.lab.places.cache)
+
+    @rule()
+    def reindex(self):
+        with self.writing() as store:
+            before = {(g.service, g.number) for g in store.generations()}
+            store.reindex()
+            assert before <= {(g.service, g.number) for g in store.generations()} == set(self.taken)
+            assert store.damaged == {}
+
+    @precondition(lambda self: self.has_key)
+    @rule(whole=st.booleans())
+    def lose_the_writer_key(self, whole):
+        with self.lab.open() as store:
+            key = self.lab.places.writer_key_of(store.store_id)
+        if whole:
+            shutil.rmtree(self.lab.places.state)
+        else:
+            os.unlink(key)
+        with pytest.raises(IdentityError, match="adopt"):
+            self.lab.open(identity=False)
+        self.has_key = False
+
+    @rule()
+    def adopt(self):
+        with self.lab.open() as store:
+            store.adopt()
+        self.has_key = True
+        self.lab.open(identity=False).close()
+
+    # Recipients
+
+    @precondition(lambda self: len(self.identities) < 3)
+    @rule(use=st.booleans())
+    def add_a_recipient(self, use):
+        identity = Identity.generate()
+        self.labels[identity.recipient] = f"number {len(self.labels)}"
+        with self.lab.open() as store:
+            store.reseal([*store.recipients, (identity.recipient, self.labels[identity.recipient])])
+        self.identities.append(identity)
+        if use:
+            self.lab.identity = identity
+        with self.elsewhere(identity) as store:
+            store.sync()
+            self.check_dump(store, *max(self.taken))
+            self.check_dump(store, *min(self.taken))
+
+    @rule(pick=picks)
+    def read_with_another_identity(self, pick):
+        self.lab.identity = self.identities[pick % len(self.identities)]
+
+    @precondition(lambda self: len(self.identities) > 1)
+    @rule(pick=picks)
+    def remove_a_recipient(self, pick):
+        self.lab.identity, gone = random.Random(pick).sample(self.identities, 2)
+        with self.lab.open() as store:
+            store.reseal([one for one in store.recipients if one[0] != gone.recipient])
+        self.identities.remove(gone)
+        self.removed.append(gone)
+        if self.has_key:
+            with Store.open(LocalStorage(str(self.lab.store)), self.lab.places, lambda: gone) as store:
+                store.sync()
+                for (service, number), (_, _, dump) in self.taken.items():
+                    if dump:
+                        with pytest.raises(IdentityError, match="opens nothing"):
+                            cat(store, f"{service}@#{number}:dump")
+
+    @rule()
+    def the_last_recipient_stays(self):
+        with self.lab.open() as store, pytest.raises(UsageError):
+            store.reseal([])
+
+    @invariant()
+    def recipients_are_as_said(self):
+        with self.lab.open() as store:
+            expected = {(one.recipient, self.labels[one.recipient]) for one in self.identities}
+            assert set(store.recipients) == expected
+
+
+Machine.TestCase.settings = settings(max_examples=15, stateful_step_count=30)
+TestMachine = Machine.TestCase
