@@ -114,30 +114,41 @@ def _located(reader: StreamReader, child: Child, path: bytes) -> Iterator[tuple[
         yield (path + b"/" + name if path else name), found
 
 
-def read_file(reader: StreamReader, child: Child) -> Iterator[bytes]:
-    """Yield the bytes of a stored regular file, holes as zeros."""
+def read_data(reader: StreamReader, child: Child) -> Iterator[tuple[int, bytes]]:
+    """Yield what is stored of a regular file in pieces, each with its offset; holes are passed over.
+
+    Raises DamageError if the store has less or more of it than its entry says.
+    """
     entry, ref, offset, _ = child
     if entry.content is Content.BUNDLE:
-        yield RangeReader(reader.store, ref).read(offset, entry.size)
+        yield 0, RangeReader(reader.store, ref).read(offset, entry.size)
         return
-    position = 0
     data = reader.read(ref)
     pending = b""
     for start, length in entry.extents_or_whole:
-        yield from zeros(start - position)
-        position = start + length
-        left = length
-        while left > 0:
+        position, end = start, start + length
+        while position < end:
             pending = pending or next(data, b"")
             if not pending:
                 raise DamageError("a file's stream is shorter than its entry says")
-            piece, pending = pending[:left], pending[left:]
-            left -= len(piece)
-            yield piece
-    yield from zeros(entry.size - position)
+            piece, pending = pending[: end - position], pending[end - position :]
+            yield position, piece
+            position += len(piece)
+    if pending or next(data, None) is not None:
+        raise DamageError("a file's stream is longer than its entry says")
 
 
-def zeros(count: int) -> Iterator[bytes]:
+def read_file(reader: StreamReader, child: Child) -> Iterator[bytes]:
+    """Yield the bytes of a stored regular file, holes as zeros. Raises DamageError."""
+    position = 0
+    for offset, data in read_data(reader, child):
+        yield from _zeros(offset - position)
+        yield data
+        position = offset + len(data)
+    yield from _zeros(child.entry.size - position)
+
+
+def _zeros(count: int) -> Iterator[bytes]:
     """Yield `count` zero bytes in pieces."""
     block = bytes(1 << 16)
     while count > 0:

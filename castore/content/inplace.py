@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from castore.content.attributes import Ownership, set_attributes
 from castore.content.directories import Child, open_directory
+from castore.content.live import read_xattrs_at
 from castore.content.restore import TreeWriter, open_below
-from castore.content.scan import read_xattrs_at
 from castore.errors import CastoreError, UsageError
 from castore.model.tree import Content, Entry, Extra, Owners
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from castore.content.attributes import Ownership, set_attributes
-from castore.content.directories import Child, open_directory, read_file
+from castore.content.directories import Child, open_directory, read_data
 from castore.content.streams import RangeReader, StreamReader
 from castore.errors import CastoreError, DamageError, UsageError
-from castore.model.tree import NO_EXTRA, Content, Entry
+from castore.model.tree import Content, Entry
 
 if TYPE_CHECKING:
     from castore.model.tally import Tally
@@ -173,27 +173,12 @@ class TreeWriter:
 
     def _write_own(self, fd: int, child: Child) -> None:
         """Write a file from its own stream, leaving holes where it had them."""
-        entry = child.entry
-        if entry.extra.extents is None:
-            for data in read_file(self._reader, child):
-                self._write(fd, data)
-            if os.fstat(fd).st_size != entry.size:
-                raise DamageError("its stream is not as long as its entry says")
-            return
-        os.ftruncate(fd, entry.size)
-        data_only = child._replace(entry=_without_holes(entry))
-        pieces = read_file(self._reader, data_only)
-        pending = b""
-        for offset, length in entry.extra.extents:
-            os.lseek(fd, offset, os.SEEK_SET)
-            left = length
-            while left > 0:
-                pending = pending or next(pieces, b"")
-                if not pending:
-                    raise DamageError("its stream is shorter than its entry says")
-                piece, pending = pending[:left], pending[left:]
-                self._write(fd, piece)
-                left -= len(piece)
+        for offset, data in read_data(self._reader, child):
+            if child.entry.extra.extents is not None:
+                os.lseek(fd, offset, os.SEEK_SET)
+            self._write(fd, data)
+        if child.entry.extra.extents is not None:
+            os.ftruncate(fd, child.entry.size)
 
     def _write(self, fd: int, data: bytes) -> None:
         self._tally.read += len(data)
@@ -240,12 +225,6 @@ class TreeWriter:
 
     def _damage(self, path: tuple[bytes, ...], error: DamageError) -> None:
         self.report.damaged.append((b"/".join(path) or b".", str(error)))
-
-
-def _without_holes(entry: Entry) -> Entry:
-    """Return the entry of a file that has just the bytes which the sparse one's stream holds."""
-    size = sum(length for _, length in entry.extents_or_whole)
-    return msgspec.structs.replace(entry, size=size, extra=NO_EXTRA)
 
 
 def open_below(top: int, path: tuple[bytes, ...]) -> int:

@@ -11,19 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
-import pwd
 import resource
 import stat
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from castore.content.exclude import CACHE_TAG, CACHE_TAG_CONTENT
+from castore.content.exclude import CACHE_TAG
+from castore.content.live import (
+    OPEN_FILE,
+    data_extents,
+    extra_of,
+    group_name,
+    is_cache,
+    read_xattrs,
+    read_xattrs_at,
+    user_name,
+)
 from castore.errors import UsageError
 from castore.model.tree import (
-    NO_EXTRA,
     ROOT_NAME,
     Content,
     Entry,
@@ -41,8 +47,6 @@ if TYPE_CHECKING:
     from castore.model.refs import Ref
 
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_NO_XATTRS: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
 _CHANGED: Final = "changed while being read; what was read is kept"
 
 
@@ -116,7 +120,7 @@ class _Scanner:
         # The root holds one entry, the top directory itself, under the name that no file has.
         stack = [root]
         info = os.fstat(fd)
-        self._add(root, ROOT_NAME, info, Content.OWN, extra=_extra(info, 0, _xattrs(fd)))
+        self._add(root, ROOT_NAME, info, Content.OWN, extra=extra_of(info, 0, read_xattrs(fd)))
         stack.append(self._begin(fd, b"", root.directories.append))
         try:
             while stack:
@@ -165,7 +169,7 @@ class _Scanner:
         except OSError as error:
             self._tally.warn(directory.path, f"cannot be listed: {error.strerror}")
             return []
-        if self._rules.exclude_caches and _is_cache(directory.fd):
+        if self._rules.exclude_caches and is_cache(directory.fd):
             found = [(name, entry) for name, entry in found if name == CACHE_TAG]
         listing = []
         for name, entry in found:
@@ -201,7 +205,7 @@ class _Scanner:
                 continue
             try:
                 info = os.fstat(fd)
-                extra = _extra(info, self._device, _xattrs(fd))
+                extra = extra_of(info, self._device, read_xattrs(fd))
             except OSError as error:
                 os.close(fd)
                 self._warn(directory, name, error)
@@ -243,7 +247,7 @@ class _Scanner:
         except OSError as error:
             self._warn(directory, name, error)
             return
-        extra = _extra(info, self._device, xattrs, target=target)
+        extra = extra_of(info, self._device, xattrs, target=target)
         self._add(directory, name, info, Content.NONE, extra=extra)
 
     def _small_file(self, directory: _Directory, name: bytes) -> int | None:
@@ -261,7 +265,7 @@ class _Scanner:
             room = self._ingest.room(self._small)
             count = _read_up_to(fd, room[: info.st_size])
             after = os.fstat(fd)
-            extra = _extra(after, self._device, _xattrs(fd))
+            extra = extra_of(after, self._device, read_xattrs(fd))
         except OSError as error:
             self._warn(directory, name, error)
             return 0
@@ -287,7 +291,7 @@ class _Scanner:
                 linked = self._read_large(directory, name, fd, info)
                 if info.st_nlink > 1:
                     self._links[key] = linked
-            extra = _extra(info, self._device, _xattrs(fd), extents=linked.extents)
+            extra = extra_of(info, self._device, read_xattrs(fd), extents=linked.extents)
         except OSError as error:
             self._warn(directory, name, error)
             return
@@ -303,7 +307,7 @@ class _Scanner:
     def _read_large(
         self, directory: _Directory, name: bytes, fd: int, info: os.stat_result
     ) -> _Linked:
-        extents = _extents(fd, info)
+        extents = data_extents(fd, info)
         linked = _Linked(_stamp(info), info.st_size, None)
         whole = extents if extents is not None else ((0, info.st_size),)
         taken: list[tuple[int, int]] = []
@@ -344,7 +348,7 @@ class _Scanner:
 
     def _open(self, directory: _Directory, name: bytes) -> int:
         try:
-            return os.open(name, _OPEN_FILE, dir_fd=directory.fd)
+            return os.open(name, OPEN_FILE, dir_fd=directory.fd)
         except OSError as error:
             self._warn(directory, name, error)
             return -1
@@ -379,9 +383,9 @@ class _Scanner:
             content,
             extra,
         )
-        if info.st_uid not in directory.users and (user := _user(info.st_uid)):
+        if info.st_uid not in directory.users and (user := user_name(info.st_uid)):
             directory.users[info.st_uid] = user
-        if info.st_gid not in directory.groups and (group := _group(info.st_gid)):
+        if info.st_gid not in directory.groups and (group := group_name(info.st_gid)):
             directory.groups[info.st_gid] = group
 
 
@@ -417,101 +421,3 @@ def _read_up_to(fd: int, room: memoryview) -> int:
     while done < len(room) and (count := os.readv(fd, [room[done:]])):
         done += count
     return done
-
-
-def _is_cache(fd: int) -> bool:
-    try:
-        tag = os.open(CACHE_TAG, _OPEN_FILE, dir_fd=fd)
-    except OSError:
-        return False
-    try:
-        return os.read(tag, len(CACHE_TAG_CONTENT)) == CACHE_TAG_CONTENT
-    except OSError:
-        return False
-    finally:
-        os.close(tag)
-
-
-def _extents(fd: int, info: os.stat_result) -> tuple[tuple[int, int], ...] | None:
-    """Return where a sparse file has data, or None if it has no holes (lseek(2), SEEK_DATA)."""
-    size = info.st_size
-    if info.st_blocks * 512 >= size:
-        return None
-    extents = []
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-            position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data behind `position`
-                break
-            if error.errno == errno.EINVAL:  # a file system that cannot tell
-                return None
-            raise
-        extents.append((start, position - start))
-    if extents == [(0, size)]:
-        return None
-    return tuple(extents)
-
-
-def _extra(
-    info: os.stat_result,
-    device: int,
-    xattrs: tuple[tuple[bytes, bytes], ...],
-    *,
-    target: bytes = b"",
-    extents: tuple[tuple[int, int], ...] | None = None,
-) -> Extra:
-    kind = stat.S_IFMT(info.st_mode)
-    number = info.st_rdev if kind in {stat.S_IFCHR, stat.S_IFBLK} else 0
-    link = None
-    if info.st_nlink > 1 and kind != stat.S_IFDIR:
-        # Device numbers may differ after a reboot; on the tree's own device 0 stands for it.
-        link = (0 if info.st_dev == device else info.st_dev, info.st_ino)
-    if not (target or number or link or xattrs or extents is not None):
-        return NO_EXTRA
-    return Extra(target, number, link, xattrs, extents)
-
-
-def read_xattrs_at(fd: int, name: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Read the extended attributes of `name` in the directory open as `fd`, links not followed.
-
-    It is not opened for that, since it may be a device; there is no listxattrat(2) here.
-    """
-    return _xattrs(b"/proc/self/fd/%d/%s" % (fd, name))
-
-
-def _xattrs(file: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
-    follow = isinstance(file, int)
-    try:
-        names = os.listxattr(file, follow_symlinks=follow)
-    except OSError as error:
-        if error.errno in _NO_XATTRS:
-            return ()
-        raise
-    found = []
-    for name in sorted(map(os.fsencode, names)):
-        try:
-            found.append((name, os.getxattr(file, name, follow_symlinks=follow)))
-        except OSError as error:
-            # Removed since it was listed, or not for this user to read.
-            if error.errno not in _NO_XATTRS | {errno.ENODATA}:
-                raise
-    return tuple(found)
-
-
-@lru_cache(maxsize=4096)
-def _user(uid: int) -> str | None:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return None
-
-
-@lru_cache(maxsize=4096)
-def _group(gid: int) -> str | None:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return None

@@ -73,7 +73,7 @@ class Cutter:
         self.max = average * 8
         # The chance of a border at each byte is 1/(4 average) before `normal` and 4/average
         # behind it; `normal` is where the mean of random data comes out at `average`
-        # (0.98 to 1.00 of it, measured on 1 GiB from 4 KiB to 256 KiB).
+        # (0.99 to 1.01 of it, measured on 256 MiB of random bytes, averages of 4 KiB to 256 KiB).
         self.normal = average - average // 6
         self.early = (1 << 64) // (4 * average)
         self.late = (1 << 64) // average * 4

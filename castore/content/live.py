@@ -1,0 +1,121 @@
+"""What a live file is, beyond what lstat tells: attributes, holes, names of owners."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+from functools import lru_cache
+from typing import Final
+
+from castore.content.exclude import CACHE_TAG, CACHE_TAG_CONTENT
+from castore.model.tree import NO_EXTRA, Extra
+
+OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"""How a file is opened that may have become a link, a fifo or a terminal since it was listed."""
+_NO_XATTRS: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
+
+
+def is_cache(fd: int) -> bool:
+    """Whether the directory open as `fd` has a valid CACHEDIR.TAG."""
+    try:
+        tag = os.open(CACHE_TAG, OPEN_FILE, dir_fd=fd)
+    except OSError:
+        return False
+    try:
+        return os.read(tag, len(CACHE_TAG_CONTENT)) == CACHE_TAG_CONTENT
+    except OSError:
+        return False
+    finally:
+        os.close(tag)
+
+
+def data_extents(fd: int, info: os.stat_result) -> tuple[tuple[int, int], ...] | None:
+    """Return where a sparse file has data, or None if it has no holes (lseek(2), SEEK_DATA)."""
+    size = info.st_size
+    if info.st_blocks * 512 >= size:
+        return None
+    extents = []
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+            position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data behind `position`
+                break
+            if error.errno == errno.EINVAL:  # a file system that cannot tell
+                return None
+            raise
+        extents.append((start, position - start))
+    if extents == [(0, size)]:
+        return None
+    return tuple(extents)
+
+
+def extra_of(
+    info: os.stat_result,
+    device: int,
+    xattrs: tuple[tuple[bytes, bytes], ...],
+    *,
+    target: bytes = b"",
+    extents: tuple[tuple[int, int], ...] | None = None,
+) -> Extra:
+    """Return what few entries have. device: the one that the tree's top is on."""
+    kind = stat.S_IFMT(info.st_mode)
+    number = info.st_rdev if kind in {stat.S_IFCHR, stat.S_IFBLK} else 0
+    link = None
+    if info.st_nlink > 1 and kind != stat.S_IFDIR:
+        # Device numbers may differ after a reboot; on the tree's own device 0 stands for it.
+        link = (0 if info.st_dev == device else info.st_dev, info.st_ino)
+    if not (target or number or link or xattrs or extents is not None):
+        return NO_EXTRA
+    return Extra(target, number, link, xattrs, extents)
+
+
+def read_xattrs_at(fd: int, name: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Read the extended attributes of `name` in the directory open as `fd`, links not followed.
+
+    It is not opened for that, since it may be a device; there is no listxattrat(2) here.
+    """
+    return read_xattrs(b"/proc/self/fd/%d/%s" % (fd, name))
+
+
+def read_xattrs(file: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Read extended attributes, sorted by name; none where they are not supported."""
+    follow = isinstance(file, int)
+    try:
+        names = os.listxattr(file, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno in _NO_XATTRS:
+            return ()
+        raise
+    found = []
+    for name in sorted(map(os.fsencode, names)):
+        try:
+            found.append((name, os.getxattr(file, name, follow_symlinks=follow)))
+        except OSError as error:
+            # Removed since it was listed, or not for this user to read.
+            if error.errno not in _NO_XATTRS | {errno.ENODATA}:
+                raise
+    return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def user_name(uid: int) -> str | None:
+    """Return the name of a user of this machine."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def group_name(gid: int) -> str | None:
+    """Return the name of a group of this machine."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return None
