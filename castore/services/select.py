@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from castore.errors import NotFoundError, UsageError
+from castore.errors import DamageError, FormatError, NotFoundError, ObjectMissingError, UsageError
 from castore.model.names import check_name
+from castore.store.generations import open_generation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,8 +55,18 @@ def select(store: Store, text: str) -> Selection:
                 return Selection(generation)
             return Selection(generation, _part(generation, part_name), path)
         except (NotFoundError, UsageError) as error:
-            first_error = first_error or error
+            if part_name is None or not _goes_on(store, service, selector, part_name):
+                first_error = first_error or error
     raise first_error or NotFoundError(f"{text!r} names nothing stored")
+
+
+def _goes_on(store: Store, service: str, selector: str, part_name: str) -> bool:
+    """Whether the colon behind `selector` is more likely a revision's than one before a part."""
+    generations = store.generations(service)
+    begun = selector.removeprefix("=") + ":"
+    return any(generation.revision.startswith(begun) for generation in generations) and not any(
+        generation.part(part_name) for generation in generations
+    )
 
 
 def _readings(rest: str) -> Iterator[tuple[str, str | None, str]]:
@@ -77,7 +88,39 @@ def _part(generation: Generation, name: str) -> Part:
 
 
 def find(store: Store, service: str, selector: str) -> Generation:
-    """Return the one generation of `service` that `selector` means.
+    """Return the one generation of `service` that `selector` means, as `_find` says.
+
+    One whose record is damaged may have been meant: no older one is taken for it. Raises
+    NotFoundError, UsageError, DamageError, FormatError.
+    """
+    try:
+        found = _find(store, service, selector)
+    except NotFoundError:
+        _refuse_damaged(store, service, 0)
+        raise
+    number = selector.removeprefix("#")
+    if not (number.isdecimal() and int(number) == found.number):
+        _refuse_damaged(store, service, found.number)
+    return found
+
+
+def _refuse_damaged(store: Store, service: str, older: int) -> None:
+    """Raise what is wrong with a record of the service with a number above `older`, if any is."""
+    start = f"generations/{store.writer_key.tag(service).hex()}-"
+    for name in sorted(store.damaged, reverse=True):
+        if not name.startswith(start) or int(name[len(start) :]) <= older:
+            continue
+        try:
+            open_generation(name, store.storage.get(name), store.writer_key)
+        except ObjectMissingError:
+            continue
+        except (DamageError, FormatError) as error:
+            hint = "it may be what is meant; any other is found by its number"
+            raise type(error)(f"{error} ({hint})") from None
+
+
+def _find(store: Store, service: str, selector: str) -> Generation:
+    """Return the one generation of `service` that `selector` means, of those that are whole.
 
     `latest`; a number (or `#NUMBER`); a revision (or `=REVISION`) or a unique beginning of one: its
     newest generation; a date: the newest at or before it. Safety generations, which roll-backs take,
@@ -184,5 +227,8 @@ def parse_date(text: str) -> int | None:
         span = dt.timedelta(days=1)
     elif re.fullmatch(r".*[T ]\d\d:?\d\d(Z|[+-]\d\d:?\d\d)?", text):
         span = dt.timedelta(minutes=1)
-    end = (moment + span).astimezone()
+    try:
+        end = (moment + span).astimezone()
+    except (OverflowError, ValueError):  # at an end of the calendar
+        return None
     return int(end.timestamp() * 1_000_000_000) - 1
