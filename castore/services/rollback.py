@@ -7,8 +7,10 @@ already are fed again from the safety generation.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -162,7 +164,12 @@ def roll_back(
     present state is as it was, or the message says what is not.
     """
     # Before anything is touched: every part has a place to go to.
-    plan_rollback(store, target, origins, ownership)
+    for dump in plan_rollback(store, target, origins, ownership).dumps:
+        if dump.program and shutil.which(dump.program[0]) is None:
+            raise UsageError(
+                f"there is no program {dump.program[0]!r} to take the dump {dump.part.name!r} in: "
+                "nothing was touched"
+            )
     safety = None
     if with_safety:
         sources = present_sources(target, origins)
@@ -197,6 +204,7 @@ class _Execution:
         self._ownership = ownership
         self._tally = tally
         self._trees: dict[str, InPlace] = {}
+        self._files: list[_FileSwap] = []
         self._fed: list[DumpPlan] = []
 
     def run(self) -> list[tuple[str, bytes, str]]:
@@ -206,8 +214,7 @@ class _Execution:
                 self._trees[name] = InPlace(self._reader, plan, self._ownership, self._tally)
                 self._trees[name].apply()
             for dump in self._plan.dumps:
-                self._fed.append(dump)
-                self._put(dump, dump.part)
+                self._put(dump)
         except BaseException as error:
             self._take_back(error)
             raise
@@ -215,31 +222,34 @@ class _Execution:
         for name, tree in self._trees.items():
             problems += [(name, path, reason) for path, reason in tree.problems]
             tree.keep()
+        for file in self._files:
+            file.keep()
         return problems
 
-    def _put(self, dump: DumpPlan, part: Part) -> None:
-        data = self._reader.read(part.content)
+    def _put(self, dump: DumpPlan) -> None:
+        data = self._reader.read(dump.part.content)
         if dump.program:
+            self._fed.append(dump)
             feed(dump.program, data)
         else:
-            _replace_file(dump.path, data)
+            self._files.append(_FileSwap(dump.path))
+            self._files[-1].write(data)
 
     def _take_back(self, cause: BaseException) -> None:
         """Undo what was done; raise if the present state could not be put back whole."""
         failed = []
-        for tree in reversed(self._trees.values()):
+        for changed in [*reversed(self._files), *reversed(self._trees.values())]:
             try:
-                tree.undo()
+                changed.undo()
             except CastoreError as error:
                 failed.append(str(error))
         for dump in reversed(self._fed):
             before = self._safety.part(dump.part.name) if self._safety else None
             if before is None:
-                if dump.program:
-                    failed.append(f"{dump.part.name!r} may be half restored: no safety generation")
+                failed.append(f"{dump.part.name!r} may be half restored: no safety generation")
                 continue
             try:
-                self._put(dump, before)
+                feed(dump.program, self._reader.read(before.content))
             except CastoreError as error:
                 failed.append(f"{dump.part.name!r} could not be put back: {error}")
         if failed:
@@ -249,21 +259,52 @@ class _Execution:
             raise kind(message) from cause
 
 
-def _replace_file(path: str, data: Iterable[bytes]) -> None:
-    """Write a file beside the one at `path`, make it durable and put it in its place."""
-    beside = f"{path}.castore-{secrets.token_hex(4)}"
-    try:
-        with open(beside, "xb") as file:
-            file.writelines(data)
-            if os.path.exists(path):
-                info = os.stat(path)
-                os.chown(file.fileno(), info.st_uid, info.st_gid)
-                os.chmod(file.fileno(), info.st_mode & 0o7777)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise CastoreError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if os.path.exists(beside):
-            os.unlink(beside)
+class _FileSwap:
+    """A file written anew; the one that was there is kept beside it until the caller decides."""
+
+    def __init__(self, path: str) -> None:
+        # Of a symbolic link, what it leads to is written: that is what was taken.
+        self._path = os.path.realpath(path)
+        mark = secrets.token_hex(4)
+        self._beside = f"{self._path}.castore-{mark}"
+        self._kept = f"{self._path}.castore-aside-{mark}"
+        self._swapped = False
+
+    def write(self, data: Iterable[bytes]) -> None:
+        """Write beside the file, make it durable, and put it in its place. Raises CastoreError."""
+        try:
+            with open(self._beside, "xb") as file:
+                file.writelines(data)
+                if os.path.exists(self._path):
+                    info = os.stat(self._path)
+                    os.chown(file.fileno(), info.st_uid, info.st_gid)
+                    os.chmod(file.fileno(), info.st_mode & 0o7777)
+                file.flush()
+                os.fsync(file.fileno())
+            if os.path.exists(self._path):
+                os.link(self._path, self._kept)
+            self._swapped = True
+            os.replace(self._beside, self._path)
+        except OSError as error:
+            raise CastoreError(f"cannot write {self._path}: {error.strerror}") from error
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._beside)
+
+    def undo(self) -> None:
+        """Put the file back that was there, or none. Raises CastoreError."""
+        try:
+            if os.path.exists(self._kept):
+                os.replace(self._kept, self._path)
+            elif self._swapped:
+                os.unlink(self._path)
+            self.keep()  # where both names are one file still, the renaming did nothing
+        except OSError as error:
+            raise CastoreError(
+                f"{self._path} could not be put back ({error.strerror}): it is {self._kept}"
+            ) from error
+
+    def keep(self) -> None:
+        """Let the new one stay."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._kept)
