@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
@@ -11,34 +10,6 @@ from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
-    from castore.sealing import Identity
-
-
-def write_identity(path: str, identity: Identity, passphrase: str | None) -> None:
-    """Write an identity file, 0600, never over another. Raises UsageError."""
-    import datetime as dt
-
-    from castore.errors import UsageError
-
-    locked = identity.text() if passphrase is None else identity.locked_text(passphrase)
-    today = dt.datetime.now().astimezone().date()
-    body = (
-        f"# castore identity, made {today}: opens all state sealed to\n"
-        f"# {identity.recipient.text}\n"
-        "# Whoever has this file can read that state; without it nobody can.\n"
-        f"{locked}\n"
-    )
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise UsageError(f"{path} exists already; an identity is never written over") from None
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    with os.fdopen(fd, "w") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _new_passphrase() -> str:
@@ -109,6 +80,7 @@ def key() -> None:
 @click.option("--passphrase", is_flag=True, help="Protect it with a passphrase.")
 def new(file: str, passphrase: bool) -> None:
     """Make an identity in FILE, and print its public key."""
+    from castore.cli.places import write_identity
     from castore.sealing import Identity
 
     identity = Identity.generate()

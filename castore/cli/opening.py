@@ -82,7 +82,6 @@ class Common:
         passphrase: Callable[[], str] | None = None,
     ) -> dict[str, Any]:
         """Make a store, and an identity unless recipients are given; tell what was made."""
-        from castore.cli.keys import write_identity
         from castore.errors import UsageError
         from castore.sealing import Identity, Recipient
         from castore.storage import LocalStorage
@@ -103,12 +102,12 @@ class Common:
         path = self.store_path(argument)
         staged = self.identity_file if identity is not None else None
         if staged is not None and identity is not None:
-            write_identity(staged, identity, phrase)
+            places.write_identity(staged, identity, phrase)
         store = Store.create(LocalStorage(path, create=True), places.places(), to, average=average)
         with store:
             if identity is not None and staged is None:
                 staged = places.identity_path(store.store_id)
-                write_identity(staged, identity, phrase)
+                places.write_identity(staged, identity, phrase)
         texts = [recipient.text for recipient, _ in to]
         return {"store": path, "identity": staged, "recipients": texts}
 

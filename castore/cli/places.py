@@ -128,6 +128,31 @@ def read_identity(path: str) -> Identity:
     return _parse(data.decode(errors="replace"), path)
 
 
+def write_identity(path: str, identity: Identity, passphrase: str | None) -> None:
+    """Write an identity file, 0600, never over another. Raises UsageError."""
+    import datetime as dt
+
+    locked = identity.text() if passphrase is None else identity.locked_text(passphrase)
+    today = dt.datetime.now().astimezone().date()
+    body = (
+        f"# castore identity, made {today}: opens all state sealed to\n"
+        f"# {identity.recipient.text}\n"
+        "# Whoever has this file can read that state; without it nobody can.\n"
+        f"{locked}\n"
+    )
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise UsageError(f"{path} exists already; an identity is never written over") from None
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    with os.fdopen(fd, "w") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def passphrase_from_command() -> str | None:
     """Return what CASTORE_PASSPHRASE_COMMAND prints, without the line's end; None if it is not set.
 

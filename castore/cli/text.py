@@ -28,19 +28,22 @@ def table(
     columns = max(map(len, lines), default=0)
     for line in lines:
         line.extend([""] * (columns - len(line)))
-    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            _pad(cell, width, right=position in right)
-            for position, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    padded = [
+        _column(cells, right=position in right)
+        for position, cells in enumerate(zip(*lines, strict=True))
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
 
 
-def _pad(cell: str, width: int, *, right: bool) -> str:
-    space = " " * (width - _width(cell))
-    return space + cell if right else cell + space
+def _column(cells: Sequence[str], *, right: bool) -> list[str]:
+    """Return the cells of one column, all as wide as the widest."""
+    if all(map(str.isascii, cells)):  # for tables of thousands of lines
+        width = max(map(len, cells))
+        return [cell.rjust(width) if right else cell.ljust(width) for cell in cells]
+    width = max(map(_width, cells))
+    spaces = (" " * (width - _width(cell)) for cell in cells)
+    pairs = zip(cells, spaces, strict=True)
+    return [space + cell if right else cell + space for cell, space in pairs]
 
 
 def _width(text: str) -> int:
