@@ -1,0 +1,106 @@
+"""Make tests/golden/format-1 anew: python -m tests.golden.make FOLDER (new).
+
+Run when a new format is made, never to make a failing test pass: what is there was written by the
+castore that made format 1, and every later one has to read it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import castore
+from tests.support.stores import Lab
+from tests.support.walker import walk
+
+TIME = 1_700_000_000_123_456_789
+
+
+def grow(top: Path, generation: int) -> None:
+    """Make the tree as it is in a generation."""
+    rng = random.Random(generation)
+    same = random.Random(0)
+    (top / "sub" / "deep").mkdir(parents=True)
+    (top / "empty").mkdir()
+    (top / "small").write_text(f"generation {generation}\n")
+    (top / "nothing").touch()
+    (top / "large").write_bytes(same.randbytes(150_000) + rng.randbytes(50_000))
+    (top / "sub" / "deep" / "file").write_bytes(bytes(range(256)))
+    os.link(top / "small", top / "sub" / "hardlink")
+    os.symlink("sub/../small", top / "symlink")
+    os.symlink(b"nowhere/\xff", top / "dangling")
+    os.mkfifo(top / "fifo", 0o640)
+    (top / os.fsdecode(b"not utf-8 \xe4\xff\n")).write_text("bytes")
+    with open(top / "sparse", "wb") as file:
+        file.truncate(1 << 20)
+        os.pwrite(file.fileno(), b"at the start", 0)
+        os.pwrite(file.fileno(), same.randbytes(65536), 1 << 19)
+    os.setxattr(top / "small", "user.castore", b"\x00value\xff")
+    os.setxattr(top / "sub", "user.directory", b"too")
+    if generation == 2:
+        (top / "added").write_text("in the second")
+    os.chmod(top / "sub" / "deep" / "file", 0o751)
+    os.chmod(top / "empty", 0o1770)
+    paths = [os.path.join(folder, n) for folder, f, d in os.walk(top, topdown=False) for n in [*f, *d]]
+    for number, path in enumerate([*sorted(paths, reverse=True), str(top)]):
+        os.utime(path, ns=(TIME, TIME + number), follow_symlinks=False)
+
+
+def dump(generation: int) -> bytes:
+    """Return the dump as it is in a generation."""
+    return random.Random(7).randbytes(200_000) + b"-- rows of generation %d\n" % generation * 4000
+
+
+def plain(tree: dict) -> dict:
+    """Return what `walk` found as JSON can hold it: bytes as text with surrogates escaped."""
+
+    def text(value):
+        if isinstance(value, bytes):
+            return value.decode("latin-1")
+        if isinstance(value, dict):
+            return {text(key): text(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [text(one) for one in value]
+        return value
+
+    dropped = {"uid", "gid", "blocks"}
+    return {
+        text(path): {key: text(value) for key, value in node.items() if key not in dropped}
+        for path, node in tree.items()
+    }
+
+
+def make(into: Path) -> None:
+    into.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder))
+        expected = {}
+        for number in (1, 2):
+            live = Path(folder, "live")
+            shutil.rmtree(live, ignore_errors=True)
+            live.mkdir()
+            grow(live / "tree", number)
+            (live / "dump").write_bytes(dump(number))
+            os.chmod(live / "dump", 0o600)
+            sources = {"tree": castore.TreeSource(str(live / "tree")), "dump": castore.FileSource(str(live / "dump"))}
+            taken = lab.snapshot("golden", sources, revision=f"r{number}")
+            assert (taken.number, taken.missed) == (number, 0)
+            found = plain(walk(live))
+            del found["."], found["dump"]["mtime"]  # restores make these anew
+            expected[f"r{number}"] = found
+        shutil.copytree(lab.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
+        (key,) = Path(lab.places.state).glob("*/writer.key")
+        (into / "identity").write_text(lab.identity.text() + "\n")
+        (into / "writer.key").write_text(
+            "".join(line for line in key.read_text().splitlines(True) if not line.startswith("#"))
+        )
+        (into / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))

@@ -1,0 +1,127 @@
+"""A store that the castore which made format 1 wrote: every later one reads it, and rescue.py does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import castore
+from castore.sealing import Identity
+from castore.storage import LocalStorage
+from castore.store import Places, Store
+from tests.golden.make import plain
+from tests.support.walker import walk
+
+GOLDEN = Path(__file__).parent / "format-1"
+RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+
+
+class Copy:
+    """A copy of the golden store, on a machine of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "store"
+        self.places = Places(str(folder / "state"), str(folder / "cache"))
+        shutil.copytree(GOLDEN / "store", self.path)
+        assert not (self.path / "tmp").exists()  # git does not keep it
+        self.identity = Identity.parse((GOLDEN / "identity").read_text(), lambda: "")
+
+    def keep_writer_key(self) -> None:
+        path = Path(self.places.writer_key_of(Store.read_id(LocalStorage(str(self.path)))))
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(GOLDEN / "writer.key", path)
+
+    def open(self, *, identity: bool = True) -> Store:
+        return castore.open_store(str(self.path), self.places, (lambda: self.identity) if identity else None)
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Copy:
+    return Copy(tmp_path)
+
+
+def the_same(revision: str, out: Path) -> None:
+    """Hold what was restored against what is expected of it."""
+    found = plain(walk(out))
+    del found["."], found["dump"]["mtime"]
+    expected = EXPECTED[revision]
+    assert sorted(found) == sorted(expected)
+    assert found == expected
+
+
+def test_it_is_listed_with_the_writer_key_only(golden: Copy) -> None:
+    golden.keep_writer_key()
+    with golden.open(identity=False) as store:
+        store.sync()
+        assert store.damaged == {}
+        listed = [(g.service, g.number, g.revision, g.parent, g.safety) for g in store.generations()]
+        assert listed == [("golden", 2, "r2", 1, False), ("golden", 1, "r1", 0, False)]
+        for generation in store.generations():
+            assert [(part.name, part.kind, part.missed) for part in generation.parts] == [
+                ("tree", "tree", 0),
+                ("dump", "dump", 0),
+            ]
+        assert castore.verify(store, castore.Tally(), packs=True).sound
+
+
+@pytest.mark.parametrize("revision", ["r1", "r2"])
+def test_it_is_restored(golden: Copy, tmp_path: Path, revision: str) -> None:
+    with golden.open() as store:
+        store.sync()
+        selection = castore.select(store, f"golden@{revision}")
+        ownership = castore.Ownership(change=False)
+        done = castore.restore(store, selection, str(tmp_path / "out"), ownership, castore.Tally())
+    assert (done.report.damaged, done.report.warnings) == ([], [])
+    the_same(revision, tmp_path / "out")
+
+
+def test_all_of_it_opens_and_details_too(golden: Copy) -> None:
+    with golden.open() as store:
+        assert castore.verify(store, castore.Tally(), read_data=True).sound
+        details = castore.read_details(store, castore.select(store, "golden@latest").generation)
+    assert set(details.origins) == {"tree", "dump"}
+    assert details.origins["tree"].path.endswith(b"/live/tree")
+
+
+def test_it_takes_another_generation_and_finds_its_chunks_again(golden: Copy, tmp_path: Path) -> None:
+    golden.keep_writer_key()
+    with golden.open() as store:
+        selection = castore.select(_synced(store), "golden@r2")
+        ownership = castore.Ownership(change=False)
+        castore.restore(store, selection, str(tmp_path / "out"), ownership, castore.Tally())
+        sources = {
+            "tree": castore.TreeSource(str(tmp_path / "out" / "tree")),
+            "dump": castore.FileSource(str(tmp_path / "out" / "dump")),
+        }
+        taken = castore.snapshot(store, "golden", sources, revision="r3")
+        assert taken.number == 3
+        # Only entries are new, whose owners may be others: cut and named as ever, content is not.
+        assert taken.part("dump").new_chunks == 0
+        assert taken.part("tree").new_bytes < 10_000
+    assert os.listdir(golden.path / "tmp") == []
+
+
+def _synced(store: Store) -> Store:
+    store.sync()
+    return store
+
+
+@pytest.mark.parametrize("revision", ["r1", "r2"])
+def test_it_is_restored_without_castore(golden: Copy, tmp_path: Path, revision: str) -> None:
+    command = [sys.executable, str(RESCUE), str(golden.path), "--identity", str(GOLDEN / "identity")]
+    # Far from the repository, so that nothing of castore is imported by chance.
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    listed = subprocess.run(command, **options)
+    assert listed.returncode == 0, listed.stderr
+    assert "golden 1" in listed.stdout
+    assert "golden 2" in listed.stdout
+    done = subprocess.run([*command, "golden", revision[1:], str(tmp_path / "out")], **options)
+    assert done.returncode == 0, done.stderr
+    the_same(revision, tmp_path / "out")
