@@ -238,7 +238,8 @@ class _Execution:
     def _take_back(self, cause: BaseException) -> None:
         """Undo what was done; raise if the present state could not be put back whole."""
         failed = []
-        for changed in [*reversed(self._files), *reversed(self._trees.values())]:
+        done: list[_FileSwap | InPlace] = [*self._trees.values(), *self._files]
+        for changed in reversed(done):
             try:
                 changed.undo()
             except CastoreError as error:
