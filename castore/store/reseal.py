@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from castore.storage import Storage
     from castore.store.config import StoreConfig
     from castore.store.keyring import Keyring
+    from castore.store.sessions import SessionRecord
 
 
 def reseal(
@@ -35,6 +36,9 @@ def reseal(
     """
     name = config_name(number)
     if number not in config_numbers(storage):
+        # An identity that opens not all of it must not change whom the store says it is sealed to.
+        for session, numbers in session_numbers(storage).items():
+            _data_key(storage, keyring, session, numbers[-1], config)
         try:
             storage.put(name, encode_config(number, config, keyring.writer))
         except ObjectExistsError:
@@ -52,18 +56,28 @@ def reseal(
 def _reseal_session(
     storage: Storage, keyring: Keyring, session: SessionId, number: int, config: StoreConfig
 ) -> None:
-    writer = keyring.writer
-    name = session_name(session, number)
-    record = decode_session(session, number, storage.get(name), writer)
-    if {key for key, _ in record.seals} == {entry.key for entry in config.recipients}:
+    found = _data_key(storage, keyring, session, number, config)
+    if found is None:
         return
-    data_key = keyring.data_key(name, session, record)
+    record, data_key = found
+    writer = keyring.writer
     seals = sealed_to((entry.recipient for entry in config.recipients), session, data_key)
     anew = msgspec.structs.replace(record, seals=seals)
     with contextlib.suppress(ObjectExistsError):
         storage.put(
             session_name(session, number + 1), encode_session(session, number + 1, anew, writer)
         )
+
+
+def _data_key(
+    storage: Storage, keyring: Keyring, session: SessionId, number: int, config: StoreConfig
+) -> tuple[SessionRecord, bytes] | None:
+    """Return what a session object holds; None if it is sealed to the recipients already."""
+    name = session_name(session, number)
+    record = decode_session(session, number, storage.get(name), keyring.writer)
+    if {key for key, _ in record.seals} == {entry.key for entry in config.recipients}:
+        return None
+    return record, keyring.data_key(name, session, record)
 
 
 def _remove(storage: Storage, name: str) -> None:
