@@ -59,17 +59,23 @@ def table(generations: list[Generation]) -> str:
     """Return the table of `castore log`."""
     rows = []
     for generation in generations:
+        total = new = stored = missed = 0
+        for part in generation.parts:
+            total += part.size
+            new += part.new_bytes
+            stored += part.stored_bytes
+            missed += part.missed
         marks = " (safety)" if generation.safety else ""
-        marks += " (incomplete)" if generation.missed else ""
+        marks += " (incomplete)" if missed else ""
         rows.append([
             generation.service,
             str(generation.number),
             text.local_time(generation.time),
             generation.revision or "-",
-            " ".join(part.name for part in generation.parts) + marks,
-            text.size(generation.size),
-            text.size(sum(part.new_bytes for part in generation.parts)),
-            text.size(sum(part.stored_bytes for part in generation.parts)),
+            " ".join([part.name for part in generation.parts]) + marks,
+            text.size(total),
+            text.size(new),
+            text.size(stored),
         ])
     header = ["service", "number", "time", "revision", "parts", "total", "new", "stored"]
     return text.table(rows, header=header, right={1, 5, 6, 7})

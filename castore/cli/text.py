@@ -59,6 +59,8 @@ def _width(text: str) -> int:
 
 def size(count: int) -> str:
     """Return a size in binary units: `17 B`, `1.2 MiB`, `120 MiB`."""
+    if 0 <= count < 1000:
+        return f"{count} B"
     if count < 0:
         return "-" + size(-count)
     value, unit = float(count), 0

@@ -139,9 +139,9 @@ def decode_generation(data: bytes | memoryview) -> Generation:
         raise DamageError(f"a generation record does not decode: {error}") from None
     if generation.version != _VERSION:
         _refuse_newer(data)
-    roots = [part.root for part in generation.parts]
-    if any(root is not None and len(root.id) != ID_BYTES for root in [*roots, generation.details]):
-        raise DamageError("a generation record refers to an id of a wrong length")
+    for root in [generation.details, *[part.root for part in generation.parts]]:
+        if root is not None and len(root.id) != ID_BYTES:
+            raise DamageError("a generation record refers to an id of a wrong length")
     return generation
 
 
