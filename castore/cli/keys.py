@@ -125,9 +125,10 @@ def add(context: Common, recipient: str, label: str) -> None:
 
     added = Recipient.parse(recipient)
     with context.open_store() as store:
-        if any(added == existing for existing, _ in store.recipients):
+        if all(added != existing for existing, _ in store.recipients):
+            store.reseal([*store.recipients, (added, label)])
+        elif not store.reseal(store.recipients):  # else an earlier try did not end, and now has
             raise UsageError(f"{added.text} is a recipient of this store already")
-        store.reseal([*store.recipients, (added, label)])
     print(f"{added.text} opens this store now, all of its past included")
 
 
@@ -146,13 +147,12 @@ def remove(context: Common, recipient: str) -> None:
     removed = Recipient.parse(recipient)
     with context.open_store() as store:
         rest = [(one, label) for one, label in store.recipients if one != removed]
-        if len(rest) == len(store.recipients):
-            raise NotFoundError(f"{removed.text} is no recipient of this store; see 'castore key list'")
         if not rest:
             raise UsageError("a store needs a recipient: add another before removing the last")
-        if store.identity().recipient == removed:
+        if len(rest) < len(store.recipients) and store.identity().recipient == removed:
             raise UsageError("that is the recipient of the identity in use: use an identity that stays")
-        store.reseal(rest)
+        if not store.reseal(rest):  # what an earlier try did not end has ended otherwise
+            raise NotFoundError(f"{removed.text} is no recipient of this store; see 'castore key list'")
     print(f"{removed.text} is no recipient of this store any more")
 
 

@@ -27,14 +27,17 @@ if TYPE_CHECKING:
 
 def reseal(
     storage: Storage, keyring: Keyring, number: int, config: StoreConfig
-) -> None:
+) -> bool:
     """Seal the store to the recipients of `config`, which becomes config/`number`.
+
+    Returns whether there was anything to do.
 
     That object is there already if this was begun before: what is done is not done again. New
     objects come before old ones go, so that at every moment each session has a key.
     Raises IdentityError, DamageError, StorageError, BusyError.
     """
     name = config_name(number)
+    changed = False
     if number not in config_numbers(storage):
         # An identity that opens not all of it must not change whom the store says it is sealed to.
         for session, numbers in session_numbers(storage).items():
@@ -43,22 +46,26 @@ def reseal(
             storage.put(name, encode_config(number, config, keyring.writer))
         except ObjectExistsError:
             raise BusyError(f"another castore has just written {name}; try again") from None
+        changed = True
     for session, numbers in sorted(session_numbers(storage).items()):
-        _reseal_session(storage, keyring, session, numbers[-1], config)
+        changed |= _reseal_session(storage, keyring, session, numbers[-1], config)
     for session, numbers in session_numbers(storage).items():
         for old in numbers[:-1]:
             _remove(storage, session_name(session, old))
+            changed = True
     for old in config_numbers(storage):
         if old < number:
             _remove(storage, config_name(old))
+            changed = True
+    return changed
 
 
 def _reseal_session(
     storage: Storage, keyring: Keyring, session: SessionId, number: int, config: StoreConfig
-) -> None:
+) -> bool:
     found = _data_key(storage, keyring, session, number, config)
     if found is None:
-        return
+        return False
     record, data_key = found
     writer = keyring.writer
     seals = sealed_to((entry.recipient for entry in config.recipients), session, data_key)
@@ -67,6 +74,7 @@ def _reseal_session(
         storage.put(
             session_name(session, number + 1), encode_session(session, number + 1, anew, writer)
         )
+    return True
 
 
 def _data_key(

@@ -380,8 +380,8 @@ class Store:
 
     # Recipients
 
-    def reseal(self, recipients: Sequence[tuple[Recipient, str]]) -> None:
-        """Seal the store to exactly these (recipient, label) pairs.
+    def reseal(self, recipients: Sequence[tuple[Recipient, str]]) -> bool:
+        """Seal the store to exactly these (recipient, label) pairs; tell whether it was not yet.
 
         Interrupted, it is finished by being called again. Raises UsageError, IdentityError,
         DamageError, StorageError, BusyError.
@@ -391,8 +391,9 @@ class Store:
         config, number = self.config, self._config_number
         if config.recipients != labelled:
             config, number = msgspec.structs.replace(config, recipients=labelled), number + 1
-        reseal(self.storage, self._keyring, number, config)
+        changed = reseal(self.storage, self._keyring, number, config)
         self._refresh_config()
+        return changed
 
     def _refresh_config(self) -> None:
         """Take in what another process has said since: who the recipients are."""
