@@ -335,3 +335,16 @@ def test_a_damaged_generation_is_found_with_the_writer_key_only(
     with lab.open(identity=False) as store:
         found = castore.verify(store, castore.Tally())
     assert any(line.startswith(master.names[what]) for line in found.damage)
+
+
+@pytest.mark.parametrize("how", ["flip ciphertext", "flip tag", "cut a half", "emptied"])
+def test_no_older_generation_is_taken_for_one_that_is_damaged(master: Master, room: Path, how: str) -> None:
+    lab = _copy(master, room, "index deleted")
+    _damage(master, lab.store, "generation 2", how)
+    with lab.open() as store:
+        store.sync_generations()
+        for selector in ("latest", "2", "#2", "2999-01-01", "r"):
+            with pytest.raises(DamageError, match=master.names["generation 2"]):
+                castore.select(store, f"s@{selector}:t")
+        for selector in ("1", "#1"):
+            assert castore.select(store, f"s@{selector}:t").generation.number == 1
