@@ -65,14 +65,17 @@ def table(generations: list[Generation]) -> str:
             new += part.new_bytes
             stored += part.stored_bytes
             missed += part.missed
-        marks = " (safety)" if generation.safety else ""
-        marks += " (incomplete)" if missed else ""
+        names = " ".join([part.name for part in generation.parts])
+        if generation.safety:
+            names += " (safety)"
+        if missed:
+            names += " (incomplete)"
         rows.append([
             generation.service,
             str(generation.number),
             text.local_time(generation.time),
             generation.revision or "-",
-            " ".join([part.name for part in generation.parts]) + marks,
+            names,
             text.size(total),
             text.size(new),
             text.size(stored),

@@ -39,10 +39,12 @@ class Common:
     @cached_property
     def settings(self) -> Settings | None:
         """What castore.toml says, if there is one. Raises ConfigError."""
+        path = places.find_config(self.config)
+        if path is None:
+            return None
         from castore.services.config import load
 
-        path = places.find_config(self.config)
-        return None if path is None else load(path, home=os.path.expanduser("~"), programs=False)
+        return load(path, home=os.path.expanduser("~"), programs=False)
 
     def store_path(self, argument: str | None = None) -> str:
         """Return where the store is, or would be made."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -57,28 +58,34 @@ def _width(text: str) -> int:
     return len(text) + wide - marks
 
 
+@lru_cache(maxsize=1 << 16)
 def size(count: int) -> str:
     """Return a size in binary units: `17 B`, `1.2 MiB`, `120 MiB`."""
     if 0 <= count < 1000:
         return f"{count} B"
     if count < 0:
         return "-" + size(-count)
-    value, unit = float(count), 0
+    unit = min((count.bit_length() - 1) // 10, len(_UNITS) - 1)
+    value = count / (1 << 10 * unit)
     # 999.5 and more would be rounded to four digits.
-    while value >= 999.5 and unit < len(_UNITS) - 1:
-        value /= 1024
+    if value >= 999.5 and unit < len(_UNITS) - 1:
         unit += 1
-    digits = 1 if unit and round(value, 1) < 10 else 0
-    return f"{value:.{digits}f} {_UNITS[unit]}"
+        value /= 1024
+    return f"{value:.1f} {_UNITS[unit]}" if value < 9.95 and unit else f"{value:.0f} {_UNITS[unit]}"
 
 
 def local_time(ns: int) -> str:
     """Return a moment, in ns since 1970, by the local clock: `2026-11-20 02:30:00`."""
+    return _local_second(ns // _NS)
+
+
+@lru_cache(maxsize=1 << 16)
+def _local_second(second: int) -> str:
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ns // _NS))
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
     except (OverflowError, ValueError, OSError):
         # A stored file may claim any time at all.
-        return f"@{ns // _NS}"
+        return f"@{second}"
 
 
 def duration(ns: int) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import stat
 from dataclasses import dataclass
@@ -186,7 +185,7 @@ class InPlace:
         self._plan = plan
         self._ownership = ownership
         self._top = os.open(plan.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._aside = _ASIDE + secrets.token_hex(8).encode()
+        self._aside = _ASIDE + os.urandom(8).hex().encode()
         self._aside_fd = -1
         self._moved: list[Path] = []
         self._made: list[Path] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -17,7 +17,7 @@ class StoredRef(msgspec.Struct, frozen=True, array_like=True):
     """A reference as a record holds it."""
 
     kind: RefKind
-    id: bytes
+    id: Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
     size: int
 
     @classmethod
@@ -139,9 +139,6 @@ def decode_generation(data: bytes | memoryview) -> Generation:
         raise DamageError(f"a generation record does not decode: {error}") from None
     if generation.version != _VERSION:
         _refuse_newer(data)
-    for root in [generation.details, *[part.root for part in generation.parts]]:
-        if root is not None and len(root.id) != ID_BYTES:
-            raise DamageError("a generation record refers to an id of a wrong length")
     return generation
 
 

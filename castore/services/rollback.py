@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -266,7 +265,7 @@ class _FileSwap:
     def __init__(self, path: str) -> None:
         # Of a symbolic link, what it leads to is written: that is what was taken.
         self._path = os.path.realpath(path)
-        mark = secrets.token_hex(4)
+        mark = os.urandom(4).hex()
         self._beside = f"{self._path}.castore-{mark}"
         self._kept = f"{self._path}.castore-aside-{mark}"
         self._swapped = False

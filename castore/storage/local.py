@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -55,7 +54,7 @@ def _sync_directory(path: str) -> None:
 class _LocalWriter(Writer):
     def __init__(self, root: str) -> None:
         self._root = root
-        self._path = os.path.join(root, _TMP, secrets.token_hex(16))
+        self._path = os.path.join(root, _TMP, os.urandom(16).hex())
         self._error: CastoreError | None = None
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:

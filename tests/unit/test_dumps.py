@@ -121,11 +121,24 @@ def test_a_program_that_fails_after_its_output_leaves_nothing(store: Run) -> Non
 
 
 def peak(*args: str, stdin: int | None = None, stdout: int | None = None, cwd: Path) -> tuple[int, int]:
-    """Run castore; return its exit code, and the most memory that it had resident."""
-    process = subprocess.Popen([sys.executable, "-m", "castore", *args], stdin=stdin, stdout=stdout, cwd=cwd)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss << 10
+    """Run castore; return its exit code, and the most memory that it had resident.
+
+    A small process starts it: a child's peak begins with that of whoever forked it, and a test run
+    may have grown far beyond castore.
+    """
+    told_to, told = os.pipe()
+    launcher = (
+        "import os, resource, subprocess, sys\n"
+        "code = subprocess.call(sys.argv[2:])\n"
+        "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n"
+        "os.write(int(sys.argv[1]), b'%d %d' % (code, peak))"
+    )
+    argv = [sys.executable, "-c", launcher, str(told), sys.executable, "-m", "castore", *args]
+    with os.fdopen(told_to) as report:
+        subprocess.run(argv, stdin=stdin, stdout=stdout, cwd=cwd, pass_fds=[told], check=True)
+        os.close(told)
+        code, peak_kib = map(int, report.read().split())
+    return code, peak_kib << 10
 
 
 def digest_of_cat(what: str, cwd: Path) -> tuple[str, int]:

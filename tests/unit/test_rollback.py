@@ -61,7 +61,7 @@ class Storm:
             for _ in range(20):
                 try:
                     told = getattr(self, way)()
-                except OSError:  # this file does not take it: another one
+                except (OSError, IndexError):  # this file does not take it, or none is left: another one
                     continue
                 self.done.append(f"{way[3:]} {told!r}")
                 break
