@@ -149,7 +149,7 @@ def _line(shown: bytes, child: Any) -> str:
         size = f"{os.major(entry.extra.device)}, {os.minor(entry.extra.device)}"
     mark = "+" if entry.extra.xattrs else " "
     return (
-        f"{stat.filemode(entry.st_mode)}{mark} {user:>8} {group:>8} {size:>12} "
+        f"{text.mode_text(entry.st_mode)}{mark} {user:>8} {group:>8} {size:>12} "
         f"{text.local_time(entry.mtime)} {name}"
     )
 

@@ -77,7 +77,8 @@ class ListBuilder:
 def iter_list(store: Store, ref: Ref, start: int = 0) -> Iterator[tuple[int, Ref]]:
     """Yield the references of the list `ref` names, each with the offset of its content.
 
-    References whose content ends at or before byte `start` are passed over without being read.
+    References whose content ends at or before byte `start` are passed over without being read, but
+    for empty ones.
     Raises DamageError, MissingError.
     """
     stack = [_children(store, ref, 0, start)]

@@ -43,7 +43,8 @@ def _refusal(doing: str, path: str, error: OSError) -> StorageError:
     return StorageError(f"cannot {doing} {path}: {error.strerror or error}{hint}")
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """Make durable which names a directory holds. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -84,7 +85,7 @@ class _LocalWriter(Writer):
             # success the next time (the "fsyncgate" of 2018): never retry, give the file up.
             os.fsync(self._descriptor)
             self._name(path)
-            _sync_directory(os.path.dirname(path))
+            sync_directory(os.path.dirname(path))
             os.close(self._descriptor)
             self._descriptor = -1
         except FileExistsError as error:
@@ -102,7 +103,7 @@ class _LocalWriter(Writer):
         # Not with what is above it: a store that is gone, unmounted say, is not begun anew.
         with contextlib.suppress(FileExistsError):
             os.mkdir(os.path.dirname(path), 0o700)
-        _sync_directory(os.path.dirname(os.path.dirname(path)))
+        sync_directory(os.path.dirname(os.path.dirname(path)))
         self._link(path)
 
     def _link(self, path: str) -> None:
@@ -211,7 +212,7 @@ class LocalStorage(Storage):
         path = os.path.join(self._root, name)
         try:
             os.unlink(path)
-            _sync_directory(os.path.dirname(path))
+            sync_directory(os.path.dirname(path))
         except FileNotFoundError:
             raise ObjectMissingError(f"{path} is not there") from None
         except OSError as error:

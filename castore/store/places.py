@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 from castore.errors import StorageError
+from castore.storage.local import sync_directory
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def make_private_directory(path: str) -> None:
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(step, 0o700)
-            _sync_directory(os.path.dirname(step))
+            sync_directory(os.path.dirname(step))
         except OSError as error:
             raise refusal("make the directory", step, error) from error
 
@@ -72,7 +73,7 @@ def write_private(path: str, data: bytes) -> None:
         finally:
             os.close(descriptor)
         os.rename(part, path)
-        _sync_directory(folder)
+        sync_directory(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(part)
@@ -88,11 +89,3 @@ def read_private(path: str) -> str | None:
         return None
     except OSError as error:
         raise refusal("read", path, error) from error
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
