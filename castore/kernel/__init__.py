@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import os
-from typing import Final
+import struct
+from typing import Any, Final
 
 _WINDOW: Final = 64
 
@@ -29,30 +30,95 @@ def _load() -> ctypes.CDLL:
 _lib = _load()
 
 
+_U32: Final = ctypes.c_uint32
+_U64: Final = ctypes.c_uint64
+_SIZE: Final = ctypes.c_size_t
+_ADDRESS: Final = ctypes.c_void_p
+
+
 class _Rule(ctypes.Structure):
     """struct cut_rule of cut.h."""
 
     _fields_ = (
-        ("early", ctypes.c_uint64),
-        ("late", ctypes.c_uint64),
-        ("min", ctypes.c_uint32),
-        ("normal", ctypes.c_uint32),
-        ("max", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
-        ("gear", ctypes.c_uint64 * 256),
+        ("early", _U64),
+        ("late", _U64),
+        ("min", _U32),
+        ("normal", _U32),
+        ("max", _U32),
+        ("reserved", _U32),
+        ("gear", _U64 * 256),
     )
 
 
-_cut_scan = _lib.cut_scan
-_cut_scan.restype = ctypes.c_size_t
-_cut_scan.argtypes = [
-    ctypes.POINTER(_Rule),
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-]
+class _SketchRule(ctypes.Structure):
+    """struct sketch_rule of sketch.h."""
+
+    _fields_ = (("limit", _U64), ("mul", _U64 * 12), ("add", _U64 * 12), ("gear", _U64 * 256))
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    found = getattr(_lib, name)
+    found.restype, found.argtypes = result, arguments
+    return found
+
+
+_RULE: Final = ctypes.POINTER(_Rule)
+_cut_scan: Final = _function(
+    "cut_scan", _SIZE, _RULE, _ADDRESS, _SIZE, ctypes.c_int, _ADDRESS, _SIZE
+)
+_cut_find: Final = _function(
+    "cut_find", _SIZE, _RULE, _ADDRESS, _SIZE, _SIZE, _SIZE, _ADDRESS, _SIZE
+)
+_cut_choose: Final = _function(
+    "cut_choose",
+    _SIZE,
+    *(_RULE, _ADDRESS, _SIZE, ctypes.POINTER(_SIZE), _SIZE, _SIZE, ctypes.c_int, _ADDRESS, _SIZE),
+)
+_sketch_chunks: Final = _function(
+    "sketch_chunks", None, ctypes.POINTER(_SketchRule), _ADDRESS, _ADDRESS, _SIZE, _ADDRESS
+)
+_delta_encode: Final = _function(
+    "delta_encode", _SIZE, ctypes.c_char_p, _SIZE, _ADDRESS, _SIZE, _ADDRESS, _SIZE
+)
+_delta_apply: Final = _function(
+    "delta_apply", ctypes.c_int, ctypes.c_char_p, _SIZE, ctypes.c_char_p, _SIZE, _ADDRESS, _SIZE
+)
+
+_MAX_HITS: Final = 16384
+_TOO_MANY: Final = _SIZE(-1).value
+
+
+def _address(buffer: bytearray, start: int, end: int) -> tuple[int, Any]:
+    """Return where a buffer lies, and what keeps it there for as long as it is held."""
+    if not 0 <= start <= end <= len(buffer):
+        raise ValueError(f"no stretch {start} to {end} in a buffer of {len(buffer)} bytes")
+    if not buffer:
+        return 0, None
+    view = ctypes.c_char.from_buffer(buffer)
+    return ctypes.addressof(view), view
+
+
+class Borders:
+    """Where chunks of a stretch of a stream may end, found before it is known where they begin."""
+
+    def __init__(self, rule: _Rule, minimum: int, hits: Any, count: int) -> None:
+        self._rule = rule
+        self._minimum = minimum
+        self._hits = hits
+        self._count = count
+        self._next = _SIZE(0)
+
+    def choose(self, start: int, end: int, *, final: bool) -> list[int]:
+        """Return the offset behind each chunk of [start, end), as Cutter.scan does.
+
+        Stretches are to be asked for in ascending order.
+        """
+        room = (end - start) // self._minimum + 1
+        ends = (_U32 * room)()
+        count = _cut_choose(
+            self._rule, self._hits, self._count, self._next, start, end, final, ends, room
+        )
+        return ends[:count]
 
 
 class Cutter:
@@ -84,7 +150,7 @@ class Cutter:
             self.normal,
             self.max,
             0,
-            (ctypes.c_uint64 * 256).from_buffer_copy(gear),
+            (_U64 * 256).from_buffer_copy(gear),
         )
 
     def scan(self, buffer: bytearray, start: int, end: int, *, final: bool) -> list[int]:
@@ -94,16 +160,81 @@ class Cutter:
         chunk that goes on: give them again, followed by more. How a stream is split over calls
         does not change where it is cut.
         """
-        if not 0 <= start <= end <= len(buffer):
-            raise ValueError(f"no stretch {start} to {end} in a buffer of {len(buffer)} bytes")
+        base, held = _address(buffer, start, end)
         length = end - start
         room = length // self.min + 1
-        ends = (ctypes.c_uint32 * room)()
-        view = (ctypes.c_char * length).from_buffer(buffer, start) if length else None
-        count = _cut_scan(
-            self._rule, ctypes.addressof(view) if view is not None else None, length, final, ends, room
-        )
+        ends = (_U32 * room)()
+        count = _cut_scan(self._rule, base + start, length, final, ends, room)
+        del held
         return [start + offset for offset in ends[:count]]
+
+    def find(self, buffer: bytearray, first: int, start: int, end: int) -> Borders | None:
+        """Find where chunks of buffer[start:end] may end, wherever they begin.
+
+        buffer[first:start] is what the stream has before it. None: there are too many such places
+        (a run of one byte can be full of them); `scan` cuts such content.
+        """
+        base, held = _address(buffer, start, end)
+        # Four a chunk are expected; content may be unlucky.
+        room = min(_MAX_HITS, 1024 + 32 * ((end - start) // self.min))
+        hits = (_U32 * room)()
+        count = _cut_find(self._rule, base, first, start, end, hits, room)
+        del held
+        return None if count == _TOO_MANY else Borders(self._rule, self.min, hits, count)
+
+
+SKETCH_BYTES: Final = 12
+"""The length of a sketch: three super-features of four bytes."""
+
+NO_SKETCH: Final = bytes(SKETCH_BYTES)
+"""The sketch of a chunk that is too short, or too monotonous, to be compared by one."""
+
+
+class Sketcher:
+    """Finds the sketches of chunks: similar ones are likely to share a super-feature.
+
+    gear: as the Cutter's. key: 192 bytes, secret: a sketch under a known key would tell content.
+    """
+
+    def __init__(self, gear: bytes, key: bytes) -> None:
+        if len(gear) != 2048 or len(key) != 192:
+            raise ValueError(f"2048 and 192 bytes were expected, not {len(gear)}, {len(key)}")
+        words = struct.unpack("<24Q", key)
+        self._rule = _SketchRule(
+            1 << 57,  # one position in 128
+            (_U64 * 12)(*(word | 1 for word in words[:12])),
+            (_U64 * 12)(*words[12:]),
+            (_U64 * 256).from_buffer_copy(gear),
+        )
+
+    def sketch(self, buffer: bytearray, spans: list[tuple[int, int]]) -> list[bytes]:
+        """Return the sketches of the chunks buffer[start:end] of `spans`."""
+        flat = [border for span in spans for border in span]
+        base, held = _address(buffer, min(flat, default=0), max(flat, default=0))
+        out = ctypes.create_string_buffer(SKETCH_BYTES * len(spans))
+        _sketch_chunks(self._rule, base, (_U32 * len(flat))(*flat), len(spans), out)
+        del held
+        found = out.raw
+        return [found[at : at + SKETCH_BYTES] for at in range(0, len(found), SKETCH_BYTES)]
+
+
+def encode_delta(base: bytes, buffer: bytearray, start: int, end: int, room: int) -> bytes | None:
+    """Tell buffer[start:end] by its difference from `base`, in at most `room` bytes, if they do."""
+    address, held = _address(buffer, start, end)
+    out = ctypes.create_string_buffer(room)
+    length = _delta_encode(base, len(base), address + start, end - start, out, room)
+    del held
+    return ctypes.string_at(out, length) if length else None
+
+
+def apply_delta(base: bytes, delta: bytes, length: int) -> bytes | None:
+    """Return the `length` bytes that `delta` makes of `base`; None if it is no delta of these."""
+    out = bytearray(length)
+    address, held = _address(out, 0, length)
+    if _delta_apply(base, len(base), delta, len(delta), address, length):
+        return None
+    del held
+    return bytes(out)
 
 
 def padme(length: int) -> int:

@@ -1,13 +1,11 @@
 /* Gear hash: Xia et al., "Ddelta", 2014; normalised chunking: Xia et al., "FastCDC", 2016. */
 #include "cut.h"
+#include "gear.h"
 
 #include <assert.h>
 
 /* The layout that the caller in Python fills in. */
 static_assert(sizeof(struct cut_rule) == 32 + 256 * 8, "struct cut_rule is padded");
-
-/* How many bytes a 64-bit gear hash remembers: an older one is shifted out. */
-#define WINDOW 64
 
 /*
  * Hash buf[from .. to); return the position behind the first byte at which the
@@ -56,7 +54,7 @@ chunk_length(const struct cut_rule *rule, const uint8_t *buf, size_t len, int fi
 		return (final ? len : 0);
 
 	/* Fill the window, so that the first border considered depends on its 64 bytes and nothing else. */
-	for (i = rule->min - WINDOW; i < (size_t)rule->min - 1; i++)
+	for (i = rule->min - GEAR_WINDOW; i < (size_t)rule->min - 1; i++)
 		h = (h << 1) + rule->gear[buf[i]];
 
 	early_end = len < rule->normal ? len : rule->normal;
@@ -83,5 +81,56 @@ cut_scan(const struct cut_rule *rule, const uint8_t *buf, size_t len, int final,
 		start += length;
 		ends[n++] = (uint32_t)start;
 	}
+	return (n);
+}
+
+size_t
+cut_find(const struct cut_rule *rule, const uint8_t *buf, size_t first, size_t from, size_t to, uint32_t *hits, size_t room)
+{
+	size_t counts[GEAR_LANES], n = 0, i;
+	uint64_t limit = rule->early > rule->late ? rule->early : rule->late;
+	uint64_t hash[CUT_MAX_HITS];
+	int k;
+
+	if (room > CUT_MAX_HITS)
+		room = CUT_MAX_HITS;
+	if (gear_low(rule->gear, buf, first, from, to, limit, hits, hash, room, counts) != 0)
+		return (CUT_TOO_MANY);
+	for (k = 0; k < GEAR_LANES; k++) {
+		size_t part = k * (room / GEAR_LANES);
+
+		for (i = part; i < part + counts[k]; i++)
+			hits[n++] = hits[i] << 1 | (hash[i] < rule->early);
+	}
+	return (n);
+}
+
+size_t
+cut_choose(const struct cut_rule *rule, const uint32_t *hits, size_t count, size_t *next_hit,
+    size_t start, size_t to, int final, uint32_t *ends, size_t room)
+{
+	size_t n = 0, i = *next_hit, end;
+
+	while (n < room && start < to) {
+		size_t limit = to - start < rule->max ? to : start + rule->max;
+
+		/* hits[] has the last byte of a window; a chunk ends behind it. */
+		while (i < count && (hits[i] >> 1) + 1 < start + rule->min)
+			i++;
+		while (i < count && (hits[i] >> 1) + 1 <= start + rule->normal && (hits[i] & 1) == 0)
+			i++;
+		end = i < count ? (hits[i] >> 1) + 1 : to;
+		if (i < count && end <= limit)
+			;
+		else if (to - start >= rule->max)
+			end = start + rule->max;
+		else if (final)
+			end = to;
+		else
+			break;
+		start = end;
+		ends[n++] = (uint32_t)end;
+	}
+	*next_hit = i;
 	return (n);
 }

@@ -38,4 +38,29 @@ __attribute__((visibility("default")))
 size_t cut_scan(const struct cut_rule *rule, const uint8_t *buf, size_t len,
     int final, uint32_t *ends, size_t room);
 
+/*
+ * The same cut in two steps, of which the first does not need to know where
+ * chunks begin, so that stretches of one stream can be searched side by side.
+ *
+ * cut_find: the positions in buf[from .. to) that a chunk may end behind, in
+ * order, to hits[]: each as position << 1 | whether it may in an early place
+ * too.  buf[first .. from) is what the stream has in front of it, 63 bytes of
+ * it at most are read.  Returns their number, or CUT_TOO_MANY where room, or
+ * CUT_MAX_HITS, do not suffice: cut_scan cuts any content.  to < 2^31.
+ *
+ * cut_choose: of the hits those that end chunks, the first of which begins at
+ * `start`, in front of `from` perhaps.  *next_hit is the first to look at, and
+ * is moved on.  Otherwise as cut_scan.
+ */
+#define CUT_MAX_HITS 16384
+#define CUT_TOO_MANY ((size_t)-1)
+
+__attribute__((visibility("default")))
+size_t cut_find(const struct cut_rule *rule, const uint8_t *buf, size_t first,
+    size_t from, size_t to, uint32_t *hits, size_t room);
+
+__attribute__((visibility("default")))
+size_t cut_choose(const struct cut_rule *rule, const uint32_t *hits, size_t count,
+    size_t *next_hit, size_t start, size_t to, int final, uint32_t *ends, size_t room);
+
 #endif

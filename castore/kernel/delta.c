@@ -1,0 +1,173 @@
+/* Copies found by hashing the base: after Tichy, "The string-to-string correction problem with block moves", 1984. */
+#include "delta.h"
+
+#include <string.h>
+
+#define WORD 8
+#define TABLE_BITS 14
+#define TABLE (1 << TABLE_BITS)
+
+/* A copy costs three to six bytes: a shorter match from afar saves nothing. */
+#define MIN_COPY 12
+
+static uint64_t
+word_at(const uint8_t *p)
+{
+	uint64_t x;
+
+	memcpy(&x, p, sizeof(x));
+	return (x);
+}
+
+static uint32_t
+slot_of(uint64_t word)
+{
+	return ((uint32_t)((word * 0x9E3779B185EBCA87u) >> (64 - TABLE_BITS)));
+}
+
+/* How many bytes a[0 .. n) and b[0 .. n) begin with in common. */
+static size_t
+common(const uint8_t *a, const uint8_t *b, size_t n)
+{
+	size_t i = 0;
+
+	for (; n - i >= WORD; i += WORD) {
+		uint64_t x = word_at(a + i) ^ word_at(b + i);
+
+		if (x != 0) {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+			return (i + (size_t)(__builtin_ctzll(x) >> 3));
+#else
+			return (i + (size_t)(__builtin_clzll(x) >> 3));
+#endif
+		}
+	}
+	while (i < n && a[i] == b[i])
+		i++;
+	return (i);
+}
+
+static uint8_t *
+put_number(uint8_t *p, uint64_t x)
+{
+	for (; x >= 0x80; x >>= 7)
+		*p++ = (uint8_t)(x | 0x80);
+	*p++ = (uint8_t)x;
+	return (p);
+}
+
+/* Returns NULL where the number is cut, or has more than 35 bits. */
+static const uint8_t *
+get_number(const uint8_t *p, const uint8_t *end, uint64_t *x)
+{
+	int shift;
+
+	*x = 0;
+	for (shift = 0; shift <= 28 && p < end; shift += 7) {
+		*x |= (uint64_t)(*p & 0x7f) << shift;
+		if ((*p++ & 0x80) == 0)
+			return (p);
+	}
+	return (NULL);
+}
+
+/* Three numbers of up to five bytes each. */
+#define MAX_STEP 15
+
+size_t
+delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t len, uint8_t *out, size_t room)
+{
+	uint32_t table[TABLE];
+	uint8_t *p = out, *end = out + room;
+	size_t step, i, t = 0, literal = 0, expected = 0;
+
+	/* Backwards, so that of equal words the first is found, and what follows it can be copied too. */
+	memset(table, 0xff, sizeof(table));
+	step = base_len / TABLE < 4 ? 4 : base_len / TABLE;
+	if (base_len >= WORD) {
+		for (i = (base_len - WORD) / step + 1; i-- > 0;)
+			table[slot_of(word_at(base + i * step))] = (uint32_t)(i * step);
+	}
+
+	while (t <= len) {
+		size_t source = 0, back = 0, length = 0;
+
+		if (len - t >= WORD) {
+			uint64_t word = word_at(target + t);
+			size_t aligned = expected + (t - literal);
+
+			/* Bytes were put in place of as many; else, in front of what is expected. */
+			if (aligned + WORD <= base_len && word_at(base + aligned) == word)
+				source = aligned;
+			else if (expected + WORD <= base_len && word_at(base + expected) == word)
+				source = expected;
+			else {
+				source = table[slot_of(word)];
+				if (source == UINT32_MAX || word_at(base + source) != word) {
+					t++;
+					/* What is no longer alike is given up early. */
+					if ((size_t)(end - p) < t - literal)
+						return (0);
+					continue;
+				}
+			}
+			length = len - t < base_len - source ? len - t : base_len - source;
+			length = WORD + common(target + t + WORD, base + source + WORD, length - WORD);
+			while (back < t - literal && back < source && target[t - back - 1] == base[source - back - 1])
+				back++;
+			if (length + back < MIN_COPY && source != aligned) {
+				t++;
+				continue;
+			}
+		} else
+			t = len;
+
+		/* The literals up to here, then the copy; at the end only the literals. */
+		if ((size_t)(end - p) < MAX_STEP + (t - back - literal))
+			return (0);
+		p = put_number(p, t - back - literal);
+		memcpy(p, target + literal, t - back - literal);
+		p += t - back - literal;
+		if (t == len)
+			break;
+		p = put_number(p, length + back);
+		{
+			int64_t moved = (int64_t)(source - back) - (int64_t)expected;
+
+			p = put_number(p, moved < 0 ? ((uint64_t)-moved << 1) - 1 : (uint64_t)moved << 1);
+		}
+		expected = source + length;
+		t += length;
+		literal = t;
+	}
+	return ((size_t)(p - out));
+}
+
+int
+delta_apply(const uint8_t *base, size_t base_len, const uint8_t *delta, size_t delta_len, uint8_t *out, size_t len)
+{
+	const uint8_t *p = delta, *end = delta + delta_len;
+	uint64_t literals, length, moved;
+	int64_t source = 0;
+	size_t done = 0;
+
+	for (;;) {
+		if ((p = get_number(p, end, &literals)) == NULL || literals > (size_t)(end - p) ||
+		    literals > len - done)
+			return (-1);
+		memcpy(out + done, p, literals);
+		p += literals;
+		done += literals;
+		if (p == end)
+			return (done == len ? 0 : -1);
+		if ((p = get_number(p, end, &length)) == NULL || (p = get_number(p, end, &moved)) == NULL)
+			return (-1);
+		source += moved & 1 ? -(int64_t)((moved + 1) >> 1) : (int64_t)(moved >> 1);
+		if (source < 0 || (uint64_t)source > base_len || length > base_len - (uint64_t)source ||
+		    length > len - done)
+			return (-1);
+		memcpy(out + done, base + source, length);
+		done += length;
+		source += (int64_t)length;
+	}
+}
