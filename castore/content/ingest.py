@@ -1,10 +1,11 @@
-"""The way in: bytes are cut into chunks, which are named, compressed and sealed on all cores.
+"""The way in: bytes are cut into chunks, which are named, compared, compressed and sealed on all cores.
 
-What is fed fills batches, which go to worker threads and come back in the order in which they went
-out. What has to happen in that order (a reference joins a list, a stream ends, a directory is
-complete) is an action in the batch, run on the feeding thread when its batch comes back; no action
-needs a lock. A bounded number of batches is under way, in buffers that are used again, so memory
-does not grow and a slow store holds the feeder back.
+What is fed fills batches. Each goes through two tasks on worker threads, `_cut` (borders, ids, which
+chunks are known) and `_seal` (the chunks that are not), and between and behind them through the
+feeding thread, in the order in which it was fed. What has to happen in that order (a chunk is
+compared with its place in the parent, a reference joins a list, a stream ends, a directory is
+complete) happens there, and needs no lock. A bounded number of batches is under way, in buffers that
+are used again, so memory does not grow and a slow store holds the feeder back.
 """
 
 from __future__ import annotations
@@ -14,21 +15,65 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
 from castore.content.lists import ListBuilder
+from castore.model.refs import Ref, RefKind
+from castore.store import NewChunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from castore.kernel import Cutter
-    from castore.model.refs import RecordId, Ref
+    from castore.content.parent import Parent
+    from castore.kernel import Borders, Cutter
+    from castore.model.refs import RecordId
     from castore.model.tally import Tally
     from castore.store import Sealed, Session
 
 _WORKERS: Final = 2
-_UNDER_WAY: Final = 4
-"""Batches out at once: two being worked on, two waiting, so that no worker idles."""
+_UNDER_WAY: Final = 6
+"""Batches out at once: two in work, and enough behind and before them that no worker idles."""
 _MIN_BATCH: Final = 1 << 21
+_WINDOW: Final = 63
+"""Bytes before a stretch that tell whether a chunk ends at its first byte."""
 
+
+class _Stretch:
+    """A piece of one stream in a batch: buffer[start:end], to be cut."""
+
+    def __init__(self, start: int, end: int, *, begins: bool, final: bool) -> None:
+        self.start = start
+        self.end = end
+        self.begins = begins
+        """Whether the stream begins here; else a chunk under way, in front of `start`, goes on."""
+        self.final = final
+        self.parent: Parent | None = None
+        self.chunks: list[tuple[int, int, RecordId, bool]] = []
+        """Start, end, id of each chunk found, and whether the store has it."""
+        self.refs: list[tuple[Ref, bool]] = []
+        """What they are referred to by, and whether they are being sealed."""
+
+
+class _Batch:
+    """What is fed together, and what has become of it."""
+
+    def __init__(self, buffer: bytearray, start: int) -> None:
+        self.buffer = buffer
+        self.start = start
+        """Where the bytes begin that were fed for this batch; a chunk under way ends in front of it."""
+        self.filled = start
+        self.ops: list[_Stretch | Callable[[], None]] = []
+        self.carried: Future[int] = Future()
+        """Where the chunk under way begins: the batch before says so once it is cut."""
+        self.guess = -1
+        """Where it should begin, if this stream is like its parent; -1: nothing is expected."""
+        self.expected: list[Ref] = []
+        """What this batch should then be cut into."""
+        self.cut: Future[None] | None = None
+        self.sealed: Future[list[Sealed]] | None = None
+
+    @property
+    def stretches(self) -> list[_Stretch]:
+        """What is to be cut."""
+        return [op for op in self.ops if isinstance(op, _Stretch)]
 
 
 class Ingest:
@@ -41,18 +86,28 @@ class Ingest:
         self.tally = tally
         self._session = session
         self._cutter = cutter
-        self._capacity = max(_MIN_BATCH, 4 * cutter.max)
+        self._headroom = max(cutter.max, _WINDOW)
+        self._size = self._headroom + max(_MIN_BATCH, 4 * cutter.max)
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-seal")
-        self._out: deque[tuple[bytearray, Future[list[Sealed | Callable[[], None]]]]] = deque()
-        self._free = [bytearray(self._capacity) for _ in range(_UNDER_WAY + 1)]
+        self._out: deque[_Batch] = deque()
+        self._compared = 0
+        """How many of them, from the left, have been through the step between the two tasks."""
+        self._place = 0
+        """In its stream, of the chunk that this step has come to."""
+        self._sealing: set[RecordId] = set()
+        self._free: list[bytearray] = []
         self._builder = ListBuilder(self.put_node)
-        self._begin_batch(self._free.pop())
+        self._parent: Parent | None = None
+        self._begins = True
+        self._offset = 0
+        """In its stream, of the next byte to be fed."""
+        self._batch = self._new_batch()
+        self._batch.carried.set_result(self._headroom)
+        self._stretch_start = self._headroom
 
-    def _begin_batch(self, buffer: bytearray) -> None:
-        self._buffer = buffer
-        self._start = 0  # of what is not cut yet
-        self._filled = 0
-        self._ops: list[tuple[int, int] | Callable[[], None]] = []
+    def _new_batch(self) -> _Batch:
+        buffer = self._free.pop() if self._free else bytearray(self._size)
+        return _Batch(buffer, self._headroom)
 
     def __enter__(self) -> Self:
         return self
@@ -71,19 +126,23 @@ class Ingest:
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def compare_with(self, parent: Parent | None) -> None:
+        """Say what the stream that begins now is likely to be like."""
+        self._parent = parent
+
     def room(self, wanted: int = 1) -> memoryview:
         """Return the free part of the buffer, at least `wanted` bytes, to be filled from its start.
 
         wanted: at most half of the smallest batch, 1 MiB.
         """
-        if self._capacity - self._filled < wanted:
-            self._cut(final=False)
+        if self._size - self._batch.filled < wanted:
+            self._end_stretch(final=False)
             self._submit()
-        return memoryview(self._buffer)[self._filled :]
+        return memoryview(self._batch.buffer)[self._batch.filled :]
 
     def filled(self, count: int) -> None:
         """Say that `count` bytes of the room are now the stream's next bytes."""
-        self._filled += count
+        self._batch.filled += count
         self.tally.read += count
 
     def write(self, data: bytes) -> None:
@@ -93,17 +152,20 @@ class Ingest:
             room = self.room()
             count = min(len(room), len(rest))
             room[:count] = rest[:count]
-            self._filled += count
+            self._batch.filled += count
             rest = rest[count:]
 
     def end_stream(self, done: Callable[[Ref | None], None]) -> None:
         """End the stream fed since the last end; `done` is given it when all of it is stored."""
-        self._cut(final=True)
+        self._end_stretch(final=True)
         self.after(lambda: done(self._end_list()))
+        self._parent = None
+        self._begins = True
+        self._offset = 0
 
     def after(self, action: Callable[[], None]) -> None:
         """Run `action` once everything fed so far is stored."""
-        self._ops.append(action)
+        self._batch.ops.append(action)
 
     def put_list(self, refs: list[Ref]) -> Ref:
         """Store a list of references, not empty; for use in actions."""
@@ -123,51 +185,185 @@ class Ingest:
         self._builder = ListBuilder(self.put_node)
         return ref
 
-    def _cut(self, *, final: bool) -> None:
-        """Cut what is fed and not yet cut; the rest of an unfinished chunk stays."""
-        start, end = self._start, self._filled
-        if start == end:
+    def _end_stretch(self, *, final: bool) -> None:
+        """Have what was fed of the stream cut; more of it follows in the next batch, unless `final`."""
+        batch = self._batch
+        start, end = self._stretch_start, batch.filled
+        self._stretch_start = end
+        if start == end and self._begins:
             return
-        if final and end - start <= self._cutter.min:
-            ends = [end]
-        else:
-            ends = self._cutter.scan(self._buffer, start, end, final=final)
-        for border in ends:
-            self._ops.append((start, border))
-            start = border
-        self._start = start
+        stretch = _Stretch(start, end, begins=self._begins, final=final)
+        stretch.parent = self._parent
+        batch.ops.append(stretch)
+        self._offset += end - start
+        self._begins = False
 
     def _submit(self) -> None:
-        """Send the batch out, and begin the next with the bytes that are not cut yet."""
+        """Send the batch out, and begin the next."""
+        while self._compared < len(self._out) and _is_done(self._out[self._compared].cut):
+            self._compare(self._out[self._compared])
         while len(self._out) >= _UNDER_WAY:
             self._take_in()
-        buffer, start, filled = self._buffer, self._start, self._filled
-        following = self._free.pop()
-        following[: filled - start] = memoryview(buffer)[start:filled]
-        self._out.append((buffer, self._pool.submit(self._seal, buffer, self._ops)))
-        self._begin_batch(following)
-        self._filled = filled - start
+        batch, following = self._batch, self._new_batch()
+        self._expect(batch, following)
+        if not self._begins:
+            # The last bytes go along: as context for the borders, and as the chunk that is expected
+            # to be under way. Where the worker finds another one, it puts that there.
+            carried = self._headroom - following.guess if following.guess >= 0 else 0
+            context = min(max(_WINDOW, carried), batch.filled)
+            view = memoryview(batch.buffer)[batch.filled - context : batch.filled]
+            following.buffer[self._headroom - context : self._headroom] = view
+        batch.cut = self._pool.submit(self._cut, batch, following)
+        self._out.append(batch)
+        self._batch = following
+        self._stretch_start = self._headroom
 
-    def _seal(
-        self, buffer: bytearray, ops: list[tuple[int, int] | Callable[[], None]]
-    ) -> list[Sealed | Callable[[], None]]:
-        seal = self._session.seal
-        view = memoryview(buffer)
-        return [seal(view[op[0] : op[1]]) if isinstance(op, tuple) else op for op in ops]
+    def _expect(self, batch: _Batch, following: _Batch) -> None:
+        """Guess from the parent how a batch is cut, and which chunk goes on into the next one."""
+        following.guess = self._headroom
+        stretch = batch.ops[0] if len(batch.ops) == 1 else None
+        parent = self._parent
+        if parent is None or not isinstance(stretch, _Stretch) or not parent.aligned:
+            following.guess = -1 if not self._begins else self._headroom
+            return
+        at = batch.start if stretch.begins else batch.guess
+        offset = self._offset - (batch.filled - at)
+        begin, chunks, end = parent.expected(offset, self._offset)
+        if at >= 0 and begin == offset and chunks:
+            batch.guess, batch.expected = at, chunks
+        carried = self._offset - end
+        fits = 0 <= carried <= min(self._headroom, batch.filled - batch.start)
+        following.guess = self._headroom - carried if fits else -1
+
+    def _cut(self, batch: _Batch, following: _Batch) -> None:
+        """Cut a batch and name its chunks; runs on a worker."""
+        carry = self._headroom
+        try:
+            named = self._name_expected(batch)
+            if not named:
+                borders = [self._borders(batch, stretch) for stretch in batch.stretches]
+            begin = batch.carried.result()
+            if named and begin == batch.guess:
+                (stretch,) = batch.stretches
+                ends = [end for _, end, _ in named]
+                carry = self._carry(batch, stretch, ends[-1], following)
+            else:
+                if named:
+                    borders = [self._borders(batch, stretch) for stretch in batch.stretches]
+                named = []
+                for stretch, found in zip(batch.stretches, borders, strict=True):
+                    start = stretch.start if stretch.begins else begin
+                    for end in self._ends(batch, stretch, found, start):
+                        named.append((start, end, self._name(batch, start, end)))
+                        start = end
+                    carry = self._carry(batch, stretch, start, following)
+        finally:
+            following.carried.set_result(carry)
+        known = self._session.known([chunk for _, _, chunk in named])
+        rest = iter([(*one, flag) for one, flag in zip(named, known, strict=True)])
+        one = next(rest, None)
+        for stretch in batch.stretches:
+            while one is not None and one[1] <= stretch.end:
+                stretch.chunks.append(one)
+                one = next(rest, None)
+
+    def _name(self, batch: _Batch, start: int, end: int) -> RecordId:
+        return self._session.name(memoryview(batch.buffer)[start:end])
+
+    def _name_expected(self, batch: _Batch) -> list[tuple[int, int, RecordId]]:
+        """Return the chunks of a batch if they are all as expected: then they need not be cut.
+
+        Where a chunk ends depends on its bytes alone. So bytes that have the id of a chunk that was
+        cut off by its content are cut off there again.
+        """
+        named = []
+        at = batch.guess
+        for chunk in batch.expected:
+            end = at + chunk.size
+            if self._name(batch, at, end) != chunk.id:
+                return []
+            named.append((at, end, chunk.id))
+            at = end
+        return named
+
+    def _borders(self, batch: _Batch, stretch: _Stretch) -> Borders | None:
+        """Find where chunks of a stretch may end; None where it is not worth it, or not possible."""
+        if stretch.begins and stretch.end - stretch.start <= self._cutter.min:
+            return None
+        first = stretch.start if stretch.begins else stretch.start - _WINDOW
+        return self._cutter.find(batch.buffer, first, stretch.start, stretch.end)
+
+    def _ends(
+        self, batch: _Batch, stretch: _Stretch, borders: Borders | None, start: int
+    ) -> list[int]:
+        if start == stretch.end:
+            return []
+        if borders is None:
+            return self._cutter.scan(batch.buffer, start, stretch.end, final=stretch.final)
+        return borders.choose(start, stretch.end, final=stretch.final)
+
+    def _carry(self, batch: _Batch, stretch: _Stretch, start: int, following: _Batch) -> int:
+        """Move the chunk under way in front of the next batch; return where it begins there."""
+        if stretch.final:
+            return self._headroom
+        length = stretch.end - start
+        view = memoryview(batch.buffer)[start : stretch.end]
+        following.buffer[self._headroom - length : self._headroom] = view
+        return self._headroom - length
+
+    def _compare(self, batch: _Batch) -> None:
+        """Wait until the next batch in turn is cut, and have its new chunks sealed."""
+        if batch.cut is not None:
+            batch.cut.result()
+        new = []
+        for stretch in batch.stretches:
+            if stretch.begins:
+                self._place = 0
+            parent = stretch.parent
+            for start, end, chunk, known in stretch.chunks:
+                ref = Ref(RefKind.CHUNK, chunk, end - start)
+                follows = parent is not None and parent.follow(ref, self._place)
+                is_new = not known and chunk not in self._sealing
+                if is_new:
+                    self._sealing.add(chunk)
+                    neighbours: tuple[RecordId, ...] = ()
+                    if parent is not None and not follows:
+                        neighbours = parent.neighbours(self._place, ref.size)
+                    new.append(NewChunk(chunk, start, end, neighbours))
+                stretch.refs.append((ref, is_new))
+                self._place += ref.size
+        if new:
+            batch.sealed = self._pool.submit(self._session.seal_new, batch.buffer, new)
+        self._compared += 1
 
     def _take_in(self) -> None:
         """Wait for the oldest batch, and do in order what it holds."""
-        buffer, future = self._out.popleft()
-        results = future.result()
-        self._free.append(buffer)
-        tally, session = self.tally, self._session
-        for result in results:
-            if callable(result):
-                result()
-                continue
-            tally.chunks += 1
-            if session.add(result):
+        if not self._compared:
+            self._compare(self._out[0])
+        batch = self._out.popleft()
+        self._compared -= 1
+        sealed = iter(batch.sealed.result() if batch.sealed is not None else ())
+        self._free.append(batch.buffer)
+        for op in batch.ops:
+            if isinstance(op, _Stretch):
+                for ref, is_new in op.refs:
+                    self._add(ref, next(sealed) if is_new else None)
+            else:
+                op()
+
+    def _add(self, ref: Ref, sealed: Sealed | None) -> None:
+        tally = self.tally
+        tally.chunks += 1
+        if sealed is not None:
+            if self._session.add(sealed):
                 tally.new_chunks += 1
-                tally.new_bytes += result.ref.size
-                tally.stored += len(result.record or b"")
-            self._builder.add(result.ref)
+                tally.new_bytes += ref.size
+                tally.after_delta += sealed.remainder
+                tally.after_compression += len(sealed.record or b"") - self._session.overhead
+                tally.stored += len(sealed.record or b"")
+            self._sealing.discard(ref.id)
+        self._builder.add(ref)
+
+
+def _is_done(future: Future[None] | None) -> bool:
+    return future is not None and future.done()

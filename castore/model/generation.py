@@ -50,6 +50,10 @@ class Part(msgspec.Struct, frozen=True):
     """Their length."""
     stored_bytes: int
     """What they and new nodes took, compressed and sealed."""
+    after_delta: int = 0
+    """What deltas left of `new_bytes`."""
+    after_compression: int = 0
+    """What compression left of `after_delta`; `stored_bytes` has seals and nodes on top."""
     missed: int = 0
     """Files that could not be read, vanished or changed while being read: see Details.warnings."""
 

@@ -19,6 +19,10 @@ class Tally:
     """Chunks among them that the store did not have."""
     new_bytes: int = 0
     """Their length."""
+    after_delta: int = 0
+    """What is left of those bytes where chunks are told by others that they resemble."""
+    after_compression: int = 0
+    """What is left of that, compressed."""
     stored: int = 0
     """Bytes that they and new nodes took, compressed and sealed."""
     warnings: list[tuple[bytes, str]] = field(default_factory=list)

@@ -265,6 +265,11 @@ class WriterKey:
         return blake3(b"", key=derive("castore 1 gear", self.secret)).digest(2048)
 
     @property
+    def sketch(self) -> bytes:
+        """The numbers that sketches are drawn with: 192 bytes."""
+        return blake3(b"", key=derive("castore 1 sketch", self.secret)).digest(192)
+
+    @property
     def objects(self) -> ObjectSealer:
         """Seals the store's objects."""
         return self._objects

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from castore.content.exclude import Exclude
 from castore.content.ingest import Ingest
+from castore.content.lists import iter_chunks
+from castore.content.parent import Parent
 from castore.content.scan import ScanRules, store_tree
 from castore.content.streams import store_stream
 from castore.errors import UsageError
@@ -92,12 +94,14 @@ def snapshot(
     skip = frozenset(_directory_ids([store.location, *leave_out]))
     parts = []
     origins = {}
+    before = _last(store, service)
     warnings: list[tuple[str, bytes, str]] = []
     with store.session() as session:
         for name, source in sources.items():
             tally = Tally()
             progress(check_name("part", name), tally)
-            parts.append(_store_part(store, session, name, source, skip, tally))
+            parent = before.part(name) if before is not None else None
+            parts.append(_store_part(store, session, name, source, parent, skip, tally))
             origins[name] = origin(source)
             warnings += [(name, path, reason) for path, reason in tally.warnings]
         details = _store_bytes(store, session, encode(Details(origins, tuple(warnings))))
@@ -117,6 +121,8 @@ def snapshot(
         duration=time.monotonic_ns() - clock,
     )
     store.commit(generation)
+    store.index.set_uses(service, session.used)
+    store.references.evict(store.index.used_packs())
     return generation
 
 
@@ -125,6 +131,7 @@ def _store_part(
     session: Session,
     name: str,
     source: Source,
+    parent: Part | None,
     skip: frozenset[tuple[int, int]],
     tally: Tally,
 ) -> Part:
@@ -133,6 +140,8 @@ def _store_part(
         if isinstance(source, TreeSource):
             store_tree(ingest, source.path, _rules(source, skip), roots.append)
         else:
+            if parent is not None and parent.kind == "dump":
+                ingest.compare_with(Parent(iter_chunks(store, parent.content)))
             _store_dump(ingest, source, roots)
     (root,) = roots
     return Part(
@@ -145,8 +154,15 @@ def _store_part(
         new_chunks=tally.new_chunks,
         new_bytes=tally.new_bytes,
         stored_bytes=tally.stored,
+        after_delta=tally.after_delta,
+        after_compression=tally.after_compression,
         missed=len(tally.warnings),
     )
+
+
+def _last(store: Store, service: str) -> Generation | None:
+    """Return the newest generation of a service: what the next is compared with."""
+    return next(iter(store.generations(service)), None)
 
 
 def _store_dump(ingest: Ingest, source: Source, roots: list[Ref | None]) -> None:

@@ -11,7 +11,7 @@ import lmdb
 
 from castore.store.places import make_private_directory
 
-_VERSION: Final = b"1"
+_VERSION: Final = b"2"
 """Of the layout of the tables. An index of another one is thrown away."""
 _MAP_BYTES: Final = 64 << 30
 
@@ -20,6 +20,8 @@ TABLES: Final = (
     "nodes",
     "copies",
     "bases",
+    "features",
+    "uses",
     "packs",
     "pack_numbers",
     "sessions",

@@ -5,7 +5,9 @@ durable in the store. Reads are short transactions; none stays open across I/O o
 
     chunks, nodes   id -> place (26 bytes)
     copies          id | pack number -> place: of a record that the tables above place elsewhere
-    bases           id | pack number -> id of the base of a delta
+    bases           id | pack number -> ids of the bases of a delta
+    features        super-feature of a sketch -> first 8 bytes of the id of the latest chunk that has it
+    uses            service -> numbers of the packs that its last generation is in, bases included
     packs           pack number -> pack id | length;   pack_numbers: the other way round
     sessions        session number -> session id;      session_numbers: the other way round
     generations     service | 0 | number -> plaintext of the record
@@ -27,7 +29,7 @@ import lmdb
 from castore.errors import StorageError
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.environment import BROKEN, TABLES, acquire, release
-from castore.store.pack import CHUNK, DELTA, NO_BASE
+from castore.store.pack import BASES, CHUNK
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 _PLACE: Final = struct.Struct("<IIIIIIBB")
 """Pack, offset, sealed length, plain length, counter, session, codec, 0."""
+_CODEC: Final = 24
+"""Where in it the codec is."""
 _NUMBER: Final = struct.Struct(">I")
 _PACK: Final = struct.Struct("<32sQ")
 
@@ -52,7 +56,7 @@ class Place(NamedTuple):
     counter: int
     session: SessionId
     codec: int
-    base: RecordId
+    bases: tuple[RecordId, ...]
 
     @classmethod
     def of(cls, pack: PackId, entry: PackEntry) -> Place:
@@ -65,7 +69,7 @@ class Place(NamedTuple):
             entry.counter,
             entry.session,
             entry.codec,
-            entry.base,
+            entry.bases,
         )
 
 
@@ -130,10 +134,43 @@ class Index:
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
-    def known(self, chunks: Iterable[RecordId]) -> set[RecordId]:
-        """Return those of the chunks that the store has."""
+    def known(self, chunks: Iterable[RecordId], packs: set[bytes]) -> list[bool]:
+        """Say of each chunk whether the store has it.
+
+        The numbers of the packs that they, and what they rest on, are in are added to `packs`.
+        """
         with self._transaction() as txn:
-            return {chunk for chunk in chunks if txn.get(chunk, db=self._chunks) is not None}
+            return [self._find(txn, chunk, packs) for chunk in chunks]
+
+    def _find(self, txn: Any, chunk: bytes, packs: set[bytes]) -> bool:
+        value = txn.get(chunk, db=self._chunks)
+        if value is None:
+            return False
+        packs.add(value[:4])
+        if BASES[value[_CODEC]]:
+            number = _NUMBER.pack(int.from_bytes(value[:4], "little"))
+            joined = txn.get(chunk + number, b"", db=self._tables["bases"])
+            for at in range(0, len(joined), 32):
+                self._find(txn, joined[at : at + 32], packs)
+        return True
+
+    def similar(self, sketches: Iterable[bytes]) -> list[list[RecordId]]:
+        """Return for each sketch the chunks that share features with it, the most alike first."""
+        with self._transaction() as txn:
+            return [self._similar(txn, sketch) for sketch in sketches]
+
+    def _similar(self, txn: Any, sketch: bytes) -> list[RecordId]:
+        votes: dict[bytes, int] = {}
+        for feature in features_of(sketch):
+            start = txn.get(feature, db=self._tables["features"])
+            if start is not None:
+                votes[start] = votes.get(start, 0) + 1
+        found = []
+        cursor = txn.cursor(self._chunks)
+        for start in sorted(votes, key=lambda one: -votes[one]):
+            if cursor.set_range(start) and cursor.key()[:8] == start:
+                found.append(RecordId(cursor.key()))
+        return found
 
     def locate(self, kind: int, record_id: RecordId) -> Place | None:
         """Return where a record lies, or None."""
@@ -159,13 +196,14 @@ class Index:
         number = _NUMBER.pack(pack)
         named = txn.get(number, db=self._tables["packs"])
         session_id = txn.get(_NUMBER.pack(session), db=self._tables["sessions"])
-        base = NO_BASE
-        if codec == DELTA:
-            base = txn.get(record_id + number, db=self._tables["bases"])
-        if named is None or session_id is None or base is None:
+        joined = b""
+        if BASES[codec]:
+            joined = txn.get(record_id + number, b"", db=self._tables["bases"])
+        if named is None or session_id is None or len(joined) != 32 * BASES[codec]:
             return None
+        bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
         pack_id = PackId(named[:32])
-        return Place(pack_id, offset, sealed, plain, counter, SessionId(session_id), codec, base)
+        return Place(pack_id, offset, sealed, plain, counter, SessionId(session_id), codec, bases)
 
     def count(self, table: str) -> int:
         """Return how many entries a table has: chunks, nodes, packs, sessions, generations."""
@@ -186,15 +224,30 @@ class Index:
             values = txn.cursor(self._tables["packs"]).iternext(keys=False, values=True)
             return [_PACK.unpack(value) for value in values]
 
-    def put_packs(self, packs: Iterable[tuple[PackId, int, list[PackEntry]]]) -> None:
-        """Take in packs that are durable in the store: (name, length, entries) of each."""
+    def put_packs(
+        self,
+        packs: Iterable[tuple[PackId, int, list[PackEntry]]],
+        sketches: Iterable[tuple[RecordId, bytes]] = (),
+    ) -> set[bytes]:
+        """Take in packs that are durable in the store: (name, length, entries) of each.
+
+        sketches: those of chunks among them that can be bases. Returns the numbers that the packs
+        got, as `known` gives them.
+        """
+        numbers = set()
         with self._transaction(write=True) as txn:
+            table = self._tables["features"]
+            for chunk, sketch in sketches:
+                for feature in features_of(sketch):
+                    txn.put(feature, chunk[:8], db=table)
             for pack, length, entries in packs:
                 if txn.get(pack, db=self._tables["pack_numbers"]) is None:
                     number = self._next_number(txn, b"next pack")
                     txn.put(pack, number, db=self._tables["pack_numbers"])
                     txn.put(number, _PACK.pack(pack, length), db=self._tables["packs"])
                     self._put_entries(txn, number, entries)
+                    numbers.add(number[::-1])
+        return numbers
 
     def _put_entries(self, txn: Any, number: bytes, entries: list[PackEntry]) -> None:
         (pack,) = _NUMBER.unpack(number)
@@ -216,8 +269,8 @@ class Index:
             table = self._chunks if entry.kind == CHUNK else self._nodes
             if not txn.put(entry.id, place, overwrite=False, db=table):
                 txn.put(entry.id + number, place, db=self._tables["copies"])
-            if entry.codec == DELTA:
-                txn.put(entry.id + number, entry.base, db=self._tables["bases"])
+            if entry.bases:
+                txn.put(entry.id + number, b"".join(entry.bases), db=self._tables["bases"])
 
     def _next_number(self, txn: Any, counter: bytes) -> bytes:
         number: bytes = txn.get(counter, _NUMBER.pack(0), db=self._tables["meta"])
@@ -249,6 +302,31 @@ class Index:
             for name in ("chunks", "nodes"):
                 for key in self._delete_where(txn, name, lambda _key, value: value[:4] in places):
                     self._promote(txn, name, key)
+            self._delete_where(txn, "features", lambda _key, value: not self._has(txn, value))
+
+    def _has(self, txn: Any, start: bytes) -> bool:
+        """Whether a chunk's id begins so."""
+        cursor = txn.cursor(self._chunks)
+        return bool(cursor.set_range(start)) and cursor.key()[:8] == start
+
+    # What the last generations use
+
+    def set_uses(self, service: str, packs: Iterable[bytes]) -> None:
+        """Remember the numbers of the packs that the last generation of a service is in."""
+        with self._transaction(write=True) as txn:
+            txn.put(service.encode(), b"".join(sorted(packs)), db=self._tables["uses"])
+
+    def used_packs(self) -> set[PackId]:
+        """Return the packs that the last generations are in."""
+        found = set()
+        with self._transaction() as txn:
+            for _, joined in txn.cursor(self._tables["uses"]):
+                for at in range(0, len(joined), 4):
+                    number = _NUMBER.pack(int.from_bytes(joined[at : at + 4], "little"))
+                    named = txn.get(number, db=self._tables["packs"])
+                    if named is not None:
+                        found.add(PackId(named[:32]))
+        return found
 
     def _delete_where(self, txn: Any, table: str, dead: Any) -> list[bytes]:
         database = self._tables[table]
@@ -338,6 +416,12 @@ class Index:
                 numbers.append(_NUMBER.unpack(cursor.key()[-4:])[0])
                 more = cursor.next()
         return sorted(numbers, reverse=True)
+
+
+def features_of(sketch: bytes) -> list[bytes]:
+    """Return the super-features that a sketch is made of; none of one that says nothing."""
+    found = (sketch[at : at + 4] for at in range(0, len(sketch), 4))
+    return [feature for feature in found if feature != bytes(4)]
 
 
 def _revision_key(service: str, revision: str) -> bytes:

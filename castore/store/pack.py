@@ -25,7 +25,14 @@ CHUNK: Final = 0
 NODE: Final = 1
 RAW: Final = 0
 ZSTD: Final = 1
-DELTA: Final = 2
+DICTIONARY: Final = 2
+"""zstd, with the base as raw-content dictionary; read, but no longer written."""
+DELTA: Final = 3
+"""A delta of the kernel's from the base, under zstd."""
+DELTA_PAIR: Final = 4
+"""The same, from two bases one behind the other."""
+BASES: Final = (0, 0, 1, 1, 2)
+"""How many bases a record has, by its codec."""
 NO_BASE: Final = RecordId(bytes(32))
 
 _RECORDS: Final = HEADER_BYTES + 16
@@ -50,8 +57,15 @@ class PackEntry(NamedTuple):
     session: SessionId
     offset: int = 0
     """Of its first byte in the pack."""
-    base: RecordId = NO_BASE
-    """What it is the difference from, where its codec is DELTA."""
+    bases: tuple[RecordId, ...] = ()
+    """What it is the difference from: BASES[codec] ids."""
+
+
+def associated_base(bases: tuple[RecordId, ...]) -> bytes:
+    """Return the 32 bytes by which a record's associated data names its bases."""
+    if len(bases) < 2:
+        return bases[0] if bases else NO_BASE
+    return blake3(b"".join(bases)).digest()
 
 
 def pack_name(pack: PackId) -> str:
@@ -73,9 +87,9 @@ class PackWriter:
         self._buffer = bytearray(self._start)
         self._writer: Writer = storage.create()
 
-    def fits(self, sealed_length: int, session: SessionId, base: RecordId = NO_BASE) -> bool:
+    def fits(self, sealed_length: int, session: SessionId, bases: int = 0) -> bool:
         """Whether such a record, and its entry, leave the pack at most PACK_BYTES long."""
-        entry = _ENTRY.size + (32 if base != NO_BASE else 0)
+        entry = _ENTRY.size + 32 * bases
         if session not in self._sessions:
             entry += 16
         return self._offset + sealed_length + self._end_bytes() + entry <= PACK_BYTES
@@ -89,15 +103,20 @@ class PackWriter:
         )
         return footer + ObjectSealer.OVERHEAD + _TRAILER_BYTES
 
-    def add(self, entry: PackEntry, record: bytes | memoryview) -> None:
-        """Append a record; where it lies is put into its entry. Raises StorageError."""
+    def add(self, entry: PackEntry, record: bytes | memoryview) -> int:
+        """Append a record; return its offset, which is also put into its entry.
+
+        Raises StorageError.
+        """
         self._sessions.setdefault(entry.session, len(self._sessions))
-        self._bases += entry.codec == DELTA
+        self._bases += len(entry.bases)
         self.entries.append(entry._replace(offset=self._offset))
+        offset = self._offset
         self._offset += len(record)
         self._buffer += record
         if len(self._buffer) >= _BUFFER:
             self._flush()
+        return offset
 
     def commit(self, *, full: bool) -> tuple[PackId, int]:
         """Make the pack durable; return its name and length.
@@ -142,7 +161,7 @@ class PackWriter:
                     )
                     for entry in self.entries
                 ),
-                *(entry.base for entry in self.entries if entry.codec == DELTA),
+                *(base for entry in self.entries for base in entry.bases),
             ]
         )
 
@@ -194,17 +213,19 @@ def _decode_footer(footer: bytes, count: int, end: int) -> list[PackEntry]:
     sessions = [SessionId(footer[at : at + 16]) for at in range(_SESSIONS.size, begin, 16)]
     entries = []
     offset = _RECORDS
+    of: tuple[RecordId, ...]
     for record_id, sealed, plain, counter, session, kind, codec in _ENTRY.iter_unpack(
         footer[begin:base]
     ):
-        if session >= table or kind > NODE or codec > DELTA:
+        if session >= table or kind > NODE or codec >= len(BASES):
             raise DamageError(
                 f"an entry of its footer has session {session}, kind {kind}, codec {codec}"
             )
-        of = NO_BASE
-        if codec == DELTA:
-            of = RecordId(footer[base : base + 32])
-            base += 32
+        of = ()
+        if BASES[codec]:
+            behind = base + 32 * BASES[codec]
+            of = tuple(RecordId(footer[at : at + 32]) for at in range(base, behind, 32))
+            base = behind
         entries.append(
             PackEntry(record_id, kind, codec, plain, sealed, counter, sessions[session], offset, of)
         )

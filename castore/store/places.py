@@ -31,6 +31,10 @@ class Places:
         """Return the folder of a store's index."""
         return os.path.join(self.cache, store_id.hex(), "index")
 
+    def references_of(self, store_id: bytes) -> str:
+        """Return the folder of a store's reference cache."""
+        return os.path.join(self.cache, store_id.hex(), "reference")
+
 
 def refusal(doing: str, path: str, error: OSError) -> StorageError:
     """Return the error that says what this machine refused."""

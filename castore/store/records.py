@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import TYPE_CHECKING, Final
 
-import zstandard
 from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, MissingError, ObjectMissingError
-from castore.store.pack import CHUNK, DELTA, RAW, pack_name
+from castore.store.codecs import Codecs
+from castore.store.pack import CHUNK, RAW, associated_base, pack_name
 
 if TYPE_CHECKING:
     from castore.model.refs import RecordId
@@ -31,7 +30,7 @@ class RecordReader:
         self._index = index
         self._id_keys = (writer.chunk_id_key, writer.node_id_key)
         self._keyring = keyring
-        self._local = threading.local()
+        self._codecs = Codecs()
 
     def read(self, kind: int, record_id: RecordId, depth: int = 0) -> bytes | None:
         """Return the plaintext of a record; None if it is not indexed.
@@ -60,7 +59,13 @@ class RecordReader:
             if len(sealed) != place.sealed_length:
                 raise DamageError("the pack is cut")  # noqa: TRY301 - it is told like the others
             data = sealer.open(
-                place.counter, record_id, place.base, place.plain_length, kind, place.codec, sealed
+                place.counter,
+                record_id,
+                associated_base(place.bases),
+                place.plain_length,
+                kind,
+                place.codec,
+                sealed,
             )
             if place.codec != RAW:
                 data = self._decompress(data, place, depth)
@@ -77,31 +82,15 @@ class RecordReader:
         return data
 
     def _decompress(self, data: bytes, place: Place, depth: int) -> bytes:
-        if place.codec == DELTA:
-            if depth >= MAX_CHAIN:
-                raise DamageError(f"it rests on more than {MAX_CHAIN} bases")
-            base = self.read(CHUNK, place.base, depth + 1)
-            if base is None:
-                raise MissingError(f"its base, chunk {place.base.hex()}, is not in the store")
-            words = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-            decompressor = zstandard.ZstdDecompressor(dict_data=words)
-        else:
-            decompressor = self._decompressor()
-        try:
-            told = zstandard.frame_content_size(data)
-            if told not in {-1, place.plain_length}:
-                raise DamageError(f"its frame has {told} bytes instead of {place.plain_length}")
-            plain: bytes = decompressor.decompress(data, max_output_size=place.plain_length)
-        except zstandard.ZstdError as error:
-            raise DamageError(f"it does not decompress: {error}") from None
-        return plain
-
-    def _decompressor(self) -> zstandard.ZstdDecompressor:
-        """Return this thread's: they cost more to make than to use."""
-        found: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
-        if found is None:
-            found = self._local.decompressor = zstandard.ZstdDecompressor()
-        return found
+        if place.bases and depth >= MAX_CHAIN:
+            raise DamageError(f"it rests on more than {MAX_CHAIN} bases")
+        bases = []
+        for base in place.bases:
+            found = self.read(CHUNK, base, depth + 1)
+            if found is None:
+                raise MissingError(f"its base, chunk {base.hex()}, is not in the store")
+            bases.append(found)
+        return self._codecs.decompress(place.codec, data, place.plain_length, bases)
 
 
 def _where(kind: int, record_id: RecordId, place: Place) -> str:

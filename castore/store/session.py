@@ -1,6 +1,6 @@
 """One run that adds packs to a store.
 
-Chunks are sealed on any thread, then added in order on one; full packs are made durable and
+Chunks are named, compressed or told by others that they resemble, and sealed on any thread, then added in order on one; full packs are made durable and
 indexed, in the order in which they were filled, on another. So whatever a node in the store refers
 to is in the store too, at every moment.
 """
@@ -10,31 +10,53 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-import zstandard
 from blake3 import blake3
 
 from castore.errors import StorageError
 from castore.model.refs import RecordId, Ref, RefKind, SessionId, encode_node
 from castore.sealing import RecordSealer, best_cipher, random_key
-from castore.store.pack import CHUNK, NO_BASE, NODE, RAW, ZSTD, PackEntry, PackWriter
+from castore.kernel import NO_SKETCH
+from castore.store.bases import MAX_DEPTH, Bases, Pending
+from castore.store.codecs import Codecs
+from castore.store.index import features_of
+from castore.store.pack import (
+    CHUNK,
+    DELTA,
+    DELTA_PAIR,
+    NO_BASE,
+    NODE,
+    RAW,
+    PackEntry,
+    PackWriter,
+    associated_base,
+)
 from castore.store.sessions import encode_session, new_session_record, sealed_to, session_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
+    from castore.kernel import Sketcher
     from castore.sealing import WriterKey
     from castore.storage import Storage
+    from castore.store.bases import Base
     from castore.store.config import StoreConfig
     from castore.store.index import Index
+    from castore.store.reference import ReferenceCache, ReferenceWriter
 
-_LEVEL: Final = 3
 _OUTSTANDING: Final = 2
+_GOOD: Final = 6
+"""A delta of less than 1/64 of its chunk ends the search for a better base."""
+_SURE: Final = 5
+"""One of less than 1/32 is stored without looking at what the whole chunk would take."""
+_WORTH: Final = 2
+"""Any other has to be this many times smaller than that."""
+_ANCESTOR: Final = int(os.environ.get("X_ANCESTOR", "3"))
 _MAX_COUNTER: Final = 0xFFFFFFFF
 
 
@@ -46,6 +68,31 @@ class Sealed(NamedTuple):
     """What the pack will hold; None: the store has the chunk."""
     codec: int
     counter: int
+    bases: tuple[RecordId, ...] = ()
+    frame: bytes | memoryview = b""
+    """What was sealed, for the reference cache."""
+    sketch: bytes = NO_SKETCH
+    remainder: int = 0
+    """Its length as a delta, before compression, or else as it is."""
+
+
+class NewChunk(NamedTuple):
+    """A chunk that the store does not have: buffer[start:end]."""
+
+    id: RecordId
+    start: int
+    end: int
+    neighbours: tuple[RecordId, ...] = ()
+    """The chunks, one or two, that stand at the same place in the stream before this one."""
+
+
+class _Encoded(NamedTuple):
+    """How a chunk is to be stored."""
+
+    codec: int
+    data: bytes | memoryview
+    bases: tuple[RecordId, ...]
+    remainder: int
 
 
 class Session:
@@ -57,7 +104,13 @@ class Session:
     """
 
     def __init__(
-        self, storage: Storage, index: Index, writer: WriterKey, config: StoreConfig
+        self,
+        storage: Storage,
+        index: Index,
+        writer: WriterKey,
+        config: StoreConfig,
+        references: ReferenceCache,
+        sketcher: Sketcher,
     ) -> None:
         self.id = SessionId(os.urandom(16))
         self._storage = storage
@@ -75,8 +128,16 @@ class Session:
         # get the same: a counter is a nonce.
         self._chunk_counter = itertools.count()
         self._node_counter = itertools.count()
-        self._local = threading.local()
-        self._pending: set[RecordId] = set()  # in packs that are not indexed yet
+        self._codecs = Codecs()
+        self._references = references
+        self._sketcher = sketcher
+        # In packs that are not indexed yet.
+        self._pending: dict[RecordId, Pending | None] = {}
+        self._pending_features: dict[bytes, RecordId] = {}
+        self._bases = Bases(index, references, self._codecs, self._chunk_id_key, self._pending.get)
+        self._reference: ReferenceWriter | None = None
+        self.used: set[bytes] = set()
+        """Numbers of the packs in the index that what was found to be known lies in."""
         self._pack: PackWriter | None = None
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="castore-pack")
         self._finishing: deque[Future[None]] = deque()
@@ -97,30 +158,135 @@ class Session:
         else:
             self.abort()
 
-    def seal(self, plain: memoryview | bytes) -> Sealed:
-        """Name a chunk, and, unless the store has it, compress and seal it."""
+    @property
+    def overhead(self) -> int:
+        """How many bytes longer a record is than what is sealed in it."""
+        return self._chunk_sealer.overhead
+
+    def name(self, plain: memoryview | bytes) -> RecordId:
+        """Return the id of a chunk."""
+        return RecordId(blake3(plain, key=self._chunk_id_key).digest())
+
+    def known(self, chunks: Sequence[RecordId]) -> list[bool]:
+        """Say of each chunk whether the store has it, or will have it by what was added."""
         if self._error is not None:
             raise self._error
-        record_id = RecordId(blake3(plain, key=self._chunk_id_key).digest())
-        length = len(plain)
-        ref = Ref(RefKind.CHUNK, record_id, length)
-        # In this order: a pack's ids leave the set only when the index has them.
-        if record_id in self._pending or self._index.has_chunk(record_id):
-            return Sealed(ref, None, RAW, 0)
-        codec, data = self._compress(plain)
+        # In this order: a pack's ids leave the pending ones only when the index has them.
+        pending = self._pending
+        waiting = [chunk in pending for chunk in chunks]
+        packs: set[bytes] = set()
+        indexed = self._index.known(chunks, packs)
+        self.used |= packs
+        return [one or other for one, other in zip(waiting, indexed, strict=True)]
+
+    def seal(self, plain: bytes | memoryview) -> Sealed:
+        """Name a chunk, and, unless the store has it, compress and seal it."""
+        record_id = self.name(plain)
+        if self.known([record_id])[0]:
+            return Sealed(Ref(RefKind.CHUNK, record_id, len(plain)), None, RAW, 0)
+        codec, data = self._codecs.compress(plain)
+        return self._sealed(record_id, len(plain), _Encoded(codec, data, (), len(plain)), NO_SKETCH)
+
+    def seal_new(self, buffer: bytearray, chunks: Sequence[NewChunk]) -> list[Sealed]:
+        """Seal chunks that the store does not have, as deltas of what they resemble if that pays."""
+        if self._error is not None:
+            raise self._error
+        if self._references.limit == 0:
+            sketches = [NO_SKETCH] * len(chunks)
+            similar: list[list[RecordId]] = [[] for _ in chunks]
+        else:
+            sketches = self._sketcher.sketch(buffer, [(one.start, one.end) for one in chunks])
+            similar = self._index.similar(sketches)
+        sealed = []
+        for chunk, sketch, alike in zip(chunks, sketches, similar, strict=True):
+            candidates = [*alike[:1], *self._pending_alike(sketch)]
+            encoded = self._encode(buffer, chunk, candidates)
+            sealed.append(self._sealed(chunk.id, chunk.end - chunk.start, encoded, sketch))
+        return sealed
+
+    def _pending_alike(self, sketch: bytes) -> list[RecordId]:
+        """Return the chunk, not indexed yet, that has most of the features of a sketch."""
+        found = [self._pending_features.get(feature) for feature in features_of(sketch)]
+        votes = [one for one in found if one is not None]
+        return [max(votes, key=votes.count)] if votes else []
+
+    def _encode(
+        self, buffer: bytearray, chunk: NewChunk, candidates: Sequence[RecordId]
+    ) -> _Encoded:
+        """Return the shortest way to store a chunk."""
+        start, end = chunk.start, chunk.end
+        length = end - start
+        best: _Encoded | None = None
+        for bases in self._choices(candidates, chunk.neighbours):
+            if best is not None and len(best.data) <= length >> _GOOD:
+                break
+            room = length >> 1
+            delta = self._codecs.delta([base.data for base in bases], buffer, start, end, room)
+            if delta is not None and (best is None or len(delta[1]) < len(best.data)):
+                codec = DELTA if len(bases) == 1 else DELTA_PAIR
+                best = _Encoded(codec, delta[1], tuple(base.id for base in bases), delta[0])
+        if best is not None and len(best.data) <= length >> _SURE:
+            return best
+        codec, full = self._codecs.compress(memoryview(buffer)[start:end])
+        if best is not None and len(best.data) * _WORTH <= len(full):
+            return best
+        return _Encoded(codec, full, (), length)
+
+    def _choices(
+        self, candidates: Sequence[RecordId], neighbours: Sequence[RecordId]
+    ) -> Iterator[tuple[Base, ...]]:
+        """Yield what a chunk may be told by, the likeliest first."""
+        for candidate in candidates:
+            if (base := self._bases.get(candidate)) is not None:
+                yield from self._lineage(base)
+        found = [self._bases.get(neighbour) for neighbour in neighbours]
+        bases = [self._shallow(base) for base in found if base is not None]
+        if len(bases) == 2:
+            yield (bases[0], bases[1])
+        elif bases:
+            yield from self._lineage(bases[0])
+
+    def _lineage(self, base: Base) -> Iterator[tuple[Base, ...]]:
+        if base.depth < MAX_DEPTH:
+            yield (base,)
+            return
+        yield (self._shallow(base),)
+
+    def _shallow(self, base: Base) -> Base:
+        """Return a base that a delta may rest on: itself, or what it rests on."""
+        if base.depth < MAX_DEPTH:
+            return base
+        found = base
+        for _ in range(_ANCESTOR):
+            below = self._bases.get(found.bases[0]) if found.bases else None
+            if below is None:
+                break
+            found = below
+        return found
+
+    def _sealed(
+        self, record_id: RecordId, length: int, encoded: _Encoded, sketch: bytes
+    ) -> Sealed:
+        codec, data, bases, remainder = encoded
         counter = self._count(self._chunk_counter)
-        record = self._chunk_sealer.seal(counter, record_id, NO_BASE, length, CHUNK, codec, data)
-        return Sealed(ref, record, codec, counter)
+        base = associated_base(bases)
+        record = self._chunk_sealer.seal(counter, record_id, base, length, CHUNK, codec, data)
+        # What is in the caller's buffer is gone when it is filled again.
+        frame = bytes(data) if self._references.limit != 0 else b""
+        ref = Ref(RefKind.CHUNK, record_id, length)
+        return Sealed(ref, record, codec, counter, bases, frame, sketch, remainder)
 
     def add(self, sealed: Sealed) -> bool:
         """Put a chunk into the pack under way; tell whether it was new. Raises StorageError."""
         if self._error is not None:
             raise self._error
-        ref, record, codec, counter = sealed
+        ref, record, codec, counter, bases, frame, sketch, _ = sealed
         if record is None or ref.id in self._pending or self._index.has_chunk(ref.id):
             return False
-        entry = PackEntry(ref.id, CHUNK, codec, ref.size, len(record), counter, self.id)
-        self._append(entry, record)
+        entry = PackEntry(
+            ref.id, CHUNK, codec, ref.size, len(record), counter, self.id, 0, bases
+        )
+        self._append(entry, record, frame, sketch)
         return True
 
     def put_node(self, refs: list[Ref]) -> tuple[RecordId, int]:
@@ -134,7 +300,7 @@ class Session:
         record_id = RecordId(blake3(plain, key=self._writer.node_id_key).digest())
         if record_id in self._pending or self._index.has_node(record_id):
             return record_id, 0
-        codec, data = self._compress(plain)
+        codec, data = self._codecs.compress(plain)
         counter = self._count(self._node_counter)
         length = len(plain)
         record = self._node_sealer.seal(counter, record_id, NO_BASE, length, NODE, codec, data)
@@ -171,19 +337,12 @@ class Session:
         if self._pack is not None:
             self._pack.abort()
             self._pack = None
+        if self._reference is not None:
+            self._reference.abort()
+            self._reference = None
         self._pending.clear()
+        self._pending_features.clear()
         self._error = self._error or StorageError("this session has ended")
-
-    def _compress(self, plain: memoryview | bytes) -> tuple[int, bytes | memoryview]:
-        """Return the codec and what is to be sealed: compressed only if that saves over 1/32."""
-        compressor = getattr(self._local, "compressor", None)
-        if compressor is None:
-            compressor = self._local.compressor = zstandard.ZstdCompressor(level=_LEVEL)
-        data: bytes = compressor.compress(plain)
-        length = len(plain)
-        if length - len(data) > length >> 5:
-            return ZSTD, data
-        return RAW, plain
 
     @staticmethod
     def _count(counter: itertools.count[int]) -> int:
@@ -192,25 +351,51 @@ class Session:
             raise StorageError("this session is full: it has 2^32 records; take the parts apart")
         return number
 
-    def _append(self, entry: PackEntry, record: bytes) -> None:
+    def _append(
+        self,
+        entry: PackEntry,
+        record: bytes,
+        frame: bytes | memoryview = b"",
+        sketch: bytes = NO_SKETCH,
+    ) -> None:
         try:
-            if self._pack is not None and not self._pack.fits(len(record), self.id):
+            pack = self._pack
+            if pack is not None and not pack.fits(len(record), self.id, len(entry.bases)):
                 self._close_pack(full=True)
-            if self._pack is None:
-                self._pack = PackWriter(self._storage, self._writer)
-            self._pack.add(entry, record)
+                pack = None
+            if pack is None:
+                pack = self._pack = PackWriter(self._storage, self._writer)
+                self._reference = self._references.create(self._chunk_sealer.overhead)
+            offset = pack.add(entry, record)
         except BaseException as error:
             # Half a record may be in the pack.
             self._error = self._error or error
             raise
-        self._pending.add(entry.id)
+        pending = None
+        if frame and self._reference is not None:
+            self._reference.add(offset, frame)
+            pending = Pending(
+                self._reference,
+                offset,
+                len(frame),
+                entry.plain_length,
+                entry.codec,
+                entry.bases,
+                sketch,
+            )
+            for feature in features_of(sketch):
+                self._pending_features[feature] = entry.id
+        self._pending[entry.id] = pending
 
     def _close_pack(self, *, full: bool) -> None:
         """Hand the pack over to be finished; wait while too many are."""
         pack, self._pack = self._pack, None
+        reference, self._reference = self._reference, None
         if pack is None:
             return
-        self._finishing.append(self._finisher.submit(self._finish_pack, pack, full=full))
+        self._finishing.append(
+            self._finisher.submit(self._finish_pack, pack, reference, full=full)
+        )
         while len(self._finishing) > _OUTSTANDING:
             self._finishing.popleft().result()
         if self._error is not None:
@@ -222,7 +407,9 @@ class Session:
         if self._error is not None:
             raise self._error
 
-    def _finish_pack(self, pack: PackWriter, *, full: bool) -> None:
+    def _finish_pack(
+        self, pack: PackWriter, reference: ReferenceWriter | None, *, full: bool
+    ) -> None:
         """Make a pack durable and index it; runs on the finishing thread, one at a time."""
         try:
             if self._error is not None:
@@ -232,9 +419,24 @@ class Session:
                 name = session_name(self.id, 0)
                 self._storage.put(name, encode_session(self.id, 0, self._record, self._writer))
                 self._recorded = True
-            name_of_pack, length = pack.commit(full=full)
-            self._index.put_packs([(name_of_pack, length, pack.entries)])
-            self._pending.difference_update([entry.id for entry in pack.entries])
+            pack_id, length = pack.commit(full=full)
+            if reference is not None:
+                reference.commit(self._references.path_of(pack_id))
+            ids = [entry.id for entry in pack.entries]
+            kept = ((one, self._pending.get(one)) for one in ids)
+            sketches = [(one, pending.sketch) for one, pending in kept if pending is not None]
+            number = self._index.put_packs([(pack_id, length, pack.entries)], sketches)
+            self.used |= number
+            for one in ids:
+                self._pending.pop(one, None)
+            # They are found through the index now.
+            for one, sketch in sketches:
+                for feature in features_of(sketch):
+                    if self._pending_features.get(feature) == one:
+                        self._pending_features.pop(feature, None)
         except BaseException as error:  # noqa: BLE001 - it surfaces on the session's own thread
             self._error = self._error or error
             pack.abort()
+        finally:
+            if reference is not None:
+                reference.abort()

@@ -21,7 +21,7 @@ from castore.errors import (
     StorageError,
     UsageError,
 )
-from castore.kernel import Cutter
+from castore.kernel import Cutter, Sketcher
 from castore.model.generation import decode_generation
 from castore.model.refs import decode_node
 from castore.sealing import WriterKey
@@ -41,6 +41,7 @@ from castore.store.keyring import IdentitySource, Keyring, wrong_identity
 from castore.store.locks import service_lock
 from castore.store.pack import CHUNK, NODE, pack_name, read_footer
 from castore.store.places import read_private, write_private
+from castore.store.reference import ReferenceCache
 from castore.store.reseal import reseal
 from castore.store.sync import sync_generations, sync_packs
 
@@ -81,6 +82,7 @@ class Store:
         """Objects that were found damaged, by name, with the reasons; they are not indexed."""
         self._identity = identity
         self.index = Index(places.index_of(self.store_id), self.store_id)
+        self.references = ReferenceCache(places.references_of(self.store_id))
         self._keyring = Keyring(storage, writer, identity, lambda: self.config)
         self._syncing = threading.Lock()
 
@@ -161,6 +163,7 @@ class Store:
 
     def close(self) -> None:
         """Give the index up."""
+        self.references.close()
         self.index.close()
 
     def __enter__(self) -> Self:
@@ -238,7 +241,10 @@ class Store:
         from castore.store.session import Session  # noqa: PLC0415
 
         self._refresh_config()
-        return Session(self.storage, self.index, self.writer_key, self.config)
+        sketcher = Sketcher(self.writer_key.gear, self.writer_key.sketch)
+        return Session(
+            self.storage, self.index, self.writer_key, self.config, self.references, sketcher
+        )
 
     def read_chunk(self, chunk: RecordId) -> bytes:
         """Return a chunk. Raises MissingError, DamageError, IdentityError."""

@@ -160,26 +160,29 @@ def test_lists_and_actions_run_in_the_order_in_which_they_are_fed(store):
     assert order == [item for number in range(300) for item in [(number, 1000), (number, None)]]
 
 
-@pytest.mark.parametrize("at", [0, 1, 40, 300])
-def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, at):
+@pytest.mark.parametrize(
+    ("name", "at"), [("name", 0), ("name", 1), ("name", 300), ("known", 0), ("seal_new", 0)]
+)
+def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, name, at):
     data = random.Random(at + 1000).randbytes(1_000_000)
     kept = []
     with pytest.raises(ZeroDivisionError, match="in a worker"), store.session() as session:
-        real, calls = session.seal, []
+        real, calls = getattr(session, name), []
 
-        def failing(plain):
+        def failing(*args):
             calls.append(None)
             if len(calls) > at:
                 raise ZeroDivisionError("in a worker")
-            return real(plain)
+            return real(*args)
 
-        session.seal = failing
+        setattr(session, name, failing)
         with Ingest(session, store.cutter, Tally()) as ingest:
             ingest.write(data)
             ingest.end_stream(kept.append)
     assert kept == []
+    delattr(session, name)
     with pytest.raises(StorageError, match="ended"):
-        real(b"more")
+        session.seal(b"more")
     with pytest.raises(StorageError, match="ended"):
         session.put_node([])
     (ref,) = put(store, [data])  # the next session is not concerned

@@ -456,10 +456,10 @@ def test_a_delta_is_read_through_its_base(bench):
         sealed = session.seal(content)
         words = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         data = zstandard.ZstdCompressor(level=3, dict_data=words).compress(content)
-        fields = (99, sealed.ref.id, refs[0].id, len(content), packs.CHUNK, packs.DELTA)
+        fields = (99, sealed.ref.id, refs[0].id, len(content), packs.CHUNK, packs.DICTIONARY)
         record = session._chunk_sealer.seal(*fields, data)
         entry = packs.PackEntry(
-            sealed.ref.id, packs.CHUNK, packs.DELTA, len(content), len(record), 99, session.id, 0, refs[0].id
+            sealed.ref.id, packs.CHUNK, packs.DICTIONARY, len(content), len(record), 99, session.id, 0, (refs[0].id,)
         )
         session._append(entry, record)
     assert len(record) < 1000

@@ -1,0 +1,115 @@
+"""The stream that stood here before: what a new one is expected to be like, and where.
+
+A night's dump is mostly the last night's. Following that one's list of chunks tells a cutter where
+borders will be, and a chunk that is new which stored ones stand at its place.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import CastoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.model.refs import RecordId, Ref
+
+_AHEAD: Final = 64 << 20
+"""How far in front a chunk that was moved is looked for."""
+_BEHIND: Final = 16 << 20
+_TRIM: Final = 2048
+_SLIVER: Final = 16
+"""An overlap of less than 1/16 of a chunk is none worth a base."""
+
+
+class Parent:
+    """A stored stream, followed from its beginning to its end in bounded memory.
+
+    chunks: its chunks with their offsets, as `iter_chunks` gives them. Where they cannot be read the
+    stream just seems to end: nothing depends on it but size and speed.
+    """
+
+    def __init__(self, chunks: Iterator[tuple[int, Ref]]) -> None:
+        self._rest = chunks
+        self._offsets: list[int] = []
+        self._chunks: list[Ref] = []
+        self._by_id: dict[RecordId, int] = {}
+        self._end = 0
+        self._shift = 0
+        """What to subtract from an offset in the new stream, to get this one's."""
+        self.aligned = True
+        """Whether the last chunk that was followed is one of this stream's."""
+
+    def follow(self, chunk: Ref, offset: int) -> bool:
+        """Take note that the new stream has `chunk` at `offset`; say whether this one has it too."""
+        here = offset - self._shift
+        self._load(here)
+        position = bisect_right(self._offsets, here) - 1
+        if not (0 <= position and self._chunks[position].id == chunk.id):
+            found = self._by_id.get(chunk.id)
+            if found is None:
+                self.aligned = False
+                return False
+            self._shift = offset - found
+        self.aligned = True
+        return True
+
+    def neighbours(self, offset: int, size: int) -> tuple[RecordId, ...]:
+        """Return the one or two chunks that stand where the new stream has other ones."""
+        start = offset - self._shift
+        end = start + size
+        self._load(start)
+        overlaps = []
+        for position in range(max(bisect_right(self._offsets, start) - 1, 0), len(self._offsets)):
+            at = self._offsets[position]
+            if at >= end:
+                break
+            common = min(end, at + self._chunks[position].size) - max(start, at)
+            overlaps.append((common, position))
+        if not overlaps:
+            return ()
+        pairs = list(zip(overlaps, overlaps[1:], strict=False))
+        if pairs:
+            (one, first), (other, second) = max(pairs, key=lambda pair: pair[0][0] + pair[1][0])
+            if min(one, other) > size // _SLIVER:
+                return self._chunks[first].id, self._chunks[second].id
+        return (self._chunks[max(overlaps)[1]].id,)
+
+    def expected(self, start: int, end: int) -> tuple[int, list[Ref], int]:
+        """Return the chunks that should lie in [start, end) of the new stream, and where they do.
+
+        That is: where the chunk begins that should be under way at `start`; it and those behind it
+        that end by `end`; where the last of them ends. This stream's own last chunk is never among
+        them: it ends where it does because the stream did.
+        """
+        self._load(end - self._shift)
+        first = bisect_right(self._offsets, start - self._shift) - 1
+        if first < 0:
+            return start, [], start
+        begin = border = self._offsets[first] + self._shift
+        found = []
+        for chunk in self._chunks[first : len(self._chunks) - 1]:
+            if border + chunk.size > end:
+                break
+            found.append(chunk)
+            border += chunk.size
+        return begin, found, border
+
+    def _load(self, offset: int) -> None:
+        """Have the chunks from somewhat before an offset to well behind it."""
+        try:
+            while self._end < offset + _AHEAD:
+                at, chunk = next(self._rest)
+                self._offsets.append(at)
+                self._chunks.append(chunk)
+                self._by_id[chunk.id] = at
+                self._end = at + chunk.size
+        except (StopIteration, CastoreError):
+            self._rest = iter(())
+        if len(self._offsets) > _TRIM and self._offsets[_TRIM] < offset - _BEHIND:
+            for at, chunk in zip(self._offsets[:_TRIM], self._chunks, strict=False):
+                if self._by_id.get(chunk.id) == at:
+                    del self._by_id[chunk.id]
+            del self._offsets[:_TRIM], self._chunks[:_TRIM]

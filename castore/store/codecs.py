@@ -1,0 +1,93 @@
+"""How the plaintext of a record is written shorter: compressed, or as what differs from its bases."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final
+
+import zstandard
+
+from castore.errors import DamageError
+from castore.kernel import apply_delta, encode_delta
+from castore.store.pack import DELTA, DELTA_PAIR, DICTIONARY, RAW, ZSTD
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_LEVEL: Final = 3
+_PROBE: Final = 4096
+"""A chunk whose middle gives nothing at level 1 is not compressed whole to find that out."""
+_PROBED_FROM: Final = 1 << 15
+
+
+class Codecs:
+    """Encodes and decodes; safe to share between threads: each has contexts of its own.
+
+    They cost more to make than to use.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def compress(self, plain: memoryview | bytes) -> tuple[int, bytes | memoryview]:
+        """Return the codec and what is to be sealed: compressed only if that saves over 1/32."""
+        length = len(plain)
+        if length >= _PROBED_FROM:
+            middle = plain[length // 2 : length // 2 + _PROBE]
+            if len(self._compressor(1).compress(middle)) >= _PROBE:
+                # Twice: one incompressible stretch, an image in a dump say, proves nothing.
+                middle = plain[length // 8 : length // 8 + _PROBE]
+                if len(self._compressor(1).compress(middle)) >= _PROBE:
+                    return RAW, plain
+        data = self._compressor(_LEVEL).compress(plain)
+        if length - len(data) > length >> 5:
+            return ZSTD, data
+        return RAW, plain
+
+    def delta(
+        self, bases: Sequence[bytes], buffer: bytearray, start: int, end: int, room: int
+    ) -> tuple[int, bytes] | None:
+        """Tell buffer[start:end] by its bases, in at most `room` bytes; return their number, and them
+        compressed.
+        """
+        raw = encode_delta(b"".join(bases), buffer, start, end, room)
+        return None if raw is None else (len(raw), self._compressor(_LEVEL).compress(raw))
+
+    def decompress(self, codec: int, data: bytes, length: int, bases: Sequence[bytes]) -> bytes:
+        """Return the `length` bytes that `data` stands for. Raises DamageError."""
+        if codec == RAW:
+            return data
+        try:
+            if codec in {DELTA, DELTA_PAIR}:
+                raw = self._decompressor().decompress(data, max_output_size=2 * length + 64)
+                plain = apply_delta(b"".join(bases), raw, length)
+                if plain is None:
+                    raise DamageError("it is no delta of its base")
+                return plain
+            told = zstandard.frame_content_size(data)
+            if told not in {-1, length}:
+                raise DamageError(f"its frame has {told} bytes instead of {length}")
+            decompressor = self._decompressor()
+            if codec == DICTIONARY:
+                words = zstandard.ZstdCompressionDict(
+                    bases[0], dict_type=zstandard.DICT_TYPE_RAWCONTENT
+                )
+                decompressor = zstandard.ZstdDecompressor(dict_data=words)
+            found: bytes = decompressor.decompress(data, max_output_size=length)
+        except zstandard.ZstdError as error:
+            raise DamageError(f"it does not decompress: {error}") from None
+        return found
+
+    def _compressor(self, level: int) -> zstandard.ZstdCompressor:
+        name = f"compressor_{level}"
+        found: zstandard.ZstdCompressor | None = getattr(self._local, name, None)
+        if found is None:
+            found = zstandard.ZstdCompressor(level=level)
+            setattr(self._local, name, found)
+        return found
+
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
+        found: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
+        if found is None:
+            found = self._local.decompressor = zstandard.ZstdDecompressor()
+        return found
