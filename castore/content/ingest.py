@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from castore.content.parent import Parent
+    from castore.content.parent import Parent, Window
     from castore.kernel import Borders, Cutter
     from castore.model.refs import RecordId
     from castore.model.tally import Tally
@@ -68,6 +68,10 @@ class _Batch:
         self.expected: list[Ref] = []
         """What this batch should then be cut into."""
         self.cut: Future[None] | None = None
+        self.new: list[tuple[NewChunk, int]] = []
+        """What the store does not have, with its offset in its stream."""
+        self.window: Window | None = None
+        """What stood in its place."""
         self.sealed: Future[list[Sealed]] | None = None
 
     @property
@@ -315,26 +319,40 @@ class Ingest:
         """Wait until the next batch in turn is cut, and have its new chunks sealed."""
         if batch.cut is not None:
             batch.cut.result()
-        new = []
         for stretch in batch.stretches:
             if stretch.begins:
                 self._place = 0
             parent = stretch.parent
+            if parent is not None and batch.window is None:
+                end = self._place + batch.filled - batch.start
+                batch.window = parent.window(self._place, end)
             for start, end, chunk, known in stretch.chunks:
                 ref = Ref(RefKind.CHUNK, chunk, end - start)
-                follows = parent is not None and parent.follow(ref, self._place)
+                if parent is not None:
+                    parent.follow(ref, self._place)
                 is_new = not known and chunk not in self._sealing
                 if is_new:
                     self._sealing.add(chunk)
-                    neighbours: tuple[RecordId, ...] = ()
-                    if parent is not None and not follows:
-                        neighbours = parent.neighbours(self._place, ref.size)
-                    new.append(NewChunk(chunk, start, end, neighbours))
+                    batch.new.append((NewChunk(chunk, start, end), self._place))
                 stretch.refs.append((ref, is_new))
                 self._place += ref.size
-        if new:
-            batch.sealed = self._pool.submit(self._session.seal_new, batch.buffer, new)
+        if batch.new:
+            batch.sealed = self._pool.submit(self._seal, batch)
         self._compared += 1
+
+    def _seal(self, batch: _Batch) -> list[Sealed]:
+        """Seal the chunks of a batch that the store does not have; runs on a worker."""
+        session, window = self._session, batch.window
+        new = session.resemble(batch.buffer, [chunk for chunk, _ in batch.new])
+        if window is not None:
+            for chunk, (_, offset) in zip(new, batch.new, strict=True):
+                if chunk.alike:
+                    window.anchor(offset, chunk.alike[0])
+            new = [
+                chunk._replace(neighbours=window.neighbours(offset, chunk.end - chunk.start))
+                for chunk, (_, offset) in zip(new, batch.new, strict=True)
+            ]
+        return [session.seal_new(batch.buffer, chunk) for chunk in new]
 
     def _take_in(self) -> None:
         """Wait for the oldest batch, and do in order what it holds."""
@@ -343,6 +361,9 @@ class Ingest:
         batch = self._out.popleft()
         self._compared -= 1
         sealed = iter(batch.sealed.result() if batch.sealed is not None else ())
+        parent = batch.stretches[-1].parent if batch.new else None
+        if parent is not None and batch.window is not None and not parent.aligned:
+            parent.realign(batch.window.shift)
         self._free.append(batch.buffer)
         for op in batch.ops:
             if isinstance(op, _Stretch):

@@ -19,9 +19,59 @@ if TYPE_CHECKING:
 _AHEAD: Final = 64 << 20
 """How far in front a chunk that was moved is looked for."""
 _BEHIND: Final = 16 << 20
+_MARGIN: Final = 4 << 20
+"""How far beside its expected place a chunk may be resembled."""
 _TRIM: Final = 2048
 _SLIVER: Final = 16
 """An overlap of less than 1/16 of a chunk is none worth a base."""
+
+
+class Window:
+    """A piece of a stored stream, laid beside the piece of a new one that stands in its place.
+
+    Where they match is told by `anchor`; what lies between anchors is taken to be in step with the
+    nearest one.
+    """
+
+    def __init__(self, offsets: list[int], chunks: list[Ref], shift: int) -> None:
+        self._offsets = offsets
+        self._chunks = chunks
+        self._by_id = {chunk.id: at for at, chunk in zip(offsets, chunks, strict=True)}
+        self._anchors = [(-1, shift)]
+
+    @property
+    def shift(self) -> int:
+        """By how much the new stream is ahead where they last match."""
+        return self._anchors[-1][1]
+
+    def anchor(self, offset: int, chunk: RecordId) -> None:
+        """Say that the new stream has at `offset` something like `chunk`; offsets ascend."""
+        found = self._by_id.get(chunk)
+        if found is not None:
+            self._anchors.append((offset, offset - found))
+
+    def neighbours(self, offset: int, size: int) -> tuple[RecordId, ...]:
+        """Return the one or two chunks that stand where the new stream has another one."""
+        position = bisect_right(self._anchors, (offset, 1 << 62)) - 1
+        if position == 0 and len(self._anchors) > 1:
+            position = 1
+        start = offset - self._anchors[position][1]
+        end = start + size
+        overlaps = []
+        for at in range(max(bisect_right(self._offsets, start) - 1, 0), len(self._offsets)):
+            begin = self._offsets[at]
+            if begin >= end:
+                break
+            common = min(end, begin + self._chunks[at].size) - max(start, begin)
+            overlaps.append((common, at))
+        if not overlaps:
+            return ()
+        pairs = list(zip(overlaps, overlaps[1:], strict=False))
+        if pairs:
+            (one, first), (other, second) = max(pairs, key=lambda pair: pair[0][0] + pair[1][0])
+            if min(one, other) > size // _SLIVER:
+                return self._chunks[first].id, self._chunks[second].id
+        return (self._chunks[max(overlaps)[1]].id,)
 
 
 class Parent:
@@ -47,7 +97,7 @@ class Parent:
         here = offset - self._shift
         self._load(here)
         position = bisect_right(self._offsets, here) - 1
-        if not (0 <= position and self._chunks[position].id == chunk.id):
+        if not (position >= 0 and self._chunks[position].id == chunk.id):
             found = self._by_id.get(chunk.id)
             if found is None:
                 self.aligned = False
@@ -56,26 +106,17 @@ class Parent:
         self.aligned = True
         return True
 
-    def neighbours(self, offset: int, size: int) -> tuple[RecordId, ...]:
-        """Return the one or two chunks that stand where the new stream has other ones."""
-        start = offset - self._shift
-        end = start + size
-        self._load(start)
-        overlaps = []
-        for position in range(max(bisect_right(self._offsets, start) - 1, 0), len(self._offsets)):
-            at = self._offsets[position]
-            if at >= end:
-                break
-            common = min(end, at + self._chunks[position].size) - max(start, at)
-            overlaps.append((common, position))
-        if not overlaps:
-            return ()
-        pairs = list(zip(overlaps, overlaps[1:], strict=False))
-        if pairs:
-            (one, first), (other, second) = max(pairs, key=lambda pair: pair[0][0] + pair[1][0])
-            if min(one, other) > size // _SLIVER:
-                return self._chunks[first].id, self._chunks[second].id
-        return (self._chunks[max(overlaps)[1]].id,)
+    def window(self, start: int, end: int) -> Window:
+        """Return what lies around [start, end) of the new stream."""
+        low, high = start - self._shift - _MARGIN, end - self._shift + _MARGIN
+        self._load(start - self._shift)
+        first = max(bisect_right(self._offsets, low) - 1, 0)
+        last = bisect_right(self._offsets, high)
+        return Window(self._offsets[first:last], self._chunks[first:last], self._shift)
+
+    def realign(self, shift: int) -> None:
+        """Take note of where a chunk that only resembles one of this stream's was found."""
+        self._shift = shift
 
     def expected(self, start: int, end: int) -> tuple[int, list[Ref], int]:
         """Return the chunks that should lie in [start, end) of the new stream, and where they do.

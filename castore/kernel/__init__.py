@@ -10,6 +10,7 @@ import ctypes
 import importlib.machinery
 import os
 import struct
+import threading
 from typing import Any, Final
 
 _WINDOW: Final = 64
@@ -218,10 +219,21 @@ class Sketcher:
         return [found[at : at + SKETCH_BYTES] for at in range(0, len(found), SKETCH_BYTES)]
 
 
+_local: Final = threading.local()
+
+
+def _scratch(length: int) -> Any:
+    """Return memory of this thread's for at least `length` bytes: new memory costs more than a delta."""
+    found = getattr(_local, "scratch", None)
+    if found is None or len(found) < length:
+        found = _local.scratch = ctypes.create_string_buffer(max(length, 1 << 18))
+    return found
+
+
 def encode_delta(base: bytes, buffer: bytearray, start: int, end: int, room: int) -> bytes | None:
     """Tell buffer[start:end] by its difference from `base`, in at most `room` bytes, if they do."""
     address, held = _address(buffer, start, end)
-    out = ctypes.create_string_buffer(room)
+    out = _scratch(room)
     length = _delta_encode(base, len(base), address + start, end - start, out, room)
     del held
     return ctypes.string_at(out, length) if length else None
@@ -229,12 +241,10 @@ def encode_delta(base: bytes, buffer: bytearray, start: int, end: int, room: int
 
 def apply_delta(base: bytes, delta: bytes, length: int) -> bytes | None:
     """Return the `length` bytes that `delta` makes of `base`; None if it is no delta of these."""
-    out = bytearray(length)
-    address, held = _address(out, 0, length)
-    if _delta_apply(base, len(base), delta, len(delta), address, length):
+    out = _scratch(length)
+    if _delta_apply(base, len(base), delta, len(delta), out, length):
         return None
-    del held
-    return bytes(out)
+    return ctypes.string_at(out, length)
 
 
 def padme(length: int) -> int:

@@ -64,28 +64,40 @@ class Bases:
         self._id_key = id_key
         self._pending = pending
         self._lock = threading.Lock()
-        self._kept: OrderedDict[RecordId, Base | None] = OrderedDict()
+        self._kept: OrderedDict[RecordId, tuple[Base, bool]] = OrderedDict()
         self._kept_bytes = 0
 
     def get(self, chunk: RecordId) -> Base | None:
         """Return a chunk as a base; None if its frame, or one below it, is not at hand or damaged."""
-        return self._get(chunk, MAX_DEPTH)
-
-    def _get(self, chunk: RecordId, depth: int) -> Base | None:
-        with self._lock:
-            if chunk in self._kept:
-                self._kept.move_to_end(chunk)
-                return self._kept[chunk]
-        found = self._read(chunk, depth)
-        with self._lock:
-            # That there is none may only be for now: its pack is just being finished.
-            if found is not None and chunk not in self._kept:
-                self._kept[chunk] = found
-                self._kept_bytes += len(found.data)
-                while self._kept_bytes > _KEPT_BYTES:
-                    _, gone = self._kept.popitem(last=False)
-                    self._kept_bytes -= len(gone.data) if gone is not None else 0
+        found, verified = self._get(chunk, MAX_DEPTH)
+        if found is None or verified:
+            return found
+        if blake3(found.data, key=self._id_key).digest() != chunk:
+            return None
+        self._keep(found, verified=True)
         return found
+
+    def _get(self, chunk: RecordId, depth: int) -> tuple[Base | None, bool]:
+        """Return a chunk, and whether it was verified: what lies below another is with that one."""
+        with self._lock:
+            kept = self._kept.get(chunk)
+            if kept is not None:
+                self._kept.move_to_end(chunk)
+                return kept
+        found = self._read(chunk, depth)
+        if found is not None:
+            self._keep(found, verified=False)
+        # That there is none may only be for now: its pack is just being finished.
+        return found, False
+
+    def _keep(self, found: Base, *, verified: bool) -> None:
+        with self._lock:
+            if found.id not in self._kept:
+                self._kept_bytes += len(found.data)
+            self._kept[found.id] = found, verified
+            while self._kept_bytes > _KEPT_BYTES:
+                _, (gone, _) = self._kept.popitem(last=False)
+                self._kept_bytes -= len(gone.data)
 
     def _read(self, chunk: RecordId, depth: int) -> Base | None:
         frame: bytes | None = None
@@ -102,7 +114,7 @@ class Bases:
             frame = self._references.read(place.pack, place.offset, place.sealed_length)
         if frame is None or (bases and not depth):
             return None
-        below = [self._get(base, depth - 1) for base in bases]
+        below = [self._get(base, depth - 1)[0] for base in bases]
         if None in below:
             return None
         found = [base for base in below if base is not None]
@@ -111,8 +123,6 @@ class Bases:
                 codec, frame, plain_length, [base.data for base in found]
             )
         except DamageError:
-            return None
-        if blake3(data, key=self._id_key).digest() != chunk:
             return None
         level = max((base.depth + 1 for base in found), default=0)
         return Base(chunk, data, level, bases)

@@ -174,9 +174,12 @@ class Index:
 
     def locate(self, kind: int, record_id: RecordId) -> Place | None:
         """Return where a record lies, or None."""
-        with self._transaction() as txn:
-            value = txn.get(record_id, db=self._chunks if kind == CHUNK else self._nodes)
-            return None if value is None else self._place(txn, record_id, value)
+        try:
+            with self._begin() as txn:
+                value = txn.get(record_id, db=self._chunks if kind == CHUNK else self._nodes)
+                return None if value is None else self._place(txn, record_id, value)
+        except lmdb.Error as error:
+            raise self._refusal(error) from error
 
     def copies(self, record_id: RecordId) -> list[Place]:
         """Return where else a record lies."""
