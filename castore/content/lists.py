@@ -81,29 +81,50 @@ def iter_list(store: Store, ref: Ref, start: int = 0) -> Iterator[tuple[int, Ref
     for empty ones.
     Raises DamageError, MissingError.
     """
-    stack = [_children(store, ref, 0, start)]
+    for first, refs in _iter_runs(store, ref, start):
+        offset = first
+        for child in refs:
+            if offset + child.size > start or child.size == 0:
+                yield offset, child
+            offset += child.size
+
+
+def _iter_runs(store: Store, ref: Ref, start: int) -> Iterator[tuple[int, list[Ref]]]:
+    """Yield stretches of the references of a list that stand in one node, each with its offset.
+
+    What lies in nodes that end at or before byte `start` is passed over.
+    """
+    stack = [(0, iter(_children(store, ref)))]
     while stack:
-        item = next(stack[-1], None)
-        if item is None:
-            stack.pop()
-            continue
-        offset, child = item
-        if child.kind is not RefKind.SPLICE:
-            yield offset, child
-        elif len(stack) >= _MAX_DEPTH:
-            raise DamageError(f"the list {ref.id.hex()} is nested deeper than any castore writes")
+        offset, children = stack.pop()
+        run: list[Ref] = []
+        begin = offset
+        for child in children:
+            if child.kind is not RefKind.SPLICE:
+                run.append(child)
+                offset += child.size
+                continue
+            if run:
+                yield begin, run
+            behind = offset + child.size
+            stack.append((behind, children))
+            if behind > start or child.size == 0:
+                if len(stack) >= _MAX_DEPTH:
+                    raise DamageError(
+                        f"the list {ref.id.hex()} is nested deeper than any castore writes"
+                    )
+                stack.append((offset, iter(_children(store, child))))
+            break
         else:
-            stack.append(_children(store, child, offset, start))
+            if run:
+                yield begin, run
 
 
-def _children(store: Store, parent: Ref, offset: int, start: int) -> Iterator[tuple[int, Ref]]:
+def _children(store: Store, parent: Ref) -> list[Ref]:
     refs = store.read_node(parent.id)
     if sum(ref.size for ref in refs) != parent.size:
         raise DamageError(f"the node {parent.id.hex()} does not hold the bytes its parent promises")
-    for ref in refs:
-        if offset + ref.size > start or ref.size == 0:
-            yield offset, ref
-        offset += ref.size
+    return refs
 
 
 def iter_chunks(store: Store, ref: Ref | None, start: int = 0) -> Iterator[tuple[int, Ref]]:
@@ -111,12 +132,27 @@ def iter_chunks(store: Store, ref: Ref | None, start: int = 0) -> Iterator[tuple
 
     Raises DamageError, MissingError.
     """
+    for first, run in iter_runs_of_chunks(store, ref, start):
+        offset = first
+        for chunk in run:
+            if offset + chunk.size > start or chunk.size == 0:
+                yield offset, chunk
+            offset += chunk.size
+
+
+def iter_runs_of_chunks(
+    store: Store, ref: Ref | None, start: int = 0
+) -> Iterator[tuple[int, list[Ref]]]:
+    """Yield the chunks of a stream in runs, each with the offset of its first.
+
+    Some that end before byte `start` may be among them. Raises DamageError, MissingError.
+    """
     if ref is None:
         return
     if ref.kind is RefKind.CHUNK:
-        yield 0, ref
+        yield 0, [ref]
         return
-    for offset, chunk in iter_list(store, ref, start):
-        if chunk.kind is not RefKind.CHUNK:
+    for offset, run in _iter_runs(store, ref, start):
+        if any(chunk.kind is not RefKind.CHUNK for chunk in run):
             raise DamageError(f"the stream {ref.id.hex()} holds something that is no chunk")
-        yield offset, chunk
+        yield offset, run

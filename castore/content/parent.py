@@ -7,6 +7,7 @@ borders will be, and a chunk that is new which stored ones stand at its place.
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from castore.errors import CastoreError
@@ -66,7 +67,7 @@ class Window:
             overlaps.append((common, at))
         if not overlaps:
             return ()
-        pairs = list(zip(overlaps, overlaps[1:], strict=False))
+        pairs = list(pairwise(overlaps))
         if pairs:
             (one, first), (other, second) = max(pairs, key=lambda pair: pair[0][0] + pair[1][0])
             if min(one, other) > size // _SLIVER:
@@ -77,12 +78,12 @@ class Window:
 class Parent:
     """A stored stream, followed from its beginning to its end in bounded memory.
 
-    chunks: its chunks with their offsets, as `iter_chunks` gives them. Where they cannot be read the
-    stream just seems to end: nothing depends on it but size and speed.
+    runs: its chunks, as `iter_runs_of_chunks` gives them. Where they cannot be read the stream just
+    seems to end: nothing depends on it but size and speed.
     """
 
-    def __init__(self, chunks: Iterator[tuple[int, Ref]]) -> None:
-        self._rest = chunks
+    def __init__(self, runs: Iterator[tuple[int, list[Ref]]]) -> None:
+        self._rest = runs
         self._offsets: list[int] = []
         self._chunks: list[Ref] = []
         self._by_id: dict[RecordId, int] = {}
@@ -142,11 +143,13 @@ class Parent:
         """Have the chunks from somewhat before an offset to well behind it."""
         try:
             while self._end < offset + _AHEAD:
-                at, chunk = next(self._rest)
-                self._offsets.append(at)
-                self._chunks.append(chunk)
-                self._by_id[chunk.id] = at
-                self._end = at + chunk.size
+                at, run = next(self._rest)
+                self._chunks += run
+                for chunk in run:
+                    self._offsets.append(at)
+                    self._by_id[chunk.id] = at
+                    at += chunk.size
+                self._end = at
         except (StopIteration, CastoreError):
             self._rest = iter(())
         if len(self._offsets) > _TRIM and self._offsets[_TRIM] < offset - _BEHIND:

@@ -11,7 +11,7 @@ from castore.content.lists import iter_chunks
 from castore.errors import DamageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _WORKERS: Final = 2
-_AHEAD_BYTES: Final = 8 << 20
-"""How much of a stream is opened ahead of its reader."""
+_RUN_BYTES: Final = 1 << 20
+"""How much of a stream is opened at once."""
+_AHEAD_RUNS: Final = 6
+"""How many of these are opened ahead of the reader."""
 
 
 def store_stream(
@@ -53,17 +55,15 @@ class StreamReader:
 
     def read(self, ref: Ref | None) -> Iterator[bytes]:
         """Yield the bytes of a stream, a chunk at a time. Raises DamageError, MissingError."""
-        ahead: deque[tuple[Ref, Future[bytes]]] = deque()
-        ahead_bytes = 0
+        ahead: deque[tuple[list[Ref], Future[list[bytes]]]] = deque()
         try:
-            for _, chunk in iter_chunks(self.store, ref):
-                ahead.append((chunk, self._pool.submit(self.store.read_chunk, chunk.id)))
-                ahead_bytes += chunk.size
-                while ahead_bytes > _AHEAD_BYTES:
-                    ahead_bytes -= ahead[0][0].size
-                    yield _checked(*ahead.popleft())
+            for run in _runs(chunk for _, chunk in iter_chunks(self.store, ref)):
+                ids = [chunk.id for chunk in run]
+                ahead.append((run, self._pool.submit(self.store.read_chunks, ids)))
+                if len(ahead) > _AHEAD_RUNS:
+                    yield from _checked(*ahead.popleft())
             while ahead:
-                yield _checked(*ahead.popleft())
+                yield from _checked(*ahead.popleft())
         finally:
             for _, future in ahead:
                 future.cancel()
@@ -73,8 +73,23 @@ class StreamReader:
         return b"".join(self.read(ref))
 
 
-def _checked(chunk: Ref, future: Future[bytes]) -> bytes:
-    return check_length(chunk, future.result())
+def _runs(chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
+    """Part the chunks of a stream into runs of about _RUN_BYTES; the first is short, to begin soon."""
+    run: list[Ref] = []
+    room = _RUN_BYTES // 8
+    for chunk in chunks:
+        run.append(chunk)
+        room -= chunk.size
+        if room <= 0:
+            yield run
+            run, room = [], _RUN_BYTES
+    if run:
+        yield run
+
+
+def _checked(run: list[Ref], future: Future[list[bytes]]) -> Iterator[bytes]:
+    for chunk, data in zip(run, future.result(), strict=True):
+        yield check_length(chunk, data)
 
 
 def check_length(chunk: Ref, data: bytes) -> bytes:

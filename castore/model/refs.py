@@ -44,6 +44,10 @@ class RefKind(IntEnum):
     """A node whose references belong in this list, at this place."""
 
 
+_KINDS = tuple(RefKind)
+"""By their numbers: the call of an enumeration costs more than the rest of a reference."""
+
+
 class Ref(NamedTuple):
     """A reference: what kind of thing, its id, and how many bytes of content lie below it."""
 
@@ -67,5 +71,5 @@ def decode_node(data: bytes) -> list[Ref]:
         kind, size = word >> _SIZE_BITS, word & ((1 << _SIZE_BITS) - 1)
         if kind > RefKind.SPLICE:
             raise DamageError(f"a reference of the unknown kind {kind}")
-        refs.append(Ref(RefKind(kind), record_id, size))
+        refs.append(Ref(_KINDS[kind], record_id, size))
     return refs

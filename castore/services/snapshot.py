@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from castore.content.exclude import Exclude
 from castore.content.ingest import Ingest
-from castore.content.lists import iter_chunks
+from castore.content.lists import iter_runs_of_chunks
 from castore.content.parent import Parent
 from castore.content.scan import ScanRules, store_tree
 from castore.content.streams import store_stream
@@ -141,7 +141,7 @@ def _store_part(
             store_tree(ingest, source.path, _rules(source, skip), roots.append)
         else:
             if parent is not None and parent.kind == "dump":
-                ingest.compare_with(Parent(iter_chunks(store, parent.content)))
+                ingest.compare_with(Parent(iter_runs_of_chunks(store, parent.content)))
             _store_dump(ingest, source, roots)
     (root,) = roots
     return Part(

@@ -33,7 +33,7 @@ from castore.store.pack import BASES, CHUNK
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from castore.model.generation import Generation
     from castore.store.pack import PackEntry
@@ -134,25 +134,27 @@ class Index:
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
-    def known(self, chunks: Iterable[RecordId], packs: set[bytes]) -> list[bool]:
+    def known(self, chunks: Sequence[RecordId], packs: set[bytes]) -> list[bool]:
         """Say of each chunk whether the store has it.
 
         The numbers of the packs that they, and what they rest on, are in are added to `packs`.
         """
         with self._transaction() as txn:
-            return [self._find(txn, chunk, packs) for chunk in chunks]
+            values = [txn.get(chunk, db=self._chunks) for chunk in chunks]
+            for chunk, value in zip(chunks, values, strict=True):
+                if value is not None:
+                    self._note(txn, chunk, value, packs)
+            return [value is not None for value in values]
 
-    def _find(self, txn: Any, chunk: bytes, packs: set[bytes]) -> bool:
-        value = txn.get(chunk, db=self._chunks)
-        if value is None:
-            return False
+    def _note(self, txn: Any, chunk: bytes, value: bytes, packs: set[bytes]) -> None:
         packs.add(value[:4])
         if BASES[value[_CODEC]]:
             number = _NUMBER.pack(int.from_bytes(value[:4], "little"))
             joined = txn.get(chunk + number, b"", db=self._tables["bases"])
             for at in range(0, len(joined), 32):
-                self._find(txn, joined[at : at + 32], packs)
-        return True
+                base = joined[at : at + 32]
+                if (below := txn.get(base, db=self._chunks)) is not None:
+                    self._note(txn, base, below, packs)
 
     def similar(self, sketches: Iterable[bytes]) -> list[list[RecordId]]:
         """Return for each sketch the chunks that share features with it, the most alike first."""
@@ -165,12 +167,12 @@ class Index:
             start = txn.get(feature, db=self._tables["features"])
             if start is not None:
                 votes[start] = votes.get(start, 0) + 1
-        found = []
         cursor = txn.cursor(self._chunks)
-        for start in sorted(votes, key=lambda one: -votes[one]):
-            if cursor.set_range(start) and cursor.key()[:8] == start:
-                found.append(RecordId(cursor.key()))
-        return found
+        return [
+            RecordId(cursor.key())
+            for start in sorted(votes, key=lambda one: -votes[one])
+            if cursor.set_range(start) and cursor.key()[:8] == start
+        ]
 
     def locate(self, kind: int, record_id: RecordId) -> Place | None:
         """Return where a record lies, or None."""
@@ -180,6 +182,36 @@ class Index:
                 return None if value is None else self._place(txn, record_id, value)
         except lmdb.Error as error:
             raise self._refusal(error) from error
+
+    def locate_chunks(self, chunks: Iterable[RecordId]) -> dict[RecordId, Place]:
+        """Return where chunks lie, as far as they are indexed."""
+        found = {}
+        names: dict[int, tuple[bytes, PackId]] = {}
+        sessions: dict[int, SessionId] = {}
+        unpack, bases_of = _PLACE.unpack, self._tables["bases"]
+        with self._transaction() as txn:
+            for chunk in chunks:
+                value = txn.get(chunk, db=self._chunks)
+                if value is None:
+                    continue
+                pack, offset, sealed, plain, counter, session, codec, _ = unpack(value)
+                if pack not in names or session not in sessions:
+                    place = self._place(txn, chunk, value)
+                    if place is None:
+                        continue
+                    names[pack] = _NUMBER.pack(pack), place.pack
+                    sessions[session] = place.session
+                number, pack_id = names[pack]
+                bases: tuple[RecordId, ...] = ()
+                if BASES[codec]:
+                    joined = txn.get(chunk + number, b"", db=bases_of)
+                    if len(joined) != 32 * BASES[codec]:
+                        continue
+                    bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
+                found[chunk] = Place(
+                    pack_id, offset, sealed, plain, counter, sessions[session], codec, bases
+                )
+        return found
 
     def copies(self, record_id: RecordId) -> list[Place]:
         """Return where else a record lies."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import threading
 from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from castore.errors import DamageError, FormatError, MissingError, ObjectMissingError
+from castore.errors import DamageError, FormatError, MissingError, ObjectMissingError, StorageError
 from castore.store.codecs import Codecs
 from castore.store.pack import CHUNK, RAW, associated_base, pack_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from castore.model.refs import RecordId
     from castore.sealing import WriterKey
     from castore.storage import Storage
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_CHAIN: Final = 8
 """No delta rests on more bases below one another than this."""
+
+_GAP: Final = 1 << 16
+"""Bytes of a pack that are read and thrown away rather than asking twice."""
 
 
 class RecordReader:
@@ -31,6 +38,7 @@ class RecordReader:
         self._id_keys = (writer.chunk_id_key, writer.node_id_key)
         self._keyring = keyring
         self._codecs = Codecs()
+        self._local = threading.local()
 
     def read(self, kind: int, record_id: RecordId, depth: int = 0) -> bytes | None:
         """Return the plaintext of a record; None if it is not indexed.
@@ -49,6 +57,94 @@ class RecordReader:
             with contextlib.suppress(DamageError, ObjectMissingError):
                 return self.open(kind, record_id, copy, depth)
         raise failure
+
+    def read_chunks(self, chunks: Sequence[RecordId]) -> list[bytes] | None:
+        """Return chunks that stand near each other in a stream, opened together.
+
+        All that they rest on is located at once, what lies together in a pack is read at once, and
+        what several of them rest on is opened once. None if that does not succeed, whatever the
+        reason: `read` tells it, or finds another copy.
+        """
+        try:
+            places = self._locate(chunks)
+            opened = _Opened(self, places, self._fetch(places), self._kept_bases())
+            found = [opened.plain(chunk) for chunk in chunks]
+        except (KeyError, DamageError, FormatError, StorageError):
+            return None
+        key = self._id_keys[CHUNK]
+        for chunk, data in zip(chunks, found, strict=True):
+            if blake3(data, key=key).digest() != chunk:
+                return None
+        self._keep_bases(opened, chunks)
+        return found
+
+    def _locate(self, chunks: Iterable[RecordId]) -> dict[RecordId, Place]:
+        """Return where chunks lie, and all that they rest on and is not kept."""
+        places: dict[RecordId, Place] = {}
+        wanted = set(chunks)
+        kept = self._kept_bases()
+        for _ in range(MAX_CHAIN + 1):
+            found = self._index.locate_chunks(wanted)
+            places |= found
+            wanted = {
+                base
+                for place in found.values()
+                for base in place.bases
+                if base not in places and base not in kept
+            }
+            if not wanted:
+                break
+        return places
+
+    def _fetch(self, places: dict[RecordId, Place]) -> dict[RecordId, memoryview]:
+        """Read records, as they are sealed, with few requests."""
+        found: dict[RecordId, memoryview] = {}
+        ordered = sorted(places.items(), key=lambda item: item[1][:2])
+        for _, group in itertools.groupby(ordered, lambda item: item[1].pack):
+            run: list[tuple[RecordId, Place]] = []
+            end = 0
+            for item in group:
+                if run and item[1].offset > end + _GAP:
+                    self._fetch_run(run, end, found)
+                    run = []
+                run.append(item)
+                end = item[1].offset + item[1].sealed_length
+            self._fetch_run(run, end, found)
+        return found
+
+    def _fetch_run(
+        self, run: list[tuple[RecordId, Place]], end: int, found: dict[RecordId, memoryview]
+    ) -> None:
+        start = run[0][1].offset
+        data = memoryview(self._storage.get(pack_name(run[0][1].pack), start, end - start))
+        for chunk, place in run:
+            found[chunk] = data[place.offset - start : place.offset - start + place.sealed_length]
+
+    def _kept_bases(self) -> dict[RecordId, bytes]:
+        kept: dict[RecordId, bytes] | None = getattr(self._local, "bases", None)
+        if kept is None:
+            kept = self._local.bases = {}
+        return kept
+
+    def _keep_bases(self, opened: _Opened, chunks: Sequence[RecordId]) -> None:
+        """Keep this thread's last bases: the next chunks rest on the same ones, or on those behind."""
+        self._local.bases = {base: opened.memo[base] for base in opened.memo.keys() - set(chunks)}
+
+    def unseal(self, chunk: RecordId, place: Place, sealed: memoryview) -> bytes:
+        """Return what is sealed in a chunk's record. Raises DamageError, IdentityError."""
+        return self._keyring.chunks(place.session).open(
+            place.counter,
+            chunk,
+            associated_base(place.bases),
+            place.plain_length,
+            CHUNK,
+            place.codec,
+            sealed,
+        )
+
+    def decompress(self, place: Place, data: bytes, bases: list[bytes]) -> bytes:
+        """Return the plaintext of what was sealed in a record. Raises DamageError."""
+        return self._codecs.decompress(place.codec, data, place.plain_length, bases)
 
     def open(self, kind: int, record_id: RecordId, place: Place, depth: int = 0) -> bytes:
         """Return the record at a place, verified. Raises as `read` does, or ObjectMissingError."""
@@ -91,6 +187,39 @@ class RecordReader:
                 raise MissingError(f"its base, chunk {base.hex()}, is not in the store")
             bases.append(found)
         return self._codecs.decompress(place.codec, data, place.plain_length, bases)
+
+
+class _Opened:
+    """Chunks opened together, each once."""
+
+    def __init__(
+        self,
+        reader: RecordReader,
+        places: dict[RecordId, Place],
+        sealed: dict[RecordId, memoryview],
+        kept: dict[RecordId, bytes],
+    ) -> None:
+        self._reader = reader
+        self._places = places
+        self._sealed = sealed
+        self._kept = kept
+        self.memo: dict[RecordId, bytes] = {}
+
+    def plain(self, chunk: RecordId, depth: int = 0) -> bytes:
+        """Return a chunk. Raises KeyError if it, or what it rests on, was not located."""
+        found = self.memo.get(chunk)
+        if found is None:
+            if depth > MAX_CHAIN:
+                raise KeyError(chunk)
+            found = self._kept.get(chunk) or self._decode(chunk, depth)
+            self.memo[chunk] = found
+        return found
+
+    def _decode(self, chunk: RecordId, depth: int) -> bytes:
+        place = self._places[chunk]
+        bases = [self.plain(base, depth + 1) for base in place.bases]
+        data = self._reader.unseal(chunk, place, self._sealed[chunk])
+        return self._reader.decompress(place, data, bases)
 
 
 def _where(kind: int, record_id: RecordId, place: Place) -> str:

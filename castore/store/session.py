@@ -1,8 +1,8 @@
 """One run that adds packs to a store.
 
-Chunks are named, compressed or told by others that they resemble, and sealed on any thread, then added in order on one; full packs are made durable and
-indexed, in the order in which they were filled, on another. So whatever a node in the store refers
-to is in the store too, at every moment.
+Chunks are named, compressed or told by others that they resemble, and sealed on any thread, then
+added in order on one; full packs are made durable and indexed, in the order in which they were
+filled, on another. So whatever a node in the store refers to is in the store too, at every moment.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from castore.store.sessions import encode_session, new_session_record, sealed_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from mmap import mmap
     from types import TracebackType
 
     from castore.kernel import Sketcher
@@ -190,7 +191,7 @@ class Session:
         codec, data = self._codecs.compress(plain)
         return self._sealed(record_id, len(plain), _Encoded(codec, data, (), len(plain)), NO_SKETCH)
 
-    def resemble(self, buffer: bytearray, chunks: Sequence[NewChunk]) -> list[NewChunk]:
+    def resemble(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
         """Return chunks that the store does not have, each with what it has that is alike."""
         if self._references.limit == 0:
             return list(chunks)
@@ -201,7 +202,7 @@ class Session:
             for chunk, sketch, alike in zip(chunks, sketches, similar, strict=True)
         ]
 
-    def seal_new(self, buffer: bytearray, chunk: NewChunk) -> Sealed:
+    def seal_new(self, buffer: bytearray | mmap, chunk: NewChunk) -> Sealed:
         """Seal a chunk that the store does not have, as a delta of what it resembles if that pays."""
         if self._error is not None:
             raise self._error
@@ -214,7 +215,7 @@ class Session:
         votes = [one for one in found if one is not None]
         return [max(votes, key=votes.count)] if votes else []
 
-    def _encode(self, buffer: bytearray, chunk: NewChunk) -> _Encoded:
+    def _encode(self, buffer: bytearray | mmap, chunk: NewChunk) -> _Encoded:
         """Return the shortest way to store a chunk."""
         start, end = chunk.start, chunk.end
         length = end - start
@@ -247,7 +248,7 @@ class Session:
             yield bases
 
     def _delta(
-        self, bases: tuple[Base, ...], buffer: bytearray, start: int, end: int
+        self, bases: tuple[Base, ...], buffer: bytearray | mmap, start: int, end: int
     ) -> tuple[bytes, tuple[Base, ...]] | None:
         """Tell a chunk by these bases, or, where none may rest on them, by what they rest on.
 

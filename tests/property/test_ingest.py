@@ -164,7 +164,7 @@ def test_lists_and_actions_run_in_the_order_in_which_they_are_fed(store):
     ("name", "at"), [("name", 0), ("name", 1), ("name", 300), ("known", 0), ("seal_new", 0)]
 )
 def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, name, at):
-    data = random.Random(at + 1000).randbytes(1_000_000)
+    data = random.Random(f"{name} {at}").randbytes(1_000_000)
     kept = []
     with pytest.raises(ZeroDivisionError, match="in a worker"), store.session() as session:
         real, calls = getattr(session, name), []
