@@ -135,4 +135,4 @@ def hash_of(number: int, night: int) -> str:
 def _pages(count: int, night: int) -> Iterator[tuple[int | None, str, str]]:
     for i in range(count):
         digits = hash_of(i, 1000 + night)
-        yield None, f"Title {digits[:8]}", " ".join(f"word{digits[k : k + 2]}" for k in range(0, 30)) + str(i)
+        yield None, f"Title {digits[:8]}", " ".join(f"word{digits[k : k + 2]}" for k in range(30)) + str(i)

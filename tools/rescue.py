@@ -140,7 +140,7 @@ class Store:  # opens and verifies what a store holds, and restores from it
         start, offset = 2 + 16 * int.from_bytes(footer[:2], "little"), 32
         records, bases = footer[start : start + 48 * count], io.BytesIO(footer[start + 48 * count :])
         for ident, length, plain, counter, at, kind, codec in struct.iter_unpack("<32sIIIHBB", records):
-            session, base = footer[2 + 16 * at :][:16], bases.read(32) if codec == 2 else bytes(32)
+            session, base = footer[2 + 16 * at :][:16], bases.read(32 * (0, 0, 1, 1, 2)[codec])
             place = codec, pack, offset, length, plain, counter, session, base
             self.index.setdefault((kind, ident), []).append(place)
             offset += length
@@ -153,14 +153,18 @@ class Store:  # opens and verifies what a store holds, and restores from it
                     return self.cache[ident]
                 need(ident not in chain, "is its own base")
                 cipher, *keys = self.sessions[session]
-                associated = self.store_id + ident + base + struct.pack("<IBBxx", size, kind, codec)
+                about = blake3(base).digest() if len(base) > 32 else base.ljust(32, b"\0")
+                associated = self.store_id + ident + about + struct.pack("<IBBxx", size, kind, codec)
                 decrypt, width = (bindings.crypto_aead_aegis256_decrypt, 32) if cipher == 1 else (XCHACHA, 24)
                 plain, nonce = self.read(pack, at, length), count.to_bytes(width, "little")
                 plain = decrypt(plain, associated, nonce, keys[kind])
                 if codec:
-                    data = self.record(kind, base, (*chain, ident)) if codec == 2 else None
-                    words = data and zstandard.ZstdCompressionDict(data, zstandard.DICT_TYPE_RAWCONTENT)
-                    plain = zstandard.ZstdDecompressor(words).decompress(plain, max_output_size=size)
+                    ids = [base[at : at + 32] for at in range(0, len(base), 32)]
+                    data = b"".join(self.record(kind, below, (*chain, ident)) or b"" for below in ids)
+                    raw = zstandard.DICT_TYPE_RAWCONTENT
+                    words = zstandard.ZstdCompressionDict(data, raw) if codec == 2 else None
+                    plain = zstandard.ZstdDecompressor(words).decompress(plain, max_output_size=2 * size + 64)
+                    plain = apply(data, io.BytesIO(plain), size) if codec > 2 else plain
                 same = blake3(plain, key=self.id_keys[kind]).digest() == ident
                 need(same and len(plain) == size, "does not match its id or length")
                 self.cache = dict([*self.cache.items(), (ident, plain)][-16:])
@@ -264,6 +268,26 @@ class Store:  # opens and verifies what a store holds, and restores from it
                 else:  # a dump is like a file of ours
                     dump = Entry(name, FILE, 0o600, -1, -1, generation["time"], root[2] if root else 0, 2)
                     self.put(self.top, dump, name, name, root, Stream(self, root))
+
+
+def apply(base, delta, size):
+    """Return the plaintext that a delta makes of its base, section 3."""
+
+    def number():
+        digits = [delta.read(1)[0]]
+        while digits[-1] > 127:
+            digits += delta.read(1)
+        return sum((digit & 127) << 7 * place for place, digit in enumerate(digits))
+
+    out, at = bytearray(), 0
+    while True:
+        out += delta.read(number())
+        if len(out) >= size:
+            return bytes(out)
+        length, moved = number(), number()
+        at += moved // 2 if moved % 2 == 0 else -(moved + 1) // 2
+        out += base[at : at + length]
+        at += length
 
 
 class Stream:  # the bytes of a stream, in order

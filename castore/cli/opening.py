@@ -62,7 +62,10 @@ class Common:
         path = self.store_path()
         if make and path == places.default_store() and not os.path.exists(path):
             self._make_first(path)
-        return Store.open(LocalStorage(path), places.places(), self.identity())
+        store = Store.open(LocalStorage(path), places.places(), self.identity())
+        if self.settings is not None and self.settings.reference_cache is not None:
+            store.references.limit = self.settings.reference_cache
+        return store
 
     def identity(self) -> Callable[[], Identity]:
         """Return how to get the identity when it is needed."""

@@ -260,7 +260,7 @@ def _diff_line(row: dict[str, Any]) -> str:
 @json_option
 @common
 def stats(context: Common, as_json: bool) -> None:
-    """Say how much the store holds, and how much deduplication and compression saved."""
+    """Say how much the store holds, and what each step saved."""
     from castore.upkeep.stats import stats as count
 
     with context.open_store() as store:
@@ -269,7 +269,9 @@ def stats(context: Common, as_json: bool) -> None:
     if as_json:
         import msgspec
 
-        print_json(msgspec.to_builtins(found))
+        print_json(
+            {**msgspec.to_builtins(found), "chunks": found.chunks, "overhead": found.overhead}
+        )
         return
     rows = []
     for name, totals in [*found.services.items(), ("all", found.total)]:
@@ -278,10 +280,26 @@ def stats(context: Common, as_json: bool) -> None:
             str(totals.generations),
             text.size(totals.plain),
             text.size(totals.new),
+            text.size(totals.after_delta),
+            text.size(totals.after_compression),
             text.size(totals.stored),
             f"{totals.ratio:.1f}x",
         ])
-    header = ["service", "generations", "plain", "after dedup", "stored", "ratio"]
-    print(text.table(rows, header=header, right=set(range(1, 6))))
+    header = ["service", "generations", "plain", "dedup", "delta", "compressed", "stored", "ratio"]
+    print(text.table(rows, header=header, right=set(range(1, 8))))
+    records = found.records
     print()
-    print(f"{found.packs} packs of {text.size(found.pack_bytes)} hold {found.chunks} chunks")
+    print(
+        f"{found.packs} packs of {text.size(found.pack_bytes)}: {text.size(records.chunk_bytes)} in "
+        f"{records.chunks} chunks, {text.size(records.node_bytes)} in nodes, "
+        f"{text.size(found.overhead)} in footers and padding"
+    )
+    print(f"{records.deltas} chunks are deltas, of {text.size(records.delta_bytes)}")
+    print(
+        f"{records.bases_only} chunks of {text.size(records.bases_only_bytes)} are kept only because "
+        "deltas rest on them"
+    )
+    print(
+        f"on this machine: index {text.size(found.index_bytes)}, "
+        f"reference cache {text.size(found.reference_bytes)}"
+    )

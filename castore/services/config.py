@@ -78,6 +78,8 @@ class Settings(_Table, frozen=True):
     """The store's directory, absolute."""
     recipients: tuple[str, ...] = ()
     """To whom a store made with these settings is sealed: castore-pub-..."""
+    reference_cache: int | None = None
+    """Bytes that this machine may keep unsealed to make deltas with; 0: none; None: as it sees fit."""
     service: dict[str, Service] = {}
     path: str = ""
     """The file that this was read from."""
@@ -95,6 +97,7 @@ class _TopTable(_Table, frozen=True):
 
     store: str | None = None
     recipients: tuple[str, ...] = ()
+    reference_cache: str | None = None
     service: dict[str, dict[str, Any]] = {}
 
 
@@ -134,12 +137,24 @@ class _Reader:
         return Settings(
             store=None if top.store is None else self._absolute(top.store, ("store",)),
             recipients=self._recipients(top.recipients),
+            reference_cache=self._size(top.reference_cache, ("reference-cache",)),
             service={
                 name: self._service(name, table, ("service", name))
                 for name, table in top.service.items()
             },
             path=self._path,
         )
+
+    def _size(self, text: str | None, keys: _Keys) -> int | None:
+        """Return the bytes that a size like "5 GB" or "off" stands for."""
+        if text is None or text == "off":
+            return None if text is None else 0
+        match = _SIZE.fullmatch(text)
+        if match is None:
+            raise self._error(
+                keys, f'a size such as "5 GB" or "500 MiB", or "off", was expected, not {text!r}'
+            )
+        return int(float(match[1]) * _UNITS[match[2].upper()])
 
     def _recipients(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         if texts:
@@ -264,6 +279,13 @@ class _Reader:
         return ConfigError(f"{self._path}: {_dotted(keys)}: {reason}")
 
 
+_UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "TIB": 1 << 40,
+}
+_SIZE: Final = re.compile("([0-9]+(?:[.][0-9]+)?) ?(" + "|".join(_UNITS) + ")", re.IGNORECASE)
 _MISSING: Final = re.compile("Object missing required field `(.*?)`")
 _STEP: Final = re.compile(r"\.([A-Za-z0-9_-]+)|\[(\d+|\.\.\.)\]")
 _BARE: Final = re.compile("[A-Za-z0-9_-]+")

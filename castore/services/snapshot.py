@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -16,7 +17,7 @@ from castore.content.lists import iter_runs_of_chunks
 from castore.content.parent import Parent
 from castore.content.scan import ScanRules, store_tree
 from castore.content.streams import store_stream
-from castore.errors import UsageError
+from castore.errors import StorageError, UsageError
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
 from castore.model.names import check_name, check_revision
 from castore.model.tally import Tally
@@ -121,8 +122,10 @@ def snapshot(
         duration=time.monotonic_ns() - clock,
     )
     store.commit(generation)
-    store.index.set_uses(service, session.used)
-    store.references.evict(store.index.used_packs())
+    # It is committed: what fails from here on costs space at most.
+    with contextlib.suppress(StorageError):
+        store.index.set_uses(service, session.used)
+        store.references.evict(store.index.used_packs())
     return generation
 
 

@@ -29,7 +29,7 @@ import lmdb
 from castore.errors import StorageError
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.environment import BROKEN, TABLES, acquire, release
-from castore.store.pack import BASES, CHUNK
+from castore.store.pack import BASES, CHUNK, NODE
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
@@ -239,6 +239,28 @@ class Index:
         bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
         pack_id = PackId(named[:32])
         return Place(pack_id, offset, sealed, plain, counter, SessionId(session_id), codec, bases)
+
+    def records(self) -> Iterator[tuple[int, RecordId, int, tuple[RecordId, ...]]]:
+        """Yield kind, id, sealed length and bases of each record."""
+        with self._transaction() as txn:
+            for kind, table in ((CHUNK, self._chunks), (NODE, self._nodes)):
+                for record_id, value in txn.cursor(table):
+                    pack, _, sealed, _, _, _, codec, _ = _PLACE.unpack(value)
+                    joined = b""
+                    if BASES[codec]:
+                        key = record_id + _NUMBER.pack(pack)
+                        joined = txn.get(key, b"", db=self._tables["bases"])
+                    bases = (RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
+                    yield kind, RecordId(record_id), sealed, tuple(bases)
+
+    def size(self) -> int:
+        """Return how many bytes the index takes."""
+        with self._transaction() as txn:
+            pages = sum(
+                sum(txn.stat(table)[f"{kind}_pages"] for kind in ("branch", "leaf", "overflow"))
+                for table in self._tables.values()
+            )
+            return int(pages * self._environment.env.stat()["psize"])
 
     def count(self, table: str) -> int:
         """Return how many entries a table has: chunks, nodes, packs, sessions, generations."""
