@@ -10,6 +10,7 @@ are used again, so memory does not grow and a slow store holds the feeder back.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -107,6 +108,7 @@ class Ingest:
         self._begins = True
         self._offset = 0
         """In its stream, of the next byte to be fed."""
+        self._broken = False
         self._batch = self._new_batch()
         self._batch.carried.set_result(self._headroom)
         self._stretch_start = self._headroom
@@ -127,10 +129,17 @@ class Ingest:
         try:
             if error is None:
                 self._submit()
-                while self._out:
-                    self._take_in()
+                self._drain()
+            elif isinstance(error, Exception) and not self._broken:
+                # What a dump program wrote before it failed is found again by the next try.
+                with contextlib.suppress(Exception):
+                    self._drain()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _drain(self) -> None:
+        while self._out:
+            self._take_in()
 
     def compare_with(self, parent: Parent | None) -> None:
         """Say what the stream that begins now is likely to be like."""
@@ -207,7 +216,9 @@ class Ingest:
     def _submit(self) -> None:
         """Send the batch out, and begin the next."""
         while self._compared < len(self._out) and _is_done(self._out[self._compared].cut):
+            self._broken = True
             self._compare(self._out[self._compared])
+            self._broken = False
         while len(self._out) >= _UNDER_WAY:
             self._take_in()
         batch, following = self._batch, self._new_batch()
@@ -385,6 +396,7 @@ class Ingest:
 
     def _take_in(self) -> None:
         """Wait for the oldest batch, and do in order what it holds."""
+        self._broken = True  # unless all of this passes: no batch may be taken in behind a lost one
         if not self._compared:
             self._compare(self._out[0])
         batch = self._out.popleft()
@@ -400,6 +412,7 @@ class Ingest:
                     self._add(ref, next(sealed) if is_new else None)
             else:
                 op()
+        self._broken = False
 
     def _add(self, ref: Ref, sealed: Sealed | None) -> None:
         tally = self.tally
