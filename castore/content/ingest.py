@@ -392,7 +392,7 @@ class Ingest:
                 chunk._replace(neighbours=window.neighbours(offset, chunk.end - chunk.start))
                 for chunk, (_, offset) in zip(new, batch.new, strict=True)
             ]
-        return [session.seal_new(batch.buffer, chunk) for chunk in new]
+        return session.seal_new(batch.buffer, new)
 
     def _take_in(self) -> None:
         """Wait for the oldest batch, and do in order what it holds."""

@@ -77,6 +77,12 @@ class Bases:
         self._keep(found, verified=True)
         return found
 
+    def offer(self, chunk: RecordId, data: bytes, bases: tuple[RecordId, ...]) -> None:
+        """Keep a chunk that was just sealed, while it is at hand; what it rests on was used for it."""
+        below = [self.get(base) for base in bases]
+        depth = max((1 + base.depth if base else MAX_DEPTH for base in below), default=0)
+        self._keep(Base(chunk, data, depth, bases), verified=True)
+
     def _get(self, chunk: RecordId, depth: int) -> tuple[Base | None, bool]:
         """Return a chunk, and whether it was verified: what lies below another is with that one."""
         with self._lock:

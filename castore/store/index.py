@@ -7,7 +7,8 @@ durable in the store. Reads are short transactions; none stays open across I/O o
     copies          id | pack number -> place: of a record that the tables above place elsewhere
     bases           id | pack number -> ids of the bases of a delta
     features        super-feature of a sketch -> first 8 bytes of the id of the latest chunk that has it
-    uses            service -> numbers of the packs that its last generation is in, bases included
+    uses            service -> (pack number, little-endian | bytes used) of each pack that its last
+                    generation is in, bases included
     packs           pack number -> pack id | length;   pack_numbers: the other way round
     sessions        session number -> session id;      session_numbers: the other way round
     generations     service | 0 | number -> plaintext of the record
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import lmdb
@@ -42,6 +44,7 @@ _PLACE: Final = struct.Struct("<IIIIIIBB")
 """Pack, offset, sealed length, plain length, counter, session, codec, 0."""
 _CODEC: Final = 24
 """Where in it the codec is."""
+_USE: Final = struct.Struct("<4sQ")
 _NUMBER: Final = struct.Struct(">I")
 _PACK: Final = struct.Struct("<32sQ")
 
@@ -134,10 +137,10 @@ class Index:
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
-    def known(self, chunks: Sequence[RecordId], packs: set[bytes]) -> list[bool]:
+    def known(self, chunks: Sequence[RecordId], packs: Counter[bytes]) -> list[bool]:
         """Say of each chunk whether the store has it.
 
-        The numbers of the packs that they, and what they rest on, are in are added to `packs`.
+        The bytes that they, and what they rest on, take are added to `packs`, by the pack's number.
         """
         with self._transaction() as txn:
             values = [txn.get(chunk, db=self._chunks) for chunk in chunks]
@@ -146,8 +149,8 @@ class Index:
                     self._note(txn, chunk, value, packs)
             return [value is not None for value in values]
 
-    def _note(self, txn: Any, chunk: bytes, value: bytes, packs: set[bytes]) -> None:
-        packs.add(value[:4])
+    def _note(self, txn: Any, chunk: bytes, value: bytes, packs: Counter[bytes]) -> None:
+        packs[value[:4]] += int.from_bytes(value[8:12], "little")
         if BASES[value[_CODEC]]:
             number = _NUMBER.pack(int.from_bytes(value[:4], "little"))
             joined = txn.get(chunk + number, b"", db=self._tables["bases"])
@@ -285,13 +288,11 @@ class Index:
         self,
         packs: Iterable[tuple[PackId, int, list[PackEntry]]],
         sketches: Iterable[tuple[RecordId, bytes]] = (),
-    ) -> set[bytes]:
+    ) -> None:
         """Take in packs that are durable in the store: (name, length, entries) of each.
 
-        sketches: those of chunks among them that can be bases. Returns the numbers that the packs
-        got, as `known` gives them.
+        sketches: those of chunks among them that can be bases.
         """
-        numbers = set()
         with self._transaction(write=True) as txn:
             table = self._tables["features"]
             for chunk, sketch in sketches:
@@ -303,8 +304,6 @@ class Index:
                     txn.put(pack, number, db=self._tables["pack_numbers"])
                     txn.put(number, _PACK.pack(pack, length), db=self._tables["packs"])
                     self._put_entries(txn, number, entries)
-                    numbers.add(number[::-1])
-        return numbers
 
     def _put_entries(self, txn: Any, number: bytes, entries: list[PackEntry]) -> None:
         (pack,) = _NUMBER.unpack(number)
@@ -368,21 +367,21 @@ class Index:
 
     # What the last generations use
 
-    def set_uses(self, service: str, packs: Iterable[bytes]) -> None:
-        """Remember the numbers of the packs that the last generation of a service is in."""
+    def set_uses(self, service: str, packs: Counter[bytes]) -> None:
+        """Remember which packs the last generation of a service is in, as `known` tells it."""
+        joined = b"".join(_USE.pack(number, size) for number, size in packs.items())
         with self._transaction(write=True) as txn:
-            txn.put(service.encode(), b"".join(sorted(packs)), db=self._tables["uses"])
+            txn.put(service.encode(), joined, db=self._tables["uses"])
 
-    def used_packs(self) -> set[PackId]:
-        """Return the packs that the last generations are in."""
-        found = set()
+    def used_packs(self) -> Counter[PackId]:
+        """Return the packs that the last generations are in, and how many bytes of each they use."""
+        found: Counter[PackId] = Counter()
         with self._transaction() as txn:
             for _, joined in txn.cursor(self._tables["uses"]):
-                for at in range(0, len(joined), 4):
-                    number = _NUMBER.pack(int.from_bytes(joined[at : at + 4], "little"))
-                    named = txn.get(number, db=self._tables["packs"])
+                for number, size in _USE.iter_unpack(joined):
+                    named = txn.get(number[::-1], db=self._tables["packs"])
                     if named is not None:
-                        found.add(PackId(named[:32]))
+                        found[PackId(named[:32])] += size
         return found
 
     def _delete_where(self, txn: Any, table: str, dead: Any) -> list[bytes]:

@@ -146,6 +146,8 @@ class ReferenceCache:
 
     def read(self, pack: PackId, offset: int, sealed_length: int) -> bytes | None:
         """Return the frame of a record, or None if it is not kept, or too old to be a base."""
+        if self.limit == 0:
+            return None
         with self._lock:
             descriptor, overhead = self._opened(pack)
             if descriptor < 0:

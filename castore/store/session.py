@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -140,13 +141,14 @@ class Session:
         self._pending_features: dict[bytes, RecordId] = {}
         self._bases = Bases(index, references, self._codecs, self._chunk_id_key, self._pending.get)
         self._reference: ReferenceWriter | None = None
-        self.used: set[bytes] = set()
-        """Numbers of the packs in the index that what was found to be known lies in."""
+        self.used: Counter[bytes] = Counter()
+        """Bytes of the packs that all that was added or known lies in, as `Index.known` tells them."""
         self._pack: PackWriter | None = None
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="castore-pack")
         self._finishing: deque[Future[None]] = deque()
         self._error: BaseException | None = None
         self._ended = False
+        self._counting = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -178,9 +180,10 @@ class Session:
         # In this order: a pack's ids leave the pending ones only when the index has them.
         pending = self._pending
         waiting = [chunk in pending for chunk in chunks]
-        packs: set[bytes] = set()
+        packs: Counter[bytes] = Counter()
         indexed = self._index.known(chunks, packs)
-        self.used |= packs
+        with self._counting:
+            self.used += packs
         return [one or other for one, other in zip(waiting, indexed, strict=True)]
 
     def seal(self, plain: bytes | memoryview) -> Sealed:
@@ -202,12 +205,27 @@ class Session:
             for chunk, sketch, alike in zip(chunks, sketches, similar, strict=True)
         ]
 
-    def seal_new(self, buffer: bytearray | mmap, chunk: NewChunk) -> Sealed:
-        """Seal a chunk that the store does not have, as a delta of what it resembles if that pays."""
+    def seal_new(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[Sealed]:
+        """Seal chunks that the store does not have, as deltas of what they resemble if that pays.
+
+        They are to be added together, in this order: one may be told by another in front of it.
+        """
         if self._error is not None:
             raise self._error
-        encoded = self._encode(buffer, chunk)
-        return self._sealed(chunk.id, chunk.end - chunk.start, encoded, chunk.sketch)
+        sealed = []
+        features: dict[bytes, RecordId] = {}
+        for new in chunks:
+            own = features_of(new.sketch)
+            alike = [features[one] for one in own if one in features]
+            chunk = new if new.alike else new._replace(alike=tuple(alike[:1]))
+            encoded = self._encode(buffer, chunk)
+            sealed.append(
+                self._sealed(chunk.id, chunk.end - chunk.start, encoded, chunk.sketch)
+            )
+            if own:
+                self._bases.offer(chunk.id, bytes(buffer[chunk.start : chunk.end]), encoded.bases)
+                features |= dict.fromkeys(own, chunk.id)
+        return sealed
 
     def _pending_alike(self, sketch: bytes) -> list[RecordId]:
         """Return the chunk, not indexed yet, that has most of the features of a sketch."""
@@ -444,8 +462,8 @@ class Session:
             ids = [entry.id for entry in pack.entries]
             kept = ((one, self._pending.get(one)) for one in ids)
             sketches = [(one, pending.sketch) for one, pending in kept if pending is not None]
-            number = self._index.put_packs([(pack_id, length, pack.entries)], sketches)
-            self.used |= number
+            self._index.put_packs([(pack_id, length, pack.entries)], sketches)
+            self.known([entry.id for entry in pack.entries if entry.kind == CHUNK])
             for one in ids:
                 self._pending.pop(one, None)
             # They are found through the index now.

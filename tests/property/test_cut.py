@@ -97,3 +97,22 @@ def test_borders_meet_again_behind_an_insertion(data, byte, choices):
     if common:
         first = common[0]
         assert [end for end in before if end >= first] == [end - 1 for end in after if end - 1 >= first]
+
+
+@given(streams, averages, st.lists(st.integers(0, 12_000), max_size=8))
+def test_searching_first_and_choosing_later_cuts_the_same(data, average, splits):
+    rule = cutter(average)
+    borders = [0, *sorted(min(split, len(data)) for split in splits), len(data)]
+    buffer = bytearray(data)
+    ends = []
+    start = 0
+    for begin, end in zip(borders, borders[1:], strict=False):
+        found = rule.find(buffer, max(begin - 63, 0), begin, end)
+        final = end == len(data)
+        if found is None:
+            chosen = rule.scan(buffer, start, end, final=final)
+        else:
+            chosen = found.choose(start, end, final=final)
+        ends += chosen
+        start = ends[-1] if ends else 0
+    assert ends == whole(rule, data)

@@ -133,17 +133,19 @@ def test_an_impossible_rule_is_refused(gear, average):
 
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("optimise", ["-O1", "-O3"])
-def test_the_kernel_does_nothing_undefined(tmp_path, optimise):
+@pytest.mark.parametrize("name", ["cut_driver", "kernel_driver"])
+def test_the_kernel_does_nothing_undefined(tmp_path, name, optimise):
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler")
     kernel = os.path.dirname(castore.kernel.__file__)
-    driver = os.path.join(os.path.dirname(cut_twin.__file__), "cut_driver.c")
-    program = tmp_path / "cut_driver"
+    driver = os.path.join(os.path.dirname(cut_twin.__file__), f"{name}.c")
+    sources = [os.path.join(kernel, source) for source in ("cut.c", "delta.c", "sketch.c")]
+    program = tmp_path / name
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     built = subprocess.run(
         [compiler, "-std=c11", "-g", "-Wall", "-Wextra", "-Werror", optimise, *sanitize]
-        + ["-I", kernel, "-o", program, os.path.join(kernel, "cut.c"), driver],
+        + ["-I", kernel, "-o", program, *sources, driver],
         capture_output=True,
         text=True,
         check=False,

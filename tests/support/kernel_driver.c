@@ -1,0 +1,159 @@
+/* Calls sketches, deltas and the cut in two steps with any input, in buffers of exact length, under sanitizers. */
+#include "cut.h"
+#include "delta.h"
+#include "sketch.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t state = 88172645463325252u;
+
+static uint64_t
+draw(void)
+{
+	state ^= state << 13;
+	state ^= state >> 7;
+	state ^= state << 17;
+	return (state);
+}
+
+static void *
+exactly(size_t len)
+{
+	void *p = malloc(len ? len : 1);
+
+	if (p == NULL)
+		abort();
+	return (p);
+}
+
+static uint8_t *
+content(size_t len)
+{
+	uint8_t *p = exactly(len);
+	size_t i;
+	int kind = draw() % 4;
+
+	for (i = 0; i < len; i++)
+		p[i] = kind == 0 ? draw() >> 56 : kind == 1 ? 0 : kind == 2 ? i % 61 : "abcd\n"[draw() % 5];
+	return (p);
+}
+
+/* A copy with some bytes changed, and a piece taken out. */
+static uint8_t *
+similar(const uint8_t *from, size_t *len)
+{
+	size_t cut = *len > 8 ? draw() % (*len / 4) : 0, at = *len ? draw() % (*len - cut) : 0, i;
+	uint8_t *p = exactly(*len - cut);
+
+	memcpy(p, from, at);
+	memcpy(p + at, from + at + cut, *len - cut - at);
+	*len -= cut;
+	for (i = draw() % 8; i > 0 && *len > 0; i--)
+		p[draw() % *len] = (uint8_t)draw();
+	return (p);
+}
+
+static void
+deltas(void)
+{
+	size_t base_len = draw() % 9000, len = base_len, room, told, i;
+	uint8_t *base = content(base_len), *target = similar(base, &len), *out, *back, *copy;
+
+	room = draw() % 3 ? 2 * len + 64 : draw() % (len + 1);
+	out = exactly(room);
+	told = delta_encode(base, base_len, target, len, out, room);
+	if (told > room)
+		abort();
+	if (told != 0) {
+		back = exactly(len);
+		copy = exactly(told);
+		memcpy(copy, out, told);
+		if (delta_apply(base, base_len, copy, told, back, len) != 0 || memcmp(back, target, len) != 0)
+			abort();
+		for (i = 0; i < 30; i++) {
+			copy[draw() % told] = (uint8_t)draw();
+			(void)delta_apply(base, base_len, copy, told - draw() % told, back, len);
+		}
+		free(copy);
+		free(back);
+	}
+	free(out);
+	free(target);
+	free(base);
+}
+
+static void
+sketches(struct sketch_rule *rule)
+{
+	size_t len = draw() % 40000;
+	uint8_t *data = content(len);
+	uint32_t *spans = exactly(6 * sizeof(*spans)), *out = exactly(9 * sizeof(*out));
+	size_t i;
+
+	for (i = 0; i < 3; i++) {
+		spans[2 * i] = (uint32_t)(draw() % (len + 1));
+		spans[2 * i + 1] = spans[2 * i] + (uint32_t)(draw() % (len + 1 - spans[2 * i]));
+	}
+	rule->limit = draw() % 5 ? (uint64_t)1 << 57 : draw();
+	sketch_chunks(rule, data, spans, 3, out);
+	free(out);
+	free(spans);
+	free(data);
+}
+
+static void
+cuts(struct cut_rule *rule)
+{
+	size_t len = draw() % 40000, at = draw() % (len + 1), room = draw() % 3000, next = 0, n, m, k, i;
+	uint8_t *data = content(len);
+	uint32_t *hits = exactly(room * sizeof(*hits)), *ends = exactly(1000 * sizeof(*ends));
+	uint32_t *whole = exactly(1000 * sizeof(*whole));
+
+	rule->min = 64 + draw() % 500;
+	rule->normal = rule->min + draw() % 500;
+	rule->max = rule->normal + draw() % 4000;
+	rule->early = UINT64_MAX >> (draw() % 14);
+	rule->late = UINT64_MAX >> (draw() % 14);
+	n = cut_find(rule, data, at > 63 ? at - 63 : 0, at, len, hits, room);
+	if (n != CUT_TOO_MANY) {
+		if (n > room)
+			abort();
+		m = cut_choose(rule, hits, n, &next, at, len, 1, ends, 1000);
+		k = cut_scan(rule, data + at, len - at, 1, whole, 1000);
+		if (m != k)
+			abort();
+		for (i = 0; i < m; i++)
+			if (ends[i] != whole[i] + at)
+				abort();
+	}
+	free(whole);
+	free(ends);
+	free(hits);
+	free(data);
+}
+
+int
+main(void)
+{
+	struct sketch_rule *sketch = exactly(sizeof(*sketch));
+	struct cut_rule *cut = exactly(sizeof(*cut));
+	size_t i;
+
+	for (i = 0; i < 256; i++)
+		sketch->gear[i] = cut->gear[i] = draw();
+	for (i = 0; i < SKETCH_FEATURES; i++) {
+		sketch->mul[i] = draw() | 1;
+		sketch->add[i] = draw();
+	}
+	for (i = 0; i < 20000; i++) {
+		deltas();
+		sketches(sketch);
+		cuts(cut);
+	}
+	free(cut);
+	free(sketch);
+	printf("%zu rounds\n", i);
+	return (0);
+}
