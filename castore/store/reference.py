@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
     from castore.model.refs import PackId
 
@@ -36,6 +36,8 @@ _UNFINISHED: Final = ".part"
 _STALE_SECONDS: Final = 86400
 _MAX_AGE_SECONDS: Final = 90 * 86400
 """An older frame is no base: what it holds in the clear may be of state that is long gone."""
+_USED_ENOUGH: Final = 16
+"""A file of which less than 1/16 is used is not worth its place."""
 _DEFAULT_LIMIT: Final = 20 * 10**9
 
 
@@ -158,9 +160,12 @@ class ReferenceCache:
         """Return how many bytes the cache takes."""
         return sum(size for _, size, _ in self._files())
 
-    def evict(self, used: Iterable[PackId]) -> None:
-        """Remove what no last generation uses, and of the rest the oldest until it is in bounds."""
-        kept = {pack.hex() for pack in used}
+    def evict(self, used: Mapping[PackId, int]) -> None:
+        """Remove what no last generation uses, and of the rest the oldest until it is in bounds.
+
+        used: how many bytes of each pack they use. A file of which that is little goes as a whole.
+        """
+        kept = {pack.hex(): size for pack, size in used.items()}
         now = time.time()
         files = sorted(self._files(), key=lambda file: -file[2])
         bound = self._bound(sum(size for _, size, _ in files))
@@ -170,7 +175,8 @@ class ReferenceCache:
             if stale and now - modified < _STALE_SECONDS:
                 continue
             total += size
-            if stale or name not in kept or total > bound:
+            unused = name not in kept or kept[name] < size // _USED_ENOUGH
+            if stale or unused or total > bound:
                 total -= size
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self._folder, name))
