@@ -184,7 +184,8 @@ def sixty(folder: str, rows: int, nights: int = 60) -> None:
         cat = tool.command("cat", f"s@{which}:d")
         out.append(statistics.median(tool.run(cat)[0] for _ in range(5)))
     mean, times = sum(added[1:]) / nights / 1e6, sum(added[1:]) / sum(patches)
-    print(f"{nights} nights of {os.path.getsize(path) / 1e6:.0f} MB: {mean:.2f} MB a night, {times:.2f} x patch")
+    size = os.path.getsize(path) / 1e6
+    print(f"{nights} nights of {size:.0f} MB: {mean:.2f} MB a night, {times:.2f} x patch")
     print(f"out: first {out[0]:.2f} s, newest {out[1]:.2f} s")
 
 
