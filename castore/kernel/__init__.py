@@ -189,11 +189,11 @@ class Cutter:
         return None if count == _TOO_MANY else Borders(self._rule, self.min, hits, count)
 
 
-SKETCH_BYTES: Final = 12
-"""The length of a sketch: three super-features of four bytes."""
+Sketch = tuple[bytes, ...]
+"""The super-features of a chunk, four bytes each: three; none of one that is too short or monotonous."""
 
-NO_SKETCH: Final = bytes(SKETCH_BYTES)
-"""The sketch of a chunk that is too short, or too monotonous, to be compared by one."""
+_FEATURES: Final = 3
+_NO_FEATURE: Final = bytes(4)
 
 
 class Sketcher:
@@ -213,15 +213,16 @@ class Sketcher:
             (_U64 * 256).from_buffer_copy(gear),
         )
 
-    def sketch(self, buffer: bytearray | mmap, spans: list[tuple[int, int]]) -> list[bytes]:
+    def sketch(self, buffer: bytearray | mmap, spans: list[tuple[int, int]]) -> list[Sketch]:
         """Return the sketches of the chunks buffer[start:end] of `spans`."""
         flat = [border for span in spans for border in span]
         base, held = _address(buffer, min(flat, default=0), max(flat, default=0))
-        out = ctypes.create_string_buffer(SKETCH_BYTES * len(spans))
+        out = ctypes.create_string_buffer(4 * _FEATURES * len(spans))
         _sketch_chunks(self._rule, base, (_U32 * len(flat))(*flat), len(spans), out)
         del held
-        found = out.raw
-        return [found[at : at + SKETCH_BYTES] for at in range(0, len(found), SKETCH_BYTES)]
+        features = struct.unpack("4s" * (_FEATURES * len(spans)), out.raw)
+        sketches = [features[at : at + _FEATURES] for at in range(0, len(features), _FEATURES)]
+        return [() if _NO_FEATURE in sketch else sketch for sketch in sketches]
 
 
 _local: Final = threading.local()

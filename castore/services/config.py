@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tomllib
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -110,6 +109,8 @@ def load(path: str, *, home: str | None = None, programs: bool = True) -> Settin
 
     Raises ConfigError: `FILE: KEY.PATH: reason`.
     """
+    import tomllib  # noqa: PLC0415 - 10 ms, and most commands read no castore.toml
+
     try:
         with open(path, "rb") as file:
             document = tomllib.load(file)

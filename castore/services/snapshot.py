@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import stat
 import time
 from contextlib import ExitStack
@@ -113,7 +112,7 @@ def snapshot(
         number=number,
         time=started,
         revision=revision,
-        host=socket.gethostname(),
+        host=os.uname().nodename,
         parts=tuple(parts),
         details=details,
         session=session.id,

@@ -12,11 +12,12 @@ from castore.errors import DamageError
 from castore.store.pack import CHUNK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from castore.kernel import Sketch
     from castore.model.refs import RecordId
     from castore.store.codecs import Codecs
-    from castore.store.index import Index
+    from castore.store.index import Index, Place
     from castore.store.reference import ReferenceCache, ReferenceWriter
 
 MAX_DEPTH: Final = 3
@@ -44,7 +45,7 @@ class Pending(NamedTuple):
     plain_length: int
     codec: int
     bases: tuple[RecordId, ...]
-    sketch: bytes
+    sketch: Sketch
 
 
 class Bases:
@@ -64,6 +65,7 @@ class Bases:
         self._id_key = id_key
         self._pending = pending
         self._lock = threading.Lock()
+        self._local = threading.local()
         self._kept: OrderedDict[RecordId, tuple[Base, bool]] = OrderedDict()
         self._kept_bytes = 0
 
@@ -77,11 +79,21 @@ class Bases:
         self._keep(found, verified=True)
         return found
 
-    def offer(self, chunk: RecordId, data: bytes, bases: tuple[RecordId, ...]) -> None:
-        """Keep a chunk that was just sealed, while it is at hand; what it rests on was used for it."""
-        below = [self.get(base) for base in bases]
-        depth = max((1 + base.depth if base else MAX_DEPTH for base in below), default=0)
-        self._keep(Base(chunk, data, depth, bases), verified=True)
+    def offer(self, chunk: RecordId, data: bytes) -> None:
+        """Keep a chunk that was just sealed, not as a delta, before it can be found."""
+        self._keep(Base(chunk, data, 0, ()), verified=True)
+
+    def prepare(self, chunks: Iterable[RecordId]) -> None:
+        """Locate, for this thread, chunks that it will get, and all that they rest on, at once."""
+        places: dict[RecordId, Place] = {}
+        wanted = set(chunks)
+        for _ in range(MAX_DEPTH + 1):
+            found = self._index.locate_chunks(wanted)
+            places |= found
+            wanted = {base for place in found.values() for base in place.bases} - places.keys()
+            if not wanted:
+                break
+        self._local.places = places
 
     def _get(self, chunk: RecordId, depth: int) -> tuple[Base | None, bool]:
         """Return a chunk, and whether it was verified: what lies below another is with that one."""
@@ -113,7 +125,8 @@ class Bases:
                 frame = pending.writer.read(pending.offset, pending.length)
         if frame is None:
             # Its pack may have been finished since.
-            place = self._index.locate(CHUNK, chunk)
+            places: dict[RecordId, Place] = getattr(self._local, "places", {})
+            place = places.get(chunk) or self._index.locate(CHUNK, chunk)
             if place is None:
                 return None
             plain_length, codec, bases = place.plain_length, place.codec, place.bases

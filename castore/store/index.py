@@ -37,6 +37,7 @@ from castore.store.places import make_private_directory
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from castore.kernel import Sketch
     from castore.model.generation import Generation
     from castore.store.pack import PackEntry
 
@@ -159,14 +160,14 @@ class Index:
                 if (below := txn.get(base, db=self._chunks)) is not None:
                     self._note(txn, base, below, packs)
 
-    def similar(self, sketches: Iterable[bytes]) -> list[list[RecordId]]:
+    def similar(self, sketches: Iterable[Sketch]) -> list[list[RecordId]]:
         """Return for each sketch the chunks that share features with it, the most alike first."""
         with self._transaction() as txn:
             return [self._similar(txn, sketch) for sketch in sketches]
 
-    def _similar(self, txn: Any, sketch: bytes) -> list[RecordId]:
+    def _similar(self, txn: Any, sketch: Sketch) -> list[RecordId]:
         votes: dict[bytes, int] = {}
-        for feature in features_of(sketch):
+        for feature in sketch:
             start = txn.get(feature, db=self._tables["features"])
             if start is not None:
                 votes[start] = votes.get(start, 0) + 1
@@ -287,7 +288,7 @@ class Index:
     def put_packs(
         self,
         packs: Iterable[tuple[PackId, int, list[PackEntry]]],
-        sketches: Iterable[tuple[RecordId, bytes]] = (),
+        sketches: Iterable[tuple[RecordId, Sketch]] = (),
     ) -> None:
         """Take in packs that are durable in the store: (name, length, entries) of each.
 
@@ -296,7 +297,7 @@ class Index:
         with self._transaction(write=True) as txn:
             table = self._tables["features"]
             for chunk, sketch in sketches:
-                for feature in features_of(sketch):
+                for feature in sketch:
                     txn.put(feature, chunk[:8], db=table)
             for pack, length, entries in packs:
                 if txn.get(pack, db=self._tables["pack_numbers"]) is None:
@@ -472,12 +473,6 @@ class Index:
                 numbers.append(_NUMBER.unpack(cursor.key()[-4:])[0])
                 more = cursor.next()
         return sorted(numbers, reverse=True)
-
-
-def features_of(sketch: bytes) -> list[bytes]:
-    """Return the super-features that a sketch is made of; none of one that says nothing."""
-    found = (sketch[at : at + 4] for at in range(0, len(sketch), 4))
-    return [feature for feature in found if feature != bytes(4)]
 
 
 def _revision_key(service: str, revision: str) -> bytes:

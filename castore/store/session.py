@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from blake3 import blake3
 
 from castore.errors import StorageError
-from castore.kernel import NO_SKETCH, encode_delta
+from castore.kernel import encode_delta
 from castore.model.refs import RecordId, Ref, RefKind, SessionId, encode_node
 from castore.sealing import RecordSealer, best_cipher, random_key
 from castore.store.bases import MAX_DEPTH, Bases, Pending
 from castore.store.codecs import Codecs
-from castore.store.index import features_of
 from castore.store.pack import (
     CHUNK,
     DELTA,
@@ -39,11 +38,11 @@ from castore.store.pack import (
 from castore.store.sessions import encode_session, new_session_record, sealed_to, session_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from mmap import mmap
     from types import TracebackType
 
-    from castore.kernel import Sketcher
+    from castore.kernel import Sketch, Sketcher
     from castore.sealing import WriterKey
     from castore.storage import Storage
     from castore.store.bases import Base
@@ -52,6 +51,8 @@ if TYPE_CHECKING:
     from castore.store.reference import ReferenceCache, ReferenceWriter
 
 _OUTSTANDING: Final = 2
+_RECENT: Final = 20_000
+"""Ids: far more than are on their way from the question whether they are known to their pack."""
 _GOOD: Final = 6
 """A delta of less than 1/64 of its chunk ends the search for a better base."""
 _SURE: Final = 5
@@ -73,7 +74,7 @@ class Sealed(NamedTuple):
     bases: tuple[RecordId, ...] = ()
     frame: bytes | memoryview = b""
     """What was sealed, for the reference cache."""
-    sketch: bytes = NO_SKETCH
+    sketch: Sketch = ()
     remainder: int = 0
     """Its length as a delta, before compression, or else as it is."""
 
@@ -84,7 +85,7 @@ class NewChunk(NamedTuple):
     id: RecordId
     start: int
     end: int
-    sketch: bytes = NO_SKETCH
+    sketch: Sketch = ()
     alike: tuple[RecordId, ...] = ()
     """Chunks that share features with it, the most alike first."""
     neighbours: tuple[RecordId, ...] = ()
@@ -139,6 +140,8 @@ class Session:
         # In packs that are not indexed yet.
         self._pending: dict[RecordId, Pending | None] = {}
         self._pending_features: dict[bytes, RecordId] = {}
+        # In packs that were indexed while others of the same content may have been under way.
+        self._recent: dict[RecordId, None] = {}
         self._bases = Bases(index, references, self._codecs, self._chunk_id_key, self._pending.get)
         self._reference: ReferenceWriter | None = None
         self.used: Counter[bytes] = Counter()
@@ -192,12 +195,12 @@ class Session:
         if self.known([record_id])[0]:
             return Sealed(Ref(RefKind.CHUNK, record_id, len(plain)), None, RAW, 0)
         codec, data = self._codecs.compress(plain)
-        return self._sealed(record_id, len(plain), _Encoded(codec, data, (), len(plain)), NO_SKETCH)
+        return self._sealed(record_id, len(plain), _Encoded(codec, data, (), len(plain)), ())
 
     def resemble(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
         """Return chunks that the store does not have, each with what it has that is alike."""
         if self._references.limit == 0:
-            return list(chunks)
+            return list(chunks)  # without sketches and bases, nothing is told by anything
         sketches = self._sketcher.sketch(buffer, [(one.start, one.end) for one in chunks])
         similar = self._index.similar(sketches)
         return [
@@ -212,24 +215,23 @@ class Session:
         """
         if self._error is not None:
             raise self._error
+        self._bases.prepare(alike for chunk in chunks for alike in chunk.alike)
         sealed = []
-        features: dict[bytes, RecordId] = {}
+        whole: dict[bytes, NewChunk] = {}
         for new in chunks:
-            own = features_of(new.sketch)
-            alike = [features[one] for one in own if one in features]
-            chunk = new if new.alike else new._replace(alike=tuple(alike[:1]))
+            chunk = new
+            if not new.alike and (other := _first(whole, new.sketch)) is not None:
+                self._bases.offer(other.id, bytes(buffer[other.start : other.end]))
+                chunk = new._replace(alike=(other.id,))
             encoded = self._encode(buffer, chunk)
-            sealed.append(
-                self._sealed(chunk.id, chunk.end - chunk.start, encoded, chunk.sketch)
-            )
-            if own:
-                self._bases.offer(chunk.id, bytes(buffer[chunk.start : chunk.end]), encoded.bases)
-                features |= dict.fromkeys(own, chunk.id)
+            sealed.append(self._sealed(chunk.id, chunk.end - chunk.start, encoded, chunk.sketch))
+            if not encoded.bases:
+                whole |= dict.fromkeys(new.sketch, new)
         return sealed
 
-    def _pending_alike(self, sketch: bytes) -> list[RecordId]:
+    def _pending_alike(self, sketch: Sketch) -> list[RecordId]:
         """Return the chunk, not indexed yet, that has most of the features of a sketch."""
-        found = [self._pending_features.get(feature) for feature in features_of(sketch)]
+        found = [self._pending_features.get(feature) for feature in sketch]
         votes = [one for one in found if one is not None]
         return [max(votes, key=votes.count)] if votes else []
 
@@ -302,7 +304,7 @@ class Session:
                 return None
 
     def _sealed(
-        self, record_id: RecordId, length: int, encoded: _Encoded, sketch: bytes
+        self, record_id: RecordId, length: int, encoded: _Encoded, sketch: Sketch
     ) -> Sealed:
         codec, data, bases, remainder = encoded
         counter = self._count(self._chunk_counter)
@@ -318,7 +320,7 @@ class Session:
         if self._error is not None:
             raise self._error
         ref, record, codec, counter, bases, frame, sketch, _ = sealed
-        if record is None or ref.id in self._pending:
+        if record is None or ref.id in self._pending or ref.id in self._recent:
             return False
         entry = PackEntry(
             ref.id, CHUNK, codec, ref.size, len(record), counter, self.id, 0, bases
@@ -393,7 +395,7 @@ class Session:
         entry: PackEntry,
         record: bytes,
         frame: bytes | memoryview = b"",
-        sketch: bytes = NO_SKETCH,
+        sketch: Sketch = (),
     ) -> None:
         try:
             pack = self._pack
@@ -420,7 +422,7 @@ class Session:
                 entry.bases,
                 sketch,
             )
-            for feature in features_of(sketch):
+            for feature in sketch:
                 self._pending_features[feature] = entry.id
         self._pending[entry.id] = pending
 
@@ -464,11 +466,14 @@ class Session:
             sketches = [(one, pending.sketch) for one, pending in kept if pending is not None]
             self._index.put_packs([(pack_id, length, pack.entries)], sketches)
             self.known([entry.id for entry in pack.entries if entry.kind == CHUNK])
+            self._recent |= dict.fromkeys(ids)
+            for old in list(itertools.islice(self._recent, max(len(self._recent) - _RECENT, 0))):
+                del self._recent[old]
             for one in ids:
                 self._pending.pop(one, None)
             # They are found through the index now.
             for one, sketch in sketches:
-                for feature in features_of(sketch):
+                for feature in sketch:
                     if self._pending_features.get(feature) == one:
                         self._pending_features.pop(feature, None)
         except BaseException as error:  # noqa: BLE001 - it surfaces on the session's own thread
@@ -477,3 +482,8 @@ class Session:
         finally:
             if reference is not None:
                 reference.abort()
+
+
+def _first(whole: Mapping[bytes, NewChunk], sketch: Sketch) -> NewChunk | None:
+    """Return a chunk that shares a feature of a sketch, or None."""
+    return next((whole[feature] for feature in sketch if feature in whole), None)

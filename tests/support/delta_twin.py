@@ -46,7 +46,7 @@ def apply(base: bytes, delta: bytes, length: int) -> bytes | None:
         return None
 
 
-def sketch(gear: bytes, key: bytes, data: bytes) -> bytes:
+def sketch(gear: bytes, key: bytes, data: bytes) -> tuple[bytes, ...]:
     """Return the sketch of a chunk."""
     words = gear_words(gear)
     numbers = struct.unpack("<24Q", key)
@@ -57,7 +57,7 @@ def sketch(gear: bytes, key: bytes, data: bytes) -> bytes:
         if i >= 63 and value < 1 << 57:
             samples.append(value)
     if len(data) < 128 or len(samples) < 4:
-        return bytes(12)
+        return ()
     features = [max(sample * (numbers[j] | 1) + numbers[12 + j] & _WORD for sample in samples) for j in range(12)]
     out = []
     for third in range(3):
@@ -66,4 +66,4 @@ def sketch(gear: bytes, key: bytes, data: bytes) -> bytes:
             mixed = (mixed ^ feature) * 0x9E3779B97F4A7C15 & _WORD
             mixed ^= mixed >> 29
         out.append(mixed >> 32 | 1)
-    return struct.pack("<3I", *out)
+    return tuple(struct.pack("<I", feature) for feature in out)
