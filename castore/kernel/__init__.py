@@ -228,11 +228,16 @@ class Sketcher:
 _local: Final = threading.local()
 
 
-def _scratch(length: int) -> Any:
-    """Return memory of this thread's for at least `length` bytes: new memory costs more than a delta."""
-    found = getattr(_local, "scratch", None)
+def _scratch(length: int, number: int = 0) -> Any:
+    """Return memory of this thread's for at least `length` bytes: new memory costs more than a delta.
+
+    number: 0 or 1: which of two.
+    """
+    name = "first" if number == 0 else "second"
+    found = getattr(_local, name, None)
     if found is None or len(found) < length:
-        found = _local.scratch = ctypes.create_string_buffer(max(length, 1 << 18))
+        found = ctypes.create_string_buffer(max(length, 1 << 18))
+        setattr(_local, name, found)
     return found
 
 
@@ -247,11 +252,27 @@ def encode_delta(base: bytes, buffer: bytearray | mmap, start: int, end: int, ro
 
 def apply_delta(base: bytes, delta: bytes, length: int) -> bytes | None:
     """Return the `length` bytes that `delta` makes of `base`; None if it is no delta of these."""
-    # Written in place while nobody else has it, as the C API allows: one copy less, without the GIL.
-    out: bytes = _new_bytes(None, length)
-    if _delta_apply(base, len(base), delta, len(delta), out, length):
+    return apply_deltas(base, [(delta, length)])
+
+
+def apply_deltas(base: bytes, deltas: list[tuple[bytes, int]]) -> bytes | None:
+    """Return what the last of some deltas makes, each of which is from what the one before makes.
+
+    Each is given with the length of what it makes. None if one is no delta of what it should be.
+    """
+    below: Any = base
+    below_length = len(base)
+    for number, (delta, length) in enumerate(deltas[:-1]):
+        out = _scratch(length, number % 2)
+        if _delta_apply(below, below_length, delta, len(delta), out, length):
+            return None
+        below, below_length = out, length
+    delta, length = deltas[-1]
+    # Written in place while nobody else has it, as the C API allows.
+    made: bytes = _new_bytes(None, length)
+    if _delta_apply(below, below_length, delta, len(delta), made, length):
         return None
-    return out
+    return made
 
 
 def padme(length: int) -> int:

@@ -10,7 +10,7 @@ from typing import Final
 from nacl._sodium import lib
 
 from castore.errors import DamageError
-from castore.sealing.sodium import NULL, allocate, pointer, taken
+from castore.sealing.sodium import NULL, allocate, pointer, room, taken
 
 _ASSOCIATED: Final = struct.Struct("<16s32s32sIBBxx")
 
@@ -106,7 +106,7 @@ class RecordSealer:
         if length < 0:
             raise DamageError(f"a record of {len(sealed)} bytes is too short to be one")
         ad = _ASSOCIATED.pack(self._store_id, record_id, base_id, plain_length, kind, codec)
-        data = allocate("unsigned char[]", length or 1)
+        data = room(length)
         failed = self._decrypt(
             data,
             NULL,

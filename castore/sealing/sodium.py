@@ -6,6 +6,7 @@ line, and copies every message once more. The calls release the GIL.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final
 
 from nacl._sodium import ffi, lib
@@ -17,6 +18,18 @@ NULL: Final = ffi.NULL
 
 allocate: Any = ffi.new_allocator(should_clear_after_alloc=False)
 """As ffi.new, but does not fill with zeros what is about to be overwritten."""
+
+
+_local = threading.local()
+
+
+def room(length: int) -> Any:
+    """Return memory of this thread's for at least `length` bytes, until it is asked for again."""
+    found = getattr(_local, "room", None)
+    if found is None or _local.length < length:
+        _local.length = max(length, 1 << 17)
+        found = _local.room = allocate("unsigned char[]", _local.length)
+    return found
 
 
 def pointer(data: bytes | bytearray | memoryview) -> Any:

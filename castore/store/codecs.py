@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import zstandard
 
 from castore.errors import DamageError
-from castore.kernel import apply_delta
+from castore.kernel import apply_deltas
 from castore.store.pack import DELTA, DELTA_PAIR, DICTIONARY, RAW, ZSTD
 
 if TYPE_CHECKING:
@@ -45,11 +45,7 @@ class Codecs:
             return data
         try:
             if codec in {DELTA, DELTA_PAIR}:
-                raw = self._decompressor().decompress(data, max_output_size=2 * length + 64)
-                plain = apply_delta(b"".join(bases), raw, length)
-                if plain is None:
-                    raise DamageError("it is no delta of its base")
-                return plain
+                return self.apply(b"".join(bases), [(self.delta(data, length), length)])
             told = zstandard.frame_content_size(data)
             if told not in {-1, length}:
                 raise DamageError(f"its frame has {told} bytes instead of {length}")
@@ -63,6 +59,22 @@ class Codecs:
         except zstandard.ZstdError as error:
             raise DamageError(f"it does not decompress: {error}") from None
         return found
+
+    def delta(self, data: bytes, length: int) -> bytes:
+        """Return the delta that a record of codec DELTA or DELTA_PAIR holds. Raises DamageError."""
+        try:
+            raw: bytes = self._decompressor().decompress(data, max_output_size=2 * length + 64)
+        except zstandard.ZstdError as error:
+            raise DamageError(f"it does not decompress: {error}") from None
+        return raw
+
+    @staticmethod
+    def apply(base: bytes, deltas: list[tuple[bytes, int]]) -> bytes:
+        """Return what a chain of deltas, the lowest first, makes of a base. Raises DamageError."""
+        plain = apply_deltas(base, deltas)
+        if plain is None:
+            raise DamageError("it is no delta of its base")
+        return plain
 
     def _compressor(self) -> zstandard.ZstdCompressor:
         found: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)

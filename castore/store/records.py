@@ -11,10 +11,10 @@ from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, MissingError, ObjectMissingError, StorageError
 from castore.store.codecs import Codecs
-from castore.store.pack import CHUNK, RAW, associated_base, pack_name
+from castore.store.pack import CHUNK, DELTA, RAW, associated_base, pack_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from castore.model.refs import RecordId
     from castore.sealing import WriterKey
@@ -67,7 +67,8 @@ class RecordReader:
         """
         try:
             places = self._locate(chunks)
-            opened = _Opened(self, places, self._fetch(places), self._kept_bases())
+            sealed = self._fetch(places)
+            opened = _Opened(self._unseal, self._codecs, places, sealed, self._kept_bases())
             found = [opened.plain(chunk) for chunk in chunks]
         except (KeyError, DamageError, FormatError, StorageError):
             return None
@@ -130,7 +131,7 @@ class RecordReader:
         """Keep this thread's last bases: the next chunks rest on the same ones, or on those behind."""
         self._local.bases = {base: opened.memo[base] for base in opened.memo.keys() - set(chunks)}
 
-    def unseal(self, chunk: RecordId, place: Place, sealed: memoryview) -> bytes:
+    def _unseal(self, chunk: RecordId, place: Place, sealed: memoryview) -> bytes:
         """Return what is sealed in a chunk's record. Raises DamageError, IdentityError."""
         return self._keyring.chunks(place.session).open(
             place.counter,
@@ -141,10 +142,6 @@ class RecordReader:
             place.codec,
             sealed,
         )
-
-    def decompress(self, place: Place, data: bytes, bases: list[bytes]) -> bytes:
-        """Return the plaintext of what was sealed in a record. Raises DamageError."""
-        return self._codecs.decompress(place.codec, data, place.plain_length, bases)
 
     def open(self, kind: int, record_id: RecordId, place: Place, depth: int = 0) -> bytes:
         """Return the record at a place, verified. Raises as `read` does, or ObjectMissingError."""
@@ -190,16 +187,18 @@ class RecordReader:
 
 
 class _Opened:
-    """Chunks opened together, each once."""
+    """Chunks opened together; what several of them rest on, once."""
 
     def __init__(
         self,
-        reader: RecordReader,
+        unseal: Callable[[RecordId, Place, memoryview], bytes],
+        codecs: Codecs,
         places: dict[RecordId, Place],
         sealed: dict[RecordId, memoryview],
         kept: dict[RecordId, bytes],
     ) -> None:
-        self._reader = reader
+        self._unseal = unseal
+        self._codecs = codecs
         self._places = places
         self._sealed = sealed
         self._kept = kept
@@ -207,19 +206,24 @@ class _Opened:
 
     def plain(self, chunk: RecordId, depth: int = 0) -> bytes:
         """Return a chunk. Raises KeyError if it, or what it rests on, was not located."""
-        found = self.memo.get(chunk)
-        if found is None:
-            if depth > MAX_CHAIN:
+        deltas: list[tuple[bytes, int]] = []
+        below = chunk
+        while (base := self.memo.get(below) or self._kept.get(below)) is None:
+            if depth + len(deltas) > MAX_CHAIN:
                 raise KeyError(chunk)
-            found = self._kept.get(chunk) or self._decode(chunk, depth)
-            self.memo[chunk] = found
-        return found
-
-    def _decode(self, chunk: RecordId, depth: int) -> bytes:
-        place = self._places[chunk]
-        bases = [self.plain(base, depth + 1) for base in place.bases]
-        data = self._reader.unseal(chunk, place, self._sealed[chunk])
-        return self._reader.decompress(place, data, bases)
+            place = self._places[below]
+            data = self._unseal(below, place, self._sealed[below])
+            if place.codec == DELTA:
+                deltas.append((self._codecs.delta(data, place.plain_length), place.plain_length))
+                below = place.bases[0]
+                continue
+            bases = [self.plain(one, depth + len(deltas) + 1) for one in place.bases]
+            base = self._codecs.decompress(place.codec, data, place.plain_length, bases)
+            break
+        self.memo[below] = base
+        if deltas:
+            base = self.memo[chunk] = self._codecs.apply(base, deltas[::-1])
+        return base
 
 
 def _where(kind: int, record_id: RecordId, place: Place) -> str:
