@@ -164,7 +164,7 @@ def _store_part(
 
 def _last(store: Store, service: str) -> Generation | None:
     """Return the newest generation of a service: what the next is compared with."""
-    return next(iter(store.generations(service)), None)
+    return store.generation(service, store.next_number(service) - 1)
 
 
 def _store_dump(ingest: Ingest, source: Source, roots: list[Ref | None]) -> None:

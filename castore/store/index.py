@@ -160,6 +160,17 @@ class Index:
                 if (below := txn.get(base, db=self._chunks)) is not None:
                     self._note(txn, base, below, packs)
 
+    def lacking(self, chunk: RecordId) -> RecordId | None:
+        """Return what is not indexed of a chunk and all that it rests on; None if nothing is."""
+        todo = [chunk]
+        while todo:
+            one = todo.pop()
+            place = self.locate(CHUNK, one)
+            if place is None:
+                return one
+            todo += place.bases
+        return None
+
     def similar(self, sketches: Iterable[Sketch]) -> list[list[RecordId]]:
         """Return for each sketch the chunks that share features with it, the most alike first."""
         with self._transaction() as txn:

@@ -33,9 +33,10 @@ _VERSION: Final = 1
 _BUFFER: Final = 1 << 20
 _OPEN_FILES: Final = 64
 _UNFINISHED: Final = ".part"
-_STALE_SECONDS: Final = 86400
+_OTHERS_SECONDS: Final = 86400
+"""A younger file may be of a snapshot under way, of another service, whose generation is still to come."""
 _MAX_AGE_SECONDS: Final = 90 * 86400
-"""An older frame is no base: what it holds in the clear may be of state that is long gone."""
+"""An older file is not used, and removed: what it holds in the clear may be of state long gone."""
 _USED_ENOUGH: Final = 16
 """A file of which less than 1/16 is used is not worth its place."""
 _DEFAULT_LIMIT: Final = 20 * 10**9
@@ -161,7 +162,7 @@ class ReferenceCache:
         return sum(size for _, size, _ in self._files())
 
     def evict(self, used: Mapping[PackId, int]) -> None:
-        """Remove what no last generation uses, and of the rest the oldest until it is in bounds.
+        """Remove what is too old, or used by no last generation, then the oldest until it is in bounds.
 
         used: how many bytes of each pack they use. A file of which that is little goes as a whole.
         """
@@ -171,12 +172,13 @@ class ReferenceCache:
         bound = self._bound(sum(size for _, size, _ in files))
         total = 0
         for name, size, modified in files:
-            stale = name.endswith(_UNFINISHED)
-            if stale and now - modified < _STALE_SECONDS:
-                continue
-            total += size
+            age = now - modified
+            unfinished = name.endswith(_UNFINISHED)
             unused = name not in kept or kept[name] < size // _USED_ENOUGH
-            if stale or unused or total > bound:
+            total += size
+            if unfinished and age < _OTHERS_SECONDS:
+                continue
+            if (unused and age > _OTHERS_SECONDS) or total > bound or age > _MAX_AGE_SECONDS:
                 total -= size
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self._folder, name))

@@ -197,6 +197,9 @@ class _Walk:
         self._found.chunks += 1
         if chunk.id in self._bad:
             return self._bad[chunk.id]
-        if not self._store.has_chunk(chunk.id):
+        lacking = self._store.index.lacking(chunk.id)
+        if lacking == chunk.id:
             return f"chunk {chunk.id.hex()} is not in the store"
+        if lacking is not None:
+            return f"chunk {chunk.id.hex()} rests on {lacking.hex()}, which is not in the store"
         return ""

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import castore
+from castore.content.lists import iter_chunks
+from castore.errors import DamageError
 from castore.model.refs import RefKind
 from castore.store.bases import MAX_DEPTH
 from castore.store.pack import CHUNK
@@ -125,6 +127,7 @@ def test_what_is_lost_on_this_machine_costs_space_and_never_content(lab, loss):
             data = bytearray(path.read_bytes())
             data[16:24] = (1_000_000_000).to_bytes(8, "little")
             path.write_bytes(data)
+            os.utime(path, (1_000_000_000, 1_000_000_000))
     if loss == "swapped":
         files[0].rename(files[0].with_name("x"))
         files[1].rename(files[0])
@@ -132,6 +135,8 @@ def test_what_is_lost_on_this_machine_costs_space_and_never_content(lab, loss):
     limit = 0 if loss == "off" else None
     sizes += [take(lab, data, limit=limit).parts[0].stored_bytes for data in nights[2:]]
     assert [content(lab, number) for number in range(1, 5)] == nights
+    if loss == "old":
+        assert not set(files) & set(references(lab))
     # Where the bases are gone, the night after is stored whole; then there are bases again. Without
     # the index, their places in the parent are known all the same.
     whole = {"cache": True, "both": True, "off": True, "garbage": True, "old": True, "swapped": True}.get(loss)
@@ -197,28 +202,35 @@ def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(lab):
         found = castore.verify(store, castore.Tally(), read_data=True)
         needing = set()
         for generation in store.generations():
-            for _, ref in castore_chunks(store, generation):
+            for _, ref in chunks_of(store, generation):
                 if at_root in closure(store, ref):
                     needing.add(generation.number)
     assert len(needing) >= 2
     assert {hit.number for hit in found.affected} == needing
     for number in (1, 2, 3):
         if number in needing:
-            with pytest.raises(castore_errors().DamageError):
+            with pytest.raises(DamageError):
                 content(lab, number)
         else:
             assert content(lab, number) == nights[number - 1]
 
 
-def castore_errors():
-    import castore.errors
+def test_a_base_that_is_gone_is_told_of_every_generation_that_needs_it(lab):
+    for night in range(3):
+        take(lab, table(20_000, night))
+    with lab.open(identity=False) as store:
+        store.sync()
+        first = store.generation("s", 1)
+        (_, ref), *_ = chunks_of(store, first)
+        pack = store.index.locate(CHUNK, ref.id).pack
+    (lab.store / "packs" / pack.hex()).unlink()
+    with lab.open(identity=False) as store:
+        found = castore.verify(store, castore.Tally())
+    assert {hit.number for hit in found.affected if hit.part == "d"} == {1, 2, 3}
+    assert any("rests on" in hit.reason for hit in found.affected)
 
-    return castore.errors
 
-
-def castore_chunks(store, generation):
-    from castore.content.lists import iter_chunks
-
+def chunks_of(store, generation):
     return iter_chunks(store, generation.parts[0].content)
 
 
@@ -265,6 +277,8 @@ def test_the_cache_keeps_what_the_last_generation_is_in_and_its_bound(lab):
     assert len(kept) == 2
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in kept)
     assert all(path.parent.stat().st_mode & 0o777 == 0o700 for path in kept)
+    for path in kept:
+        os.utime(path, (path.stat().st_mtime - 100_000,) * 2)
     take(lab, random.Random(2).randbytes(2_000_000), service="other")
     # Of what "other" was, only the chunk that tells where it came from is used again.
     assert len(kept - set(references(lab))) == 1
