@@ -35,6 +35,8 @@ def plain(generation: Generation) -> dict[str, Any]:
                 "chunks": part.chunks,
                 "new_chunks": part.new_chunks,
                 "new_bytes": part.new_bytes,
+                "after_delta": part.after_delta,
+                "after_compression": part.after_compression,
                 "stored_bytes": part.stored_bytes,
                 "missed": part.missed,
             }

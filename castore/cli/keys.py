@@ -36,7 +36,7 @@ def _new_passphrase() -> str:
     "--average",
     metavar="BYTES",
     type=int,
-    default=65536,
+    default=1 << 18,
     show_default=True,
     help="Mean length of chunks; stays as it is.",
 )

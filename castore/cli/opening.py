@@ -83,7 +83,7 @@ class Common:
         argument: str | None,
         recipients: Sequence[str],
         *,
-        average: int = 65536,
+        average: int | None = None,
         passphrase: Callable[[], str] | None = None,
     ) -> dict[str, Any]:
         """Make a store, and an identity unless recipients are given; tell what was made."""
@@ -91,6 +91,7 @@ class Common:
         from castore.sealing import Identity, Recipient
         from castore.storage import LocalStorage
         from castore.store import Store
+        from castore.store.config import DEFAULT_AVERAGE
 
         configured = self.settings.recipients if self.settings is not None else ()
         to: list[tuple[Recipient, str]] = [(Recipient.parse(r), "") for r in recipients or configured]
@@ -108,7 +109,9 @@ class Common:
         staged = self.identity_file if identity is not None else None
         if staged is not None and identity is not None:
             places.write_identity(staged, identity, phrase)
-        store = Store.create(LocalStorage(path, create=True), places.places(), to, average=average)
+        storage = LocalStorage(path, create=True)
+        average = average or DEFAULT_AVERAGE
+        store = Store.create(storage, places.places(), to, average=average)
         with store:
             if identity is not None and staged is None:
                 staged = places.identity_path(store.store_id)

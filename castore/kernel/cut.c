@@ -88,13 +88,14 @@ size_t
 cut_find(const struct cut_rule *rule, const uint8_t *buf, size_t first, size_t from, size_t to, uint32_t *hits, size_t room)
 {
 	size_t counts[GEAR_LANES], n = 0, i;
-	uint64_t limit = rule->early > rule->late ? rule->early : rule->late;
 	uint64_t hash[CUT_MAX_HITS];
 	int k;
 
 	if (room > CUT_MAX_HITS)
 		room = CUT_MAX_HITS;
-	if (gear_low(rule->gear, buf, first, from, to, limit, hits, hash, room, counts) != 0)
+	/* What is early enough shall be late enough too. */
+	if (rule->early > rule->late ||
+	    gear_low(rule->gear, buf, first, from, to, rule->late, hits, hash, room, counts) != 0)
 		return (CUT_TOO_MANY);
 	for (k = 0; k < GEAR_LANES; k++) {
 		size_t part = k * (room / GEAR_LANES);

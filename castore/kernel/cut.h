@@ -46,7 +46,8 @@ size_t cut_scan(const struct cut_rule *rule, const uint8_t *buf, size_t len,
  * order, to hits[]: each as position << 1 | whether it may in an early place
  * too.  buf[first .. from) is what the stream has in front of it, 63 bytes of
  * it at most are read.  Returns their number, or CUT_TOO_MANY where room, or
- * CUT_MAX_HITS, do not suffice: cut_scan cuts any content.  to < 2^31.
+ * CUT_MAX_HITS, do not suffice, or `early` is above `late`: cut_scan cuts any
+ * content by any rule.  to < 2^31.
  *
  * cut_choose: of the hits those that end chunks, the first of which begins at
  * `start`, in front of `from` perhaps.  *next_hit is the first to look at, and

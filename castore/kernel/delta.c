@@ -4,7 +4,7 @@
 #include <string.h>
 
 #define WORD 8
-#define TABLE_BITS 14
+#define TABLE_BITS 16
 #define TABLE (1 << TABLE_BITS)
 
 /* A copy costs three to six bytes: a shorter match from afar saves nothing. */

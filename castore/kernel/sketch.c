@@ -8,8 +8,8 @@
 static_assert(sizeof(struct sketch_rule) == 8 + 2 * 8 * SKETCH_FEATURES + 256 * 8,
     "struct sketch_rule is padded");
 
-/* More than any chunk of content has where one position in 128 is taken: 512 KiB have 4096. */
-#define ROOM 8192
+/* More than any chunk of content has where one position in 128 is taken: 512 KiB have 4096, 2 MiB as many as fit. */
+#define ROOM 16384
 
 static void
 sketch_one(const struct sketch_rule *rule, const uint8_t *buf, size_t len, uint32_t out[SKETCH_SUPER])

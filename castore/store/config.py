@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 MIN_AVERAGE: Final = 1 << 10
 MAX_AVERAGE: Final = 4 << 20
+DEFAULT_AVERAGE: Final = 1 << 18
+"""With deltas, larger chunks cost a night no more bytes, and half the time of 64 KiB: five nights of a
+dump of 450 MB took 16.9 MB at 64 KiB, 15.5 at 128, 13.4 at 256.
+"""
 """The longest chunk, eight times this, has to fit into a pack."""
 
 _VERSION: Final = 1

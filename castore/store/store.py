@@ -26,6 +26,7 @@ from castore.model.generation import decode_generation
 from castore.model.refs import decode_node
 from castore.sealing import WriterKey
 from castore.store.config import (
+    DEFAULT_AVERAGE,
     MAX_AVERAGE,
     MIN_AVERAGE,
     LabelledRecipient,
@@ -95,7 +96,7 @@ class Store:
         places: Places,
         recipients: Sequence[tuple[Recipient, str]],
         *,
-        average: int = 65536,
+        average: int = DEFAULT_AVERAGE,
         identity: Callable[[], Identity] | None = None,
     ) -> Store:
         """Make a store in `storage`, sealed to (recipient, label) pairs, and open it.

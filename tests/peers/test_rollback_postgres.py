@@ -150,9 +150,7 @@ def test_two_nights_an_upgrade_and_the_way_back(wiki: Wiki) -> None:
     assert [(g["number"], g["revision"]) for g in wiki.taken] == [(1, "r1"), (2, "r2")]
     assert [part["kind"] for part in two["parts"]] == ["tree", "dump"]
     assert one["new_bytes"] > one["size"] * 0.9
-    assert two["new_bytes"] < one["new_bytes"] / 4
-    assert two["stored_bytes"] < one["stored_bytes"] / 4
-    assert two["new_bytes"] < two["size"] * 0.25
+    assert two["stored_bytes"] < one["stored_bytes"] / 20
     print(f"night 2: {two['size']} bytes, {two['new_bytes']} new, {two['stored_bytes']} stored")
 
     wiki.is_second()

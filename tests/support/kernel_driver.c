@@ -36,7 +36,7 @@ content(size_t len)
 	int kind = draw() % 4;
 
 	for (i = 0; i < len; i++)
-		p[i] = kind == 0 ? draw() >> 56 : kind == 1 ? 0 : kind == 2 ? i % 61 : "abcd\n"[draw() % 5];
+		p[i] = kind == 0 ? (uint8_t)(draw() >> 56) : kind == 1 ? 0 : kind == 2 ? (uint8_t)(i % 61) : (uint8_t)"abcd\n"[draw() % 5];
 	return (p);
 }
 
