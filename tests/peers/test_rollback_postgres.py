@@ -150,7 +150,7 @@ def test_two_nights_an_upgrade_and_the_way_back(wiki: Wiki) -> None:
     assert [(g["number"], g["revision"]) for g in wiki.taken] == [(1, "r1"), (2, "r2")]
     assert [part["kind"] for part in two["parts"]] == ["tree", "dump"]
     assert one["new_bytes"] > one["size"] * 0.9
-    assert two["stored_bytes"] < one["stored_bytes"] / 20
+    assert two["stored_bytes"] < one["stored_bytes"] / 8
     print(f"night 2: {two['size']} bytes, {two['new_bytes']} new, {two['stored_bytes']} stored")
 
     wiki.is_second()
