@@ -116,11 +116,13 @@ def plot_nights(figures: Figures, floors: list[int], path: str) -> None:
         bars = left.bar(at, stored, width, label=tool, color=color)
         left.bar_label(bars, [f"{one:.1f}" if one < 10 else f"{one:.0f}" for one in stored], fontsize=6)
     left.set_yscale("log")
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("")
     left.set_ylabel("MB stored (logarithmic)")
     right.set_ylabel("seconds")
     for axes in (left, right):
         axes.set_xticks(list(nights), [f"night {n}" for n in nights])
-        axes.legend(fontsize=8, loc="upper right")
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
     drawn.savefig(path)
 
 

@@ -13,14 +13,19 @@ from castore.store.places import Places
 from castore.store.store import Store
 
 if TYPE_CHECKING:
-    from castore.store.session import NewChunk, Sealed, Session
+    from castore.store.deltas import NewChunk
+    from castore.store.session import Sealed, Session
 
 __all__ = ["NewChunk", "Places", "Sealed", "Session", "Store"]
 
 
 def __getattr__(name: str) -> Any:
     # What only lists a store does not pay for what adding takes: threads and compressors.
-    if name in {"NewChunk", "Sealed", "Session"}:
+    if name == "NewChunk":
+        from castore.store.deltas import NewChunk  # noqa: PLC0415
+
+        return NewChunk
+    if name in {"Sealed", "Session"}:
         from castore.store import session  # noqa: PLC0415
 
         return getattr(session, name)

@@ -45,6 +45,7 @@ _PLACE: Final = struct.Struct("<IIIIIIBB")
 """Pack, offset, sealed length, plain length, counter, session, codec, 0."""
 _CODEC: Final = 24
 """Where in it the codec is."""
+_NOTED_DEPTH: Final = 8
 _USE: Final = struct.Struct("<4sQ")
 _NUMBER: Final = struct.Struct(">I")
 _PACK: Final = struct.Struct("<32sQ")
@@ -147,28 +148,32 @@ class Index:
             values = [txn.get(chunk, db=self._chunks) for chunk in chunks]
             for chunk, value in zip(chunks, values, strict=True):
                 if value is not None:
-                    self._note(txn, chunk, value, packs)
+                    self._note(txn, chunk, value, packs, _NOTED_DEPTH)
             return [value is not None for value in values]
 
-    def _note(self, txn: Any, chunk: bytes, value: bytes, packs: Counter[bytes]) -> None:
+    def _note(self, txn: Any, chunk: bytes, value: bytes, packs: Counter[bytes], depth: int) -> None:
         packs[value[:4]] += int.from_bytes(value[8:12], "little")
-        if BASES[value[_CODEC]]:
+        if BASES[value[_CODEC]] and depth:
             number = _NUMBER.pack(int.from_bytes(value[:4], "little"))
             joined = txn.get(chunk + number, b"", db=self._tables["bases"])
             for at in range(0, len(joined), 32):
                 base = joined[at : at + 32]
                 if (below := txn.get(base, db=self._chunks)) is not None:
-                    self._note(txn, base, below, packs)
+                    self._note(txn, base, below, packs, depth - 1)
 
     def lacking(self, chunk: RecordId) -> RecordId | None:
         """Return what is not indexed of a chunk and all that it rests on; None if nothing is."""
+        # Two machines that stored the same at once may each have told one chunk by the other; both have
+        # a whole copy of one of them.
+        seen = {chunk}
         todo = [chunk]
         while todo:
             one = todo.pop()
             place = self.locate(CHUNK, one)
             if place is None:
                 return one
-            todo += place.bases
+            todo += [base for base in place.bases if base not in seen]
+            seen.update(place.bases)
         return None
 
     def similar(self, sketches: Iterable[Sketch]) -> list[list[RecordId]]:

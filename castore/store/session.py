@@ -19,15 +19,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from blake3 import blake3
 
 from castore.errors import StorageError
-from castore.kernel import encode_delta
 from castore.model.refs import RecordId, Ref, RefKind, SessionId, encode_node
 from castore.sealing import RecordSealer, best_cipher, random_key
-from castore.store.bases import MAX_DEPTH, Bases, Pending
+from castore.store.bases import Bases, Pending
 from castore.store.codecs import Codecs
+from castore.store.deltas import Deltas, Encoded
 from castore.store.pack import (
     CHUNK,
-    DELTA,
-    DELTA_PAIR,
     NO_BASE,
     NODE,
     RAW,
@@ -38,30 +36,21 @@ from castore.store.pack import (
 from castore.store.sessions import encode_session, new_session_record, sealed_to, session_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
     from mmap import mmap
     from types import TracebackType
 
     from castore.kernel import Sketch, Sketcher
     from castore.sealing import WriterKey
     from castore.storage import Storage
-    from castore.store.bases import Base
     from castore.store.config import StoreConfig
+    from castore.store.deltas import NewChunk
     from castore.store.index import Index
     from castore.store.reference import ReferenceCache, ReferenceWriter
 
 _OUTSTANDING: Final = 2
 _RECENT: Final = 20_000
 """Ids: far more than are on their way from the question whether they are known to their pack."""
-_GOOD: Final = 6
-"""A delta of less than 1/64 of its chunk ends the search for a better base."""
-_SURE: Final = 5
-"""One of less than 1/32 is stored without looking at what the whole chunk would take."""
-_WORTH: Final = 2
-"""Any other has to be this many times smaller than that."""
-_PATIENCE: Final = 2.5
-_LITTLE: Final = 7
-"""A difference of 1/128 of a chunk is the least to be taken for a unit: nearly nothing is a bad measure."""
 _MAX_COUNTER: Final = 0xFFFFFFFF
 
 
@@ -79,28 +68,6 @@ class Sealed(NamedTuple):
     sketch: Sketch = ()
     remainder: int = 0
     """Its length as a delta, before compression, or else as it is."""
-
-
-class NewChunk(NamedTuple):
-    """A chunk that the store does not have: buffer[start:end]."""
-
-    id: RecordId
-    start: int
-    end: int
-    sketch: Sketch = ()
-    alike: tuple[RecordId, ...] = ()
-    """Chunks that share features with it, the most alike first."""
-    neighbours: tuple[RecordId, ...] = ()
-    """The chunks, one or two, that stand at the same place in the stream before this one."""
-
-
-class _Encoded(NamedTuple):
-    """How a chunk is to be stored."""
-
-    codec: int
-    data: bytes | memoryview
-    bases: tuple[RecordId, ...]
-    remainder: int
 
 
 class Session:
@@ -144,7 +111,8 @@ class Session:
         self._pending_features: dict[bytes, RecordId] = {}
         # In packs that were indexed while others of the same content may have been under way.
         self._recent: dict[RecordId, None] = {}
-        self._bases = Bases(index, references, self._codecs, self._chunk_id_key, self._pending.get)
+        bases = Bases(index, references, self._codecs, self._chunk_id_key, self._pending.get)
+        self._deltas = Deltas(bases, self._codecs)
         self._reference: ReferenceWriter | None = None
         self.used: Counter[bytes] = Counter()
         """Bytes of the packs that all that was added or known lies in, as `Index.known` tells them."""
@@ -197,7 +165,7 @@ class Session:
         if self.known([record_id])[0]:
             return Sealed(Ref(RefKind.CHUNK, record_id, len(plain)), None, RAW, 0)
         codec, data = self._codecs.compress(plain)
-        return self._sealed(record_id, len(plain), _Encoded(codec, data, (), len(plain)), ())
+        return self._sealed(record_id, len(plain), Encoded(codec, data, (), len(plain)), ())
 
     def resemble(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
         """Return chunks that the store does not have, each with what it has that is alike."""
@@ -217,19 +185,10 @@ class Session:
         """
         if self._error is not None:
             raise self._error
-        self._bases.prepare(alike for chunk in chunks for alike in chunk.alike)
-        sealed = []
-        whole: dict[bytes, NewChunk] = {}
-        for new in chunks:
-            chunk = new
-            if not new.alike and (other := _first(whole, new.sketch)) is not None:
-                self._bases.offer(other.id, bytes(buffer[other.start : other.end]))
-                chunk = new._replace(alike=(other.id,))
-            encoded = self._encode(buffer, chunk)
-            sealed.append(self._sealed(chunk.id, chunk.end - chunk.start, encoded, chunk.sketch))
-            if not encoded.bases:
-                whole |= dict.fromkeys(new.sketch, new)
-        return sealed
+        return [
+            self._sealed(chunk.id, chunk.end - chunk.start, encoded, chunk.sketch)
+            for chunk, encoded in zip(chunks, self._deltas.encode(buffer, chunks), strict=True)
+        ]
 
     def _pending_alike(self, sketch: Sketch) -> list[RecordId]:
         """Return the chunk, not indexed yet, that has most of the features of a sketch."""
@@ -237,75 +196,8 @@ class Session:
         votes = [one for one in found if one is not None]
         return [max(votes, key=votes.count)] if votes else []
 
-    def _encode(self, buffer: bytearray | mmap, chunk: NewChunk) -> _Encoded:
-        """Return the shortest way to store a chunk."""
-        start, end = chunk.start, chunk.end
-        length = end - start
-        best: tuple[bytes, tuple[Base, ...]] | None = None
-        for bases in self._choices(chunk):
-            found = self._delta(bases, buffer, start, end)
-            if found is not None and (best is None or len(found[0]) < len(best[0])):
-                best = found
-                if len(best[0]) <= length >> _GOOD:
-                    break
-        if best is not None:
-            raw, bases = best
-            data = self._codecs.compress_delta(raw)
-            codec = DELTA if len(bases) == 1 else DELTA_PAIR
-            delta = _Encoded(codec, data, tuple(base.id for base in bases), len(raw))
-            if len(data) <= length >> _SURE:
-                return delta
-        codec, full = self._codecs.compress(memoryview(buffer)[start:end])
-        if best is not None and len(data) * _WORTH <= len(full):
-            return delta
-        return _Encoded(codec, full, (), length)
-
-    def _choices(self, chunk: NewChunk) -> Iterator[tuple[Base, ...]]:
-        """Yield what a chunk may be told by, the likeliest first."""
-        for candidate in chunk.alike:
-            if (base := self._bases.get(candidate)) is not None:
-                yield (base,)
-        found = [self._bases.get(neighbour) for neighbour in chunk.neighbours]
-        if bases := tuple(base for base in found if base is not None):
-            yield bases
-
-    def _delta(
-        self, bases: tuple[Base, ...], buffer: bytearray | mmap, start: int, end: int
-    ) -> tuple[bytes, tuple[Base, ...]] | None:
-        """Tell a chunk by these bases, or, where none may rest on them, by what they rest on.
-
-        With what the chunk differs by from the last of a chain as the unit, it may rest on what lies
-        1 or 2 below that for 2.5 or 2.5^2 units, and on the bottom for any, if that is still shorter
-        than storing it whole. Simulated over 60 nights, where a full chunk costs 24 units and
-        differences add up, a night takes 3.7 units on average; the best that any rule can do with
-        chains of 3 is 3.1, and a full chunk after every chain takes 6.8.
-        """
-        room = (end - start) >> 1
-        raw = encode_delta(b"".join(base.data for base in bases), buffer, start, end, room)
-        if raw is None:
-            return None
-        allowed = float(max(len(raw), (end - start) >> _LITTLE))
-        if max(base.depth for base in bases) < MAX_DEPTH:
-            return raw, bases
-        while True:
-            deepest = max(base.depth for base in bases)
-            below = [
-                self._bases.get(one)
-                for base in bases
-                for one in (base.bases if base.depth == deepest else (base.id,))
-            ]
-            bases = tuple(base for base in below[:2] if base is not None)
-            if not bases:
-                return None
-            allowed *= _PATIENCE
-            raw = encode_delta(b"".join(base.data for base in bases), buffer, start, end, room)
-            if raw is None:
-                return None
-            if len(raw) <= allowed or deepest == 1:
-                return raw, bases
-
     def _sealed(
-        self, record_id: RecordId, length: int, encoded: _Encoded, sketch: Sketch
+        self, record_id: RecordId, length: int, encoded: Encoded, sketch: Sketch
     ) -> Sealed:
         codec, data, bases, remainder = encoded
         counter = self._count(self._chunk_counter)
@@ -483,8 +375,3 @@ class Session:
         finally:
             if reference is not None:
                 reference.abort()
-
-
-def _first(whole: Mapping[bytes, NewChunk], sketch: Sketch) -> NewChunk | None:
-    """Return a chunk that shares a feature of a sketch, or None."""
-    return next((whole[feature] for feature in sketch if feature in whole), None)
