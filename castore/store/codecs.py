@@ -14,7 +14,19 @@ from castore.store.pack import DELTA, DELTA_PAIR, DICTIONARY, RAW, ZSTD
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LEVEL: Final = 3
+_PARAMETERS: Final = zstandard.ZstdCompressionParameters(
+    window_log=18,
+    chain_log=16,
+    hash_log=16,
+    search_log=1,
+    min_match=6,
+    strategy=zstandard.STRATEGY_DFAST,
+    write_content_size=1,
+)
+"""For chunks: level 3 but for matches of at least 6 bytes. In chunks of 256 KiB that is 4 to 20 % smaller
+and half as fast again for SQL dumps, 1 to 3 % larger for source text and SQLite files.
+"""
+_DELTA_LEVEL: Final = 3
 
 
 class Codecs:
@@ -37,7 +49,10 @@ class Codecs:
 
     def compress_delta(self, raw: bytes) -> bytes:
         """Return a delta as a record of codec DELTA or DELTA_PAIR holds it."""
-        return self._compressor().compress(raw)
+        found: zstandard.ZstdCompressor | None = getattr(self._local, "delta_compressor", None)
+        if found is None:
+            found = self._local.delta_compressor = zstandard.ZstdCompressor(level=_DELTA_LEVEL)
+        return found.compress(raw)
 
     def decompress(self, codec: int, data: bytes, length: int, bases: Sequence[bytes]) -> bytes:
         """Return the `length` bytes that `data` stands for. Raises DamageError."""
@@ -79,7 +94,7 @@ class Codecs:
     def _compressor(self) -> zstandard.ZstdCompressor:
         found: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)
         if found is None:
-            found = self._local.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+            found = self._local.compressor = zstandard.ZstdCompressor(compression_params=_PARAMETERS)
         return found
 
     def _decompressor(self) -> zstandard.ZstdDecompressor:
