@@ -313,22 +313,6 @@ class Ingest:
     def _name(self, batch: _Batch, start: int, end: int) -> RecordId:
         return self._session.name(memoryview(batch.buffer)[start:end])
 
-    def _name_expected(self, batch: _Batch) -> list[tuple[int, int, RecordId]]:
-        """Return the chunks of a batch if they are all as expected: then they need not be cut.
-
-        Where a chunk ends depends on its bytes alone. So bytes that have the id of a chunk that was
-        cut off by its content are cut off there again.
-        """
-        named = []
-        at = batch.guess
-        for chunk in batch.expected:
-            end = at + chunk.size
-            if self._name(batch, at, end) != chunk.id:
-                return []
-            named.append((at, end, chunk.id))
-            at = end
-        return named
-
     def _borders(self, batch: _Batch, stretch: _Stretch) -> Borders | None:
         """Find where chunks of a stretch may end; None where it is not worth it, or not possible."""
         if stretch.begins and stretch.end - stretch.start <= self._cutter.min:

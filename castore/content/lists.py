@@ -12,7 +12,7 @@ from castore.errors import DamageError
 from castore.model.refs import MAX_NODE_REFS, Ref, RefKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from castore.model.refs import RecordId
     from castore.store import Store
@@ -81,12 +81,7 @@ def iter_list(store: Store, ref: Ref, start: int = 0) -> Iterator[tuple[int, Ref
     for empty ones.
     Raises DamageError, MissingError.
     """
-    for first, refs in _iter_runs(store, ref, start):
-        offset = first
-        for child in refs:
-            if offset + child.size > start or child.size == 0:
-                yield offset, child
-            offset += child.size
+    yield from _from_byte(_iter_runs(store, ref, start), start)
 
 
 def _iter_runs(store: Store, ref: Ref, start: int) -> Iterator[tuple[int, list[Ref]]]:
@@ -120,6 +115,16 @@ def _iter_runs(store: Store, ref: Ref, start: int) -> Iterator[tuple[int, list[R
                 yield begin, run
 
 
+def _from_byte(runs: Iterable[tuple[int, list[Ref]]], start: int) -> Iterator[tuple[int, Ref]]:
+    """Yield the references of runs, each with its offset, but those that end at or before `start`."""
+    for first, run in runs:
+        offset = first
+        for ref in run:
+            if offset + ref.size > start or ref.size == 0:
+                yield offset, ref
+            offset += ref.size
+
+
 def _children(store: Store, parent: Ref) -> list[Ref]:
     refs = store.read_node(parent.id)
     if sum(ref.size for ref in refs) != parent.size:
@@ -132,12 +137,7 @@ def iter_chunks(store: Store, ref: Ref | None, start: int = 0) -> Iterator[tuple
 
     Raises DamageError, MissingError.
     """
-    for first, run in iter_runs_of_chunks(store, ref, start):
-        offset = first
-        for chunk in run:
-            if offset + chunk.size > start or chunk.size == 0:
-                yield offset, chunk
-            offset += chunk.size
+    yield from _from_byte(iter_runs_of_chunks(store, ref, start), start)
 
 
 def iter_runs_of_chunks(

@@ -31,7 +31,7 @@ import lmdb
 from castore.errors import StorageError
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.environment import BROKEN, TABLES, acquire, release
-from castore.store.pack import BASES, CHUNK, NODE
+from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ _PLACE: Final = struct.Struct("<IIIIIIBB")
 """Pack, offset, sealed length, plain length, counter, session, codec, 0."""
 _CODEC: Final = 24
 """Where in it the codec is."""
-_NOTED_DEPTH: Final = 8
 _USE: Final = struct.Struct("<4sQ")
 _NUMBER: Final = struct.Struct(">I")
 _PACK: Final = struct.Struct("<32sQ")
@@ -148,7 +147,7 @@ class Index:
             values = [txn.get(chunk, db=self._chunks) for chunk in chunks]
             for chunk, value in zip(chunks, values, strict=True):
                 if value is not None:
-                    self._note(txn, chunk, value, packs, _NOTED_DEPTH)
+                    self._note(txn, chunk, value, packs, MAX_CHAIN)
             return [value is not None for value in values]
 
     def _note(self, txn: Any, chunk: bytes, value: bytes, packs: Counter[bytes], depth: int) -> None:

@@ -33,6 +33,8 @@ DELTA_PAIR: Final = 4
 """The same, from two bases one behind the other."""
 BASES: Final = (0, 0, 1, 1, 2)
 """How many bases a record has, by its codec."""
+MAX_CHAIN: Final = 8
+"""No delta rests on more bases below one another than this."""
 NO_BASE: Final = RecordId(bytes(32))
 
 _RECORDS: Final = HEADER_BYTES + 16

@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, MissingError, ObjectMissingError, StorageError
 from castore.store.codecs import Codecs
-from castore.store.pack import CHUNK, DELTA, RAW, associated_base, pack_name
+from castore.store.pack import CHUNK, DELTA, MAX_CHAIN, RAW, associated_base, pack_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from castore.storage import Storage
     from castore.store.index import Index, Place
     from castore.store.keyring import Keyring
-
-MAX_CHAIN: Final = 8
-"""No delta rests on more bases below one another than this."""
 
 _GAP: Final = 1 << 16
 """Bytes of a pack that are read and thrown away rather than asking twice."""
