@@ -40,7 +40,7 @@ def run_dump(argv: Sequence[str]) -> Iterator[Callable[[memoryview], int]]:
     process = _start(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
-        _enlarge(process.stdout.fileno())
+        enlarge_pipe(process.stdout.fileno())
         yield partial(_read, process, argv[0])
     except BaseException:
         _stop(process)
@@ -59,7 +59,7 @@ def feed(argv: Sequence[str], chunks: Iterable[bytes | memoryview]) -> None:
     process = _start(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stdin is not None
     try:
-        _enlarge(process.stdin.fileno())
+        enlarge_pipe(process.stdin.fileno())
         fed, complete = _write_all(process.stdin.fileno(), chunks)
         process.stdin.close()
         process.wait()
@@ -118,7 +118,8 @@ def _read(process: subprocess.Popen[bytes], name: str, buffer: memoryview) -> in
     return count
 
 
-def _enlarge(descriptor: int) -> None:
+def enlarge_pipe(descriptor: int) -> None:
+    """Make room for more in a pipe, so that reader and writer wait less; other files are left alone."""
     # A user who has used up his share of pipe memory gets EPERM, and is served all the same.
     with contextlib.suppress(OSError):
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

@@ -21,7 +21,7 @@ from castore.model.generation import Details, Generation, Origin, Part, StoredRe
 from castore.model.names import check_name, check_revision
 from castore.model.tally import Tally
 from castore.services.config import Service, TreePart
-from castore.services.programs import run_dump
+from castore.services.programs import enlarge_pipe, run_dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -173,6 +173,7 @@ def _store_dump(ingest: Ingest, source: Source, roots: list[Ref | None]) -> None
             readinto = stack.enter_context(run_dump(source.dump))
         else:
             descriptor = _open_dump(source, stack)
+            enlarge_pipe(descriptor)
 
             def readinto(view: memoryview) -> int:
                 return os.readv(descriptor, [view])
