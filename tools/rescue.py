@@ -19,6 +19,7 @@ import sys
 import time
 from collections import namedtuple
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 import zstandard
 from blake3 import blake3
@@ -139,15 +140,19 @@ class Store:  # opens and verifies what a store holds, and restores from it
         footer = unbox(self.read(pack, end - size, size), self.object_key, b"footer" + about)
         start, offset = 2 + 16 * int.from_bytes(footer[:2], "little"), 32
         records, bases = footer[start : start + 48 * count], io.BytesIO(footer[start + 48 * count :])
+        begin = whole = member = 0
         for ident, length, plain, counter, at, kind, codec in struct.iter_unpack("<32sIIIHBB", records):
-            session, base = footer[2 + 16 * at :][:16], bases.read(32 * (0, 0, 1, 1, 2)[codec])
-            place = codec, pack, offset, length, plain, counter, session, base
+            session, base = footer[2 + 16 * at :][:16], bases.read(32 * (0, 0, 1, 1, 2, 1, 2, 3, 4)[codec])
+            begin, member = (offset, 0) if length else (begin, member + 1)
+            whole = length or whole
+            place = codec, pack, begin, whole, plain, counter, session, base, member
             self.index.setdefault((kind, ident), []).append(place)
             offset += length
 
     def record(self, kind, ident, chain=()):
         """Return the plaintext of a chunk (0) or node (1) from a copy that verifies, or None."""
-        for codec, pack, at, length, size, count, session, base in sorted(self.index.get((kind, ident), ())):
+        for place in sorted(self.index.get((kind, ident), ())):
+            codec, pack, at, length, size, count, session, base, member = place
             with watched(f"record {ident.hex()} in {pack} at byte {at}"):
                 if ident in self.cache:
                     return self.cache[ident]
@@ -155,6 +160,8 @@ class Store:  # opens and verifies what a store holds, and restores from it
                 cipher, *keys = self.sessions[session]
                 about = blake3(base).digest() if len(base) > 32 else base.ljust(32, b"\0")
                 associated = self.store_id + ident + about + struct.pack("<IBBxx", size, kind, codec)
+                if codec >= 5:  # a group has no names of its own
+                    associated = self.store_id + bytes(64) + struct.pack("<IBBxx", 0, kind, 5)
                 decrypt, width = (bindings.crypto_aead_aegis256_decrypt, 32) if cipher == 1 else (XCHACHA, 24)
                 plain, nonce = self.read(pack, at, length), count.to_bytes(width, "little")
                 plain = decrypt(plain, associated, nonce, keys[kind])
@@ -163,8 +170,18 @@ class Store:  # opens and verifies what a store holds, and restores from it
                     data = b"".join(self.record(kind, below, (*chain, ident)) or b"" for below in ids)
                     raw = zstandard.DICT_TYPE_RAWCONTENT
                     words = zstandard.ZstdCompressionDict(data, raw) if codec == 2 else None
-                    plain = zstandard.ZstdDecompressor(words).decompress(plain, max_output_size=2 * size + 64)
-                    plain = apply(data, io.BytesIO(plain), size) if codec > 2 else plain
+                    unpack = zstandard.ZstdDecompressor(words).decompress
+                    if codec < 3:
+                        plain = unpack(plain, max_output_size=size)
+                    elif codec < 5:
+                        one = io.BytesIO(unpack(plain, max_output_size=2 * size + 64))
+                        plain = apply(data, [one] * 4, size)
+                    else:
+                        first, second, third = struct.unpack("<III", plain[:12])
+                        ends = 12, 12 + first, 12 + first + second, 12 + first + second + third, len(plain)
+                        frames = [plain[start:end] for start, end in pairwise(ends)]
+                        streams = [io.BytesIO(unpack(frame, max_output_size=1 << 26)) for frame in frames]
+                        plain = apply(data, streams, size, member)
                 same = blake3(plain, key=self.id_keys[kind]).digest() == ident
                 need(same and len(plain) == size, "does not match its id or length")
                 self.cache = dict([*self.cache.items(), (ident, plain)][-16:])
@@ -270,22 +287,30 @@ class Store:  # opens and verifies what a store holds, and restores from it
                     self.put(self.top, dump, name, name, root, Stream(self, root))
 
 
-def apply(base, delta, size):
-    """Return the plaintext that a delta makes of its base, section 3."""
+def apply(base, streams, size, member=None):
+    """Return the plaintext that a delta makes of its base, section 3; member: in a group."""
 
-    def number():
-        digits = [delta.read(1)[0]]
+    def number(stream):
+        digits = [stream.read(1)[0]]
         while digits[-1] > 127:
-            digits += delta.read(1)
+            digits += stream.read(1)
         return sum((digit & 127) << 7 * place for place, digit in enumerate(digits))
 
+    lengths, copies, moves, literals = streams  # all the same one, where the delta is in no group
+    for _ in range(member or 0):
+        literals.read(number(lengths))
+        while number(copies):
+            number(moves)
+            literals.read(number(lengths))
     out, at = bytearray(), 0
     while True:
-        out += delta.read(number())
+        new = literals.read(number(lengths))
+        out += new
         if len(out) >= size:
             return bytes(out)
-        length, moved = number(), number()
+        length, moved = number(copies), number(moves)
         at += moved // 2 if moved % 2 == 0 else -(moved + 1) // 2
+        at += 0 if member is None else len(new)
         out += base[at : at + length]
         at += length
 

@@ -50,8 +50,8 @@ class _Stretch:
         self.parent: Parent | None = None
         self.chunks: list[tuple[int, int, RecordId, bool]] = []
         """Start, end, id of each chunk found, and whether the store has it."""
-        self.refs: list[tuple[Ref, bool]] = []
-        """What they are referred to by, and whether they are being sealed."""
+        self.refs: list[Ref] = []
+        """What they are referred to by."""
 
 
 class _Batch:
@@ -300,7 +300,7 @@ class Ingest:
     def _take_expected(self, stretch: _Stretch, start: int, chunks: list[Ref]) -> None:
         known = self._session.known([chunk.id for chunk in chunks])
         if all(known):
-            stretch.refs = [(chunk, False) for chunk in chunks]
+            stretch.refs = chunks
             return
         # The store has lost some of what the parent has.
         for chunk, flag in zip(chunks, known, strict=True):
@@ -349,16 +349,15 @@ class Ingest:
             if parent is not None and batch.window is None and stretch.chunks:
                 end = self._place + batch.filled - batch.start
                 batch.window = parent.window(self._place, end)
-            self._place += sum(ref.size for ref, _ in stretch.refs)
+            self._place += sum(ref.size for ref in stretch.refs)
             for start, end, chunk, known in stretch.chunks:
                 ref = Ref(RefKind.CHUNK, chunk, end - start)
                 if parent is not None:
                     parent.follow(ref, self._place)
-                is_new = not known and chunk not in self._sealing
-                if is_new:
+                if not known and chunk not in self._sealing:
                     self._sealing.add(chunk)
                     batch.new.append((NewChunk(chunk, start, end), self._place))
-                stretch.refs.append((ref, is_new))
+                stretch.refs.append(ref)
                 self._place += ref.size
         if batch.new:
             batch.sealed = self._pool.submit(self._seal, batch)
@@ -376,7 +375,7 @@ class Ingest:
                 chunk._replace(neighbours=window.neighbours(offset, chunk.end - chunk.start))
                 for chunk, (_, offset) in zip(new, batch.new, strict=True)
             ]
-        return session.seal_new(batch.buffer, new)
+        return session.seal(batch.buffer, new)
 
     def _take_in(self) -> None:
         """Wait for the oldest batch, and do in order what it holds."""
@@ -385,31 +384,32 @@ class Ingest:
             self._compare(self._out[0])
         batch = self._out.popleft()
         self._compared -= 1
-        sealed = iter(batch.sealed.result() if batch.sealed is not None else ())
+        for sealed in batch.sealed.result() if batch.sealed is not None else ():
+            self._add(sealed)
+        self._sealing.difference_update(chunk.id for chunk, _ in batch.new)
         parent = batch.stretches[-1].parent if batch.new else None
         if parent is not None and batch.window is not None and not parent.aligned:
             parent.realign(batch.window.shift)
         self._free.append(batch.buffer)
         for op in batch.ops:
             if isinstance(op, _Stretch):
-                for ref, is_new in op.refs:
-                    self._add(ref, next(sealed) if is_new else None)
+                self.tally.chunks += len(op.refs)
+                for ref in op.refs:
+                    self._builder.add(ref)
             else:
                 op()
         self._broken = False
 
-    def _add(self, ref: Ref, sealed: Sealed | None) -> None:
+    def _add(self, sealed: Sealed) -> None:
+        if not self._session.add(sealed):
+            return
         tally = self.tally
-        tally.chunks += 1
-        if sealed is not None:
-            if self._session.add(sealed):
-                tally.new_chunks += 1
-                tally.new_bytes += ref.size
-                tally.after_delta += sealed.remainder
-                tally.after_compression += len(sealed.record or b"") - self._session.overhead
-                tally.stored += len(sealed.record or b"")
-            self._sealing.discard(ref.id)
-        self._builder.add(ref)
+        for chunk in sealed.members:
+            tally.new_chunks += 1
+            tally.new_bytes += chunk.length
+            tally.after_delta += chunk.remainder
+        tally.after_compression += len(sealed.record) - self._session.overhead
+        tally.stored += len(sealed.record)
 
 
 def _is_done(future: Future[None] | None) -> bool:

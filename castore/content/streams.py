@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _WORKERS: Final = 2
-_RUN_BYTES: Final = 1 << 20
+_RUN_BYTES: Final = 1 << 21
 """How much of a stream is opened at once."""
 _AHEAD_RUNS: Final = 6
 """How many of these are opened ahead of the reader."""

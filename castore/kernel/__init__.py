@@ -11,9 +11,11 @@ import importlib.machinery
 import os
 import struct
 import threading
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from mmap import mmap
 
 _WINDOW: Final = 64
@@ -86,6 +88,12 @@ _delta_encode: Final = _function(
 )
 _delta_apply: Final = _function(
     "delta_apply", ctypes.c_int, *(ctypes.c_char_p, _SIZE, ctypes.c_char_p, _SIZE), ctypes.c_char_p, _SIZE
+)
+_delta_part: Final = _function(
+    "delta_part", ctypes.c_int, ctypes.c_char_p, _ADDRESS, _SIZE, _ADDRESS, _SIZE, _ADDRESS
+)
+_delta_join: Final = _function(
+    "delta_join", ctypes.c_int, ctypes.c_char_p, _ADDRESS, _ADDRESS, _ADDRESS, _SIZE
 )
 _new_bytes: Final = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
@@ -273,6 +281,36 @@ def apply_deltas(base: bytes, deltas: list[tuple[bytes, int]]) -> bytes | None:
     if _delta_apply(below, below_length, delta, len(delta), made, length):
         return None
     return made
+
+
+MAX_GROUP: Final = 255
+"""How many deltas a group may hold."""
+
+
+def part_deltas(deltas: Sequence[bytes]) -> list[bytes]:
+    """Return the four streams of a group, of what is alike in its deltas each."""
+    lengths = (_U32 * len(deltas))(*map(len, deltas))
+    joined = b"".join(deltas)
+    room = len(joined) + len(deltas)
+    out = _scratch(4 * room)
+    sizes = (_SIZE * 4)()
+    if _delta_part(joined, lengths, len(deltas), out, room, sizes):
+        raise ValueError("these are no deltas")
+    address = ctypes.addressof(out)
+    return [ctypes.string_at(address + room * i, size) for i, size in enumerate(sizes)]
+
+
+def join_deltas(streams: Sequence[bytes]) -> list[bytes] | None:
+    """Return the deltas whose streams these are; None if that is not what they hold."""
+    joined = b"".join(streams)
+    out = _scratch(len(joined) + len(streams[0]))
+    lengths = (_U32 * MAX_GROUP)()
+    count = _delta_join(joined, (_SIZE * 4)(*map(len, streams)), out, lengths, MAX_GROUP)
+    if count < 0:
+        return None
+    address = ctypes.addressof(out)
+    ends = list(accumulate(lengths[:count], initial=0))
+    return [ctypes.string_at(address + start, end - start) for start, end in pairwise(ends)]
 
 
 def padme(length: int) -> int:

@@ -7,8 +7,14 @@
 #define TABLE_BITS 16
 #define TABLE (1 << TABLE_BITS)
 
-/* A copy costs three to six bytes: a shorter match from afar saves nothing. */
-#define MIN_COPY 12
+/*
+ * The least that is worth a copy, by what its numbers cost once they are compressed:
+ * least for what a chunk has in the place of as many other bytes, then for what lies
+ * a little ahead of where it is expected.
+ */
+#define MIN_NEAR 12
+#define MIN_FAR 20
+#define NEAR 2048
 
 static uint64_t
 word_at(const uint8_t *p)
@@ -71,6 +77,19 @@ get_number(const uint8_t *p, const uint8_t *end, uint64_t *x)
 	return (NULL);
 }
 
+/* Signed numbers: 0, -1, 1, -2, 2 and so on as 0, 1, 2, 3, 4. */
+static uint64_t
+folded(int64_t x)
+{
+	return (x < 0 ? ((uint64_t)-x << 1) - 1 : (uint64_t)x << 1);
+}
+
+static int64_t
+unfolded(uint64_t x)
+{
+	return (x & 1 ? -(int64_t)((x + 1) >> 1) : (int64_t)(x >> 1));
+}
+
 /* Three numbers of up to five bytes each. */
 #define MAX_STEP 15
 
@@ -115,7 +134,8 @@ delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t
 			length = WORD + common(target + t + WORD, base + source + WORD, length - WORD);
 			while (back < t - literal && back < source && target[t - back - 1] == base[source - back - 1])
 				back++;
-			if (length + back < MIN_COPY && source != aligned) {
+			if (source != aligned &&
+			    length + back < (source >= expected && source - expected < NEAR ? MIN_NEAR : MIN_FAR)) {
 				t++;
 				continue;
 			}
@@ -131,11 +151,7 @@ delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t
 		if (t == len)
 			break;
 		p = put_number(p, length + back);
-		{
-			int64_t moved = (int64_t)(source - back) - (int64_t)expected;
-
-			p = put_number(p, moved < 0 ? ((uint64_t)-moved << 1) - 1 : (uint64_t)moved << 1);
-		}
+		p = put_number(p, folded((int64_t)(source - back) - (int64_t)expected));
 		expected = source + length;
 		t += length;
 		literal = t;
@@ -162,7 +178,7 @@ delta_apply(const uint8_t *base, size_t base_len, const uint8_t *delta, size_t d
 			return (done == len ? 0 : -1);
 		if ((p = get_number(p, end, &length)) == NULL || (p = get_number(p, end, &moved)) == NULL)
 			return (-1);
-		source += moved & 1 ? -(int64_t)((moved + 1) >> 1) : (int64_t)(moved >> 1);
+		source += unfolded(moved);
 		if (source < 0 || (uint64_t)source > base_len || length > base_len - (uint64_t)source ||
 		    length > len - done)
 			return (-1);
@@ -170,4 +186,79 @@ delta_apply(const uint8_t *base, size_t base_len, const uint8_t *delta, size_t d
 		done += length;
 		source += (int64_t)length;
 	}
+}
+
+int
+delta_part(const uint8_t *in, const uint32_t *lengths, size_t count, uint8_t *out, size_t room, size_t sizes[4])
+{
+	uint8_t *to[4];
+	uint64_t literals, length, moved;
+	size_t i;
+
+	for (i = 0; i < 4; i++)
+		to[i] = out + i * room;
+	for (i = 0; i < count; i++) {
+		const uint8_t *end = in + lengths[i];
+
+		for (;;) {
+			if ((in = get_number(in, end, &literals)) == NULL || literals > (size_t)(end - in))
+				return (-1);
+			to[0] = put_number(to[0], literals);
+			memcpy(to[3], in, literals);
+			to[3] += literals;
+			in += literals;
+			if (in == end)
+				break;
+			if ((in = get_number(in, end, &length)) == NULL || (in = get_number(in, end, &moved)) == NULL ||
+			    length == 0)
+				return (-1);
+			to[1] = put_number(to[1], length);
+			to[2] = put_number(to[2], folded(unfolded(moved) - (int64_t)literals));
+		}
+		to[1] = put_number(to[1], 0);
+	}
+	for (i = 0; i < 4; i++)
+		sizes[i] = (size_t)(to[i] - (out + i * room));
+	return (0);
+}
+
+int
+delta_join(const uint8_t *in, const size_t sizes[4], uint8_t *out, uint32_t *lengths, size_t max)
+{
+	const uint8_t *from[4], *end[4];
+	uint64_t literals, length, moved;
+	size_t i, count;
+
+	for (i = 0; i < 4; i++) {
+		from[i] = i == 0 ? in : end[i - 1];
+		end[i] = from[i] + sizes[i];
+	}
+	for (count = 0; from[0] != end[0]; count++) {
+		uint8_t *begin = out;
+
+		if (count == max)
+			return (-1);
+		for (;;) {
+			if ((from[0] = get_number(from[0], end[0], &literals)) == NULL ||
+			    literals > (size_t)(end[3] - from[3]) ||
+			    (from[1] = get_number(from[1], end[1], &length)) == NULL)
+				return (-1);
+			out = put_number(out, literals);
+			memcpy(out, from[3], literals);
+			out += literals;
+			from[3] += literals;
+			if (length == 0)
+				break;
+			if ((from[2] = get_number(from[2], end[2], &moved)) == NULL)
+				return (-1);
+			out = put_number(out, length);
+			out = put_number(out, folded(unfolded(moved) + (int64_t)literals));
+		}
+		lengths[count] = (uint32_t)(out - begin);
+	}
+	for (i = 1; i < 4; i++) {
+		if (from[i] != end[i])
+			return (-1);
+	}
+	return ((int)count);
 }

@@ -22,4 +22,23 @@ __attribute__((visibility("default")))
 int delta_apply(const uint8_t *base, size_t base_len, const uint8_t *delta, size_t delta_len,
     uint8_t *out, size_t len);
 
+/*
+ * Part deltas, which lie one behind the other, each of lengths[0 .. count), into
+ * the four streams of a group, as FORMAT.md gives them.  Each has out + its number
+ * * room, and room is for all the deltas and a byte each; its length goes to sizes.
+ * Returns 0, or -1 where one is no delta that delta_encode makes.
+ */
+__attribute__((visibility("default")))
+int delta_part(const uint8_t *in, const uint32_t *lengths, size_t count, uint8_t *out, size_t room,
+    size_t sizes[4]);
+
+/*
+ * Join the streams of a group, which lie one behind the other, to deltas again,
+ * one behind the other in out, which has room for all four and for the first once
+ * more; their lengths go to lengths[0 .. max).  Returns how many they are, or -1
+ * where the streams hold something else.
+ */
+__attribute__((visibility("default")))
+int delta_join(const uint8_t *in, const size_t sizes[4], uint8_t *out, uint32_t *lengths, size_t max);
+
 #endif

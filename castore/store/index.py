@@ -35,16 +35,17 @@ from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from castore.kernel import Sketch
     from castore.model.generation import Generation
     from castore.store.pack import PackEntry
 
 _PLACE: Final = struct.Struct("<IIIIIIBB")
-"""Pack, offset, sealed length, plain length, counter, session, codec, 0."""
+"""Pack, offset, sealed length, plain length, counter, session, codec, member of a group."""
 _CODEC: Final = 24
 """Where in it the codec is."""
+_MEMBER: Final = 25
 _USE: Final = struct.Struct("<4sQ")
 _NUMBER: Final = struct.Struct(">I")
 _PACK: Final = struct.Struct("<32sQ")
@@ -61,6 +62,7 @@ class Place(NamedTuple):
     session: SessionId
     codec: int
     bases: tuple[RecordId, ...]
+    member: int
 
     @classmethod
     def of(cls, pack: PackId, entry: PackEntry) -> Place:
@@ -74,6 +76,7 @@ class Place(NamedTuple):
             entry.session,
             entry.codec,
             entry.bases,
+            entry.member,
         )
 
 
@@ -151,7 +154,8 @@ class Index:
             return [value is not None for value in values]
 
     def _note(self, txn: Any, chunk: bytes, value: bytes, packs: Counter[bytes], depth: int) -> None:
-        packs[value[:4]] += int.from_bytes(value[8:12], "little")
+        if not value[_MEMBER]:
+            packs[value[:4]] += int.from_bytes(value[8:12], "little")
         if BASES[value[_CODEC]] and depth:
             number = _NUMBER.pack(int.from_bytes(value[:4], "little"))
             joined = txn.get(chunk + number, b"", db=self._tables["bases"])
@@ -202,18 +206,25 @@ class Index:
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
-    def locate_chunks(self, chunks: Iterable[RecordId]) -> dict[RecordId, Place]:
-        """Return where chunks lie, as far as they are indexed."""
-        found = {}
+    def locate_chunks(
+        self, chunks: Iterable[RecordId], kept: Container[RecordId] = ()
+    ) -> dict[RecordId, Place]:
+        """Return where chunks lie, and all that they rest on, as far as it is indexed.
+
+        kept: what to leave out, and what only that rests on.
+        """
+        found: dict[RecordId, Place] = {}
+        todo = [chunk for chunk in chunks if chunk not in kept]
         names: dict[int, tuple[bytes, PackId]] = {}
         sessions: dict[int, SessionId] = {}
         unpack, bases_of = _PLACE.unpack, self._tables["bases"]
         with self._transaction() as txn:
-            for chunk in chunks:
-                value = txn.get(chunk, db=self._chunks)
+            while todo:
+                chunk = todo.pop()
+                value = None if chunk in found else txn.get(chunk, db=self._chunks)
                 if value is None:
                     continue
-                pack, offset, sealed, plain, counter, session, codec, _ = unpack(value)
+                pack, offset, sealed, plain, counter, session, codec, member = unpack(value)
                 if pack not in names or session not in sessions:
                     place = self._place(txn, chunk, value)
                     if place is None:
@@ -227,8 +238,9 @@ class Index:
                     if len(joined) != 32 * BASES[codec]:
                         continue
                     bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
+                    todo += [base for base in bases if base not in kept]
                 found[chunk] = Place(
-                    pack_id, offset, sealed, plain, counter, sessions[session], codec, bases
+                    pack_id, offset, sealed, plain, counter, sessions[session], codec, bases, member
                 )
         return found
 
@@ -246,7 +258,7 @@ class Index:
         return found
 
     def _place(self, txn: Any, record_id: bytes, value: bytes) -> Place | None:
-        pack, offset, sealed, plain, counter, session, codec, _ = _PLACE.unpack(value)
+        pack, offset, sealed, plain, counter, session, codec, member = _PLACE.unpack(value)
         number = _NUMBER.pack(pack)
         named = txn.get(number, db=self._tables["packs"])
         session_id = txn.get(_NUMBER.pack(session), db=self._tables["sessions"])
@@ -257,20 +269,24 @@ class Index:
             return None
         bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
         pack_id = PackId(named[:32])
-        return Place(pack_id, offset, sealed, plain, counter, SessionId(session_id), codec, bases)
+        session_id = SessionId(session_id)
+        return Place(pack_id, offset, sealed, plain, counter, session_id, codec, bases, member)
 
     def records(self) -> Iterator[tuple[int, RecordId, int, tuple[RecordId, ...]]]:
-        """Yield kind, id, sealed length and bases of each record."""
+        """Yield kind, id, sealed length and bases of each chunk and node.
+
+        The length of a record that several share is told once, for the first of them.
+        """
         with self._transaction() as txn:
             for kind, table in ((CHUNK, self._chunks), (NODE, self._nodes)):
                 for record_id, value in txn.cursor(table):
-                    pack, _, sealed, _, _, _, codec, _ = _PLACE.unpack(value)
+                    pack, _, sealed, _, _, _, codec, member = _PLACE.unpack(value)
                     joined = b""
                     if BASES[codec]:
                         key = record_id + _NUMBER.pack(pack)
                         joined = txn.get(key, b"", db=self._tables["bases"])
                     bases = (RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
-                    yield kind, RecordId(record_id), sealed, tuple(bases)
+                    yield kind, RecordId(record_id), 0 if member else sealed, tuple(bases)
 
     def size(self) -> int:
         """Return how many bytes the index takes."""
@@ -324,7 +340,11 @@ class Index:
     def _put_entries(self, txn: Any, number: bytes, entries: list[PackEntry]) -> None:
         (pack,) = _NUMBER.unpack(number)
         sessions: dict[SessionId, int] = {}
+        before: RecordId | None = None
         for entry in sorted(entries):
+            if entry.id == before:
+                continue  # where one pack has it twice, the other place would get the bases of this
+            before = entry.id
             session = sessions.get(entry.session)
             if session is None:
                 session = sessions[entry.session] = self._session_number(txn, entry.session)
@@ -336,7 +356,7 @@ class Index:
                 entry.counter,
                 session,
                 entry.codec,
-                0,
+                entry.member,
             )
             table = self._chunks if entry.kind == CHUNK else self._nodes
             if not txn.put(entry.id, place, overwrite=False, db=table):

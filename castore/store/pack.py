@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from blake3 import blake3
 
 from castore.errors import DamageError
-from castore.kernel import padme
+from castore.kernel import MAX_GROUP, padme
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.sealing import ObjectSealer
 from castore.store.header import HEADER_BYTES, PACK, check_header, header
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from castore.sealing import WriterKey
     from castore.storage import Storage, Writer
 
@@ -30,9 +32,12 @@ DICTIONARY: Final = 2
 DELTA: Final = 3
 """A delta of the kernel's from the base, under zstd."""
 DELTA_PAIR: Final = 4
-"""The same, from two bases one behind the other."""
-BASES: Final = (0, 0, 1, 1, 2)
-"""How many bases a record has, by its codec."""
+"""The same, from two bases one behind the other; both are read, but no longer written."""
+GROUPED: Final = 5
+"""A delta from one base, in a record that holds a group of them; GROUPED + n: from n more."""
+BASES: Final = (0, 0, 1, 1, 2, 1, 2, 3, 4)
+"""How many bases a chunk has, by its codec."""
+MAX_BASES: Final = 4
 MAX_CHAIN: Final = 8
 """No delta rests on more bases below one another than this."""
 NO_BASE: Final = RecordId(bytes(32))
@@ -48,7 +53,7 @@ _TAIL: Final = 128 << 10
 
 
 class PackEntry(NamedTuple):
-    """A record in a pack, all but its bytes."""
+    """A chunk or node in a pack, all but its bytes. The deltas of a group share a record."""
 
     id: RecordId
     kind: int
@@ -61,13 +66,24 @@ class PackEntry(NamedTuple):
     """Of its first byte in the pack."""
     bases: tuple[RecordId, ...] = ()
     """What it is the difference from: BASES[codec] ids."""
+    member: int = 0
+    """Which one it is of the group that the record holds."""
 
 
-def associated_base(bases: tuple[RecordId, ...]) -> bytes:
-    """Return the 32 bytes by which a record's associated data names its bases."""
-    if len(bases) < 2:
-        return bases[0] if bases else NO_BASE
-    return blake3(b"".join(bases)).digest()
+def record_names(
+    record_id: RecordId, bases: tuple[RecordId, ...], plain_length: int, kind: int, codec: int
+) -> tuple[bytes, bytes, int, int, int]:
+    """Return what a record is sealed with: id, base, plain length, kind, codec.
+
+    A group has none of its own, and its members' would take a look-up each: the record's counter says
+    which group it is, and the id of a chunk that comes out of it whether it is the right one.
+    """
+    if codec >= GROUPED:
+        return NO_BASE, NO_BASE, 0, kind, GROUPED
+    base = bases[0] if bases else NO_BASE
+    if len(bases) > 1:
+        base = RecordId(blake3(b"".join(bases)).digest())
+    return record_id, base, plain_length, kind, codec
 
 
 def pack_name(pack: PackId) -> str:
@@ -89,12 +105,13 @@ class PackWriter:
         self._buffer = bytearray(self._start)
         self._writer: Writer = storage.create()
 
-    def fits(self, sealed_length: int, session: SessionId, bases: int = 0) -> bool:
-        """Whether such a record, and its entry, leave the pack at most PACK_BYTES long."""
-        entry = _ENTRY.size + 32 * bases
-        if session not in self._sessions:
-            entry += 16
-        return self._offset + sealed_length + self._end_bytes() + entry <= PACK_BYTES
+    def fits(self, entries: Sequence[PackEntry]) -> bool:
+        """Whether a record with these entries leaves the pack at most PACK_BYTES long."""
+        added = sum(_ENTRY.size + 32 * len(entry.bases) for entry in entries)
+        if entries[0].session not in self._sessions:
+            added += 16
+        added += entries[0].sealed_length
+        return self._offset + self._end_bytes() + added <= PACK_BYTES
 
     def _end_bytes(self) -> int:
         footer = (
@@ -105,15 +122,16 @@ class PackWriter:
         )
         return footer + ObjectSealer.OVERHEAD + _TRAILER_BYTES
 
-    def add(self, entry: PackEntry, record: bytes | memoryview) -> int:
-        """Append a record; return its offset, which is also put into its entry.
+    def add(self, entries: Sequence[PackEntry], record: bytes | memoryview) -> int:
+        """Append a record, with an entry for each of what it holds; return its offset.
 
-        Raises StorageError.
+        That is also put into the entries. Raises StorageError.
         """
-        self._sessions.setdefault(entry.session, len(self._sessions))
-        self._bases += len(entry.bases)
-        self.entries.append(entry._replace(offset=self._offset))
         offset = self._offset
+        for entry in entries:
+            self._sessions.setdefault(entry.session, len(self._sessions))
+            self._bases += len(entry.bases)
+            self.entries.append(entry._replace(offset=offset))
         self._offset += len(record)
         self._buffer += record
         if len(self._buffer) >= _BUFFER:
@@ -154,7 +172,7 @@ class PackWriter:
                 *(
                     _ENTRY.pack(
                         entry.id,
-                        entry.sealed_length,
+                        0 if entry.member else entry.sealed_length,
                         entry.plain_length,
                         entry.counter,
                         self._sessions[entry.session],
@@ -213,7 +231,7 @@ def _decode_footer(footer: bytes, count: int, end: int) -> list[PackEntry]:
     if base > len(footer):
         raise DamageError("its footer is too short for what it counts")
     sessions = [SessionId(footer[at : at + 16]) for at in range(_SESSIONS.size, begin, 16)]
-    entries = []
+    entries: list[PackEntry] = []
     offset = _RECORDS
     of: tuple[RecordId, ...]
     for record_id, sealed, plain, counter, session, kind, codec in _ENTRY.iter_unpack(
@@ -228,12 +246,29 @@ def _decode_footer(footer: bytes, count: int, end: int) -> list[PackEntry]:
             behind = base + 32 * BASES[codec]
             of = tuple(RecordId(footer[at : at + 32]) for at in range(base, behind, 32))
             base = behind
-        entries.append(
-            PackEntry(record_id, kind, codec, plain, sealed, counter, sessions[session], offset, of)
-        )
+        entry = PackEntry(record_id, kind, codec, plain, sealed, counter, sessions[session], offset, of)
+        if not sealed:
+            entry = _next_member(entries, entry)
+        entries.append(entry)
         offset += sealed
     if base != len(footer):
         raise DamageError("its footer has not the length that it counts")
     if offset > end:
         raise DamageError("its records are longer than the pack")
     return entries
+
+
+def _next_member(entries: list[PackEntry], entry: PackEntry) -> PackEntry:
+    """Return an entry that shares the record of the one before. Raises DamageError."""
+    first = entries[-1] if entries else None
+    if (
+        first is None
+        or min(first.codec, entry.codec) < GROUPED
+        or first.counter != entry.counter
+        or first.session != entry.session
+        or first.member == MAX_GROUP - 1
+    ):
+        raise DamageError("an entry of its footer has no record")
+    return entry._replace(
+        sealed_length=first.sealed_length, offset=first.offset, member=first.member + 1
+    )

@@ -19,19 +19,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from blake3 import blake3
 
 from castore.errors import StorageError
-from castore.model.refs import RecordId, Ref, RefKind, SessionId, encode_node
+from castore.model.refs import RecordId, SessionId, encode_node
 from castore.sealing import RecordSealer, best_cipher, random_key
 from castore.store.bases import Bases, Pending
 from castore.store.codecs import Codecs
-from castore.store.deltas import Deltas, Encoded
+from castore.store.deltas import Deltas
 from castore.store.pack import (
     CHUNK,
     NO_BASE,
     NODE,
-    RAW,
     PackEntry,
     PackWriter,
-    associated_base,
+    record_names,
 )
 from castore.store.sessions import encode_session, new_session_record, sealed_to, session_name
 
@@ -41,10 +40,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from castore.kernel import Sketch, Sketcher
+    from castore.model.refs import Ref
     from castore.sealing import WriterKey
     from castore.storage import Storage
     from castore.store.config import StoreConfig
-    from castore.store.deltas import NewChunk
+    from castore.store.deltas import Member, NewChunk
     from castore.store.index import Index
     from castore.store.reference import ReferenceCache, ReferenceWriter
 
@@ -55,19 +55,13 @@ _MAX_COUNTER: Final = 0xFFFFFFFF
 
 
 class Sealed(NamedTuple):
-    """A chunk on its way into a pack."""
+    """A record on its way into a pack: a chunk, or a group of deltas."""
 
-    ref: Ref
-    record: bytes | None
-    """What the pack will hold; None: the store has the chunk."""
-    codec: int
+    record: bytes
     counter: int
-    bases: tuple[RecordId, ...] = ()
-    frame: bytes | memoryview = b""
+    members: list[Member]
+    frame: bytes
     """What was sealed, for the reference cache."""
-    sketch: Sketch = ()
-    remainder: int = 0
-    """Its length as a delta, before compression, or else as it is."""
 
 
 class Session:
@@ -159,14 +153,6 @@ class Session:
             self.used += packs
         return [one or other for one, other in zip(waiting, indexed, strict=True)]
 
-    def seal(self, plain: bytes | memoryview) -> Sealed:
-        """Name a chunk, and, unless the store has it, compress and seal it."""
-        record_id = self.name(plain)
-        if self.known([record_id])[0]:
-            return Sealed(Ref(RefKind.CHUNK, record_id, len(plain)), None, RAW, 0)
-        codec, data = self._codecs.compress(plain)
-        return self._sealed(record_id, len(plain), Encoded(codec, data, (), len(plain)), ())
-
     def resemble(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
         """Return chunks that the store does not have, each with what it has that is alike."""
         if self._references.limit == 0:
@@ -178,17 +164,14 @@ class Session:
             for chunk, sketch, alike in zip(chunks, sketches, similar, strict=True)
         ]
 
-    def seal_new(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[Sealed]:
+    def seal(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[Sealed]:
         """Seal chunks that the store does not have, as deltas of what they resemble if that pays.
 
-        They are to be added together, in this order: one may be told by another in front of it.
+        The records are to be added together, in this order: what is told by another is behind it.
         """
         if self._error is not None:
             raise self._error
-        return [
-            self._sealed(chunk.id, chunk.end - chunk.start, encoded, chunk.sketch)
-            for chunk, encoded in zip(chunks, self._deltas.encode(buffer, chunks), strict=True)
-        ]
+        return [self._sealed(*encoded) for encoded in self._deltas.encode(buffer, chunks)]
 
     def _pending_alike(self, sketch: Sketch) -> list[RecordId]:
         """Return the chunk, not indexed yet, that has most of the features of a sketch."""
@@ -196,29 +179,34 @@ class Session:
         votes = [one for one in found if one is not None]
         return [max(votes, key=votes.count)] if votes else []
 
-    def _sealed(
-        self, record_id: RecordId, length: int, encoded: Encoded, sketch: Sketch
-    ) -> Sealed:
-        codec, data, bases, remainder = encoded
+    def _sealed(self, data: bytes | memoryview, members: list[Member]) -> Sealed:
         counter = self._count(self._chunk_counter)
-        base = associated_base(bases)
-        record = self._chunk_sealer.seal(counter, record_id, base, length, CHUNK, codec, data)
+        first = members[0]
+        names = record_names(first.id, first.bases, first.length, CHUNK, first.codec)
+        record = self._chunk_sealer.seal(counter, *names, data)
         # What is in the caller's buffer is gone when it is filled again.
         frame = bytes(data) if self._references.limit != 0 else b""
-        ref = Ref(RefKind.CHUNK, record_id, length)
-        return Sealed(ref, record, codec, counter, bases, frame, sketch, remainder)
+        return Sealed(record, counter, members, frame)
 
     def add(self, sealed: Sealed) -> bool:
-        """Put a chunk into the pack under way; tell whether it was new. Raises StorageError."""
+        """Put a record into the pack under way, unless the store has all of it; tell whether it was.
+
+        Raises StorageError.
+        """
         if self._error is not None:
             raise self._error
-        ref, record, codec, counter, bases, frame, sketch, _ = sealed
-        if record is None or ref.id in self._pending or ref.id in self._recent:
+        record, counter, members, frame = sealed
+        if all(one.id in self._pending or one.id in self._recent for one in members):
             return False
-        entry = PackEntry(
-            ref.id, CHUNK, codec, ref.size, len(record), counter, self.id, 0, bases
-        )
-        self._append(entry, record, frame, sketch)
+        entries = [
+            PackEntry(
+                *(one.id, CHUNK, one.codec, one.length, len(record), counter, self.id, 0),
+                one.bases,
+                member,
+            )
+            for member, one in enumerate(members)
+        ]
+        self._append(entries, record, frame, [one.sketch for one in members])
         return True
 
     def put_node(self, refs: list[Ref]) -> tuple[RecordId, int]:
@@ -237,7 +225,7 @@ class Session:
         length = len(plain)
         record = self._node_sealer.seal(counter, record_id, NO_BASE, length, NODE, codec, data)
         self._append(
-            PackEntry(record_id, NODE, codec, length, len(record), counter, self.id), record
+            [PackEntry(record_id, NODE, codec, length, len(record), counter, self.id)], record
         )
         return record_id, len(record)
 
@@ -285,39 +273,42 @@ class Session:
 
     def _append(
         self,
-        entry: PackEntry,
+        entries: Sequence[PackEntry],
         record: bytes,
-        frame: bytes | memoryview = b"",
-        sketch: Sketch = (),
+        frame: bytes = b"",
+        sketches: Sequence[Sketch] = (),
     ) -> None:
         try:
             pack = self._pack
-            if pack is not None and not pack.fits(len(record), self.id, len(entry.bases)):
+            if pack is not None and not pack.fits(entries):
                 self._close_pack(full=True)
                 pack = None
             if pack is None:
                 pack = self._pack = PackWriter(self._storage, self._writer)
                 self._reference = self._references.create(self._chunk_sealer.overhead)
-            offset = pack.add(entry, record)
+            offset = pack.add(entries, record)
         except BaseException as error:
             # Half a record may be in the pack.
             self._error = self._error or error
             raise
-        pending = None
-        if frame and self._reference is not None:
-            self._reference.add(offset, frame)
-            pending = Pending(
-                self._reference,
+        reference = self._reference
+        if not frame or reference is None:
+            self._pending |= dict.fromkeys(entry.id for entry in entries)
+            return
+        reference.add(offset, frame)
+        for entry, sketch in zip(entries, sketches, strict=True):
+            self._pending[entry.id] = Pending(
+                reference,
                 offset,
                 len(frame),
                 entry.plain_length,
                 entry.codec,
                 entry.bases,
+                entry.member,
                 sketch,
             )
             for feature in sketch:
                 self._pending_features[feature] = entry.id
-        self._pending[entry.id] = pending
 
     def _close_pack(self, *, full: bool) -> None:
         """Hand the pack over to be finished; wait while too many are."""

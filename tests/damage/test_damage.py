@@ -143,8 +143,8 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Master:
         for what in ("pack 1", "pack 2"):
             name = found.names[what]
             found.layouts[what] = store.pack_entries(PackId(bytes.fromhex(name[6:])))
-            # The box holds the count of sessions, the one id, an entry of 48 bytes for each record.
-            box = 2 + 16 + 48 * len(found.layouts[what]) + 40
+            # The box holds the count of sessions, the one id, an entry of 48 bytes for each record, and bases.
+            box = 2 + 16 + sum(48 + 32 * len(entry.bases) for entry in found.layouts[what]) + 40
             found.footers[what] = (lab.store / name).stat().st_size - 48 - box
     other = Lab(folder / "other")
     found.foreign["config/1"] = (other.store / "config/1").read_bytes()

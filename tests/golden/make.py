@@ -1,7 +1,8 @@
-"""Make tests/golden/format-1 anew: python -m tests.golden.make FOLDER (new).
+"""Make a golden store anew: python -m tests.golden.make format-1|deltas FOLDER (new).
 
 Run when a new format is made, never to make a failing test pass: what is there was written by the
-castore that made format 1, and every later one has to read it.
+castore that made format 1, or that wrote each delta as a record of its own (codecs 3 and 4), and every
+later one has to read it.
 """
 
 from __future__ import annotations
@@ -102,5 +103,28 @@ def make(into: Path) -> None:
         (into / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
 
 
+def night(number: int) -> bytes:
+    """Return the dump of a night: rows of which some are other ones each night, and some are gone."""
+    rng = random.Random(3)
+    rows = [f"{row}\t{rng.getrandbits(40):x}\tsome words that all rows have\n" for row in range(6000)]
+    for one in range(number):
+        rng = random.Random(100 + one)
+        for _ in range(40):
+            rows[rng.randrange(len(rows))] = f"{rng.getrandbits(60):x}\n"
+        del rows[rng.randrange(2000) :][:150]
+    return "".join(rows).encode()
+
+
+def make_deltas(into: Path) -> None:
+    into.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder), average=16384)
+        for number in range(5):
+            Path(folder, "dump").write_bytes(night(number))
+            lab.snapshot("nights", {"dump": castore.FileSource(f"{folder}/dump")})
+        shutil.copytree(lab.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
+        (into / "identity").write_text(lab.identity.text() + "\n")
+
+
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    {"format-1": make, "deltas": make_deltas}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""A store that the castore which made format 1 wrote: every later one reads it, and rescue.py does."""
+"""Stores that earlier castores wrote: every later one reads them, and rescue.py does."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ import castore
 from castore.sealing import Identity
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from tests.golden.make import plain
+from castore.store.pack import DELTA, DELTA_PAIR
+from tests.golden.make import night, plain
 from tests.support.walker import walk
 
 GOLDEN = Path(__file__).parent / "format-1"
+DELTAS = Path(__file__).parent / "deltas"
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 
@@ -26,12 +28,12 @@ EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 class Copy:
     """A copy of the golden store, on a machine of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, golden: Path = GOLDEN) -> None:
         self.path = folder / "store"
         self.places = Places(str(folder / "state"), str(folder / "cache"))
-        shutil.copytree(GOLDEN / "store", self.path)
+        shutil.copytree(golden / "store", self.path)
         assert not (self.path / "tmp").exists()  # git does not keep it
-        self.identity = Identity.parse((GOLDEN / "identity").read_text(), lambda: "")
+        self.identity = Identity.parse((golden / "identity").read_text(), lambda: "")
 
     def keep_writer_key(self) -> None:
         path = Path(self.places.writer_key_of(Store.read_id(LocalStorage(str(self.path)))))
@@ -125,3 +127,22 @@ def test_it_is_restored_without_castore(golden: Copy, tmp_path: Path, revision: 
     done = subprocess.run([*command, "golden", revision[1:], str(tmp_path / "out")], **options)
     assert done.returncode == 0, done.stderr
     the_same(revision, tmp_path / "out")
+
+
+def test_deltas_with_records_of_their_own_are_read(tmp_path: Path) -> None:
+    with Copy(tmp_path, DELTAS).open() as store:
+        assert castore.verify(_synced(store), castore.Tally(), read_data=True).sound
+        codecs = {entry.codec for pack, _ in store.packs() for entry in store.pack_entries(pack)}
+        assert {DELTA, DELTA_PAIR} <= codecs
+        for number in range(5):
+            out = tmp_path / str(number)
+            selection = castore.select(store, f"nights@{number + 1}")
+            castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Tally())
+            assert (out / "dump").read_bytes() == night(number)
+    command = [sys.executable, str(RESCUE), str(tmp_path / "store"), "--identity", str(DELTAS / "identity")]
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    for number in range(5):
+        out = tmp_path / f"rescued {number}"
+        done = subprocess.run([*command, "nights", str(number + 1), str(out)], **options)
+        assert done.returncode == 0, done.stderr
+        assert (out / "dump").read_bytes() == night(number)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from castore.kernel import Sketcher, apply_delta, encode_delta
+from castore.kernel import MAX_GROUP, Sketcher, apply_delta, encode_delta, join_deltas, part_deltas
 from tests.support import delta_twin
 from tests.support.cutting import GEAR
 
@@ -90,6 +91,39 @@ def test_a_damaged_delta_is_read_as_its_twin_reads_it(pair, flips, longer):
 @given(st.binary(max_size=200), st.binary(max_size=60), st.integers(0, 300))
 def test_any_bytes_as_a_delta_are_read_as_its_twin_reads_them(base, delta, length):
     assert apply_delta(base, delta, length) == delta_twin.apply(base, delta, length)
+
+
+def deltas_of(some):
+    return [encode_delta(base, bytearray(target), 0, len(target), 2 * len(target) + 100) for base, target in some]
+
+
+@given(st.lists(pairs(), max_size=5))
+def test_deltas_are_parted_and_joined_again(some):
+    deltas = deltas_of(some)
+    streams = part_deltas(deltas)
+    assert join_deltas(streams) == delta_twin.join(streams, MAX_GROUP) == deltas
+    # The first three hold numbers; one more a delta, which ends it.
+    assert sum(map(len, streams)) <= 2 * sum(map(len, deltas)) + len(deltas)
+
+
+@settings(max_examples=500)
+@given(st.lists(pairs(), min_size=1, max_size=4), st.lists(st.tuples(st.integers(0, 3), seeds, st.binary(max_size=3))))
+def test_a_damaged_group_is_read_as_its_twin_reads_it(some, damages):
+    streams = [bytearray(stream) for stream in part_deltas(deltas_of(some))]
+    for stream, at, data in damages:
+        at %= len(streams[stream]) + 1
+        streams[stream][at : at + 1] = data
+    found = [bytes(stream) for stream in streams]
+    assert join_deltas(found) == delta_twin.join(found, MAX_GROUP)
+
+
+def test_a_group_is_bounded_and_of_deltas_only():
+    delta = encode_delta(b"base" * 100, bytearray(b"base" * 100), 0, 400, 100)
+    assert join_deltas(part_deltas([delta] * MAX_GROUP)) == [delta] * MAX_GROUP
+    assert join_deltas(part_deltas([delta] * (MAX_GROUP + 1))) is None
+    for wrong in (b"", b"\x05abc", delta + b"\x00\x00\x00", b"\x80" * 6):
+        with pytest.raises(ValueError, match="no deltas"):
+            part_deltas([delta, wrong])
 
 
 @settings(max_examples=30)

@@ -161,7 +161,7 @@ def test_lists_and_actions_run_in_the_order_in_which_they_are_fed(store):
 
 
 @pytest.mark.parametrize(
-    ("name", "at"), [("name", 0), ("name", 1), ("name", 300), ("known", 0), ("seal_new", 0)]
+    ("name", "at"), [("name", 0), ("name", 1), ("name", 300), ("known", 0), ("seal", 0)]
 )
 def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, name, at):
     data = random.Random(f"{name} {at}").randbytes(1_000_000)
@@ -182,7 +182,7 @@ def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, name, at):
     assert kept == []
     delattr(session, name)
     with pytest.raises(StorageError, match="ended"):
-        session.seal(b"more")
+        session.seal(bytearray(b"more"), [])
     with pytest.raises(StorageError, match="ended"):
         session.put_node([])
     (ref,) = put(store, [data])  # the next session is not concerned

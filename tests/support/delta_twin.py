@@ -46,6 +46,51 @@ def apply(base: bytes, delta: bytes, length: int) -> bytes | None:
         return None
 
 
+def join(streams: list[bytes], most: int) -> list[bytes] | None:
+    """Return the deltas, each as a record of its own would hold it, of a group; None if it is none."""
+    at = [0, 0, 0, 0]
+
+    def number(stream: int) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = streams[stream][at[stream]]
+            at[stream] += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise IndexError
+
+    def told(value: int) -> bytes:
+        out = bytearray()
+        while value >= 0x80:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        return bytes([*out, value])
+
+    deltas = []
+    try:
+        while at[0] < len(streams[0]):
+            if len(deltas) == most:
+                return None
+            delta = b""
+            while True:
+                literals = number(0)
+                if literals > len(streams[3]) - at[3]:
+                    return None
+                delta += told(literals) + streams[3][at[3] : at[3] + literals]
+                at[3] += literals
+                copied = number(1)
+                if not copied:
+                    break
+                moved = number(2)
+                moved = (moved // 2 if moved % 2 == 0 else -(moved + 1) // 2) + literals
+                delta += told(copied) + told(2 * moved if moved >= 0 else -2 * moved - 1)
+            deltas.append(delta)
+    except IndexError:
+        return None
+    return deltas if at == [len(stream) for stream in streams] else None
+
+
 def sketch(gear: bytes, key: bytes, data: bytes) -> tuple[bytes, ...]:
     """Return the sketch of a chunk."""
     words = gear_words(gear)

@@ -85,6 +85,73 @@ deltas(void)
 }
 
 static void
+groups(void)
+{
+	uint8_t *deltas[5], *joined, *out, *streams, *again;
+	uint32_t lengths[5], *found;
+	size_t count = draw() % 6, total = 0, room, sizes[4], damaged[4], sum, i, max = draw() % 4 ? 5 : draw() % 6;
+	int told;
+
+	for (i = 0; i < count; i++) {
+		size_t base_len = draw() % 3000, len = base_len, most;
+		uint8_t *base = content(base_len), *target = similar(base, &len);
+
+		most = 2 * len + 64;
+		deltas[i] = exactly(most);
+		lengths[i] = (uint32_t)delta_encode(base, base_len, target, len, deltas[i], most);
+		if (lengths[i] == 0)
+			abort();
+		total += lengths[i];
+		free(base);
+		free(target);
+	}
+	joined = exactly(total);
+	for (i = 0, sum = 0; i < count; sum += lengths[i++])
+		memcpy(joined + sum, deltas[i], lengths[i]);
+	room = total + count;
+	out = exactly(4 * room);
+	if (delta_part(joined, lengths, count, out, room, sizes) != 0)
+		abort();
+	for (i = 0, sum = 0; i < 4; i++) {
+		if (sizes[i] > room)
+			abort();
+		sum += sizes[i];
+	}
+	streams = exactly(sum);
+	for (i = 0, sum = 0; i < 4; sum += sizes[i++])
+		memcpy(streams + sum, out + i * room, sizes[i]);
+	again = exactly(sum + sizes[0]);
+	found = exactly(max * sizeof(*found));
+	told = delta_join(streams, sizes, again, found, max);
+	if (told != (count > max ? -1 : (int)count) || (told > 0 && memcmp(again, joined, total) != 0))
+		abort();
+	for (i = 0; i < 30 && sum > 0; i++) {
+		size_t cut = draw() % 4, less;
+
+		memcpy(damaged, sizes, sizeof(sizes));
+		streams[draw() % sum] = (uint8_t)draw();
+		less = damaged[cut] ? draw() % damaged[cut] : 0;
+		if (draw() % 2) {
+			damaged[cut] -= less;
+			damaged[(cut + 1) % 4] += cut < 3 ? less : 0;
+		}
+		(void)delta_join(streams, damaged, again, found, max);
+	}
+	/* Any bytes as deltas. */
+	for (i = 0; i < 10 && total > 0; i++) {
+		joined[draw() % total] = (uint8_t)draw();
+		(void)delta_part(joined, lengths, count, out, room, sizes);
+	}
+	for (i = 0; i < count; i++)
+		free(deltas[i]);
+	free(found);
+	free(again);
+	free(streams);
+	free(out);
+	free(joined);
+}
+
+static void
 sketches(struct sketch_rule *rule)
 {
 	size_t len = draw() % 40000;
@@ -149,6 +216,7 @@ main(void)
 	}
 	for (i = 0; i < 20000; i++) {
 		deltas();
+		groups();
 		sketches(sketch);
 		cuts(cut);
 	}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import subprocess
 import sys
 import threading
@@ -14,9 +15,11 @@ import pytest
 import castore
 from castore.content.lists import iter_chunks
 from castore.errors import DamageError
-from castore.model.refs import RefKind
+from castore.kernel import MAX_GROUP, encode_delta
+from castore.model.refs import RecordId, RefKind, SessionId
 from castore.store.bases import MAX_DEPTH
-from castore.store.pack import CHUNK
+from castore.store.codecs import Codecs, Groups, member_of
+from castore.store.pack import BASES, CHUNK, GROUPED, PackEntry, _decode_footer
 from castore.upkeep.stats import stats
 from tests.support.stores import Lab
 
@@ -213,6 +216,85 @@ def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(lab):
                 content(lab, number)
         else:
             assert content(lab, number) == nights[number - 1]
+
+
+def test_deltas_share_records_and_the_loss_of_one_is_told_of_all_in_it(lab):
+    for night in range(2):
+        take(lab, table(40_000, night))
+    with lab.open() as store:
+        told = stats(store)
+        packs = [(pack, store.pack_entries(pack)) for pack, _ in store.packs()]
+        groups: dict[tuple[bytes, int], list[PackEntry]] = {}
+        lengths: dict[tuple[bytes, int], int] = {}
+        for pack, entries in packs:
+            for entry in entries:
+                lengths[pack, entry.offset] = entry.sealed_length
+                if entry.codec >= GROUPED:
+                    groups.setdefault((pack, entry.offset), []).append(entry)
+        assert told.records.chunk_bytes + told.records.node_bytes == sum(lengths.values())
+        assert told.overhead > 0
+    (pack, offset), members = max(groups.items(), key=lambda item: len(item[1]))
+    assert len(members) > 10
+    assert [entry.member for entry in members] == list(range(len(members)))
+    assert len({entry.counter for entry in members}) == 1
+    path = lab.store / "packs" / pack.hex()
+    data = bytearray(path.read_bytes())
+    data[offset + members[0].sealed_length // 2] ^= 1
+    os.chmod(path, 0o600)
+    path.write_bytes(data)
+    with lab.open() as store:
+        found = castore.verify(store, castore.Tally(), read_data=True)
+    assert {(hit.number, hit.part) for hit in found.affected} == {(2, "d")}
+    for entry in members:
+        assert any(entry.id.hex() in text for text in found.damage)
+    assert content(lab, 1) == table(40_000, 0)
+
+
+def test_a_footer_whose_groups_are_none_is_refused():
+    session, other, base = SessionId(b"s" * 16), SessionId(b"o" * 16), RecordId(b"b" * 32)
+
+    def entry(number, codec=GROUPED, counter=7, session=session, **more):
+        bases = (base,) * BASES[codec]
+        record = RecordId(bytes([number]) * 32)
+        return PackEntry(record, CHUNK, codec, 10, 100, counter, session, 48, bases, **more)
+
+    def footer(*entries):
+        sessions = b"".join([session, other])
+        told = b"".join(
+            struct.pack("<32sIIIHBB", *(e.id, 0 if e.member else 100, 10, e.counter, e.session == other, 0, e.codec))
+            for e in entries
+        )
+        return b"\x02\0" + sessions + told + b"".join(one for e in entries for one in e.bases)
+
+    right = [entry(1), entry(2, GROUPED + 1, member=1), entry(3, member=2)]
+    found = _decode_footer(footer(*right), 3, 1000)
+    assert [one.member for one in found] == [0, 1, 2]
+    assert {one.offset for one in found} == {found[0].offset}
+    assert {one.sealed_length for one in found} == {100}
+    for wrong in (
+        [entry(1, member=1)],
+        [entry(1, codec=1), entry(2, member=1)],
+        [entry(1), entry(2, codec=1, member=1)],
+        [entry(1), entry(2, counter=8, member=1)],
+        [entry(1), entry(2, session=other, member=1)],
+        [entry(1), *(entry(number % 250, member=1) for number in range(MAX_GROUP))],
+    ):
+        with pytest.raises(DamageError, match="has no record"):
+            _decode_footer(footer(*wrong), len(wrong), 1000)
+
+
+def test_a_group_without_the_delta_that_is_asked_of_it_is_damaged():
+    groups = Groups(Codecs())
+    delta = encode_delta(b"base" * 100, bytearray(b"base" * 100), 0, 400, 100)
+    data = Codecs().compress_group([delta] * 3)
+    deltas = groups.open("key", data)
+    assert groups.get("key") == deltas == [delta] * 3
+    assert groups.get("other") is None
+    with pytest.raises(DamageError, match="3 deltas"):
+        member_of(deltas, 3)
+    for wrong in (b"", data[:11], data[:40], data[:12] + b"x" + data[13:], b"\xff" * 4 + data[4:]):
+        with pytest.raises(DamageError):
+            groups.open("wrong", wrong)
 
 
 def test_a_base_that_is_gone_is_told_of_every_generation_that_needs_it(lab):

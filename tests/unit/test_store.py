@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import stat
@@ -26,7 +27,7 @@ from castore.model.generation import Generation, StoredRef
 from castore.model.refs import RecordId, Ref, RefKind
 from castore.sealing import Cipher, Identity
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import NewChunk, Places, Store
 from castore.store import pack as packs
 from castore.store import session as sessions
 
@@ -67,14 +68,28 @@ def bench(tmp_path):
     made.store.close()
 
 
+def ref_of(session, content):
+    return Ref(RefKind.CHUNK, session.name(content), len(content))
+
+
+def seal(session, content):
+    """Seal a chunk; return None if the store has it."""
+    chunk = NewChunk(session.name(content), 0, len(content))
+    if session.known([chunk.id])[0]:
+        return None
+    (sealed,) = session.seal(bytearray(content), [chunk])
+    return sealed
+
+
 def put(store, *contents):
     """Store chunks and a node of them; return their references and the node's id."""
     with store.session() as session:
         refs = []
         for content in contents:
-            sealed = session.seal(memoryview(content))
-            session.add(sealed)
-            refs.append(sealed.ref)
+            sealed = seal(session, content)
+            if sealed is not None:
+                session.add(sealed)
+            refs.append(ref_of(session, content))
         node, _ = session.put_node(refs)
     return refs, node
 
@@ -106,9 +121,7 @@ def test_chunks_and_nodes_come_back_and_are_stored_once(bench):
     assert bench.asked == 1
     before = bench.objects("packs")
     with bench.store.session() as session:
-        sealed = session.seal(contents[0])
-        assert sealed.record is None
-        assert session.add(sealed) is False
+        assert seal(session, contents[0]) is None
         assert session.put_node(refs) == (node, 0)
     assert bench.objects("packs") == before
     assert len(bench.objects("sessions")) == 1
@@ -118,20 +131,20 @@ def test_chunks_and_nodes_come_back_and_are_stored_once(bench):
 
 def test_a_chunk_added_twice_in_a_session_is_in_the_pack_once(bench):
     with bench.store.session() as session:
-        first, second = session.seal(b"same" * 1000), session.seal(b"same" * 1000)
+        first, second = seal(session, b"same" * 1000), seal(session, b"same" * 1000)
         assert first.counter != second.counter
         assert [session.add(first), session.add(second)] == [True, False]
-        assert session.seal(b"same" * 1000).record is None
+        assert seal(session, b"same" * 1000) is None
     assert bench.store.count_chunks() == 1
 
 
 def test_records_are_sealed_on_two_threads_without_sharing_a_counter(bench):
     contents = [os.urandom(3000) for _ in range(400)]
     with bench.store.session() as session, ThreadPoolExecutor(2) as pool:
-        sealed = list(pool.map(session.seal, contents))
+        sealed = list(pool.map(functools.partial(seal, session), contents))
         assert len({one.counter for one in sealed}) == len(contents)
         assert all(session.add(one) for one in sealed)
-    assert [bench.store.read_chunk(one.ref.id) for one in sealed] == contents
+    assert [bench.store.read_chunk(one.members[0].id) for one in sealed] == contents
 
 
 def test_packs_are_cut_when_full_and_padded(bench, monkeypatch):
@@ -374,9 +387,9 @@ def test_a_session_refuses_everything_after_its_first_error(bench, monkeypatch):
     monkeypatch.setattr(packs.PackWriter, "commit", fail)
     with pytest.raises(StorageError) as caught, bench.store.session() as session:
         for _ in range(1000):
-            session.add(session.seal(os.urandom(60_000)))
+            session.add(seal(session, os.urandom(60_000)))
     assert caught.value is failure
-    for refused in (lambda: session.seal(b""), lambda: session.put_node([]), session.finish):
+    for refused in (lambda: session.seal(bytearray(), []), lambda: session.put_node([]), session.finish):
         if refused != session.finish:
             with pytest.raises(StorageError):
                 refused()
@@ -386,12 +399,11 @@ def test_a_session_refuses_everything_after_its_first_error(bench, monkeypatch):
 
 def test_what_was_stored_before_an_error_is_found_by_the_next_try(bench):
     with pytest.raises(ZeroDivisionError), bench.store.session() as session:
-        sealed = session.seal(b"content")
-        session.add(sealed)
+        session.add(seal(session, b"content"))
         1 / 0
-    assert bench.store.read_chunk(sealed.ref.id) == b"content"
+    assert bench.store.read_chunk(session.name(b"content")) == b"content"
     with pytest.raises(StorageError, match="ended"):
-        session.seal(b"more")
+        session.seal(bytearray(b"more"), [])
     assert not [t for t in threading.enumerate() if t.name.startswith("castore-pack")]
 
 
@@ -453,19 +465,19 @@ def test_a_delta_is_read_through_its_base(bench):
     refs, _ = put(bench.store, base)
     content = base[:20_000] + b"changed" + base[20_000:]
     with bench.store.session() as session:
-        sealed = session.seal(content)
+        chunk = session.name(content)
         words = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         data = zstandard.ZstdCompressor(level=3, dict_data=words).compress(content)
-        fields = (99, sealed.ref.id, refs[0].id, len(content), packs.CHUNK, packs.DICTIONARY)
+        fields = (99, chunk, refs[0].id, len(content), packs.CHUNK, packs.DICTIONARY)
         record = session._chunk_sealer.seal(*fields, data)
         entry = packs.PackEntry(
-            sealed.ref.id, packs.CHUNK, packs.DICTIONARY, len(content), len(record), 99, session.id, 0, (refs[0].id,)
+            chunk, packs.CHUNK, packs.DICTIONARY, len(content), len(record), 99, session.id, 0, (refs[0].id,)
         )
-        session._append(entry, record)
+        session._append([entry], record)
     assert len(record) < 1000
-    assert bench.store.read_chunk(sealed.ref.id) == content
+    assert bench.store.read_chunk(chunk) == content
     with bench.open(bench.elsewhere()) as store:
-        assert store.read_chunk(sealed.ref.id) == content
+        assert store.read_chunk(chunk) == content
         assert [store.read_entry(pack, one) for pack, _ in store.packs() for one in store.pack_entries(pack)]
 
 
@@ -474,9 +486,12 @@ def test_a_session_of_many_threads_and_packs_keeps_every_node_behind_its_chunks(
     contents = [os.urandom(20_000) for _ in range(150)]
     nodes = []
     with bench.store.session() as session, ThreadPoolExecutor(2) as pool:
-        for sealed in pool.map(session.seal, contents * 2):
-            session.add(sealed)
-            nodes.append((session.put_node([sealed.ref])[0], sealed.ref))
+        sealed = pool.map(functools.partial(seal, session), contents * 2)
+        for content, one in zip(contents * 2, sealed, strict=True):
+            if one is not None:
+                session.add(one)
+            ref = ref_of(session, content)
+            nodes.append((session.put_node([ref])[0], ref))
         session.finish()
         session.finish()
     assert bench.store.count_chunks() == len(contents)

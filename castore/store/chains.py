@@ -1,0 +1,86 @@
+"""Chunks put together from what they rest on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from castore.errors import DamageError
+from castore.kernel import apply_deltas
+from castore.store.pack import MAX_CHAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.model.refs import RecordId
+
+
+class Layer(NamedTuple):
+    """How a chunk is stored: as its plaintext or, if it has bases, as a delta from these in order."""
+
+    data: bytes
+    length: int
+    """Of the chunk."""
+    bases: tuple[RecordId, ...] = ()
+
+
+class Base(NamedTuple):
+    """A chunk that others can be told by."""
+
+    id: RecordId
+    data: bytes
+    depth: int
+    """How many chunks lie below it: 0 for one that is no delta."""
+    bases: tuple[RecordId, ...]
+
+
+class Kept(Protocol):
+    """Chunks that were put together before: a dict, say."""
+
+    def get(self, chunk: RecordId, /) -> Base | None:
+        """Return one, or None."""
+
+    def __setitem__(self, chunk: RecordId, base: Base, /) -> None:
+        """Keep one."""
+
+
+def assemble(
+    chunk: RecordId, layer_of: Callable[[RecordId], Layer], kept: Kept, depth: int = 0
+) -> Base:
+    """Return a chunk; it, and what ends chains of single bases, is kept.
+
+    layer_of: raises KeyError where a layer is not to be had, which is passed on, as is the KeyError for a
+    chain of more than MAX_CHAIN. Raises DamageError.
+    """
+    chain: list[tuple[bytes, int]] = []
+    above: tuple[RecordId, ...] = ()
+    below = chunk
+    while (found := kept.get(below)) is None:
+        if depth + len(chain) > MAX_CHAIN:
+            raise KeyError(chunk)
+        data, length, bases = layer_of(below)
+        if len(bases) == 1:
+            chain.append((data, length))
+            above = above or bases
+            below = bases[0]
+            continue
+        level = 0
+        if bases:
+            parts = [assemble(one, layer_of, kept, depth + len(chain) + 1) for one in bases]
+            level = 1 + max(part.depth for part in parts)
+            data = apply(b"".join(part.data for part in parts), [(data, length)])
+        found = kept[below] = Base(below, data, level, bases)
+    if chain:
+        data = apply(found.data, chain[::-1])
+        found = kept[chunk] = Base(chunk, data, found.depth + len(chain), above)
+    return found
+
+
+def apply(base: bytes, deltas: list[tuple[bytes, int]]) -> bytes:
+    """Return what a chain of deltas, the lowest first, makes of a base. Raises DamageError.
+
+    Each is given with the length of what it makes.
+    """
+    plain = apply_deltas(base, deltas)
+    if plain is None:
+        raise DamageError("it is no delta of its base")
+    return plain
