@@ -86,8 +86,10 @@ _sketch_chunks: Final = _function(
 _delta_encode: Final = _function(
     "delta_encode", _SIZE, ctypes.c_char_p, _SIZE, _ADDRESS, _SIZE, _ADDRESS, _SIZE
 )
-_delta_apply: Final = _function(
-    "delta_apply", ctypes.c_int, *(ctypes.c_char_p, _SIZE, ctypes.c_char_p, _SIZE), ctypes.c_char_p, _SIZE
+_delta_apply_all: Final = _function(
+    "delta_apply_all",
+    ctypes.c_int,
+    *(ctypes.c_char_p, _SIZE, _ADDRESS, _ADDRESS, _ADDRESS, _SIZE, _SIZE, _ADDRESS, ctypes.c_char_p),
 )
 _delta_part: Final = _function(
     "delta_part", ctypes.c_int, ctypes.c_char_p, _ADDRESS, _SIZE, _ADDRESS, _SIZE, _ADDRESS
@@ -236,16 +238,11 @@ class Sketcher:
 _local: Final = threading.local()
 
 
-def _scratch(length: int, number: int = 0) -> Any:
-    """Return memory of this thread's for at least `length` bytes: new memory costs more than a delta.
-
-    number: 0 or 1: which of two.
-    """
-    name = "first" if number == 0 else "second"
-    found = getattr(_local, name, None)
+def _scratch(length: int) -> Any:
+    """Return memory of this thread's for at least `length` bytes: new memory costs more than a delta."""
+    found = getattr(_local, "scratch", None)
     if found is None or len(found) < length:
-        found = ctypes.create_string_buffer(max(length, 1 << 18))
-        setattr(_local, name, found)
+        found = _local.scratch = ctypes.create_string_buffer(max(length, 1 << 18))
     return found
 
 
@@ -268,17 +265,22 @@ def apply_deltas(base: bytes, deltas: list[tuple[bytes, int]]) -> bytes | None:
 
     Each is given with the length of what it makes. None if one is no delta of what it should be.
     """
-    below: Any = base
-    below_length = len(base)
-    for number, (delta, length) in enumerate(deltas[:-1]):
-        out = _scratch(length, number % 2)
-        if _delta_apply(below, below_length, delta, len(delta), out, length):
-            return None
-        below, below_length = out, length
-    delta, length = deltas[-1]
+    count = len(deltas)
+    lengths = [length for _, length in deltas]
+    longest = max(lengths)
     # Written in place while nobody else has it, as the C API allows.
-    made: bytes = _new_bytes(None, length)
-    if _delta_apply(below, below_length, delta, len(delta), made, length):
+    made: bytes = _new_bytes(None, lengths[-1])
+    if _delta_apply_all(
+        base,
+        len(base),
+        (ctypes.c_char_p * count)(*(delta for delta, _ in deltas)),
+        (_SIZE * count)(*(len(delta) for delta, _ in deltas)),
+        (_SIZE * count)(*lengths),
+        count,
+        longest,
+        _scratch(2 * longest if count > 1 else 0),
+        made,
+    ):
         return None
     return made
 

@@ -189,6 +189,23 @@ delta_apply(const uint8_t *base, size_t base_len, const uint8_t *delta, size_t d
 }
 
 int
+delta_apply_all(const uint8_t *base, size_t base_len, const uint8_t *const *deltas, const size_t *delta_lens,
+    const size_t *lens, size_t count, size_t lens_max, uint8_t *scratch, uint8_t *out)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		uint8_t *to = i + 1 == count ? out : scratch + (i % 2) * lens_max;
+
+		if (delta_apply(base, base_len, deltas[i], delta_lens[i], to, lens[i]) != 0)
+			return (-1);
+		base = to;
+		base_len = lens[i];
+	}
+	return (0);
+}
+
+int
 delta_part(const uint8_t *in, const uint32_t *lengths, size_t count, uint8_t *out, size_t room, size_t sizes[4])
 {
 	uint8_t *to[4];

@@ -23,6 +23,15 @@ int delta_apply(const uint8_t *base, size_t base_len, const uint8_t *delta, size
     uint8_t *out, size_t len);
 
 /*
+ * Make out[0 .. len) of a base and of count deltas, the first from the base, each
+ * other from what the one before makes: lens[i] bytes, none of more than lens_max.
+ * scratch has room for two times lens_max.  Returns 0, or -1 as delta_apply does.
+ */
+__attribute__((visibility("default")))
+int delta_apply_all(const uint8_t *base, size_t base_len, const uint8_t *const *deltas, const size_t *delta_lens,
+    const size_t *lens, size_t count, size_t lens_max, uint8_t *scratch, uint8_t *out);
+
+/*
  * Part deltas, which lie one behind the other, each of lengths[0 .. count), into
  * the four streams of a group, as FORMAT.md gives them.  Each has out + its number
  * * room, and room is for all the deltas and a byte each; its length goes to sizes.

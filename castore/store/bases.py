@@ -154,5 +154,5 @@ class Bases:
                 return None
             if codec < GROUPED:
                 return Layer(self._codecs.body(codec, frame, plain_length), plain_length, bases)
-            deltas = self._groups.open(key, frame)
+            deltas = self._groups.open(key, lambda: frame)
         return Layer(member_of(deltas, member), plain_length, bases)

@@ -15,7 +15,7 @@ from castore.kernel import join_deltas, part_deltas
 from castore.store.pack import DELTA, DELTA_PAIR, DICTIONARY, RAW, ZSTD
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
 _PARAMETERS: Final = zstandard.ZstdCompressionParameters(
     window_log=18,
@@ -127,6 +127,8 @@ class Groups:
     def __init__(self, codecs: Codecs) -> None:
         self._codecs = codecs
         self._lock = threading.Lock()
+        # Threads that read on in one stream come to its next group at about the same time.
+        self._opening = [threading.Lock() for _ in range(16)]
         self._kept: OrderedDict[Hashable, list[bytes]] = OrderedDict()
         self._kept_bytes = 0
 
@@ -138,17 +140,23 @@ class Groups:
                 self._kept.move_to_end(key)
             return found
 
-    def open(self, key: Hashable, data: bytes) -> list[bytes]:
-        """Return the deltas of a group, and keep them under `key`. Raises DamageError."""
-        found = self._codecs.group(data)
-        with self._lock:
-            if key not in self._kept:
+    def open(self, key: Hashable, data: Callable[[], bytes]) -> list[bytes]:
+        """Return the deltas of a group, of what `data` gives unless they are kept; keep them.
+
+        Raises DamageError, and what `data` raises.
+        """
+        with self._opening[hash(key) % len(self._opening)]:
+            found = self.get(key)
+            if found is not None:
+                return found
+            found = self._codecs.group(data())
+            with self._lock:
+                self._kept[key] = found
                 self._kept_bytes += sum(map(len, found))
-            self._kept[key] = found
-            while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
-                _, gone = self._kept.popitem(last=False)
-                self._kept_bytes -= sum(map(len, gone))
-        return found
+                while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
+                    _, gone = self._kept.popitem(last=False)
+                    self._kept_bytes -= sum(map(len, gone))
+            return found
 
 
 def member_of(deltas: Sequence[bytes], member: int) -> bytes:

@@ -237,7 +237,10 @@ class Index:
                     joined = txn.get(chunk + number, b"", db=bases_of)
                     if len(joined) != 32 * BASES[codec]:
                         continue
-                    bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
+                    if len(joined) == 32:
+                        bases = (joined,)
+                    else:
+                        bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
                     todo += [base for base in bases if base not in kept]
                 found[chunk] = Place(
                     pack_id, offset, sealed, plain, counter, sessions[session], codec, bases, member

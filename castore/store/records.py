@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections import ChainMap
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
@@ -68,8 +68,8 @@ class RecordReader:
         what several of them rest on is opened once. None if that does not succeed, whatever the
         reason: `read` tells it, or finds another copy.
         """
-        opened: dict[RecordId, Base] = {}
-        kept: ChainMap[RecordId, Base] = ChainMap(opened, getattr(self._local, "bases", {}))
+        before: dict[RecordId, Base] = getattr(self._local, "bases", {})
+        kept = before.copy()
         try:
             layers = self._layers(self._index.locate_chunks(chunks, kept))
             found = [assemble(chunk, layers.__getitem__, kept).data for chunk in chunks]
@@ -80,9 +80,8 @@ class RecordReader:
             if blake3(data, key=key).digest() != chunk:
                 return None
         # The next chunks rest on the same ones, or on those behind.
-        for chunk in chunks:
-            opened.pop(chunk, None)
-        self._local.bases = opened
+        opened = kept.keys() - before.keys()
+        self._local.bases = {chunk: kept[chunk] for chunk in opened.difference(chunks)}
         return found
 
     def _layers(self, places: dict[RecordId, Place]) -> dict[RecordId, Layer]:
@@ -101,11 +100,11 @@ class RecordReader:
         found = {}
         for where, sealed in self._fetch(sorted(place[:3] for _, place in records.values())):
             chunk, place = records[where]
-            data = self._unseal(CHUNK, chunk, place, sealed)
+            unseal = partial(self._unseal, CHUNK, chunk, place, sealed)
             if place.codec >= GROUPED:
-                groups[where] = self._groups.open(where, data)
+                groups[where] = self._groups.open(where, unseal)
             elif place.codec != DICTIONARY:  # `read` knows that
-                body = self._codecs.body(place.codec, data, place.plain_length)
+                body = self._codecs.body(place.codec, unseal(), place.plain_length)
                 found[chunk] = Layer(body, place.plain_length, place.bases)
         for chunk, place in places.items():
             if place.codec >= GROUPED:
@@ -158,23 +157,26 @@ class RecordReader:
 
     def _open(self, kind: int, record_id: RecordId, place: Place, depth: int) -> bytes:
         where = place.pack, place.offset
-        deltas = self._groups.get(where) if place.codec >= GROUPED else None
-        data = b""
-        if deltas is None:
-            sealed = self._storage.get(pack_name(place.pack), place.offset, place.sealed_length)
-            if len(sealed) != place.sealed_length:
-                raise DamageError("the pack is cut")
-            data = self._unseal(kind, record_id, place, sealed)
-            if place.codec >= GROUPED:
-                deltas = self._groups.open(where, data)
+        read = partial(self._read_sealed, kind, record_id, place)
+        data, deltas = b"", []
+        if place.codec >= GROUPED:
+            deltas = self._groups.open(where, read)
+        else:
+            data = read()
         if place.bases and depth >= MAX_CHAIN:
             raise DamageError(f"it rests on more than {MAX_CHAIN} bases")
         below = b"".join(self._base(base, depth + 1) for base in place.bases)
-        if deltas is not None:
+        if place.codec >= GROUPED:
             body = member_of(deltas, place.member)
         else:
             body = self._codecs.body(place.codec, data, place.plain_length, below)
         return apply(below, [(body, place.plain_length)]) if place.codec >= DELTA else body
+
+    def _read_sealed(self, kind: int, record_id: RecordId, place: Place) -> bytes:
+        sealed = self._storage.get(pack_name(place.pack), place.offset, place.sealed_length)
+        if len(sealed) != place.sealed_length:
+            raise DamageError("the pack is cut")
+        return self._unseal(kind, record_id, place, sealed)
 
     def _base(self, base: RecordId, depth: int) -> bytes:
         found = self.read(CHUNK, base, depth)
