@@ -370,7 +370,7 @@ class Ingest:
         if window is not None:
             for chunk, (_, offset) in zip(new, batch.new, strict=True):
                 if chunk.alike:
-                    window.anchor(offset, chunk.alike[0])
+                    window.anchor(offset, chunk.end - chunk.start, chunk.alike[0])
             new = [
                 chunk._replace(neighbours=window.neighbours(offset, chunk.end - chunk.start))
                 for chunk, (_, offset) in zip(new, batch.new, strict=True)

@@ -7,10 +7,10 @@ borders will be, and a chunk that is new which stored ones stand at its place.
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from castore.errors import CastoreError
+from castore.store.pack import MAX_BASES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ _MARGIN: Final = 4 << 20
 """How far beside its expected place a chunk may be resembled."""
 _TRIM: Final = 2048
 _SLIVER: Final = 16
-"""An overlap of less than 1/16 of a chunk is none worth a base."""
+"""1/16 of a chunk: a smaller overlap is not worth a base, a larger difference in size is no match."""
 
 
 class Window:
@@ -37,7 +37,7 @@ class Window:
     def __init__(self, offsets: list[int], chunks: list[Ref], shift: int) -> None:
         self._offsets = offsets
         self._chunks = chunks
-        self._by_id = {chunk.id: at for at, chunk in zip(offsets, chunks, strict=True)}
+        self._by_id = {chunk.id: (at, chunk.size) for at, chunk in zip(offsets, chunks, strict=True)}
         self._anchors = [(-1, shift)]
 
     @property
@@ -45,14 +45,15 @@ class Window:
         """By how much the new stream is ahead where they last match."""
         return self._anchors[-1][1]
 
-    def anchor(self, offset: int, chunk: RecordId) -> None:
+    def anchor(self, offset: int, size: int, chunk: RecordId) -> None:
         """Say that the new stream has at `offset` something like `chunk`; offsets ascend."""
-        found = self._by_id.get(chunk)
-        if found is not None:
+        found, found_size = self._by_id.get(chunk, (0, 0))
+        # Chunks may be alike though only a part of one is the other's: then they begin elsewhere.
+        if abs(found_size - size) <= size // _SLIVER:
             self._anchors.append((offset, offset - found))
 
     def neighbours(self, offset: int, size: int) -> tuple[RecordId, ...]:
-        """Return the one or two chunks that stand where the new stream has another one."""
+        """Return the chunks, at most MAX_BASES, that stand where the new stream has another one."""
         position = bisect_right(self._anchors, (offset, 1 << 62)) - 1
         if position == 0 and len(self._anchors) > 1:
             position = 1
@@ -67,12 +68,9 @@ class Window:
             overlaps.append((common, at))
         if not overlaps:
             return ()
-        pairs = list(pairwise(overlaps))
-        if pairs:
-            (one, first), (other, second) = max(pairs, key=lambda pair: pair[0][0] + pair[1][0])
-            if min(one, other) > size // _SLIVER:
-                return self._chunks[first].id, self._chunks[second].id
-        return (self._chunks[max(overlaps)[1]].id,)
+        least = min(size // _SLIVER, max(overlaps)[0])
+        found = [at for common, at in overlaps if common >= least]
+        return tuple(self._chunks[at].id for at in found[:MAX_BASES])
 
 
 class Parent:

@@ -4,8 +4,10 @@
 #include <string.h>
 
 #define WORD 8
-#define TABLE_BITS 16
-#define TABLE (1 << TABLE_BITS)
+/* One table for a chunk of usual size, which the second-level cache holds; a larger one where it gets too coarse. */
+#define LEAST_BITS 16
+#define MOST_BITS 18
+#define COARSE 8
 
 /*
  * The least that is worth a copy, by what its numbers cost once they are compressed:
@@ -26,9 +28,9 @@ word_at(const uint8_t *p)
 }
 
 static uint32_t
-slot_of(uint64_t word)
+slot_of(uint64_t word, int bits)
 {
-	return ((uint32_t)((word * 0x9E3779B185EBCA87u) >> (64 - TABLE_BITS)));
+	return ((uint32_t)((word * 0x9E3779B185EBCA87u) >> (64 - bits)));
 }
 
 /* How many bytes a[0 .. n) and b[0 .. n) begin with in common. */
@@ -96,16 +98,19 @@ unfolded(uint64_t x)
 size_t
 delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t len, uint8_t *out, size_t room)
 {
-	uint32_t table[TABLE];
+	uint32_t table[1 << MOST_BITS];
 	uint8_t *p = out, *end = out + room;
 	size_t step, i, t = 0, literal = 0, expected = 0;
+	int bits = LEAST_BITS;
 
 	/* Backwards, so that of equal words the first is found, and what follows it can be copied too. */
-	memset(table, 0xff, sizeof(table));
-	step = base_len / TABLE < 4 ? 4 : base_len / TABLE;
+	while (bits < MOST_BITS && base_len >> bits >= COARSE)
+		bits++;
+	memset(table, 0xff, sizeof(*table) << bits);
+	step = base_len >> bits < 4 ? 4 : base_len >> bits;
 	if (base_len >= WORD) {
 		for (i = (base_len - WORD) / step + 1; i-- > 0;)
-			table[slot_of(word_at(base + i * step))] = (uint32_t)(i * step);
+			table[slot_of(word_at(base + i * step), bits)] = (uint32_t)(i * step);
 	}
 
 	while (t <= len) {
@@ -121,7 +126,7 @@ delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t
 			else if (expected + WORD <= base_len && word_at(base + expected) == word)
 				source = expected;
 			else {
-				source = table[slot_of(word)];
+				source = table[slot_of(word, bits)];
 				if (source == UINT32_MAX || word_at(base + source) != word) {
 					t++;
 					/* What is no longer alike is given up early. */
