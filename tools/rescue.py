@@ -151,8 +151,10 @@ class Store:  # opens and verifies what a store holds, and restores from it
 
     def record(self, kind, ident, chain=()):
         """Return the plaintext of a chunk (0) or node (1) from a copy that verifies, or None."""
-        for place in sorted(self.index.get((kind, ident), ())):
+        for place in sorted(self.index.get((kind, ident), ()), key=lambda place: (len(place[7]), place)):
             codec, pack, at, length, size, count, session, base, member = place
+            if ident in [base[start : start + 32] for start in range(0, len(base), 32)]:
+                continue  # two that stored the same at once; another copy is whole
             with watched(f"record {ident.hex()} in {pack} at byte {at}"):
                 if ident in self.cache:
                     return self.cache[ident]

@@ -354,7 +354,7 @@ class Ingest:
                 ref = Ref(RefKind.CHUNK, chunk, end - start)
                 if parent is not None:
                     parent.follow(ref, self._place)
-                if not known and chunk not in self._sealing:
+                if not known and chunk not in self._sealing and not self._session.was_added(chunk):
                     self._sealing.add(chunk)
                     batch.new.append((NewChunk(chunk, start, end), self._place))
                 stretch.refs.append(ref)

@@ -65,7 +65,8 @@ class Window:
             if begin >= end:
                 break
             common = min(end, begin + self._chunks[at].size) - max(start, begin)
-            overlaps.append((common, at))
+            if common > 0:
+                overlaps.append((common, at))
         if not overlaps:
             return ()
         least = min(size // _SLIVER, max(overlaps)[0])

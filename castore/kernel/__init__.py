@@ -84,8 +84,9 @@ _sketch_chunks: Final = _function(
     "sketch_chunks", None, ctypes.POINTER(_SketchRule), _ADDRESS, _ADDRESS, _SIZE, _ADDRESS
 )
 _delta_encode: Final = _function(
-    "delta_encode", _SIZE, ctypes.c_char_p, _SIZE, _ADDRESS, _SIZE, _ADDRESS, _SIZE
+    "delta_encode", _SIZE, ctypes.c_char_p, _SIZE, _ADDRESS, _SIZE, _ADDRESS, _SIZE, _ADDRESS
 )
+_DELTA_TABLE: Final = 4 << 18
 _delta_apply_all: Final = _function(
     "delta_apply_all",
     ctypes.c_int,
@@ -249,8 +250,10 @@ def _scratch(length: int) -> Any:
 def encode_delta(base: bytes, buffer: bytearray | mmap, start: int, end: int, room: int) -> bytes | None:
     """Tell buffer[start:end] by its difference from `base`, in at most `room` bytes, if they do."""
     address, held = _address(buffer, start, end)
-    out = _scratch(room)
-    length = _delta_encode(base, len(base), address + start, end - start, out, room)
+    scratch = _scratch(_DELTA_TABLE + room)
+    table = ctypes.addressof(scratch)
+    out = table + _DELTA_TABLE
+    length = _delta_encode(base, len(base), address + start, end - start, out, room, table)
     del held
     return ctypes.string_at(out, length) if length else None
 

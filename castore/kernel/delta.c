@@ -7,6 +7,7 @@
 /* One table for a chunk of usual size, which the second-level cache holds; a larger one where it gets too coarse. */
 #define LEAST_BITS 16
 #define MOST_BITS 18
+_Static_assert(DELTA_TABLE == 1 << MOST_BITS, "room for the largest table");
 #define COARSE 8
 
 /*
@@ -96,9 +97,9 @@ unfolded(uint64_t x)
 #define MAX_STEP 15
 
 size_t
-delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t len, uint8_t *out, size_t room)
+delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t len, uint8_t *out, size_t room,
+    uint32_t *table)
 {
-	uint32_t table[1 << MOST_BITS];
 	uint8_t *p = out, *end = out + room;
 	size_t step, i, t = 0, literal = 0, expected = 0;
 	int bits = LEAST_BITS;

@@ -5,6 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* How many numbers delta_encode needs room for in `table`: too many for the stack of a thread. */
+#define DELTA_TABLE (1 << 18)
+
 /*
  * Tell target[0 .. len) by base[0 .. base_len) in out[0 .. room), in the form
  * that FORMAT.md gives.  Returns the length of what was written, or 0 where
@@ -12,7 +15,7 @@
  */
 __attribute__((visibility("default")))
 size_t delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t len,
-    uint8_t *out, size_t room);
+    uint8_t *out, size_t room, uint32_t *table);
 
 /*
  * Make out[0 .. len) of a base and a delta from it.  Returns 0, or -1 where

@@ -106,7 +106,7 @@ class Bases:
 
     def offer(self, chunk: RecordId, data: bytes) -> None:
         """Keep a chunk that was just sealed, not as a delta, before it can be found."""
-        self._verified[chunk] = Base(chunk, data, 0, ())
+        self._verified[chunk] = Base(chunk, data, 0, (), frozenset())
 
     def prepare(self, chunks: Iterable[RecordId]) -> None:
         """Locate, for this thread, chunks that it will get, and all that they rest on, at once."""

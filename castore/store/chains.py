@@ -29,8 +29,10 @@ class Base(NamedTuple):
     id: RecordId
     data: bytes
     depth: int
-    """How many chunks lie below it: 0 for one that is no delta."""
+    """How many chunks lie below one another under it: 0 for one that is no delta."""
     bases: tuple[RecordId, ...]
+    below: frozenset[RecordId]
+    """All that it rests on."""
 
 
 class Kept(Protocol):
@@ -52,7 +54,7 @@ def assemble(
     chain of more than MAX_CHAIN. Raises DamageError.
     """
     chain: list[tuple[bytes, int]] = []
-    above: tuple[RecordId, ...] = ()
+    passed: list[RecordId] = []
     below = chunk
     while (found := kept.get(below)) is None:
         if depth + len(chain) > MAX_CHAIN:
@@ -60,18 +62,21 @@ def assemble(
         data, length, bases = layer_of(below)
         if len(bases) == 1:
             chain.append((data, length))
-            above = above or bases
+            passed.append(below)
             below = bases[0]
             continue
-        level = 0
-        if bases:
-            parts = [assemble(one, layer_of, kept, depth + len(chain) + 1) for one in bases]
-            level = 1 + max(part.depth for part in parts)
+        parts = [assemble(one, layer_of, kept, depth + len(chain) + 1) for one in bases]
+        if parts:
             data = apply(b"".join(part.data for part in parts), [(data, length)])
-        found = kept[below] = Base(below, data, level, bases)
+        level = max((1 + part.depth for part in parts), default=0)
+        under = frozenset(bases).union(*(part.below for part in parts))
+        found = kept[below] = Base(below, data, level, bases, under)
+        break  # it may be too large to be kept
     if chain:
         data = apply(found.data, chain[::-1])
-        found = kept[chunk] = Base(chunk, data, found.depth + len(chain), above)
+        bases = ((*passed, below)[1],)
+        under = found.below.union((*passed[1:], below))
+        found = kept[chunk] = Base(chunk, data, found.depth + len(chain), bases, under)
     return found
 
 

@@ -152,11 +152,15 @@ class Groups:
             found = self._codecs.group(data())
             with self._lock:
                 self._kept[key] = found
-                self._kept_bytes += sum(map(len, found))
+                self._kept_bytes += _weight(found)
                 while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
                     _, gone = self._kept.popitem(last=False)
-                    self._kept_bytes -= sum(map(len, gone))
+                    self._kept_bytes -= _weight(gone)
             return found
+
+
+def _weight(deltas: list[bytes]) -> int:
+    return sum(map(len, deltas)) + 64 * len(deltas)
 
 
 def member_of(deltas: Sequence[bytes], member: int) -> bytes:

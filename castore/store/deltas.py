@@ -136,11 +136,16 @@ class Deltas:
     def _choices(self, chunk: NewChunk) -> Iterator[tuple[Base, ...]]:
         """Yield what a chunk may be told by, the likeliest first."""
         for candidate in chunk.alike:
-            if (base := self._bases.get(candidate)) is not None:
+            if (base := self._base(chunk, candidate)) is not None:
                 yield (base,)
-        found = [self._bases.get(neighbour) for neighbour in chunk.neighbours]
+        found = [self._base(chunk, neighbour) for neighbour in chunk.neighbours]
         if bases := tuple(base for base in found if base is not None):
             yield bases
+
+    def _base(self, chunk: NewChunk, candidate: RecordId) -> Base | None:
+        # Another process may have stored the same chunk meanwhile: it must not be told by itself.
+        base = self._bases.get(candidate) if candidate != chunk.id else None
+        return None if base is None or chunk.id in base.below else base
 
     def _rebased(
         self, bases: tuple[Base, ...], buffer: bytearray | mmap, start: int, end: int

@@ -45,7 +45,6 @@ _PLACE: Final = struct.Struct("<IIIIIIBB")
 """Pack, offset, sealed length, plain length, counter, session, codec, member of a group."""
 _CODEC: Final = 24
 """Where in it the codec is."""
-_MEMBER: Final = 25
 _USE: Final = struct.Struct("<4sQ")
 _NUMBER: Final = struct.Struct(">I")
 _PACK: Final = struct.Struct("<32sQ")
@@ -148,36 +147,58 @@ class Index:
         """
         with self._transaction() as txn:
             values = [txn.get(chunk, db=self._chunks) for chunk in chunks]
-            for chunk, value in zip(chunks, values, strict=True):
-                if value is not None:
-                    self._note(txn, chunk, value, packs, MAX_CHAIN)
+            self._note(txn, zip(chunks, values, strict=True), packs)
             return [value is not None for value in values]
 
-    def _note(self, txn: Any, chunk: bytes, value: bytes, packs: Counter[bytes], depth: int) -> None:
-        if not value[_MEMBER]:
-            packs[value[:4]] += int.from_bytes(value[8:12], "little")
-        if BASES[value[_CODEC]] and depth:
-            number = _NUMBER.pack(int.from_bytes(value[:4], "little"))
-            joined = txn.get(chunk + number, b"", db=self._tables["bases"])
-            for at in range(0, len(joined), 32):
-                base = joined[at : at + 32]
-                if (below := txn.get(base, db=self._chunks)) is not None:
-                    self._note(txn, base, below, packs, depth - 1)
+    def _note(
+        self, txn: Any, found: Iterable[tuple[bytes, bytes | None]], packs: Counter[bytes]
+    ) -> None:
+        todo = list(found)
+        seen: set[bytes] = set()
+        records: set[bytes] = set()
+        while todo:
+            chunk, value = todo.pop()
+            if value is None or chunk in seen:
+                continue
+            seen.add(chunk)
+            # Its pack and offset: several chunks may share a record.
+            if value[:8] not in records:
+                records.add(value[:8])
+                packs[value[:4]] += int.from_bytes(value[8:12], "little")
+            if BASES[value[_CODEC]]:
+                number = _NUMBER.pack(int.from_bytes(value[:4], "little"))
+                joined = txn.get(chunk + number, b"", db=self._tables["bases"])
+                bases = [joined[at : at + 32] for at in range(0, len(joined), 32)]
+                todo += [(base, txn.get(base, db=self._chunks)) for base in bases]
 
     def lacking(self, chunk: RecordId) -> RecordId | None:
-        """Return what is not indexed of a chunk and all that it rests on; None if nothing is."""
-        # Two machines that stored the same at once may each have told one chunk by the other; both have
-        # a whole copy of one of them.
-        seen = {chunk}
-        todo = [chunk]
-        while todo:
-            one = todo.pop()
-            place = self.locate(CHUNK, one)
-            if place is None:
-                return one
-            todo += [base for base in place.bases if base not in seen]
-            seen.update(place.bases)
-        return None
+        """Return what keeps a chunk from being put together: it is not indexed, or rests on itself.
+
+        None if nothing does.
+        """
+        return self._lacking(chunk, (), set())
+
+    def _lacking(
+        self, chunk: RecordId, above: tuple[RecordId, ...], whole: set[RecordId]
+    ) -> RecordId | None:
+        if chunk in whole:
+            return None
+        if chunk in above or len(above) > MAX_CHAIN:
+            return chunk
+        place = self.locate(CHUNK, chunk)
+        lacking: RecordId | None = chunk
+        # Two machines that stored the same at once may each have told one chunk by the other: then both
+        # have a copy of one of them that does not rest on the other.
+        for one in [place, *self.copies(chunk)] if place is not None and place.bases else [place]:
+            if one is None:
+                continue
+            lacking = None
+            for base in one.bases:
+                lacking = lacking or self._lacking(base, (*above, chunk), whole)
+            if lacking is None:
+                whole.add(chunk)
+                break
+        return lacking
 
     def similar(self, sketches: Iterable[Sketch]) -> list[list[RecordId]]:
         """Return for each sketch the chunks that share features with it, the most alike first."""
@@ -344,9 +365,10 @@ class Index:
         (pack,) = _NUMBER.unpack(number)
         sessions: dict[SessionId, int] = {}
         before: RecordId | None = None
-        for entry in sorted(entries):
+        # Where a pack has one twice, the first rests on what is in front of it, and is the one to take.
+        for entry in sorted(entries, key=lambda entry: (entry.id, entry.offset, entry.member)):
             if entry.id == before:
-                continue  # where one pack has it twice, the other place would get the bases of this
+                continue
             before = entry.id
             session = sessions.get(entry.session)
             if session is None:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from castore.store.reference import ReferenceCache, ReferenceWriter
 
 _OUTSTANDING: Final = 2
-_RECENT: Final = 20_000
+_RECENT: Final = 1 << 16
 """Ids: far more than are on their way from the question whether they are known to their pack."""
 _MAX_COUNTER: Final = 0xFFFFFFFF
 
@@ -153,6 +153,10 @@ class Session:
             self.used += packs
         return [one or other for one, other in zip(waiting, indexed, strict=True)]
 
+    def was_added(self, chunk: RecordId) -> bool:
+        """Whether a chunk was added of late; it may be after `known` was asked. For the adding thread."""
+        return chunk in self._pending or chunk in self._recent
+
     def resemble(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
         """Return chunks that the store does not have, each with what it has that is alike."""
         if self._references.limit == 0:
@@ -196,7 +200,7 @@ class Session:
         if self._error is not None:
             raise self._error
         record, counter, members, frame = sealed
-        if all(one.id in self._pending or one.id in self._recent for one in members):
+        if all(self.was_added(one.id) for one in members):
             return False
         entries = [
             PackEntry(
@@ -293,19 +297,17 @@ class Session:
             raise
         reference = self._reference
         if not frame or reference is None:
-            self._pending |= dict.fromkeys(entry.id for entry in entries)
+            self._pending = dict.fromkeys((entry.id for entry in entries), None) | self._pending
             return
         reference.add(offset, frame)
         for entry, sketch in zip(entries, sketches, strict=True):
-            self._pending[entry.id] = Pending(
-                reference,
-                offset,
-                len(frame),
-                entry.plain_length,
-                entry.codec,
-                entry.bases,
-                entry.member,
-                sketch,
+            # Of two the first stays: what is behind it may rest on it.
+            self._pending.setdefault(
+                entry.id,
+                Pending(
+                    *(reference, offset, len(frame), entry.plain_length),
+                    *(entry.codec, entry.bases, entry.member, sketch),
+                ),
             )
             for feature in sketch:
                 self._pending_features[feature] = entry.id

@@ -18,6 +18,8 @@ draw(void)
 	return (state);
 }
 
+static uint32_t *table;
+
 static void *
 exactly(size_t len)
 {
@@ -63,7 +65,7 @@ deltas(void)
 
 	room = draw() % 3 ? 2 * len + 64 : draw() % (len + 1);
 	out = exactly(room);
-	told = delta_encode(base, base_len, target, len, out, room);
+	told = delta_encode(base, base_len, target, len, out, room, table);
 	if (told > room)
 		abort();
 	if (told != 0) {
@@ -98,7 +100,7 @@ groups(void)
 
 		most = 2 * len + 64;
 		deltas[i] = exactly(most);
-		lengths[i] = (uint32_t)delta_encode(base, base_len, target, len, deltas[i], most);
+		lengths[i] = (uint32_t)delta_encode(base, base_len, target, len, deltas[i], most, table);
 		if (lengths[i] == 0)
 			abort();
 		total += lengths[i];
@@ -205,6 +207,8 @@ int
 main(void)
 {
 	struct sketch_rule *sketch = exactly(sizeof(*sketch));
+
+	table = exactly(DELTA_TABLE * sizeof(*table));
 	struct cut_rule *cut = exactly(sizeof(*cut));
 	size_t i;
 

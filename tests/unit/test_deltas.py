@@ -16,8 +16,10 @@ import castore
 from castore.content.lists import iter_chunks
 from castore.errors import DamageError
 from castore.kernel import MAX_GROUP, encode_delta
-from castore.model.refs import RecordId, RefKind, SessionId
+from castore.model.refs import PackId, RecordId, RefKind, SessionId
+from castore.store import NewChunk
 from castore.store.bases import MAX_DEPTH
+from castore.store.chains import Layer, assemble
 from castore.store.codecs import Codecs, Groups, member_of
 from castore.store.pack import BASES, CHUNK, GROUPED, PackEntry, _decode_footer
 from castore.upkeep.stats import stats
@@ -431,3 +433,101 @@ def test_a_store_that_lost_packs_is_given_again_what_was_in_them(lab):
     taken = take(lab, data)
     assert taken.parts[0].new_bytes == len(data)
     assert content(lab, 2) == data
+
+
+def test_a_chunk_that_another_process_stored_meanwhile_is_not_told_by_itself(lab):
+    first = random.Random(1).randbytes(60_000)
+    other = first[:30_000] + b"changed" + first[30_000:]
+    with lab.open(identity=False) as store, store.session() as session:
+
+        def add(data: bytes, *alike: bytes) -> list[RecordId]:
+            chunk = NewChunk(session.name(data), 0, len(data), (), alike, alike)
+            (sealed,) = session.seal(bytearray(data), [chunk])
+            session.add(sealed)
+            return list(sealed.members[0].bases)
+
+        ids = [session.name(first), session.name(other)]
+        assert add(first) == []
+        assert add(other, ids[0]) == [ids[0]]
+        # What `known` and `add` keep from happening in one process: it is sealed once more.
+        assert add(first, ids[0]) == []
+        assert add(first, ids[1]) == []
+        assert session.was_added(ids[0])
+
+
+def test_of_a_chunk_that_a_pack_has_twice_the_first_place_is_taken(lab):
+    chunk, below = RecordId(b"c" * 32), RecordId(b"b" * 32)
+    session = SessionId(b"s" * 16)
+    behind = PackEntry(chunk, CHUNK, GROUPED, 10, 50, 2, session, 500, (chunk,))
+    front = PackEntry(chunk, CHUNK, GROUPED + 1, 10, 90, 1, session, 100, (below, below), 3)
+    with lab.open(identity=False) as store:
+        store.index.put_packs([(PackId(b"p" * 32), 1000, [behind, front])])
+        place = store.index.locate(CHUNK, chunk)
+        assert (place.offset, place.bases, place.member) == (100, (below, below), 3)
+        assert store.index.copies(chunk) == []
+        assert store.index.lacking(chunk) == below
+
+
+def test_a_circle_is_told_unless_a_copy_breaks_it(lab):
+    one, two = RecordId(b"1" * 32), RecordId(b"2" * 32)
+    session = SessionId(b"s" * 16)
+
+    def entry(chunk, bases, offset):
+        return PackEntry(chunk, CHUNK, GROUPED if bases else 0, 10, 50, offset, session, offset, bases)
+
+    with lab.open(identity=False) as store:
+        store.index.put_packs([(PackId(b"p" * 32), 1000, [entry(one, (two,), 100), entry(two, (one,), 200)])])
+        assert store.index.lacking(one) in {one, two}
+        assert store.index.lacking(two) in {one, two}
+        store.index.put_packs([(PackId(b"q" * 32), 1000, [entry(one, (), 100)])])
+        assert store.index.lacking(one) is None
+        assert store.index.lacking(two) is None
+
+
+def test_a_chunk_too_large_to_be_kept_is_put_together_all_the_same():
+    class Nothing(dict):
+        def __setitem__(self, chunk, base):
+            pass
+
+    base, target = b"base" * 100, b"base" * 60 + b"new" + b"base" * 60
+    delta = encode_delta(base, bytearray(target), 0, len(target), 1000)
+    layers = {b"t": Layer(delta, len(target), (b"b",)), b"b": Layer(base, len(base))}
+    found = assemble(b"t", layers.__getitem__, Nothing())
+    assert (found.data, found.depth, found.bases, found.below) == (target, 1, (b"b",), {b"b"})
+    layers[b"u"] = Layer(encode_delta(target * 2, bytearray(base), 0, len(base), 1000), len(base), (b"t", b"t"))
+    found = assemble(b"u", layers.__getitem__, {})
+    assert (found.data, found.depth, found.below) == (base, 2, {b"t", b"b"})
+    layers[b"b"] = Layer(delta, len(base), (b"t",))
+    with pytest.raises(KeyError):
+        assemble(b"t", layers.__getitem__, {})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_comes_again_before_it_is_stored_is_stored_once(lab, seed):
+    rng = random.Random(seed)
+    nights = []
+    block = bytearray(rng.randbytes(5 << 20))
+    for _ in range(3):
+        nights.append(bytes(block) + rng.randbytes(1 << 19) + bytes(block) + bytes(block[: 1 << 20]))
+        for at in range(0, len(block), 1 << 15):
+            block[at : at + 30] = rng.randbytes(30)
+    for data in nights:
+        take(lab, data)
+    with lab.open(identity=False) as store:
+        for pack, _ in store.packs():
+            ids = [entry.id for entry in store.pack_entries(pack)]
+            assert len(ids) == len(set(ids))
+    for number, data in enumerate(nights, 1):
+        assert content(lab, number) == data
+
+
+def test_threads_with_a_small_stack_are_enough(lab):
+    script = (
+        "import sys, threading; threading.stack_size(256 << 10)\n"
+        "from castore.kernel import encode_delta\n"
+        "data = bytearray(range(256)) * 20000\n"
+        "done = []\n"
+        "work = threading.Thread(target=lambda: done.append(encode_delta(bytes(data), data, 0, len(data), 1000)))\n"
+        "work.start(); work.join(); assert done[0]\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

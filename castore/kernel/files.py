@@ -1,0 +1,171 @@
+"""Directories listed, compared with what they were, and small files read, by a call each; the GIL released.
+
+A **listing** is a directory's names and what lstat tells of them, sorted by name: scan.h says its bytes.
+A **record** is what a scan cache holds of a directory: its listing, a mark for each entry, what was told
+of it, and the records of the directories below it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from castore.kernel import (
+    _ADDRESS,
+    _SIZE,
+    _U64,
+    _address,
+    _function,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from mmap import mmap
+
+ENTERED: Final = 1
+"""Mark of a directory whose record is below."""
+DISTRUST: Final = 1
+"""Flag of a record that is to be compared no more: the directory is listed again."""
+
+_ENTRY: Final = struct.Struct("<QQQqqQQIIIIII")
+_RECORD: Final = struct.Struct("<QQQQ96s")
+TOLD_BYTES: Final = 96
+
+_scan_list: Final = _function("scan_list", ctypes.c_int64, ctypes.c_int, _ADDRESS, _SIZE)
+_scan_compare: Final = _function(
+    "scan_compare", _U64, ctypes.c_int, ctypes.c_char_p, _ADDRESS, _U64, _U64
+)
+_scan_read: Final = _function(
+    "scan_read",
+    _SIZE,
+    *(ctypes.c_int, ctypes.c_char_p, _ADDRESS, _SIZE, _ADDRESS, _SIZE, ctypes.c_char_p),
+)
+
+
+class Listed(NamedTuple):
+    """One name in a listing, and what lstat tells of it; error: the errno of lstat instead."""
+
+    name: bytes
+    ino: int
+    dev: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    blocks: int
+    rdev: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    error: int
+    offset: int
+    """In the listing."""
+    raw: bytes
+    """All of the above as the listing has it."""
+
+
+class Record(NamedTuple):
+    """A record of a scan cache, all but what is below it."""
+
+    start: int
+    end: int
+    """Of the last record below it."""
+    below: int
+    """Where the first record below it begins."""
+    listing: bytes
+    marks: bytes
+    flags: int
+    told: bytes
+
+
+def list_directory(fd: int) -> bytes:
+    """Return the listing of the directory open as `fd`. Raises OSError."""
+    room = 1 << 14
+    while True:
+        out = ctypes.create_string_buffer(room)
+        length = _scan_list(fd, out, room)
+        if length < 0:
+            raise OSError(-length, _strerror(-length))
+        if length <= room:
+            return ctypes.string_at(out, length)
+        room = 2 * length
+
+
+def _strerror(number: int) -> str:
+    import os  # noqa: PLC0415 - rarely needed
+
+    return os.strerror(number)
+
+
+def entries_of(listing: bytes) -> list[Listed]:
+    """Return what a listing tells, in order of names."""
+    found = []
+    at = 0
+    unpack, size = _ENTRY.unpack_from, _ENTRY.size
+    while at < len(listing):
+        fields = unpack(listing, at)
+        begin = at + size
+        end = begin + fields[-1]
+        after = begin + (fields[-1] + 7 & ~7)
+        found.append(Listed._make((listing[begin:end], *fields[:-1], at, listing[at:after])))
+        at = after
+    return found
+
+
+def encode_record(listing: bytes, marks: bytes, flags: int) -> bytearray:
+    """Return a record with nothing below it, and nothing told of it yet."""
+    padding = -len(marks) % 8
+    length = _RECORD.size + len(listing) + len(marks) + padding
+    head = _RECORD.pack(length, len(listing), len(marks), flags, b"")
+    return bytearray(b"".join([head, listing, marks, bytes(padding)]))
+
+
+def told_fields(length: int, told: bytes, flags: int) -> list[tuple[int, bytes]]:
+    """Return what to put where in a record once it is known: (offset, bytes) of each.
+
+    length: of the record, with all below it. told: TOLD_BYTES.
+    """
+    return [(0, struct.pack("<Q", length)), (24, struct.pack("<Q", flags)), (32, told)]
+
+
+def decode_record(cache: mmap | bytes, at: int) -> Record:
+    """Return the record at an offset of a scan cache. Raises ValueError if none can be there."""
+    try:
+        length, listing, count, flags, told = _RECORD.unpack_from(cache, at)
+    except struct.error as error:
+        raise ValueError(str(error)) from None
+    begin = at + _RECORD.size
+    marks = begin + listing
+    below = marks + count + (-count % 8)
+    if not below <= at + length <= len(cache):
+        raise ValueError("a record is longer than its cache")
+    return Record(at, at + length, below, cache[begin:marks], cache[marks : marks + count], flags, told)
+
+
+def compare_directory(fd: int, name: bytes, cache: mmap, end: int, at: int) -> int:
+    """Compare the directory `name` below `fd`, and all below it, with the records from `at` on.
+
+    Returns the end of the record if nothing has changed, else the offset of the first record that has.
+    end: of all records.
+    """
+    address, held = _address(cache, 0, end)
+    reached: int = _scan_compare(fd, name, address, end, at)
+    del held
+    return reached
+
+
+def read_files(
+    fd: int, listing: bytes, offsets: Sequence[int], room: memoryview
+) -> tuple[int, bytes]:
+    """Read files, one behind the other, into `room`; return how many, and which have attributes.
+
+    offsets: of their entries in the listing of the directory open as `fd`. It ends in front of the
+    first that is not as it was listed, cannot be read, or does not fit.
+    """
+    count = len(offsets)
+    has = ctypes.create_string_buffer(count)
+    target = (ctypes.c_char * len(room)).from_buffer(room)
+    done = _scan_read(fd, listing, (_U64 * count)(*offsets), count, target, len(room), has)
+    del target
+    return done, has.raw[:done]

@@ -1,0 +1,310 @@
+#define _GNU_SOURCE
+#include "scan.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#define OPEN_DIR (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+#define OPEN_FILE (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+#define DENTS 65536
+#define DEEP 256
+
+struct dirent64_raw {
+	uint64_t ino;
+	int64_t off;
+	uint16_t reclen;
+	uint8_t type;
+	char name[];
+};
+
+/* The names of a directory, and its listing, in memory that is used again. */
+struct pile {
+	char *names;
+	size_t names_len, names_room;
+	size_t *starts; /* of the names */
+	size_t count, count_room;
+	const char **sorted;
+	size_t sorted_room;
+	uint8_t *listing;
+	size_t listing_room;
+};
+
+static void
+pile_free(struct pile *pile)
+{
+	free(pile->names);
+	free(pile->starts);
+	free(pile->sorted);
+	free(pile->listing);
+}
+
+static int
+grow(void *memory, size_t *room, size_t wanted, size_t size)
+{
+	void **p = memory, *larger;
+	size_t most = *room ? *room : 256;
+
+	if (wanted <= *room)
+		return (0);
+	while (most < wanted)
+		most *= 2;
+	if ((larger = realloc(*p, most * size)) == NULL)
+		return (-1);
+	*p = larger;
+	*room = most;
+	return (0);
+}
+
+static int
+by_name(const void *a, const void *b)
+{
+	return (strcmp(*(const char *const *)a, *(const char *const *)b));
+}
+
+/* Collects the names of the directory open as fd, sorted.  Returns 0 or errno. */
+static int
+names_of(int fd, struct pile *pile)
+{
+	uint64_t buffer[DENTS / sizeof(uint64_t)];
+	size_t i;
+
+	pile->names_len = pile->count = 0;
+	if (lseek(fd, 0, SEEK_SET) < 0)
+		return (errno);
+	for (;;) {
+		long got = syscall(SYS_getdents64, fd, buffer, sizeof(buffer)), at;
+
+		if (got < 0)
+			return (errno);
+		if (got == 0)
+			break;
+		for (at = 0; at < got;) {
+			const struct dirent64_raw *entry = (const void *)((const char *)buffer + at);
+			size_t len = strlen(entry->name) + 1;
+
+			at += entry->reclen;
+			if (entry->name[0] == '.' && (len == 2 || (len == 3 && entry->name[1] == '.')))
+				continue;
+			if (grow(&pile->names, &pile->names_room, pile->names_len + len, 1) != 0 ||
+			    grow(&pile->starts, &pile->count_room, pile->count + 1, sizeof(*pile->starts)) != 0)
+				return (ENOMEM);
+			memcpy(pile->names + pile->names_len, entry->name, len);
+			pile->starts[pile->count++] = pile->names_len;
+			pile->names_len += len;
+		}
+	}
+	if (grow(&pile->sorted, &pile->sorted_room, pile->count, sizeof(*pile->sorted)) != 0)
+		return (ENOMEM);
+	for (i = 0; i < pile->count; i++)
+		pile->sorted[i] = pile->names + pile->starts[i];
+	qsort(pile->sorted, pile->count, sizeof(*pile->sorted), by_name);
+	return (0);
+}
+
+static int64_t
+ns_of(struct timespec time)
+{
+	return ((int64_t)time.tv_sec * 1000000000 + time.tv_nsec);
+}
+
+static size_t
+padded(size_t len)
+{
+	return ((len + 7) & ~(size_t)7);
+}
+
+static void
+tell(struct scan_entry *entry, const struct stat *info)
+{
+	entry->ino = info->st_ino;
+	entry->dev = info->st_dev;
+	entry->size = (uint64_t)info->st_size;
+	entry->mtime = ns_of(info->st_mtim);
+	entry->ctime = ns_of(info->st_ctim);
+	entry->blocks = (uint64_t)info->st_blocks;
+	entry->rdev = info->st_rdev;
+	entry->mode = info->st_mode;
+	entry->uid = info->st_uid;
+	entry->gid = info->st_gid;
+	entry->nlink = (uint32_t)info->st_nlink;
+}
+
+/* Returns the length of what is in pile->listing then, or -errno. */
+static int64_t
+list_of(int fd, struct pile *pile)
+{
+	size_t len = 0, i;
+	int error = names_of(fd, pile);
+
+	if (error != 0)
+		return (-error);
+	for (i = 0; i < pile->count; i++)
+		len += sizeof(struct scan_entry) + padded(strlen(pile->sorted[i]));
+	if (grow(&pile->listing, &pile->listing_room, len, 1) != 0)
+		return (-ENOMEM);
+	for (len = 0, i = 0; i < pile->count; i++) {
+		struct scan_entry entry;
+		struct stat info;
+		size_t name_len = strlen(pile->sorted[i]);
+
+		memset(&entry, 0, sizeof(entry));
+		if (fstatat(fd, pile->sorted[i], &info, AT_SYMLINK_NOFOLLOW) == 0)
+			tell(&entry, &info);
+		else
+			entry.error = (uint32_t)errno;
+		entry.name_len = (uint32_t)name_len;
+		memcpy(pile->listing + len, &entry, sizeof(entry));
+		len += sizeof(entry);
+		memset(pile->listing + len, 0, padded(name_len));
+		memcpy(pile->listing + len, pile->sorted[i], name_len);
+		len += padded(name_len);
+	}
+	return ((int64_t)len);
+}
+
+int64_t
+scan_list(int fd, uint8_t *out, size_t room)
+{
+	struct pile pile;
+	int64_t len;
+
+	memset(&pile, 0, sizeof(pile));
+	len = list_of(fd, &pile);
+	if (len >= 0 && (size_t)len <= room)
+		memcpy(out, pile.listing, (size_t)len);
+	pile_free(&pile);
+	return (len);
+}
+
+struct walk {
+	const uint8_t *cache;
+	uint64_t len;
+	struct pile pile;
+};
+
+/* Whether a record and all that belongs to it is within the cache, which may be damaged. */
+static int
+whole(const struct walk *walk, uint64_t at, struct scan_record *record)
+{
+	uint64_t left;
+
+	if (at > walk->len || walk->len - at < sizeof(*record))
+		return (0);
+	memcpy(record, walk->cache + at, sizeof(*record));
+	left = walk->len - at;
+	if (record->len > left || record->len < sizeof(*record))
+		return (0);
+	left = record->len - sizeof(*record);
+	return (record->listing_len <= left && record->entries <= left - record->listing_len &&
+	    padded(record->entries) <= left - record->listing_len);
+}
+
+static uint64_t
+compare(struct walk *walk, int fd, const char *name, uint64_t at, int depth)
+{
+	struct scan_record record, below;
+	const uint8_t *listing, *marks;
+	uint64_t next, reached = at, place = 0, i;
+	int64_t len;
+	int dir;
+
+	if (!whole(walk, at, &record) || (record.flags & SCAN_DISTRUST) != 0 || depth > DEEP)
+		return (at);
+	if ((dir = openat(fd, name, OPEN_DIR)) < 0)
+		return (at);
+	listing = walk->cache + at + sizeof(record);
+	marks = listing + record.listing_len;
+	next = at + sizeof(record) + record.listing_len + padded(record.entries);
+	len = list_of(dir, &walk->pile);
+	if (len < 0 || (uint64_t)len != record.listing_len || memcmp(walk->pile.listing, listing, (size_t)len) != 0)
+		goto out;
+	/* It is the listing that was just made, so its entries are whole. */
+	for (i = 0; i < record.entries && place < record.listing_len; i++) {
+		struct scan_entry entry;
+		char child[NAME_MAX + 1];
+
+		memcpy(&entry, listing + place, sizeof(entry));
+		if ((marks[i] & SCAN_ENTERED) != 0 && entry.name_len <= NAME_MAX) {
+			if (next >= at + record.len || !whole(walk, next, &below))
+				goto out;
+			memcpy(child, listing + place + sizeof(entry), entry.name_len);
+			child[entry.name_len] = '\0';
+			reached = compare(walk, dir, child, next, depth + 1);
+			if (reached != next + below.len)
+				goto out;
+			next = reached;
+		}
+		place += sizeof(entry) + padded(entry.name_len);
+	}
+	reached = next == at + record.len ? next : at;
+out:
+	close(dir);
+	return (reached);
+}
+
+uint64_t
+scan_compare(int fd, const char *name, const uint8_t *cache, uint64_t cache_len, uint64_t at)
+{
+	struct walk walk;
+	uint64_t reached;
+
+	memset(&walk, 0, sizeof(walk));
+	walk.cache = cache;
+	walk.len = cache_len;
+	reached = compare(&walk, fd, name, at, 0);
+	pile_free(&walk.pile);
+	return (reached);
+}
+
+/* Whether an open file is what its entry says. */
+static int
+as_listed(const struct scan_entry *entry, const struct stat *info)
+{
+	struct scan_entry now;
+
+	memset(&now, 0, sizeof(now));
+	tell(&now, info);
+	now.name_len = entry->name_len;
+	return (memcmp(&now, entry, sizeof(now)) == 0);
+}
+
+size_t
+scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room, uint8_t *has)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		struct scan_entry entry;
+		struct stat info;
+		char name[NAME_MAX + 1];
+		size_t done = 0;
+		ssize_t got = 1;
+		int file, same;
+
+		memcpy(&entry, listing + entries[i], sizeof(entry));
+		if (entry.size > room || entry.name_len > NAME_MAX)
+			break;
+		memcpy(name, listing + entries[i] + sizeof(entry), entry.name_len);
+		name[entry.name_len] = '\0';
+		if ((file = openat(fd, name, OPEN_FILE)) < 0)
+			break;
+		same = fstat(file, &info) == 0 && S_ISREG(info.st_mode) && as_listed(&entry, &info);
+		while (same && done < entry.size && (got = read(file, out + done, entry.size - done)) > 0)
+			done += (size_t)got;
+		same = same && done == entry.size && fstat(file, &info) == 0 && as_listed(&entry, &info);
+		has[i] = flistxattr(file, NULL, 0) > 0;
+		close(file);
+		if (!same)
+			break;
+		out += done;
+		room -= done;
+	}
+	return (i);
+}

@@ -1,0 +1,59 @@
+/* Directories listed, compared with what they were, and their small files read: a system call each, no more. */
+#ifndef CASTORE_SCAN_H
+#define CASTORE_SCAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* One name of a listing; the name follows, and zeros up to a multiple of 8 bytes.  Listings are sorted by name. */
+struct scan_entry {
+	uint64_t ino, dev, size;
+	int64_t mtime, ctime; /* ns since 1970 */
+	uint64_t blocks, rdev;
+	uint32_t mode, uid, gid, nlink;
+	uint32_t error; /* errno of lstat; all above are 0 then */
+	uint32_t name_len;
+};
+
+/*
+ * What a scan cache holds of a directory; its listing follows, then a byte an
+ * entry, then zeros up to a multiple of 8 bytes, then the records of the
+ * directories in it that were entered, in order.
+ */
+struct scan_record {
+	uint64_t len; /* with all of this, to the end of the last record below it */
+	uint64_t listing_len, entries;
+	uint64_t flags;
+	uint8_t told[96]; /* is not for the kernel */
+};
+
+#define SCAN_DISTRUST 1u /* in flags: compare no more, list it again */
+#define SCAN_ENTERED 1u  /* in the byte of an entry: a directory whose record is below */
+
+/*
+ * List the directory open as fd in out[0 .. room).  Returns the length of the
+ * listing; where it is more than room, nothing was written.  Returns -errno
+ * where the directory cannot be read.
+ */
+__attribute__((visibility("default")))
+int64_t scan_list(int fd, uint8_t *out, size_t room);
+
+/*
+ * Compare the directory `name` in the one open as fd, and all below it, with the
+ * records from cache[at] on.  Returns how far they are the same: the end of the
+ * record at `at` if all of it is, else the offset of the first record that is not.
+ */
+__attribute__((visibility("default")))
+uint64_t scan_compare(int fd, const char *name, const uint8_t *cache, uint64_t cache_len, uint64_t at);
+
+/*
+ * Read files of the directory open as fd, which entries[0 .. count) are, offsets
+ * in its listing, one behind the other into out[0 .. room).  Stops in front of the first that
+ * is not as listed, or that is not read in full, or that does not fit any more.
+ * Returns how many were read; the lowest bit of has[i] says whether the i-th has extended attributes.
+ */
+__attribute__((visibility("default")))
+size_t scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room,
+    uint8_t *has);
+
+#endif
