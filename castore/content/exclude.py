@@ -20,7 +20,8 @@ class Exclude:
         # Imported here: it costs 20 ms, and most trees are taken whole.
         from pathspec import GitIgnoreSpec  # noqa: PLC0415
 
-        self._spec = GitIgnoreSpec.from_lines(patterns)
+        self.patterns = tuple(patterns)
+        self._spec = GitIgnoreSpec.from_lines(self.patterns)
 
     def matches(self, path: bytes, *, is_dir: bool) -> bool:
         """Whether the file at `path`, relative to the top, is left out."""

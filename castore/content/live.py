@@ -8,10 +8,13 @@ import os
 import pwd
 import stat
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from castore.content.exclude import CACHE_TAG, CACHE_TAG_CONTENT
 from castore.model.tree import NO_EXTRA, Extra
+
+if TYPE_CHECKING:
+    from castore.kernel.files import Listed
 
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """How a file is opened that may have become a link, a fifo or a terminal since it was listed."""
@@ -32,10 +35,9 @@ def is_cache(fd: int) -> bool:
         os.close(tag)
 
 
-def data_extents(fd: int, info: os.stat_result) -> tuple[tuple[int, int], ...] | None:
+def data_extents(fd: int, size: int, blocks: int) -> tuple[tuple[int, int], ...] | None:
     """Return where a sparse file has data, or None if it has no holes (lseek(2), SEEK_DATA)."""
-    size = info.st_size
-    if info.st_blocks * 512 >= size:
+    if blocks * 512 >= size:
         return None
     extents = []
     position = 0
@@ -56,7 +58,7 @@ def data_extents(fd: int, info: os.stat_result) -> tuple[tuple[int, int], ...] |
 
 
 def extra_of(
-    info: os.stat_result,
+    entry: Listed,
     device: int,
     xattrs: tuple[tuple[bytes, bytes], ...],
     *,
@@ -64,12 +66,12 @@ def extra_of(
     extents: tuple[tuple[int, int], ...] | None = None,
 ) -> Extra:
     """Return what few entries have. device: the one that the tree's top is on."""
-    kind = stat.S_IFMT(info.st_mode)
-    number = info.st_rdev if kind in {stat.S_IFCHR, stat.S_IFBLK} else 0
+    kind = stat.S_IFMT(entry.mode)
+    number = entry.rdev if kind in {stat.S_IFCHR, stat.S_IFBLK} else 0
     link = None
-    if info.st_nlink > 1 and kind != stat.S_IFDIR:
+    if entry.nlink > 1 and kind != stat.S_IFDIR:
         # Device numbers may differ after a reboot; on the tree's own device 0 stands for it.
-        link = (0 if info.st_dev == device else info.st_dev, info.st_ino)
+        link = (0 if entry.dev == device else entry.dev, entry.ino)
     if not (target or number or link or xattrs or extents is not None):
         return NO_EXTRA
     return Extra(target, number, link, xattrs, extents)

@@ -8,16 +8,11 @@ of it, and the records of the directories below it.
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from castore.kernel import (
-    _ADDRESS,
-    _SIZE,
-    _U64,
-    _address,
-    _function,
-)
+from castore.kernel import _ADDRESS, _SIZE, _U64, _address, _function
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,9 +23,9 @@ ENTERED: Final = 1
 DISTRUST: Final = 1
 """Flag of a record that is to be compared no more: the directory is listed again."""
 
-_ENTRY: Final = struct.Struct("<QQQqqQQIIIIII")
+_ENTRY: Final = struct.Struct("<QQQqqQQIIIIIIII")
+_SECOND: Final = 10**9
 _RECORD: Final = struct.Struct("<QQQQ96s")
-TOLD_BYTES: Final = 96
 
 _scan_list: Final = _function("scan_list", ctypes.c_int64, ctypes.c_int, _ADDRESS, _SIZE)
 _scan_compare: Final = _function(
@@ -86,16 +81,10 @@ def list_directory(fd: int) -> bytes:
         out = ctypes.create_string_buffer(room)
         length = _scan_list(fd, out, room)
         if length < 0:
-            raise OSError(-length, _strerror(-length))
+            raise OSError(-length, os.strerror(-length))
         if length <= room:
             return ctypes.string_at(out, length)
         room = 2 * length
-
-
-def _strerror(number: int) -> str:
-    import os  # noqa: PLC0415 - rarely needed
-
-    return os.strerror(number)
 
 
 def entries_of(listing: bytes) -> list[Listed]:
@@ -104,29 +93,41 @@ def entries_of(listing: bytes) -> list[Listed]:
     at = 0
     unpack, size = _ENTRY.unpack_from, _ENTRY.size
     while at < len(listing):
-        fields = unpack(listing, at)
+        ino, dev, length, mtime, ctime, blocks, rdev, mtime_ns, ctime_ns, *numbers, name = unpack(listing, at)
         begin = at + size
-        end = begin + fields[-1]
-        after = begin + (fields[-1] + 7 & ~7)
-        found.append(Listed._make((listing[begin:end], *fields[:-1], at, listing[at:after])))
+        after = begin + (name + 7 & ~7)
+        times = mtime * _SECOND + mtime_ns, ctime * _SECOND + ctime_ns
+        fields = ino, dev, length, *times, blocks, rdev, *numbers
+        found.append(Listed._make((listing[begin : begin + name], *fields, at, listing[at:after])))
         at = after
     return found
 
 
-def encode_record(listing: bytes, marks: bytes, flags: int) -> bytearray:
-    """Return a record with nothing below it, and nothing told of it yet."""
-    padding = -len(marks) % 8
-    length = _RECORD.size + len(listing) + len(marks) + padding
-    head = _RECORD.pack(length, len(listing), len(marks), flags, b"")
-    return bytearray(b"".join([head, listing, marks, bytes(padding)]))
+def listed_of(name: bytes, info: os.stat_result) -> Listed:
+    """Return what a listing would tell of what was looked at by itself."""
+    return Listed(
+        *(name, info.st_ino, info.st_dev, info.st_size, info.st_mtime_ns, info.st_ctime_ns),
+        *(info.st_blocks, info.st_rdev, info.st_mode, info.st_uid, info.st_gid, info.st_nlink),
+        *(0, 0, b""),
+    )
 
 
-def told_fields(length: int, told: bytes, flags: int) -> list[tuple[int, bytes]]:
+def encode_record(listing: bytes, count: int) -> bytes:
+    """Return the record of a directory of `count` entries, of which nothing else is told yet."""
+    marks = count + (-count % 8)
+    length = _RECORD.size + len(listing) + marks
+    return _RECORD.pack(length, len(listing), count, DISTRUST, b"") + listing + bytes(marks)
+
+
+def told_fields(
+    length: int, told: bytes, flags: int, marks: bytes, listed: int
+) -> list[tuple[int, bytes]]:
     """Return what to put where in a record once it is known: (offset, bytes) of each.
 
-    length: of the record, with all below it. told: TOLD_BYTES.
+    length: of the record, with all below it. listed: the length of its listing.
     """
-    return [(0, struct.pack("<Q", length)), (24, struct.pack("<Q", flags)), (32, told)]
+    fields = [(0, struct.pack("<Q", length)), (24, struct.pack("<Q", flags)), (32, told)]
+    return [*fields, (_RECORD.size + listed, marks)]
 
 
 def decode_record(cache: mmap | bytes, at: int) -> Record:

@@ -108,12 +108,6 @@ names_of(int fd, struct pile *pile)
 	return (0);
 }
 
-static int64_t
-ns_of(struct timespec time)
-{
-	return ((int64_t)time.tv_sec * 1000000000 + time.tv_nsec);
-}
-
 static size_t
 padded(size_t len)
 {
@@ -126,8 +120,10 @@ tell(struct scan_entry *entry, const struct stat *info)
 	entry->ino = info->st_ino;
 	entry->dev = info->st_dev;
 	entry->size = (uint64_t)info->st_size;
-	entry->mtime = ns_of(info->st_mtim);
-	entry->ctime = ns_of(info->st_ctim);
+	entry->mtime = info->st_mtim.tv_sec;
+	entry->ctime = info->st_ctim.tv_sec;
+	entry->mtime_ns = (uint32_t)info->st_mtim.tv_nsec;
+	entry->ctime_ns = (uint32_t)info->st_ctim.tv_nsec;
 	entry->blocks = (uint64_t)info->st_blocks;
 	entry->rdev = info->st_rdev;
 	entry->mode = info->st_mode;

@@ -8,8 +8,9 @@
 /* One name of a listing; the name follows, and zeros up to a multiple of 8 bytes.  Listings are sorted by name. */
 struct scan_entry {
 	uint64_t ino, dev, size;
-	int64_t mtime, ctime; /* ns since 1970 */
+	int64_t mtime, ctime; /* seconds since 1970 */
 	uint64_t blocks, rdev;
+	uint32_t mtime_ns, ctime_ns;
 	uint32_t mode, uid, gid, nlink;
 	uint32_t error; /* errno of lstat; all above are 0 then */
 	uint32_t name_len;

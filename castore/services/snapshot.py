@@ -15,6 +15,7 @@ from castore.content.ingest import Ingest
 from castore.content.lists import iter_runs_of_chunks
 from castore.content.parent import Parent
 from castore.content.scan import ScanRules, store_tree
+from castore.content.scancache import NewScan, OldScan
 from castore.content.streams import store_stream
 from castore.errors import StorageError, UsageError
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
@@ -96,56 +97,72 @@ def snapshot(
     origins = {}
     before = _last(store, service)
     warnings: list[tuple[str, bytes, str]] = []
-    with store.session() as session:
+    with ExitStack() as stack, store.session() as session:
+        scans: list[NewScan] = []
         for name, source in sources.items():
             tally = Tally()
             progress(check_name("part", name), tally)
             parent = before.part(name) if before is not None else None
-            parts.append(_store_part(store, session, name, source, parent, skip, tally))
+            if isinstance(source, TreeSource):
+                path = os.path.join(store.places.scans_of(store.store_id), f"{service}:{name}")
+                scans.append(NewScan(path))
+                stack.callback(scans[-1].discard)
+                rules = _rules(source, skip)
+                root = _store_tree(store, session, source.path, rules, scans[-1], parent, tally)
+            else:
+                root = _store_dump(store, session, source, parent, tally)
+            parts.append(_part(name, source, root, tally))
             origins[name] = origin(source)
             warnings += [(name, path, reason) for path, reason in tally.warnings]
         details = _store_bytes(store, session, encode(Details(origins, tuple(warnings))))
         session.finish()
-    number = store.next_number(service)
-    generation = Generation(
-        service=service,
-        number=number,
-        time=started,
-        revision=revision,
-        host=os.uname().nodename,
-        parts=tuple(parts),
-        details=details,
-        session=session.id,
-        parent=number - 1,
-        safety=safety,
-        duration=time.monotonic_ns() - clock,
-    )
-    store.commit(generation)
-    # It is committed: what fails from here on costs space at most.
-    with contextlib.suppress(StorageError):
-        store.index.set_uses(service, session.used)
-        store.references.evict(store.index.used_packs())
+        number = store.next_number(service)
+        generation = Generation(
+            service=service,
+            number=number,
+            time=started,
+            revision=revision,
+            host=os.uname().nodename,
+            parts=tuple(parts),
+            details=details,
+            session=session.id,
+            parent=number - 1,
+            safety=safety,
+            duration=time.monotonic_ns() - clock,
+        )
+        store.commit(generation)
+        # It is committed: what fails from here on costs space or time at most.
+        for scan in scans:
+            scan.keep()
+        with contextlib.suppress(StorageError):
+            # Of what trees kept it is not known which packs that is in: what was used still is.
+            used = session.used | store.index.uses(service) if scans else session.used
+            store.index.set_uses(service, used)
+            store.references.evict(store.index.used_packs())
     return generation
 
 
-def _store_part(
+def _store_tree(
     store: Store,
     session: Session,
-    name: str,
-    source: Source,
+    path: str,
+    rules: ScanRules,
+    new: NewScan,
     parent: Part | None,
-    skip: frozenset[tuple[int, int]],
     tally: Tally,
-) -> Part:
+) -> Ref | None:
     roots: list[Ref | None] = []
-    with Ingest(session, store.cutter, tally) as ingest:
-        if isinstance(source, TreeSource):
-            store_tree(ingest, source.path, _rules(source, skip), roots.append)
-        else:
-            if parent is not None and parent.kind == "dump":
-                ingest.compare_with(Parent(iter_runs_of_chunks(store, parent.content)))
-            _store_dump(ingest, source, roots)
-    (root,) = roots
+    with ExitStack() as stack:
+        last = parent.content if parent is not None and parent.kind == "tree" else None
+        old = OldScan.open(store, new.path, last, rules.digest())
+        if old is not None:
+            stack.enter_context(old)
+        ingest = stack.enter_context(Ingest(session, store.cutter, tally))
+        store_tree(ingest, path, rules, roots.append, new, old)
+    return roots[0]
+
+
+def _part(name: str, source: Source, root: Ref | None, tally: Tally) -> Part:
     return Part(
         name=name,
         kind="tree" if isinstance(source, TreeSource) else "dump",
@@ -167,8 +184,13 @@ def _last(store: Store, service: str) -> Generation | None:
     return store.generation(service, store.next_number(service) - 1)
 
 
-def _store_dump(ingest: Ingest, source: Source, roots: list[Ref | None]) -> None:
-    with ExitStack() as stack:
+def _store_dump(
+    store: Store, session: Session, source: Source, parent: Part | None, tally: Tally
+) -> Ref | None:
+    roots: list[Ref | None] = []
+    with Ingest(session, store.cutter, tally) as ingest, ExitStack() as stack:
+        if parent is not None and parent.kind == "dump":
+            ingest.compare_with(Parent(iter_runs_of_chunks(store, parent.content)))
         if isinstance(source, ProgramSource):
             readinto = stack.enter_context(run_dump(source.dump))
         else:
@@ -179,6 +201,7 @@ def _store_dump(ingest: Ingest, source: Source, roots: list[Ref | None]) -> None
                 return os.readv(descriptor, [view])
 
         store_stream(ingest, readinto, roots.append)
+    return roots[0]
 
 
 def _open_dump(source: Source, stack: ExitStack) -> int:

@@ -434,6 +434,12 @@ class Index:
         with self._transaction(write=True) as txn:
             txn.put(service.encode(), joined, db=self._tables["uses"])
 
+    def uses(self, service: str) -> Counter[bytes]:
+        """Return what was remembered so."""
+        with self._transaction() as txn:
+            joined = txn.get(service.encode(), b"", db=self._tables["uses"])
+            return Counter(dict(_USE.iter_unpack(joined)))
+
     def used_packs(self) -> Counter[PackId]:
         """Return the packs that the last generations are in, and how many bytes of each they use."""
         found: Counter[PackId] = Counter()

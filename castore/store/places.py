@@ -31,6 +31,10 @@ class Places:
         """Return the folder of a store's index."""
         return os.path.join(self.cache, store_id.hex(), "index")
 
+    def scans_of(self, store_id: bytes) -> str:
+        """Return the folder of what was seen of trees."""
+        return os.path.join(self.cache, store_id.hex(), "scan")
+
     def references_of(self, store_id: bytes) -> str:
         """Return the folder of a store's reference cache."""
         return os.path.join(self.cache, store_id.hex(), "reference")

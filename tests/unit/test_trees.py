@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import castore
+from castore.content import scan
 from castore.errors import UsageError
 from tests.support.forest import Forest, plant
 from tests.support.stores import Lab
@@ -105,6 +106,7 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_told_and_the_rest_is_kept(
             raise PermissionError(13, "Permission denied")
         return real(path, flags, *args, **kwargs)
 
+    monkeypatch.setattr(scan, "read_files", lambda *_: (0, b""))  # as if none were as listed
     monkeypatch.setattr(os, "open", failing)
     taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
     monkeypatch.undo()
@@ -137,6 +139,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(
         os.truncate(live / "large", 1_000_000)
         return real_pread(fd, buffers, offset)
 
+    monkeypatch.setattr(scan, "read_files", lambda *_: (0, b""))
     monkeypatch.setattr(os, "readv", growing)
     monkeypatch.setattr(os, "preadv", shrinking)
     taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
@@ -146,6 +149,39 @@ def test_a_file_that_changes_while_it_is_read_is_told(
     assert done.report.damaged == []
     assert (tmp_path / "out" / "small").read_text().startswith("one")
     assert (tmp_path / "out" / "large").stat().st_size == 1_000_000
+
+
+def test_what_is_no_longer_as_listed_is_read_as_it_is_now(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = tmp_path / "live"
+    live.mkdir()
+    for name in "abcdefgh":
+        (live / name).write_text(name * 100)
+    real = scan.read_files
+
+    def racing(*arguments):
+        for name, change in {
+            "b": lambda path: path.unlink(missing_ok=True),
+            "c": lambda path: path.write_text("longer " * 30_000),
+            "d": lambda path: path.write_text("other"),
+            "e": lambda path: (path.unlink(missing_ok=True), os.mkfifo(path)),
+            "f": lambda path: (path.unlink(missing_ok=True), path.symlink_to("/etc/passwd")),
+        }.items():
+            change(live / name)
+        monkeypatch.setattr(scan, "read_files", real)
+        return real(*arguments)
+
+    monkeypatch.setattr(scan, "read_files", racing)
+    taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    with lab.open() as store:
+        warnings = {path: reason for _, path, reason in castore.read_details(store, taken).warnings}
+    assert sorted(warnings) == [b"b", b"e", b"f"]
+    assert "vanished" in warnings[b"b"]
+    assert "replaced" in warnings[b"e"]
+    lab.restore("s@1:t", tmp_path / "out")
+    found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert found == {**{name: name * 100 for name in "agh"}, "c": "longer " * 30_000, "d": "other"}
 
 
 def test_a_missing_tree_is_refused_by_name(lab: Lab, tmp_path: Path) -> None:

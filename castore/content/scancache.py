@@ -1,0 +1,304 @@
+"""What the last snapshot saw of a tree, on this machine: what is as it was is not read again.
+
+A scan cache is a file: a header, then a record (castore/kernel/files.py) of each directory, depth first
+in the order of names, then a hash of it all. Whatever is wrong with it, the tree is scanned anew.
+It says where directories lie in the store, so it belongs to one generation: it is of use as long as
+the last one of its service has the root that it tells of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+from bisect import bisect_right
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from blake3 import blake3
+
+from castore.content.lists import iter_list
+from castore.kernel.files import (
+    ENTERED,
+    compare_directory,
+    decode_record,
+    encode_record,
+    entries_of,
+    told_fields,
+)
+from castore.model.refs import RecordId, Ref, RefKind
+from castore.store.places import make_private_directory
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from castore.kernel.files import Record
+    from castore.store import Store
+
+_MAGIC: Final = b"castoren"
+_VERSION: Final = 1
+_HEADER: Final = struct.Struct("<8sQ32s32sQ")
+"""Magic, version, digest of the scan's rules, id and size of the root."""
+_TOLD: Final = struct.Struct("<QQQQ32sQQQ8x")
+_HASH_BYTES: Final = 32
+_BUFFER: Final = 1 << 20
+_WORKERS: Final = 2
+_MOST_PIECES: Final = 64
+_LEAST_PIECE: Final = 1 << 15
+_RACY_NS: Final = 2_000_000_000
+"""What changed so shortly before it was listed may change again with the same time: FAT has two seconds."""
+
+
+class Told(NamedTuple):
+    """What a record tells of a directory and all below it."""
+
+    time: int
+    """When it was listed: ns since 1970."""
+    files: int
+    size: int
+    """Bytes of content."""
+    chunks: int
+    """References to chunks."""
+    ref: Ref
+    ids: tuple[int, int]
+    """Its device and inode."""
+
+
+def told_of(record: Record) -> Told:
+    """Return what a record tells."""
+    time, files, size, chunks, ref, ref_size, dev, ino = _TOLD.unpack(record.told)
+    return Told(time, files, size, chunks, Ref(RefKind.LIST, RecordId(ref), ref_size), (dev, ino))
+
+
+def is_racy(ctime: int, time: int) -> bool:
+    """Whether what has this ctime may have changed after it was listed at `time`, unseen."""
+    return ctime >= time - _RACY_NS
+
+
+class OldScan:
+    """The last scan of a tree; use it in a `with` block."""
+
+    top: Final = _HEADER.size
+    """Where the record of the top directory is."""
+
+    def __init__(self, store: Store, data: mmap.mmap) -> None:
+        self.store = store
+        self.data = data
+        self.end = len(data) - _HASH_BYTES
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-scan")
+        self._pieces: list[tuple[int, Future[int]]] = []
+        self._last = (0, 0)
+        self._by_inode: dict[tuple[int, int], int] | None = None
+
+    @classmethod
+    def open(cls, store: Store, path: str, root: Ref | None, rules: bytes) -> Self | None:
+        """Open the scan cache at `path`, if it is one of that root, by these rules, and whole."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                data = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
+            finally:
+                os.close(fd)
+        except (OSError, ValueError):
+            return None
+        if len(data) >= _HEADER.size + _HASH_BYTES and root is not None:
+            magic, version, digest, root_id, size = _HEADER.unpack_from(data)
+            if (magic, version, digest, root_id, size) == (_MAGIC, _VERSION, rules, root.id, root.size):
+                with memoryview(data) as view:
+                    hashed = blake3(view[:-_HASH_BYTES]).digest()
+                if hashed == data[-_HASH_BYTES:]:
+                    return cls(store, data)
+        data.close()
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.data.close()
+
+    def record(self, at: int) -> Record:
+        """Return the record at an offset."""
+        return decode_record(self.data, at)
+
+    def below(self, record: Record) -> dict[bytes, int]:
+        """Return where the records of the directories in a directory are."""
+        found = {}
+        at = record.below
+        for entry, mark in zip(entries_of(record.listing), record.marks, strict=True):
+            if mark & ENTERED:
+                found[entry.name] = at
+                at += struct.unpack_from("<Q", self.data, at)[0]
+        return found
+
+    def references(self, record: Record) -> list[Ref]:
+        """Return the references of a directory. Raises DamageError, MissingError."""
+        return [ref for _, ref in iter_list(self.store, told_of(record).ref)]
+
+    def compare(self, top: int) -> None:
+        """Begin to compare the tree whose top is open as `top` with what it was, on all cores."""
+        for at, path in self._cut():
+            self._pieces.append((at, self._pool.submit(self._compare_piece, top, path, at)))
+
+    def _cut(self) -> list[tuple[int, list[bytes]]]:
+        """Return records, and their paths, that together with those above them are the whole tree."""
+        most = max((self.end - self.top) // _MOST_PIECES, _LEAST_PIECE)
+        pieces = []
+        todo: list[tuple[int, list[bytes]]] = [(self.top, [])]
+        while todo:
+            at, path = todo.pop()
+            record = self.record(at)
+            if record.end - at <= most and path:
+                pieces.append((at, path))
+            else:
+                todo += [(one, [*path, name]) for name, one in self.below(record).items()]
+        return sorted(pieces)
+
+    def _compare_piece(self, top: int, path: list[bytes], at: int) -> int:
+        """Return how far the records from `at` on are as they were. Runs on a worker."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.dup(top)
+        try:
+            for name in path[:-1]:
+                below = os.open(name, flags, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            return compare_directory(fd, path[-1], self.data, self.end, at)
+        except OSError:
+            return at
+        finally:
+            os.close(fd)
+
+    def is_same(self, at: int, fd: int, name: bytes) -> bool:
+        """Whether the directory `name` below `fd`, and all below it, is what the record at `at` tells.
+
+        What it refers to is in the store, then.
+        """
+        (end,) = struct.unpack_from("<Q", self.data, at)
+        end += at
+        position = bisect_right(self._pieces, at, key=lambda piece: piece[0]) - 1
+        reached = 0
+        if position >= 0:
+            start, future = self._pieces[position]
+            if at < start + struct.unpack_from("<Q", self.data, start)[0]:
+                reached = future.result()
+        # A record behind the one that differs was not looked at yet.
+        if at > reached:
+            first, reached = self._last
+            if not first <= at <= reached:
+                reached = compare_directory(fd, name, self.data, self.end, at)
+                self._last = at, reached
+        return end <= reached and self.store.index.has_node(told_of(self.record(at)).ref.id)
+
+    def moved(self, ids: tuple[int, int]) -> int | None:
+        """Return the record of the directory of that device and inode, wherever it was."""
+        if self._by_inode is None:
+            self._by_inode = {}
+            at = self.top
+            while at < self.end:
+                record = self.record(at)
+                self._by_inode[told_of(record).ids] = at
+                at = record.below
+        return self._by_inode.get(ids)
+
+
+class NewScan:
+    """A scan cache being made. Where this machine has no room for it, it is given up without a word."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._part = f"{path}.{os.urandom(8).hex()}.part"
+        self._buffer = bytearray(_HEADER.size)
+        self._flushed = 0
+        self._fd = -1
+        with contextlib.suppress(Exception):
+            make_private_directory(os.path.dirname(path))
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(self._part, flags, 0o600)
+
+    def begin(self, listing: bytes, count: int) -> int:
+        """Append the record of a directory of `count` entries; return where it is."""
+        at = self._flushed + len(self._buffer)
+        self._append(encode_record(listing, count))
+        return at
+
+    def copy(self, old: OldScan, at: int) -> None:
+        """Append a record of the last scan, and all below it."""
+        (length,) = struct.unpack_from("<Q", old.data, at)
+        self._append(old.data[at : at + length])
+
+    def end(self, at: int) -> int:
+        """Return the length of the record at `at`: what is below it has been appended."""
+        return self._flushed + len(self._buffer) - at
+
+    def tell(
+        self, at: int, length: int, told: Told, marks: bytes | bytearray, flags: int, listed: int
+    ) -> None:
+        """Say what is known now of the directory whose record is at `at`.
+
+        listed: the length of its listing.
+        """
+        ref = told.ref
+        packed = _TOLD.pack(*told[:4], ref.id, ref.size, *told.ids)
+        for offset, data in told_fields(length, packed, flags, bytes(marks), listed):
+            self._put(at + offset, data)
+
+    def _append(self, data: bytes | bytearray) -> None:
+        self._buffer += data
+        if len(self._buffer) >= _BUFFER:
+            self._flush()
+
+    def _put(self, at: int, data: bytes) -> None:
+        if at < self._flushed and at + len(data) > self._flushed:
+            self._flush()
+        if at >= self._flushed:
+            self._buffer[at - self._flushed : at - self._flushed + len(data)] = data
+        elif self._fd >= 0:
+            try:
+                os.pwrite(self._fd, data, at)
+            except OSError:
+                self.discard()
+
+    def _flush(self) -> None:
+        if self._fd >= 0:
+            try:
+                rest = memoryview(self._buffer)
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+            except OSError:
+                self.discard()
+            finally:
+                rest.release()
+        self._flushed += len(self._buffer)
+        self._buffer.clear()
+
+    def finish(self, root: Ref, rules: bytes) -> None:
+        """Say what the tree became."""
+        self._put(0, _HEADER.pack(_MAGIC, _VERSION, rules, root.id, root.size))
+        self._flush()
+
+    def keep(self) -> None:
+        """Let it take the place of the last one: the generation that it tells of is committed."""
+        if self._fd < 0:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+                hashed = blake3(view).digest()
+            os.pwrite(self._fd, hashed, self._flushed)
+            os.rename(self._part, self.path)
+        self.discard()
+
+    def discard(self) -> None:
+        """Give it up."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            with contextlib.suppress(OSError):
+                os.unlink(self._part)
