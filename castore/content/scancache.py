@@ -41,6 +41,7 @@ _VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sQ32s32sQ")
 """Magic, version, digest of the scan's rules, id and size of the root."""
 _TOLD: Final = struct.Struct("<QQQQ32sQQQ8x")
+_UNFINISHED: Final = ".part"
 _HASH_BYTES: Final = 32
 _BUFFER: Final = 1 << 20
 _WORKERS: Final = 2
@@ -214,12 +215,17 @@ class NewScan:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._part = f"{path}.{os.urandom(8).hex()}.part"
+        self._part = f"{path}.{os.urandom(8).hex()}{_UNFINISHED}"
         self._buffer = bytearray(_HEADER.size)
         self._flushed = 0
         self._fd = -1
         with contextlib.suppress(Exception):
-            make_private_directory(os.path.dirname(path))
+            folder, name = os.path.split(path)
+            make_private_directory(folder)
+            for other in os.listdir(folder):
+                # Nobody else is at work on this: the service is locked.
+                if other.startswith(name + ".") and other.endswith(_UNFINISHED):
+                    os.unlink(os.path.join(folder, other))
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd = os.open(self._part, flags, 0o600)
 

@@ -1,0 +1,271 @@
+"""Trees that change between snapshots: what the scan cache keeps is what a scan without it would find."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import castore
+from castore.content import scan, scancache
+from castore.errors import CastoreError
+from tests.support.stores import Lab
+from tests.support.walker import compare, walk
+
+STEP = 0.012
+"""Longer than a tick of the kernel's clock, which times of files are told by."""
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust what is 10 ms old, so that tests need not wait for seconds."""
+    monkeypatch.setattr(scancache, "_RACY_NS", 10_000_000)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path / "lab", average=4096)
+
+
+def snapshot(lab: Lab, live: Path, **options) -> castore.Generation:
+    time.sleep(STEP)
+    return lab.snapshot("s", {"t": castore.TreeSource(str(live), **options)})
+
+
+def check(lab: Lab, live: Path, taken: castore.Generation, into: Path) -> None:
+    """Hold what was stored against the live tree."""
+    assert taken.missed == 0
+    lab.restore(f"s@{taken.number}:t", into)
+    assert compare(walk(live), walk(into)) == []
+    part = taken.parts[0]
+    assert part.files == sum(len(folders) + len(files) for _, folders, files in os.walk(live))
+    shutil.rmtree(into)
+
+
+def caches(lab: Lab) -> list[Path]:
+    return sorted(Path(lab.places.cache).glob("*/scan/*"))
+
+
+class Mutator:
+    """Changes a tree at random."""
+
+    def __init__(self, top: Path, seed: int) -> None:
+        self.top = top
+        self.rng = random.Random(seed)
+
+    def paths(self, *, folders: bool) -> list[Path]:
+        return sorted(
+            Path(folder, name) for folder, dirs, files in os.walk(self.top) for name in (dirs if folders else files)
+        )
+
+    def folder(self) -> Path:
+        return self.rng.choice([self.top, *self.paths(folders=True)])
+
+    def name(self) -> str:
+        return self.rng.choice("abcdefgh") + str(self.rng.randrange(5))
+
+    def change(self) -> None:
+        rng = self.rng
+        how = rng.randrange(12)
+        files = [path for path in self.paths(folders=False) if not path.is_symlink()]
+        target = self.folder() / self.name()
+        if how <= 2:
+            if not target.exists() and not target.is_symlink():
+                target.write_bytes(rng.randbytes(rng.choice([0, 10, 5000, 70_000, 200_000])))
+        elif how == 3:
+            if not target.exists() and not target.is_symlink():
+                target.mkdir()
+                (target / "in").write_bytes(rng.randbytes(100))
+        elif how == 4 and files:
+            path = rng.choice(files)
+            with open(path, "r+b") as file:
+                file.seek(rng.randrange(path.stat().st_size + 1))
+                file.write(rng.randbytes(20))
+        elif how == 5 and files:
+            rng.choice(files).unlink()
+        elif how == 6 and self.paths(folders=True):
+            shutil.rmtree(rng.choice(self.paths(folders=True)))
+        elif how == 7 and self.paths(folders=True):
+            moved = rng.choice(self.paths(folders=True))
+            if not target.exists() and not target.is_symlink() and moved not in target.parents:
+                moved.rename(target)
+        elif how == 8 and files:
+            os.chmod(rng.choice(files), rng.choice([0o600, 0o644, 0o755]))
+        elif how == 9:
+            os.setxattr(self.folder() if rng.random() < 0.5 or not files else rng.choice(files), "user.x", b"1")
+        elif how == 10 and files:
+            # The same size and time, as some programs write.
+            path = rng.choice(files)
+            info = path.stat()
+            path.write_bytes(rng.randbytes(info.st_size))
+            os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+        elif how == 11 and files and not target.exists() and not target.is_symlink():
+            kind = rng.randrange(3)
+            if kind == 0:
+                os.link(rng.choice(files), target)
+            elif kind == 1:
+                target.symlink_to(self.name())
+            else:
+                with open(target, "wb") as file:
+                    file.truncate(300_000)
+                    file.seek(100_000)
+                    file.write(rng.randbytes(8192))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1 << 32), steps=st.lists(st.integers(0, 6), min_size=3, max_size=8))
+def test_every_snapshot_of_a_changing_tree_is_what_is_there(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, steps: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("scan")
+    lab, live = Lab(folder / "lab", average=4096), folder / "live"
+    live.mkdir()
+    mutator = Mutator(live, seed)
+    for _ in range(25):
+        mutator.change()
+    for changes in steps:
+        for _ in range(changes):
+            mutator.change()
+        check(lab, live, snapshot(lab, live), folder / "out")
+    # Without the cache the same is found.
+    last = snapshot(lab, live)
+    for path in caches(lab):
+        path.unlink()
+    assert snapshot(lab, live).parts[0].root == last.parts[0].root
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Path:
+    top = tmp_path / "live"
+    rng = random.Random(1)
+    for outer in range(4):
+        for inner in range(3):
+            folder = top / f"{outer}" / f"{inner}"
+            folder.mkdir(parents=True)
+            for number in range(5):
+                (folder / f"small{number}").write_bytes(rng.randbytes(500))
+            (folder / "large").write_bytes(rng.randbytes(100_000))
+    os.setxattr(top / "1", "user.x", b"y")
+    time.sleep(STEP)
+    return top
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read."""
+    found: list[str] = []
+    real_read, real_open = scan.read_files, os.open
+
+    def reading(fd, listing, offsets, room):
+        folder = os.readlink(f"/proc/self/fd/{fd}")
+        names = {entry.offset: entry.name.decode() for entry in scan.entries_of(listing)}
+        found.extend(f"{folder}/{names[offset]}" for offset in offsets)
+        return real_read(fd, listing, offsets, room)
+
+    def opening(path, flags, *args, dir_fd=None, **options):
+        fd = real_open(path, flags, *args, dir_fd=dir_fd, **options)
+        if dir_fd is not None and not flags & os.O_DIRECTORY:
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        return fd
+
+    monkeypatch.setattr(scan, "read_files", reading)
+    monkeypatch.setattr(os, "open", opening)
+    return found
+
+
+def test_an_unchanged_tree_is_not_read_and_its_root_is_the_same(lab, live, reads, tmp_path):
+    first = snapshot(lab, live)
+    assert len(reads) == 72
+    reads.clear()
+    second = snapshot(lab, live)
+    assert reads == []
+    one, two = first.parts[0], second.parts[0]
+    assert (one.root, one.size, one.files, one.chunks) == (two.root, two.size, two.files, two.chunks)
+    assert (two.new_chunks, two.stored_bytes) == (0, 0)
+    check(lab, live, second, tmp_path / "out")
+
+
+def test_of_a_directory_that_changed_only_small_files_are_read(lab, live, reads, tmp_path):
+    snapshot(lab, live)
+    reads.clear()
+    (live / "2" / "1" / "small3").write_bytes(b"changed")
+    taken = snapshot(lab, live)
+    assert sorted(reads) == [str(live / "2" / "1" / f"small{number}") for number in range(5)]
+    check(lab, live, taken, tmp_path / "out")
+
+
+def test_a_directory_that_was_moved_is_not_read(lab, live, reads, tmp_path):
+    snapshot(lab, live)
+    reads.clear()
+    (live / "2").rename(live / "3" / "moved")
+    (live / "0").rename(live / "zero")
+    taken = snapshot(lab, live)
+    assert reads == []
+    assert taken.parts[0].stored_bytes < 10_000
+    check(lab, live, taken, tmp_path / "out")
+
+
+def test_what_changed_just_before_it_was_listed_is_read_again(lab, live, reads, monkeypatch):
+    monkeypatch.setattr(scancache, "_RACY_NS", 2_000_000_000)
+    os.utime(live / "1" / "1" / "large", ns=(0, 0))
+    snapshot(lab, live)
+    reads.clear()
+    snapshot(lab, live)
+    assert str(live / "1" / "1" / "large") in reads
+
+
+def test_other_rules_another_root_and_a_lost_store_scan_anew(lab, live, reads, tmp_path):
+    snapshot(lab, live)
+    taken = snapshot(lab, live, exclude=("small1",))
+    assert taken.parts[0].files == 88 - 12
+    reads.clear()
+    assert snapshot(lab, live, exclude=("small1",)).parts[0].root == taken.parts[0].root
+    assert reads == []
+    # Another tree of that name came in between.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").write_text("x")
+    old = caches(lab)[0].read_bytes()
+    lab.snapshot("s", {"t": castore.TreeSource(str(other))})
+    caches(lab)[0].write_bytes(old)
+    reads.clear()
+    taken = snapshot(lab, live)
+    assert len(reads) == 72
+    assert taken.parts[0].files == 88
+
+
+def test_a_damaged_cache_is_no_cache(lab, live, tmp_path):
+    first = snapshot(lab, live)
+    (path,) = caches(lab)
+    data = path.read_bytes()
+    rng = random.Random(2)
+    for _ in range(12):
+        broken = bytearray(data)
+        at = rng.randrange(len(data))
+        broken[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(rng.choice([broken, data[:at], b""]))
+        taken = snapshot(lab, live)
+        assert taken.parts[0].root == first.parts[0].root
+    check(lab, live, taken, tmp_path / "out")
+
+
+def test_a_snapshot_that_fails_leaves_the_cache_of_the_last_one(lab, live, reads):
+    snapshot(lab, live)
+    (path,) = caches(lab)
+    before = path.read_bytes()
+    (live / "1" / "new").write_text("new")
+    with pytest.raises(CastoreError):
+        lab.snapshot("s", {"t": castore.TreeSource(str(live)), "d": castore.ProgramSource(("false",))})
+    assert [path.read_bytes() for path in caches(lab)] == [before]
+    (path.parent / f"{path.name}.0123456789abcdef.part").write_bytes(b"of one that was killed")
+    reads.clear()
+    snapshot(lab, live)
+    assert [one.name for one in caches(lab)] == [path.name]
+    assert reads == [str(live / "1" / "new")]
