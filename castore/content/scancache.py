@@ -31,6 +31,7 @@ from castore.model.refs import RecordId, Ref, RefKind
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from castore.kernel.files import Record
@@ -45,7 +46,7 @@ _UNFINISHED: Final = ".part"
 _HASH_BYTES: Final = 32
 _BUFFER: Final = 1 << 20
 _WORKERS: Final = 2
-_MOST_PIECES: Final = 64
+_MOST_PIECES: Final = 24
 _LEAST_PIECE: Final = 1 << 15
 _RACY_NS: Final = 2_000_000_000
 """What changed so shortly before it was listed may change again with the same time: FAT has two seconds."""
@@ -88,7 +89,10 @@ class OldScan:
         self.data = data
         self.end = len(data) - _HASH_BYTES
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-scan")
-        self._pieces: list[tuple[int, Future[int]]] = []
+        self._most = max((self.end - self.top) // _MOST_PIECES, _LEAST_PIECE)
+        self._below: dict[int, dict[bytes, int]] = {}
+        """Of the large ones: they are asked for several times."""
+        self._pieces: list[tuple[int, Future[dict[int, int]]]] = []
         self._last = (0, 0)
         self._by_inode: dict[tuple[int, int], int] | None = None
 
@@ -131,12 +135,17 @@ class OldScan:
 
     def below(self, record: Record) -> dict[bytes, int]:
         """Return where the records of the directories in a directory are."""
+        found = self._below.get(record.start)
+        if found is not None:
+            return found
         found = {}
         at = record.below
         for entry, mark in zip(entries_of(record.listing), record.marks, strict=True):
             if mark & ENTERED:
                 found[entry.name] = at
-                at += struct.unpack_from("<Q", self.data, at)[0]
+                at += self.length(at)
+        if record.end - record.start > self._most:
+            self._below[record.start] = found
         return found
 
     def references(self, record: Record) -> list[Ref]:
@@ -145,35 +154,55 @@ class OldScan:
 
     def compare(self, top: int) -> None:
         """Begin to compare the tree whose top is open as `top` with what it was, on all cores."""
-        for at, path in self._cut():
-            self._pieces.append((at, self._pool.submit(self._compare_piece, top, path, at)))
+        together: list[tuple[int, bytes]] = []
+        for path, record in self._large():
+            for name, at in self.below(record).items():
+                if self.length(at) <= self._most:
+                    together.append((at, name))
+                    if at + self.length(at) - together[0][0] > self._most:
+                        self._submit(top, path, together)
+                        together = []
+            if together:
+                self._submit(top, path, together)
+                together = []
+        self._pieces.sort(key=lambda piece: piece[0])
 
-    def _cut(self) -> list[tuple[int, list[bytes]]]:
-        """Return records, and their paths, that together with those above them are the whole tree."""
-        most = max((self.end - self.top) // _MOST_PIECES, _LEAST_PIECE)
-        pieces = []
-        todo: list[tuple[int, list[bytes]]] = [(self.top, [])]
+    def _submit(self, top: int, path: list[bytes], some: list[tuple[int, bytes]]) -> None:
+        task = self._pool.submit(self._compare_some, top, path, some)
+        self._pieces.append((some[0][0], task))
+
+    def _large(self) -> Iterator[tuple[list[bytes], Record]]:
+        """Yield path and record of each directory that is too large to be compared in one go."""
+        todo: list[tuple[list[bytes], int]] = [([], self.top)]
         while todo:
-            at, path = todo.pop()
+            path, at = todo.pop()
             record = self.record(at)
-            if record.end - at <= most and path:
-                pieces.append((at, path))
-            else:
-                todo += [(one, [*path, name]) for name, one in self.below(record).items()]
-        return sorted(pieces)
+            yield path, record
+            below = self.below(record).items()
+            todo += [([*path, name], one) for name, one in below if self.length(one) > self._most]
 
-    def _compare_piece(self, top: int, path: list[bytes], at: int) -> int:
-        """Return how far the records from `at` on are as they were. Runs on a worker."""
+    def length(self, at: int) -> int:
+        """Return the length of the record at an offset, with all below it."""
+        (length,) = struct.unpack_from("<Q", self.data, at)
+        return int(length)
+
+    def _compare_some(
+        self, top: int, path: list[bytes], some: list[tuple[int, bytes]]
+    ) -> dict[int, int]:
+        """Return how far the records of some directories at `path` are as they were, by where they begin.
+
+        Runs on a worker.
+        """
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.dup(top)
         try:
-            for name in path[:-1]:
+            for name in path:
                 below = os.open(name, flags, dir_fd=fd)
                 os.close(fd)
                 fd = below
-            return compare_directory(fd, path[-1], self.data, self.end, at)
+            return {at: compare_directory(fd, name, self.data, self.end, at) for at, name in some}
         except OSError:
-            return at
+            return {}
         finally:
             os.close(fd)
 
@@ -182,14 +211,17 @@ class OldScan:
 
         What it refers to is in the store, then.
         """
-        (end,) = struct.unpack_from("<Q", self.data, at)
-        end += at
+        length = self.length(at)
+        if length > self._most:
+            return False  # what is below it is being compared
+        end = at + length
         position = bisect_right(self._pieces, at, key=lambda piece: piece[0]) - 1
         reached = 0
         if position >= 0:
-            start, future = self._pieces[position]
-            if at < start + struct.unpack_from("<Q", self.data, start)[0]:
-                reached = future.result()
+            found = self._pieces[position][1].result()
+            start = max((one for one in found if one <= at), default=-1)
+            if start >= 0 and at < start + self.length(start):
+                reached = found[start]
         # A record behind the one that differs was not looked at yet.
         if at > reached:
             first, reached = self._last
@@ -237,7 +269,7 @@ class NewScan:
 
     def copy(self, old: OldScan, at: int) -> None:
         """Append a record of the last scan, and all below it."""
-        (length,) = struct.unpack_from("<Q", old.data, at)
+        length = old.length(at)
         self._append(old.data[at : at + length])
 
     def end(self, at: int) -> int:
