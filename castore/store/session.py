@@ -297,7 +297,8 @@ class Session:
             raise
         reference = self._reference
         if not frame or reference is None:
-            self._pending = dict.fromkeys((entry.id for entry in entries), None) | self._pending
+            for entry in entries:
+                self._pending.setdefault(entry.id)
             return
         reference.add(offset, frame)
         for entry, sketch in zip(entries, sketches, strict=True):
