@@ -38,7 +38,16 @@ from castore.content.live import (
 )
 from castore.content.scancache import Told, is_racy, told_of
 from castore.errors import CastoreError, UsageError
-from castore.kernel.files import DISTRUST, ENTERED, entries_of, list_directory, listed_of, read_files
+from castore.kernel.files import (
+    DISTRUST,
+    ENTERED,
+    entries_of,
+    entry_at,
+    list_directory,
+    listed_of,
+    places_of,
+    read_files,
+)
 from castore.model.tree import (
     ROOT_NAME,
     Content,
@@ -244,14 +253,17 @@ class _Scanner:
         except CastoreError:
             return False
         told = told_of(record)
-        entered = [mark & ENTERED for mark in record.marks]
         below = [told_of(old.record(at)) for at in directory.below.values()]
         directory.kept = refs[: len(refs) - len(below)]
         directory.marks = bytearray(record.marks)
         directory.time = told.time
         directory.at = self._new.begin(directory.listing, len(record.marks))
-        listed = entries_of(directory.listing) if below else []
-        directory.subdirectories = [one for one in enumerate(listed) if entered[one[0]]][::-1]
+        places = enumerate(places_of(directory.listing)) if below else ()
+        directory.subdirectories = [
+            (position, entry_at(directory.listing, place))
+            for position, place in places
+            if record.marks[position] & ENTERED
+        ][::-1]
         directory.count = told.files - sum(one.files for one in below)
         directory.size = told.size - sum(one.size for one in below)
         self._tally.files += directory.count
@@ -274,8 +286,8 @@ class _Scanner:
             refs = self._old.references(record)
         except CastoreError:
             return {}
-        listed = zip(entries_of(record.listing), record.marks, strict=True)
-        large = [(entry, mark) for entry, mark in listed if mark & _OWN]
+        marked = zip(places_of(record.listing), record.marks, strict=True)
+        large = [(entry_at(record.listing, place), mark) for place, mark in marked if mark & _OWN]
         first = 1 + any(mark & _BUNDLED for mark in record.marks)
         since = told_of(record).time
         return {

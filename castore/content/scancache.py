@@ -24,7 +24,8 @@ from castore.kernel.files import (
     compare_directory,
     decode_record,
     encode_record,
-    entries_of,
+    name_at,
+    places_of,
     told_fields,
 )
 from castore.model.refs import RecordId, Ref, RefKind
@@ -140,9 +141,9 @@ class OldScan:
             return found
         found = {}
         at = record.below
-        for entry, mark in zip(entries_of(record.listing), record.marks, strict=True):
+        for place, mark in zip(places_of(record.listing), record.marks, strict=True):
             if mark & ENTERED:
-                found[entry.name] = at
+                found[name_at(record.listing, place)] = at
                 at += self.length(at)
         if record.end - record.start > self._most:
             self._below[record.start] = found

@@ -24,6 +24,7 @@ DISTRUST: Final = 1
 """Flag of a record that is to be compared no more: the directory is listed again."""
 
 _ENTRY: Final = struct.Struct("<QQQqqQQIIIIIIII")
+_NAME_LENGTH: Final = struct.Struct("<I")
 _SECOND: Final = 10**9
 _RECORD: Final = struct.Struct("<QQQQ96s")
 
@@ -89,18 +90,35 @@ def list_directory(fd: int) -> bytes:
 
 def entries_of(listing: bytes) -> list[Listed]:
     """Return what a listing tells, in order of names."""
+    return [entry_at(listing, at) for at in places_of(listing)]
+
+
+def entry_at(listing: bytes, at: int) -> Listed:
+    """Return what a listing tells at one place."""
+    ino, dev, length, mtime, ctime, blocks, rdev, mtime_ns, ctime_ns, *numbers, name = _ENTRY.unpack_from(
+        listing, at
+    )
+    begin = at + _ENTRY.size
+    times = mtime * _SECOND + mtime_ns, ctime * _SECOND + ctime_ns
+    fields = (listing[begin : begin + name], ino, dev, length, *times, blocks, rdev, *numbers)
+    return Listed._make((*fields, at, listing[at : begin + (name + 7 & ~7)]))
+
+
+def places_of(listing: bytes) -> list[int]:
+    """Return where the entries of a listing are in it."""
     found = []
     at = 0
-    unpack, size = _ENTRY.unpack_from, _ENTRY.size
+    unpack = _NAME_LENGTH.unpack_from
     while at < len(listing):
-        ino, dev, length, mtime, ctime, blocks, rdev, mtime_ns, ctime_ns, *numbers, name = unpack(listing, at)
-        begin = at + size
-        after = begin + (name + 7 & ~7)
-        times = mtime * _SECOND + mtime_ns, ctime * _SECOND + ctime_ns
-        fields = ino, dev, length, *times, blocks, rdev, *numbers
-        found.append(Listed._make((listing[begin : begin + name], *fields, at, listing[at:after])))
-        at = after
+        found.append(at)
+        at += _ENTRY.size + (unpack(listing, at + _ENTRY.size - 4)[0] + 7 & ~7)
     return found
+
+
+def name_at(listing: bytes, at: int) -> bytes:
+    """Return the name of the entry at that place."""
+    begin = at + _ENTRY.size
+    return listing[begin : begin + _NAME_LENGTH.unpack_from(listing, begin - 4)[0]]
 
 
 def listed_of(name: bytes, info: os.stat_result) -> Listed:
@@ -126,8 +144,8 @@ def told_fields(
 
     length: of the record, with all below it. listed: the length of its listing.
     """
-    fields = [(0, struct.pack("<Q", length)), (24, struct.pack("<Q", flags)), (32, told)]
-    return [*fields, (_RECORD.size + listed, marks)]
+    head = _RECORD.pack(length, listed, len(marks), flags, told)
+    return [(0, head), (_RECORD.size + listed, marks)]
 
 
 def decode_record(cache: mmap | bytes, at: int) -> Record:
