@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from castore.kernel.files import NewFile
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -53,6 +55,26 @@ def _gid(name: str) -> int | None:
         return grp.getgrnam(name).gr_gid
     except KeyError:
         return None
+
+
+def set_directory_attributes(
+    fd: int, entry: Entry, owners: Owners, ownership: Ownership, warn: Callable[[str], None]
+) -> None:
+    """Give the directory that is open as `fd` the owner, mode, attributes and time of an entry."""
+    if ownership.change:
+        uid, gid = ownership.of(entry, owners)
+        _try(warn, "owner", lambda: os.chown(fd, uid, gid))
+    _try(warn, "mode", lambda: os.chmod(fd, entry.mode if ownership.change else entry.mode & ~_SET_ID))
+    for key, value in entry.extra.xattrs:
+        _set_xattr(b"/proc/self/fd/%d/." % fd, key, value, warn)
+    _try(warn, "time", lambda: os.utime(fd, ns=(entry.mtime, entry.mtime)))
+
+
+def plain_file(entry: Entry, owners: Owners, ownership: Ownership) -> NewFile:
+    """Return how the kernel is told to make a file that has no attributes but these."""
+    uid, gid = ownership.of(entry, owners) if ownership.change else (-1, -1)
+    mode = entry.mode if ownership.change else entry.mode & ~_SET_ID
+    return NewFile(entry.name, entry.size, entry.mtime, mode, uid, gid)
 
 
 def set_attributes(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from castore.content.lists import iter_list
-from castore.content.streams import RangeReader
+from castore.content.streams import RangeReader, check_length
 from castore.errors import DamageError, NotFoundError, UsageError
 from castore.model.refs import RefKind
 from castore.model.tree import ROOT_NAME, Content, Entry, Owners, decode_entries
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from castore.content.streams import StreamReader
-    from castore.model.refs import Ref
+    from castore.model.refs import RecordId, Ref
 
 
 class Child(NamedTuple):
@@ -36,8 +37,40 @@ def open_directory(reader: StreamReader, ref: Ref | None) -> list[Child]:
     """
     if ref is None:
         return []
-    refs = (child for _, child in iter_list(reader.store, ref))
-    owners, entries = decode_entries(reader.read_all(_expect(refs, ref)))
+    return _joined(reader, ref, [child for _, child in iter_list(reader.store, ref)], {})
+
+
+def open_with_content(
+    reader: StreamReader, ref: Ref | None, room: int
+) -> tuple[list[Child], dict[RecordId, bytes]]:
+    """Return what is in a directory, and chunks that are all of a stream of it, up to `room` bytes.
+
+    What is in one directory was stored together, so it is read with few requests. Raises as
+    `open_directory`; of streams that are damaged there is nothing.
+    """
+    if ref is None:
+        return [], {}
+    refs = [child for _, child in iter_list(reader.store, ref)]
+    wanted = []
+    for one in refs:
+        if one.kind is RefKind.CHUNK and one.size <= room:
+            wanted.append(one)
+            room -= one.size
+    chunks: dict[RecordId, bytes] = {}
+    with contextlib.suppress(DamageError):
+        found = reader.store.read_chunks([one.id for one in wanted])
+        for one, data in zip(wanted, found, strict=True):
+            chunks[one.id] = check_length(one, data)
+    return _joined(reader, ref, refs, chunks), chunks
+
+
+def _joined(
+    reader: StreamReader, ref: Ref, found: list[Ref], chunks: dict[RecordId, bytes]
+) -> list[Child]:
+    refs = iter(found)
+    first = _expect(refs, ref)
+    data = chunks.pop(first.id, None)
+    owners, entries = decode_entries(reader.read_all(first) if data is None else data)
     bundle = None
     if any(entry.content is Content.BUNDLE for entry in entries):
         bundle = _expect(refs, ref)
@@ -114,16 +147,19 @@ def _located(reader: StreamReader, child: Child, path: bytes) -> Iterator[tuple[
         yield (path + b"/" + name if path else name), found
 
 
-def read_data(reader: StreamReader, child: Child) -> Iterator[tuple[int, bytes]]:
+def read_data(
+    reader: StreamReader, child: Child, whole: bytes | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Yield what is stored of a regular file in pieces, each with its offset; holes are passed over.
 
-    Raises DamageError if the store has less or more of it than its entry says.
+    whole: its stream, where that was read before. Raises DamageError if the store has less or more of
+    it than its entry says.
     """
     entry, ref, offset, _ = child
     if entry.content is Content.BUNDLE:
         yield 0, RangeReader(reader.store, ref).read(offset, entry.size)
         return
-    data = reader.read(ref)
+    data = iter((whole,)) if whole is not None else reader.read(ref)
     pending = b""
     for start, length in entry.extents_or_whole:
         position, end = start, start + length

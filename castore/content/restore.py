@@ -11,21 +11,40 @@ import contextlib
 import errno
 import os
 import stat
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.content.attributes import Ownership, set_attributes
-from castore.content.directories import Child, open_directory, read_data
+from castore.content.attributes import (
+    Ownership,
+    plain_file,
+    set_attributes,
+    set_directory_attributes,
+)
+from castore.content.directories import Child, open_with_content, read_data
 from castore.content.streams import RangeReader, StreamReader
 from castore.errors import CastoreError, DamageError, UsageError
-from castore.model.tree import Content, Entry
+from castore.kernel.files import write_files
+from castore.model.tree import NO_EXTRA, Content, Entry
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from castore.model.refs import RecordId, Ref
     from castore.model.tally import Tally
 
+    _Opened = tuple[list[Child], dict[RecordId, bytes]]
+
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_WORKERS: Final = 2
+_AHEAD: Final = 8
+"""Directories that are opened before their turn comes."""
+_LEFT: Final = 32
+"""Directories whose plain files are being made while others are entered."""
+_PIECE: Final = 1 << 22
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -46,7 +65,16 @@ class _Open:
     fd: int
     path: tuple[bytes, ...]
     children: list[Child]
-    position: int = 0
+    """Those still to be made one by one, the first one last: what is no plain small file."""
+    own: Child | None = None
+    """Itself: its metadata is set when all is made in it."""
+    chunks: dict[RecordId, bytes] = field(default_factory=dict)
+    """What was read of its streams before their turn."""
+    plain: Future[list[Child]] | None = None
+    """The plain small files, being made; gives those that could not be."""
+    files: int = 0
+    size: int = 0
+    """Of these."""
     bundle: RangeReader | None = None
 
 
@@ -60,6 +88,8 @@ class TreeWriter:
         self._ownership = ownership
         self._tally = tally
         self._links: dict[tuple[int, int], tuple[bytes, ...]] = {}
+        self._ahead: dict[RecordId, Future[_Opened]] = {}
+        self._left: deque[_Open] = deque()
 
     def know_links(self, links: dict[tuple[int, int], tuple[bytes, ...]]) -> None:
         """Say of files with several names that are there already where one name of each is."""
@@ -70,53 +100,126 @@ class TreeWriter:
 
         The metadata of `child` itself is left to the caller.
         """
-        first = self._enter(child, path)
-        stack = [first] if first is not None else []
-        try:
-            while stack:
-                current = stack[-1]
-                if current.position == len(current.children):
-                    stack.pop()
-                    self._leave(current, stack[-1] if stack else None)
-                    continue
-                found = current.children[current.position]
-                current.position += 1
-                entered = self._make(current, found)
-                if entered is not None:
-                    stack.append(entered)
-        finally:
-            for current in stack:
-                os.close(current.fd)
+        stack: list[_Open] = []
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-restore") as pool:
+            try:
+                first = self._enter(pool, child, path, None)
+                stack = [first] if first is not None else []
+                while stack:
+                    current = stack[-1]
+                    if not current.children:
+                        self._left.append(stack.pop())
+                        while len(self._left) > _LEFT:
+                            self._leave(self._left.popleft())
+                        continue
+                    entered = self._make(current, current.children.pop(), pool)
+                    if entered is not None:
+                        stack.append(entered)
+                while self._left:
+                    self._leave(self._left.popleft())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+                for current in (*stack, *self._left):
+                    os.close(current.fd)
+                self._left.clear()
+                self._ahead.clear()
 
     def make(self, fd: int, path: tuple[bytes, ...], child: Child) -> None:
         """Make the one file `child`, which is no directory, at `path`, in the directory open as `fd`."""
-        self._make(_Open(fd, path[:-1], [child]), child)
+        self._make(_Open(fd, path[:-1], []), child, None)
 
-    def _enter(self, child: Child, path: tuple[bytes, ...]) -> _Open | None:
-        """Open a stored directory and the live one that takes it."""
+    def _enter(
+        self, pool: ThreadPoolExecutor, child: Child, path: tuple[bytes, ...], own: Child | None
+    ) -> _Open | None:
+        """Open a stored directory and the live one that takes it, and have its plain files made."""
         try:
-            children = open_directory(self._reader, child.ref)
+            ahead = self._ahead.pop(child.ref.id, None) if child.ref is not None else None
+            children, chunks = ahead.result() if ahead is not None else self._open(child.ref)
         except DamageError as error:
             self._damage(path, error)
             return None
-        return _Open(open_below(self._top, path), path, children)
+        plain = [one for one in children if _is_plain(one)]
+        others = [one for one in children if not _is_plain(one)]
+        current = _Open(open_below(self._top, path), path, others[::-1], own, chunks)
+        if plain:
+            current.files, current.size = len(plain), sum(one.entry.size for one in plain)
+            current.plain = pool.submit(self._write_plain, current.fd, plain, chunks)
+        self._look_ahead(pool, others)
+        return current
 
-    def _leave(self, current: _Open, parent: _Open | None) -> None:
+    def _look_ahead(self, pool: ThreadPoolExecutor, children: list[Child]) -> None:
+        """Have the next directories opened on the workers."""
+        for child in children:
+            if len(self._ahead) >= _AHEAD:
+                break
+            if child.entry.is_dir and child.ref is not None and child.ref.id not in self._ahead:
+                self._ahead[child.ref.id] = pool.submit(self._open, child.ref)
+
+    def _open(self, ref: Ref | None) -> _Opened:
+        """Open a stored directory, and what is in it as far as that is not much. Runs on any thread."""
+        return open_with_content(self._reader, ref, _PIECE)
+
+    def _write_plain(
+        self, fd: int, plain: list[Child], chunks: dict[RecordId, bytes]
+    ) -> list[Child]:
+        """Make plain small files; return those that could not be. Runs on a worker."""
+        failed = []
+        ref = next((one.ref for one in plain if one.ref is not None), None)
+        bundle = RangeReader(self._reader.store, ref, chunks)
+        at = 0
+        while at < len(plain):
+            some: list[Child] = []
+            size = 0
+            while at < len(plain) and (not some or size + plain[at].entry.size <= _PIECE):
+                if some and plain[at].offset not in {0, some[0].offset + size}:
+                    break  # one that is made by itself lies between
+                some.append(plain[at])
+                size += plain[at].entry.size
+                at += 1
+            start = next((one.offset for one in some if one.entry.size), 0)
+            try:
+                data = bundle.read(start, size) if size else b""
+            except DamageError:
+                failed += some
+                continue
+            files = [plain_file(one.entry, one.owners, self._ownership) for one in some]
+            done = write_files(fd, files, data)
+            if done < len(some):
+                failed.append(some[done])
+                at -= len(some) - done - 1
+        return failed
+
+    def _leave(self, current: _Open) -> None:
         """Set a directory's own metadata, after all that is made in it has changed its time."""
-        os.close(current.fd)
-        if parent is not None:
-            self._attributes(parent, parent.children[parent.position - 1])
+        try:
+            if current.plain is not None:
+                failed = current.plain.result()
+                self._tally.files += current.files - len(failed)
+                self._tally.read += current.size - sum(child.entry.size for child in failed)
+                for child in failed:
+                    self._make(current, child, None)
+            if current.own is not None:
+                set_directory_attributes(
+                    current.fd,
+                    current.own.entry,
+                    current.own.owners,
+                    self._ownership,
+                    lambda reason: self._warn(current.path, reason),
+                )
+        finally:
+            os.close(current.fd)
 
-    def _make(self, current: _Open, child: Child) -> _Open | None:
+    def _make(self, current: _Open, child: Child, pool: ThreadPoolExecutor | None) -> _Open | None:
         entry = child.entry
         path = (*current.path, entry.name)
         self._tally.files += 1
         try:
-            if entry.is_dir:
+            if entry.is_dir and pool is not None:
                 os.mkdir(entry.name, 0o700, dir_fd=current.fd)
-                entered = self._enter(child, path)
+                entered = self._enter(pool, child, path, child)
                 if entered is None:
                     self._attributes(current, child)
+                self._look_ahead(pool, current.children[:-_AHEAD:-1])
                 return entered
             if self._link(current, entry, path):
                 return None
@@ -129,6 +232,8 @@ class TreeWriter:
                 where = b"/".join(path).decode(errors="backslashreplace")
                 raise CastoreError(f"cannot restore {where}: {error.strerror}") from error
             self._warn(path, f"cannot be made: {error.strerror}")
+            if child.ref is not None:
+                self._ahead.pop(child.ref.id, None)
             return None
         self._attributes(current, child)
         if entry.extra.link is not None:
@@ -157,10 +262,10 @@ class TreeWriter:
         try:
             if entry.content is Content.BUNDLE:
                 if current.bundle is None:
-                    current.bundle = RangeReader(self._reader.store, child.ref)
+                    current.bundle = RangeReader(self._reader.store, child.ref, current.chunks)
                 self._write(fd, current.bundle.read(child.offset, entry.size))
             else:
-                self._write_own(fd, child)
+                self._write_own(fd, child, current.chunks)
             whole = True
         except DamageError as error:
             self._damage(path, error)
@@ -171,9 +276,10 @@ class TreeWriter:
                     os.unlink(entry.name, dir_fd=current.fd)
         return whole
 
-    def _write_own(self, fd: int, child: Child) -> None:
+    def _write_own(self, fd: int, child: Child, chunks: dict[RecordId, bytes]) -> None:
         """Write a file from its own stream, leaving holes where it had them."""
-        for offset, data in read_data(self._reader, child):
+        whole = chunks.pop(child.ref.id, None) if child.ref is not None else None
+        for offset, data in read_data(self._reader, child, whole):
             if child.entry.extra.extents is not None:
                 os.lseek(fd, offset, os.SEEK_SET)
             self._write(fd, data)
@@ -225,6 +331,17 @@ class TreeWriter:
 
     def _damage(self, path: tuple[bytes, ...], error: DamageError) -> None:
         self.report.damaged.append((b"/".join(path) or b".", str(error)))
+
+
+def _is_plain(child: Child) -> bool:
+    """Whether this is a small file like most: of one name, without attributes."""
+    entry = child.entry
+    return (
+        entry.is_file
+        and (entry.content is Content.BUNDLE or not entry.size)
+        and entry.extra == NO_EXTRA
+
+    )
 
 
 def open_below(top: int, path: tuple[bytes, ...]) -> int:

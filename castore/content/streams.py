@@ -11,12 +11,12 @@ from castore.content.lists import iter_chunks
 from castore.errors import DamageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from concurrent.futures import Future
     from types import TracebackType
 
     from castore.content.ingest import Ingest
-    from castore.model.refs import Ref
+    from castore.model.refs import RecordId, Ref
     from castore.store import Store
 
 _WORKERS: Final = 2
@@ -69,8 +69,12 @@ class StreamReader:
                 future.cancel()
 
     def read_all(self, ref: Ref | None) -> bytes:
-        """Return the bytes of a stream that is known to be short."""
-        return b"".join(self.read(ref))
+        """Return the bytes of a stream that is known to be short, opened on this thread."""
+        found = []
+        for run in _runs(chunk for _, chunk in iter_chunks(self.store, ref)):
+            opened = self.store.read_chunks([chunk.id for chunk in run])
+            found += [check_length(chunk, data) for chunk, data in zip(run, opened, strict=True)]
+        return b"".join(found)
 
 
 def _runs(chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
@@ -100,10 +104,16 @@ def check_length(chunk: Ref, data: bytes) -> bytes:
 
 
 class RangeReader:
-    """Reads ranges of one stream, near each other in order mostly; keeps the last chunk opened."""
+    """Reads ranges of one stream, near each other in order mostly; keeps the last chunk opened.
 
-    def __init__(self, store: Store, ref: Ref | None) -> None:
+    known: chunks that were opened before.
+    """
+
+    def __init__(
+        self, store: Store, ref: Ref | None, known: Mapping[RecordId, bytes] | None = None
+    ) -> None:
         self._store = store
+        self._known = known or {}
         located = list(iter_chunks(store, ref))
         self._starts = [start for start, _ in located]
         self._chunks = [chunk for _, chunk in located]
@@ -128,5 +138,8 @@ class RangeReader:
     def _chunk(self, position: int) -> bytes:
         if self._kept[0] != position:
             chunk = self._chunks[position]
-            self._kept = (position, check_length(chunk, self._store.read_chunk(chunk.id)))
+            data = self._known.get(chunk.id)
+            if data is None:
+                data = check_length(chunk, self._store.read_chunk(chunk.id))
+            self._kept = (position, data)
         return self._kept[1]

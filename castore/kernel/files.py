@@ -25,6 +25,8 @@ DISTRUST: Final = 1
 
 _ENTRY: Final = struct.Struct("<QQQqqQQIIIIIIII")
 _NAME_LENGTH: Final = struct.Struct("<I")
+_FILE: Final = struct.Struct("<QqIIII")
+_NOBODY: Final = 0xFFFFFFFF
 _SECOND: Final = 10**9
 _RECORD: Final = struct.Struct("<QQQQ96s")
 
@@ -36,6 +38,9 @@ _scan_read: Final = _function(
     "scan_read",
     _SIZE,
     *(ctypes.c_int, ctypes.c_char_p, _ADDRESS, _SIZE, _ADDRESS, _SIZE, ctypes.c_char_p),
+)
+_scan_write: Final = _function(
+    "scan_write", _SIZE, ctypes.c_int, *(ctypes.c_char_p, _SIZE, ctypes.c_char_p, ctypes.c_char_p)
 )
 
 
@@ -172,6 +177,33 @@ def compare_directory(fd: int, name: bytes, cache: mmap, end: int, at: int) -> i
     reached: int = _scan_compare(fd, name, address, end, at)
     del held
     return reached
+
+
+class NewFile(NamedTuple):
+    """A file to be made; uid and gid -1: it is whoever's who makes it."""
+
+    name: bytes
+    size: int
+    mtime_ns: int
+    mode: int
+    uid: int
+    gid: int
+
+
+def write_files(fd: int, files: Sequence[NewFile], data: bytes) -> int:
+    """Make new files in the directory open as `fd`, of what is in `data` one behind the other.
+
+    Returns how many were made. The one behind them could not be.
+    """
+    packed = bytearray(_FILE.size * len(files))
+    at = 0
+    for _, size, mtime, mode, uid, gid in files:
+        seconds, rest = divmod(mtime, _SECOND)
+        _FILE.pack_into(packed, at, size, seconds, rest, mode, uid & _NOBODY, gid & _NOBODY)
+        at += _FILE.size
+    names = b"\0".join([*(file.name for file in files), b""])
+    done: int = _scan_write(fd, bytes(packed), len(files), names, data)
+    return done
 
 
 def read_files(

@@ -304,3 +304,46 @@ scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count,
 	}
 	return (i);
 }
+
+static int
+written(int file, const struct scan_file *spec, const uint8_t *data)
+{
+	struct timespec times[2];
+	size_t done = 0;
+	ssize_t got;
+
+	while (done < spec->size) {
+		if ((got = write(file, data + done, spec->size - done)) < 0)
+			return (-1);
+		done += (size_t)got;
+	}
+	/* A change of owner clears set-id bits, so it comes first; all of them change the time. */
+	if ((spec->uid != UINT32_MAX || spec->gid != UINT32_MAX) && fchown(file, spec->uid, spec->gid) != 0)
+		return (-1);
+	if (fchmod(file, (mode_t)spec->mode) != 0)
+		return (-1);
+	times[0].tv_sec = times[1].tv_sec = (time_t)spec->mtime;
+	times[0].tv_nsec = times[1].tv_nsec = (long)spec->mtime_ns;
+	return (futimens(file, times));
+}
+
+size_t
+scan_write(int fd, const struct scan_file *files, size_t count, const char *names, const uint8_t *data)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		int file = openat(fd, names, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600), failed;
+
+		if (file < 0)
+			break;
+		failed = written(file, &files[i], data) != 0;
+		if (close(file) != 0 || failed) {
+			(void)unlinkat(fd, names, 0);
+			break;
+		}
+		names += strlen(names) + 1;
+		data += files[i].size;
+	}
+	return (i);
+}

@@ -57,4 +57,20 @@ __attribute__((visibility("default")))
 size_t scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room,
     uint8_t *has);
 
+/* A file to be made. */
+struct scan_file {
+	uint64_t size;
+	int64_t mtime; /* seconds since 1970 */
+	uint32_t mtime_ns, mode;
+	uint32_t uid, gid; /* both UINT32_MAX: whoever makes it */
+};
+
+/*
+ * Make new files in the directory open as fd: their names one behind the other, a zero byte behind
+ * each, and likewise what is in them.  Links are not followed, and nothing is replaced.  Returns how
+ * many were made; behind them is one that could not be, which is not there or is not ours.
+ */
+__attribute__((visibility("default")))
+size_t scan_write(int fd, const struct scan_file *files, size_t count, const char *names, const uint8_t *data);
+
 #endif
