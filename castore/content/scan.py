@@ -45,15 +45,18 @@ from castore.kernel.files import (
     entry_at,
     list_directory,
     listed_of,
+    name_at,
     places_of,
+    raw_at,
     read_files,
 )
 from castore.model.tree import (
+    NO_EXTRA,
     ROOT_NAME,
     Content,
     Entry,
     Owners,
-    encode_entry,
+    encode_entries,
     encode_owners,
 )
 
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from castore.model.tree import Extra
 
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CONTENT: Final = (Content.NONE, Content.BUNDLE)
 _CHANGED: Final = "changed while being read; what was read is kept"
 _SMALL: Final = 1 << 16
 _FILES_AT_ONCE: Final = 1024
@@ -236,7 +240,8 @@ class _Scanner:
         listed = entries_of(directory.listing)
         directory.marks = bytearray(len(listed))
         directory.at = self._new.begin(directory.listing, len(listed))
-        directory.distrust |= any(is_racy(entry.ctime_ns, directory.time) for entry in listed)
+        last = max((entry.ctime_ns for entry in listed), default=0)
+        directory.distrust |= is_racy(last, directory.time)
         self._ingest.after(lambda: setattr(directory, "chunks", self._tally.chunks))
         self._read(directory, listed, self._streams(record))
         return directory
@@ -278,8 +283,8 @@ class _Scanner:
 
         self._ingest.after(count)
 
-    def _streams(self, record: Record | None) -> dict[bytes, tuple[Listed, int, Ref]]:
-        """Return entry, mark and stream of the large files that the last scan read of a directory."""
+    def _streams(self, record: Record | None) -> dict[bytes, tuple[bytes, int, Ref]]:
+        """Return the large files that the last scan read of a directory: entry, mark, stream."""
         if record is None or self._old is None or not any(mark & _OWN for mark in record.marks):
             return {}
         try:
@@ -287,20 +292,20 @@ class _Scanner:
         except CastoreError:
             return {}
         marked = zip(places_of(record.listing), record.marks, strict=True)
-        large = [(entry_at(record.listing, place), mark) for place, mark in marked if mark & _OWN]
+        large = [(place, mark) for place, mark in marked if mark & _OWN]
         first = 1 + any(mark & _BUNDLED for mark in record.marks)
         since = told_of(record).time
         return {
-            entry.name: (entry, mark, ref)
-            for (entry, mark), ref in zip(large, refs[first:], strict=False)
-            if not mark & _DOUBTFUL and not is_racy(entry.ctime_ns, since)
+            name_at(record.listing, place): (raw_at(record.listing, place), mark, ref)
+            for (place, mark), ref in zip(large, refs[first:], strict=False)
+            if not mark & _DOUBTFUL and not is_racy(entry_at(record.listing, place).ctime_ns, since)
         }
 
     def _read(
         self,
         directory: _Directory,
         listed: list[Listed],
-        streams: dict[bytes, tuple[Listed, int, Ref]],
+        streams: dict[bytes, tuple[bytes, int, Ref]],
     ) -> None:
         small = []
         large = []
@@ -318,8 +323,9 @@ class _Scanner:
         if bundled:
             self._ingest.end_stream(lambda ref: setattr(directory, "bundle", ref))
         for position, entry in sorted(large):
-            known = streams.get(entry.name)
-            if known is None or known[0].raw != entry.raw or not self._known(directory, position, *known):
+            raw, mark, ref = streams.get(entry.name, (b"", 0, None))
+            same = ref is not None and raw == raw_at(directory.listing, entry.offset)
+            if not (same and ref and self._known(directory, position, entry, mark, ref)):
                 self._large_file(directory, position, entry.name)
         directory.subdirectories.reverse()
 
@@ -328,14 +334,22 @@ class _Scanner:
         found = list(enumerate(listed))
         if self._rules.exclude_caches and is_cache(directory.fd):
             found = [(position, entry) for position, entry in found if entry.name == CACHE_TAG]
+        taken = found
+        if self._rules.exclude is not None or any(entry.error for entry in listed):
+            taken = self._allowed(directory, found)
+        self._tally.files += len(taken)
+        directory.count = len(taken)
+        return taken
+
+    def _allowed(
+        self, directory: _Directory, found: list[tuple[int, Listed]]
+    ) -> list[tuple[int, Listed]]:
         taken = []
         for position, entry in found:
             if entry.error:
                 self._warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
             elif not self._excluded(directory, entry):
                 taken.append((position, entry))
-        self._tally.files += len(taken)
-        directory.count = len(taken)
         return taken
 
     def _excluded(self, directory: _Directory, entry: Listed) -> bool:
@@ -442,8 +456,7 @@ class _Scanner:
             ingest.after(lambda: close([*kept, *directory.directories]))
         else:
             ingest.write(encode_owners(Owners(users=directory.users, groups=directory.groups)))
-            for name in sorted(directory.entries):
-                ingest.write(encode_entry(directory.entries[name]))
+            ingest.write(encode_entries(directory.entries[name] for name in sorted(directory.entries)))
             directory.entries.clear()
 
             def end(entries: Ref | None) -> None:
@@ -484,10 +497,12 @@ class _Scanner:
             done, has = read_files(directory.fd, directory.listing, offsets, room)
             size = 0
             for (position, entry), attributed in zip(some[:done], has, strict=True):
+                xattrs: tuple[tuple[bytes, bytes], ...] = ()
                 try:
-                    xattrs = read_xattrs_at(directory.fd, entry.name) if attributed else ()
+                    if attributed:
+                        xattrs = read_xattrs_at(directory.fd, entry.name)
                 except OSError:
-                    xattrs, directory.distrust = (), True
+                    directory.distrust = True
                 size += entry.size
                 self._bundle(directory, position, entry, entry.size, xattrs)
             ingest.filled(size)
@@ -512,10 +527,11 @@ class _Scanner:
         size: int,
         xattrs: tuple[tuple[bytes, bytes], ...],
     ) -> None:
-        content = Content.BUNDLE if size else Content.NONE
-        extra = extra_of(entry, self._device, xattrs)
-        self._add(directory, entry, content, size=size, extra=extra)
-        directory.marks[position] |= _BUNDLED if size else 0
+        plain = entry.nlink == 1 and not xattrs  # like most: there may be very many
+        extra = NO_EXTRA if plain else extra_of(entry, self._device, xattrs)
+        self._add(directory, entry, _CONTENT[size > 0], size=size, extra=extra)
+        if size:
+            directory.marks[position] |= _BUNDLED
 
     def _small_file(self, directory: _Directory, position: int, name: bytes) -> int | None:
         """Read one file into the bundle; return how many bytes, or None if it is not small after all."""
@@ -684,21 +700,14 @@ class _Scanner:
         extra: Extra,
     ) -> None:
         """Make the entry. A directory's own entry may be given before what is in it is read."""
-        directory.entries[entry.name] = Entry(
-            entry.name,
-            entry.mode >> 12,
-            entry.mode & 0o7777,
-            entry.uid,
-            entry.gid,
-            entry.mtime_ns,
-            size,
-            content,
-            extra,
+        name, _, _, _, mtime, _, _, _, mode, uid, gid, _, _, _ = entry
+        directory.entries[name] = Entry(
+            name, mode >> 12, mode & 0o7777, uid, gid, mtime, size, content, extra
         )
-        if entry.uid not in directory.users and (user := user_name(entry.uid)):
-            directory.users[entry.uid] = user
-        if entry.gid not in directory.groups and (group := group_name(entry.gid)):
-            directory.groups[entry.gid] = group
+        if uid not in directory.users and (user := user_name(uid)):
+            directory.users[uid] = user
+        if gid not in directory.groups and (group := group_name(gid)):
+            directory.groups[gid] = group
 
 
 @dataclass

@@ -62,8 +62,6 @@ class Listed(NamedTuple):
     error: int
     offset: int
     """In the listing."""
-    raw: bytes
-    """All of the above as the listing has it."""
 
 
 class Record(NamedTuple):
@@ -105,8 +103,15 @@ def entry_at(listing: bytes, at: int) -> Listed:
     )
     begin = at + _ENTRY.size
     times = mtime * _SECOND + mtime_ns, ctime * _SECOND + ctime_ns
-    fields = (listing[begin : begin + name], ino, dev, length, *times, blocks, rdev, *numbers)
-    return Listed._make((*fields, at, listing[at : begin + (name + 7 & ~7)]))
+    return Listed._make(
+        (listing[begin : begin + name], ino, dev, length, *times, blocks, rdev, *numbers, at)
+    )
+
+
+def raw_at(listing: bytes, at: int) -> bytes:
+    """Return all that a listing tells at one place."""
+    end = at + _ENTRY.size
+    return listing[at : end + _NAME_LENGTH.unpack_from(listing, end - 4)[0]]
 
 
 def places_of(listing: bytes) -> list[int]:
@@ -131,7 +136,7 @@ def listed_of(name: bytes, info: os.stat_result) -> Listed:
     return Listed(
         *(name, info.st_ino, info.st_dev, info.st_size, info.st_mtime_ns, info.st_ctime_ns),
         *(info.st_blocks, info.st_rdev, info.st_mode, info.st_uid, info.st_gid, info.st_nlink),
-        *(0, 0, b""),
+        *(0, 0),
     )
 
 

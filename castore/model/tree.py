@@ -17,7 +17,7 @@ from castore.errors import DamageError, FormatError
 from castore.model.undecodable import UNDECODABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _VERSION: Final = 1
 ROOT_NAME: Final = b""
@@ -117,9 +117,12 @@ def encode_owners(owners: Owners) -> bytes:
     return _framed(owners)
 
 
-def encode_entry(entry: Entry) -> bytes:
-    """Return an entry's bytes in its directory's entries stream."""
-    return _framed(entry)
+def encode_entries(entries: Iterable[Entry]) -> bytes:
+    """Return the bytes of entries, in the order of their names, in their directory's stream."""
+    encode = _encoder.encode
+    return b"".join(
+        [piece for data in map(encode, entries) for piece in (len(data).to_bytes(4, "little"), data)]
+    )
 
 
 def decode_entries(data: bytes) -> tuple[Owners, list[Entry]]:

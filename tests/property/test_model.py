@@ -119,7 +119,7 @@ details = st.builds(
 
 
 def stream(head, listing):
-    return tree.encode_owners(head) + b"".join(map(tree.encode_entry, listing))
+    return tree.encode_owners(head) + tree.encode_entries(listing)
 
 
 # Round trips
@@ -157,7 +157,7 @@ def test_a_root_comes_back(head, root):
 
 @given(entries())
 def test_an_entry_lies_in_its_stream_as_the_format_says(entry):
-    data = tree.encode_entry(entry)
+    data = tree.encode_entries([entry])
     assert int.from_bytes(data[:4], "little") == len(data) - 4
     extra = entry.extra
     assert msgspec.msgpack.decode(data[4:]) == [
@@ -250,7 +250,7 @@ packed = st.recursive(
     lambda inner: st.lists(inner, max_size=9) | st.dictionaries(texts | U32, inner, max_size=5),
     max_leaves=20,
 ).map(msgspec.msgpack.encode)
-entry_frames = entries().map(lambda entry: tree.encode_entry(entry)[4:])
+entry_frames = entries().map(lambda entry: tree.encode_entries([entry])[4:])
 
 DECODERS = {
     "node": (refs.decode_node, nodes.map(refs.encode_node)),
