@@ -133,14 +133,14 @@ def test_an_impossible_rule_is_refused(gear, average):
 
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("optimise", ["-O1", "-O3"])
-@pytest.mark.parametrize("name", ["cut_driver", "kernel_driver"])
+@pytest.mark.parametrize("name", ["cut_driver", "kernel_driver", "scan_driver"])
 def test_the_kernel_does_nothing_undefined(tmp_path, name, optimise):
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler")
     kernel = os.path.dirname(castore.kernel.__file__)
     driver = os.path.join(os.path.dirname(cut_twin.__file__), f"{name}.c")
-    sources = [os.path.join(kernel, source) for source in ("cut.c", "delta.c", "sketch.c")]
+    sources = [os.path.join(kernel, source) for source in ("cut.c", "delta.c", "scan.c", "sketch.c")]
     program = tmp_path / name
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     built = subprocess.run(
@@ -151,8 +151,10 @@ def test_the_kernel_does_nothing_undefined(tmp_path, name, optimise):
         check=False,
     )
     assert built.returncode == 0, built.stderr
-    # The search for leaks needs ptrace(2), which containers refuse; the kernel allocates nothing.
+    # The search for leaks needs ptrace(2), which containers refuse.
     options = {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    done = subprocess.run([program], capture_output=True, text=True, check=False, env={**os.environ, **options})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = subprocess.run([program, folder], capture_output=True, text=True, check=False, env={**os.environ, **options})
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout.split()[0]) > 1000
