@@ -13,8 +13,10 @@ from castore.cli.options import common, json_option, print_json
 if TYPE_CHECKING:
     from castore.cli.opening import Common
     from castore.content.attributes import Ownership
+    from castore.content.inplace import TreePlan
     from castore.model.generation import Generation, Origin
     from castore.services.rollback import RollbackPlan
+    from castore.services.select import Selection
     from castore.store import Store
 
 
@@ -32,26 +34,53 @@ _numeric_option = click.option(
 @click.command(epilog="Example: castore restore drupal@12:sites /tmp/look")
 @click.argument("what", metavar="SERVICE@SEL[:PART[/PATH]]")
 @click.argument("destination", metavar="DEST")
+@click.option(
+    "--in-place",
+    is_flag=True,
+    help="Make DEST, a directory that is there, equal to the tree; only what differs is touched.",
+)
+@click.option("--dry-run", is_flag=True, help="With --in-place: say what would be done, and do nothing.")
+@click.option(
+    "--checksum",
+    is_flag=True,
+    help="With --in-place: compare what is in files, not only their sizes and times.",
+)
 @_numeric_option
 @json_option
 @common
 def restore(
-    context: Common, what: str, destination: str, numeric_ids: bool, as_json: bool
+    context: Common,
+    what: str,
+    destination: str,
+    in_place: bool,
+    dry_run: bool,
+    checksum: bool,
+    numeric_ids: bool,
+    as_json: bool,
 ) -> None:
     """Restore into the directory DEST, which must be new or empty.
 
     A whole generation: each part under its name. A tree, or a directory in it: what it holds. A dump
     or a single file: as a file of its name.
+
+    With --in-place DEST becomes the selected tree, or directory in one: what is not in it is removed, but
+    not what snapshots of it leave out. If anything fails, DEST is put back as it was.
     """
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.restoring import restore as put
     from castore.services.select import select
 
+    if not in_place and (dry_run or checksum):
+        raise click.UsageError("--dry-run and --checksum are for --in-place only")
     with context.open_store() as store:
         store.sync_generations()
         selection = select(store, what)
         tally = Tally()
+        if in_place:
+            ownership = _ownership(numeric_ids)
+            _in_place(context, store, selection, destination, ownership, dry_run, checksum, as_json)
+            return
         with watching() as progress:
             progress("restoring", tally)
             done = put(store, selection, destination, _ownership(numeric_ids), tally)
@@ -66,6 +95,35 @@ def restore(
         for path in done.placed:
             print(path)
     context.report_restored(done.report.warnings, done.report.damaged)
+
+
+def _in_place(
+    context: Common,
+    store: Store,
+    selection: Selection,
+    top: str,
+    ownership: Ownership,
+    dry_run: bool,
+    checksum: bool,
+    as_json: bool,
+) -> None:
+    from castore.cli.progress import watching
+    from castore.model.tally import Tally
+    from castore.services.restoring import plan_in_place, restore_in_place
+
+    tally = Tally()
+    with watching() as progress:
+        progress("comparing" if dry_run else "restoring", tally)
+        plan = plan_in_place(store, selection, os.path.abspath(top), ownership, checksum=checksum)
+        problems = [] if dry_run else restore_in_place(store, plan, ownership, tally)
+    told = _tree_steps(plan)
+    if as_json:
+        print_json({**told, "done": not dry_run})
+    elif dry_run:
+        _print_steps(told)
+    else:
+        print(f"{plan.top}: {len(plan.steps)} steps, {text.size(tally.read)} written")
+    context.report_restored(problems, [])
 
 
 @click.command(epilog="Example: castore rollback drupal --to r1 --dry-run")
@@ -169,15 +227,26 @@ def _origins(
 _SHOWN_STEPS = 40
 
 
+def _tree_steps(tree: TreePlan) -> dict[str, Any]:
+    steps = [
+        {"action": step.action, "path": text.printable(b"/".join(step.path) or b".")}
+        for step in tree.steps
+    ]
+    return {"path": tree.top, "bytes": sum(step.size for step in tree.steps), "steps": steps}
+
+
+def _print_steps(tree: dict[str, Any]) -> None:
+    print(f"{tree['path']}: {len(tree['steps'])} steps, {text.size(tree['bytes'])}")
+    for step in tree["steps"][:_SHOWN_STEPS]:
+        print(f"  {step['action']:8} {step['path']}")
+    if len(tree["steps"]) > _SHOWN_STEPS:
+        print(f"  and {len(tree['steps']) - _SHOWN_STEPS} more (--json lists all)")
+
+
 def _print_plan(plan: RollbackPlan, as_json: bool, *, safety: bool) -> None:
     trees: dict[str, Any] = {}
     for name, tree in plan.trees.items():
-        steps = [
-            {"action": step.action, "path": text.printable(b"/".join(step.path) or b".")}
-            for step in tree.steps
-        ]
-        size = sum(step.size for step in tree.steps)
-        trees[name] = {"path": tree.top, "bytes": size, "steps": steps}
+        trees[name] = _tree_steps(tree)
     dumps: list[dict[str, Any]] = [
         {"part": dump.part.name, "size": dump.part.size, "program": list(dump.program), "path": dump.path}
         for dump in plan.dumps
@@ -189,11 +258,8 @@ def _print_plan(plan: RollbackPlan, as_json: bool, *, safety: bool) -> None:
     print(f"would put {target.service} back to generation {target.number}{_of(target)}")
     print("first: " + ("a safety generation of the present state" if safety else "no safety generation"))
     for name, tree in trees.items():
-        print(f"tree {name}: {tree['path']}: {len(tree['steps'])} steps, {text.size(tree['bytes'])}")
-        for step in tree["steps"][:_SHOWN_STEPS]:
-            print(f"  {step['action']:8} {step['path']}")
-        if len(tree["steps"]) > _SHOWN_STEPS:
-            print(f"  and {len(tree['steps']) - _SHOWN_STEPS} more (--json lists all)")
+        print(f"tree {name}: ", end="")
+        _print_steps(tree)
     for dump in dumps:
         import shlex
 

@@ -15,17 +15,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from castore.content.attributes import Ownership, set_attributes
-from castore.content.directories import Child, open_directory
-from castore.content.live import read_xattrs_at
+from castore.content.directories import Child, open_directory, read_file
+from castore.content.live import OPEN_FILE, is_cache, read_xattrs_at
 from castore.content.restore import TreeWriter, open_below
+from castore.content.scan import without_xattrs
+from castore.content.scancache import LINKED, told_of
+from castore.content.streams import RangeReader
 from castore.errors import CastoreError, UsageError
+from castore.kernel.files import entries_of, list_directory, listed_of
 from castore.model.tree import Content, Entry, Extra, Owners
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
 
+    from castore.content.exclude import Exclude
+    from castore.content.scancache import OldScan
     from castore.content.streams import StreamReader
+    from castore.kernel.files import Listed
+    from castore.model.refs import Ref
     from castore.model.tally import Tally
 
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,19 +70,38 @@ class TreePlan:
     """Of files with several names that stay: one name of each."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How a live tree is compared with a stored one.
+
+    A regular file counts as the same if its size and time are.
+    """
+
+    changed: AbstractSet[bytes] = frozenset()
+    """Paths of files that are not the same, whatever is said of them."""
+    checksum: bool = False
+    """Compare what is in files, too."""
+    exclude: Exclude | None = None
+    """What snapshots leave out is left alone."""
+    exclude_caches: bool = False
+    below: bytes = b""
+    """The path of the stored directory in its tree, which patterns are relative to."""
+    scan: OldScan | None = None
+    """What the last snapshot saw of the live tree: what is as it was then is not looked at again."""
+
+
 def plan_tree(
-    reader: StreamReader, child: Child, top: str, ownership: Ownership, changed: AbstractSet[bytes]
+    reader: StreamReader, child: Child, top: str, ownership: Ownership, comparison: Comparison
 ) -> TreePlan:
     """Compare the directory `top` with the stored one and return what is to be done.
 
-    A regular file counts as the same if its size and time are, and its path is not in `changed`.
     Raises UsageError if `top` is no directory, CastoreError if an earlier run was interrupted there.
     """
     try:
         fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"cannot restore in place into {top}: {error.strerror}") from None
-    planner = _Planner(reader, ownership, changed)
+    planner = _Planner(reader, ownership, comparison)
     try:
         leftover = [name for name in os.listdir(fd) if os.fsencode(name).startswith(_ASIDE)]
         if leftover:
@@ -82,8 +109,8 @@ def plan_tree(
                 f"an earlier roll-back was interrupted: {os.path.join(top, leftover[0])} holds what it "
                 "moved aside; move back what you need, remove that directory, then try again"
             )
-        steps = list(planner.directory(fd, (), child))
-        if steps or planner.metadata_differs(fd, b".", child):
+        steps = list(planner.directory(fd, (), child, planner.top_record(fd)))
+        if steps or planner.metadata_differs(fd, child, listed_of(b".", os.fstat(fd))):
             steps.append(Step("metadata", (), child))
     finally:
         os.close(fd)
@@ -92,88 +119,156 @@ def plan_tree(
 
 class _Planner:
     def __init__(
-        self, reader: StreamReader, ownership: Ownership, changed: AbstractSet[bytes]
+        self, reader: StreamReader, ownership: Ownership, comparison: Comparison
     ) -> None:
         self._reader = reader
         self._ownership = ownership
-        self._changed = changed
+        self._comparison = comparison
+        self._scan = None if comparison.checksum else comparison.scan
+        self._bundle: tuple[Ref | None, RangeReader] = (None, RangeReader(reader.store, None))
         self.kept_links: dict[tuple[int, int], Path] = {}
         self._live_links: dict[tuple[int, int], tuple[int, int] | Path] = {}
         self._stored_links: dict[tuple[int, int], tuple[int, int]] = {}
 
-    def directory(self, fd: int, path: Path, child: Child) -> Iterator[Step]:
-        """Yield the steps for what is in a directory, the deepest first."""
+    def top_record(self, fd: int) -> int | None:
+        """Return where the last snapshot's record of the top is, if it saw this directory."""
+        if self._scan is None:
+            return None
+        info = os.fstat(fd)
+        if told_of(self._scan.record(self._scan.top)).ids != (info.st_dev, info.st_ino):
+            self._scan = None
+            return None
+        self._scan.compare(fd)
+        return self._scan.top
+
+    def directory(self, fd: int, path: Path, child: Child, at: int | None) -> Iterator[Step]:
+        """Yield the steps for what is in a directory, the deepest first.
+
+        at: where the last snapshot's record of it is.
+        """
         stored = open_directory(self._reader, child.ref)
-        live = {os.fsencode(name) for name in os.listdir(fd)}
+        listing = list_directory(fd)
+        live = {entry.name: entry for entry in entries_of(listing)}
         names = {found.entry.name for found in stored}
-        for name in sorted(live - names):
-            yield Step("remove", (*path, name))
+        records: dict[bytes, int] = {}
+        bare: frozenset[bytes] | set[bytes] = frozenset()
+        if self._scan is not None and at is not None:
+            record = self._scan.record(at)
+            records = self._scan.below(record)
+            bare = without_xattrs(record, listing)
+        if not (self._comparison.exclude_caches and is_cache(fd)):
+            for name in sorted(live.keys() - names):
+                if not self._is_excluded((*path, name), live[name]):
+                    yield Step("remove", (*path, name))
         for found in stored:
-            below = (*path, found.entry.name)
-            if found.entry.name not in live:
+            name = found.entry.name
+            below = (*path, name)
+            if name not in live:
                 yield Step("create", below, found)
             else:
-                yield from self._entry(fd, below, found)
+                yield from self._entry(fd, below, found, live[name], name in bare, records.get(name))
 
-    def _entry(self, fd: int, path: Path, found: Child) -> Iterator[Step]:
+    def _is_excluded(self, path: Path, entry: Listed) -> bool:
+        exclude = self._comparison.exclude
+        if exclude is None:
+            return False
+        below = self._comparison.below
+        whole = b"/".join([below, *path] if below else path)
+        return exclude.matches(whole, is_dir=stat.S_ISDIR(entry.mode))
+
+    def _is_as_scanned(self, fd: int, found: Child, at: int | None) -> bool:
+        """Whether a live directory is what the last snapshot stored, and that is the stored one."""
+        if self._scan is None or at is None or found.ref is None:
+            return False
+        record = self._scan.record(at)
+        return (
+            told_of(record).ref == found.ref
+            and not record.flags & LINKED
+            and self._scan.is_same(at, fd, found.entry.name)
+        )
+
+    def _entry(
+        self, fd: int, path: Path, found: Child, info: Listed, bare: bool, at: int | None
+    ) -> Iterator[Step]:
         entry = found.entry
-        info = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
-        if stat.S_IFMT(info.st_mode) != stat.S_IFMT(entry.st_mode):
+        if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
             yield Step("replace", path, found)
             return
         steps: list[Step] = []
-        if entry.is_dir:
-            below = os.open(entry.name, _OPEN_DIR, dir_fd=fd)
-            try:
-                steps = list(self.directory(below, path, found))
-            finally:
-                os.close(below)
-            yield from steps
-        elif not self._same(fd, path, entry, info):
+        if entry.is_dir and entry.content is Content.NONE:
+            pass  # snapshots do not enter it: another file system, or castore's own
+        elif entry.is_dir:
+            if not self._is_as_scanned(fd, found, at):
+                below = os.open(entry.name, _OPEN_DIR, dir_fd=fd)
+                try:
+                    steps = list(self.directory(below, path, found, at))
+                finally:
+                    os.close(below)
+                yield from steps
+        elif not self._same(fd, path, found, info):
             yield Step("replace", path, found)
             return
         elif entry.extra.link is not None:
             self.kept_links.setdefault(entry.extra.link, path)
         # What was done in a directory has changed its time.
-        if steps or self.metadata_differs(fd, entry.name, found):
+        if steps or self.metadata_differs(fd, found, info, bare=bare):
             yield Step("metadata", path, found)
 
-    def _same(self, fd: int, path: Path, entry: Entry, info: os.stat_result) -> bool:
+    def _same(self, fd: int, path: Path, found: Child, info: Listed) -> bool:
         """Whether a live file has the stored content, and the same other names."""
-        if b"/".join(path) in self._changed:
+        entry = found.entry
+        if b"/".join(path) in self._comparison.changed:
             return False
-        if entry.is_file and (info.st_size, info.st_mtime_ns) != (entry.size, entry.mtime):
+        if entry.is_file and (info.size, info.mtime_ns) != (entry.size, entry.mtime):
+            return False
+        if entry.is_file and self._comparison.checksum and not self._holds(fd, found):
             return False
         if stat.S_ISLNK(entry.st_mode) and os.readlink(entry.name, dir_fd=fd) != entry.extra.target:
             return False
-        if stat.S_IFMT(info.st_mode) in {stat.S_IFCHR, stat.S_IFBLK} and (
-            info.st_rdev != entry.extra.device
+        if stat.S_IFMT(info.mode) in {stat.S_IFCHR, stat.S_IFBLK} and (
+            info.rdev != entry.extra.device
         ):
             return False
-        live = (info.st_dev, info.st_ino)
+        live = (info.dev, info.ino)
         if entry.extra.link is not None and (
             self._stored_links.setdefault(entry.extra.link, live) != live
         ):
             return False
-        if info.st_nlink > 1:
+        if info.nlink > 1:
             owner = self._live_links.setdefault(live, entry.extra.link or path)
             return owner == (entry.extra.link or path)
         return True
 
-    def metadata_differs(self, fd: int, name: bytes, child: Child) -> bool:
-        """Whether a live file's owner, mode, time or attributes are not the stored ones."""
+    def _holds(self, fd: int, found: Child) -> bool:
+        """Whether a live file has the stored bytes."""
+        entry, ref, offset, _ = found
+        stored = read_file(self._reader, found)
+        if entry.content is Content.BUNDLE:
+            if self._bundle[0] != ref:
+                self._bundle = ref, RangeReader(self._reader.store, ref)
+            stored = iter((self._bundle[1].read(offset, entry.size),))
+        file = os.open(entry.name, OPEN_FILE, dir_fd=fd)
+        with open(file, "rb") as live:
+            return all(live.read(len(data)) == data for data in stored) and not live.read(1)
+
+    def metadata_differs(
+        self, fd: int, child: Child, info: Listed, *, bare: bool = False
+    ) -> bool:
+        """Whether a live file's owner, mode, time or attributes are not the stored ones.
+
+        bare: it is known to have no attributes.
+        """
         entry = child.entry
-        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if self._ownership.change and (
-            (info.st_uid, info.st_gid) != self._ownership.of(entry, child.owners)
+            (info.uid, info.gid) != self._ownership.of(entry, child.owners)
         ):
             return True
-        is_link = stat.S_ISLNK(info.st_mode)
-        if info.st_mtime_ns != entry.mtime or (
-            not is_link and stat.S_IMODE(info.st_mode) != entry.mode
+        is_link = stat.S_ISLNK(info.mode)
+        if info.mtime_ns != entry.mtime or (
+            not is_link and stat.S_IMODE(info.mode) != entry.mode
         ):
             return True
-        return read_xattrs_at(fd, name) != entry.extra.xattrs
+        return (() if bare else read_xattrs_at(fd, info.name)) != entry.extra.xattrs
 
 
 class InPlace:

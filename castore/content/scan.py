@@ -36,7 +36,7 @@ from castore.content.live import (
     read_xattrs_at,
     user_name,
 )
-from castore.content.scancache import Told, is_racy, told_of
+from castore.content.scancache import LINKED, Told, is_racy, told_of
 from castore.errors import CastoreError, UsageError
 from castore.kernel.files import (
     DISTRUST,
@@ -130,6 +130,8 @@ class _Directory:
     listing: bytes = b""
     marks: bytearray = field(default_factory=bytearray)
     distrust: bool = False
+    linked: bool = False
+    """Whether it, or a directory below it, has a file of several names."""
     at: int = -1
     """Of its record in the new scan cache."""
     below: dict[bytes, int] = field(default_factory=dict)
@@ -212,6 +214,7 @@ class _Scanner:
                 if stack:
                     stack[-1].count += directory.count
                     stack[-1].size += directory.size
+                    stack[-1].linked |= directory.linked
         finally:
             for directory in stack:
                 if directory.fd >= 0:
@@ -242,6 +245,7 @@ class _Scanner:
         directory.at = self._new.begin(directory.listing, len(listed))
         last = max((entry.ctime_ns for entry in listed), default=0)
         directory.distrust |= is_racy(last, directory.time)
+        directory.linked = any(entry.nlink > 1 and not stat.S_ISDIR(entry.mode) for entry in listed)
         self._ingest.after(lambda: setattr(directory, "chunks", self._tally.chunks))
         self._read(directory, listed, self._streams(record))
         return directory
@@ -261,6 +265,7 @@ class _Scanner:
         below = [told_of(old.record(at)) for at in directory.below.values()]
         directory.kept = refs[: len(refs) - len(below)]
         directory.marks = bytearray(record.marks)
+        directory.linked = bool(record.flags & LINKED)
         directory.time = told.time
         directory.at = self._new.begin(directory.listing, len(record.marks))
         places = enumerate(places_of(directory.listing)) if below else ()
@@ -400,8 +405,10 @@ class _Scanner:
             except OSError:
                 return False
             self._add(directory, entry, Content.OWN, extra=extra_of(entry, self._device, xattrs))
-        told = told_of(old.record(at))
+        record = old.record(at)
+        told = told_of(record)
         directory.marks[position] |= ENTERED
+        directory.linked |= bool(record.flags & LINKED)
         directory.count += told.files
         directory.size += told.size
         self._new.copy(old, at)
@@ -441,7 +448,7 @@ class _Scanner:
         """Store a directory's entries, and after all that is in it the directory itself."""
         ingest, new = self._ingest, self._new
         length = new.end(directory.at) if directory.at >= 0 else 0
-        flags = DISTRUST if directory.distrust else 0
+        flags = (DISTRUST if directory.distrust else 0) | (LINKED if directory.linked else 0)
 
         def close(refs: list[Ref]) -> None:
             ref = ingest.put_list(refs)
@@ -532,6 +539,8 @@ class _Scanner:
         self._add(directory, entry, _CONTENT[size > 0], size=size, extra=extra)
         if size:
             directory.marks[position] |= _BUNDLED
+        if xattrs:
+            directory.marks[position] |= _XATTRS
 
     def _small_file(self, directory: _Directory, position: int, name: bytes) -> int | None:
         """Read one file into the bundle; return how many bytes, or None if it is not small after all."""
@@ -708,6 +717,19 @@ class _Scanner:
             directory.users[uid] = user
         if gid not in directory.groups and (group := group_name(gid)):
             directory.groups[gid] = group
+
+
+def without_xattrs(record: Record, listing: bytes) -> set[bytes]:
+    """Return the names in a listing that are as a record has them, and had no attributes then."""
+    if record.flags & DISTRUST:
+        return set()
+    before = {
+        raw_at(record.listing, place)
+        for place, mark in zip(places_of(record.listing), record.marks, strict=True)
+        if mark & (_BUNDLED | _OWN) and not mark & (_XATTRS | ENTERED)
+    }
+    places = places_of(listing)
+    return {name_at(listing, at) for at in places if raw_at(listing, at) in before}
 
 
 @dataclass

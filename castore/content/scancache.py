@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from castore.kernel.files import Record
     from castore.store import Store
 
+LINKED: Final = 2
+"""Flag of a record: it, or one below it, has a file of several names."""
+
 _MAGIC: Final = b"castoren"
 _VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sQ32s32sQ")
@@ -98,8 +101,13 @@ class OldScan:
         self._by_inode: dict[tuple[int, int], int] | None = None
 
     @classmethod
-    def open(cls, store: Store, path: str, root: Ref | None, rules: bytes) -> Self | None:
-        """Open the scan cache at `path`, if it is one of that root, by these rules, and whole."""
+    def open(
+        cls, store: Store, path: str, root: Ref | None, rules: bytes | None = None
+    ) -> Self | None:
+        """Open the scan cache at `path`, if it is one of that root, and whole.
+
+        rules: the digest of those that it must have been made by.
+        """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
@@ -109,8 +117,9 @@ class OldScan:
         except (OSError, ValueError):
             return None
         if len(data) >= _HEADER.size + _HASH_BYTES and root is not None:
-            magic, version, digest, root_id, size = _HEADER.unpack_from(data)
-            if (magic, version, digest, root_id, size) == (_MAGIC, _VERSION, rules, root.id, root.size):
+            magic, version, digest, *told = _HEADER.unpack_from(data)
+            known = rules is None or digest == rules
+            if known and (magic, version, *told) == (_MAGIC, _VERSION, root.id, root.size):
                 with memoryview(data) as view:
                     hashed = blake3(view[:-_HASH_BYTES]).digest()
                 if hashed == data[-_HASH_BYTES:]:

@@ -7,14 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.directories import Child, look_up, open_top, read_file
+from castore.content.exclude import Exclude
+from castore.content.inplace import Comparison, InPlace, plan_tree
 from castore.content.restore import Report, open_destination, restore_directory, restore_file
 from castore.content.streams import StreamReader
 from castore.errors import StorageError, UsageError
+from castore.model.generation import Origin, decode_details
+from castore.services.snapshot import last_scan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from castore.content.attributes import Ownership
+    from castore.content.inplace import TreePlan
     from castore.model.generation import Part
     from castore.model.tally import Tally
     from castore.services.select import Selection
@@ -55,6 +60,53 @@ def restore(
             return result
         finally:
             os.close(top)
+
+
+def plan_in_place(
+    store: Store, selection: Selection, top: str, ownership: Ownership, *, checksum: bool = False
+) -> TreePlan:
+    """Compare the directory `top` with a selected tree, or directory in one.
+
+    What snapshots of it leave out is left alone. checksum: files are compared by what is in them, where
+    their sizes and times are the same, too. Raises UsageError, IdentityError, DamageError.
+    """
+    part = selection.part
+    if part is None or part.kind != "tree":
+        raise UsageError("name the tree that the directory is to become: SERVICE@SELECTOR:PART[/PATH]")
+    generation = selection.generation
+    with StreamReader(store) as reader, last_scan(store, generation.service, part.name) as scan:
+        child = _child(reader, part, selection.path)
+        if child is None or not child.entry.is_dir:
+            raise UsageError(f"{selection.path!r} is no directory: restore it into a new one")
+        details = decode_details(reader.read_all(generation.details.ref))
+        origin = details.origins.get(part.name, Origin())
+        comparison = Comparison(
+            checksum=checksum,
+            exclude=Exclude(origin.exclude) if origin.exclude else None,
+            exclude_caches=origin.exclude_caches,
+            below=os.fsencode(selection.path).strip(b"/"),
+            scan=None if selection.path else scan,
+        )
+        return plan_tree(reader, child, top, ownership, comparison)
+
+
+def restore_in_place(
+    store: Store, plan: TreePlan, ownership: Ownership, tally: Tally
+) -> list[tuple[bytes, str]]:
+    """Carry a plan out, or put all back as it was and raise; return what could not be made right.
+
+    What is replaced or removed is kept aside in the directory itself until the end.
+    """
+    with StreamReader(store) as reader:
+        tree = InPlace(reader, plan, ownership, tally)
+        try:
+            tree.apply()
+        except BaseException:
+            tree.undo()
+            raise
+        problems = tree.problems
+        tree.keep()
+    return problems
 
 
 def _child(reader: StreamReader, part: Part, path: str) -> Child | None:

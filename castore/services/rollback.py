@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from castore.content.diff import diff_trees
 from castore.content.directories import open_top
-from castore.content.inplace import InPlace, TreePlan, plan_tree
+from castore.content.exclude import Exclude
+from castore.content.inplace import Comparison, InPlace, TreePlan, plan_tree
 from castore.content.streams import StreamReader
 from castore.errors import CastoreError, UsageError
 from castore.model.generation import Details, Origin, decode_details
@@ -25,6 +26,7 @@ from castore.services.snapshot import (
     ProgramSource,
     Source,
     TreeSource,
+    last_scan,
     snapshot,
 )
 
@@ -96,7 +98,15 @@ def plan_rollback(
                 raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
             changed = _changed(reader, safety, part)
             top = open_top(reader, part.content)
-            trees[part.name] = plan_tree(reader, top, os.fsdecode(origin.path), ownership, changed)
+            with last_scan(store, target.service, part.name) as scan:
+                comparison = Comparison(
+                    changed,
+                    exclude=Exclude(origin.exclude) if origin.exclude else None,
+                    exclude_caches=origin.exclude_caches,
+                    scan=scan,
+                )
+                live = os.fsdecode(origin.path)
+                trees[part.name] = plan_tree(reader, top, live, ownership, comparison)
     return RollbackPlan(target, trees, tuple(dumps))
 
 

@@ -25,7 +25,7 @@ from castore.services.config import Service, TreePart
 from castore.services.programs import enlarge_pipe, run_dump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from castore.model.refs import Ref
     from castore.store import Session, Store
@@ -104,8 +104,7 @@ def snapshot(
             progress(check_name("part", name), tally)
             parent = before.part(name) if before is not None else None
             if isinstance(source, TreeSource):
-                path = os.path.join(store.places.scans_of(store.store_id), f"{service}:{name}")
-                scans.append(NewScan(path))
+                scans.append(NewScan(scan_path(store, service, name)))
                 stack.callback(scans[-1].discard)
                 rules = _rules(source, skip)
                 root = _store_tree(store, session, source.path, rules, scans[-1], parent, tally)
@@ -177,6 +176,22 @@ def _part(name: str, source: Source, root: Ref | None, tally: Tally) -> Part:
         after_compression=tally.after_compression,
         missed=len(tally.warnings),
     )
+
+
+@contextlib.contextmanager
+def last_scan(store: Store, service: str, part: str) -> Iterator[OldScan | None]:
+    """Give what the last snapshot of a service saw of a tree, if this machine took it."""
+    last = _last(store, service)
+    found = last.part(part) if last is not None else None
+    root = found.content if found is not None and found.kind == "tree" else None
+    old = OldScan.open(store, scan_path(store, service, part), root)
+    with old if old is not None else contextlib.nullcontext():
+        yield old
+
+
+def scan_path(store: Store, service: str, part: str) -> str:
+    """Return where this machine keeps what it saw of a tree."""
+    return os.path.join(store.places.scans_of(store.store_id), f"{service}:{part}")
 
 
 def _last(store: Store, service: str) -> Generation | None:
