@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import castore
-from castore.content import scan, scancache
-from castore.errors import CastoreError
+from castore.content import inplace, scan, scancache
+from castore.errors import CastoreError, UsageError
+from castore.services.restoring import plan_in_place, restore_in_place
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -60,9 +61,10 @@ class Mutator:
         self.rng = random.Random(seed)
 
     def paths(self, *, folders: bool) -> list[Path]:
-        return sorted(
+        found = [
             Path(folder, name) for folder, dirs, files in os.walk(self.top) for name in (dirs if folders else files)
-        )
+        ]
+        return sorted(path for path in found if not path.is_symlink())
 
     def folder(self) -> Path:
         return self.rng.choice([self.top, *self.paths(folders=True)])
@@ -73,7 +75,7 @@ class Mutator:
     def change(self) -> None:
         rng = self.rng
         how = rng.randrange(12)
-        files = [path for path in self.paths(folders=False) if not path.is_symlink()]
+        files = self.paths(folders=False)
         target = self.folder() / self.name()
         if how <= 2:
             if not target.exists() and not target.is_symlink():
@@ -138,6 +140,45 @@ def test_every_snapshot_of_a_changing_tree_is_what_is_there(
     for path in caches(lab):
         path.unlink()
     assert snapshot(lab, live).parts[0].root == last.parts[0].root
+    shutil.rmtree(folder)
+
+
+def in_place(lab: Lab, number: int, live: Path, **options) -> int:
+    """Make a tree what a generation has; return how many steps that took."""
+    ownership = castore.Ownership(change=True, numeric=True)
+    with lab.open() as store:
+        store.sync()
+        selection = castore.select(store, f"s@{number}:t")
+        plan = plan_in_place(store, selection, str(live), ownership, **options)
+        assert restore_in_place(store, plan, ownership, castore.Tally()) == []
+    return len(plan.steps)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1 << 32), back=st.lists(st.integers(0, 3), min_size=2, max_size=4))
+def test_a_tree_becomes_in_place_what_it_was_in_any_generation(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, back: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("in-place")
+    lab, live = Lab(folder / "lab", average=4096), folder / "live"
+    live.mkdir()
+    mutator = Mutator(live, seed)
+    seen = []
+    for changes in (25, 5, 0, 8):
+        for _ in range(changes):
+            mutator.change()
+        snapshot(lab, live)
+        seen.append(walk(live))
+    for number in back:
+        # With and without a change since the last snapshot, with and without its cache.
+        for _ in range(mutator.rng.randrange(3)):
+            mutator.change()
+        if mutator.rng.random() < 0.3:
+            for path in caches(lab):
+                path.unlink()
+        in_place(lab, number + 1, live, checksum=True)
+        assert compare(seen[number], walk(live)) == []
+        assert in_place(lab, number + 1, live) == 0
     shutil.rmtree(folder)
 
 
@@ -269,3 +310,86 @@ def test_a_snapshot_that_fails_leaves_the_cache_of_the_last_one(lab, live, reads
     snapshot(lab, live)
     assert [one.name for one in caches(lab)] == [path.name]
     assert reads == [str(live / "1" / "new")]
+
+
+def test_what_snapshots_leave_out_is_left_alone(lab, live, tmp_path):
+    (live / "1" / "cache").mkdir()
+    (live / "1" / "cache" / "kept").write_text("excluded")
+    (live / "1" / "tagged").mkdir()
+    (live / "1" / "tagged" / "CACHEDIR.TAG").write_bytes(b"Signature: 8a477f597d28d172789f06886806bc55")
+    (live / "1" / "tagged" / "kept").write_text("of a cache")
+    (live / "2" / "own").mkdir()
+    (live / "2" / "own" / "kept").write_text("castore's own")
+    time.sleep(STEP)
+
+    def take() -> castore.Generation:
+        source = castore.TreeSource(str(live), exclude=("**/cache/*",), exclude_caches=True)
+        time.sleep(STEP)
+        return lab.snapshot("s", {"t": source}, leave_out=(str(live / "2" / "own"),))
+
+    take()
+    (live / "1" / "0" / "small1").write_text("changed")
+    (live / "1" / "new").write_text("new")
+    (live / "1" / "cache" / "more").write_text("excluded, too")
+    (live / "2" / "own" / "more").write_text("more")
+    take()
+    assert in_place(lab, 1, live) > 0
+    assert not (live / "1" / "new").exists()
+    for path in ("1/cache/kept", "1/cache/more", "1/tagged/kept", "2/own/kept", "2/own/more"):
+        assert (live / path).exists(), path
+    # A directory of the tree alone has the same patterns.
+    (live / "1" / "new").write_text("new")
+    ownership = castore.Ownership(change=True, numeric=True)
+    with lab.open() as store:
+        plan = plan_in_place(store, castore.select(store, "s@1:t/1"), str(live / "1"), ownership)
+    assert [step.path for step in plan.steps if step.action == "remove"] == [(b"new",)]
+
+
+def test_a_failure_puts_a_directory_back_as_it_was(lab, live, monkeypatch):
+    snapshot(lab, live)
+    for number in range(4):
+        (live / f"{number}" / "0" / "large").write_bytes(b"changed" * 20_000)
+    (live / "3" / "extra").write_text("extra")
+    before = walk(live)
+    real, calls = inplace.InPlace._do, []
+
+    def failing(self, step):
+        calls.append(step)
+        if len(calls) > 7:
+            raise KeyboardInterrupt
+        real(self, step)
+
+    monkeypatch.setattr(inplace.InPlace, "_do", failing)
+    with pytest.raises(KeyboardInterrupt):
+        in_place(lab, 1, live)
+    assert compare(before, walk(live)) == []
+
+
+def test_content_that_its_size_and_time_hide_is_found_by_checksum(lab, live):
+    snapshot(lab, live)
+    for path in (live / "1" / "1" / "large", live / "1" / "1" / "small2"):
+        info = path.stat()
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    before = walk(live)
+    assert in_place(lab, 1, live) == 0
+    assert walk(live) == before
+    assert in_place(lab, 1, live, checksum=True) >= 2
+    assert compare(walk(live), before) != []
+    assert in_place(lab, 1, live, checksum=True) == 0
+
+
+def test_in_place_is_for_a_tree_and_a_directory(lab, live, tmp_path):
+    snapshot(lab, live)
+    ownership = castore.Ownership(change=True)
+    with lab.open() as store:
+        store.sync()
+        for what, into, message in (
+            ("s@1", live, "name the tree"),
+            ("s@1:t/1/1/large", live, "no directory"),
+            ("s@1:t", tmp_path / "none", "No such file"),
+            ("s@1:t", live / "1" / "1" / "large", "Not a directory"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                plan_in_place(store, castore.select(store, what), str(into), ownership)
