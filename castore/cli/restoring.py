@@ -126,6 +126,21 @@ def _in_place(
     context.report_restored(problems, [])
 
 
+@click.command(epilog="Example: castore recover /var/lib/drupal/sites")
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True)
+def recover(directories: tuple[str, ...]) -> None:
+    """Put each DIR back as it was before a roll-back or a restore in place that was interrupted.
+
+    If it was interrupted when all was done, and only what it replaced was still to be removed, that is
+    done now. Needs neither the store nor an identity.
+    """
+    from castore.content.aside import recover as recover_directory
+
+    for path in directories:
+        done = recover_directory(os.path.abspath(path))
+        print("\n".join(done) or f"{os.path.abspath(path)}: there is nothing to recover")
+
+
 @click.command(epilog="Example: castore rollback drupal --to r1 --dry-run")
 @click.argument("service")
 @click.option("--to", "selector", metavar="SEL", required=True, help="Revision, number, date, latest.")

@@ -1,34 +1,34 @@
 """A live directory made equal to a stored tree, touching only what differs.
 
 First a plan, which is data; then one function that carries it out. What is replaced or removed is
-moved into a directory beside it, in the tree's top, until the caller says that all went well;
-before that, everything can be put back.
+moved into a directory in the tree's top (castore/content/aside.py) until the caller says that all went
+well; before that, everything can be put back.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-from castore.content.attributes import Ownership, set_attributes
+from castore.content.aside import Aside, Journal, leftovers, open_below, replace_attributes
 from castore.content.directories import Child, open_directory, read_file
 from castore.content.live import OPEN_FILE, is_cache, read_xattrs_at
-from castore.content.restore import TreeWriter, open_below
+from castore.content.restore import TreeWriter
 from castore.content.scan import without_xattrs
 from castore.content.scancache import LINKED, told_of
 from castore.content.streams import RangeReader
 from castore.errors import CastoreError, UsageError
 from castore.kernel.files import entries_of, list_directory, listed_of
-from castore.model.tree import Content, Entry, Extra, Owners
+from castore.model.tree import Content, Entry, Extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
 
+    from castore.content.aside import Action, Path
+    from castore.content.attributes import Ownership
     from castore.content.exclude import Exclude
     from castore.content.scancache import OldScan
     from castore.content.streams import StreamReader
@@ -37,16 +37,13 @@ if TYPE_CHECKING:
     from castore.model.tally import Tally
 
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_ASIDE: Final = b".castore-aside-"
-
-Path = tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class Step:
     """One thing to do."""
 
-    action: Literal["remove", "replace", "create", "metadata"]
+    action: Action
     path: Path
     """Below the top; empty for the top itself."""
     child: Child | None = None
@@ -103,11 +100,10 @@ def plan_tree(
         raise UsageError(f"cannot restore in place into {top}: {error.strerror}") from None
     planner = _Planner(reader, ownership, comparison)
     try:
-        leftover = [name for name in os.listdir(fd) if os.fsencode(name).startswith(_ASIDE)]
-        if leftover:
+        if leftover := leftovers(fd):
             raise CastoreError(
-                f"an earlier roll-back was interrupted: {os.path.join(top, leftover[0])} holds what it "
-                "moved aside; move back what you need, remove that directory, then try again"
+                f"an earlier restore was interrupted: {os.path.join(top, leftover[0])} holds what it "
+                f"moved aside; put it back with: castore recover {top}"
             )
         steps = list(planner.directory(fd, (), child, planner.top_record(fd)))
         if steps or planner.metadata_differs(fd, child, listed_of(b".", os.fstat(fd))):
@@ -280,11 +276,7 @@ class InPlace:
         self._plan = plan
         self._ownership = ownership
         self._top = os.open(plan.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._aside = _ASIDE + os.urandom(8).hex().encode()
-        self._aside_fd = -1
-        self._moved: list[Path] = []
-        self._made: list[Path] = []
-        self._changed: list[tuple[Path, Child]] = []
+        self._aside: Aside | None = None
         self._writer = TreeWriter(reader, self._top, ownership, tally)
         self._writer.know_links(plan.kept_links)
 
@@ -298,24 +290,27 @@ class InPlace:
         """Do all steps. Raises CastoreError, DamageError; the caller then calls `undo`."""
         if not self._plan.steps:
             return
-        # Now, since what is done in a directory changes its time.
+        # Before anything is touched, since what is done in a directory changes its time.
+        steps = [(step.action, step.path or (b".",)) for step in self._plan.steps]
+        before = [(path, self._live_entry(path)) for action, path in steps if action == "metadata"]
+        last = self._plan.steps[-1]
+        time = last.child.entry.mtime if last.child is not None and not last.path else None
+        try:
+            self._aside = Aside.create(self._top, Journal(tuple(steps), tuple(before), time))
+        except OSError as error:
+            raise CastoreError(f"cannot begin in {self._plan.top}: {error.strerror}") from error
         for step in self._plan.steps:
-            if step.action == "metadata":
-                path = step.path or (b".",)
-                self._changed.append((path, self._live_entry(path)))
-        os.mkdir(self._aside, 0o700, dir_fd=self._top)
-        self._aside_fd = os.open(self._aside, _OPEN_DIR, dir_fd=self._top)
-        for step in self._plan.steps:
-            self._do(step)
+            self._do(self._aside, step)
         if self._writer.report.damaged:
             where, reason = self._writer.report.damaged[0]
             shown = where.decode(errors="backslashreplace")
             raise CastoreError(f"cannot restore {self._plan.top}/{shown}: {reason}")
 
-    def _do(self, step: Step) -> None:
+    def _do(self, aside: Aside, step: Step) -> None:
         path = step.path or (b".",)
+        aside.begin()
         if step.action in {"remove", "replace"}:
-            self._move_aside(path)
+            aside.take(path)
         if step.child is None:
             return
         fd = open_below(self._top, path[:-1])
@@ -323,7 +318,6 @@ class InPlace:
             if step.action == "metadata":
                 self._set(fd, path, step.child)
             else:
-                self._made.append(path)
                 self._make(fd, path, step.child)
         finally:
             os.close(fd)
@@ -337,100 +331,51 @@ class InPlace:
         self._set(fd, path, child)
 
     def _set(self, fd: int, path: Path, child: Child) -> None:
-        entry = child.entry
-        stored = {key for key, _ in entry.extra.xattrs}
-        for key, _ in read_xattrs_at(fd, path[-1]):
-            if key not in stored:
-                with contextlib.suppress(OSError):
-                    file = b"/proc/self/fd/%d/%s" % (fd, path[-1])
-                    os.removexattr(file, key, follow_symlinks=False)
-        warnings = self._writer.report.warnings
-        shown = b"/".join(path)
-        set_attributes(
-            fd, path[-1], entry, child.owners, self._ownership, lambda r: warnings.append((shown, r))
-        )
+        def warn(reason: str) -> None:
+            self._writer.report.warnings.append((b"/".join(path), reason))
 
-    def _move_aside(self, path: Path) -> None:
-        fd = open_below(self._top, path[:-1])
-        try:
-            name = b"%d" % len(self._moved)
-            os.rename(path[-1], name, src_dir_fd=fd, dst_dir_fd=self._aside_fd)
-            self._moved.append(path)
-        finally:
-            os.close(fd)
+        replace_attributes(fd, path[-1], child.entry, self._ownership, warn, child.owners)
 
-    def _live_entry(self, path: Path) -> Child:
-        """What a later undo needs to know of a live file."""
+    def _live_entry(self, path: Path) -> Entry:
+        """What undoing needs to know of a live file."""
         fd = open_below(self._top, path[:-1])
         try:
             info = os.stat(path[-1], dir_fd=fd, follow_symlinks=False)
-            xattrs = read_xattrs_at(fd, path[-1])
+            extra = Extra(xattrs=read_xattrs_at(fd, path[-1]))
         finally:
             os.close(fd)
         mode = stat.S_IMODE(info.st_mode)
-        extra = Extra(xattrs=xattrs)
-        kind = info.st_mode >> 12
-        time = info.st_mtime_ns
         ids = info.st_uid, info.st_gid
-        return Child(Entry(path[-1], kind, mode, *ids, time, 0, Content.NONE, extra), None, 0, Owners())
+        kind = info.st_mode >> 12
+        return Entry(path[-1], kind, mode, *ids, info.st_mtime_ns, 0, Content.NONE, extra)
 
     def undo(self) -> None:
         """Put everything back as it was. Raises CastoreError if even that fails."""
+        warnings = self._writer.report.warnings
         try:
-            self._undo()
+            if self._aside is not None:
+                self._aside.put_back(lambda path, why: warnings.append((b"/".join(path), why)))
         except OSError as error:
+            name = self._aside.name if self._aside is not None else ""
             raise CastoreError(
                 f"{self._plan.top} could not be put back as it was ({error.strerror}): what was moved "
-                f"aside is in {os.fsdecode(self._aside)} there"
+                f"aside is in {name} there; when the cause is mended: castore recover {self._plan.top}"
             ) from error
         finally:
             self._close()
 
-    def _undo(self) -> None:
-        for path in reversed(self._made):
-            self._remove(path)
-        for number, path in reversed(list(enumerate(self._moved))):
-            fd = open_below(self._top, path[:-1])
-            try:
-                os.rename(b"%d" % number, path[-1], src_dir_fd=self._aside_fd, dst_dir_fd=fd)
-            finally:
-                os.close(fd)
-        if self._aside_fd >= 0:
-            os.rmdir(self._aside, dir_fd=self._top)
-        self._ownership = Ownership(change=os.geteuid() == 0, numeric=True)
-        for path, before in self._changed:
-            fd = open_below(self._top, path[:-1])
-            try:
-                self._set(fd, path, before)
-            finally:
-                os.close(fd)
-
-    def _remove(self, path: Path) -> None:
-        fd = open_below(self._top, path[:-1])
-        try:
-            info = os.stat(path[-1], dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
-                shutil.rmtree(path[-1], dir_fd=fd)
-            else:
-                os.unlink(path[-1], dir_fd=fd)
-        except FileNotFoundError:
-            pass
-        finally:
-            os.close(fd)
-
     def keep(self) -> None:
         """Let it stay: remove what was kept aside."""
-        if self._aside_fd >= 0:
-            shutil.rmtree(self._aside, dir_fd=self._top)
-            # Removing the directory has changed the top's time once more.
-            entry = self._plan.steps[-1].child
-            if entry is not None:
-                time = entry.entry.mtime
-                os.utime(b".", ns=(time, time), dir_fd=self._top)
-        self._close()
+        try:
+            if self._aside is not None:
+                self._aside.finish()
+        finally:
+            self._close()
 
     def _close(self) -> None:
-        for fd in (self._aside_fd, self._top):
-            if fd >= 0:
-                os.close(fd)
-        self._aside_fd = self._top = -1
+        if self._aside is not None:
+            self._aside.close()
+            self._aside = None
+        if self._top >= 0:
+            os.close(self._top)
+            self._top = -1

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from castore.content.aside import open_below
 from castore.content.attributes import (
     Ownership,
     plain_file,
@@ -342,18 +343,6 @@ def _is_plain(child: Child) -> bool:
         and entry.extra == NO_EXTRA
 
     )
-
-
-def open_below(top: int, path: tuple[bytes, ...]) -> int:
-    """Open the directory at `path` below the one open as `top`, following no link."""
-    fd = os.dup(top)
-    for name in path:
-        try:
-            below = os.open(name, _OPEN_DIR, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
 
 
 def open_destination(path: str | bytes) -> int:

@@ -353,11 +353,11 @@ def test_a_failure_puts_a_directory_back_as_it_was(lab, live, monkeypatch):
     before = walk(live)
     real, calls = inplace.InPlace._do, []
 
-    def failing(self, step):
+    def failing(self, aside, step):
         calls.append(step)
         if len(calls) > 7:
             raise KeyboardInterrupt
-        real(self, step)
+        real(self, aside, step)
 
     monkeypatch.setattr(inplace.InPlace, "_do", failing)
     with pytest.raises(KeyboardInterrupt):

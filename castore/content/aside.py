@@ -1,0 +1,278 @@
+"""What a restore in place moves aside, and the journal by which it is put back, by whoever comes next.
+
+It lies in the top of the tree, in `.castore-aside-X`: what was replaced or removed, each under the
+number of its step, and `journal`: a header, the journal, then a byte for each step that was begun, and at
+last one that says that all went well. The journal is durable before anything is touched. So what was killed
+in the middle is undone, and what was killed while it was clearing up is finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import struct
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+import msgspec
+
+from castore.content.attributes import Ownership, set_attributes
+from castore.content.live import read_xattrs_at
+from castore.errors import CastoreError, UsageError
+from castore.model.tree import Entry, Owners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Path = tuple[bytes, ...]
+Action = Literal["remove", "replace", "create", "metadata"]
+
+_ASIDE: Final = ".castore-aside-"
+_JOURNAL: Final = b"journal"
+_MAGIC: Final = b"castorej"
+_HEADER: Final = struct.Struct("<8sII")
+"""Magic, version, length of the journal."""
+_VERSION: Final = 1
+_BEGUN: Final = b"."
+_DONE: Final = b"!"
+_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Journal(msgspec.Struct, frozen=True, array_like=True):
+    """What is going to be done, and what it takes to undo it."""
+
+    steps: tuple[tuple[Action, Path], ...]
+    before: tuple[tuple[Path, Entry], ...]
+    """Owner, mode, time and attributes, as they were, of what is changed in place."""
+    time: int | None
+    """The time that the top directory is to have in the end; None: the one it has."""
+
+
+class Aside:
+    """The directory of one restore, in the one open as `top`."""
+
+    def __init__(self, top: int, name: bytes, fd: int, journal: Journal, begun: int) -> None:
+        self._top = top
+        self._name = name
+        self._fd = fd
+        self._journal = journal
+        self._begun = begun
+        self._log = os.open(_JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=fd)
+
+    @classmethod
+    def create(cls, top: int, journal: Journal) -> Self:
+        """Make it, and the journal durable."""
+        name = (_ASIDE + os.urandom(8).hex()).encode()
+        os.mkdir(name, 0o700, dir_fd=top)
+        fd = os.open(name, _OPEN_DIR, dir_fd=top)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        file = os.open(_JOURNAL, flags, 0o600, dir_fd=fd)
+        try:
+            data = msgspec.msgpack.encode(journal)
+            rest = memoryview(_HEADER.pack(_MAGIC, _VERSION, len(data)) + data)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.fsync(fd)
+        os.fsync(top)
+        return cls(top, name, fd, journal, 0)
+
+    @property
+    def name(self) -> str:
+        """The name of the directory."""
+        return os.fsdecode(self._name)
+
+    def begin(self) -> None:
+        """Say that the next step begins."""
+        os.write(self._log, _BEGUN)
+        self._begun += 1
+
+    def take(self, path: Path) -> None:
+        """Move what is at `path` aside, in the step that was begun last."""
+        fd = open_below(self._top, path[:-1])
+        try:
+            number = b"%d" % (self._begun - 1)
+            os.rename(path[-1], number, src_dir_fd=fd, dst_dir_fd=self._fd)
+        finally:
+            os.close(fd)
+
+    def put_back(self, warn: Callable[[Path, str], None]) -> None:
+        """Undo all steps that were begun; that can be tried again. Raises OSError."""
+        for number in reversed(range(self._begun)):
+            action, path = self._journal.steps[number]
+            kept = _exists(b"%d" % number, self._fd)
+            if action == "create" or (action == "replace" and kept):
+                self._remove(path)
+            if kept:
+                fd = open_below(self._top, path[:-1])
+                try:
+                    os.rename(b"%d" % number, path[-1], src_dir_fd=self._fd, dst_dir_fd=fd)
+                finally:
+                    os.close(fd)
+        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+        top = [one for one in self._journal.before if one[0] == (b".",)]
+        for path, entry in [one for one in self._journal.before if one not in top]:
+            self._set(path, entry, ownership, warn)
+        self._clear()
+        for path, entry in top:
+            self._set(path, entry, ownership, warn)
+
+    def finish(self) -> None:
+        """Let it all stay, and clear up."""
+        os.write(self._log, _DONE)
+        os.fsync(self._log)
+        self._clear()
+        if self._journal.time is not None:
+            os.utime(b".", ns=(self._journal.time, self._journal.time), dir_fd=self._top)
+
+    def close(self) -> None:
+        """Close what is open."""
+        for fd in (self._log, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._log = self._fd = -1
+
+    def _set(
+        self, path: Path, entry: Entry, ownership: Ownership, warn: Callable[[Path, str], None]
+    ) -> None:
+        try:
+            fd = open_below(self._top, path[:-1])
+        except FileNotFoundError:
+            return
+        try:
+            replace_attributes(fd, path[-1], entry, ownership, lambda reason: warn(path, reason))
+        finally:
+            os.close(fd)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            fd = open_below(self._top, path[:-1])
+        except FileNotFoundError:
+            return
+        try:
+            info = os.stat(path[-1], dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                shutil.rmtree(path[-1], dir_fd=fd)
+            else:
+                os.unlink(path[-1], dir_fd=fd)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(fd)
+
+    def _clear(self) -> None:
+        shutil.rmtree(self._name, dir_fd=self._top)
+
+
+def leftovers(top: int) -> list[str]:
+    """Return the names of what restores that were interrupted left in a directory."""
+    return sorted(name for name in os.listdir(top) if name.startswith(_ASIDE))
+
+
+def recover(path: str) -> list[str]:
+    """Undo, or finish, what interrupted restores left in the directory `path`; say what was done.
+
+    Raises UsageError if it is no directory, CastoreError if something there is not to be made sense of.
+    """
+    try:
+        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"cannot recover {path}: {error.strerror}") from None
+    try:
+        return [f"{path}: {_recover(top, path, name)}" for name in reversed(leftovers(top))]
+    finally:
+        os.close(top)
+
+
+def _recover(top: int, path: str, name: str) -> str:
+    shown = os.path.join(path, name)
+    fd = os.open(name, _OPEN_DIR, dir_fd=top)
+    aside: Aside | None = None
+    try:
+        found = _read(fd)
+        if found is None:
+            if set(os.listdir(fd)) - {os.fsdecode(_JOURNAL)}:
+                raise CastoreError(
+                    f"{shown} has no journal that can be read: move back what you need of it, then remove it"
+                )
+            shutil.rmtree(name, dir_fd=top)
+            return "nothing had been touched"
+        journal, begun, done = found
+        aside = Aside(top, os.fsencode(name), os.dup(fd), journal, begun)
+        if done:
+            aside.finish()
+            return "all had been restored; what it replaced is removed"
+        problems: list[str] = []
+        aside.put_back(lambda where, why: problems.append(f"{os.fsdecode(b'/'.join(where))}: {why}"))
+        return f"put back as it was, {begun} steps undone" + "".join(f"; {one}" for one in problems)
+    except OSError as error:
+        raise CastoreError(
+            f"{path} could not be put back as it was ({error.strerror}): what was moved aside is in {shown}; "
+            "when the cause is mended, run this again"
+        ) from error
+    finally:
+        os.close(fd)
+        if aside is not None:
+            aside.close()
+
+
+def _read(fd: int) -> tuple[Journal, int, bool] | None:
+    """Return the journal, how many steps were begun, and whether all went well; None if there is none."""
+    try:
+        file = os.open(_JOURNAL, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    except FileNotFoundError:
+        return None
+    with open(file, "rb") as read:
+        data = read.read()
+    if len(data) < _HEADER.size:
+        return None
+    magic, version, length = _HEADER.unpack_from(data)
+    end = _HEADER.size + length
+    if magic != _MAGIC or version != _VERSION or end > len(data):
+        return None
+    try:
+        journal = msgspec.msgpack.decode(data[_HEADER.size : end], type=Journal)
+    except msgspec.MsgspecError:
+        return None
+    begun = min(data[end:].count(_BEGUN), len(journal.steps))
+    return journal, begun, data[end:].endswith(_DONE)
+
+
+def replace_attributes(
+    fd: int,
+    name: bytes,
+    entry: Entry,
+    ownership: Ownership,
+    warn: Callable[[str], None],
+    owners: Owners | None = None,
+) -> None:
+    """Give a live file an entry's owner, mode, attributes and time, and no other attributes."""
+    stored = {key for key, _ in entry.extra.xattrs}
+    for key, _ in read_xattrs_at(fd, name):
+        if key not in stored:
+            with contextlib.suppress(OSError):
+                os.removexattr(b"/proc/self/fd/%d/%s" % (fd, name), key, follow_symlinks=False)
+    set_attributes(fd, name, entry, owners or Owners(), ownership, warn)
+
+
+def open_below(top: int, path: Path) -> int:
+    """Open the directory at `path` below the one open as `top`, following no link."""
+    fd = os.dup(top)
+    for name in path:
+        try:
+            below = os.open(name, _OPEN_DIR, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+def _exists(name: bytes, fd: int) -> bool:
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,140 @@
+"""Restores in place that are killed at every point, and put back or finished by `castore recover`."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import castore
+from castore.content.aside import recover
+from castore.errors import CastoreError, UsageError
+from tests.support.stores import Lab
+from tests.support.walker import compare, walk
+
+SCRIPT = """
+import os, signal, sys
+import castore
+from castore.content import aside
+from castore.sealing import Identity
+from castore.services.restoring import plan_in_place, restore_in_place
+from castore.store import Places
+
+store, state, cache, identity, live, point = sys.argv[1:]
+left = [int(point)]
+
+def here():
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+
+def watched(function):
+    def wrapped(*arguments, **options):
+        here()
+        found = function(*arguments, **options)
+        here()
+        return found
+    return wrapped
+
+for name in ("begin", "take", "_clear", "finish"):
+    setattr(aside.Aside, name, watched(getattr(aside.Aside, name)))
+for name in ("mkdir", "fsync"):
+    setattr(os, name, watched(getattr(os, name)))
+found = Identity.parse(identity, lambda: "")
+ownership = castore.Ownership(change=os.geteuid() == 0, numeric=True)
+with castore.open_store(store, Places(state, cache), lambda: found) as opened:
+    opened.sync()
+    plan = plan_in_place(opened, castore.select(opened, "s@1:t"), live, ownership)
+    restore_in_place(opened, plan, ownership, castore.Tally())
+print("done")
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path / "lab", average=4096)
+
+
+def grow(top: Path) -> None:
+    rng = random.Random(1)
+    for name in ("a", "b", "a/deep", "gone"):
+        (top / name).mkdir(parents=True)
+        for number in range(3):
+            (top / name / f"file{number}").write_bytes(rng.randbytes(3000))
+    (top / "a" / "large").write_bytes(rng.randbytes(200_000))
+    os.link(top / "a" / "file0", top / "b" / "link")
+    os.setxattr(top / "b" / "file1", "user.x", b"1")
+    (top / "b" / "points").symlink_to("nowhere")
+
+
+def change(top: Path) -> None:
+    (top / "a" / "large").write_bytes(b"changed" * 9000)
+    (top / "a" / "deep" / "file1").unlink()
+    shutil.rmtree(top / "gone")
+    (top / "gone").write_text("a file now")
+    (top / "b" / "points").unlink()
+    (top / "b" / "points").mkdir()
+    (top / "b" / "points" / "extra").write_text("extra")
+    os.chmod(top / "b" / "file2", 0o640)
+    os.removexattr(top / "b" / "file1", "user.x")
+    (top / "new").mkdir()
+    (top / "new" / "file").write_text("new")
+
+
+def test_whatever_the_moment_it_is_put_back_or_finished(lab: Lab, tmp_path: Path) -> None:
+    live = tmp_path / "live"
+    live.mkdir()
+    grow(live)
+    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    stored = walk(live)
+    change(live)
+    changed = walk(live)
+    arguments = [str(lab.store), lab.places.state, lab.places.cache, lab.identity.text()]
+    undone = finished = 0
+    for point in range(200):
+        work = tmp_path / f"work-{point}"
+        subprocess.run(["cp", "-a", str(live), str(work)], check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *arguments, str(work), str(point)], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0:
+            assert compare(stored, walk(work)) == []
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        told = "".join(recover(str(work)))
+        found = walk(work)
+        # Where the directory of what was moved aside was just made, or is just gone, no journal says
+        # which time the top is to have.
+        if not told or "nothing had been touched" in told:
+            found[b"."]["mtime"] = changed[b"."]["mtime"] if (work / "new").exists() else stored[b"."]["mtime"]
+        if "removed" in told or (not told and not (work / "new").exists()):
+            finished += 1
+            assert compare(stored, found) == []
+        else:
+            undone += 1
+            assert compare(changed, found) == [], (point, told)
+        assert recover(str(work)) == []
+        shutil.rmtree(work)
+    assert undone > 20
+    assert finished >= 1
+
+
+def test_what_cannot_be_recovered_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no-such"):
+        recover(str(tmp_path / "no-such"))
+    aside = tmp_path / ".castore-aside-0123456789abcdef"
+    aside.mkdir()
+    (aside / "0").write_text("moved aside")
+    with pytest.raises(CastoreError, match="no journal"):
+        recover(str(tmp_path))
+    assert (aside / "0").read_text() == "moved aside"
+    (aside / "0").unlink()
+    (aside / "journal").write_bytes(b"castorej")
+    assert "nothing had been touched" in recover(str(tmp_path))[0]
+    assert os.listdir(tmp_path) == []
