@@ -20,6 +20,7 @@ import resource
 import stat
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
@@ -379,7 +380,9 @@ class _Scanner:
                 self._warn(directory, entry.name, error)
                 if directory.kept is not None and self._old is not None and at is not None:
                     # The entries that are kept name it, so it has to be there, as it was.
-                    directory.directories.append(told_of(self._old.record(at)).ref)
+                    ref = told_of(self._old.record(at)).ref
+                    self._ingest.after(partial(directory.directories.append, ref))
+                    directory.marks[position] &= ~ENTERED
                 continue
             return child
         return None

@@ -253,6 +253,28 @@ def test_a_directory_that_was_moved_is_not_read(lab, live, reads, tmp_path):
     check(lab, live, taken, tmp_path / "out")
 
 
+def test_a_directory_that_cannot_be_entered_any_more_stays_as_it_was(lab, live, monkeypatch, tmp_path):
+    snapshot(lab, live)
+    (live / "1" / "1" / "small1").write_text("changed")
+    real = os.open
+
+    def failing(path, flags, *args, dir_fd=None, **options):
+        if path == b"1" and dir_fd is not None and os.readlink(f"/proc/self/fd/{dir_fd}") == str(live / "1"):
+            raise OSError(5, "Input/output error")
+        return real(path, flags, *args, dir_fd=dir_fd, **options)
+
+    monkeypatch.setattr(os, "open", failing)
+    time.sleep(STEP)
+    taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    monkeypatch.undo()
+    monkeypatch.setattr(scancache, "_RACY_NS", 10_000_000)
+    assert taken.missed == 1
+    lab.restore("s@2:t", tmp_path / "out")
+    assert (tmp_path / "out" / "1" / "1" / "small1").read_bytes() != b"changed"
+    assert (tmp_path / "out" / "1" / "2" / "small1").read_bytes() == (live / "1" / "2" / "small1").read_bytes()
+    check(lab, live, snapshot(lab, live), tmp_path / "again")
+
+
 def test_what_changed_just_before_it_was_listed_is_read_again(lab, live, reads, monkeypatch):
     monkeypatch.setattr(scancache, "_RACY_NS", 2_000_000_000)
     os.utime(live / "1" / "1" / "large", ns=(0, 0))
