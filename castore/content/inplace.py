@@ -16,8 +16,8 @@ from castore.content.aside import Aside, Journal, leftovers, open_below, replace
 from castore.content.directories import Child, open_directory, read_file
 from castore.content.live import OPEN_FILE, is_cache, read_xattrs_at
 from castore.content.restore import TreeWriter
-from castore.content.scan import without_xattrs
 from castore.content.scancache import LINKED, told_of
+from castore.content.scanfiles import without_xattrs
 from castore.content.streams import RangeReader
 from castore.errors import CastoreError, UsageError
 from castore.kernel.files import entries_of, list_directory, listed_of

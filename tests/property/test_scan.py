@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import castore
-from castore.content import inplace, scan, scancache
+from castore.content import inplace, scancache, scanfiles
 from castore.errors import CastoreError, UsageError
+from castore.kernel.files import entries_of
 from castore.services.restoring import plan_in_place, restore_in_place
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
@@ -202,11 +203,11 @@ def live(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are read."""
     found: list[str] = []
-    real_read, real_open = scan.read_files, os.open
+    real_read, real_open = scanfiles.read_files, os.open
 
     def reading(fd, listing, offsets, room):
         folder = os.readlink(f"/proc/self/fd/{fd}")
-        names = {entry.offset: entry.name.decode() for entry in scan.entries_of(listing)}
+        names = {entry.offset: entry.name.decode() for entry in entries_of(listing)}
         found.extend(f"{folder}/{names[offset]}" for offset in offsets)
         return real_read(fd, listing, offsets, room)
 
@@ -216,7 +217,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             found.append(os.readlink(f"/proc/self/fd/{fd}"))
         return fd
 
-    monkeypatch.setattr(scan, "read_files", reading)
+    monkeypatch.setattr(scanfiles, "read_files", reading)
     monkeypatch.setattr(os, "open", opening)
     return found
 

@@ -1,0 +1,421 @@
+"""The files of a directory that is scanned.
+
+Small ones are read many at once, large ones as streams of their own, unless the last scan knows them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from castore.content.lists import iter_chunks
+from castore.content.live import (
+    OPEN_FILE,
+    data_extents,
+    extra_of,
+    group_name,
+    read_xattrs,
+    read_xattrs_at,
+    user_name,
+)
+from castore.content.scancache import is_racy, told_of
+from castore.errors import CastoreError
+from castore.kernel.files import (
+    DISTRUST,
+    ENTERED,
+    entry_at,
+    listed_of,
+    name_at,
+    places_of,
+    raw_at,
+    read_files,
+)
+from castore.model.tree import NO_EXTRA, Content, Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.content.ingest import Ingest
+    from castore.content.scancache import OldScan
+    from castore.kernel.files import Listed, Record
+    from castore.model.refs import Ref
+    from castore.model.tree import Extra
+
+_CONTENT: Final = (Content.NONE, Content.BUNDLE)
+_CHANGED: Final = "changed while being read; what was read is kept"
+SMALL: Final = 1 << 16
+_FILES_AT_ONCE: Final = 1024
+
+# Marks of entries in a scan cache, beside ENTERED.
+_OWN: Final = 2
+"""A file with a stream of its own."""
+_XATTRS: Final = 4
+_SPARSE: Final = 8
+_BUNDLED: Final = 16
+_DOUBTFUL: Final = 32
+"""A file that was not read as it was listed."""
+
+
+@dataclass
+class Scanned:
+    """A directory being scanned."""
+
+    fd: int
+    path: bytes
+    """Relative to the tree's top; empty for the top itself."""
+    close: Callable[[Ref], None]
+    """Takes its reference, once it is stored."""
+    entries: dict[bytes, Entry] = field(default_factory=dict)
+    subdirectories: list[tuple[int, Listed]] = field(default_factory=list)
+    """Those still to be entered, the first one last, with their positions in the listing."""
+    users: dict[int, str] = field(default_factory=dict)
+    groups: dict[int, str] = field(default_factory=dict)
+    bundle: Ref | None = None
+    files: list[Ref] = field(default_factory=list)
+    directories: list[Ref] = field(default_factory=list)
+    kept: list[Ref] | None = None
+    """All references but those of directories, where its own listing is as it was."""
+    ids: tuple[int, int] = (0, 0)
+    time: int = 0
+    """When it was listed."""
+    listing: bytes = b""
+    marks: bytearray = field(default_factory=bytearray)
+    distrust: bool = False
+    linked: bool = False
+    """Whether it, or a directory below it, has a file of several names."""
+    at: int = -1
+    """Of its record in the new scan cache."""
+    below: dict[bytes, int] = field(default_factory=dict)
+    """Where the records of its subdirectories are in the old one."""
+    count: int = 0
+    """Of entries, in it and below."""
+    size: int = 0
+    """Of content, in it and below."""
+    chunks: int = 0
+    """References to chunks that had been made when it was begun."""
+
+
+class FileScanner:
+    """Takes the files of directories that are scanned, with what they hold."""
+
+    def __init__(self, ingest: Ingest, device: int, old: OldScan | None) -> None:
+        self.device = device
+        """The one that the tree's top is on."""
+        self._ingest = ingest
+        self._tally = ingest.tally
+        self._old = old
+        self._links: dict[tuple[int, int], _Linked] = {}
+
+    def special(self, directory: Scanned, entry: Listed) -> None:
+        """Take what has no content of its own: a link, fifo, socket, device, a directory left empty."""
+        target = b""
+        try:
+            if stat.S_ISLNK(entry.mode):
+                target = os.readlink(entry.name, dir_fd=directory.fd)
+            xattrs = read_xattrs_at(directory.fd, entry.name)
+        except OSError as error:
+            self.warn(directory, entry.name, error)
+            return
+        extra = extra_of(entry, self.device, xattrs, target=target)
+        self.add(directory, entry, Content.NONE, extra=extra)
+
+    def small_files(
+        self,
+        directory: Scanned,
+        small: list[tuple[int, Listed]],
+        large: list[tuple[int, Listed]],
+    ) -> int:
+        """Read small files into the bundle; return how many bytes. Those that have grown join `large`."""
+        bundled = 0
+        ingest = self._ingest
+        while small:
+            room = ingest.room(SMALL)
+            some = small[:_FILES_AT_ONCE]
+            offsets = [entry.offset for _, entry in some]
+            done, has = read_files(directory.fd, directory.listing, offsets, room)
+            size = 0
+            for (position, entry), attributed in zip(some[:done], has, strict=True):
+                xattrs: tuple[tuple[bytes, bytes], ...] = ()
+                try:
+                    if attributed:
+                        xattrs = read_xattrs_at(directory.fd, entry.name)
+                except OSError:
+                    directory.distrust = True
+                size += entry.size
+                self._bundle(directory, position, entry, entry.size, xattrs)
+            ingest.filled(size)
+            bundled += size
+            small = small[done:]
+            if small and done < len(some) and small[0][1].size <= len(room) - size:
+                # It is not as it was listed.
+                position, entry = small.pop(0)
+                count = self._small_file(directory, position, entry.name)
+                if count is None:
+                    large.append((position, entry))
+                else:
+                    bundled += count
+        directory.size += bundled
+        return bundled
+
+    def _bundle(
+        self,
+        directory: Scanned,
+        position: int,
+        entry: Listed,
+        size: int,
+        xattrs: tuple[tuple[bytes, bytes], ...],
+    ) -> None:
+        plain = entry.nlink == 1 and not xattrs  # like most: there may be very many
+        extra = NO_EXTRA if plain else extra_of(entry, self.device, xattrs)
+        self.add(directory, entry, _CONTENT[size > 0], size=size, extra=extra)
+        if size:
+            directory.marks[position] |= _BUNDLED
+        if xattrs:
+            directory.marks[position] |= _XATTRS
+
+    def _small_file(self, directory: Scanned, position: int, name: bytes) -> int | None:
+        """Read one file into the bundle; return how many bytes, or None if it is not small after all."""
+        fd = self._open(directory, name)
+        if fd < 0:
+            return 0
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                self.doubt(directory, "was replaced while being read", name)
+                return 0
+            if info.st_size > SMALL:
+                return None
+            room = self._ingest.room(SMALL)
+            count = _read_up_to(fd, room[: info.st_size])
+            after = os.fstat(fd)
+            xattrs = read_xattrs(fd)
+        except OSError as error:
+            self.warn(directory, name, error)
+            return 0
+        finally:
+            os.close(fd)
+        self._ingest.filled(count)
+        if count != after.st_size or _stamp(info) != _stamp(after):
+            self.doubt(directory, _CHANGED, name)
+        self._bundle(directory, position, listed_of(name, after), count, xattrs)
+        return count
+
+    def known(
+        self, directory: Scanned, position: int, entry: Listed, mark: int, ref: Ref
+    ) -> bool:
+        """Take a large file that is as the last scan read it; say whether that was possible."""
+        extents = None
+        xattrs: tuple[tuple[bytes, bytes], ...] = ()
+        try:
+            if mark & _XATTRS:
+                xattrs = read_xattrs_at(directory.fd, entry.name)
+            if mark & _SPARSE:
+                fd = os.open(entry.name, OPEN_FILE, dir_fd=directory.fd)
+                try:
+                    extents = data_extents(fd, entry.size, entry.blocks)
+                finally:
+                    os.close(fd)
+            chunks = sum(1 for _ in iter_chunks(self._old.store, ref)) if self._old is not None else 0
+        except (OSError, CastoreError):
+            return False
+        if sum(length for _, length in extents or ((0, entry.size),)) != ref.size:
+            return False
+        directory.marks[position] = mark
+        directory.size += ref.size
+        self._tally.read += ref.size
+
+        def join() -> None:
+            directory.files.append(ref)
+            self._tally.chunks += chunks
+
+        self._ingest.after(join)
+        extra = extra_of(entry, self.device, xattrs, extents=extents)
+        self.add(directory, entry, Content.OWN, size=entry.size, extra=extra)
+        return True
+
+    def large_file(self, directory: Scanned, position: int, name: bytes) -> None:
+        """Read a file into a stream of its own."""
+        fd = self._open(directory, name)
+        if fd < 0:
+            return
+        try:
+            info = os.fstat(fd)
+            key = (info.st_dev, info.st_ino)
+            linked = self._links.get(key) if info.st_nlink > 1 else None
+            if linked is None or linked.stamp != _stamp(info):
+                linked = self._read_large(directory, position, name, fd, info)
+                if info.st_nlink > 1:
+                    self._links[key] = linked
+            xattrs = read_xattrs(fd)
+        except OSError as error:
+            self.warn(directory, name, error)
+            return
+        finally:
+            os.close(fd)
+        # The stream's reference may still be on its way: it joins when its turn has come.
+        taken = linked
+        if taken.stored:
+            self._ingest.after(lambda: directory.files.append(taken.ref()))
+        content = Content.OWN if taken.stored else Content.NONE
+        entry = listed_of(name, info)
+        extra = extra_of(entry, self.device, xattrs, extents=linked.extents)
+        self.add(directory, entry, content, size=taken.size, extra=extra)
+        directory.size += taken.stored
+        directory.marks[position] |= (
+            (_OWN if taken.stored else 0)
+            | (_XATTRS if xattrs else 0)
+            | (_SPARSE if linked.extents is not None else 0)
+        )
+
+    def _read_large(
+        self, directory: Scanned, position: int, name: bytes, fd: int, info: os.stat_result
+    ) -> _Linked:
+        extents = data_extents(fd, info.st_size, info.st_blocks)
+        linked = _Linked(_stamp(info), info.st_size, None)
+        whole = extents if extents is not None else ((0, info.st_size),)
+        taken: list[tuple[int, int]] = []
+        try:
+            for offset, length in whole:
+                count = self._read_extent(fd, offset, length)
+                if count:
+                    taken.append((offset, count))
+                    linked.stored += count
+                if count < length:
+                    break
+        except OSError:
+            # What was fed of it stays a stream of its own, which nothing refers to.
+            if linked.stored:
+                self._ingest.end_stream(lambda _: None)
+            raise
+        if linked.stored:
+            self._ingest.end_stream(linked.refs.append)
+        after = os.fstat(fd)
+        if _stamp(after) != linked.stamp or sum(length for _, length in whole) != linked.stored:
+            self.doubt(directory, _CHANGED, name)
+            directory.marks[position] |= _DOUBTFUL
+        if extents is None:
+            linked.size = linked.stored
+        else:
+            linked.extents = tuple(taken)
+        return linked
+
+    def _read_extent(self, fd: int, offset: int, length: int) -> int:
+        done = 0
+        while done < length:
+            room = self._ingest.room()
+            count = os.preadv(fd, [room[: length - done]], offset + done)
+            if count == 0:
+                break
+            self._ingest.filled(count)
+            done += count
+        return done
+
+    def _open(self, directory: Scanned, name: bytes) -> int:
+        try:
+            return os.open(name, OPEN_FILE, dir_fd=directory.fd)
+        except OSError as error:
+            self.warn(directory, name, error)
+            return -1
+
+    def warn(self, directory: Scanned, name: bytes, error: OSError) -> None:
+        """Tell of a file that cannot be taken."""
+        reason = (
+            "vanished while being scanned"
+            if error.errno == errno.ENOENT
+            else f"cannot be read: {error.strerror}"
+        )
+        self.doubt(directory, reason, name)
+
+    def doubt(self, directory: Scanned, reason: str, name: bytes = b"") -> None:
+        """Warn, and have the next scan look at this directory again."""
+        directory.distrust = True
+        self._tally.warn(joined(directory.path, name) if name else directory.path, reason)
+
+    def add(
+        self,
+        directory: Scanned,
+        entry: Listed,
+        content: Content,
+        *,
+        size: int = 0,
+        extra: Extra,
+    ) -> None:
+        """Make the entry. A directory's own entry may be given before what is in it is read."""
+        name, _, _, _, mtime, _, _, _, mode, uid, gid, _, _, _ = entry
+        directory.entries[name] = Entry(
+            name, mode >> 12, mode & 0o7777, uid, gid, mtime, size, content, extra
+        )
+        if uid not in directory.users and (user := user_name(uid)):
+            directory.users[uid] = user
+        if gid not in directory.groups and (group := group_name(gid)):
+            directory.groups[gid] = group
+
+
+    def streams(self, record: Record | None) -> dict[bytes, tuple[bytes, int, Ref]]:
+        """Return the large files that the last scan read of a directory: entry, mark, stream."""
+        if record is None or self._old is None or not any(mark & _OWN for mark in record.marks):
+            return {}
+        try:
+            refs = self._old.references(record)
+        except CastoreError:
+            return {}
+        marked = zip(places_of(record.listing), record.marks, strict=True)
+        large = [(place, mark) for place, mark in marked if mark & _OWN]
+        first = 1 + any(mark & _BUNDLED for mark in record.marks)
+        since = told_of(record).time
+        return {
+            name_at(record.listing, place): (raw_at(record.listing, place), mark, ref)
+            for (place, mark), ref in zip(large, refs[first:], strict=False)
+            if not mark & _DOUBTFUL and not is_racy(entry_at(record.listing, place).ctime_ns, since)
+        }
+
+
+def without_xattrs(record: Record, listing: bytes) -> set[bytes]:
+    """Return the names in a listing that are as a record has them, and had no attributes then."""
+    if record.flags & DISTRUST:
+        return set()
+    before = {
+        raw_at(record.listing, place)
+        for place, mark in zip(places_of(record.listing), record.marks, strict=True)
+        if mark & (_BUNDLED | _OWN) and not mark & (_XATTRS | ENTERED)
+    }
+    places = places_of(listing)
+    return {name_at(listing, at) for at in places if raw_at(listing, at) in before}
+
+
+@dataclass
+class _Linked:
+    """What was read of a large file, kept for its other names."""
+
+    stamp: tuple[int, int, int]
+    size: int
+    extents: tuple[tuple[int, int], ...] | None
+    stored: int = 0
+    refs: list[Ref | None] = field(default_factory=list)
+
+    def ref(self) -> Ref:
+        """The stream, once it is stored."""
+        (ref,) = self.refs
+        if ref is None:
+            raise AssertionError("a stream of some bytes has a reference")
+        return ref
+
+
+def _stamp(info: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is written to."""
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def joined(path: bytes, name: bytes) -> bytes:
+    """Return the path of a name in the directory at `path`, which is empty for the top."""
+    return path + b"/" + name if path else name
+
+
+def _read_up_to(fd: int, room: memoryview) -> int:
+    done = 0
+    while done < len(room) and (count := os.readv(fd, [room[done:]])):
+        done += count
+    return done
