@@ -107,6 +107,7 @@ def _in_place(
     checksum: bool,
     as_json: bool,
 ) -> None:
+    from castore.cli.opening import own_folders
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.restoring import plan_in_place, restore_in_place
@@ -114,7 +115,14 @@ def _in_place(
     tally = Tally()
     with watching() as progress:
         progress("comparing" if dry_run else "restoring", tally)
-        plan = plan_in_place(store, selection, os.path.abspath(top), ownership, checksum=checksum)
+        plan = plan_in_place(
+            store,
+            selection,
+            os.path.abspath(top),
+            ownership,
+            checksum=checksum,
+            leave_out=own_folders(),
+        )
         problems = [] if dry_run else restore_in_place(store, plan, ownership, tally)
     told = _tree_steps(plan)
     if as_json:
@@ -184,7 +192,7 @@ def rollback(
         origins = _origins(context, store, target, programs)
         ownership = _ownership(numeric_ids)
         if dry_run:
-            plan = plan_rollback(store, target, origins, ownership)
+            plan = plan_rollback(store, target, origins, ownership, leave_out=own_folders())
             _print_plan(plan, as_json, safety=not no_safety)
             return
         revision = context.present_revision(service) or store.live_revision(service) or ""

@@ -9,10 +9,11 @@ in the middle is undone, and what was killed while it was clearing up is finishe
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import shutil
 import stat
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 import msgspec
@@ -143,7 +144,8 @@ class Aside:
         except FileNotFoundError:
             return
         try:
-            replace_attributes(fd, path[-1], entry, ownership, lambda reason: warn(path, reason))
+            told = partial(warn, path)
+            replace_attributes(fd, path[-1], entry, ownership, told, mode=entry.mode)
         finally:
             os.close(fd)
 
@@ -155,7 +157,7 @@ class Aside:
         try:
             info = os.stat(path[-1], dir_fd=fd, follow_symlinks=False)
             if stat.S_ISDIR(info.st_mode):
-                shutil.rmtree(path[-1], dir_fd=fd)
+                remove_tree(path[-1], fd)
             else:
                 os.unlink(path[-1], dir_fd=fd)
         except FileNotFoundError:
@@ -164,7 +166,7 @@ class Aside:
             os.close(fd)
 
     def _clear(self) -> None:
-        shutil.rmtree(self._name, dir_fd=self._top)
+        remove_tree(self._name, self._top)
 
 
 def leftovers(top: int) -> list[str]:
@@ -198,7 +200,7 @@ def _recover(top: int, path: str, name: str) -> str:
                 raise CastoreError(
                     f"{shown} has no journal that can be read: move back what you need of it, then remove it"
                 )
-            shutil.rmtree(name, dir_fd=top)
+            remove_tree(os.fsencode(name), top)
             return "nothing had been touched"
         journal, begun, done = found
         aside = Aside(top, os.fsencode(name), os.dup(fd), journal, begun)
@@ -248,14 +250,56 @@ def replace_attributes(
     ownership: Ownership,
     warn: Callable[[str], None],
     owners: Owners | None = None,
+    *,
+    mode: int | None = None,
 ) -> None:
-    """Give a live file an entry's owner, mode, attributes and time, and no other attributes."""
+    """Give a live file an entry's owner, mode (or this one), attributes and time, and no other attributes."""
     stored = {key for key, _ in entry.extra.xattrs}
     for key, _ in read_xattrs_at(fd, name):
         if key not in stored:
             with contextlib.suppress(OSError):
                 os.removexattr(b"/proc/self/fd/%d/%s" % (fd, name), key, follow_symlinks=False)
-    set_attributes(fd, name, entry, owners or Owners(), ownership, warn)
+    set_attributes(fd, name, entry, owners or Owners(), ownership, warn, mode=mode)
+
+
+def remove_tree(name: bytes, parent: int) -> None:
+    """Remove the directory `name` in the one open as `parent`, but nothing of another file system in it.
+
+    Directories that do not allow it are made to. Raises OSError.
+    """
+    device = os.stat(name, dir_fd=parent, follow_symlinks=False).st_dev
+    stack = [(name, _open_to_empty(name, parent, device))]
+    try:
+        while stack:
+            current, fd = stack[-1]
+            for below in map(os.fsencode, os.listdir(fd)):
+                info = os.stat(below, dir_fd=fd, follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode):
+                    stack.append((below, _open_to_empty(below, fd, device)))
+                    break
+                os.unlink(below, dir_fd=fd)
+            else:
+                stack.pop()
+                os.close(fd)
+                os.rmdir(current, dir_fd=stack[-1][1] if stack else parent)
+    finally:
+        for _, fd in stack:
+            os.close(fd)
+
+
+def _open_to_empty(name: bytes, parent: int, device: int) -> int:
+    try:
+        fd = os.open(name, _OPEN_DIR, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=parent)
+        fd = os.open(name, _OPEN_DIR, dir_fd=parent)
+    info = os.fstat(fd)
+    if info.st_dev != device:
+        os.close(fd)
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    if info.st_mode & 0o700 != 0o700:
+        os.fchmod(fd, 0o700)
+    return fd
 
 
 def open_below(top: int, path: Path) -> int:

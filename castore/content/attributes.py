@@ -64,7 +64,7 @@ def set_directory_attributes(
     if ownership.change:
         uid, gid = ownership.of(entry, owners)
         _try(warn, "owner", lambda: os.chown(fd, uid, gid))
-    _try(warn, "mode", lambda: os.chmod(fd, entry.mode if ownership.change else entry.mode & ~_SET_ID))
+    _try(warn, "mode", lambda: os.chmod(fd, mode_of(entry, ownership)))
     for key, value in entry.extra.xattrs:
         _set_xattr(b"/proc/self/fd/%d/." % fd, key, value, warn)
     _try(warn, "time", lambda: os.utime(fd, ns=(entry.mtime, entry.mtime)))
@@ -73,8 +73,15 @@ def set_directory_attributes(
 def plain_file(entry: Entry, owners: Owners, ownership: Ownership) -> NewFile:
     """Return how the kernel is told to make a file that has no attributes but these."""
     uid, gid = ownership.of(entry, owners) if ownership.change else (-1, -1)
-    mode = entry.mode if ownership.change else entry.mode & ~_SET_ID
-    return NewFile(entry.name, entry.size, entry.mtime, mode, uid, gid)
+    return NewFile(entry.name, entry.size, entry.mtime, mode_of(entry, ownership), uid, gid)
+
+
+def mode_of(entry: Entry, ownership: Ownership) -> int:
+    """Return the mode that a file of this entry gets.
+
+    A set-id file that does not belong to its stored owner would be someone else's power.
+    """
+    return entry.mode if ownership.change else entry.mode & ~_SET_ID
 
 
 def set_attributes(
@@ -84,6 +91,8 @@ def set_attributes(
     owners: Owners,
     ownership: Ownership,
     warn: Callable[[str], None],
+    *,
+    mode: int | None = None,
 ) -> None:
     """Give the file `name` in the directory open as `fd` the owner, mode, attributes and time.
 
@@ -95,9 +104,8 @@ def set_attributes(
         uid, gid = ownership.of(entry, owners)
         _try(warn, "owner", lambda: os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False))
     if not stat.S_ISLNK(entry.st_mode):
-        # A set-id file that does not belong to its stored owner would be someone else's power.
-        mode = entry.mode if ownership.change else entry.mode & ~_SET_ID
-        _try(warn, "mode", lambda: _chmod(fd, name, mode))
+        wanted = mode_of(entry, ownership) if mode is None else mode
+        _try(warn, "mode", lambda: _chmod(fd, name, wanted))
     if entry.extra.xattrs:
         path = b"/proc/self/fd/%d/%s" % (fd, name)
         for key, value in entry.extra.xattrs:

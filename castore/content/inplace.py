@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.aside import Aside, Journal, leftovers, open_below, replace_attributes
+from castore.content.attributes import mode_of
 from castore.content.directories import Child, open_directory, read_file
-from castore.content.live import OPEN_FILE, is_cache, read_xattrs_at
+from castore.content.live import (
+    OPEN_FILE,
+    allow_descriptors,
+    is_cache,
+    mounts_below,
+    read_xattrs_at,
+)
 from castore.content.restore import TreeWriter
+from castore.content.scan import ScanRules
 from castore.content.scancache import LINKED, told_of
 from castore.content.scanfiles import without_xattrs
 from castore.content.streams import RangeReader
@@ -29,7 +38,6 @@ if TYPE_CHECKING:
 
     from castore.content.aside import Action, Path
     from castore.content.attributes import Ownership
-    from castore.content.exclude import Exclude
     from castore.content.scancache import OldScan
     from castore.content.streams import StreamReader
     from castore.kernel.files import Listed
@@ -37,6 +45,8 @@ if TYPE_CHECKING:
     from castore.model.tally import Tally
 
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEEP: Final = 10_000
+"""Frames: some for each level of a tree that is compared."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +88,8 @@ class Comparison:
     """Paths of files that are not the same, whatever is said of them."""
     checksum: bool = False
     """Compare what is in files, too."""
-    exclude: Exclude | None = None
+    rules: ScanRules = field(default_factory=ScanRules)
     """What snapshots leave out is left alone."""
-    exclude_caches: bool = False
     below: bytes = b""
     """The path of the stored directory in its tree, which patterns are relative to."""
     scan: OldScan | None = None
@@ -98,7 +107,10 @@ def plan_tree(
         fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"cannot restore in place into {top}: {error.strerror}") from None
-    planner = _Planner(reader, ownership, comparison)
+    allow_descriptors()
+    planner = _Planner(reader, ownership, comparison, mounts_below(top))
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, _DEEP))
     try:
         if leftover := leftovers(fd):
             raise CastoreError(
@@ -108,15 +120,25 @@ def plan_tree(
         steps = list(planner.directory(fd, (), child, planner.top_record(fd)))
         if steps or planner.metadata_differs(fd, child, listed_of(b".", os.fstat(fd))):
             steps.append(Step("metadata", (), child))
+    except RecursionError:
+        raise CastoreError(f"{top} is too deep to be restored in place: restore into a new one") from None
+    except OSError as error:
+        raise CastoreError(f"cannot compare {top}: {error}") from error
     finally:
+        sys.setrecursionlimit(limit)
         os.close(fd)
     return TreePlan(top, tuple(steps), planner.kept_links)
 
 
 class _Planner:
     def __init__(
-        self, reader: StreamReader, ownership: Ownership, comparison: Comparison
+        self,
+        reader: StreamReader,
+        ownership: Ownership,
+        comparison: Comparison,
+        mounts: set[Path],
     ) -> None:
+        self._mounts = mounts
         self._reader = reader
         self._ownership = ownership
         self._comparison = comparison
@@ -152,10 +174,9 @@ class _Planner:
             record = self._scan.record(at)
             records = self._scan.below(record)
             bare = without_xattrs(record, listing)
-        if not (self._comparison.exclude_caches and is_cache(fd)):
+        if not (self._comparison.rules.exclude_caches and is_cache(fd)):
             for name in sorted(live.keys() - names):
-                if not self._is_excluded((*path, name), live[name]):
-                    yield Step("remove", (*path, name))
+                yield from self._removal(fd, (*path, name), live[name])[0]
         for found in stored:
             name = found.entry.name
             below = (*path, name)
@@ -164,8 +185,30 @@ class _Planner:
             else:
                 yield from self._entry(fd, below, found, live[name], name in bare, records.get(name))
 
-    def _is_excluded(self, path: Path, entry: Listed) -> bool:
-        exclude = self._comparison.exclude
+    def _removal(self, fd: int, path: Path, entry: Listed) -> tuple[list[Step], bool]:
+        """Return the steps that remove what is at a path, and whether all of it goes."""
+        if self._stays(path, entry):
+            return [], False
+        if not stat.S_ISDIR(entry.mode):
+            return [Step("remove", path)], True
+        below = os.open(entry.name, _OPEN_DIR, dir_fd=fd)
+        try:
+            if self._comparison.rules.exclude_caches and is_cache(below):
+                return [], False
+            found = [
+                self._removal(below, (*path, one.name), one) for one in entries_of(list_directory(below))
+            ]
+        finally:
+            os.close(below)
+        if all(whole for _, whole in found):
+            return [Step("remove", path)], True
+        return [step for steps, _ in found for step in steps], False
+
+    def _stays(self, path: Path, entry: Listed) -> bool:
+        """Whether snapshots leave this out."""
+        if path in self._mounts or (entry.dev, entry.ino) in self._comparison.rules.leave_out:
+            return True
+        exclude = self._comparison.rules.exclude
         if exclude is None:
             return False
         below = self._comparison.below
@@ -188,6 +231,11 @@ class _Planner:
     ) -> Iterator[Step]:
         entry = found.entry
         if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
+            if stat.S_ISDIR(info.mode) and not self._removal(fd, path, info)[1]:
+                shown = os.fsdecode(b"/".join(path))
+                raise CastoreError(
+                    f"{shown} is to be replaced, and holds what snapshots leave out: move it away first"
+                )
             yield Step("replace", path, found)
             return
         steps: list[Step] = []
@@ -200,6 +248,9 @@ class _Planner:
                     steps = list(self.directory(below, path, found, at))
                 finally:
                     os.close(below)
+                if steps and path in self._mounts:
+                    shown = os.fsdecode(b"/".join(path))
+                    raise CastoreError(f"{shown} is another file system: restore it in place by itself")
                 yield from steps
         elif not self._same(fd, path, found, info):
             yield Step("replace", path, found)
@@ -260,8 +311,9 @@ class _Planner:
         ):
             return True
         is_link = stat.S_ISLNK(info.mode)
+        kept = ~0 if self._ownership.change else ~(stat.S_ISUID | stat.S_ISGID)
         if info.mtime_ns != entry.mtime or (
-            not is_link and stat.S_IMODE(info.mode) != entry.mode
+            not is_link and (stat.S_IMODE(info.mode) ^ entry.mode) & kept
         ):
             return True
         return (() if bare else read_xattrs_at(fd, info.name)) != entry.extra.xattrs
@@ -300,9 +352,14 @@ class InPlace:
         except OSError as error:
             raise CastoreError(f"cannot begin in {self._plan.top}: {error.strerror}") from error
         for step in self._plan.steps:
-            self._do(self._aside, step)
-        if self._writer.report.damaged:
-            where, reason = self._writer.report.damaged[0]
+            try:
+                self._do(self._aside, step)
+            except OSError as error:
+                shown = os.path.join(self._plan.top, os.fsdecode(b"/".join(step.path)))
+                raise CastoreError(f"cannot {step.action} {shown}: {error.strerror}") from error
+        report = self._writer.report
+        if lacking := [*report.damaged, *report.unmade]:
+            where, reason = lacking[0]
             shown = where.decode(errors="backslashreplace")
             raise CastoreError(f"cannot restore {self._plan.top}/{shown}: {reason}")
 
@@ -334,7 +391,12 @@ class InPlace:
         def warn(reason: str) -> None:
             self._writer.report.warnings.append((b"/".join(path), reason))
 
-        replace_attributes(fd, path[-1], child.entry, self._ownership, warn, child.owners)
+        mode = mode_of(child.entry, self._ownership)
+        if not self._ownership.change:
+            # What belongs to whoever restores, and has these bits, may keep them.
+            now = os.stat(path[-1], dir_fd=fd, follow_symlinks=False).st_mode
+            mode |= child.entry.mode & now & (stat.S_ISUID | stat.S_ISGID)
+        replace_attributes(fd, path[-1], child.entry, self._ownership, warn, child.owners, mode=mode)
 
     def _live_entry(self, path: Path) -> Entry:
         """What undoing needs to know of a live file."""
@@ -369,6 +431,10 @@ class InPlace:
         try:
             if self._aside is not None:
                 self._aside.finish()
+        except OSError as error:
+            # All is restored; the next one says that this is left, and `recover` tries again.
+            name = os.fsencode(self._aside.name if self._aside is not None else "")
+            self._writer.report.warnings.append((name, f"cannot be removed: {error.strerror}"))
         finally:
             self._close()
 

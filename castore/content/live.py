@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
 import pwd
+import re
+import resource
 import stat
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -18,7 +21,28 @@ if TYPE_CHECKING:
 
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """How a file is opened that may have become a link, a fifo or a terminal since it was listed."""
+_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 _NO_XATTRS: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
+
+
+def allow_descriptors() -> None:
+    """Raise the limit of open files as far as allowed: a level of a deep tree holds one open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def mounts_below(top: str) -> set[tuple[bytes, ...]]:
+    """Return where other file systems are mounted below a directory, as names from there down."""
+    found = set()
+    above = os.fsencode(os.path.realpath(top)).rstrip(b"/") + b"/"
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            point = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), line.split()[4])
+            if point.startswith(above):
+                found.add(tuple(point[len(above) :].split(b"/")))
+    return found
 
 
 def is_cache(fd: int) -> bool:

@@ -26,6 +26,7 @@ from castore.content.attributes import (
     set_directory_attributes,
 )
 from castore.content.directories import Child, open_with_content, read_data
+from castore.content.live import allow_descriptors
 from castore.content.streams import RangeReader, StreamReader
 from castore.errors import CastoreError, DamageError, UsageError
 from castore.kernel.files import write_files
@@ -55,6 +56,8 @@ class Report:
 
     warnings: list[tuple[bytes, str]] = field(default_factory=list)
     """(path, reason) of what is there, but not with all its metadata, or was not allowed."""
+    unmade: list[tuple[bytes, str]] = field(default_factory=list)
+    """Those of the warnings that are of what is not there."""
     damaged: list[tuple[bytes, str]] = field(default_factory=list)
     """(path, reason) of what is missing, because the store is damaged there."""
 
@@ -101,6 +104,7 @@ class TreeWriter:
 
         The metadata of `child` itself is left to the caller.
         """
+        allow_descriptors()
         stack: list[_Open] = []
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-restore") as pool:
             try:
@@ -166,7 +170,10 @@ class TreeWriter:
         """Make plain small files; return those that could not be. Runs on a worker."""
         failed = []
         ref = next((one.ref for one in plain if one.ref is not None), None)
-        bundle = RangeReader(self._reader.store, ref, chunks)
+        try:
+            bundle = RangeReader(self._reader.store, ref, chunks)
+        except DamageError:
+            return plain  # one by one, each is told
         at = 0
         while at < len(plain):
             some: list[Child] = []
@@ -232,7 +239,7 @@ class TreeWriter:
             if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
                 where = b"/".join(path).decode(errors="backslashreplace")
                 raise CastoreError(f"cannot restore {where}: {error.strerror}") from error
-            self._warn(path, f"cannot be made: {error.strerror}")
+            self._unmade(path, f"cannot be made: {error.strerror}")
             if child.ref is not None:
                 self._ahead.pop(child.ref.id, None)
             return None
@@ -251,7 +258,7 @@ class TreeWriter:
             os.symlink(entry.extra.target, entry.name, dir_fd=current.fd)
             return True
         if kind in {stat.S_IFCHR, stat.S_IFBLK} and not self._ownership.change:
-            self._warn(path, "is a device, which only root can make; left out")
+            self._unmade(path, "is a device, which only root can make; left out")
             return False
         os.mknod(entry.name, kind | 0o600, entry.extra.device, dir_fd=current.fd)
         return True
@@ -329,6 +336,10 @@ class TreeWriter:
 
     def _warn(self, path: tuple[bytes, ...], reason: str) -> None:
         self.report.warnings.append((b"/".join(path), reason))
+
+    def _unmade(self, path: tuple[bytes, ...], reason: str) -> None:
+        self.report.unmade.append((b"/".join(path), reason))
+        self._warn(path, reason)
 
     def _damage(self, path: tuple[bytes, ...], error: DamageError) -> None:
         self.report.damaged.append((b"/".join(path) or b".", str(error)))

@@ -13,9 +13,7 @@ files that are as they were keep their streams.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import stat
 import time
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from blake3 import blake3
 
 from castore.content.exclude import CACHE_TAG
 from castore.content.live import (
+    allow_descriptors,
     extra_of,
     is_cache,
     read_xattrs,
@@ -75,10 +74,14 @@ class ScanRules:
     leave_out: frozenset[tuple[int, int]] = frozenset()
     """(device, inode) of directories kept empty: the store's own."""
 
-    def digest(self) -> bytes:
-        """Return what tells these rules from others."""
+    def digest(self, top: os.stat_result) -> bytes:
+        """Return what tells these rules, and what they are for, from others.
+
+        Patterns are relative to the top, and links to files on its device are stored without it.
+        """
         patterns = self.exclude.patterns if self.exclude is not None else ()
-        rules = (patterns, self.one_file_system, self.exclude_caches, sorted(self.leave_out), SMALL)
+        kinds = (self.one_file_system, self.exclude_caches, sorted(self.leave_out), SMALL)
+        rules = (patterns, *kinds, top.st_dev, top.st_ino)
         return blake3(repr(rules).encode("utf-8", "surrogateescape")).digest()
 
 
@@ -100,16 +103,8 @@ def store_tree(
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"cannot read the tree {os.fsdecode(path)}: {error.strerror}") from None
-    _allow_descriptors()
+    allow_descriptors()
     _Scanner(ingest, rules, os.fstat(fd).st_dev, new, old).run(fd, done)
-
-
-def _allow_descriptors() -> None:
-    """Raise the limit of open files as far as allowed: a level of a deep tree holds one open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Scanner:
@@ -128,7 +123,7 @@ class _Scanner:
         info = os.fstat(fd)
 
         def finish(root: Ref) -> None:
-            self._new.finish(root, self._rules.digest())
+            self._new.finish(root, self._rules.digest(info))
             done(root)
 
         # The root holds one entry, the top directory itself, under the name that no file has.
@@ -200,6 +195,8 @@ class _Scanner:
             return False
         told = told_of(record)
         below = [told_of(old.record(at)) for at in directory.below.values()]
+        if not old.has(refs[: len(refs) - len(below)]):
+            return False
         directory.kept = refs[: len(refs) - len(below)]
         directory.marks = bytearray(record.marks)
         directory.linked = bool(record.flags & LINKED)
@@ -313,7 +310,8 @@ class _Scanner:
         ids = (entry.dev, entry.ino)
         if at is not None and told_of(self._old.record(at)).ids == ids:
             return at
-        return self._old.moved(ids)
+        # Elsewhere other patterns may match what is in it.
+        return self._old.moved(ids) if self._rules.exclude is None else None
 
     def _same(self, directory: Scanned, position: int, entry: Listed, at: int) -> bool:
         """Take a subdirectory from the last scan, with all below it, if it is as it was."""

@@ -43,8 +43,8 @@ LINKED: Final = 2
 
 _MAGIC: Final = b"castoren"
 _VERSION: Final = 1
-_HEADER: Final = struct.Struct("<8sQ32s32sQ")
-"""Magic, version, digest of the scan's rules, id and size of the root."""
+_HEADER: Final = struct.Struct("<8sQ32s16s32sQ")
+"""Magic, version, digest of the scan's rules, the index's epoch, id and size of the root."""
 _TOLD: Final = struct.Struct("<QQQQ32sQQQ8x")
 _UNFINISHED: Final = ".part"
 _HASH_BYTES: Final = 32
@@ -101,12 +101,10 @@ class OldScan:
         self._by_inode: dict[tuple[int, int], int] | None = None
 
     @classmethod
-    def open(
-        cls, store: Store, path: str, root: Ref | None, rules: bytes | None = None
-    ) -> Self | None:
-        """Open the scan cache at `path`, if it is one of that root, and whole.
+    def open(cls, store: Store, path: str, root: Ref | None, rules: bytes) -> Self | None:
+        """Open the scan cache at `path`, if it is one of that root, by these rules, and whole.
 
-        rules: the digest of those that it must have been made by.
+        It is of no use either where the store has lost anything since.
         """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -117,9 +115,8 @@ class OldScan:
         except (OSError, ValueError):
             return None
         if len(data) >= _HEADER.size + _HASH_BYTES and root is not None:
-            magic, version, digest, *told = _HEADER.unpack_from(data)
-            known = rules is None or digest == rules
-            if known and (magic, version, *told) == (_MAGIC, _VERSION, root.id, root.size):
+            epoch = store.index.epoch()
+            if _HEADER.unpack_from(data) == (_MAGIC, _VERSION, rules, epoch, root.id, root.size):
                 with memoryview(data) as view:
                     hashed = blake3(view[:-_HASH_BYTES]).digest()
                 if hashed == data[-_HASH_BYTES:]:
@@ -151,12 +148,19 @@ class OldScan:
         found = {}
         at = record.below
         for place, mark in zip(places_of(record.listing), record.marks, strict=True):
-            if mark & ENTERED:
+            if mark & ENTERED and at < record.end:
                 found[name_at(record.listing, place)] = at
                 at += self.length(at)
         if record.end - record.start > self._most:
             self._below[record.start] = found
         return found
+
+    def has(self, refs: list[Ref]) -> bool:
+        """Whether the store has what all of these name."""
+        index = self.store.index
+        return all(
+            index.has_chunk(ref.id) if ref.kind is RefKind.CHUNK else index.has_node(ref.id) for ref in refs
+        )
 
     def references(self, record: Record) -> list[Ref]:
         """Return the references of a directory. Raises DamageError, MissingError."""
@@ -255,9 +259,10 @@ class OldScan:
 class NewScan:
     """A scan cache being made. Where this machine has no room for it, it is given up without a word."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, epoch: bytes) -> None:
         self.path = path
-        self._part = f"{path}.{os.urandom(8).hex()}{_UNFINISHED}"
+        self._epoch = epoch
+        self._part = f"{path}:{os.urandom(8).hex()}{_UNFINISHED}"
         self._buffer = bytearray(_HEADER.size)
         self._flushed = 0
         self._fd = -1
@@ -266,7 +271,7 @@ class NewScan:
             make_private_directory(folder)
             for other in os.listdir(folder):
                 # Nobody else is at work on this: the service is locked.
-                if other.startswith(name + ".") and other.endswith(_UNFINISHED):
+                if other.startswith(name + ":") and other.endswith(_UNFINISHED):
                     os.unlink(os.path.join(folder, other))
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd = os.open(self._part, flags, 0o600)
@@ -329,7 +334,7 @@ class NewScan:
 
     def finish(self, root: Ref, rules: bytes) -> None:
         """Say what the tree became."""
-        self._put(0, _HEADER.pack(_MAGIC, _VERSION, rules, root.id, root.size))
+        self._put(0, _HEADER.pack(_MAGIC, _VERSION, rules, self._epoch, root.id, root.size))
         self._flush()
 
     def keep(self) -> None:

@@ -218,7 +218,9 @@ class FileScanner:
                     extents = data_extents(fd, entry.size, entry.blocks)
                 finally:
                     os.close(fd)
-            chunks = sum(1 for _ in iter_chunks(self._old.store, ref)) if self._old is not None else 0
+            found = [] if self._old is None else [one for _, one in iter_chunks(self._old.store, ref)]
+            if self._old is None or not self._old.has(found):
+                return False
         except (OSError, CastoreError):
             return False
         if sum(length for _, length in extents or ((0, entry.size),)) != ref.size:
@@ -229,7 +231,7 @@ class FileScanner:
 
         def join() -> None:
             directory.files.append(ref)
-            self._tally.chunks += chunks
+            self._tally.chunks += len(found)
 
         self._ingest.after(join)
         extra = extra_of(entry, self.device, xattrs, extents=extents)
@@ -245,7 +247,9 @@ class FileScanner:
             info = os.fstat(fd)
             key = (info.st_dev, info.st_ino)
             linked = self._links.get(key) if info.st_nlink > 1 else None
+            again = linked
             if linked is None or linked.stamp != _stamp(info):
+                again = None
                 linked = self._read_large(directory, position, name, fd, info)
                 if info.st_nlink > 1:
                     self._links[key] = linked
@@ -258,7 +262,14 @@ class FileScanner:
         # The stream's reference may still be on its way: it joins when its turn has come.
         taken = linked
         if taken.stored:
-            self._ingest.after(lambda: directory.files.append(taken.ref()))
+
+            def join() -> None:
+                directory.files.append(taken.ref())
+                self._tally.chunks += taken.chunks if again is not None else 0
+
+            self._ingest.after(join)
+        if again is not None:
+            self._tally.read += again.stored  # each name counts
         content = Content.OWN if taken.stored else Content.NONE
         entry = listed_of(name, info)
         extra = extra_of(entry, self.device, xattrs, extents=linked.extents)
@@ -275,6 +286,7 @@ class FileScanner:
     ) -> _Linked:
         extents = data_extents(fd, info.st_size, info.st_blocks)
         linked = _Linked(_stamp(info), info.st_size, None)
+        self._ingest.after(lambda: linked.begin(self._tally.chunks))
         whole = extents if extents is not None else ((0, info.st_size),)
         taken: list[tuple[int, int]] = []
         try:
@@ -291,7 +303,7 @@ class FileScanner:
                 self._ingest.end_stream(lambda _: None)
             raise
         if linked.stored:
-            self._ingest.end_stream(linked.refs.append)
+            self._ingest.end_stream(lambda ref: linked.end(ref, self._tally.chunks))
         after = os.fstat(fd)
         if _stamp(after) != linked.stamp or sum(length for _, length in whole) != linked.stored:
             self.doubt(directory, _CHANGED, name)
@@ -394,7 +406,18 @@ class _Linked:
     size: int
     extents: tuple[tuple[int, int], ...] | None
     stored: int = 0
+    chunks: int = 0
+    """References to chunks."""
     refs: list[Ref | None] = field(default_factory=list)
+
+    def begin(self, chunks: int) -> None:
+        """Take note of how many references were made before it."""
+        self.chunks = -chunks
+
+    def end(self, ref: Ref | None, chunks: int) -> None:
+        """Take its stream, and how many there are now."""
+        self.refs.append(ref)
+        self.chunks += chunks
 
     def ref(self) -> Ref:
         """The stream, once it is stored."""

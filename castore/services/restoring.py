@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.directories import Child, look_up, open_top, read_file
-from castore.content.exclude import Exclude
 from castore.content.inplace import Comparison, InPlace, plan_tree
 from castore.content.restore import Report, open_destination, restore_directory, restore_file
 from castore.content.streams import StreamReader
 from castore.errors import StorageError, UsageError
 from castore.model.generation import Origin, decode_details
-from castore.services.snapshot import last_scan
+from castore.services.snapshot import last_scan, left_out, rules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from castore.content.attributes import Ownership
     from castore.content.inplace import TreePlan
@@ -63,31 +62,35 @@ def restore(
 
 
 def plan_in_place(
-    store: Store, selection: Selection, top: str, ownership: Ownership, *, checksum: bool = False
+    store: Store,
+    selection: Selection,
+    top: str,
+    ownership: Ownership,
+    *,
+    checksum: bool = False,
+    leave_out: Sequence[str] = (),
 ) -> TreePlan:
     """Compare the directory `top` with a selected tree, or directory in one.
 
-    What snapshots of it leave out is left alone. checksum: files are compared by what is in them, where
-    their sizes and times are the same, too. Raises UsageError, IdentityError, DamageError.
+    What snapshots of it leave out is left alone, and so are the directories `leave_out`, castore's own.
+    checksum: files are compared by what is in them, where their sizes and times are the same, too. Raises
+    UsageError, IdentityError, DamageError, CastoreError.
     """
     part = selection.part
     if part is None or part.kind != "tree":
         raise UsageError("name the tree that the directory is to become: SERVICE@SELECTOR:PART[/PATH]")
     generation = selection.generation
-    with StreamReader(store) as reader, last_scan(store, generation.service, part.name) as scan:
+    with StreamReader(store) as reader:
         child = _child(reader, part, selection.path)
         if child is None or not child.entry.is_dir:
             raise UsageError(f"{selection.path!r} is no directory: restore it into a new one")
         details = decode_details(reader.read_all(generation.details.ref))
-        origin = details.origins.get(part.name, Origin())
-        comparison = Comparison(
-            checksum=checksum,
-            exclude=Exclude(origin.exclude) if origin.exclude else None,
-            exclude_caches=origin.exclude_caches,
-            below=os.fsencode(selection.path).strip(b"/"),
-            scan=None if selection.path else scan,
-        )
-        return plan_tree(reader, child, top, ownership, comparison)
+        rules = rules_of(details.origins.get(part.name, Origin()), left_out(store, leave_out))
+        below = os.fsencode(selection.path).strip(b"/")
+        with last_scan(store, generation.service, part.name, top, rules) as scan:
+            seen = None if below else scan
+            comparison = Comparison(checksum=checksum, rules=rules, below=below, scan=seen)
+            return plan_tree(reader, child, top, ownership, comparison)
 
 
 def restore_in_place(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from castore.content.diff import diff_trees
 from castore.content.directories import open_top
-from castore.content.exclude import Exclude
 from castore.content.inplace import Comparison, InPlace, TreePlan, plan_tree
 from castore.content.streams import StreamReader
 from castore.errors import CastoreError, UsageError
@@ -27,6 +26,8 @@ from castore.services.snapshot import (
     Source,
     TreeSource,
     last_scan,
+    left_out,
+    rules_of,
     snapshot,
 )
 
@@ -79,12 +80,14 @@ def plan_rollback(
     origins: dict[str, Origin],
     ownership: Ownership,
     safety: Generation | None = None,
+    *,
+    leave_out: Sequence[str] = (),
 ) -> RollbackPlan:
     """Compare the live state with `target` and return what is to be done.
 
-    origins: where each part belongs now. With a safety generation of the live state, files count as
-    changed where their content differs from it, whatever their times say. Raises UsageError for a
-    part that has nowhere to go.
+    origins: where each part belongs now. leave_out: directories that are left alone: castore's own. With a
+    safety generation of the live state, files count as changed where their content differs from it,
+    whatever their times say. Raises UsageError for a part that has nowhere to go.
     """
     trees = {}
     dumps = []
@@ -98,14 +101,10 @@ def plan_rollback(
                 raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
             changed = _changed(reader, safety, part)
             top = open_top(reader, part.content)
-            with last_scan(store, target.service, part.name) as scan:
-                comparison = Comparison(
-                    changed,
-                    exclude=Exclude(origin.exclude) if origin.exclude else None,
-                    exclude_caches=origin.exclude_caches,
-                    scan=scan,
-                )
-                live = os.fsdecode(origin.path)
+            live = os.fsdecode(origin.path)
+            rules = rules_of(origin, left_out(store, leave_out))
+            with last_scan(store, target.service, part.name, live, rules) as scan:
+                comparison = Comparison(changed, rules=rules, scan=scan)
                 trees[part.name] = plan_tree(reader, top, live, ownership, comparison)
     return RollbackPlan(target, trees, tuple(dumps))
 
@@ -173,7 +172,7 @@ def roll_back(
     present state is as it was, or the message says what is not.
     """
     # Before anything is touched: every part has a place to go to.
-    for dump in plan_rollback(store, target, origins, ownership).dumps:
+    for dump in plan_rollback(store, target, origins, ownership, leave_out=leave_out).dumps:
         if dump.program and shutil.which(dump.program[0]) is None:
             raise UsageError(
                 f"there is no program {dump.program[0]!r} to take the dump {dump.part.name!r} in: "
@@ -192,7 +191,7 @@ def roll_back(
                 leave_out=leave_out,
                 progress=progress,
             )
-    plan = plan_rollback(store, target, origins, ownership, safety)
+    plan = plan_rollback(store, target, origins, ownership, safety, leave_out=leave_out)
     with StreamReader(store) as reader:
         problems = _Execution(reader, plan, safety, ownership, tally).run()
     return RolledBack(target, safety, problems)

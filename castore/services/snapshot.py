@@ -92,7 +92,7 @@ def snapshot(
     started = time.time_ns()
     clock = time.monotonic_ns()
     store.sync()
-    skip = frozenset(_directory_ids([store.location, *leave_out]))
+    skip = left_out(store, leave_out)
     parts = []
     origins = {}
     before = _last(store, service)
@@ -104,9 +104,9 @@ def snapshot(
             progress(check_name("part", name), tally)
             parent = before.part(name) if before is not None else None
             if isinstance(source, TreeSource):
-                scans.append(NewScan(scan_path(store, service, name)))
+                scans.append(NewScan(scan_path(store, service, name), store.index.epoch()))
                 stack.callback(scans[-1].discard)
-                rules = _rules(source, skip)
+                rules = rules_of(source, skip)
                 root = _store_tree(store, session, source.path, rules, scans[-1], parent, tally)
             else:
                 root = _store_dump(store, session, source, parent, tally)
@@ -151,9 +151,11 @@ def _store_tree(
     tally: Tally,
 ) -> Ref | None:
     roots: list[Ref | None] = []
+    old: OldScan | None = None
     with ExitStack() as stack:
         last = parent.content if parent is not None and parent.kind == "tree" else None
-        old = OldScan.open(store, new.path, last, rules.digest())
+        with contextlib.suppress(OSError):
+            old = OldScan.open(store, new.path, last, rules.digest(os.stat(path)))
         if old is not None:
             stack.enter_context(old)
         ingest = stack.enter_context(Ingest(session, store.cutter, tally))
@@ -179,12 +181,19 @@ def _part(name: str, source: Source, root: Ref | None, tally: Tally) -> Part:
 
 
 @contextlib.contextmanager
-def last_scan(store: Store, service: str, part: str) -> Iterator[OldScan | None]:
-    """Give what the last snapshot of a service saw of a tree, if this machine took it."""
+def last_scan(
+    store: Store, service: str, part: str, path: str, rules: ScanRules
+) -> Iterator[OldScan | None]:
+    """Give what the last snapshot of a service saw of the tree at `path`, by these rules.
+
+    None, if this machine did not take it so.
+    """
     last = _last(store, service)
     found = last.part(part) if last is not None else None
     root = found.content if found is not None and found.kind == "tree" else None
-    old = OldScan.open(store, scan_path(store, service, part), root)
+    old = None
+    with contextlib.suppress(OSError):
+        old = OldScan.open(store, scan_path(store, service, part), root, rules.digest(os.stat(path)))
     with old if old is not None else contextlib.nullcontext():
         yield old
 
@@ -245,7 +254,13 @@ def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:
     return stored
 
 
-def _rules(source: TreeSource, skip: frozenset[tuple[int, int]]) -> ScanRules:
+def left_out(store: Store, folders: Sequence[str]) -> frozenset[tuple[int, int]]:
+    """Return (device, inode) of the directories that trees keep empty: the store's and these."""
+    return frozenset(_directory_ids([store.location, *folders]))
+
+
+def rules_of(source: TreeSource | Origin, skip: frozenset[tuple[int, int]]) -> ScanRules:
+    """Return what of a tree is taken; skip: as `left_out` says."""
     exclude = Exclude(source.exclude) if source.exclude else None
     return ScanRules(exclude, source.one_file_system, source.exclude_caches, skip)
 

@@ -22,6 +22,7 @@ Numbers in keys are u32, big-endian, so that they sort.
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -101,9 +102,24 @@ class Index:
             self._closed = True
             release(self._environment)
 
+    def epoch(self) -> bytes:
+        """Return 16 bytes that are others as soon as anything that was indexed may be gone."""
+        with self._transaction() as txn:
+            found: bytes | None = txn.get(b"epoch", db=self._tables["meta"])
+        if found is None:
+            with self._transaction(write=True) as txn:
+                found = self._begin_epoch(txn)
+        return found
+
+    def _begin_epoch(self, txn: Any) -> bytes:
+        epoch = os.urandom(16)
+        txn.put(b"epoch", epoch, db=self._tables["meta"])
+        return epoch
+
     def clear(self) -> None:
         """Forget everything. Raises StorageError."""
         with self._transaction(write=True) as txn:
+            self._begin_epoch(txn)
             for name in TABLES:
                 if name != "meta":
                     txn.drop(self._tables[name], delete=False)
@@ -413,6 +429,7 @@ class Index:
                     gone.add(number)
             if not gone:
                 return
+            self._begin_epoch(txn)
             places = {_NUMBER.unpack(number)[0].to_bytes(4, "little") for number in gone}
             for name in ("copies", "bases"):
                 self._delete_where(txn, name, lambda key, _value: key[32:] in gone)

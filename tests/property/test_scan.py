@@ -328,7 +328,7 @@ def test_a_snapshot_that_fails_leaves_the_cache_of_the_last_one(lab, live, reads
     with pytest.raises(CastoreError):
         lab.snapshot("s", {"t": castore.TreeSource(str(live)), "d": castore.ProgramSource(("false",))})
     assert [path.read_bytes() for path in caches(lab)] == [before]
-    (path.parent / f"{path.name}.0123456789abcdef.part").write_bytes(b"of one that was killed")
+    (path.parent / f"{path.name}:0123456789abcdef.part").write_bytes(b"of one that was killed")
     reads.clear()
     snapshot(lab, live)
     assert [one.name for one in caches(lab)] == [path.name]
