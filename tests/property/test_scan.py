@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import castore
-from castore.content import inplace, scancache, scanfiles
-from castore.errors import CastoreError, UsageError
+from castore.content import inplace, restore, scancache, scanfiles
+from castore.errors import CastoreError, DamageError, UsageError
 from castore.kernel.files import entries_of
 from castore.services.restoring import plan_in_place, restore_in_place
 from tests.support.stores import Lab
@@ -416,3 +418,153 @@ def test_in_place_is_for_a_tree_and_a_directory(lab, live, tmp_path):
         ):
             with pytest.raises(UsageError, match=message):
                 plan_in_place(store, castore.select(store, what), str(into), ownership)
+
+
+def test_patterns_are_asked_again_where_a_directory_was_moved(lab, live, tmp_path):
+    (live / "1" / "secret").write_text("left out at this place only")
+    snapshot(lab, live, exclude=("/1/secret", "/4/0/large"))
+    (live / "1").rename(live / "4")
+    taken = snapshot(lab, live, exclude=("/1/secret", "/4/0/large"))
+    lab.restore(f"s@{taken.number}:t", tmp_path / "out")
+    assert (tmp_path / "out" / "4" / "secret").exists()
+    assert not (tmp_path / "out" / "4" / "0" / "large").exists()
+    # The same part of another top.
+    source = castore.TreeSource(str(live / "4"), exclude=("/secret",))
+    time.sleep(STEP)
+    taken = lab.snapshot("s", {"t": source})
+    lab.restore(f"s@{taken.number}:t", tmp_path / "below")
+    assert (tmp_path / "below" / "0" / "large").exists()
+    assert not (tmp_path / "below" / "secret").exists()
+
+
+def test_what_a_store_has_lost_is_stored_again(lab, live, tmp_path):
+    snapshot(lab, live)
+    (live / "1" / "1" / "small1").write_text("changed")
+    snapshot(lab, live)
+    for pack in sorted((lab.store / "packs").iterdir()):
+        kept = tmp_path / pack.name
+        pack.rename(kept)
+        taken = snapshot(lab, live)
+        check(lab, live, taken, tmp_path / "out")
+        kept.unlink()
+    (index,) = Path(lab.places.cache).glob("*/index")
+    shutil.rmtree(index)
+    check(lab, live, snapshot(lab, live), tmp_path / "out")
+
+
+def test_every_name_of_a_file_counts_with_the_cache_and_without(lab, tmp_path):
+    live = tmp_path / "many"
+    live.mkdir()
+    (live / "one").write_bytes(os.urandom(200_000))
+    for name in ("two", "three"):
+        os.link(live / "one", live / name)
+    time.sleep(STEP)
+    first, second = snapshot(lab, live).parts[0], snapshot(lab, live).parts[0]
+    assert (first.size, first.chunks) == (second.size, second.chunks)
+    assert first.size == 600_000
+    (live / "other").write_text("x")
+    assert snapshot(lab, live).parts[0].size == 600_001
+
+
+def test_nothing_that_is_left_out_goes_with_its_directory(lab, live):
+    rules = {"exclude": ("*.key",)}
+    snapshot(lab, live, **rules)
+    (live / "new" / "deep").mkdir(parents=True)
+    (live / "new" / "file").write_text("goes")
+    (live / "new" / "deep" / "a.key").write_text("stays")
+    snapshot(lab, live, **rules)
+    in_place(lab, 1, live)
+    assert sorted(os.listdir(live / "new")) == ["deep"]
+    assert (live / "new" / "deep" / "a.key").read_text() == "stays"
+    # What would have to be replaced is told instead.
+    shutil.rmtree(live / "1" / "0")
+    (live / "1" / "0").write_text("a file in the second")
+    taken = snapshot(lab, live, **rules)
+    (live / "1" / "0").unlink()
+    (live / "1" / "0").mkdir()
+    (live / "1" / "0" / "b.key").write_text("stays")
+    before = walk(live)
+    with pytest.raises(CastoreError, match="1/0 is to be replaced"):
+        in_place(lab, taken.number, live)
+    assert walk(live) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_other_file_systems_are_left_alone_in_place(lab, live):
+    snapshot(lab, live, one_file_system=True)
+    for place in (live / "mounted", live / "new" / "mounted"):
+        place.mkdir(parents=True)
+    mounted = []
+    try:
+        for place in (live / "mounted", live / "new" / "mounted"):
+            if subprocess.run(["mount", "-t", "tmpfs", "none", place], check=False).returncode:
+                pytest.skip("mounting is not allowed here")
+            mounted.append(place)
+            (place / "precious").write_text("of another file system")
+        (live / "new" / "file").write_text("goes")
+        in_place(lab, 1, live)
+        assert [path for path in (place / "precious" for place in mounted) if not path.exists()] == []
+        assert not (live / "new" / "file").exists()
+    finally:
+        for place in mounted:
+            subprocess.run(["umount", place], check=True)
+
+
+def test_what_cannot_be_made_puts_all_back(lab, live, monkeypatch):
+    snapshot(lab, live)
+    (live / "2" / "0" / "large").write_text("changed")
+    (live / "2" / "1" / "small1").write_text("changed")
+    before = walk(live)
+    real = os.open
+
+    def failing(path, flags, *args, **options):
+        if path == b"large" and flags & os.O_CREAT:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return real(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(CastoreError, match="File too large"):
+        in_place(lab, 1, live)
+    monkeypatch.undo()
+    assert compare(before, walk(live)) == []
+
+
+def test_a_damaged_bundle_costs_its_files_and_no_others(lab, live, tmp_path, monkeypatch):
+    snapshot(lab, live)
+    real = restore.RangeReader
+
+    def failing(store, ref, known=None):
+        if len(broken) < 2:
+            broken.append(ref)
+        if ref in broken:
+            raise DamageError("a node is damaged")
+        return real(store, ref, known)
+
+    broken: list[object] = []
+    monkeypatch.setattr(restore, "RangeReader", failing)
+    report = lab.restore("s@1:t", tmp_path / "out").report
+    assert len(report.damaged) in {5, 10}
+    assert len(walk(tmp_path / "out")) == 89 - len(report.damaged)
+
+
+def test_directories_that_nobody_may_write_to_are_removed_and_put_back(lab, live, tmp_path):
+    snapshot(lab, live)
+    before = walk(live)
+    folder = live / "closed"
+    (folder / "in").mkdir(parents=True)
+    (folder / "in" / "file").write_text("x")
+    os.chmod(folder / "in", 0o500)
+    os.chmod(folder, 0o000)
+    in_place(lab, 1, live)
+    assert compare(before, walk(live)) == []
+    deep = live / "deep"
+    at = os.open(live, os.O_RDONLY)
+    for _ in range(700):
+        os.mkdir("deep", dir_fd=at)
+        below = os.open("deep", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    assert deep.exists()
+    in_place(lab, 1, live)
+    assert compare(before, walk(live)) == []
