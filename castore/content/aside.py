@@ -145,7 +145,7 @@ class Aside:
             return
         try:
             told = partial(warn, path)
-            replace_attributes(fd, path[-1], entry, ownership, told, mode=entry.mode)
+            replace_attributes(fd, path[-1], entry, Owners(), ownership, told, mode=entry.mode)
         finally:
             os.close(fd)
 
@@ -247,9 +247,9 @@ def replace_attributes(
     fd: int,
     name: bytes,
     entry: Entry,
+    owners: Owners,
     ownership: Ownership,
     warn: Callable[[str], None],
-    owners: Owners | None = None,
     *,
     mode: int | None = None,
 ) -> None:
@@ -259,7 +259,7 @@ def replace_attributes(
         if key not in stored:
             with contextlib.suppress(OSError):
                 os.removexattr(b"/proc/self/fd/%d/%s" % (fd, name), key, follow_symlinks=False)
-    set_attributes(fd, name, entry, owners or Owners(), ownership, warn, mode=mode)
+    set_attributes(fd, name, entry, owners, ownership, warn, mode=mode)
 
 
 def remove_tree(name: bytes, parent: int) -> None:

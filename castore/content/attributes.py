@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from castore.model.tree import Entry, Owners
 
+_DEFAULT_ACL: Final = "system.posix_acl_default"
+_ACCESS_ACL: Final = "system.posix_acl_access"
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _UNSUPPORTED: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
 
@@ -74,6 +77,22 @@ def plain_file(entry: Entry, owners: Owners, ownership: Ownership) -> NewFile:
     """Return how the kernel is told to make a file that has no attributes but these."""
     uid, gid = ownership.of(entry, owners) if ownership.change else (-1, -1)
     return NewFile(entry.name, entry.size, entry.mtime, mode_of(entry, ownership), uid, gid)
+
+
+def inherits(fd: int) -> bool:
+    """Whether what is made in the directory open as `fd` gets an access control list of its own from it."""
+    try:
+        os.getxattr(fd, _DEFAULT_ACL)
+    except OSError:
+        return False
+    return True
+
+
+def drop_inherited(fd: int, name: bytes) -> None:
+    """Take from a directory that was just made the access control lists that it got from the one above."""
+    for key in (_DEFAULT_ACL, _ACCESS_ACL):
+        with contextlib.suppress(OSError):
+            os.removexattr(b"/proc/self/fd/%d/%s" % (fd, name), key, follow_symlinks=False)
 
 
 def mode_of(entry: Entry, ownership: Ownership) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.aside import Aside, Journal, leftovers, open_below, replace_attributes
-from castore.content.attributes import mode_of
+from castore.content.attributes import drop_inherited, mode_of
 from castore.content.directories import Child, open_directory, read_file
 from castore.content.live import (
     OPEN_FILE,
@@ -384,6 +384,7 @@ class InPlace:
             self._writer.make(fd, path, child)
             return
         os.mkdir(path[-1], 0o700, dir_fd=fd)
+        drop_inherited(fd, path[-1])
         self._writer.fill(child, path)
         self._set(fd, path, child)
 
@@ -396,7 +397,7 @@ class InPlace:
             # What belongs to whoever restores, and has these bits, may keep them.
             now = os.stat(path[-1], dir_fd=fd, follow_symlinks=False).st_mode
             mode |= child.entry.mode & now & (stat.S_ISUID | stat.S_ISGID)
-        replace_attributes(fd, path[-1], child.entry, self._ownership, warn, child.owners, mode=mode)
+        replace_attributes(fd, path[-1], child.entry, child.owners, self._ownership, warn, mode=mode)
 
     def _live_entry(self, path: Path) -> Entry:
         """What undoing needs to know of a live file."""

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.content.aside import open_below
+from castore.content.aside import open_below, replace_attributes
 from castore.content.attributes import (
     Ownership,
+    drop_inherited,
+    inherits,
     plain_file,
     set_attributes,
     set_directory_attributes,
@@ -74,6 +76,8 @@ class _Open:
     """Itself: its metadata is set when all is made in it."""
     chunks: dict[RecordId, bytes] = field(default_factory=dict)
     """What was read of its streams before their turn."""
+    inherited: bool = False
+    """Whether what is made in it gets an access control list from it."""
     plain: Future[list[Child]] | None = None
     """The plain small files, being made; gives those that could not be."""
     files: int = 0
@@ -131,7 +135,7 @@ class TreeWriter:
 
     def make(self, fd: int, path: tuple[bytes, ...], child: Child) -> None:
         """Make the one file `child`, which is no directory, at `path`, in the directory open as `fd`."""
-        self._make(_Open(fd, path[:-1], []), child, None)
+        self._make(_Open(fd, path[:-1], [], inherited=inherits(fd)), child, None)
 
     def _enter(
         self, pool: ThreadPoolExecutor, child: Child, path: tuple[bytes, ...], own: Child | None
@@ -143,9 +147,11 @@ class TreeWriter:
         except DamageError as error:
             self._damage(path, error)
             return None
-        plain = [one for one in children if _is_plain(one)]
-        others = [one for one in children if not _is_plain(one)]
-        current = _Open(open_below(self._top, path), path, others[::-1], own, chunks)
+        fd = open_below(self._top, path)
+        inherited = inherits(fd)
+        plain = [] if inherited else [one for one in children if _is_plain(one)]
+        others = children if inherited else [one for one in children if not _is_plain(one)]
+        current = _Open(fd, path, others[::-1], own, chunks, inherited)
         if plain:
             current.files, current.size = len(plain), sum(one.entry.size for one in plain)
             current.plain = pool.submit(self._write_plain, current.fd, plain, chunks)
@@ -224,6 +230,8 @@ class TreeWriter:
         try:
             if entry.is_dir and pool is not None:
                 os.mkdir(entry.name, 0o700, dir_fd=current.fd)
+                if current.inherited:
+                    drop_inherited(current.fd, entry.name)
                 entered = self._enter(pool, child, path, child)
                 if entered is None:
                     self._attributes(current, child)
@@ -325,7 +333,8 @@ class TreeWriter:
 
     def _attributes(self, current: _Open, child: Child) -> None:
         path = (*current.path, child.entry.name)
-        set_attributes(
+        set_all = replace_attributes if current.inherited else set_attributes
+        set_all(
             current.fd,
             child.entry.name,
             child.entry,

@@ -568,3 +568,23 @@ def test_directories_that_nobody_may_write_to_are_removed_and_put_back(lab, live
     assert deep.exists()
     in_place(lab, 1, live)
     assert compare(before, walk(live)) == []
+
+
+@pytest.mark.skipif(shutil.which("setfacl") is None, reason="no setfacl")
+def test_nothing_inherits_an_access_control_list(lab, live, tmp_path):
+    snapshot(lab, live)
+    (tmp_path / "out").mkdir()
+    for folder in (live, live / "1", tmp_path / "out"):
+        if subprocess.run(["setfacl", "-d", "-m", "u:1234:rwx", folder], check=False).returncode:
+            pytest.skip("no access control lists here")
+    lab.restore("s@1:t", tmp_path / "out")
+    taken = snapshot(lab, live)
+    before = walk(live)
+    (live / "1" / "1" / "small1").write_text("changed")
+    (live / "1" / "2" / "large").unlink()
+    shutil.rmtree(live / "1" / "0")
+    in_place(lab, taken.number, live)
+    assert compare(before, walk(live)) == []
+    assert in_place(lab, taken.number, live) == 0
+    restored = walk(tmp_path / "out")
+    assert [path for path, node in restored.items() if path != b"." and b"system.posix_acl_access" in node["xattrs"]] == []
