@@ -157,35 +157,40 @@ class Index:
             raise self._refusal(error) from error
 
     def known(self, chunks: Sequence[RecordId], packs: Counter[bytes]) -> list[bool]:
-        """Say of each chunk whether the store has it.
+        """Say of each chunk whether the store has it, and all that it rests on.
 
-        The bytes that they, and what they rest on, take are added to `packs`, by the pack's number.
+        The bytes that these take are added to `packs`, by the pack's number.
         """
-        with self._transaction() as txn:
-            values = [txn.get(chunk, db=self._chunks) for chunk in chunks]
-            self._note(txn, zip(chunks, values, strict=True), packs)
-            return [value is not None for value in values]
-
-    def _note(
-        self, txn: Any, found: Iterable[tuple[bytes, bytes | None]], packs: Counter[bytes]
-    ) -> None:
-        todo = list(found)
-        seen: set[bytes] = set()
+        seen: dict[bytes, bool] = {}
         records: set[bytes] = set()
-        while todo:
-            chunk, value = todo.pop()
-            if value is None or chunk in seen:
-                continue
-            seen.add(chunk)
-            # Its pack and offset: several chunks may share a record.
-            if value[:8] not in records:
-                records.add(value[:8])
-                packs[value[:4]] += int.from_bytes(value[8:12], "little")
+        with self._transaction() as txn:
+            return [self._is_whole(txn, chunk, packs, seen, records) for chunk in chunks]
+
+    def _is_whole(
+        self, txn: Any, chunk: bytes, packs: Counter[bytes], seen: dict[bytes, bool], records: set[bytes]
+    ) -> bool:
+        """Whether a chunk can be put together. seen: what is known of chunks; records: those counted."""
+        if (known := seen.get(chunk)) is not None:
+            return known
+        seen[chunk] = False  # what rests on itself is not whole
+        first = txn.get(chunk, db=self._chunks)
+        if first is None:
+            return False
+        for value in self._values(txn, chunk, first):
+            whole = True
             if BASES[value[_CODEC]]:
                 number = _NUMBER.pack(int.from_bytes(value[:4], "little"))
                 joined = txn.get(chunk + number, b"", db=self._tables["bases"])
                 bases = [joined[at : at + 32] for at in range(0, len(joined), 32)]
-                todo += [(base, txn.get(base, db=self._chunks)) for base in bases]
+                whole = all(self._is_whole(txn, base, packs, seen, records) for base in bases)
+            if whole:
+                # Its pack and offset: several chunks may share a record.
+                if value[:8] not in records:
+                    records.add(value[:8])
+                    packs[value[:4]] += int.from_bytes(value[8:12], "little")
+                seen[chunk] = True
+                return True
+        return False
 
     def lacking(self, chunk: RecordId) -> RecordId | None:
         """Return what keeps a chunk from being put together: it is not indexed, or rests on itself.
@@ -286,15 +291,23 @@ class Index:
 
     def copies(self, record_id: RecordId) -> list[Place]:
         """Return where else a record lies."""
-        found = []
         with self._transaction() as txn:
-            cursor = txn.cursor(self._tables["copies"])
-            more = cursor.set_range(record_id)
-            while more and cursor.key()[:32] == record_id:
-                place = self._place(txn, record_id, cursor.value())
-                if place is not None:
-                    found.append(place)
-                more = cursor.next()
+            found = [self._place(txn, record_id, value) for value in self._copy_values(txn, record_id)]
+        return [place for place in found if place is not None]
+
+    def _values(self, txn: Any, chunk: bytes, first: bytes) -> Iterator[bytes]:
+        """Yield a chunk's places; others than the first only if that is asked for, and of a delta."""
+        yield first
+        if BASES[first[_CODEC]]:
+            yield from self._copy_values(txn, chunk)
+
+    def _copy_values(self, txn: Any, record_id: bytes) -> list[bytes]:
+        found = []
+        cursor = txn.cursor(self._tables["copies"])
+        more = cursor.set_range(record_id)
+        while more and cursor.key()[:32] == record_id:
+            found.append(cursor.value())
+            more = cursor.next()
         return found
 
     def _place(self, txn: Any, record_id: bytes, value: bytes) -> Place | None:

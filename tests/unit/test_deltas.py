@@ -531,3 +531,21 @@ def test_threads_with_a_small_stack_are_enough(lab):
         "work.start(); work.join(); assert done[0]\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_chunk_whose_base_is_lost_is_stored_again_and_restored(lab):
+    nights = [table(20_000, night) for night in range(3)]
+    for data in nights[:2]:
+        take(lab, data)
+    with lab.open(identity=False) as store:
+        store.sync()
+        (_, ref), *_ = chunks_of(store, store.generation("s", 1))
+        pack = store.index.locate(CHUNK, ref.id).pack
+    (lab.store / "packs" / pack.hex()).unlink()
+    # What the second night was told by is gone: that night is lost, but not one that is like it.
+    take(lab, nights[1])
+    assert content(lab, 3) == nights[1]
+    take(lab, nights[2])
+    assert content(lab, 4) == nights[2]
+    with lab.open(identity=False) as store:
+        assert {hit.number for hit in castore.verify(store, castore.Tally()).affected} == {1}
