@@ -110,7 +110,7 @@ def _in_place(
     from castore.cli.opening import own_folders
     from castore.cli.progress import watching
     from castore.model.tally import Tally
-    from castore.services.restoring import plan_in_place, restore_in_place
+    from castore.services.inplace import plan_in_place, restore_in_place
 
     tally = Tally()
     with watching() as progress:

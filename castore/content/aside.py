@@ -8,7 +8,6 @@ in the middle is undone, and what was killed while it was clearing up is finishe
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 import msgspec
 
-from castore.content.attributes import Ownership, set_attributes
-from castore.content.live import read_xattrs_at
+from castore.content.attributes import Ownership, replace_attributes
+from castore.content.live import OPEN_DIRECTORY, open_below
 from castore.errors import CastoreError, UsageError
 from castore.model.tree import Entry, Owners
 
@@ -37,7 +36,6 @@ _HEADER: Final = struct.Struct("<8sII")
 _VERSION: Final = 1
 _BEGUN: Final = b"."
 _DONE: Final = b"!"
-_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Journal(msgspec.Struct, frozen=True, array_like=True):
@@ -66,7 +64,7 @@ class Aside:
         """Make it, and the journal durable."""
         name = (_ASIDE + os.urandom(8).hex()).encode()
         os.mkdir(name, 0o700, dir_fd=top)
-        fd = os.open(name, _OPEN_DIR, dir_fd=top)
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=top)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         file = os.open(_JOURNAL, flags, 0o600, dir_fd=fd)
         try:
@@ -191,7 +189,7 @@ def recover(path: str) -> list[str]:
 
 def _recover(top: int, path: str, name: str) -> str:
     shown = os.path.join(path, name)
-    fd = os.open(name, _OPEN_DIR, dir_fd=top)
+    fd = os.open(name, OPEN_DIRECTORY, dir_fd=top)
     aside: Aside | None = None
     try:
         found = _read(fd)
@@ -243,25 +241,6 @@ def _read(fd: int) -> tuple[Journal, int, bool] | None:
     return journal, begun, data[end:].endswith(_DONE)
 
 
-def replace_attributes(
-    fd: int,
-    name: bytes,
-    entry: Entry,
-    owners: Owners,
-    ownership: Ownership,
-    warn: Callable[[str], None],
-    *,
-    mode: int | None = None,
-) -> None:
-    """Give a live file an entry's owner, mode (or this one), attributes and time, and no other attributes."""
-    stored = {key for key, _ in entry.extra.xattrs}
-    for key, _ in read_xattrs_at(fd, name):
-        if key not in stored:
-            with contextlib.suppress(OSError):
-                os.removexattr(b"/proc/self/fd/%d/%s" % (fd, name), key, follow_symlinks=False)
-    set_attributes(fd, name, entry, owners, ownership, warn, mode=mode)
-
-
 def remove_tree(name: bytes, parent: int) -> None:
     """Remove the directory `name` in the one open as `parent`, but nothing of another file system in it.
 
@@ -289,28 +268,16 @@ def remove_tree(name: bytes, parent: int) -> None:
 
 def _open_to_empty(name: bytes, parent: int, device: int) -> int:
     try:
-        fd = os.open(name, _OPEN_DIR, dir_fd=parent)
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
     except PermissionError:
         os.chmod(name, 0o700, dir_fd=parent)
-        fd = os.open(name, _OPEN_DIR, dir_fd=parent)
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
     info = os.fstat(fd)
     if info.st_dev != device:
         os.close(fd)
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
     if info.st_mode & 0o700 != 0o700:
         os.fchmod(fd, 0o700)
-    return fd
-
-
-def open_below(top: int, path: Path) -> int:
-    """Open the directory at `path` below the one open as `top`, following no link."""
-    fd = os.dup(top)
-    for name in path:
-        try:
-            below = os.open(name, _OPEN_DIR, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
     return fd
 
 

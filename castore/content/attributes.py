@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from castore.content.live import read_xattrs_at
 from castore.kernel.files import NewFile
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def set_directory_attributes(
         _try(warn, "owner", lambda: os.chown(fd, uid, gid))
     _try(warn, "mode", lambda: os.chmod(fd, mode_of(entry, ownership)))
     for key, value in entry.extra.xattrs:
-        _set_xattr(b"/proc/self/fd/%d/." % fd, key, value, warn)
+        _set_xattr(fd, key, value, warn)
     _try(warn, "time", lambda: os.utime(fd, ns=(entry.mtime, entry.mtime)))
 
 
@@ -133,6 +134,25 @@ def set_attributes(
     _try(warn, "time", lambda: os.utime(name, ns=time, dir_fd=fd, follow_symlinks=False))
 
 
+def replace_attributes(
+    fd: int,
+    name: bytes,
+    entry: Entry,
+    owners: Owners,
+    ownership: Ownership,
+    warn: Callable[[str], None],
+    *,
+    mode: int | None = None,
+) -> None:
+    """Give a live file an entry's owner, mode (or this one), attributes and time, and no other attributes."""
+    stored = {key for key, _ in entry.extra.xattrs}
+    for key, _ in read_xattrs_at(fd, name):
+        if key not in stored:
+            with contextlib.suppress(OSError):
+                os.removexattr(b"/proc/self/fd/%d/%s" % (fd, name), key, follow_symlinks=False)
+    set_attributes(fd, name, entry, owners, ownership, warn, mode=mode)
+
+
 def _chmod(fd: int, name: bytes, mode: int) -> None:
     """Change a mode without following a link put in the file's place (fchmodat cannot say so)."""
     file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
@@ -143,10 +163,10 @@ def _chmod(fd: int, name: bytes, mode: int) -> None:
         os.close(file)
 
 
-def _set_xattr(path: bytes, key: bytes, value: bytes, warn: Callable[[str], None]) -> None:
+def _set_xattr(file: int | bytes, key: bytes, value: bytes, warn: Callable[[str], None]) -> None:
     shown = key.decode(errors="backslashreplace")
     try:
-        os.setxattr(path, key, value, follow_symlinks=False)
+        os.setxattr(file, key, value, follow_symlinks=isinstance(file, int))
     except OSError as error:
         reason = "not allowed or not supported here" if error.errno in _UNSUPPORTED else error.strerror
         warn(f"attribute {shown} cannot be set: {reason}")

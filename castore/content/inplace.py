@@ -13,14 +13,16 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from castore.content.aside import Aside, Journal, leftovers, open_below, replace_attributes
-from castore.content.attributes import drop_inherited, mode_of
+from castore.content.aside import Aside, Journal, leftovers
+from castore.content.attributes import drop_inherited, mode_of, replace_attributes
 from castore.content.directories import Child, open_directory, read_file
 from castore.content.live import (
+    OPEN_DIRECTORY,
     OPEN_FILE,
     allow_descriptors,
     is_cache,
     mounts_below,
+    open_below,
     read_xattrs_at,
 )
 from castore.content.restore import TreeWriter
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from castore.model.refs import Ref
     from castore.model.tally import Tally
 
-_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEP: Final = 10_000
 """Frames: some for each level of a tree that is compared."""
 
@@ -191,7 +192,7 @@ class _Planner:
             return [], False
         if not stat.S_ISDIR(entry.mode):
             return [Step("remove", path)], True
-        below = os.open(entry.name, _OPEN_DIR, dir_fd=fd)
+        below = os.open(entry.name, OPEN_DIRECTORY, dir_fd=fd)
         try:
             if self._comparison.rules.exclude_caches and is_cache(below):
                 return [], False
@@ -243,7 +244,7 @@ class _Planner:
             pass  # snapshots do not enter it: another file system, or castore's own
         elif entry.is_dir:
             if not self._is_as_scanned(fd, found, at):
-                below = os.open(entry.name, _OPEN_DIR, dir_fd=fd)
+                below = os.open(entry.name, OPEN_DIRECTORY, dir_fd=fd)
                 try:
                     steps = list(self.directory(below, path, found, at))
                 finally:

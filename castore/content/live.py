@@ -19,10 +19,23 @@ from castore.model.tree import NO_EXTRA, Extra
 if TYPE_CHECKING:
     from castore.kernel.files import Listed
 
+OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """How a file is opened that may have become a link, a fifo or a terminal since it was listed."""
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 _NO_XATTRS: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
+
+
+def open_below(top: int, path: tuple[bytes, ...]) -> int:
+    """Open the directory at `path` below the one open as `top`, following no link."""
+    fd = os.dup(top)
+    for name in path:
+        try:
+            below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
 
 
 def allow_descriptors() -> None:

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.content.aside import open_below, replace_attributes
 from castore.content.attributes import (
     Ownership,
     drop_inherited,
     inherits,
     plain_file,
+    replace_attributes,
     set_attributes,
     set_directory_attributes,
 )
 from castore.content.directories import Child, open_with_content, read_data
-from castore.content.live import allow_descriptors
+from castore.content.live import allow_descriptors, open_below
 from castore.content.streams import RangeReader, StreamReader
 from castore.errors import CastoreError, DamageError, UsageError
 from castore.kernel.files import write_files
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     _Opened = tuple[list[Child], dict[RecordId, bytes]]
 
-_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WORKERS: Final = 2
 _AHEAD: Final = 8
 """Directories that are opened before their turn comes."""
@@ -386,8 +385,8 @@ def restore_directory(
     writer = TreeWriter(reader, top, ownership, tally)
     writer.fill(child)
     warnings = writer.report.warnings
-    set_attributes(
-        top, b".", child.entry, child.owners, ownership, lambda r: warnings.append((b".", r))
+    set_directory_attributes(
+        top, child.entry, child.owners, ownership, lambda r: warnings.append((b".", r))
     )
     return writer.report
 

@@ -18,12 +18,13 @@ import stat
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from castore.content.exclude import CACHE_TAG
 from castore.content.live import (
+    OPEN_DIRECTORY,
     allow_descriptors,
     extra_of,
     is_cache,
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from castore.kernel.files import Listed, Record
     from castore.model.refs import Ref
 
-_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class ScanRules:
@@ -178,7 +178,7 @@ class _Scanner:
         last = max((entry.ctime_ns for entry in listed), default=0)
         directory.distrust |= is_racy(last, directory.time)
         directory.linked = any(entry.nlink > 1 and not stat.S_ISDIR(entry.mode) for entry in listed)
-        self._ingest.after(lambda: setattr(directory, "chunks", self._tally.chunks))
+        self._count_chunks(directory, 0)
         self._read(directory, listed, self._files.streams(record))
         return directory
 
@@ -195,9 +195,10 @@ class _Scanner:
             return False
         told = told_of(record)
         below = [told_of(old.record(at)) for at in directory.below.values()]
-        if not old.has(refs[: len(refs) - len(below)]):
+        kept = refs[: len(refs) - len(below)]
+        if not old.has(kept):
             return False
-        directory.kept = refs[: len(refs) - len(below)]
+        directory.kept = kept
         directory.marks = bytearray(record.marks)
         directory.linked = bool(record.flags & LINKED)
         directory.time = told.time
@@ -216,6 +217,8 @@ class _Scanner:
         return True
 
     def _count_chunks(self, directory: Scanned, chunks: int) -> None:
+        """Remember how many references there are before a directory's, and count those that are kept."""
+
         def count() -> None:
             directory.chunks = self._tally.chunks
             self._tally.chunks += chunks
@@ -344,7 +347,7 @@ class _Scanner:
     def _enter(
         self, directory: Scanned, position: int, entry: Listed, at: int | None
     ) -> Scanned:
-        fd = os.open(entry.name, _OPEN_DIR, dir_fd=directory.fd)
+        fd = os.open(entry.name, OPEN_DIRECTORY, dir_fd=directory.fd)
         try:
             info = os.fstat(fd)
             if directory.kept is None:

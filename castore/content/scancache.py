@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from blake3 import blake3
 
 from castore.content.lists import iter_list
+from castore.content.live import open_below
 from castore.kernel.files import (
     ENTERED,
     compare_directory,
@@ -207,16 +208,12 @@ class OldScan:
 
         Runs on a worker.
         """
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.dup(top)
         try:
-            for name in path:
-                below = os.open(name, flags, dir_fd=fd)
-                os.close(fd)
-                fd = below
-            return {at: compare_directory(fd, name, self.data, self.end, at) for at, name in some}
+            fd = open_below(top, tuple(path))
         except OSError:
             return {}
+        try:
+            return {at: compare_directory(fd, name, self.data, self.end, at) for at, name in some}
         finally:
             os.close(fd)
 

@@ -247,9 +247,8 @@ class FileScanner:
             info = os.fstat(fd)
             key = (info.st_dev, info.st_ino)
             linked = self._links.get(key) if info.st_nlink > 1 else None
-            again = linked
-            if linked is None or linked.stamp != _stamp(info):
-                again = None
+            again = linked is not None and linked.stamp == _stamp(info)
+            if linked is None or not again:
                 linked = self._read_large(directory, position, name, fd, info)
                 if info.st_nlink > 1:
                     self._links[key] = linked
@@ -265,11 +264,12 @@ class FileScanner:
 
             def join() -> None:
                 directory.files.append(taken.ref())
-                self._tally.chunks += taken.chunks if again is not None else 0
+                if again:
+                    self._tally.chunks += taken.chunks
 
             self._ingest.after(join)
-        if again is not None:
-            self._tally.read += again.stored  # each name counts
+        if again:
+            self._tally.read += taken.stored  # each name counts
         content = Content.OWN if taken.stored else Content.NONE
         entry = listed_of(name, info)
         extra = extra_of(entry, self.device, xattrs, extents=linked.extents)
@@ -364,7 +364,6 @@ class FileScanner:
             directory.users[uid] = user
         if gid not in directory.groups and (group := group_name(gid)):
             directory.groups[gid] = group
-
 
     def streams(self, record: Record | None) -> dict[bytes, tuple[bytes, int, Ref]]:
         """Return the large files that the last scan read of a directory: entry, mark, stream."""

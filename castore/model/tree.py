@@ -119,10 +119,7 @@ def encode_owners(owners: Owners) -> bytes:
 
 def encode_entries(entries: Iterable[Entry]) -> bytes:
     """Return the bytes of entries, in the order of their names, in their directory's stream."""
-    encode = _encoder.encode
-    return b"".join(
-        [piece for data in map(encode, entries) for piece in (len(data).to_bytes(4, "little"), data)]
-    )
+    return b"".join(map(_framed, entries))
 
 
 def decode_entries(data: bytes) -> tuple[Owners, list[Entry]]:

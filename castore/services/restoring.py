@@ -7,25 +7,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.directories import Child, look_up, open_top, read_file
-from castore.content.inplace import Comparison, InPlace, plan_tree
+from castore.content.live import OPEN_DIRECTORY
 from castore.content.restore import Report, open_destination, restore_directory, restore_file
 from castore.content.streams import StreamReader
 from castore.errors import StorageError, UsageError
-from castore.model.generation import Origin, decode_details
-from castore.services.snapshot import last_scan, left_out, rules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from castore.content.attributes import Ownership
-    from castore.content.inplace import TreePlan
     from castore.model.generation import Part
     from castore.model.tally import Tally
     from castore.services.select import Selection
     from castore.store import Store
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass
@@ -48,7 +44,7 @@ def restore(
     with StreamReader(store) as reader:
         parts = [selection.part] if selection.part else list(selection.generation.parts)
         # Looked up before the destination is made: a wrong path leaves nothing behind.
-        children = {part.name: _child(reader, part, selection.path) for part in parts}
+        children = {part.name: child_of(reader, part, selection.path) for part in parts}
         top = open_destination(destination)
         try:
             result = Restored()
@@ -61,58 +57,7 @@ def restore(
             os.close(top)
 
 
-def plan_in_place(
-    store: Store,
-    selection: Selection,
-    top: str,
-    ownership: Ownership,
-    *,
-    checksum: bool = False,
-    leave_out: Sequence[str] = (),
-) -> TreePlan:
-    """Compare the directory `top` with a selected tree, or directory in one.
-
-    What snapshots of it leave out is left alone, and so are the directories `leave_out`, castore's own.
-    checksum: files are compared by what is in them, where their sizes and times are the same, too. Raises
-    UsageError, IdentityError, DamageError, CastoreError.
-    """
-    part = selection.part
-    if part is None or part.kind != "tree":
-        raise UsageError("name the tree that the directory is to become: SERVICE@SELECTOR:PART[/PATH]")
-    generation = selection.generation
-    with StreamReader(store) as reader:
-        child = _child(reader, part, selection.path)
-        if child is None or not child.entry.is_dir:
-            raise UsageError(f"{selection.path!r} is no directory: restore it into a new one")
-        details = decode_details(reader.read_all(generation.details.ref))
-        rules = rules_of(details.origins.get(part.name, Origin()), left_out(store, leave_out))
-        below = os.fsencode(selection.path).strip(b"/")
-        with last_scan(store, generation.service, part.name, top, rules) as scan:
-            seen = None if below else scan
-            comparison = Comparison(checksum=checksum, rules=rules, below=below, scan=seen)
-            return plan_tree(reader, child, top, ownership, comparison)
-
-
-def restore_in_place(
-    store: Store, plan: TreePlan, ownership: Ownership, tally: Tally
-) -> list[tuple[bytes, str]]:
-    """Carry a plan out, or put all back as it was and raise; return what could not be made right.
-
-    What is replaced or removed is kept aside in the directory itself until the end.
-    """
-    with StreamReader(store) as reader:
-        tree = InPlace(reader, plan, ownership, tally)
-        try:
-            tree.apply()
-        except BaseException:
-            tree.undo()
-            raise
-        problems = tree.problems
-        tree.keep()
-    return problems
-
-
-def _child(reader: StreamReader, part: Part, path: str) -> Child | None:
+def child_of(reader: StreamReader, part: Part, path: str) -> Child | None:
     """Return what is at `path` in a tree; None for a dump."""
     if part.kind == "dump":
         if path:
@@ -147,7 +92,7 @@ def _restore_part(
         result.placed.append("")
     else:
         os.mkdir(into, 0o700, dir_fd=top)
-        fd = os.open(into, _OPEN_DIR, dir_fd=top)
+        fd = os.open(into, OPEN_DIRECTORY, dir_fd=top)
         try:
             report = restore_directory(reader, fd, child, ownership, tally)
         finally:
@@ -180,7 +125,7 @@ def read(reader: StreamReader, selection: Selection) -> Iterator[bytes]:
     part = selection.part
     if part is None:
         raise UsageError("name a part: SERVICE@SELECTOR:PART, or :PART/PATH for a file of a tree")
-    child = _child(reader, part, selection.path)
+    child = child_of(reader, part, selection.path)
     if child is None:
         return reader.read(part.content)
     if not child.entry.is_file:

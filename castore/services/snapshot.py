@@ -102,13 +102,15 @@ def snapshot(
         for name, source in sources.items():
             tally = Tally()
             progress(check_name("part", name), tally)
-            parent = before.part(name) if before is not None else None
             if isinstance(source, TreeSource):
                 scans.append(NewScan(scan_path(store, service, name), store.index.epoch()))
                 stack.callback(scans[-1].discard)
                 rules = rules_of(source, skip)
-                root = _store_tree(store, session, source.path, rules, scans[-1], parent, tally)
+                root = _store_tree(
+                    store, session, service, name, source.path, rules, scans[-1], tally
+                )
             else:
+                parent = before.part(name) if before is not None else None
                 root = _store_dump(store, session, source, parent, tally)
             parts.append(_part(name, source, root, tally))
             origins[name] = origin(source)
@@ -144,21 +146,18 @@ def snapshot(
 def _store_tree(
     store: Store,
     session: Session,
+    service: str,
+    name: str,
     path: str,
     rules: ScanRules,
     new: NewScan,
-    parent: Part | None,
     tally: Tally,
 ) -> Ref | None:
     roots: list[Ref | None] = []
-    old: OldScan | None = None
-    with ExitStack() as stack:
-        last = parent.content if parent is not None and parent.kind == "tree" else None
-        with contextlib.suppress(OSError):
-            old = OldScan.open(store, new.path, last, rules.digest(os.stat(path)))
-        if old is not None:
-            stack.enter_context(old)
-        ingest = stack.enter_context(Ingest(session, store.cutter, tally))
+    with (
+        last_scan(store, service, name, path, rules) as old,
+        Ingest(session, store.cutter, tally) as ingest,
+    ):
         store_tree(ingest, path, rules, roots.append, new, old)
     return roots[0]
 

@@ -23,7 +23,7 @@ import os, signal, sys
 import castore
 from castore.content import aside
 from castore.sealing import Identity
-from castore.services.restoring import plan_in_place, restore_in_place
+from castore.services.inplace import plan_in_place, restore_in_place
 from castore.store import Places
 
 store, state, cache, identity, live, point = sys.argv[1:]

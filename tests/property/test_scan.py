@@ -18,7 +18,7 @@ import castore
 from castore.content import inplace, restore, scancache, scanfiles
 from castore.errors import CastoreError, DamageError, UsageError
 from castore.kernel.files import entries_of
-from castore.services.restoring import plan_in_place, restore_in_place
+from castore.services.inplace import plan_in_place, restore_in_place
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 

@@ -1,34 +1,14 @@
 /* Calls sketches, deltas and the cut in two steps with any input, in buffers of exact length, under sanitizers. */
 #include "cut.h"
 #include "delta.h"
+#include "driver.h"
 #include "sketch.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static uint64_t state = 88172645463325252u;
-
-static uint64_t
-draw(void)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return (state);
-}
-
 static uint32_t *table;
-
-static void *
-exactly(size_t len)
-{
-	void *p = malloc(len ? len : 1);
-
-	if (p == NULL)
-		abort();
-	return (p);
-}
 
 static uint8_t *
 content(size_t len)

@@ -1,5 +1,6 @@
 /* Calls the scan with damaged caches, and writes and reads files, in buffers of exact length, under sanitizers. */
 #define _GNU_SOURCE
+#include "driver.h"
 #include "scan.h"
 
 #include <errno.h>
@@ -9,27 +10,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static uint64_t state = 88172645463325252u;
-
-static uint64_t
-draw(void)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return (state);
-}
-
-static void *
-exactly(size_t len)
-{
-	void *p = malloc(len ? len : 1);
-
-	if (p == NULL)
-		abort();
-	return (p);
-}
 
 static void
 need(int condition)

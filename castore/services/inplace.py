@@ -1,0 +1,73 @@
+"""A live directory made equal to a stored tree."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from castore.content.inplace import Comparison, InPlace, plan_tree
+from castore.content.streams import StreamReader
+from castore.errors import UsageError
+from castore.model.generation import Origin, decode_details
+from castore.services.restoring import child_of
+from castore.services.snapshot import last_scan, left_out, rules_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from castore.content.attributes import Ownership
+    from castore.content.inplace import TreePlan
+    from castore.model.tally import Tally
+    from castore.services.select import Selection
+    from castore.store import Store
+
+
+def plan_in_place(
+    store: Store,
+    selection: Selection,
+    top: str,
+    ownership: Ownership,
+    *,
+    checksum: bool = False,
+    leave_out: Sequence[str] = (),
+) -> TreePlan:
+    """Compare the directory `top` with a selected tree, or directory in one.
+
+    What snapshots of it leave out is left alone, and so are the directories `leave_out`, castore's own.
+    checksum: files are compared by what is in them, where their sizes and times are the same, too. Raises
+    UsageError, IdentityError, DamageError, CastoreError.
+    """
+    part = selection.part
+    if part is None or part.kind != "tree":
+        raise UsageError("name the tree that the directory is to become: SERVICE@SELECTOR:PART[/PATH]")
+    generation = selection.generation
+    with StreamReader(store) as reader:
+        child = child_of(reader, part, selection.path)
+        if child is None or not child.entry.is_dir:
+            raise UsageError(f"{selection.path!r} is no directory: restore it into a new one")
+        details = decode_details(reader.read_all(generation.details.ref))
+        rules = rules_of(details.origins.get(part.name, Origin()), left_out(store, leave_out))
+        below = os.fsencode(selection.path).strip(b"/")
+        with last_scan(store, generation.service, part.name, top, rules) as scan:
+            seen = None if below else scan
+            comparison = Comparison(checksum=checksum, rules=rules, below=below, scan=seen)
+            return plan_tree(reader, child, top, ownership, comparison)
+
+
+def restore_in_place(
+    store: Store, plan: TreePlan, ownership: Ownership, tally: Tally
+) -> list[tuple[bytes, str]]:
+    """Carry a plan out, or put all back as it was and raise; return what could not be made right.
+
+    What is replaced or removed is kept aside in the directory itself until the end.
+    """
+    with StreamReader(store) as reader:
+        tree = InPlace(reader, plan, ownership, tally)
+        try:
+            tree.apply()
+        except BaseException:
+            tree.undo()
+            raise
+        problems = tree.problems
+        tree.keep()
+    return problems
