@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from castore.content.live import read_xattrs_at
-from castore.kernel.files import NewFile
+from castore.kernel.entries import NewOwners
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,10 +74,14 @@ def set_directory_attributes(
     _try(warn, "time", lambda: os.utime(fd, ns=(entry.mtime, entry.mtime)))
 
 
-def plain_file(entry: Entry, owners: Owners, ownership: Ownership) -> NewFile:
-    """Return how the kernel is told to make a file that has no attributes but these."""
-    uid, gid = ownership.of(entry, owners) if ownership.change else (-1, -1)
-    return NewFile(entry.name, entry.size, entry.mtime, mode_of(entry, ownership), uid, gid)
+def new_owners(owners: Owners, ownership: Ownership) -> NewOwners:
+    """Return whose the files of a stored directory become, and what of their modes is allowed."""
+    mode = 0o7777 if ownership.change else 0o7777 & ~_SET_ID
+    if not ownership.change or ownership.numeric:
+        return NewOwners(ownership.change, mode)
+    users = {uid: now for uid, name in owners.users.items() if (now := _uid(name)) not in {None, uid}}
+    groups = {gid: now for gid, name in owners.groups.items() if (now := _gid(name)) not in {None, gid}}
+    return NewOwners(ownership.change, mode, users, groups)
 
 
 def inherits(fd: int) -> bool:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from castore.content.lists import iter_list
 from castore.content.streams import RangeReader, check_length
 from castore.errors import DamageError, NotFoundError, UsageError
+from castore.kernel.entries import Split, split_entries
 from castore.model.refs import RefKind
-from castore.model.tree import ROOT_NAME, Content, Entry, Owners, decode_entries
+from castore.model.tree import (
+    NOBODY,
+    ROOT_NAME,
+    Content,
+    Entry,
+    Owners,
+    decode_entries,
+    decode_entry,
+    decode_owners,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from castore.content.streams import StreamReader
     from castore.model.refs import RecordId, Ref
@@ -37,19 +48,49 @@ def open_directory(reader: StreamReader, ref: Ref | None) -> list[Child]:
     """
     if ref is None:
         return []
-    return _joined(reader, ref, [child for _, child in iter_list(reader.store, ref)], {})
+    refs = [child for _, child in iter_list(reader.store, ref)]
+    first = _first(refs, ref)
+    owners, entries = decode_entries(reader.read_all(first))
+    offset = 0
+    located = []
+    for entry in entries:
+        located.append((entry, offset))
+        if entry.content is Content.BUNDLE:
+            offset += entry.size
+    return _joined(ref, refs[1:], located, owners, bundled=offset > 0)[0]
 
 
-def open_with_content(
-    reader: StreamReader, ref: Ref | None, room: int
-) -> tuple[list[Child], dict[RecordId, bytes]]:
-    """Return what is in a directory, and chunks that are all of a stream of it, up to `room` bytes.
+class Opened(NamedTuple):
+    """A directory that was opened to be restored."""
+
+    others: list[Child]
+    """What is not in `plain`."""
+    plain: Split | None = None
+    """Its plain files."""
+    bundle: Ref | None = None
+    owners: Owners = NOBODY
+    chunks: Mapping[RecordId, bytes | memoryview] = MappingProxyType({})
+    """Those that were read with it."""
+
+    def plain_children(self, first: int = 0, end: int | None = None) -> list[Child]:
+        """Return its plain files, or those of its entries [first, end) that are."""
+        found = self.plain.encoded(first, end) if self.plain is not None else []
+        return [Child(decode_entry(frame), self.bundle, offset, self.owners) for frame, offset in found]
+
+
+class Fetched(NamedTuple):
+    """What a directory refers to, and of that the chunks which were read with it, by their ids."""
+
+    refs: list[Ref]
+    chunks: Mapping[RecordId, bytes | memoryview]
+
+
+def fetch_directory(reader: StreamReader, ref: Ref, room: int) -> Fetched:
+    """Read a directory, and chunks that are all of a stream of it, up to `room` bytes.
 
     What is in one directory was stored together, so it is read with few requests. Raises as
-    `open_directory`; of streams that are damaged there is nothing.
+    `open_directory`; of chunks that are damaged there are none.
     """
-    if ref is None:
-        return [], {}
     refs = [child for _, child in iter_list(reader.store, ref)]
     wanted = []
     for one in refs:
@@ -61,37 +102,54 @@ def open_with_content(
         found = reader.store.read_chunks([one.id for one in wanted])
         for one, data in zip(wanted, found, strict=True):
             chunks[one.id] = check_length(one, data)
-    return _joined(reader, ref, refs, chunks), chunks
+    return Fetched(refs, chunks)
+
+
+def open_fetched(reader: StreamReader, ref: Ref, fetched: Fetched) -> Opened:
+    """Return what is in a directory that was read. Raises as `open_directory`."""
+    refs, chunks = fetched
+    first = _first(refs, ref)
+    data = bytes(chunks.get(first.id, b"")) or reader.read_all(first)
+    owners, at = decode_owners(data)
+    split = split_entries(data, at)
+    if split is None:
+        return Opened(open_directory(reader, ref), owners=owners, chunks=chunks)  # or it tells why not
+    located = [(decode_entry(frame), offset) for frame, offset in split.others]
+    others, bundle = _joined(ref, refs[1:], located, owners, bundled=split.size > 0)
+    return Opened(others, split, bundle, owners, chunks)
+
+
+def _first(refs: list[Ref], ref: Ref) -> Ref:
+    if not refs:
+        raise DamageError(f"the directory {ref.id.hex()} lacks its entries")
+    return refs[0]
 
 
 def _joined(
-    reader: StreamReader, ref: Ref, found: list[Ref], chunks: dict[RecordId, bytes]
-) -> list[Child]:
+    ref: Ref, found: list[Ref], located: list[tuple[Entry, int]], owners: Owners, *, bundled: bool
+) -> tuple[list[Child], Ref | None]:
+    """Return entries, each given with where in the bundle its content begins, with their content; the bundle.
+
+    found: what the directory refers to, behind its entries.
+    """
     refs = iter(found)
-    first = _expect(refs, ref)
-    data = chunks.pop(first.id, None)
-    owners, entries = decode_entries(reader.read_all(first) if data is None else data)
-    bundle = None
-    if any(entry.content is Content.BUNDLE for entry in entries):
-        bundle = _expect(refs, ref)
-    own = [entry for entry in entries if entry.content is Content.OWN]
+    bundle = _expect(refs, ref) if bundled else None
+    own = [entry for entry, _ in located if entry.content is Content.OWN]
     # Streams of files come before subdirectories, each in the order of entries.
     holders = sorted(own, key=lambda entry: entry.is_dir)
     held = {entry.name: _expect(refs, ref) for entry in holders}
     if next(refs, None) is not None:
         raise DamageError(f"the directory {ref.id.hex()} refers to more than its entries name")
     children = []
-    offset = 0
-    for entry in entries:
+    for entry, offset in located:
         if entry.content is Content.BUNDLE:
             children.append(Child(entry, bundle, offset, owners))
-            offset += entry.size
             continue
         content = held.get(entry.name)
         if entry.is_dir and content is not None and content.kind is not RefKind.LIST:
             raise DamageError(f"the directory {ref.id.hex()} holds one that is no list")
         children.append(Child(entry, content, 0, owners))
-    return children
+    return children, bundle
 
 
 def _expect(refs: Iterator[Ref], ref: Ref) -> Ref:
@@ -148,8 +206,8 @@ def _located(reader: StreamReader, child: Child, path: bytes) -> Iterator[tuple[
 
 
 def read_data(
-    reader: StreamReader, child: Child, whole: bytes | None = None
-) -> Iterator[tuple[int, bytes]]:
+    reader: StreamReader, child: Child, whole: bytes | memoryview | None = None
+) -> Iterator[tuple[int, bytes | memoryview]]:
     """Yield what is stored of a regular file in pieces, each with its offset; holes are passed over.
 
     whole: its stream, where that was read before. Raises DamageError if the store has less or more of
@@ -159,8 +217,8 @@ def read_data(
     if entry.content is Content.BUNDLE:
         yield 0, RangeReader(reader.store, ref).read(offset, entry.size)
         return
-    data = iter((whole,)) if whole is not None else reader.read(ref)
-    pending = b""
+    data: Iterator[bytes | memoryview] = iter((whole,)) if whole is not None else reader.read(ref)
+    pending: bytes | memoryview = b""
     for start, length in entry.extents_or_whole:
         position, end = start, start + length
         while position < end:
@@ -179,7 +237,7 @@ def read_file(reader: StreamReader, child: Child) -> Iterator[bytes]:
     position = 0
     for offset, data in read_data(reader, child):
         yield from _zeros(offset - position)
-        yield data
+        yield bytes(data)
         position = offset + len(data)
     yield from _zeros(child.entry.size - position)
 

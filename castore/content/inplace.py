@@ -290,7 +290,7 @@ class _Planner:
     def _holds(self, fd: int, found: Child) -> bool:
         """Whether a live file has the stored bytes."""
         entry, ref, offset, _ = found
-        stored = read_file(self._reader, found)
+        stored: Iterator[bytes | memoryview] = read_file(self._reader, found)
         if entry.content is Content.BUNDLE:
             if self._bundle[0] != ref:
                 self._bundle = ref, RangeReader(self._reader.store, ref)

@@ -14,40 +14,42 @@ import stat
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from castore.content.ahead import ROOM, Ahead
 from castore.content.attributes import (
     Ownership,
     drop_inherited,
     inherits,
-    plain_file,
+    new_owners,
     replace_attributes,
     set_attributes,
     set_directory_attributes,
 )
-from castore.content.directories import Child, open_with_content, read_data
-from castore.content.live import allow_descriptors, open_below
+from castore.content.directories import (
+    Child,
+    Opened,
+    fetch_directory,
+    open_fetched,
+    read_data,
+)
+from castore.content.live import OPEN_DIRECTORY, allow_descriptors, open_below
 from castore.content.streams import RangeReader, StreamReader
 from castore.errors import CastoreError, DamageError, UsageError
-from castore.kernel.files import write_files
-from castore.model.tree import NO_EXTRA, Content, Entry
+from castore.model.tree import Content, Entry
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from concurrent.futures import Future
 
-    from castore.model.refs import RecordId, Ref
+    from castore.model.refs import RecordId
     from castore.model.tally import Tally
 
-    _Opened = tuple[list[Child], dict[RecordId, bytes]]
-
 _WORKERS: Final = 2
-_AHEAD: Final = 8
-"""Directories that are opened before their turn comes."""
 _LEFT: Final = 32
 """Directories whose plain files are being made while others are entered."""
-_PIECE: Final = 1 << 22
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -70,19 +72,28 @@ class _Open:
     fd: int
     path: tuple[bytes, ...]
     children: list[Child]
-    """Those still to be made one by one, the first one last: what is no plain small file."""
+    """Directories still to be made, the first one last."""
     own: Child | None = None
     """Itself: its metadata is set when all is made in it."""
-    chunks: dict[RecordId, bytes] = field(default_factory=dict)
+    chunks: Mapping[RecordId, bytes | memoryview] = field(default_factory=dict)
     """What was read of its streams before their turn."""
     inherited: bool = False
     """Whether what is made in it gets an access control list from it."""
     plain: Future[list[Child]] | None = None
-    """The plain small files, being made; gives those that could not be."""
+    """The plain files, being made; gives those that could not be."""
     files: int = 0
     size: int = 0
     """Of these."""
     bundle: RangeReader | None = None
+
+
+class _Work(NamedTuple):
+    """Who helps with a tree."""
+
+    pool: ThreadPoolExecutor
+    ahead: Ahead
+    depth: int
+    """Of the tree's own top."""
 
 
 class TreeWriter:
@@ -95,7 +106,6 @@ class TreeWriter:
         self._ownership = ownership
         self._tally = tally
         self._links: dict[tuple[int, int], tuple[bytes, ...]] = {}
-        self._ahead: dict[RecordId, Future[_Opened]] = {}
         self._left: deque[_Open] = deque()
 
     def know_links(self, links: dict[tuple[int, int], tuple[bytes, ...]]) -> None:
@@ -109,9 +119,11 @@ class TreeWriter:
         """
         allow_descriptors()
         stack: list[_Open] = []
-        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-restore") as pool:
+        pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-restore")
+        with pool, Ahead(self._reader.store, child.ref) as ahead:
+            work = _Work(pool, ahead, len(path))
             try:
-                first = self._enter(pool, child, path, None)
+                first = self._enter(work, child, path, open_below(self._top, path), None)
                 stack = [first] if first is not None else []
                 while stack:
                     current = stack[-1]
@@ -120,7 +132,7 @@ class TreeWriter:
                         while len(self._left) > _LEFT:
                             self._leave(self._left.popleft())
                         continue
-                    entered = self._make(current, current.children.pop(), pool)
+                    entered = self._directory(work, current, current.children.pop())
                     if entered is not None:
                         stack.append(entered)
                 while self._left:
@@ -130,76 +142,71 @@ class TreeWriter:
                 for current in (*stack, *self._left):
                     os.close(current.fd)
                 self._left.clear()
-                self._ahead.clear()
 
     def make(self, fd: int, path: tuple[bytes, ...], child: Child) -> None:
         """Make the one file `child`, which is no directory, at `path`, in the directory open as `fd`."""
-        self._make(_Open(fd, path[:-1], [], inherited=inherits(fd)), child, None)
+        self._make(_Open(fd, path[:-1], [], inherited=inherits(fd)), child)
 
     def _enter(
-        self, pool: ThreadPoolExecutor, child: Child, path: tuple[bytes, ...], own: Child | None
+        self, work: _Work, child: Child, path: tuple[bytes, ...], fd: int, own: Child | None
     ) -> _Open | None:
-        """Open a stored directory and the live one that takes it, and have its plain files made."""
+        """Open a stored directory and have its files made in the live one, open as `fd`."""
+        taken = None
         try:
-            ahead = self._ahead.pop(child.ref.id, None) if child.ref is not None else None
-            children, chunks = ahead.result() if ahead is not None else self._open(child.ref)
+            if child.ref is None:
+                opened = Opened([])
+            else:
+                taken = work.ahead.take(child.ref, len(path) - work.depth)
+                fetched = taken.fetched if taken else fetch_directory(self._reader, child.ref, ROOM)
+                opened = open_fetched(self._reader, child.ref, fetched)
         except DamageError as error:
+            os.close(fd)
             self._damage(path, error)
             return None
-        fd = open_below(self._top, path)
-        inherited = inherits(fd)
-        plain = [] if inherited else [one for one in children if _is_plain(one)]
-        others = children if inherited else [one for one in children if not _is_plain(one)]
-        current = _Open(fd, path, others[::-1], own, chunks, inherited)
-        if plain:
-            current.files, current.size = len(plain), sum(one.entry.size for one in plain)
-            current.plain = pool.submit(self._write_plain, current.fd, plain, chunks)
-        self._look_ahead(pool, others)
+        current = _Open(fd, path, [], own, opened.chunks, inherits(fd))
+        others = opened.others
+        if current.inherited:
+            others = [*others, *opened.plain_children()]
+        elif opened.plain is not None:
+            current.files, current.size = opened.plain.plain, opened.plain.plain_size
+            current.plain = work.pool.submit(self._write_plain, fd, opened)
+        try:
+            for one in others:
+                if one.entry.is_dir:
+                    current.children.append(one)
+                else:
+                    self._make(current, one)
+        except BaseException:
+            if current.plain is not None:
+                current.plain.exception()  # it uses the descriptor
+            os.close(fd)
+            raise
+        current.children.reverse()
+        current.chunks, current.bundle = {}, None
+        if taken is not None:
+            work.ahead.done_with(taken, current.plain)
         return current
 
-    def _look_ahead(self, pool: ThreadPoolExecutor, children: list[Child]) -> None:
-        """Have the next directories opened on the workers."""
-        for child in children:
-            if len(self._ahead) >= _AHEAD:
-                break
-            if child.entry.is_dir and child.ref is not None and child.ref.id not in self._ahead:
-                self._ahead[child.ref.id] = pool.submit(self._open, child.ref)
-
-    def _open(self, ref: Ref | None) -> _Opened:
-        """Open a stored directory, and what is in it as far as that is not much. Runs on any thread."""
-        return open_with_content(self._reader, ref, _PIECE)
-
-    def _write_plain(
-        self, fd: int, plain: list[Child], chunks: dict[RecordId, bytes]
-    ) -> list[Child]:
-        """Make plain small files; return those that could not be. Runs on a worker."""
-        failed = []
-        ref = next((one.ref for one in plain if one.ref is not None), None)
-        try:
-            bundle = RangeReader(self._reader.store, ref, chunks)
-        except DamageError:
-            return plain  # one by one, each is told
-        at = 0
-        while at < len(plain):
-            some: list[Child] = []
-            size = 0
-            while at < len(plain) and (not some or size + plain[at].entry.size <= _PIECE):
-                if some and plain[at].offset not in {0, some[0].offset + size}:
-                    break  # one that is made by itself lies between
-                some.append(plain[at])
-                size += plain[at].entry.size
-                at += 1
-            start = next((one.offset for one in some if one.entry.size), 0)
+    def _write_plain(self, fd: int, opened: Opened) -> list[Child]:
+        """Make plain files; return those that could not be. Runs on a worker."""
+        plain = opened.plain
+        if plain is None:
+            return []
+        failed: list[Child] = []
+        owners = new_owners(opened.owners, self._ownership)
+        bundle: RangeReader | None = None
+        for first, end, start, size in plain.runs(ROOM):
             try:
-                data = bundle.read(start, size) if size else b""
+                if bundle is None and size:
+                    bundle = RangeReader(self._reader.store, opened.bundle, opened.chunks)
+                data = bundle.read(start, size) if bundle is not None else b""
             except DamageError:
-                failed += some
+                failed += opened.plain_children(first, end)
                 continue
-            files = [plain_file(one.entry, one.owners, self._ownership) for one in some]
-            done = write_files(fd, files, data)
-            if done < len(some):
-                failed.append(some[done])
-                at -= len(some) - done - 1
+            at = first
+            while (at := plain.write(fd, at, end, owners, data, start)) < end:
+                failed += opened.plain_children(at, at + 1)
+                at += 1
         return failed
 
     def _leave(self, current: _Open) -> None:
@@ -210,7 +217,7 @@ class TreeWriter:
                 self._tally.files += current.files - len(failed)
                 self._tally.read += current.size - sum(child.entry.size for child in failed)
                 for child in failed:
-                    self._make(current, child, None)
+                    self._make(current, child)
             if current.own is not None:
                 set_directory_attributes(
                     current.fd,
@@ -222,38 +229,48 @@ class TreeWriter:
         finally:
             os.close(current.fd)
 
-    def _make(self, current: _Open, child: Child, pool: ThreadPoolExecutor | None) -> _Open | None:
+    def _directory(self, work: _Work, current: _Open, child: Child) -> _Open | None:
+        """Make a directory, and enter it."""
         entry = child.entry
         path = (*current.path, entry.name)
         self._tally.files += 1
         try:
-            if entry.is_dir and pool is not None:
-                os.mkdir(entry.name, 0o700, dir_fd=current.fd)
-                if current.inherited:
-                    drop_inherited(current.fd, entry.name)
-                entered = self._enter(pool, child, path, child)
-                if entered is None:
-                    self._attributes(current, child)
-                self._look_ahead(pool, current.children[:-_AHEAD:-1])
-                return entered
-            if self._link(current, entry, path):
-                return None
-            if not self._make_file(current, child, path):
-                return None
+            os.mkdir(entry.name, 0o700, dir_fd=current.fd)
+            if current.inherited:
+                drop_inherited(current.fd, entry.name)
+            fd = os.open(entry.name, OPEN_DIRECTORY, dir_fd=current.fd)
         except OSError as error:
-            # One file that this file system or user cannot have is that file's affair; a disk
-            # that is full or failing is everybody's.
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
-                where = b"/".join(path).decode(errors="backslashreplace")
-                raise CastoreError(f"cannot restore {where}: {error.strerror}") from error
-            self._unmade(path, f"cannot be made: {error.strerror}")
-            if child.ref is not None:
-                self._ahead.pop(child.ref.id, None)
+            self._not_made(path, error)
             return None
+        entered = self._enter(work, child, path, fd, child)
+        if entered is None:
+            self._attributes(current, child)
+        return entered
+
+    def _make(self, current: _Open, child: Child) -> None:
+        """Make what is no directory, with its metadata."""
+        entry = child.entry
+        path = (*current.path, entry.name)
+        self._tally.files += 1
+        try:
+            if self._link(current, entry, path) or not self._make_file(current, child, path):
+                return
+        except OSError as error:
+            self._not_made(path, error)
+            return
         self._attributes(current, child)
         if entry.extra.link is not None:
             self._links[entry.extra.link] = path
-        return None
+
+    def _not_made(self, path: tuple[bytes, ...], error: OSError) -> None:
+        """Report what this file system or user cannot have.
+
+        That is that file's affair; a disk that is full or failing is everybody's.
+        """
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
+            where = b"/".join(path).decode(errors="backslashreplace")
+            raise CastoreError(f"cannot restore {where}: {error.strerror}") from error
+        self._unmade(path, f"cannot be made: {error.strerror}")
 
     def _make_file(self, current: _Open, child: Child, path: tuple[bytes, ...]) -> bool:
         """Make anything but a directory, without its metadata; say whether it is there now."""
@@ -291,9 +308,9 @@ class TreeWriter:
                     os.unlink(entry.name, dir_fd=current.fd)
         return whole
 
-    def _write_own(self, fd: int, child: Child, chunks: dict[RecordId, bytes]) -> None:
+    def _write_own(self, fd: int, child: Child, chunks: Mapping[RecordId, bytes | memoryview]) -> None:
         """Write a file from its own stream, leaving holes where it had them."""
-        whole = chunks.pop(child.ref.id, None) if child.ref is not None else None
+        whole = chunks.get(child.ref.id) if child.ref is not None else None
         for offset, data in read_data(self._reader, child, whole):
             if child.entry.extra.extents is not None:
                 os.lseek(fd, offset, os.SEEK_SET)
@@ -301,7 +318,7 @@ class TreeWriter:
         if child.entry.extra.extents is not None:
             os.ftruncate(fd, child.entry.size)
 
-    def _write(self, fd: int, data: bytes) -> None:
+    def _write(self, fd: int, data: bytes | memoryview) -> None:
         self._tally.read += len(data)
         rest = memoryview(data)
         while rest:
@@ -351,17 +368,6 @@ class TreeWriter:
 
     def _damage(self, path: tuple[bytes, ...], error: DamageError) -> None:
         self.report.damaged.append((b"/".join(path) or b".", str(error)))
-
-
-def _is_plain(child: Child) -> bool:
-    """Whether this is a small file like most: of one name, without attributes."""
-    entry = child.entry
-    return (
-        entry.is_file
-        and (entry.content is Content.BUNDLE or not entry.size)
-        and entry.extra == NO_EXTRA
-
-    )
 
 
 def open_destination(path: str | bytes) -> int:

@@ -14,7 +14,6 @@ files that are as they were keep their streams.
 from __future__ import annotations
 
 import os
-import stat
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -35,25 +34,24 @@ from castore.content.scancache import LINKED, Told, is_racy, told_of
 from castore.content.scanfiles import SMALL, FileScanner, Scanned, joined
 from castore.errors import CastoreError, UsageError
 from castore.kernel.files import (
+    DIRECTORY,
     DISTRUST,
     ENTERED,
-    entries_of,
-    entry_at,
+    FAILED,
+    LARGE_FILE,
+    PLAIN_FILE,
+    SMALL_FILE,
     list_directory,
     listed_of,
+    name_at,
     places_of,
     raw_at,
+    survey,
 )
-from castore.model.tree import (
-    ROOT_NAME,
-    Content,
-    Owners,
-    encode_entries,
-    encode_owners,
-)
+from castore.model.tree import ROOT_NAME, Content
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from castore.content.exclude import Exclude
     from castore.content.ingest import Ingest
@@ -132,7 +130,8 @@ class _Scanner:
         if self._old is not None:
             self._old.compare(fd)
         top = listed_of(ROOT_NAME, info)
-        self._files.add(root, top, Content.OWN, extra=extra_of(top, 0, read_xattrs(fd)))
+        root.take = bytearray(1)
+        self._files.add(root, 0, top, Content.OWN, extra=extra_of(top, 0, read_xattrs(fd)))
         at = self._old.top if self._old is not None else None
         stack.append(self._begin(fd, b"", root.directories.append, (info.st_dev, info.st_ino), at))
         try:
@@ -172,14 +171,14 @@ class _Scanner:
             directory.below = self._old.below(record)
         if record is not None and self._keep(directory, record):
             return directory
-        listed = entries_of(directory.listing)
-        directory.marks = bytearray(len(listed))
-        directory.at = self._new.begin(directory.listing, len(listed))
-        last = max((entry.ctime_ns for entry in listed), default=0)
-        directory.distrust |= is_racy(last, directory.time)
-        directory.linked = any(entry.nlink > 1 and not stat.S_ISDIR(entry.mode) for entry in listed)
+        found = survey(directory.listing, SMALL)
+        directory.places, directory.kinds = found.places, found.kinds
+        directory.marks, directory.take = bytearray(len(found.kinds)), bytearray(len(found.kinds))
+        directory.at = self._new.begin(directory.listing, len(found.kinds))
+        directory.distrust |= is_racy(found.last_ctime, directory.time)
+        directory.linked = found.linked
         self._count_chunks(directory, 0)
-        self._read(directory, listed, self._files.streams(record))
+        self._read(directory, self._files.streams(record))
         return directory
 
     def _keep(self, directory: Scanned, record: Record) -> bool:
@@ -203,12 +202,10 @@ class _Scanner:
         directory.linked = bool(record.flags & LINKED)
         directory.time = told.time
         directory.at = self._new.begin(directory.listing, len(record.marks))
-        places = enumerate(places_of(directory.listing)) if below else ()
-        directory.subdirectories = [
-            (position, entry_at(directory.listing, place))
-            for position, place in places
-            if record.marks[position] & ENTERED
-        ][::-1]
+        if below:
+            directory.places = places_of(directory.listing)
+            marked = range(len(record.marks) - 1, -1, -1)
+            directory.subdirectories = [one for one in marked if record.marks[one] & ENTERED]
         directory.count = told.files - sum(one.files for one in below)
         directory.size = told.size - sum(one.size for one in below)
         self._tally.files += directory.count
@@ -225,69 +222,61 @@ class _Scanner:
 
         self._ingest.after(count)
 
-    def _read(
-        self,
-        directory: Scanned,
-        listed: list[Listed],
-        streams: dict[bytes, tuple[bytes, int, Ref]],
-    ) -> None:
-        small = []
-        large = []
-        for position, entry in self._taken(directory, listed):
-            kind = stat.S_IFMT(entry.mode)
-            if kind == stat.S_IFDIR:
-                directory.subdirectories.append((position, entry))
-            elif kind != stat.S_IFREG:
-                self._files.special(directory, entry)
-            elif entry.size > SMALL or entry.blocks * 512 < entry.size:
-                large.append((position, entry))
+    def _read(self, directory: Scanned, streams: dict[bytes, tuple[bytes, int, Ref]]) -> None:
+        small: list[int] = []
+        large: list[int] = []
+        for position in self._taken(directory):
+            kind = directory.kinds[position]
+            if kind in {PLAIN_FILE, SMALL_FILE}:
+                small.append(position)
+            elif kind == DIRECTORY:
+                directory.subdirectories.append(position)
+            elif kind == LARGE_FILE:
+                large.append(position)
             else:
-                small.append((position, entry))
+                self._files.special(directory, position)
         bundled = self._files.small_files(directory, small, large)
         if bundled:
             self._ingest.end_stream(lambda ref: setattr(directory, "bundle", ref))
-        for position, entry in sorted(large):
-            raw, mark, ref = streams.get(entry.name, (b"", 0, None))
-            same = ref is not None and raw == raw_at(directory.listing, entry.offset)
-            if not (same and ref and self._files.known(directory, position, entry, mark, ref)):
-                self._files.large_file(directory, position, entry.name)
+        for position in sorted(large):
+            raw = raw_at(directory.listing, directory.places[position])
+            name = name_at(directory.listing, directory.places[position])
+            before, mark, ref = streams.get(name, (b"", 0, None))
+            same = ref is not None and raw == before
+            if not (same and ref and self._files.known(directory, position, mark, ref)):
+                self._files.large_file(directory, position)
         directory.subdirectories.reverse()
 
-    def _taken(self, directory: Scanned, listed: list[Listed]) -> list[tuple[int, Listed]]:
-        """Return the entries that are taken, with their positions."""
-        found = list(enumerate(listed))
+    def _taken(self, directory: Scanned) -> Sequence[int]:
+        """Return the positions of what is taken."""
+        taken: Sequence[int] = range(len(directory.kinds))
         if self._rules.exclude_caches and is_cache(directory.fd):
-            found = [(position, entry) for position, entry in found if entry.name == CACHE_TAG]
-        taken = found
-        if self._rules.exclude is not None or any(entry.error for entry in listed):
-            taken = self._allowed(directory, found)
+            taken = [one for one in taken if directory.listed(one).name == CACHE_TAG]
+        if self._rules.exclude is not None or FAILED in directory.kinds:
+            taken = [one for one in taken if self._allowed(directory, one)]
         self._tally.files += len(taken)
         directory.count = len(taken)
         return taken
 
-    def _allowed(
-        self, directory: Scanned, found: list[tuple[int, Listed]]
-    ) -> list[tuple[int, Listed]]:
-        taken = []
-        for position, entry in found:
-            if entry.error:
-                self._files.warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
-            elif not self._excluded(directory, entry):
-                taken.append((position, entry))
-        return taken
-
-    def _excluded(self, directory: Scanned, entry: Listed) -> bool:
+    def _allowed(self, directory: Scanned, position: int) -> bool:
+        if directory.kinds[position] == FAILED:
+            entry = directory.listed(position)
+            self._files.warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
+            return False
         exclude = self._rules.exclude
         if exclude is None:
-            return False
-        return exclude.matches(joined(directory.path, entry.name), is_dir=stat.S_ISDIR(entry.mode))
+            return True
+        name = name_at(directory.listing, directory.places[position])
+        is_dir = directory.kinds[position] == DIRECTORY
+        return not exclude.matches(joined(directory.path, name), is_dir=is_dir)
 
     def _next_child(self, directory: Scanned) -> Scanned | None:
         """Enter the next subdirectory that is not as it was, if any is left."""
         while directory.subdirectories:
-            position, entry = directory.subdirectories.pop()
+            position = directory.subdirectories.pop()
+            entry = directory.listed(position)
             if self._left_empty(entry):
-                self._files.special(directory, entry)
+                self._files.special(directory, position)
                 continue
             at = self._record_of(directory, entry)
             if at is not None and self._same(directory, position, entry, at):
@@ -326,7 +315,8 @@ class _Scanner:
                 xattrs = read_xattrs_at(directory.fd, entry.name)
             except OSError:
                 return False
-            self._files.add(directory, entry, Content.OWN, extra=extra_of(entry, self._files.device, xattrs))
+            extra = extra_of(entry, self._files.device, xattrs)
+            self._files.add(directory, position, entry, Content.OWN, extra=extra)
         record = old.record(at)
         told = told_of(record)
         directory.marks[position] |= ENTERED
@@ -353,7 +343,7 @@ class _Scanner:
             if directory.kept is None:
                 now = listed_of(entry.name, info)
                 extra = extra_of(now, self._files.device, read_xattrs(fd))
-                self._files.add(directory, now, Content.OWN, extra=extra)
+                self._files.add(directory, position, now, Content.OWN, extra=extra)
         except OSError:
             os.close(fd)
             raise
@@ -384,9 +374,7 @@ class _Scanner:
             kept = directory.kept
             ingest.after(lambda: close([*kept, *directory.directories]))
         else:
-            ingest.write(encode_owners(Owners(users=directory.users, groups=directory.groups)))
-            ingest.write(encode_entries(directory.entries[name] for name in sorted(directory.entries)))
-            directory.entries.clear()
+            ingest.write(directory.encoded())
 
             def end(entries: Ref | None) -> None:
                 streams = [ref for ref in (entries, directory.bundle) if ref is not None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -23,9 +24,13 @@ from castore.content.live import (
 )
 from castore.content.scancache import is_racy, told_of
 from castore.errors import CastoreError
+from castore.kernel.entries import AS_LISTED, GIVEN, join_entries
 from castore.kernel.files import (
     DISTRUST,
     ENTERED,
+    HAS_CONTENT,
+    HAS_XATTRS,
+    PLAIN_FILE,
     entry_at,
     listed_of,
     name_at,
@@ -33,7 +38,7 @@ from castore.kernel.files import (
     raw_at,
     read_files,
 )
-from castore.model.tree import NO_EXTRA, Content, Entry
+from castore.model.tree import Content, Entry, Owners, encode_entries, encode_owners
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,11 +73,12 @@ class Scanned:
     """Relative to the tree's top; empty for the top itself."""
     close: Callable[[Ref], None]
     """Takes its reference, once it is stored."""
-    entries: dict[bytes, Entry] = field(default_factory=dict)
-    subdirectories: list[tuple[int, Listed]] = field(default_factory=list)
-    """Those still to be entered, the first one last, with their positions in the listing."""
-    users: dict[int, str] = field(default_factory=dict)
-    groups: dict[int, str] = field(default_factory=dict)
+    entries: dict[int, Entry] = field(default_factory=dict)
+    """By position in the listing; not those of plain files that are as listed."""
+    take: bytearray = field(default_factory=bytearray)
+    """How each name of the listing is taken."""
+    subdirectories: list[int] = field(default_factory=list)
+    """Positions of those still to be entered, the first one last."""
     bundle: Ref | None = None
     files: list[Ref] = field(default_factory=list)
     directories: list[Ref] = field(default_factory=list)
@@ -82,6 +88,8 @@ class Scanned:
     time: int = 0
     """When it was listed."""
     listing: bytes = b""
+    places: array[int] = field(default_factory=lambda: array("Q"))
+    """Of the names in the listing."""
     marks: bytearray = field(default_factory=bytearray)
     distrust: bool = False
     linked: bool = False
@@ -90,12 +98,30 @@ class Scanned:
     """Of its record in the new scan cache."""
     below: dict[bytes, int] = field(default_factory=dict)
     """Where the records of its subdirectories are in the old one."""
+    kinds: bytes = b""
+    """What the names of the listing are."""
     count: int = 0
     """Of entries, in it and below."""
     size: int = 0
     """Of content, in it and below."""
     chunks: int = 0
     """References to chunks that had been made when it was begun."""
+
+    def listed(self, position: int) -> Listed:
+        """Return what the listing tells of a name."""
+        return entry_at(self.listing, self.places[position])
+
+    def encoded(self) -> bytes:
+        """Return its entries, with their owners, as they are stored."""
+        given = encode_entries(entry for _, entry in sorted(self.entries.items()))
+        for position in self.entries:
+            self.take[position] = GIVEN
+        entries, ids = join_entries(self.listing, self.places, bytes(self.take), given)
+        ids += [(entry.uid, entry.gid) for entry in self.entries.values()]
+        self.entries.clear()
+        users = {uid: name for uid in sorted({uid for uid, _ in ids}) if (name := user_name(uid))}
+        groups = {gid: name for gid in sorted({gid for _, gid in ids}) if (name := group_name(gid))}
+        return encode_owners(Owners(users=users, groups=groups)) + entries
 
 
 class FileScanner:
@@ -109,9 +135,10 @@ class FileScanner:
         self._old = old
         self._links: dict[tuple[int, int], _Linked] = {}
 
-    def special(self, directory: Scanned, entry: Listed) -> None:
+    def special(self, directory: Scanned, position: int) -> None:
         """Take what has no content of its own: a link, fifo, socket, device, a directory left empty."""
         target = b""
+        entry = directory.listed(position)
         try:
             if stat.S_ISLNK(entry.mode):
                 target = os.readlink(entry.name, dir_fd=directory.fd)
@@ -120,45 +147,55 @@ class FileScanner:
             self.warn(directory, entry.name, error)
             return
         extra = extra_of(entry, self.device, xattrs, target=target)
-        self.add(directory, entry, Content.NONE, extra=extra)
+        self.add(directory, position, entry, Content.NONE, extra=extra)
 
-    def small_files(
-        self,
-        directory: Scanned,
-        small: list[tuple[int, Listed]],
-        large: list[tuple[int, Listed]],
-    ) -> int:
-        """Read small files into the bundle; return how many bytes. Those that have grown join `large`."""
+    def small_files(self, directory: Scanned, small: list[int], large: list[int]) -> int:
+        """Read small files into the bundle; return how many bytes. Those that have grown join `large`.
+
+        small, large: positions. Of one that is plain and read as it was listed, no entry is made here.
+        """
         bundled = 0
         ingest = self._ingest
+        places = directory.places
         while small:
             room = ingest.room(SMALL)
             some = small[:_FILES_AT_ONCE]
-            offsets = [entry.offset for _, entry in some]
-            done, has = read_files(directory.fd, directory.listing, offsets, room)
-            size = 0
-            for (position, entry), attributed in zip(some[:done], has, strict=True):
-                xattrs: tuple[tuple[bytes, bytes], ...] = ()
-                try:
-                    if attributed:
-                        xattrs = read_xattrs_at(directory.fd, entry.name)
-                except OSError:
-                    directory.distrust = True
-                size += entry.size
-                self._bundle(directory, position, entry, entry.size, xattrs)
+            offsets = [places[position] for position in some]
+            done, has, size = read_files(directory.fd, directory.listing, offsets, room)
+            for position, what in zip(some[:done], has, strict=True):
+                if what & HAS_XATTRS or directory.kinds[position] != PLAIN_FILE:
+                    self._as_listed(directory, position, attributed=bool(what & HAS_XATTRS))
+                else:
+                    directory.take[position] = AS_LISTED
+                    if what & HAS_CONTENT:
+                        directory.marks[position] |= _BUNDLED
             ingest.filled(size)
             bundled += size
             small = small[done:]
-            if small and done < len(some) and small[0][1].size <= len(room) - size:
+            if small and done < len(some):
+                entry = directory.listed(small[0])
+                if entry.size > len(room) - size:
+                    continue  # it is the next one's first
                 # It is not as it was listed.
-                position, entry = small.pop(0)
+                position = small.pop(0)
                 count = self._small_file(directory, position, entry.name)
                 if count is None:
-                    large.append((position, entry))
+                    large.append(position)
                 else:
                     bundled += count
         directory.size += bundled
         return bundled
+
+    def _as_listed(self, directory: Scanned, position: int, *, attributed: bool) -> None:
+        """Take a small file that was read as it was listed, and is not plain, or may not be."""
+        entry = directory.listed(position)
+        xattrs: tuple[tuple[bytes, bytes], ...] = ()
+        try:
+            if attributed:
+                xattrs = read_xattrs_at(directory.fd, entry.name)
+        except OSError:
+            directory.distrust = True
+        self._bundle(directory, position, entry, entry.size, xattrs)
 
     def _bundle(
         self,
@@ -168,13 +205,9 @@ class FileScanner:
         size: int,
         xattrs: tuple[tuple[bytes, bytes], ...],
     ) -> None:
-        plain = entry.nlink == 1 and not xattrs  # like most: there may be very many
-        extra = NO_EXTRA if plain else extra_of(entry, self.device, xattrs)
-        self.add(directory, entry, _CONTENT[size > 0], size=size, extra=extra)
-        if size:
-            directory.marks[position] |= _BUNDLED
-        if xattrs:
-            directory.marks[position] |= _XATTRS
+        extra = extra_of(entry, self.device, xattrs)
+        self.add(directory, position, entry, _CONTENT[size > 0], size=size, extra=extra)
+        directory.marks[position] |= (_BUNDLED if size else 0) | (_XATTRS if xattrs else 0)
 
     def _small_file(self, directory: Scanned, position: int, name: bytes) -> int | None:
         """Read one file into the bundle; return how many bytes, or None if it is not small after all."""
@@ -203,10 +236,9 @@ class FileScanner:
         self._bundle(directory, position, listed_of(name, after), count, xattrs)
         return count
 
-    def known(
-        self, directory: Scanned, position: int, entry: Listed, mark: int, ref: Ref
-    ) -> bool:
+    def known(self, directory: Scanned, position: int, mark: int, ref: Ref) -> bool:
         """Take a large file that is as the last scan read it; say whether that was possible."""
+        entry = directory.listed(position)
         extents = None
         xattrs: tuple[tuple[bytes, bytes], ...] = ()
         try:
@@ -235,11 +267,12 @@ class FileScanner:
 
         self._ingest.after(join)
         extra = extra_of(entry, self.device, xattrs, extents=extents)
-        self.add(directory, entry, Content.OWN, size=entry.size, extra=extra)
+        self.add(directory, position, entry, Content.OWN, size=entry.size, extra=extra)
         return True
 
-    def large_file(self, directory: Scanned, position: int, name: bytes) -> None:
+    def large_file(self, directory: Scanned, position: int) -> None:
         """Read a file into a stream of its own."""
+        name = name_at(directory.listing, directory.places[position])
         fd = self._open(directory, name)
         if fd < 0:
             return
@@ -273,7 +306,7 @@ class FileScanner:
         content = Content.OWN if taken.stored else Content.NONE
         entry = listed_of(name, info)
         extra = extra_of(entry, self.device, xattrs, extents=linked.extents)
-        self.add(directory, entry, content, size=taken.size, extra=extra)
+        self.add(directory, position, entry, content, size=taken.size, extra=extra)
         directory.size += taken.stored
         directory.marks[position] |= (
             (_OWN if taken.stored else 0)
@@ -349,6 +382,7 @@ class FileScanner:
     def add(
         self,
         directory: Scanned,
+        position: int,
         entry: Listed,
         content: Content,
         *,
@@ -357,13 +391,9 @@ class FileScanner:
     ) -> None:
         """Make the entry. A directory's own entry may be given before what is in it is read."""
         name, _, _, _, mtime, _, _, _, mode, uid, gid, _, _, _ = entry
-        directory.entries[name] = Entry(
+        directory.entries[position] = Entry(
             name, mode >> 12, mode & 0o7777, uid, gid, mtime, size, content, extra
         )
-        if uid not in directory.users and (user := user_name(uid)):
-            directory.users[uid] = user
-        if gid not in directory.groups and (group := group_name(gid)):
-            directory.groups[gid] = group
 
     def streams(self, record: Record | None) -> dict[bytes, tuple[bytes, int, Ref]]:
         """Return the large files that the last scan read of a directory: entry, mark, stream."""

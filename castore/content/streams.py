@@ -110,16 +110,16 @@ class RangeReader:
     """
 
     def __init__(
-        self, store: Store, ref: Ref | None, known: Mapping[RecordId, bytes] | None = None
+        self, store: Store, ref: Ref | None, known: Mapping[RecordId, bytes | memoryview] | None = None
     ) -> None:
         self._store = store
         self._known = known or {}
         located = list(iter_chunks(store, ref))
         self._starts = [start for start, _ in located]
         self._chunks = [chunk for _, chunk in located]
-        self._kept: tuple[int, bytes] = (-1, b"")
+        self._kept: tuple[int, bytes | memoryview] = (-1, b"")
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes | memoryview:
         """Return `length` bytes from `offset`. Raises DamageError, MissingError."""
         parts = []
         position = bisect_right(self._starts, offset) - 1
@@ -133,9 +133,9 @@ class RangeReader:
             offset += len(piece)
             length -= len(piece)
             position += 1
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _chunk(self, position: int) -> bytes:
+    def _chunk(self, position: int) -> bytes | memoryview:
         if self._kept[0] != position:
             chunk = self._chunks[position]
             data = self._known.get(chunk.id)

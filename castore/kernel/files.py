@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from array import array
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.kernel import _ADDRESS, _SIZE, _U64, _address, _function
@@ -20,13 +21,28 @@ if TYPE_CHECKING:
 
 ENTERED: Final = 1
 """Mark of a directory whose record is below."""
+
+# Kinds of entries, in a survey.
+PLAIN_FILE: Final = 1
+"""A small file of one name."""
+SMALL_FILE: Final = 2
+"""Another small file."""
+LARGE_FILE: Final = 3
+"""Another file, or one with holes."""
+DIRECTORY: Final = 4
+SPECIAL: Final = 5
+FAILED: Final = 6
+"""What could not be looked at."""
+
+# What files have that were read.
+HAS_XATTRS: Final = 1
+HAS_CONTENT: Final = 2
+
 DISTRUST: Final = 1
 """Flag of a record that is to be compared no more: the directory is listed again."""
 
 _ENTRY: Final = struct.Struct("<QQQqqQQIIIIIIII")
 _NAME_LENGTH: Final = struct.Struct("<I")
-_FILE: Final = struct.Struct("<QqIIII")
-_NOBODY: Final = 0xFFFFFFFF
 _SECOND: Final = 10**9
 _RECORD: Final = struct.Struct("<QQQQ96s")
 
@@ -38,9 +54,10 @@ _scan_read: Final = _function(
     "scan_read",
     _SIZE,
     *(ctypes.c_int, ctypes.c_char_p, _ADDRESS, _SIZE, _ADDRESS, _SIZE, ctypes.c_char_p),
+    ctypes.POINTER(_U64),
 )
-_scan_write: Final = _function(
-    "scan_write", _SIZE, ctypes.c_int, *(ctypes.c_char_p, _SIZE, ctypes.c_char_p, ctypes.c_char_p)
+_scan_survey: Final = _function(
+    "scan_survey", _SIZE, ctypes.c_char_p, _SIZE, _U64, _ADDRESS, _ADDRESS, ctypes.POINTER(ctypes.c_int64)
 )
 
 
@@ -114,15 +131,32 @@ def raw_at(listing: bytes, at: int) -> bytes:
     return listing[at : end + _NAME_LENGTH.unpack_from(listing, end - 4)[0]]
 
 
-def places_of(listing: bytes) -> list[int]:
+class Survey(NamedTuple):
+    """What the entries of a listing are, in order of names."""
+
+    places: array[int]
+    """Where they are in it."""
+    kinds: bytes
+    """What they are: PLAIN_FILE and so on."""
+    last_ctime: int
+    """The newest, ns."""
+    linked: bool
+    """Whether anything but a directory has several names."""
+
+
+def survey(listing: bytes, small: int = 0) -> Survey:
+    """Say what the entries of a listing are; a regular file of up to `small` bytes is a small one."""
+    most = len(listing) // _ENTRY.size
+    places, kinds, last = array("Q", bytes(8 * most)), bytearray(most), (ctypes.c_int64 * 3)()
+    room = (ctypes.c_char * most).from_buffer(kinds)
+    count = _scan_survey(listing, len(listing), small, places.buffer_info()[0], room, last)
+    del places[count:]
+    return Survey(places, bytes(kinds[:count]), last[0] * _SECOND + last[1], bool(last[2]))
+
+
+def places_of(listing: bytes) -> array[int]:
     """Return where the entries of a listing are in it."""
-    found = []
-    at = 0
-    unpack = _NAME_LENGTH.unpack_from
-    while at < len(listing):
-        found.append(at)
-        at += _ENTRY.size + (unpack(listing, at + _ENTRY.size - 4)[0] + 7 & ~7)
-    return found
+    return survey(listing).places
 
 
 def name_at(listing: bytes, at: int) -> bytes:
@@ -184,44 +218,21 @@ def compare_directory(fd: int, name: bytes, cache: mmap, end: int, at: int) -> i
     return reached
 
 
-class NewFile(NamedTuple):
-    """A file to be made; uid and gid -1: it is whoever's who makes it."""
-
-    name: bytes
-    size: int
-    mtime_ns: int
-    mode: int
-    uid: int
-    gid: int
-
-
-def write_files(fd: int, files: Sequence[NewFile], data: bytes) -> int:
-    """Make new files in the directory open as `fd`, of what is in `data` one behind the other.
-
-    Returns how many were made. The one behind them could not be.
-    """
-    packed = bytearray(_FILE.size * len(files))
-    at = 0
-    for _, size, mtime, mode, uid, gid in files:
-        seconds, rest = divmod(mtime, _SECOND)
-        _FILE.pack_into(packed, at, size, seconds, rest, mode, uid & _NOBODY, gid & _NOBODY)
-        at += _FILE.size
-    names = b"\0".join([*(file.name for file in files), b""])
-    done: int = _scan_write(fd, bytes(packed), len(files), names, data)
-    return done
-
-
 def read_files(
     fd: int, listing: bytes, offsets: Sequence[int], room: memoryview
-) -> tuple[int, bytes]:
-    """Read files, one behind the other, into `room`; return how many, and which have attributes.
+) -> tuple[int, bytes, int]:
+    """Read files, one behind the other, into `room`.
 
-    offsets: of their entries in the listing of the directory open as `fd`. It ends in front of the
-    first that is not as it was listed, cannot be read, or does not fit.
+    offsets: of their entries in the listing of the directory open as `fd`. Returns how many were read,
+    what each has, and the bytes of all. It ends in front of the first that is not
+    as it was listed, cannot be read, or does not fit.
     """
     count = len(offsets)
     has = ctypes.create_string_buffer(count)
     target = (ctypes.c_char * len(room)).from_buffer(room)
-    done = _scan_read(fd, listing, (_U64 * count)(*offsets), count, target, len(room), has)
+    size = _U64()
+    done = _scan_read(
+        fd, listing, (_U64 * count)(*offsets), count, target, len(room), has, ctypes.byref(size)
+    )
     del target
-    return done, has.raw[:done]
+    return done, has.raw[:done], size.value

@@ -272,10 +272,12 @@ as_listed(const struct scan_entry *entry, const struct stat *info)
 }
 
 size_t
-scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room, uint8_t *has)
+scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room, uint8_t *has,
+    uint64_t *total)
 {
 	size_t i;
 
+	*total = 0;
 	for (i = 0; i < count; i++) {
 		struct scan_entry entry;
 		struct stat info;
@@ -295,55 +297,56 @@ scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count,
 		while (same && done < entry.size && (got = read(file, out + done, entry.size - done)) > 0)
 			done += (size_t)got;
 		same = same && done == entry.size && fstat(file, &info) == 0 && as_listed(&entry, &info);
-		has[i] = flistxattr(file, NULL, 0) > 0;
+		has[i] = (flistxattr(file, NULL, 0) > 0 ? SCAN_HAS_XATTRS : 0) | (done > 0 ? SCAN_HAS_CONTENT : 0);
 		close(file);
 		if (!same)
 			break;
 		out += done;
 		room -= done;
+		*total += done;
 	}
 	return (i);
 }
 
-static int
-written(int file, const struct scan_file *spec, const uint8_t *data)
-{
-	struct timespec times[2];
-	size_t done = 0;
-	ssize_t got;
+/* Times that fit 64 bits as nanoseconds. */
+#define MOST_SECONDS 9000000000
 
-	while (done < spec->size) {
-		if ((got = write(file, data + done, spec->size - done)) < 0)
-			return (-1);
-		done += (size_t)got;
-	}
-	/* A change of owner clears set-id bits, so it comes first; all of them change the time. */
-	if ((spec->uid != UINT32_MAX || spec->gid != UINT32_MAX) && fchown(file, spec->uid, spec->gid) != 0)
-		return (-1);
-	if (fchmod(file, (mode_t)spec->mode) != 0)
-		return (-1);
-	times[0].tv_sec = times[1].tv_sec = (time_t)spec->mtime;
-	times[0].tv_nsec = times[1].tv_nsec = (long)spec->mtime_ns;
-	return (futimens(file, times));
+static uint8_t
+kind_of(const struct scan_entry *entry, uint64_t small)
+{
+	if (entry->error != 0)
+		return (SCAN_FAILED);
+	if (S_ISDIR(entry->mode))
+		return (SCAN_DIRECTORY);
+	if (!S_ISREG(entry->mode))
+		return (SCAN_SPECIAL);
+	if (entry->size > small || entry->blocks * 512 < entry->size)
+		return (SCAN_LARGE);
+	if (entry->nlink == 1 && entry->mtime > -MOST_SECONDS && entry->mtime < MOST_SECONDS)
+		return (SCAN_PLAIN);
+	return (SCAN_SMALL);
 }
 
 size_t
-scan_write(int fd, const struct scan_file *files, size_t count, const char *names, const uint8_t *data)
+scan_survey(const uint8_t *listing, size_t len, uint64_t small, uint64_t *places, uint8_t *kinds, int64_t *last)
 {
-	size_t i;
+	size_t at = 0, i;
 
-	for (i = 0; i < count; i++) {
-		int file = openat(fd, names, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600), failed;
+	last[0] = last[1] = last[2] = 0;
+	for (i = 0; len - at > sizeof(struct scan_entry); i++) {
+		struct scan_entry entry;
 
-		if (file < 0)
-			break;
-		failed = written(file, &files[i], data) != 0;
-		if (close(file) != 0 || failed) {
-			(void)unlinkat(fd, names, 0);
-			break;
+		memcpy(&entry, listing + at, sizeof(entry));
+		places[i] = at;
+		kinds[i] = kind_of(&entry, small);
+		if (entry.ctime > last[0] || (entry.ctime == last[0] && entry.ctime_ns > last[1])) {
+			last[0] = entry.ctime;
+			last[1] = entry.ctime_ns;
 		}
-		names += strlen(names) + 1;
-		data += files[i].size;
+		if (entry.nlink > 1 && !S_ISDIR(entry.mode))
+			last[2] = 1;
+		if (entry.name_len > len || (at += sizeof(entry) + padded(entry.name_len)) > len)
+			break;
 	}
 	return (i);
 }

@@ -47,30 +47,33 @@ int64_t scan_list(int fd, uint8_t *out, size_t room);
 __attribute__((visibility("default")))
 uint64_t scan_compare(int fd, const char *name, const uint8_t *cache, uint64_t cache_len, uint64_t at);
 
+#define SCAN_HAS_XATTRS 1u
+#define SCAN_HAS_CONTENT 2u
+
 /*
  * Read files of the directory open as fd, which entries[0 .. count) are, offsets
  * in its listing, one behind the other into out[0 .. room).  Stops in front of the first that
  * is not as listed, or that is not read in full, or that does not fit any more.
- * Returns how many were read; the lowest bit of has[i] says whether the i-th has extended attributes.
+ * Returns how many were read, and their bytes in *total; has[i] says what the i-th has.
  */
 __attribute__((visibility("default")))
 size_t scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room,
-    uint8_t *has);
+    uint8_t *has, uint64_t *total);
 
-/* A file to be made. */
-struct scan_file {
-	uint64_t size;
-	int64_t mtime; /* seconds since 1970 */
-	uint32_t mtime_ns, mode;
-	uint32_t uid, gid; /* both UINT32_MAX: whoever makes it */
-};
+/* What an entry of a listing is. */
+#define SCAN_PLAIN 1u /* a small file of one name */
+#define SCAN_SMALL 2u /* another small file */
+#define SCAN_LARGE 3u /* another file, or one with holes */
+#define SCAN_DIRECTORY 4u
+#define SCAN_SPECIAL 5u
+#define SCAN_FAILED 6u
 
 /*
- * Make new files in the directory open as fd: their names one behind the other, a zero byte behind
- * each, and likewise what is in them.  Links are not followed, and nothing is replaced.  Returns how
- * many were made; behind them is one that could not be, which is not there or is not ours.
+ * Say what the entries of a listing are, with regular files of up to `small` bytes as small ones: where they
+ * are in it, and their kinds; there is room for len / sizeof(struct scan_entry).  Returns how many they are.
+ * last: takes the newest ctime, seconds and ns, and whether anything but a directory has several names.
  */
 __attribute__((visibility("default")))
-size_t scan_write(int fd, const struct scan_file *files, size_t count, const char *names, const uint8_t *data);
+size_t scan_survey(const uint8_t *listing, size_t len, uint64_t small, uint64_t *places, uint8_t *kinds, int64_t *last);
 
 #endif

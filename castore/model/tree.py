@@ -101,6 +101,9 @@ class Owners(msgspec.Struct, frozen=True, array_like=True):
     groups: dict[int, str] = {}
 
 
+NOBODY: Final = Owners()
+"""Owners without a name."""
+
 _encoder = msgspec.msgpack.Encoder()
 _decode_owners = msgspec.msgpack.Decoder(Owners).decode
 _decode_entry = msgspec.msgpack.Decoder(Entry).decode
@@ -124,20 +127,35 @@ def encode_entries(entries: Iterable[Entry]) -> bytes:
 
 def decode_entries(data: bytes) -> tuple[Owners, list[Entry]]:
     """Return what a whole entries stream holds. Raises DamageError, FormatError."""
-    frames = _frames(data)
-    try:
-        owners = _decode_owners(next(frames, b""))
-        if owners.version != _VERSION:
-            raise FormatError(f"a directory of format {owners.version}; this castore knows {_VERSION}")
-        entries = [_decode_entry(frame) for frame in frames]
-    except UNDECODABLE as error:
-        raise DamageError(f"a directory's entries do not decode: {error}") from None
+    owners, at = decode_owners(data)
+    entries = [decode_entry(frame) for frame in _frames(data, at)]
     _check(entries)
     return owners, entries
 
 
-def _frames(data: bytes) -> Iterator[bytes]:
-    position = 0
+def decode_owners(data: bytes) -> tuple[Owners, int]:
+    """Return what an entries stream begins with, and where its entries do. Raises as `decode_entries`."""
+    frame = next(_frames(data, 0), b"")
+    try:
+        owners = _decode_owners(frame)
+    except UNDECODABLE as error:
+        raise DamageError(f"a directory's owners do not decode: {error}") from None
+    if owners.version != _VERSION:
+        raise FormatError(f"a directory of format {owners.version}; this castore knows {_VERSION}")
+    return owners, _LENGTH_BYTES + len(frame)
+
+
+def decode_entry(frame: bytes) -> Entry:
+    """Return what an encoded entry says; its name is not looked at. Raises DamageError."""
+    try:
+        entry = _decode_entry(frame)
+    except UNDECODABLE as error:
+        raise DamageError(f"a directory's entries do not decode: {error}") from None
+    _check_shape(entry)
+    return entry
+
+
+def _frames(data: bytes, position: int) -> Iterator[bytes]:
     while position < len(data):
         start = position + _LENGTH_BYTES
         position = start + int.from_bytes(data[position:start], "little")
@@ -147,22 +165,21 @@ def _frames(data: bytes) -> Iterator[bytes]:
 
 
 def _check(entries: list[Entry]) -> None:
-    """Refuse what could lead a reader astray: names that are paths, content of no known place."""
+    """Refuse what could lead a reader astray: names that are paths, or not in order."""
     previous: bytes | None = None
     for entry in entries:
         name = entry.name
         if name == ROOT_NAME and len(entries) == 1:
-            _check_shape(entry)
             return
         if not name or name in {b".", b".."} or b"/" in name or b"\0" in name:
             raise DamageError(f"a directory has an entry of the impossible name {name!r}")
         if previous is not None and name <= previous:
             raise DamageError(f"a directory's entries are out of order at {name!r}")
         previous = name
-        _check_shape(entry)
 
 
 def _check_shape(entry: Entry) -> None:
+    """Refuse content of no known place, and what the system's calls cannot take."""
     _check_ranges(entry)
     extra = entry.extra
     extents = extra.extents

@@ -52,6 +52,9 @@ class Writer(ABC):
 class Storage(ABC):
     """A place that holds a store's objects."""
 
+    forks: bool = False
+    """Whether a process that was forked may go on reading, beside its parent."""
+
     @property
     @abstractmethod
     def location(self) -> str:

@@ -145,6 +145,8 @@ class _LocalWriter(Writer):
 class LocalStorage(Storage):
     """The directory `path`; with `create`, it is made when it is not there."""
 
+    forks = True
+
     def __init__(self, path: str, *, create: bool = False) -> None:
         self._root = os.path.abspath(path)
         try:

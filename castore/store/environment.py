@@ -74,6 +74,9 @@ def acquire(path: str, store_id: bytes) -> Environment:
     """Open the environment, or share the one that is open; begin anew what is no index of ours."""
     with _opening:
         key = (os.getpid(), os.path.realpath(path))
+        # What was open before a fork is the parent's; closed here, nothing of it is touched.
+        for other in [one for one in _environments if one[0] != key[0]]:
+            _environments.pop(other).env.close()
         found = _environments.get(key)
         if found is None:
             found = _sound(path, store_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import threading
 import time
@@ -166,6 +167,13 @@ class Store:
         """Give the index up."""
         self.references.close()
         self.index.close()
+
+    def reopened(self) -> Store:
+        """Return this store, to be read by a process just forked: LMDB wants an index of its own."""
+        store = copy.copy(self)
+        store.index = Index(self.index.path, self.store_id)
+        store.__dict__.pop("_records", None)
+        return store
 
     def __enter__(self) -> Self:
         return self

@@ -106,7 +106,7 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_told_and_the_rest_is_kept(
             raise PermissionError(13, "Permission denied")
         return real(path, flags, *args, **kwargs)
 
-    monkeypatch.setattr(scanfiles, "read_files", lambda *_: (0, b""))  # as if none were as listed
+    monkeypatch.setattr(scanfiles, "read_files", lambda *_: (0, b"", 0))  # as if none were as listed
     monkeypatch.setattr(os, "open", failing)
     taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
     monkeypatch.undo()
@@ -139,7 +139,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(
         os.truncate(live / "large", 1_000_000)
         return real_pread(fd, buffers, offset)
 
-    monkeypatch.setattr(scanfiles, "read_files", lambda *_: (0, b""))
+    monkeypatch.setattr(scanfiles, "read_files", lambda *_: (0, b"", 0))
     monkeypatch.setattr(os, "readv", growing)
     monkeypatch.setattr(os, "preadv", shrinking)
     taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})

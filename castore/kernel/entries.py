@@ -1,0 +1,185 @@
+"""The entries of stored directories, for all their plain files at once; the GIL released.
+
+A **plain file** has one name, no extended attributes, and is empty or lies in its directory's bundle: most
+files are. entries.h says the shapes, castore/FORMAT.md the bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from castore.kernel import _ADDRESS, _SIZE, _TOO_MANY, _U32, _U64, _function
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterator, Mapping
+
+    Bytes = bytes | memoryview
+
+AS_LISTED: Final = 1
+"""Take an entry as it is listed."""
+GIVEN: Final = 2
+"""Take the next one that is given, encoded."""
+
+_MOST: Final = 80
+_PLACE: Final = struct.Struct("<QQQQqIIIIIIII")
+
+
+class _Ids(ctypes.Structure):
+    """struct entry_ids."""
+
+    _fields_ = (("uid", _U32), ("gid", _U32))
+
+
+class _Owner(ctypes.Structure):
+    """struct entry_owner."""
+
+    _fields_ = (("stored", _U32), ("wanted", _U32))
+
+
+class _Owners(ctypes.Structure):
+    """struct entry_owners."""
+
+    _fields_ = (
+        ("change", _U32),
+        ("mode", _U32),
+        ("user_count", _U64),
+        ("group_count", _U64),
+        ("users", ctypes.POINTER(_Owner)),
+        ("groups", ctypes.POINTER(_Owner)),
+    )
+
+
+_join: Final = _function(
+    "entries_join",
+    _SIZE,
+    *(ctypes.c_char_p, _ADDRESS, ctypes.c_char_p, _SIZE, ctypes.c_char_p, _SIZE, _ADDRESS, _SIZE),
+    *(ctypes.POINTER(_Ids), ctypes.POINTER(_SIZE)),
+)
+_count: Final = _function("entries_count", _SIZE, ctypes.c_char_p, _SIZE, _SIZE)
+_split: Final = _function("entries_split", _SIZE, ctypes.c_char_p, _SIZE, _SIZE, _ADDRESS, _SIZE)
+_write: Final = _function(
+    "entries_write",
+    _SIZE,
+    *(ctypes.c_int, ctypes.c_char_p, _ADDRESS, _SIZE, _SIZE, ctypes.POINTER(_Owners)),
+    *(_ADDRESS, _SIZE, _U64),
+)
+
+
+def join_entries(
+    listing: bytes, places: array[int], take: bytes, given: bytes
+) -> tuple[bytes, list[tuple[int, int]]]:
+    """Return the encoded entries of a listing, and the (owner, group) pairs of those encoded here.
+
+    places: of the entries in the listing. take: for each 0, AS_LISTED or GIVEN. given: those, in order,
+    as `castore.model.tree.encode_entries` has them.
+    """
+    count = len(take)
+    room = len(given) + len(listing) + _MOST * take.count(AS_LISTED)
+    out = ctypes.create_string_buffer(room)
+    ids = (_Ids * count)()
+    found = _SIZE()
+    address = places.buffer_info()[0]
+    length = _join(listing, address, take, count, given, len(given), out, room, ids, ctypes.byref(found))
+    if length == _TOO_MANY:
+        raise ValueError("there are fewer entries given than to be taken")
+    return ctypes.string_at(out, length), [(one.uid, one.gid) for one in ids[: found.value]]
+
+
+class NewOwners(NamedTuple):
+    """What files get of the owners and modes that are stored."""
+
+    change: bool
+    """Set owners and groups; else files are whoever's who makes them."""
+    mode: int
+    """What of a mode is allowed."""
+    users: Mapping[int, int] = {}
+    """Numbers that are not those stored, by those stored."""
+    groups: Mapping[int, int] = {}
+
+
+class Split:
+    """A directory's entries taken apart: what is a plain file, and what is not."""
+
+    def __init__(self, data: bytes, places: ctypes.Array[ctypes.c_char], count: int) -> None:
+        self._data = data
+        self._places = places
+        self._count = count
+        self.others: list[tuple[bytes, int]] = []
+        """What is not: (encoded entry, where in the bundle its content begins), in order."""
+        self.size = 0
+        """Bytes of the bundle."""
+        self.plain_size = 0
+        for at, _, size, offset, *_, length, _, plain, bundled in _PLACE.iter_unpack(places):
+            if bundled:
+                self.size = offset + size
+            if plain:
+                self.plain_size += size
+            else:
+                self.others.append((data[at : at + length], offset))
+
+    @property
+    def plain(self) -> int:
+        """How many are plain files."""
+        return self._count - len(self.others)
+
+    def runs(self, room: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield entries next to each other, and where in the bundle they are: (first, end, start, length).
+
+        A length is above `room` only of one file.
+        """
+        if self.size <= room:
+            yield 0, self._count, 0, self.size
+            return
+        first, start, end = 0, 0, 0
+        for number, (_, _, size, offset, *_, plain, _) in enumerate(_PLACE.iter_unpack(self._places)):
+            if not plain or not size:
+                continue
+            if end > start and offset + size - start > room:
+                yield first, number, start, end - start
+                first, start = number, offset
+            elif end == start:
+                start = offset
+            end = offset + size
+        yield first, self._count, start, end - start
+
+    def encoded(self, first: int, end: int | None) -> list[tuple[bytes, int]]:
+        """Return the plain files of entries [first, end): each encoded, and where its content begins."""
+        places = memoryview(self._places)[first * _PLACE.size : end and end * _PLACE.size]
+        return [
+            (self._data[at : at + length], offset)
+            for at, _, _, offset, *_, length, _, plain, _ in _PLACE.iter_unpack(places)
+            if plain
+        ]
+
+    def write(self, fd: int, first: int, end: int, new: NewOwners, content: Bytes, start: int) -> int:
+        """Make the plain files of entries [first, end) in the directory open as `fd`; nothing is replaced.
+
+        content: of the bundle, from `start` on. Returns where it ended: at `end`, or at one that could
+        not be made.
+        """
+        users, groups = _owners(new.users), _owners(new.groups)
+        owners = _Owners(new.change, new.mode, len(users), len(groups), users, groups)
+        held: Any = content
+        if isinstance(content, memoryview):
+            held = bytes(content) if content.readonly else (ctypes.c_char * len(content)).from_buffer(content)
+        where = ctypes.byref(owners), held, len(content), start
+        done: int = _write(fd, self._data, self._places, first, end, *where)
+        return done
+
+
+def _owners(numbers: Mapping[int, int]) -> ctypes.Array[_Owner]:
+    return (_Owner * len(numbers))(*(_Owner(*pair) for pair in numbers.items()))
+
+
+def split_entries(data: bytes, at: int) -> Split | None:
+    """Take the encoded entries from `at` on apart; None if they are not as castore encodes them."""
+    count = _count(data, len(data), at)
+    if count == _TOO_MANY:
+        return None
+    places = ctypes.create_string_buffer(_PLACE.size * count)
+    if count and _split(data, len(data), at, places, count) != count:
+        return None
+    return Split(data, places, count)
