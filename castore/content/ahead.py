@@ -84,25 +84,32 @@ class Ahead:
         self._lock = threading.Lock()
         if ref is None or ref.size < _LEAST or not store.storage.forks or (os.cpu_count() or 1) < 2:
             return
-        ring = mmap.mmap(-1, _RING)
-        self._messages, to_parent = os.pipe()
-        to_child, self._freed = os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if child == 0:
+        pipes: list[int] = []
+        try:
+            self._ring = mmap.mmap(-1, _RING)
+            pipes += os.pipe()
+            pipes += os.pipe()
+            self._messages, to_parent, to_child, self._freed = pipes
+            with warnings.catch_warnings():
+                # Other threads may be there: this one takes no lock that they might hold.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._child = os.fork()
+        except OSError:
+            for fd in pipes:
+                os.close(fd)
+            return
+        if self._child == 0:
             try:
                 os.close(self._messages)
                 os.close(self._freed)
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 with store.reopened() as own:
-                    _Opener(own, ring, to_parent, to_child).run(ref)
+                    _Opener(own, self._ring, to_parent, to_child).run(ref)
             finally:
-                # What the parent had to do at its end is not for this process to do.
+                # What the parent is to do at its end is not for this process to do.
                 os._exit(0)
         os.close(to_parent)
         os.close(to_child)
-        self._child, self._ring = child, ring
 
     def __enter__(self) -> Self:
         return self

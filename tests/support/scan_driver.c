@@ -1,6 +1,7 @@
 /* Calls the scan with damaged caches, and writes and reads files, in buffers of exact length, under sanitizers. */
 #define _GNU_SOURCE
 #include "driver.h"
+#include "entries.h"
 #include "scan.h"
 
 #include <errno.h>
@@ -99,58 +100,161 @@ compare(int top)
 	close(dir);
 }
 
+
+/* An entry as entries_join would encode it, but of small numbers only. */
+static size_t
+frame(uint8_t *out, const char *name, uint8_t size)
+{
+	static const uint8_t end[] = {0x95, 0xc4, 0x00, 0x00, 0xc0, 0x90, 0xc0};
+	uint8_t *at = out + 4, len = (uint8_t)strlen(name);
+
+	*at++ = 0x99;
+	*at++ = 0xc4;
+	*at++ = len;
+	memcpy(at, name, len);
+	at += len;
+	*at++ = S_IFREG >> 12;
+	*at++ = 0xcd, *at++ = 1, *at++ = 0xa0; /* 0640 */
+	*at++ = 0;
+	*at++ = 0;
+	*at++ = 0x7f;
+	*at++ = size & 0x7f;
+	*at++ = (size & 0x7f) > 0;
+	memcpy(at, end, sizeof(end));
+	at += sizeof(end);
+	out[0] = (uint8_t)(at - out - 4);
+	out[1] = out[2] = out[3] = 0;
+	return ((size_t)(at - out));
+}
+
+static void
+damaged(int dir, const uint8_t *data, size_t len)
+{
+	struct entry_owners owners = {0, 07777, 0, 0, NULL, NULL};
+	int i, j;
+
+	for (i = 0; i < 3000; i++) {
+		size_t cut = draw() % 4 ? len : draw() % (len + 1), count, given = draw() % 5000;
+		uint8_t *some = exactly(cut), *bundle = exactly(given);
+		struct entry_place *places;
+
+		memset(bundle, 1, given);
+		memcpy(some, data, cut);
+		for (j = (int)(draw() % 4); j > 0 && cut > 0; j--)
+			some[draw() % cut] = draw() % 2 ? (uint8_t)draw() : 0xff;
+		count = entries_count(some, cut, 0);
+		if (count == SIZE_MAX)
+			count = draw() % 30;
+		places = exactly(count * sizeof(*places));
+		if (entries_split(some, cut, 0, places, count) == count)
+			need(entries_write(dir, some, places, 0, count, &owners, bundle, given, draw() % 100) <= count);
+		free(places);
+		free(bundle);
+		free(some);
+	}
+}
+
+static void
+join(const uint8_t *listing, const uint64_t *places, size_t count, size_t room)
+{
+	uint8_t take[40], given[400];
+	struct entry_ids *ids = exactly(count * sizeof(*ids));
+	size_t i, j, found, given_len;
+
+	for (i = 0; i < 1000; i++) {
+		size_t some = draw() % 8 ? room : draw() % room, want = 0, len;
+		uint8_t *out = exactly(some);
+
+		for (j = given_len = 0; j < count; j++) {
+			take[j] = (uint8_t)(draw() % 3);
+			if (take[j] == ENTRY_GIVEN && want++ < 5)
+				given_len += frame(given + given_len, "given", 3);
+		}
+		len = entries_join(listing, places, take, count, given, given_len, out, some, ids, &found);
+		need((len == SIZE_MAX || len <= some) && found <= count);
+		free(out);
+	}
+	free(ids);
+}
+
 static void
 files(int top)
 {
-	struct scan_file specs[20];
-	char *names = exactly(20 * 8), *p = names;
-	size_t total = 0, i, done, count = 0, at;
-	uint8_t *data, *back, *listing, has[40];
-	uint64_t offsets[40];
-	int64_t len;
-	int dir = -1;
+	struct entry_place places[20];
+	struct entry_owners owners = {0, 07777, 0, 0, NULL, NULL};
+	uint8_t frames[2000], *data, *back, *listing, has[40], *kinds;
+	size_t total = 0, i, done, count, frames_len = 0;
+	uint64_t *offsets, read;
+	int64_t len, last[3];
+	int dir = -1, other = -1;
 
 	need(mkdirat(top, "files", 0700) == 0 && (dir = openat(top, "files", O_RDONLY | O_DIRECTORY)) >= 0);
+	need(mkdirat(top, "other", 0700) == 0 && (other = openat(top, "other", O_RDONLY | O_DIRECTORY)) >= 0);
 	for (i = 0; i < 20; i++) {
-		specs[i] = (struct scan_file){draw() % 5000, (int64_t)(1000 + i), 5, 0640, UINT32_MAX, UINT32_MAX};
-		total += specs[i].size;
-		p += sprintf(p, "n%02zu", i) + 1;
+		char name[8];
+
+		sprintf(name, "n%02zu", i);
+		frames_len += frame(frames + frames_len, name, (uint8_t)(i * 5));
+		total += (i * 5) & 0x7f;
 	}
+	need(entries_count(frames, frames_len, 0) == 20 && entries_split(frames, frames_len, 0, places, 20) == 20);
+	need(entries_split(frames, frames_len, 0, places, 19) == SIZE_MAX);
 	data = exactly(total);
 	for (i = 0; i < total; i++)
 		data[i] = (uint8_t)draw();
-	need(scan_write(dir, specs, 20, names, data) == 20);
-	need(scan_write(dir, specs, 20, names, data) == 0);
+	need(entries_split(frames, frames_len, 0, places, 20) == 20);
+	need(entries_write(dir, frames, places, 0, 20, &owners, data, total, 0) == 20);
+	need(entries_write(dir, frames, places, 0, 20, &owners, data, total, 0) == 0);
+	need(entries_write(other, frames, places, 0, 20, &owners, data, total - 1, 0) == 19);
+	damaged(other, frames, frames_len);
 	len = scan_list(dir, NULL, 0);
 	listing = exactly((size_t)len);
 	need(scan_list(dir, listing, (size_t)len) == len);
-	for (at = 0; at < (size_t)len; count++) {
+	offsets = exactly((size_t)len / sizeof(struct scan_entry) * sizeof(*offsets));
+	kinds = exactly((size_t)len / sizeof(struct scan_entry));
+	count = scan_survey(listing, (size_t)len, 100, offsets, kinds, last);
+	need(count == 20);
+	for (i = 0; i < count; i++) {
 		struct scan_entry entry;
 
-		memcpy(&entry, listing + at, sizeof(entry));
-		need(entry.size == specs[count].size && entry.mtime == specs[count].mtime && entry.mtime_ns == 5 &&
-		    (entry.mode & 07777) == 0640);
-		offsets[count] = at;
-		at += sizeof(entry) + ((entry.name_len + 7) & ~7u);
+		memcpy(&entry, listing + offsets[i], sizeof(entry));
+		need(kinds[i] == SCAN_PLAIN && entry.size == places[i].size && entry.mtime == places[i].mtime &&
+		    entry.mtime_ns == places[i].mtime_ns && (entry.mode & 07777) == 0640);
 	}
-	need(count == 20);
+	join(listing, offsets, count, 20 * 100 + 400);
 	back = exactly(total);
-	need(scan_read(dir, listing, offsets, 20, back, total, has) == 20 && memcmp(back, data, total) == 0);
+	need(scan_read(dir, listing, offsets, 20, back, total, has, &read) == 20 && read == total);
+	need(memcmp(back, data, total) == 0);
 	for (i = 0; i < 200; i++) {
 		size_t room = draw() % (total + 1);
 		uint8_t *some = exactly(room);
 
-		done = scan_read(dir, listing, offsets, 20, some, room, has);
-		need(done <= 20);
+		done = scan_read(dir, listing, offsets, 20, some, room, has, &read);
+		need(done <= 20 && read <= room);
 		free(some);
 	}
 	need(unlinkat(dir, "n07", 0) == 0 && symlinkat("n08", dir, "n07") == 0);
-	need(scan_read(dir, listing, offsets, 20, back, total, has) == 7);
+	need(scan_read(dir, listing, offsets, 20, back, total, has, &read) == 7);
+	for (i = 0; i < 1000; i++) {
+		size_t cut = draw() % 2 ? (size_t)len : draw() % (size_t)len, room = cut / sizeof(struct scan_entry);
+		uint8_t *some = exactly(cut), *what = exactly(room);
+		uint64_t *where = exactly(room * sizeof(*where));
+
+		memcpy(some, listing, cut);
+		if (cut > 0)
+			some[draw() % cut] = (uint8_t)draw();
+		need(scan_survey(some, cut, 100, where, what, last) <= room);
+		free(where);
+		free(what);
+		free(some);
+	}
+	free(kinds);
+	free(offsets);
 	free(back);
 	free(listing);
 	free(data);
-	free(names);
 	close(dir);
+	close(other);
 }
 
 int

@@ -1,0 +1,238 @@
+"""Entries of plain files, encoded and taken apart by the kernel: what the model says of them, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from array import array
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from castore.errors import CastoreError
+from castore.kernel.entries import AS_LISTED, GIVEN, NewOwners, join_entries, split_entries
+from castore.kernel.files import PLAIN_FILE, list_directory, survey
+from castore.model.tree import (
+    NO_EXTRA,
+    Content,
+    Entry,
+    Extra,
+    Owners,
+    decode_entries,
+    decode_entry,
+    encode_entries,
+    encode_owners,
+)
+
+REGULAR = stat.S_IFREG >> 12
+LIMIT = 1 << 58
+
+names = st.binary(min_size=1, max_size=255).filter(lambda n: n not in {b".", b".."} and not {0, 47} & set(n))
+numbers = st.integers(0, 2**32 - 1)
+sizes = st.one_of(st.integers(0, 300), st.integers(0, LIMIT))
+times = st.one_of(st.integers(-(10**18), 10**18), st.integers(-300, 300))
+
+
+@st.composite
+def plain_entries(draw: st.DrawFn, name: bytes) -> Entry:
+    size = draw(sizes)
+    mode, uid, gid, mtime = draw(st.integers(0, 0o7777)), draw(numbers), draw(numbers), draw(times)
+    content = Content.BUNDLE if size else Content.NONE
+    return Entry(name, REGULAR, mode, uid, gid, mtime, size, content, NO_EXTRA)
+
+
+@st.composite
+def other_entries(draw: st.DrawFn, name: bytes) -> Entry:
+    kind = draw(st.sampled_from([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO]))
+    xattrs = ((b"user.x", draw(st.binary(max_size=20))),)
+    extra = draw(st.sampled_from([Extra(xattrs=xattrs), Extra(link=(1, 2)), Extra(target=b"t", xattrs=xattrs)]))
+    size = draw(st.integers(0, 5000)) if kind == stat.S_IFREG else 0
+    content = Content.NONE
+    if kind == stat.S_IFREG and size:
+        content = draw(st.sampled_from([Content.BUNDLE, Content.OWN]))
+    return Entry(name, kind >> 12, 0o644, 0, 7, draw(times), size, content, extra)
+
+
+@st.composite
+def directories(draw: st.DrawFn) -> list[Entry]:
+    found = sorted(draw(st.sets(names, max_size=12)))
+    kinds = [draw(st.sampled_from([plain_entries, plain_entries, other_entries])) for _ in found]
+    return [draw(kind(name)) for kind, name in zip(kinds, found, strict=True)]
+
+
+def listing_of(entries: list[Entry]) -> tuple[bytes, array[int]]:
+    """The listing of a directory that would give these entries, and where each is in it."""
+    listing, places = b"", array("Q")
+    for entry in entries:
+        places.append(len(listing))
+        seconds, rest = divmod(entry.mtime, 10**9)
+        times = seconds, 5, 8, 0, rest, 0
+        listing += struct.pack(
+            "<QQQqqQQIIIIIIII", 1, 2, entry.size, *times, entry.st_mode, entry.uid, entry.gid, 1, 0, len(entry.name)
+        )
+        listing += entry.name + bytes(-len(entry.name) % 8)
+    return listing, places
+
+
+def is_plain(entry: Entry) -> bool:
+    return entry.is_file and entry.extra == NO_EXTRA and entry.content is not Content.OWN
+
+
+@given(directories(), st.data())
+def test_entries_that_are_joined_are_those_of_the_model(entries, data):
+    listing, places = listing_of(entries)
+    take = bytes(
+        data.draw(st.sampled_from([AS_LISTED, GIVEN, 0])) if is_plain(one) else data.draw(st.sampled_from([GIVEN, 0]))
+        for one in entries
+    )
+    given_ones = encode_entries(one for one, how in zip(entries, take, strict=True) if how == GIVEN)
+    joined, ids = join_entries(listing, places, take, given_ones)
+    assert joined == encode_entries(one for one, how in zip(entries, take, strict=True) if how)
+    here = [(one.uid, one.gid) for one, how in zip(entries, take, strict=True) if how == AS_LISTED]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == set(here)
+
+
+def test_fewer_entries_than_are_to_be_taken_are_refused():
+    listing, places = listing_of([Entry(b"a", REGULAR, 0, 0, 0, 0, 0, Content.NONE)])
+    with pytest.raises(ValueError, match="fewer"):
+        join_entries(listing, places, bytes([GIVEN]), b"")
+
+
+@given(directories())
+def test_entries_that_are_split_are_those_of_the_model(entries):
+    head = encode_owners(Owners())
+    split = split_entries(head + encode_entries(entries), len(head))
+    assert split is not None
+    offset, others, plain = 0, [], []
+    for entry in entries:
+        (plain if is_plain(entry) else others).append((entry, offset))
+        if entry.content is Content.BUNDLE:
+            offset += entry.size
+    assert [(decode_entry(frame), at) for frame, at in split.others] == others
+    assert [(decode_entry(frame), at) for frame, at in split.encoded(0, None)] == plain
+    assert (split.plain, split.plain_size) == (len(plain), sum(entry.size for entry, _ in plain))
+
+
+@given(directories(), st.integers(1, 6000))
+def test_runs_hold_every_plain_file_once_with_its_content(entries, room):
+    head = encode_owners(Owners())
+    split = split_entries(head + encode_entries(entries), len(head))
+    assert split is not None
+    runs = list(split.runs(room))
+    assert [first for first, *_ in runs[:1]] in ([0], [])
+    assert all(end == first for (_, end, _, _), (first, *_) in pairwise(runs))
+    assert runs[-1][1] == len(entries)
+    for first, end, start, length in runs:
+        inside = [(at, decode_entry(frame).size) for frame, at in split.encoded(first, end)]
+        held = [(at, size) for at, size in inside if size]
+        assert all(start <= at and at + size <= start + length for at, size in held)
+        assert length <= room or len(held) <= 1
+
+
+@given(directories(), st.data())
+def test_damaged_entries_are_split_as_the_model_decodes_them_or_not_at_all(entries, data):
+    head = encode_owners(Owners())
+    stream = bytearray(encode_entries(entries))
+    for _ in range(data.draw(st.integers(1, 4))):
+        if stream:
+            stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
+    stream = stream[: data.draw(st.integers(0, len(stream)))] if data.draw(st.booleans()) else stream
+    split = split_entries(head + bytes(stream), len(head))
+    if split is None:
+        return
+    try:
+        found = [decode_entry(frame) for frame, _ in split.others]
+    except CastoreError:
+        return  # told when it is opened
+    found += [decode_entry(frame) for frame, _ in split.encoded(0, None)]
+    _, expected = decode_entries(head + bytes(stream))
+    assert sorted(found, key=lambda one: one.name) == expected
+
+
+@pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0", b"x" * 256])
+def test_names_that_lead_elsewhere_are_not_split(name):
+    entry = Entry(name, REGULAR, 0o600, 0, 0, 0, 0, Content.NONE)
+    assert split_entries(encode_entries([entry]), 0) is None
+
+
+def test_names_out_of_order_and_twice_are_not_split():
+    one, two = (Entry(name, REGULAR, 0o600, 0, 0, 0, 0, Content.NONE) for name in (b"a", b"b"))
+    assert split_entries(encode_entries([two, one]), 0) is None
+    assert split_entries(encode_entries([one, one]), 0) is None
+    assert split_entries(encode_entries([one, two]), 0) is not None
+
+
+def test_files_are_made_as_they_are_told(tmp_path):
+    entries = [
+        Entry(b"a", REGULAR, 0o6755, 0, 0, 1_500_000_001, 3, Content.BUNDLE),
+        Entry(b"b", REGULAR, 0o644, 0, 0, -1_500_000_001, 0, Content.NONE),
+        Entry(b"c", REGULAR, 0o600, 0, 0, 5, 2, Content.BUNDLE, Extra(link=(1, 2))),
+        Entry(b"d", REGULAR, 0o600, 0, 0, 5, 2, Content.BUNDLE),
+    ]
+    split = split_entries(encode_entries(entries), 0)
+    assert split is not None
+    (tmp_path / "d").symlink_to(tmp_path / "elsewhere")
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        new = NewOwners(change=False, mode=0o1777)
+        assert split.write(fd, 0, 4, new, b"abcCCdd", 0) == 3  # nothing is followed or replaced
+        assert split.write(fd, 3, 4, new, b"", 5) == 3  # nor read from behind what is there
+        (tmp_path / "d").unlink()
+        assert split.write(fd, 3, 4, new, memoryview(bytearray(b"dd")), 5) == 4
+    finally:
+        os.close(fd)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "d"]
+    assert [(tmp_path / name).read_bytes() for name in "abd"] == [b"abc", b"", b"dd"]
+    infos = [os.stat(tmp_path / name) for name in "abd"]
+    assert [stat.S_IMODE(info.st_mode) for info in infos] == [0o755, 0o644, 0o600]
+    assert [info.st_mtime_ns for info in infos] == [1_500_000_001, -1_500_000_001, 5]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_files_are_given_to_whom_they_belong_here(tmp_path):
+    entries = [Entry(b"%d" % uid, REGULAR, 0o4711, uid, uid + 1, 0, 0, Content.NONE) for uid in (3, 4, 5)]
+    split = split_entries(encode_entries(entries), 0)
+    assert split is not None
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        new = NewOwners(change=True, mode=0o7777, users={4: 40, 3: 30}, groups={6: 60})
+        assert split.write(fd, 0, 3, new, b"", 0) == 3
+    finally:
+        os.close(fd)
+    infos = [os.stat(tmp_path / name) for name in "345"]
+    assert [(info.st_uid, info.st_gid) for info in infos] == [(30, 4), (40, 5), (5, 60)]
+    assert all(stat.S_IMODE(info.st_mode) == 0o4711 for info in infos)
+
+
+def test_a_listing_is_surveyed(tmp_path):
+    for name, size in (("empty", 0), ("small", 10), ("large", 70_000)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "holes", "wb") as file:
+        file.truncate(20_000)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        listing = list_directory(fd)
+        found = survey(listing, 65536)
+        assert not found.linked
+        os.link(tmp_path / "small", tmp_path / "twice")
+        linked = survey(list_directory(fd), 65536)
+    finally:
+        os.close(fd)
+    # In order of names: empty, folder, holes, large, pipe, small.
+    assert list(found.kinds) == [PLAIN_FILE, 4, 3, 3, 5, PLAIN_FILE]
+    newest = max(os.lstat(tmp_path / name).st_ctime_ns for name in os.listdir(tmp_path))
+    assert linked.linked
+    assert linked.last_ctime == newest
+    assert survey(b"").kinds == b""
+
+
+def test_what_a_far_time_makes_of_a_file_is_not_plain():
+    entry = Entry(b"a", REGULAR, 0, 0, 0, 10**19, 0, Content.NONE)
+    listing, _ = listing_of([entry])
+    assert survey(listing, 100).kinds != bytes([PLAIN_FILE])
