@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 import msgspec
 
 from castore.content.attributes import Ownership, replace_attributes
-from castore.content.live import OPEN_DIRECTORY, open_below
+from castore.content.live import OPEN_DIRECTORY, OPEN_FILE, open_below
 from castore.errors import CastoreError, UsageError
+from castore.kernel.files import sync_file_system
 from castore.model.tree import Entry, Owners
 
 if TYPE_CHECKING:
@@ -98,6 +99,17 @@ class Aside:
         finally:
             os.close(fd)
 
+    def open_taken(self) -> int | None:
+        """Open the regular file that was moved aside last; None if it is none, or cannot be read."""
+        try:
+            fd = os.open(b"%d" % (self._begun - 1), OPEN_FILE, dir_fd=self._fd)
+        except OSError:
+            return None
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        return None
+
     def put_back(self, warn: Callable[[Path, str], None]) -> None:
         """Undo all steps that were begun; that can be tried again. Raises OSError."""
         for number in reversed(range(self._begun)):
@@ -121,6 +133,8 @@ class Aside:
 
     def finish(self) -> None:
         """Let it all stay, and clear up."""
+        # What takes the place of what is going to be removed has to be there, whatever happens.
+        sync_file_system(self._top)
         os.write(self._log, _DONE)
         os.fsync(self._log)
         self._clear()

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from castore.model.refs import Ref
     from castore.model.tally import Tally
 
+_LARGE: Final = 1 << 20
+"""A file of this size keeps what it has, where it is replaced."""
 _DEEP: Final = 10_000
 """Frames: some for each level of a tree that is compared."""
 
@@ -371,18 +373,22 @@ class InPlace:
             aside.take(path)
         if step.child is None:
             return
+        large = step.action == "replace" and step.child.entry.is_file and step.size >= _LARGE
+        old = aside.open_taken() if large else None
         fd = open_below(self._top, path[:-1])
         try:
             if step.action == "metadata":
                 self._set(fd, path, step.child)
             else:
-                self._make(fd, path, step.child)
+                self._make(fd, path, step.child, old)
         finally:
             os.close(fd)
+            if old is not None:
+                os.close(old)
 
-    def _make(self, fd: int, path: Path, child: Child) -> None:
+    def _make(self, fd: int, path: Path, child: Child, old: int | None) -> None:
         if not child.entry.is_dir:
-            self._writer.make(fd, path, child)
+            self._writer.make(fd, path, child, old)
             return
         os.mkdir(path[-1], 0o700, dir_fd=fd)
         drop_inherited(fd, path[-1])

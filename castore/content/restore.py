@@ -35,6 +35,7 @@ from castore.content.directories import (
     open_fetched,
     read_data,
 )
+from castore.content.largefiles import write_large
 from castore.content.live import OPEN_DIRECTORY, allow_descriptors, open_below
 from castore.content.streams import RangeReader, StreamReader
 from castore.errors import CastoreError, DamageError, UsageError
@@ -85,6 +86,8 @@ class _Open:
     size: int = 0
     """Of these."""
     bundle: RangeReader | None = None
+    old: int | None = None
+    """A file that may have some of what is made, open."""
 
 
 class _Work(NamedTuple):
@@ -143,9 +146,14 @@ class TreeWriter:
                     os.close(current.fd)
                 self._left.clear()
 
-    def make(self, fd: int, path: tuple[bytes, ...], child: Child) -> None:
-        """Make the one file `child`, which is no directory, at `path`, in the directory open as `fd`."""
-        self._make(_Open(fd, path[:-1], [], inherited=inherits(fd)), child)
+    def make(
+        self, fd: int, path: tuple[bytes, ...], child: Child, old: int | None = None
+    ) -> None:
+        """Make the one file `child`, which is no directory, at `path`, in the directory open as `fd`.
+
+        old: a file that may have some of what it holds, open.
+        """
+        self._make(_Open(fd, path[:-1], [], inherited=inherits(fd), old=old), child)
 
     def _enter(
         self, work: _Work, child: Child, path: tuple[bytes, ...], fd: int, own: Child | None
@@ -297,7 +305,8 @@ class TreeWriter:
                     current.bundle = RangeReader(self._reader.store, child.ref, current.chunks)
                 self._write(fd, current.bundle.read(child.offset, entry.size))
             else:
-                self._write_own(fd, child, current.chunks)
+                known = current.chunks.get(child.ref.id) if child.ref is not None else None
+                self._write_own(fd, child, known, current.old)
             whole = True
         except DamageError as error:
             self._damage(path, error)
@@ -308,9 +317,13 @@ class TreeWriter:
                     os.unlink(entry.name, dir_fd=current.fd)
         return whole
 
-    def _write_own(self, fd: int, child: Child, chunks: Mapping[RecordId, bytes | memoryview]) -> None:
+    def _write_own(
+        self, fd: int, child: Child, whole: bytes | memoryview | None, old: int | None
+    ) -> None:
         """Write a file from its own stream, leaving holes where it had them."""
-        whole = chunks.get(child.ref.id) if child.ref is not None else None
+        if whole is None:
+            write_large(self._reader, fd, child, old, self._wrote)
+            return
         for offset, data in read_data(self._reader, child, whole):
             if child.entry.extra.extents is not None:
                 os.lseek(fd, offset, os.SEEK_SET)
@@ -318,8 +331,11 @@ class TreeWriter:
         if child.entry.extra.extents is not None:
             os.ftruncate(fd, child.entry.size)
 
+    def _wrote(self, count: int) -> None:
+        self._tally.read += count
+
     def _write(self, fd: int, data: bytes | memoryview) -> None:
-        self._tally.read += len(data)
+        self._wrote(len(data))
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(fd, rest) :]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from castore.content.lists import iter_chunks
 from castore.errors import DamageError
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from castore.content.ingest import Ingest
     from castore.model.refs import RecordId, Ref
     from castore.store import Store
+
+Run = TypeVar("Run")
+Done = TypeVar("Done")
 
 _WORKERS: Final = 2
 _RUN_BYTES: Final = 1 << 21
@@ -55,29 +58,39 @@ class StreamReader:
 
     def read(self, ref: Ref | None) -> Iterator[bytes]:
         """Yield the bytes of a stream, a chunk at a time. Raises DamageError, MissingError."""
-        ahead: deque[tuple[list[Ref], Future[list[bytes]]]] = deque()
+
+        def open_run(run: list[Ref]) -> list[bytes]:
+            found = self.store.read_chunks([chunk.id for chunk in run])
+            return [check_length(chunk, data) for chunk, data in zip(run, found, strict=True)]
+
+        for found in self.ahead(runs_of(chunk for _, chunk in iter_chunks(self.store, ref)), open_run):
+            yield from found
+
+    def ahead(self, runs: Iterable[Run], work: Callable[[Run], Done]) -> Iterator[Done]:
+        """Yield what `work` makes of each run, in order; it is called on all cores, some runs ahead."""
+        ahead: deque[Future[Done]] = deque()
         try:
-            for run in _runs(chunk for _, chunk in iter_chunks(self.store, ref)):
-                ids = [chunk.id for chunk in run]
-                ahead.append((run, self._pool.submit(self.store.read_chunks, ids)))
+            for run in runs:
+                ahead.append(self._pool.submit(work, run))
                 if len(ahead) > _AHEAD_RUNS:
-                    yield from _checked(*ahead.popleft())
+                    yield ahead.popleft().result()
             while ahead:
-                yield from _checked(*ahead.popleft())
+                yield ahead.popleft().result()
         finally:
-            for _, future in ahead:
-                future.cancel()
+            for future in ahead:
+                if not future.cancel():
+                    future.exception()
 
     def read_all(self, ref: Ref | None) -> bytes:
         """Return the bytes of a stream that is known to be short, opened on this thread."""
         found = []
-        for run in _runs(chunk for _, chunk in iter_chunks(self.store, ref)):
+        for run in runs_of(chunk for _, chunk in iter_chunks(self.store, ref)):
             opened = self.store.read_chunks([chunk.id for chunk in run])
             found += [check_length(chunk, data) for chunk, data in zip(run, opened, strict=True)]
         return b"".join(found)
 
 
-def _runs(chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
+def runs_of(chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
     """Part the chunks of a stream into runs of about _RUN_BYTES; the first is short, to begin soon."""
     run: list[Ref] = []
     room = _RUN_BYTES // 8
@@ -89,11 +102,6 @@ def _runs(chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
             run, room = [], _RUN_BYTES
     if run:
         yield run
-
-
-def _checked(run: list[Ref], future: Future[list[bytes]]) -> Iterator[bytes]:
-    for chunk, data in zip(run, future.result(), strict=True):
-        yield check_length(chunk, data)
 
 
 def check_length(chunk: Ref, data: bytes) -> bytes:

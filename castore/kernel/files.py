@@ -59,6 +59,7 @@ _scan_read: Final = _function(
 _scan_survey: Final = _function(
     "scan_survey", _SIZE, ctypes.c_char_p, _SIZE, _U64, _ADDRESS, _ADDRESS, ctypes.POINTER(ctypes.c_int64)
 )
+_scan_sync: Final = _function("scan_sync", ctypes.c_int, ctypes.c_int)
 
 
 class Listed(NamedTuple):
@@ -216,6 +217,12 @@ def compare_directory(fd: int, name: bytes, cache: mmap, end: int, at: int) -> i
     reached: int = _scan_compare(fd, name, address, end, at)
     del held
     return reached
+
+
+def sync_file_system(fd: int) -> None:
+    """Make all that was written to the file system of an open file durable. Raises OSError."""
+    if code := _scan_sync(fd):
+        raise OSError(code, os.strerror(code))
 
 
 def read_files(

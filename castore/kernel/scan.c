@@ -350,3 +350,9 @@ scan_survey(const uint8_t *listing, size_t len, uint64_t small, uint64_t *places
 	}
 	return (i);
 }
+
+int
+scan_sync(int fd)
+{
+	return (syncfs(fd) == 0 ? 0 : errno);
+}

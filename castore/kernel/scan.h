@@ -76,4 +76,8 @@ size_t scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t
 __attribute__((visibility("default")))
 size_t scan_survey(const uint8_t *listing, size_t len, uint64_t small, uint64_t *places, uint8_t *kinds, int64_t *last);
 
+/* Make durable what was written to the file system of the file open as fd.  Returns 0 or errno. */
+__attribute__((visibility("default")))
+int scan_sync(int fd);
+
 #endif

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, MissingError, ObjectMissingError, StorageError
+from castore.model.refs import RecordId
 from castore.store.chains import Layer, apply, assemble
 from castore.store.codecs import Codecs, Groups, member_of
 from castore.store.pack import CHUNK, DELTA, DICTIONARY, GROUPED, MAX_CHAIN, pack_name, record_names
@@ -18,7 +19,7 @@ from castore.store.pack import CHUNK, DELTA, DICTIONARY, GROUPED, MAX_CHAIN, pac
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from castore.model.refs import PackId, RecordId
+    from castore.model.refs import PackId
     from castore.sealing import WriterKey
     from castore.storage import Storage
     from castore.store.chains import Base
@@ -42,6 +43,10 @@ class RecordReader:
         self._codecs = Codecs()
         self._groups = Groups(self._codecs)
         self._local = threading.local()
+
+    def chunk_id(self, data: bytes | memoryview) -> RecordId:
+        """Return the id that bytes have as a chunk."""
+        return RecordId(blake3(data, key=self._id_keys[CHUNK]).digest())
 
     def read(self, kind: int, record_id: RecordId, depth: int = 0) -> bytes | None:
         """Return the plaintext of a chunk or node; None if it is not indexed.
@@ -75,9 +80,8 @@ class RecordReader:
             found = [assemble(chunk, layers.__getitem__, kept).data for chunk in chunks]
         except (KeyError, DamageError, FormatError, StorageError):
             return None
-        key = self._id_keys[CHUNK]
         for chunk, data in zip(chunks, found, strict=True):
-            if blake3(data, key=key).digest() != chunk:
+            if self.chunk_id(data) != chunk:
                 return None
         # The next chunks rest on the same ones, or on those behind.
         opened = kept.keys() - before.keys()

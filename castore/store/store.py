@@ -255,6 +255,10 @@ class Store:
             self.storage, self.index, self.writer_key, self.config, self.references, sketcher
         )
 
+    def chunk_id(self, data: bytes | memoryview) -> RecordId:
+        """Return the id that bytes have as a chunk."""
+        return self._records.chunk_id(data)
+
     def read_chunk(self, chunk: RecordId) -> bytes:
         """Return a chunk. Raises MissingError, DamageError, IdentityError."""
         return self._read(CHUNK, chunk)
