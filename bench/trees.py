@@ -2,11 +2,15 @@
 """Directory trees, stored and restored by castore, borg and restic, beside the floors.
 
     python bench/trees.py [--data linux|small|large] [--runs N] [--files N] [--folder DIR] [--alone]
+    python bench/trees.py --curve [--folder DIR]
 
 linux: the kernel's source, out of the system's package (linux-source); small: files of 0 to 4 KiB, 100 in
 a directory; large: files of 50 KiB to 3 MiB that do not compress. The tools take turns, the page cache
 warm; figures are medians of the runs. The floors: `find -printf` of what a scan reads, `tar | zstd -3 -T2`,
-`cp -a`. borg and restic are left out where they are not installed, or with --alone.
+`cp -a`. borg and restic are left out where they are not installed, or with --alone. What is restored of small files
+is removed at the end only: ext4 makes files slowly for minutes after many were removed.
+
+--curve: castore on 100,000, 300,000 and 1,000,000 small files, beside find.
 """
 
 from __future__ import annotations
@@ -100,19 +104,45 @@ def run(tool: Tool, tree: str, figures: Figures) -> None:
     change(path)
     time.sleep(3)
     step("1 % changed", tool.tree(path))
+    if isinstance(tool, Castore):
+        time.sleep(3)
+        step("in place", tool.command("restore", "--in-place", "t@2:t", path))
 
 
-def floors(tree: str, folder: str, figures: Figures) -> None:
+def floors(tree: str, folder: str, number: int, figures: Figures) -> None:
     """Take one run of each floor."""
     for step, (name, command) in FLOORS.items():
-        out = os.path.join(folder, "floor")
+        out = os.path.join(folder, f"floor-{step}-{number}")
         started = time.perf_counter()
         subprocess.run(["sh", "-c", command.format(tree=tree, out=out)], check=True)
         figure = figures.setdefault(step, {}).setdefault(name, Figure())
         figure.seconds.append(time.perf_counter() - started)
         figure.memory.append(0)
         figure.stored.append(os.path.getsize(out) if os.path.isfile(out) else 0)
-        subprocess.run(["rm", "-rf", out], check=True)
+
+
+def curve(folder: str) -> None:
+    """Print how time and memory grow with the number of files."""
+    for files in (100_000, 300_000, 1_000_000):
+        tree = os.path.join(folder, f"tree-{files}")
+        os.mkdir(tree)
+        small(tree, files)
+        warm(tree)
+        time.sleep(3)
+        tool = Castore(os.path.join(folder, f"castore-{files}"))
+        tool.init()
+        find = FLOORS["unchanged"][1].format(tree=tree, out="")
+        taken = [tool.run(tool.tree(tree)) for _ in range(4)]
+        floor = statistics.median(tool.run(["sh", "-c", find])[0] for _ in range(3))
+        again = statistics.median(seconds for seconds, _ in taken[1:])
+        memory = [max(peak for _, peak in some) / 1000 for some in (taken[:1], taken[1:])]
+        print(
+            f"{files:9} files: first {taken[0][0]:6.2f} s {memory[0]:4.0f} MB, "
+            f"unchanged {again:5.2f} s {memory[1]:4.0f} MB, find {floor:5.2f} s",
+            flush=True,
+        )
+
+
 
 
 def main() -> None:
@@ -124,22 +154,27 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=300_000, help="of small; of large 1/100 of them")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", default=None)
+    parser.add_argument("--curve", action="store_true", help="castore on more and more files")
     parser.add_argument("--alone", action="store_true", help="castore and the floors only")
     options = parser.parse_args()
     peers = [] if options.alone else [tool for tool in (Borg, Restic) if shutil.which(tool.name)]
     figures: Figures = {}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="castore-bench-") as folder:
+        if options.curve:
+            curve(folder)
+            return
         tree = os.path.join(folder, "tree")
         os.mkdir(tree)
         {"linux": linux, "small": small, "large": large}[options.data](tree, options.files)
         warm(tree)
         for number in range(options.runs):
-            floors(tree, folder, figures)
+            floors(tree, folder, number, figures)
             for tool in (Castore, *peers):
                 home = os.path.join(folder, f"{tool.name}-{number}")
                 run(tool(home), tree, figures)
-                subprocess.run(["rm", "-rf", home], check=True)
-    for step in ("first", "unchanged", "1 % changed", "restore"):
+                if options.data == "large":
+                    subprocess.run(["rm", "-rf", home, os.path.join(folder, f"floor-restore-{number}")], check=True)
+    for step in ("first", "unchanged", "1 % changed", "restore", "in place"):
         for name, figure in figures[step].items():
             seconds = statistics.median(figure.seconds)
             stored = statistics.median(figure.stored) / 1e6

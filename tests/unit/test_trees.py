@@ -217,3 +217,44 @@ def test_without_root_devices_and_set_id_bits_are_not_restored(lab: Lab, tmp_pat
     assert [path for path, _ in done.report.warnings] == [b"null"]
     assert stat.S_IMODE((tmp_path / "out" / "suid").stat().st_mode) == 0o755
     assert stat.S_ISSOCK((tmp_path / "out" / "socket").lstat().st_mode)
+
+
+def test_a_link_put_in_place_of_what_was_just_made_is_not_followed(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, outside = tmp_path / "live", tmp_path / "outside"
+    (live / "folder" / "below").mkdir(parents=True)
+    (live / "folder" / "file").write_bytes(b"x" * 100)
+    (live / "large").write_bytes(os.urandom(200_000))
+    os.setxattr(live / "large", "user.test", b"x")
+    os.chmod(live / "large", 0o4777)
+    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    outside.mkdir()
+    (outside / "victim").write_bytes(b"victim")
+    before = walk(outside)
+    real_mkdir, real_close = os.mkdir, os.close
+
+    def swap(fd: int, name: bytes, target: Path) -> None:
+        os.rename(name, b"moved-" + name, src_dir_fd=fd, dst_dir_fd=fd)
+        os.symlink(target, name, dir_fd=fd)
+
+    def mkdir(path, *args, dir_fd=None, **options):
+        real_mkdir(path, *args, dir_fd=dir_fd, **options)
+        if path == b"folder":
+            swap(dir_fd, path, outside)
+
+    def close(fd: int) -> None:
+        made = os.readlink(f"/proc/self/fd/{fd}")
+        real_close(fd)
+        if made == str(tmp_path / "out" / "large") and not os.path.islink(made):
+            top = os.open(tmp_path / "out", os.O_RDONLY)
+            swap(top, b"large", outside / "victim")
+            real_close(top)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.setattr(os, "close", close)
+    restored = lab.restore("s@1:t", tmp_path / "out")
+    monkeypatch.undo()
+    assert compare(before, walk(outside)) == []
+    assert b"folder" in dict(restored.report.warnings)
+    assert os.listdir(tmp_path / "out" / "moved-folder") == []
