@@ -7,8 +7,8 @@
 linux: the kernel's source, out of the system's package (linux-source); small: files of 0 to 4 KiB, 100 in
 a directory; large: files of 50 KiB to 3 MiB that do not compress. The tools take turns, the page cache
 warm; figures are medians of the runs. The floors: `find -printf` of what a scan reads, `tar | zstd -3 -T2`,
-`cp -a`. borg and restic are left out where they are not installed, or with --alone. What is restored of small files
-is removed at the end only: ext4 makes files slowly for minutes after many were removed.
+`cp -a`. borg and restic are left out where they are not installed, or with --alone. What is restored of
+small files is removed at the end only: ext4 makes files slowly for minutes after many were removed.
 
 --curve: castore on 100,000, 300,000 and 1,000,000 small files, beside find.
 """
@@ -173,7 +173,8 @@ def main() -> None:
                 home = os.path.join(folder, f"{tool.name}-{number}")
                 run(tool(home), tree, figures)
                 if options.data == "large":
-                    subprocess.run(["rm", "-rf", home, os.path.join(folder, f"floor-restore-{number}")], check=True)
+                    floor = os.path.join(folder, f"floor-restore-{number}")
+                    subprocess.run(["rm", "-rf", home, floor], check=True)
     for step in ("first", "unchanged", "1 % changed", "restore", "in place"):
         for name, figure in figures[step].items():
             seconds = statistics.median(figure.seconds)
