@@ -339,9 +339,11 @@ class NewScan:
         if self._fd < 0:
             return
         with contextlib.suppress(OSError, ValueError):
-            with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-                hashed = blake3(view).digest()
-            os.pwrite(self._fd, hashed, self._flushed)
+            hasher, at = blake3(), 0
+            while data := os.pread(self._fd, _BUFFER, at):
+                hasher.update(data)
+                at += len(data)
+            os.pwrite(self._fd, hasher.digest(), self._flushed)
             os.rename(self._part, self.path)
         self.discard()
 
