@@ -33,7 +33,7 @@ _COMMANDS: Final = {
     "cat": _Lazy("reading", "Write a stored dump or file to standard output."),
     "diff": _Lazy("reading", "Tell how two generations differ."),
     "restore": _Lazy("restoring", "Put a generation, or a part of it, into a new place."),
-    "recover": _Lazy("restoring", "Undo what an interrupted restore left in a directory."),
+    "recover": _Lazy("restoring", "End a roll-back or restore in place that was interrupted."),
     "rollback": _Lazy("restoring", "Put a service's state back to a generation or revision."),
     "key": _Lazy("keys", "Identities and recipients of a store."),
     "verify": _Lazy("checking", "Check that what is stored is whole."),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from castore.content.attributes import Ownership
     from castore.content.inplace import TreePlan
     from castore.model.generation import Generation, Origin
+    from castore.services.config import Service
     from castore.services.rollback import RollbackPlan
     from castore.services.select import Selection
     from castore.store import Store
@@ -134,24 +135,50 @@ def _in_place(
     context.report_restored(problems, [])
 
 
-@click.command(epilog="Example: castore recover /var/lib/drupal/sites")
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True)
-def recover(directories: tuple[str, ...]) -> None:
-    """Put each DIR back as it was before a roll-back or a restore in place that was interrupted.
+@click.command(epilog="Example: castore recover drupal")
+@click.argument("what", metavar="[SERVICE|DIR]...", nargs=-1)
+@click.option(
+    "--forget", is_flag=True, help="Touch nothing: the state of the SERVICE was put right by hand."
+)
+@common
+def recover(context: Common, what: tuple[str, ...], forget: bool) -> None:
+    """End what was interrupted: a roll-back of a SERVICE, or a restore in place into a DIR.
 
-    If it was interrupted when all was done, and only what it replaced was still to be removed, that is
-    done now. Needs neither the store nor an identity.
+    What had not come to its end is put back as it was; where only what it replaced was still to be
+    removed, that is done now. Without arguments: all roll-backs that were interrupted on this machine. A
+    DIR has a / in it; for it neither the store nor an identity is needed.
     """
     from castore.content.aside import recover as recover_directory
+    from castore.services.rollback import recover as recover_service
 
-    for path in directories:
-        done = recover_directory(os.path.abspath(path))
-        print("\n".join(done) or f"{os.path.abspath(path)}: there is nothing to recover")
+    if forget and not [one for one in what if "/" not in one]:
+        raise click.UsageError("name the SERVICE whose interrupted roll-back is to be forgotten")
+    for path in what:
+        if "/" in path:
+            done = recover_directory(os.path.abspath(path))
+            print("\n".join(done) or f"{os.path.abspath(path)}: there is nothing to recover")
+    services = [one for one in what if "/" not in one]
+    if what and not services:
+        return
+    with context.open_store() as store:
+        store.sync_generations()
+        if not services:
+            services = [one for one in store.services() if store.begun_rollback(one) is not None]
+        for service in services:
+            with store.lock(service):
+                if forget:
+                    store.forget_rollback(service)
+                    print(f"the interrupted roll-back of {service} is forgotten")
+                else:
+                    print(recover_service(store, service))
+        if not services:
+            print("no roll-back was interrupted")
 
 
 @click.command(epilog="Example: castore rollback drupal --to r1 --dry-run")
 @click.argument("service")
-@click.option("--to", "selector", metavar="SEL", required=True, help="Revision, number, date, latest.")
+@click.option("--to", "selector", metavar="SEL", help="Revision, number, date, latest.")
+@click.option("--undo", is_flag=True, help="Go back to what the last roll-back replaced.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--no-safety", is_flag=True, help="Do not take a generation of the present state first.")
 @click.option(
@@ -167,7 +194,8 @@ def recover(directories: tuple[str, ...]) -> None:
 def rollback(
     context: Common,
     service: str,
-    selector: str,
+    selector: str | None,
+    undo: bool,
     dry_run: bool,
     no_safety: bool,
     programs: tuple[str, ...],
@@ -176,24 +204,26 @@ def rollback(
 ) -> None:
     """Put the state of SERVICE back: the newest generation of a revision, or any one.
 
-    Trees go back where they came from, only what differs being touched; dumps are fed to their restore
-    programs. First the present state is kept in a safety generation. If anything fails, the present
-    state is put back.
+    The present state is kept in a safety generation. Dumps are restored beside what is live; then the
+    service is stopped, as castore.toml says how, all parts are exchanged, of trees only what differs, and
+    it is started and looked at. If anything fails, all is put back.
     """
     from castore.cli.opening import own_folders
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.rollback import plan_rollback, roll_back
-    from castore.services.select import find
+    from castore.services.select import find, newest_safety
 
+    if (selector is None) == (not undo):
+        raise click.UsageError("give --to SEL, or --undo")
     with context.open_store() as store:
         store.sync_generations()
-        target = find(store, service, selector)
+        target = newest_safety(store, service) if selector is None else find(store, service, selector)
         origins = _origins(context, store, target, programs)
         ownership = _ownership(numeric_ids)
         if dry_run:
             plan = plan_rollback(store, target, origins, ownership, leave_out=own_folders())
-            _print_plan(plan, as_json, safety=not no_safety)
+            _print_plan(plan, context.service_settings(service), as_json, safety=not no_safety)
             return
         revision = context.present_revision(service) or store.live_revision(service) or ""
         with store.lock(service), watching() as progress:
@@ -203,16 +233,20 @@ def rollback(
                 target,
                 origins,
                 ownership,
+                settings=context.service_settings(service),
                 with_safety=not no_safety,
                 revision=revision,
                 leave_out=own_folders(),
                 progress=progress,
                 tally=tally,
             )
-            store.set_live_revision(service, target.revision)
     safety = done.safety.number if done.safety else None
     if as_json:
-        print_json({"service": service, "number": target.number, "safety": safety})
+        print_json({
+            "service": service, "number": target.number, "safety": safety, "parts": list(done.parts)
+        })
+    elif not done.parts:
+        print(f"{service} is at generation {target.number}{_of(target)} already: nothing was touched")
     else:
         kept = f"; what it replaced is generation {safety}" if safety else ""
         print(f"{service} is back at generation {target.number}{_of(target)}{kept}")
@@ -266,25 +300,37 @@ def _print_steps(tree: dict[str, Any]) -> None:
         print(f"  and {len(tree['steps']) - _SHOWN_STEPS} more (--json lists all)")
 
 
-def _print_plan(plan: RollbackPlan, as_json: bool, *, safety: bool) -> None:
+def _print_plan(
+    plan: RollbackPlan, settings: Service | None, as_json: bool, *, safety: bool
+) -> None:
+    import shlex
+
     trees: dict[str, Any] = {}
     for name, tree in plan.trees.items():
         trees[name] = _tree_steps(tree)
     dumps: list[dict[str, Any]] = [
-        {"part": dump.part.name, "size": dump.part.size, "program": list(dump.program), "path": dump.path}
+        {"part": dump.part.name, "size": dump.part.size, "into": dump.into, "warning": dump.warning}
         for dump in plan.dumps
     ]
+    hooks = {
+        name: list(argv)
+        for name in ("stop", "start", "health")
+        if settings is not None and (argv := getattr(settings, name))
+    }
     target = plan.target
     if as_json:
-        print_json({"number": target.number, "safety": safety, "trees": trees, "dumps": dumps})
+        print_json({
+            "number": target.number, "safety": safety, "hooks": hooks, "trees": trees, "dumps": dumps
+        })
         return
     print(f"would put {target.service} back to generation {target.number}{_of(target)}")
     print("first: " + ("a safety generation of the present state" if safety else "no safety generation"))
+    for name, argv in hooks.items():
+        print(f"{name}: {shlex.join(argv)}")
     for name, tree in trees.items():
         print(f"tree {name}: ", end="")
         _print_steps(tree)
     for dump in dumps:
-        import shlex
-
-        into = shlex.join(dump["program"]) if dump["program"] else dump["path"]
-        print(f"dump {dump['part']}: {text.size(dump['size'])} into {into}")
+        print(f"dump {dump['part']}: {text.size(dump['size'])} into {dump['into']}")
+        if dump["warning"]:
+            print(f"  beware: {dump['warning']}")

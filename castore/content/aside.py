@@ -186,22 +186,23 @@ def leftovers(top: int) -> list[str]:
     return sorted(name for name in os.listdir(top) if name.startswith(_ASIDE))
 
 
-def recover(path: str) -> list[str]:
+def recover(path: str, *, keep: bool = False) -> list[str]:
     """Undo, or finish, what interrupted restores left in the directory `path`; say what was done.
 
-    Raises UsageError if it is no directory, CastoreError if something there is not to be made sense of.
+    keep: finish what is whole, though it was not said to stay: the caller knows that it is. Raises
+    UsageError if it is no directory, CastoreError if something there is not to be made sense of.
     """
     try:
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"cannot recover {path}: {error.strerror}") from None
     try:
-        return [f"{path}: {_recover(top, path, name)}" for name in reversed(leftovers(top))]
+        return [f"{path}: {_recover(top, path, name, keep)}" for name in reversed(leftovers(top))]
     finally:
         os.close(top)
 
 
-def _recover(top: int, path: str, name: str) -> str:
+def _recover(top: int, path: str, name: str, keep: bool) -> str:
     shown = os.path.join(path, name)
     fd = os.open(name, OPEN_DIRECTORY, dir_fd=top)
     aside: Aside | None = None
@@ -216,7 +217,7 @@ def _recover(top: int, path: str, name: str) -> str:
             return "nothing had been touched"
         journal, begun, done = found
         aside = Aside(top, os.fsencode(name), os.dup(fd), journal, begun)
-        if done:
+        if done or (keep and begun == len(journal.steps)):
             aside.finish()
             return "all had been restored; what it replaced is removed"
         problems: list[str] = []

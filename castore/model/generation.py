@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -113,6 +113,12 @@ class Origin(msgspec.Struct, frozen=True):
     """The patterns that a tree was taken with."""
     one_file_system: bool = False
     exclude_caches: bool = False
+    engine: str = ""
+    """What castore.toml names as its engine; empty for a tree, and what older castores took."""
+    settings: dict[str, Any] = {}
+    """Its keys there: where the database is, never a password."""
+    made_by: str = ""
+    """What made the dump, with its version."""
 
 
 class Details(msgspec.Struct, frozen=True):
@@ -121,6 +127,8 @@ class Details(msgspec.Struct, frozen=True):
     origins: dict[str, Origin]
     warnings: tuple[tuple[str, bytes, str], ...] = ()
     """(part, path, reason) of each file that is missing or doubtful."""
+    hooks: tuple[tuple[str, ...], ...] = ()
+    """Programs that were run before the parts were taken, so that these belong together."""
 
 
 _encoder = msgspec.msgpack.Encoder()

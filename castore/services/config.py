@@ -1,7 +1,7 @@
 """castore.toml: which store, whose recipients, and what there is to keep of each service.
 
 It is decoded level by level, so that a complaint names the exact key. A part's table is read
-by the engine that its `engine` names: a new engine is one more struct in `_ENGINES`.
+by the engine that its `engine` names (castore/services/engines).
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from castore.errors import ConfigError, UsageError
 from castore.model.names import check_name, check_revision
+from castore.services import engines
+
+if TYPE_CHECKING:
+    from castore.services.engines.contract import Engine
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -30,13 +34,14 @@ class Revision(_Table, frozen=True):
     """A symbolic link, whose target it is."""
     command: tuple[str, ...] | None = None
     """A program that prints it."""
+    paths: tuple[str, ...] | None = None
+    """Files, directories and links: it is a hash over what they hold or lead to."""
 
 
 class TreePart(_Table, frozen=True):
     """A directory."""
 
     path: str
-    engine: Literal["tree"] = "tree"
     exclude: tuple[str, ...] = ()
     """Patterns as in .gitignore, relative to `path`."""
     one_file_system: bool = False
@@ -45,22 +50,31 @@ class TreePart(_Table, frozen=True):
     """Leave out what directories with a CACHEDIR.TAG hold."""
 
 
-class CommandPart(_Table, frozen=True):
-    """A dump made by a program."""
+class PartSettings(_Table, frozen=True):
+    """One part of a service."""
 
-    dump: tuple[str, ...]
-    """The program that writes the dump to its standard output."""
-    engine: Literal["command"] = "command"
-    restore: tuple[str, ...] = ()
-    """The program that takes it in on its standard input; empty: it cannot be rolled back."""
+    engine: str
+    source: TreePart | Engine
+    """What the engine's own keys say."""
+    before: tuple[str, ...] = ()
+    """A program that is run before the service's parts are taken."""
+    after: tuple[str, ...] = ()
+    """A program that is run when they are taken, and when that failed."""
 
 
-PartSettings = TreePart | CommandPart
+class Keep(_Table, frozen=True):
+    """Which generations are kept: those that any of these rules keeps."""
 
-_ENGINES: Final[dict[str, type[TreePart | CommandPart]]] = {
-    "tree": TreePart,
-    "command": CommandPart,
-}
+    last: int = 0
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
+    per_revision: int = 1
+    """Of each revision; the newest of one that is live is kept whatever is said."""
+    within: str | None = None
+    """All that are not older than this: "36h", "14d"."""
 
 
 class Service(_Table, frozen=True):
@@ -68,6 +82,34 @@ class Service(_Table, frozen=True):
 
     revision: Revision | None = None
     parts: dict[str, PartSettings] = {}
+    """In the order in which they are taken."""
+    schedule: str | None = None
+    """When the daemon takes a generation: "02:30", or five fields as in a crontab."""
+    keep: Keep | None = None
+    """None: all."""
+    before: tuple[str, ...] = ()
+    """A program that is run before parts are taken."""
+    after: tuple[str, ...] = ()
+    """A program that is run when they are taken, and when that failed."""
+    stop: tuple[str, ...] = ()
+    """A program that stops the service, before a roll-back exchanges its state."""
+    start: tuple[str, ...] = ()
+    """A program that starts it again."""
+    health: tuple[str, ...] = ()
+    """A program that exits with 0 if the service works."""
+    health_timeout: float = 60.0
+    """Seconds in which `health`, tried again and again, has to succeed."""
+    undo: tuple[str, ...] = ()
+    """A program that takes a deployment back that `guard` found failed."""
+    follow: Literal["restore", "tell"] = "tell"
+    """What `follow` does where the present revision was here before."""
+    drill_check: tuple[str, ...] = ()
+    """A program that looks at what a drill restored."""
+    timeout: float | None = None
+    """Seconds that each program of this service may take."""
+
+
+_PROGRAMS: Final = ("before", "after", "stop", "start", "health", "undo", "drill-check")
 
 
 class Settings(_Table, frozen=True):
@@ -89,6 +131,25 @@ class _ServiceTable(_Table, frozen=True):
 
     revision: dict[str, Any] | None = None
     parts: dict[str, dict[str, Any]] = {}
+    keep: dict[str, Any] | None = None
+    schedule: str | None = None
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
+    health: tuple[str, ...] = ()
+    health_timeout: float = 60.0
+    undo: tuple[str, ...] = ()
+    follow: Literal["restore", "tell"] = "tell"
+    drill_check: tuple[str, ...] = ()
+    timeout: float | None = None
+
+
+class _HooksTable(_Table, frozen=True):
+    """What a part's table holds beside its engine's keys."""
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
 
 class _TopTable(_Table, frozen=True):
@@ -121,7 +182,7 @@ def load(path: str, *, home: str | None = None, programs: bool = True) -> Settin
     return _Reader(path, home, programs=programs).settings(document)
 
 
-_Decoded = TypeVar("_Decoded", bound=_Table)
+_Decoded = TypeVar("_Decoded", bound=msgspec.Struct)
 _Keys = tuple[str | int, ...]
 
 
@@ -173,18 +234,45 @@ class _Reader:
         self._named("service", name, keys)
         service = self._convert(table, _ServiceTable, keys)
         revision = service.revision
+        for key in _PROGRAMS:
+            if argv := getattr(service, key.replace("-", "_")):
+                self._program(argv, (*keys, key))
+        self._check_schedule(service.schedule, (*keys, "schedule"))
+        plain = {
+            field: getattr(service, field)
+            for field in service.__struct_fields__
+            if field not in {"revision", "parts", "keep"}
+        }
         return Service(
             revision=None if revision is None else self._revision(revision, (*keys, "revision")),
+            keep=None if service.keep is None else self._keep(service.keep, (*keys, "keep")),
             parts={
-                part: self._part(part, part_table, (*keys, "parts", part))
+                part: self._part(part, part_table, service.timeout, (*keys, "parts", part))
                 for part, part_table in service.parts.items()
             },
+            **plain,
         )
+
+    def _check_schedule(self, text: str | None, keys: _Keys) -> None:
+        if text is None or _TIME.fullmatch(text) or len(text.split()) == 5:
+            return
+        raise self._error(keys, f'"HH:MM" or five fields as in a crontab were expected, not {text!r}')
+
+    def _keep(self, table: dict[str, Any], keys: _Keys) -> Keep:
+        keep = self._convert(table, Keep, keys)
+        for name in table:
+            value = getattr(keep, name.replace("-", "_"))
+            if isinstance(value, int) and value < 0:
+                raise self._error((*keys, name), f"a number from 0 on was expected, not {value}")
+        if keep.within is not None and parse_span(keep.within) is None:
+            reason = f'a span like "36h" or "14d" was expected, not {keep.within!r}'
+            raise self._error((*keys, "within"), reason)
+        return keep
 
     def _revision(self, table: dict[str, Any], keys: _Keys) -> Revision:
         revision = self._convert(table, Revision, keys)
         if len(table) != 1:
-            raise self._error(keys, "exactly one of value, link and command was expected")
+            raise self._error(keys, "exactly one of value, link, command and paths was expected")
         if revision.value is not None:
             try:
                 check_revision(revision.value)
@@ -197,23 +285,59 @@ class _Reader:
         if revision.link is not None:
             link = self._absolute(revision.link, (*keys, "link"))
             revision = msgspec.structs.replace(revision, link=link)
+        if revision.paths is not None:
+            if not revision.paths:
+                raise self._error((*keys, "paths"), "it is empty")
+            paths = [
+                self._absolute(path, (*keys, "paths", at)) for at, path in enumerate(revision.paths)
+            ]
+            revision = msgspec.structs.replace(revision, paths=tuple(paths))
         return revision
 
-    def _part(self, name: str, table: dict[str, Any], keys: _Keys) -> PartSettings:
+    def _part(
+        self, name: str, table: dict[str, Any], timeout: float | None, keys: _Keys
+    ) -> PartSettings:
         self._named("part", name, keys)
         engine = table.get("engine")
-        known = " or ".join(f'"{engine}"' for engine in _ENGINES)
         if engine is None:
+            known = " or ".join(f'"{one}"' for one in ("tree", *engines.names()))
             raise self._error((*keys, "engine"), f"this key is missing; {known} was expected")
-        if not isinstance(engine, str) or engine not in _ENGINES:
-            raise self._error((*keys, "engine"), f"{known} was expected, not {engine!r}")
-        part = self._convert(table, _ENGINES[engine], keys)
-        if isinstance(part, TreePart):
-            return msgspec.structs.replace(part, path=self._absolute(part.path, (*keys, "path")))
-        self._program(part.dump, (*keys, "dump"))
-        if part.restore:
-            self._program(part.restore, (*keys, "restore"))
-        return part
+        hooks: dict[str, Any] = {key: table[key] for key in ("before", "after") if key in table}
+        around = self._convert(hooks, _HooksTable, keys)
+        for key, argv in (("before", around.before), ("after", around.after)):
+            if argv:
+                self._program(argv, (*keys, key))
+        own = {key: value for key, value in table.items() if key not in {"engine", "before", "after"}}
+        if engine == "tree":
+            tree = self._convert(own, TreePart, keys)
+            path = self._absolute(tree.path, (*keys, "path"))
+            source: TreePart | Engine = msgspec.structs.replace(tree, path=path)
+        else:
+            source = self._engine(engine, own, timeout, keys)
+        return PartSettings(engine, source, around.before, around.after)
+
+    def _engine(
+        self, name: Any, table: dict[str, Any], timeout: float | None, keys: _Keys
+    ) -> Engine:
+        if not isinstance(name, str):
+            raise self._error((*keys, "engine"), f"expected text, got {name!r}")
+        try:
+            kind = engines.find(name)
+        except UsageError as error:
+            raise self._error((*keys, "engine"), str(error)) from error
+        part: Engine = self._convert(table, kind, keys)
+        changes: dict[str, Any] = {}
+        encoded = {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
+        for field in kind.paths:
+            if (path := getattr(part, field)) is not None:
+                changes[field] = self._absolute(path, (*keys, encoded[field]))
+        for field in kind.programs:
+            argv = getattr(part, field)
+            if argv or encoded[field] in table:
+                self._program(argv, (*keys, encoded[field]))
+        if part.timeout is None and timeout is not None:
+            changes["timeout"] = timeout
+        return msgspec.structs.replace(part, **changes)
 
     def _named(self, what: str, name: str, keys: _Keys) -> None:
         try:
@@ -254,7 +378,7 @@ class _Reader:
             raise self._refusal(kind, keys, str(error), table) from None
 
     def _refusal(
-        self, kind: type[_Table], keys: _Keys, complaint: str, table: dict[str, Any]
+        self, kind: type[msgspec.Struct], keys: _Keys, complaint: str, table: dict[str, Any]
     ) -> ConfigError:
         """Put msgspec's complaint about `table` in castore.toml's own words."""
         names = [field.encode_name for field in msgspec.structs.fields(kind)]
@@ -287,6 +411,9 @@ _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | 
     "TIB": 1 << 40,
 }
 _SIZE: Final = re.compile("([0-9]+(?:[.][0-9]+)?) ?(" + "|".join(_UNITS) + ")", re.IGNORECASE)
+_TIME: Final = re.compile("([01]?[0-9]|2[0-3]):[0-5][0-9]")
+_SPAN: Final = re.compile("([0-9]+) ?([hdwmy])")
+_HOURS: Final = {"h": 1, "d": 24, "w": 7 * 24, "m": 31 * 24, "y": 366 * 24}
 _MISSING: Final = re.compile("Object missing required field `(.*?)`")
 _STEP: Final = re.compile(r"\.([A-Za-z0-9_-]+)|\[(\d+|\.\.\.)\]")
 _BARE: Final = re.compile("[A-Za-z0-9_-]+")
@@ -302,6 +429,12 @@ _WORDS: Final = {
     "object | null": "a table",
 }
 """msgspec's names of types, which are JSON's, and what a reader of TOML calls them."""
+
+
+def parse_span(text: str) -> int | None:
+    """Return the seconds of a span like "36h", "14d", "8w", "6m", "1y"; None if it is none."""
+    match = _SPAN.fullmatch(text)
+    return int(match[1]) * _HOURS[match[2]] * 3600 if match else None
 
 
 def _dotted(keys: _Keys) -> str:

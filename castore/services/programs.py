@@ -1,7 +1,8 @@
 """Programs that make dumps, take them in, or print a line that is wanted.
 
 They are argument lists, never run by a shell. What they write to standard error goes where
-castore's own does. A program that fails raises ProgramError, and none is left running behind.
+castore's own does, and the end of it into the message if they fail. A program that fails, or takes longer
+than it may, raises ProgramError, and none is left running behind.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import subprocess
-from functools import partial
-from typing import TYPE_CHECKING, Final
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final, Self
 
 from castore.errors import ProgramError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
 
 _PIPE_BYTES: Final = 1 << 20
 """What a user without privileges may ask for; the default of 64 KiB costs a wake-up a chunk."""
@@ -28,8 +32,18 @@ _GRACE_SECONDS: Final = 5.0
 _MAX_LINE_BYTES: Final = 1 << 20
 
 
+_TOLD_LINES: Final = 5
+"""Of a program's standard error, in the message that it failed."""
+_LINE: Final = 300
+
+
 @contextlib.contextmanager
-def run_dump(argv: Sequence[str]) -> Iterator[Callable[[memoryview], int]]:
+def run_dump(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> Iterator[Callable[[memoryview], int]]:
     """Run a program whose standard output is a dump; give a function that reads it.
 
     The function fills the beginning of a buffer and returns how many bytes it put there. It
@@ -37,85 +51,269 @@ def run_dump(argv: Sequence[str]) -> Iterator[Callable[[memoryview], int]]:
     what was read up to that 0 is a dump: a program that still runs when the block is left is
     terminated, and leaving the block raises ProgramError then, too.
     """
-    process = _start(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    try:
-        enlarge_pipe(process.stdout.fileno())
-        yield partial(_read, process, argv[0])
-    except BaseException:
-        _stop(process)
-        raise
-    _stop(process)
-    _check(argv[0], process.returncode)
+    with _Program(argv, None, subprocess.PIPE, env=env, timeout=timeout) as program:
+        output = program.output
+        enlarge_pipe(output)
+
+        def read(buffer: memoryview) -> int:
+            count = os.readv(output, [buffer])
+            if not count:
+                program.wait()
+            return count
+
+        yield read
+        program.stop()
+        program.check()
 
 
-def feed(argv: Sequence[str], chunks: Iterable[bytes | memoryview]) -> None:
+def feed(
+    argv: Sequence[str],
+    chunks: Iterable[bytes | memoryview],
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> None:
     """Run a program and write `chunks` to its standard input.
 
     Raises ProgramError if the program does not exit with 0, or stops reading before it got
     everything. When `chunks` raises, the program is terminated *before* its standard input is
     closed: it must not take the end of what it got for the end of the dump.
     """
-    process = _start(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert process.stdin is not None
-    try:
-        enlarge_pipe(process.stdin.fileno())
-        fed, complete = _write_all(process.stdin.fileno(), chunks)
-        process.stdin.close()
-        process.wait()
-    except BaseException:
-        _stop(process)
-        raise
-    _check(argv[0], process.returncode)
-    if not complete:
-        raise ProgramError(
-            f"{argv[0]} exited with status 0, but stopped reading after at most {fed} bytes, "
-            "before it got everything"
-        )
+    with _Program(argv, subprocess.PIPE, subprocess.DEVNULL, env=env, timeout=timeout) as program:
+        enlarge_pipe(program.input)
+        fed, complete = _write_all(program.input, chunks)
+        program.close_input()
+        program.wait()
+        if not complete:
+            raise ProgramError(
+                f"{argv[0]} exited with status 0, but stopped reading after at most {fed} bytes, "
+                "before it got everything"
+            )
 
 
-def output_of(argv: Sequence[str], *, interactive: bool = False) -> bytes:
+def output_of(
+    argv: Sequence[str],
+    *,
+    interactive: bool = False,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    given: bytes | None = None,
+) -> bytes:
     """Run a program and return its standard output, which must be short.
 
-    With `interactive` it has castore's standard input, so that it can ask for something. Raises
-    ProgramError if it does not exit with 0 or prints more than a mebibyte.
+    With `interactive` it has castore's standard input, so that it can ask for something; `given`: what
+    it has there, not much. Raises ProgramError if it does not exit with 0 or prints more than a mebibyte.
     """
-    stdin = None if interactive else subprocess.DEVNULL
-    process = _start(argv, stdin=stdin, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    try:
+    stdin = subprocess.PIPE if given is not None else None
+    with _Program(
+        argv, stdin, subprocess.PIPE, env=env, timeout=timeout, interactive=interactive
+    ) as program:
+        if given is not None:
+            _write_all(program.input, [given])
+            program.close_input()
         output = b""
-        while data := os.read(process.stdout.fileno(), 1 << 16):
+        while data := os.read(program.output, 1 << 16):
             output += data
             if len(output) > _MAX_LINE_BYTES:
                 raise ProgramError(f"{argv[0]} prints more than the line that was expected of it")
-        process.wait()
-    finally:
-        _stop(process)
-    _check(argv[0], process.returncode)
+        program.wait()
     return output
 
 
-def _start(argv: Sequence[str], stdin: int | None, stdout: int) -> subprocess.Popen[bytes]:
-    if not argv:
-        raise ProgramError("no program is named")
-    try:
-        # In castore's own process group: the program may ask for a password on the terminal, and
-        # Ctrl-C reaches it and what it started.
-        return subprocess.Popen(argv, stdin=stdin, stdout=stdout, bufsize=0)
-    except FileNotFoundError:
-        raise ProgramError(f"there is no program {argv[0]!r}: check its name and PATH") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ProgramError(f"cannot run {argv[0]!r}: {reason}") from error
+def run(argv: Sequence[str], *, timeout: float | None = None) -> None:
+    """Run a program for what it does; it may leave others running. Raises ProgramError."""
+    with _Program(argv, None, None, env=None, timeout=timeout, captured=False) as program:
+        program.wait()
 
 
-def _read(process: subprocess.Popen[bytes], name: str, buffer: memoryview) -> int:
-    assert process.stdout is not None
-    count = os.readv(process.stdout.fileno(), [buffer])
-    if not count:
-        _check(name, process.wait())
-    return count
+class _Errors:
+    """A program's standard error, shown, and its last lines kept."""
+
+    def __init__(self) -> None:
+        self._read, self.write = os.pipe()
+        self._lines: deque[bytes] = deque(maxlen=_TOLD_LINES)
+        self._rest = b""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._pass_on, name="castore-errors", daemon=True)
+
+    def start(self) -> None:
+        """Begin: the program has the writing end now."""
+        os.close(self.write)
+        self._thread.start()
+
+    def _pass_on(self) -> None:
+        poll = select.poll()
+        poll.register(self._read)
+        while True:
+            over = self._over.is_set()
+            if poll.poll(100):
+                data = os.read(self._read, 1 << 14)
+                if not data:
+                    break
+                with contextlib.suppress(OSError):
+                    os.write(2, data)
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                self._lines.extend(line[-_LINE:] for line in lines if line.strip())
+                self._rest = self._rest[-_LINE:]
+            elif over:
+                break  # something that the program started has it still
+        os.close(self._read)
+
+    def close(self) -> None:
+        """End with the program."""
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        else:
+            os.close(self._read)
+            os.close(self.write)
+
+    def told(self) -> str:
+        """Return the last lines."""
+        lines = [*self._lines, *([self._rest] if self._rest.strip() else [])]
+        return "; ".join(line.decode(errors="backslashreplace").strip() for line in lines)
+
+
+class _Program:
+    """A program that runs; use it in a `with` block, which it does not outlive."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        stdin: int | None,
+        stdout: int | None,
+        *,
+        env: Mapping[str, str] | None,
+        timeout: float | None,
+        interactive: bool = False,
+        captured: bool = True,
+    ) -> None:
+        self._errors = _Errors() if captured and not interactive else None
+        self._name = argv[0] if argv else ""
+        self._timeout = timeout
+        self._late = False
+        given = stdin if stdin is not None or interactive else subprocess.DEVNULL
+        try:
+            self._process = self._start(argv, given, stdout, env)
+        except BaseException:
+            if self._errors is not None:
+                self._errors.close()
+            raise
+        if self._errors is not None:
+            self._errors.start()
+        self._timer: threading.Timer | None = None
+        if timeout is not None:
+            self._timer = threading.Timer(timeout, self._end_late)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        stdin: int | None,
+        stdout: int | None,
+        env: Mapping[str, str] | None,
+    ) -> subprocess.Popen[bytes]:
+        if not argv:
+            raise ProgramError("no program is named")
+        try:
+            # In castore's own process group: the program may ask for a password on the terminal, and
+            # Ctrl-C reaches it and what it started.
+            return subprocess.Popen(
+                argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=None if self._errors is None else self._errors.write,
+                bufsize=0,
+                env=None if env is None else {**os.environ, **env},
+            )
+        except FileNotFoundError:
+            raise ProgramError(f"there is no program {argv[0]!r}: check its name and PATH") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ProgramError(f"cannot run {argv[0]!r}: {reason}") from error
+
+    @property
+    def input(self) -> int:
+        """The descriptor of what it reads."""
+        assert self._process.stdin is not None
+        return self._process.stdin.fileno()
+
+    @property
+    def output(self) -> int:
+        """The descriptor of what it prints."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def close_input(self) -> None:
+        """Let it see the end of its input."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def _end_late(self) -> None:
+        self._late = True
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def wait(self) -> None:
+        """Wait for its end. Raises ProgramError if it has failed."""
+        self._process.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raise ProgramError unless it has exited with 0."""
+        status = self._process.returncode
+        if status == 0:
+            return
+        if self._errors is not None:
+            self._errors.close()
+        told = self._errors.told() if self._errors is not None else ""
+        told = f": {told}" if told else ""
+        if self._late:
+            raise ProgramError(f"{self._name} failed: it took longer than {self._timeout:g} s{told}")
+        if status > 0:
+            raise ProgramError(f"{self._name} failed: it exited with status {status}{told}")
+        try:
+            killer = signal.Signals(-status).name
+        except ValueError:
+            killer = f"signal {-status}"
+        raise ProgramError(f"{self._name} failed: it was killed by {killer}{told}")
+
+    def stop(self) -> None:
+        """End the program if it still runs, and close what is open towards it."""
+        process = self._process
+        try:
+            if process.poll() is None:
+                process.terminate()
+                # Closed now: a program that writes to a pipe that nobody reads would not see the
+                # signal if it handles it by writing on. Its input stays open until it is gone.
+                if process.stdout is not None:
+                    process.stdout.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE_SECONDS)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer.join()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if self._errors is not None:
+            self._errors.close()
 
 
 def enlarge_pipe(descriptor: int) -> None:
@@ -138,35 +336,3 @@ def _write_all(descriptor: int, chunks: Iterable[bytes | memoryview]) -> tuple[i
             rest = rest[count:]
             written += count
     return written, True
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the program if it still runs, and close what is open towards it."""
-    try:
-        if process.poll() is None:
-            process.terminate()
-            # Closed now: a program that writes to a pipe that nobody reads would not see the
-            # signal if it handles it by writing on. Its input stays open until it is gone.
-            if process.stdout is not None:
-                process.stdout.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_SECONDS)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
-def _check(name: str, status: int) -> None:
-    """Raise ProgramError unless `status`, as Popen gives it, is 0."""
-    if status > 0:
-        raise ProgramError(f"{name} failed: it exited with status {status}")
-    if status < 0:
-        try:
-            killer = signal.Signals(-status).name
-        except ValueError:
-            killer = f"signal {-status}"
-        raise ProgramError(f"{name} failed: it was killed by {killer}")

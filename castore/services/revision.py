@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, Final
+
+from blake3 import blake3
 
 from castore.errors import CastoreError, ProgramError, UsageError
 from castore.model.names import check_revision
@@ -25,6 +28,8 @@ def current(revision: Revision | None) -> str | None:
         return None
     if revision.command is not None:
         return _printed(revision.command)
+    if revision.paths is not None:
+        return _hash_of(revision.paths)
     if revision.link is not None:
         return _checked(_target(revision.link), f"the target of {revision.link}")
     assert revision.value is not None
@@ -48,6 +53,38 @@ def _target(link: str) -> str:
             raise UsageError(f"no revision from the link {link}: {reason}") from error
         path = os.path.join(os.path.dirname(path), target)
     raise UsageError(f"no revision from the link {link}: it leads in a circle")
+
+
+def _hash_of(paths: tuple[str, ...]) -> str:
+    """Return a hash over what is at some paths: names, bytes of files, targets of links."""
+    hasher = blake3()
+
+    def add(*pieces: bytes) -> None:
+        for piece in pieces:
+            hasher.update(len(piece).to_bytes(8, "little") + piece)
+
+    def visit(path: bytes, name: bytes) -> None:
+        info = os.lstat(path)
+        if stat.S_ISLNK(info.st_mode):
+            add(b"link", name, os.readlink(path))
+        elif stat.S_ISDIR(info.st_mode):
+            add(b"directory", name)
+            for below in sorted(os.listdir(path)):
+                visit(os.path.join(path, below), name + b"/" + below)
+        elif stat.S_ISREG(info.st_mode):
+            add(b"file", name, info.st_size.to_bytes(8, "little"))
+            with open(path, "rb") as file:
+                while data := file.read(1 << 20):
+                    hasher.update(data)
+        else:
+            add(b"other", name)
+
+    for path in paths:
+        try:
+            visit(os.fsencode(path), os.fsencode(path))
+        except OSError as error:
+            raise UsageError(f"no revision from {path}: {error.strerror} ({error.filename!r})") from error
+    return hasher.hexdigest(16)
 
 
 def _printed(command: tuple[str, ...]) -> str:

@@ -1,34 +1,43 @@
-"""A service's state back to a generation: trees where they came from, dumps into their programs.
+"""A service's state back to a generation: one transaction over all its parts.
 
-A plan first, then its execution: a safety generation of the present state, the trees in place, then
-the dumps. If a step fails, the trees are put back from what was kept aside and dumps that were fed
-already are fed again from the safety generation.
+First a plan, which is data. Then: a safety generation of the present state; every dump staged beside what
+is live; the service stopped; part after part switched; the service started and looked at; what was
+replaced removed. A journal on this machine says how far that got, so that whatever fails or is killed
+before the end is undone, and behind that point finished, by this process or another.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+import msgspec
+
+from castore.content import aside
 from castore.content.diff import diff_trees
 from castore.content.directories import open_top
 from castore.content.inplace import Comparison, InPlace, TreePlan, plan_tree
 from castore.content.streams import StreamReader
-from castore.errors import CastoreError, UsageError
+from castore.errors import CastoreError, NotFoundError, ProgramError, UsageError
 from castore.model.generation import Details, Origin, decode_details
-from castore.services.programs import feed
+from castore.services.config import Service
+from castore.services.engines.contract import SWITCHING, Contents, Memo
+from castore.services.hooks import Around
+from castore.services.programs import run
 from castore.services.snapshot import (
-    FileSource,
-    ProgramSource,
+    EngineSource,
     Source,
     TreeSource,
+    engine_of,
     last_scan,
     left_out,
+    origin,
     rules_of,
     snapshot,
+    taker_of,
 )
 
 if TYPE_CHECKING:
@@ -39,14 +48,29 @@ if TYPE_CHECKING:
     from castore.model.tally import Tally
     from castore.store import Store
 
+_AGAIN_SECONDS: Final = 0.5
+_NO_SERVICE: Final = Service()
+
 
 @dataclass(frozen=True)
 class DumpPlan:
-    """How a dump is put back: into a program, or into the file it came from."""
+    """How a dump is put back."""
 
     part: Part
-    program: tuple[str, ...] = ()
-    path: str = ""
+    source: EngineSource
+    warning: str = ""
+    """What speaks against it."""
+
+    @property
+    def into(self) -> str:
+        """Where it goes, for people."""
+        settings = origin(self.source)
+        if settings.restore:
+            return " ".join(settings.restore)
+        if settings.path:
+            return os.fsdecode(settings.path)
+        where = settings.settings.get("path") or settings.settings.get("database") or ""
+        return f"{settings.engine} {where}".strip()
 
 
 @dataclass(frozen=True)
@@ -64,8 +88,10 @@ class RolledBack:
 
     target: Generation
     safety: Generation | None
-    problems: list[tuple[str, bytes, str]]
-    """(part, path, reason) of metadata that could not be set."""
+    problems: list[tuple[str, bytes, str]] = field(default_factory=list)
+    """(part, path, reason) of what could not be made as it was, and of what could not be removed."""
+    parts: tuple[str, ...] = ()
+    """Those that were not equal to the target already."""
 
 
 def read_details(store: Store, generation: Generation) -> Details:
@@ -79,45 +105,58 @@ def plan_rollback(
     target: Generation,
     origins: dict[str, Origin],
     ownership: Ownership,
-    safety: Generation | None = None,
     *,
     leave_out: Sequence[str] = (),
 ) -> RollbackPlan:
-    """Compare the live state with `target` and return what is to be done.
+    """Compare the live state with `target` and return what is to be done; nothing is touched.
 
-    origins: where each part belongs now. leave_out: directories that are left alone: castore's own. With a
-    safety generation of the live state, files count as changed where their content differs from it,
-    whatever their times say. Raises UsageError for a part that has nowhere to go.
+    origins: where each part belongs now. leave_out: directories that are left alone: castore's own. Raises
+    UsageError for a part that has nowhere to go.
     """
     trees = {}
     dumps = []
     with StreamReader(store) as reader:
         for part in target.parts:
-            origin = origins.get(part.name, Origin())
+            found = origins.get(part.name, Origin())
             if part.kind == "dump":
-                dumps.append(_plan_dump(part, origin))
-                continue
-            if not origin.path or part.content is None:
-                raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
-            changed = _changed(reader, safety, part)
-            top = open_top(reader, part.content)
-            live = os.fsdecode(origin.path)
-            rules = rules_of(origin, left_out(store, leave_out))
-            with last_scan(store, target.service, part.name, live, rules) as scan:
-                comparison = Comparison(changed, rules=rules, scan=scan)
-                trees[part.name] = plan_tree(reader, top, live, ownership, comparison)
+                dumps.append(_plan_dump(part, found))
+            else:
+                trees[part.name] = _plan_tree(store, reader, target, part, found, ownership, None, leave_out)
     return RollbackPlan(target, trees, tuple(dumps))
 
 
-def _plan_dump(part: Part, origin: Origin) -> DumpPlan:
-    if origin.restore:
-        return DumpPlan(part, program=origin.restore)
-    if origin.path:
-        return DumpPlan(part, path=os.fsdecode(origin.path))
-    raise UsageError(
-        f"no program is known that takes the dump {part.name!r} back in: name one with "
-        f"--restore {part.name}='PROGRAM ...', or as 'restore' of the part in castore.toml"
-    )
+def _plan_dump(part: Part, found: Origin) -> DumpPlan:
+    source = taker_of(found)
+    if source is None or source.engine.refusal():
+        raise UsageError(
+            f"no program is known that takes the dump {part.name!r} back in: name one with "
+            f"--restore {part.name}='PROGRAM ...', or as 'restore' of the part in castore.toml"
+        )
+    return DumpPlan(part, source, source.engine.warn(found.made_by) if found.made_by else "")
+
+
+def _plan_tree(
+    store: Store,
+    reader: StreamReader,
+    target: Generation,
+    part: Part,
+    found: Origin,
+    ownership: Ownership,
+    safety: Generation | None,
+    leave_out: Sequence[str],
+) -> TreePlan:
+    """Compare a live tree with the stored one.
+
+    With a safety generation of the live state, files count as changed where their content differs from it,
+    whatever their times say.
+    """
+    if not found.path or part.content is None:
+        raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
+    live = os.fsdecode(found.path)
+    rules = rules_of(found, left_out(store, leave_out))
+    with last_scan(store, target.service, part.name, live, rules) as scan:
+        comparison = Comparison(_changed(reader, safety, part), rules=rules, scan=scan)
+        return plan_tree(reader, open_top(reader, part.content), live, ownership, comparison)
 
 
 def _changed(reader: StreamReader, safety: Generation | None, part: Part) -> set[bytes]:
@@ -133,25 +172,48 @@ def present_sources(target: Generation, origins: dict[str, Origin]) -> dict[str,
     """Return how to take the present state of the parts of `target`. Raises UsageError."""
     sources: dict[str, Source] = {}
     for part in target.parts:
-        origin = origins.get(part.name, Origin())
+        found = origins.get(part.name, Origin())
         if part.kind == "tree":
             sources[part.name] = TreeSource(
-                os.fsdecode(origin.path),
-                origin.exclude,
-                origin.one_file_system,
-                origin.exclude_caches,
+                os.fsdecode(found.path), found.exclude, found.one_file_system, found.exclude_caches
             )
-        elif origin.dump:
-            sources[part.name] = ProgramSource(origin.dump, origin.restore)
-        elif origin.path:
-            if os.path.exists(origin.path):
-                sources[part.name] = FileSource(os.fsdecode(origin.path))
-        else:
+            continue
+        source = engine_of(found)
+        if source is None:
             raise UsageError(
                 f"no program is known that dumps the present state of {part.name!r}: name it as "
                 "'dump' of the part in castore.toml, or go without a safety generation: --no-safety"
             )
+        if source.name != "file" or os.path.exists(found.path):
+            sources[part.name] = source
     return sources
+
+
+class _PartJournal(msgspec.Struct):
+    """What is being done to one part."""
+
+    name: str
+    path: bytes = b""
+    """A tree's."""
+    engine: str = ""
+    settings: dict[str, Any] = {}
+    memo: Memo = {}
+
+
+class _Journal(msgspec.Struct):
+    """How far a roll-back has got."""
+
+    service: str
+    target: int
+    safety: int | None
+    parts: list[_PartJournal]
+    stop: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
+    timeout: float | None = None
+    phase: Literal["begun", "stopped", "started", "done"] = "begun"
+    revision: str = ""
+    """Of the target."""
+    version: int = 1
 
 
 def roll_back(
@@ -160,6 +222,7 @@ def roll_back(
     origins: dict[str, Origin],
     ownership: Ownership,
     *,
+    settings: Service | None = None,
     with_safety: bool = True,
     revision: str = "",
     leave_out: Sequence[str] = (),
@@ -168,152 +231,342 @@ def roll_back(
 ) -> RolledBack:
     """Put the state of `target` back. The caller holds the service's lock.
 
-    revision: of the present state, recorded with the safety generation. Raises CastoreError; then the
-    present state is as it was, or the message says what is not.
+    settings: the service's hooks. revision: of the present state, recorded with the safety generation.
+    Raises CastoreError; then the present state is as it was, or the message says what is not.
     """
+    service = settings or _NO_SERVICE
+    refuse_interrupted(store, target.service)
     # Before anything is touched: every part has a place to go to.
-    for dump in plan_rollback(store, target, origins, ownership, leave_out=leave_out).dumps:
-        if dump.program and shutil.which(dump.program[0]) is None:
-            raise UsageError(
-                f"there is no program {dump.program[0]!r} to take the dump {dump.part.name!r} in: "
-                "nothing was touched"
-            )
+    plan = plan_rollback(store, target, origins, ownership, leave_out=leave_out)
+    for dump in plan.dumps:
+        dump.source.engine.ready()
     safety = None
-    if with_safety:
-        sources = present_sources(target, origins)
-        if sources:
-            safety = snapshot(
-                store,
-                target.service,
-                sources,
-                revision=revision,
-                safety=True,
-                leave_out=leave_out,
-                progress=progress,
-            )
-    plan = plan_rollback(store, target, origins, ownership, safety, leave_out=leave_out)
-    with StreamReader(store) as reader:
-        problems = _Execution(reader, plan, safety, ownership, tally).run()
-    return RolledBack(target, safety, problems)
+    if with_safety and (sources := present_sources(target, origins)):
+        safety = snapshot(
+            store,
+            target.service,
+            sources,
+            revision=revision,
+            safety=True,
+            leave_out=leave_out,
+            around=Around.of(settings),
+            progress=progress,
+        )
+    parts = [part for part in target.parts if not _is_equal(part, safety)]
+    done = RolledBack(target, safety, parts=tuple(part.name for part in parts))
+    if parts:
+        with StreamReader(store) as reader:
+            work = _Transaction(store, reader, target, safety, service, parts, origins)
+            work.prepare(ownership, leave_out, tally)
+            work.run()
+        done.problems = work.problems
+    store.set_live_revision(target.service, target.revision)
+    return done
 
 
-class _Execution:
+def _is_equal(part: Part, safety: Generation | None) -> bool:
+    """Whether the live state is what is to be put back."""
+    before = safety.part(part.name) if safety is not None else None
+    return before is not None and not before.missed and (before.kind, before.root) == (part.kind, part.root)
+
+
+class _Transaction:
     def __init__(
         self,
+        store: Store,
         reader: StreamReader,
-        plan: RollbackPlan,
+        target: Generation,
         safety: Generation | None,
-        ownership: Ownership,
-        tally: Tally,
+        service: Service,
+        parts: list[Part],
+        origins: dict[str, Origin],
     ) -> None:
+        self.problems: list[tuple[str, bytes, str]] = []
+        self._store = store
         self._reader = reader
-        self._plan = plan
+        self._target = target
         self._safety = safety
-        self._ownership = ownership
-        self._tally = tally
-        self._trees: dict[str, InPlace] = {}
-        self._files: list[_FileSwap] = []
-        self._fed: list[DumpPlan] = []
+        self._service = service
+        self._changes: list[_Change] = []
+        self._journal = _Journal(
+            target.service,
+            target.number,
+            safety.number if safety is not None else None,
+            [],
+            service.stop,
+            service.start,
+            service.timeout,
+            revision=target.revision,
+        )
+        self._parts = parts
+        self._origins = origins
 
-    def run(self) -> list[tuple[str, bytes, str]]:
+    def prepare(self, ownership: Ownership, leave_out: Sequence[str], tally: Tally) -> None:
+        """Say how each part is changed; nothing is made yet."""
+        for part in self._parts:
+            found = self._origins.get(part.name, Origin())
+            if part.kind == "tree":
+                given = (self._store, self._reader, self._target, part, found, ownership)
+                plan = partial(_plan_tree, *given, self._safety, leave_out)
+                tree = _TreeChange(self._reader, found.path, plan, ownership, tally)
+                self._changes.append(tree)
+                self._journal.parts.append(_PartJournal(part.name, path=found.path))
+                continue
+            source = _plan_dump(part, found).source
+            memo = source.engine.begin()
+            settings = origin(source).settings
+            journal = _PartJournal(part.name, engine=source.name, settings=settings, memo=memo)
+            contents = _contents(self._reader, part, self._safety)
+            self._changes.append(_EngineChange(source, journal.memo, contents))
+            self._journal.parts.append(journal)
+
+    def run(self) -> None:
         """Do it all, or take it back and raise."""
+        journal = self._journal
+        self._save()
         try:
-            for name, plan in self._plan.trees.items():
-                self._trees[name] = InPlace(self._reader, plan, self._ownership, self._tally)
-                self._trees[name].apply()
-            for dump in self._plan.dumps:
-                self._put(dump)
+            for change in self._changes:
+                change.stage()
+            self._stop()
+            for part, change in zip(journal.parts, self._changes, strict=True):
+                part.memo[SWITCHING] = "yes"
+                self._save()
+                change.switch()
+            self._start()
+            journal.phase = "done"
+            self._save()
         except BaseException as error:
+            journal.phase = "started" if journal.phase == "done" else journal.phase
             self._take_back(error)
             raise
-        problems = []
-        for name, tree in self._trees.items():
-            problems += [(name, path, reason) for path, reason in tree.problems]
-            tree.keep()
-        for file in self._files:
-            file.keep()
-        return problems
+        for part, change in zip(journal.parts, self._changes, strict=True):
+            self.problems += [(part.name, path, reason) for path, reason in change.problems]
+        self.problems += _finish(self._store, journal, self._changes)
 
-    def _put(self, dump: DumpPlan) -> None:
-        data = self._reader.read(dump.part.content)
-        if dump.program:
-            self._fed.append(dump)
-            feed(dump.program, data)
-        else:
-            self._files.append(_FileSwap(dump.path))
-            self._files[-1].write(data)
+    def _save(self) -> None:
+        _write_journal(self._store, self._journal)
+
+    def _stop(self) -> None:
+        self._journal.phase = "stopped"
+        self._save()
+        if self._service.stop:
+            run(self._service.stop, timeout=self._service.timeout)
+
+    def _start(self) -> None:
+        self._journal.phase = "started"
+        self._save()
+        if self._service.start:
+            run(self._service.start, timeout=self._service.timeout)
+        check_health(self._service)
 
     def _take_back(self, cause: BaseException) -> None:
-        """Undo what was done; raise if the present state could not be put back whole."""
-        failed = []
-        done: list[_FileSwap | InPlace] = [*self._trees.values(), *self._files]
-        for changed in reversed(done):
-            try:
-                changed.undo()
-            except CastoreError as error:
-                failed.append(str(error))
-        for dump in reversed(self._fed):
-            before = self._safety.part(dump.part.name) if self._safety else None
-            if before is None:
-                failed.append(f"{dump.part.name!r} may be half restored: no safety generation")
-                continue
-            try:
-                feed(dump.program, self._reader.read(before.content))
-            except CastoreError as error:
-                failed.append(f"{dump.part.name!r} could not be put back: {error}")
+        failed = _undo(self._store, self._journal, self._changes)
         if failed:
             number = f"; generation {self._safety.number} holds it" if self._safety else ""
-            message = f"{cause}; and the present state is not whole: {'; '.join(failed)}{number}"
+            message = (
+                f"{cause}; and the present state is not whole: {'; '.join(failed)}{number}; when the "
+                f"cause is mended: castore recover {self._target.service}"
+            )
             kind = type(cause) if isinstance(cause, CastoreError) else CastoreError
             raise kind(message) from cause
 
 
-class _FileSwap:
-    """A file written anew; the one that was there is kept beside it until the caller decides."""
+class _Change:
+    """How one part is changed. Of these, `undo` and `finish` may be called in another process."""
 
-    def __init__(self, path: str) -> None:
-        # Of a symbolic link, what it leads to is written: that is what was taken.
-        self._path = os.path.realpath(path)
-        mark = os.urandom(4).hex()
-        self._beside = f"{self._path}.castore-{mark}"
-        self._kept = f"{self._path}.castore-aside-{mark}"
-        self._swapped = False
+    problems: list[tuple[bytes, str]]
 
-    def write(self, data: Iterable[bytes]) -> None:
-        """Write beside the file, make it durable, and put it in its place. Raises CastoreError."""
-        try:
-            with open(self._beside, "xb") as file:
-                file.writelines(data)
-                if os.path.exists(self._path):
-                    info = os.stat(self._path)
-                    os.chown(file.fileno(), info.st_uid, info.st_gid)
-                    os.chmod(file.fileno(), info.st_mode & 0o7777)
-                file.flush()
-                os.fsync(file.fileno())
-            if os.path.exists(self._path):
-                os.link(self._path, self._kept)
-            self._swapped = True
-            os.replace(self._beside, self._path)
-        except OSError as error:
-            raise CastoreError(f"cannot write {self._path}: {error.strerror}") from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._beside)
+    def stage(self) -> None:
+        """Make what can be made beside the live state."""
+
+    def switch(self) -> None:
+        """Let it take its place."""
 
     def undo(self) -> None:
-        """Put the file back that was there, or none. Raises CastoreError."""
-        try:
-            if os.path.exists(self._kept):
-                os.replace(self._kept, self._path)
-            elif self._swapped:
-                os.unlink(self._path)
-            self.keep()  # where both names are one file still, the renaming did nothing
-        except OSError as error:
-            raise CastoreError(
-                f"{self._path} could not be put back ({error.strerror}): it is {self._kept}"
-            ) from error
+        """Put the live state back."""
 
-    def keep(self) -> None:
-        """Let the new one stay."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._kept)
+    def finish(self) -> None:
+        """Remove what was replaced."""
+
+
+class _EngineChange(_Change):
+    def __init__(self, source: EngineSource, memo: Memo, contents: Contents) -> None:
+        self.problems = []
+        self._engine = source.engine
+        self._memo = memo
+        self._contents = contents
+
+    def stage(self) -> None:
+        self._engine.stage(self._memo, self._contents)
+
+    def switch(self) -> None:
+        self._engine.switch(self._memo, self._contents)
+
+    def undo(self) -> None:
+        self._engine.undo(self._memo, self._contents)
+
+    def finish(self) -> None:
+        self._engine.finish(self._memo)
+
+
+class _TreeChange(_Change):
+    def __init__(
+        self,
+        reader: StreamReader,
+        path: bytes,
+        plan: Callable[[], TreePlan],
+        ownership: Ownership,
+        tally: Tally,
+    ) -> None:
+        self.problems = []
+        self._reader = reader
+        self._path = os.fsdecode(path)
+        self._plan = plan
+        self._ownership = ownership
+        self._tally = tally
+        self._work: InPlace | None = None
+
+    def switch(self) -> None:
+        self._work = InPlace(self._reader, self._plan(), self._ownership, self._tally)
+        self._work.apply()
+        self.problems = self._work.problems
+
+    def undo(self) -> None:
+        if self._work is not None:
+            work, self._work = self._work, None
+            work.undo()
+
+    def finish(self) -> None:
+        if self._work is not None:
+            work, self._work = self._work, None
+            work.keep()
+
+
+class _LeftTree(_Change):
+    """A tree that another process was at work on."""
+
+    def __init__(self, path: bytes) -> None:
+        self.problems = []
+        self._path = os.fsdecode(path)
+
+    def undo(self) -> None:
+        aside.recover(self._path)
+
+    def finish(self) -> None:
+        aside.recover(self._path, keep=True)
+
+
+def _contents(reader: StreamReader, part: Part | None, safety: Generation | None) -> Contents:
+    before = safety.part(part.name) if safety is not None and part is not None else None
+
+    def read(one: Part | None) -> Iterable[bytes]:
+        return reader.read(one.content) if one is not None else ()
+
+    return Contents(partial(read, part), partial(read, before) if before is not None else None)
+
+
+def check_health(service: Service) -> None:
+    """Run the service's health check until it succeeds. Raises ProgramError."""
+    if not service.health:
+        return
+    end = time.monotonic() + service.health_timeout
+    while True:
+        try:
+            run(service.health, timeout=service.timeout)
+        except ProgramError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_AGAIN_SECONDS)
+        else:
+            return
+
+
+def _undo(store: Store, journal: _Journal, changes: list[_Change]) -> list[str]:
+    """Put the state back as it was; return what failed. The journal stays if anything did."""
+    failed = []
+    if journal.phase == "started" and journal.stop:
+        try:
+            run(journal.stop, timeout=journal.timeout)
+        except CastoreError as error:
+            failed.append(str(error))
+    for part, change in reversed(list(zip(journal.parts, changes, strict=True))):
+        try:
+            change.undo()
+        except (CastoreError, OSError) as error:
+            failed.append(f"{part.name!r} could not be put back: {error}")
+    if journal.phase != "begun" and journal.start:
+        try:
+            run(journal.start, timeout=journal.timeout)
+        except CastoreError as error:
+            failed.append(str(error))
+    if not failed:
+        store.forget_rollback(journal.service)
+    return failed
+
+
+def _finish(store: Store, journal: _Journal, changes: list[_Change]) -> list[tuple[str, bytes, str]]:
+    """Remove what was replaced; return what could not be. The journal stays if anything is left."""
+    problems = []
+    for part, change in zip(journal.parts, changes, strict=True):
+        try:
+            change.finish()
+        except (CastoreError, OSError) as error:
+            problems.append((part.name, b".", f"what was replaced cannot be removed: {error}"))
+    if not problems:
+        store.forget_rollback(journal.service)
+    return problems
+
+
+def _write_journal(store: Store, journal: _Journal) -> None:
+    store.remember_rollback(journal.service, msgspec.msgpack.encode(journal))
+
+
+def _read_journal(store: Store, service: str) -> _Journal | None:
+    data = store.begun_rollback(service)
+    if data is None:
+        return None
+    try:
+        return msgspec.msgpack.decode(data, type=_Journal)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise CastoreError(f"the journal of a roll-back of {service!r} is damaged: {error}") from None
+
+
+def refuse_interrupted(store: Store, service: str) -> None:
+    """Raise CastoreError if an earlier roll-back of a service was interrupted."""
+    if store.begun_rollback(service) is not None:
+        raise CastoreError(
+            f"an earlier roll-back of {service!r} was interrupted, and its state may be half of each: first "
+            f"castore recover {service} (or, if you have put it right: castore recover --forget {service})"
+        )
+
+
+def recover(store: Store, service: str) -> str:
+    """Finish or undo a roll-back that was interrupted; say which. The caller holds the service's lock.
+
+    Raises NotFoundError if there is none, CastoreError if the state is still not whole.
+    """
+    journal = _read_journal(store, service)
+    if journal is None:
+        raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
+    target = store.generation(service, journal.target)
+    safety = store.generation(service, journal.safety) if journal.safety is not None else None
+    with StreamReader(store) as reader:
+        changes: list[_Change] = []
+        for part in journal.parts:
+            if not part.engine:
+                changes.append(_LeftTree(part.path))
+                continue
+            source = engine_of(Origin(engine=part.engine, settings=part.settings))
+            assert source is not None
+            found = target.part(part.name) if target is not None else None
+            changes.append(_EngineChange(source, part.memo, _contents(reader, found, safety)))
+        if journal.phase == "done":
+            problems = _finish(store, journal, changes)
+            if problems:
+                raise CastoreError("; ".join(f"{name}: {reason}" for name, _, reason in problems))
+            store.set_live_revision(service, journal.revision)
+            return f"{service} is at generation {journal.target}: what it replaced is removed"
+        failed = _undo(store, journal, changes)
+    if failed:
+        raise CastoreError(f"the state of {service!r} is not whole: {'; '.join(failed)}")
+    return f"{service} is as it was before the roll-back to generation {journal.target}"

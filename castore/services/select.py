@@ -232,3 +232,11 @@ def parse_date(text: str) -> int | None:
     except (OverflowError, ValueError):  # at an end of the calendar
         return None
     return int(end.timestamp() * 1_000_000_000) - 1
+
+
+def newest_safety(store: Store, service: str) -> Generation:
+    """Return the generation that the last roll-back of a service kept. Raises NotFoundError."""
+    for generation in store.generations(service):
+        if generation.safety:
+            return generation
+    raise NotFoundError(f"no roll-back of {service!r} has kept a generation: there is none to go back to")

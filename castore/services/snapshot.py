@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from castore.content.exclude import Exclude
 from castore.content.ingest import Ingest
@@ -22,12 +23,18 @@ from castore.model.generation import Details, Generation, Origin, Part, StoredRe
 from castore.model.names import check_name, check_revision
 from castore.model.tally import Tally
 from castore.services.config import Service, TreePart
-from castore.services.programs import enlarge_pipe, run_dump
+from castore.services.engines import find
+from castore.services.engines.command import Command
+from castore.services.engines.contract import settings_of
+from castore.services.engines.file import File
+from castore.services.programs import enlarge_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from castore.model.refs import Ref
+    from castore.services.engines.contract import Engine
+    from castore.services.hooks import Around
     from castore.store import Session, Store
 
 
@@ -42,19 +49,22 @@ class TreeSource:
 
 
 @dataclass(frozen=True)
-class ProgramSource:
-    """A program whose standard output is taken as a part."""
+class EngineSource:
+    """A part that an engine dumps."""
 
-    dump: tuple[str, ...]
-    restore: tuple[str, ...] = ()
-    """What a roll-back feeds it to."""
+    name: str
+    """Of the engine."""
+    engine: Engine
 
 
-@dataclass(frozen=True)
-class FileSource:
-    """A file whose bytes are taken as a part."""
+def ProgramSource(dump: tuple[str, ...], restore: tuple[str, ...] = ()) -> EngineSource:  # noqa: N802
+    """Return a program whose standard output is taken as a part; restore: what a roll-back feeds it to."""
+    return EngineSource("command", Command(program=tuple(dump), restore=tuple(restore)))
 
-    path: str
+
+def FileSource(path: str) -> EngineSource:  # noqa: N802
+    """Return a file whose bytes are taken as a part."""
+    return EngineSource("file", File(path=os.path.abspath(path)))
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class StreamSource:
     descriptor: int
 
 
-Source = TreeSource | ProgramSource | FileSource | StreamSource
+Source = TreeSource | EngineSource | StreamSource
 
 
 def snapshot(
@@ -75,11 +85,13 @@ def snapshot(
     revision: str = "",
     safety: bool = False,
     leave_out: Sequence[str] = (),
+    around: Around | None = None,
     progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
 ) -> Generation:
     """Store one generation of `service` and return it; `progress` is told of each part begun.
 
-    leave_out: directories that trees keep empty: where castore keeps its own things.
+    leave_out: directories that trees keep empty: where castore keeps its own things. around: programs that
+    are run before and after the parts are taken; of those after, `around.failures` tells which failed.
     The caller holds the service's lock. Raises UsageError, ProgramError, StorageError; then nothing
     was committed, and what was stored is found again by the next try.
     """
@@ -99,23 +111,25 @@ def snapshot(
     warnings: list[tuple[str, bytes, str]] = []
     with ExitStack() as stack, store.session() as session:
         scans: list[NewScan] = []
-        for name, source in sources.items():
-            tally = Tally()
-            progress(check_name("part", name), tally)
-            if isinstance(source, TreeSource):
-                scans.append(NewScan(scan_path(store, service, name), store.index.epoch()))
-                stack.callback(scans[-1].discard)
-                rules = rules_of(source, skip)
-                root = _store_tree(
-                    store, session, service, name, source.path, rules, scans[-1], tally
-                )
-            else:
-                parent = before.part(name) if before is not None else None
-                root = _store_dump(store, session, source, parent, tally)
-            parts.append(_part(name, source, root, tally))
-            origins[name] = origin(source)
-            warnings += [(name, path, reason) for path, reason in tally.warnings]
-        details = _store_bytes(store, session, encode(Details(origins, tuple(warnings))))
+        with around if around is not None else contextlib.nullcontext():
+            for name, source in sources.items():
+                tally = Tally()
+                progress(check_name("part", name), tally)
+                if isinstance(source, TreeSource):
+                    scans.append(NewScan(scan_path(store, service, name), store.index.epoch()))
+                    stack.callback(scans[-1].discard)
+                    rules = rules_of(source, skip)
+                    root = _store_tree(
+                        store, session, service, name, source.path, rules, scans[-1], tally
+                    )
+                else:
+                    parent = before.part(name) if before is not None else None
+                    root = _store_dump(store, session, source, parent, tally)
+                parts.append(_part(name, source, root, tally))
+                origins[name] = _dated(origin(source), source)
+                warnings += [(name, path, reason) for path, reason in tally.warnings]
+        hooks = around.programs if around is not None else ()
+        details = _store_bytes(store, session, encode(Details(origins, tuple(warnings), hooks)))
         session.finish()
         number = store.next_number(service)
         generation = Generation(
@@ -214,32 +228,19 @@ def _store_dump(
     with Ingest(session, store.cutter, tally) as ingest, ExitStack() as stack:
         if parent is not None and parent.kind == "dump":
             ingest.compare_with(Parent(iter_runs_of_chunks(store, parent.content)))
-        if isinstance(source, ProgramSource):
-            readinto = stack.enter_context(run_dump(source.dump))
-        else:
-            descriptor = _open_dump(source, stack)
+        if isinstance(source, EngineSource):
+            readinto = stack.enter_context(source.engine.dump())
+        elif isinstance(source, StreamSource):
+            descriptor = source.descriptor
             enlarge_pipe(descriptor)
 
             def readinto(view: memoryview) -> int:
                 return os.readv(descriptor, [view])
 
+        else:
+            raise TypeError(source)
         store_stream(ingest, readinto, roots.append)
     return roots[0]
-
-
-def _open_dump(source: Source, stack: ExitStack) -> int:
-    if isinstance(source, StreamSource):
-        return source.descriptor
-    if not isinstance(source, FileSource):
-        raise TypeError(source)
-    try:
-        descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, descriptor)
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise UsageError(f"{source.path} is a directory: take it with --tree")
-    except OSError as error:
-        raise UsageError(f"cannot read the dump {source.path}: {error.strerror}") from None
-    return descriptor
 
 
 def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:
@@ -268,12 +269,11 @@ def sources_of(settings: Service) -> dict[str, Source]:
     """Return how to take the parts of a service that castore.toml describes."""
     sources: dict[str, Source] = {}
     for name, part in settings.parts.items():
-        if isinstance(part, TreePart):
-            sources[name] = TreeSource(
-                part.path, part.exclude, part.one_file_system, part.exclude_caches
-            )
+        own = part.source
+        if isinstance(own, TreePart):
+            sources[name] = TreeSource(own.path, own.exclude, own.one_file_system, own.exclude_caches)
         else:
-            sources[name] = ProgramSource(part.dump, part.restore)
+            sources[name] = EngineSource(part.engine, own)
     return sources
 
 
@@ -286,11 +286,44 @@ def origin(source: Source) -> Origin:
             one_file_system=source.one_file_system,
             exclude_caches=source.exclude_caches,
         )
-    if isinstance(source, ProgramSource):
-        return Origin(dump=source.dump, restore=source.restore)
-    if isinstance(source, FileSource):
-        return Origin(path=os.fsencode(os.path.abspath(source.path)))
-    return Origin()
+    if not isinstance(source, EngineSource):
+        return Origin()
+    engine = source.engine
+    # As castores before there were engines wrote these, and read them.
+    old = Origin()
+    if isinstance(engine, Command):
+        old = Origin(dump=engine.program, restore=engine.restore)
+    elif type(engine) is File:
+        old = Origin(path=os.fsencode(engine.path))
+    return msgspec.structs.replace(old, engine=source.name, settings=settings_of(engine))
+
+
+def _dated(origin: Origin, source: Source) -> Origin:
+    """Return where a part came from, with what made it."""
+    version = source.engine.version() if isinstance(source, EngineSource) else ""
+    return msgspec.structs.replace(origin, made_by=version)
+
+
+def taker_of(origin: Origin) -> EngineSource | None:
+    """Return the engine that puts a part back; None if there is none. Raises UsageError."""
+    if origin.restore:
+        # Whatever took it, this program takes it in.
+        return ProgramSource(origin.dump, origin.restore)
+    return engine_of(origin)
+
+
+def engine_of(origin: Origin) -> EngineSource | None:
+    """Return the engine that took a part; None if it came from an open file. Raises UsageError."""
+    if origin.engine:
+        try:
+            return EngineSource(origin.engine, msgspec.convert(origin.settings, find(origin.engine)))
+        except msgspec.ValidationError as error:
+            raise UsageError(f"what was recorded for the engine {origin.engine!r}: {error}") from None
+    if origin.dump:
+        return ProgramSource(origin.dump, origin.restore)
+    if origin.path:
+        return FileSource(os.fsdecode(origin.path))
+    return None
 
 
 def _directory_ids(paths: Sequence[str]) -> list[tuple[int, int]]:

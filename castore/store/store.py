@@ -400,6 +400,25 @@ class Store:
         path = self._state_file("live", service)
         write_private(path, revision.encode() + b"\n")
 
+    def remember_rollback(self, service: str, journal: bytes) -> None:
+        """Keep, durably, how far a roll-back of a service has got. Raises StorageError."""
+        write_private(self._state_file("rollbacks", service), journal)
+
+    def begun_rollback(self, service: str) -> bytes | None:
+        """Return what was kept of a roll-back that has not ended."""
+        try:
+            with open(self._state_file("rollbacks", service), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"cannot read the journal of a roll-back: {error}") from error
+
+    def forget_rollback(self, service: str) -> None:
+        """A roll-back has ended."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._state_file("rollbacks", service))
+
     def _state_file(self, folder: str, service: str) -> str:
         state = self.places.state_of(self.store_id)
         return os.path.join(state, folder, self.writer_key.tag(service).hex())

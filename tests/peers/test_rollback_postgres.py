@@ -264,6 +264,7 @@ sys.exit(1)
     failed = wiki.rollback("r1", program=program, expect=4)
     assert "generation 3 holds it" in failed.stderr  # castore cannot know that it is whole
     wiki.is_second()
+    wiki.castore("recover", "--forget", "wiki")
     wiki.rollback("r1")
     wiki.is_first()
 

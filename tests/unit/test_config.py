@@ -8,7 +8,8 @@ import pytest
 
 from castore.errors import ConfigError, ProgramError, UsageError
 from castore.services import config
-from castore.services.config import CommandPart, Revision, TreePart
+from castore.services.config import PartSettings, Revision, TreePart
+from castore.services.engines.command import Command
 from castore.services.revision import current
 
 
@@ -51,10 +52,11 @@ def test_a_whole_file_is_read(read):
     drupal = settings.service["drupal"]
     assert drupal.revision == Revision(link="/run/current-system")
     assert drupal.parts == {
-        "sites": TreePart(
-            path="/home/ada/sites", exclude=("*/cache/",), one_file_system=True, exclude_caches=True
+        "sites": PartSettings(
+            "tree",
+            TreePart(path="/home/ada/sites", exclude=("*/cache/",), one_file_system=True, exclude_caches=True),
         ),
-        "db": CommandPart(dump=("sh", "-c", "echo dump"), restore=("cat",)),
+        "db": PartSettings("command", Command(program=("sh", "-c", "echo dump"), restore=("cat",))),
     }
     assert drupal.parts["sites"].engine == "tree"
     assert settings.service["a.b"].parts == {}
@@ -80,10 +82,17 @@ PART = "[service.d.parts.p]\n"
         ("service = 1", "service: expected a table, got a number"),
         ("[service]\nok = {}\nbad = 1", "service.bad: expected a table, got a number"),
         ('[service."a/b"]', "service.\"a/b\": 'a/b' cannot name a service"),
-        ("[service.d]\nkeep = 1", "service.d.keep: unknown key; known here: revision, parts"),
-        ('[service."a.b"]\nkeep = 1', 'service."a.b".keep: unknown key'),
+        ("[service.d]\nkep = 1", "service.d.kep: unknown key; known here: revision, parts"),
+        ("[service.d]\nkeep = 1", "service.d.keep: expected a table, got a number"),
+        ("[service.d.keep]\nlast = -1", "service.d.keep.last: a number from 0 on was expected"),
+        ('[service.d.keep]\nwithin = "x"', "service.d.keep.within: a span like"),
+        ('[service.d]\nschedule = "25:00"', "service.d.schedule: "),
+        ('[service.d]\nstop = ["/no/such"]', "service.d.stop[0]: there is no program"),
+        ("[service.d.revision]\npaths=[]", "service.d.revision.paths: it is empty"),
+        ('[service.d.revision]\npaths=["x"]', "service.d.revision.paths[0]: 'x' is a relative path"),
+        ('[service."a.b"]\nkep = 1', 'service."a.b".kep: unknown key'),
         ("[service.d]\nrevision = 1", "service.d.revision: expected a table, got a number"),
-        ("[service.d]\nrevision = {}", "service.d.revision: exactly one of value, link and command"),
+        ("[service.d]\nrevision = {}", "service.d.revision: exactly one of value, link, command and paths"),
         ('[service.d.revision]\nvalue="a"\nlink="/b"', "service.d.revision: exactly one of"),
         ('[service.d.revision]\nvalue=""', "service.d.revision.value: it is empty"),
         ('[service.d.revision]\nvalue=" x"', "service.d.revision.value: revision ' x' has white"),
@@ -92,9 +101,9 @@ PART = "[service.d.parts.p]\n"
         ('[service.d.revision]\nfile="x"', "service.d.revision.file: unknown key; known here: value,"),
         ("[service.d.parts]\np = 1", "service.d.parts.p: expected a table, got a number"),
         ('[service.d.parts."-"]', "service.d.parts.-: '-' cannot name a part"),
-        (PART, 'service.d.parts.p.engine: this key is missing; "tree" or "command" was expected'),
-        (PART + 'engine="x"', 'service.d.parts.p.engine: "tree" or "command" was expected, not \'x\''),
-        (PART + "engine=[]", 'service.d.parts.p.engine: "tree" or "command" was expected, not []'),
+        (PART, 'service.d.parts.p.engine: this key is missing; "tree" or "file" or "command" or "postgresql"'),
+        (PART + 'engine="x"', "service.d.parts.p.engine: there is no engine 'x'; known are "),
+        (PART + "engine=[]", "service.d.parts.p.engine: "),
         (PART + 'engine="tree"', "service.d.parts.p.path: this key is missing"),
         (PART + 'engine="tree"\npath="x"', "service.d.parts.p.path: 'x' is a relative path"),
         (PART + 'engine="tree"\npath="/\\u0000"', "service.d.parts.p.path: '/\\x00' cannot be a path"),
@@ -149,7 +158,7 @@ def test_recipients_that_parse_are_kept(read):
 
 def test_missing_programs_matter_only_to_who_runs_them(read):
     text = PART + 'engine="command"\ndump=["/no/such"]'
-    assert read(text, programs=False).service["d"].parts["p"].dump == ("/no/such",)
+    assert read(text, programs=False).service["d"].parts["p"].source.program == ("/no/such",)
 
 
 def test_a_revision_comes_from_its_source(tmp_path):

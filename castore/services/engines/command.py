@@ -1,0 +1,64 @@
+"""Any dump that a program makes and another takes in."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from castore.errors import CastoreError, UsageError
+from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
+from castore.services.programs import feed, run_dump
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from castore.services.engines.contract import Readinto
+
+
+
+
+class Command(Engine, frozen=True):
+    """A dump made by a program.
+
+    It cannot be staged: a roll-back feeds it to the live service, and undoes that by feeding it what
+    was there before.
+    """
+
+    program: tuple[str, ...] = msgspec.field(name="dump")
+    """The program that writes the dump to its standard output."""
+    restore: tuple[str, ...] = ()
+    """The program that takes it in on its standard input; empty: it cannot be rolled back."""
+
+    programs: ClassVar[tuple[str, ...]] = ("program", "restore")
+
+    def dump(self) -> AbstractContextManager[Readinto]:
+        """Give a function that reads the dump."""
+        return run_dump(self.program, timeout=self.timeout)
+
+    def refusal(self) -> str:
+        """Return why it cannot be put back."""
+        return "" if self.restore else "no program is known that takes it back in: name one as 'restore'"
+
+    def ready(self) -> None:
+        """See whether the program is there."""
+        program = self.restore[0]
+        if shutil.which(program) is None:
+            raise UsageError(f"there is no program {program!r} to take the dump in: nothing was touched")
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Do nothing: it cannot be staged."""
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Feed the dump to its program."""
+        del memo
+        feed(self.restore, contents.target(), timeout=self.timeout)
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Feed the dump that was taken before to the program."""
+        if SWITCHING not in memo:
+            return
+        if contents.before is None:
+            raise CastoreError("it may be half restored, and there is no dump of what was there before")
+        feed(self.restore, contents.before(), timeout=self.timeout)

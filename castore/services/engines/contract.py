@@ -1,0 +1,175 @@
+"""What an engine does."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+
+import msgspec
+
+from castore.errors import CastoreError, ConfigError
+from castore.services.programs import output_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
+
+    Bytes = bytes | memoryview
+    Readinto = Callable[[memoryview], int]
+
+Memo = dict[str, str]
+"""What an engine has to know of a roll-back that another process may have begun."""
+
+SWITCHING: Final = "switching"
+"""Is in a memo from the moment on when `switch` is going to be called."""
+
+
+class Contents(NamedTuple):
+    """What a roll-back has for a part; each may be read several times."""
+
+    target: Callable[[], Iterable[Bytes]]
+    """The dump to go back to."""
+    before: Callable[[], Iterable[Bytes]] | None
+    """The dump of the state that is replaced, where one was taken."""
+
+
+class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
+    """One part of a service, as castore.toml describes it. Fields are its keys.
+
+    A roll-back calls `begin`, `stage`, `switch`, and then `finish`, or, if anything fails, `undo`. What
+    `begin` returns is durable before `stage` is called. `switch`, `undo` and `finish` may be called again
+    after a crash, in another process, however far an earlier call got; they then do what is left.
+    """
+
+    timeout: float | None = None
+    """Seconds that a program may take."""
+
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Fields that are paths."""
+    programs: ClassVar[tuple[str, ...]] = ()
+    """Fields that are argument lists."""
+
+    def check(self) -> None:
+        """Raise CastoreError where this part could not be dumped now."""
+
+    def version(self) -> str:
+        """Return what makes the dump, with its version; empty where that does not matter."""
+        return ""
+
+    def warn(self, version: str) -> str:
+        """Return what speaks against restoring here what `version` dumped; empty: nothing."""
+        del version
+        return ""
+
+    @abstractmethod
+    def dump(self) -> AbstractContextManager[Readinto]:
+        """Give a function that reads the dump, as castore.services.programs.run_dump does.
+
+        Raises ProgramError where the dump failed or is not whole.
+        """
+
+    def refusal(self) -> str:
+        """Return why this part cannot be put back; empty if it can."""
+        return ""
+
+    def ready(self) -> None:
+        """Raise CastoreError where what a roll-back needs is not there: a program, a server."""
+
+    def begin(self) -> Memo:
+        """Return what `switch`, `undo` and `finish` will need. Nothing is made yet."""
+        return {}
+
+    @abstractmethod
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Make the state to go back to, beside the live one, which goes on. Raises CastoreError."""
+
+    @abstractmethod
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Let the staged state take the place of the live one, which is kept. Raises CastoreError."""
+
+    @abstractmethod
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Put the live state back, and remove what was staged. Raises CastoreError."""
+
+    def finish(self, memo: Memo) -> None:
+        """Remove what was replaced. Raises CastoreError."""
+
+
+class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """Where a password is: exactly one of these. It is never in an argument list, nor in a log."""
+
+    file: str | None = None
+    env: str | None = None
+    """An environment variable."""
+    command: tuple[str, ...] | None = None
+    """A program that prints it."""
+    credential: str | None = None
+    """The name of a systemd credential (LoadCredential=)."""
+
+    def __post_init__(self) -> None:
+        given = [self.file, self.env, self.command, self.credential]
+        if sum(one is not None for one in given) != 1:
+            raise ValueError("exactly one of file, env, command and credential was expected")
+
+    def get(self) -> str:
+        """Return it. Raises ConfigError, ProgramError."""
+        if self.command is not None:
+            return output_of(self.command).decode().rstrip("\n")
+        if self.env is not None:
+            if self.env not in os.environ:
+                raise ConfigError(f"the environment variable {self.env}, for a password, is not set")
+            return os.environ[self.env]
+        path = self.file or ""
+        if self.credential is not None:
+            folder = os.environ.get("CREDENTIALS_DIRECTORY")
+            if folder is None:
+                raise ConfigError(
+                    f"the credential {self.credential} is given by systemd only: "
+                    "LoadCredential= in the unit that runs castore"
+                )
+            path = os.path.join(folder, self.credential)
+        try:
+            with open(path, encoding="utf-8") as file:
+                return file.read().rstrip("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the password in {path}: {error}") from error
+
+    def __repr__(self) -> str:
+        return "Secret()"
+
+
+def settings_of(engine: Engine) -> dict[str, Any]:
+    """Return an engine's fields as plain values, as castore.toml has them."""
+    found: dict[str, Any] = msgspec.to_builtins(engine)
+    return found
+
+
+def new_name(mark: str) -> str:
+    """Return a name for what a roll-back makes, which nobody else has: castore_MARK_0123456789ab."""
+    return f"castore_{mark}_{os.urandom(6).hex()}"
+
+
+def trailing(readinto: Readinto, promise: bytes, what: str, within: int = 4096) -> Readinto:
+    """Return `readinto`, but with an error at the end of a dump that does not end as promised.
+
+    promise: what is in its last `within` bytes if it is whole.
+    """
+    tail = b""
+
+    def read(view: memoryview) -> int:
+        nonlocal tail
+        count = readinto(view)
+        if count:
+            tail = (tail + bytes(view[max(0, count - within) : count]))[-within:]
+        elif promise not in tail:
+            from castore.errors import ProgramError  # noqa: PLC0415
+
+            raise ProgramError(f"{what} exited with 0, but its dump is not whole: its end is missing")
+        return count
+
+    return read
+
+
+class StageError(CastoreError):
+    """What a roll-back put beside the live state is not there as expected."""

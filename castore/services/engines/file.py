@@ -1,0 +1,133 @@
+"""One file, whose bytes are the dump: what another program dumped, or a database that is one file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING, ClassVar
+
+from castore.errors import CastoreError, UsageError
+from castore.services.engines.contract import Contents, Engine, Memo
+from castore.services.programs import enlarge_pipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.services.engines.contract import Readinto
+
+
+class File(Engine, frozen=True):
+    """A file as it is. A roll-back writes it anew, beside the live one, and exchanges the two."""
+
+    path: str
+
+    paths: ClassVar[tuple[str, ...]] = ("path",)
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Endings of files that belong to it, and are moved aside with it."""
+
+    def check(self) -> None:
+        """See whether it can be read."""
+        with self.dump():
+            pass
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads the file."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UsageError(f"cannot read the dump {self.path}: {error.strerror}") from None
+        try:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise UsageError(f"{self.path} is a directory: take it with --tree")
+            enlarge_pipe(descriptor)
+            yield lambda view: os.readv(descriptor, [view])
+        finally:
+            os.close(descriptor)
+
+    def begin(self) -> Memo:
+        """Return the names of the files that are made."""
+        mark = os.urandom(6).hex()
+        # Of a symbolic link, what it leads to is written: that is what was taken.
+        path = os.path.realpath(self.path)
+        return {
+            "path": path,
+            "existed": "yes" if os.path.lexists(path) else "",
+            "new": f"{path}.castore-new-{mark}",
+            "old": f"{path}.castore-old-{mark}",
+        }
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Write it beside the live one, durably."""
+        new, live = memo["new"], memo["path"]
+        try:
+            with open(new, "xb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.writelines(contents.target())
+                if memo["existed"]:
+                    info = os.stat(live)
+                    if os.geteuid() == 0:
+                        os.fchown(file.fileno(), info.st_uid, info.st_gid)
+                    os.fchmod(file.fileno(), stat.S_IMODE(info.st_mode))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CastoreError(f"cannot write {new}: {error.strerror}") from error
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Move the live file aside, and the new one into its place."""
+        del contents
+        live, new, old = memo["path"], memo["new"], memo["old"]
+        try:
+            if os.path.lexists(new):
+                # What lies beside the live one belongs to it, and goes first: so whoever undoes this can
+                # tell from where the file itself is what is whose.
+                for ending in (*self.beside, ""):
+                    _rename(live + ending, old + ending)
+                os.rename(new, live)
+            _sync_folder(live)
+        except OSError as error:
+            raise CastoreError(f"cannot exchange {live}: {error.strerror}") from error
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Move the live file back."""
+        del contents
+        live, new, old = memo["path"], memo["new"], memo["old"]
+        try:
+            if os.path.lexists(old):
+                self._remove(live, self.beside)
+                _rename(old, live)
+            elif not memo["existed"] and not os.path.lexists(new):
+                self._remove(live, ("", *self.beside))
+            for ending in self.beside:
+                _rename(old + ending, live + ending)
+            self._remove(new, ("", *self.beside))
+            _sync_folder(live)
+        except OSError as error:
+            raise CastoreError(
+                f"{live} could not be put back ({error.strerror}): what it was is in {old}"
+            ) from error
+
+    def finish(self, memo: Memo) -> None:
+        """Remove what was moved aside."""
+        self._remove(memo["old"], ("", *self.beside))
+
+    @staticmethod
+    def _remove(path: str, endings: tuple[str, ...]) -> None:
+        for ending in endings:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + ending)
+
+
+def _rename(path: str, to: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, to)
+
+
+def _sync_folder(path: str) -> None:
+    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

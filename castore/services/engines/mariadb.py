@@ -1,0 +1,266 @@
+"""One MariaDB or MySQL database, restored into a new one, whose tables then take the place of the live ones.
+
+These servers cannot rename a database. Tables move between databases in one atomic RENAME TABLE; what hangs
+on a database (views, triggers, routines, events) is written down, dropped, and made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from castore.errors import CastoreError, ProgramError
+from castore.services.engines.contract import (
+    SWITCHING,
+    Contents,
+    Engine,
+    Memo,
+    Secret,
+    new_name,
+    trailing,
+)
+from castore.services.programs import feed, output_of, run_dump
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from castore.services.engines.contract import Readinto
+
+_WHOLE: Final = b"-- Dump completed"
+_TABLES: Final = ("BASE TABLE", "SYSTEM VERSIONED", "SEQUENCE")
+_KINDS: Final = {
+    "view": "SELECT TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {0}",
+    "trigger": "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {0}",
+    "event": "SELECT EVENT_NAME FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {0}",
+    "function": "SELECT ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0} "
+    "AND ROUTINE_TYPE = 'FUNCTION'",
+    "procedure": "SELECT ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0} "
+    "AND ROUTINE_TYPE = 'PROCEDURE'",
+    "package": "SELECT ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0} "
+    "AND ROUTINE_TYPE = 'PACKAGE'",
+}
+
+
+class MariaDB(Engine, frozen=True):
+    """One database of a MariaDB server, as mariadb-dump writes it."""
+
+    database: str
+    host: str | None = None
+    port: int | None = None
+    socket: str | None = None
+    user: str | None = None
+    password: Secret | None = None
+    options: tuple[str, ...] = ()
+    """More arguments of the dump program."""
+    program_path: str | None = None
+    """The directory of the programs."""
+
+    paths: ClassVar[tuple[str, ...]] = ("program_path", "socket")
+    names: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (
+        ("mariadb-dump", "mysqldump"),
+        ("mariadb", "mysql"),
+    )
+    """What the dump program and the client are called."""
+
+    def _program(self, which: int) -> str:
+        for name in self.names[which]:
+            path = f"{self.program_path}/{name}" if self.program_path else name
+            if shutil.which(path) is not None:
+                return path
+        raise ProgramError(f"there is no program {self.names[which][0]!r}, which this engine needs")
+
+    @contextlib.contextmanager
+    def _argv(self, which: int) -> Iterator[list[str]]:
+        """Give the beginning of an argument list; the password is in a file of our own memory."""
+        argv = [self._program(which)]
+        with contextlib.ExitStack() as stack:
+            if self.password is not None:
+                fd = os.memfd_create("castore", 0)
+                stack.callback(os.close, fd)
+                os.fchmod(fd, 0o600)
+                secret = self.password.get().replace("\\", "\\\\").replace('"', '\\"')
+                os.write(fd, f'[client]\npassword="{secret}"\n'.encode())
+                argv.append(f"--defaults-extra-file=/proc/{os.getpid()}/fd/{fd}")
+            for option, value in (
+                *(("host", self.host), ("port", self.port), ("socket", self.socket), ("user", self.user)),
+                ("default-character-set", "utf8mb4"),
+            ):
+                if value is not None:
+                    argv.append(f"--{option}={value}")
+            yield argv
+
+    def _query(self, sql: str, database: str | None = None) -> list[list[str]]:
+        """Run SQL; return the rows that it gives."""
+        with self._argv(1) as argv:
+            options = ["--batch", "--raw", "--skip-column-names", "--silent"]
+            options += [f"--database={database}"] if database else []
+            out = output_of([*argv, *options], timeout=self.timeout, given=sql.encode())
+        return [line.split("\t") for line in out.decode().split("\n") if line]
+
+    def _feed(self, database: str, chunks: Iterable[bytes | memoryview]) -> None:
+        with self._argv(1) as argv:
+            feed([*argv, "--batch", f"--database={database}"], chunks, timeout=self.timeout)
+
+    def check(self) -> None:
+        """Connect to the database."""
+        self._program(0)
+        self._query("SELECT 1", self.database)
+
+    def version(self) -> str:
+        """Return the server's version."""
+        return f"mariadb {self._query('SELECT VERSION()')[0][0]}"
+
+    def warn(self, version: str) -> str:
+        """Say when the server is older than the one that was dumped from, or another one."""
+        then, now = version.rsplit(maxsplit=1)[-1], self.version().split()[-1]
+        if ("MariaDB" in then) != ("MariaDB" in now):
+            return f"it was dumped from {then}, and the server here is {now}: it may not take it"
+        numbers = [tuple(int(n) for n in re.findall("[0-9]+", one)[:2]) for one in (then, now)]
+        if numbers[1] >= numbers[0]:
+            return ""
+        return f"it was dumped from {then}, and the server here is {now}, which is older: it may not take it"
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads what the dump program writes: one moment of the database."""
+        with self._argv(0) as argv:
+            options = [
+                *("--single-transaction", "--skip-dump-date", "--hex-blob", "--no-tablespaces"),
+                *("--routines", "--triggers", "--events", *self.options, "--", self.database),
+            ]
+            with run_dump([*argv, *options], timeout=self.timeout) as readinto:
+                yield trailing(readinto, _WHOLE, argv[0])
+
+    def ready(self) -> None:
+        """See whether the server answers."""
+        self.version()
+
+    def begin(self) -> Memo:
+        """Return the names of the databases that are made."""
+        made = {mark: new_name(mark) for mark in ("new", "old", "code")}
+        return {"live": self.database, "existed": "yes" if self._has(self.database) else "", **made}
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Make a database, and load the dump."""
+        live, new, old, code = memo["live"], memo["new"], memo["old"], memo["code"]
+        like = "SELECT DEFAULT_CHARACTER_SET_NAME, DEFAULT_COLLATION_NAME FROM information_schema.SCHEMATA "
+        found = self._query(f"{like} WHERE SCHEMA_NAME = {_text(live)}")
+        charset = f" CHARACTER SET {found[0][0]} COLLATE {found[0][1]}" if found else ""
+        self._query(f"""
+            CREATE DATABASE {_name(new)}{charset};
+            CREATE DATABASE {_name(old)}{charset};
+            CREATE DATABASE {_name(code)};
+            CREATE TABLE {_name(code)}.kept (which VARCHAR(10) PRIMARY KEY, text LONGBLOB NOT NULL);
+            CREATE TABLE {_name(code)}.staged (number INT);
+        """)
+        self._feed(new, contents.target())
+        # Its events would run, and its triggers would keep its tables from being moved.
+        self._keep_code(memo, "new")
+        self._drop_code(new)
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Move the live tables aside and the new ones in, with what hangs on them."""
+        del contents
+        live, new, old = memo["live"], memo["new"], memo["old"]
+        if not memo["existed"]:
+            self._query(f"CREATE DATABASE IF NOT EXISTS {_name(live)}")
+        if not self._is_moved(memo):
+            self._keep_code(memo, "live")
+            self._drop_code(live)
+            self._move([(live, old), (new, live)], f"{_name(memo['code'])}.staged", "moved")
+        self._drop_code(live)
+        self._make_code(memo, "new")
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Move them back."""
+        del contents
+        live, new, old = memo["live"], memo["new"], memo["old"]
+        if SWITCHING in memo and self._tables(memo["code"]):
+            if self._is_moved(memo):
+                self._drop_code(live)
+                self._move([(live, new), (old, live)], f"{_name(memo['code'])}.moved", "staged")
+            if self._kept(memo, "live") is not None:
+                self._drop_code(live)
+                self._make_code(memo, "live")
+            if not memo["existed"] and self._has(live) and not self._tables(live):
+                self._query(f"DROP DATABASE {_name(live)}")
+        self.finish(memo)
+
+    def finish(self, memo: Memo) -> None:
+        """Remove what was replaced."""
+        for mark in ("new", "old", "code"):
+            if not re.fullmatch("castore_(new|old|code)_[0-9a-f]{12}", memo[mark]):
+                raise AssertionError(memo[mark])  # nothing else is ever dropped
+            self._query(f"DROP DATABASE IF EXISTS {_name(memo[mark])}")
+
+    def _has(self, database: str) -> bool:
+        where = f"WHERE SCHEMA_NAME = {_text(database)}"
+        return bool(self._query(f"SELECT 1 FROM information_schema.SCHEMATA {where}"))
+
+    def _tables(self, database: str) -> list[str]:
+        kinds = ", ".join(map(_text, _TABLES))
+        where = f"WHERE TABLE_SCHEMA = {_text(database)} AND TABLE_TYPE IN ({kinds})"
+        return [row[0] for row in self._query(f"SELECT TABLE_NAME FROM information_schema.TABLES {where}")]
+
+    def _is_moved(self, memo: Memo) -> bool:
+        return "moved" in self._tables(memo["code"])
+
+    def _move(self, pairs: list[tuple[str, str]], marker: str, then: str) -> None:
+        """Move all tables between databases at once; a marker, renamed with them, says that it is done."""
+        code = marker.rpartition(".")[0]
+        moves = [f"{marker} TO {code}.{_name(then)}"]
+        for source, target in pairs:
+            tables = map(_name, self._tables(source))
+            moves += [f"{_name(source)}.{table} TO {_name(target)}.{table}" for table in tables]
+        self._query(f"SET SESSION foreign_key_checks = 0; RENAME TABLE {', '.join(moves)}")
+
+    def _keep_code(self, memo: Memo, which: str) -> None:
+        """Write down what hangs on a database: in another, where it is found whatever happens."""
+        if self._kept(memo, which) is not None:
+            return
+        database = memo[which]
+        with self._argv(0) as argv:
+            options = ["--skip-dump-date", "--skip-lock-tables", "--no-data"]
+            hanging = ["--no-create-info", "--routines", "--triggers", "--events", "--", database]
+            text = output_of([*argv, *options, *hanging], timeout=self.timeout)
+            if views := [row[0] for row in self._query(_KINDS["view"].format(_text(database)))]:
+                named = ["--skip-triggers", "--", database, *views]
+                text += output_of([*argv, *options, *named], timeout=self.timeout)
+        table = f"{_name(memo['code'])}.kept"
+        self._query(f"INSERT INTO {table} VALUES ({_text(which)}, 0x{text.hex()})")
+
+    def _kept(self, memo: Memo, which: str) -> bytes | None:
+        table = f"{_name(memo['code'])}.kept"
+        found = self._query(f"SELECT HEX(text) FROM {table} WHERE which = {_text(which)}")
+        return bytes.fromhex(found[0][0]) if found else None
+
+    def _drop_code(self, database: str) -> None:
+        script = []
+        for kind, query in _KINDS.items():
+            found = [_name(row[0]) for row in self._query(query.format(_text(database)))]
+            script += [f"DROP {kind.upper()} IF EXISTS {_name(database)}.{one};" for one in found]
+        if script:
+            self._query("\n".join(script))
+
+    def _make_code(self, memo: Memo, which: str) -> None:
+        text = self._kept(memo, which)
+        if text is None:
+            raise CastoreError(f"the views, triggers, routines and events of {memo['live']} are not there")
+        self._feed(memo["live"], [text])
+
+
+class MySQL(MariaDB, frozen=True):
+    """One database of a MySQL server, as mysqldump writes it."""
+
+    names: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("mysqldump",), ("mysql",))
+
+
+def _name(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _text(text: str) -> str:
+    return "0x" + text.encode().hex() if text else "''"

@@ -1,0 +1,249 @@
+"""One PostgreSQL database, restored into a new one that then takes its name."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from castore.errors import CastoreError, ProgramError
+from castore.services.engines.contract import (
+    SWITCHING,
+    Contents,
+    Engine,
+    Memo,
+    Secret,
+    new_name,
+    trailing,
+)
+from castore.services.programs import feed, output_of, run_dump
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from castore.services.engines.contract import Readinto
+
+_WHOLE: Final = b"-- PostgreSQL database dump complete"
+_SAME_KEY: Final = "castore"
+"""pg_dump guards what it writes with a random word since 2025; a word that stays dedups."""
+
+_COPY_OF_DATABASE: Final = """
+SELECT format('CREATE DATABASE %I WITH TEMPLATE template0 OWNER %I ENCODING %L LC_COLLATE %L LC_CTYPE %L '
+              'TABLESPACE %I CONNECTION LIMIT %s', :'new', r.rolname, pg_encoding_to_char(d.encoding),
+              d.datcollate, d.datctype, t.spcname, d.datconnlimit) || {locale}
+FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba JOIN pg_tablespace t ON t.oid = d.dattablespace
+WHERE d.datname = :'live'
+"""
+_SETTINGS_OF_DATABASE: Final = """
+SELECT format('ALTER %s SET %I TO %s', CASE WHEN s.setrole = 0 THEN format('DATABASE %I', :'new')
+              ELSE format('ROLE %I IN DATABASE %I', r.rolname, :'new') END, split_part(c, '=', 1),
+              CASE WHEN split_part(c, '=', 1) IN ('search_path', 'temp_tablespaces') OR c LIKE '%_libraries=%'
+              THEN substr(c, strpos(c, '=') + 1) ELSE quote_literal(substr(c, strpos(c, '=') + 1)) END)
+FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) c LEFT JOIN pg_roles r ON r.oid = s.setrole
+JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datname = :'live'
+UNION ALL
+SELECT format('COMMENT ON DATABASE %I IS %L', :'new', shobj_description(oid, 'pg_database'))
+FROM pg_database WHERE datname = :'live' AND shobj_description(oid, 'pg_database') IS NOT NULL
+UNION ALL
+SELECT format('REVOKE ALL ON DATABASE %I FROM PUBLIC', :'new') FROM pg_database
+WHERE datname = :'live' AND datacl IS NOT NULL
+UNION ALL
+SELECT format('GRANT %s ON DATABASE %I TO %s%s', a.privilege_type, :'new',
+              CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(g.rolname) END,
+              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_database d CROSS JOIN aclexplode(d.datacl) a LEFT JOIN pg_roles g ON g.oid = a.grantee
+WHERE d.datname = :'live' AND (a.grantee = 0 OR g.rolname IS NOT NULL)
+"""
+
+
+class PostgreSQL(Engine, frozen=True):
+    """One database of a PostgreSQL server, as pg_dump writes it in plain SQL."""
+
+    database: str
+    host: str | None = None
+    """A name or address, or the directory of the server's socket."""
+    port: int | None = None
+    user: str | None = None
+    password: Secret | None = None
+    options: tuple[str, ...] = ()
+    """More arguments of pg_dump."""
+    program_path: str | None = None
+    """The directory of pg_dump and psql."""
+    maintenance_database: str = "postgres"
+    """What is connected to while databases are renamed."""
+
+    paths: ClassVar[tuple[str, ...]] = ("program_path",)
+
+    def _program(self, name: str) -> str:
+        path = f"{self.program_path}/{name}" if self.program_path else name
+        if shutil.which(path) is None:
+            raise ProgramError(f"there is no program {path!r}, which the engine postgresql needs")
+        return path
+
+    def _where(self) -> list[str]:
+        found = ["--no-password"]
+        for option, value in (("--host", self.host), ("--port", self.port), ("--username", self.user)):
+            if value is not None:
+                found.append(f"{option}={value}")
+        return found
+
+    def _env(self) -> dict[str, str]:
+        env = {"PGAPPNAME": "castore", "PGCLIENTENCODING": "UTF8"}
+        if self.password is not None:
+            env["PGPASSWORD"] = self.password.get()
+        return env
+
+    def _psql(self, database: str) -> list[str]:
+        return [
+            self._program("psql"),
+            *self._where(),
+            *("--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--dbname={database}"),
+        ]
+
+    def _query(self, sql: str, names: Memo | None = None, database: str | None = None) -> list[str]:
+        """Run SQL; return the lines that it gives. names: what :'name' in it stands for."""
+        argv = [*self._psql(database or self.maintenance_database), "--tuples-only", "--no-align"]
+        argv += [f"--set={name}={value}" for name, value in (names or {}).items()]
+        out = output_of(argv, env=self._env(), timeout=self.timeout, given=sql.encode())
+        return [line for line in out.decode().split("\n") if line]
+
+    def check(self) -> None:
+        """Connect to the database."""
+        self._program("pg_dump")
+        self._query("SELECT 1;", database=self.database)
+
+    def version(self) -> str:
+        """Return the server's version."""
+        return f"postgresql {self._query('SHOW server_version_num;')[0]}"
+
+    def warn(self, version: str) -> str:
+        """Say when the server is older than the one that was dumped from."""
+        try:
+            then, now = int(version.split()[1]) // 10000, int(self.version().split()[1]) // 10000
+        except (IndexError, ValueError):
+            return ""
+        if now >= then:
+            return ""
+        return f"it was dumped from PostgreSQL {then}, and the server here is {now}: it may not take it"
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads what pg_dump writes."""
+        program = self._program("pg_dump")
+        argv = [program, *self._where(), "--format=plain", *self._same_key(program), *self.options]
+        argv += ["--", self.database]
+        with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
+            yield trailing(readinto, _WHOLE, program)
+
+    def _same_key(self, program: str) -> Sequence[str]:
+        usage = output_of([program, "--help"])
+        return (f"--restrict-key={_SAME_KEY}",) if b"--restrict-key" in usage else ()
+
+    def ready(self) -> None:
+        """See whether the server answers."""
+        self.version()
+
+    def begin(self) -> Memo:
+        """Return the names of the databases that are made."""
+        names = {"live": self.database, "new": new_name("new"), "old": new_name("old")}
+        return {**names, "existed": "yes" if self.database in self._there(names) else ""}
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Make a database like the live one, and load the dump."""
+        names = {"live": memo["live"], "new": memo["new"]}
+        make = self._query(_COPY_OF_DATABASE.format(locale=self._locale()) + ";", names)
+        if not make:
+            make = self._query("SELECT format('CREATE DATABASE %I TEMPLATE template0', :'new');", names)
+        self._query(make[0] + ";")
+        for line in self._query(_SETTINGS_OF_DATABASE + ";", names):
+            self._query(line + ";")
+        # One transaction: what fails is not there half, and what goes well is faster.
+        argv = [*self._psql(memo["new"]), "--single-transaction", "--output=/dev/null"]
+        feed(argv, contents.target(), env=self._env(), timeout=self.timeout)
+        self._query("ANALYZE;", database=memo["new"])
+
+    def _locale(self) -> str:
+        """Return what else CREATE DATABASE has to be told of a locale, as an SQL expression."""
+        number = int(self._query("SHOW server_version_num;")[0])
+        if number < 150000:
+            return "''"
+        column = "datlocale" if number >= 170000 else "daticulocale"
+        return (
+            "CASE d.datlocprovider WHEN 'i' THEN format(' LOCALE_PROVIDER icu ICU_LOCALE %L', "
+            f"d.{column}) ELSE '' END"
+        )
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Exchange the names of the two databases, in one transaction."""
+        del contents
+        live, new, old = memo["live"], memo["new"], memo["old"]
+        there = self._there(memo)
+        if new in there:
+            self._rename([(one, to) for one, to in ((live, old), (new, live)) if one in there])
+        self._let_in(live)
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Exchange them back, and remove the new one."""
+        del contents
+        live, new, old = memo["live"], memo["new"], memo["old"]
+        there = self._there(memo)
+        if old in there:
+            self._rename([(one, to) for one, to in ((live, new), (old, live)) if one in there])
+        elif live in there and not memo["existed"] and new not in there and SWITCHING in memo:
+            self._rename([(live, new)])
+        self._let_in(live)
+        self._drop(new)
+
+    def finish(self, memo: Memo) -> None:
+        """Remove what was replaced."""
+        self._let_in(memo["live"])
+        self._drop(memo["old"])
+
+    def _there(self, memo: Memo) -> set[str]:
+        names = {key: memo[key] for key in ("live", "new", "old")}
+        sql = "SELECT datname FROM pg_database WHERE datname IN (:'live', :'new', :'old');"
+        return set(self._query(sql, names))
+
+    def _rename(self, pairs: list[tuple[str, str]]) -> None:
+        script = ["BEGIN;"]
+        for name, to in pairs:
+            self._close(name)
+            sql = "SELECT format('ALTER DATABASE %I RENAME TO %I', :'name', :'to');"
+            script += [line + ";" for line in self._query(sql, {"name": name, "to": to})]
+        try:
+            self._query("\n".join([*script, "COMMIT;"]))
+        finally:
+            for pair in pairs:
+                for name in pair:
+                    self._let_in(name)
+
+    def _close(self, name: str) -> None:
+        """Send everybody away from a database, and keep new ones out."""
+        names = {"name": name}
+        out = "SELECT format('ALTER DATABASE %I ALLOW_CONNECTIONS false', :'name');"
+        for line in self._query(out, names):
+            self._query(line + ";")
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :'name';"
+        self._query(ended, names)
+        left = "SELECT count(*) FROM pg_stat_activity WHERE datname = :'name' AND pid <> pg_backend_pid();"
+        for _ in range(50):
+            if self._query(left, names) == ["0"]:
+                return
+            self._query("SELECT pg_sleep(0.1);")
+        raise CastoreError(f"somebody stays connected to the database {name}: stop what uses it")
+
+    def _let_in(self, name: str) -> None:
+        sql = (
+            "SELECT format('ALTER DATABASE %I ALLOW_CONNECTIONS true', datname) FROM pg_database "
+            "WHERE datname = :'name' AND NOT datallowconn;"
+        )
+        for line in self._query(sql, {"name": name}):
+            self._query(line + ";")
+
+    def _drop(self, name: str) -> None:
+        if not re.fullmatch("castore_(new|old)_[0-9a-f]{12}", name):
+            raise AssertionError(name)  # nothing else is ever dropped
+        if self._query("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
+            self._close(name)
+            self._query(f"DROP DATABASE {name};")

@@ -1,0 +1,76 @@
+"""One SQLite database, taken while it is in use, and exchanged as a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+from typing import TYPE_CHECKING, ClassVar, Final
+from urllib.parse import quote
+
+from castore.errors import CastoreError, ProgramError
+from castore.services.engines.file import File
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.services.engines.contract import Contents, Memo, Readinto
+
+_WAIT_SECONDS: Final = 60.0
+
+
+class SQLite(File, frozen=True):
+    """The database in one file, as its pages."""
+
+    beside: ClassVar[tuple[str, ...]] = ("-wal", "-shm", "-journal")
+
+    def check(self) -> None:
+        """Look into it."""
+        with self._opened() as database:
+            database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+    def version(self) -> str:
+        """Return SQLite's version."""
+        return f"sqlite {sqlite3.sqlite_version}"
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        if not os.path.isfile(self.path):
+            raise ProgramError(f"there is no database {self.path}")
+        uri = f"file:{quote(self.path)}?mode=rw"
+        try:
+            with contextlib.closing(
+                sqlite3.connect(uri, uri=True, timeout=self.timeout or _WAIT_SECONDS)
+            ) as database:
+                yield database
+        except sqlite3.Error as error:
+            raise ProgramError(f"{self.path} cannot be taken: {error}") from error
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads a copy, made by SQLite's online backup: one moment of the database."""
+        folder = os.path.dirname(self.path)
+        # Beside the database where that can be: it is as large, and /tmp may be small or in memory.
+        where = folder if os.access(folder, os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix=".castore-dump-", dir=where) as scratch:
+            copy = os.path.join(scratch, "copy")
+            with self._opened() as live, contextlib.closing(sqlite3.connect(copy)) as target:
+                # All pages in one step: else a writer makes it begin again, and again.
+                live.backup(target)
+                # The copy is in the live one's mode; in this one it is a single file.
+                target.execute("PRAGMA journal_mode = DELETE")
+            with open(copy, "rb", buffering=0) as file:
+                yield lambda view: file.readinto(view) or 0
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Write the database beside the live one, and let SQLite look at it."""
+        super().stage(memo, contents)
+        uri = f"file:{quote(memo['new'])}?mode=ro&immutable=1"
+        try:
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+                (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.Error as error:
+            found = str(error)
+        if found != "ok":
+            raise CastoreError(f"what was stored of {self.path} is no sound database: {found}")

@@ -1,0 +1,66 @@
+"""Programs that are run around what is done to a service."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from castore.errors import CastoreError
+from castore.services.programs import run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from castore.services.config import Service
+
+    Argv = tuple[str, ...]
+
+
+class Around:
+    """Runs `before` in order, and at the end of the block `after`, the other way round, whatever happens.
+
+    pairs: (before, after), either may be empty. If a `before` fails, its own `after` and those of the ones
+    before it are run. Failures of `after` are collected in `failures`.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Argv, Argv]], timeout: float | None = None) -> None:
+        self.failures: list[str] = []
+        self._pairs = pairs
+        self._timeout = timeout
+        self._left: list[Argv] = []
+
+    @classmethod
+    def of(cls, settings: Service | None) -> Around:
+        """Return the hooks of a service and its parts."""
+        if settings is None:
+            return cls(())
+        pairs = [(settings.before, settings.after)]
+        pairs += [(part.before, part.after) for part in settings.parts.values()]
+        return cls([pair for pair in pairs if any(pair)], settings.timeout)
+
+    @property
+    def programs(self) -> tuple[Argv, ...]:
+        """What is run before."""
+        return tuple(before for before, _ in self._pairs if before)
+
+    def __enter__(self) -> Self:
+        try:
+            for before, after in self._pairs:
+                self._left.append(after)
+                if before:
+                    run(before, timeout=self._timeout)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        while self._left:
+            after = self._left.pop()
+            if after:
+                try:
+                    run(after, timeout=self._timeout)
+                except CastoreError as error:
+                    self.failures.append(str(error))
