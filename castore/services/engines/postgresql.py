@@ -158,8 +158,8 @@ class PostgreSQL(Engine, frozen=True):
         self._query(make[0] + ";")
         for line in self._query(_SETTINGS_OF_DATABASE + ";", names):
             self._query(line + ";")
-        # One transaction: what fails is not there half, and what goes well is faster.
-        argv = [*self._psql(memo["new"]), "--single-transaction", "--output=/dev/null"]
+        # Not as one transaction: where there are large objects, pg_dump brings some of its own.
+        argv = [*self._psql(memo["new"]), "--output=/dev/null"]
         feed(argv, contents.target(), env=self._env(), timeout=self.timeout)
         self._query("ANALYZE;", database=memo["new"])
 

@@ -1,0 +1,521 @@
+"""Engines with real servers: what they dump comes back, and whatever interrupts a roll-back, one state is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from castore.content.attributes import Ownership
+from castore.errors import CastoreError, ProgramError
+from castore.model.tally import Tally
+from castore.services import programs, rollback
+from castore.services.config import Service
+from castore.services.engines.contract import Engine, Secret
+from castore.services.engines.mariadb import MariaDB
+from castore.services.engines.postgresql import PostgreSQL
+from castore.services.engines.sqlite import SQLite
+from castore.services.snapshot import EngineSource
+from tests.support.mariadb import MariaDBServer
+from tests.support.postgres import Postgres
+from tests.support.stores import Lab
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[MariaDBServer]:
+    with MariaDBServer() as server:
+        yield server
+
+
+@dataclass
+class Live:
+    """A database of one kind, with everything in it that the kind can have."""
+
+    name: str
+    engine: Engine
+    fingerprint: Callable[[], str]
+    migrate: Callable[[], None]
+    """Change its schema, as an upgrade does."""
+    left: Callable[[], list[str]]
+    """What a roll-back left behind."""
+
+    @property
+    def source(self) -> EngineSource:
+        return EngineSource(self.name, self.engine)
+
+
+POSTGRES_SCHEMA = """
+CREATE ROLE app; CREATE ROLE reader;
+ALTER DATABASE {db} OWNER TO app;
+ALTER DATABASE {db} SET search_path = app, public;
+ALTER DATABASE {db} SET work_mem = '5MB';
+ALTER ROLE reader IN DATABASE {db} SET statement_timeout = '7s';
+GRANT CONNECT ON DATABASE {db} TO reader;
+COMMENT ON DATABASE {db} IS 'it''s the app';
+\\connect {db}
+CREATE SCHEMA app AUTHORIZATION app;
+CREATE EXTENSION IF NOT EXISTS plpgsql;
+CREATE SEQUENCE app.numbers START 1000;
+CREATE TYPE app.mood AS ENUM ('sad', 'happy');
+CREATE TABLE app.people (id int PRIMARY KEY DEFAULT nextval('app.numbers'), name text NOT NULL, feels app.mood, blob bytea);
+CREATE TABLE app.posts (id serial PRIMARY KEY, author int REFERENCES app.people, body text, tags text[]);
+CREATE INDEX ON app.posts USING gin (tags);
+CREATE VIEW app.happy AS SELECT * FROM app.people WHERE feels = 'happy';
+CREATE MATERIALIZED VIEW app.counts AS SELECT author, count(*) FROM app.posts GROUP BY 1;
+CREATE FUNCTION app.shout() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.name := upper(NEW.name); RETURN NEW; END $$;
+CREATE TRIGGER shout BEFORE INSERT ON app.people FOR EACH ROW EXECUTE FUNCTION app.shout();
+INSERT INTO app.people (name, feels, blob) SELECT 'näme ' || n, CASE WHEN n % 2 = 0 THEN 'sad'::app.mood ELSE 'happy' END,
+  decode(md5(n::text), 'hex') FROM generate_series(1, 300) n;
+INSERT INTO app.posts (author, body, tags) SELECT 1000 + n % 300, repeat(md5(n::text), 20), ARRAY['a', n::text] FROM generate_series(1, 2000) n;
+SELECT lo_from_bytea(4242, '\\x00ff00ff');
+GRANT SELECT ON app.people TO reader;
+"""
+POSTGRES_MIGRATION = """
+ALTER TABLE app.people RENAME COLUMN name TO full_name; ALTER TABLE app.posts DROP COLUMN tags;
+DROP MATERIALIZED VIEW app.counts; CREATE TABLE app.new (x int); INSERT INTO app.new VALUES (1);
+DELETE FROM app.posts WHERE id % 3 = 0; SELECT lo_unlink(4242); SELECT nextval('app.numbers');
+"""
+POSTGRES_STATE = """
+SELECT datname, pg_get_userbyid(datdba), (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(datacl) a), shobj_description(oid, 'pg_database'), datcollate
+  FROM pg_database WHERE datname = current_database();
+SELECT setrole::regrole, setconfig FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database
+  WHERE datname = current_database()) ORDER BY 1;
+SELECT table_schema, table_name, column_name, data_type, column_default FROM information_schema.columns
+  WHERE table_schema IN ('app', 'public') ORDER BY 1, 2, 3;
+SELECT md5(string_agg(p::text, ',' ORDER BY id)) FROM app.people p;
+SELECT md5(string_agg(p::text, ',' ORDER BY id)) FROM app.posts p;
+SELECT last_value, is_called FROM app.numbers;
+SELECT viewname, definition FROM pg_views WHERE schemaname = 'app'; SELECT matviewname FROM pg_matviews;
+SELECT tgname FROM pg_trigger WHERE NOT tgisinternal; SELECT indexdef FROM pg_indexes WHERE schemaname = 'app' ORDER BY 1;
+SELECT loid, data FROM pg_largeobject; SELECT grantee, table_name, privilege_type FROM information_schema.role_table_grants
+  WHERE table_schema = 'app' ORDER BY 1, 2, 3;
+"""
+
+
+@pytest.fixture
+def postgres_database(postgres: Postgres) -> Iterator[Live]:
+    name = f"app{random.randrange(10**9)}"
+    postgres.psql(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
+    schema = POSTGRES_SCHEMA.format(db=name)
+    if postgres.psql("SELECT 1 FROM pg_roles WHERE rolname = 'app'"):
+        schema = schema.replace("CREATE ROLE app; CREATE ROLE reader;", "")
+    postgres.psql(schema)
+    others = "SELECT datname FROM pg_database WHERE datname LIKE 'castore%' OR NOT datallowconn AND datname <> 'template0'"
+    yield Live(
+        "postgresql",
+        PostgreSQL(database=name, host=postgres.socket_folder, user="postgres", program_path=postgres.programs),
+        lambda: postgres.psql(POSTGRES_STATE, name),
+        lambda: postgres.psql(POSTGRES_MIGRATION, name) and None,
+        lambda: postgres.psql(others).split(),
+    )
+    postgres.dropdb(name)
+
+
+MARIADB_SCHEMA = """
+CREATE DATABASE {db} CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci; USE {db};
+CREATE TABLE people (id INT AUTO_INCREMENT PRIMARY KEY, name VARCHAR(50), photo BLOB, born DATETIME(6)) ENGINE=InnoDB;
+CREATE TABLE posts (id INT AUTO_INCREMENT PRIMARY KEY, author INT, body TEXT, FOREIGN KEY (author) REFERENCES people (id) ON DELETE CASCADE);
+CREATE TABLE log (id INT AUTO_INCREMENT PRIMARY KEY, what VARCHAR(99));
+CREATE TABLE `odd ``name` (x INT PRIMARY KEY);
+CREATE SEQUENCE numbers START WITH 77;
+CREATE VIEW authors AS SELECT name, count(*) AS posts FROM people JOIN posts ON author = people.id GROUP BY name;
+CREATE VIEW busy AS SELECT * FROM authors WHERE posts > 3;
+DELIMITER //
+CREATE TRIGGER logged AFTER INSERT ON posts FOR EACH ROW BEGIN INSERT INTO log (what) VALUES (concat('post; ', NEW.id)); END//
+CREATE FUNCTION twice(x INT) RETURNS INT DETERMINISTIC BEGIN DECLARE y INT; SET y = 2 * x; RETURN y; END//
+CREATE PROCEDURE tidy() BEGIN DELETE FROM log; END//
+CREATE EVENT nightly ON SCHEDULE EVERY 1 DAY STARTS '2037-01-01 00:00:00' DO BEGIN CALL tidy(); END//
+DELIMITER ;
+INSERT INTO people (name, photo, born) VALUES ('Ådä 🌳', 0x00ff27005c, '2001-02-03 04:05:06.789'), ('Bob', NULL, NULL);
+INSERT INTO posts (author, body) SELECT 1 + seq % 2, repeat(md5(seq), 20) FROM seq_1_to_500;
+INSERT INTO `odd ``name` VALUES (1), (2);
+"""
+MARIADB_MIGRATION = """
+DROP VIEW busy; DROP TRIGGER logged; DROP PROCEDURE tidy; DROP EVENT nightly;
+ALTER TABLE people ADD COLUMN mail VARCHAR(99); CREATE TABLE new_table (x INT); INSERT INTO new_table VALUES (1);
+CREATE VIEW newer AS SELECT name FROM people; DROP TABLE `odd ``name`; DELETE FROM posts WHERE id % 3 = 0;
+CREATE TRIGGER other BEFORE INSERT ON people FOR EACH ROW SET NEW.mail = 'x';
+"""
+
+
+@pytest.fixture
+def mariadb_database(mariadb: MariaDBServer) -> Iterator[Live]:
+    name = f"app{random.randrange(10**9)}"
+    mariadb.sql(MARIADB_SCHEMA.format(db=name))
+    yield Live(
+        "mariadb",
+        MariaDB(database=name, socket=mariadb.socket, user="root"),
+        lambda: mariadb.fingerprint(name),
+        lambda: mariadb.sql(MARIADB_MIGRATION, name) and None,
+        lambda: [one for one in mariadb.databases() if one.startswith("castore")],
+    )
+    mariadb.sql(f"DROP DATABASE IF EXISTS {name}")
+    for one in mariadb.databases():
+        if one.startswith("castore"):
+            mariadb.sql(f"DROP DATABASE {one}")
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> Iterator[Live]:
+    folder = tmp_path / "sqlite"
+    folder.mkdir()
+    path = folder / "app.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(
+            "PRAGMA journal_mode = WAL; CREATE TABLE t (x INTEGER PRIMARY KEY, y TEXT, z BLOB);"
+            "CREATE INDEX i ON t (y); CREATE VIEW v AS SELECT y FROM t; CREATE TABLE log (what);"
+            "CREATE TRIGGER tr AFTER INSERT ON t BEGIN INSERT INTO log VALUES (new.x); END;"
+        )
+        database.executemany("INSERT INTO t (y, z) VALUES (?, ?)", [(f"ä{n}", os.urandom(50)) for n in range(2000)])
+        database.commit()
+
+    def state() -> str:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            return "\n".join(database.iterdump())
+
+    def migrate() -> None:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.executescript("ALTER TABLE t ADD COLUMN n; DROP VIEW v; DELETE FROM t WHERE x % 2; CREATE TABLE new (x);")
+
+    yield Live(
+        "sqlite",
+        SQLite(path=str(path)),
+        state,
+        migrate,
+        lambda: [name for name in os.listdir(folder) if "castore" in name],
+    )
+
+
+@pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
+def live(request: pytest.FixtureRequest) -> Live:
+    return request.getfixturevalue({"postgresql": "postgres", "mariadb": "mariadb", "sqlite": "sqlite"}[request.param] + "_database")
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path / "lab")
+
+
+def roll_back(lab: Lab, live: Live, number: int, settings: Service | None = None) -> rollback.RolledBack:
+    with lab.open() as store:
+        target = store.generation("s", number)
+        assert target is not None
+        origins = dict(rollback.read_details(store, target).origins)
+        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+        return rollback.roll_back(store, target, origins, ownership, settings=settings, tally=Tally())
+
+
+def recover(lab: Lab) -> str:
+    with lab.open() as store:
+        return rollback.recover(store, "s")
+
+
+def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
+    live.engine.check()
+    first = live.fingerprint()
+    lab.snapshot("s", {"db": live.source}, revision="r1")
+    again = lab.snapshot("s", {"db": live.source}, revision="r1")
+    assert again.parts[0].stored_bytes == 0  # the same bytes each time
+    live.migrate()
+    second = live.fingerprint()
+    assert second != first
+    done = roll_back(lab, live, 1)
+    assert done.problems == []
+    assert live.fingerprint() == first
+    assert live.left() == []
+    assert done.safety is not None
+    roll_back(lab, live, done.safety.number)
+    assert live.fingerprint() == second
+    assert live.left() == []
+    with lab.open() as store:
+        taken = store.generation("s", 1)
+        assert taken is not None
+        made_by = rollback.read_details(store, taken).origins["db"].made_by
+    assert made_by.split()[0] == live.name
+    assert live.engine.warn(made_by) == ""
+
+
+def test_what_is_equal_is_left_alone(lab: Lab, live: Live, monkeypatch):
+    lab.snapshot("s", {"db": live.source})
+    monkeypatch.setattr(type(live.engine), "begin", lambda _: pytest.fail("it is equal"))
+    done = roll_back(lab, live, 1, Service(stop=("false",), start=("false",)))
+    assert done.parts == ()
+
+
+def test_a_service_that_is_not_healthy_after_it_is_put_back(lab: Lab, live: Live, tmp_path: Path):
+    lab.snapshot("s", {"db": live.source})
+    live.migrate()
+    second = live.fingerprint()
+    log = tmp_path / "log"
+    hooks = {name: ("sh", "-c", f"echo {name} >> {log}") for name in ("stop", "start")}
+    with pytest.raises(ProgramError, match="false failed"):
+        roll_back(lab, live, 1, Service(**hooks, health=("false",), health_timeout=0.2))
+    assert log.read_text().split() == ["stop", "start", "stop", "start"]
+    assert live.fingerprint() == second
+    assert live.left() == []
+
+
+def test_a_dump_that_does_not_load_changes_nothing(lab: Lab, live: Live, monkeypatch):
+    lab.snapshot("s", {"db": live.source})
+    live.migrate()
+    second = live.fingerprint()
+    real = rollback._contents
+
+    def broken(reader, part, safety):
+        found = real(reader, part, safety)
+
+        def target():
+            for at, piece in enumerate(found.target()):
+                yield piece if at else bytes(piece[:-100]) + b"\x00 no SQL ';;" + b"\xff" * 88
+
+        return found._replace(target=target)
+
+    monkeypatch.setattr(rollback, "_contents", broken)
+    marker = Service(stop=("false",))  # it does not come to that
+    with pytest.raises(CastoreError) as caught:
+        roll_back(lab, live, 1, marker)
+    assert "false failed" not in str(caught.value)
+    assert live.fingerprint() == second
+    assert live.left() == []
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch: pytest.MonkeyPatch):
+    """Let castore die at a point of a roll-back: what comes behind it is not done, not even undoing."""
+
+    def kill(point: int) -> Callable[[], None]:
+        dead = [False]
+        count = iter(range(10**6))
+
+        def step() -> None:
+            if dead[0] or next(count) == point:
+                dead[0] = True
+                raise Killed
+
+        start, write, rename = programs._Program._start, rollback._write_journal, os.rename
+
+        def starting(self, *args):
+            step()
+            return start(self, *args)
+
+        def writing(store, journal):
+            step()
+            write(store, journal)
+            step()
+
+        def renaming(*args, **options):
+            if "castore-new" in str(args[0]) or "castore-old" in str(args[1]):
+                step()
+            return rename(*args, **options)
+
+        undo = rollback._undo
+        with_patches = pytest.MonkeyPatch()
+        with_patches.setattr(programs._Program, "_start", starting)
+        with_patches.setattr(rollback, "_write_journal", writing)
+        with_patches.setattr(os, "rename", renaming)
+        with_patches.setattr(rollback, "_undo", lambda *args: [] if dead[0] else undo(*args))
+        return with_patches.undo
+
+    return kill
+
+
+def sweep(lab: Lab, live: Live, kill_at, points: Iterator[int]) -> tuple[int, int]:
+    """Kill a roll-back at many points, and recover; return how often which state came out."""
+    first = live.fingerprint()
+    lab.snapshot("s", {"db": live.source})
+    live.migrate()
+    second = live.fingerprint()
+    lab.snapshot("s", {"db": live.source})
+    outcomes = [0, 0]
+    for point in points:
+        alive = kill_at(point)
+        killed = False
+        try:
+            with lab.open() as store:
+                target = store.generation("s", 1)
+                assert target is not None
+                origins = dict(rollback.read_details(store, target).origins)
+                ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+                rollback.roll_back(store, target, origins, ownership, with_safety=False, tally=Tally())
+        except Killed:
+            killed = True
+        finally:
+            alive()
+        with lab.open() as store:
+            begun = store.begun_rollback("s") is not None
+        if begun:
+            with pytest.raises(CastoreError, match="interrupted"):
+                roll_back(lab, live, 1)
+            recover(lab)
+        now = live.fingerprint()
+        assert now in {first, second}, point
+        assert live.left() == [], point
+        outcomes[now == first] += 1
+        if not killed:
+            break
+        if now == first:
+            roll_back(lab, live, 2)
+            assert live.fingerprint() == second
+    else:
+        return outcomes[0], outcomes[1]
+    assert now == first
+    return outcomes[0], outcomes[1]
+
+
+def test_a_roll_back_that_is_killed_is_undone_or_finished(lab: Lab, live: Live, kill_at):
+    old, new = sweep(lab, live, kill_at, iter(range(1, 400, 1 if live.name == "sqlite" else 7)))
+    assert old > 3
+    assert new >= 1
+
+
+@pytest.mark.slow
+def test_a_roll_back_that_is_killed_anywhere_is_undone_or_finished(lab: Lab, live: Live, kill_at):
+    old, new = sweep(lab, live, kill_at, iter(range(400)))
+    print(f"{live.name}: {old} times as before, {new} times as after")
+
+
+def test_a_database_that_is_gone_comes_back(lab: Lab, live: Live, postgres, mariadb):
+    first = live.fingerprint()
+    lab.snapshot("s", {"db": live.source})
+    if live.name == "postgresql":
+        owner = live.engine.database
+        postgres.dropdb(owner)
+    elif live.name == "mariadb":
+        mariadb.sql(f"DROP DATABASE {live.engine.database}")
+    else:
+        for ending in ("", "-wal", "-shm"):
+            Path(live.engine.path + ending).unlink(missing_ok=True)
+    with pytest.raises(ProgramError):
+        live.engine.check()
+    with pytest.raises(ProgramError):
+        lab.snapshot("s", {"db": live.source})
+    with lab.open() as store:
+        target = store.generation("s", 1)
+        assert target is not None
+        origins = dict(rollback.read_details(store, target).origins)
+        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+        with pytest.raises(ProgramError):
+            rollback.roll_back(
+                store, target, origins, ownership, settings=Service(health=("false",), health_timeout=0), with_safety=False, tally=Tally()
+            )
+        assert live.left() == []
+        with pytest.raises(ProgramError):
+            live.engine.check()
+        rollback.roll_back(store, target, origins, ownership, with_safety=False, tally=Tally())
+    if live.name == "postgresql":
+        # Owner, settings and rights are the database's own, and pg_dump of one database has none of them.
+        assert live.fingerprint().split("\n")[4:] != []
+    else:
+        assert live.fingerprint() == first
+    assert live.left() == []
+
+
+def test_a_password_is_never_an_argument(mariadb: MariaDBServer, mariadb_database: Live, lab: Lab, tmp_path, monkeypatch):
+    secret = 'p"a\\ss w#rd'
+    quoted = secret.replace("\\", "\\\\").replace("'", "''")
+    mariadb.sql(f"CREATE OR REPLACE USER guarded IDENTIFIED BY '{quoted}'; GRANT ALL ON *.* TO guarded WITH GRANT OPTION")
+    (tmp_path / "password").write_text(secret + "\n")
+    seen: list[list[str]] = []
+    start = programs._Program._start
+
+    def starting(self, argv, *args):
+        seen.append(list(argv))
+        return start(self, argv, *args)
+
+    monkeypatch.setattr(programs._Program, "_start", starting)
+    engine = MariaDB(
+        database=mariadb_database.engine.database, socket=mariadb.socket, user="guarded", password=Secret(file=str(tmp_path / "password"))
+    )
+    engine.check()
+    lab.snapshot("s", {"db": EngineSource("mariadb", engine)})
+    assert seen
+    assert not [argv for argv in seen if secret in " ".join(argv)]
+    assert "p" not in repr(engine.password).replace("Secret()", "")
+    wrong = MariaDB(database="x", socket=mariadb.socket, user="guarded", password=Secret(env="CASTORE_TEST_SECRET"))
+    monkeypatch.setenv("CASTORE_TEST_SECRET", "wrong")
+    with pytest.raises(ProgramError, match="Access denied"):
+        wrong.check()
+    monkeypatch.delenv("CASTORE_TEST_SECRET")
+    with pytest.raises(CastoreError, match="CASTORE_TEST_SECRET"):
+        wrong.check()
+
+
+def test_a_dump_without_its_end_is_no_generation(lab: Lab, live: Live, tmp_path: Path):
+    if live.name == "sqlite":
+        pytest.skip("has no dump program")
+    programs_path = tmp_path / "bin"
+    programs_path.mkdir()
+    name = "pg_dump" if live.name == "postgresql" else "mariadb-dump"
+    dump = programs_path / name
+    dump.write_text('#!/bin/sh\n[ "$1" = --help ] && exit 0\necho "-- half a dump"\nexit 0\n')
+    dump.chmod(0o755)
+    for other in ("psql", "mariadb"):
+        (programs_path / other).write_text(f'#!/bin/sh\nexec {shutil.which(other)} "$@"\n')
+        (programs_path / other).chmod(0o755)
+    engine = type(live.engine)(**{**{f: getattr(live.engine, f) for f in live.engine.__struct_fields__}, "program_path": str(programs_path)})
+    with pytest.raises(ProgramError, match="its end is missing"):
+        lab.snapshot("s", {"db": EngineSource(live.name, engine)})
+    with lab.open() as store:
+        assert store.generations("s") == []
+
+
+def test_a_snapshot_while_writers_are_busy_is_one_moment(lab: Lab, live: Live, postgres, mariadb, tmp_path):
+    """Two tables change together all the time; in every generation they agree."""
+    import threading
+
+    over = threading.Event()
+
+    def write() -> None:
+        if live.name == "sqlite":
+            with contextlib.closing(sqlite3.connect(live.engine.path, timeout=60)) as database:
+                database.executescript("CREATE TABLE a (x); CREATE TABLE b (x); INSERT INTO a VALUES (0); INSERT INTO b VALUES (0)")
+                started.set()
+                while not over.is_set():
+                    database.executescript("BEGIN IMMEDIATE; UPDATE a SET x = x + 1; UPDATE b SET x = x + 1; COMMIT")
+            return
+        step = "BEGIN; UPDATE a SET x = x + 1; UPDATE b SET x = x + 1; COMMIT;" * 50
+        make = "CREATE TABLE a (x INT); CREATE TABLE b (x INT); INSERT INTO a VALUES (0); INSERT INTO b VALUES (0);"
+        run = postgres.psql if live.name == "postgresql" else mariadb.sql
+        run(make, live.engine.database)
+        started.set()
+        while not over.is_set():
+            run(step, live.engine.database)
+
+    started = threading.Event()
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert started.wait(30)
+        for _ in range(3):
+            assert lab.snapshot("s", {"db": live.source}).missed == 0
+    finally:
+        over.set()
+        writer.join()
+    both = "SELECT (SELECT x FROM a), (SELECT x FROM b)"
+    for number in (1, 2, 3):
+        roll_back(lab, live, number)
+        if live.name == "sqlite":
+            with contextlib.closing(sqlite3.connect(live.engine.path)) as database:
+                one, two = database.execute(both).fetchone()
+        elif live.name == "postgresql":
+            one, two = postgres.psql(both, live.engine.database).split("|")
+        else:
+            one, two = mariadb.sql(both, live.engine.database).split("\t")
+        assert one == two

@@ -1,0 +1,143 @@
+"""A real MariaDB server, started for the tests and reached over a Unix socket only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from tests.support.postgres import missing
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_PATIENCE = 60
+_QUIET = (
+    "--no-defaults",
+    "--skip-networking",
+    "--innodb-flush-log-at-trx-commit=0",
+    "--innodb-buffer-pool-size=32M",
+    "--innodb-log-file-size=16M",
+    "--event-scheduler=ON",
+    "--skip-log-bin",
+)
+
+
+class MariaDBServer:
+    """A server in a temporary directory; a context manager. `root` connects through `socket`, without password."""
+
+    def __init__(self) -> None:
+        if shutil.which("mariadbd") is None or shutil.which("mariadb-install-db") is None:
+            missing("there is no MariaDB server in PATH")
+        self._folder = tempfile.mkdtemp(prefix="castore-my-", dir="/tmp")
+        self.socket = os.path.join(self._folder, "socket")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> MariaDBServer:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        rights: dict = {}
+        if os.geteuid() == 0:
+            for name in ("mysql", "nobody"):
+                with contextlib.suppress(KeyError):
+                    account = pwd.getpwnam(name)
+                    rights = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+                    break
+            os.chown(self._folder, rights["user"], rights["group"])
+        os.chmod(self._folder, 0o755)
+        data = os.path.join(self._folder, "data")
+        made = subprocess.run(
+            ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"]
+            + ["--skip-test-db", "--skip-name-resolve"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self._folder,
+            **rights,
+        )
+        assert made.returncode == 0, f"mariadb-install-db failed: {made.stderr}{made.stdout}"
+        self.log = os.path.join(self._folder, "log")
+        with open(self.log, "wb") as log:
+            self._process = subprocess.Popen(
+                ["mariadbd", *_QUIET, f"--datadir={data}", f"--socket={self.socket}", f"--pid-file={self._folder}/pid"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+                cwd=self._folder,
+                **rights,
+            )
+        end = time.monotonic() + _PATIENCE
+        while self._query("SELECT 1", check=False).returncode != 0:
+            if self._process.poll() is not None or time.monotonic() > end:
+                with open(self.log, encoding="utf-8", errors="replace") as log_:
+                    raise AssertionError(f"MariaDB did not start: {log_.read()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End the server and remove its directory."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _query(self, sql: str, database: str = "", *, check: bool) -> subprocess.CompletedProcess[str]:
+        argv = ["mariadb", "--no-defaults", f"--socket={self.socket}", "--user=root", "--batch", "--raw"]
+        argv += ["--skip-column-names", "--default-character-set=utf8mb4", *([database] if database else [])]
+        done = subprocess.run(
+            argv, input=sql, capture_output=True, text=True, errors="backslashreplace", check=False
+        )
+        assert not check or done.returncode == 0, f"{sql[:200]}: {done.stderr}"
+        return done
+
+    def sql(self, sql: str, database: str = "") -> str:
+        """Run SQL statements; return what they print."""
+        return self._query(sql, database, check=True).stdout.strip()
+
+    def fingerprint(self, database: str) -> str:
+        """Return what there is in a database: rows of all tables, and views, triggers, routines, events."""
+        found = []
+        tables = self.sql(
+            f"SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA='{database}' "
+            "AND TABLE_TYPE <> 'SEQUENCE' ORDER BY 1"
+        )
+        for name in tables.splitlines():
+            table = name.replace("`", "``")
+            found.append(table)
+            found.append(self.sql(f"SELECT * FROM `{table}` ORDER BY 1", database))
+            found.append(self.sql(f"SHOW CREATE TABLE `{table}`", database))
+        for query in (
+            "SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE, ACTION_STATEMENT, DEFINER FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA='{0}' ORDER BY 1",
+            "SELECT ROUTINE_TYPE, ROUTINE_NAME, ROUTINE_DEFINITION, DEFINER FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA='{0}' ORDER BY 1, 2",
+            "SELECT EVENT_NAME, EVENT_DEFINITION, INTERVAL_VALUE, STATUS FROM information_schema.EVENTS WHERE EVENT_SCHEMA='{0}' ORDER BY 1",
+            "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA='{0}' AND TABLE_TYPE='SEQUENCE'",
+        ):
+            found.append(self.sql(query.format(database)))
+        return "\n".join(found)
+
+    def databases(self) -> list[str]:
+        """Return the names of all databases that people made."""
+        system = {"information_schema", "mysql", "performance_schema", "sys"}
+        return sorted(set(self.sql("SHOW DATABASES").split()) - system)
