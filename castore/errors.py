@@ -12,6 +12,7 @@ The tree, with the code the command line ends with::
     +-- NotFoundError                  6   no such store, service, generation or part
     +-- IdentityError                  7   an identity is needed, or the wrong one was given
     +-- BusyError                      8   another castore is at work on this
+    +-- TakenBackError                 9   a deployment failed, and was taken back
     +-- StorageError                   1   the place that holds the store refused an operation
     |   +-- ObjectExistsError          1   create-only: the name is taken
     |   +-- ObjectMissingError         1   the name is not there
@@ -35,6 +36,7 @@ EXIT_CODES: Final[dict[int, str]] = {
     6: "no such store, service, generation or part",
     7: "an identity is needed, or the wrong one was given",
     8: "busy: another castore is at work on the same service",
+    9: "the deployment that was guarded failed; it was taken back, and the state of before is there",
     130: "interrupted",
 }
 """Every exit code and its meaning; an unknown code means failure."""
@@ -96,6 +98,12 @@ class BusyError(CastoreError):
     """Another process works on the same service of the same store."""
 
     exit_code = 8
+
+
+class TakenBackError(CastoreError):
+    """A deployment failed, and was taken back, with the state."""
+
+    exit_code = 9
 
 
 class StorageError(CastoreError):

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import text
 
 if TYPE_CHECKING:
+    from castore.model.events import Event
     from castore.model.generation import Generation
 
 
-def plain(generation: Generation) -> dict[str, Any]:
-    """Return a generation as JSON tells it: times in nanoseconds since 1970, sizes in bytes."""
+_Drills = Mapping[tuple[str, int], "Event"]
+
+
+def plain(generation: Generation, drilled: _Drills | None = None) -> dict[str, Any]:
+    """Return a generation as JSON tells it: times in nanoseconds since 1970, sizes in bytes.
+
+    drilled: the last drills, by service and number.
+    """
+    last = (drilled or {}).get((generation.service, generation.number))
     return {
+        "drilled": None if last is None else {"time": last.time, "ok": last.ok, "text": last.text},
         "service": generation.service,
         "number": generation.number,
         "time": generation.time,
@@ -57,8 +67,8 @@ def describe(generation: Generation) -> str:
     )
 
 
-def table(generations: list[Generation]) -> str:
-    """Return the table of `castore log`."""
+def table(generations: list[Generation], drilled: _Drills) -> str:
+    """Return the table of `castore log`; when each was last drilled, if any was."""
     rows = []
     for generation in generations:
         total = new = stored = missed = 0
@@ -82,7 +92,12 @@ def table(generations: list[Generation]) -> str:
             text.size(new),
             text.size(stored),
         ])
+        if drilled:
+            last = drilled.get((generation.service, generation.number))
+            failed = "" if last is None or last.ok else " FAILED"
+            rows[-1].append("-" if last is None else text.local_time(last.time) + failed)
     header = ["service", "number", "time", "revision", "parts", "total", "new", "stored"]
+    header += ["drilled"] if drilled else []
     return text.table(rows, header=header, right={1, 5, 6, 7})
 
 

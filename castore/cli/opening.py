@@ -134,6 +134,14 @@ class Common:
             "and whoever has it can read all of it."
         )
 
+    def required_settings(self) -> Settings:
+        """Return what castore.toml says. Raises UsageError where there is none."""
+        from castore.errors import UsageError
+
+        if self.settings is None:
+            raise UsageError("there is no castore.toml: name one with --config")
+        return self.settings
+
     def service_settings(self, service: str) -> Service | None:
         """Return what castore.toml says of a service."""
         return self.settings.service.get(service) if self.settings is not None else None

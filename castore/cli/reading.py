@@ -27,6 +27,7 @@ def log(context: Common, service: str | None, revision: str | None, as_json: boo
     """List generations, newest first: of SERVICE, or of all services."""
     from castore.cli.generations import plain, table
     from castore.errors import NotFoundError
+    from castore.services.events import drills
 
     with context.open_store() as store:
         store.sync_generations()
@@ -37,10 +38,11 @@ def log(context: Common, service: str | None, revision: str | None, as_json: boo
         if revision is not None:
             generations = [g for g in generations if g.revision.startswith(revision)]
         context.warn_damaged(store)
+        drilled = drills(store)
     if as_json:
-        print_json([plain(generation) for generation in generations])
+        print_json([plain(generation, drilled) for generation in generations])
     elif generations:
-        print(table(generations))
+        print(table(generations, drilled))
 
 
 @click.command(epilog="Example: castore show drupal@latest")

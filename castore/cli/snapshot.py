@@ -84,7 +84,9 @@ def snapshot(
     from castore.cli.generations import describe, plain
     from castore.cli.opening import own_folders
     from castore.cli.progress import watching
-    from castore.errors import UsageError
+    from castore.errors import IncompleteError, UsageError
+    from castore.services.hooks import Around
+    from castore.services.rollback import refuse_interrupted
     from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
     from castore.services.snapshot import snapshot as take
 
@@ -106,19 +108,30 @@ def snapshot(
     for text in programs:
         name, argv = split_named("--exec", text)
         add(name, ProgramSource(split_program("--exec", argv)))
+    around = Around(())
     if not sources:
         sources = context.configured_sources(service)
+        around = Around.of(context.service_settings(service))
     with context.open_store(make=True) as store:
         if revision is None:
             revision = context.present_revision(service) or ""
         context.check_recipients(store)
+        live = store.live_revision(service)
+        if live and live != revision and store.has_revision(service, revision):
+            print(
+                f"castore: the revision {revision} was here before, and the state is still that of revision "
+                f"{live}: castore follow {service} lets it follow; it is kept under {revision} now",
+                file=sys.stderr,
+            )
         with store.lock(service), watching() as progress:
+            refuse_interrupted(store, service)
             taken = take(
                 store,
                 service,
                 sources,
                 revision=revision,
                 leave_out=own_folders(),
+                around=around,
                 progress=progress,
             )
             store.set_live_revision(service, taken.revision)
@@ -126,5 +139,7 @@ def snapshot(
             print_json(plain(taken))
         else:
             print(describe(taken))
+        if around.failures:
+            raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(around.failures)}")
         if taken.missed:
             context.report_missed(progress.warnings, taken)

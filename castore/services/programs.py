@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import select
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from castore.errors import ProgramError
 
@@ -35,6 +37,7 @@ _MAX_LINE_BYTES: Final = 1 << 20
 _TOLD_LINES: Final = 5
 """Of a program's standard error, in the message that it failed."""
 _LINE: Final = 300
+_START_SECONDS: Final = 60.0
 
 
 @contextlib.contextmanager
@@ -98,15 +101,25 @@ def output_of(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
     given: bytes | None = None,
+    account: pwd.struct_passwd | None = None,
+    cwd: str | None = None,
 ) -> bytes:
     """Run a program and return its standard output, which must be short.
 
     With `interactive` it has castore's standard input, so that it can ask for something; `given`: what
-    it has there, not much. Raises ProgramError if it does not exit with 0 or prints more than a mebibyte.
+    it has there, not much. account: whom it is run as. Raises ProgramError if it does not exit with 0 or
+    prints more than a mebibyte.
     """
     stdin = subprocess.PIPE if given is not None else None
     with _Program(
-        argv, stdin, subprocess.PIPE, env=env, timeout=timeout, interactive=interactive
+        argv,
+        stdin,
+        subprocess.PIPE,
+        env=env,
+        timeout=timeout,
+        interactive=interactive,
+        account=account,
+        cwd=cwd,
     ) as program:
         if given is not None:
             _write_all(program.input, [given])
@@ -120,10 +133,83 @@ def output_of(
     return output
 
 
-def run(argv: Sequence[str], *, timeout: float | None = None) -> None:
+def run(
+    argv: Sequence[str], *, timeout: float | None = None, env: Mapping[str, str] | None = None
+) -> None:
     """Run a program for what it does; it may leave others running. Raises ProgramError."""
-    with _Program(argv, None, None, env=None, timeout=timeout, captured=False) as program:
+    with _Program(argv, None, None, env=env, timeout=timeout, captured=False) as program:
         program.wait()
+
+
+class Running:
+    """A server that was started."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log: str) -> None:
+        self._name = name
+        self._process = process
+        self._log = log
+
+    def wait_for(self, question: Sequence[str]) -> None:
+        """Wait until a program that asks it exits with 0. Raises ProgramError, with the end of its log."""
+        end = time.monotonic() + _START_SECONDS
+        null = subprocess.DEVNULL
+        while subprocess.run(question, check=False, stdin=null, stdout=null, stderr=null).returncode:
+            if self._process.poll() is not None or time.monotonic() > end:
+                with open(self._log, encoding="utf-8", errors="replace") as file:
+                    told = "; ".join(file.read().splitlines()[-_TOLD_LINES:])
+                raise ProgramError(f"{self._name} did not start: {told}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
+
+
+@contextlib.contextmanager
+def running(
+    argv: Sequence[str],
+    ending: int,
+    *,
+    account: pwd.struct_passwd | None,
+    cwd: str,
+    log: str,
+) -> Iterator[Running]:
+    """Run a server through the block; it is ended by the signal `ending`. Raises ProgramError."""
+    try:
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                cwd=cwd,
+                process_group=0,
+                **_as(account),
+            )
+    except OSError as error:
+        raise ProgramError(f"cannot run {argv[0]!r}: {error.strerror}") from error
+    try:
+        yield Running(argv[0], process, log)
+    finally:
+        process.send_signal(ending)
+        try:
+            process.wait(_START_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def unprivileged(name: str) -> pwd.struct_passwd | None:
+    """Return whom root runs a server as: that user, or nobody; None where castore is not root."""
+    if os.geteuid() != 0:
+        return None
+    for one in (name, "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(one)
+    raise ProgramError(f"there is no user {name!r} to run a server as")
+
+
+def _as(account: pwd.struct_passwd | None) -> dict[str, Any]:
+    if account is None:
+        return {}
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
 class _Errors:
@@ -187,6 +273,8 @@ class _Program:
         timeout: float | None,
         interactive: bool = False,
         captured: bool = True,
+        account: pwd.struct_passwd | None = None,
+        cwd: str | None = None,
     ) -> None:
         self._errors = _Errors() if captured and not interactive else None
         self._name = argv[0] if argv else ""
@@ -194,7 +282,7 @@ class _Program:
         self._late = False
         given = stdin if stdin is not None or interactive else subprocess.DEVNULL
         try:
-            self._process = self._start(argv, given, stdout, env)
+            self._process = self._start(argv, given, stdout, env, account, cwd)
         except BaseException:
             if self._errors is not None:
                 self._errors.close()
@@ -213,6 +301,8 @@ class _Program:
         stdin: int | None,
         stdout: int | None,
         env: Mapping[str, str] | None,
+        account: pwd.struct_passwd | None,
+        cwd: str | None,
     ) -> subprocess.Popen[bytes]:
         if not argv:
             raise ProgramError("no program is named")
@@ -226,6 +316,8 @@ class _Program:
                 stderr=None if self._errors is None else self._errors.write,
                 bufsize=0,
                 env=None if env is None else {**os.environ, **env},
+                cwd=cwd,
+                **_as(account),
             )
         except FileNotFoundError:
             raise ProgramError(f"there is no program {argv[0]!r}: check its name and PATH") from None

@@ -36,6 +36,17 @@ def current(revision: Revision | None) -> str | None:
     return check_revision(revision.value)
 
 
+def source_of(revision: Revision) -> str:
+    """Say where a revision comes from."""
+    if revision.command is not None:
+        return f"printed by {revision.command[0]}"
+    if revision.paths is not None:
+        return f"a hash over {', '.join(revision.paths)}"
+    if revision.link is not None:
+        return f"the target of {revision.link}"
+    return "as castore.toml says"
+
+
 def _target(link: str) -> str:
     """Follow a symbolic link while what it names is one, too; return the last one's text.
 

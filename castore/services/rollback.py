@@ -25,6 +25,7 @@ from castore.errors import CastoreError, NotFoundError, ProgramError, UsageError
 from castore.model.generation import Details, Origin, decode_details
 from castore.services.config import Service
 from castore.services.engines.contract import SWITCHING, Contents, Memo
+from castore.services.events import event
 from castore.services.hooks import Around
 from castore.services.programs import run
 from castore.services.snapshot import (
@@ -234,8 +235,32 @@ def roll_back(
     settings: the service's hooks. revision: of the present state, recorded with the safety generation.
     Raises CastoreError; then the present state is as it was, or the message says what is not.
     """
-    service = settings or _NO_SERVICE
-    refuse_interrupted(store, target.service)
+    with event(store, "rollback", target.service) as note:
+        note.of(target)
+        refuse_interrupted(store, target.service)
+        done = _roll_back(
+            *(store, target, origins, ownership, settings or _NO_SERVICE),
+            *(revision, leave_out, progress, tally),
+            with_safety=with_safety,
+        )
+        kept = f"; what it replaced is generation {done.safety.number}" if done.safety else ""
+        note.text = f"restored {', '.join(done.parts)}{kept}" if done.parts else "nothing was to be done"
+    return done
+
+
+def _roll_back(
+    store: Store,
+    target: Generation,
+    origins: dict[str, Origin],
+    ownership: Ownership,
+    service: Service,
+    revision: str,
+    leave_out: Sequence[str],
+    progress: Callable[[str, Tally], None],
+    tally: Tally,
+    *,
+    with_safety: bool,
+) -> RolledBack:
     # Before anything is touched: every part has a place to go to.
     plan = plan_rollback(store, target, origins, ownership, leave_out=leave_out)
     for dump in plan.dumps:
@@ -249,7 +274,7 @@ def roll_back(
             revision=revision,
             safety=True,
             leave_out=leave_out,
-            around=Around.of(settings),
+            around=Around.of(service),
             progress=progress,
         )
     parts = [part for part in target.parts if not _is_equal(part, safety)]
@@ -473,9 +498,9 @@ def check_health(service: Service) -> None:
     while True:
         try:
             run(service.health, timeout=service.timeout)
-        except ProgramError:
+        except ProgramError as error:
             if time.monotonic() >= end:
-                raise
+                raise ProgramError(f"the health check failed: {error}") from error
             time.sleep(_AGAIN_SECONDS)
         else:
             return
@@ -548,6 +573,13 @@ def recover(store: Store, service: str) -> str:
     journal = _read_journal(store, service)
     if journal is None:
         raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
+    with event(store, "recover", service) as note:
+        note.number, note.revision = journal.target, journal.revision
+        note.text = _recover(store, service, journal)
+    return note.text
+
+
+def _recover(store: Store, service: str, journal: _Journal) -> str:
     target = store.generation(service, journal.target)
     safety = store.generation(service, journal.safety) if journal.safety is not None else None
     with StreamReader(store) as reader:

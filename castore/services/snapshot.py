@@ -27,6 +27,7 @@ from castore.services.engines import find
 from castore.services.engines.command import Command
 from castore.services.engines.contract import settings_of
 from castore.services.engines.file import File
+from castore.services.events import event
 from castore.services.programs import enlarge_pipe
 
 if TYPE_CHECKING:
@@ -95,6 +96,24 @@ def snapshot(
     The caller holds the service's lock. Raises UsageError, ProgramError, StorageError; then nothing
     was committed, and what was stored is found again by the next try.
     """
+    with event(store, "snapshot", service) as note:
+        taken = _snapshot(store, service, sources, revision, safety, leave_out, around, progress)
+        note.of(taken)
+        stored = sum(part.stored_bytes for part in taken.parts)
+        note.text = f"{taken.size} bytes, {stored} stored" + (", safety" if safety else "")
+    return taken
+
+
+def _snapshot(
+    store: Store,
+    service: str,
+    sources: dict[str, Source],
+    revision: str,
+    safety: bool,
+    leave_out: Sequence[str],
+    around: Around | None,
+    progress: Callable[[str, Tally], None],
+) -> Generation:
     check_name("service", service)
     check_revision(revision)
     if not sources:

@@ -30,6 +30,7 @@ TABLES: Final = (
     "revisions",
     "records",
     "meta",
+    "events",
 )
 BROKEN: Final = (
     lmdb.CorruptedError,

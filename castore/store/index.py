@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import lmdb
 
 from castore.errors import StorageError
+from castore.model.events import decode_event, encode_event
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.environment import BROKEN, TABLES, acquire, release
 from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
@@ -39,9 +40,11 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
 
     from castore.kernel import Sketch
+    from castore.model.events import Event
     from castore.model.generation import Generation
     from castore.store.pack import PackEntry
 
+_MOST_EVENTS: Final = 10_000
 _PLACE: Final = struct.Struct("<IIIIIIBB")
 """Pack, offset, sealed length, plain length, counter, session, codec, member of a group."""
 _CODEC: Final = 24
@@ -121,7 +124,7 @@ class Index:
         with self._transaction(write=True) as txn:
             self._begin_epoch(txn)
             for name in TABLES:
-                if name != "meta":
+                if name not in {"meta", "events"}:
                     txn.drop(self._tables[name], delete=False)
 
     def _refusal(self, error: Exception) -> StorageError:
@@ -524,6 +527,23 @@ class Index:
             self._delete_where(
                 txn, "revisions", lambda key, _v: (key.partition(b"\0")[0], key[-4:]) in pairs
             )
+
+    def put_event(self, event: Event) -> None:
+        """Keep an event; of very many, the oldest are forgotten."""
+        table = self._tables["events"]
+        with self._transaction(write=True) as txn:
+            txn.put(event.time.to_bytes(8, "big") + os.urandom(4), encode_event(event), db=table)
+            cursor = txn.cursor(table)
+            for _ in range(txn.stat(table)["entries"] - _MOST_EVENTS):
+                if cursor.first():
+                    cursor.delete()
+
+    def events(self, service: str | None = None) -> list[Event]:
+        """Return what was kept, newest first."""
+        with self._transaction() as txn:
+            values = txn.cursor(self._tables["events"]).iterprev(keys=False, values=True)
+            found = [decode_event(value) for value in values]
+        return [one for one in found if one is not None and service in {None, one.service}]
 
     def services(self) -> list[str]:
         """Return the services that have generations."""

@@ -345,6 +345,10 @@ class Store:
         found = (self.generation(service, number) for number in numbers)
         return [generation for generation in found if generation is not None]
 
+    def has_revision(self, service: str, revision: str) -> bool:
+        """Whether there is a generation of exactly this revision."""
+        return any(one.revision == revision for one in self.by_revision(service, revision))
+
     def next_number(self, service: str) -> int:
         """Return the number behind the highest in the store, those of damaged records included."""
         tag = self.writer_key.tag(service).hex() + "-"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
@@ -12,7 +13,7 @@ from castore.errors import CastoreError, ConfigError
 from castore.services.programs import output_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     Bytes = bytes | memoryview
@@ -94,6 +95,16 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
     def finish(self, memo: Memo) -> None:
         """Remove what was replaced. Raises CastoreError."""
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Restore the dump into a scratch place below `folder`, check it, and give what is told of it.
+
+        With it goes how to get at it while the block lasts: keys and values for the environment of a check.
+        None: this engine cannot; the dump is kept as a file. Raises CastoreError if it is not sound.
+        """
+        del folder, contents
+        yield None
 
 
 class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):

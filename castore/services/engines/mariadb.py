@@ -10,6 +10,8 @@ import contextlib
 import os
 import re
 import shutil
+import signal
+import tempfile
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
@@ -22,7 +24,7 @@ from castore.services.engines.contract import (
     new_name,
     trailing,
 )
-from castore.services.programs import feed, output_of, run_dump
+from castore.services.programs import feed, output_of, run_dump, running, unprivileged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -195,6 +197,57 @@ class MariaDB(Engine, frozen=True):
             if not re.fullmatch("castore_(new|old|code)_[0-9a-f]{12}", memo[mark]):
                 raise AssertionError(memo[mark])  # nothing else is ever dropped
             self._query(f"DROP DATABASE IF EXISTS {_name(memo[mark])}")
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Load the dump into a server of its own, on a private socket, check its tables, count its rows."""
+        with self._scratch_server(folder) as socket:
+            own = type(self)(
+                database="drill", socket=socket, user="root", program_path=self.program_path
+            )
+            own._query("CREATE DATABASE drill CHARACTER SET utf8mb4")
+            own._feed("drill", contents.target())
+            tables = own._tables("drill")
+            rows = 0
+            for table in tables:
+                checked = own._query(f"CHECK TABLE {_name(table)}", "drill")
+                if checked[-1][-1] != "OK" and "doesn't support" not in checked[-1][-1]:
+                    raise CastoreError(f"the table {table}: {checked[-1][-1]}")
+                rows += int(own._query(f"SELECT count(*) FROM {_name(table)}", "drill")[0][0])
+            told = f"{rows} rows in {len(tables)} tables, CHECK TABLE ok, in a server of its own"
+            yield told, {"SOCKET": socket, "DATABASE": "drill", "USER": "root"}
+
+    @contextlib.contextmanager
+    def _scratch_server(self, folder: str) -> Iterator[str]:
+        path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+        server = shutil.which("mariadbd", path=path) or shutil.which("mysqld", path=path)
+        make = shutil.which("mariadb-install-db", path=path)
+        if server is None:
+            raise ProgramError("there is no MariaDB or MySQL server here to drill with")
+        account = unprivileged("mysql")
+        if account is not None:
+            os.chown(folder, account.pw_uid, account.pw_gid)
+        data = os.path.join(folder, "data")
+        argv = [server, "--no-defaults", "--initialize-insecure", f"--datadir={data}"]
+        if make is not None:
+            argv = [make, "--no-defaults", f"--datadir={data}", "--skip-test-db"]
+            argv.append("--auth-root-authentication-method=normal")
+        output_of(argv, account=account, cwd=folder)
+        place = tempfile.mkdtemp(prefix="castore-")  # the path of a socket has at most 107 bytes
+        try:
+            if account is not None:
+                os.chown(place, account.pw_uid, account.pw_gid)
+            socket = os.path.join(place, "socket")
+            quiet = ("--skip-networking", "--innodb-flush-log-at-trx-commit=0", "--event-scheduler=OFF")
+            argv = [server, "--no-defaults", f"--datadir={data}", f"--socket={socket}", *quiet]
+            argv.append(f"--pid-file={place}/pid")
+            log = os.path.join(folder, "log")
+            with running(argv, signal.SIGTERM, account=account, cwd=folder, log=log) as process:
+                client = [self._program(1), "--no-defaults", f"--socket={socket}", "--user=root"]
+                process.wait_for([*client, "--execute=SELECT 1"])
+                yield socket
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
     def _has(self, database: str) -> bool:
         where = f"WHERE SCHEMA_NAME = {_text(database)}"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
 import re
 import shutil
+import signal
+import tempfile
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
@@ -17,7 +21,7 @@ from castore.services.engines.contract import (
     new_name,
     trailing,
 )
-from castore.services.programs import feed, output_of, run_dump
+from castore.services.programs import feed, output_of, run_dump, running, unprivileged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,6 +59,30 @@ SELECT format('GRANT %s ON DATABASE %I TO %s%s', a.privilege_type, :'new',
 FROM pg_database d CROSS JOIN aclexplode(d.datacl) a LEFT JOIN pg_roles g ON g.oid = a.grantee
 WHERE d.datname = :'live' AND (a.grantee = 0 OR g.rolname IS NOT NULL)
 """
+
+
+@contextlib.contextmanager
+def scratch_server(programs: str, folder: str) -> Iterator[str]:
+    """Run a PostgreSQL server of its own in `folder`; give the directory of its socket."""
+    account = unprivileged("postgres")
+    if account is not None:
+        os.chown(folder, account.pw_uid, account.pw_gid)
+    data = os.path.join(folder, "data")
+    make = ["initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    output_of([f"{programs}/{make[0]}", *make[1:]], account=account, cwd=folder)
+    # The path of a socket has at most 107 bytes.
+    socket = tempfile.mkdtemp(prefix="castore-")
+    try:
+        if account is not None:
+            os.chown(socket, account.pw_uid, account.pw_gid)
+        quiet = [f"-c{one}" for one in ("listen_addresses=", "fsync=off", "autovacuum=off")]
+        argv = [f"{programs}/postgres", "-D", data, "-k", socket, *quiet]
+        log = os.path.join(folder, "log")
+        with running(argv, signal.SIGINT, account=account, cwd=folder, log=log) as server:
+            server.wait_for([f"{programs}/pg_isready", "-q", "-h", socket, "-U", "postgres"])
+            yield socket
+    finally:
+        shutil.rmtree(socket, ignore_errors=True)
 
 
 class PostgreSQL(Engine, frozen=True):
@@ -199,6 +227,48 @@ class PostgreSQL(Engine, frozen=True):
         """Remove what was replaced."""
         self._let_in(memo["live"])
         self._drop(memo["old"])
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Load the dump into a server of its own, on a private socket, and count its rows."""
+        with scratch_server(self._server_programs(), folder) as socket:
+            own = PostgreSQL(
+                database="drill", host=socket, user="postgres", program_path=self.program_path
+            )
+            while True:
+                own._query("DROP DATABASE IF EXISTS drill;")
+                own._query("CREATE DATABASE drill TEMPLATE template0 ENCODING 'UTF8';")
+                try:
+                    argv = [*own._psql("drill"), "--output=/dev/null"]
+                    feed(argv, contents.target(), env=own._env(), timeout=self.timeout)
+                    break
+                except ProgramError as error:
+                    # Roles are the server's, not the database's: they are not in its dump.
+                    role = re.search('role "((?:[^"]|"")+)" does not exist', str(error))
+                    if role is None:
+                        raise
+                    own._query(f'CREATE ROLE "{role[1]}";')
+            tables = own._query(
+                "SELECT format('SELECT count(*) FROM %I.%I', schemaname, tablename) FROM pg_tables "
+                "WHERE schemaname NOT IN ('pg_catalog', 'information_schema');",
+                database="drill",
+            )
+            rows = sum(int(own._query(table + ";", database="drill")[0]) for table in tables)
+            size = own._query("SELECT pg_database_size('drill');")[0]
+            told = f"{rows} rows in {len(tables)} tables, {size} bytes in a server of its own"
+            yield told, {"HOST": socket, "DATABASE": "drill", "USER": "postgres"}
+
+    def _server_programs(self) -> str:
+        """Return the directory of initdb and postgres: those of the newest server that is installed."""
+        found = glob.glob("/usr/lib/postgresql/*/bin/initdb")
+        if self.program_path and os.path.exists(f"{self.program_path}/initdb"):
+            return self.program_path
+        if found:
+            newest = max(found, key=lambda path: [int(n) for n in path.split("/")[4].split(".")])
+            return os.path.dirname(newest)
+        if program := shutil.which("initdb"):
+            return os.path.dirname(os.path.realpath(program))
+        raise ProgramError("there is no PostgreSQL server (initdb) here to drill with")
 
     def _there(self, memo: Memo) -> set[str]:
         names = {key: memo[key] for key in ("live", "new", "old")}

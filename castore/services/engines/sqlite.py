@@ -66,11 +66,31 @@ class SQLite(File, frozen=True):
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Write the database beside the live one, and let SQLite look at it."""
         super().stage(memo, contents)
-        uri = f"file:{quote(memo['new'])}?mode=ro&immutable=1"
+        self._look(memo["new"], "quick_check")
+
+    def _look(self, path: str, check: str) -> int:
+        """Let SQLite check a database that nobody uses; return the number of its rows."""
+        rows = 0
+        uri = f"file:{quote(path)}?mode=ro&immutable=1"
         try:
             with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
-                (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+                (found,) = database.execute(f"PRAGMA {check}(1)").fetchone()
+                if check == "integrity_check":
+                    tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+                    for (table,) in tables.fetchall():
+                        name = table.replace('"', '""')
+                        rows += database.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
         except sqlite3.Error as error:
             found = str(error)
         if found != "ok":
             raise CastoreError(f"what was stored of {self.path} is no sound database: {found}")
+        return rows
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Write the database, and let SQLite check all of it."""
+        path = os.path.join(folder, os.path.basename(self.path))
+        with open(path, "xb") as file:
+            file.writelines(contents.target())
+        rows = self._look(path, "integrity_check")
+        yield f"{rows} rows, {os.path.getsize(path)} bytes, integrity_check ok", {"PATH": path}

@@ -1,0 +1,311 @@
+"""castore guard, follow, revision, drill, prune, events, config."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli import text
+from castore.cli.options import common, json_option, print_json
+
+if TYPE_CHECKING:
+    from castore.cli.opening import Common
+    from castore.cli.progress import Watch
+    from castore.services.deployment import Work
+    from castore.store import Store
+
+
+def _work(context: Common, store: Store, progress: Watch) -> Work:
+    from castore.cli.opening import own_folders
+    from castore.cli.progress import hushed
+    from castore.content.attributes import Ownership
+    from castore.services.deployment import Work
+
+    return Work(
+        store,
+        context.required_settings().service,
+        Ownership(change=os.geteuid() == 0),
+        leave_out=own_folders(),
+        progress=progress,
+        say=lambda line: click.echo(f"castore: {line}", err=True),
+        hushed=hushed,
+    )
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    epilog="Example: castore guard drupal -- guix system reconfigure config.scm",
+)
+@click.option("--restore", "restoring", is_flag=True, help="Restore without asking what is known of before.")
+@common
+@click.argument("words", metavar="SERVICE... -- COMMAND", nargs=-1, required=True, type=click.UNPROCESSED)
+def guard(context: Common, restoring: bool, words: tuple[str, ...]) -> None:
+    """Run a deployment COMMAND between a snapshot of each SERVICE and its health check.
+
+    If the command or a check fails, `undo` of castore.toml is run, the state that was kept is put back, and
+    the exit code is 9. If the revision is one that was here before (the deployment was a roll-back of the
+    system), its newest generation is offered to be restored.
+    """
+    import sys
+
+    from castore.cli.progress import watching
+    from castore.errors import TakenBackError
+    from castore.services.deployment import guard as run_guarded
+
+    services, command = _split_command(words)
+    with context.open_store() as store, watching() as progress:
+        store.sync_generations()
+        work = _work(context, store, progress)
+        done = run_guarded(work, services, command)
+        if done.failure:
+            raise TakenBackError(f"{done.failure}; it was taken back, and the state of before is there")
+        for service, generation in done.known.items():
+            told = f"revision {generation.revision} was here before, as {service}@{generation.number}"
+            if not restoring and not (
+                sys.stdin.isatty() and click.confirm(f"{told}. Restore its state?", err=True)
+            ):
+                click.echo(f"{told}; not restored: castore follow {service}, or castore rollback", err=True)
+                continue
+            work.restore(service, generation)
+            back = f"generation {generation.number} of revision {generation.revision}"
+            click.echo(f"{service} is back at {back}")
+
+
+def _split_command(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Split SERVICE... -- COMMAND; click has taken a -- that stood in front."""
+    if "--" in words:
+        at = words.index("--")
+        return list(words[:at]), list(words[at + 1 :])
+    raise click.UsageError("write -- in front of the command: castore guard SERVICE... -- COMMAND")
+
+
+@click.command(epilog="Example: castore follow drupal")
+@click.argument("services", metavar="SERVICE...", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@json_option
+@common
+def follow(context: Common, services: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Let the state of each SERVICE follow its present revision. For boot and activation scripts.
+
+    The same revision as the state belongs to: nothing. A new one: it is noted. One that was here before: its
+    newest generation is restored, where castore.toml says follow = "restore"; else that is only said.
+    """
+    from castore.cli.progress import watching
+    from castore.services.deployment import follow as run_follow
+
+    with context.open_store() as store, watching() as progress:
+        store.sync_generations()
+        found = run_follow(_work(context, store, progress), services, dry_run=dry_run)
+    if as_json:
+        print_json([
+            {
+                "service": one.service,
+                "revision": one.revision,
+                "before": one.before,
+                "number": one.generation.number if one.generation is not None else None,
+                "restored": one.restored,
+            }
+            for one in found
+        ])
+    else:
+        for one in found:
+            print(one.text)
+
+
+@click.command(epilog="Example: castore revision drupal")
+@click.argument("service")
+@json_option
+@common
+def revision(context: Common, service: str, as_json: bool) -> None:
+    """Print the present revision of SERVICE, and where it comes from."""
+    from castore.errors import UsageError
+    from castore.services.revision import current, source_of
+
+    settings = context.required_settings().service.get(service)
+    if settings is None or settings.revision is None:
+        raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
+    now = current(settings.revision) or ""
+    source = source_of(settings.revision)
+    with context.open_store() as store:
+        live = store.live_revision(service)
+    if as_json:
+        print_json({"service": service, "revision": now, "source": source, "state": live})
+        return
+    print(f"{now}  ({source})")
+    if live is not None and live != now:
+        print(f"the state is that of revision {live}: castore follow {service}")
+
+
+@click.command(epilog="Example: castore drill drupal")
+@click.argument("what", metavar="SERVICE[@SEL]")
+@click.option("--scratch", metavar="DIR", help="Where to restore to; else the system's temporary folder.")
+@json_option
+@common
+def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> None:
+    """Restore a generation of SERVICE, the newest if none is named, into a scratch place and check it.
+
+    Databases are loaded into servers of their own, on private sockets. Then `drill-check` of castore.toml
+    is run. What came of it is kept, and `castore log` shows it.
+    """
+    from castore.content.attributes import Ownership
+    from castore.services.config import Service
+    from castore.services.drill import drill as run_drill
+    from castore.services.select import find
+
+    service, _, selector = what.partition("@")
+    settings = context.service_settings(service) or Service()
+    with context.open_store() as store:
+        store.sync_generations()
+        generation = find(store, service, selector or "latest")
+        done = run_drill(
+            store,
+            generation,
+            context.configured_origins(service),
+            settings,
+            Ownership(change=os.geteuid() == 0),
+            scratch=scratch,
+            say=lambda line: None if as_json else click.echo(line),
+        )
+    if as_json:
+        print_json({
+            "service": service, "number": generation.number, "seconds": done.seconds, "parts": done.parts
+        })
+    else:
+        print(f"{service}@{generation.number} is sound, {done.seconds:.1f} s")
+
+
+@click.command(epilog="Example: castore prune --dry-run drupal")
+@click.argument("services", metavar="[SERVICE]...", nargs=-1)
+@click.option("--dry-run", is_flag=True, help="Say of each generation which rule keeps it.")
+@json_option
+@common
+def prune(context: Common, services: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Say which generations the `keep` rules of castore.toml keep, and which they let go.
+
+    This castore does not remove any yet: only --dry-run is there.
+    """
+    import time
+
+    from castore.errors import UsageError
+    from castore.services.retention import judge
+
+    if not dry_run:
+        raise UsageError("this castore removes nothing yet: castore prune --dry-run says what it would")
+    rows: list[dict[str, Any]] = []
+    with context.open_store() as store:
+        store.sync_generations()
+        for service in services or store.services():
+            settings = context.service_settings(service)
+            live = store.live_revision(service)
+            verdicts = judge(
+                store.generations(service),
+                settings.keep if settings is not None else None,
+                time.time_ns(),
+                live=[live] if live else [],
+            )
+            rows += [
+                {
+                    "service": service,
+                    "number": found.generation.number,
+                    "time": found.generation.time,
+                    "revision": found.generation.revision,
+                    "kept_by": list(found.rules),
+                }
+                for found in verdicts
+            ]
+    if as_json:
+        print_json(rows)
+        return
+    cells = [
+        [
+            *(row["service"], str(row["number"]), text.local_time(row["time"]), row["revision"] or "-"),
+            ", ".join(row["kept_by"]) or "nothing: it would go",
+        ]
+        for row in rows
+    ]
+    header = ["service", "number", "time", "revision", "kept by"]
+    print(text.table(cells, header=header, right={1}))
+
+
+@click.command(epilog="Example: castore events drupal")
+@click.argument("service", required=False)
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Show the newest N.")
+@json_option
+@common
+def events(context: Common, service: str | None, limit: int, as_json: bool) -> None:
+    """List what castore did on this machine, newest first, and what failed and why."""
+    import msgspec
+
+    with context.open_store() as store:
+        found = store.index.events(service)[:limit]
+    if as_json:
+        print_json([msgspec.to_builtins(one) for one in found])
+        return
+    for one in found:
+        number = f"@{one.number}" if one.number is not None else ""
+        how = "" if one.ok else "FAILED: "
+        took = text.duration(one.duration)
+        print(f"{text.local_time(one.time)}  {one.kind} {one.service}{number}  {took}  {how}{one.text}")
+
+
+@click.group(epilog="Example: castore config check")
+def config() -> None:
+    """Check castore.toml, and show what it means."""
+
+
+@config.command(epilog="Example: castore config show")
+@common
+def show(context: Common) -> None:
+    """Print the configuration as it is understood, with all that was left out."""
+    import msgspec
+
+    print_json(msgspec.to_builtins(context.required_settings()))
+
+
+@config.command(epilog="Example: castore config check")
+@common
+def check(context: Common) -> None:
+    """See whether all that castore.toml names is there: programs, databases, paths, store, identity."""
+    from castore.errors import CastoreError, ConfigError
+    from castore.services.config import TreePart, load
+    from castore.services.revision import current
+
+    settings = load(context.required_settings().path, home=os.path.expanduser("~"))
+    failed = 0
+
+    def told(what: str, error: CastoreError | None) -> None:
+        nonlocal failed
+        failed += error is not None
+        print(f"{what}: {'ok' if error is None else error}")
+
+    def tried(what: str, action: Any) -> None:
+        try:
+            action()
+        except CastoreError as error:
+            told(what, error)
+        else:
+            told(what, None)
+
+    def open_store() -> None:
+        with context.open_store() as store:
+            try:
+                store.identity()
+            except CastoreError as error:
+                print(f"identity: not reachable, which restore and rollback need ({error})")
+            else:
+                print("identity: ok")
+
+    tried("store", open_store)
+    for name, service in settings.service.items():
+        tried(f"{name}: revision", lambda service=service: current(service.revision))
+        for part, found in service.parts.items():
+            own = found.source
+            if isinstance(own, TreePart):
+                readable = os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)
+                told(f"{name}: {part}", None if readable else ConfigError(f"cannot read the tree {own.path}"))
+            else:
+                tried(f"{name}: {part}", own.check)
+    if failed:
+        raise ConfigError(f"{settings.path}: {failed} thing{'s' if failed != 1 else ''} as said above")

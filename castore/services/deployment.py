@@ -1,0 +1,240 @@
+"""State that follows the configuration: what a deployment changes, and what a boot finds."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from castore.errors import CastoreError, ProgramError, UsageError
+from castore.services.events import event
+from castore.services.hooks import Around
+from castore.services.programs import run
+from castore.services.revision import current
+from castore.services.rollback import check_health, read_details, refuse_interrupted, roll_back
+from castore.services.snapshot import origin, snapshot, sources_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from castore.content.attributes import Ownership
+    from castore.model.generation import Generation, Origin
+    from castore.model.tally import Tally
+    from castore.services.config import Service
+    from castore.store import Store
+
+
+@dataclass
+class Work:
+    """What guard and follow need to do their work on services."""
+
+    store: Store
+    settings: dict[str, Service]
+    """By name."""
+    ownership: Ownership
+    leave_out: Sequence[str] = ()
+    progress: Callable[[str, Tally], None] = lambda _name, _tally: None
+    say: Callable[[str], None] = lambda _text: None
+    hushed: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Keeps the screen clear while a program has it."""
+
+    def of(self, service: str) -> Service:
+        """Return what castore.toml says of a service. Raises UsageError."""
+        found = self.settings.get(service)
+        if found is None:
+            raise UsageError(f"castore.toml does not describe the service {service!r}")
+        return found
+
+    def snapshot(self, service: str) -> Generation:
+        """Take a generation under the present revision."""
+        settings = self.of(service)
+        revision = current(settings.revision) or ""
+        with self.store.lock(service):
+            refuse_interrupted(self.store, service)
+            taken = snapshot(
+                self.store,
+                service,
+                sources_of(settings),
+                revision=revision,
+                leave_out=self.leave_out,
+                around=Around.of(settings),
+                progress=self.progress,
+            )
+            self.store.set_live_revision(service, revision)
+        return taken
+
+    def restore(self, service: str, target: Generation, *, with_safety: bool = True) -> None:
+        """Put a generation of a service back."""
+        from castore.model.tally import Tally  # noqa: PLC0415
+
+        settings = self.of(service)
+        origins: dict[str, Origin] = dict(read_details(self.store, target).origins)
+        origins.update({name: origin(source) for name, source in sources_of(settings).items()})
+        with self.store.lock(service):
+            live = self.store.live_revision(service) or ""
+            done = roll_back(
+                self.store,
+                target,
+                origins,
+                self.ownership,
+                settings=settings,
+                with_safety=with_safety,
+                revision=live,
+                leave_out=self.leave_out,
+                progress=self.progress,
+                tally=Tally(),
+            )
+        if done.problems:
+            self.say(f"{service}: {len(done.problems)} things could not be restored as they were")
+
+    def newest_of(self, service: str, revision: str) -> Generation | None:
+        """Return the newest generation of exactly this revision."""
+        found = self.store.by_revision(service, revision)
+        return next((one for one in found if one.revision == revision), None)
+
+
+@dataclass
+class Guarded:
+    """How a deployment went."""
+
+    taken: dict[str, Generation] = field(default_factory=dict)
+    """What was kept before, by service."""
+    failure: str = ""
+    """Why it was taken back; empty: it was not."""
+    known: dict[str, Generation] = field(default_factory=dict)
+    """Of services whose revision is now one that was here before: its newest generation."""
+
+
+def guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guarded:
+    """Run a deployment between a snapshot and a health check of services; take all back if it fails.
+
+    Raises CastoreError if the state could not be put back, or the snapshot fails: then the command was not
+    run.
+    """
+    if not services or not command:
+        raise UsageError("name a service and a command: castore guard SERVICE... -- COMMAND")
+    done = Guarded()
+    for service in services:
+        work.of(service)
+    for service in services:
+        done.taken[service] = work.snapshot(service)
+        work.say(f"kept {service}@{done.taken[service].number}")
+    try:
+        with work.hushed():
+            run(command)
+        for service in services:
+            check_health(work.of(service))
+    except (CastoreError, KeyboardInterrupt) as error:
+        done.failure = str(error) or "interrupted"
+        _take_back(work, services, done)
+        return done
+    for service in services:
+        now = current(work.of(service).revision)
+        before = done.taken[service]
+        with event(work.store, "guard", service) as note:
+            note.number, note.revision = before.number, now or ""
+            note.text = f"deployed; before it: {before.revision or 'no revision'}"
+        if now is None or now == before.revision:
+            continue
+        found = work.newest_of(service, now)
+        if found is not None:
+            done.known[service] = found
+        else:
+            work.store.set_live_revision(service, now)
+    return done
+
+
+def _take_back(work: Work, services: Sequence[str], done: Guarded) -> None:
+    """Take the deployment back, then the state of all services."""
+    failed = []
+    work.say(f"failed: {done.failure}")
+    undone: list[tuple[str, ...]] = []
+    for service in services:
+        undo = work.of(service).undo
+        if undo and undo not in undone:
+            undone.append(undo)
+            try:
+                run(undo)
+            except CastoreError as error:
+                failed.append(str(error))
+    for service in services:
+        try:
+            with event(work.store, "guard", service) as note:
+                note.of(done.taken[service])
+                note.text = f"taken back: {done.failure}"
+                _put_back(work, service, done.taken[service])
+        except CastoreError as error:
+            failed.append(f"{service}: {error}")
+    if failed:
+        raise CastoreError(f"{done.failure}; and not all could be taken back: {'; '.join(failed)}")
+
+
+def _put_back(work: Work, service: str, taken: Generation) -> None:
+    try:
+        work.restore(service, taken)
+    except ProgramError as error:
+        # What a deployment has broken may be past dumping; what was before it is kept.
+        refuse_interrupted(work.store, service)
+        work.say(f"{service}: {error}; trying without a safety generation")
+        work.restore(service, taken, with_safety=False)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What `follow` found of a service, and did."""
+
+    service: str
+    revision: str
+    before: str
+    """The revision that its state belonged to."""
+    generation: Generation | None = None
+    """The newest of the present revision, if that is another, and was here before."""
+    restored: bool = False
+
+    @property
+    def text(self) -> str:
+        """What happened, for people."""
+        if self.revision == self.before:
+            return f"{self.service}: revision {self.revision}, as before"
+        if self.generation is None:
+            return f"{self.service}: revision {self.revision} is new, and noted"
+        what = "restored" if self.restored else "would be restored: castore rollback"
+        where = f"{self.service}@{self.generation.number}"
+        return (
+            f"{self.service}: revision {self.revision} was here before; its newest generation {where} "
+            + (f"is {what}" if self.restored else f"{what} {self.service} --to '={self.revision}'")
+        )
+
+
+def follow(work: Work, services: Sequence[str], *, dry_run: bool = False) -> list[Followed]:
+    """Let the state of services follow their present revisions, which may have gone back; for every boot.
+
+    Raises CastoreError; of services that come behind one that fails, nothing was done.
+    """
+    found = []
+    for service in services:
+        settings = work.of(service)
+        now = current(settings.revision)
+        if now is None:
+            raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
+        before = work.store.live_revision(service) or ""
+        if now == before:
+            found.append(Followed(service, now, before))
+            continue
+        generation = work.newest_of(service, now)
+        if generation is None:
+            if not dry_run:
+                with event(work.store, "follow", service) as note:
+                    note.revision, note.text = now, "a new revision"
+                    work.store.set_live_revision(service, now)
+            found.append(Followed(service, now, before))
+            continue
+        restoring = settings.follow == "restore" and not dry_run
+        if restoring:
+            with event(work.store, "follow", service) as note:
+                note.of(generation)
+                note.text = f"revision {now} is back"
+                work.restore(service, generation)
+        found.append(Followed(service, now, before, generation, restoring))
+    return found

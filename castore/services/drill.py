@@ -1,0 +1,136 @@
+"""A generation restored into a scratch place and looked at: whether it comes back, and is sound."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from castore.content.directories import open_top
+from castore.content.restore import restore_directory
+from castore.content.streams import StreamReader
+from castore.errors import CastoreError, DamageError
+from castore.model.generation import Origin
+from castore.model.tally import Tally
+from castore.services.engines.contract import Contents
+from castore.services.events import event
+from castore.services.programs import run
+from castore.services.rollback import read_details
+from castore.services.snapshot import engine_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.content.attributes import Ownership
+    from castore.model.generation import Generation, Part
+    from castore.services.config import Service
+    from castore.store import Store
+
+
+@dataclass
+class Drilled:
+    """What a drill found."""
+
+    generation: Generation
+    seconds: float = 0.0
+    parts: dict[str, str] = field(default_factory=dict)
+    """What is told of each."""
+
+    @property
+    def text(self) -> str:
+        """All of it, on one line."""
+        return "; ".join(f"{name}: {told}" for name, told in self.parts.items())
+
+
+def drill(
+    store: Store,
+    generation: Generation,
+    origins: dict[str, Origin],
+    settings: Service,
+    ownership: Ownership,
+    *,
+    scratch: str | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+) -> Drilled:
+    """Restore a generation into a scratch place and check it there; nothing live is touched.
+
+    origins: how each part was made. scratch: a directory to make the place in. The service's `drill-check`
+    is run with CASTORE_DRILL, the place, and what engines tell of a part in CASTORE_DRILL_PART_... Raises
+    CastoreError if anything is not sound.
+    """
+    done = Drilled(generation)
+    clock = time.monotonic()
+    with event(store, "drill", generation.service) as note, ExitStack() as stack:
+        note.of(generation)
+        place = tempfile.mkdtemp(prefix="castore-drill-", dir=scratch)
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        # A database server does not run as root, and has to get at its own folder.
+        os.chmod(place, 0o711)  # noqa: S103
+        reader = stack.enter_context(StreamReader(store))
+        env = {"CASTORE_DRILL": place}
+        recorded = read_details(store, generation).origins
+        for part in generation.parts:
+            folder = os.path.join(place, part.name)
+            os.mkdir(folder, 0o700)
+            try:
+                if part.kind == "tree":
+                    told, more = _tree(reader, part, folder, ownership)
+                else:
+                    found = origins.get(part.name) or recorded.get(part.name, Origin())
+                    told, more = _dump(reader, part, found, folder, stack)
+            except CastoreError as error:
+                raise type(error)(f"{generation.service}@{generation.number}:{part.name}: {error}") from error
+            done.parts[part.name] = told
+            name = "".join(letter if letter.isalnum() else "_" for letter in part.name).upper()
+            env |= {f"CASTORE_DRILL_{name}_{key}": value for key, value in more.items()}
+            say(f"{part.name}: {told}")
+        if settings.drill_check:
+            run(settings.drill_check, timeout=settings.timeout, env=env)
+            done.parts["drill-check"] = "passed"
+        done.seconds = time.monotonic() - clock
+        note.text = done.text
+    return done
+
+
+def _tree(
+    reader: StreamReader, part: Part, folder: str, ownership: Ownership
+) -> tuple[str, dict[str, str]]:
+    if part.content is None:
+        raise DamageError("it has no content")
+    tally = Tally()
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        report = restore_directory(reader, fd, open_top(reader, part.content), ownership, tally)
+    finally:
+        os.close(fd)
+    if report.damaged:
+        path, reason = report.damaged[0]
+        where = path.decode(errors="backslashreplace")
+        raise DamageError(f"{len(report.damaged)} files are damaged, {where} the first: {reason}")
+    if tally.files != part.files:
+        raise DamageError(f"{tally.files} files came back, of {part.files}")
+    warned = f", {len(report.warnings)} of them not with all their metadata" if report.warnings else ""
+    return f"{tally.files} files, {tally.read} bytes{warned}", {"PATH": folder}
+
+
+def _dump(
+    reader: StreamReader, part: Part, found: Origin, folder: str, stack: ExitStack
+) -> tuple[str, dict[str, str]]:
+    source = engine_of(found)
+    contents = Contents(lambda: reader.read(part.content), None)
+    if source is not None:
+        drilled = stack.enter_context(source.engine.drill(folder, contents))
+        if drilled is not None:
+            return drilled
+    path = os.path.join(folder, part.name)
+    count = 0
+    with open(path, "wb") as file:
+        for piece in contents.target():
+            count += file.write(piece)
+    if count != part.size:
+        raise DamageError(f"{count} bytes came back, of {part.size}")
+    return f"{count} bytes", {"PATH": path}

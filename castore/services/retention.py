@@ -1,0 +1,118 @@
+"""Which generations are kept, and by which rule.
+
+Rules count the generations of one host apart from those of others, and only those whose times can be
+right: a host that lies about time, or floods the store, pushes no other's generations out, and a clock that
+ran backwards or ahead costs space, not history.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from castore.services.config import parse_span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from castore.model.generation import Generation
+    from castore.services.config import Keep
+
+_SECOND: Final = 10**9
+_AHEAD: Final = 3600 * _SECOND
+"""How far ahead of this machine's clock another's may be."""
+
+_BUCKETS: Final[dict[str, Callable[[dt.datetime], tuple[int, ...]]]] = {
+    "hourly": lambda t: (t.year, t.month, t.day, t.hour),
+    "daily": lambda t: (t.year, t.month, t.day),
+    "weekly": lambda t: tuple(t.isocalendar()[:2]),
+    "monthly": lambda t: (t.year, t.month),
+    "yearly": lambda t: (t.year,),
+}
+
+
+class Verdict(NamedTuple):
+    """What becomes of a generation."""
+
+    generation: Generation
+    rules: tuple[str, ...]
+    """Those that keep it; none: it is to go."""
+
+
+def judge(
+    generations: Iterable[Generation],
+    keep: Keep | None,
+    now: int,
+    *,
+    live: Sequence[str] = (),
+    pinned: frozenset[int] = frozenset(),
+    zone: dt.tzinfo | None = None,
+) -> list[Verdict]:
+    """Return what becomes of the generations of one service, newest first.
+
+    keep: None keeps all. now: ns since 1970. live: revisions that are in use; the newest generation of
+    each is kept. pinned: numbers that are kept in any case. zone: of days and hours; None: this machine's.
+    """
+    found = sorted(generations, key=lambda generation: generation.number)
+    rules: dict[int, list[str]] = {generation.number: [] for generation in found}
+    if keep is None:
+        for kept in rules.values():
+            kept.append("no rule")
+    for number in pinned & rules.keys():
+        rules[number].append("pinned")
+    if found:
+        rules[found[-1].number].append("newest")
+    if safeties := [generation.number for generation in found if generation.safety]:
+        rules[safeties[-1]].append("undo")
+    for host in {generation.host for generation in found}:
+        own = [generation for generation in found if generation.host == host]
+        counted = []
+        latest = 0
+        for generation in own:
+            if generation.time < latest or generation.time > now + _AHEAD:
+                rules[generation.number].append("clock")
+            else:
+                latest = generation.time
+                counted.append(generation)
+        if keep is not None:
+            _count(counted[::-1], keep, now, rules, zone)
+    taken = [generation for generation in reversed(found) if not generation.safety]
+    for revision in live:
+        newest = next((one for one in taken if one.revision == revision), None)
+        if newest is not None:
+            rules[newest.number].append("live revision")
+    return [Verdict(generation, tuple(rules[generation.number])) for generation in reversed(found)]
+
+
+def _count(
+    newest_first: list[Generation],
+    keep: Keep,
+    now: int,
+    rules: dict[int, list[str]],
+    zone: dt.tzinfo | None,
+) -> None:
+    for generation in newest_first[: keep.last]:
+        rules[generation.number].append("last")
+    within = parse_span(keep.within) if keep.within is not None else None
+    times = {
+        generation.number: dt.datetime.fromtimestamp(generation.time / _SECOND, dt.UTC).astimezone(zone)
+        for generation in newest_first
+    }
+    for generation in newest_first:
+        if within is not None and generation.time >= now - within * _SECOND:
+            rules[generation.number].append("within")
+    for name, bucket in _BUCKETS.items():
+        seen: set[tuple[int, ...]] = set()
+        for generation in newest_first:
+            key = bucket(times[generation.number])
+            if len(seen) < getattr(keep, name) and key not in seen:
+                seen.add(key)
+                rules[generation.number].append(name)
+    revisions: dict[str, int] = {}
+    for generation in newest_first:
+        if generation.safety or not generation.revision:
+            continue
+        count = revisions.get(generation.revision, 0)
+        if count < keep.per_revision:
+            revisions[generation.revision] = count + 1
+            rules[generation.number].append("per-revision")

@@ -1,0 +1,287 @@
+"""Guard, follow, drill, hooks, events and rules, by the command, on a service of a tree and a database."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+TOML = """
+[service.app]
+revision = {{ link = "{top}/current" }}
+follow = "{follow}"
+stop = ["sh", "-c", "echo stop >> {top}/hooks"]
+start = ["sh", "-c", "echo start >> {top}/hooks"]
+health = ["test", "!", "-e", "{top}/broken"]
+health-timeout = 0.2
+undo = ["sh", "-c", "rm -f {top}/broken; ln -sfn one {top}/current; echo undo >> {top}/hooks"]
+before = ["sh", "-c", "echo before >> {top}/hooks"]
+after = {after}
+drill-check = ["sh", "-c", "test -f $CASTORE_DRILL_DB_PATH && test -f $CASTORE_DRILL_UP_PATH/file"]
+{more}
+
+[service.app.parts.db]
+engine = "sqlite"
+path = "{top}/app.db"
+before = ["sh", "-c", "echo part-before >> {top}/hooks"]
+after = ["sh", "-c", "echo part-after >> {top}/hooks"]
+
+[service.app.parts.up]
+engine = "tree"
+path = "{top}/up"
+"""
+
+
+@dataclass
+class App:
+    """A service whose configuration is a link to `one` or `two`."""
+
+    top: Path
+    castore: Run
+
+    def configure(self, *, follow: str = "restore", after: str = '["sh", "-c", "echo after >> {top}/hooks"]', more: str = "") -> None:
+        text = TOML.format(top=self.top, follow=follow, after=after.format(top=self.top), more=more)
+        (self.top / "castore.toml").write_text(text)
+
+    def run(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        command, *rest = arguments
+        where = ["--config", str(self.top / "castore.toml")]
+        if command == "config":
+            return self.castore(command, rest[0], *where, *rest[1:], expect=expect)
+        return self.castore(command, *where, *rest, expect=expect)
+
+    @property
+    def state(self) -> tuple[str, list]:
+        with contextlib.closing(sqlite3.connect(self.top / "app.db")) as database:
+            return (self.top / "up" / "file").read_text(), database.execute("SELECT * FROM t").fetchall()
+
+    def hooks(self) -> list[str]:
+        path = self.top / "hooks"
+        found = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return found
+
+    def events(self) -> list[tuple[str, bool]]:
+        return [(one["kind"], one["ok"]) for one in json.loads(self.run("events", "--json").stdout)]
+
+    deploy = "ln -sfn two {0}/current; echo two > {0}/up/file; python3 -c \"import sqlite3; d = sqlite3.connect('{0}/app.db'); d.execute('ALTER TABLE t ADD COLUMN y'); d.commit()\""
+
+
+@pytest.fixture
+def app(castore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
+    monkeypatch.setenv("CASTORE_STORE", str(tmp_path / "store"))
+    castore("init")
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / "file").write_text("one\n")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "current").symlink_to("one")
+    with contextlib.closing(sqlite3.connect(tmp_path / "app.db")) as database:
+        database.executescript("CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+    found = App(tmp_path, castore)
+    found.configure()
+    return found
+
+
+FIRST = ("one\n", [(1,)])
+SECOND = ("two\n", [(1, None)])
+
+
+def test_a_snapshot_is_taken_between_its_hooks(app: App):
+    app.run("snapshot", "app")
+    assert app.hooks() == ["before", "part-before", "part-after", "after"]
+    shown = json.loads(app.run("show", "app@1", "--json").stdout)
+    assert shown["revision"] == "one"
+
+
+def test_hooks_behind_a_snapshot_that_fails_are_run(app: App):
+    (app.top / "app.db").unlink()
+    app.run("snapshot", "app", expect=4)
+    assert app.hooks() == ["before", "part-before", "part-after", "after"]
+    assert json.loads(app.run("log", "--json").stdout) == []
+    assert app.events() == [("snapshot", False)]
+
+
+def test_a_hook_that_fails_in_front_leaves_nothing_undone(app: App):
+    app.configure(more="")
+    text = (app.top / "castore.toml").read_text().replace("echo part-before >>", "exit 3; echo >>")
+    (app.top / "castore.toml").write_text(text)
+    failed = app.run("snapshot", "app", expect=4)
+    assert "status 3" in failed.stderr
+    assert app.hooks() == ["before", "part-after", "after"]
+
+
+def test_a_hook_that_fails_behind_is_told_and_the_generation_is_there(app: App):
+    app.configure(after='["false"]')
+    told = app.run("snapshot", "app", expect=3)
+    assert "app@1 is committed, but: false failed" in told.stderr
+    assert len(json.loads(app.run("log", "--json").stdout)) == 1
+
+
+def test_a_deployment_that_goes_well_stays(app: App):
+    app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top))
+    assert app.state == SECOND
+    assert os.readlink(app.top / "current") == "two"
+    assert [kind for kind, _ in app.events()] == ["guard", "snapshot"]
+    assert "stop" not in app.hooks()
+    assert "as before" in app.run("follow", "app").stdout  # the new revision was noted
+
+
+@pytest.mark.parametrize("failing", ["; touch {0}/broken", "; exit 5", "; kill -9 $$"])
+def test_a_deployment_that_fails_is_taken_back_with_its_state(app: App, failing: str):
+    failed = app.run("guard", "app", "--", "sh", "-c", (app.deploy + failing).format(app.top), expect=9)
+    assert "taken back" in failed.stderr
+    assert app.state == FIRST
+    assert os.readlink(app.top / "current") == "one"
+    hooks = app.hooks()
+    assert hooks.index("undo") < hooks.index("stop") < hooks.index("start")
+    generations = json.loads(app.run("log", "--json").stdout)
+    assert [one["safety"] for one in generations] == [True, False]
+
+
+def test_a_command_that_is_not_there_is_taken_back_too(app: App):
+    app.run("guard", "app", "--", "/no/such/program", expect=9)
+    assert app.state == FIRST
+
+
+def test_a_deployment_that_breaks_the_database_past_dumping_is_taken_back(app: App):
+    broken = f"echo garbage > {app.top}/app.db; exit 1"
+    failed = app.run("guard", "app", "--", "sh", "-c", broken, expect=9)
+    assert "without a safety generation" in failed.stderr
+    assert app.state == FIRST
+
+
+def test_a_guard_without_a_snapshot_does_not_deploy(app: App):
+    (app.top / "app.db").unlink()
+    app.run("guard", "app", "--", "touch", str(app.top / "deployed"), expect=4)
+    assert not (app.top / "deployed").exists()
+    assert "there is no castore.toml" in app.castore("guard", "app", "--", "true", expect=2).stderr
+    assert "does not describe" in app.run("guard", "other", "--", "true", expect=2).stderr
+    assert "in front of the command" in app.run("guard", "app", expect=2).stderr
+
+
+def test_a_guarded_roll_back_of_the_system_brings_its_state(app: App):
+    app.run("snapshot", "app")
+    app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top))
+    app.run("snapshot", "app")
+    told = app.run("guard", "app", "--", "ln", "-sfn", "one", str(app.top / "current"))
+    assert "was here before" in told.stderr
+    assert app.state == SECOND
+    warned = app.run("snapshot", "app")
+    assert "the state is still that of revision two" in warned.stderr
+
+
+def test_a_guarded_roll_back_of_the_system_restores_its_state(app: App):
+    app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top))
+    app.run("guard", "--restore", "app", "--", "ln", "-sfn", "one", str(app.top / "current"))
+    assert app.state == FIRST
+    assert "as before" in app.run("follow", "app").stdout
+    app.run("rollback", "--undo", "app")
+    assert app.state == SECOND
+
+
+def test_state_follows_the_revision(app: App):
+    assert "is new, and noted" in app.run("follow", "app").stdout
+    app.run("snapshot", "app")
+    subprocess.run(["sh", "-c", app.deploy.format(app.top)], check=True)
+    assert "is new, and noted" in app.run("follow", "app").stdout
+    assert app.state == SECOND
+    app.run("snapshot", "app")
+    (app.top / "current").unlink()
+    (app.top / "current").symlink_to("one")
+    assert "would be restored" in app.run("follow", "--dry-run", "app").stdout
+    assert app.state == SECOND
+    assert "is restored" in app.run("follow", "app").stdout
+    assert app.state == FIRST
+    for _ in range(2):
+        assert "as before" in app.run("follow", "app").stdout
+    app.run("rollback", "--undo", "app")
+    assert app.state == SECOND
+    app.configure(follow="tell")
+    found = json.loads(app.run("follow", "app", "--json").stdout)
+    assert [(one["revision"], one["before"], one["restored"]) for one in found] == [("one", "two", False)]
+    assert app.state == SECOND
+
+
+def test_a_drill_restores_and_checks_and_is_kept(app: App):
+    app.run("snapshot", "app")
+    before = set(os.listdir("/tmp"))
+    told = app.run("drill", "app")
+    assert "integrity_check ok" in told.stdout
+    assert "app@1 is sound" in told.stdout
+    assert not {name for name in set(os.listdir("/tmp")) - before if name.startswith("castore-drill")}
+    assert "drilled" in app.run("log").stdout
+    (app.top / "up" / "file").unlink()
+    app.run("snapshot", "app")
+    failed = app.run("drill", "app@2", expect=4)
+    assert "status 1" in failed.stderr
+    log = json.loads(app.run("log", "--json").stdout)
+    assert [one["drilled"]["ok"] for one in log] == [False, True]
+    assert "FAILED" in app.run("log").stdout
+    assert app.events()[0] == ("drill", False)
+
+
+def test_the_configuration_is_checked_and_shown(app: App):
+    assert "app: db: ok" in app.run("config", "check").stdout
+    shown = json.loads(app.run("config", "show").stdout)
+    assert shown["service"]["app"]["parts"]["db"]["engine"] == "sqlite"
+    (app.top / "app.db").unlink()
+    (app.top / "up" / "file").unlink()
+    (app.top / "up").rmdir()
+    failed = app.run("config", "check", expect=2)
+    assert "there is no database" in failed.stdout
+    assert "cannot read the tree" in failed.stdout
+    assert "2 things" in failed.stderr
+
+
+def test_the_revision_is_told_and_may_be_a_hash_over_paths(app: App):
+    assert app.run("revision", "app").stdout == f"one  (the target of {app.top}/current)\n"
+    text = (app.top / "castore.toml").read_text().replace("link = ", "paths = [").replace('/current" }', '/one"] }')
+    (app.top / "castore.toml").write_text(text)
+    first = app.run("revision", "app").stdout.split()[0]
+    assert len(first) == 32
+    assert app.run("revision", "app").stdout.split()[0] == first
+    (app.top / "one" / "new").write_text("x")
+    assert app.run("revision", "app").stdout.split()[0] != first
+    (app.top / "one" / "new").unlink()
+    (app.top / "one").rmdir()
+    assert "no revision from" in app.run("revision", "app", expect=2).stderr
+
+
+def test_rules_are_shown_and_nothing_is_removed(app: App):
+    app.configure(more="keep = { last = 1 }")
+    for number in range(3):
+        (app.top / "up" / "file").write_text(str(number))
+        app.run("snapshot", "app")
+    rows = json.loads(app.run("prune", "--dry-run", "--json").stdout)
+    assert [(row["number"], bool(row["kept_by"])) for row in rows] == [(3, True), (2, False), (1, False)]
+    assert "it would go" in app.run("prune", "--dry-run").stdout
+    app.run("prune", expect=2)
+    assert len(json.loads(app.run("log", "--json").stdout)) == 3
+
+
+def test_an_interrupted_roll_back_stands_in_the_way_until_it_is_recovered(app: App):
+    app.run("snapshot", "app")
+    (app.top / "up" / "file").write_text("two\n")
+    text = (app.top / "castore.toml").read_text()
+    (app.top / "castore.toml").write_text(text.replace('stop = ["sh", "-c", "echo', 'stop = ["sh", "-c", "kill -9 $PPID; echo'))
+    app.run("rollback", "app", "--to", "1", expect=-9)
+    (app.top / "castore.toml").write_text(text)
+    for command in (["snapshot", "app"], ["rollback", "app", "--to", "1"]):
+        assert "castore recover app" in app.run(*command, expect=1).stderr
+    assert "as it was before" in app.run("recover").stdout
+    assert app.state == ("two\n", [(1,)])
+    assert "no roll-back was interrupted" in app.run("recover").stdout
+    assert "no roll-back of 'app'" in app.run("recover", "app", expect=6).stderr
+    app.run("rollback", "app", "--to", "1")
+    assert app.state == FIRST
+    assert "nothing was touched" in app.run("rollback", "app", "--to", "1").stdout
