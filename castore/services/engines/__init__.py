@@ -18,6 +18,8 @@ _OWN: Final = {
     "postgresql": ("castore.services.engines.postgresql", "PostgreSQL"),
     "mariadb": ("castore.services.engines.mariadb", "MariaDB"),
     "mysql": ("castore.services.engines.mariadb", "MySQL"),
+    "redis": ("castore.services.engines.redis", "Redis"),
+    "ldap": ("castore.services.engines.ldap", "LDAP"),
     "sqlite": ("castore.services.engines.sqlite", "SQLite"),
 }
 _GROUP: Final = "castore.engines"

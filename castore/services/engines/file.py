@@ -65,10 +65,11 @@ class File(Engine, frozen=True):
             with open(new, "xb") as file:
                 os.fchmod(file.fileno(), 0o600)
                 file.writelines(contents.target())
+                # It belongs to whom the live one does, or, where there is none, its folder.
+                info = os.stat(live if memo["existed"] else os.path.dirname(live))
+                if os.geteuid() == 0:
+                    os.fchown(file.fileno(), info.st_uid, info.st_gid)
                 if memo["existed"]:
-                    info = os.stat(live)
-                    if os.geteuid() == 0:
-                        os.fchown(file.fileno(), info.st_uid, info.st_gid)
                     os.fchmod(file.fileno(), stat.S_IMODE(info.st_mode))
                 file.flush()
                 os.fsync(file.fileno())

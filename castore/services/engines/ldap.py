@@ -1,0 +1,194 @@
+"""One database of an OpenLDAP server, as LDIF, loaded into a directory that then becomes the live one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+from typing import TYPE_CHECKING, ClassVar
+
+from castore.errors import CastoreError, ProgramError
+from castore.services.engines.contract import Contents, Engine, Memo
+from castore.services.programs import feed, output_of, run_dump
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.services.engines.contract import Readinto
+
+
+class LDAP(Engine, frozen=True):
+    """The entries below one suffix. A roll-back needs `stop` and `start`."""
+
+    suffix: str
+    """Such as "dc=example,dc=org"."""
+    config: str = "/etc/ldap/slapd.d"
+    """The directory of slapd's configuration."""
+    program_path: str | None = None
+    """The directory of slapcat and slapadd."""
+
+    paths: ClassVar[tuple[str, ...]] = ("config", "program_path")
+
+    def _program(self, name: str) -> str:
+        path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+        found = shutil.which(f"{self.program_path}/{name}" if self.program_path else name, path=path)
+        if found is None:
+            raise ProgramError(f"there is no program {name!r}, which the engine ldap needs")
+        return found
+
+    def check(self) -> None:
+        """Look for the database in the configuration."""
+        self._directory()
+
+    def version(self) -> str:
+        """Return what makes the dump."""
+        return "ldap slapcat"
+
+    def _configuration(self) -> bytes:
+        return output_of([self._program("slapcat"), "-F", self.config, "-n", "0"], timeout=self.timeout)
+
+    def _directory(self) -> str:
+        """Return where the database lies."""
+        for entry in _unfolded(self._configuration()).split("\n\n"):
+            lines = entry.split("\n")
+            if any(line.lower() == f"olcsuffix: {self.suffix}".lower() for line in lines):
+                for line in lines:
+                    if line.startswith("olcDbDirectory: "):
+                        return line.partition(": ")[2]
+        raise ProgramError(f"slapd's configuration in {self.config} has no database of {self.suffix!r}")
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads what slapcat writes."""
+        argv = [self._program("slapcat"), "-F", self.config, "-b", self.suffix]
+        with run_dump(argv, timeout=self.timeout) as readinto:
+            some = False
+
+            def read(view: memoryview) -> int:
+                nonlocal some
+                count = readinto(view)
+                some = some or count > 0
+                if not some:
+                    raise ProgramError(f"slapcat exited with 0, but wrote nothing of {self.suffix!r}")
+                return count
+
+            yield read
+
+    def begin(self) -> Memo:
+        """Return the names of the directories that are made."""
+        live = os.path.realpath(self._directory())
+        mark = os.urandom(6).hex()
+        existed = "yes" if os.path.isdir(live) else ""
+        return {
+            "live": live,
+            "existed": existed,
+            "new": f"{live}.castore-new-{mark}",
+            "old": f"{live}.castore-old-{mark}",
+        }
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Load the entries into a directory beside the live one."""
+        self._load(memo["new"], f"{memo['new']}.conf", contents)
+        if memo["existed"]:
+            info = os.stat(memo["live"])
+            _give(memo["new"], info)
+
+    def _load(self, data: str, config: str, contents: Contents) -> None:
+        """Load entries into the new directory `data`, by a copy of the configuration that names it."""
+        try:
+            os.mkdir(data, 0o700)
+            os.mkdir(config, 0o700)
+        except OSError as error:
+            raise CastoreError(f"cannot make {data}: {error.strerror}") from error
+        try:
+            entries = []
+            for entry in _unfolded(self._configuration()).split("\n\n"):
+                here = re.search(f"(?im)^olcSuffix: {re.escape(self.suffix)}$", entry)
+                entries.append(
+                    re.sub("(?m)^olcDbDirectory: .*$", f"olcDbDirectory: {data}", entry) if here else entry
+                )
+            program = self._program("slapadd")
+            feed([program, "-F", config, "-n", "0"], ["\n\n".join(entries).encode()], timeout=self.timeout)
+            argv = [program, "-q", "-F", config, "-b", self.suffix]
+            feed(argv, contents.target(), timeout=self.timeout)
+        finally:
+            shutil.rmtree(config, ignore_errors=True)
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Exchange the directories."""
+        del contents
+        try:
+            if os.path.isdir(memo["new"]):
+                if os.path.isdir(memo["live"]):
+                    os.rename(memo["live"], memo["old"])
+                os.rename(memo["new"], memo["live"])
+            _sync(os.path.dirname(memo["live"]))
+        except OSError as error:
+            raise CastoreError(f"cannot exchange {memo['live']}: {error.strerror}") from error
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Exchange them back."""
+        del contents
+        live, new, old = memo["live"], memo["new"], memo["old"]
+        try:
+            if os.path.isdir(old):
+                if os.path.isdir(live):
+                    os.rename(live, new)
+                os.rename(old, live)
+            elif not memo["existed"] and not os.path.isdir(new) and os.path.isdir(live):
+                os.rename(live, new)
+            for made in (new, f"{new}.conf"):
+                if os.path.isdir(made):
+                    shutil.rmtree(made)
+            _sync(os.path.dirname(live))
+        except OSError as error:
+            raise CastoreError(
+                f"{live} could not be put back ({error.strerror}): what it was is in {old}"
+            ) from error
+
+    def finish(self, memo: Memo) -> None:
+        """Remove what was replaced."""
+        if os.path.isdir(memo["old"]):
+            shutil.rmtree(memo["old"])
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Load the entries into a directory of their own, and count them."""
+        count = 0
+
+        def counted() -> Iterator[bytes | memoryview]:
+            nonlocal count
+            rest = b"\n"
+            for piece in contents.target():
+                text = rest + bytes(piece)
+                count += text.count(b"\ndn: ") + text.count(b"\ndn:: ")
+                rest = text[-5:]
+                count -= rest.count(b"\ndn: ") + rest.count(b"\ndn:: ")
+                yield piece
+
+        data = os.path.join(folder, "data")
+        self._load(data, os.path.join(folder, "conf"), contents._replace(target=counted))
+        yield f"{count} entries taken by slapadd", {"PATH": data}
+
+
+def _unfolded(ldif: bytes) -> str:
+    return ldif.decode().replace("\n ", "")
+
+
+def _give(top: str, info: os.stat_result) -> None:
+    """Give a directory, and what is in it, to whom the live one belongs."""
+    os.chmod(top, stat.S_IMODE(info.st_mode))
+    if os.geteuid() == 0:
+        for folder, _, files in os.walk(top):
+            for path in (folder, *(os.path.join(folder, name) for name in files)):
+                os.chown(path, info.st_uid, info.st_gid)
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

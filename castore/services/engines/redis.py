@@ -1,0 +1,152 @@
+"""One Redis server, as the snapshot file (RDB) that it loads when it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from castore.errors import CastoreError, ProgramError
+from castore.services.engines.contract import Engine, Memo, Secret
+from castore.services.engines.file import File
+from castore.services.programs import output_of, run_dump, running, unprivileged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.services.engines.contract import Contents, Readinto
+
+_MAGIC: Final = b"REDIS"
+
+
+class Redis(Engine, frozen=True):
+    """All databases of a server. A roll-back needs `stop` and `start`: the file is read at the start."""
+
+    host: str | None = None
+    port: int | None = None
+    socket: str | None = None
+    user: str | None = None
+    password: Secret | None = None
+    path: str | None = None
+    """The RDB file; else the server is asked."""
+    program_path: str | None = None
+    """The directory of redis-cli."""
+
+    paths: ClassVar[tuple[str, ...]] = ("socket", "path", "program_path")
+
+    def _argv(self) -> list[str]:
+        program = f"{self.program_path}/redis-cli" if self.program_path else "redis-cli"
+        if shutil.which(program) is None:
+            raise ProgramError(f"there is no program {program!r}, which the engine redis needs")
+        argv = [program, "--no-auth-warning"]
+        where = (("-h", self.host), ("-p", self.port), ("-s", self.socket), ("--user", self.user))
+        for option, value in where:
+            if value is not None:
+                argv += [option, str(value)]
+        return argv
+
+    def _env(self) -> dict[str, str]:
+        return {} if self.password is None else {"REDISCLI_AUTH": self.password.get()}
+
+    def _ask(self, *words: str) -> list[str]:
+        out = output_of([*self._argv(), *words], env=self._env(), timeout=self.timeout)
+        lines = out.decode(errors="replace").splitlines()
+        if lines and lines[0].startswith(("ERR", "NOAUTH", "WRONGPASS", "NOPERM")):
+            raise ProgramError(f"redis-cli {' '.join(words)}: {lines[0]}")
+        return lines
+
+    def check(self) -> None:
+        """Ask the server whether it is there."""
+        if self._ask("PING") != ["PONG"]:
+            raise ProgramError("the Redis server does not answer to PING")
+
+    def version(self) -> str:
+        """Return the server's version."""
+        found = [line for line in self._ask("INFO", "server") if line.startswith("redis_version:")]
+        return f"redis {found[0].partition(':')[2].strip()}" if found else "redis"
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads the RDB that the server sends, as to a replica."""
+        with run_dump([*self._argv(), "--rdb", "-"], env=self._env(), timeout=self.timeout) as readinto:
+            began = b""
+
+            def read(view: memoryview) -> int:
+                nonlocal began
+                count = readinto(view)
+                if len(began) < len(_MAGIC):
+                    began += bytes(view[: min(count, len(_MAGIC))])
+                    if not began.startswith(_MAGIC[: len(began)]) or (not count and not began):
+                        raise ProgramError("redis-cli exited with 0, but sent no RDB")
+                return count
+
+            yield read
+
+    def _file(self, memo: Memo) -> File:
+        return File(path=memo["path"])
+
+    def ready(self) -> None:
+        """Refuse a server that would load something else than its RDB."""
+        found = self._ask("CONFIG", "GET", "appendonly")
+        if found[1:2] != ["no"]:
+            raise CastoreError("the Redis server keeps an append-only file, and would load that, not its RDB")
+
+    def begin(self) -> Memo:
+        """Return the names of the files that are made."""
+        path = self.path
+        if path is None:
+            found = [self._ask("CONFIG", "GET", name)[1] for name in ("dir", "dbfilename")]
+            path = os.path.join(*found)
+        return File(path=path).begin()
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Write the RDB beside the live one."""
+        self._file(memo).stage(memo, contents)
+        program = shutil.which("redis-check-rdb")
+        if program is not None:
+            output_of([program, memo["new"]], timeout=self.timeout)
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Exchange the files; the server has written its own when it was stopped."""
+        with contextlib.suppress(ProgramError):
+            if self._ask("PING") == ["PONG"]:
+                raise CastoreError("the Redis server still runs: `stop` of castore.toml has to stop it")
+        self._file(memo).switch(memo, contents)
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Exchange them back."""
+        self._file(memo).undo(memo, contents)
+
+    def finish(self, memo: Memo) -> None:
+        """Remove what was replaced."""
+        self._file(memo).finish(memo)
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Load the RDB into a server of its own, on a private socket, and count its keys."""
+        server = shutil.which("redis-server")
+        if server is None:
+            raise ProgramError("there is no redis-server here to drill with")
+        path = os.path.join(folder, "dump.rdb")
+        with open(path, "xb") as file:
+            file.writelines(contents.target())
+        account = unprivileged("redis")
+        place = tempfile.mkdtemp(prefix="castore-")
+        try:
+            if account is not None:
+                for one in (folder, path, place):
+                    os.chown(one, account.pw_uid, account.pw_gid)
+            socket = os.path.join(place, "socket")
+            argv = [server, "--port", "0", "--unixsocket", socket, "--dir", folder, "--save", ""]
+            log = os.path.join(folder, "log")
+            with running(argv, signal.SIGTERM, account=account, cwd=folder, log=log) as process:
+                own = Redis(socket=socket, program_path=self.program_path)
+                process.wait_for([*own._argv(), "-e", "DBSIZE"])
+                keys = [line for line in own._ask("INFO", "keyspace") if line.startswith("db")]
+                count = sum(int(line.split("keys=")[1].split(",")[0]) for line in keys)
+                yield f"{count} keys in a server of its own", {"SOCKET": socket}
+        finally:
+            shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,280 @@
+"""Redis and OpenLDAP, whose servers have to be stopped for a roll-back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from castore.content.attributes import Ownership
+from castore.errors import CastoreError, ProgramError
+from castore.model.tally import Tally
+from castore.services import drill, rollback
+from castore.services.config import Service
+from castore.services.engines.contract import Engine, Secret
+from castore.services.engines.ldap import LDAP
+from castore.services.engines.redis import Redis
+from castore.services.snapshot import EngineSource
+from tests.support.postgres import missing
+from tests.support.stores import Lab
+
+PATH = os.environ["PATH"] + ":/usr/sbin"
+
+
+@dataclass
+class Server:
+    """A server that hooks can start and stop, as programs of their own."""
+
+    folder: Path
+    engine: Engine
+    name: str
+    command: str
+    ready: list[str]
+    state: Callable[[], str]
+    change: Callable[[], None]
+
+    @property
+    def hooks(self) -> Service:
+        pid = self.folder / "pid"
+        start = f"{self.command} >>{self.folder}/log 2>&1 & echo $! >{pid}; for i in $(seq 200); do {shlex.join(self.ready)} >/dev/null 2>&1 && exit 0; sleep 0.05; done; exit 1"
+        stop = f"kill $(cat {pid}); while kill -0 $(cat {pid}) 2>/dev/null; do sleep 0.02; done; rm {pid}"
+        return Service(stop=("sh", "-c", stop), start=("sh", "-c", start), health=tuple(self.ready), health_timeout=5)
+
+    def start(self) -> None:
+        subprocess.run(self.hooks.start, check=True, timeout=60)
+
+    def stop(self) -> None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            pid = int((self.folder / "pid").read_text())
+            os.kill(pid, signal.SIGTERM)
+            for _ in range(200):
+                os.kill(pid, 0)
+                time.sleep(0.05)
+            os.kill(pid, signal.SIGKILL)
+
+    def leftovers(self) -> list[str]:
+        return [name for folder, dirs, files in os.walk(self.folder) for name in (*dirs, *files) if "castore" in name]
+
+
+def run(*argv: str, given: str = "") -> str:
+    done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv}: {done.stderr}{done.stdout}"
+    return done.stdout
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="srv-", dir="/tmp"))  # a socket's path is short
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def redis(folder: Path) -> Iterator[Server]:
+    if shutil.which("redis-server") is None:
+        missing("there is no redis-server in PATH")
+    socket = str(folder / "socket")
+    client = ["redis-cli", "-s", socket, "-a", "pass word", "--no-auth-warning"]
+    (folder / "password").write_text("pass word\n")
+    (folder / "conf").write_text(
+        f'port 0\nunixsocket {socket}\ndir {folder}\ndbfilename dump.rdb\nrequirepass "pass word"\nsave 3600 1\nrepl-diskless-sync-delay 0\n'
+    )
+
+    def state() -> str:
+        keys = sorted(run(*client, "KEYS", "*").split())
+        return "\n".join([*keys, run(*client, "GET", "counter"), run(*client, "LRANGE", "list", "0", "-1"), run(*client, "HGETALL", "hash")])
+
+    def change() -> None:
+        run(*client, "SET", "counter", "2")
+        run(*client, "DEL", "list")
+        run(*client, "SET", "new", "key")
+
+    server = Server(
+        folder,
+        Redis(socket=socket, password=Secret(file=str(folder / "password"))),
+        "redis",
+        f"redis-server {folder}/conf",
+        ["test", "-S", socket],
+        state,
+        change,
+    )
+    server.start()
+    try:
+        for _ in range(100):
+            if subprocess.run([*client, "PING"], capture_output=True, check=False).stdout == b"PONG\n":
+                break
+            time.sleep(0.05)
+        run(*client, "SET", "counter", "1")
+        run(*client, "RPUSH", "list", "a", "b", "ä")
+        run(*client, "HSET", "hash", "f", "v")
+        yield server
+    finally:
+        server.stop()
+
+
+CONFIG = """dn: cn=config
+objectClass: olcGlobal
+cn: config
+olcPidFile: {0}/slapd.pid
+
+dn: cn=module,cn=config
+objectClass: olcModuleList
+cn: module
+olcModulePath: /usr/lib/ldap
+olcModuleLoad: back_mdb
+
+dn: cn=schema,cn=config
+objectClass: olcSchemaConfig
+cn: schema
+
+include: file:///etc/ldap/schema/core.ldif
+
+dn: olcDatabase=mdb,cn=config
+objectClass: olcDatabaseConfig
+objectClass: olcMdbConfig
+olcDatabase: mdb
+olcSuffix: dc=example,dc=org
+olcRootDN: cn=admin,dc=example,dc=org
+olcRootPW: secret
+olcDbDirectory: {0}/data
+olcDbMaxSize: 10485760
+"""
+ENTRIES = """dn: dc=example,dc=org
+objectClass: dcObject
+objectClass: organization
+dc: example
+o: Exämple with a line that is so long that slapcat has to fold it onto a second one, which it does
+
+dn: ou=people,dc=example,dc=org
+objectClass: organizationalUnit
+ou: people
+"""
+PERSON = "dn: cn={0},ou=people,dc=example,dc=org\nobjectClass: person\ncn: {0}\nsn: {0}\ndescription: {1}\n\n"
+
+
+@pytest.fixture
+def ldap(folder: Path) -> Iterator[Server]:
+    if shutil.which("slapd", path=PATH) is None or shutil.which("ldapadd") is None:
+        missing("there is no slapd in PATH")
+    slapd, slapadd = shutil.which("slapd", path=PATH), shutil.which("slapadd", path=PATH)
+    for name in ("conf", "data"):
+        (folder / name).mkdir()
+    run(str(slapadd), "-F", str(folder / "conf"), "-n", "0", given=CONFIG.format(folder))
+    url = "ldapi://" + str(folder / "socket").replace("/", "%2F")
+    who = ["-x", "-H", url, "-D", "cn=admin,dc=example,dc=org", "-w", "secret"]
+
+    def state() -> str:
+        return "\n\n".join(sorted(run("ldapsearch", *who, "-LLL", "-b", "dc=example,dc=org").split("\n\n")))
+
+    def change() -> None:
+        run("ldapdelete", *who, "cn=p3,ou=people,dc=example,dc=org")
+        run("ldapadd", *who, given=PERSON.format("new", "x"))
+
+    server = Server(
+        folder,
+        LDAP(suffix="dc=example,dc=org", config=str(folder / "conf")),
+        "ldap",
+        f"{slapd} -d 0 -F {folder}/conf -h {url}",
+        ["ldapsearch", "-x", "-H", url, "-b", "", "-s", "base"],
+        state,
+        change,
+    )
+    server.start()
+    try:
+        run("ldapadd", *who, given=ENTRIES + "\n" + "".join(PERSON.format(f"p{n}", "d" * (n + 1)) for n in range(200)))
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["redis", "ldap"])
+def server(request: pytest.FixtureRequest) -> Server:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path / "lab")
+
+
+def roll_back(lab: Lab, number: int, settings: Service, **options) -> rollback.RolledBack:
+    with lab.open() as store:
+        target = store.generation("s", number)
+        assert target is not None
+        origins = dict(rollback.read_details(store, target).origins)
+        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+        return rollback.roll_back(store, target, origins, ownership, settings=settings, tally=Tally(), **options)
+
+
+def test_a_server_goes_back_and_forth(lab: Lab, server: Server):
+    server.engine.check()
+    first = server.state()
+    lab.snapshot("s", {"db": EngineSource(server.name, server.engine)})
+    server.change()
+    second = server.state()
+    assert second != first
+    done = roll_back(lab, 1, server.hooks)
+    assert server.state() == first
+    assert done.safety is not None
+    roll_back(lab, done.safety.number, server.hooks)
+    assert server.state() == second
+    assert server.leftovers() == []
+
+
+def test_a_server_that_is_not_healthy_is_put_back(lab: Lab, server: Server):
+    lab.snapshot("s", {"db": EngineSource(server.name, server.engine)})
+    server.change()
+    second = server.state()
+    hooks = server.hooks
+    broken = Service(stop=hooks.stop, start=hooks.start, health=("false",), health_timeout=0.1)
+    with pytest.raises(ProgramError, match="health"):
+        roll_back(lab, 1, broken)
+    assert server.state() == second
+    assert server.leftovers() == []
+
+
+def test_a_generation_is_drilled(lab: Lab, server: Server):
+    taken = lab.snapshot("s", {"db": EngineSource(server.name, server.engine)})
+    server.change()
+    with lab.open() as store:
+        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+        done = drill.drill(store, taken, {}, Service(), ownership)
+    assert done.parts["db"].startswith("3 keys" if server.name == "redis" else "202 entries")
+
+
+def test_redis_has_to_be_stopped(lab: Lab, redis: Server):
+    lab.snapshot("s", {"db": EngineSource("redis", redis.engine)})
+    redis.change()
+    second = redis.state()
+    with pytest.raises(CastoreError, match="still runs"):
+        roll_back(lab, 1, Service())
+    assert redis.state() == second
+    assert redis.leftovers() == []
+
+
+def test_a_wrong_password_is_told(lab: Lab, redis: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CASTORE_TEST_SECRET", "wrong")
+    engine = Redis(socket=redis.engine.socket, password=Secret(env="CASTORE_TEST_SECRET"))
+    with pytest.raises(ProgramError) as caught:
+        engine.check()
+    assert "wrong" not in str(caught.value).replace("WRONGPASS", "")
+    with pytest.raises(ProgramError):
+        lab.snapshot("s", {"db": EngineSource("redis", engine)})
+
+
+def test_a_suffix_that_is_not_there_is_told(lab: Lab, ldap: Server):
+    engine = LDAP(suffix="dc=other", config=ldap.engine.config)
+    with pytest.raises(ProgramError, match="no database of 'dc=other'"):
+        engine.check()
+    with pytest.raises(ProgramError):
+        lab.snapshot("s", {"db": EngineSource("ldap", engine)})
