@@ -131,7 +131,7 @@ def _snapshot(
     with ExitStack() as stack, store.session() as session:
         scans: list[NewScan] = []
         with around if around is not None else contextlib.nullcontext():
-            for name, source in sources.items():
+            for name, source in present_parts(sources).items():
                 tally = Tally()
                 progress(check_name("part", name), tally)
                 if isinstance(source, TreeSource):
@@ -294,6 +294,18 @@ def sources_of(settings: Service) -> dict[str, Source]:
         else:
             sources[name] = EngineSource(part.engine, own)
     return sources
+
+
+def present_parts(sources: dict[str, Source]) -> dict[str, Source]:
+    """Return the parts that there are now: some stand for several. Raises ProgramError."""
+    found: dict[str, Source] = {}
+    for name, source in sources.items():
+        expanded = source.engine.expand(name) if isinstance(source, EngineSource) else {}
+        if not expanded:
+            found[name] = source
+        for part, (engine, own) in expanded.items():
+            found[part] = EngineSource(engine, own)
+    return found
 
 
 def origin(source: Source) -> Origin:

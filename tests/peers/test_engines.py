@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -519,3 +520,63 @@ def test_a_snapshot_while_writers_are_busy_is_one_moment(lab: Lab, live: Live, p
         else:
             one, two = mariadb.sql(both, live.engine.database).split("\t")
         assert one == two
+
+
+def test_a_whole_cluster_goes_back_with_its_roles(lab: Lab, postgres: Postgres):
+    engine = PostgreSQL(cluster=True, host=postgres.socket_folder, user="postgres", program_path=postgres.programs)
+    postgres.psql("DROP ROLE IF EXISTS owner_one; CREATE ROLE owner_one LOGIN PASSWORD 'x' CONNECTION LIMIT 3")
+    for name in ("one", "Two words"):
+        postgres.psql(f'CREATE DATABASE "{name}" OWNER owner_one')
+        postgres.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1)", name)
+    try:
+        taken = lab.snapshot("s", {"pg": EngineSource("postgresql", engine)})
+        names = [part.name for part in taken.parts]
+        assert names[0] == "pg"
+        assert {"pg.one", "pg.postgres"} <= set(names)
+        assert any(name.startswith("pg.Two_words-") for name in names)
+        postgres.psql("INSERT INTO t VALUES (2)", "one")
+        postgres.psql("DROP TABLE t", "Two words")
+        postgres.psql("ALTER ROLE owner_one CONNECTION LIMIT 7; CREATE TABLE postgres_too (x int)")
+        postgres.dropdb("one")
+        done = roll_back_without_safety(lab, 1)
+        assert done.problems == []
+        assert postgres.psql("SELECT * FROM t", "one") == "1"
+        assert postgres.psql("SELECT * FROM t", "Two words") == "1"
+        assert postgres.psql("SELECT rolconnlimit FROM pg_roles WHERE rolname = 'owner_one'") == "3"
+        assert postgres.psql("SELECT count(*) FROM pg_tables WHERE tablename = 'postgres_too'") == "0"
+        assert postgres.psql("SELECT datname FROM pg_database WHERE datname LIKE 'castore%'") == ""
+    finally:
+        for name in ("one", "Two words"):
+            postgres.dropdb(name)
+        postgres.psql("DROP ROLE owner_one")
+
+
+def roll_back_without_safety(lab: Lab, number: int) -> rollback.RolledBack:
+    with lab.open() as store:
+        target = store.generation("s", number)
+        assert target is not None
+        origins = dict(rollback.read_details(store, target).origins)
+        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+        return rollback.roll_back(store, target, origins, ownership, with_safety=False, tally=Tally())
+
+
+def test_either_a_database_or_a_cluster_is_named():
+    for options in ({}, {"database": "x", "cluster": True}):
+        with pytest.raises(ValueError, match="either"):
+            PostgreSQL(**options)
+
+
+def test_generations_are_drilled_in_servers_of_their_own(lab: Lab, live: Live):
+    from castore.services import drill
+
+    taken = lab.snapshot("s", {"db": live.source})
+    live.migrate()
+    before = live.fingerprint()
+    scratch = tempfile.mkdtemp(prefix="scratch-", dir="/tmp")
+    os.chmod(scratch, 0o711)
+    with lab.open() as store:
+        done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0), scratch=scratch)
+    os.rmdir(scratch)  # it is empty again
+    told = done.parts["db"]
+    assert told.startswith({"postgresql": "2300 rows", "mariadb": "1005 rows", "sqlite": "4000 rows"}[live.name]), told
+    assert live.fingerprint() == before

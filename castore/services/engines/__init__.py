@@ -16,6 +16,7 @@ _OWN: Final = {
     "file": ("castore.services.engines.file", "File"),
     "command": ("castore.services.engines.command", "Command"),
     "postgresql": ("castore.services.engines.postgresql", "PostgreSQL"),
+    "postgresql-roles": ("castore.services.engines.postgresql", "PostgreSQLRoles"),
     "mariadb": ("castore.services.engines.mariadb", "MariaDB"),
     "mysql": ("castore.services.engines.mariadb", "MySQL"),
     "redis": ("castore.services.engines.redis", "Redis"),
@@ -29,7 +30,8 @@ def names() -> list[str]:
     """Return the names of the engines that this castore has."""
     from importlib.metadata import entry_points  # noqa: PLC0415 - 10 ms, and it is seldom needed
 
-    return [*_OWN, *(found.name for found in entry_points(group=_GROUP) if found.name not in _OWN)]
+    others = [found.name for found in entry_points(group=_GROUP)]
+    return [name for name in (*_OWN, *others) if name != "postgresql-roles"]
 
 
 def find(name: str) -> Any:

@@ -51,6 +51,11 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     programs: ClassVar[tuple[str, ...]] = ()
     """Fields that are argument lists."""
 
+    def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
+        """Return the parts that the part `name` stands for, now, each with its engine's name; {}: itself."""
+        del name
+        return {}
+
     def check(self) -> None:
         """Raise CastoreError where this part could not be dumped now."""
 

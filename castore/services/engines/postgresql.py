@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from castore.services.engines.contract import (
 from castore.services.programs import feed, output_of, run_dump, running, unprivileged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from castore.services.engines.contract import Readinto
 
@@ -88,7 +89,9 @@ def scratch_server(programs: str, folder: str) -> Iterator[str]:
 class PostgreSQL(Engine, frozen=True):
     """One database of a PostgreSQL server, as pg_dump writes it in plain SQL."""
 
-    database: str
+    database: str = ""
+    cluster: bool = False
+    """All databases of the server instead, each as a part of its own, and the roles."""
     host: str | None = None
     """A name or address, or the directory of the server's socket."""
     port: int | None = None
@@ -102,6 +105,30 @@ class PostgreSQL(Engine, frozen=True):
     """What is connected to while databases are renamed."""
 
     paths: ClassVar[tuple[str, ...]] = ("program_path",)
+
+    def __post_init__(self) -> None:
+        """Refuse neither and both."""
+        if bool(self.database) == self.cluster:
+            raise ValueError("either `database` or `cluster = true` was expected")
+
+    def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
+        """Return the parts of a whole cluster: NAME, its roles, and NAME.DATABASE for each database."""
+        if not self.cluster:
+            return {}
+        every = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1;"
+        common = {
+            field: getattr(self, field)
+            for field in self.__struct_fields__
+            if field not in {"database", "cluster"}
+        }
+        found: dict[str, tuple[str, Engine]] = {name: ("postgresql-roles", PostgreSQLRoles(**common))}
+        for database in self._query(every):
+            plain = re.sub("[^A-Za-z0-9_.-]", "_", database)
+            part = f"{name}.{plain}"
+            if plain != database or part in found:
+                part += "-" + hashlib.sha256(database.encode()).hexdigest()[:8]
+            found[part] = ("postgresql", PostgreSQL(database=database, **common))
+        return found
 
     def _program(self, name: str) -> str:
         path = f"{self.program_path}/{name}" if self.program_path else name
@@ -122,6 +149,11 @@ class PostgreSQL(Engine, frozen=True):
             env["PGPASSWORD"] = self.password.get()
         return env
 
+    @property
+    def _elsewhere(self) -> str:
+        """Another database than the one that may have to be renamed."""
+        return self.maintenance_database if self.database != self.maintenance_database else "template1"
+
     def _psql(self, database: str) -> list[str]:
         return [
             self._program("psql"),
@@ -131,7 +163,7 @@ class PostgreSQL(Engine, frozen=True):
 
     def _query(self, sql: str, names: Memo | None = None, database: str | None = None) -> list[str]:
         """Run SQL; return the lines that it gives. names: what :'name' in it stands for."""
-        argv = [*self._psql(database or self.maintenance_database), "--tuples-only", "--no-align"]
+        argv = [*self._psql(database or self._elsewhere), "--tuples-only", "--no-align"]
         argv += [f"--set={name}={value}" for name, value in (names or {}).items()]
         out = output_of(argv, env=self._env(), timeout=self.timeout, given=sql.encode())
         return [line for line in out.decode().split("\n") if line]
@@ -139,7 +171,7 @@ class PostgreSQL(Engine, frozen=True):
     def check(self) -> None:
         """Connect to the database."""
         self._program("pg_dump")
-        self._query("SELECT 1;", database=self.database)
+        self._query("SELECT 1;", database=self.database or None)
 
     def version(self) -> str:
         """Return the server's version."""
@@ -317,3 +349,70 @@ class PostgreSQL(Engine, frozen=True):
         if self._query("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
             self._close(name)
             self._query(f"DROP DATABASE {name};")
+
+
+class PostgreSQLRoles(PostgreSQL, frozen=True):
+    """The roles of a cluster, with their passwords as the server keeps them, and tablespaces.
+
+    A roll-back makes those that are missing and sets all that are named to what they were; roles that have
+    come since stay.
+    """
+
+    def __post_init__(self) -> None:
+        """It has no database."""
+
+    def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
+        """It is one part."""
+        del name
+        return {}
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads what pg_dumpall writes of all but databases."""
+        program = self._program("pg_dumpall")
+        argv = [program, *self._where(), "--globals-only", *self._same_key(program)]
+        with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
+            yield trailing(readinto, b"-- PostgreSQL database cluster dump complete", program)
+
+    def begin(self) -> Memo:
+        """Nothing is made beside."""
+        return {}
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Make roles that are missing: databases that are staged may belong to them."""
+        del memo
+        made = b"".join(
+            line
+            for line in b"".join(map(bytes, contents.target())).splitlines(keepends=True)
+            if line.startswith(b"CREATE ROLE ")
+        )
+        self._load([made])
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Set roles to what they were."""
+        del memo
+        self._load(contents.target())
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Set them to what they were before."""
+        if SWITCHING in memo and contents.before is not None:
+            self._load(contents.before())
+
+    def finish(self, memo: Memo) -> None:
+        """Nothing was replaced."""
+
+    def _load(self, chunks: Iterable[bytes | memoryview]) -> None:
+        argv = [*self._psql(self._elsewhere), "--output=/dev/null"]
+        # A role that is there cannot be made: that is no failure.
+        argv = [one for one in argv if one != "--set=ON_ERROR_STOP=1"]
+        feed(argv, chunks, env=self._env(), timeout=self.timeout)
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Nothing but to read them: they are not for a server of their own."""
+        del folder
+        count = sum(
+            bytes(line).startswith(b"CREATE ROLE ")
+            for line in b"".join(map(bytes, contents.target())).splitlines()
+        )
+        yield f"{count} roles", {}
