@@ -168,7 +168,8 @@ class _Planner:
         at: where the last snapshot's record of it is.
         """
         stored = open_directory(self._reader, child.ref)
-        listing = list_directory(fd)
+        seen = self._scan.listing_of(at) if self._scan is not None and at is not None else None
+        listing = seen[0] if seen is not None else list_directory(fd)
         live = {entry.name: entry for entry in entries_of(listing)}
         names = {found.entry.name for found in stored}
         records: dict[bytes, int] = {}

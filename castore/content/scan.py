@@ -158,16 +158,24 @@ class _Scanner:
         close: Callable[[Ref], None],
         ids: tuple[int, int],
         old_at: int | None,
+        *,
+        moved: bool = False,
     ) -> Scanned:
         """Read a directory: its small files, then its large ones; leave its subdirectories."""
-        directory = Scanned(fd, path, close, ids=ids, time=time.time_ns())
-        try:
-            directory.listing = list_directory(fd)
-        except OSError as error:
-            self._files.doubt(directory, f"cannot be listed: {error.strerror}")
+        directory = Scanned(fd, path, close, ids=ids, time=time.time_ns(), moved=moved)
         record = None
+        seen = None
         if self._old is not None and old_at is not None:
             record = self._old.record(old_at)
+            seen = None if moved else self._old.listing_of(old_at)
+        try:
+            if seen is not None:
+                directory.listing, directory.time = seen
+            else:
+                directory.listing = list_directory(fd)
+        except OSError as error:
+            self._files.doubt(directory, f"cannot be listed: {error.strerror}")
+        if record is not None and self._old is not None:
             directory.below = self._old.below(record)
         if record is not None and self._keep(directory, record):
             return directory
@@ -278,11 +286,11 @@ class _Scanner:
             if self._left_empty(entry):
                 self._files.special(directory, position)
                 continue
-            at = self._record_of(directory, entry)
-            if at is not None and self._same(directory, position, entry, at):
+            at, moved = self._record_of(directory, entry)
+            if at is not None and self._same(directory, position, entry, at, moved=moved):
                 continue
             try:
-                child = self._enter(directory, position, entry, at)
+                child = self._enter(directory, position, entry, at, moved=moved)
             except OSError as error:
                 self._files.warn(directory, entry.name, error)
                 if directory.kept is not None and self._old is not None and at is not None:
@@ -294,21 +302,23 @@ class _Scanner:
             return child
         return None
 
-    def _record_of(self, directory: Scanned, entry: Listed) -> int | None:
-        """Return the record of a subdirectory in the last scan, or of the one that was moved here."""
+    def _record_of(self, directory: Scanned, entry: Listed) -> tuple[int | None, bool]:
+        """Return the record of a subdirectory in the last scan, and whether it was moved here since."""
         if self._old is None:
-            return None
+            return None, False
         at = directory.below.get(entry.name)
         ids = (entry.dev, entry.ino)
         if at is not None and told_of(self._old.record(at)).ids == ids:
-            return at
+            return at, directory.moved
         # Elsewhere other patterns may match what is in it.
-        return self._old.moved(ids) if self._rules.exclude is None else None
+        return (self._old.moved(ids) if self._rules.exclude is None else None), True
 
-    def _same(self, directory: Scanned, position: int, entry: Listed, at: int) -> bool:
+    def _same(
+        self, directory: Scanned, position: int, entry: Listed, at: int, *, moved: bool
+    ) -> bool:
         """Take a subdirectory from the last scan, with all below it, if it is as it was."""
         old, ingest = self._old, self._ingest
-        if old is None or not old.is_same(at, directory.fd, entry.name):
+        if old is None or not old.is_same(at, directory.fd, entry.name, moved=moved):
             return False
         if directory.kept is None:
             try:
@@ -335,7 +345,7 @@ class _Scanner:
         return True
 
     def _enter(
-        self, directory: Scanned, position: int, entry: Listed, at: int | None
+        self, directory: Scanned, position: int, entry: Listed, at: int | None, *, moved: bool
     ) -> Scanned:
         fd = os.open(entry.name, OPEN_DIRECTORY, dir_fd=directory.fd)
         try:
@@ -349,7 +359,8 @@ class _Scanner:
             raise
         directory.marks[position] |= ENTERED
         path = joined(directory.path, entry.name)
-        return self._begin(fd, path, directory.directories.append, (info.st_dev, info.st_ino), at)
+        ids = (info.st_dev, info.st_ino)
+        return self._begin(fd, path, directory.directories.append, ids, at, moved=moved)
 
     def _left_empty(self, entry: Listed) -> bool:
         if self._rules.one_file_system and entry.dev != self._files.device:

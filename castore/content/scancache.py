@@ -12,8 +12,10 @@ import contextlib
 import mmap
 import os
 import struct
-from bisect import bisect_right
+import time
+from bisect import bisect_left, bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from blake3 import blake3
@@ -22,7 +24,8 @@ from castore.content.lists import iter_list
 from castore.content.live import open_below
 from castore.kernel.files import (
     ENTERED,
-    compare_directory,
+    Change,
+    changes_below,
     decode_record,
     encode_record,
     name_at,
@@ -53,6 +56,8 @@ _BUFFER: Final = 1 << 20
 _WORKERS: Final = 2
 _MOST_PIECES: Final = 24
 _LEAST_PIECE: Final = 1 << 15
+_LISTINGS: Final = 1 << 20
+"""Bytes of listings of changed directories that are kept until their turn comes, of each that is compared."""
 _RACY_NS: Final = 2_000_000_000
 """What changed so shortly before it was listed may change again with the same time: FAT has two seconds."""
 
@@ -83,6 +88,29 @@ def is_racy(ctime: int, time: int) -> bool:
     return ctime >= time - _RACY_NS
 
 
+class _Compared:
+    """Records that were compared, up to `end`, and what of them has changed."""
+
+    def __init__(self, end: int, changes: list[Change]) -> None:
+        self.end = end
+        self._changes = changes
+        self._starts = [change.start for change in changes]
+        self._ends = list(accumulate((change.end for change in changes), max))
+
+    def changed(self, start: int, end: int) -> bool:
+        """Whether anything of [start, end) has."""
+        position = bisect_left(self._starts, start)
+        within = position < len(self._starts) and self._starts[position] < end
+        return within or (position > 0 and self._ends[position - 1] > start)
+
+    def at(self, start: int) -> Change | None:
+        """Return the change that begins with this record."""
+        position = bisect_left(self._starts, start)
+        if position < len(self._starts) and self._starts[position] == start:
+            return self._changes[position]
+        return None
+
+
 class OldScan:
     """The last scan of a tree; use it in a `with` block."""
 
@@ -97,8 +125,8 @@ class OldScan:
         self._most = max((self.end - self.top) // _MOST_PIECES, _LEAST_PIECE)
         self._below: dict[int, dict[bytes, int]] = {}
         """Of the large ones: they are asked for several times."""
-        self._pieces: list[tuple[int, Future[dict[int, int]]]] = []
-        self._last = (0, 0)
+        self._pieces: list[tuple[int, Future[_Compared]]] = []
+        self._begun = 0
         self._by_inode: dict[tuple[int, int], int] | None = None
 
     @classmethod
@@ -169,20 +197,24 @@ class OldScan:
 
     def compare(self, top: int) -> None:
         """Begin to compare the tree whose top is open as `top` with what it was, on all cores."""
+        self._begun = time.time_ns()
         together: list[tuple[int, bytes]] = []
         for path, record in self._large():
             for name, at in self.below(record).items():
-                if self.length(at) <= self._most:
+                end = at + self.length(at)
+                large = end - at > self._most
+                if together and (large or end - together[0][0] > self._most):
+                    self._submit(top, path, together)
+                    together = []
+                if not large:
                     together.append((at, name))
-                    if at + self.length(at) - together[0][0] > self._most:
-                        self._submit(top, path, together)
-                        together = []
             if together:
                 self._submit(top, path, together)
                 together = []
         self._pieces.sort(key=lambda piece: piece[0])
 
     def _submit(self, top: int, path: list[bytes], some: list[tuple[int, bytes]]) -> None:
+        # Their records follow each other: one that is too large has parted them.
         task = self._pool.submit(self._compare_some, top, path, some)
         self._pieces.append((some[0][0], task))
 
@@ -201,45 +233,51 @@ class OldScan:
         (length,) = struct.unpack_from("<Q", self.data, at)
         return int(length)
 
-    def _compare_some(
-        self, top: int, path: list[bytes], some: list[tuple[int, bytes]]
-    ) -> dict[int, int]:
-        """Return how far the records of some directories at `path` are as they were, by where they begin.
-
-        Runs on a worker.
-        """
+    def _compare_some(self, top: int, path: list[bytes], some: list[tuple[int, bytes]]) -> _Compared:
+        """Compare some directories at `path` with their records. Runs on a worker."""
+        end = some[-1][0] + self.length(some[-1][0])
         try:
             fd = open_below(top, tuple(path))
         except OSError:
-            return {}
+            return _Compared(end, [Change(some[0][0], end, None)])
+        changes: list[Change] = []
         try:
-            return {at: compare_directory(fd, name, self.data, self.end, at) for at, name in some}
+            for at, name in some:
+                changes += changes_below(fd, name, self.data, self.end, at, _LISTINGS)
         finally:
             os.close(fd)
+        return _Compared(end, changes)
 
-    def is_same(self, at: int, fd: int, name: bytes) -> bool:
+    def _compared(self, at: int) -> _Compared | None:
+        """Return how what lies at an offset was compared; None if it was not."""
+        position = bisect_right(self._pieces, at, key=lambda piece: piece[0]) - 1
+        found = self._pieces[position][1].result() if position >= 0 else None
+        return found if found is not None and at < found.end else None
+
+    def is_same(self, at: int, fd: int, name: bytes, *, moved: bool = False) -> bool:
         """Whether the directory `name` below `fd`, and all below it, is what the record at `at` tells.
 
-        What it refers to is in the store, then.
+        moved: it lies elsewhere now. What it refers to is in the store, then.
         """
-        length = self.length(at)
-        if length > self._most:
+        end = at + self.length(at)
+        compared = None if moved else self._compared(at)
+        if compared is not None:
+            changed = compared.changed(at, end)
+        elif moved or end - at <= self._most:
+            changed = bool(changes_below(fd, name, self.data, self.end, at, 0))
+        else:
             return False  # what is below it is being compared
-        end = at + length
-        position = bisect_right(self._pieces, at, key=lambda piece: piece[0]) - 1
-        reached = 0
-        if position >= 0:
-            found = self._pieces[position][1].result()
-            start = max((one for one in found if one <= at), default=-1)
-            if start >= 0 and at < start + self.length(start):
-                reached = found[start]
-        # A record behind the one that differs was not looked at yet.
-        if at > reached:
-            first, reached = self._last
-            if not first <= at <= reached:
-                reached = compare_directory(fd, name, self.data, self.end, at)
-                self._last = at, reached
-        return end <= reached and self.store.index.has_node(told_of(self.record(at)).ref.id)
+        return not changed and self.store.index.has_node(told_of(self.record(at)).ref.id)
+
+    def listing_of(self, at: int) -> tuple[bytes, int] | None:
+        """Return what the directory of a record lists now, and when it was looked at; None: not known."""
+        compared = self._compared(at)
+        if compared is None:
+            return None
+        change = compared.at(at)
+        if change is None:
+            return (self.record(at).listing, self._begun) if not compared.changed(at, at + 1) else None
+        return (change.listing, self._begun) if change.listing is not None else None
 
     def moved(self, ids: tuple[int, int]) -> int | None:
         """Return the record of the directory of that device and inode, wherever it was."""

@@ -96,6 +96,8 @@ class Scanned:
     """Whether it, or a directory below it, has a file of several names."""
     at: int = -1
     """Of its record in the new scan cache."""
+    moved: bool = False
+    """Whether that is of elsewhere."""
     below: dict[bytes, int] = field(default_factory=dict)
     """Where the records of its subdirectories are in the old one."""
     kinds: bytes = b""

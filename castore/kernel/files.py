@@ -46,10 +46,23 @@ _NAME_LENGTH: Final = struct.Struct("<I")
 _SECOND: Final = 10**9
 _RECORD: Final = struct.Struct("<QQQQ96s")
 
+_CHANGE: Final = struct.Struct("<QQQ")
+_UNLISTED: Final = (1 << 64) - 1
+
+
+class _Changes(ctypes.Structure):
+    """struct scan_changes."""
+
+    _fields_ = (("count", _U64), ("text_len", _U64), ("changes", _ADDRESS), ("text", _ADDRESS))
+
+
 _scan_list: Final = _function("scan_list", ctypes.c_int64, ctypes.c_int, _ADDRESS, _SIZE)
-_scan_compare: Final = _function(
-    "scan_compare", _U64, ctypes.c_int, ctypes.c_char_p, _ADDRESS, _U64, _U64
+_scan_differ: Final = _function(
+    "scan_differ",
+    ctypes.c_int,
+    *(ctypes.c_int, ctypes.c_char_p, _ADDRESS, _U64, _U64, _SIZE, ctypes.POINTER(_Changes)),
 )
+_scan_forget: Final = _function("scan_forget", None, ctypes.POINTER(_Changes))
 _scan_read: Final = _function(
     "scan_read",
     _SIZE,
@@ -207,16 +220,40 @@ def decode_record(cache: mmap | bytes, at: int) -> Record:
     return Record(at, at + length, below, cache[begin:marks], cache[marks : marks + count], flags, told)
 
 
-def compare_directory(fd: int, name: bytes, cache: mmap, end: int, at: int) -> int:
+class Change(NamedTuple):
+    """Records that are not as they were, or were not looked at."""
+
+    start: int
+    end: int
+    listing: bytes | None
+    """Of the first, as it is now; None: it has to be listed."""
+
+
+def changes_below(fd: int, name: bytes, cache: mmap, end: int, at: int, most: int) -> list[Change]:
     """Compare the directory `name` below `fd`, and all below it, with the records from `at` on.
 
-    Returns the end of the record if nothing has changed, else the offset of the first record that has.
-    end: of all records.
+    end: of all records. most: bytes of listings that are kept. Returns what has changed, by where it begins.
     """
     address, held = _address(cache, 0, end)
-    reached: int = _scan_compare(fd, name, address, end, at)
+    found = _Changes()
+    failed = _scan_differ(fd, name, address, end, at, most, ctypes.byref(found))
     del held
-    return reached
+    try:
+        if failed:
+            raise MemoryError
+        text = ctypes.string_at(found.text, found.text_len)
+        packed = ctypes.string_at(found.changes, _CHANGE.size * found.count)
+    finally:
+        _scan_forget(ctypes.byref(found))
+    changes = []
+    position = 0
+    for start, behind, length in _CHANGE.iter_unpack(packed):
+        listing = None
+        if length != _UNLISTED:
+            listing = text[position : position + length]
+            position += length
+        changes.append(Change(start, behind, listing))
+    return sorted(changes, key=lambda change: change.start)
 
 
 def sync_file_system(fd: int) -> None:

@@ -183,6 +183,9 @@ struct walk {
 	const uint8_t *cache;
 	uint64_t len;
 	struct pile pile;
+	struct scan_changes *out;
+	size_t changes_room, text_room, most;
+	int failed;
 };
 
 /* Whether a record and all that belongs to it is within the cache, which may be damaged. */
@@ -202,61 +205,114 @@ whole(const struct walk *walk, uint64_t at, struct scan_record *record)
 	    padded(record->entries) <= left - record->listing_len);
 }
 
+/* Notes that records [at .. end) are not as they were, or were not looked at; listing: what the first is now. */
+static void
+note(struct walk *walk, uint64_t at, uint64_t end, const uint8_t *listing, uint64_t len)
+{
+	struct scan_changes *out = walk->out;
+	struct scan_change *change;
+
+	if (listing == NULL || len > walk->most - out->text_len)
+		len = SCAN_UNLISTED;
+	if (walk->failed || grow(&out->changes, &walk->changes_room, out->count + 1, sizeof(*out->changes)) != 0 ||
+	    (len != SCAN_UNLISTED && grow(&out->text, &walk->text_room, out->text_len + len, 1) != 0)) {
+		walk->failed = 1;
+		return;
+	}
+	change = out->changes + out->count++;
+	change->at = at;
+	change->end = end;
+	change->len = len;
+	if (len != SCAN_UNLISTED && len > 0) {
+		memcpy(out->text + out->text_len, listing, len);
+		out->text_len += len;
+	}
+}
+
+/* Takes the name of an entry of a listing that may be damaged; returns the length of the entry, 0 if there is none. */
 static uint64_t
-compare(struct walk *walk, int fd, const char *name, uint64_t at, int depth)
+name_of(const uint8_t *listing, uint64_t left, char *name)
+{
+	struct scan_entry entry;
+
+	if (left < sizeof(entry))
+		return (0);
+	memcpy(&entry, listing, sizeof(entry));
+	if (entry.name_len == 0 || entry.name_len > NAME_MAX || padded(entry.name_len) > left - sizeof(entry))
+		return (0);
+	memcpy(name, listing + sizeof(entry), entry.name_len);
+	name[entry.name_len] = '\0';
+	if (strlen(name) != entry.name_len || strchr(name, '/') != NULL)
+		return (0);
+	return (sizeof(entry) + padded(entry.name_len));
+}
+
+static void
+differ(struct walk *walk, int fd, const char *name, uint64_t at, int depth)
 {
 	struct scan_record record, below;
 	const uint8_t *listing, *marks;
-	uint64_t next, reached = at, place = 0, i;
+	uint64_t end, next, place = 0, i, entry;
 	int64_t len;
-	int dir;
+	int dir, same;
 
-	if (!whole(walk, at, &record) || (record.flags & SCAN_DISTRUST) != 0 || depth > DEEP)
-		return (at);
-	if ((dir = openat(fd, name, OPEN_DIR)) < 0)
-		return (at);
+	if (!whole(walk, at, &record)) {
+		note(walk, at, walk->len, NULL, 0);
+		return;
+	}
+	end = at + record.len;
+	if (depth > DEEP || (dir = openat(fd, name, OPEN_DIR)) < 0) {
+		note(walk, at, end, NULL, 0);
+		return;
+	}
 	listing = walk->cache + at + sizeof(record);
 	marks = listing + record.listing_len;
 	next = at + sizeof(record) + record.listing_len + padded(record.entries);
 	len = list_of(dir, &walk->pile);
-	if (len < 0 || (uint64_t)len != record.listing_len || memcmp(walk->pile.listing, listing, (size_t)len) != 0)
-		goto out;
-	/* It is the listing that was just made, so its entries are whole. */
-	for (i = 0; i < record.entries && place < record.listing_len; i++) {
-		struct scan_entry entry;
+	same = (record.flags & SCAN_DISTRUST) == 0 && len >= 0 && (uint64_t)len == record.listing_len &&
+	    memcmp(walk->pile.listing, listing, (size_t)len) == 0;
+	if (!same)
+		note(walk, at, next, len < 0 ? NULL : walk->pile.listing, (uint64_t)len);
+	for (i = 0; i < record.entries; i++, place += entry) {
 		char child[NAME_MAX + 1];
 
-		memcpy(&entry, listing + place, sizeof(entry));
-		if ((marks[i] & SCAN_ENTERED) != 0 && entry.name_len <= NAME_MAX) {
-			if (next >= at + record.len || !whole(walk, next, &below))
-				goto out;
-			memcpy(child, listing + place + sizeof(entry), entry.name_len);
-			child[entry.name_len] = '\0';
-			reached = compare(walk, dir, child, next, depth + 1);
-			if (reached != next + below.len)
-				goto out;
-			next = reached;
-		}
-		place += sizeof(entry) + padded(entry.name_len);
+		if ((entry = name_of(listing + place, record.listing_len - place, child)) == 0)
+			break;
+		if ((marks[i] & SCAN_ENTERED) == 0)
+			continue;
+		if (next >= end || !whole(walk, next, &below) || below.len > end - next)
+			break;
+		differ(walk, dir, child, next, depth + 1);
+		next += below.len;
 	}
-	reached = next == at + record.len ? next : at;
-out:
+	if (i < record.entries || next != end)
+		note(walk, at, end, NULL, 0);
 	close(dir);
-	return (reached);
 }
 
-uint64_t
-scan_compare(int fd, const char *name, const uint8_t *cache, uint64_t cache_len, uint64_t at)
+int
+scan_differ(int fd, const char *name, const uint8_t *cache, uint64_t cache_len, uint64_t at, size_t most,
+    struct scan_changes *out)
 {
 	struct walk walk;
-	uint64_t reached;
 
 	memset(&walk, 0, sizeof(walk));
+	memset(out, 0, sizeof(*out));
 	walk.cache = cache;
 	walk.len = cache_len;
-	reached = compare(&walk, fd, name, at, 0);
+	walk.out = out;
+	walk.most = most;
+	differ(&walk, fd, name, at, 0);
 	pile_free(&walk.pile);
-	return (reached);
+	return (walk.failed ? -1 : 0);
+}
+
+void
+scan_forget(struct scan_changes *changes)
+{
+	free(changes->changes);
+	free(changes->text);
+	memset(changes, 0, sizeof(*changes));
 }
 
 /* Whether an open file is what its entry says. */

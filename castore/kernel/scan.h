@@ -39,13 +39,31 @@ struct scan_record {
 __attribute__((visibility("default")))
 int64_t scan_list(int fd, uint8_t *out, size_t room);
 
+/* Of records [at .. end): they are not as they were, or were not looked at.  Then, if the first was: its listing. */
+struct scan_change {
+	uint64_t at, end;
+	uint64_t len; /* of the listing of the record at `at`, as it is now */
+};
+
+#define SCAN_UNLISTED UINT64_MAX
+
+struct scan_changes {
+	uint64_t count, text_len;
+	struct scan_change *changes;
+	uint8_t *text; /* their listings, one behind the other */
+};
+
 /*
  * Compare the directory `name` in the one open as fd, and all below it, with the
- * records from cache[at] on.  Returns how far they are the same: the end of the
- * record at `at` if all of it is, else the offset of the first record that is not.
+ * records from cache[at] on.  out: takes what is not as it was, to be given to scan_forget; of listings
+ * up to `most` bytes.  Returns 0, or -1 where there is no memory.
  */
 __attribute__((visibility("default")))
-uint64_t scan_compare(int fd, const char *name, const uint8_t *cache, uint64_t cache_len, uint64_t at);
+int scan_differ(int fd, const char *name, const uint8_t *cache, uint64_t cache_len, uint64_t at, size_t most,
+    struct scan_changes *out);
+
+__attribute__((visibility("default")))
+void scan_forget(struct scan_changes *changes);
 
 #define SCAN_HAS_XATTRS 1u
 #define SCAN_HAS_CONTENT 2u

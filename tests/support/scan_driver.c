@@ -79,10 +79,19 @@ compare(int top)
 	int dir = openat(top, "d0", O_RDONLY | O_DIRECTORY), i, j;
 	uint8_t *cache;
 	size_t len = record_of(dir, &cache);
+	struct scan_changes found;
 
-	need(scan_compare(top, "d0", cache, len, 0) == len);
-	need(scan_compare(top, "d1", cache, len, 0) != len);
-	need(scan_compare(top, "none", cache, len, 0) == 0);
+	need(scan_differ(top, "d0", cache, len, 0, 1000, &found) == 0 && found.count == 0);
+	scan_forget(&found);
+	need(scan_differ(top, "d1", cache, len, 0, 100000, &found) == 0 && found.count == 4);
+	need(found.changes[0].at == 0 && found.text_len > 0);
+	scan_forget(&found);
+	need(scan_differ(top, "d1", cache, len, 0, 0, &found) == 0 && found.count == 4 && found.text_len == 0);
+	need(found.changes[0].len == SCAN_UNLISTED);
+	scan_forget(&found);
+	need(scan_differ(top, "none", cache, len, 0, 1000, &found) == 0 && found.count == 1);
+	need(found.changes[0].at == 0 && found.changes[0].end == len && found.changes[0].len == SCAN_UNLISTED);
+	scan_forget(&found);
 	for (i = 0; i < 3000; i++) {
 		size_t cut = draw() % 4 ? len : draw() % (len + 1);
 		uint8_t *damaged = exactly(cut);
@@ -93,13 +102,13 @@ compare(int top)
 
 			damaged[at] = draw() % 2 ? (uint8_t)draw() : 0xff;
 		}
-		(void)scan_compare(top, "d0", damaged, cut, draw() % 3 ? 0 : draw() % (len + 9));
+		(void)scan_differ(top, "d0", damaged, cut, draw() % 3 ? 0 : draw() % (len + 9), draw() % 5000, &found);
+		scan_forget(&found);
 		free(damaged);
 	}
 	free(cache);
 	close(dir);
 }
-
 
 /* An entry as entries_join would encode it, but of small numbers only. */
 static size_t
