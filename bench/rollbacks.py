@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""What a roll-back costs, and how much of that is castore's: a PostgreSQL database and a tree, about 1 GB each.
+"""What a roll-back costs, and how much of that is castore's: a database and a tree, about 1 GB each.
 
     python bench/rollbacks.py [--scale N] [--files N] [--runs N] [--folder DIR]
 
@@ -67,20 +66,19 @@ def database(folder: str, tool: Castore, server: Postgres, scale: int, runs: int
         server.dropdb("floor2")
 
     server.psql("CREATE DATABASE live TEMPLATE template0")
-    program("pgbench", "--initialize", "--quiet", "--scale", str(scale), "live", stderr=subprocess.DEVNULL)
+    make = ("--initialize", "--quiet", "--scale", str(scale), "live")
+    program("pgbench", *make, stderr=subprocess.DEVNULL)
     with open(dump, "wb") as file:
         program("pg_dump", "live", stdout=file)
     tool.run(tool.command("snapshot", "d", *config))
     for night in range(runs):
-        server.psql(
-            f"SELECT setseed(0.{night + 1}); UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE random() < 0.01",
-            "live",
-        )
+        some = "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE random() < 0.01"
+        server.psql(f"SELECT setseed(0.{night + 1}); {some}", "live")
         floor = seconds(own)
         total, memory = tool.run(tool.command("rollback", "d", "--to", "1", *config))
         size = os.path.getsize(dump) / 1e9
         print(
-            f"PostgreSQL, dump of {size:.2f} GB: roll-back {total:6.2f} s, its programs alone {floor:6.2f} s, "
+            f"PostgreSQL, dump of {size:.2f} GB: {total:6.2f} s, its programs alone {floor:6.2f} s, "
             f"castore's part {100 * (total - floor) / total:5.1f} %, {memory / 1000:.0f} MB",
             flush=True,
         )
@@ -93,8 +91,7 @@ def tree(folder: str, tool: Castore, files: int, runs: int) -> None:
     os.mkdir(live)
     small(live, files)
     with open(os.path.join(live, "large"), "wb") as file:
-        for _ in range(400):
-            file.write(os.urandom(1 << 20))
+        file.writelines(os.urandom(1 << 20) for _ in range(400))
     warm(live)
     copy = os.path.join(folder, "copy")
     run(["cp", "-a", live, copy])
@@ -111,7 +108,8 @@ def tree(folder: str, tool: Castore, files: int, runs: int) -> None:
         else:
             floor = float("nan")
         figures.append(total)
-        print(f"tree of {files} files: roll-back {total:6.2f} s, {memory / 1000:.0f} MB, rsync {floor:.2f} s", flush=True)
+        told = f"tree of {files} files: {total:6.2f} s, {memory / 1000:.0f} MB, rsync {floor:.2f} s"
+        print(told, flush=True)
     print(f"median {statistics.median(figures):.2f} s")
 
 
@@ -125,10 +123,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", default=None)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="castore-bench-") as folder, Postgres() as server:
+    made = tempfile.TemporaryDirectory(dir=options.folder, prefix="castore-bench-")
+    with made as folder, Postgres() as server:
+        names = {"socket": server.socket_folder, "programs": server.programs}
         with open(os.path.join(folder, "castore.toml"), "w") as file:
-            names = {"socket": server.socket_folder, "programs": server.programs, "tree": os.path.join(folder, "tree")}
-            file.write(TOML.format(**names))
+            file.write(TOML.format(tree=os.path.join(folder, "tree"), **names))
         tool = Castore(os.path.join(folder, "castore"))
         tool.init()
         database(folder, tool, server, options.scale, options.runs)

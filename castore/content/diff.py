@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from castore.content.directories import Child, open_directory, open_top, read_file
+from castore.content.streams import RangeReader
 from castore.model.refs import Ref, RefKind
 from castore.model.tree import Content
 
@@ -29,16 +30,43 @@ def diff_trees(reader: StreamReader, old: Ref, new: Ref) -> Iterator[Difference]
     """Yield what differs from the tree `old` to the tree `new`, in the order of paths."""
     if old == new:
         return
-    yield from _compare(reader, open_top(reader, old), open_top(reader, new), b"")
+    contents = _Contents(reader)
+    yield from _compare(reader, open_top(reader, old), open_top(reader, new), b"", contents)
 
 
-def _compare(reader: StreamReader, old: Child, new: Child, path: bytes) -> Iterator[Difference]:
+class _Contents:
+    """Compares files of a directory; of the bundles that they lie in, the last chunk is kept."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        self._reader = reader
+        self._bundles: list[tuple[Ref | None, RangeReader | None]] = [(None, None), (None, None)]
+
+    def same(self, old: Child, new: Child) -> bool:
+        """Whether two files of one size have the same bytes. Small ones, of bundles, must be read."""
+        kinds = {old.entry.content, new.entry.content}
+        if kinds == {Content.OWN}:
+            return False  # content alone decides how a stream is cut: other references, other bytes
+        if kinds == {Content.BUNDLE}:
+            return self._read(0, old) == self._read(1, new)
+        return b"".join(read_file(self._reader, old)) == b"".join(read_file(self._reader, new))
+
+    def _read(self, side: int, child: Child) -> bytes | memoryview:
+        ref, bundle = self._bundles[side]
+        if bundle is None or ref != child.ref:
+            bundle = RangeReader(self._reader.store, child.ref)
+            self._bundles[side] = child.ref, bundle
+        return bundle.read(child.offset, child.entry.size)
+
+
+def _compare(
+    reader: StreamReader, old: Child, new: Child, path: bytes, contents: _Contents
+) -> Iterator[Difference]:
     if old.entry.is_dir and new.entry.is_dir:
         if _metadata(old) != _metadata(new):
             yield Difference("metadata", path or b".")
         if old.ref != new.ref:
             yield from _compare_directories(reader, old, new, path)
-    elif not _same_content(reader, old, new):
+    elif not _same_content(contents, old, new):
         yield Difference("content", path)
         yield from _below(reader, old, new, path)
     elif _metadata(old) != _metadata(new):
@@ -58,6 +86,7 @@ def _compare_directories(
 ) -> Iterator[Difference]:
     before = _children(reader, old)
     after = _children(reader, new)
+    contents = _Contents(reader)
     for name in sorted(before.keys() | after.keys()):
         below = path + b"/" + name if path else name
         if name not in after:
@@ -67,7 +96,7 @@ def _compare_directories(
             yield Difference("added", below)
             yield from _all(reader, after[name], below, "added")
         else:
-            yield from _compare(reader, before[name], after[name], below)
+            yield from _compare(reader, before[name], after[name], below, contents)
 
 
 def _all(
@@ -90,21 +119,14 @@ def _metadata(child: Child) -> tuple[object, ...]:
     return entry.mode, entry.uid, entry.gid, entry.mtime, entry.extra.xattrs
 
 
-def _same_content(reader: StreamReader, old: Child, new: Child) -> bool:
+def _same_content(contents: _Contents, old: Child, new: Child) -> bool:
     one, other = old.entry, new.entry
     alike = (one.type, one.size, one.extra.target, one.extra.device, one.extra.extents)
     if alike != (other.type, other.size, other.extra.target, other.extra.device, other.extra.extents):
         return False
     if old.ref == new.ref and old.offset == new.offset:
         return True
-    return _same_bytes(reader, old, new)
-
-
-def _same_bytes(reader: StreamReader, old: Child, new: Child) -> bool:
-    """Whether two files of one size have the same bytes. Small ones, of bundles, must be read."""
-    if old.entry.content is Content.OWN and new.entry.content is Content.OWN:
-        return False  # content alone decides how a stream is cut: other references, other bytes
-    return b"".join(read_file(reader, old)) == b"".join(read_file(reader, new))
+    return contents.same(old, new)
 
 
 class StreamDifference(NamedTuple):
