@@ -188,7 +188,7 @@ def prune(context: Common, services: tuple[str, ...], dry_run: bool, as_json: bo
     """
     import time
 
-    from castore.errors import UsageError
+    from castore.errors import NotFoundError, UsageError
     from castore.services.retention import judge
 
     if not dry_run:
@@ -196,7 +196,10 @@ def prune(context: Common, services: tuple[str, ...], dry_run: bool, as_json: bo
     rows: list[dict[str, Any]] = []
     with context.open_store() as store:
         store.sync_generations()
-        for service in services or store.services():
+        known = store.services()
+        for service in services or known:
+            if service not in known:
+                raise NotFoundError(f"there is no service {service!r} in {store.location}")
             settings = context.service_settings(service)
             live = store.live_revision(service)
             verdicts = judge(

@@ -149,15 +149,17 @@ def recover(context: Common, what: tuple[str, ...], forget: bool) -> None:
     DIR has a / in it; for it neither the store nor an identity is needed.
     """
     from castore.content.aside import recover as recover_directory
+    from castore.services.rollback import forget as forget_rollback
     from castore.services.rollback import recover as recover_service
 
-    if forget and not [one for one in what if "/" not in one]:
+    if forget and not what:
         raise click.UsageError("name the SERVICE whose interrupted roll-back is to be forgotten")
+    folders = [one for one in what if "/" in one or one in {".", ".."}]
     for path in what:
-        if "/" in path:
-            done = recover_directory(os.path.abspath(path))
+        if path in folders:
+            done = recover_directory(os.path.abspath(path), owned=forget)
             print("\n".join(done) or f"{os.path.abspath(path)}: there is nothing to recover")
-    services = [one for one in what if "/" not in one]
+    services = [one for one in what if one not in folders]
     if what and not services:
         return
     with context.open_store() as store:
@@ -167,8 +169,7 @@ def recover(context: Common, what: tuple[str, ...], forget: bool) -> None:
         for service in services:
             with store.lock(service):
                 if forget:
-                    store.forget_rollback(service)
-                    print(f"the interrupted roll-back of {service} is forgotten")
+                    print(forget_rollback(store, service))
                 else:
                     print(recover_service(store, service))
         if not services:
@@ -212,13 +213,13 @@ def rollback(
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.rollback import plan_rollback, roll_back
-    from castore.services.select import find, newest_safety
+    from castore.services.select import find, undo_of
 
     if (selector is None) == (not undo):
         raise click.UsageError("give --to SEL, or --undo")
     with context.open_store() as store:
         store.sync_generations()
-        target = newest_safety(store, service) if selector is None else find(store, service, selector)
+        target = undo_of(store, service) if selector is None else find(store, service, selector)
         origins = _origins(context, store, target, programs)
         ownership = _ownership(numeric_ids)
         if dry_run:
@@ -238,8 +239,10 @@ def rollback(
                 revision=revision,
                 leave_out=own_folders(),
                 progress=progress,
+                say=lambda line: click.echo(f"castore: {line}", err=True),
                 tally=tally,
             )
+        _tell_follow(context, service, target)
     safety = done.safety.number if done.safety else None
     if as_json:
         print_json({
@@ -253,6 +256,18 @@ def rollback(
     context.report_restored(
         [(f"{part}:".encode() + path, reason) for part, path, reason in done.problems], []
     )
+
+
+def _tell_follow(context: Common, service: str, target: Generation) -> None:
+    """Say that the next `follow` takes this roll-back for a state that is left behind."""
+    settings = context.service_settings(service)
+    now = context.present_revision(service)
+    if settings is not None and settings.follow == "restore" and now and now != target.revision:
+        click.echo(
+            f"castore: the present revision is {now}, and the state is of another now: the next 'castore "
+            f"follow {service}' restores the newest generation of {now}, if there is one",
+            err=True,
+        )
 
 
 def _of(generation: Generation) -> str:
@@ -269,9 +284,10 @@ def _origins(
     from castore.errors import UsageError
     from castore.model.generation import Origin
     from castore.services.rollback import read_details
+    from castore.services.snapshot import merged_origins
 
-    origins = dict(read_details(store, target).origins)
-    origins.update(context.configured_origins(target.service))
+    recorded = read_details(store, target).origins
+    origins = merged_origins(recorded, context.configured_origins(target.service))
     for text_ in programs:
         name, argv = split_named("--restore", text_)
         if target.part(name) is None:

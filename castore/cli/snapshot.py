@@ -113,8 +113,11 @@ def snapshot(
         sources = context.configured_sources(service)
         around = Around.of(context.service_settings(service))
     with context.open_store(make=True) as store:
+        present = context.present_revision(service)
+        # A name that is given by hand says nothing of what is live, where castore.toml does.
+        configured = revision is None or present is None
         if revision is None:
-            revision = context.present_revision(service) or ""
+            revision = present or ""
         context.check_recipients(store)
         live = store.live_revision(service)
         if live and live != revision and store.has_revision(service, revision):
@@ -134,7 +137,8 @@ def snapshot(
                 around=around,
                 progress=progress,
             )
-            store.set_live_revision(service, taken.revision)
+            if configured:
+                store.set_live_revision(service, taken.revision)
         if as_json:
             print_json(plain(taken))
         else:

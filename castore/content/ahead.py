@@ -110,6 +110,7 @@ class Ahead:
                 os._exit(0)
         os.close(to_parent)
         os.close(to_child)
+        os.set_blocking(self._freed, False)
 
     def __enter__(self) -> Self:
         return self
@@ -163,6 +164,7 @@ class Ahead:
             while self._slots and self._slots[0].free:
                 freed = self._slots.popleft().end
             if freed and self._child:
+                # Where it is full, what is freed next tells of this, too.
                 with contextlib.suppress(OSError):
                     os.write(self._freed, _FREED.pack(freed))
 
@@ -212,6 +214,8 @@ class _Opener:
     def run(self, ref: Ref) -> None:
         """Open the directory `ref` and all below it."""
         for depth, one, fetched in self._walk(ref):
+            # What was freed is read each time: a pipe that is full would lose the last of it.
+            self._take_freed(0)
             start, head = self._put(fetched) if fetched is not None else (self._head, 0)
             os.write(self._messages, _MESSAGE.pack(one.id, depth, start, self._head, head))
 
@@ -239,8 +243,6 @@ class _Opener:
         start = self._head
         if start % _RING + length > _RING:
             start += _RING - start % _RING
-        # What was freed is read each time: a pipe that is full would hold up who restores.
-        self._take_freed(0)
         while start + length - self._tail > _RING:
             self._take_freed(None)
         at = start % _RING

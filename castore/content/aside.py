@@ -47,6 +47,8 @@ class Journal(msgspec.Struct, frozen=True, array_like=True):
     """Owner, mode, time and attributes, as they were, of what is changed in place."""
     time: int | None
     """The time that the top directory is to have in the end; None: the one it has."""
+    owner: str = ""
+    """The service that this is part of a roll-back of, which is recovered as a whole."""
 
 
 class Aside:
@@ -186,23 +188,24 @@ def leftovers(top: int) -> list[str]:
     return sorted(name for name in os.listdir(top) if name.startswith(_ASIDE))
 
 
-def recover(path: str, *, keep: bool = False) -> list[str]:
+def recover(path: str, *, keep: bool = False, owned: bool = False) -> list[str]:
     """Undo, or finish, what interrupted restores left in the directory `path`; say what was done.
 
-    keep: finish what is whole, though it was not said to stay: the caller knows that it is. Raises
-    UsageError if it is no directory, CastoreError if something there is not to be made sense of.
+    keep: finish what is whole, though it was not said to stay: the caller knows that it is. owned: also
+    what is part of a roll-back of a service, which is else refused. Raises UsageError if it is no
+    directory, CastoreError if something there is not to be made sense of.
     """
     try:
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"cannot recover {path}: {error.strerror}") from None
     try:
-        return [f"{path}: {_recover(top, path, name, keep)}" for name in reversed(leftovers(top))]
+        return [f"{path}: {_recover(top, path, name, keep, owned)}" for name in reversed(leftovers(top))]
     finally:
         os.close(top)
 
 
-def _recover(top: int, path: str, name: str, keep: bool) -> str:
+def _recover(top: int, path: str, name: str, keep: bool, owned: bool) -> str:
     shown = os.path.join(path, name)
     fd = os.open(name, OPEN_DIRECTORY, dir_fd=top)
     aside: Aside | None = None
@@ -216,6 +219,12 @@ def _recover(top: int, path: str, name: str, keep: bool) -> str:
             remove_tree(os.fsencode(name), top)
             return "nothing had been touched"
         journal, begun, done = found
+        if journal.owner and not owned:
+            raise CastoreError(
+                f"{shown} is part of a roll-back of {journal.owner!r}, which is recovered as a whole: "
+                f"castore recover {journal.owner} (if that knows of none any more: "
+                f"castore recover --forget {path}/)"
+            )
         aside = Aside(top, os.fsencode(name), os.dup(fd), journal, begun)
         if done or (keep and begun == len(journal.steps)):
             aside.finish()

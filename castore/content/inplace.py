@@ -327,9 +327,15 @@ class InPlace:
     """Carries out a plan, and takes it back unless told that it is to stay."""
 
     def __init__(
-        self, reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Tally
+        self,
+        reader: StreamReader,
+        plan: TreePlan,
+        ownership: Ownership,
+        tally: Tally,
+        owner: str = "",
     ) -> None:
         self._plan = plan
+        self._owner = owner
         self._ownership = ownership
         self._top = os.open(plan.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._aside: Aside | None = None
@@ -352,7 +358,7 @@ class InPlace:
         last = self._plan.steps[-1]
         time = last.child.entry.mtime if last.child is not None and not last.path else None
         try:
-            self._aside = Aside.create(self._top, Journal(tuple(steps), tuple(before), time))
+            self._aside = Aside.create(self._top, Journal(tuple(steps), tuple(before), time, self._owner))
         except OSError as error:
             raise CastoreError(f"cannot begin in {self._plan.top}: {error.strerror}") from error
         for step in self._plan.steps:

@@ -12,14 +12,14 @@ from castore.services.hooks import Around
 from castore.services.programs import run
 from castore.services.revision import current
 from castore.services.rollback import check_health, read_details, refuse_interrupted, roll_back
-from castore.services.snapshot import origin, snapshot, sources_of
+from castore.services.snapshot import merged_origins, origin, snapshot, sources_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from castore.content.attributes import Ownership
-    from castore.model.generation import Generation, Origin
+    from castore.model.generation import Generation
     from castore.model.tally import Tally
     from castore.services.config import Service
     from castore.store import Store
@@ -52,16 +52,19 @@ class Work:
         revision = current(settings.revision) or ""
         with self.store.lock(service):
             refuse_interrupted(self.store, service)
+            around = Around.of(settings)
             taken = snapshot(
                 self.store,
                 service,
                 sources_of(settings),
                 revision=revision,
                 leave_out=self.leave_out,
-                around=Around.of(settings),
+                around=around,
                 progress=self.progress,
             )
             self.store.set_live_revision(service, revision)
+        for failure in around.failures:
+            self.say(f"{service}: {failure}")
         return taken
 
     def restore(self, service: str, target: Generation, *, with_safety: bool = True) -> None:
@@ -69,8 +72,8 @@ class Work:
         from castore.model.tally import Tally  # noqa: PLC0415
 
         settings = self.of(service)
-        origins: dict[str, Origin] = dict(read_details(self.store, target).origins)
-        origins.update({name: origin(source) for name, source in sources_of(settings).items()})
+        configured = {name: origin(source) for name, source in sources_of(settings).items()}
+        origins = merged_origins(read_details(self.store, target).origins, configured)
         with self.store.lock(service):
             live = self.store.live_revision(service) or ""
             done = roll_back(
@@ -83,6 +86,7 @@ class Work:
                 revision=live,
                 leave_out=self.leave_out,
                 progress=self.progress,
+                say=lambda text: self.say(f"{service}: {text}"),
                 tally=Tally(),
             )
         if done.problems:
@@ -122,7 +126,7 @@ def guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guarde
         work.say(f"kept {service}@{done.taken[service].number}")
     try:
         with work.hushed():
-            run(command)
+            run(command, grace=None)
         for service in services:
             check_health(work.of(service))
     except (CastoreError, KeyboardInterrupt) as error:
@@ -130,7 +134,10 @@ def guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guarde
         _take_back(work, services, done)
         return done
     for service in services:
-        now = current(work.of(service).revision)
+        try:
+            now = current(work.of(service).revision)
+        except CastoreError as error:
+            raise CastoreError(f"deployed, but the revision of {service!r} is not known: {error}") from error
         before = done.taken[service]
         with event(work.store, "guard", service) as note:
             note.number, note.revision = before.number, now or ""
@@ -198,7 +205,8 @@ class Followed:
         if self.revision == self.before:
             return f"{self.service}: revision {self.revision}, as before"
         if self.generation is None:
-            return f"{self.service}: revision {self.revision} is new, and noted"
+            what = "is new, and noted" if self.before else "is noted: what the state was of is not known here"
+            return f"{self.service}: revision {self.revision} {what}"
         what = "restored" if self.restored else "would be restored: castore rollback"
         where = f"{self.service}@{self.generation.number}"
         return (
@@ -222,7 +230,8 @@ def follow(work: Work, services: Sequence[str], *, dry_run: bool = False) -> lis
         if now == before:
             found.append(Followed(service, now, before))
             continue
-        generation = work.newest_of(service, now)
+        # Where it is not known what the state belongs to (a new machine), it is not replaced unasked.
+        generation = work.newest_of(service, now) if before else None
         if generation is None:
             if not dry_run:
                 with event(work.store, "follow", service) as note:

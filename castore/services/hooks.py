@@ -57,6 +57,7 @@ class Around:
         self._end()
 
     def _end(self) -> None:
+        interrupt: BaseException | None = None
         while self._left:
             after = self._left.pop()
             if after:
@@ -64,3 +65,7 @@ class Around:
                     run(after, timeout=self._timeout)
                 except CastoreError as error:
                     self.failures.append(str(error))
+                except BaseException as error:  # noqa: BLE001 - the others are run all the same
+                    interrupt = error
+        if interrupt is not None:
+            raise interrupt

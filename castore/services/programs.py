@@ -103,12 +103,13 @@ def output_of(
     given: bytes | None = None,
     account: pwd.struct_passwd | None = None,
     cwd: str | None = None,
+    limit: int = _MAX_LINE_BYTES,
 ) -> bytes:
     """Run a program and return its standard output, which must be short.
 
     With `interactive` it has castore's standard input, so that it can ask for something; `given`: what
     it has there, not much. account: whom it is run as. Raises ProgramError if it does not exit with 0 or
-    prints more than a mebibyte.
+    prints more than `limit` bytes, a mebibyte.
     """
     stdin = subprocess.PIPE if given is not None else None
     with _Program(
@@ -124,20 +125,27 @@ def output_of(
         if given is not None:
             _write_all(program.input, [given])
             program.close_input()
-        output = b""
+        output = bytearray()
         while data := os.read(program.output, 1 << 16):
             output += data
-            if len(output) > _MAX_LINE_BYTES:
-                raise ProgramError(f"{argv[0]} prints more than the line that was expected of it")
+            if len(output) > limit:
+                raise ProgramError(f"{argv[0]} prints more than the {limit} bytes that were expected of it")
         program.wait()
-    return output
+    return bytes(output)
 
 
 def run(
-    argv: Sequence[str], *, timeout: float | None = None, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    grace: float | None = _GRACE_SECONDS,
 ) -> None:
-    """Run a program for what it does; it may leave others running. Raises ProgramError."""
-    with _Program(argv, None, None, env=env, timeout=timeout, captured=False) as program:
+    """Run a program for what it does; it may leave others running. Raises ProgramError.
+
+    grace: seconds that it has to end when castore is told to; None: as long as it takes.
+    """
+    with _Program(argv, None, None, env=env, timeout=timeout, captured=False, grace=grace) as program:
         program.wait()
 
 
@@ -275,7 +283,9 @@ class _Program:
         captured: bool = True,
         account: pwd.struct_passwd | None = None,
         cwd: str | None = None,
+        grace: float | None = _GRACE_SECONDS,
     ) -> None:
+        self._grace = grace
         self._errors = _Errors() if captured and not interactive else None
         self._name = argv[0] if argv else ""
         self._timeout = timeout
@@ -344,8 +354,7 @@ class _Program:
 
     def _end_late(self) -> None:
         self._late = True
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        _kill(self._process.pid)
 
     def wait(self) -> None:
         """Wait for its end. Raises ProgramError if it has failed."""
@@ -382,10 +391,10 @@ class _Program:
                 if process.stdout is not None:
                     process.stdout.close()
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE_SECONDS)
+                    process.wait(self._grace)
         finally:
             if process.poll() is None:
-                process.kill()
+                _kill(process.pid)
                 process.wait()
             if self._timer is not None:
                 self._timer.cancel()
@@ -406,6 +415,21 @@ class _Program:
         self.stop()
         if self._errors is not None:
             self._errors.close()
+
+
+def _kill(pid: int) -> None:
+    """Kill a program, and what it has started and still is its own."""
+    found = [pid]
+    for one in found:
+        # What is stopped starts no other while its children are looked for.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(one, signal.SIGSTOP)
+        children = f"/proc/{one}/task/{one}/children"
+        with contextlib.suppress(OSError), open(children, encoding="ascii") as file:
+            found += map(int, file.read().split())
+    for one in found:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(one, signal.SIGKILL)
 
 
 def enlarge_pipe(descriptor: int) -> None:

@@ -64,6 +64,7 @@ def judge(
         rules[found[-1].number].append("newest")
     if safeties := [generation.number for generation in found if generation.safety]:
         rules[safeties[-1]].append("undo")
+    within = parse_span(keep.within) if keep is not None and keep.within is not None else None
     for host in {generation.host for generation in found}:
         own = [generation for generation in found if generation.host == host]
         counted = []
@@ -73,7 +74,11 @@ def judge(
                 rules[generation.number].append("clock")
             else:
                 latest = generation.time
-                counted.append(generation)
+                # What roll-backs keep is found by number only, and stands for no day of its own.
+                if not generation.safety or keep is None:
+                    counted.append(generation)
+                elif within is not None and generation.time >= now - within * _SECOND:
+                    rules[generation.number].append("within")
         if keep is not None:
             _count(counted[::-1], keep, now, rules, zone)
     taken = [generation for generation in reversed(found) if not generation.safety]
@@ -110,7 +115,7 @@ def _count(
                 rules[generation.number].append(name)
     revisions: dict[str, int] = {}
     for generation in newest_first:
-        if generation.safety or not generation.revision:
+        if not generation.revision:
             continue
         count = revisions.get(generation.revision, 0)
         if count < keep.per_revision:

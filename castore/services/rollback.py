@@ -8,6 +8,7 @@ before the end is undone, and behind that point finished, by this process or ano
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -19,12 +20,12 @@ import msgspec
 from castore.content import aside
 from castore.content.diff import diff_trees
 from castore.content.directories import open_top
-from castore.content.inplace import Comparison, InPlace, TreePlan, plan_tree
+from castore.content.inplace import Comparison, InPlace, Step, TreePlan, plan_tree
 from castore.content.streams import StreamReader
 from castore.errors import CastoreError, NotFoundError, ProgramError, UsageError
 from castore.model.generation import Details, Origin, decode_details
 from castore.services.config import Service
-from castore.services.engines.contract import SWITCHING, Contents, Memo
+from castore.services.engines.contract import SWITCHING, Contents, Memo, settings_of
 from castore.services.events import event
 from castore.services.hooks import Around
 from castore.services.programs import run
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
 
 _AGAIN_SECONDS: Final = 0.5
 _NO_SERVICE: Final = Service()
+_UNDONE: Final = "undone"
+_MADE: Final = {"new", "old", "code"}
+"""Of memos: names of what a roll-back makes."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,9 @@ def _plan_tree(
     if not found.path or part.content is None:
         raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
     live = os.fsdecode(found.path)
+    if not os.path.lexists(live):
+        # A roll-back makes it; this is for whoever wants to see what that does.
+        return TreePlan(live, (Step("create", (), open_top(reader, part.content)),), {})
     rules = rules_of(found, left_out(store, leave_out))
     with last_scan(store, target.service, part.name, live, rules) as scan:
         comparison = Comparison(_changed(reader, safety, part), rules=rules, scan=scan)
@@ -175,9 +182,10 @@ def present_sources(target: Generation, origins: dict[str, Origin]) -> dict[str,
     for part in target.parts:
         found = origins.get(part.name, Origin())
         if part.kind == "tree":
-            sources[part.name] = TreeSource(
-                os.fsdecode(found.path), found.exclude, found.one_file_system, found.exclude_caches
-            )
+            if os.path.lexists(found.path):
+                sources[part.name] = TreeSource(
+                    os.fsdecode(found.path), found.exclude, found.one_file_system, found.exclude_caches
+                )
             continue
         source = engine_of(found)
         if source is None:
@@ -185,7 +193,8 @@ def present_sources(target: Generation, origins: dict[str, Origin]) -> dict[str,
                 f"no program is known that dumps the present state of {part.name!r}: name it as "
                 "'dump' of the part in castore.toml, or go without a safety generation: --no-safety"
             )
-        if source.name != "file" or os.path.exists(found.path):
+        path = getattr(source.engine, "path", None) if source.name in {"file", "sqlite"} else None
+        if path is None or os.path.exists(path):
             sources[part.name] = source
     return sources
 
@@ -228,6 +237,7 @@ def roll_back(
     revision: str = "",
     leave_out: Sequence[str] = (),
     progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
+    say: Callable[[str], None] = lambda _text: None,
     tally: Tally,
 ) -> RolledBack:
     """Put the state of `target` back. The caller holds the service's lock.
@@ -240,7 +250,7 @@ def roll_back(
         refuse_interrupted(store, target.service)
         done = _roll_back(
             *(store, target, origins, ownership, settings or _NO_SERVICE),
-            *(revision, leave_out, progress, tally),
+            *(revision, leave_out, progress, say, tally),
             with_safety=with_safety,
         )
         kept = f"; what it replaced is generation {done.safety.number}" if done.safety else ""
@@ -257,6 +267,7 @@ def _roll_back(
     revision: str,
     leave_out: Sequence[str],
     progress: Callable[[str, Tally], None],
+    say: Callable[[str], None],
     tally: Tally,
     *,
     with_safety: bool,
@@ -265,28 +276,37 @@ def _roll_back(
     plan = plan_rollback(store, target, origins, ownership, leave_out=leave_out)
     for dump in plan.dumps:
         dump.source.engine.ready()
-    safety = None
-    if with_safety and (sources := present_sources(target, origins)):
-        safety = snapshot(
-            store,
-            target.service,
-            sources,
-            revision=revision,
-            safety=True,
-            leave_out=leave_out,
-            around=Around.of(service),
-            progress=progress,
-        )
-    parts = [part for part in target.parts if not _is_equal(part, safety)]
-    done = RolledBack(target, safety, parts=tuple(part.name for part in parts))
-    if parts:
-        with StreamReader(store) as reader:
-            work = _Transaction(store, reader, target, safety, service, parts, origins)
-            work.prepare(ownership, leave_out, tally)
-            work.run()
-        done.problems = work.problems
-    store.set_live_revision(target.service, target.revision)
-    return done
+        if dump.warning:
+            say(f"{dump.part.name}: {dump.warning}")
+    sources = present_sources(target, origins) if with_safety else {}
+
+    def keep(memos: dict[str, Memo]) -> Generation | None:
+        """Take the safety generation: the service has been stopped, so nothing comes behind it."""
+        around = Around.of(service) if not service.stop else Around(())
+        taken = None
+        for name, source in sources.items() if service.stop else ():
+            if isinstance(source, EngineSource) and name in memos:
+                sources[name] = EngineSource(source.name, source.engine.stopped(memos[name]))
+        if sources:
+            taken = snapshot(
+                store,
+                target.service,
+                sources,
+                revision=revision,
+                safety=True,
+                leave_out=leave_out,
+                around=around,
+                progress=progress,
+            )
+        for failure in around.failures:
+            say(failure)
+        return taken
+
+    with StreamReader(store) as reader:
+        work = _Transaction(store, reader, target, service, origins, keep)
+        work.prepare(ownership, leave_out, tally)
+        work.run()
+    return RolledBack(target, work.safety, work.problems, work.changed)
 
 
 def _is_equal(part: Part, safety: Generation | None) -> bool:
@@ -301,49 +321,55 @@ class _Transaction:
         store: Store,
         reader: StreamReader,
         target: Generation,
-        safety: Generation | None,
         service: Service,
-        parts: list[Part],
         origins: dict[str, Origin],
+        keep: Callable[[dict[str, Memo]], Generation | None],
     ) -> None:
         self.problems: list[tuple[str, bytes, str]] = []
+        self.safety: Generation | None = None
+        self.changed: tuple[str, ...] = ()
         self._store = store
         self._reader = reader
         self._target = target
-        self._safety = safety
         self._service = service
+        self._keep = keep
         self._changes: list[_Change] = []
         self._journal = _Journal(
             target.service,
             target.number,
-            safety.number if safety is not None else None,
+            None,
             [],
             service.stop,
             service.start,
             service.timeout,
             revision=target.revision,
         )
-        self._parts = parts
         self._origins = origins
 
     def prepare(self, ownership: Ownership, leave_out: Sequence[str], tally: Tally) -> None:
         """Say how each part is changed; nothing is made yet."""
-        for part in self._parts:
+        for part in self._target.parts:
             found = self._origins.get(part.name, Origin())
             if part.kind == "tree":
-                given = (self._store, self._reader, self._target, part, found, ownership)
-                plan = partial(_plan_tree, *given, self._safety, leave_out)
-                tree = _TreeChange(self._reader, found.path, plan, ownership, tally)
+                plan = partial(self._plan, part, found, ownership, leave_out)
+                service = self._target.service
+                tree = _TreeChange(self._reader, service, found.path, plan, ownership, tally)
                 self._changes.append(tree)
                 self._journal.parts.append(_PartJournal(part.name, path=found.path))
                 continue
             source = _plan_dump(part, found).source
             memo = source.engine.begin()
-            settings = origin(source).settings
+            settings = settings_of(source.engine)
             journal = _PartJournal(part.name, engine=source.name, settings=settings, memo=memo)
-            contents = _contents(self._reader, part, self._safety)
+            contents = _contents(self._reader, part, lambda: self.safety)
             self._changes.append(_EngineChange(source, journal.memo, contents))
             self._journal.parts.append(journal)
+
+    def _plan(
+        self, part: Part, found: Origin, ownership: Ownership, leave_out: Sequence[str]
+    ) -> TreePlan:
+        given = (self._store, self._reader, self._target, part, found, ownership)
+        return _plan_tree(*given, self.safety, leave_out)
 
     def run(self) -> None:
         """Do it all, or take it back and raise."""
@@ -353,17 +379,32 @@ class _Transaction:
             for change in self._changes:
                 change.stage()
             self._stop()
+            self.safety = self._keep({part.name: part.memo for part in journal.parts if part.engine})
+            journal.safety = self.safety.number if self.safety is not None else None
+            self._save()
+            changed = []
             for part, change in zip(journal.parts, self._changes, strict=True):
+                stored = self._target.part(part.name)
+                if stored is not None and _is_equal(stored, self.safety):
+                    continue
                 part.memo[SWITCHING] = "yes"
+                changed.append(part.name)
                 self._save()
                 change.switch()
+            self.changed = tuple(changed)
             self._start()
             journal.phase = "done"
             self._save()
         except BaseException as error:
-            journal.phase = "started" if journal.phase == "done" else journal.phase
+            if journal.phase == "done":
+                # What is said on disk decides what `recover` does, so that comes first.
+                journal.phase = "started"
+                self._save()
             self._take_back(error)
             raise
+        self._store.set_live_revision(self._target.service, self._target.revision)
+        if self.changed:
+            self._store.set_undo(self._target.service, journal.safety)
         for part, change in zip(journal.parts, self._changes, strict=True):
             self.problems += [(part.name, path, reason) for path, reason in change.problems]
         self.problems += _finish(self._store, journal, self._changes)
@@ -387,7 +428,7 @@ class _Transaction:
     def _take_back(self, cause: BaseException) -> None:
         failed = _undo(self._store, self._journal, self._changes)
         if failed:
-            number = f"; generation {self._safety.number} holds it" if self._safety else ""
+            number = f"; generation {self.safety.number} holds it" if self.safety else ""
             message = (
                 f"{cause}; and the present state is not whole: {'; '.join(failed)}{number}; when the "
                 f"cause is mended: castore recover {self._target.service}"
@@ -438,6 +479,7 @@ class _TreeChange(_Change):
     def __init__(
         self,
         reader: StreamReader,
+        service: str,
         path: bytes,
         plan: Callable[[], TreePlan],
         ownership: Ownership,
@@ -445,14 +487,19 @@ class _TreeChange(_Change):
     ) -> None:
         self.problems = []
         self._reader = reader
+        self._service = service
         self._path = os.fsdecode(path)
         self._plan = plan
         self._ownership = ownership
         self._tally = tally
         self._work: InPlace | None = None
+        self._made = False
 
     def switch(self) -> None:
-        self._work = InPlace(self._reader, self._plan(), self._ownership, self._tally)
+        if not os.path.lexists(self._path):
+            os.mkdir(self._path, 0o700)
+            self._made = True
+        self._work = InPlace(self._reader, self._plan(), self._ownership, self._tally, self._service)
         self._work.apply()
         self.problems = self._work.problems
 
@@ -460,6 +507,9 @@ class _TreeChange(_Change):
         if self._work is not None:
             work, self._work = self._work, None
             work.undo()
+        if self._made:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._path)
 
     def finish(self) -> None:
         if self._work is not None:
@@ -475,19 +525,27 @@ class _LeftTree(_Change):
         self._path = os.fsdecode(path)
 
     def undo(self) -> None:
-        aside.recover(self._path)
+        if os.path.isdir(self._path):
+            aside.recover(self._path, owned=True)
 
     def finish(self) -> None:
-        aside.recover(self._path, keep=True)
+        aside.recover(self._path, keep=True, owned=True)
 
 
-def _contents(reader: StreamReader, part: Part | None, safety: Generation | None) -> Contents:
-    before = safety.part(part.name) if safety is not None and part is not None else None
+def _contents(
+    reader: StreamReader, part: Part | None, safety: Callable[[], Generation | None]
+) -> Contents:
+    def target() -> Iterable[bytes]:
+        return reader.read(part.content) if part is not None else ()
 
-    def read(one: Part | None) -> Iterable[bytes]:
-        return reader.read(one.content) if one is not None else ()
+    def before() -> Iterable[bytes]:
+        taken = safety()
+        found = taken.part(part.name) if taken is not None and part is not None else None
+        if found is None:
+            raise CastoreError("there is no dump of what was there before")
+        return reader.read(found.content)
 
-    return Contents(partial(read, part), partial(read, before) if before is not None else None)
+    return Contents(target, before)
 
 
 def check_health(service: Service) -> None:
@@ -515,8 +573,13 @@ def _undo(store: Store, journal: _Journal, changes: list[_Change]) -> list[str]:
         except CastoreError as error:
             failed.append(str(error))
     for part, change in reversed(list(zip(journal.parts, changes, strict=True))):
+        if _UNDONE in part.memo:
+            continue
         try:
             change.undo()
+            # Once is enough: what is there from now on is the service's.
+            part.memo[_UNDONE] = "yes"
+            _write_journal(store, journal)
         except (CastoreError, OSError) as error:
             failed.append(f"{part.name!r} could not be put back: {error}")
     if journal.phase != "begun" and journal.start:
@@ -534,7 +597,10 @@ def _finish(store: Store, journal: _Journal, changes: list[_Change]) -> list[tup
     problems = []
     for part, change in zip(journal.parts, changes, strict=True):
         try:
-            change.finish()
+            if SWITCHING in part.memo:
+                change.finish()
+            else:
+                change.undo()  # it was equal: what was staged goes
         except (CastoreError, OSError) as error:
             problems.append((part.name, b".", f"what was replaced cannot be removed: {error}"))
     if not problems:
@@ -565,6 +631,22 @@ def refuse_interrupted(store: Store, service: str) -> None:
         )
 
 
+def forget(store: Store, service: str) -> str:
+    """Forget a roll-back that was interrupted, touching nothing; say what it has left behind."""
+    journal = _read_journal(store, service)
+    if journal is None:
+        raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
+    left = [
+        f"{part.name}: {', '.join(sorted(value for key, value in part.memo.items() if key in _MADE))}"
+        for part in journal.parts
+        if _MADE & part.memo.keys()
+    ]
+    trees = [part for part in journal.parts if part.path]
+    left += [f"{part.name}: .castore-aside-... in {os.fsdecode(part.path)}" for part in trees]
+    store.forget_rollback(service)
+    return f"the roll-back of {service} is forgotten; it may have left behind: {'; '.join(left) or 'nothing'}"
+
+
 def recover(store: Store, service: str) -> str:
     """Finish or undo a roll-back that was interrupted; say which. The caller holds the service's lock.
 
@@ -591,12 +673,13 @@ def _recover(store: Store, service: str, journal: _Journal) -> str:
             source = engine_of(Origin(engine=part.engine, settings=part.settings))
             assert source is not None
             found = target.part(part.name) if target is not None else None
-            changes.append(_EngineChange(source, part.memo, _contents(reader, found, safety)))
+            contents = _contents(reader, found, lambda: safety)
+            changes.append(_EngineChange(source, part.memo, contents))
         if journal.phase == "done":
+            store.set_live_revision(service, journal.revision)
             problems = _finish(store, journal, changes)
             if problems:
                 raise CastoreError("; ".join(f"{name}: {reason}" for name, _, reason in problems))
-            store.set_live_revision(service, journal.revision)
             return f"{service} is at generation {journal.target}: what it replaced is removed"
         failed = _undo(store, journal, changes)
     if failed:

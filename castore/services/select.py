@@ -234,9 +234,10 @@ def parse_date(text: str) -> int | None:
     return int(end.timestamp() * 1_000_000_000) - 1
 
 
-def newest_safety(store: Store, service: str) -> Generation:
+def undo_of(store: Store, service: str) -> Generation:
     """Return the generation that the last roll-back of a service kept. Raises NotFoundError."""
-    for generation in store.generations(service):
-        if generation.safety:
-            return generation
-    raise NotFoundError(f"no roll-back of {service!r} has kept a generation: there is none to go back to")
+    number = store.undo_number(service)
+    generation = store.generation(service, number) if number is not None else None
+    if generation is None:
+        raise NotFoundError(f"the last roll-back of {service!r} on this machine kept no generation")
+    return generation

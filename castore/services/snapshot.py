@@ -335,11 +335,24 @@ def _dated(origin: Origin, source: Source) -> Origin:
     return msgspec.structs.replace(origin, made_by=version)
 
 
+def merged_origins(
+    recorded: dict[str, Origin], configured: dict[str, Origin]
+) -> dict[str, Origin]:
+    """Return where parts belong: as recorded, but castore.toml knows better; what made them is recorded."""
+    found = dict(recorded)
+    for name, one in configured.items():
+        made_by = recorded[name].made_by if name in recorded else ""
+        found[name] = msgspec.structs.replace(one, made_by=made_by)
+    return found
+
+
 def taker_of(origin: Origin) -> EngineSource | None:
     """Return the engine that puts a part back; None if there is none. Raises UsageError."""
     if origin.restore:
         # Whatever took it, this program takes it in.
-        return ProgramSource(origin.dump, origin.restore)
+        timeout = origin.settings.get("timeout")
+        command = Command(program=origin.dump, restore=origin.restore, timeout=timeout)
+        return EngineSource("command", command)
     return engine_of(origin)
 
 

@@ -26,6 +26,7 @@ from castore.kernel import Cutter, Sketcher
 from castore.model.generation import decode_generation
 from castore.model.refs import decode_node
 from castore.sealing import WriterKey
+from castore.storage.local import sync_directory
 from castore.store.config import (
     DEFAULT_AVERAGE,
     MAX_AVERAGE,
@@ -420,8 +421,19 @@ class Store:
 
     def forget_rollback(self, service: str) -> None:
         """A roll-back has ended."""
+        path = self._state_file("rollbacks", service)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._state_file("rollbacks", service))
+            os.unlink(path)
+            sync_directory(os.path.dirname(path))
+
+    def undo_number(self, service: str) -> int | None:
+        """Return the generation that the last roll-back of a service kept; None if it kept none."""
+        text = read_private(self._state_file("undo", service)) or ""
+        return int(text) if text.strip().isdecimal() else None
+
+    def set_undo(self, service: str, number: int | None) -> None:
+        """Remember the generation that a roll-back kept."""
+        write_private(self._state_file("undo", service), f"{number or ''}\n".encode())
 
     def _state_file(self, folder: str, service: str) -> str:
         state = self.places.state_of(self.store_id)

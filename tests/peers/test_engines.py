@@ -251,9 +251,12 @@ def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
 
 def test_what_is_equal_is_left_alone(lab: Lab, live: Live, monkeypatch):
     lab.snapshot("s", {"db": live.source})
-    monkeypatch.setattr(type(live.engine), "begin", lambda _: pytest.fail("it is equal"))
-    done = roll_back(lab, live, 1, Service(stop=("false",), start=("false",)))
+    before = live.fingerprint()
+    monkeypatch.setattr(type(live.engine), "switch", lambda *_: pytest.fail("it is equal"))
+    done = roll_back(lab, live, 1)
     assert done.parts == ()
+    assert live.fingerprint() == before
+    assert live.left() == []
 
 
 def test_a_service_that_is_not_healthy_after_it_is_put_back(lab: Lab, live: Live, tmp_path: Path):

@@ -190,7 +190,7 @@ def test_a_guarded_roll_back_of_the_system_restores_its_state(app: App):
 
 
 def test_state_follows_the_revision(app: App):
-    assert "is new, and noted" in app.run("follow", "app").stdout
+    assert "is noted: what the state was of is not known" in app.run("follow", "app").stdout
     app.run("snapshot", "app")
     subprocess.run(["sh", "-c", app.deploy.format(app.top)], check=True)
     assert "is new, and noted" in app.run("follow", "app").stdout

@@ -149,7 +149,7 @@ def test_what_a_fed_program_prints_does_not_mix_with_castores_output(capfd):
 
 def test_short_output_is_returned_whole_and_long_output_refused():
     assert output_of(sh("echo one; sleep 0.1; echo two")) == b"one\ntwo\n"
-    with pytest.raises(ProgramError, match="more than the line"):
+    with pytest.raises(ProgramError, match="more than the 1048576 bytes"):
         output_of(["yes"])
 
 

@@ -75,6 +75,11 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         Raises ProgramError where the dump failed or is not whole.
         """
 
+    def stopped(self, memo: Memo) -> Engine:
+        """Return what dumps this part where its service has been stopped; memo: of `begin`."""
+        del memo
+        return self
+
     def refusal(self) -> str:
         """Return why this part cannot be put back; empty if it can."""
         return ""
@@ -159,6 +164,17 @@ def settings_of(engine: Engine) -> dict[str, Any]:
     """Return an engine's fields as plain values, as castore.toml has them."""
     found: dict[str, Any] = msgspec.to_builtins(engine)
     return found
+
+
+def refuse_filters(options: tuple[str, ...], filters: tuple[str, ...]) -> None:
+    """Raise CastoreError where options of a dump program leave out what a roll-back would not bring back."""
+    for option in options:
+        for one in filters:
+            if option == one or (option.startswith(one) and (one.startswith("--") or len(option) > len(one))):
+                raise CastoreError(
+                    f"the option {option} leaves something out of the dump, and a roll-back exchanges the "
+                    "whole database: nothing was touched; the engine command leaves that to a program"
+                )
 
 
 def new_name(mark: str) -> str:

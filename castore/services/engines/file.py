@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING, ClassVar
 
 from castore.errors import CastoreError, UsageError
-from castore.services.engines.contract import Contents, Engine, Memo
+from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.programs import enlarge_pipe
 
 if TYPE_CHECKING:
@@ -99,10 +99,11 @@ class File(Engine, frozen=True):
             if os.path.lexists(old):
                 self._remove(live, self.beside)
                 _rename(old, live)
-            elif not memo["existed"] and not os.path.lexists(new):
+            elif not memo["existed"] and SWITCHING in memo and not os.path.lexists(new):
                 self._remove(live, ("", *self.beside))
             for ending in self.beside:
-                _rename(old + ending, live + ending)
+                if not os.path.lexists(live + ending):
+                    _rename(old + ending, live + ending)
             self._remove(new, ("", *self.beside))
             _sync_folder(live)
         except OSError as error:

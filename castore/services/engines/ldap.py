@@ -10,7 +10,7 @@ import stat
 from typing import TYPE_CHECKING, ClassVar
 
 from castore.errors import CastoreError, ProgramError
-from castore.services.engines.contract import Contents, Engine, Memo
+from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.programs import feed, output_of, run_dump
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class LDAP(Engine, frozen=True):
                 if os.path.isdir(live):
                     os.rename(live, new)
                 os.rename(old, live)
-            elif not memo["existed"] and not os.path.isdir(new) and os.path.isdir(live):
+            elif not memo["existed"] and SWITCHING in memo and not os.path.isdir(new) and os.path.isdir(live):
                 os.rename(live, new)
             for made in (new, f"{new}.conf"):
                 if os.path.isdir(made):

@@ -22,6 +22,7 @@ from castore.services.engines.contract import (
     Memo,
     Secret,
     new_name,
+    refuse_filters,
     trailing,
 )
 from castore.services.programs import feed, output_of, run_dump, running, unprivileged
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
     from castore.services.engines.contract import Readinto
 
 _WHOLE: Final = b"-- Dump completed"
+_MOST: Final = 1 << 30
+_PIECE: Final = 1 << 18
+_LOCK_SECONDS: Final = 30
+_FILTERS: Final = (
+    *("-d", "-t", "-w", "--ignore", "--where", "--no-data", "--no-create-info", "--tables"),
+    *("--skip-routines", "--skip-triggers", "--skip-events"),
+)
+"""Options of the dump program that leave something out."""
 _TABLES: Final = ("BASE TABLE", "SYSTEM VERSIONED", "SEQUENCE")
 _KINDS: Final = {
     "view": "SELECT TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {0}",
@@ -99,7 +108,7 @@ class MariaDB(Engine, frozen=True):
         with self._argv(1) as argv:
             options = ["--batch", "--raw", "--skip-column-names", "--silent"]
             options += [f"--database={database}"] if database else []
-            out = output_of([*argv, *options], timeout=self.timeout, given=sql.encode())
+            out = output_of([*argv, *options], timeout=self.timeout, given=sql.encode(), limit=_MOST)
         return [line.split("\t") for line in out.decode().split("\n") if line]
 
     def _feed(self, database: str, chunks: Iterable[bytes | memoryview]) -> None:
@@ -131,14 +140,39 @@ class MariaDB(Engine, frozen=True):
         with self._argv(0) as argv:
             options = [
                 *("--single-transaction", "--skip-dump-date", "--hex-blob", "--no-tablespaces"),
-                *("--routines", "--triggers", "--events", *self.options, "--", self.database),
+                *("--routines", "--triggers", "--events", *self._history(argv[0]), *self.options),
+                *("--", self.database),
             ]
             with run_dump([*argv, *options], timeout=self.timeout) as readinto:
                 yield trailing(readinto, _WHOLE, argv[0])
 
     def ready(self) -> None:
-        """See whether the server answers."""
-        self.version()
+        """See whether the server answers, and a roll-back would bring all back."""
+        refuse_filters(self.options, _FILTERS)
+        live = _text(self.database)
+        keys = self._query(
+            "SELECT CONSTRAINT_SCHEMA, CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS "
+            f"WHERE UNIQUE_CONSTRAINT_SCHEMA = {live} AND CONSTRAINT_SCHEMA <> {live}"
+        )
+        if keys:
+            raise CastoreError(
+                f"the foreign key {keys[0][1]} of the database {keys[0][0]} leads into {self.database}, "
+                "whose tables can therefore not be exchanged: nothing was touched"
+            )
+        versioned = self._query(
+            "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE = 'SYSTEM VERSIONED' "
+            f"AND TABLE_SCHEMA = {live}"
+        )
+        if versioned and not self._history(self._program(0)):
+            raise CastoreError(
+                f"{self._program(0)} cannot dump the history of the table {versioned[0][0]}: a roll-back "
+                "would lose it; nothing was touched"
+            )
+
+    @staticmethod
+    def _history(program: str) -> list[str]:
+        """Return the option by which the history of system-versioned tables is dumped, too."""
+        return ["--dump-history"] if b"--dump-history" in output_of([program, "--help"]) else []
 
     def begin(self) -> Memo:
         """Return the names of the databases that are made."""
@@ -155,7 +189,8 @@ class MariaDB(Engine, frozen=True):
             CREATE DATABASE {_name(new)}{charset};
             CREATE DATABASE {_name(old)}{charset};
             CREATE DATABASE {_name(code)};
-            CREATE TABLE {_name(code)}.kept (which VARCHAR(10) PRIMARY KEY, text LONGBLOB NOT NULL);
+            CREATE TABLE {_name(code)}.kept (which VARCHAR(10), number INT, text LONGBLOB NOT NULL,
+                PRIMARY KEY (which, number)) ENGINE=InnoDB;
             CREATE TABLE {_name(code)}.staged (number INT);
         """)
         self._feed(new, contents.target())
@@ -181,6 +216,7 @@ class MariaDB(Engine, frozen=True):
         del contents
         live, new, old = memo["live"], memo["new"], memo["old"]
         if SWITCHING in memo and self._tables(memo["code"]):
+            self._query(self._lock(memo["code"]))
             if self._is_moved(memo):
                 self._drop_code(live)
                 self._move([(live, new), (old, live)], f"{_name(memo['code'])}.moved", "staged")
@@ -189,10 +225,13 @@ class MariaDB(Engine, frozen=True):
                 self._make_code(memo, "live")
             if not memo["existed"] and self._has(live) and not self._tables(live):
                 self._query(f"DROP DATABASE {_name(live)}")
+        if self._tables(old):
+            raise CastoreError(f"the live tables of {live} are in {old}, and were not moved back")
         self.finish(memo)
 
     def finish(self, memo: Memo) -> None:
         """Remove what was replaced."""
+        self._query(self._lock(memo["code"]))
         for mark in ("new", "old", "code"):
             if not re.fullmatch("castore_(new|old|code)_[0-9a-f]{12}", memo[mark]):
                 raise AssertionError(memo[mark])  # nothing else is ever dropped
@@ -268,7 +307,21 @@ class MariaDB(Engine, frozen=True):
         for source, target in pairs:
             tables = map(_name, self._tables(source))
             moves += [f"{_name(source)}.{table} TO {_name(target)}.{table}" for table in tables]
-        self._query(f"SET SESSION foreign_key_checks = 0; RENAME TABLE {', '.join(moves)}")
+        # The lock tells another castore that this one's client may still be at it, though this one is gone.
+        self._query(f"""
+            {self._lock(code)}
+            SET SESSION foreign_key_checks = 0, lock_wait_timeout = {_LOCK_SECONDS};
+            RENAME TABLE {', '.join(moves)};
+        """)
+
+    @staticmethod
+    def _lock(code: str) -> str:
+        """Return SQL that waits until nobody else moves these tables, and fails if that takes long."""
+        name = _text(code.strip("`"))
+        return f"""
+            SELECT CASE WHEN GET_LOCK({name}, {2 * _LOCK_SECONDS}) = 1 THEN 0
+                ELSE (SELECT 1 UNION SELECT 2) END INTO @castore;
+        """
 
     def _keep_code(self, memo: Memo, which: str) -> None:
         """Write down what hangs on a database: in another, where it is found whatever happens."""
@@ -278,22 +331,53 @@ class MariaDB(Engine, frozen=True):
         with self._argv(0) as argv:
             options = ["--skip-dump-date", "--skip-lock-tables", "--no-data"]
             hanging = ["--no-create-info", "--routines", "--triggers", "--events", "--", database]
-            text = output_of([*argv, *options, *hanging], timeout=self.timeout)
+            text = output_of([*argv, *options, *hanging], timeout=self.timeout, limit=_MOST)
             if views := [row[0] for row in self._query(_KINDS["view"].format(_text(database)))]:
                 named = ["--skip-triggers", "--", database, *views]
-                text += output_of([*argv, *options, *named], timeout=self.timeout)
+                text += output_of([*argv, *options, *named], timeout=self.timeout, limit=_MOST)
+        if which == "live":
+            self._write_down(memo, "grants", "\n".join(self._grants(database)).encode())
+        self._write_down(memo, which, text)
+
+    def _write_down(self, memo: Memo, which: str, text: bytes) -> None:
+        """Keep a text, in pieces that any server takes, and see that it is there."""
         table = f"{_name(memo['code'])}.kept"
-        self._query(f"INSERT INTO {table} VALUES ({_text(which)}, 0x{text.hex()})")
+        script = [f"DELETE FROM {table} WHERE which = {_text(which)};"]
+        for at, start in enumerate(range(0, len(text), _PIECE)):
+            piece = text[start : start + _PIECE].hex()
+            script.append(f"INSERT INTO {table} VALUES ({_text(which)}, {at}, 0x{piece});")
+        script.append(f"INSERT INTO {table} VALUES ({_text(which)}, -1, '');")
+        self._query("\n".join(["BEGIN;", *script, "COMMIT;"]))
+        if self._kept(memo, which) != text:
+            raise CastoreError(f"what hangs on {memo.get(which, which)} could not be kept")
+
+    def _grants(self, database: str) -> list[str]:
+        """Return the rights to single routines, which go with them when they are dropped."""
+        found = []
+        columns = "Routine_type, Routine_name, User, Host, Proc_priv"
+        rows = self._query(f"SELECT {columns} FROM mysql.procs_priv WHERE Db = {_text(database)}")
+        for kind, name, user, host, rights in rows:
+            given = [one for one in rights.upper().split(",") if one != "GRANT"]
+            option = " WITH GRANT OPTION" if "GRANT" in rights.upper().split(",") else ""
+            whom = f"{_name(user)}@{_name(host)}"
+            on = f"{kind} {_name(database)}.{_name(name)}"
+            found.append(f"GRANT {', '.join(given) or 'USAGE'} ON {on} TO {whom}{option};")
+        return found
 
     def _kept(self, memo: Memo, which: str) -> bytes | None:
         table = f"{_name(memo['code'])}.kept"
-        found = self._query(f"SELECT HEX(text) FROM {table} WHERE which = {_text(which)}")
-        return bytes.fromhex(found[0][0]) if found else None
+        where = f"WHERE which = {_text(which)} ORDER BY number"
+        found = self._query(f"SELECT number, HEX(text) FROM {table} {where}")
+        if not found:
+            return None
+        return b"".join(bytes.fromhex(row[1]) for row in found[1:])
 
     def _drop_code(self, database: str) -> None:
         script = []
         for kind, query in _KINDS.items():
             found = [_name(row[0]) for row in self._query(query.format(_text(database)))]
+            if found and kind == "package":
+                script.append("SET SESSION sql_mode = ORACLE;")
             script += [f"DROP {kind.upper()} IF EXISTS {_name(database)}.{one};" for one in found]
         if script:
             self._query("\n".join(script))
@@ -303,6 +387,11 @@ class MariaDB(Engine, frozen=True):
         if text is None:
             raise CastoreError(f"the views, triggers, routines and events of {memo['live']} are not there")
         self._feed(memo["live"], [text])
+        for grant in (self._kept(memo, "grants") or b"").decode().split("\n"):
+            # A routine that is there in one of both states only takes its rights with it.
+            with contextlib.suppress(ProgramError):
+                if grant:
+                    self._query(grant)
 
 
 class MySQL(MariaDB, frozen=True):

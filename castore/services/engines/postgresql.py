@@ -20,6 +20,7 @@ from castore.services.engines.contract import (
     Memo,
     Secret,
     new_name,
+    refuse_filters,
     trailing,
 )
 from castore.services.programs import feed, output_of, run_dump, running, unprivileged
@@ -29,14 +30,20 @@ if TYPE_CHECKING:
 
     from castore.services.engines.contract import Readinto
 
+_FILTERS: Final = (
+    *("-t", "-T", "-n", "-N", "-a", "-s", "-e", "-B", "--table", "--exclude", "--schema", "--data-only"),
+    *("--section", "--no-data", "--no-schema", "--filter", "--no-large-objects", "--no-blobs", "--extension"),
+)
+"""Options of pg_dump that leave something out."""
 _WHOLE: Final = b"-- PostgreSQL database dump complete"
 _SAME_KEY: Final = "castore"
 """pg_dump guards what it writes with a random word since 2025; a word that stays dedups."""
 
 _COPY_OF_DATABASE: Final = """
 SELECT format('CREATE DATABASE %I WITH TEMPLATE template0 OWNER %I ENCODING %L LC_COLLATE %L LC_CTYPE %L '
-              'TABLESPACE %I CONNECTION LIMIT %s', :'new', r.rolname, pg_encoding_to_char(d.encoding),
-              d.datcollate, d.datctype, t.spcname, d.datconnlimit) || {locale}
+              'CONNECTION LIMIT %s', :'new', r.rolname, pg_encoding_to_char(d.encoding),
+              d.datcollate, d.datctype, d.datconnlimit) || {locale} ||
+       CASE WHEN t.spcname = 'pg_default' THEN '' ELSE format(' TABLESPACE %I', t.spcname) END
 FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba JOIN pg_tablespace t ON t.oid = d.dattablespace
 WHERE d.datname = :'live'
 """
@@ -50,6 +57,9 @@ JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datname = :'live'
 UNION ALL
 SELECT format('COMMENT ON DATABASE %I IS %L', :'new', shobj_description(oid, 'pg_database'))
 FROM pg_database WHERE datname = :'live' AND shobj_description(oid, 'pg_database') IS NOT NULL
+UNION ALL
+SELECT format('ALTER DATABASE %I IS_TEMPLATE true', :'new') FROM pg_database
+WHERE datname = :'live' AND datistemplate
 UNION ALL
 SELECT format('REVOKE ALL ON DATABASE %I FROM PUBLIC', :'new') FROM pg_database
 WHERE datname = :'live' AND datacl IS NOT NULL
@@ -144,7 +154,9 @@ class PostgreSQL(Engine, frozen=True):
         return found
 
     def _env(self) -> dict[str, str]:
-        env = {"PGAPPNAME": "castore", "PGCLIENTENCODING": "UTF8"}
+        # What is set for a database or a role would otherwise hold up what is done to it here.
+        options = "-c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off"
+        env = {"PGAPPNAME": "castore", "PGCLIENTENCODING": "UTF8", "PGOPTIONS": options}
         if self.password is not None:
             env["PGPASSWORD"] = self.password.get()
         return env
@@ -162,11 +174,12 @@ class PostgreSQL(Engine, frozen=True):
         ]
 
     def _query(self, sql: str, names: Memo | None = None, database: str | None = None) -> list[str]:
-        """Run SQL; return the lines that it gives. names: what :'name' in it stands for."""
+        """Run SQL; return the records that it gives. names: what :'name' in it stands for."""
         argv = [*self._psql(database or self._elsewhere), "--tuples-only", "--no-align"]
+        argv.append("--record-separator-zero")
         argv += [f"--set={name}={value}" for name, value in (names or {}).items()]
         out = output_of(argv, env=self._env(), timeout=self.timeout, given=sql.encode())
-        return [line for line in out.decode().split("\n") if line]
+        return [record.strip("\n") for record in out.decode().split("\0") if record.strip("\n")]
 
     def check(self) -> None:
         """Connect to the database."""
@@ -201,7 +214,8 @@ class PostgreSQL(Engine, frozen=True):
         return (f"--restrict-key={_SAME_KEY}",) if b"--restrict-key" in usage else ()
 
     def ready(self) -> None:
-        """See whether the server answers."""
+        """See whether the server answers, and a roll-back would bring all back."""
+        refuse_filters(self.options, _FILTERS)
         self.version()
 
     def begin(self) -> Memo:
@@ -216,12 +230,12 @@ class PostgreSQL(Engine, frozen=True):
         if not make:
             make = self._query("SELECT format('CREATE DATABASE %I TEMPLATE template0', :'new');", names)
         self._query(make[0] + ";")
-        for line in self._query(_SETTINGS_OF_DATABASE + ";", names):
-            self._query(line + ";")
         # Not as one transaction: where there are large objects, pg_dump brings some of its own.
         argv = [*self._psql(memo["new"]), "--output=/dev/null"]
         feed(argv, contents.target(), env=self._env(), timeout=self.timeout)
         self._query("ANALYZE;", database=memo["new"])
+        for line in self._query(_SETTINGS_OF_DATABASE + ";", names):
+            self._query(line + ";")
 
     def _locale(self) -> str:
         """Return what else CREATE DATABASE has to be told of a locale, as an SQL expression."""
@@ -347,6 +361,7 @@ class PostgreSQL(Engine, frozen=True):
         if not re.fullmatch("castore_(new|old)_[0-9a-f]{12}", name):
             raise AssertionError(name)  # nothing else is ever dropped
         if self._query("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
+            self._query(f"ALTER DATABASE {name} IS_TEMPLATE false;")
             self._close(name)
             self._query(f"DROP DATABASE {name};")
 

@@ -85,6 +85,11 @@ class Redis(Engine, frozen=True):
 
             yield read
 
+    def stopped(self, memo: Memo) -> Engine:
+        """Return what reads the file that the server has written when it was stopped."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return _StoppedRedis(**{**fields, "path": memo["path"]})
+
     def _file(self, memo: Memo) -> File:
         return File(path=memo["path"])
 
@@ -150,3 +155,17 @@ class Redis(Engine, frozen=True):
                 yield f"{count} keys in a server of its own", {"SOCKET": socket}
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+
+class _StoppedRedis(Redis, frozen=True):
+    """A server that does not run: its file is what it holds."""
+
+    def version(self) -> str:
+        """It cannot be asked."""
+        return "redis"
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads the file."""
+        with File(path=self.path or "").dump() as readinto:
+            yield readinto

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from castore.services.engines.contract import Contents, Memo, Readinto
 
 _WAIT_SECONDS: Final = 60.0
+_SWITCH_SECONDS: Final = 5.0
 
 
 class SQLite(File, frozen=True):
@@ -56,7 +57,10 @@ class SQLite(File, frozen=True):
         with tempfile.TemporaryDirectory(prefix=".castore-dump-", dir=where) as scratch:
             copy = os.path.join(scratch, "copy")
             with self._opened() as live, contextlib.closing(sqlite3.connect(copy)) as target:
-                # All pages in one step: else a writer makes it begin again, and again.
+                # A read that has begun is not held up by writers, and waits no longer than it may to begin;
+                # all pages in one step, else a writer makes it begin again, and again.
+                live.execute("BEGIN")
+                live.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 live.backup(target)
                 # The copy is in the live one's mode; in this one it is a single file.
                 target.execute("PRAGMA journal_mode = DELETE")
@@ -67,6 +71,51 @@ class SQLite(File, frozen=True):
         """Write the database beside the live one, and let SQLite look at it."""
         super().stage(memo, contents)
         self._look(memo["new"], "quick_check")
+        self._set_mode(memo["new"], memo["mode"])
+
+    def begin(self) -> Memo:
+        """Return the names of the files that are made, and the mode that the database is in."""
+        mode = ""
+        with contextlib.suppress(ProgramError), self._opened() as database:
+            (mode,) = database.execute("PRAGMA journal_mode").fetchone()
+        return {**super().begin(), "mode": mode}
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Exchange the files, if nobody has the live one open; its log is written back first."""
+        if os.path.lexists(memo["new"]):
+            self._close(memo["path"])
+        super().switch(memo, contents)
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Exchange them back."""
+        super().undo(memo, contents)
+        if os.path.isfile(memo["path"]):
+            with contextlib.suppress(sqlite3.Error):
+                self._set_mode(memo["path"], memo["mode"])
+
+    def _close(self, path: str) -> None:
+        """Leave all that a database holds in its one file. Raises CastoreError if somebody has it open."""
+        if not os.path.isfile(path):
+            return
+        try:
+            uri = f"file:{quote(path)}?mode=rw"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_SWITCH_SECONDS)) as database:
+                # Only who is alone can leave the mode of a log.
+                (mode,) = database.execute("PRAGMA journal_mode = DELETE").fetchone()
+                database.execute("BEGIN EXCLUSIVE")
+                database.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            raise CastoreError(f"somebody has {path} open, stop what uses it: {error}") from error
+        except sqlite3.DatabaseError:
+            return  # it is no database any more
+        if mode != "delete":
+            raise CastoreError(f"somebody has {path} open: stop what uses it")
+
+    @staticmethod
+    def _set_mode(path: str, mode: str) -> None:
+        if mode == "wal":
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA journal_mode = WAL")
 
     def _look(self, path: str, check: str) -> int:
         """Let SQLite check a database that nobody uses; return the number of its rows."""
