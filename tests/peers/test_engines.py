@@ -583,3 +583,115 @@ def test_generations_are_drilled_in_servers_of_their_own(lab: Lab, live: Live):
     told = done.parts["db"]
     assert told.startswith({"postgresql": "2300 rows", "mariadb": "1005 rows", "sqlite": "4000 rows"}[live.name]), told
     assert live.fingerprint() == before
+
+
+def test_rights_to_routines_and_large_code_come_back(lab: Lab, mariadb: MariaDBServer, mariadb_database: Live):
+    name = mariadb_database.engine.database
+    mariadb.sql("CREATE OR REPLACE USER caller; CREATE OR REPLACE USER other")
+    body = "; ".join(f"SET @x{n} = '{'y' * 1000}'" for n in range(60))
+    large = "".join(f"CREATE PROCEDURE large{n}() BEGIN {body}; END//\n" for n in range(12))
+    mariadb.sql(f"DELIMITER //\n{large}", name)
+    mariadb.sql(f"GRANT EXECUTE ON PROCEDURE {name}.tidy TO caller; GRANT EXECUTE ON FUNCTION {name}.twice TO other", name)
+    first, rights = mariadb_database.fingerprint(), [mariadb.sql(f"SHOW GRANTS FOR {who}") for who in ("caller", "other")]
+    lab.snapshot("s", {"db": mariadb_database.source})
+    mariadb.sql("CREATE TABLE more (x INT)", name)
+    second = mariadb_database.fingerprint()
+    with pytest.raises(ProgramError, match="health"):
+        roll_back(lab, mariadb_database, 1, Service(health=("false",), health_timeout=0))
+    assert mariadb_database.fingerprint() == second
+    assert [mariadb.sql(f"SHOW GRANTS FOR {who}") for who in ("caller", "other")] == rights
+    roll_back(lab, mariadb_database, 1)
+    assert mariadb_database.fingerprint() == first
+    assert [mariadb.sql(f"SHOW GRANTS FOR {who}") for who in ("caller", "other")] == rights
+
+
+def test_history_and_packages_come_back(lab: Lab, mariadb: MariaDBServer, mariadb_database: Live):
+    name = mariadb_database.engine.database
+    mariadb.sql("CREATE TABLE aged (x INT) WITH SYSTEM VERSIONING; INSERT INTO aged VALUES (1); UPDATE aged SET x = 2; UPDATE aged SET x = 3", name)
+    mariadb.sql(
+        "SET sql_mode = ORACLE;\nDELIMITER //\nCREATE PACKAGE pack AS FUNCTION f RETURN INT; END//\n"
+        "CREATE PACKAGE BODY pack AS FUNCTION f RETURN INT AS BEGIN RETURN 5; END; END//\n",
+        name,
+    )
+    history = mariadb.sql("SELECT x FROM aged FOR SYSTEM_TIME ALL ORDER BY 1", name)
+    lab.snapshot("s", {"db": mariadb_database.source})
+    mariadb.sql("DELETE FROM aged", name)
+    roll_back(lab, mariadb_database, 1)
+    assert mariadb.sql("SELECT x FROM aged FOR SYSTEM_TIME ALL ORDER BY 1", name) == history
+    assert mariadb.sql("SET sql_mode = ORACLE; SELECT pack.f()", name) == "5"
+    assert mariadb_database.left() == []
+
+
+def test_a_foreign_key_from_elsewhere_is_refused_before_anything_is_touched(
+    lab: Lab, mariadb: MariaDBServer, mariadb_database: Live
+):
+    name = mariadb_database.engine.database
+    mariadb.sql(f"CREATE DATABASE elsewhere; CREATE TABLE elsewhere.child (p INT, FOREIGN KEY (p) REFERENCES {name}.people (id))")
+    try:
+        lab.snapshot("s", {"db": mariadb_database.source})
+        mariadb_database.migrate()
+        second = mariadb_database.fingerprint()
+        with pytest.raises(CastoreError, match="leads into"):
+            roll_back(lab, mariadb_database, 1)
+        assert mariadb_database.fingerprint() == second
+    finally:
+        mariadb.sql("DROP DATABASE elsewhere")
+
+
+def test_a_transaction_that_holds_a_table_ends_the_roll_back_and_all_is_as_it_was(
+    lab: Lab, mariadb: MariaDBServer, mariadb_database: Live, monkeypatch: pytest.MonkeyPatch
+):
+    import subprocess
+
+    from castore.services.engines import mariadb as engine
+
+    monkeypatch.setattr(engine, "_LOCK_SECONDS", 1)
+    name = mariadb_database.engine.database
+    lab.snapshot("s", {"db": mariadb_database.source})
+    mariadb_database.migrate()
+    second = mariadb_database.fingerprint()
+    client = ["mariadb", "--no-defaults", f"--socket={mariadb.socket}", "--user=root", name]
+    holder = subprocess.Popen(client, stdin=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdin is not None
+        holder.stdin.write("BEGIN; SELECT count(*) FROM people;\n")
+        holder.stdin.flush()
+        import time
+
+        time.sleep(0.5)
+        with pytest.raises(ProgramError, match="Lock wait timeout"):
+            roll_back(lab, mariadb_database, 1)
+    finally:
+        holder.communicate("COMMIT;")
+    assert mariadb_database.fingerprint() == second
+    assert mariadb_database.left() == []
+
+
+def test_settings_of_a_database_do_not_hold_up_its_roll_back(lab: Lab, postgres: Postgres, postgres_database: Live):
+    name = postgres_database.engine.database
+    postgres.psql(
+        f"ALTER DATABASE {name} SET default_transaction_read_only = on; ALTER DATABASE {name} SET statement_timeout = '5ms';"
+        f"COMMENT ON DATABASE {name} IS E'two\nlines'; ALTER DATABASE {name} IS_TEMPLATE true"
+    )
+    lab.snapshot("s", {"db": postgres_database.source})
+    postgres.psql("SET default_transaction_read_only = off; SET statement_timeout = 0; DELETE FROM app.posts", name)
+    roll_back(lab, postgres_database, 1)
+    settings = (
+        "SELECT datistemplate, shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database();"
+        "SHOW default_transaction_read_only; SHOW statement_timeout; SELECT count(*) FROM app.posts"
+    )
+    assert postgres.psql(settings, name) == "t|two\nlines\non\n5ms\n2000"
+    assert postgres_database.left() == []
+    postgres.psql(f"ALTER DATABASE {name} IS_TEMPLATE false")
+
+
+@pytest.mark.parametrize("option", ["--exclude-table=x", "-T", "-Tx", "--schema-only", "--where=1", "--ignore-table=a.b"])
+def test_options_that_leave_something_out_are_refused(lab: Lab, live: Live, option: str):
+    if live.name == "sqlite" or (live.name == "postgresql") != (option in {"--exclude-table=x", "-T", "-Tx", "--schema-only"}):
+        pytest.skip("is an option of another")
+    import msgspec
+
+    engine = msgspec.structs.replace(live.engine, options=(option,))
+    with pytest.raises(CastoreError, match="leaves something out"):
+        engine.ready()
+    msgspec.structs.replace(live.engine, options=("--verbose",)).ready()

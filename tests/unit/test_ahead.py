@@ -17,6 +17,7 @@ from castore.content import ahead, restore
 from castore.content.ahead import Ahead
 from castore.content.directories import open_top
 from castore.content.streams import StreamReader
+from castore.errors import DamageError
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -165,6 +166,25 @@ def test_directories_that_are_not_asked_for_do_not_hold_it_up(
             assert taken_last is not None
             assert [ref.kind for ref in taken_last.fetched.refs]
             assert opened.take(last, 1) is None
+
+
+def test_many_directories_that_cannot_be_opened_ahead_do_not_hold_up(
+    lab: Lab, tmp_path: Path, processes, monkeypatch: pytest.MonkeyPatch
+):
+    top = tmp_path / "many"
+    for number in range(9000):
+        (top / f"{number:04}").mkdir(parents=True)
+    lab.snapshot("s", {"t": castore.TreeSource(str(top))})
+    real = ahead.fetch_directory
+    seen = iter(range(10**6))
+
+    def failing(*arguments):
+        if next(seen):
+            raise DamageError("not this one")
+        return real(*arguments)
+
+    monkeypatch.setattr(ahead, "fetch_directory", failing)
+    check(lab, top, tmp_path / "out")
 
 
 ALONE = """

@@ -285,3 +285,113 @@ def test_an_interrupted_roll_back_stands_in_the_way_until_it_is_recovered(app: A
     app.run("rollback", "app", "--to", "1")
     assert app.state == FIRST
     assert "nothing was touched" in app.run("rollback", "app", "--to", "1").stdout
+
+
+def test_what_comes_before_the_stop_is_in_the_safety_generation(app: App):
+    app.run("snapshot", "app")
+    late = f"import sqlite3; d = sqlite3.connect('{app.top}/app.db'); d.execute('INSERT INTO t VALUES (99)'); d.commit()"
+    text = (app.top / "castore.toml").read_text()
+    (app.top / "castore.toml").write_text(text.replace('stop = ["sh", "-c", "', f'stop = ["sh", "-c", "python3 -c \\"{late}\\"; '))
+    (app.top / "up" / "file").write_text("two\n")
+    app.run("rollback", "app", "--to", "1")
+    assert app.state == FIRST
+    (app.top / "castore.toml").write_text(text)
+    app.run("rollback", "--undo", "app")
+    assert app.state == ("two\n", [(1,), (99,)])
+
+
+def test_a_database_that_somebody_has_open_is_not_exchanged(app: App):
+    with contextlib.closing(sqlite3.connect(app.top / "app.db")) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        app.run("snapshot", "app")
+        database.execute("INSERT INTO t VALUES (2)")
+        database.commit()
+        failed = app.run("rollback", "app", "--to", "1", expect=1)
+        assert "somebody has" in failed.stderr
+        database.execute("INSERT INTO t VALUES (3)")
+        database.commit()
+    assert app.state[1] == [(1,), (2,), (3,)]
+    app.run("rollback", "app", "--to", "1")
+    assert app.state == FIRST
+    with contextlib.closing(sqlite3.connect(app.top / "app.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert not [name for name in os.listdir(app.top) if "castore-" in name]
+
+
+def test_undoing_does_not_remove_what_the_service_made_since(app: App):
+    app.run("snapshot", "app")
+    (app.top / "app.db").unlink()
+    make = f"import sqlite3; d = sqlite3.connect('{app.top}/app.db'); d.execute('CREATE TABLE t (x)'); d.execute('INSERT INTO t VALUES (7)'); d.commit()"
+    text = (app.top / "castore.toml").read_text()
+    broken = text.replace('start = ["sh", "-c", "', f'start = ["sh", "-c", "test -e {app.top}/app.db || python3 -c \\"{make}\\"; exit 1; ')
+    (app.top / "castore.toml").write_text(broken)
+    app.run("rollback", "app", "--to", "1", "--no-safety", expect=4)
+    assert app.state[1] == [(7,)]
+    for _ in range(2):  # the hook fails again, and what it made stays
+        app.run("recover", "app", expect=1)
+        assert app.state[1] == [(7,)]
+    told = app.run("recover", "--forget", "app").stdout
+    assert "forgotten" in told
+    assert "castore-new" in told
+    assert app.state[1] == [(7,)]
+
+
+def test_a_tree_of_an_interrupted_roll_back_is_not_recovered_by_itself(app: App):
+    app.run("snapshot", "app")
+    (app.top / "up" / "file").write_text("two\n")
+    text = (app.top / "castore.toml").read_text()
+    (app.top / "castore.toml").write_text(text.replace('start = ["sh", "-c", "', f'start = ["sh", "-c", "test -e {app.top}/kill && kill -9 $PPID; '))
+    (app.top / "kill").touch()
+    app.run("rollback", "app", "--to", "1", expect=-9)
+    (app.top / "kill").unlink()
+    refused = app.castore("recover", f"{app.top}/up", expect=1)
+    assert "castore recover app" in refused.stderr
+    (app.top / "castore.toml").write_text(text)
+    assert "as it was before" in app.run("recover", "app").stdout
+    assert app.state == ("two\n", [(1,)])
+
+
+def test_a_tree_that_is_gone_is_made_again(app: App):
+    app.run("snapshot", "app")
+    (app.top / "up" / "file").unlink()
+    (app.top / "up").rmdir()
+    assert "1 steps" in app.run("rollback", "app", "--to", "1", "--dry-run").stdout
+    app.run("rollback", "app", "--to", "1")
+    assert app.state == FIRST
+    failed = app.run("guard", "app", "--", "sh", "-c", f"rm -r {app.top}/up; exit 1", expect=9)
+    assert "taken back" in failed.stderr
+    assert app.state == FIRST
+
+
+def test_undo_is_of_the_last_roll_back_only(app: App):
+    app.run("snapshot", "app")
+    (app.top / "up" / "file").write_text("two\n")
+    app.run("rollback", "app", "--to", "1")
+    (app.top / "up" / "file").write_text("three\n")
+    app.run("rollback", "app", "--to", "1", "--no-safety")
+    refused = app.run("rollback", "--undo", "app", expect=6)
+    assert "kept no generation" in refused.stderr
+    assert app.state == FIRST
+
+
+def test_a_revision_given_by_hand_says_nothing_of_what_is_live(app: App):
+    app.run("snapshot", "app")
+    app.run("snapshot", "app", "--revision", "tag")
+    assert "as before" in app.run("follow", "app").stdout
+
+
+def test_hooks_that_fail_behind_are_told_by_all(app: App):
+    app.run("snapshot", "app")
+    app.configure(after='["false"]')
+    assert "false failed" in app.run("guard", "app", "--", "true").stderr
+    text = (app.top / "castore.toml").read_text()
+    (app.top / "castore.toml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("stop")))
+    (app.top / "up" / "file").write_text("two\n")
+    assert "false failed" in app.run("rollback", "app", "--to", "1").stderr
+
+
+def test_a_deployment_may_take_its_time_to_end(app: App):
+    slow = f"sleep 1; trap 'sleep 7; echo ended > {app.top}/ended; exit 1' TERM; kill -TERM $PPID; while :; do sleep 0.1; done"
+    app.run("guard", "app", "--", "sh", "-c", slow, expect=None)
+    assert (app.top / "ended").read_text() == "ended\n"
+    assert app.state == FIRST

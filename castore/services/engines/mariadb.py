@@ -101,6 +101,9 @@ class MariaDB(Engine, frozen=True):
             ):
                 if value is not None:
                     argv.append(f"--{option}={value}")
+            if which == 1:
+                # Somebody's idle transaction would else hold it up for a day.
+                argv.append(f"--init-command=SET SESSION lock_wait_timeout = {_LOCK_SECONDS}")
             yield argv
 
     def _query(self, sql: str, database: str | None = None) -> list[list[str]]:
@@ -205,6 +208,9 @@ class MariaDB(Engine, frozen=True):
         if not memo["existed"]:
             self._query(f"CREATE DATABASE IF NOT EXISTS {_name(live)}")
         if not self._is_moved(memo):
+            # Before anything is dropped: whether the tables can be had.
+            if tables := [f"{_name(live)}.{_name(table)} WRITE" for table in self._tables(live)]:
+                self._query(f"LOCK TABLES {', '.join(tables)}; UNLOCK TABLES")
             self._keep_code(memo, "live")
             self._drop_code(live)
             self._move([(live, old), (new, live)], f"{_name(memo['code'])}.staged", "moved")
@@ -310,7 +316,7 @@ class MariaDB(Engine, frozen=True):
         # The lock tells another castore that this one's client may still be at it, though this one is gone.
         self._query(f"""
             {self._lock(code)}
-            SET SESSION foreign_key_checks = 0, lock_wait_timeout = {_LOCK_SECONDS};
+            SET SESSION foreign_key_checks = 0;
             RENAME TABLE {', '.join(moves)};
         """)
 
