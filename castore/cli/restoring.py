@@ -149,8 +149,8 @@ def recover(context: Common, what: tuple[str, ...], forget: bool) -> None:
     DIR has a / in it; for it neither the store nor an identity is needed.
     """
     from castore.content.aside import recover as recover_directory
-    from castore.services.rollback import forget as forget_rollback
-    from castore.services.rollback import recover as recover_service
+    from castore.services.transaction import forget as forget_rollback
+    from castore.services.transaction import recover as recover_service
 
     if forget and not what:
         raise click.UsageError("name the SERVICE whose interrupted roll-back is to be forgotten")

@@ -86,9 +86,9 @@ def snapshot(
     from castore.cli.progress import watching
     from castore.errors import IncompleteError, UsageError
     from castore.services.hooks import Around
-    from castore.services.rollback import refuse_interrupted
     from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
     from castore.services.snapshot import snapshot as take
+    from castore.services.transaction import refuse_interrupted
 
     sources: dict[str, Source] = {}
 

@@ -11,8 +11,9 @@ from castore.services.events import event
 from castore.services.hooks import Around
 from castore.services.programs import run
 from castore.services.revision import current
-from castore.services.rollback import check_health, read_details, refuse_interrupted, roll_back
+from castore.services.rollback import read_details, roll_back
 from castore.services.snapshot import merged_origins, origin, snapshot, sources_of
+from castore.services.transaction import check_health, refuse_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

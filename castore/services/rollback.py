@@ -8,24 +8,19 @@ before the end is undone, and behind that point finished, by this process or ano
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from castore.content import aside
 from castore.content.diff import diff_trees
 from castore.content.directories import open_top
-from castore.content.inplace import Comparison, InPlace, Step, TreePlan, plan_tree
+from castore.content.inplace import Comparison, Step, TreePlan, plan_tree
 from castore.content.streams import StreamReader
-from castore.errors import CastoreError, NotFoundError, ProgramError, UsageError
+from castore.errors import CastoreError, UsageError
 from castore.model.generation import Details, Origin, decode_details
 from castore.services.config import Service
-from castore.services.engines.contract import SWITCHING, Contents, Memo, settings_of
+from castore.services.engines.contract import SWITCHING, Memo, settings_of
 from castore.services.events import event
 from castore.services.hooks import Around
 from castore.services.programs import run
@@ -41,20 +36,29 @@ from castore.services.snapshot import (
     snapshot,
     taker_of,
 )
+from castore.services.transaction import (
+    Change,
+    EngineChange,
+    Journal,
+    PartJournal,
+    TreeChange,
+    check_health,
+    contents_of,
+    finish,
+    refuse_interrupted,
+    undo,
+    write_journal,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from castore.content.attributes import Ownership
     from castore.model.generation import Generation, Part
     from castore.model.tally import Tally
     from castore.store import Store
 
-_AGAIN_SECONDS: Final = 0.5
 _NO_SERVICE: Final = Service()
-_UNDONE: Final = "undone"
-_MADE: Final = {"new", "old", "code"}
-"""Of memos: names of what a roll-back makes."""
 
 
 @dataclass(frozen=True)
@@ -199,33 +203,6 @@ def present_sources(target: Generation, origins: dict[str, Origin]) -> dict[str,
     return sources
 
 
-class _PartJournal(msgspec.Struct):
-    """What is being done to one part."""
-
-    name: str
-    path: bytes = b""
-    """A tree's."""
-    engine: str = ""
-    settings: dict[str, Any] = {}
-    memo: Memo = {}
-
-
-class _Journal(msgspec.Struct):
-    """How far a roll-back has got."""
-
-    service: str
-    target: int
-    safety: int | None
-    parts: list[_PartJournal]
-    stop: tuple[str, ...] = ()
-    start: tuple[str, ...] = ()
-    timeout: float | None = None
-    phase: Literal["begun", "stopped", "started", "done"] = "begun"
-    revision: str = ""
-    """Of the target."""
-    version: int = 1
-
-
 def roll_back(
     store: Store,
     target: Generation,
@@ -333,8 +310,8 @@ class _Transaction:
         self._target = target
         self._service = service
         self._keep = keep
-        self._changes: list[_Change] = []
-        self._journal = _Journal(
+        self._changes: list[Change] = []
+        self._journal = Journal(
             target.service,
             target.number,
             None,
@@ -353,16 +330,16 @@ class _Transaction:
             if part.kind == "tree":
                 plan = partial(self._plan, part, found, ownership, leave_out)
                 service = self._target.service
-                tree = _TreeChange(self._reader, service, found.path, plan, ownership, tally)
+                tree = TreeChange(self._reader, service, found.path, plan, ownership, tally)
                 self._changes.append(tree)
-                self._journal.parts.append(_PartJournal(part.name, path=found.path))
+                self._journal.parts.append(PartJournal(part.name, path=found.path))
                 continue
             source = _plan_dump(part, found).source
             memo = source.engine.begin()
             settings = settings_of(source.engine)
-            journal = _PartJournal(part.name, engine=source.name, settings=settings, memo=memo)
-            contents = _contents(self._reader, part, lambda: self.safety)
-            self._changes.append(_EngineChange(source, journal.memo, contents))
+            journal = PartJournal(part.name, engine=source.name, settings=settings, memo=memo)
+            contents = contents_of(self._reader, part, lambda: self.safety)
+            self._changes.append(EngineChange(source, journal.memo, contents))
             self._journal.parts.append(journal)
 
     def _plan(
@@ -407,10 +384,10 @@ class _Transaction:
             self._store.set_undo(self._target.service, journal.safety)
         for part, change in zip(journal.parts, self._changes, strict=True):
             self.problems += [(part.name, path, reason) for path, reason in change.problems]
-        self.problems += _finish(self._store, journal, self._changes)
+        self.problems += finish(self._store, journal, self._changes)
 
     def _save(self) -> None:
-        _write_journal(self._store, self._journal)
+        write_journal(self._store, self._journal)
 
     def _stop(self) -> None:
         self._journal.phase = "stopped"
@@ -426,7 +403,7 @@ class _Transaction:
         check_health(self._service)
 
     def _take_back(self, cause: BaseException) -> None:
-        failed = _undo(self._store, self._journal, self._changes)
+        failed = undo(self._store, self._journal, self._changes)
         if failed:
             number = f"; generation {self.safety.number} holds it" if self.safety else ""
             message = (
@@ -435,253 +412,3 @@ class _Transaction:
             )
             kind = type(cause) if isinstance(cause, CastoreError) else CastoreError
             raise kind(message) from cause
-
-
-class _Change:
-    """How one part is changed. Of these, `undo` and `finish` may be called in another process."""
-
-    problems: list[tuple[bytes, str]]
-
-    def stage(self) -> None:
-        """Make what can be made beside the live state."""
-
-    def switch(self) -> None:
-        """Let it take its place."""
-
-    def undo(self) -> None:
-        """Put the live state back."""
-
-    def finish(self) -> None:
-        """Remove what was replaced."""
-
-
-class _EngineChange(_Change):
-    def __init__(self, source: EngineSource, memo: Memo, contents: Contents) -> None:
-        self.problems = []
-        self._engine = source.engine
-        self._memo = memo
-        self._contents = contents
-
-    def stage(self) -> None:
-        self._engine.stage(self._memo, self._contents)
-
-    def switch(self) -> None:
-        self._engine.switch(self._memo, self._contents)
-
-    def undo(self) -> None:
-        self._engine.undo(self._memo, self._contents)
-
-    def finish(self) -> None:
-        self._engine.finish(self._memo)
-
-
-class _TreeChange(_Change):
-    def __init__(
-        self,
-        reader: StreamReader,
-        service: str,
-        path: bytes,
-        plan: Callable[[], TreePlan],
-        ownership: Ownership,
-        tally: Tally,
-    ) -> None:
-        self.problems = []
-        self._reader = reader
-        self._service = service
-        self._path = os.fsdecode(path)
-        self._plan = plan
-        self._ownership = ownership
-        self._tally = tally
-        self._work: InPlace | None = None
-        self._made = False
-
-    def switch(self) -> None:
-        if not os.path.lexists(self._path):
-            os.mkdir(self._path, 0o700)
-            self._made = True
-        self._work = InPlace(self._reader, self._plan(), self._ownership, self._tally, self._service)
-        self._work.apply()
-        self.problems = self._work.problems
-
-    def undo(self) -> None:
-        if self._work is not None:
-            work, self._work = self._work, None
-            work.undo()
-        if self._made:
-            with contextlib.suppress(OSError):
-                os.rmdir(self._path)
-
-    def finish(self) -> None:
-        if self._work is not None:
-            work, self._work = self._work, None
-            work.keep()
-
-
-class _LeftTree(_Change):
-    """A tree that another process was at work on."""
-
-    def __init__(self, path: bytes) -> None:
-        self.problems = []
-        self._path = os.fsdecode(path)
-
-    def undo(self) -> None:
-        if os.path.isdir(self._path):
-            aside.recover(self._path, owned=True)
-
-    def finish(self) -> None:
-        aside.recover(self._path, keep=True, owned=True)
-
-
-def _contents(
-    reader: StreamReader, part: Part | None, safety: Callable[[], Generation | None]
-) -> Contents:
-    def target() -> Iterable[bytes]:
-        return reader.read(part.content) if part is not None else ()
-
-    def before() -> Iterable[bytes]:
-        taken = safety()
-        found = taken.part(part.name) if taken is not None and part is not None else None
-        if found is None:
-            raise CastoreError("there is no dump of what was there before")
-        return reader.read(found.content)
-
-    return Contents(target, before)
-
-
-def check_health(service: Service) -> None:
-    """Run the service's health check until it succeeds. Raises ProgramError."""
-    if not service.health:
-        return
-    end = time.monotonic() + service.health_timeout
-    while True:
-        try:
-            run(service.health, timeout=service.timeout)
-        except ProgramError as error:
-            if time.monotonic() >= end:
-                raise ProgramError(f"the health check failed: {error}") from error
-            time.sleep(_AGAIN_SECONDS)
-        else:
-            return
-
-
-def _undo(store: Store, journal: _Journal, changes: list[_Change]) -> list[str]:
-    """Put the state back as it was; return what failed. The journal stays if anything did."""
-    failed = []
-    if journal.phase == "started" and journal.stop:
-        try:
-            run(journal.stop, timeout=journal.timeout)
-        except CastoreError as error:
-            failed.append(str(error))
-    for part, change in reversed(list(zip(journal.parts, changes, strict=True))):
-        if _UNDONE in part.memo:
-            continue
-        try:
-            change.undo()
-            # Once is enough: what is there from now on is the service's.
-            part.memo[_UNDONE] = "yes"
-            _write_journal(store, journal)
-        except (CastoreError, OSError) as error:
-            failed.append(f"{part.name!r} could not be put back: {error}")
-    if journal.phase != "begun" and journal.start:
-        try:
-            run(journal.start, timeout=journal.timeout)
-        except CastoreError as error:
-            failed.append(str(error))
-    if not failed:
-        store.forget_rollback(journal.service)
-    return failed
-
-
-def _finish(store: Store, journal: _Journal, changes: list[_Change]) -> list[tuple[str, bytes, str]]:
-    """Remove what was replaced; return what could not be. The journal stays if anything is left."""
-    problems = []
-    for part, change in zip(journal.parts, changes, strict=True):
-        try:
-            if SWITCHING in part.memo:
-                change.finish()
-            else:
-                change.undo()  # it was equal: what was staged goes
-        except (CastoreError, OSError) as error:
-            problems.append((part.name, b".", f"what was replaced cannot be removed: {error}"))
-    if not problems:
-        store.forget_rollback(journal.service)
-    return problems
-
-
-def _write_journal(store: Store, journal: _Journal) -> None:
-    store.remember_rollback(journal.service, msgspec.msgpack.encode(journal))
-
-
-def _read_journal(store: Store, service: str) -> _Journal | None:
-    data = store.begun_rollback(service)
-    if data is None:
-        return None
-    try:
-        return msgspec.msgpack.decode(data, type=_Journal)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise CastoreError(f"the journal of a roll-back of {service!r} is damaged: {error}") from None
-
-
-def refuse_interrupted(store: Store, service: str) -> None:
-    """Raise CastoreError if an earlier roll-back of a service was interrupted."""
-    if store.begun_rollback(service) is not None:
-        raise CastoreError(
-            f"an earlier roll-back of {service!r} was interrupted, and its state may be half of each: first "
-            f"castore recover {service} (or, if you have put it right: castore recover --forget {service})"
-        )
-
-
-def forget(store: Store, service: str) -> str:
-    """Forget a roll-back that was interrupted, touching nothing; say what it has left behind."""
-    journal = _read_journal(store, service)
-    if journal is None:
-        raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
-    left = [
-        f"{part.name}: {', '.join(sorted(value for key, value in part.memo.items() if key in _MADE))}"
-        for part in journal.parts
-        if _MADE & part.memo.keys()
-    ]
-    trees = [part for part in journal.parts if part.path]
-    left += [f"{part.name}: .castore-aside-... in {os.fsdecode(part.path)}" for part in trees]
-    store.forget_rollback(service)
-    return f"the roll-back of {service} is forgotten; it may have left behind: {'; '.join(left) or 'nothing'}"
-
-
-def recover(store: Store, service: str) -> str:
-    """Finish or undo a roll-back that was interrupted; say which. The caller holds the service's lock.
-
-    Raises NotFoundError if there is none, CastoreError if the state is still not whole.
-    """
-    journal = _read_journal(store, service)
-    if journal is None:
-        raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
-    with event(store, "recover", service) as note:
-        note.number, note.revision = journal.target, journal.revision
-        note.text = _recover(store, service, journal)
-    return note.text
-
-
-def _recover(store: Store, service: str, journal: _Journal) -> str:
-    target = store.generation(service, journal.target)
-    safety = store.generation(service, journal.safety) if journal.safety is not None else None
-    with StreamReader(store) as reader:
-        changes: list[_Change] = []
-        for part in journal.parts:
-            if not part.engine:
-                changes.append(_LeftTree(part.path))
-                continue
-            source = engine_of(Origin(engine=part.engine, settings=part.settings))
-            assert source is not None
-            found = target.part(part.name) if target is not None else None
-            contents = _contents(reader, found, lambda: safety)
-            changes.append(_EngineChange(source, part.memo, contents))
-        if journal.phase == "done":
-            store.set_live_revision(service, journal.revision)
-            problems = _finish(store, journal, changes)
-            if problems:
-                raise CastoreError("; ".join(f"{name}: {reason}" for name, _, reason in problems))
-            return f"{service} is at generation {journal.target}: what it replaced is removed"
-        failed = _undo(store, journal, changes)
-    if failed:
-        raise CastoreError(f"the state of {service!r} is not whole: {'; '.join(failed)}")
-    return f"{service} is as it was before the roll-back to generation {journal.target}"

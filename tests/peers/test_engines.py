@@ -17,7 +17,7 @@ import pytest
 from castore.content.attributes import Ownership
 from castore.errors import CastoreError, ProgramError
 from castore.model.tally import Tally
-from castore.services import programs, rollback
+from castore.services import programs, rollback, transaction
 from castore.services.config import Service
 from castore.services.engines.contract import Engine, Secret
 from castore.services.engines.mariadb import MariaDB
@@ -221,7 +221,7 @@ def roll_back(lab: Lab, live: Live, number: int, settings: Service | None = None
 
 def recover(lab: Lab) -> str:
     with lab.open() as store:
-        return rollback.recover(store, "s")
+        return transaction.recover(store, "s")
 
 
 def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
@@ -276,7 +276,7 @@ def test_a_dump_that_does_not_load_changes_nothing(lab: Lab, live: Live, monkeyp
     lab.snapshot("s", {"db": live.source})
     live.migrate()
     second = live.fingerprint()
-    real = rollback._contents
+    real = rollback.contents_of
 
     def broken(reader, part, safety):
         found = real(reader, part, safety)
@@ -287,7 +287,7 @@ def test_a_dump_that_does_not_load_changes_nothing(lab: Lab, live: Live, monkeyp
 
         return found._replace(target=target)
 
-    monkeypatch.setattr(rollback, "_contents", broken)
+    monkeypatch.setattr(rollback, "contents_of", broken)
     marker = Service(stop=("false",))  # it does not come to that
     with pytest.raises(CastoreError) as caught:
         roll_back(lab, live, 1, marker)
@@ -313,7 +313,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
                 dead[0] = True
                 raise Killed
 
-        start, write, rename = programs._Program._start, rollback._write_journal, os.rename
+        start, write, rename = programs._Program._start, transaction.write_journal, os.rename
 
         def starting(self, *args):
             step()
@@ -329,12 +329,13 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
                 step()
             return rename(*args, **options)
 
-        undo = rollback._undo
+        undo = rollback.undo
         with_patches = pytest.MonkeyPatch()
         with_patches.setattr(programs._Program, "_start", starting)
-        with_patches.setattr(rollback, "_write_journal", writing)
+        with_patches.setattr(rollback, "write_journal", writing)
+        with_patches.setattr(transaction, "write_journal", writing)
         with_patches.setattr(os, "rename", renaming)
-        with_patches.setattr(rollback, "_undo", lambda *args: [] if dead[0] else undo(*args))
+        with_patches.setattr(rollback, "undo", lambda *args: [] if dead[0] else undo(*args))
         return with_patches.undo
 
     return kill
