@@ -696,3 +696,52 @@ def test_options_that_leave_something_out_are_refused(lab: Lab, live: Live, opti
     with pytest.raises(CastoreError, match="leaves something out"):
         engine.ready()
     msgspec.structs.replace(live.engine, options=("--verbose",)).ready()
+
+
+def test_a_server_that_is_gone_in_the_middle_is_put_back_when_it_is_there_again(
+    lab: Lab, postgres: Postgres, postgres_database: Live
+):
+    socket = postgres.socket_folder + "/.s.PGSQL.5432"
+    lab.snapshot("s", {"db": postgres_database.source})
+    postgres_database.migrate()
+    second = postgres_database.fingerprint()
+    gone = Service(stop=("mv", socket, socket + ".gone"))
+    with pytest.raises(CastoreError, match="castore recover s"):
+        roll_back(lab, postgres_database, 1, gone)
+    with pytest.raises(CastoreError, match="not whole"):
+        recover(lab)
+    os.rename(socket + ".gone", socket)
+    assert "as it was before" in recover(lab)
+    assert postgres_database.fingerprint() == second
+    assert postgres_database.left() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
+def test_a_full_disk_leaves_the_live_database_as_it_was(lab: Lab, tmp_path: Path):
+    import subprocess
+
+    point = tmp_path / "point"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "castore-test", point], check=True)
+    try:
+        with contextlib.closing(sqlite3.connect(point / "app.db")) as database:
+            database.execute("CREATE TABLE t (x)")
+            database.executemany("INSERT INTO t VALUES (?)", [(os.urandom(1000),) for _ in range(1100)])
+            database.commit()
+        engine = SQLite(path=str(point / "app.db"))
+        lab.snapshot("s", {"db": EngineSource("sqlite", engine)})
+        with contextlib.closing(sqlite3.connect(point / "app.db")) as database:
+            database.execute("UPDATE t SET x = 1 WHERE rowid = 1")
+            database.commit()
+        before = (point / "app.db").read_bytes()
+        (point / "filler").write_bytes(bytes(3_200_000))
+        live = Live("sqlite", engine, lambda: "", lambda: None, lambda: [])
+        with pytest.raises(CastoreError, match="No space left"):
+            roll_back(lab, live, 1)
+        assert (point / "app.db").read_bytes() == before
+        (point / "filler").unlink()
+        assert sorted(os.listdir(point)) == ["app.db"]
+        roll_back(lab, live, 1)
+        assert (point / "app.db").read_bytes() != before
+    finally:
+        subprocess.run(["umount", "--lazy", point], check=True)

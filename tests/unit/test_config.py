@@ -203,3 +203,18 @@ def test_a_link_that_gives_no_revision_is_an_error(tmp_path):
     ]:
         with pytest.raises(UsageError, match=match):
             current(Revision(link=str(tmp_path / name)))
+
+
+def test_another_package_adds_an_engine(read, tmp_path, monkeypatch):
+    package = tmp_path / "site"
+    (package / "other-1.0.dist-info").mkdir(parents=True)
+    (package / "other-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (package / "other-1.0.dist-info" / "entry_points.txt").write_text("[castore.engines]\nnotes = other_engine:Notes\n")
+    (package / "other_engine.py").write_text(
+        "from castore.services.engines.file import File\n\n\nclass Notes(File, frozen=True):\n    colour: str = 'red'\n"
+    )
+    monkeypatch.syspath_prepend(str(package))
+    part = read('[service.d.parts.p]\nengine="notes"\npath="/x"\ncolour="blue"').service["d"].parts["p"]
+    assert (part.engine, part.source.path, part.source.colour) == ("notes", "/x", "blue")
+    with pytest.raises(ConfigError, match="known are tree, file, .*, notes"):
+        read('[service.d.parts.p]\nengine="none"')
