@@ -138,7 +138,10 @@ def _in_place(
 @click.command(epilog="Example: castore recover drupal")
 @click.argument("what", metavar="[SERVICE|DIR]...", nargs=-1)
 @click.option(
-    "--forget", is_flag=True, help="Touch nothing: the state of the SERVICE was put right by hand."
+    "--forget",
+    is_flag=True,
+    help="Of a SERVICE: touch nothing, it was put right by hand. Of a DIR: put it back by itself, though it "
+    "is part of a service's roll-back.",
 )
 @common
 def recover(context: Common, what: tuple[str, ...], forget: bool) -> None:
