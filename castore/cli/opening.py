@@ -172,12 +172,10 @@ class Common:
 
     def configured_origins(self, service: str) -> dict[str, Origin]:
         """Return where castore.toml says that the parts of a service belong."""
-        from castore.services.snapshot import origin, sources_of
+        from castore.services.snapshot import configured_origins
 
         settings = self.service_settings(service)
-        if settings is None:
-            return {}
-        return {name: origin(source) for name, source in sources_of(settings).items()}
+        return configured_origins(settings) if settings is not None else {}
 
     def check_recipients(self, store: Store) -> None:
         """Refuse to add to a store that is not sealed to whom castore.toml says. Raises ConfigError."""

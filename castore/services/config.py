@@ -77,16 +77,11 @@ class Keep(_Table, frozen=True):
     """All that are not older than this: "36h", "14d"."""
 
 
-class Service(_Table, frozen=True):
-    """What is kept of one service."""
+class _ServiceKeys(_Table, frozen=True, kw_only=True):
+    """What of a service is decoded as it stands."""
 
-    revision: Revision | None = None
-    parts: dict[str, PartSettings] = {}
-    """In the order in which they are taken."""
     schedule: str | None = None
     """When the daemon takes a generation: "02:30", or five fields as in a crontab."""
-    keep: Keep | None = None
-    """None: all."""
     before: tuple[str, ...] = ()
     """A program that is run before parts are taken."""
     after: tuple[str, ...] = ()
@@ -109,6 +104,16 @@ class Service(_Table, frozen=True):
     """Seconds that each program of this service may take."""
 
 
+class Service(_ServiceKeys, frozen=True):
+    """What is kept of one service."""
+
+    revision: Revision | None = None
+    parts: dict[str, PartSettings] = {}
+    """In the order in which they are taken."""
+    keep: Keep | None = None
+    """None: all."""
+
+
 _PROGRAMS: Final = ("before", "after", "stop", "start", "health", "undo", "drill-check")
 
 
@@ -126,23 +131,12 @@ class Settings(_Table, frozen=True):
     """The file that this was read from."""
 
 
-class _ServiceTable(_Table, frozen=True):
+class _ServiceTable(_ServiceKeys, frozen=True):
     """Service, its parts not decoded."""
 
     revision: dict[str, Any] | None = None
     parts: dict[str, dict[str, Any]] = {}
     keep: dict[str, Any] | None = None
-    schedule: str | None = None
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    stop: tuple[str, ...] = ()
-    start: tuple[str, ...] = ()
-    health: tuple[str, ...] = ()
-    health_timeout: float = 60.0
-    undo: tuple[str, ...] = ()
-    follow: Literal["restore", "tell"] = "tell"
-    drill_check: tuple[str, ...] = ()
-    timeout: float | None = None
 
 
 class _HooksTable(_Table, frozen=True):
@@ -238,11 +232,7 @@ class _Reader:
             if argv := getattr(service, key.replace("-", "_")):
                 self._program(argv, (*keys, key))
         self._check_schedule(service.schedule, (*keys, "schedule"))
-        plain = {
-            field: getattr(service, field)
-            for field in service.__struct_fields__
-            if field not in {"revision", "parts", "keep"}
-        }
+        plain = {field: getattr(service, field) for field in _ServiceKeys.__struct_fields__}
         return Service(
             revision=None if revision is None else self._revision(revision, (*keys, "revision")),
             keep=None if service.keep is None else self._keep(service.keep, (*keys, "keep")),

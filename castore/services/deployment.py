@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from castore.errors import CastoreError, ProgramError, UsageError
+from castore.model.tally import Tally
 from castore.services.events import event
 from castore.services.hooks import Around
 from castore.services.programs import run
 from castore.services.revision import current
 from castore.services.rollback import read_details, roll_back
-from castore.services.snapshot import merged_origins, origin, snapshot, sources_of
+from castore.services.snapshot import configured_origins, merged_origins, snapshot, sources_of
 from castore.services.transaction import check_health, refuse_interrupted
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from castore.content.attributes import Ownership
     from castore.model.generation import Generation
-    from castore.model.tally import Tally
     from castore.services.config import Service
     from castore.store import Store
 
@@ -70,11 +70,9 @@ class Work:
 
     def restore(self, service: str, target: Generation, *, with_safety: bool = True) -> None:
         """Put a generation of a service back."""
-        from castore.model.tally import Tally  # noqa: PLC0415
-
         settings = self.of(service)
-        configured = {name: origin(source) for name, source in sources_of(settings).items()}
-        origins = merged_origins(read_details(self.store, target).origins, configured)
+        recorded = read_details(self.store, target).origins
+        origins = merged_origins(recorded, configured_origins(settings))
         with self.store.lock(service):
             live = self.store.live_revision(service) or ""
             done = roll_back(

@@ -16,11 +16,11 @@ from castore.content.streams import StreamReader
 from castore.errors import CastoreError, DamageError
 from castore.model.generation import Origin
 from castore.model.tally import Tally
-from castore.services.engines.contract import Contents
 from castore.services.events import event
 from castore.services.programs import run
 from castore.services.rollback import read_details
-from castore.services.snapshot import engine_of
+from castore.services.snapshot import engine_of, merged_origins
+from castore.services.transaction import contents_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,7 @@ def drill(
         os.chmod(place, 0o711)  # noqa: S103
         reader = stack.enter_context(StreamReader(store))
         env = {"CASTORE_DRILL": place}
-        recorded = read_details(store, generation).origins
+        known = merged_origins(read_details(store, generation).origins, origins)
         for part in generation.parts:
             folder = os.path.join(place, part.name)
             os.mkdir(folder, 0o700)
@@ -80,7 +80,7 @@ def drill(
                 if part.kind == "tree":
                     told, more = _tree(reader, part, folder, ownership)
                 else:
-                    found = origins.get(part.name) or recorded.get(part.name, Origin())
+                    found = known.get(part.name, Origin())
                     told, more = _dump(reader, part, found, folder, stack)
             except CastoreError as error:
                 raise type(error)(f"{generation.service}@{generation.number}:{part.name}: {error}") from error
@@ -121,7 +121,7 @@ def _dump(
     reader: StreamReader, part: Part, found: Origin, folder: str, stack: ExitStack
 ) -> tuple[str, dict[str, str]]:
     source = engine_of(found)
-    contents = Contents(lambda: reader.read(part.content), None)
+    contents = contents_of(reader, part, lambda: None)
     if source is not None:
         drilled = stack.enter_context(source.engine.drill(folder, contents))
         if drilled is not None:

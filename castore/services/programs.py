@@ -12,8 +12,10 @@ import fcntl
 import os
 import pwd
 import select
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections import deque
@@ -212,6 +214,26 @@ def unprivileged(name: str) -> pwd.struct_passwd | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(one)
     raise ProgramError(f"there is no user {name!r} to run a server as")
+
+
+@contextlib.contextmanager
+def socket_folder(account: pwd.struct_passwd | None) -> Iterator[str]:
+    """Give a new directory for the socket of a server that runs as that account; its path is short.
+
+    The path of a socket has at most 107 bytes.
+    """
+    folder = tempfile.mkdtemp(prefix="castore-")
+    try:
+        give(folder, account)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def give(path: str, account: pwd.struct_passwd | None) -> None:
+    """Give a file to whom a server runs as, if that is another."""
+    if account is not None:
+        os.chown(path, account.pw_uid, account.pw_gid)
 
 
 def _as(account: pwd.struct_passwd | None) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """A service's state back to a generation: one transaction over all its parts.
 
-First a plan, which is data. Then: a safety generation of the present state; every dump staged beside what
-is live; the service stopped; part after part switched; the service started and looked at; what was
-replaced removed. A journal on this machine says how far that got, so that whatever fails or is killed
-before the end is undone, and behind that point finished, by this process or another.
+First a plan, which is data. Then: every dump staged beside what is live; the service stopped; a safety
+generation of its state taken; part after part that differs switched; the service started and looked at;
+what was replaced removed. A journal on this machine says how far that got, so that whatever fails or is
+killed before the end is undone, and behind that point finished, by this process or another.
 """
 
 from __future__ import annotations
@@ -197,8 +197,7 @@ def present_sources(target: Generation, origins: dict[str, Origin]) -> dict[str,
                 f"no program is known that dumps the present state of {part.name!r}: name it as "
                 "'dump' of the part in castore.toml, or go without a safety generation: --no-safety"
             )
-        path = getattr(source.engine, "path", None) if source.name in {"file", "sqlite"} else None
-        if path is None or os.path.exists(path):
+        if source.engine.there():
             sources[part.name] = source
     return sources
 
@@ -261,14 +260,15 @@ def _roll_back(
         """Take the safety generation: the service has been stopped, so nothing comes behind it."""
         around = Around.of(service) if not service.stop else Around(())
         taken = None
+        now = dict(sources)
         for name, source in sources.items() if service.stop else ():
             if isinstance(source, EngineSource) and name in memos:
-                sources[name] = EngineSource(source.name, source.engine.stopped(memos[name]))
-        if sources:
+                now[name] = EngineSource(source.name, source.engine.stopped(memos[name]))
+        if now:
             taken = snapshot(
                 store,
                 target.service,
-                sources,
+                now,
                 revision=revision,
                 safety=True,
                 leave_out=leave_out,
@@ -280,7 +280,7 @@ def _roll_back(
         return taken
 
     with StreamReader(store) as reader:
-        work = _Transaction(store, reader, target, service, origins, keep)
+        work = _Transaction(store, reader, plan, service, origins, keep)
         work.prepare(ownership, leave_out, tally)
         work.run()
     return RolledBack(target, work.safety, work.problems, work.changed)
@@ -297,7 +297,7 @@ class _Transaction:
         self,
         store: Store,
         reader: StreamReader,
-        target: Generation,
+        plan: RollbackPlan,
         service: Service,
         origins: dict[str, Origin],
         keep: Callable[[dict[str, Memo]], Generation | None],
@@ -307,7 +307,8 @@ class _Transaction:
         self.changed: tuple[str, ...] = ()
         self._store = store
         self._reader = reader
-        self._target = target
+        self._target = target = plan.target
+        self._sources = {dump.part.name: dump.source for dump in plan.dumps}
         self._service = service
         self._keep = keep
         self._changes: list[Change] = []
@@ -334,7 +335,7 @@ class _Transaction:
                 self._changes.append(tree)
                 self._journal.parts.append(PartJournal(part.name, path=found.path))
                 continue
-            source = _plan_dump(part, found).source
+            source = self._sources[part.name]
             memo = source.engine.begin()
             settings = settings_of(source.engine)
             journal = PartJournal(part.name, engine=source.name, settings=settings, memo=memo)

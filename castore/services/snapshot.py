@@ -335,6 +335,11 @@ def _dated(origin: Origin, source: Source) -> Origin:
     return msgspec.structs.replace(origin, made_by=version)
 
 
+def configured_origins(settings: Service) -> dict[str, Origin]:
+    """Return where castore.toml says that the parts of a service belong."""
+    return {name: origin(source) for name, source in sources_of(settings).items()}
+
+
 def merged_origins(
     recorded: dict[str, Origin], configured: dict[str, Origin]
 ) -> dict[str, Origin]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from castore.errors import CastoreError, UsageError
+from castore.errors import UsageError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.programs import feed, run_dump
 
@@ -59,6 +59,4 @@ class Command(Engine, frozen=True):
         """Feed the dump that was taken before to the program."""
         if SWITCHING not in memo:
             return
-        if contents.before is None:
-            raise CastoreError("it may be half restored, and there is no dump of what was there before")
         feed(self.restore, contents.before(), timeout=self.timeout)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import msgspec
 
-from castore.errors import CastoreError, ConfigError
+from castore.errors import CastoreError, ConfigError, ProgramError
 from castore.services.programs import output_of
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class Contents(NamedTuple):
 
     target: Callable[[], Iterable[Bytes]]
     """The dump to go back to."""
-    before: Callable[[], Iterable[Bytes]] | None
-    """The dump of the state that is replaced, where one was taken."""
+    before: Callable[[], Iterable[Bytes]]
+    """The dump of the state that is replaced. Raises CastoreError where none was taken."""
 
 
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
@@ -55,6 +55,10 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         """Return the parts that the part `name` stands for, now, each with its engine's name; {}: itself."""
         del name
         return {}
+
+    def there(self) -> bool:
+        """Whether there is anything that could be dumped, as far as that is known without trying."""
+        return True
 
     def check(self) -> None:
         """Raise CastoreError where this part could not be dumped now."""
@@ -195,13 +199,7 @@ def trailing(readinto: Readinto, promise: bytes, what: str, within: int = 4096) 
         if count:
             tail = (tail + bytes(view[max(0, count - within) : count]))[-within:]
         elif promise not in tail:
-            from castore.errors import ProgramError  # noqa: PLC0415
-
             raise ProgramError(f"{what} exited with 0, but its dump is not whole: its end is missing")
         return count
 
     return read
-
-
-class StageError(CastoreError):
-    """What a roll-back put beside the live state is not there as expected."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from castore.errors import CastoreError, UsageError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.programs import enlarge_pipe
+from castore.storage.local import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,10 @@ class File(Engine, frozen=True):
     paths: ClassVar[tuple[str, ...]] = ("path",)
     beside: ClassVar[tuple[str, ...]] = ()
     """Endings of files that belong to it, and are moved aside with it."""
+
+    def there(self) -> bool:
+        """Whether there is such a file."""
+        return os.path.exists(self.path)
 
     def check(self) -> None:
         """See whether it can be read."""
@@ -87,7 +92,7 @@ class File(Engine, frozen=True):
                 for ending in (*self.beside, ""):
                     _rename(live + ending, old + ending)
                 os.rename(new, live)
-            _sync_folder(live)
+            sync_directory(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(f"cannot exchange {live}: {error.strerror}") from error
 
@@ -105,7 +110,7 @@ class File(Engine, frozen=True):
                 if not os.path.lexists(live + ending):
                     _rename(old + ending, live + ending)
             self._remove(new, ("", *self.beside))
-            _sync_folder(live)
+            sync_directory(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(
                 f"{live} could not be put back ({error.strerror}): what it was is in {old}"
@@ -125,11 +130,3 @@ class File(Engine, frozen=True):
 def _rename(path: str, to: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, to)
-
-
-def _sync_folder(path: str) -> None:
-    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

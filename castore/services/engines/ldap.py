@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.programs import feed, output_of, run_dump
+from castore.storage.local import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,7 +125,7 @@ class LDAP(Engine, frozen=True):
                 if os.path.isdir(memo["live"]):
                     os.rename(memo["live"], memo["old"])
                 os.rename(memo["new"], memo["live"])
-            _sync(os.path.dirname(memo["live"]))
+            sync_directory(os.path.dirname(memo["live"]))
         except OSError as error:
             raise CastoreError(f"cannot exchange {memo['live']}: {error.strerror}") from error
 
@@ -142,7 +143,7 @@ class LDAP(Engine, frozen=True):
             for made in (new, f"{new}.conf"):
                 if os.path.isdir(made):
                     shutil.rmtree(made)
-            _sync(os.path.dirname(live))
+            sync_directory(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(
                 f"{live} could not be put back ({error.strerror}): what it was is in {old}"
@@ -184,11 +185,3 @@ def _give(top: str, info: os.stat_result) -> None:
         for folder, _, files in os.walk(top):
             for path in (folder, *(os.path.join(folder, name) for name in files)):
                 os.chown(path, info.st_uid, info.st_gid)
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
@@ -25,7 +24,15 @@ from castore.services.engines.contract import (
     refuse_filters,
     trailing,
 )
-from castore.services.programs import feed, output_of, run_dump, running, unprivileged
+from castore.services.programs import (
+    feed,
+    give,
+    output_of,
+    run_dump,
+    running,
+    socket_folder,
+    unprivileged,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -270,18 +277,14 @@ class MariaDB(Engine, frozen=True):
         if server is None:
             raise ProgramError("there is no MariaDB or MySQL server here to drill with")
         account = unprivileged("mysql")
-        if account is not None:
-            os.chown(folder, account.pw_uid, account.pw_gid)
+        give(folder, account)
         data = os.path.join(folder, "data")
         argv = [server, "--no-defaults", "--initialize-insecure", f"--datadir={data}"]
         if make is not None:
             argv = [make, "--no-defaults", f"--datadir={data}", "--skip-test-db"]
             argv.append("--auth-root-authentication-method=normal")
         output_of(argv, account=account, cwd=folder)
-        place = tempfile.mkdtemp(prefix="castore-")  # the path of a socket has at most 107 bytes
-        try:
-            if account is not None:
-                os.chown(place, account.pw_uid, account.pw_gid)
+        with socket_folder(account) as place:
             socket = os.path.join(place, "socket")
             quiet = ("--skip-networking", "--innodb-flush-log-at-trx-commit=0", "--event-scheduler=OFF")
             argv = [server, "--no-defaults", f"--datadir={data}", f"--socket={socket}", *quiet]
@@ -291,8 +294,6 @@ class MariaDB(Engine, frozen=True):
                 client = [self._program(1), "--no-defaults", f"--socket={socket}", "--user=root"]
                 process.wait_for([*client, "--execute=SELECT 1"])
                 yield socket
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
 
     def _has(self, database: str) -> bool:
         where = f"WHERE SCHEMA_NAME = {_text(database)}"

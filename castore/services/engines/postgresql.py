@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
@@ -23,7 +22,15 @@ from castore.services.engines.contract import (
     refuse_filters,
     trailing,
 )
-from castore.services.programs import feed, output_of, run_dump, running, unprivileged
+from castore.services.programs import (
+    feed,
+    give,
+    output_of,
+    run_dump,
+    running,
+    socket_folder,
+    unprivileged,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -76,24 +83,17 @@ WHERE d.datname = :'live' AND (a.grantee = 0 OR g.rolname IS NOT NULL)
 def scratch_server(programs: str, folder: str) -> Iterator[str]:
     """Run a PostgreSQL server of its own in `folder`; give the directory of its socket."""
     account = unprivileged("postgres")
-    if account is not None:
-        os.chown(folder, account.pw_uid, account.pw_gid)
+    give(folder, account)
     data = os.path.join(folder, "data")
     make = ["initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
     output_of([f"{programs}/{make[0]}", *make[1:]], account=account, cwd=folder)
-    # The path of a socket has at most 107 bytes.
-    socket = tempfile.mkdtemp(prefix="castore-")
-    try:
-        if account is not None:
-            os.chown(socket, account.pw_uid, account.pw_gid)
+    with socket_folder(account) as socket:
         quiet = [f"-c{one}" for one in ("listen_addresses=", "fsync=off", "autovacuum=off")]
         argv = [f"{programs}/postgres", "-D", data, "-k", socket, *quiet]
         log = os.path.join(folder, "log")
         with running(argv, signal.SIGINT, account=account, cwd=folder, log=log) as server:
             server.wait_for([f"{programs}/pg_isready", "-q", "-h", socket, "-U", "postgres"])
             yield socket
-    finally:
-        shutil.rmtree(socket, ignore_errors=True)
 
 
 class PostgreSQL(Engine, frozen=True):
@@ -410,7 +410,7 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
 
     def undo(self, memo: Memo, contents: Contents) -> None:
         """Set them to what they were before."""
-        if SWITCHING in memo and contents.before is not None:
+        if SWITCHING in memo:
             self._load(contents.before())
 
     def finish(self, memo: Memo) -> None:

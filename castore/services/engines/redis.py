@@ -6,13 +6,12 @@ import contextlib
 import os
 import shutil
 import signal
-import tempfile
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.contract import Engine, Memo, Secret
 from castore.services.engines.file import File
-from castore.services.programs import output_of, run_dump, running, unprivileged
+from castore.services.programs import give, output_of, run_dump, running, socket_folder, unprivileged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,11 +138,9 @@ class Redis(Engine, frozen=True):
         with open(path, "xb") as file:
             file.writelines(contents.target())
         account = unprivileged("redis")
-        place = tempfile.mkdtemp(prefix="castore-")
-        try:
-            if account is not None:
-                for one in (folder, path, place):
-                    os.chown(one, account.pw_uid, account.pw_gid)
+        give(folder, account)
+        give(path, account)
+        with socket_folder(account) as place:
             socket = os.path.join(place, "socket")
             argv = [server, "--port", "0", "--unixsocket", socket, "--dir", folder, "--save", ""]
             log = os.path.join(folder, "log")
@@ -153,8 +150,6 @@ class Redis(Engine, frozen=True):
                 keys = [line for line in own._ask("INFO", "keyspace") if line.startswith("db")]
                 count = sum(int(line.split("keys=")[1].split(",")[0]) for line in keys)
                 yield f"{count} keys in a server of its own", {"SOCKET": socket}
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 class _StoppedRedis(Redis, frozen=True):
