@@ -33,6 +33,7 @@ from castore.kernel.files import (
     told_fields,
 )
 from castore.model.refs import RecordId, Ref, RefKind
+from castore.store.graph import is_whole
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
@@ -144,11 +145,14 @@ class OldScan:
         except (OSError, ValueError):
             return None
         if len(data) >= _HEADER.size + _HASH_BYTES and root is not None:
-            epoch = store.index.epoch()
-            if _HEADER.unpack_from(data) == (_MAGIC, _VERSION, rules, epoch, root.id, root.size):
+            magic, version, made_by, epoch, *told = _HEADER.unpack_from(data)
+            if (magic, version, made_by, told) == (_MAGIC, _VERSION, rules, [root.id, root.size]):
                 with memoryview(data) as view:
                     hashed = blake3(view[:-_HASH_BYTES]).digest()
-                if hashed == data[-_HASH_BYTES:]:
+                # What the store lost since may be needed, or what no generation refers to any more.
+                if hashed == data[-_HASH_BYTES:] and (
+                    epoch == store.index.epoch() or is_whole(store, [root])
+                ):
                     return cls(store, data)
         data.close()
         return None
@@ -187,9 +191,9 @@ class OldScan:
     def has(self, refs: list[Ref]) -> bool:
         """Whether the store has what all of these name."""
         index = self.store.index
-        return all(
-            index.has_chunk(ref.id) if ref.kind is RefKind.CHUNK else index.has_node(ref.id) for ref in refs
-        )
+        chunks = [ref.id for ref in refs if ref.kind is RefKind.CHUNK]
+        nodes = [ref.id for ref in refs if ref.kind is not RefKind.CHUNK]
+        return all(index.known(chunks)) and all(index.has_node(node) for node in nodes)
 
     def references(self, record: Record) -> list[Ref]:
         """Return the references of a directory. Raises DamageError, MissingError."""

@@ -49,6 +49,22 @@ _RECORD: Final = struct.Struct("<QQQQ96s")
 _CHANGE: Final = struct.Struct("<QQQ")
 _UNLISTED: Final = (1 << 64) - 1
 
+_NETWORKS: Final = {
+    0x6969: "NFS",
+    0xFF534D42: "SMB",
+    0xFE534D42: "SMB",
+    0x517B: "SMB",
+    0x5346414F: "AFS",
+    0x73757245: "Coda",
+    0x00C36400: "Ceph",
+    0x01021997: "9P",
+    0x7461636F: "OCFS2",
+    0x01161970: "GFS2",
+    0x0BD00BD0: "Lustre",
+    0x65735546: "FUSE",
+}
+"""By statfs(2)'s f_type. What FUSE holds is not known, and mostly far away."""
+
 
 class _Changes(ctypes.Structure):
     """struct scan_changes."""
@@ -73,6 +89,7 @@ _scan_survey: Final = _function(
     "scan_survey", _SIZE, ctypes.c_char_p, _SIZE, _U64, _ADDRESS, _ADDRESS, ctypes.POINTER(ctypes.c_int64)
 )
 _scan_sync: Final = _function("scan_sync", ctypes.c_int, ctypes.c_int)
+_scan_file_system: Final = _function("scan_file_system", ctypes.c_int64, ctypes.c_char_p)
 
 
 class Listed(NamedTuple):
@@ -260,6 +277,11 @@ def sync_file_system(fd: int) -> None:
     """Make all that was written to the file system of an open file durable. Raises OSError."""
     if code := _scan_sync(fd):
         raise OSError(code, os.strerror(code))
+
+
+def network_of(path: str) -> str | None:
+    """Return what the network file system is called that holds a path; None if it is none, or not known."""
+    return _NETWORKS.get(_scan_file_system(os.fsencode(path)))
 
 
 def read_files(

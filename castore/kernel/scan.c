@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -411,4 +412,12 @@ int
 scan_sync(int fd)
 {
 	return (syncfs(fd) == 0 ? 0 : errno);
+}
+
+int64_t
+scan_file_system(const char *path)
+{
+	struct statfs info;
+
+	return (statfs(path, &info) == 0 ? (int64_t)(uint32_t)info.f_type : -1);
 }

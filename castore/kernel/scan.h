@@ -98,4 +98,8 @@ size_t scan_survey(const uint8_t *listing, size_t len, uint64_t small, uint64_t 
 __attribute__((visibility("default")))
 int scan_sync(int fd);
 
+/* statfs(2)'s f_type of the file system that holds a path, or -1. */
+__attribute__((visibility("default")))
+int64_t scan_file_system(const char *path);
+
 #endif

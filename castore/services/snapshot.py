@@ -18,7 +18,7 @@ from castore.content.parent import Parent
 from castore.content.scan import ScanRules, store_tree
 from castore.content.scancache import NewScan, OldScan
 from castore.content.streams import store_stream
-from castore.errors import StorageError, UsageError
+from castore.errors import BusyError, DamageError, StorageError, UsageError
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
 from castore.model.names import check_name, check_revision
 from castore.model.tally import Tally
@@ -29,6 +29,8 @@ from castore.services.engines.contract import settings_of
 from castore.services.engines.file import File
 from castore.services.events import event
 from castore.services.programs import enlarge_pipe
+from castore.store.condemned import FOLDER as CONDEMNED
+from castore.store.graph import is_whole, roots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
     from castore.services.engines.contract import Engine
     from castore.services.hooks import Around
     from castore.store import Session, Store
+
+
+class _OvertakenError(BusyError):
+    """Something that this snapshot counted on was removed from the store while it was taken."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,13 @@ def snapshot(
     was committed, and what was stored is found again by the next try.
     """
     with event(store, "snapshot", service) as note:
-        taken = _snapshot(store, service, sources, revision, safety, leave_out, around, progress)
+        for again in (True, True, False):
+            try:
+                taken = _snapshot(store, service, sources, revision, safety, leave_out, around, progress)
+                break
+            except _OvertakenError:
+                if not again:
+                    raise
         note.of(taken)
         stored = sum(part.stored_bytes for part in taken.parts)
         note.text = f"{taken.size} bytes, {stored} stored" + (", safety" if safety else "")
@@ -123,6 +135,7 @@ def _snapshot(
     started = time.time_ns()
     clock = time.monotonic_ns()
     store.sync()
+    epoch = store.index.epoch()
     skip = left_out(store, leave_out)
     parts = []
     origins = {}
@@ -150,21 +163,19 @@ def _snapshot(
         hooks = around.programs if around is not None else ()
         details = _store_bytes(store, session, encode(Details(origins, tuple(warnings), hooks)))
         session.finish()
-        number = store.next_number(service)
         generation = Generation(
             service=service,
-            number=number,
+            number=0,
             time=started,
             revision=revision,
             host=os.uname().nodename,
             parts=tuple(parts),
             details=details,
             session=session.id,
-            parent=number - 1,
             safety=safety,
             duration=time.monotonic_ns() - clock,
         )
-        store.commit(generation)
+        generation = _commit(store, generation, epoch)
         # It is committed: what fails from here on costs space or time at most.
         for scan in scans:
             scan.keep()
@@ -173,6 +184,27 @@ def _snapshot(
             used = session.used | store.index.uses(service) if scans else session.used
             store.index.set_uses(service, used)
             store.references.evict(store.index.used_packs())
+    return generation
+
+
+def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
+    """Give a generation its number and commit it, unless what it needs was removed since `epoch`."""
+    with store.storage.hold():
+        # A prune that began meanwhile sees this generation, or this sees what it removes.
+        store.sync()
+        if lacking := [name for name in store.damaged if name.startswith(CONDEMNED)]:
+            raise DamageError(
+                f"{lacking[0]} is damaged: which packs are about to be removed is not known; "
+                "'castore repair' mends that"
+            )
+        if store.index.epoch() != epoch and not is_whole(store, roots_of(generation)):
+            raise _OvertakenError(
+                f"what this snapshot of {generation.service!r} shares with older ones was removed from the "
+                "store while it was taken, several times; nothing was committed, try again"
+            )
+        number = store.next_number(generation.service)
+        generation = msgspec.structs.replace(generation, number=number, parent=number - 1)
+        store.commit(generation)
     return generation
 
 

@@ -6,11 +6,14 @@ paths of lower-case letters, digits, dots and dashes with `/` between their step
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
+from castore.errors import ObjectMissingError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
 
@@ -91,3 +94,19 @@ class Storage(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove an object for good. Raises ObjectMissingError, StorageError."""
+
+    def delete_all(self, names: Iterable[str]) -> None:
+        """Remove objects for good, in any order; one that is gone is no error. Raises StorageError."""
+        for name in names:
+            with contextlib.suppress(ObjectMissingError):
+                self.delete(name)
+
+    @contextlib.contextmanager
+    def hold(self, *, alone: bool = False) -> Iterator[bool]:
+        """Hold the place's lock through the block, alone or with others who do not hold it alone.
+
+        Gives whether there is a lock that all hold who may use this place; where there is none, who
+        removes has to wait until those have ended who may have begun before. Raises StorageError.
+        """
+        del alone
+        yield False

@@ -6,8 +6,14 @@ concern here or above: Python repeats what a signal interrupted (PEP 475).
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from typing import Final
+
+from castore.kernel.files import network_of
+
+_NO_FLOCK: Final = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 def sync_directory(path: str) -> None:
@@ -62,6 +68,24 @@ class Files:
         """Return the length of a file, and when it was last changed, in seconds since 1970."""
         found = os.stat(path)
         return found.st_size, found.st_mtime
+
+    @staticmethod
+    def lock(path: str, *, alone: bool) -> int | None:
+        """Wait for the lock of a directory, alone or with others; return what is to be closed to let go.
+
+        None where there is no such lock, or other machines may not see it.
+        """
+        if network_of(path) is not None:
+            return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NO_FLOCK:
+                raise
+            return None
+        return descriptor
 
 
 FILES: Final = Files()

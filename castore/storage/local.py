@@ -23,7 +23,7 @@ from castore.storage.contract import Storage, Writer
 from castore.storage.files import FILES, sync_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from castore.storage.files import Files
 
@@ -223,6 +223,33 @@ class LocalStorage(Storage):
             raise ObjectMissingError(f"{path} is not there") from None
         except OSError as error:
             raise _refusal("remove", path, error) from error
+
+    def delete_all(self, names: Iterable[str]) -> None:
+        """Remove objects; each directory is synced once."""
+        folders = set()
+        try:
+            for name in names:
+                path = os.path.join(self._root, name)
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.unlink(path)
+                    folders.add(os.path.dirname(path))
+            for folder in sorted(folders):
+                self._files.sync_directory(folder)
+        except OSError as error:
+            raise _refusal("remove objects of", self._root, error) from error
+
+    @contextlib.contextmanager
+    def hold(self, *, alone: bool = False) -> Iterator[bool]:
+        """Hold a lock on the store's directory, unless other machines may use it too."""
+        try:
+            lock = self._files.lock(self._root, alone=alone)
+        except OSError as error:
+            raise _refusal("lock", self._root, error) from error
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                self._files.close(lock)
 
     def _sweep(self) -> None:
         """Remove what writers that were killed left in `tmp/` long ago."""

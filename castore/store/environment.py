@@ -11,7 +11,7 @@ import lmdb
 
 from castore.store.places import make_private_directory
 
-_VERSION: Final = b"2"
+_VERSION: Final = b"3"
 """Of the layout of the tables. An index of another one is thrown away."""
 _MAP_BYTES: Final = 64 << 30
 

@@ -12,6 +12,8 @@ CONFIG: Final = b"castorec"
 SESSION: Final = b"castores"
 PACK: Final = b"castorep"
 GENERATION: Final = b"castoreg"
+CONDEMNED: Final = b"castorex"
+PIN: Final = b"castorei"
 
 _VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sH6s")

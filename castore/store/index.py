@@ -3,18 +3,19 @@
 Everything here can be read again from the store. Entries are put only after what they tell of is
 durable in the store. Reads are short transactions; none stays open across I/O on the store.
 
-    chunks, nodes   id -> place (26 bytes)
+    chunks, nodes   id -> place (27 bytes)
     copies          id | pack number -> place: of a record that the tables above place elsewhere
     bases           id | pack number -> ids of the bases of a delta
     features        super-feature of a sketch -> first 8 bytes of the id of the latest chunk that has it
     uses            service -> (pack number, little-endian | bytes used) of each pack that its last
                     generation is in, bases included
-    packs           pack number -> pack id | length;   pack_numbers: the other way round
+    packs           pack number -> pack id | length | bytes of records;   pack_numbers: the other way round
     sessions        session number -> session id;      session_numbers: the other way round
     generations     service | 0 | number -> plaintext of the record
     revisions       service | 0 | revision | 0 | number -> nothing; safety generations left out
     records         T-N, the name of a generation's object -> its key in generations
-    meta            version of this layout, store id, the next pack and session number
+    meta            version of this layout, store id, the next pack and session number, an epoch, the
+                    numbers of condemned packs
 
 Numbers in keys are u32, big-endian, so that they sort.
 """
@@ -22,6 +23,7 @@ Numbers in keys are u32, big-endian, so that they sort.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import struct
 from collections import Counter
@@ -40,18 +42,25 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
 
     from castore.kernel import Sketch
+    from castore.kernel.marks import Marks
     from castore.model.events import Event
     from castore.model.generation import Generation
     from castore.store.pack import PackEntry
 
 _MOST_EVENTS: Final = 10_000
-_PLACE: Final = struct.Struct("<IIIIIIBB")
-"""Pack, offset, sealed length, plain length, counter, session, codec, member of a group."""
+_PLACE: Final = struct.Struct("<IIIIIIBBB")
+"""Pack, offset, sealed length, plain length, counter, session, codec, member of a group of how many."""
 _CODEC: Final = 24
 """Where in it the codec is."""
 _USE: Final = struct.Struct("<4sQ")
 _NUMBER: Final = struct.Struct(">I")
-_PACK: Final = struct.Struct("<32sQ")
+_PACK: Final = struct.Struct("<32sQQ")
+"""Id, length, and how many bytes of it are records."""
+_BATCH: Final = 1 << 14
+"""Records that are looked at in one call of the kernel."""
+
+
+_CONDEMNED: Final = b"condemned"
 
 
 class Place(NamedTuple):
@@ -123,6 +132,7 @@ class Index:
         """Forget everything. Raises StorageError."""
         with self._transaction(write=True) as txn:
             self._begin_epoch(txn)
+            txn.delete(_CONDEMNED, db=self._tables["meta"])
             for name in TABLES:
                 if name not in {"meta", "events"}:
                     txn.drop(self._tables[name], delete=False)
@@ -155,45 +165,69 @@ class Index:
         """Whether the store has a node."""
         try:
             with self._begin(self._nodes) as txn:
-                return txn.get(node) is not None
+                value = txn.get(node)
+                if value is None or not (condemned := self._condemned(txn)):
+                    return value is not None
+                return any(True for _ in self._values(txn, node, value, condemned))
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
-    def known(self, chunks: Sequence[RecordId], packs: Counter[bytes]) -> list[bool]:
-        """Say of each chunk whether the store has it, and all that it rests on.
+    def known(self, chunks: Sequence[RecordId], packs: Counter[bytes] | None = None) -> list[bool]:
+        """Say of each chunk whether the store has it, and all that it rests on, in packs that are to stay.
 
         The bytes that these take are added to `packs`, by the pack's number.
         """
+        packs = Counter() if packs is None else packs
         seen: dict[bytes, bool] = {}
         records: set[bytes] = set()
         with self._transaction() as txn:
-            return [self._is_whole(txn, chunk, packs, seen, records) for chunk in chunks]
+            condemned = self._condemned(txn)
+            found = []
+            for chunk in chunks:
+                self._whole_value(txn, chunk, packs, seen, records, condemned)
+                found.append(seen[chunk])
+            return found
 
-    def _is_whole(
-        self, txn: Any, chunk: bytes, packs: Counter[bytes], seen: dict[bytes, bool], records: set[bytes]
-    ) -> bool:
-        """Whether a chunk can be put together. seen: what is known of chunks; records: those counted."""
-        if (known := seen.get(chunk)) is not None:
-            return known
+    def _whole_value(
+        self,
+        txn: Any,
+        chunk: bytes,
+        packs: Counter[bytes],
+        seen: dict[bytes, bool],
+        records: set[bytes],
+        condemned: frozenset[bytes],
+    ) -> bytes | None:
+        """Return the first of a chunk's places from which it can be put together.
+
+        seen: what is known of chunks; of one that is in it, nothing is returned. records: those counted.
+        """
+        if chunk in seen:
+            return None
         seen[chunk] = False  # what rests on itself is not whole
         first = txn.get(chunk, db=self._chunks)
         if first is None:
-            return False
-        for value in self._values(txn, chunk, first):
-            whole = True
-            if BASES[value[_CODEC]]:
-                number = _NUMBER.pack(int.from_bytes(value[:4], "little"))
-                joined = txn.get(chunk + number, b"", db=self._tables["bases"])
-                bases = [joined[at : at + 32] for at in range(0, len(joined), 32)]
-                whole = all(self._is_whole(txn, base, packs, seen, records) for base in bases)
-            if whole:
+            return None
+        for value in self._values(txn, chunk, first, condemned):
+            for base in self._bases_of(txn, chunk, value):
+                self._whole_value(txn, base, packs, seen, records, condemned)
+                if not seen[base]:
+                    break
+            else:
                 # Its pack and offset: several chunks may share a record.
                 if value[:8] not in records:
                     records.add(value[:8])
                     packs[value[:4]] += int.from_bytes(value[8:12], "little")
                 seen[chunk] = True
-                return True
-        return False
+                return bytes(value)
+        return None
+
+    def _bases_of(self, txn: Any, chunk: bytes, value: bytes) -> list[bytes]:
+        """Return the ids that a chunk rests on at one of its places."""
+        if not BASES[value[_CODEC]]:
+            return []
+        number = _NUMBER.pack(int.from_bytes(value[:4], "little"))
+        joined = txn.get(chunk + number, b"", db=self._tables["bases"])
+        return [joined[at : at + 32] for at in range(0, len(joined), 32)]
 
     def lacking(self, chunk: RecordId) -> RecordId | None:
         """Return what keeps a chunk from being put together: it is not indexed, or rests on itself.
@@ -269,7 +303,7 @@ class Index:
                 value = None if chunk in found else txn.get(chunk, db=self._chunks)
                 if value is None:
                     continue
-                pack, offset, sealed, plain, counter, session, codec, member = unpack(value)
+                pack, offset, sealed, plain, counter, session, codec, member, _ = unpack(value)
                 if pack not in names or session not in sessions:
                     place = self._place(txn, chunk, value)
                     if place is None:
@@ -298,11 +332,20 @@ class Index:
             found = [self._place(txn, record_id, value) for value in self._copy_values(txn, record_id)]
         return [place for place in found if place is not None]
 
-    def _values(self, txn: Any, chunk: bytes, first: bytes) -> Iterator[bytes]:
-        """Yield a chunk's places; others than the first only if that is asked for, and of a delta."""
-        yield first
-        if BASES[first[_CODEC]]:
-            yield from self._copy_values(txn, chunk)
+    def _values(
+        self, txn: Any, record_id: bytes, first: bytes, condemned: frozenset[bytes]
+    ) -> Iterator[bytes]:
+        """Yield a record's places that may be counted on.
+
+        Others than the first only if that is asked for, and it is a delta or condemned.
+        """
+        stays = first[:4] not in condemned
+        if stays:
+            yield first
+        if BASES[first[_CODEC]] or not stays:
+            for value in self._copy_values(txn, record_id):
+                if value[:4] not in condemned:
+                    yield value
 
     def _copy_values(self, txn: Any, record_id: bytes) -> list[bytes]:
         found = []
@@ -314,7 +357,7 @@ class Index:
         return found
 
     def _place(self, txn: Any, record_id: bytes, value: bytes) -> Place | None:
-        pack, offset, sealed, plain, counter, session, codec, member = _PLACE.unpack(value)
+        pack, offset, sealed, plain, counter, session, codec, member, _ = _PLACE.unpack(value)
         number = _NUMBER.pack(pack)
         named = txn.get(number, db=self._tables["packs"])
         session_id = txn.get(_NUMBER.pack(session), db=self._tables["sessions"])
@@ -336,7 +379,7 @@ class Index:
         with self._transaction() as txn:
             for kind, table in ((CHUNK, self._chunks), (NODE, self._nodes)):
                 for record_id, value in txn.cursor(table):
-                    pack, _, sealed, _, _, _, codec, member = _PLACE.unpack(value)
+                    pack, _, sealed, _, _, _, codec, member, _ = _PLACE.unpack(value)
                     joined = b""
                     if BASES[codec]:
                         key = record_id + _NUMBER.pack(pack)
@@ -370,7 +413,7 @@ class Index:
         """Return the packs that are indexed, with their lengths."""
         with self._transaction() as txn:
             values = txn.cursor(self._tables["packs"]).iternext(keys=False, values=True)
-            return [_PACK.unpack(value) for value in values]
+            return [_PACK.unpack(value)[:2] for value in values]
 
     def put_packs(
         self,
@@ -390,12 +433,14 @@ class Index:
                 if txn.get(pack, db=self._tables["pack_numbers"]) is None:
                     number = self._next_number(txn, b"next pack")
                     txn.put(pack, number, db=self._tables["pack_numbers"])
-                    txn.put(number, _PACK.pack(pack, length), db=self._tables["packs"])
+                    records = sum({entry.offset: entry.sealed_length for entry in entries}.values())
+                    txn.put(number, _PACK.pack(pack, length, records), db=self._tables["packs"])
                     self._put_entries(txn, number, entries)
 
     def _put_entries(self, txn: Any, number: bytes, entries: list[PackEntry]) -> None:
         (pack,) = _NUMBER.unpack(number)
         sessions: dict[SessionId, int] = {}
+        members = Counter(entry.offset for entry in entries)
         before: RecordId | None = None
         # Where a pack has one twice, the first rests on what is in front of it, and is the one to take.
         for entry in sorted(entries, key=lambda entry: (entry.id, entry.offset, entry.member)):
@@ -414,6 +459,7 @@ class Index:
                 session,
                 entry.codec,
                 entry.member,
+                members[entry.offset],
             )
             table = self._chunks if entry.kind == CHUNK else self._nodes
             if not txn.put(entry.id, place, overwrite=False, db=table):
@@ -446,6 +492,7 @@ class Index:
             if not gone:
                 return
             self._begin_epoch(txn)
+            self._condemn(txn, self._condemned(txn) - {number[::-1] for number in gone})
             places = {_NUMBER.unpack(number)[0].to_bytes(4, "little") for number in gone}
             for name in ("copies", "bases"):
                 self._delete_where(txn, name, lambda key, _value: key[32:] in gone)
@@ -458,6 +505,103 @@ class Index:
         """Whether a chunk's id begins so."""
         cursor = txn.cursor(self._chunks)
         return bool(cursor.set_range(start)) and cursor.key()[:8] == start
+
+    # What is needed of packs, and what is not
+
+    def condemn(self, packs: Iterable[PackId]) -> None:
+        """Count no more on what is in exactly these packs: they are about to be removed from the store."""
+        with self._transaction() as txn:
+            before = self._condemned(txn)
+            numbers = [txn.get(pack, db=self._tables["pack_numbers"]) for pack in packs]
+        now = frozenset(number[::-1] for number in numbers if number is not None)
+        if now != before:
+            with self._transaction(write=True) as txn:
+                if now - before:
+                    self._begin_epoch(txn)
+                self._condemn(txn, now)
+
+    def _condemn(self, txn: Any, numbers: frozenset[bytes]) -> None:
+        txn.put(_CONDEMNED, b"".join(sorted(numbers)), db=self._tables["meta"])
+
+    def _condemned(self, txn: Any) -> frozenset[bytes]:
+        """Return the numbers of condemned packs, as places begin with them."""
+        joined = txn.get(_CONDEMNED, b"", db=self._tables["meta"])
+        return frozenset(joined[at : at + 4] for at in range(0, len(joined), 4))
+
+    def mark_bases(self, marks: Marks) -> None:
+        """Mark all that marked chunks rest on, wherever they lie."""
+        marked = -1
+        # One pass nearly always does; that a whole one marked nothing is what proves it.
+        while marked != len(marks):
+            marked = len(marks)
+            with self._transaction() as txn:
+                cursor = txn.cursor(self._tables["bases"])
+                for batch in _batches(cursor):
+                    told = marks.find(b"".join([key[:32] for key, _ in batch]))
+                    for (_, joined), alive in zip(batch, told, strict=True):
+                        if alive:
+                            self._mark_below(txn, joined, marks)
+
+    def _mark_below(self, txn: Any, joined: bytes, marks: Marks) -> None:
+        """Mark chunks, and all that they rest on."""
+        cursor = txn.cursor(self._tables["bases"])
+        todo = [joined]
+        while todo:
+            joined = todo.pop()
+            for at, fresh in enumerate(marks.add(joined)):
+                base = joined[32 * at : 32 * at + 32]
+                more = bool(fresh) and cursor.set_range(base)
+                while more and cursor.key()[:32] == base:
+                    todo.append(cursor.value())
+                    more = cursor.next()
+
+    def live_bytes(self, marks: Marks) -> tuple[dict[PackId, tuple[int, int, int]], set[SessionId]]:
+        """Return how much of each pack is marked, and the sessions that the records in packs are of.
+
+        Of a pack: its length, the bytes of its records, and how many of these are marked, about: records
+        of several chunks count by the share of those that are.
+        """
+        live: Counter[bytes] = Counter()
+        used: set[bytes] = set()
+        with self._transaction() as txn:
+            for table in (self._chunks, self._nodes):
+                for batch in _batches(txn.cursor(table)):
+                    told = marks.find(b"".join([key for key, _ in batch]))
+                    for (_, value), alive in zip(batch, told, strict=True):
+                        used.add(value[20:24])
+                        if alive:
+                            live[value[:4]] += int.from_bytes(value[8:12], "little") // (value[26] or 1)
+            used.update(value[20:24] for _, value in txn.cursor(self._tables["copies"]))
+            packs = {}
+            for number, value in txn.cursor(self._tables["packs"]):
+                pack, length, records = _PACK.unpack(value)
+                packs[PackId(pack)] = length, records, live[number[::-1]]
+            numbers = [number[::-1] for number in used]
+            sessions = {txn.get(number, db=self._tables["sessions"]) for number in numbers}
+        return packs, sessions - {None}
+
+    def are_chosen(self, pack: PackId, entries: Sequence[PackEntry]) -> list[bool]:
+        """Say of each entry of a pack whether this is the place that its record is to be taken from.
+
+        So are all places of what can be put together from none: what it lacks may be stored again.
+        """
+        with self._transaction() as txn:
+            number = txn.get(pack, b"", db=self._tables["pack_numbers"])[::-1]
+            condemned = self._condemned(txn)
+            found = []
+            for entry in entries:
+                if entry.kind == CHUNK:
+                    value = self._whole_value(txn, entry.id, Counter(), {}, set(), condemned)
+                else:
+                    first = txn.get(entry.id, db=self._nodes)
+                    values = iter(()) if first is None else self._values(txn, entry.id, first, condemned)
+                    value = next(values, None)
+                if value is None:
+                    found.append(True)
+                    continue
+                place = _PLACE.unpack(value)
+                found.append(value[:4] == number and (place[1], place[7]) == (entry.offset, entry.member))
+        return found
 
     # What the last generations use
 
@@ -472,6 +616,22 @@ class Index:
         with self._transaction() as txn:
             joined = txn.get(service.encode(), b"", db=self._tables["uses"])
             return Counter(dict(_USE.iter_unpack(joined)))
+
+    def move_uses(self, moved: dict[PackId, PackId]) -> None:
+        """What was used of packs is used of those that their records were moved to."""
+        table = self._tables["uses"]
+        with self._transaction(write=True) as txn:
+            numbers = {
+                txn.get(old, db=self._tables["pack_numbers"]): txn.get(new, db=self._tables["pack_numbers"])
+                for old, new in moved.items()
+            }
+            pairs = {old[::-1]: new[::-1] for old, new in numbers.items() if old and new}
+            for service, joined in list(txn.cursor(table)):
+                used = Counter(dict(_USE.iter_unpack(joined)))
+                for old, new in pairs.items():
+                    if old in used:
+                        used[new] += used[old]
+                txn.put(service, b"".join(_USE.pack(*use) for use in used.items()), db=table)
 
     def used_packs(self) -> Counter[PackId]:
         """Return the packs that the last generations are in, and how many bytes of each they use."""
@@ -589,6 +749,13 @@ class Index:
                 numbers.append(_NUMBER.unpack(cursor.key()[-4:])[0])
                 more = cursor.next()
         return sorted(numbers, reverse=True)
+
+
+def _batches(cursor: Any) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Yield the pairs of a table, many at a time."""
+    items = iter(cursor)
+    while batch := list(itertools.islice(items, _BATCH)):
+        yield batch
 
 
 def _revision_key(service: str, revision: str) -> bytes:

@@ -27,6 +27,8 @@ from castore.model.generation import decode_generation
 from castore.model.refs import decode_node
 from castore.sealing import WriterKey
 from castore.storage.local import sync_directory
+from castore.store.condemned import FOLDER as CONDEMNED
+from castore.store.condemned import read_condemned
 from castore.store.config import (
     DEFAULT_AVERAGE,
     MAX_AVERAGE,
@@ -210,7 +212,11 @@ class Store:
         """Bring the index up to date with the store; what is damaged is told in `damaged`."""
         self.sync_generations()
         with self._syncing:
+            # Packs are listed behind what condemns them: what is condemned no more is gone from that list.
+            condemned, found = read_condemned(self.storage, self.writer_key)
+            self._told(CONDEMNED, found)
             self._told("packs/", sync_packs(self.storage, self.index, self.writer_key))
+            self.index.condemn(pack for one in condemned for pack in one.packs)
 
     def sync_generations(self) -> None:
         """Bring the index's generations up to date with the store."""
@@ -273,13 +279,15 @@ class Store:
 
     def read_node(self, node: RecordId) -> list[Ref]:
         """Return the references of a node. Raises MissingError, DamageError."""
+        plain = self.read_node_bytes(node)
         try:
-            return decode_node(self._read(NODE, node))
-        except MissingError:
-            raise
+            return decode_node(plain)
         except DamageError as error:
-            what = f"node {node.hex()}"
-            raise DamageError(str(error) if what in str(error) else f"{what}: {error}") from None
+            raise DamageError(f"node {node.hex()}: {error}") from None
+
+    def read_node_bytes(self, node: RecordId) -> bytes:
+        """Return the plaintext of a node. Raises MissingError, DamageError."""
+        return self._read(NODE, node)
 
     def _read(self, kind: int, record_id: RecordId) -> bytes:
         gone = ""

@@ -1,0 +1,61 @@
+/* See marks.h.  Ids are keyed hashes: their bits are even, so they are their own hash. */
+#include "marks.h"
+
+#include <string.h>
+
+/* Zero is a free slot; an id that begins with eight zeros shares the mark of the one that is 1. */
+static uint64_t
+key_of(const uint8_t *id)
+{
+	uint64_t key;
+
+	memcpy(&key, id, sizeof(key));
+	return (key ? key : 1);
+}
+
+/* Where a key is, or the free slot where it would be: linear probing. */
+static uint64_t
+slot_of(const uint64_t *table, uint64_t slots, uint64_t key)
+{
+	uint64_t at = (uint64_t)(((unsigned __int128)key * slots) >> 64);
+
+	while (table[at] != 0 && table[at] != key)
+		at = at + 1 == slots ? 0 : at + 1;
+	return (at);
+}
+
+size_t
+marks_add(uint64_t *table, uint64_t slots, const uint8_t *ids, size_t stride, size_t count,
+    uint8_t *told)
+{
+	size_t fresh = 0, i;
+
+	for (i = 0; i < count; i++) {
+		uint64_t key = key_of(ids + i * stride), at = slot_of(table, slots, key);
+
+		told[i] = table[at] == 0;
+		fresh += told[i];
+		table[at] = key;
+	}
+	return (fresh);
+}
+
+void
+marks_find(const uint64_t *table, uint64_t slots, const uint8_t *ids, size_t stride,
+    size_t count, uint8_t *told)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++)
+		told[i] = table[slot_of(table, slots, key_of(ids + i * stride))] != 0;
+}
+
+void
+marks_move(const uint64_t *from, uint64_t from_slots, uint64_t *table, uint64_t slots)
+{
+	uint64_t i;
+
+	for (i = 0; i < from_slots; i++)
+		if (from[i] != 0)
+			table[slot_of(table, slots, from[i])] = from[i];
+}

@@ -1,0 +1,89 @@
+"""`condemned/X`: packs that are about to be removed, where no lock keeps others from counting on them.
+
+Who adds counts on no pack that is condemned, and looks again before the generation is written. Who removes
+waits, then looks which generations there are, and removes what none of them needs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
+from castore.model.refs import PackId
+from castore.store.header import CONDEMNED, HEADER_BYTES, check_header, header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from castore.sealing import WriterKey
+    from castore.storage import Storage
+
+FOLDER: Final = "condemned/"
+_VERSION: Final = 1
+
+
+class _Record(msgspec.Struct, frozen=True):
+    version: int
+    time: int
+    packs: tuple[bytes, ...]
+
+
+class Condemned(msgspec.Struct, frozen=True):
+    """One such object."""
+
+    name: str
+    time: int
+    """When it was written: nanoseconds since 1970, by the clock of who wrote it."""
+    packs: tuple[PackId, ...]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Record)
+
+
+def condemn(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> Condemned:
+    """Condemn packs, durably. Raises StorageError."""
+    found = Condemned(f"{FOLDER}{os.urandom(16).hex()}", time.time_ns(), tuple(sorted(packs)))
+    start = header(CONDEMNED)
+    plain = _encoder.encode(_Record(_VERSION, found.time, found.packs))
+    sealed = writer.objects.seal(found.name.encode() + writer.store_id + start, plain)
+    storage.put(found.name, start + sealed)
+    return found
+
+
+def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned], dict[str, str]]:
+    """Return what is condemned; and, by their names, the objects that cannot be read, and why."""
+    found, damaged = [], {}
+    for short in sorted(storage.list(FOLDER.rstrip("/"))):
+        name = FOLDER + short
+        if not re.fullmatch(r"[0-9a-f]{32}", short):
+            continue
+        try:
+            found.append(_decode(name, storage.get(name), writer))
+        except ObjectMissingError:
+            continue
+        except (DamageError, FormatError, StorageError) as error:
+            damaged[name] = str(error)
+    return found, damaged
+
+
+def _decode(name: str, data: bytes, writer: WriterKey) -> Condemned:
+    check_header(name, data, CONDEMNED)
+    start = data[:HEADER_BYTES]
+    try:
+        plain = writer.objects.open(name.encode() + writer.store_id + start, data[HEADER_BYTES:])
+        record = _decoder.decode(plain)
+    except (DamageError, msgspec.MsgspecError) as error:
+        raise DamageError(f"{name} is damaged: {error}") from None
+    if record.version != _VERSION:
+        raise FormatError(
+            f"{name} is of format {record.version}, and this castore knows {_VERSION}: update castore"
+        )
+    if any(len(pack) != 32 for pack in record.packs):
+        raise DamageError(f"{name} is damaged: it names a pack that is none")
+    return Condemned(name, record.time, tuple(PackId(pack) for pack in record.packs))
