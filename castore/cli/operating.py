@@ -1,4 +1,4 @@
-"""castore guard, follow, revision, drill, prune, events, config."""
+"""castore guard, follow, revision, drill, events, config."""
 
 from __future__ import annotations
 
@@ -174,62 +174,6 @@ def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> Non
         })
     else:
         print(f"{service}@{generation.number} is sound, {done.seconds:.1f} s")
-
-
-@click.command(epilog="Example: castore prune --dry-run drupal")
-@click.argument("services", metavar="[SERVICE]...", nargs=-1)
-@click.option("--dry-run", is_flag=True, help="Say of each generation which rule keeps it.")
-@json_option
-@common
-def prune(context: Common, services: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Say which generations the `keep` rules of castore.toml keep, and which they let go.
-
-    This castore does not remove any yet: only --dry-run is there.
-    """
-    import time
-
-    from castore.errors import NotFoundError, UsageError
-    from castore.services.retention import judge
-
-    if not dry_run:
-        raise UsageError("this castore removes nothing yet: castore prune --dry-run says what it would")
-    rows: list[dict[str, Any]] = []
-    with context.open_store() as store:
-        store.sync_generations()
-        known = store.services()
-        for service in services or known:
-            if service not in known:
-                raise NotFoundError(f"there is no service {service!r} in {store.location}")
-            settings = context.service_settings(service)
-            live = store.live_revision(service)
-            verdicts = judge(
-                store.generations(service),
-                settings.keep if settings is not None else None,
-                time.time_ns(),
-                live=[live] if live else [],
-            )
-            rows += [
-                {
-                    "service": service,
-                    "number": found.generation.number,
-                    "time": found.generation.time,
-                    "revision": found.generation.revision,
-                    "kept_by": list(found.rules),
-                }
-                for found in verdicts
-            ]
-    if as_json:
-        print_json(rows)
-        return
-    cells = [
-        [
-            *(row["service"], str(row["number"]), text.local_time(row["time"]), row["revision"] or "-"),
-            ", ".join(row["kept_by"]) or "nothing: it would go",
-        ]
-        for row in rows
-    ]
-    header = ["service", "number", "time", "revision", "kept by"]
-    print(text.table(cells, header=header, right={1}))
 
 
 @click.command(epilog="Example: castore events drupal")

@@ -103,12 +103,14 @@ def snapshot(
     was committed, and what was stored is found again by the next try.
     """
     with event(store, "snapshot", service) as note:
-        for again in (True, True, False):
+        # What was read from an open file cannot be read once more.
+        repeats = not any(isinstance(source, StreamSource) for source in sources.values())
+        for tries_left in (2, 1, 0):
             try:
                 taken = _snapshot(store, service, sources, revision, safety, leave_out, around, progress)
                 break
             except _OvertakenError:
-                if not again:
+                if not (repeats and tries_left):
                     raise
         note.of(taken)
         stored = sum(part.stored_bytes for part in taken.parts)
@@ -200,7 +202,7 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
         if store.index.epoch() != epoch and not is_whole(store, roots_of(generation)):
             raise _OvertakenError(
                 f"what this snapshot of {generation.service!r} shares with older ones was removed from the "
-                "store while it was taken, several times; nothing was committed, try again"
+                "store while it was taken; nothing was committed, try again"
             )
         number = store.next_number(generation.service)
         generation = msgspec.structs.replace(generation, number=number, parent=number - 1)

@@ -39,7 +39,7 @@ from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 
     from castore.kernel import Sketch
     from castore.kernel.marks import Marks
@@ -161,27 +161,34 @@ class Index:
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
-    def has_node(self, node: bytes) -> bool:
-        """Whether the store has a node."""
+    def has_node(self, node: bytes, *, without: Collection[PackId] = ()) -> bool:
+        """Whether the store has a node, in a pack that is to stay; without: packs that are not."""
         try:
             with self._begin(self._nodes) as txn:
                 value = txn.get(node)
-                if value is None or not (condemned := self._condemned(txn)):
+                if value is None or not (condemned := self._condemned(txn, without)):
                     return value is not None
                 return any(True for _ in self._values(txn, node, value, condemned))
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
-    def known(self, chunks: Sequence[RecordId], packs: Counter[bytes] | None = None) -> list[bool]:
+    def known(
+        self,
+        chunks: Sequence[RecordId],
+        packs: Counter[bytes] | None = None,
+        *,
+        without: Collection[PackId] = (),
+    ) -> list[bool]:
         """Say of each chunk whether the store has it, and all that it rests on, in packs that are to stay.
 
-        The bytes that these take are added to `packs`, by the pack's number.
+        The bytes that these take are added to `packs`, by the pack's number. without: packs that are not
+        to stay, besides those that are condemned.
         """
         packs = Counter() if packs is None else packs
         seen: dict[bytes, bool] = {}
         records: set[bytes] = set()
         with self._transaction() as txn:
-            condemned = self._condemned(txn)
+            condemned = self._condemned(txn, without)
             found = []
             for chunk in chunks:
                 self._whole_value(txn, chunk, packs, seen, records, condemned)
@@ -523,10 +530,11 @@ class Index:
     def _condemn(self, txn: Any, numbers: frozenset[bytes]) -> None:
         txn.put(_CONDEMNED, b"".join(sorted(numbers)), db=self._tables["meta"])
 
-    def _condemned(self, txn: Any) -> frozenset[bytes]:
-        """Return the numbers of condemned packs, as places begin with them."""
+    def _condemned(self, txn: Any, besides: Iterable[PackId] = ()) -> frozenset[bytes]:
+        """Return the numbers of condemned packs, and those of others, as places begin with them."""
         joined = txn.get(_CONDEMNED, b"", db=self._tables["meta"])
-        return frozenset(joined[at : at + 4] for at in range(0, len(joined), 4))
+        numbers = [txn.get(pack, b"", db=self._tables["pack_numbers"])[::-1] for pack in besides]
+        return frozenset([*numbers, *(joined[at : at + 4] for at in range(0, len(joined), 4))])
 
     def mark_bases(self, marks: Marks) -> None:
         """Mark all that marked chunks rest on, wherever they lie."""
@@ -556,7 +564,7 @@ class Index:
                     more = cursor.next()
 
     def live_bytes(self, marks: Marks) -> tuple[dict[PackId, tuple[int, int, int]], set[SessionId]]:
-        """Return how much of each pack is marked, and the sessions that the records in packs are of.
+        """Return how much is marked of each pack that is to stay, and the sessions that records are of.
 
         Of a pack: its length, the bytes of its records, and how many of these are marked, about: records
         of several chunks count by the share of those that are.
@@ -564,16 +572,22 @@ class Index:
         live: Counter[bytes] = Counter()
         used: set[bytes] = set()
         with self._transaction() as txn:
+            condemned = self._condemned(txn)
             for table in (self._chunks, self._nodes):
                 for batch in _batches(txn.cursor(table)):
                     told = marks.find(b"".join([key for key, _ in batch]))
-                    for (_, value), alive in zip(batch, told, strict=True):
-                        used.add(value[20:24])
+                    for (key, first), alive in zip(batch, told, strict=True):
+                        used.add(first[20:24])
                         if alive:
+                            value = first
+                            if condemned and first[:4] in condemned:
+                                value = next(self._values(txn, key, first, condemned), first)
                             live[value[:4]] += int.from_bytes(value[8:12], "little") // (value[26] or 1)
             used.update(value[20:24] for _, value in txn.cursor(self._tables["copies"]))
             packs = {}
             for number, value in txn.cursor(self._tables["packs"]):
+                if number[::-1] in condemned:
+                    continue
                 pack, length, records = _PACK.unpack(value)
                 packs[PackId(pack)] = length, records, live[number[::-1]]
             numbers = [number[::-1] for number in used]
@@ -617,20 +631,16 @@ class Index:
             joined = txn.get(service.encode(), b"", db=self._tables["uses"])
             return Counter(dict(_USE.iter_unpack(joined)))
 
-    def move_uses(self, moved: dict[PackId, PackId]) -> None:
-        """What was used of packs is used of those that their records were moved to."""
-        table = self._tables["uses"]
+    def move_uses(self, moved: Iterable[tuple[PackId, PackId]]) -> None:
+        """What was used of packs is used of those that their records were moved to: (old, new)."""
+        table, numbers = self._tables["uses"], self._tables["pack_numbers"]
         with self._transaction(write=True) as txn:
-            numbers = {
-                txn.get(old, db=self._tables["pack_numbers"]): txn.get(new, db=self._tables["pack_numbers"])
-                for old, new in moved.items()
-            }
-            pairs = {old[::-1]: new[::-1] for old, new in numbers.items() if old and new}
+            pairs = [(txn.get(old, db=numbers), txn.get(new, db=numbers)) for old, new in moved]
             for service, joined in list(txn.cursor(table)):
                 used = Counter(dict(_USE.iter_unpack(joined)))
-                for old, new in pairs.items():
-                    if old in used:
-                        used[new] += used[old]
+                for old, new in pairs:
+                    if old and new and old[::-1] in used:
+                        used[new[::-1]] += used[old[::-1]]
                 txn.put(service, b"".join(_USE.pack(*use) for use in used.items()), db=table)
 
     def used_packs(self) -> Counter[PackId]:

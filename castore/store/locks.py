@@ -1,4 +1,4 @@
-"""One castore at a time works on a service of a store."""
+"""One castore at a time works on a service of a store, or removes from it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def service_lock(path: str, service: str) -> Iterator[None]:
-    """Hold the lock of a service, which is the file `path`, through the block.
+def named_lock(path: str, what: str) -> Iterator[None]:
+    """Hold the lock on `what`, which is the file `path`, through the block.
 
-    The kernel lets go of it when the process ends, however it ends. Raises BusyError.
+    The kernel lets go of it when the process ends, however it ends: no lock is ever stale. Raises BusyError.
     """
     make_private_directory(os.path.dirname(path))
     try:
@@ -28,24 +28,24 @@ def service_lock(path: str, service: str) -> Iterator[None]:
     except OSError as error:
         raise refusal("open the lock", path, error) from error
     try:
-        _take(descriptor, path, service)
+        _take(descriptor, path, what)
         now = dt.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} since {now}\n".encode(), 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {os.uname().nodename} since {now}\n".encode(), 0)
         yield
     finally:
         # The file stays: were it removed, two processes could hold locks on two files of its name.
         os.close(descriptor)
 
 
-def _take(descriptor: int, path: str, service: str) -> None:
+def _take(descriptor: int, path: str, what: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         text = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
-        holder = f" ({text})" if re.fullmatch(r"pid \d+ since [-+: 0-9]+", text) else ""
+        holder = f" ({text})" if re.fullmatch(r"pid \d+ on [-.\w]+ since [-+: 0-9]+", text) else ""
         raise BusyError(
-            f"another castore{holder} is at work on {service!r}; try again when it has ended"
+            f"another castore{holder} is at work on {what}; try again when it has ended"
         ) from None
     except OSError as error:
         raise refusal("lock", path, error) from error

@@ -45,6 +45,7 @@ NO_BASE: Final = RecordId(bytes(32))
 _RECORDS: Final = HEADER_BYTES + 16
 _ENTRY: Final = struct.Struct("<32sIIIHBB")
 _SESSIONS: Final = struct.Struct("<H")
+_MAX_SESSIONS: Final = 0xFFFF
 _TRAILER: Final = struct.Struct("<II")
 _TRAILER_BYTES: Final = _TRAILER.size + ObjectSealer.OVERHEAD
 _BUFFER: Final = 1 << 20
@@ -109,6 +110,8 @@ class PackWriter:
         """Whether a record with these entries leaves the pack at most PACK_BYTES long."""
         added = sum(_ENTRY.size + 32 * len(entry.bases) for entry in entries)
         if entries[0].session not in self._sessions:
+            if len(self._sessions) >= _MAX_SESSIONS:
+                return False
             added += 16
         added += entries[0].sealed_length
         return self._offset + self._end_bytes() + added <= PACK_BYTES

@@ -43,15 +43,16 @@ from castore.store.config import (
 from castore.store.generations import MAX_NUMBER, encode_generation, generation_name
 from castore.store.index import Index, Place
 from castore.store.keyring import IdentitySource, Keyring, wrong_identity
-from castore.store.locks import service_lock
+from castore.store.locks import named_lock
 from castore.store.pack import CHUNK, NODE, pack_name, read_footer
+from castore.store.pins import pin, pins, unpin
 from castore.store.places import read_private, write_private
 from castore.store.reference import ReferenceCache
 from castore.store.reseal import reseal
 from castore.store.sync import sync_generations, sync_packs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -389,6 +390,27 @@ class Store:
         with contextlib.suppress(StorageError):
             self.index.put_generations([(name.partition("/")[2], generation, plain)])
 
+    def forget(self, service: str, numbers: Collection[int]) -> None:
+        """Remove the records of generations, durably; what only they need is left to `compact`.
+
+        Raises StorageError.
+        """
+        names = [generation_name(self.writer_key, service, number) for number in numbers]
+        self.storage.delete_all(names)
+        self.index.remove_generations(name.partition("/")[2] for name in names)
+
+    def pin(self, service: str, number: int, note: str) -> bool:
+        """Keep a generation whatever the rules say; tell whether it was not pinned yet."""
+        return pin(self.storage, self.writer_key, service, number, note)
+
+    def unpin(self, service: str, number: int) -> bool:
+        """Let the rules decide about a generation; tell whether it was pinned."""
+        return unpin(self.storage, self.writer_key, service, number)
+
+    def pins(self, service: str) -> dict[int, str]:
+        """Return the numbers that are pinned of a service, with the reasons."""
+        return pins(self.storage, self.writer_key, service)
+
     def _decode(self, plain: bytes) -> Generation:
         try:
             return decode_generation(plain)
@@ -401,7 +423,12 @@ class Store:
 
     def lock(self, service: str) -> AbstractContextManager[None]:
         """Hold the lock of a service on this machine. Raises BusyError."""
-        return service_lock(self._state_file("locks", service), service)
+        return named_lock(self._state_file("locks", service), repr(service))
+
+    def upkeep_lock(self) -> AbstractContextManager[None]:
+        """Hold the lock of what removes from the store, on this machine. Raises BusyError."""
+        path = os.path.join(self.places.state_of(self.store_id), "locks", "upkeep")
+        return named_lock(path, f"the upkeep of {self.location}")
 
     def live_revision(self, service: str) -> str | None:
         """Return the revision that the service's state on this machine was last put to."""

@@ -257,16 +257,27 @@ def test_the_revision_is_told_and_may_be_a_hash_over_paths(app: App):
     assert "no revision from" in app.run("revision", "app", expect=2).stderr
 
 
-def test_rules_are_shown_and_nothing_is_removed(app: App):
+def test_rules_are_shown_and_then_done(app: App):
     app.configure(more="keep = { last = 1 }")
     for number in range(3):
         (app.top / "up" / "file").write_text(str(number))
         app.run("snapshot", "app")
-    rows = json.loads(app.run("prune", "--dry-run", "--json").stdout)
+    rows = json.loads(app.run("prune", "--dry-run", "--json").stdout)["generations"]
     assert [(row["number"], bool(row["kept_by"])) for row in rows] == [(3, True), (2, False), (1, False)]
     assert "it would go" in app.run("prune", "--dry-run").stdout
-    app.run("prune", expect=2)
     assert len(json.loads(app.run("log", "--json").stdout)) == 3
+    app.run("pin", "app@1", "--note", "the first")
+    assert "pinned (the first)" in app.run("prune", "--dry-run").stdout
+    assert "forgotten: app@2" in app.run("prune").stdout
+    assert [row["number"] for row in json.loads(app.run("log", "--json").stdout)] == [3, 1]
+    assert "app@1 is pinned (the first)" in app.run("forget", "app@1", "--yes", expect=2).stderr
+    app.run("unpin", "app@1")
+    app.run("unpin", "app@1", expect=6)
+    app.run("forget", "app", expect=2)
+    app.run("forget", "app@1", "--yes")
+    assert json.loads(app.run("compact", "--json").stdout)["damaged"] == []
+    assert [row["number"] for row in json.loads(app.run("log", "--json").stdout)] == [3]
+    app.run("verify", "--packs")
 
 
 def test_an_interrupted_roll_back_stands_in_the_way_until_it_is_recovered(app: App):

@@ -1,0 +1,295 @@
+"""castore pin, unpin, forget, prune, compact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli import text
+from castore.cli.options import common, json_option, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.cli.opening import Common
+    from castore.services.retention import Verdict
+    from castore.store import Store
+    from castore.upkeep.compact import Compacted, Plan
+
+_DAY = 86400.0
+
+
+def _compacting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --max-unused, --grace and --dry-run."""
+    for option in (
+        click.option(
+            "--grace",
+            type=click.FloatRange(0),
+            default=_DAY,
+            show_default=True,
+            metavar="SECONDS",
+            help="Where no lock keeps others out: how long what goes is set aside before.",
+        ),
+        click.option(
+            "--max-unused",
+            type=click.FloatRange(0, 100),
+            default=10.0,
+            show_default=True,
+            metavar="PERCENT",
+            help="Leave packs as they are of which no more is unused.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(epilog="Example: castore pin drupal@12 --note 'before the move to PHP 9'")
+@click.argument("what", metavar="SERVICE@SELECTOR")
+@click.option("--note", default="", metavar="TEXT", help="Why; 'castore prune --dry-run' shows it.")
+@common
+def pin(context: Common, what: str, note: str) -> None:
+    """Keep a generation whatever the rules say, until it is unpinned."""
+    from castore.services.select import find
+
+    service, _, selector = what.partition("@")
+    with context.open_store() as store:
+        store.sync_generations()
+        number = find(store, service, selector or "latest").number
+        fresh = store.pin(service, number, note)
+    print(f"{service}@{number} is {'' if fresh else 'already '}pinned")
+
+
+@click.command(epilog="Example: castore unpin drupal@12")
+@click.argument("what", metavar="SERVICE@SELECTOR")
+@common
+def unpin(context: Common, what: str) -> None:
+    """Let the rules decide about a generation again."""
+    from castore.errors import NotFoundError
+    from castore.services.select import find
+
+    service, _, selector = what.partition("@")
+    with context.open_store() as store:
+        store.sync_generations()
+        number = find(store, service, selector or "latest").number
+        if not store.unpin(service, number):
+            pinned = ", ".join(map(str, sorted(store.pins(service)))) or "none"
+            raise NotFoundError(f"{service}@{number} is not pinned; pinned of {service!r}: {pinned}")
+    print(f"{service}@{number} is not pinned any more")
+
+
+@click.command(epilog="Example: castore forget drupal@7 drupal@8")
+@click.argument("what", metavar="SERVICE@SELECTOR...", nargs=-1, required=True)
+@click.option("--all", "everything", is_flag=True, help="Forget all generations of SERVICE.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool) -> None:
+    """Remove generations for good. 'castore compact' gives back the space that only they needed."""
+    from castore.errors import UsageError
+    from castore.services.pruning import forget as remove
+    from castore.services.pruning import spans
+    from castore.services.select import find
+    from castore.services.transaction import refuse_interrupted
+
+    with context.open_store() as store:
+        store.sync_generations()
+        chosen: dict[str, dict[int, Any]] = {}
+        for one in what:
+            service, _, selector = one.partition("@")
+            if everything and selector:
+                raise UsageError(f"--all is of a service: {service}, not {one}")
+            if not everything and not selector:
+                raise UsageError(f"which generation of {one!r}? Say {one}@NUMBER, or --all")
+            found = store.generations(service) if everything else []
+            for generation in found or [find(store, service, selector or "latest")]:
+                chosen.setdefault(service, {})[generation.number] = generation
+        told = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
+        if not yes:
+            click.confirm(f"Remove {told} for good?", abort=True, err=True)
+        for service, generations in chosen.items():
+            with store.lock(service):
+                refuse_interrupted(store, service)
+                remove(store, service, list(generations.values()))
+    print(f"forgotten: {told}")
+
+
+@click.command(epilog="Example: castore prune --dry-run drupal")
+@click.argument("services", metavar="[SERVICE]...", nargs=-1)
+@_compacting
+@json_option
+@common
+def prune(
+    context: Common,
+    services: tuple[str, ...],
+    dry_run: bool,
+    max_unused: float,
+    grace: float,
+    as_json: bool,
+) -> None:
+    """Remove the generations that the `keep` rules of castore.toml let go, and give the space back.
+
+    Services without rules keep all. Needs no identity; interrupted anywhere, the next run goes on.
+    """
+    import time
+
+    from castore.cli.progress import watching
+    from castore.errors import BusyError, NotFoundError
+    from castore.model.tally import Tally
+    from castore.services.pruning import judged
+    from castore.services.pruning import prune as remove
+    from castore.upkeep.compact import plan
+
+    with context.open_store() as store:
+        store.sync_generations()
+        known = store.services()
+        if unknown := [service for service in services if service not in known]:
+            raise NotFoundError(f"there is no service {unknown[0]!r} in {store.location}")
+        chosen = {service: context.service_settings(service) for service in services or known}
+        if dry_run:
+            verdicts = [
+                verdict
+                for service, settings in chosen.items()
+                for verdict in judged(store, service, settings, time.time_ns())
+            ]
+            gone = {(v.generation.service, v.generation.number) for v in verdicts if not v.rules}
+            planned = plan(
+                store, max_unused=max_unused / 100, without=lambda one: (one.service, one.number) in gone
+            )
+            _print_plan(store, verdicts, planned, as_json=as_json)
+            return
+        tally = Tally()
+        with watching() as progress:
+            progress("pruning", tally)
+            gone_now, busy, done = remove(
+                store, chosen, tally, max_unused=max_unused / 100, grace=grace
+            )
+    if as_json:
+        forgotten = [{"service": one.service, "number": one.number} for one in gone_now]
+        print_json({"forgotten": forgotten, "busy": busy, **_as_json(done)})
+    else:
+        _print_forgotten([(one.service, one.number) for one in gone_now])
+        _print_done(done)
+    _refuse_damaged(done)
+    if busy:
+        raise BusyError("; ".join(busy))
+
+
+@click.command(epilog="Example: castore compact --dry-run")
+@_compacting
+@json_option
+@common
+def compact(context: Common, dry_run: bool, max_unused: float, grace: float, as_json: bool) -> None:
+    """Give back the space that no generation needs: of what was forgotten, or never committed."""
+    from castore.cli.progress import watching
+    from castore.model.tally import Tally
+    from castore.services.pruning import give_back
+    from castore.upkeep.compact import plan
+
+    with context.open_store() as store:
+        if dry_run:
+            _print_plan(store, [], plan(store, max_unused=max_unused / 100), as_json=as_json)
+            return
+        tally = Tally()
+        with watching() as progress:
+            progress("compacting", tally)
+            done = give_back(store, tally, max_unused=max_unused / 100, grace=grace)
+    if as_json:
+        print_json(_as_json(done))
+    else:
+        _print_done(done)
+    _refuse_damaged(done)
+
+
+def _print_plan(store: Store, verdicts: list[Verdict], planned: Plan, *, as_json: bool) -> None:
+    generations = [
+        {
+            "service": found.generation.service,
+            "number": found.generation.number,
+            "time": found.generation.time,
+            "revision": found.generation.revision,
+            "kept_by": list(found.rules),
+        }
+        for found in verdicts
+    ]
+    if as_json:
+        print_json({"generations": generations, "space": _plan_json(planned)})
+        return
+    if verdicts:
+        notes = {service: store.pins(service) for service in {str(row["service"]) for row in generations}}
+        cells = []
+        for found in verdicts:
+            one = found.generation
+            why = ", ".join(found.rules) or "nothing: it would go"
+            note = notes[one.service].get(one.number, "")
+            cells.append([
+                *(one.service, str(one.number), text.local_time(one.time), one.revision or "-"),
+                why + (f" ({text.one_line(note)})" if note else ""),
+            ])
+        header = ["service", "number", "time", "revision", "kept by"]
+        print(text.table(cells, header=header, right={1}))
+    print(
+        f"would free {text.size(planned.freed)} of {text.size(planned.stored)}: "
+        f"{_packs(len(planned.dead))} go, {len(planned.rewrites)} are written anew "
+        f"({text.size(planned.written)})"
+    )
+    _print_lost(planned)
+
+
+def _print_forgotten(gone: list[tuple[str, int]]) -> None:
+    from castore.services.pruning import spans
+
+    for service in dict.fromkeys(service for service, _ in gone):
+        numbers = [number for one, number in gone if one == service]
+        print(f"forgotten: {service}@{spans(numbers)}")
+
+
+def _print_done(done: Compacted) -> None:
+    freed = done.removed_bytes - done.written_bytes
+    print(
+        f"freed {text.size(max(freed, 0))}: {_packs(done.removed)} removed, "
+        f"{text.size(done.written_bytes)} written anew"
+    )
+    if done.condemned:
+        print(f"{_packs(done.condemned)} set aside: a later run removes what nothing has come to need")
+    _print_lost(done.plan)
+
+
+def _print_lost(planned: Plan) -> None:
+    if planned.lost:
+        print(f"{planned.lost} nodes that generations refer to are in no pack: see 'castore verify'")
+
+
+def _packs(count: int) -> str:
+    return f"{count} pack{'' if count == 1 else 's'}"
+
+
+def _plan_json(planned: Plan) -> dict[str, Any]:
+    return {
+        "stored": planned.stored,
+        "packs": planned.packs,
+        "dead": len(planned.dead),
+        "rewrites": len(planned.rewrites),
+        "written": planned.written,
+        "freed": planned.freed,
+        "lost": planned.lost,
+    }
+
+
+def _as_json(done: Compacted) -> dict[str, Any]:
+    return {
+        "removed": done.removed,
+        "removed_bytes": done.removed_bytes,
+        "written_bytes": done.written_bytes,
+        "condemned": done.condemned,
+        "sessions": done.sessions,
+        "damaged": done.damaged,
+        "plan": _plan_json(done.plan),
+    }
+
+
+def _refuse_damaged(done: Compacted) -> None:
+    from castore.errors import DamageError
+
+    if done.damaged:
+        raise DamageError("; ".join(done.damaged) + ": left as they are; 'castore repair' mends that")

@@ -1,0 +1,105 @@
+"""Generations let go, by rules or by name, and the space given back that only they needed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from castore.errors import BusyError, UsageError
+from castore.services.events import event
+from castore.services.retention import judge
+from castore.services.transaction import refuse_interrupted
+from castore.upkeep.compact import compact
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from castore.model.generation import Generation
+    from castore.model.tally import Tally
+    from castore.services.config import Service
+    from castore.services.retention import Verdict
+    from castore.store import Store
+    from castore.upkeep.compact import Compacted
+
+
+def judged(store: Store, service: str, settings: Service | None, now: int) -> list[Verdict]:
+    """Return what the rules of a service say of each of its generations, newest first.
+
+    now: ns since 1970. Raises StorageError.
+    """
+    live = store.live_revision(service)
+    return judge(
+        store.generations(service),
+        settings.keep if settings is not None else None,
+        now,
+        live=[live] if live else [],
+        pinned=frozenset(store.pins(service)),
+    )
+
+
+def prune(
+    store: Store, services: Mapping[str, Service | None], tally: Tally, *, max_unused: float, grace: float
+) -> tuple[list[Generation], list[str], Compacted]:
+    """Forget what the rules let go, and give back the space; settings: by service.
+
+    Returns the generations that went, the services that were left out since another castore is at work on
+    them, and what came of the space. Raises what `compact` raises, with the generations gone.
+    """
+    gone, busy = [], []
+    for service, settings in services.items():
+        try:
+            with store.lock(service):
+                refuse_interrupted(store, service)
+                verdicts = judged(store, service, settings, time.time_ns())
+                let_go = [verdict.generation for verdict in verdicts if not verdict.rules]
+                forget(store, service, let_go)
+        except BusyError as error:
+            busy.append(str(error))
+            continue
+        gone += let_go
+    return gone, busy, give_back(store, tally, max_unused=max_unused, grace=grace)
+
+
+def give_back(store: Store, tally: Tally, *, max_unused: float, grace: float) -> Compacted:
+    """Give back the space that no generation needs. Raises as `compact` does."""
+    with event(store, "compact", "") as note:
+        done = compact(store, tally, max_unused=max_unused, grace=grace)
+        note.text = (
+            f"{done.removed} packs, {done.removed_bytes} bytes removed; {done.written_bytes} written anew"
+        )
+    return done
+
+
+def forget(store: Store, service: str, generations: Collection[Generation]) -> None:
+    """Remove generations of a service for good; the caller holds its lock.
+
+    Raises UsageError if one of them is pinned, and then removes none; StorageError.
+    """
+    if not generations:
+        return
+    pinned = store.pins(service)
+    if kept := sorted({one.number for one in generations} & pinned.keys()):
+        raise UsageError(
+            f"{service}@{kept[0]} is pinned{told(pinned[kept[0]])}; 'castore unpin {service}@{kept[0]}' first"
+        )
+    with event(store, "forget", service) as note:
+        numbers = [one.number for one in generations]
+        note.number = numbers[0] if len(numbers) == 1 else None
+        note.text = f"generation{'s' if len(numbers) > 1 else ''} {spans(numbers)}"
+        store.forget(service, numbers)
+
+
+def told(note: str) -> str:
+    """Return a pin's note as a message has it."""
+    return f" ({note})" if note else ""
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Return numbers as people write them: `1-4, 7`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,358 @@
+"""Space given back: packs that no generation needs go; those of which little is needed are written anew.
+
+All under the writer key: records are moved as they are, sealed. First a plan, which is data; then it is
+carried out in steps, each of which leaves a whole store behind, whatever ends it: what is moved is durable
+in its new pack before the old one goes, and no pack goes before it was looked at once more, against the
+generations that are there at that moment.
+
+Snapshots may run beside it. Where the place has a lock, packs are removed while it is held alone; a snapshot
+holds it, with others, while it looks whether all that it counts on is still there, and commits. Where there
+is none, packs are condemned first, and removed by a later run, after a time in which no commit is still under
+way; a snapshot counts on nothing that is condemned when it commits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from blake3 import blake3
+
+from castore.errors import DamageError, ObjectMissingError
+from castore.kernel.marks import Marks
+from castore.model.refs import PackId  # noqa: TC001 - msgspec reads the annotations
+from castore.store.condemned import condemn, read_condemned
+from castore.store.graph import Walk, mark, roots_of
+from castore.store.pack import CHUNK, PACK_BYTES, PackWriter, pack_name
+from castore.store.sessions import decode_session, session_name, session_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from castore.model.generation import Generation
+    from castore.model.refs import SessionId
+    from castore.model.tally import Tally
+    from castore.store import Store
+    from castore.store.pack import PackEntry
+    from castore.store.reference import ReferenceWriter
+
+MAX_UNUSED: Final = 0.1
+"""A pack is written anew when a larger share of its records is needed by none."""
+GRACE_SECONDS: Final = 86400
+"""Far longer than a commit takes, from its look at what is condemned to the end of its writing."""
+
+_SMALL: Final = PACK_BYTES // 16
+_MANY_SMALL: Final = 16
+"""So many small packs, a night's each, are put together."""
+_STEP_BYTES: Final = 1 << 30
+"""What is written before old packs go: compaction needs no more room than this."""
+_SESSION_SECONDS: Final = 7 * 86400
+"""A younger session may be about to write its first pack."""
+
+
+class Rewrite(msgspec.Struct, frozen=True):
+    """A pack of which some is needed."""
+
+    pack: PackId
+    length: int
+    kept: int
+    """Bytes of the records in it that are needed."""
+
+
+class Plan(msgspec.Struct):
+    """What a compaction would do."""
+
+    generations: int = 0
+    """Whose needs it looked at."""
+    packs: int = 0
+    stored: int = 0
+    """Bytes of all packs."""
+    dead: dict[PackId, int] = {}
+    """Packs of which nothing is needed, with their lengths."""
+    rewrites: list[Rewrite] = []
+    lost: int = 0
+    """Nodes that generations refer to, and that are in no pack."""
+
+    @property
+    def written(self) -> int:
+        """How many bytes are moved to new packs."""
+        return sum(one.kept for one in self.rewrites)
+
+    @property
+    def freed(self) -> int:
+        """How many bytes the store is shorter behind it, but for footers and padding."""
+        return sum(self.dead.values()) + sum(one.length for one in self.rewrites) - self.written
+
+
+class Compacted(msgspec.Struct):
+    """What a compaction did."""
+
+    plan: Plan
+    removed: int = 0
+    """Packs."""
+    removed_bytes: int = 0
+    written_bytes: int = 0
+    condemned: int = 0
+    """Packs that a later run removes."""
+    sessions: int = 0
+    """Sessions removed, of which nothing is left."""
+    damaged: list[str] = []
+    """Packs that were to be written anew, and are not what they were: left as they are."""
+
+
+def plan(
+    store: Store, *, max_unused: float = MAX_UNUSED, without: Callable[[Generation], bool] | None = None
+) -> Plan:
+    """Return what `compact` would do; without: generations that are taken to be gone.
+
+    Raises DamageError, StorageError.
+    """
+    return _Compaction(store, max_unused, without).plan()
+
+
+def compact(
+    store: Store, tally: Tally, *, max_unused: float = MAX_UNUSED, grace: float = GRACE_SECONDS
+) -> Compacted:
+    """Give back what no generation needs. One at a time on a machine.
+
+    grace: seconds from condemning a pack to its removal, where the place has no lock. tally: bytes of
+    packs read, and stored anew. Interrupted anywhere, it leaves a whole store; the next goes on.
+    Raises DamageError if the store is damaged so that it cannot be known what is needed; BusyError,
+    StorageError.
+    """
+    with store.upkeep_lock():
+        return _Compaction(store, max_unused).run(tally, grace)
+
+
+class _Compaction:
+    def __init__(
+        self, store: Store, max_unused: float, without: Callable[[Generation], bool] | None = None
+    ) -> None:
+        self._store = store
+        self._max_unused = max_unused
+        self._without = without
+        self._walk = Walk(store)
+        store.sync()
+        self._refuse_damage()
+        self._marks = Marks(store.index.count("chunks") + store.index.count("nodes"))
+        self._sessions: set[SessionId] = set()
+
+    def _refuse_damage(self) -> None:
+        """What a damaged pack or generation holds or needs is not known: nothing is removed then."""
+        if damaged := sorted(self._store.damaged):
+            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            raise DamageError(
+                f"nothing was removed: {damaged[0]}{more} cannot be read, and what is needed is not known; "
+                "'castore verify' tells more, 'castore repair' drops what cannot be read"
+            )
+
+    def _mark(self) -> list[Generation]:
+        """Mark all that the generations need that are there now; return them."""
+        generations = self._store.generations()
+        if self._without is not None:
+            generations = [one for one in generations if not self._without(one)]
+        before = len(self._marks)
+        for generation in generations:
+            mark(self._walk, roots_of(generation), self._marks)
+        if len(self._marks) != before:
+            self._store.index.mark_bases(self._marks)
+        return generations
+
+    def plan(self) -> Plan:
+        generations = self._mark()
+        packs, self._sessions = self._store.index.live_bytes(self._marks)
+        found = Plan(len(generations), len(packs), sum(length for length, _, _ in packs.values()))
+        found.lost = len(self._walk.lost)
+        small = sum(live > 0 and length < _SMALL for length, _, live in packs.values()) >= _MANY_SMALL
+        for pack, (length, records, live) in packs.items():
+            if not live:
+                found.dead[pack] = length
+            elif (small and length < _SMALL) or records - live > self._max_unused * records:
+                kept = self._kept_bytes(pack)
+                if (small and length < _SMALL) or records - kept > self._max_unused * records:
+                    found.rewrites.append(Rewrite(pack, length, kept))
+        # What frees most for what it writes comes first.
+        found.rewrites.sort(key=lambda one: one.kept / one.length)
+        return found
+
+    def run(self, tally: Tally, grace: float) -> Compacted:
+        done = Compacted(self.plan())
+        self._finish_condemned(grace, done)
+        self._remove(done.plan.dead, done)
+        step: dict[PackId, int] = {}
+        mover = _Mover(self._store)
+        for one in done.plan.rewrites:
+            if one.pack not in {*self._store.index.pack_ids()}:
+                continue
+            try:
+                mover.move(one.pack, self._kept(one.pack), tally)
+            except DamageError as error:
+                done.damaged.append(str(error))
+                continue
+            step[one.pack] = one.length
+            if mover.written >= _STEP_BYTES:
+                self._end_step(mover, step, done)
+                step, mover = {}, _Mover(self._store)
+        self._end_step(mover, step, done)
+        self._remove_sessions(done)
+        return done
+
+    # What is needed of a pack
+
+    def _kept(self, pack: PackId) -> list[list[PackEntry]]:
+        """Return the entries of each record of a pack that is needed from there."""
+        entries = self._store.pack_entries(pack)
+        marked = self._marks.find(b"".join([entry.id for entry in entries]))
+        chosen = self._store.index.are_chosen(pack, entries)
+        # The deltas of a group share a record, which goes with all of them.
+        needed = {
+            entry.offset for entry, *both in zip(entries, marked, chosen, strict=True) if all(both)
+        }
+        groups = itertools.groupby(entries, lambda entry: entry.offset)
+        return [list(group) for offset, group in groups if offset in needed]
+
+    def _kept_bytes(self, pack: PackId) -> int:
+        return sum(group[0].sealed_length for group in self._kept(pack))
+
+    def _is_needed(self, pack: PackId, without: set[PackId]) -> bool:
+        """Whether a generation needs anything of a pack that it would not have without those packs."""
+        try:
+            entries = self._store.pack_entries(pack)
+        except ObjectMissingError:
+            return False
+        marked = self._marks.find(b"".join([entry.id for entry in entries]))
+        live = [entry for entry, mark_of in zip(entries, marked, strict=True) if mark_of]
+        index = self._store.index
+        chunks = [entry.id for entry in live if entry.kind == CHUNK]
+        nodes = [entry.id for entry in live if entry.kind != CHUNK]
+        return not (
+            all(index.known(chunks, without=without))
+            and all(index.has_node(node, without=without) for node in nodes)
+        )
+
+    # Removal
+
+    def _remove(self, packs: dict[PackId, int], done: Compacted) -> None:
+        """Remove packs, but those that a generation needs that has come since."""
+        if not packs:
+            return
+        with self._store.storage.hold(alone=True) as held:
+            if held:
+                self._remove_unneeded(packs, done)
+                return
+        condemn(self._store.storage, self._store.writer_key, packs)
+        done.condemned += len(packs)
+        self._store.sync()
+
+    def _remove_unneeded(self, packs: dict[PackId, int], done: Compacted) -> None:
+        """Look at packs once more, and remove those that are not needed. The caller keeps commits out."""
+        store = self._store
+        store.sync()
+        self._refuse_damage()
+        self._mark()
+        gone = set(packs)
+        while needed := {pack for pack in gone if self._is_needed(pack, gone)}:
+            gone -= needed
+        store.storage.delete_all(pack_name(pack) for pack in sorted(gone))
+        store.index.remove_packs(gone)
+        done.removed += len(gone)
+        done.removed_bytes += sum(packs[pack] for pack in gone)
+
+    def _finish_condemned(self, grace: float, done: Compacted) -> None:
+        """Remove what was condemned long enough ago."""
+        store = self._store
+        with store.storage.hold(alone=True) as held:
+            now = time.time_ns()
+            for one in read_condemned(store.storage, store.writer_key)[0]:
+                if not held and not 0 <= grace * 10**9 <= now - one.time:
+                    done.condemned += len(one.packs)
+                    continue
+                lengths = dict(store.packs())
+                self._remove_unneeded({pack: lengths[pack] for pack in one.packs if pack in lengths}, done)
+                # What is needed all the same may be counted on again.
+                store.storage.delete_all([one.name])
+            store.sync()
+
+    def _end_step(self, mover: _Mover, step: dict[PackId, int], done: Compacted) -> None:
+        """Finish the packs that records were moved to, and remove those that they were moved from."""
+        done.written_bytes += mover.finish()
+        self._remove(step, done)
+
+    def _remove_sessions(self, done: Compacted) -> None:
+        """Remove the keys of sessions of which no record is left."""
+        storage = self._store.storage
+        oldest = time.time_ns() - _SESSION_SECONDS * 10**9
+        for session, numbers in session_numbers(storage).items():
+            if session in self._sessions:
+                continue
+            names = [session_name(session, number) for number in numbers]
+            data = storage.get(names[-1])
+            if decode_session(session, numbers[-1], data, self._store.writer_key).time < oldest:
+                storage.delete_all(names)
+                done.sessions += 1
+
+
+class _Mover:
+    """Moves records to new packs, unopened, with what the reference cache has of them."""
+
+    def __init__(self, store: Store) -> None:
+        self.written = 0
+        self._store = store
+        self._pack: PackWriter | None = None
+        self._reference: ReferenceWriter | None = None
+        self._overhead = -1
+        self._from: set[PackId] = set()
+
+    def move(self, pack: PackId, groups: Iterable[list[PackEntry]], tally: Tally) -> None:
+        """Copy records of a pack. Raises DamageError if the pack is not what was written."""
+        data = self._store.storage.get(pack_name(pack))
+        tally.read += len(data)
+        # Moved, its bytes get a new name, which would vouch for whatever they are.
+        if blake3(data).digest() != pack:
+            raise DamageError(f"{pack_name(pack)} is damaged: its bytes are not those that were written")
+        view = memoryview(data)
+        for entries in groups:
+            first = entries[0]
+            if self._pack is not None and not self._pack.fits(entries):
+                self._close(full=True)
+            if self._pack is None:
+                self._pack = PackWriter(self._store.storage, self._store.writer_key)
+            offset = self._pack.add(entries, view[first.offset : first.offset + first.sealed_length])
+            self._from.add(pack)
+            tally.stored += first.sealed_length
+            frame = self._store.references.read(pack, first.offset, first.sealed_length)
+            if frame is not None:
+                self._keep(offset, frame, first.sealed_length - len(frame))
+
+    def finish(self) -> int:
+        """Make all that was moved durable, and indexed; return how many bytes of packs were written."""
+        if self._pack is not None:
+            self._close(full=False)
+        return self.written
+
+    def _keep(self, offset: int, frame: bytes, overhead: int) -> None:
+        """Keep a frame for the reference cache; a file of it holds those of one cipher."""
+        if self._reference is None:
+            self._reference = self._store.references.create(overhead)
+            self._overhead = overhead
+        if self._reference is not None and overhead == self._overhead:
+            self._reference.add(offset, frame)
+
+    def _close(self, *, full: bool) -> None:
+        pack, self._pack = self._pack, None
+        reference, self._reference = self._reference, None
+        assert pack is not None
+        try:
+            pack_id, length = pack.commit(full=full)
+            if reference is not None:
+                reference.commit(self._store.references.path_of(pack_id))
+        finally:
+            pack.abort()
+            if reference is not None:
+                reference.abort()
+        self._store.index.put_packs([(pack_id, length, pack.entries)])
+        self._store.index.move_uses((old, pack_id) for old in self._from)
+        self._from.clear()
+        self.written += length

@@ -1,0 +1,333 @@
+"""Space given back: what is needed stays, what is not goes, and snapshots may run beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import time
+
+import pytest
+
+import castore
+from castore.content.streams import StreamReader
+from castore.errors import DamageError, UsageError
+from castore.model.tally import Tally
+from castore.services.config import Keep, Service
+from castore.services.pruning import forget, prune, spans
+from castore.services.restoring import read
+from castore.storage import LocalStorage
+from castore.store import Store
+from castore.upkeep import compact as module
+from castore.upkeep.compact import compact, plan
+from castore.upkeep.verify import verify
+from tests.support.stores import Lab
+
+
+class Lockless(LocalStorage):
+    """A directory as other machines see it too: without a lock."""
+
+    @contextlib.contextmanager
+    def hold(self, *, alone=False):
+        yield False
+
+
+class Kept(Lab):
+    """A lab whose dumps are files, with plain copies of what was taken."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.taken = {}
+        self.names = itertools.count()
+
+    def opened(self, *, lockless=False):
+        storage = Lockless(str(self.store)) if lockless else LocalStorage(str(self.store))
+        return Store.open(storage, self.places, lambda: self.identity)
+
+    def take(self, service, data, **options):
+        # Each from a file of its own: what is told of its origin is no generation's but its own.
+        path = self.folder / f"{service}-{next(self.names)}.dump"
+        path.write_bytes(data)
+        found = self.snapshot(service, {"db": castore.FileSource(str(path))}, **options)
+        self.taken[service, found.number] = data
+        return found.number
+
+    def drop(self, service, *numbers):
+        with self.opened() as store:
+            store.sync()
+            forget(store, service, [store.generation(service, number) for number in numbers])
+        for number in numbers:
+            del self.taken[service, number]
+
+    def compact(self, *, lockless=False, **options):
+        with self.opened(lockless=lockless) as store:
+            return compact(store, Tally(), **options)
+
+    def check(self):
+        """All that was taken is there, and nothing else is said to be wrong."""
+        with self.opened() as store:
+            store.sync()
+            assert verify(store, Tally(), read_data=True).sound
+            found = {(one.service, one.number) for one in store.generations()}
+            assert found == set(self.taken)
+            for (service, number), data in self.taken.items():
+                selection = castore.select(store, f"{service}@{number}:db")
+                assert b"".join(read(StreamReader(store), selection)) == data
+
+    def packs(self):
+        return {path.name: path.stat().st_size for path in (self.store / "packs").iterdir()}
+
+    def size(self):
+        return sum(self.packs().values())
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Kept(tmp_path, average=4096)
+
+
+def noise(seed, length):
+    return random.Random(seed).randbytes(length)
+
+
+def test_what_only_forgotten_generations_needed_is_freed(lab):
+    first = lab.take("web", noise(1, 300_000))
+    kept = lab.packs()
+    lab.take("web", noise(2, 300_000))
+    lab.drop("web", first)
+    done = lab.compact()
+    assert done.removed == 1
+    assert not kept.keys() & lab.packs().keys()
+    lab.check()
+
+
+def test_a_pack_of_which_little_is_needed_is_written_anew(lab):
+    data = noise(1, 400_000)
+    lab.take("web", data)
+    before = lab.size()
+    lab.take("web", data[:100_000])
+    lab.drop("web", 1)
+    with lab.opened() as store:
+        planned = plan(store)
+    assert len(planned.rewrites) == 1
+    assert not planned.dead
+    assert planned.freed > 200_000
+    done = lab.compact()
+    assert (done.removed, done.damaged) == (1, [])
+    assert lab.size() < before - 200_000
+    lab.check()
+    assert lab.compact().removed == 0
+
+
+def test_packs_with_little_waste_stay_as_they_are(lab):
+    data = noise(1, 400_000)
+    lab.take("web", data)
+    lab.take("web", data[:380_000])
+    lab.drop("web", 1)
+    assert lab.compact().removed == 0
+    assert lab.compact(max_unused=0.01).removed >= 1
+    lab.check()
+
+
+def test_a_delta_keeps_its_base(lab):
+    data = bytearray(noise(1, 200_000))
+    lab.take("web", bytes(data))
+    for night in range(6):
+        for at in range(0, len(data), 3000):
+            data[at] = night
+        lab.take("web", bytes(data))
+    with lab.opened() as store:
+        assert any(bases for *_, bases in store.index.records())
+    lab.drop("web", 1, 2, 3, 4, 5)
+    lab.compact()
+    lab.check()
+    lab.drop("web", 6)
+    lab.compact(max_unused=0)
+    lab.check()
+
+
+def test_nights_after_a_compaction_are_told_by_what_was_moved(lab):
+    data = bytearray(noise(1, 400_000))
+    lab.take("web", bytes(data))
+    lab.take("other", bytes(data[:200_000]))
+    lab.drop("web", 1)
+    assert lab.compact().written_bytes
+    before = lab.size()
+    for at in range(0, 200_000, 2000):
+        data[at] ^= 1
+    lab.take("other", bytes(data[:200_000]))
+    assert lab.size() - before < 60_000
+    lab.check()
+
+
+def test_many_small_packs_are_put_together(lab):
+    for night in range(20):
+        lab.take("web", noise(night, 5000))
+    assert len(lab.packs()) >= 20
+    done = lab.compact()
+    assert done.removed >= 20
+    assert len(lab.packs()) == 1
+    lab.check()
+    assert lab.compact().removed == 0
+
+
+def test_a_damaged_pack_is_not_moved_under_a_new_name(lab):
+    data = noise(1, 400_000)
+    lab.take("web", data)
+    lab.take("web", data[:50_000])
+    lab.drop("web", 1)
+    name = max(lab.packs(), key=lab.packs().get)
+    path = lab.store / "packs" / name
+    raw = bytearray(path.read_bytes())
+    raw[1000] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(raw)
+    done = lab.compact()
+    assert len(done.damaged) == 1
+    assert name in done.damaged[0]
+    assert name in lab.packs()
+
+
+def test_nothing_is_removed_while_a_record_cannot_be_read(lab):
+    lab.take("web", noise(1, 100_000))
+    lab.take("web", noise(2, 100_000))
+    (record,) = [p for p in (lab.store / "generations").iterdir() if p.name.endswith("1")]
+    record.write_bytes(record.read_bytes()[:-1] + b"\0")
+    with lab.opened() as store:
+        store.reindex()
+    with pytest.raises(DamageError, match="nothing was removed: generations/"):
+        lab.compact()
+    assert len(lab.packs()) == 2
+
+
+def test_without_a_lock_packs_are_set_aside_first(lab):
+    lab.take("web", noise(1, 100_000))
+    lab.take("web", noise(2, 100_000))
+    lab.drop("web", 1)
+    done = lab.compact(lockless=True)
+    assert (done.removed, done.condemned) == (0, 1)
+    assert len(lab.packs()) == 2
+    assert lab.compact(lockless=True).condemned == 1
+    done = lab.compact(lockless=True, grace=0)
+    assert (done.removed, done.condemned) == (1, 0)
+    assert not list((lab.store / "condemned").iterdir())
+    lab.check()
+
+
+def test_what_is_condemned_is_stored_again(lab):
+    lab.take("web", noise(1, 100_000))
+    lab.take("web", noise(2, 100_000))
+    lab.drop("web", 1)
+    lab.compact(lockless=True)
+    lab.take("mail", noise(1, 100_000))
+    assert len(lab.packs()) == 3
+    lab.compact(lockless=True, grace=0)
+    assert len(lab.packs()) == 2
+    lab.check()
+
+
+def test_what_a_generation_needs_after_all_is_not_removed(lab, monkeypatch):
+    """A snapshot that looked before packs were condemned commits before they are removed."""
+    lab.take("web", noise(1, 100_000))
+    lab.take("web", noise(2, 100_000))
+    lab.drop("web", 1)
+    condemned = module.condemn
+
+    def late(*arguments):
+        with monkeypatch.context() as undone:
+            undone.setattr(module, "condemn", condemned)
+            lab.take("mail", noise(1, 100_000))
+        return condemned(*arguments)
+
+    monkeypatch.setattr(module, "condemn", late)
+    assert lab.compact(lockless=True).condemned == 1
+    monkeypatch.undo()
+    assert lab.compact(lockless=True, grace=0).removed == 0
+    lab.check()
+    assert not list((lab.store / "condemned").iterdir())
+    assert lab.compact(lockless=True, grace=0).removed == 0
+    lab.check()
+
+
+@pytest.mark.parametrize("lockless", [False, True])
+@pytest.mark.parametrize("kind", ["dump", "tree"])
+def test_a_snapshot_under_way_stores_again_what_a_prune_took_away(lab, tmp_path, kind, lockless):
+    shared = noise(1, 100_000)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(shared)
+    sources = {
+        "a": castore.TreeSource(str(tree)) if kind == "tree" else castore.FileSource(str(tree / "file")),
+        "b": castore.FileSource(str(tree / "file")),
+    }
+    with lab.open(identity=False) as store:
+        old = castore.snapshot(store, "old", sources)
+    rounds = []
+
+    def progress(name, tally):
+        if name == "b" and not rounds:
+            rounds.append(name)
+            with lab.opened() as other:
+                other.sync()
+                forget(other, "old", [old])
+            lab.compact(lockless=lockless)
+            if lockless:
+                lab.compact(lockless=True, grace=0)
+
+    with lab.opened(lockless=lockless) as store:
+        castore.snapshot(store, "new", sources, progress=progress)
+    with lab.opened() as store:
+        assert verify(store, Tally(), read_data=True).sound
+        assert b"".join(read(StreamReader(store), castore.select(store, "new@1:b"))) == shared
+
+
+def test_unchanged_directories_are_not_read_again_after_a_prune(lab, tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(20):
+        (tree / f"f{number}").write_bytes(noise(number, 3000))
+    time.sleep(2.1)  # what is younger is read again in any case
+    lab.snapshot("web", {"t": castore.TreeSource(str(tree))})
+    lab.snapshot("web", {"t": castore.TreeSource(str(tree))})
+    lab.take("other", noise(99, 50_000))
+    lab.take("other", noise(98, 50_000))
+    lab.drop("other", 1)
+    assert lab.compact().removed
+    with lab.opened() as store:
+        epoch = store.index.epoch()
+    tally = []
+    with lab.open(identity=False) as store:
+        castore.snapshot(
+            store, "web", {"t": castore.TreeSource(str(tree))}, progress=lambda _name, one: tally.append(one)
+        )
+        assert store.index.epoch() == epoch
+    assert tally[0].new_chunks == 0
+    assert tally[0].stored == 0
+
+
+def test_rules_let_generations_go_and_pins_hold_them(lab):
+    for night in range(5):
+        lab.take("web", noise(night, 20_000))
+    with lab.opened() as store:
+        store.sync()
+        assert store.pin("web", 2, "before the move")
+        assert not store.pin("web", 2, "again")
+        assert store.pins("web") == {2: "before the move"}
+        settings = Service(keep=Keep(last=1))
+        gone, busy, done = prune(store, {"web": settings}, Tally(), max_unused=0.1, grace=0)
+    assert [one.number for one in gone] == [4, 3, 1]
+    assert not busy
+    assert done.removed
+    for one in gone:
+        del lab.taken["web", one.number]
+    lab.check()
+    with lab.opened() as store:
+        with pytest.raises(UsageError, match=r"web@2 is pinned \(before the move\)"):
+            forget(store, "web", [store.generation("web", 2)])
+        assert store.unpin("web", 2)
+        assert not store.unpin("web", 2)
+
+
+def test_numbers_are_written_as_people_write_them():
+    assert spans([7, 1, 2, 3, 9, 10]) == "1-3, 7, 9-10"
+    assert spans([]) == ""
