@@ -31,6 +31,7 @@ TABLES: Final = (
     "records",
     "meta",
     "events",
+    "verified",
 )
 BROKEN: Final = (
     lmdb.CorruptedError,

@@ -14,6 +14,7 @@ durable in the store. Reads are short transactions; none stays open across I/O o
     generations     service | 0 | number -> plaintext of the record
     revisions       service | 0 | revision | 0 | number -> nothing; safety generations left out
     records         T-N, the name of a generation's object -> its key in generations
+    verified        pack number -> when its bytes were last found sound, and its records (ns since 1970)
     meta            version of this layout, store id, the next pack and session number, an epoch, the
                     numbers of condemned packs
 
@@ -35,7 +36,7 @@ from castore.errors import StorageError
 from castore.model.events import decode_event, encode_event
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.environment import BROKEN, TABLES, acquire, release
-from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
+from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE, PackEntry
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from castore.kernel.marks import Marks
     from castore.model.events import Event
     from castore.model.generation import Generation
-    from castore.store.pack import PackEntry
 
 _MOST_EVENTS: Final = 10_000
 _PLACE: Final = struct.Struct("<IIIIIIBBB")
@@ -53,6 +53,7 @@ _PLACE: Final = struct.Struct("<IIIIIIBBB")
 _CODEC: Final = 24
 """Where in it the codec is."""
 _USE: Final = struct.Struct("<4sQ")
+_VERIFIED: Final = struct.Struct("<QQ")
 _NUMBER: Final = struct.Struct(">I")
 _PACK: Final = struct.Struct("<32sQQ")
 """Id, length, and how many bytes of it are records."""
@@ -410,11 +411,70 @@ class Index:
 
     # Packs
 
+    def sessions(self) -> set[SessionId]:
+        """Return the sessions that the records in packs are of."""
+        used: set[bytes] = set()
+        with self._transaction() as txn:
+            for table in (self._chunks, self._nodes, self._tables["copies"]):
+                used.update(value[20:24] for _, value in txn.cursor(table))
+            found = {txn.get(number[::-1], db=self._tables["sessions"]) for number in used}
+        return found - {None}
+
+    def verified(self, depth: int) -> dict[PackId, int]:
+        """Return when packs were last found sound at a depth (1 bytes, 2 records): ns since 1970."""
+        found = {}
+        with self._transaction() as txn:
+            for number, value in txn.cursor(self._tables["verified"]):
+                named = txn.get(number, db=self._tables["packs"])
+                if named is not None:
+                    found[PackId(named[:32])] = _VERIFIED.unpack(value)[depth - 1]
+        return found
+
+    def set_verified(self, packs: Iterable[PackId], depth: int, time: int) -> None:
+        """Remember that packs were found sound at a depth, and so at those above."""
+        table = self._tables["verified"]
+        with self._transaction(write=True) as txn:
+            for pack in packs:
+                number = txn.get(pack, db=self._tables["pack_numbers"])
+                if number is not None:
+                    _, records_at = _VERIFIED.unpack(txn.get(number, bytes(16), db=table))
+                    txn.put(number, _VERIFIED.pack(time, time if depth > 1 else records_at), db=table)
+
+    def verifying(self, depth: int) -> int:
+        """Return when a verification of this depth began that has not ended, or 0."""
+        with self._transaction() as txn:
+            return int.from_bytes(txn.get(b"verifying %d" % depth, b"", db=self._tables["meta"]), "big")
+
+    def set_verifying(self, depth: int, time: int) -> None:
+        """Remember when a verification began; 0: it has ended."""
+        with self._transaction(write=True) as txn:
+            txn.put(b"verifying %d" % depth, time.to_bytes(8, "big"), db=self._tables["meta"])
+
     def pack_ids(self) -> set[PackId]:
         """Return the packs that are indexed."""
         with self._transaction() as txn:
             keys = txn.cursor(self._tables["pack_numbers"]).iternext(keys=True, values=False)
             return set(keys)
+
+    def entries(self, pack: PackId) -> list[PackEntry]:
+        """Return what is known to lie in a pack, in order; of records with all of their entries only."""
+        found: dict[int, list[PackEntry | None]] = {}
+        with self._transaction() as txn:
+            number = txn.get(pack, b"", db=self._tables["pack_numbers"])
+            tables = ((CHUNK, self._chunks), (NODE, self._nodes), (None, self._tables["copies"]))
+            for kind, table in tables:
+                for key, value in txn.cursor(table):
+                    if value[:4] != number[::-1] or (place := self._place(txn, key[:32], value)) is None:
+                        continue
+                    known = kind
+                    if known is None:
+                        known = CHUNK if txn.get(key[:32], db=self._chunks) is not None else NODE
+                    entry = PackEntry(
+                        *(RecordId(key[:32]), known, place.codec, place.plain_length, place.sealed_length),
+                        *(place.counter, place.session, place.offset, place.bases, place.member),
+                    )
+                    found.setdefault(place.offset, [None] * (value[26] or 1))[place.member] = entry
+        return [entry for _, group in sorted(found.items()) if None not in group for entry in group if entry]
 
     def packs(self) -> list[tuple[PackId, int]]:
         """Return the packs that are indexed, with their lengths."""
@@ -495,6 +555,7 @@ class Index:
                 number = txn.pop(pack, db=self._tables["pack_numbers"])
                 if number is not None:
                     txn.delete(number, db=self._tables["packs"])
+                    txn.delete(number, db=self._tables["verified"])
                     gone.add(number)
             if not gone:
                 return
@@ -563,36 +624,31 @@ class Index:
                     todo.append(cursor.value())
                     more = cursor.next()
 
-    def live_bytes(self, marks: Marks) -> tuple[dict[PackId, tuple[int, int, int]], set[SessionId]]:
-        """Return how much is marked of each pack that is to stay, and the sessions that records are of.
+    def live_bytes(self, marks: Marks) -> dict[PackId, tuple[int, int, int]]:
+        """Return how much is marked of each pack that is to stay.
 
         Of a pack: its length, the bytes of its records, and how many of these are marked, about: records
         of several chunks count by the share of those that are.
         """
         live: Counter[bytes] = Counter()
-        used: set[bytes] = set()
         with self._transaction() as txn:
             condemned = self._condemned(txn)
             for table in (self._chunks, self._nodes):
                 for batch in _batches(txn.cursor(table)):
                     told = marks.find(b"".join([key for key, _ in batch]))
                     for (key, first), alive in zip(batch, told, strict=True):
-                        used.add(first[20:24])
                         if alive:
                             value = first
                             if condemned and first[:4] in condemned:
                                 value = next(self._values(txn, key, first, condemned), first)
                             live[value[:4]] += int.from_bytes(value[8:12], "little") // (value[26] or 1)
-            used.update(value[20:24] for _, value in txn.cursor(self._tables["copies"]))
             packs = {}
             for number, value in txn.cursor(self._tables["packs"]):
                 if number[::-1] in condemned:
                     continue
                 pack, length, records = _PACK.unpack(value)
                 packs[PackId(pack)] = length, records, live[number[::-1]]
-            numbers = [number[::-1] for number in used]
-            sessions = {txn.get(number, db=self._tables["sessions"]) for number in numbers}
-        return packs, sessions - {None}
+        return packs
 
     def are_chosen(self, pack: PackId, entries: Sequence[PackEntry]) -> list[bool]:
         """Say of each entry of a pack whether this is the place that its record is to be taken from.

@@ -325,6 +325,19 @@ class Store:
         """
         return self._records.open(entry.kind, entry.id, Place.of(pack, entry))
 
+    def broken_entries(
+        self, pack: PackId, entries: Sequence[PackEntry]
+    ) -> Iterator[tuple[PackEntry, DamageError]]:
+        """Yield the entries of a pack that do not open where they lie, and why. Raises IdentityError."""
+        return self._records.broken(pack, entries)
+
+    def is_intact(self, pack: PackId, entry: PackEntry, sealed: bytes | memoryview) -> bool:
+        """Whether `sealed` is the record of this entry, as it was sealed; what it rests on is not looked at.
+
+        Raises IdentityError for a chunk.
+        """
+        return self._records.is_intact(Place.of(pack, entry), entry, sealed)
+
     # Generations
 
     def services(self) -> list[str]:
