@@ -252,7 +252,9 @@ def _look(
     lost = {}
     for entry, failure in store.broken_entries(pack, entries):
         lost[bytes(entry.id)] = str(failure)
-        damage.append(str(failure))
+        # What no generation needs may have lost what it rests on; what one needs is found by its graph.
+        if all(store.index.known(list(entry.bases))):
+            damage.append(str(failure))
     return damage, lost
 
 
