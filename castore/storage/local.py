@@ -20,9 +20,14 @@ from castore.errors import (
     StorageError,
 )
 from castore.storage.contract import Storage, Writer
+from castore.storage.files import FILES, sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from castore.storage.files import Files
+
+__all__ = ["LocalStorage", "sync_directory"]
 
 _TMP: Final = "tmp"
 _STALE_SECONDS: Final = 7 * 86400
@@ -43,28 +48,19 @@ def _refusal(doing: str, path: str, error: OSError) -> StorageError:
     return StorageError(f"cannot {doing} {path}: {error.strerror or error}{hint}")
 
 
-def sync_directory(path: str) -> None:
-    """Make durable which names a directory holds. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class _LocalWriter(Writer):
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, files: Files) -> None:
         self._root = root
+        self._files = files
         self._path = os.path.join(root, _TMP, os.urandom(16).hex())
         self._error: CastoreError | None = None
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             try:
-                self._descriptor = os.open(self._path, flags, 0o600)
+                self._descriptor = files.create(self._path)
             except FileNotFoundError:
                 # A copy of a store may lack the empty folder.
-                os.mkdir(os.path.dirname(self._path), 0o700)
-                self._descriptor = os.open(self._path, flags, 0o600)
+                files.mkdir(os.path.dirname(self._path))
+                self._descriptor = files.create(self._path)
         except OSError as error:
             raise _refusal("write to", os.path.dirname(self._path), error) from error
 
@@ -73,7 +69,7 @@ class _LocalWriter(Writer):
         rest = memoryview(data)
         try:
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+                rest = rest[self._files.write(self._descriptor, rest) :]
         except OSError as error:
             raise self._fail("write to", error) from error
 
@@ -83,10 +79,10 @@ class _LocalWriter(Writer):
         try:
             # After a failed fsync the kernel may forget the pages it could not write and report
             # success the next time (the "fsyncgate" of 2018): never retry, give the file up.
-            os.fsync(self._descriptor)
+            self._files.fsync(self._descriptor)
             self._name(path)
-            sync_directory(os.path.dirname(path))
-            os.close(self._descriptor)
+            self._files.sync_directory(os.path.dirname(path))
+            self._files.close(self._descriptor)
             self._descriptor = -1
         except FileExistsError as error:
             self.abort()
@@ -102,32 +98,32 @@ class _LocalWriter(Writer):
             return
         # Not with what is above it: a store that is gone, unmounted say, is not begun anew.
         with contextlib.suppress(FileExistsError):
-            os.mkdir(os.path.dirname(path), 0o700)
-        sync_directory(os.path.dirname(os.path.dirname(path)))
+            self._files.mkdir(os.path.dirname(path))
+        self._files.sync_directory(os.path.dirname(os.path.dirname(path)))
         self._link(path)
 
     def _link(self, path: str) -> None:
         try:
-            os.link(self._path, path)
+            self._files.link(self._path, path)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             # Without links, two processes that commit one name at one moment are not told apart.
-            if os.path.lexists(path):
+            if self._files.exists(path):
                 raise FileExistsError(path) from None
-            os.rename(self._path, path)
+            self._files.rename(self._path, path)
             return
         # The object is complete: a second name left behind in tmp/ would cost nothing but a line
         # in a listing, and is swept with other stale files.
         with contextlib.suppress(OSError):
-            os.unlink(self._path)
+            self._files.unlink(self._path)
 
     def abort(self) -> None:
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            self._files.close(self._descriptor)
             self._descriptor = -1
             with contextlib.suppress(OSError):
-                os.unlink(self._path)
+                self._files.unlink(self._path)
         if self._error is None:
             self._error = StorageError(f"{self._path} was closed")
 
@@ -143,16 +139,20 @@ class _LocalWriter(Writer):
 
 
 class LocalStorage(Storage):
-    """The directory `path`; with `create`, it is made when it is not there."""
+    """The directory `path`; with `create`, it is made when it is not there.
+
+    files: the file system that it is in.
+    """
 
     forks = True
 
-    def __init__(self, path: str, *, create: bool = False) -> None:
+    def __init__(self, path: str, *, create: bool = False, files: Files = FILES) -> None:
         self._root = os.path.abspath(path)
+        self._files = files
         try:
             if create:
                 os.makedirs(os.path.join(self._root, _TMP), mode=0o700, exist_ok=True)
-            os.listdir(self._root)
+            self._files.listdir(self._root)
             self._sweep()
         except FileNotFoundError:
             raise NotFoundError(
@@ -170,21 +170,25 @@ class LocalStorage(Storage):
 
     def create(self) -> Writer:
         """Begin a new object in `tmp/`."""
-        return _LocalWriter(self._root)
+        return _LocalWriter(self._root, self._files)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return an object's bytes."""
+        files = self._files
         path = os.path.join(self._root, name)
         try:
-            with open(path, "rb", buffering=0) as file:
+            descriptor = files.open(path)
+            try:
                 if length is None:
-                    length = max(os.fstat(file.fileno()).st_size - offset, 0)
+                    length = max(files.length(descriptor) - offset, 0)
                 parts = []
-                while length > 0 and (data := os.pread(file.fileno(), length, offset)):
+                while length > 0 and (data := files.pread(descriptor, length, offset)):
                     parts.append(data)
                     offset += len(data)
                     length -= len(data)
                 return parts[0] if len(parts) == 1 else b"".join(parts)
+            finally:
+                files.close(descriptor)
         except OSError as error:
             raise self._read_error(path, error) from error
 
@@ -192,7 +196,7 @@ class LocalStorage(Storage):
         """Return an object's length."""
         path = os.path.join(self._root, name)
         try:
-            return os.stat(path).st_size
+            return self._files.stat(path)[0]
         except OSError as error:
             raise self._read_error(path, error) from error
 
@@ -200,9 +204,9 @@ class LocalStorage(Storage):
         """Yield the names in a folder."""
         path = os.path.join(self._root, folder)
         try:
-            names = os.listdir(path)
+            names = self._files.listdir(path)
         except FileNotFoundError as error:
-            if not os.path.isdir(self._root):
+            if not self._files.is_directory(self._root):
                 raise _refusal("list", self._root, error) from error
             return
         except OSError as error:
@@ -213,8 +217,8 @@ class LocalStorage(Storage):
         """Remove an object, durably."""
         path = os.path.join(self._root, name)
         try:
-            os.unlink(path)
-            sync_directory(os.path.dirname(path))
+            self._files.unlink(path)
+            self._files.sync_directory(os.path.dirname(path))
         except FileNotFoundError:
             raise ObjectMissingError(f"{path} is not there") from None
         except OSError as error:
@@ -224,12 +228,12 @@ class LocalStorage(Storage):
         """Remove what writers that were killed left in `tmp/` long ago."""
         folder = os.path.join(self._root, _TMP)
         oldest = time.time() - _STALE_SECONDS
-        names = os.listdir(folder) if os.path.isdir(folder) else []
+        names = self._files.listdir(folder) if self._files.is_directory(folder) else []
         for name in names:
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
-                if os.stat(path).st_mtime < oldest:
-                    os.unlink(path)
+                if self._files.stat(path)[1] < oldest:
+                    self._files.unlink(path)
 
     @staticmethod
     def _read_error(path: str, error: OSError) -> StorageError:

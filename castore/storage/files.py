@@ -1,0 +1,68 @@
+"""The file operations that a local store is made of: the seam at which tests take the power away.
+
+`Files` is the operating system as it is; its methods raise OSError as those of `os` do. EINTR is no
+concern here or above: Python repeats what a signal interrupted (PEP 475).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+
+def sync_directory(path: str) -> None:
+    """Make durable which names a directory holds. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Files:
+    """What a local store asks of a file system: nothing else of it is used."""
+
+    write = staticmethod(os.write)
+    """Append to an open file; return how many of the bytes were taken."""
+    pread = staticmethod(os.pread)
+    fsync = staticmethod(os.fsync)
+    """Make an open file's bytes durable, and not its name."""
+    close = staticmethod(os.close)
+    link = staticmethod(os.link)
+    rename = staticmethod(os.rename)
+    unlink = staticmethod(os.unlink)
+    sync_directory = staticmethod(sync_directory)
+    """Make durable which names a directory holds, and not what they name."""
+    listdir = staticmethod(os.listdir)
+    exists = staticmethod(os.path.lexists)
+    is_directory = staticmethod(os.path.isdir)
+
+    @staticmethod
+    def create(path: str) -> int:
+        """Make a new file, for its owner only, and open it for writing."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    @staticmethod
+    def open(path: str) -> int:
+        """Open a file for reading."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    @staticmethod
+    def mkdir(path: str) -> None:
+        """Make a directory, for its owner only."""
+        os.mkdir(path, 0o700)
+
+    @staticmethod
+    def length(descriptor: int) -> int:
+        """Return the length of an open file."""
+        return os.fstat(descriptor).st_size
+
+    @staticmethod
+    def stat(path: str) -> tuple[int, float]:
+        """Return the length of a file, and when it was last changed, in seconds since 1970."""
+        found = os.stat(path)
+        return found.st_size, found.st_mtime
+
+
+FILES: Final = Files()
+"""The operating system's own."""
