@@ -363,13 +363,16 @@ class Store:
     def commit(self, generation: Generation) -> None:
         """Write a generation's record: the last step, which makes it one.
 
-        Everything that it needs is durable by then. Raises BusyError if its number was taken,
-        StorageError.
+        Raises BusyError if its number was taken, StorageError.
         """
         if not 0 < generation.number <= MAX_NUMBER:
             raise UsageError(f"a generation cannot have the number {generation.number}")
         name = generation_name(self.writer_key, generation.service, generation.number)
         data, plain = encode_generation(generation, self.writer_key)
+        # The session has made its own objects durable. It may rest on others', which the index had
+        # from a listing, and whose writer may have been killed before it had synced their names.
+        for folder in ("sessions", "packs"):
+            self.storage.settle(folder)
         try:
             self.storage.put(name, data)
         except ObjectExistsError:
@@ -377,9 +380,18 @@ class Store:
                 f"another castore has just taken the number {generation.number} of "
                 f"{generation.service!r}; nothing was committed, try again"
             ) from None
+        except StorageError:
+            self._take_back(name, data)
+            raise
         # It is committed; where the index fails, the next synchronisation takes it in.
         with contextlib.suppress(StorageError):
             self.index.put_generations([(name.partition("/")[2], generation, plain)])
+
+    def _take_back(self, name: str, data: bytes) -> None:
+        """Remove what was written and not acknowledged, unless another has taken its name."""
+        with contextlib.suppress(StorageError):
+            if self.storage.get(name) == data:
+                self.storage.delete(name)
 
     def _decode(self, plain: bytes) -> Generation:
         try:
