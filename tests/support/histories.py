@@ -1,0 +1,489 @@
+"""Histories of a store on a disk of tests.support.powerloss: what is done to it, and what must be left of it.
+
+A history is a list of named steps. A step is a function of a `World`, found by its name in `STEPS`; it
+does something to the store, and tells the disk's log what is promised, at the moment at which it is:
+
+    world.promise(maybe={key: content})     before a generation is written: it may be found now
+    world.promise(whole={key: content})     it was acknowledged: it must be found from here on
+    world.promise(gone={key})               it is no longer promised; it may be found
+    world.promise(absent={key})             its removal was acknowledged: it must not be found
+    world.promise(readers={identity, ...})  these must be able to read all of it
+
+To have another thing tested (pruning, compaction, repair, a key that is rotated), write one function:
+
+    @step
+    def prune(world):
+        gone = set of keys that the policy removes
+        world.promise(gone=gone)
+        with world.open() as store:
+            castore.prune(store, ...)
+        world.promise(absent=gone)
+
+and name it in the weights of `history`, or in a list of your own. What changes the store without
+changing what is promised (compaction, repair) promises nothing at all. tests/crash/test_power_loss.py
+takes the power away behind every operation of the file system in it, and checks what was promised.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import castore
+from castore.content.ingest import Ingest
+from castore.model.refs import RefKind
+from castore.sealing import Identity
+from castore.services.restoring import read
+from castore.content.streams import StreamReader
+from castore.storage import LocalStorage
+from castore.store import Places, Store
+from castore.store.generations import generation_name, open_generation
+from castore.store.index import Index
+from castore.store.pack import CHUNK, NODE, pack_name
+from castore.store.sessions import session_name, session_numbers
+from tests.support.powerloss import Disk, DiskFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.services.snapshot import Source
+
+ROOT = "/srv/backups/store"
+SERVICES = ("web", "mail", "forge")
+AVERAGE = 1024
+"""Of chunks: the least there is."""
+PACK_BYTES = 24 << 10
+"""So that a session has several packs."""
+LARGEST_DUMP = 30_000
+LARGEST_FILE = 4_000
+
+Key = tuple[str, int]
+"""A generation: service and number."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a generation was made of: plain copies."""
+
+    revision: str
+    tree: dict[bytes, bytes]
+    dump: bytes
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What must hold if the power is lost now."""
+
+    begun: bool = False
+    whole: dict[Key, Content] = field(default_factory=dict)
+    maybe: dict[Key, Content] = field(default_factory=dict)
+    readers: frozenset[str] = frozenset()
+    """Who must be able to read: names of identities."""
+
+
+class Killed(BaseException):
+    """The process is no more. Not an Exception: nothing may clean up after it."""
+
+
+class World:
+    """A disk with a store on it, a machine that uses it, and what was promised so far."""
+
+    def __init__(self, folder: Path, seed: object, files: type[DiskFiles] = DiskFiles, storage=LocalStorage) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.chance = random.Random(f"history {seed}")
+        self.disk = Disk()
+        self.files = files(self.disk)
+        self.storage = storage
+        self.identities: dict[str, Identity] = {}
+        self.promised = Promise()
+        self.trees: dict[str, dict[bytes, bytes]] = {service: {} for service in SERVICES}
+        self.dumps: dict[str, bytes] = dict.fromkeys(SERVICES, b"")
+        self.old: list[Content] = []
+        self.done: list[str] = []
+        self._promising = threading.Lock()
+        for name in ("state", "cache", "live"):
+            (folder / name).mkdir(parents=True)
+
+    @property
+    def places(self) -> Places:
+        return Places(str(self.folder / "state"), str(self.folder / "cache"))
+
+    def open(self, reader: str | None = None, *, create: bool = False) -> Store:
+        """Open the store; `reader`: the name of the identity."""
+        storage = self.storage(ROOT, create=create, files=self.files)
+        identity = (lambda: self.identities[reader]) if reader else None
+        return Store.open(storage, self.places, identity)
+
+    def promise(
+        self,
+        *,
+        begun: bool = False,
+        maybe: dict[Key, Content] | None = None,
+        whole: dict[Key, Content] | None = None,
+        gone: set[Key] | None = None,
+        absent: set[Key] | None = None,
+        readers: set[str] | None = None,
+    ) -> None:
+        """Say what is promised from here on, beside what was."""
+        with self._promising, self.files.lock:
+            now = self.promised
+            now = replace(now, begun=now.begun or begun)
+            if maybe:
+                now = replace(now, maybe=now.maybe | maybe)
+            if whole:
+                now = replace(
+                    now,
+                    whole=now.whole | whole,
+                    maybe={key: content for key, content in now.maybe.items() if key not in whole},
+                )
+            if gone:
+                now = replace(
+                    now,
+                    whole={key: content for key, content in now.whole.items() if key not in gone},
+                    maybe=now.maybe | {key: now.whole[key] for key in gone},
+                )
+            if absent:
+                now = replace(now, maybe={key: content for key, content in now.maybe.items() if key not in absent})
+            if readers is not None:
+                now = replace(now, readers=frozenset(readers))
+            self.promised = now
+            self.disk.mark(now)
+
+    # What is taken
+
+    def edit(self, service: str, chance: random.Random) -> Content:
+        """Change a service's state; return it."""
+        tree = dict(self.trees[service])
+        for _ in range(chance.randint(1, 3)):
+            path = b"/".join(chance.choice([[], [b"a"], [b"a", b"\xff b"]]) + [b"f%d" % chance.randint(0, 4)])
+            if path in tree and chance.random() < 0.3:
+                del tree[path]
+            else:
+                tree[path] = chance.randbytes(chance.choice([0, 5, chance.randint(100, LARGEST_FILE)]))
+        dump = self.dumps[service]
+        if not dump or chance.random() < 0.3:
+            dump = chance.randbytes(chance.choice([0, 100, chance.randint(1000, LARGEST_DUMP)]))
+        elif self.old and chance.random() < 0.3:
+            dump = chance.choice(self.old).dump  # as another's, or as once
+        else:
+            at = chance.randint(0, len(dump))
+            dump = (dump[:at] + chance.randbytes(chance.randint(1, 800)) + dump[at + chance.randint(0, 800) :])[:LARGEST_DUMP]
+        self.trees[service], self.dumps[service] = tree, dump
+        content = Content(chance.choice(["", "r1", "r2"]), tree, dump)
+        self.old.append(content)
+        return content
+
+    def plant(self, service: str, content: Content) -> dict[str, Source]:
+        """Put a service's state where it can be taken from; return the sources."""
+        return plant(content, self.folder / "live" / service)
+
+
+def plant(content: Content, folder: Path) -> dict[str, Source]:
+    """Make a folder hold a state, touching only what differs; return the sources."""
+    top = os.fsencode(folder / "tree")
+    os.makedirs(top, exist_ok=True)
+    there = harvest(os.fsdecode(top))
+    for path in there.keys() - content.tree.keys():
+        os.unlink(os.path.join(top, path))
+    for path, data in content.tree.items():
+        whole = os.path.join(top, path)
+        os.makedirs(os.path.dirname(whole), exist_ok=True)
+        if there.get(path) != data:
+            with open(whole, "wb") as file:
+                file.write(data)
+    (folder / "dump").write_bytes(content.dump)
+    return {"tree": castore.TreeSource(os.fsdecode(top)), "dump": castore.FileSource(str(folder / "dump"))}
+
+
+def harvest(top: str) -> dict[bytes, bytes]:
+    """Return the files below a directory."""
+    found = {}
+    for folder, _, names in os.walk(os.fsencode(top)):
+        for name in names:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, os.fsencode(top))] = file.read()
+    return found
+
+
+def restored(store: Store, key: Key, into: str) -> Content:
+    """Return what a generation restores to, by way of the directory `into`, which is made."""
+    service, number = key
+    generation = store.generation(service, number)
+    assert generation is not None, f"{service} {number} is not there"
+    selection = castore.select(store, f"{service}@#{number}:tree")
+    done = castore.restore(store, selection, into, castore.Ownership(change=False), castore.Tally())
+    assert done.report.damaged == []
+    tree = harvest(into)
+    shutil.rmtree(into)
+    with StreamReader(store) as reader:
+        dump = b"".join(read(reader, castore.select(store, f"{service}@#{number}:dump")))
+    return Content(generation.revision, tree, dump)
+
+
+def needs(store: Store, generation: castore.Generation) -> set[str]:
+    """Return the names of all objects that a generation needs, by the index."""
+    names: set[str] = set()
+    sessions = session_numbers(store.storage)
+    seen: set[tuple[int, bytes]] = set()
+    roots = [part.content for part in generation.parts] + [generation.details.ref]
+    todo = [
+        (CHUNK if root.kind is RefKind.CHUNK else NODE, root.id) for root in roots if root is not None
+    ]
+    while todo:
+        kind, record = todo.pop()
+        if (kind, record) in seen:
+            continue
+        seen.add((kind, record))
+        place = store.index.locate(kind, record)
+        assert place is not None, f"the index has no place of {record.hex()}"
+        names |= {pack_name(place.pack), session_name(place.session, sessions[place.session][-1])}
+        todo += [(CHUNK, base) for base in place.bases]
+        if kind == NODE:
+            todo += [(CHUNK if ref.kind is RefKind.CHUNK else NODE, ref.id) for ref in store.read_node(record)]
+    return names
+
+
+# Steps
+
+STEPS: dict[str, Callable[[World], None]] = {}
+
+
+def step(function: Callable[[World], None]) -> Callable[[World], None]:
+    """Let a function be a step, by its name."""
+    STEPS[function.__name__] = function
+    return function
+
+
+@step
+def init(world: World) -> None:
+    """Make the store."""
+    identity = Identity.generate()
+    world.identities["first"] = identity
+    storage = world.storage(ROOT, create=True, files=world.files)
+    Store.create(storage, world.places, [(identity.recipient, "first")], average=AVERAGE).close()
+    world.promise(begun=True, readers={"first"})
+
+
+def _take(world: World, service: str, content: Content, sources: dict) -> None:
+    with world.open() as store, store.lock(service):
+        store.sync_generations()
+        key = service, store.next_number(service)
+        world.promise(maybe={key: content})
+        taken = castore.snapshot(store, service, sources, revision=content.revision)
+        assert (taken.service, taken.number) == key
+        world.promise(whole={key: content})
+
+
+@step
+def snapshot(world: World) -> None:
+    """Take a generation of a service."""
+    service = world.chance.choice(SERVICES)
+    content = world.edit(service, world.chance)
+    _take(world, service, content, world.plant(service, content))
+
+
+@step
+def same_again(world: World) -> None:
+    """Take a generation of what was taken before: all of it is known."""
+    service = world.chance.choice(SERVICES)
+    content = Content("", world.trees[service], world.dumps[service])
+    _take(world, service, content, world.plant(service, content))
+
+
+@step
+def two_at_once(world: World) -> None:
+    """Two snapshots of two services at the same time, of which much is the same."""
+    services = world.chance.sample(SERVICES, 2)
+    contents = [world.edit(service, world.chance) for service in services]
+    contents[1] = replace(contents[1], dump=contents[0].dump + contents[1].dump[:2000])
+    world.dumps[services[1]] = contents[1].dump
+    sources = [world.plant(*pair) for pair in zip(services, contents)]
+    failures: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            _take(world, services[number], contents[number], sources[number])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for failure in failures:
+        raise failure
+
+
+class Interrupted(Exception):
+    """What ends a session midway."""
+
+
+@step
+def aborted(world: World) -> None:
+    """Add some packs, and give up; what is added is found again by a later step."""
+    service = world.chance.choice(SERVICES)
+    content = world.edit(service, world.chance)
+    try:
+        with world.open() as store, store.session() as session, Ingest(session, store.cutter, castore.Tally()) as ingest:
+            store.sync()
+            ingest.write(content.dump)
+            ingest.end_stream(lambda _root: None)
+            for data in content.tree.values():
+                ingest.write(data)
+            raise Interrupted
+    except Interrupted:
+        pass
+
+
+@step
+def add_recipient(world: World) -> None:
+    """Let one more identity read the store."""
+    readers = set(world.promised.readers)
+    name = f"reader {len(world.identities)}"
+    world.identities[name] = Identity.generate()
+    with world.open(min(readers)) as store:
+        store.reseal([*store.recipients, (world.identities[name].recipient, name)])
+    world.promise(readers=readers | {name})
+
+
+@step
+def remove_recipient(world: World) -> None:
+    """Let one identity read no more."""
+    readers = set(world.promised.readers)
+    if len(readers) < 2:
+        return
+    gone = world.chance.choice(sorted(readers))
+    world.promise(readers=readers - {gone})
+    with world.open(min(readers - {gone})) as store:
+        store.reseal([one for one in store.recipients if one[0] != world.identities[gone].recipient])
+
+
+@step
+def delete(world: World) -> None:
+    """Remove a generation, and the packs that no other needs, in this order, as upkeep does."""
+    if not world.promised.whole:
+        return
+    key = world.chance.choice(sorted(world.promised.whole))
+    world.promise(gone={key})
+    with world.open() as store:
+        store.sync()
+        store.storage.delete(generation_name(store.writer_key, *key))
+        world.promise(absent={key})
+        store.sync()
+        needed: set[str] = set()
+        for generation in store.generations():
+            needed |= needs(store, generation)
+        for pack, _ in list(store.packs()):
+            if pack_name(pack) not in needed:
+                store.storage.delete(pack_name(pack))
+        store.sync()
+
+
+WEIGHTS = {
+    "snapshot": 8,
+    "same_again": 1,
+    "two_at_once": 2,
+    "aborted": 2,
+    "add_recipient": 2,
+    "remove_recipient": 2,
+    "delete": 3,
+}
+
+
+def history(seed: object, length: int, weights: dict[str, int] = WEIGHTS) -> list[str]:
+    """Return the names of the steps of a history drawn from a seed; a store is made first."""
+    chance = random.Random(f"steps {seed}")
+    names = chance.choices(list(weights), list(weights.values()), k=length)
+    return ["init", "snapshot", *names]
+
+
+def run(world: World, names: list[str]) -> None:
+    """Take the steps of a history."""
+    for name in names:
+        STEPS[name](world)
+        world.done.append(name)
+
+
+# Watching a run
+
+
+class Watch:
+    """Checks, while a history runs, that whatever is told of is durable by then; keeps the index as it was.
+
+    Each time the index takes packs or generations in, what they tell of must be found on the disk after
+    the worst loss; each time a generation is written, so must all that it needs.
+    """
+
+    def __init__(self, world: World, monkeypatch, *, keep: bool = True) -> None:
+        self.world = world
+        self.told = 0
+        self.kept: list[tuple[int, Path]] = []
+        """Steps of the log, each with a copy of the index and the caches as they were then."""
+        watch = self
+        put_packs, put_generations, commit = Index.put_packs, Index.put_generations, Store.commit
+
+        def packs(index, packs, sketches=()):
+            packs = list(packs)
+            sessions = {entry.session.hex() for _, _, entries in packs for entry in entries}
+            watch.durable({pack_name(pack) for pack, _, _ in packs}, sessions)
+            put_packs(index, packs, sketches)
+            watch._keep(index, keep)
+
+        def generations(index, found):
+            found = list(found)
+            watch.durable({f"generations/{name}" for name, _, _ in found})
+            put_generations(index, found)
+            watch._keep(index, keep)
+
+        def committing(store, generation):
+            before = store.storage.put
+
+            def put(name, data):
+                generation, _ = open_generation(name, data, store.writer_key)
+                watch.durable(needs(store, generation))
+                before(name, data)
+
+            store.storage.put = put
+            try:
+                commit(store, generation)
+            finally:
+                del store.storage.put
+
+        monkeypatch.setattr(Index, "put_packs", packs)
+        monkeypatch.setattr(Index, "put_generations", generations)
+        monkeypatch.setattr(Store, "commit", committing)
+
+    def durable(self, names: set[str], sessions: set[str] = frozenset()) -> None:
+        """Assert that objects survive the worst."""
+        with self.world.files.lock:
+            worst, live = self.world.disk.worst().files, self.world.disk.live().files
+        for name in names:
+            path = f"{ROOT}/{name}"
+            assert path in worst, f"{name} is told of, and its name is not durable"
+            assert worst[path] == live[path], f"{name} is told of, and its bytes are not durable"
+        for session in sessions:
+            start = f"{ROOT}/sessions/{session}."
+            assert any(path.startswith(start) for path in worst), f"the key of session {session} is not durable"
+        self.told += len(names)
+
+    def _keep(self, index: Index, keep: bool) -> None:
+        if not keep:
+            return
+        with self.world.files.lock:
+            step = len(self.world.disk.log)
+            path = self.world.folder / f"kept-{len(self.kept)}"
+            self.kept.append((step, path))
+            cache = Path(index.path).parent
+            shutil.copytree(cache, path / cache.name, ignore=lambda folder, names: ["index"] if Path(folder) == cache else [])
+            (path / cache.name / "index").mkdir(mode=0o700)
+            index._environment.env.copy(str(path / cache.name / "index"))
+
+
