@@ -26,6 +26,8 @@ takes the power away behind every operation of the file system in it, and checks
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import random
 import shutil
@@ -36,17 +38,18 @@ from typing import TYPE_CHECKING
 
 import castore
 from castore.content.ingest import Ingest
+from castore.content.streams import StreamReader
+from castore.errors import StorageError
 from castore.model.refs import RefKind
 from castore.sealing import Identity
 from castore.services.restoring import read
-from castore.content.streams import StreamReader
 from castore.storage import LocalStorage
 from castore.store import Places, Store
 from castore.store.generations import generation_name, open_generation
 from castore.store.index import Index
 from castore.store.pack import CHUNK, NODE, pack_name
 from castore.store.sessions import session_name, session_numbers
-from tests.support.powerloss import Disk, DiskFiles
+from tests.support.powerloss import AFTER, ON, ONCE, Disk, DiskFiles, Fault, Killed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,10 +87,6 @@ class Promise:
     maybe: dict[Key, Content] = field(default_factory=dict)
     readers: frozenset[str] = frozenset()
     """Who must be able to read: names of identities."""
-
-
-class Killed(BaseException):
-    """The process is no more. Not an Exception: nothing may clean up after it."""
 
 
 class World:
@@ -343,6 +342,35 @@ def aborted(world: World) -> None:
         pass
 
 
+MOST_OPERATIONS = 90
+"""More than a small snapshot takes."""
+
+
+@step
+def killed(world: World) -> None:
+    """A snapshot whose process is killed, anywhere; what it did not sync is as the kernel has it."""
+    service = world.chance.choice(SERVICES)
+    content = world.edit(service, world.chance)
+    sources = world.plant(service, content)
+    world.files.fault = Fault(world.chance.randrange(MOST_OPERATIONS), Killed, ON)
+    with contextlib.suppress(Killed):
+        _take(world, service, content, sources)
+    world.files.fault = None
+    world.files.forget()
+
+
+@step
+def refused(world: World) -> None:
+    """A snapshot to which the disk refuses something, once."""
+    service = world.chance.choice(SERVICES)
+    content = world.edit(service, world.chance)
+    sources = world.plant(service, content)
+    world.files.fault = Fault(world.chance.randrange(MOST_OPERATIONS), errno.EIO, world.chance.choice([ONCE, AFTER]))
+    with contextlib.suppress(StorageError):
+        _take(world, service, content, sources)
+    world.files.fault = None
+
+
 @step
 def add_recipient(world: World) -> None:
     """Let one more identity read the store."""
@@ -392,6 +420,8 @@ WEIGHTS = {
     "same_again": 1,
     "two_at_once": 2,
     "aborted": 2,
+    "killed": 3,
+    "refused": 2,
     "add_recipient": 2,
     "remove_recipient": 2,
     "delete": 3,
@@ -418,8 +448,9 @@ def run(world: World, names: list[str]) -> None:
 class Watch:
     """Checks, while a history runs, that whatever is told of is durable by then; keeps the index as it was.
 
-    Each time the index takes packs or generations in, what they tell of must be found on the disk after
-    the worst loss; each time a generation is written, so must all that it needs.
+    Each time a session or a commit tells the index of packs or a generation, these must be found on the
+    disk after the worst loss; each time a generation is written, so must all that it needs. (What the
+    index has from a listing may be another's, who was killed: it is made durable before it is needed.)
     """
 
     def __init__(self, world: World, monkeypatch, *, keep: bool = True) -> None:
@@ -429,17 +460,31 @@ class Watch:
         """Steps of the log, each with a copy of the index and the caches as they were then."""
         watch = self
         put_packs, put_generations, commit = Index.put_packs, Index.put_generations, Store.commit
+        sync, sync_generations = Store.sync, Store.sync_generations
+        listing = threading.local()
+
+        def from_listing(function):
+            def wrapped(store):
+                before, listing.now = getattr(listing, "now", False), True
+                try:
+                    function(store)
+                finally:
+                    listing.now = before
+
+            return wrapped
 
         def packs(index, packs, sketches=()):
             packs = list(packs)
             sessions = {entry.session.hex() for _, _, entries in packs for entry in entries}
-            watch.durable({pack_name(pack) for pack, _, _ in packs}, sessions)
+            if not getattr(listing, "now", False):
+                watch.durable({pack_name(pack) for pack, _, _ in packs}, sessions)
             put_packs(index, packs, sketches)
             watch._keep(index, keep)
 
         def generations(index, found):
             found = list(found)
-            watch.durable({f"generations/{name}" for name, _, _ in found})
+            if not getattr(listing, "now", False):
+                watch.durable({f"generations/{name}" for name, _, _ in found})
             put_generations(index, found)
             watch._keep(index, keep)
 
@@ -457,6 +502,8 @@ class Watch:
             finally:
                 del store.storage.put
 
+        monkeypatch.setattr(Store, "sync", from_listing(sync))
+        monkeypatch.setattr(Store, "sync_generations", from_listing(sync_generations))
         monkeypatch.setattr(Index, "put_packs", packs)
         monkeypatch.setattr(Index, "put_generations", generations)
         monkeypatch.setattr(Store, "commit", committing)

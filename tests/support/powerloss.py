@@ -306,26 +306,74 @@ def cuts(log: list[tuple | Mark], chance: random.Random, more: int, begin: State
         yield Cut(step, known, list(disk.losses(chance, more)))
 
 
+ONCE, ON, AFTER = "once", "from then on", "once, and yet it was done"
+
+
+class Killed(BaseException):
+    """The process is no more. Not an Exception: nothing may clean up after it."""
+
+
+class Fault:
+    """Lets the operation of a number fail (from 0): once, or with all behind it, or though it was done.
+
+    error: an errno, or Killed, which is for ON.
+    """
+
+    def __init__(self, number: int, error: int | type[Killed], mode: str = ONCE) -> None:
+        self.number, self.error, self.mode = number, error, mode
+        self.taken: list[tuple[str, tuple[str, ...], bool]] = []
+        """Every operation: its name, its paths, whether it was let fail."""
+
+    @property
+    def fired(self) -> bool:
+        """Whether anything was let fail."""
+        return any(failed for _, _, failed in self.taken)
+
+    def before(self, operation: str, paths: tuple[str, ...]) -> None:
+        """Count an operation; let it fail if it is its turn."""
+        number = len(self.taken)
+        hit = self.mode != AFTER and (number == self.number or (self.mode == ON and number > self.number))
+        self.taken.append((operation, paths, hit))
+        if hit:
+            self._raise(paths[0])
+
+    def after(self, operation: str, path: str) -> None:
+        """Let the operation that was just done seem to have failed, if it is its turn."""
+        if self.mode == AFTER and len(self.taken) - 1 == self.number:
+            self.taken[-1] = (*self.taken[-1][:2], True)
+            self._raise(path)
+
+    def _raise(self, path: str) -> None:
+        if isinstance(self.error, int):
+            raise OSError(self.error, os.strerror(self.error), path)
+        raise self.error
+
+
 class DiskFiles(Files):
     """The file operations of a store, on a Disk. Safe to share between threads, as the real ones are.
 
-    `before` is told of each operation, and may refuse it; `after` may say that it failed when it did not.
+    fault: what refuses operations.
     """
 
     links = True
     """Whether there are hard links."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, fault: Fault | None = None) -> None:
         self.disk = disk
+        self.fault = fault
         self.lock = threading.RLock()
         self._open: dict[int, tuple[int, str]] = {}
         self._numbers = itertools.count(1 << 20)
 
-    def before(self, operation: str, path: str) -> None:
-        """Raise OSError to let an operation fail."""
+    def before(self, operation: str, *paths: str) -> None:
+        """Let an operation fail, if it shall."""
+        if self.fault is not None:
+            self.fault.before(operation, paths)
 
     def after(self, operation: str, path: str) -> None:
-        """Raise OSError to let an operation seem to fail."""
+        """Let an operation seem to fail, if it shall."""
+        if self.fault is not None:
+            self.fault.after(operation, path)
 
     def taken(self, data: bytes) -> int:
         """Say how many bytes a write takes."""
@@ -334,6 +382,10 @@ class DiskFiles(Files):
     def left_open(self) -> list[str]:
         """Return the paths of descriptors that were not closed."""
         return [path for _, path in self._open.values()]
+
+    def forget(self) -> None:
+        """The process that had files open is no more."""
+        self._open.clear()
 
     def _descriptor(self, number: int, path: str) -> int:
         descriptor = next(self._numbers)
@@ -391,7 +443,7 @@ class DiskFiles(Files):
 
     def link(self, old, new):
         with self.lock:
-            self.before("link", new)
+            self.before("link", new, old)
             number = self.disk.file(old)
             if not self.links:
                 raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -400,7 +452,7 @@ class DiskFiles(Files):
 
     def rename(self, old, new):
         with self.lock:
-            self.before("rename", new)
+            self.before("rename", new, old)
             self.disk.file(old)
             self.disk.do("rename", *self.disk.place(old), *self.disk.place(new))
             self.after("rename", new)
@@ -422,6 +474,7 @@ class DiskFiles(Files):
         with self.lock:
             self.before("sync_directory", path)
             self.disk.do("sync", self.disk.directory(path))
+            self.after("sync_directory", path)
 
     def listdir(self, path):
         with self.lock:
