@@ -90,10 +90,12 @@ class Storage(ABC):
         """
 
     def settle(self, folder: str) -> None:  # noqa: B027 - most places show only what is durable
-        """Make durable, where it is not yet, that the objects are there which `list` shows of a folder.
+        """Make durable, where it is not yet, which objects `list` shows of a folder.
 
-        The last step of one may be missing, if its writer was killed or refused just then. Raises
-        StorageError.
+        A process that was killed, or refused, just before the last step of a commit or a deletion leaves
+        what others see, and what a loss of power may yet undo. Who writes what rests on an object that
+        another may have put, or removes what one that is gone rested on, calls this in between.
+        Raises StorageError.
         """
 
     @abstractmethod

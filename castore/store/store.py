@@ -246,11 +246,13 @@ class Store:
     # Records
 
     def session(self) -> Session:
-        """Return a session that adds to this store; use it in a `with` block."""
+        """Return a session that adds to this store; use it in a `with` block. Raises StorageError."""
         # Imported when needed, like RecordReader: what lists generations shall start fast.
         from castore.store.session import Session  # noqa: PLC0415
 
         self._refresh_config()
+        # Of an `init` that was killed it may be seen, and yet be lost: before all that needs it.
+        self.storage.settle("config")
         sketcher = Sketcher(self.writer_key.gear, self.writer_key.sketch)
         return Session(
             self.storage, self.index, self.writer_key, self.config, self.references, sketcher

@@ -33,6 +33,7 @@ import random
 import shutil
 import threading
 from dataclasses import dataclass, field, replace
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,7 @@ from tests.support.powerloss import AFTER, ON, ONCE, Disk, DiskFiles, Fault, Kil
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from castore.model.refs import PackId
     from castore.services.snapshot import Source
 
 ROOT = "/srv/backups/store"
@@ -84,7 +86,8 @@ class Promise:
 
     begun: bool = False
     whole: dict[Key, Content] = field(default_factory=dict)
-    maybe: dict[Key, Content] = field(default_factory=dict)
+    maybe: dict[Key, tuple[Content, ...]] = field(default_factory=dict)
+    """These may be found: what was begun, or is no longer promised. A number may be taken twice."""
     readers: frozenset[str] = frozenset()
     """Who must be able to read: names of identities."""
 
@@ -101,6 +104,8 @@ class World:
         self.storage = storage
         self.identities: dict[str, Identity] = {}
         self.promised = Promise()
+        self.wanted: frozenset[str] | None = None
+        """Whom the store is being sealed to, from when this is begun until it is done."""
         self.trees: dict[str, dict[bytes, bytes]] = {service: {} for service in SERVICES}
         self.dumps: dict[str, bytes] = dict.fromkeys(SERVICES, b"")
         self.old: list[Content] = []
@@ -127,14 +132,14 @@ class World:
         whole: dict[Key, Content] | None = None,
         gone: set[Key] | None = None,
         absent: set[Key] | None = None,
-        readers: set[str] | None = None,
+        readers: frozenset[str] | None = None,
     ) -> None:
         """Say what is promised from here on, beside what was."""
         with self._promising, self.files.lock:
             now = self.promised
             now = replace(now, begun=now.begun or begun)
             if maybe:
-                now = replace(now, maybe=now.maybe | maybe)
+                now = replace(now, maybe=_joined(now.maybe, maybe))
             if whole:
                 now = replace(
                     now,
@@ -145,12 +150,12 @@ class World:
                 now = replace(
                     now,
                     whole={key: content for key, content in now.whole.items() if key not in gone},
-                    maybe=now.maybe | {key: now.whole[key] for key in gone},
+                    maybe=_joined(now.maybe, {key: now.whole[key] for key in gone}),
                 )
             if absent:
                 now = replace(now, maybe={key: content for key, content in now.maybe.items() if key not in absent})
             if readers is not None:
-                now = replace(now, readers=frozenset(readers))
+                now = replace(now, readers=readers)
             self.promised = now
             self.disk.mark(now)
 
@@ -181,6 +186,10 @@ class World:
     def plant(self, service: str, content: Content) -> dict[str, Source]:
         """Put a service's state where it can be taken from; return the sources."""
         return plant(content, self.folder / "live" / service)
+
+
+def _joined(maybe: dict[Key, tuple[Content, ...]], more: dict[Key, Content]) -> dict[Key, tuple[Content, ...]]:
+    return maybe | {key: (*maybe.get(key, ()), content) for key, content in more.items()}
 
 
 def plant(content: Content, folder: Path) -> dict[str, Source]:
@@ -263,11 +272,10 @@ def step(function: Callable[[World], None]) -> Callable[[World], None]:
 @step
 def init(world: World) -> None:
     """Make the store."""
-    identity = Identity.generate()
-    world.identities["first"] = identity
+    identity = world.identities.setdefault("first", Identity.generate())
     storage = world.storage(ROOT, create=True, files=world.files)
     Store.create(storage, world.places, [(identity.recipient, "first")], average=AVERAGE).close()
-    world.promise(begun=True, readers={"first"})
+    world.promise(begun=True, readers=frozenset({"first"}))
 
 
 def _take(world: World, service: str, content: Content, sources: dict) -> None:
@@ -342,56 +350,35 @@ def aborted(world: World) -> None:
         pass
 
 
-MOST_OPERATIONS = 90
-"""More than a small snapshot takes."""
-
-
-@step
-def killed(world: World) -> None:
-    """A snapshot whose process is killed, anywhere; what it did not sync is as the kernel has it."""
-    service = world.chance.choice(SERVICES)
-    content = world.edit(service, world.chance)
-    sources = world.plant(service, content)
-    world.files.fault = Fault(world.chance.randrange(MOST_OPERATIONS), Killed, ON)
-    with contextlib.suppress(Killed):
-        _take(world, service, content, sources)
-    world.files.fault = None
-    world.files.forget()
-
-
-@step
-def refused(world: World) -> None:
-    """A snapshot to which the disk refuses something, once."""
-    service = world.chance.choice(SERVICES)
-    content = world.edit(service, world.chance)
-    sources = world.plant(service, content)
-    world.files.fault = Fault(world.chance.randrange(MOST_OPERATIONS), errno.EIO, world.chance.choice([ONCE, AFTER]))
-    with contextlib.suppress(StorageError):
-        _take(world, service, content, sources)
-    world.files.fault = None
-
-
 @step
 def add_recipient(world: World) -> None:
-    """Let one more identity read the store."""
-    readers = set(world.promised.readers)
-    name = f"reader {len(world.identities)}"
-    world.identities[name] = Identity.generate()
-    with world.open(min(readers)) as store:
-        store.reseal([*store.recipients, (world.identities[name].recipient, name)])
-    world.promise(readers=readers | {name})
+    """Let one more identity read the store; or end what was begun of this, or of the removal of one."""
+    readers = world.promised.readers
+    target = world.wanted
+    if target is None:
+        name = f"reader {len(world.identities)}"
+        world.identities[name] = Identity.generate()
+        target = readers | {name}
+    _reseal(world, target)
 
 
 @step
 def remove_recipient(world: World) -> None:
-    """Let one identity read no more."""
-    readers = set(world.promised.readers)
-    if len(readers) < 2:
-        return
-    gone = world.chance.choice(sorted(readers))
-    world.promise(readers=readers - {gone})
-    with world.open(min(readers - {gone})) as store:
-        store.reseal([one for one in store.recipients if one[0] != world.identities[gone].recipient])
+    """Let one identity read no more, if there are two; or end what was begun of this."""
+    readers = world.promised.readers
+    target = world.wanted
+    if target is None:
+        target = readers - {world.chance.choice(sorted(readers))} if len(readers) > 1 else readers
+    _reseal(world, target)
+
+
+def _reseal(world: World, target: frozenset[str]) -> None:
+    world.wanted = target
+    world.promise(readers=world.promised.readers & target)
+    with world.open(min(world.promised.readers)) as store:
+        store.reseal([(world.identities[name].recipient, name) for name in sorted(target)])
+    world.wanted = None
+    world.promise(readers=target)
 
 
 @step
@@ -406,13 +393,59 @@ def delete(world: World) -> None:
         store.storage.delete(generation_name(store.writer_key, *key))
         world.promise(absent={key})
         store.sync()
+        store.storage.settle("generations")  # others may have removed some, and been killed
         needed: set[str] = set()
         for generation in store.generations():
             needed |= needs(store, generation)
-        for pack, _ in list(store.packs()):
-            if pack_name(pack) not in needed:
-                store.storage.delete(pack_name(pack))
+        for pack in _last_first(store, {pack for pack, _ in store.packs() if pack_name(pack) not in needed}):
+            store.storage.delete(pack_name(pack))
         store.sync()
+        used = {entry.session for pack, _ in store.packs() for entry in store.pack_entries(pack)}
+        store.storage.settle("packs")
+        for session, numbers in session_numbers(store.storage).items():
+            for number in numbers if session not in used else ():
+                store.storage.delete(session_name(session, number))
+
+
+def _last_first(store: Store, packs: set[PackId]) -> list[PackId]:
+    """Return packs so that what rests on another comes before it."""
+    rests = {}
+    for pack in packs:
+        bases = [base for entry in store.pack_entries(pack) for base in entry.bases]
+        places = [store.index.locate(CHUNK, base) for base in bases]
+        rests[pack] = {place.pack for place in places if place is not None} & packs - {pack}
+    return list(TopologicalSorter(rests).static_order())[::-1]
+
+
+MOST_OPERATIONS = 55
+"""About what a small step takes."""
+UNLUCKY = ("snapshot", "snapshot", "add_recipient", "remove_recipient", "delete")
+
+
+def _unlucky(world: World, how: str, fault: Fault, ends: type[BaseException]) -> None:
+    name = world.chance.choice(UNLUCKY)
+    world.done.append(f"{how} at operation {fault.number}:")
+    world.files.fault = fault
+    with contextlib.suppress(ends):
+        STEPS[name](world)
+        world.done.append("(too late)")
+    world.done.append(name)
+    world.files.fault = None
+
+
+@step
+def killed(world: World) -> None:
+    """Another step, whose process is killed, anywhere; what it did not sync is as the kernel has it."""
+    fault = Fault(world.chance.randrange(MOST_OPERATIONS), Killed, ON)
+    _unlucky(world, "killed", fault, Killed)
+    world.files.forget()
+
+
+@step
+def refused(world: World) -> None:
+    """Another step, to which the disk refuses something, once."""
+    fault = Fault(world.chance.randrange(MOST_OPERATIONS), errno.EIO, world.chance.choice([ONCE, AFTER]))
+    _unlucky(world, "refused", fault, StorageError)
 
 
 WEIGHTS = {
@@ -420,8 +453,8 @@ WEIGHTS = {
     "same_again": 1,
     "two_at_once": 2,
     "aborted": 2,
-    "killed": 3,
-    "refused": 2,
+    "killed": 6,
+    "refused": 3,
     "add_recipient": 2,
     "remove_recipient": 2,
     "delete": 3,
@@ -438,8 +471,9 @@ def history(seed: object, length: int, weights: dict[str, int] = WEIGHTS) -> lis
 def run(world: World, names: list[str]) -> None:
     """Take the steps of a history."""
     for name in names:
+        if name not in {"killed", "refused"}:
+            world.done.append(name)
         STEPS[name](world)
-        world.done.append(name)
 
 
 # Watching a run

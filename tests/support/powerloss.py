@@ -32,7 +32,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from castore.storage.files import Files
 
@@ -294,19 +294,27 @@ class Cut(NamedTuple):
     losses: list[tuple[str, State]]
 
 
-def cuts(log: list[tuple | Mark], chance: random.Random, more: int, begin: State | None = None) -> Iterator[Cut]:
-    """Give each place at which the power may have been lost: in front of the log, and behind each step."""
-    disk = Disk(begin)
+def cuts(log: list[tuple | Mark], chance: random.Random, more: int, begin: int = 0) -> Iterator[Cut]:
+    """Give each place at which the power may have been lost: in front of the log, and behind each step.
+
+    begin: the first of them to give.
+    """
+    disk = Disk()
     known = None
     for step, taken in enumerate([None, *log]):
         if isinstance(taken, Mark):
             known = taken.known
         elif taken is not None:
             disk.do(*taken)
-        yield Cut(step, known, list(disk.losses(chance, more)))
+        if step >= begin:
+            yield Cut(step, known, list(disk.losses(chance, more)))
 
 
 ONCE, ON, AFTER = "once", "from then on", "once, and yet it was done"
+
+
+CHANGES: Final = frozenset({"create", "write", "fsync", "link", "rename", "unlink", "mkdir", "sync_directory"})
+"""The operations that change something: killed in front of others, a process leaves the same."""
 
 
 class Killed(BaseException):
@@ -316,13 +324,15 @@ class Killed(BaseException):
 class Fault:
     """Lets the operation of a number fail (from 0): once, or with all behind it, or though it was done.
 
-    error: an errno, or Killed, which is for ON.
+    error: an errno, or Killed, which is for ON. only: which operations count; all, if none are named.
     """
 
-    def __init__(self, number: int, error: int | type[Killed], mode: str = ONCE) -> None:
-        self.number, self.error, self.mode = number, error, mode
+    def __init__(
+        self, number: int, error: int | type[Killed], mode: str = ONCE, only: frozenset[str] = frozenset()
+    ) -> None:
+        self.number, self.error, self.mode, self.only = number, error, mode, only
         self.taken: list[tuple[str, tuple[str, ...], bool]] = []
-        """Every operation: its name, its paths, whether it was let fail."""
+        """Every operation that counts: its name, its paths, whether it was let fail."""
 
     @property
     def fired(self) -> bool:
@@ -331,6 +341,8 @@ class Fault:
 
     def before(self, operation: str, paths: tuple[str, ...]) -> None:
         """Count an operation; let it fail if it is its turn."""
+        if self.only and operation not in self.only:
+            return
         number = len(self.taken)
         hit = self.mode != AFTER and (number == self.number or (self.mode == ON and number > self.number))
         self.taken.append((operation, paths, hit))
@@ -339,7 +351,7 @@ class Fault:
 
     def after(self, operation: str, path: str) -> None:
         """Let the operation that was just done seem to have failed, if it is its turn."""
-        if self.mode == AFTER and len(self.taken) - 1 == self.number:
+        if self.mode == AFTER and len(self.taken) - 1 == self.number and self.taken[-1][0] == operation:
             self.taken[-1] = (*self.taken[-1][:2], True)
             self._raise(path)
 
