@@ -100,10 +100,12 @@ class Store:
         *,
         average: int = DEFAULT_AVERAGE,
         identity: Callable[[], Identity] | None = None,
+        keep: Callable[[bytes], None] = lambda _store_id: None,
     ) -> Store:
         """Make a store in `storage`, sealed to (recipient, label) pairs, and open it.
 
-        Its writer key is kept on this machine. Raises UsageError, StorageError.
+        Its writer key is kept on this machine. keep: is called with the store's id before the store is
+        there, to keep what must not be missing then: an identity. Raises UsageError, StorageError.
         """
         taken = f"{storage.location} holds a castore store already"
         if config_numbers(storage):
@@ -117,6 +119,7 @@ class Store:
         data = encode_config(1, config, writer)
         path = places.writer_key_of(writer.store_id)
         _keep_writer_key(path, writer, storage)
+        keep(writer.store_id)
         try:
             storage.put(config_name(1), data)
         except ObjectExistsError:
