@@ -28,179 +28,30 @@ import contextlib
 import os
 import random
 import shutil
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-import castore
-import castore.store.pack
-from castore.errors import NotFoundError, UsageError
-from castore.sealing import Identity
+from castore.errors import CastoreError, UsageError
 from castore.storage import LocalStorage
-from castore.store import Places, Store
-from castore.store.sessions import decode_session, session_name, session_numbers
+from castore.storage.contract import Writer
 from tests.support import histories
-from tests.support.histories import ROOT, SERVICES, Content, Promise, Watch, World, history, restored, run
-from tests.support.powerloss import CHANGES, ON, Disk, DiskFiles, Fault, Killed, Mark, State, cuts
+from tests.support.aftermath import look_at_all, shown
+from tests.support.histories import Watch, World, history, run
+from tests.support.powerloss import CHANGES, ON, Disk, DiskFiles, Fault, Killed
 
-CHANCES = 4
-"""States by chance, a cut."""
-OLD_INDEX = 0.25
-"""How many of the states are looked at with the index of that time."""
+pytestmark = pytest.mark.usefixtures("small_packs")
+
+LENGTH = 7
+"""Steps of a history, beside `init` and a first snapshot."""
 _CHOSEN = os.environ.get("CASTORE_TEST_POWER_SEEDS", "").split()
 SEEDS = _CHOSEN or [str(seed) for seed in range(12)]
 MORE_SEEDS = _CHOSEN or [str(seed) for seed in range(1000, 1200)]
 
 
-@pytest.fixture(autouse=True)
-def small_packs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(castore.store.pack, "PACK_BYTES", histories.PACK_BYTES)
-
-
-@pytest.fixture
-def folder():
-    """A folder in memory: the index is none of what is tested here."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="castore-power-", dir=memory) as path:
-        yield Path(path)
-
-
-class Inspector:
-    """Looks at what a loss of power left of a world's store."""
-
-    def __init__(self, world: World, watch: Watch | None = None) -> None:
-        self.world = world
-        self.kept = watch.kept if watch is not None else []
-        self.chance = random.Random(f"inspect {world.seed}")
-        self.counts: Counter[str] = Counter()
-        self._scratch = 0
-        dump = world.folder / "next"
-        content = self.chance.choice([*world.dumps.values()])[:9000] + self.chance.randbytes(500)
-        dump.write_bytes(content)
-        self._next = {}
-        for service in SERVICES:
-            sources = world.plant(service, Content("", world.trees[service], world.dumps[service]))
-            self._next[service] = (
-                sources | {"dump": castore.FileSource(str(dump))},
-                Content("next", world.trees[service], content),
-            )
-
-    def _fresh(self) -> Path:
-        self._scratch += 1
-        return self.world.folder / f"scratch-{self._scratch}"
-
-    def look(self, state: State, known: Promise | None, step: int) -> None:
-        """Check all that was promised."""
-        known = known or Promise()
-        world, chance = self.world, self.chance
-        scratch = self._fresh()
-        files = DiskFiles(Disk(state))
-        old = next((path for at, path in reversed(self.kept) if at <= step), None)
-        if old is not None and chance.random() < OLD_INDEX:
-            self.counts["with the old index"] += 1
-            shutil.copytree(old, scratch / "cache")
-            _spoil(scratch / "cache", chance)
-        places = Places(str(world.folder / "state"), str(scratch / "cache"))
-        readers = {name: world.identities[name] for name in known.readers}
-        if not known.begun:
-            readers = {"first": world.identities["first"]}
-            try:
-                Store.read_id(LocalStorage(ROOT, files=files))
-            except NotFoundError:
-                self.counts["begun again"] += 1
-                storage = LocalStorage(ROOT, create=True, files=files)
-                readers = {"again": Identity.generate()}
-                to = [(readers["again"].recipient, "again")]
-                Store.create(storage, places, to, average=histories.AVERAGE).close()
-        reader = readers[chance.choice(sorted(readers))]
-        with Store.open(LocalStorage(ROOT, files=files), places, lambda: reader) as store:
-            store.sync()
-            assert store.damaged == {}
-            self._generations(store, known, scratch)
-            found = castore.verify(store, castore.Tally(), read_data=True)
-            assert found.sound, (found.damage, found.affected)
-            _all_open(store, readers.values())
-            self._go_on(store, scratch)
-        assert files.left_open() == []
-        shutil.rmtree(scratch)
-
-    def _generations(self, store: Store, known: Promise, scratch: Path) -> None:
-        listed = {(one.service, one.number) for one in store.generations()}
-        assert known.whole.keys() <= listed, "an acknowledged generation is not there"
-        assert listed <= known.whole.keys() | known.maybe.keys(), "a generation is there that must not be"
-        for key in listed:
-            expected = (known.whole[key],) if key in known.whole else known.maybe[key]
-            assert restored(store, key, str(scratch / "out")) in expected, key
-        self.counts["restored"] += len(listed)
-
-    def _go_on(self, store: Store, scratch: Path) -> None:
-        service = self.chance.choice(SERVICES)
-        sources, content = self._next[service]
-        taken = castore.snapshot(store, service, sources, revision="next")
-        assert restored(store, (service, taken.number), str(scratch / "out")) == content
-        disk, tmp = store.storage._files.disk, f"{ROOT}/tmp/"
-        assert disk.worst().but(tmp) == disk.live().but(tmp), "what the next snapshot wrote is not durable"
-
-
-def _all_open(store: Store, identities) -> None:
-    for session, numbers in session_numbers(store.storage).items():
-        name = session_name(session, numbers[-1])
-        record = decode_session(session, numbers[-1], store.storage.get(name), store.writer_key)
-        for identity in identities:
-            assert record.data_key(name, session, identity) is not None, f"{name} does not open to all"
-
-
-def _spoil(cache: Path, chance: random.Random) -> None:
-    """Let the caches, which are never synced, be what a loss of power leaves of them."""
-    for folder in ("reference", "scan"):
-        for path in sorted(cache.glob(f"*/{folder}/*")):
-            size, kind = path.stat().st_size, chance.randrange(5)
-            if kind == 0:
-                path.unlink()
-            elif kind == 1:
-                os.truncate(path, chance.randint(0, size))
-            elif kind == 2:
-                path.write_bytes(bytes(size))
-            elif kind == 3:
-                at = chance.randint(0, size)
-                path.write_bytes(path.read_bytes()[:at] + bytes(size - at))
-
-
-def look_at_all(world: World, watch: Watch | None = None, begin: int = 0) -> Counter[str]:
-    """Take the power away at every place of a world's log, from one on; return what was counted."""
-    inspector = Inspector(world, watch)
-    counts = inspector.counts
-    distinct = set()
-    looked = set()
-    for cut in cuts(world.disk.log, random.Random(f"cuts {world.seed}"), CHANCES, begin):
-        marked = cut.step and isinstance(world.disk.log[cut.step - 1], Mark)
-        counts["cuts"] += not marked
-        for label, state in cut.losses:
-            counts["states"] += not marked
-            distinct.add(state.whole)
-            # Promises grow, or are about other things: of one state, each is looked at.
-            key = state.but(f"{ROOT}/tmp/"), id(cut.known)
-            if key in looked:
-                continue
-            looked.add(key)
-            counts["looked at"] += 1
-            try:
-                inspector.look(state, cut.known, cut.step)
-            except BaseException as error:
-                error.add_note(
-                    f"seed {world.seed}, step {cut.step} of {len(world.disk.log)}, {label}; history: {world.done}; "
-                    f"before: {_shown(world.disk.log[max(cut.step - 12, 0) : cut.step])}"
-                )
-                raise
-    counts["distinct"] = len(distinct)
-    return counts
-
-
-def _shown(log: list) -> list[str]:
-    return ["mark" if isinstance(one, Mark) else " ".join(str(a)[:40] for a in one) for one in log]
+PLAIN = ["init", "snapshot", "snapshot", "add_recipient", "snapshot"]
 
 
 def recorded(folder: Path, seed: str, length: int, monkeypatch: pytest.MonkeyPatch, **options) -> tuple[World, Watch]:
@@ -217,15 +68,50 @@ def test_whenever_the_power_is_lost_what_was_acknowledged_is_whole(
     folder: Path, seed: str, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
     began = time.monotonic()
-    world, watch = recorded(folder, seed, 7, monkeypatch)
+    world, watch = recorded(folder, seed, LENGTH, monkeypatch)
     counts = look_at_all(world, watch)
     counts["told"] = watch.told
     record_property("power loss", dict(counts))
     print(f"seed {seed}: {world.done}\n{dict(counts)} in {time.monotonic() - began:.1f} s")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", MORE_SEEDS)
+def test_and_in_many_more_and_longer_histories(
+    folder: Path, seed: str, monkeypatch: pytest.MonkeyPatch, record_property
+) -> None:
+    world, watch = recorded(folder, seed, 3 * LENGTH, monkeypatch)
+    record_property("power loss", dict(look_at_all(world, watch)))
+
+
+class WithoutLinks(DiskFiles):
+    """A file system that has no hard links: names are given by rename."""
+
+    links = False
+
+
+class ShortWrites(DiskFiles):
+    """Takes of each write what it likes, at least a byte."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk)
+        self._chance = random.Random("short")
+
+    def taken(self, data: bytes) -> int:
+        return self._chance.choice([1, self._chance.randint(1, len(data)), len(data)])
+
+
+@pytest.mark.parametrize("files", [WithoutLinks, ShortWrites])
+def test_and_on_file_systems_that_are_poor(
+    folder: Path, files: type[DiskFiles], monkeypatch: pytest.MonkeyPatch, record_property
+) -> None:
+    world, watch = recorded(folder, "poor", LENGTH, monkeypatch, files=files)
+    record_property("power loss", dict(look_at_all(world, watch)))
+
+
 KILLED = {
     "init": [],
+    "first_snapshot": ["init"],
     "snapshot": ["init", "snapshot"],
     "add_recipient": ["init", "snapshot", "snapshot"],
     "remove_recipient": ["init", "snapshot", "add_recipient"],
@@ -235,17 +121,22 @@ KILLED = {
 
 
 @pytest.mark.parametrize("name", KILLED)
-def test_what_a_killed_process_left_unsynced_is_not_rested_on(
-    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, record_property
-) -> None:
+def test_what_a_killed_process_left_unsynced_is_not_rested_on(folder: Path, name: str, record_property) -> None:
     """A process is killed, and the kernel goes on: what it had not synced is seen by the next, until the power goes."""
+    counts = killed_everywhere(folder, name)
+    record_property("power loss", dict(counts))
+    print(f"{name}: {dict(counts)}")
+
+
+def killed_everywhere(folder: Path, name: str, **options) -> Counter[str]:
+    """Kill a step in front of each of its operations, do it again, and look at every loss of power from there on."""
     counts: Counter[str] = Counter()
     for number in range(100):
-        world = World(folder / f"{number}", f"killed {name} {number}")
+        world = World(folder / f"{number}", f"killed {name} {number}", **options)
         run(world, KILLED[name])
         world.files.fault = Fault(number, Killed, ON, CHANGES)
         with contextlib.suppress(Killed):
-            histories.STEPS[name](world)
+            histories.STEPS[name.removeprefix("first_")](world)
         fired, world.files.fault = world.files.fault.fired, None
         world.files.forget()
         begin = len(world.disk.log)
@@ -253,14 +144,13 @@ def test_what_a_killed_process_left_unsynced_is_not_rested_on(
             again(world, name)
             counts += look_at_all(world, begin=begin)
         except BaseException as error:
-            error.add_note(f"killed in front of operation {number}; {_shown(world.disk.log[begin - 12 :])}")
+            error.add_note(f"killed in front of operation {number}; {shown(world.disk.log[begin - 12 :])}")
             raise
         shutil.rmtree(world.folder)
         if not fired:
             break
     assert not fired, "there are more operations than were tried"
-    record_property("power loss", dict(counts))
-    print(f"{name}: {number} operations, {dict(counts)}")
+    return counts
 
 
 def again(world: World, name: str) -> None:
@@ -268,6 +158,135 @@ def again(world: World, name: str) -> None:
     if name == "init":
         # The machine that was killed has the writer key of each store that it began.
         with contextlib.suppress(UsageError):
-            histories.STEPS[name](world)
+            histories.STEPS[name.removeprefix("first_")](world)
         name = "snapshot"
-    histories.STEPS[name](world)
+    histories.STEPS[name.removeprefix("first_")](world)
+
+
+# Stores that are wrong are found out
+
+
+class NoDirectorySync(DiskFiles):
+    """Does not sync directories."""
+
+    def sync_directory(self, path):
+        self.disk.directory(path)
+
+
+class NoFileSync(DiskFiles):
+    """Does not sync files."""
+
+    def fsync(self, descriptor):
+        pass
+
+
+class NoSyncAbove(DiskFiles):
+    """Syncs the directory that an object is in, and not what that is in."""
+
+    def sync_directory(self, path):
+        if path.startswith(histories.ROOT + "/"):
+            super().sync_directory(path)
+
+
+class NamedFirst(DiskFiles):
+    """Syncs a file only when it has its name, and that is durable."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk)
+        self._late: list[int] = []
+
+    def fsync(self, descriptor):
+        self._late.append(self._of(descriptor)[0])
+
+    def sync_directory(self, path):
+        super().sync_directory(path)
+        with self.lock:
+            while self._late:
+                self.disk.do("fsync", self._late.pop())
+
+
+class GenerationFirst(LocalStorage):
+    """Writes packs behind the generation that needs them."""
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.late: list[tuple[Writer, str]] = []
+
+    def create(self):
+        return _Late(self, super().create())
+
+
+class _Late(Writer):
+    def __init__(self, storage: GenerationFirst, writer: Writer) -> None:
+        self._storage, self._writer = storage, writer
+
+    def write(self, data):
+        self._writer.write(data)
+
+    def commit(self, name):
+        if name.startswith("packs/"):
+            self._storage.late.append((self._writer, name))
+            return
+        self._writer.commit(name)
+        while name.startswith("generations/") and self._storage.late:
+            writer, late = self._storage.late.pop()
+            writer.commit(late)
+
+    def abort(self):
+        if all(writer is not self._writer for writer, _ in self._storage.late):
+            self._writer.abort()
+
+
+class Unsettled(LocalStorage):
+    """Takes for durable what a listing shows."""
+
+    def settle(self, folder):
+        pass
+
+
+class FoldersTrusted(LocalStorage):
+    """Takes a folder that is there for durable."""
+
+    def create(self):
+        self._folders |= {os.path.join(self._root, name) for name in self._files.listdir(self._root)}
+        return super().create()
+
+
+FOUND_OUT = (AssertionError, CastoreError)
+WRONG = {
+    "that does not sync directories": {"files": NoDirectorySync},
+    "that does not sync files": {"files": NoFileSync},
+    "that does not sync what it makes directories in": {"files": NoSyncAbove},
+    "that names files before it syncs them": {"files": NamedFirst},
+    "that writes generations before packs": {"storage": GenerationFirst},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_store_is_found_out(folder: Path, wrong: str) -> None:
+    world = World(folder, wrong, **WRONG[wrong])
+    run(world, PLAIN)
+    with pytest.raises(FOUND_OUT) as found:
+        look_at_all(world)
+    print(f"a store {wrong}: {found.value}")
+
+
+@pytest.mark.parametrize("wrong", [name for name in WRONG if "names files" not in name])
+def test_a_store_is_found_out_as_soon_as_it_tells_of_what_is_not_durable(
+    folder: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(folder, wrong, **WRONG[wrong])
+    Watch(world, monkeypatch)
+    with pytest.raises(AssertionError, match="is told of, and"):
+        run(world, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["init", "snapshot", "add_recipient"])
+def test_a_store_that_rests_on_what_a_killed_process_left_unsynced_is_found_out(folder: Path, name: str) -> None:
+    with pytest.raises(FOUND_OUT):
+        killed_everywhere(folder, name, storage=Unsettled)
+
+
+def test_a_store_that_takes_a_folder_that_is_there_for_durable_is_found_out(folder: Path) -> None:
+    with pytest.raises(FOUND_OUT):
+        killed_everywhere(folder, "first_snapshot", storage=FoldersTrusted)
