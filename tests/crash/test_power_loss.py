@@ -159,8 +159,7 @@ def again(world: World, name: str) -> None:
         # The machine that was killed has the writer key of each store that it began.
         with contextlib.suppress(UsageError):
             histories.STEPS[name.removeprefix("first_")](world)
-        name = "snapshot"
-    histories.STEPS[name.removeprefix("first_")](world)
+    histories.STEPS["same_again" if name in {"init", "snapshot", "first_snapshot"} else name](world)
 
 
 # Stores that are wrong are found out
@@ -247,9 +246,9 @@ class Unsettled(LocalStorage):
 class FoldersTrusted(LocalStorage):
     """Takes a folder that is there for durable."""
 
-    def create(self):
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
         self._folders |= {os.path.join(self._root, name) for name in self._files.listdir(self._root)}
-        return super().create()
 
 
 FOUND_OUT = (AssertionError, CastoreError)

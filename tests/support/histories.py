@@ -108,6 +108,7 @@ class World:
         """Whom the store is being sealed to, from when this is begun until it is done."""
         self.trees: dict[str, dict[bytes, bytes]] = {service: {} for service in SERVICES}
         self.dumps: dict[str, bytes] = dict.fromkeys(SERVICES, b"")
+        self.last = SERVICES[0]
         self.old: list[Content] = []
         self.done: list[str] = []
         self._promising = threading.Lock()
@@ -178,7 +179,7 @@ class World:
         else:
             at = chance.randint(0, len(dump))
             dump = (dump[:at] + chance.randbytes(chance.randint(1, 800)) + dump[at + chance.randint(0, 800) :])[:LARGEST_DUMP]
-        self.trees[service], self.dumps[service] = tree, dump
+        self.trees[service], self.dumps[service], self.last = tree, dump, service
         content = Content(chance.choice(["", "r1", "r2"]), tree, dump)
         self.old.append(content)
         return content
@@ -298,8 +299,8 @@ def snapshot(world: World) -> None:
 
 @step
 def same_again(world: World) -> None:
-    """Take a generation of what was taken before: all of it is known."""
-    service = world.chance.choice(SERVICES)
+    """Take a generation of what was taken last: all of it is known, unless that was broken off."""
+    service = world.last
     content = Content("", world.trees[service], world.dumps[service])
     _take(world, service, content, world.plant(service, content))
 
