@@ -199,8 +199,7 @@ class LocalStorage(Storage):
                     offset += len(data)
                     length -= len(data)
             finally:
-                with contextlib.suppress(OSError):
-                    files.close(descriptor)
+                files.close(descriptor)
             return parts[0] if len(parts) == 1 else b"".join(parts)
         except OSError as error:
             raise self._read_error(path, error) from error
