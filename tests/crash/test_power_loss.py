@@ -44,10 +44,10 @@ from tests.support.powerloss import CHANGES, ON, Disk, DiskFiles, Fault, Killed
 
 pytestmark = pytest.mark.usefixtures("small_packs")
 
-LENGTH = 7
+LENGTH = 8
 """Steps of a history, beside `init` and a first snapshot."""
 _CHOSEN = os.environ.get("CASTORE_TEST_POWER_SEEDS", "").split()
-SEEDS = _CHOSEN or [str(seed) for seed in range(12)]
+SEEDS = _CHOSEN or [str(seed) for seed in range(24)]
 MORE_SEEDS = _CHOSEN or [str(seed) for seed in range(1000, 1200)]
 
 

@@ -456,10 +456,13 @@ class DiskFiles(Files):
     def link(self, old, new):
         with self.lock:
             self.before("link", new, old)
-            number = self.disk.file(old)
-            if not self.links:
-                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-            self.disk.do("link", *self._free(new), number)
+            number = self.disk.find(old)
+            if number is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), old)
+            folder, name = self._free(new)
+            if not self.links or isinstance(self.disk.nodes[number], DirectoryNode):
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM), old)
+            self.disk.do("link", folder, name, number)
             self.after("link", new)
 
     def rename(self, old, new):
@@ -495,11 +498,11 @@ class DiskFiles(Files):
 
     def exists(self, path):
         with self.lock:
-            return self.disk.find(path) is not None
+            return self._found(path) is not None
 
     def is_directory(self, path):
         with self.lock:
-            number = self.disk.find(path)
+            number = self._found(path)
             return number is not None and isinstance(self.disk.nodes[number], DirectoryNode)
 
     def length(self, descriptor):
@@ -512,6 +515,12 @@ class DiskFiles(Files):
         with self.lock:
             self.before("stat", path)
             return len(self.disk.nodes[self.disk.file(path)].live), time.time()
+
+    def _found(self, path: str) -> int | None:
+        try:
+            return self.disk.find(path)
+        except NotADirectoryError:
+            return None
 
     def _free(self, path: str) -> tuple[int, str]:
         folder, name = self.disk.place(path)
