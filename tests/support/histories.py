@@ -19,7 +19,10 @@ To have another thing tested (pruning, compaction, repair, a key that is rotated
             castore.prune(store, ...)
         world.promise(absent=gone)
 
-and name it in the weights of `history`, or in a list of your own. What changes the store without
+and name it in the weights of `history`, or in a list of your own; in `UNLUCKY` too, so that it is killed
+and refused, and in KILLED of test_power_loss.py and BEFORE of test_disk_errors.py, so that it is at every
+operation. What removes or replaces calls `storage.settle` in between (castore/storage/contract.py), and
+removes a pack before the packs that its deltas rest on: `delete` is an example. What changes the store without
 changing what is promised (compaction, repair) promises nothing at all. tests/crash/test_power_loss.py
 takes the power away behind every operation of the file system in it, and checks what was promised.
 """
