@@ -1,7 +1,8 @@
 """What this machine knows of a store: where records lie, and the generations. LMDB, rebuildable.
 
 Everything here can be read again from the store. Entries are put only after what they tell of is
-durable in the store. Reads are short transactions; none stays open across I/O on the store.
+in the store, and by a session only after it is durable there. Reads are short transactions; none stays
+open across I/O on the store.
 
     chunks, nodes   id -> place (27 bytes)
     copies          id | pack number -> place: of a record that the tables above place elsewhere
