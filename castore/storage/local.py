@@ -261,7 +261,8 @@ class LocalStorage(Storage):
             yield lock is not None
         finally:
             if lock is not None:
-                self._files.close(lock)
+                with contextlib.suppress(OSError):
+                    self._files.close(lock)
 
     def settle(self, folder: str) -> None:
         """Sync a folder, and its own name."""

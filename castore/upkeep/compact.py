@@ -251,6 +251,9 @@ class _Compaction:
         store = self._store
         store.sync()
         self._refuse_damage()
+        # What is seen to have gone, or come, may be what a killed castore did not come to make durable.
+        for folder in ("generations", "sessions", "packs"):
+            store.storage.settle(folder)
         self._mark()
         gone = set(packs)
         while needed := {pack for pack in gone if self._is_needed(pack, gone)}:

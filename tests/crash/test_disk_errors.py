@@ -35,7 +35,8 @@ BEFORE = {
     "init": [],
     "snapshot": ["init", "snapshot"],
     "add_recipient": ["init", "snapshot", "snapshot"],
-    "delete": ["init", "snapshot", "snapshot"],
+    "forget": ["init", "snapshot", "snapshot"],
+    "compact": ["init", "snapshot", "snapshot", "snapshot", "forget", "forget"],
 }
 """Steps, and what comes before each."""
 GIVEN_UP = {"close", "unlink"}

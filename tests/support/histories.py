@@ -22,7 +22,7 @@ To have another thing tested (pruning, compaction, repair, a key that is rotated
 and name it in the weights of `history`, or in a list of your own; in `UNLUCKY` too, so that it is killed
 and refused, and in KILLED of test_power_loss.py and BEFORE of test_disk_errors.py, so that it is at every
 operation. What removes or replaces calls `storage.settle` in between (castore/storage/contract.py), and
-removes a pack before the packs that its deltas rest on: `delete` is an example. What changes the store without
+does not rest on a listing that is not durable. What changes the store without
 changing what is promised (compaction, repair) promises nothing at all. tests/crash/test_power_loss.py
 takes the power away behind every operation of the file system in it, and checks what was promised.
 """
@@ -36,7 +36,6 @@ import random
 import shutil
 import threading
 from dataclasses import dataclass, field, replace
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,16 +48,16 @@ from castore.sealing import Identity
 from castore.services.restoring import read
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.store.generations import generation_name, open_generation
+from castore.store.generations import open_generation
 from castore.store.index import Index
 from castore.store.pack import CHUNK, NODE, pack_name
 from castore.store.sessions import session_name, session_numbers
+from castore.upkeep.compact import compact as run_compact
 from tests.support.powerloss import AFTER, ON, ONCE, Disk, DiskFiles, Fault, Killed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from castore.model.refs import PackId
     from castore.services.snapshot import Source
 
 ROOT = "/srv/backups/store"
@@ -139,7 +138,7 @@ class World:
         readers: frozenset[str] | None = None,
     ) -> None:
         """Say what is promised from here on, beside what was."""
-        with self._promising, self.files.lock:
+        with self._promising, self.files.mutex:
             now = self.promised
             now = replace(now, begun=now.begun or begun)
             if maybe:
@@ -386,44 +385,49 @@ def _reseal(world: World, target: frozenset[str]) -> None:
 
 
 @step
-def delete(world: World) -> None:
-    """Remove a generation, and the packs that no other needs, in this order, as upkeep does."""
-    if not world.promised.whole:
-        return
-    key = world.chance.choice(sorted(world.promised.whole))
-    world.promise(gone={key})
+def forget(world: World) -> None:
+    """Remove a generation's record."""
+    if world.promised.whole:
+        _forget(world, {world.chance.choice(sorted(world.promised.whole))})
+
+
+def _forget(world: World, gone: set[Key]) -> None:
+    world.promise(gone=gone)
     with world.open() as store:
         store.sync()
-        store.storage.delete(generation_name(store.writer_key, *key))
-        world.promise(absent={key})
-        store.sync()
-        store.storage.settle("generations")  # others may have removed some, and been killed
-        needed: set[str] = set()
-        for generation in store.generations():
-            needed |= needs(store, generation)
-        for pack in _last_first(store, {pack for pack, _ in store.packs() if pack_name(pack) not in needed}):
-            store.storage.delete(pack_name(pack))
-        store.sync()
-        used = {entry.session for pack, _ in store.packs() for entry in store.pack_entries(pack)}
-        store.storage.settle("packs")
-        for session, numbers in session_numbers(store.storage).items():
-            for number in numbers if session not in used else ():
-                store.storage.delete(session_name(session, number))
+        for service, number in sorted(gone):
+            store.forget(service, [number])
+    world.promise(absent=gone)
 
 
-def _last_first(store: Store, packs: set[PackId]) -> list[PackId]:
-    """Return packs so that what rests on another comes before it."""
-    rests = {}
-    for pack in packs:
-        bases = [base for entry in store.pack_entries(pack) for base in entry.bases]
-        places = [store.index.locate(CHUNK, base) for base in bases]
-        rests[pack] = {place.pack for place in places if place is not None} & packs - {pack}
-    return list(TopologicalSorter(rests).static_order())[::-1]
+@step
+def compact(world: World) -> None:
+    """Give back what no generation needs, and write anew all packs of which anything is not needed."""
+    with world.open() as store:
+        run_compact(store, castore.Tally(), max_unused=0, grace=0)
+
+
+@step
+def compact_without_lock(world: World) -> None:
+    """The same where packs are condemned first, and removed by the next run."""
+    with world.open() as store:
+        store.storage.hold = lambda *, alone=False: contextlib.nullcontext(False)
+        for _ in range(2):
+            run_compact(store, castore.Tally(), max_unused=0, grace=0)
+
+
+@step
+def prune(world: World) -> None:
+    """Remove all but the newest of each service, and compact."""
+    newest = {service: max(number for name, number in world.promised.whole if name == service)
+              for service in {name for name, _ in world.promised.whole}}
+    _forget(world, {key for key in world.promised.whole if key[1] != newest[key[0]]})
+    compact(world)
 
 
 MOST_OPERATIONS = 55
 """About what a small step takes."""
-UNLUCKY = ("snapshot", "snapshot", "add_recipient", "remove_recipient", "delete")
+UNLUCKY = ("snapshot", "snapshot", "add_recipient", "remove_recipient", "forget", "compact", "compact", "compact_without_lock")
 
 
 def _unlucky(world: World, how: str, fault: Fault, ends: type[BaseException]) -> None:
@@ -461,7 +465,10 @@ WEIGHTS = {
     "refused": 3,
     "add_recipient": 2,
     "remove_recipient": 2,
-    "delete": 3,
+    "forget": 3,
+    "compact": 3,
+    "compact_without_lock": 1,
+    "prune": 1,
 }
 
 
@@ -548,7 +555,7 @@ class Watch:
 
     def durable(self, names: set[str], sessions: set[str] = frozenset()) -> None:
         """Assert that objects survive the worst."""
-        with self.world.files.lock:
+        with self.world.files.mutex:
             worst, live = self.world.disk.worst().files, self.world.disk.live().files
         for name in names:
             path = f"{ROOT}/{name}"
@@ -562,7 +569,7 @@ class Watch:
     def _keep(self, index: Index, keep: bool) -> None:
         if not keep:
             return
-        with self.world.files.lock:
+        with self.world.files.mutex:
             step = len(self.world.disk.log)
             path = self.world.folder / f"kept-{len(self.kept)}"
             self.kept.append((step, path))

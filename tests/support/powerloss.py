@@ -373,7 +373,7 @@ class DiskFiles(Files):
     def __init__(self, disk: Disk, fault: Fault | None = None) -> None:
         self.disk = disk
         self.fault = fault
-        self.lock = threading.RLock()
+        self.mutex = threading.RLock()
         self._open: dict[int, tuple[int, str]] = {}
         self._numbers = itertools.count(1 << 20)
 
@@ -410,7 +410,7 @@ class DiskFiles(Files):
         return self._open[descriptor]
 
     def create(self, path):
-        with self.lock:
+        with self.mutex:
             self.before("create", path)
             folder, name = self._free(path)
             number = self.disk.new()
@@ -418,12 +418,12 @@ class DiskFiles(Files):
             return self._descriptor(number, path)
 
     def open(self, path):
-        with self.lock:
+        with self.mutex:
             self.before("open", path)
             return self._descriptor(self.disk.file(path), path)
 
     def write(self, descriptor, data):
-        with self.lock:
+        with self.mutex:
             number, path = self._of(descriptor)
             self.before("write", path)
             data = bytes(data)
@@ -432,13 +432,13 @@ class DiskFiles(Files):
             return len(data)
 
     def pread(self, descriptor, length, offset):
-        with self.lock:
+        with self.mutex:
             number, path = self._of(descriptor)
             self.before("pread", path)
             return bytes(self.disk.nodes[number].live[offset : offset + length])
 
     def fsync(self, descriptor):
-        with self.lock:
+        with self.mutex:
             number, path = self._of(descriptor)
             try:
                 self.before("fsync", path)
@@ -448,13 +448,13 @@ class DiskFiles(Files):
             self.disk.do("fsync", number)
 
     def close(self, descriptor):
-        with self.lock:
+        with self.mutex:
             _, path = self._of(descriptor)
             del self._open[descriptor]  # even where it fails, as Linux does
             self.before("close", path)
 
     def link(self, old, new):
-        with self.lock:
+        with self.mutex:
             self.before("link", new, old)
             number = self.disk.find(old)
             if number is None:
@@ -466,53 +466,58 @@ class DiskFiles(Files):
             self.after("link", new)
 
     def rename(self, old, new):
-        with self.lock:
+        with self.mutex:
             self.before("rename", new, old)
             self.disk.file(old)
             self.disk.do("rename", *self.disk.place(old), *self.disk.place(new))
             self.after("rename", new)
 
     def unlink(self, path):
-        with self.lock:
+        with self.mutex:
             self.before("unlink", path)
             self.disk.file(path)
             self.disk.do("unlink", *self.disk.place(path))
             self.after("unlink", path)
 
     def mkdir(self, path):
-        with self.lock:
+        with self.mutex:
             self.before("mkdir", path)
             self.disk.do("mkdir", *self._free(path), self.disk.new())
             self.after("mkdir", path)
 
     def sync_directory(self, path):
-        with self.lock:
+        with self.mutex:
             self.before("sync_directory", path)
             self.disk.do("sync", self.disk.directory(path))
             self.after("sync_directory", path)
 
+    def lock(self, path, *, alone):
+        with self.mutex:
+            self.before("lock", path)
+            return self._descriptor(self.disk.directory(path), path)
+
     def listdir(self, path):
-        with self.lock:
+        with self.mutex:
             self.before("listdir", path)
             return list(self.disk.nodes[self.disk.directory(path)].live)
 
     def exists(self, path):
-        with self.lock:
+        with self.mutex:
             return self._found(path) is not None
 
     def is_directory(self, path):
-        with self.lock:
+        with self.mutex:
             number = self._found(path)
             return number is not None and isinstance(self.disk.nodes[number], DirectoryNode)
 
     def length(self, descriptor):
-        with self.lock:
+        with self.mutex:
             number, path = self._of(descriptor)
             self.before("length", path)
             return len(self.disk.nodes[number].live)
 
     def stat(self, path):
-        with self.lock:
+        with self.mutex:
             self.before("stat", path)
             return len(self.disk.nodes[self.disk.file(path)].live), time.time()
 
