@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 from nacl._sodium import lib
 
-from castore.errors import IdentityError, UsageError
+from castore.errors import DamageError, FormerKeyError, IdentityError, UsageError
 from castore.sealing.objects import ObjectSealer, open_box, seal_box
 from castore.sealing.sodium import allocate, pointer, taken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _PUBLIC: Final = "castore-pub-"
 _IDENTITY: Final = "castore-identity-"
@@ -216,16 +216,37 @@ def _unlock(locked: bytes, passphrase: str) -> bytes:
     return secret
 
 
-class WriterKey:
-    """The secret of a machine that may add: names, cuts and lists, and reads no state."""
+@dataclass(frozen=True, repr=False)
+class Past:
+    """What came before a writer key that took the place of others."""
 
-    def __init__(self, store_id: bytes, secret: bytes) -> None:
+    former: tuple[bytes, ...]
+    """The secrets of those, the oldest first."""
+    ids: bytes
+    """The secret that ids, cuts and sketches come from: one of those, or the present one."""
+    listed: Callable[[], Mapping[str, bytes]]
+    """Returns the hash of each object, by name, that was there when the last of them was replaced."""
+
+
+class WriterKey:
+    """The secret of a machine that may add: names, cuts and lists, and reads no state.
+
+    Its secrets stay in memory as long as it does: they are asked for at every step, and Python's
+    `bytes` cannot be wiped.
+    """
+
+    def __init__(self, store_id: bytes, secret: bytes, past: Past | None = None) -> None:
         if len(store_id) != 16 or len(secret) != 32:
             raise ValueError(f"16 and 32 bytes were expected, not {len(store_id)}, {len(secret)}")
         self.store_id = store_id
         self.secret = secret
-        self.chunk_id_key = derive("castore 1 chunk id", secret)
-        self.node_id_key = derive("castore 1 node id", secret)
+        self.former = tuple(WriterKey(store_id, one) for one in past.former) if past else ()
+        """Those that it took the place of, the oldest first."""
+        self.ids = past.ids if past else secret
+        """The secret that ids, cuts and sketches come from."""
+        self.chunk_id_key = derive("castore 1 chunk id", self.ids)
+        self.node_id_key = derive("castore 1 node id", self.ids)
+        self._listed = past.listed if past else dict
         self._index_key = derive("castore 1 index", secret)
         self._tag_key = derive("castore 1 tag", self._index_key)
         self._objects = ObjectSealer(derive("castore 1 objects", self._index_key))
@@ -246,6 +267,10 @@ class WriterKey:
         """Return the key of a new store."""
         return cls(os.urandom(16), os.urandom(32))
 
+    def successor(self) -> WriterKey:
+        """Return a new key of the same store, which knows of no other."""
+        return WriterKey(self.store_id, os.urandom(32))
+
     @classmethod
     def parse(cls, text: str) -> WriterKey:
         """Return the key of a `castore-writer-...` text. Raises UsageError."""
@@ -262,17 +287,66 @@ class WriterKey:
     @property
     def gear(self) -> bytes:
         """The table that chunks are cut with: 2048 bytes."""
-        return blake3(b"", key=derive("castore 1 gear", self.secret)).digest(2048)
+        return blake3(b"", key=derive("castore 1 gear", self.ids)).digest(2048)
 
     @property
     def sketch(self) -> bytes:
         """The numbers that sketches are drawn with: 192 bytes."""
-        return blake3(b"", key=derive("castore 1 sketch", self.secret)).digest(192)
+        return blake3(b"", key=derive("castore 1 sketch", self.ids)).digest(192)
+
+    @property
+    def id_keys(self) -> list[tuple[bytes, bytes]]:
+        """The keys of ids of chunks and nodes: of those that are given now, then of former ones."""
+        found = [(self.chunk_id_key, self.node_id_key)]
+        return found + [
+            (key.chunk_id_key, key.node_id_key)
+            for key in reversed(self.former)
+            if key.secret != self.ids
+        ]
 
     @property
     def objects(self) -> ObjectSealer:
         """Seals the store's objects."""
         return self._objects
+
+    def open(
+        self, name: str, ad: bytes, box: bytes | memoryview, digest: Callable[[], bytes]
+    ) -> tuple[bytes, WriterKey]:
+        """Return the plaintext of an object's box, and the key, this or a former one, that opened it.
+
+        digest: returns the hash of the whole object, which is asked for if it was a former one.
+        Raises DamageError, FormerKeyError, which do not name the object.
+        """
+        plain = self._objects.attempt(ad, box)
+        if plain is not None:
+            return plain, self
+        for key in reversed(self.former):
+            plain = key.objects.attempt(ad, box)
+            if plain is None:
+                continue
+            if self.listed().get(name) != digest():
+                raise FormerKeyError(
+                    "it was sealed under a former writer key after that was replaced: somebody who has "
+                    "that key may have forged it"
+                )
+            return plain, key
+        raise DamageError("it does not open with the store's key: damaged, cut or foreign")
+
+    def listed(self) -> Mapping[str, bytes]:
+        """Return the hash, by name, of what was there when the last former key was replaced.
+
+        Raises DamageError, FormatError, StorageError.
+        """
+        return self._listed()
+
+    @property
+    def oldest(self) -> WriterKey:
+        """The store's first key: what it names stays as it is."""
+        return self.former[0] if self.former else self
+
+    def tags(self, service: str) -> list[bytes]:
+        """Return what stands for a service in names: under this key, then under former ones."""
+        return [self.tag(service), *(key.tag(service) for key in reversed(self.former))]
 
     def tag(self, service: str) -> bytes:
         """Return the 8 bytes that stand for a service in names of objects."""

@@ -160,7 +160,7 @@ def _snapshot(
             parts=tuple(parts),
             details=details,
             session=session.id,
-            parent=number - 1,
+            parent=before.number if before is not None else 0,
             safety=safety,
             duration=time.monotonic_ns() - clock,
         )
@@ -237,7 +237,7 @@ def scan_path(store: Store, service: str, part: str) -> str:
 
 def _last(store: Store, service: str) -> Generation | None:
     """Return the newest generation of a service: what the next is compared with."""
-    return store.generation(service, store.next_number(service) - 1)
+    return store.newest(service)
 
 
 def _store_dump(

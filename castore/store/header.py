@@ -12,6 +12,7 @@ CONFIG: Final = b"castorec"
 SESSION: Final = b"castores"
 PACK: Final = b"castorep"
 GENERATION: Final = b"castoreg"
+ERA: Final = b"castoree"
 
 _VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sH6s")

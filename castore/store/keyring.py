@@ -80,7 +80,7 @@ class Keyring:
         sealer = self._node_sealers.get(session)
         if sealer is None:
             _, record = self._record(session)
-            key = self.writer.node_key(session)
+            key = record.nodes or self.writer.node_key(session)
             sealer = RecordSealer(record.cipher, key, self.writer.store_id)
             self._node_sealers[session] = sealer
         return sealer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from castore.errors import BusyError, ObjectExistsError, ObjectMissingError
+from castore.errors import BusyError, FormerKeyError, ObjectExistsError, ObjectMissingError
 from castore.store.config import config_name, config_numbers, encode_config
 from castore.store.sessions import (
     decode_session,
@@ -82,7 +82,10 @@ def _data_key(
 ) -> tuple[SessionRecord, bytes] | None:
     """Return what a session object holds; None if it is sealed to the recipients already."""
     name = session_name(session, number)
-    record = decode_session(session, number, storage.get(name), keyring.writer)
+    try:
+        record = decode_session(session, number, storage.get(name), keyring.writer)
+    except FormerKeyError:
+        return None  # nothing that counts is in it
     if {key for key, _ in record.seals} == {entry.key for entry in config.recipients}:
         return None
     return record, keyring.data_key(name, session, record)
