@@ -159,7 +159,32 @@ def remove(context: Common, recipient: str) -> None:
 @key.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")
 @common
 def adopt(context: Common) -> None:
-    """Make this machine a writer of the store, by an identity."""
-    with context.open_store() as store:
+    """Make this machine a writer of the store, by an identity.
+
+    A writer key that is here already, because the store has another one since, is replaced.
+    """
+    with context.open_store(local_key=False) as store:
         store.adopt()
         print(f"this machine may add to {store.location} now")
+
+
+@key.command(name="rotate-writer", epilog="Example: castore key rotate-writer")
+@click.option(
+    "--new-ids", is_flag=True, help="Also name chunks anew: nothing stored now is found again later."
+)
+@common
+def rotate_writer(context: Common, new_ids: bool) -> None:
+    """Draw a new writer key, after a machine that had it was lost. Needs no identity.
+
+    What is stored stays, and restores. What is sealed under the former key from now on does not count,
+    snapshots among it that other machines are just taking. Whoever has the former key still knows the names
+    of services and generations of before, and, unless --new-ids is given, can tell whether the store
+    holds a chunk that he knows.
+    """
+    with context.open_store() as store:
+        store.rotate_writer(new_ids=new_ids)
+        context.warn_damaged(store)
+        location = store.location
+    print(f"the store at {location} has a new writer key, and so has this machine")
+    print("every other machine that adds to it needs, once, with an identity:")
+    print(f"    castore key adopt --store {location} --identity FILE")

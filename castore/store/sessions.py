@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from blake3 import blake3
 
-from castore.errors import DamageError, FormatError
+from castore.errors import DamageError, FormatError, FormerKeyError, MissingError
 from castore.model.refs import SessionId
 from castore.sealing import Cipher  # noqa: TC001 - msgspec reads the annotation
 from castore.store.header import HEADER_BYTES, SESSION, check_header, header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from castore.sealing import Identity, Recipient, WriterKey
     from castore.storage import Storage
@@ -117,6 +117,24 @@ def decode_session(
     if key is not writer and not record.nodes:
         record = msgspec.structs.replace(record, nodes=key.node_key(session))
     return record
+
+
+def read_session(
+    storage: Storage, session: SessionId, numbers: Sequence[int], writer: WriterKey
+) -> tuple[int, SessionRecord]:
+    """Return the highest of a session's objects that counts: its number, and what it holds.
+
+    One that a former writer key sealed too late is passed over: it must not hide the right one.
+    Raises DamageError, FormatError, StorageError.
+    """
+    refused: FormerKeyError | None = None
+    for number in reversed(numbers):
+        data = storage.get(session_name(session, number))
+        try:
+            return number, decode_session(session, number, data, writer)
+        except FormerKeyError as error:
+            refused = refused or error
+    raise refused or MissingError(f"the session object sessions/{session.hex()}.* is gone")
 
 
 def new_session_record(

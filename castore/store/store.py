@@ -273,8 +273,8 @@ class Store:
         found = self.generation(service, number)
         if found is not None:
             return found.session.hex()
-        tags = self.writer_key.tags(service)
-        return "" if any(split_name(name) in {(tag, number) for tag in tags} for name in self.damaged) else None
+        names = {(tag, number) for tag in self.writer_key.tags(service)}
+        return "" if any(split_name(name) in names for name in self.damaged) else None
 
     def _told(self, folder: str, found: dict[str, str]) -> None:
         kept = {k: reason for k, reason in self.damaged.items() if not k.startswith(folder)}
