@@ -79,6 +79,10 @@ class Common:
         """Return how to get the identity when it is needed."""
         return places.identity_provider(self.identity_file, self.default_identity)
 
+    def identity_text(self) -> tuple[str, str]:
+        """Return the identity as text, which may be locked, and what it is from."""
+        return places.identity_text(self.identity_file, self.default_identity)
+
     def default_identity(self) -> str:
         """Return where `init` writes the identity of this store unless told otherwise."""
         from castore.storage import LocalStorage
