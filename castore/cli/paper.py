@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -35,17 +36,18 @@ table {{ border-collapse: collapse }}
 td {{ padding: 0 5mm 0 0; vertical-align: top; overflow-wrap: anywhere }}
 td:first-child {{ white-space: nowrap }}
 .typed td, pre {{ font-family: "DejaVu Sans Mono", "Liberation Mono", monospace; white-space: pre }}
+.about td:last-child {{ font: 9pt "DejaVu Sans Mono", "Liberation Mono", monospace; word-break: break-all }}
 .typed {{ font-size: 13pt; margin: 3mm 0 }}
 .typed td:first-child {{ font-size: 9pt; color: #555 }}
 pre {{ font-size: 9pt; margin: 1mm 0 3mm; white-space: pre-wrap }}
-svg {{ width: 62mm; height: 62mm; display: block; margin: 2mm 0 }}
+.both {{ display: flex; justify-content: space-between; align-items: center }}
+svg {{ width: 58mm; height: 58mm }}
 </style></head><body>
 <h1>castore recovery sheet</h1>
-<table>{about}</table>
+<table class="about">{about}</table>
 <p>{meaning}</p>
-<table class="typed">{typed}</table>
+<div class="both"><table class="typed">{typed}</table>{code}</div>
 <p>{letters}</p>
-{code}
 <p>To restore, on any machine that has castore:</p>
 <pre>{commands}</pre>
 <p>{without}</p>
@@ -70,7 +72,7 @@ class Sheet:
     def about(self) -> list[tuple[str, str]]:
         """What stands at the top."""
         rows = [("printed", self.date), ("store", self.store), ("store id", self.store_id)]
-        rows.append(("opens what is sealed to", self.recipient))
+        rows.append(("recipient", self.recipient))
         return [row for row in rows if row[1]]
 
     @property
@@ -139,8 +141,6 @@ def as_text(sheet: Sheet, *, terminal: bool = False) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, 78)
 
 
@@ -190,7 +190,7 @@ def as_html(sheet: Sheet) -> str:
         letters=html.escape(_LETTERS),
         code=f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}" '
         f'shape-rendering="crispEdges"><rect width="{side}" height="{side}" fill="#fff"/><path d="{_path(code)}"/></svg>',
-        commands=html.escape("\n".join(f"{command}\n    # {does}" for command, does in sheet.commands)),
+        commands=html.escape("\n".join(f"# {does}\n{command}" for command, does in sheet.commands)),
         without=html.escape(_WITHOUT),
     )
 
@@ -213,8 +213,8 @@ def as_svg(sheet: Sheet) -> str:
 
     write("castore recovery sheet", 6.5, gap=2)
     for label, value in sheet.about:
-        for at in range(0, len(value), 66):
-            write(f"{label if not at else '':24}{value[at : at + 66]}", 3.1, mono=True)
+        for at in range(0, len(value), 78):
+            write(f"{'' if at else label:12}{value[at : at + 78]}", 3.1, mono=True)
     y += 3
     for line in _wrapped(sheet.meaning):
         write(line)
@@ -232,8 +232,8 @@ def as_svg(sheet: Sheet) -> str:
     write("To restore, on any machine that has castore:", gap=1)
     for command, does in sheet.commands:
         write(f"# {does}", 3, mono=True)
-        for at in range(0, len(command), 92):
-            write(command[at : at + 92] + ("\\" if at + 92 < len(command) else ""), 3, mono=True)
+        for line in textwrap.wrap(command, 90, subsequent_indent="    ", break_on_hyphens=False):
+            write(line, 3, mono=True)
     y += 3
     for line in _wrapped(_WITHOUT):
         write(line)
