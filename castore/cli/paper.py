@@ -189,7 +189,8 @@ def as_html(sheet: Sheet) -> str:
         typed=rows([(label, "  ".join(found)) for label, found in sheet.typed]),
         letters=html.escape(_LETTERS),
         code=f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}" '
-        f'shape-rendering="crispEdges"><rect width="{side}" height="{side}" fill="#fff"/><path d="{_path(code)}"/></svg>',
+        f'shape-rendering="crispEdges"><rect width="{side}" height="{side}" fill="#fff"/>'
+        f'<path d="{_path(code)}"/></svg>',
         commands=html.escape("\n".join(f"# {does}\n{command}" for command, does in sheet.commands)),
         without=html.escape(_WITHOUT),
     )

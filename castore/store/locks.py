@@ -50,7 +50,10 @@ def waiting_lock(path: str) -> Iterator[None]:
     except OSError as error:
         raise refusal("open the lock", path, error) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise refusal("lock", path, error) from error
         yield
     finally:
         os.close(descriptor)

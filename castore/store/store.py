@@ -418,7 +418,8 @@ class Store:
         numbers = [number for one, number in names if one == tag]
         if former and not numbers:
             # Of former keys only what counts: whoever has one could use all numbers up.
-            names = [split_name(name) for name in self.writer_key.listed()]
+            with contextlib.suppress(DamageError, FormatError):
+                names = [split_name(name) for name in self.writer_key.listed()]
             numbers = [number for one, number in names if one in former]
         return max([*numbers, self._seen.last(service)], default=0) + 1
 
@@ -427,10 +428,13 @@ class Store:
         plain = self.index.newest(service)
         return None if plain is None else self._decode(plain)
 
-    def generation_objects(self, service: str, number: int) -> list[str]:
-        """Return the names that a generation's object has in the store: one, or none."""
-        tags = {(tag, number) for tag in self.writer_key.tags(service)}
-        return [f"generations/{n}" for n in self.storage.list("generations") if split_name(n) in tags]
+    def generation_objects(self, service: str, numbers: Iterable[int]) -> list[str]:
+        """Return the names that these generations of a service have in the store.
+
+        That is one of each that is there, whichever writer key it is under, and what was forged for one.
+        """
+        wanted = {(tag, number) for number in numbers for tag in self.writer_key.tags(service)}
+        return [f"generations/{n}" for n in self.storage.list("generations") if split_name(n) in wanted]
 
     def forgotten(self, service: str, numbers: Iterable[int]) -> None:
         """Remember that generations are removed on purpose; to be called before their objects go.

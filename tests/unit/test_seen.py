@@ -51,7 +51,7 @@ def opened(lab, **options):
 def objects(lab, service, number):
     with opened(lab) as store:
         store.sync_generations()
-        return store.generation_objects(service, number)
+        return store.generation_objects(service, [number])
 
 
 def test_an_older_copy_is_refused_and_says_what_went_back(lab):
