@@ -100,7 +100,11 @@ class Store:
         self.index = Index(places.index_of(self.store_id), self.store_id)
         self.references = ReferenceCache(places.references_of(self.store_id))
         self._syncing = threading.Lock()
-        self._hold(writer, config, sealed.number)
+        try:
+            self._hold(writer, config, sealed.number)
+        except BaseException:
+            self.close()
+            raise
 
     def _hold(self, writer: WriterKey, config: StoreConfig, number: int) -> None:
         """Use this writer key, and the configuration under it, from now on."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from castore.errors import DamageError, IdentityError, UsageError
+from castore.errors import DamageError, IdentityError, StorageError, UsageError
 from castore.sealing import WriterKey
 from castore.storage.local import sync_directory
 from castore.store.keyring import wrong_identity
@@ -48,7 +48,7 @@ def local_writer_key(path: str, sealed: SealedConfig, storage: Storage) -> Write
     """Return the writer key that this machine keeps; None if it keeps none.
 
     Where a replacement was cut off once the store had the new key, it is finished here.
-    Raises UsageError, StorageError.
+    Raises UsageError, and StorageError where the file cannot be read.
     """
     text = read_private(path)
     if text is None:
@@ -58,8 +58,9 @@ def local_writer_key(path: str, sealed: SealedConfig, storage: Storage) -> Write
         with contextlib.suppress(UsageError):
             following = _parse(path, text, sealed.store_id, storage)
             if _opens(sealed, following):
-                keep_writer_key(path, following, storage)
-                drop_next(path)
+                with contextlib.suppress(StorageError):  # a full disk: the next command tries again
+                    keep_writer_key(path, following, storage)
+                    drop_next(path)
                 return following
     return writer
 
