@@ -97,14 +97,19 @@ def __getattr__(name: str) -> Any:
 
 
 def open_store(
-    path: str, places: Places, identity: Callable[[], Identity] | None = None
+    path: str,
+    places: Places,
+    identity: Callable[[], Identity] | None = None,
+    *,
+    accept_older: bool = False,
 ) -> Store:
     """Open the store in the directory `path`.
 
-    places: where this machine keeps keys and indexes. identity: called once, when state is first
-    read; without it what takes an identity raises IdentityError. Raises NotFoundError, FormatError.
+    places: where this machine keeps keys, indexes and what it has seen of stores. identity: called once,
+    when state is first read; without it what takes an identity raises IdentityError. accept_older: take
+    a store that is older than this machine has seen it. Raises NotFoundError, OlderError, FormatError.
     """
     from castore.storage import LocalStorage
     from castore.store import Store
 
-    return Store.open(LocalStorage(path), places, identity)
+    return Store.open(LocalStorage(path), places, identity, accept_older=accept_older)

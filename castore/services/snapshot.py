@@ -204,8 +204,12 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
                 f"what this snapshot of {generation.service!r} shares with older ones was removed from the "
                 "store while it was taken; nothing was committed, try again"
             )
-        number = store.next_number(generation.service)
-        generation = msgspec.structs.replace(generation, number=number, parent=number - 1)
+        newest = store.newest(generation.service)
+        generation = msgspec.structs.replace(
+            generation,
+            number=store.next_number(generation.service),
+            parent=newest.number if newest is not None else 0,
+        )
         store.commit(generation)
     return generation
 
@@ -271,7 +275,7 @@ def scan_path(store: Store, service: str, part: str) -> str:
 
 def _last(store: Store, service: str) -> Generation | None:
     """Return the newest generation of a service: what the next is compared with."""
-    return store.generation(service, store.next_number(service) - 1)
+    return store.newest(service)
 
 
 def _store_dump(

@@ -130,6 +130,18 @@ class Index:
         txn.put(b"epoch", epoch, db=self._tables["meta"])
         return epoch
 
+    def era(self) -> int:
+        """Return which replacement of the writer key this index knows of: 0 for none."""
+        with self._transaction() as txn:
+            return int.from_bytes(txn.get(b"era", b"", db=self._tables["meta"]), "little")
+
+    def enter_era(self, number: int, *, new_ids: bool) -> None:
+        """Note that the writer key was replaced; with new ids, what was seen of trees is of no use."""
+        with self._transaction(write=True) as txn:
+            txn.put(b"era", number.to_bytes(8, "little"), db=self._tables["meta"])
+            if new_ids:
+                self._begin_epoch(txn)
+
     def clear(self) -> None:
         """Forget everything. Raises StorageError."""
         with self._transaction(write=True) as txn:
@@ -783,6 +795,15 @@ class Index:
                 found.append(service.decode())
                 more = cursor.set_range(service + b"\x01")
         return found
+
+    def newest(self, service: str) -> bytes | None:
+        """Return the plaintext of the record of a service's highest generation, or None."""
+        prefix = service.encode() + b"\0"
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["generations"])
+            behind = cursor.set_range(service.encode() + b"\x01")
+            found = cursor.prev() if behind else cursor.last()
+            return bytes(cursor.value()) if found and cursor.key().startswith(prefix) else None
 
     def generations(self, service: str | None = None) -> list[bytes]:
         """Return the plaintexts of generations' records, by service and number, ascending."""

@@ -1,4 +1,4 @@
-"""One castore at a time works on a service of a store, or removes from it."""
+"""One castore at a time works on a service of a store, removes from it, or changes what is remembered."""
 
 from __future__ import annotations
 
@@ -35,6 +35,27 @@ def named_lock(path: str, what: str) -> Iterator[None]:
         yield
     finally:
         # The file stays: were it removed, two processes could hold locks on two files of its name.
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def waiting_lock(path: str) -> Iterator[None]:
+    """Hold the lock that is the file `path` through the block, which is short: others wait.
+
+    Raises StorageError.
+    """
+    make_private_directory(os.path.dirname(path))
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise refusal("open the lock", path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise refusal("lock", path, error) from error
+        yield
+    finally:
         os.close(descriptor)
 
 

@@ -249,6 +249,8 @@ class _Compaction:
     def _remove_unneeded(self, packs: dict[PackId, int], done: Compacted) -> None:
         """Look at packs once more, and remove those that are not needed. The caller keeps commits out."""
         store = self._store
+        # What was moved under a writer key that has been replaced since does not count.
+        store.refresh_config()
         store.sync()
         self._refuse_damage()
         # What is seen to have gone, or come, may be what a killed castore did not come to make durable.
