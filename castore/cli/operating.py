@@ -13,6 +13,7 @@ from castore.cli.options import common, json_option, print_json
 if TYPE_CHECKING:
     from castore.cli.opening import Common
     from castore.cli.progress import Watch
+    from castore.services.config import Service, TreePart
     from castore.services.deployment import Work
     from castore.store import Store
 
@@ -273,6 +274,7 @@ def check(context: Common) -> None:
     """See whether all that castore.toml names is there: programs, databases, paths, store, identity."""
     from castore.errors import CastoreError, ConfigError
     from castore.services.config import TreePart, load
+    from castore.services.overlap import refuse_overlaps
     from castore.services.revision import current
 
     settings = load(context.required_settings().path, home=os.path.expanduser("~"))
@@ -300,14 +302,18 @@ def check(context: Common) -> None:
             else:
                 print("identity: ok")
 
+    def tree(service: Service, part: str, own: TreePart) -> None:
+        if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):
+            raise ConfigError(f"cannot read the tree {own.path}")
+        refuse_overlaps(service, part)
+
     tried("store", open_store)
     for name, service in settings.service.items():
         tried(f"{name}: revision", lambda service=service: current(service.revision))
         for part, found in service.parts.items():
             own = found.source
             if isinstance(own, TreePart):
-                readable = os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)
-                told(f"{name}: {part}", None if readable else ConfigError(f"cannot read the tree {own.path}"))
+                tried(f"{name}: {part}", lambda service=service, part=part, own=own: tree(service, part, own))
             else:
                 tried(f"{name}: {part}", own.check)
     if failed:

@@ -331,6 +331,7 @@ def _print_plan(
         {"part": dump.part.name, "size": dump.part.size, "into": dump.into, "warning": dump.warning}
         for dump in plan.dumps
     ]
+    removed = {one.name: one.path for one in plan.removals if one.there}
     hooks = {
         name: list(argv)
         for name in ("stop", "start", "health")
@@ -339,7 +340,8 @@ def _print_plan(
     target = plan.target
     if as_json:
         print_json({
-            "number": target.number, "safety": safety, "hooks": hooks, "trees": trees, "dumps": dumps
+            "number": target.number, "safety": safety, "hooks": hooks, "trees": trees, "dumps": dumps,
+            "removed": removed,
         })
         return
     print(f"would put {target.service} back to generation {target.number}{_of(target)}")
@@ -353,3 +355,5 @@ def _print_plan(
         print(f"dump {dump['part']}: {text.size(dump['size'])} into {dump['into']}")
         if dump["warning"]:
             print(f"  beware: {dump['warning']}")
+    for name, path in removed.items():
+        print(f"{name}: was not there: {path} is removed")

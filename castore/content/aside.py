@@ -169,7 +169,7 @@ class Aside:
         except FileNotFoundError:
             return
         try:
-            _remove(path[-1], fd)
+            remove(path[-1], fd)
         except FileNotFoundError:
             pass
         finally:
@@ -179,7 +179,7 @@ class Aside:
         """Remove it, the journal last: until then whoever comes next can tell what is to be done."""
         for below in map(os.fsencode, os.listdir(self._fd)):
             if below != _JOURNAL:
-                _remove(below, self._fd)
+                remove(below, self._fd)
         os.fsync(self._fd)
         remove_tree(self._name, self._top)
 
@@ -267,7 +267,7 @@ def _read(fd: int) -> tuple[Journal, int, bool] | None:
     return journal, begun, data[end:].endswith(_DONE)
 
 
-def _remove(name: bytes, parent: int) -> None:
+def remove(name: bytes, parent: int) -> None:
     """Remove what is called `name` in the directory open as `parent`. Raises OSError."""
     if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         remove_tree(name, parent)

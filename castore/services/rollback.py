@@ -9,9 +9,9 @@ killed before the end is undone, and behind that point finished, by this process
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from castore.content.diff import diff_trees
 from castore.content.directories import open_top
@@ -23,8 +23,17 @@ from castore.services.config import Service
 from castore.services.engines.contract import SWITCHING, Memo, settings_of
 from castore.services.events import event
 from castore.services.hooks import Around
+from castore.services.overlap import (
+    below,
+    configured_path,
+    live_paths,
+    made_paths,
+    refuse_same,
+    with_endings,
+)
 from castore.services.programs import run
 from castore.services.snapshot import (
+    Absent,
     EngineSource,
     Source,
     TreeSource,
@@ -39,19 +48,24 @@ from castore.services.snapshot import (
 from castore.services.transaction import (
     Change,
     EngineChange,
+    EngineRemoval,
     Journal,
     PartJournal,
     TreeChange,
+    TreeRemoval,
     check_health,
     contents_of,
     finish,
     refuse_interrupted,
+    refuse_without_folder,
+    remember,
     undo,
     write_journal,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from castore.content.attributes import Ownership
     from castore.model.generation import Generation, Part
@@ -71,6 +85,12 @@ class DumpPlan:
     """What speaks against it."""
 
     @property
+    def path(self) -> list[str]:
+        """Where it lies, if that is a file, and known."""
+        found = configured_path(self.source.engine)
+        return [] if found is None else [found]
+
+    @property
     def into(self) -> str:
         """Where it goes, for people."""
         settings = origin(self.source)
@@ -83,12 +103,31 @@ class DumpPlan:
 
 
 @dataclass(frozen=True)
+class RemovalPlan:
+    """A part that was not there in the state that is gone back to."""
+
+    name: str
+    path: str
+    """Where it is, or was."""
+    source: EngineSource | None
+    """None: it is a tree."""
+
+    @property
+    def there(self) -> bool:
+        """Whether there is anything to remove."""
+        return os.path.lexists(self.path) if self.source is None else self.source.engine.there()
+
+
+@dataclass(frozen=True)
 class RollbackPlan:
     """What a roll-back would do."""
 
     target: Generation
     trees: dict[str, TreePlan] = field(default_factory=dict)
     dumps: tuple[DumpPlan, ...] = ()
+    removals: tuple[RemovalPlan, ...] = ()
+    removed: dict[str, str] = field(default_factory=dict)
+    """Parts that are there now, and were not in the state that is gone back to: what they are."""
 
 
 @dataclass
@@ -122,16 +161,44 @@ def plan_rollback(
     origins: where each part belongs now. leave_out: directories that are left alone: castore's own. Raises
     UsageError for a part that has nowhere to go.
     """
+    dumps = [
+        _plan_dump(part, origins.get(part.name, Origin())) for part in target.parts if part.kind == "dump"
+    ]
+    removals = _plan_removals(store, target, origins)
+    lies = {dump.part.name: with_endings(dump.path, dump.source.engine.beside) for dump in dumps}
+    lies |= {one.name: [one.path] for one in removals}
+    tops = {
+        part.name: [os.fsdecode(origins.get(part.name, Origin()).path)]
+        for part in target.parts
+        if part.kind == "tree"
+    }
+    lies |= tops
     trees = {}
-    dumps = []
     with StreamReader(store) as reader:
         for part in target.parts:
-            found = origins.get(part.name, Origin())
-            if part.kind == "dump":
-                dumps.append(_plan_dump(part, found))
-            else:
-                trees[part.name] = _plan_tree(store, reader, target, part, found, ownership, None, leave_out)
-    return RollbackPlan(target, trees, tuple(dumps))
+            if part.kind == "tree":
+                found = origins.get(part.name, Origin())
+                others = [path for name, paths in lies.items() if name != part.name for path in paths]
+                above = [path for name, (path,) in tops.items() if name != part.name]
+                if found.path and not any(below(path, [os.fsdecode(found.path)]) for path in above):
+                    refuse_without_folder(os.fsdecode(found.path))
+                given = (store, reader, target, part, found, ownership, None, leave_out)
+                trees[part.name] = _plan_tree(*given, below(os.fsdecode(found.path), others))
+    return RollbackPlan(target, trees, tuple(dumps), removals)
+
+
+def _plan_removals(
+    store: Store, target: Generation, origins: dict[str, Origin]
+) -> tuple[RemovalPlan, ...]:
+    """Say which parts `target` tells of as not there, wherever it is known where they are now."""
+    found = []
+    for name, kind in read_details(store, target).absent.items():
+        at = origins.get(name, Origin())
+        source = engine_of(at) if kind == "dump" else None
+        path = os.fsdecode(at.path) or (configured_path(source.engine) if source else None) or ""
+        if path and target.part(name) is None:
+            found.append(RemovalPlan(name, path, source))
+    return tuple(found)
 
 
 def _plan_dump(part: Part, found: Origin) -> DumpPlan:
@@ -153,11 +220,12 @@ def _plan_tree(
     ownership: Ownership,
     safety: Generation | None,
     leave_out: Sequence[str],
+    apart: AbstractSet[bytes],
 ) -> TreePlan:
     """Compare a live tree with the stored one.
 
     With a safety generation of the live state, files count as changed where their content differs from it,
-    whatever their times say.
+    whatever their times say. apart: paths in it that are other parts', which see to them.
     """
     if not found.path or part.content is None:
         raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
@@ -167,7 +235,7 @@ def _plan_tree(
         return TreePlan(live, (Step("create", (), open_top(reader, part.content)),), {})
     rules = rules_of(found, left_out(store, leave_out))
     with last_scan(store, target.service, part.name, live, rules) as scan:
-        comparison = Comparison(_changed(reader, safety, part), rules=rules, scan=scan)
+        comparison = Comparison(_changed(reader, safety, part), rules=rules, apart=apart, scan=scan)
         return plan_tree(reader, open_top(reader, part.content), live, ownership, comparison)
 
 
@@ -180,26 +248,36 @@ def _changed(reader: StreamReader, safety: Generation | None, part: Part) -> set
     return {found.path for found in differences if found.change == "content"}
 
 
-def present_sources(target: Generation, origins: dict[str, Origin]) -> dict[str, Source]:
-    """Return how to take the present state of the parts of `target`. Raises UsageError."""
+def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dict[str, Source], Absent]:
+    """Return how to take the present state of what a plan changes, and what of it is not there.
+
+    Raises UsageError.
+    """
     sources: dict[str, Source] = {}
-    for part in target.parts:
-        found = origins.get(part.name, Origin())
-        if part.kind == "tree":
-            if os.path.lexists(found.path):
-                sources[part.name] = TreeSource(
-                    os.fsdecode(found.path), found.exclude, found.one_file_system, found.exclude_caches
+    absent = Absent()
+    kinds: dict[str, Literal["tree", "dump"]] = {part.name: part.kind for part in plan.target.parts}
+    kinds |= {one.name: "dump" if one.source else "tree" for one in plan.removals}
+    for name, kind in kinds.items():
+        found = origins.get(name, Origin())
+        source: Source | None
+        if kind == "tree":
+            where = os.fsdecode(found.path)
+            source = TreeSource(where, found.exclude, found.one_file_system, found.exclude_caches)
+            there = os.path.lexists(where)
+        else:
+            source = engine_of(found)
+            if source is None:
+                raise UsageError(
+                    f"no program is known that dumps the present state of {name!r}: name it as "
+                    "'dump' of the part in castore.toml, or go without a safety generation: --no-safety"
                 )
-            continue
-        source = engine_of(found)
-        if source is None:
-            raise UsageError(
-                f"no program is known that dumps the present state of {part.name!r}: name it as "
-                "'dump' of the part in castore.toml, or go without a safety generation: --no-safety"
-            )
-        if source.engine.there():
-            sources[part.name] = source
-    return sources
+            there = source.engine.there()
+        if there:
+            sources[name] = source
+        else:
+            absent.kinds[name] = kind
+            absent.origins[name] = found
+    return sources, absent
 
 
 def roll_back(
@@ -254,17 +332,25 @@ def _roll_back(
         dump.source.engine.ready()
         if dump.warning:
             say(f"{dump.part.name}: {dump.warning}")
-    sources = present_sources(target, origins) if with_safety else {}
+    if with_safety:
+        present_sources(plan, origins)
 
-    def keep(memos: dict[str, Memo]) -> Generation | None:
-        """Take the safety generation: the service has been stopped, so nothing comes behind it."""
+    def keep(memos: dict[str, Memo], made: Sequence[str]) -> Generation | None:
+        """Take the safety generation: the service has been stopped, so nothing comes behind it.
+
+        made: what the roll-back has made beside what is live.
+        """
+        if not with_safety:
+            return None
         around = Around.of(service) if not service.stop else Around(())
         taken = None
-        now = dict(sources)
-        for name, source in sources.items() if service.stop else ():
-            if isinstance(source, EngineSource) and name in memos:
+        now, absent = present_sources(plan, origins)
+        for name, source in now.items():
+            if isinstance(source, TreeSource):
+                now[name] = replace(source, own=below(source.path, made))
+            elif isinstance(source, EngineSource) and service.stop and name in memos:
                 now[name] = EngineSource(source.name, source.engine.stopped(memos[name]))
-        if now:
+        if now or absent.kinds:
             taken = snapshot(
                 store,
                 target.service,
@@ -273,6 +359,7 @@ def _roll_back(
                 safety=True,
                 leave_out=leave_out,
                 around=around,
+                absent=absent,
                 progress=progress,
             )
         for failure in around.failures:
@@ -300,7 +387,7 @@ class _Transaction:
         plan: RollbackPlan,
         service: Service,
         origins: dict[str, Origin],
-        keep: Callable[[dict[str, Memo]], Generation | None],
+        keep: Callable[[dict[str, Memo], Sequence[str]], Generation | None],
     ) -> None:
         self.problems: list[tuple[str, bytes, str]] = []
         self.safety: Generation | None = None
@@ -309,6 +396,12 @@ class _Transaction:
         self._reader = reader
         self._target = target = plan.target
         self._sources = {dump.part.name: dump.source for dump in plan.dumps}
+        self._removals = plan.removals
+        self._lies: dict[str, list[str]] = {}
+        """Where parts are, by name."""
+        self._apart: dict[str, list[str]] = {}
+        """With what lies beside them and is theirs."""
+        self._made: list[str] = []
         self._service = service
         self._keep = keep
         self._changes: list[Change] = []
@@ -325,29 +418,53 @@ class _Transaction:
         self._origins = origins
 
     def prepare(self, ownership: Ownership, leave_out: Sequence[str], tally: Tally) -> None:
-        """Say how each part is changed; nothing is made yet."""
+        """Say how each part is changed; nothing is made yet. Raises ConfigError, CastoreError."""
         for part in self._target.parts:
             found = self._origins.get(part.name, Origin())
             if part.kind == "tree":
                 plan = partial(self._plan, part, found, ownership, leave_out)
                 service = self._target.service
                 tree = TreeChange(self._reader, service, found.path, plan, ownership, tally)
-                self._changes.append(tree)
-                self._journal.parts.append(PartJournal(part.name, path=found.path))
+                self._add(tree, PartJournal(part.name, path=found.path, memo=tree.memo))
+                self._lies[part.name] = self._apart[part.name] = [os.fsdecode(found.path)]
                 continue
             source = self._sources[part.name]
-            memo = source.engine.begin()
-            settings = settings_of(source.engine)
-            journal = PartJournal(part.name, engine=source.name, settings=settings, memo=memo)
+            journal = self._journal_of(part.name, source)
             contents = contents_of(self._reader, part, lambda: self.safety)
-            self._changes.append(EngineChange(source, journal.memo, contents))
-            self._journal.parts.append(journal)
+            self._add(EngineChange(source, journal.memo, contents), journal, source.engine.beside)
+        # What is going to be gone.
+        for removal in self._removals:
+            if not removal.there:
+                continue
+            if removal.source is None:
+                gone = TreeRemoval(os.fsencode(removal.path))
+                self._add(gone, PartJournal(removal.name, path=os.fsencode(removal.path), memo=gone.memo))
+                continue
+            journal = self._journal_of(removal.name, removal.source)
+            contents = contents_of(self._reader, None, lambda: self.safety)
+            change = EngineRemoval(removal.source, journal.memo, contents)
+            self._add(change, journal, removal.source.engine.beside)
+        refuse_same(self._lies)
+
+    @staticmethod
+    def _journal_of(name: str, source: EngineSource) -> PartJournal:
+        settings = settings_of(source.engine)
+        return PartJournal(name, engine=source.name, settings=settings, memo=source.engine.begin())
+
+    def _add(self, change: Change, journal: PartJournal, beside: tuple[str, ...] = ()) -> None:
+        self._changes.append(change)
+        self._journal.parts.append(journal)
+        self._lies[journal.name] = live = live_paths(journal.memo)
+        self._apart[journal.name] = with_endings(live, beside)
+        self._made += made_paths(journal.memo, beside)
 
     def _plan(
         self, part: Part, found: Origin, ownership: Ownership, leave_out: Sequence[str]
     ) -> TreePlan:
         given = (self._store, self._reader, self._target, part, found, ownership)
-        return _plan_tree(*given, self.safety, leave_out)
+        others = [path for name, paths in self._apart.items() if name != part.name for path in paths]
+        apart = below(os.fsdecode(found.path), [*others, *self._made])
+        return _plan_tree(*given, self.safety, leave_out, apart)
 
     def run(self) -> None:
         """Do it all, or take it back and raise."""
@@ -357,7 +474,8 @@ class _Transaction:
             for change in self._changes:
                 change.stage()
             self._stop()
-            self.safety = self._keep({part.name: part.memo for part in journal.parts if part.engine})
+            memos = {part.name: part.memo for part in journal.parts if part.engine}
+            self.safety = self._keep(memos, self._made)
             journal.safety = self.safety.number if self.safety is not None else None
             self._save()
             changed = []
@@ -380,9 +498,7 @@ class _Transaction:
                 self._save()
             self._take_back(error)
             raise
-        self._store.set_live_revision(self._target.service, self._target.revision)
-        if self.changed:
-            self._store.set_undo(self._target.service, journal.safety)
+        remember(self._store, journal)
         for part, change in zip(journal.parts, self._changes, strict=True):
             self.problems += [(part.name, path, reason) for path, reason in change.problems]
         self.problems += finish(self._store, journal, self._changes)

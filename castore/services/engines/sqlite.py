@@ -82,9 +82,13 @@ class SQLite(File, frozen=True):
 
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Exchange the files, if nobody has the live one open; its log is written back first."""
-        if os.path.lexists(memo["new"]):
-            self._close(memo["path"])
+        self._close(memo["path"])
         super().switch(memo, contents)
+
+    def remove(self, memo: Memo) -> None:
+        """Move the file aside, if nobody has it open."""
+        self._close(memo["path"])
+        super().remove(memo)
 
     def undo(self, memo: Memo, contents: Contents) -> None:
         """Exchange them back."""
