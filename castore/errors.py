@@ -13,6 +13,7 @@ The tree, with the code the command line ends with::
     +-- IdentityError                  7   an identity is needed, or the wrong one was given
     +-- BusyError                      8   another castore is at work on this
     +-- TakenBackError                 9   a deployment failed, and was taken back
+    +-- StoppedError                 130   putting something back was interrupted, too
     +-- StorageError                   1   the place that holds the store refused an operation
     |   +-- ObjectExistsError          1   create-only: the name is taken
     |   +-- ObjectMissingError         1   the name is not there
@@ -104,6 +105,12 @@ class TakenBackError(CastoreError):
     """A deployment failed, and was taken back, with the state."""
 
     exit_code = 9
+
+
+class StoppedError(CastoreError):
+    """What puts a state back was interrupted itself; the message says what it is now."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class StorageError(CastoreError):

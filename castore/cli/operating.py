@@ -13,6 +13,7 @@ from castore.cli.options import common, json_option, print_json
 if TYPE_CHECKING:
     from castore.cli.opening import Common
     from castore.cli.progress import Watch
+    from castore.model.generation import Generation
     from castore.services.config import Service, TreePart
     from castore.services.deployment import Work
     from castore.store import Store
@@ -59,17 +60,20 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...]) -> None:
     with context.open_store() as store, watching() as progress:
         store.sync_generations()
         work = _work(context, store, progress)
-        done = run_guarded(work, services, command)
+
+
+        def wanted(service: str, generation: Generation) -> bool:
+            told = f"revision {generation.revision} was here before, as {service}@{generation.number}"
+            if restoring or (sys.stdin.isatty() and click.confirm(f"{told}. Restore its state?", err=True)):
+                return True
+            click.echo(f"{told}; not restored: castore follow {service}, or castore rollback", err=True)
+            return False
+
+        done = run_guarded(work, services, command, wanted)
         if done.failure:
             raise TakenBackError(f"{done.failure}; it was taken back, and the state of before is there")
-        for service, generation in done.known.items():
-            told = f"revision {generation.revision} was here before, as {service}@{generation.number}"
-            if not restoring and not (
-                sys.stdin.isatty() and click.confirm(f"{told}. Restore its state?", err=True)
-            ):
-                click.echo(f"{told}; not restored: castore follow {service}, or castore rollback", err=True)
-                continue
-            work.restore(service, generation)
+        for service in done.restored:
+            generation = done.known[service]
             back = f"generation {generation.number} of revision {generation.revision}"
             click.echo(f"{service} is back at {back}")
 

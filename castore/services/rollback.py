@@ -17,12 +17,13 @@ from castore.content.diff import diff_trees
 from castore.content.directories import open_top
 from castore.content.inplace import Comparison, Step, TreePlan, plan_tree
 from castore.content.streams import StreamReader
-from castore.errors import CastoreError, UsageError
+from castore.errors import CastoreError, StoppedError, UsageError
 from castore.model.generation import Details, Origin, decode_details
 from castore.services.config import Service
 from castore.services.engines.contract import SWITCHING, Memo, settings_of
 from castore.services.events import event
 from castore.services.hooks import Around
+from castore.services.interrupts import Shield
 from castore.services.overlap import (
     below,
     configured_path,
@@ -367,7 +368,7 @@ def _roll_back(
         return taken
 
     with StreamReader(store) as reader:
-        work = _Transaction(store, reader, plan, service, origins, keep)
+        work = _Transaction(store, reader, plan, service, origins, keep, say)
         work.prepare(ownership, leave_out, tally)
         work.run()
     return RolledBack(target, work.safety, work.problems, work.changed)
@@ -388,6 +389,7 @@ class _Transaction:
         service: Service,
         origins: dict[str, Origin],
         keep: Callable[[dict[str, Memo], Sequence[str]], Generation | None],
+        say: Callable[[str], None],
     ) -> None:
         self.problems: list[tuple[str, bytes, str]] = []
         self.safety: Generation | None = None
@@ -404,6 +406,7 @@ class _Transaction:
         self._made: list[str] = []
         self._service = service
         self._keep = keep
+        self._say = say
         self._changes: list[Change] = []
         self._journal = Journal(
             target.service,
@@ -520,12 +523,24 @@ class _Transaction:
         check_health(self._service)
 
     def _take_back(self, cause: BaseException) -> None:
-        failed = undo(self._store, self._journal, self._changes)
+        service = self._target.service
+        why = str(cause) or "interrupted"
+
+        def tell() -> None:
+            self._say("the present state is being put back, which goes on; interrupt it again to stop that")
+
+        try:
+            with Shield(tell):
+                failed = undo(self._store, self._journal, self._changes)
+        except KeyboardInterrupt:
+            raise StoppedError(
+                f"{why}; and putting back the present state was interrupted: first castore recover {service}"
+            ) from cause
         if failed:
             number = f"; generation {self.safety.number} holds it" if self.safety else ""
             message = (
-                f"{cause}; and the present state is not whole: {'; '.join(failed)}{number}; when the "
-                f"cause is mended: castore recover {self._target.service}"
+                f"{why}; and the present state is not whole: {'; '.join(failed)}{number}; when the "
+                f"cause is mended: castore recover {service}"
             )
             kind = type(cause) if isinstance(cause, CastoreError) else CastoreError
             raise kind(message) from cause

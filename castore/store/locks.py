@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def service_lock(path: str, service: str) -> Iterator[None]:
+def service_lock(path: str, service: str, what: str = "at work on") -> Iterator[None]:
     """Hold the lock of a service, which is the file `path`, through the block.
 
-    The kernel lets go of it when the process ends, however it ends. Raises BusyError.
+    what: what its holder does to the service. The kernel lets go of it when the process ends, however it
+    ends. Raises BusyError.
     """
     make_private_directory(os.path.dirname(path))
     try:
@@ -28,7 +29,7 @@ def service_lock(path: str, service: str) -> Iterator[None]:
     except OSError as error:
         raise refusal("open the lock", path, error) from error
     try:
-        _take(descriptor, path, service)
+        _take(descriptor, path, service, what)
         now = dt.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} since {now}\n".encode(), 0)
@@ -38,14 +39,14 @@ def service_lock(path: str, service: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(descriptor: int, path: str, service: str) -> None:
+def _take(descriptor: int, path: str, service: str, what: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         text = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
         holder = f" ({text})" if re.fullmatch(r"pid \d+ since [-+: 0-9]+", text) else ""
         raise BusyError(
-            f"another castore{holder} is at work on {service!r}; try again when it has ended"
+            f"another castore{holder} is {what} {service!r}; try again when it has ended"
         ) from None
     except OSError as error:
         raise refusal("lock", path, error) from error

@@ -403,6 +403,11 @@ class Store:
         """Hold the lock of a service on this machine. Raises BusyError."""
         return service_lock(self._state_file("locks", service), service)
 
+    def guard_lock(self, service: str) -> AbstractContextManager[None]:
+        """Hold what one deployment of a service has at a time; snapshots go on. Raises BusyError."""
+        path = self._state_file("guards", service)
+        return service_lock(path, service, "guarding a deployment of")
+
     def live_revision(self, service: str) -> str | None:
         """Return the revision that the service's state on this machine was last put to."""
         text = read_private(self._state_file("live", service))
