@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import shutil
 import tempfile
 import time
 from contextlib import ExitStack
@@ -21,6 +18,7 @@ from castore.model.tally import Tally
 from castore.services.events import event
 from castore.services.programs import run
 from castore.services.rollback import read_details
+from castore.services.scratch import scratch as make_scratch
 from castore.services.snapshot import engine_of, merged_origins
 from castore.services.transaction import contents_of
 
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _PREFIX: Final = "castore-drill-"
-_NEW_SECONDS: Final = 10.0
-"""A place may not be locked yet when it is that new."""
 
 
 @dataclass
@@ -72,10 +68,7 @@ def drill(
     clock = time.monotonic()
     with event(store, "drill", generation.service) as note, ExitStack() as stack:
         note.of(generation)
-        _sweep(scratch or tempfile.gettempdir(), say)
-        place = tempfile.mkdtemp(prefix=_PREFIX, dir=scratch)
-        stack.callback(os.close, _hold(place))
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        place = stack.enter_context(make_scratch(_PREFIX, scratch or tempfile.gettempdir(), say))
         # A database server does not run as root, and has to get at its own folder.
         os.chmod(place, 0o711)  # noqa: S103
         reader = stack.enter_context(StreamReader(store))
@@ -102,48 +95,6 @@ def drill(
         done.seconds = time.monotonic() - clock
         note.text = done.text
     return done
-
-
-def _hold(place: str) -> int:
-    """Lock a place through the life of its drill, however that ends; give what holds the lock."""
-    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _sweep(folder: str, say: Callable[[str], None]) -> None:
-    """Remove the places of drills that were killed: nobody holds their locks."""
-    for name in os.listdir(folder):
-        place = os.path.join(folder, name)
-        if not name.startswith(_PREFIX):
-            continue
-        # What is another user's, new, or in use cannot be had, and is left.
-        with contextlib.suppress(OSError):
-            info = os.lstat(place)
-            if info.st_uid != os.geteuid() or time.time() - info.st_mtime < _NEW_SECONDS:
-                continue
-            fd = _hold(place)
-            try:
-                if user := _user_of(place):
-                    say(f"{place} is left of a drill that was killed; the process {user} is still in it")
-                    continue
-                shutil.rmtree(place, ignore_errors=True)
-            finally:
-                os.close(fd)
-
-
-def _user_of(place: str) -> str | None:
-    """Return the process that works in a place: a server that outlived the drill which started it."""
-    real = os.path.realpath(place) + "/"
-    for process in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if f"{os.readlink(f'/proc/{process}/cwd')}/".startswith(real):
-                return process
-    return None
 
 
 def _tree(

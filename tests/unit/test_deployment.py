@@ -525,12 +525,9 @@ def test_what_a_killed_drill_left_is_removed_by_the_next(app: App):
     app.run("drill", "app", "--scratch", str(scratch), expect=-9)
     (left,) = os.listdir(scratch)
     (app.top / "castore.toml").write_text(text)
-    # One that was just made, one that is in use, and what is somebody else's are left alone.
-    (scratch / "castore-drill-new").mkdir()
+    # What is in use, and what is somebody else's, is left alone.
     for name in ("castore-drill-used", "castore-drill-server", "castore-drill-others", "other"):
         (scratch / name).mkdir()
-        os.utime(scratch / name, (0, 0))
-    os.utime(scratch / left, (0, 0))
     os.chown(scratch / "castore-drill-others", 4242, 4242)
     held = os.open(scratch / "castore-drill-used", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -541,7 +538,8 @@ def test_what_a_killed_drill_left_is_removed_by_the_next(app: App):
             server.kill()
     os.close(held)
     assert f"the process {server.pid} is still in it" in told.stdout
-    kinds = ("new", "used", "server", "others")
+    kinds = ("used", "server", "others")
+    assert left not in os.listdir(scratch)
     assert set(os.listdir(scratch)) == {*(f"castore-drill-{kind}" for kind in kinds), "other"}
     app.run("drill", "app", "--scratch", str(scratch))
-    assert set(os.listdir(scratch)) == {"castore-drill-new", "castore-drill-others", "other"}
+    assert set(os.listdir(scratch)) == {"castore-drill-others", "other"}
