@@ -13,9 +13,10 @@ from castore.model.tally import Tally
 from castore.services.events import event
 from castore.services.hooks import Around
 from castore.services.interrupts import Shield
+from castore.services.plan import read_details
 from castore.services.programs import run
 from castore.services.revision import current
-from castore.services.rollback import read_details, roll_back
+from castore.services.rollback import roll_back
 from castore.services.snapshot import configured_origins, merged_origins, snapshot, sources_of
 from castore.services.transaction import check_health, refuse_interrupted
 

@@ -16,8 +16,8 @@ from castore.errors import CastoreError, DamageError
 from castore.model.generation import Origin
 from castore.model.tally import Tally
 from castore.services.events import event
+from castore.services.plan import read_details
 from castore.services.programs import run
-from castore.services.rollback import read_details
 from castore.services.scratch import scratch as make_scratch
 from castore.services.snapshot import engine_of, merged_origins
 from castore.services.transaction import contents_of

@@ -16,7 +16,7 @@ import pytest
 
 from castore.content.attributes import Ownership
 from castore.errors import CastoreError, ProgramError
-from castore.services import programs, rollback, transaction
+from castore.services import plan, programs, rollback, transaction
 from castore.services.config import Service
 from castore.services.engines.contract import Engine, Secret
 from castore.services.engines.mariadb import MariaDB
@@ -237,7 +237,7 @@ def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
     with lab.open() as store:
         taken = store.generation("s", 1)
         assert taken is not None
-        made_by = rollback.read_details(store, taken).origins["db"].made_by
+        made_by = plan.read_details(store, taken).origins["db"].made_by
     assert made_by.split()[0] == live.name
     assert live.engine.warn(made_by) == ""
 

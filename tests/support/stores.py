@@ -10,7 +10,8 @@ import castore
 from castore.sealing import Identity
 from castore.services.config import Service
 from castore.services.inplace import plan_in_place, restore_in_place
-from castore.services.rollback import RolledBack, read_details, roll_back
+from castore.services.plan import read_details
+from castore.services.rollback import RolledBack, roll_back
 from castore.services.transaction import recover
 from castore.storage import LocalStorage
 from castore.store import Places, Store
