@@ -16,6 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from castore.errors import CastoreError
+from castore.services.engines.contract import Contents, Engine
+from castore.services.engines.file import File
+from castore.services.engines.ldap import LDAP
+from castore.services.engines.sqlite import SQLite
+
 Run = Callable[..., subprocess.CompletedProcess]
 
 
@@ -158,6 +164,17 @@ def test_what_was_staged_and_is_gone_fails_the_roll_back(machine: Machine) -> No
     assert "is gone" in failed.stderr
     assert machine.sql("app.db", "SELECT x FROM t") == [(2,)]
     machine.run("recover", "app", expect=6)
+
+
+@pytest.mark.parametrize("engine", [File(path="/unused"), SQLite(path="/unused"), LDAP(suffix="dc=unused")])
+def test_an_exchange_without_what_was_staged_touches_nothing(engine: Engine, tmp_path: Path) -> None:
+    live = tmp_path / "live"
+    live.mkdir() if isinstance(engine, LDAP) else live.write_text("live")
+    names = {key: str(tmp_path / key) for key in ("new", "old")}
+    memo = {**names, "path": str(live), "live": str(live), "existed": "yes", "mode": ""}
+    with pytest.raises(CastoreError, match="is gone"):
+        engine.switch(memo, Contents(lambda: (), lambda: ()))
+    assert os.listdir(tmp_path) == ["live"]
 
 
 @pytest.mark.parametrize("method", ["set_live_revision", "set_undo"])
