@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation, Part
     from castore.model.tally import Tally
     from castore.sealing import Identity, Recipient
+    from castore.services.plan import plan_rollback, read_details
     from castore.services.restoring import restore
-    from castore.services.rollback import plan_rollback, read_details, roll_back
+    from castore.services.rollback import roll_back
     from castore.services.select import select
     from castore.services.snapshot import (
         FileSource,
@@ -80,8 +81,8 @@ _WHERE = {
     "StreamSource": "castore.services.snapshot",
     "Tally": "castore.model.tally",
     "TreeSource": "castore.services.snapshot",
-    "plan_rollback": "castore.services.rollback",
-    "read_details": "castore.services.rollback",
+    "plan_rollback": "castore.services.plan",
+    "read_details": "castore.services.plan",
     "restore": "castore.services.restoring",
     "roll_back": "castore.services.rollback",
     "select": "castore.services.select",

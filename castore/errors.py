@@ -16,6 +16,7 @@ The tree, with the code the command line ends with::
     +-- BusyError                      8   another castore is at work on this
     +-- TakenBackError                 9   a deployment failed, and was taken back
     +-- OlderError                    10   the store is older than this machine has seen it
+    +-- StoppedError                 130   putting something back was interrupted, too
     +-- StorageError                   1   the place that holds the store refused an operation
     |   +-- ObjectExistsError          1   create-only: the name is taken
     |   +-- ObjectMissingError         1   the name is not there
@@ -122,6 +123,12 @@ class OlderError(CastoreError):
     """The store is not what this machine has seen of it: something in it went back."""
 
     exit_code = 10
+
+
+class StoppedError(CastoreError):
+    """What puts a state back was interrupted itself; the message says what it is now."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class StorageError(CastoreError):

@@ -76,7 +76,7 @@ def show(context: Common, what: str, as_json: bool) -> None:
 def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
     """Return which files are missing or doubtful; without an identity, that it takes one to know."""
     from castore.errors import IdentityError
-    from castore.services.rollback import read_details
+    from castore.services.plan import read_details
 
     try:
         details = read_details(store, generation)

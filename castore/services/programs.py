@@ -22,6 +22,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from castore.errors import ProgramError
+from castore.services.interrupts import unheard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -323,7 +324,8 @@ class _Program:
         self._late = False
         given = stdin if stdin is not None or interactive else subprocess.DEVNULL
         try:
-            self._process = self._start(argv, given, stdout, env, account, cwd)
+            with unheard():
+                self._process = self._start(argv, given, stdout, env, account, cwd)
         except BaseException:
             if self._errors is not None:
                 self._errors.close()

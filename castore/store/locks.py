@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def named_lock(path: str, what: str) -> Iterator[None]:
+def named_lock(path: str, what: str, doing: str = "at work on") -> Iterator[None]:
     """Hold the lock on `what`, which is the file `path`, through the block.
 
-    The kernel lets go of it when the process ends, however it ends: no lock is ever stale. Raises BusyError.
+    doing: what its holder does to it. The kernel lets go of it when the process ends, however it ends: no
+    lock is ever stale. Raises BusyError.
     """
     make_private_directory(os.path.dirname(path))
     try:
@@ -28,7 +29,7 @@ def named_lock(path: str, what: str) -> Iterator[None]:
     except OSError as error:
         raise refusal("open the lock", path, error) from error
     try:
-        _take(descriptor, path, what)
+        _take(descriptor, path, what, doing)
         now = dt.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on {os.uname().nodename} since {now}\n".encode(), 0)
@@ -59,14 +60,14 @@ def waiting_lock(path: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(descriptor: int, path: str, what: str) -> None:
+def _take(descriptor: int, path: str, what: str, doing: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         text = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
         holder = f" ({text})" if re.fullmatch(r"pid \d+ on [-.\w]+ since [-+: 0-9]+", text) else ""
         raise BusyError(
-            f"another castore{holder} is at work on {what}; try again when it has ended"
+            f"another castore{holder} is {doing} {what}; try again when it has ended"
         ) from None
     except OSError as error:
         raise refusal("lock", path, error) from error

@@ -566,6 +566,11 @@ class Store:
         path = os.path.join(self.places.state_of(self.store_id), "locks", "upkeep")
         return named_lock(path, f"the upkeep of {self.location}")
 
+    def guard_lock(self, service: str) -> AbstractContextManager[None]:
+        """Hold what one deployment of a service has at a time; snapshots go on. Raises BusyError."""
+        path = self._state_file("guards", service)
+        return named_lock(path, repr(service), "guarding a deployment of")
+
     def live_revision(self, service: str) -> str | None:
         """Return the revision that the service's state on this machine was last put to."""
         text = read_private(self._state_file("live", service))
