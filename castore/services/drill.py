@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from castore.model.tally import Tally
 from castore.services.events import event
 from castore.services.programs import run
 from castore.services.rollback import read_details
+from castore.services.scratch import scratch_folder
 from castore.services.snapshot import engine_of, merged_origins
 from castore.services.transaction import contents_of
 
@@ -66,10 +65,8 @@ def drill(
     clock = time.monotonic()
     with event(store, "drill", generation.service) as note, ExitStack() as stack:
         note.of(generation)
-        place = tempfile.mkdtemp(prefix="castore-drill-", dir=scratch)
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
         # A database server does not run as root, and has to get at its own folder.
-        os.chmod(place, 0o711)  # noqa: S103
+        place = stack.enter_context(scratch_folder("castore-drill-", scratch, mode=0o711))
         reader = stack.enter_context(StreamReader(store))
         env = {"CASTORE_DRILL": place}
         known = merged_origins(read_details(store, generation).origins, origins)
