@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from castore.model.tally import Tally
 from castore.services import programs, rollback, transaction
 from castore.services.config import Service
 from castore.services.engines.contract import Engine, Secret
+from castore.services.engines.file import File
 from castore.services.engines.mariadb import MariaDB
 from castore.services.engines.postgresql import PostgreSQL
 from castore.services.engines.sqlite import SQLite
@@ -642,8 +644,6 @@ def test_a_foreign_key_from_elsewhere_is_refused_before_anything_is_touched(
 def test_a_transaction_that_holds_a_table_ends_the_roll_back_and_all_is_as_it_was(
     lab: Lab, mariadb: MariaDBServer, mariadb_database: Live, monkeypatch: pytest.MonkeyPatch
 ):
-    import subprocess
-
     from castore.services.engines import mariadb as engine
 
     monkeypatch.setattr(engine, "_LOCK_SECONDS", 1)
@@ -745,3 +745,41 @@ def test_a_full_disk_leaves_the_live_database_as_it_was(lab: Lab, tmp_path: Path
         assert (point / "app.db").read_bytes() != before
     finally:
         subprocess.run(["umount", "--lazy", point], check=True)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "file"])
+def test_a_file_keeps_its_attributes_and_access_control_list(lab: Lab, sqlite_database: Live, kind: str):
+    path = sqlite_database.engine.path
+    if kind == "file":
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA journal_mode = DELETE")
+    os.setxattr(path, "user.origin", b"here")
+    if shutil.which("setfacl") is None:
+        pytest.skip("there is no setfacl")
+    subprocess.run(["setfacl", "-m", "u:1:r", path], check=True)
+    subprocess.run(["setfacl", "-d", "-m", "u:2:rw", os.path.dirname(path)], check=True)
+
+    def attributes() -> dict[str, bytes]:
+        return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+    before = attributes()
+    assert set(before) == {"user.origin", "system.posix_acl_access"}
+    source = EngineSource(kind, SQLite(path=path) if kind == "sqlite" else File(path=path))
+    lab.snapshot("s", {"db": source})
+    sqlite_database.migrate()
+    roll_back(lab, sqlite_database, 1)
+    assert attributes() == before
+    os.removexattr(path, "system.posix_acl_access")
+    sqlite_database.migrate()
+    roll_back(lab, sqlite_database, 1)
+    assert attributes() == {"user.origin": b"here"}
+
+
+def test_what_a_killed_snapshot_left_beside_a_database_goes_with_the_next(lab: Lab, sqlite_database: Live):
+    folder = Path(sqlite_database.engine.path).parent
+    left = folder / ".castore-dump-0123abcd"
+    left.mkdir()
+    (left / "copy").write_bytes(b"half")
+    os.utime(left, (0, 0))
+    lab.snapshot("s", {"db": sqlite_database.source})
+    assert sqlite_database.left() == []
