@@ -62,7 +62,9 @@ class Postgres:
     Any user of the machine may connect as `postgres` while it runs, through `socket_folder`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *initdb: str) -> None:
+        """Initdb: more arguments of it."""
+        self._initdb = initdb
         self.programs = _folder_of_programs()
         self._account = _account()
         # Not under pytest's own directory: the server's user may not enter it, and a socket's path
@@ -100,7 +102,7 @@ class Postgres:
         data = os.path.join(self._folder, "data")
         made = subprocess.run(
             [self._program("initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
-            + ["--locale=C", "--no-sync"],
+            + ["--locale=C", "--no-sync", *self._initdb],
             capture_output=True,
             text=True,
             check=False,
