@@ -13,14 +13,10 @@ import re
 import shutil
 import stat
 import tempfile
-import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_YOUNG_SECONDS: Final = 60.0
-"""One that is younger may not be locked yet."""
 
 
 @contextlib.contextmanager
@@ -28,17 +24,21 @@ def scratch_folder(prefix: str, where: str | None = None, *, mode: int = 0o700) 
     """Give a new directory that is removed when the block is left; where: None is the system's own place."""
     where = where or tempfile.gettempdir()
     sweep(prefix, where)
-    folder = tempfile.mkdtemp(prefix=prefix, dir=where)
+    made = tempfile.mkdtemp(prefix=f"{prefix}new-", dir=where)
+    folder = os.path.join(where, prefix + made[-8:])
     descriptor = None
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         # Some file systems have no locks: there nothing is ever swept either.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.chmod(folder, mode)
+        os.chmod(made, mode)
+        # It gets the name that is swept now that it is locked.
+        os.rename(made, folder)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in (made, folder):
+            shutil.rmtree(path, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
 
@@ -59,8 +59,7 @@ def _remove_if_left(folder: str) -> None:
         return
     try:
         info = os.fstat(descriptor)
-        young = time.time() - info.st_mtime < _YOUNG_SECONDS
-        if young or info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
+        if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
             return
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,9 +6,11 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -398,6 +400,37 @@ def test_a_roll_back_that_is_killed_anywhere_is_undone_or_finished(lab: Lab, liv
     print(f"{live.name}: {old} times as before, {new} times as after")
 
 
+def test_a_castore_that_is_killed_while_it_loads_is_recovered_at_once(lab: Lab, live: Live, postgres, mariadb):
+    if live.name == "sqlite":
+        pytest.skip("has no program that loads it")
+    run, rows = (postgres.psql, "generate_series(1, 400000) seq") if live.name == "postgresql" else (mariadb.sql, "seq_1_to_400000")
+    run(f"CREATE TABLE large AS SELECT seq, md5(seq{'::text' if live.name == 'postgresql' else ''}) AS x FROM {rows}", live.engine.database)
+    lab.snapshot("s", {"db": live.source})
+    run("DELETE FROM large WHERE seq % 2 = 0", live.engine.database)
+    live.migrate()
+    second = live.fingerprint()
+    castore = os.fork()
+    if not castore:
+        try:
+            roll_back(lab, live, 1)
+        finally:
+            os._exit(0)
+    try:
+        while not live.left():
+            time.sleep(0.01)
+        time.sleep(0.3)
+    finally:
+        os.kill(castore, signal.SIGKILL)
+        os.waitpid(castore, 0)
+    # The program that loads may still be at it.
+    recover(lab)
+    assert live.fingerprint() == second
+    time.sleep(0.5)
+    assert live.left() == []
+    roll_back(lab, live, 1)
+    assert run("SELECT count(*) FROM large", live.engine.database) == "400000"
+
+
 def test_a_database_that_is_gone_comes_back(lab: Lab, live: Live, postgres, mariadb):
     first = live.fingerprint()
     lab.snapshot("s", {"db": live.source})
@@ -653,8 +686,6 @@ def test_a_transaction_that_holds_a_table_ends_the_roll_back_and_all_is_as_it_wa
         assert holder.stdin is not None
         holder.stdin.write("BEGIN; SELECT count(*) FROM people;\n")
         holder.stdin.flush()
-        import time
-
         time.sleep(0.5)
         with pytest.raises(ProgramError, match="Lock wait timeout"):
             roll_back(lab, mariadb_database, 1)
@@ -776,6 +807,5 @@ def test_what_a_killed_snapshot_left_beside_a_database_goes_with_the_next(lab: L
     left = folder / ".castore-dump-0123abcd"
     left.mkdir()
     (left / "copy").write_bytes(b"half")
-    os.utime(left, (0, 0))
     lab.snapshot("s", {"db": sqlite_database.source})
     assert sqlite_database.left() == []

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from castore.services.engines.contract import Contents, Readinto
+    from castore.services.programs import Filter
 
 _MAGIC: Final = b"REDIS"
 _SAVING: Final = "3600 1"
 """With any such rule a server writes its RDB when it is ended; with none it does not."""
 _SAVE_SECONDS: Final = 3600.0
+_NO_SERVER: Final = "exited with status 1"
+"""What redis-cli does where it cannot connect; on an error that the server tells it exits with 0."""
 _STILL_RUNS: Final = "the Redis server still runs: `stop` of castore.toml has to stop it"
 
 
@@ -59,8 +62,8 @@ class Redis(Engine, frozen=True):
     def _env(self) -> dict[str, str]:
         return {} if self.password is None else {"REDISCLI_AUTH": self.password.get()}
 
-    def _ask(self, *words: str) -> list[str]:
-        out = output_of([*self._argv(), *words], env=self._env(), timeout=self.timeout)
+    def _ask(self, *words: str, only: Filter | None = None) -> list[str]:
+        out = output_of([*self._argv(), *words], env=self._env(), timeout=self.timeout, only=only)
         lines = out.decode(errors="replace").splitlines()
         if lines and lines[0].startswith(("ERR", "NOAUTH", "WRONGPASS", "NOPERM")):
             raise ProgramError(f"redis-cli {' '.join(words)}: {lines[0]}")
@@ -108,8 +111,8 @@ class Redis(Engine, frozen=True):
         """Refuse a server that would load something else than its RDB, or not keep it."""
         if self._setting("appendonly") != "no":
             raise CastoreError(
-                "the Redis server keeps an append-only file (appendonly), and would load that, not its RDB: it "
-                "can be taken and drilled, but not rolled back; nothing was touched"
+                "the Redis server keeps an append-only file (appendonly), and would load that, not its RDB: "
+                "it can be taken and drilled, but not rolled back; nothing was touched"
             )
         if "role:slave" in self._ask("INFO", "replication"):
             raise CastoreError(
@@ -188,9 +191,9 @@ class Redis(Engine, frozen=True):
     def _runs(self) -> bool:
         """Whether there is a server; one that answers with an error is there, too."""
         try:
-            self._ask("PING")
+            self._ask("PING", only=lambda _line: None)
         except ProgramError as error:
-            return "Could not connect" not in str(error)
+            return _NO_SERVER not in str(error)
         return True
 
     def undo(self, memo: Memo, contents: Contents) -> None:
