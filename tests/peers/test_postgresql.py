@@ -21,6 +21,7 @@ from castore.services.config import Service
 from castore.services.engines import postgresql
 from castore.services.engines.contract import Secret, introduction_of
 from castore.services.engines.postgresql import PostgreSQL
+from castore.services.engines.postgresql_sql import creation, plain
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.stores import Lab
@@ -186,12 +187,12 @@ def test_a_database_keeps_the_provider_of_its_locale(lab: Lab):
 
 def test_an_older_server_is_told_no_provider_and_a_newer_one_always():
     was = {"owner": "o", "encoding": "UTF8", "datcollate": "C", "datctype": "C", "tablespace": "pg_default"}
-    assert "PROVIDER" not in postgresql._creation("new", was, 140000)
-    assert postgresql._creation("new", was, 150000).endswith("LC_CTYPE 'C' LOCALE_PROVIDER libc")
+    assert "PROVIDER" not in creation("new", was, 140000)
+    assert creation("new", was, 150000).endswith("LC_CTYPE 'C' LOCALE_PROVIDER libc")
     icu = was | {"datlocprovider": "i", "locale": "de", "daticurules": "&a < b"}
-    assert postgresql._creation("new", icu, 160000).endswith("LOCALE_PROVIDER icu ICU_LOCALE 'de' ICU_RULES '&a < b'")
+    assert creation("new", icu, 160000).endswith("LOCALE_PROVIDER icu ICU_LOCALE 'de' ICU_RULES '&a < b'")
     builtin = was | {"datlocprovider": "b", "locale": "C.UTF-8"}
-    assert postgresql._creation("new", builtin, 170000).endswith("LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'")
+    assert creation("new", builtin, 170000).endswith("LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'")
 
 
 LEAKS = {
@@ -231,7 +232,7 @@ def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(server: Postgres, l
     ],
 )
 def test_of_what_psql_says_the_reason_is_told_and_no_value(line: str, told: str | None):
-    found = postgresql._plain(line.encode())
+    found = plain(line.encode())
     assert (found.decode() if found is not None else None) == (line if told == "same" else told)
 
 
@@ -276,3 +277,19 @@ def test_the_first_line_of_a_dump_is_read_from_any_pieces():
         assert introduction_of(line[at : at + size] for at in range(0, len(line), size)) == {"a": [1, "x"]}
     assert introduction_of([]) == {}
     assert introduction_of([b"--\n-- PostgreSQL", b" database dump"]) == {}
+
+
+def test_what_keeps_a_database_from_being_renamed_is_told(lab: Lab):
+    with Postgres() as server:
+        server.psql("ALTER SYSTEM SET max_prepared_transactions = 2")
+        server.restart()
+        with database(server, "busy"):
+            server.psql("CREATE TABLE t (x int)", "busy")
+            lab.snapshot("s", source(server, "busy"))
+            server.psql("INSERT INTO t VALUES (1); BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'left'", "busy")
+            with pytest.raises(ProgramError, match="prepared transaction"):
+                roll_back(lab, 1)
+            server.psql("COMMIT PREPARED 'left'", "busy")
+            assert server.psql("SELECT count(*) FROM t", "busy") == "2"
+            roll_back(lab, 1)
+            assert server.psql("SELECT count(*) FROM t", "busy") == "0"

@@ -378,3 +378,18 @@ def test_slapd_has_to_be_stopped(lab: Lab, ldap: Server, monkeypatch: pytest.Mon
             roll_back(lab, 1, Service())
     assert ldap.state() == second
     assert ldap.leftovers() == []
+
+
+def test_no_entry_is_told_when_a_dump_does_not_load(lab: Lab, ldap: Server, capfd, monkeypatch: pytest.MonkeyPatch):
+    lab.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
+    ldap.change()
+    real = rollback.contents_of
+
+    def broken(reader, part, safety):
+        found = real(reader, part, safety)
+        return found._replace(target=lambda: [b"".join(found.target()).replace(b"cn: p7\n", b"cn: p7\nsecretAttribute: x\n")])
+
+    monkeypatch.setattr(rollback, "contents_of", broken)
+    with pytest.raises(ProgramError, match=r"slapadd failed.*line=\d+") as caught:
+        roll_back(lab, 1, ldap.hooks)
+    assert "cn=p7" not in str(caught.value) + capfd.readouterr().err

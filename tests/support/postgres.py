@@ -109,6 +109,10 @@ class Postgres:
             **self._rights(),
         )
         assert made.returncode == 0, f"initdb failed: {made.stderr}"
+        self._run_server()
+
+    def _run_server(self) -> None:
+        data = os.path.join(self._folder, "data")
         settings = [word for each in _QUIET for word in ("-c", each)]
         self.log = os.path.join(self._folder, "log")
         with open(self.log, "wb") as log:
@@ -134,8 +138,17 @@ class Postgres:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.05)
 
+    def restart(self) -> None:
+        """End the server and start it again."""
+        self._end()
+        self._run_server()
+
     def stop(self) -> None:
         """End the server and remove its directory."""
+        self._end()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(signal.SIGINT)  # a "fast" shutdown: clients are cut off
@@ -144,7 +157,6 @@ class Postgres:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGQUIT)  # "immediate": its children end too
                 process.wait(_PATIENCE)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _connection(self) -> list[str]:
         return ["-h", self.socket_folder, "-U", "postgres"]

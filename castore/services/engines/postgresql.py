@@ -26,6 +26,16 @@ from castore.services.engines.contract import (
     refuse_filters,
     trailing,
 )
+from castore.services.engines.postgresql_sql import (
+    COLUMNS,
+    PROPERTIES,
+    adornments,
+    creation,
+    dbname_argument,
+    plain,
+    quoted_name,
+    quoted_text,
+)
 from castore.services.programs import (
     feed,
     give,
@@ -40,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from castore.services.engines.contract import Readinto
+    from castore.services.programs import Filter
 
 _FILTERS: Final = (
     *("-t", "-T", "-n", "-N", "-a", "-s", "-e", "-B", "--table", "--exclude", "--schema", "--data-only"),
@@ -50,26 +61,6 @@ _ELSEWHERE: Final = ("-C", "--create")
 _WHOLE: Final = b"-- PostgreSQL database dump complete"
 _SAME_KEY: Final = "castore"
 """pg_dump guards what it writes with a random word since 2025; a word that stays dedups."""
-
-_PROPERTIES: Final = """
-SELECT json_build_object('row', row_to_json(d), 'owner', pg_get_userbyid(d.datdba),
-  'encoding', pg_encoding_to_char(d.encoding), 'tablespace', t.spcname,
-  'comment', shobj_description(d.oid, 'pg_database'), 'restricted', d.datacl IS NOT NULL,
-  'settings', (SELECT json_agg(json_build_array(r.rolname, c.one) ORDER BY r.rolname NULLS FIRST, c.at)
-    FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) WITH ORDINALITY c (one, at)
-    LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE s.setdatabase = d.oid),
-  'rights', (SELECT json_agg(json_build_array(g.rolname, a.privilege_type, a.is_grantable)
-      ORDER BY g.rolname NULLS FIRST, a.privilege_type, a.is_grantable)
-    FROM aclexplode(d.datacl) a LEFT JOIN pg_roles g ON g.oid = a.grantee
-    WHERE a.grantee = 0 OR g.rolname IS NOT NULL))
-FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace WHERE d.datname = :'live';
-"""
-"""What a database is beside what it holds, which pg_dump does not write."""
-_COLUMNS: Final = ("datcollate", "datctype", "datconnlimit", "datistemplate", "datlocprovider", "daticurules")
-_PROVIDERS: Final = {"c": "libc", "i": "icu", "b": "builtin"}
-_REST: Final = ("DETAIL", "CONTEXT", "HINT", "QUERY", "STATEMENT", "LOCATION", "LINE")
-_LISTS: Final = ("search_path", "temp_tablespaces", "unix_socket_directories")
-"""Settings that are lists, as is every one that ends in _libraries."""
 
 
 @contextlib.contextmanager
@@ -163,17 +154,26 @@ class PostgreSQL(Engine, frozen=True):
         return [
             self._program("psql"),
             *self._where(),
-            *("--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", _dbname(database)),
+            *("--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", dbname_argument(database)),
             # No DETAIL, no CONTEXT, no LINE: they show what is in rows.
             *("--set=VERBOSITY=terse", "--set=SHOW_CONTEXT=never"),
         ]
 
-    def _query(self, sql: str, names: Memo | None = None, database: str | None = None) -> list[str]:
-        """Run SQL; return the records that it gives. names: what :'name' in it stands for."""
+    def _query(
+        self, sql: str, names: Memo | None = None, database: str | None = None, *, detail: bool = False
+    ) -> list[str]:
+        """Run SQL; return the records that it gives. names: what :'name' in it stands for.
+
+        detail: tell what a failure's DETAIL says, too: of what has nothing to do with rows.
+        """
         argv = [*self._psql(database or self._elsewhere), "--tuples-only", "--no-align"]
         argv.append("--record-separator-zero")
         argv += [f"--set={name}={value}" for name, value in (names or {}).items()]
-        out = output_of(argv, env=self._env(), timeout=self.timeout, given=sql.encode(), only=_plain)
+        only: Filter | None = plain
+        if detail:
+            argv.append("--set=VERBOSITY=default")
+            only = None
+        out = output_of(argv, env=self._env(), timeout=self.timeout, given=sql.encode(), only=only)
         return [record.strip("\n") for record in out.decode().split("\0") if record.strip("\n")]
 
     def check(self) -> None:
@@ -200,19 +200,19 @@ class PostgreSQL(Engine, frozen=True):
         """Give a function that reads what pg_dump writes."""
         program = self._program("pg_dump")
         argv = [program, *self._where(), "--format=plain", *self._same_key(program), *self.options]
-        argv.append(_dbname(self.database))
+        argv.append(dbname_argument(self.database))
         properties = self._properties() or {}
         with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
             yield Reader(trailing(readinto, _WHOLE, program), properties)
 
     def _properties(self) -> dict[str, Any] | None:
         """Return what the live database is beside what it holds; None if there is none."""
-        found = self._query(_PROPERTIES, {"live": self.database})
+        found = self._query(PROPERTIES, {"live": self.database})
         if not found:
             return None
         told: dict[str, Any] = json.loads(found[0])
         row = told.pop("row")
-        told |= {name: row[name] for name in _COLUMNS if row.get(name) is not None}
+        told |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
         # It had another name before PostgreSQL 17.
         if locale := row.get("datlocale") or row.get("daticulocale"):
             told["locale"] = locale
@@ -239,14 +239,14 @@ class PostgreSQL(Engine, frozen=True):
         # An older castore did not record what the database was: then it is as the live one.
         was = introduction_of(contents.target()) or self._properties()
         version = int(self._query("SHOW server_version_num;")[0])
-        self._query(_creation(new, was, version) + ";")
+        self._query(creation(new, was, version) + ";")
         # Not as one transaction: where there are large objects, pg_dump brings some of its own.
         argv = [*self._psql(new), "--output=/dev/null"]
-        feed(argv, contents.target(), env=self._env(), timeout=self.timeout, only=_plain)
+        feed(argv, contents.target(), env=self._env(), timeout=self.timeout, only=plain)
         self._query("ANALYZE;", database=new)
         if was is not None:
             roles = set(self._query("SELECT rolname FROM pg_roles;"))
-            for line in _adornments(new, was, roles):
+            for line in adornments(new, was, roles):
                 self._query(line + ";")
 
     def switch(self, memo: Memo, contents: Contents) -> None:
@@ -288,17 +288,18 @@ class PostgreSQL(Engine, frozen=True):
                 own._query("CREATE DATABASE drill TEMPLATE template0 ENCODING 'UTF8';")
                 try:
                     argv = [*own._psql("drill"), "--output=/dev/null"]
-                    feed(argv, contents.target(), env=own._env(), timeout=self.timeout, only=_plain)
+                    feed(argv, contents.target(), env=own._env(), timeout=self.timeout, only=plain)
                     break
                 except ProgramError as error:
                     # Roles are the server's, not the database's: they are not in its dump.
                     if role := re.search('role "(.+?)" does not exist', str(error)):
-                        own._query(f"CREATE ROLE {_name(role[1])};")
+                        own._query(f"CREATE ROLE {quoted_name(role[1])};")
                     elif space := re.search('parameter "default_tablespace": "(.+?)"(;|$)', str(error)):
                         place = os.path.join(folder, f"space{spaces}")
                         os.mkdir(place, 0o700)
                         give(place, unprivileged("postgres"))
-                        own._query(f"CREATE TABLESPACE {_name(space[1])} LOCATION {_text(place)};")
+                        named = f"{quoted_name(space[1])} LOCATION {quoted_text(place)}"
+                        own._query(f"CREATE TABLESPACE {named};")
                         spaces += 1
                     else:
                         raise
@@ -336,7 +337,7 @@ class PostgreSQL(Engine, frozen=True):
             sql = "SELECT format('ALTER DATABASE %I RENAME TO %I', :'name', :'to');"
             script += [line + ";" for line in self._query(sql, {"name": name, "to": to})]
         try:
-            self._query("\n".join([*script, "COMMIT;"]))
+            self._query("\n".join([*script, "COMMIT;"]), detail=True)
         finally:
             for pair in pairs:
                 for name in pair:
@@ -428,7 +429,7 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         argv = [*self._psql(self._elsewhere), "--output=/dev/null"]
         # A role that is there cannot be made: that is no failure.
         argv = [one for one in argv if one != "--set=ON_ERROR_STOP=1"]
-        feed(argv, chunks, env=self._env(), timeout=self.timeout, only=_plain)
+        feed(argv, chunks, env=self._env(), timeout=self.timeout, only=plain)
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
@@ -439,93 +440,3 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
             for line in b"".join(map(bytes, contents.target())).splitlines()
         )
         yield f"{count} roles", {}
-
-
-def _name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(text: str) -> str:
-    quoted = text.replace("'", "''").replace("\\", "\\\\")
-    return f"E'{quoted}'" if "\\" in text else f"'{quoted}'"
-
-
-def _dbname(database: str) -> str:
-    """Return the argument that names a database, and nothing else.
-
-    A bare name with a = in it, or one that begins as a URI, is taken for a whole connection string: it could
-    send the password anywhere.
-    """
-    quoted = database.replace("\\", "\\\\").replace("'", "\\'")
-    return f"--dbname=dbname='{quoted}'"
-
-
-def _creation(new: str, was: dict[str, Any] | None, version: int) -> str:
-    """Return how a database is made that is as another was; version: of the server that makes it.
-
-    The provider of its locale is always named: a cluster has one of its own, which it would else take.
-    """
-    sql = f"CREATE DATABASE {_name(new)} TEMPLATE template0"
-    if was is None:
-        return sql
-    sql += f" OWNER {_name(was['owner'])} ENCODING {_text(was['encoding'])}"
-    sql += f" LC_COLLATE {_text(was['datcollate'])} LC_CTYPE {_text(was['datctype'])}"
-    provider = _PROVIDERS.get(was.get("datlocprovider", "c"), "libc")
-    if version >= 150000:
-        sql += f" LOCALE_PROVIDER {provider}"
-    if provider != "libc":
-        sql += f" {provider.upper()}_LOCALE {_text(was['locale'])}"
-    if was.get("daticurules"):
-        sql += f" ICU_RULES {_text(was['daticurules'])}"
-    if was["tablespace"] != "pg_default":
-        sql += f" TABLESPACE {_name(was['tablespace'])}"
-    return sql
-
-
-def _adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
-    """Yield what gives a database its settings, rights and comment; without roles that are gone."""
-    database = f"DATABASE {_name(new)}"
-    for role, setting in was["settings"] or ():
-        name, _, value = setting.partition("=")
-        if name in _LISTS or name.endswith("_libraries"):
-            value = ", ".join(map(_text, _items(value)))
-        else:
-            value = _text(value)
-        if role is None:
-            yield f"ALTER {database} SET {_dotted(name)} TO {value}"
-        elif role in roles:
-            yield f"ALTER ROLE {_name(role)} IN {database} SET {_dotted(name)} TO {value}"
-    yield f"ALTER {database} CONNECTION LIMIT {int(was['datconnlimit'])}"
-    if was["comment"] is not None:
-        yield f"COMMENT ON {database} IS {_text(was['comment'])}"
-    if was["restricted"]:
-        yield f"REVOKE ALL ON {database} FROM PUBLIC"
-        yield f"REVOKE ALL ON {database} FROM {_name(was['owner'])}"
-    for role, right, grantable in was["rights"] or ():
-        if role is None or role in roles:
-            option = " WITH GRANT OPTION" if grantable else ""
-            yield f"GRANT {right} ON {database} TO {'PUBLIC' if role is None else _name(role)}{option}"
-    if was.get("datistemplate"):
-        yield f"ALTER {database} IS_TEMPLATE true"
-
-
-def _dotted(name: str) -> str:
-    return ".".join(map(_name, name.split(".")))
-
-
-def _items(value: str) -> list[str]:
-    """Return what a list of names holds, as a setting has it: some of them quoted."""
-    found = re.findall(r'"((?:[^"]|"")*)"|([^",\s]+)', value)
-    return [plain or quoted.replace('""', '"') for quoted, plain in found] or [""]
-
-
-def _plain(line: bytes) -> bytes | None:
-    """Return what may be told of what psql says: what failed, and why, but no value of a row."""
-    text = line.decode(errors="backslashreplace")
-    severity, colon, _ = text.partition(":  ")
-    severity = severity.split(": ")[-1]
-    if not text.startswith("psql: ") and (not colon or not severity.isupper() or severity in _REST):
-        return None
-    if "for parameter " not in text:
-        text = re.sub('(?<=[^ :]: )["\u00bb\u201e\u00ab\u201c].*', '"..."', text)
-    return re.sub('\\bvalue ".*?"', 'value "..."', text).encode()
