@@ -6,9 +6,11 @@ by the engine that its `engine` names (castore/services/engines).
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
+import threading
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -232,6 +234,8 @@ class _Reader:
             if argv := getattr(service, key.replace("-", "_")):
                 self._program(argv, (*keys, key))
         self._check_schedule(service.schedule, (*keys, "schedule"))
+        self._check_seconds(service.timeout, (*keys, "timeout"))
+        self._check_seconds(service.health_timeout, (*keys, "health-timeout"))
         plain = {field: getattr(service, field) for field in _ServiceKeys.__struct_fields__}
         return Service(
             revision=None if revision is None else self._revision(revision, (*keys, "revision")),
@@ -247,6 +251,12 @@ class _Reader:
         if text is None or _TIME.fullmatch(text) or len(text.split()) == 5:
             return
         raise self._error(keys, f'"HH:MM" or five fields as in a crontab were expected, not {text!r}')
+
+    def _check_seconds(self, seconds: float | None, keys: _Keys) -> None:
+        """Refuse what no clock can wait for: TOML has nan and inf, too."""
+        if seconds is None or (math.isfinite(seconds) and 0 < seconds <= threading.TIMEOUT_MAX):
+            return
+        raise self._error(keys, f"seconds, a number above 0, were expected, not {seconds:g}")
 
     def _keep(self, table: dict[str, Any], keys: _Keys) -> Keep:
         keep = self._convert(table, Keep, keys)
@@ -317,6 +327,7 @@ class _Reader:
             raise self._error((*keys, "engine"), str(error)) from error
         part: Engine = self._convert(table, kind, keys)
         changes: dict[str, Any] = {}
+        self._check_seconds(part.timeout, (*keys, "timeout"))
         encoded = {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
         for field in kind.paths:
             if (path := getattr(part, field)) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from castore.model.tally import Tally
 from castore.services.events import event
 from castore.services.plan import read_details
 from castore.services.programs import run
-from castore.services.scratch import scratch as make_scratch
+from castore.services.scratch import scratch_folder
 from castore.services.snapshot import engine_of, merged_origins
 from castore.services.transaction import contents_of
 
@@ -68,9 +67,8 @@ def drill(
     clock = time.monotonic()
     with event(store, "drill", generation.service) as note, ExitStack() as stack:
         note.of(generation)
-        place = stack.enter_context(make_scratch(_PREFIX, scratch or tempfile.gettempdir(), say))
         # A database server does not run as root, and has to get at its own folder.
-        os.chmod(place, 0o711)  # noqa: S103
+        place = stack.enter_context(scratch_folder(_PREFIX, scratch, mode=0o711, say=say))
         reader = stack.enter_context(StreamReader(store))
         env = {"CASTORE_DRILL": place}
         known = merged_origins(read_details(store, generation).origins, origins)

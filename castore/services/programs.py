@@ -1,21 +1,22 @@
 """Programs that make dumps, take them in, or print a line that is wanted.
 
 They are argument lists, never run by a shell. What they write to standard error goes where
-castore's own does, and the end of it into the message if they fail. A program that fails, or takes longer
-than it may, raises ProgramError, and none is left running behind.
+castore's own does, and the end of it into the message if they fail; of programs that show what they are
+fed, only what a `Filter` lets through. A program that fails, or takes longer than it may, raises
+ProgramError, and none is left running behind.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
+import glob
 import os
 import pwd
 import select
-import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections import deque
@@ -23,10 +24,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from castore.errors import ProgramError
 from castore.services.interrupts import unheard
+from castore.services.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
+
+    Filter = Callable[[bytes], bytes | None]
+    """What of a line of standard error may be shown and recorded; None: nothing."""
 
 _PIPE_BYTES: Final = 1 << 20
 """What a user without privileges may ask for; the default of 64 KiB costs a wake-up a chunk."""
@@ -36,11 +41,15 @@ _GRACE_SECONDS: Final = 5.0
 
 _MAX_LINE_BYTES: Final = 1 << 20
 
-
 _TOLD_LINES: Final = 5
 """Of a program's standard error, in the message that it failed."""
 _LINE: Final = 300
+_FILTERED_LINE: Final = 4096
+"""What a filter sees of a line: its beginning."""
 _START_SECONDS: Final = 60.0
+_MARK: Final = "CASTORE_PROGRAM"
+"""In the environment of a program and of all that it starts: what is its own, wherever it has got to."""
+_PR_SET_PDEATHSIG: Final = 1
 
 
 @contextlib.contextmanager
@@ -61,11 +70,10 @@ def run_dump(
     terminated, and leaving the block raises ProgramError then, too.
     """
     with _Program(argv, None, subprocess.PIPE, env=env, timeout=timeout, kept=kept) as program:
-        output = program.output
-        enlarge_pipe(output)
+        enlarge_pipe(program.output)
 
         def read(buffer: memoryview) -> int:
-            count = os.readv(output, [buffer])
+            count = program.read(buffer)
             if not count:
                 program.wait()
             return count
@@ -82,15 +90,17 @@ def feed(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
     kept: Sequence[int] = (),
+    only: Filter | None = None,
 ) -> None:
     """Run a program and write `chunks` to its standard input. kept: descriptors that it has, too.
 
+    only: for a program that shows what it is fed: what of its standard error may be told.
     Raises ProgramError if the program does not exit with 0, or stops reading before it got
     everything. When `chunks` raises, the program is terminated *before* its standard input is
     closed: it must not take the end of what it got for the end of the dump.
     """
     pipes = subprocess.PIPE, subprocess.DEVNULL
-    with _Program(argv, *pipes, env=env, timeout=timeout, kept=kept) as program:
+    with _Program(argv, *pipes, env=env, timeout=timeout, kept=kept, only=only) as program:
         enlarge_pipe(program.input)
         fed, complete = _write_all(program.input, chunks)
         program.close_input()
@@ -113,12 +123,13 @@ def output_of(
     cwd: str | None = None,
     limit: int = _MAX_LINE_BYTES,
     kept: Sequence[int] = (),
+    only: Filter | None = None,
 ) -> bytes:
     """Run a program and return its standard output, which must be short.
 
     With `interactive` it has castore's standard input, so that it can ask for something; `given`: what
-    it has there, not much. account: whom it is run as. kept: descriptors that it has, too. Raises
-    ProgramError if it does not exit with 0 or prints more than `limit` bytes, a mebibyte.
+    it has there, not much. account: whom it is run as. kept, only: as of `feed`. Raises ProgramError
+    if it does not exit with 0 or prints more than `limit` bytes, a mebibyte.
     """
     stdin = subprocess.PIPE if given is not None else None
     with _Program(
@@ -131,13 +142,15 @@ def output_of(
         account=account,
         cwd=cwd,
         kept=kept,
+        only=only,
     ) as program:
         if given is not None:
             _write_all(program.input, [given])
             program.close_input()
         output = bytearray()
-        while data := os.read(program.output, 1 << 16):
-            output += data
+        room = memoryview(bytearray(1 << 16))
+        while count := program.read(room):
+            output += room[:count]
             if len(output) > limit:
                 raise ProgramError(f"{argv[0]} prints more than the {limit} bytes that were expected of it")
         program.wait()
@@ -199,6 +212,8 @@ def running(
                 stderr=file,
                 cwd=cwd,
                 process_group=0,
+                # Whatever ends castore ends the server: a killed drill leaves none behind.
+                preexec_fn=_ends_with_castore(ending),  # noqa: PLW1509 - one system call, nothing else
                 **_as(account),
             )
     except OSError as error:
@@ -212,6 +227,22 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _ends_with_castore(ending: int) -> Callable[[], None]:
+    """Return what a new process calls so that it gets that signal when castore is gone.
+
+    It has to be called by the process itself, after its user was changed: that would clear it (prctl(2)).
+    """
+    prctl = ctypes.CDLL(None).prctl
+    castore = os.getpid()
+
+    def call() -> None:
+        prctl(_PR_SET_PDEATHSIG, ending)
+        if os.getppid() != castore:
+            os._exit(1)
+
+    return call
 
 
 def unprivileged(name: str) -> pwd.struct_passwd | None:
@@ -230,12 +261,11 @@ def socket_folder(account: pwd.struct_passwd | None) -> Iterator[str]:
 
     The path of a socket has at most 107 bytes.
     """
-    folder = tempfile.mkdtemp(prefix="castore-")
-    try:
+    with scratch_folder("castore-run-", mode=0o711) as top:
+        folder = os.path.join(top, "s")
+        os.mkdir(folder, 0o700)
         give(folder, account)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def give(path: str, account: pwd.struct_passwd | None) -> None:
@@ -253,7 +283,8 @@ def _as(account: pwd.struct_passwd | None) -> dict[str, Any]:
 class _Errors:
     """A program's standard error, shown, and its last lines kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: Filter | None) -> None:
+        self._only = only
         self._read, self.write = os.pipe()
         self._lines: deque[bytes] = deque(maxlen=_TOLD_LINES)
         self._rest = b""
@@ -274,14 +305,32 @@ class _Errors:
                 data = os.read(self._read, 1 << 14)
                 if not data:
                     break
-                with contextlib.suppress(OSError):
-                    os.write(2, data)
+                if self._only is None:
+                    self._show(data)
                 *lines, self._rest = (self._rest + data).split(b"\n")
-                self._lines.extend(line[-_LINE:] for line in lines if line.strip())
-                self._rest = self._rest[-_LINE:]
+                for line in lines:
+                    self._keep(line)
+                self._rest = self._rest[-_LINE:] if self._only is None else self._rest[:_FILTERED_LINE]
             elif over:
                 break  # something that the program started has it still
+        rest, self._rest = self._rest, b""
+        self._keep(rest)
         os.close(self._read)
+
+    @staticmethod
+    def _show(data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, data)
+
+    def _keep(self, line: bytes) -> None:
+        if self._only is not None:
+            found = self._only(line[:_FILTERED_LINE])
+            if found is None:
+                return
+            line = found
+            self._show(line + b"\n")
+        if line.strip():
+            self._lines.append(line[-_LINE:])
 
     def close(self) -> None:
         """End with the program."""
@@ -294,8 +343,7 @@ class _Errors:
 
     def told(self) -> str:
         """Return the last lines."""
-        lines = [*self._lines, *([self._rest] if self._rest.strip() else [])]
-        return "; ".join(line.decode(errors="backslashreplace").strip() for line in lines)
+        return "; ".join(line.decode(errors="backslashreplace").strip() for line in self._lines)
 
 
 class _Program:
@@ -315,13 +363,17 @@ class _Program:
         cwd: str | None = None,
         grace: float | None = _GRACE_SECONDS,
         kept: Sequence[int] = (),
+        only: Filter | None = None,
     ) -> None:
         self._grace = grace
         self._kept = kept
-        self._errors = _Errors() if captured and not interactive else None
+        self._errors = _Errors(only) if captured and not interactive else None
+        # What only does something may leave others running on purpose: they are not marked.
+        self._mark = os.urandom(12).hex() if captured and not interactive else ""
         self._name = argv[0] if argv else ""
         self._timeout = timeout
         self._late = False
+        self._alarm: int | None = None
         given = stdin if stdin is not None or interactive else subprocess.DEVNULL
         try:
             with unheard():
@@ -334,6 +386,7 @@ class _Program:
             self._errors.start()
         self._timer: threading.Timer | None = None
         if timeout is not None:
+            self._alarm = os.eventfd(0)
             self._timer = threading.Timer(timeout, self._end_late)
             self._timer.daemon = True
             self._timer.start()
@@ -358,7 +411,7 @@ class _Program:
                 stdout=stdout,
                 stderr=None if self._errors is None else self._errors.write,
                 bufsize=0,
-                env=None if env is None else {**os.environ, **env},
+                env={**os.environ, **(env or {}), **({_MARK: self._mark} if self._mark else {})},
                 cwd=cwd,
                 pass_fds=self._kept,
                 **_as(account),
@@ -381,6 +434,20 @@ class _Program:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
+    def read(self, buffer: memoryview) -> int:
+        """Read what it prints; 0 at its end. Raises ProgramError when it takes longer than it may.
+
+        What the program has started may keep the pipe open when it is gone itself.
+        """
+        if self._alarm is not None:
+            poll = select.poll()
+            poll.register(self.output, select.POLLIN)
+            poll.register(self._alarm, select.POLLIN)
+            poll.poll()
+            if self._late:
+                self.wait()
+        return os.readv(self.output, [buffer])
+
     def close_input(self) -> None:
         """Let it see the end of its input."""
         assert self._process.stdin is not None
@@ -388,7 +455,9 @@ class _Program:
 
     def _end_late(self) -> None:
         self._late = True
-        _kill(self._process.pid)
+        _kill(self._process.pid, self._mark)
+        assert self._alarm is not None
+        os.eventfd_write(self._alarm, 1)
 
     def wait(self) -> None:
         """Wait for its end. Raises ProgramError if it has failed."""
@@ -398,7 +467,7 @@ class _Program:
     def check(self) -> None:
         """Raise ProgramError unless it has exited with 0."""
         status = self._process.returncode
-        if status == 0:
+        if status == 0 and not self._late:
             return
         if self._errors is not None:
             self._errors.close()
@@ -428,11 +497,14 @@ class _Program:
                     process.wait(self._grace)
         finally:
             if process.poll() is None:
-                _kill(process.pid)
+                _kill(process.pid, self._mark)
                 process.wait()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer.join()
+            if self._alarm is not None:
+                os.close(self._alarm)
+                self._alarm = None
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     pipe.close()
@@ -451,19 +523,38 @@ class _Program:
             self._errors.close()
 
 
-def _kill(pid: int) -> None:
-    """Kill a program, and what it has started and still is its own."""
+def _kill(pid: int, mark: str = "") -> None:
+    """Kill a program, what it has started and still is its own, and all that bears its mark."""
     found = [pid]
     for one in found:
-        # What is stopped starts no other while its children are looked for.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(one, signal.SIGSTOP)
-        children = f"/proc/{one}/task/{one}/children"
-        with contextlib.suppress(OSError), open(children, encoding="ascii") as file:
-            found += map(int, file.read().split())
+        # What is stopped starts no other while its children are looked for: of each of its threads.
+        _send(one, signal.SIGSTOP)
+        for children in glob.glob(f"/proc/{one}/task/*/children"):
+            with contextlib.suppress(OSError), open(children, encoding="ascii") as file:
+                found += map(int, file.read().split())
+    # Those whose parent has ended are somebody else's children now.
+    while more := [one for one in _marked(mark) if one not in found]:
+        for one in more:
+            _send(one, signal.SIGSTOP)
+        found += more
     for one in found:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(one, signal.SIGKILL)
+        _send(one, signal.SIGKILL)
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _marked(mark: str) -> list[int]:
+    """Return the processes that have inherited the mark of a program."""
+    wanted = f"{_MARK}={mark}".encode()
+    found = []
+    for path in glob.glob("/proc/[0-9]*/environ") if mark else ():
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if wanted in file.read().split(b"\0"):
+                found.append(int(path.split("/")[2]))
+    return found
 
 
 def enlarge_pipe(descriptor: int) -> None:

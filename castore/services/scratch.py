@@ -1,84 +1,89 @@
-"""Folders for a while, and what is left of those whose castore was killed."""
+"""Folders that are needed for a while, and go even if castore is killed: at the next time.
+
+Whoever makes one holds a lock on it as long as it lives, which no other process inherits. What nobody
+holds was left behind, and is removed by whoever makes one of that name beside it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import re
 import shutil
+import stat
 import tempfile
 from typing import TYPE_CHECKING
-
-from castore.errors import CastoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_TRIES = 100
+
+def _silent(_text: str) -> None:
+    pass
 
 
 @contextlib.contextmanager
-def scratch(
-    prefix: str, folder: str, say: Callable[[str], None] = lambda _text: None
+def scratch_folder(
+    prefix: str, where: str | None = None, *, mode: int = 0o700, say: Callable[[str], None] = _silent
 ) -> Iterator[str]:
-    """Give a folder that lasts as long as the block; what older ones of this prefix left is removed first.
+    """Give a new directory that is removed when the block is left, and remove what older ones left.
 
-    Each is locked by who uses it, so that nobody else takes it for left. Raises OSError, CastoreError.
+    where: None is the system's own place. say: is told of what cannot be removed, and why. Raises OSError.
     """
-    sweep(prefix, folder, say)
-    place, lock = _make(prefix, folder)
+    where = where or tempfile.gettempdir()
+    sweep(prefix, where, say)
+    made = tempfile.mkdtemp(prefix=f"{prefix}new-", dir=where)
+    folder = os.path.join(where, prefix + made[-8:])
+    descriptor = None
     try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-        os.close(lock)
-
-
-def _make(prefix: str, folder: str) -> tuple[str, int]:
-    for _ in range(_TRIES):
-        place = tempfile.mkdtemp(prefix=prefix, dir=folder)
-        # Between the two somebody may have taken it for left.
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            lock = _hold(place)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(place), os.fstat(lock)):
-                    return place, lock
-            os.close(lock)
-    raise CastoreError(f"cannot make a folder in {folder}: somebody removes it each time")
-
-
-def _hold(place: str) -> int:
-    """Lock a folder; give what holds the lock, which the kernel lets go when the process ends."""
-    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def sweep(prefix: str, folder: str, say: Callable[[str], None] = lambda _text: None) -> None:
-    """Remove the folders of this prefix that nobody has locked, and that are this user's."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    for place in [os.path.join(folder, name) for name in names if name.startswith(prefix)]:
-        # What is in use, or goes meanwhile, cannot be had, and is left.
+        descriptor = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Some file systems have no locks: there nothing is ever swept either.
         with contextlib.suppress(OSError):
-            if os.lstat(place).st_uid != os.geteuid():
-                continue
-            lock = _hold(place)
-            try:
-                if user := _user_of(place):
-                    say(f"{place} is left of a castore that was killed; the process {user} is still in it")
-                else:
-                    shutil.rmtree(place, ignore_errors=True)
-            finally:
-                os.close(lock)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.chmod(made, mode)
+        # It gets the name that is swept now that it is locked.
+        os.rename(made, folder)
+        yield folder
+    finally:
+        for path in (made, folder):
+            shutil.rmtree(path, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-def _user_of(place: str) -> str | None:
-    """Return the process that works in a place: a server that outlived the castore which started it."""
-    real = os.path.realpath(place) + "/"
+def sweep(prefix: str, where: str, say: Callable[[str], None] = _silent) -> None:
+    """Remove what a killed castore of this user has left behind."""
+    name = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")
+    with contextlib.suppress(OSError):
+        for found in os.listdir(where):
+            if name.fullmatch(found):
+                _remove_if_left(os.path.join(where, found), say)
+
+
+def _remove_if_left(folder: str, say: Callable[[str], None]) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        info = os.fstat(descriptor)
+        if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
+            return
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if user := _user_of(folder):
+            say(f"{folder} is left of a castore that was killed; the process {user} is still in it")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return  # somebody is at work in it
+    finally:
+        os.close(descriptor)
+
+
+def _user_of(folder: str) -> str | None:
+    """Return the process that works in a folder: a server that outlived the castore which started it."""
+    real = os.path.realpath(folder) + "/"
     for process in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             if f"{os.readlink(f'/proc/{process}/cwd')}/".startswith(real):

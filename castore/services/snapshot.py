@@ -313,6 +313,7 @@ def _store_dump(
         else:
             raise TypeError(source)
         store_stream(ingest, readinto, roots.append)
+        tally.warnings += getattr(readinto, "warnings", ())
     return roots[0]
 
 

@@ -20,6 +20,7 @@ from castore.content.attributes import Ownership
 from castore.errors import CastoreError, ProgramError
 from castore.services import drill, rollback
 from castore.services.config import Service
+from castore.services.engines import ldap as ldap_engine
 from castore.services.engines.contract import Engine, Secret
 from castore.services.engines.ldap import LDAP
 from castore.services.engines.redis import Redis
@@ -272,3 +273,117 @@ def test_a_suffix_that_is_not_there_is_told(lab: Lab, ldap: Server):
         engine.check()
     with pytest.raises(ProgramError):
         lab.snapshot("s", {"db": EngineSource("ldap", engine)})
+
+
+def ask(redis: Server, *words: str) -> str:
+    return run("redis-cli", "-s", redis.engine.socket, "-a", "pass word", "--no-auth-warning", *words).strip()
+
+
+@pytest.fixture
+def unsaving(redis: Server) -> Server:
+    """A server whose configuration says that it keeps nothing when it is stopped."""
+    conf = redis.folder / "conf"
+    conf.write_text(conf.read_text().replace("save 3600 1", 'save ""'))
+    ask(redis, "CONFIG", "SET", "save", "")
+    return redis
+
+
+def test_a_server_that_does_not_save_when_it_is_stopped_loses_nothing(lab: Lab, unsaving: Server):
+    redis = unsaving
+    first = redis.state()
+    lab.snapshot("s", {"db": EngineSource("redis", redis.engine)})
+    redis.change()
+    ask(redis, "SAVE")  # what is in the file is old from here on
+    ask(redis, "SET", "counter", "newest")
+    second = redis.state()
+    hooks = redis.hooks
+    broken = Service(stop=hooks.stop, start=hooks.start, health=("false",), health_timeout=0.1)
+    with pytest.raises(ProgramError, match="health"):
+        roll_back(lab, 1, broken)
+    assert redis.state() == second
+    late = ["redis-cli", "-s", redis.engine.socket, "-a", "pass word", "--no-auth-warning", "SET", "counter", "late"]
+    write_late = Service(stop=("sh", "-c", f"{shlex.join(late)}; {hooks.stop[2]}"), start=hooks.start)
+    done = roll_back(lab, 1, write_late)
+    assert redis.state() == first
+    assert done.safety is not None
+    roll_back(lab, done.safety.number, hooks)
+    assert ask(redis, "GET", "counter") == "late"
+    assert redis.leftovers() == []
+
+
+def test_a_roll_back_that_does_not_come_to_the_stop_leaves_the_settings_alone(lab: Lab, unsaving: Server):
+    lab.snapshot("s", {"db": EngineSource("redis", unsaving.engine)})
+    unsaving.change()
+    second = unsaving.state()
+    with pytest.raises(ProgramError, match="false"):
+        roll_back(lab, 1, Service(stop=("false",), start=("true",)))
+    assert unsaving.state() == second
+    assert ask(unsaving, "CONFIG", "GET", "save") == "save"
+    assert unsaving.leftovers() == []
+
+
+@pytest.mark.parametrize("with_safety", [True, False])
+def test_a_server_that_was_stopped_without_saving_is_put_back(lab: Lab, redis: Server, with_safety: bool):
+    lab.snapshot("s", {"db": EngineSource("redis", redis.engine)})
+    redis.change()
+    second = redis.state()
+    hooks = redis.hooks
+    killing = Service(stop=("sh", "-c", hooks.stop[2].replace("kill $", "kill -9 $", 1)), start=hooks.start)
+    with pytest.raises(CastoreError, match="stopped without writing"):
+        roll_back(lab, 1, killing, with_safety=with_safety)
+    for _ in range(100):
+        if subprocess.run(["redis-cli", "-s", redis.engine.socket, "-a", "pass word", "PING"], capture_output=True, check=False).stdout == b"PONG\n":
+            break
+        time.sleep(0.05)
+    assert redis.state() == second
+    assert redis.leftovers() == []
+
+
+def test_a_server_that_keeps_an_append_only_file_is_refused_and_drilled(lab: Lab, redis: Server):
+    ask(redis, "CONFIG", "SET", "appendonly", "yes")
+    taken = lab.snapshot("s", {"db": EngineSource("redis", redis.engine)})
+    redis.change()
+    second = redis.state()
+    with pytest.raises(CastoreError, match="append-only file.*nothing was touched"):
+        roll_back(lab, 1, redis.hooks)
+    assert redis.state() == second
+    with lab.open() as store:
+        done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0, numeric=True))
+    assert done.parts["db"].startswith("3 keys")
+
+
+def test_a_file_that_the_server_does_not_write_is_told(lab: Lab, redis: Server, tmp_path: Path):
+    (tmp_path / "other.rdb").write_bytes(b"REDIS")
+    engine = Redis(socket=redis.engine.socket, password=redis.engine.password, path=str(tmp_path / "other.rdb"))
+    lab.snapshot("s", {"db": EngineSource("redis", engine)})
+    with pytest.raises(CastoreError, match=r"does not write .*other.rdb"):
+        roll_back(lab, 1, redis.hooks)
+    assert sorted(os.listdir(tmp_path)) == ["lab", "other.rdb"]
+
+
+def test_slapd_has_to_be_stopped(lab: Lab, ldap: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ldap_engine, "_END_SECONDS", 0.2)
+    lab.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
+    ldap.change()
+    second = ldap.state()
+    for watch in ("_is_locked", "_is_open"):
+        with monkeypatch.context() as only, pytest.raises(CastoreError, match="slapd still has .*/data open"):
+            only.setattr(ldap_engine, watch, lambda _data: 0)
+            roll_back(lab, 1, Service())
+    assert ldap.state() == second
+    assert ldap.leftovers() == []
+
+
+def test_no_entry_is_told_when_a_dump_does_not_load(lab: Lab, ldap: Server, capfd, monkeypatch: pytest.MonkeyPatch):
+    lab.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
+    ldap.change()
+    real = rollback.contents_of
+
+    def broken(reader, part, safety):
+        found = real(reader, part, safety)
+        return found._replace(target=lambda: [b"".join(found.target()).replace(b"cn: p7\n", b"cn: p7\nsecretAttribute: x\n")])
+
+    monkeypatch.setattr(rollback, "contents_of", broken)
+    with pytest.raises(ProgramError, match=r"slapadd failed.*line=\d+") as caught:
+        roll_back(lab, 1, ldap.hooks)
+    assert "cn=p7" not in str(caught.value) + capfd.readouterr().err

@@ -64,7 +64,7 @@ class MariaDBServer:
         os.chmod(self._folder, 0o755)
         data = os.path.join(self._folder, "data")
         made = subprocess.run(
-            ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"]
+            ["mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--tmpdir={self._folder}", "--auth-root-authentication-method=normal"]
             + ["--skip-test-db", "--skip-name-resolve"],
             capture_output=True,
             text=True,
@@ -76,7 +76,7 @@ class MariaDBServer:
         self.log = os.path.join(self._folder, "log")
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
-                ["mariadbd", *_QUIET, f"--datadir={data}", f"--socket={self.socket}", f"--pid-file={self._folder}/pid"],
+                ["mariadbd", *_QUIET, f"--tmpdir={self._folder}", f"--datadir={data}", f"--socket={self.socket}", f"--pid-file={self._folder}/pid"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

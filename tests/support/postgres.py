@@ -62,7 +62,9 @@ class Postgres:
     Any user of the machine may connect as `postgres` while it runs, through `socket_folder`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *initdb: str) -> None:
+        """Initdb: more arguments of it."""
+        self._initdb = initdb
         self.programs = _folder_of_programs()
         self._account = _account()
         # Not under pytest's own directory: the server's user may not enter it, and a socket's path
@@ -100,13 +102,17 @@ class Postgres:
         data = os.path.join(self._folder, "data")
         made = subprocess.run(
             [self._program("initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
-            + ["--locale=C", "--no-sync"],
+            + ["--locale=C", "--no-sync", *self._initdb],
             capture_output=True,
             text=True,
             check=False,
             **self._rights(),
         )
         assert made.returncode == 0, f"initdb failed: {made.stderr}"
+        self._run_server()
+
+    def _run_server(self) -> None:
+        data = os.path.join(self._folder, "data")
         settings = [word for each in _QUIET for word in ("-c", each)]
         self.log = os.path.join(self._folder, "log")
         with open(self.log, "wb") as log:
@@ -132,8 +138,17 @@ class Postgres:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.05)
 
+    def restart(self) -> None:
+        """End the server and start it again."""
+        self._end()
+        self._run_server()
+
     def stop(self) -> None:
         """End the server and remove its directory."""
+        self._end()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(signal.SIGINT)  # a "fast" shutdown: clients are cut off
@@ -142,7 +157,6 @@ class Postgres:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGQUIT)  # "immediate": its children end too
                 process.wait(_PATIENCE)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _connection(self) -> list[str]:
         return ["-h", self.socket_folder, "-U", "postgres"]

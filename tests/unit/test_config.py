@@ -218,3 +218,16 @@ def test_another_package_adds_an_engine(read, tmp_path, monkeypatch):
     assert (part.engine, part.source.path, part.source.colour) == ("notes", "/x", "blue")
     with pytest.raises(ConfigError, match="known are tree, file, .*, notes"):
         read('[service.d.parts.p]\nengine="none"')
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "-1", "0", "0.0", "1e300"])
+@pytest.mark.parametrize("key", ["timeout", "health-timeout", "parts.db.timeout"])
+def test_a_time_that_cannot_be_waited_for_is_refused(read, key, seconds):
+    *table, name = ["service", "app", *key.split(".")]
+    text = f"[{'.'.join(table)}]\n{name} = {seconds}\n"
+    if "parts" in key:
+        text += 'engine = "command"\ndump = ["true"]\n'
+    with pytest.raises(ConfigError, match=f"service.app.{key}: seconds, a number above 0, were expected, not "):
+        read(text)
+    read(text.replace(f"= {seconds}", "= 0.5"))
+    read(text.replace(f"= {seconds}", "= 86400"))

@@ -537,20 +537,20 @@ def test_what_a_killed_drill_left_is_removed_by_the_next(app: App):
     (left,) = os.listdir(scratch)
     (app.top / "castore.toml").write_text(text)
     # What is in use, and what is somebody else's, is left alone.
-    for name in ("castore-drill-used", "castore-drill-server", "castore-drill-others", "other"):
+    for name in ("castore-drill-used____", "castore-drill-server__", "castore-drill-others__", "other"):
         (scratch / name).mkdir()
-    os.chown(scratch / "castore-drill-others", 4242, 4242)
-    held = os.open(scratch / "castore-drill-used", os.O_RDONLY)
+    os.chown(scratch / "castore-drill-others__", 4242, 4242)
+    held = os.open(scratch / "castore-drill-used____", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    with subprocess.Popen(["sleep", "100"], cwd=scratch / "castore-drill-server") as server:
+    with subprocess.Popen(["sleep", "100"], cwd=scratch / "castore-drill-server__") as server:
         try:
             told = app.run("drill", "app", "--scratch", str(scratch))
         finally:
             server.kill()
     os.close(held)
     assert f"the process {server.pid} is still in it" in told.stdout
-    kinds = ("used", "server", "others")
+    kinds = ("used____", "server__", "others__")
     assert left not in os.listdir(scratch)
     assert set(os.listdir(scratch)) == {*(f"castore-drill-{kind}" for kind in kinds), "other"}
     app.run("drill", "app", "--scratch", str(scratch))
-    assert set(os.listdir(scratch)) == {"castore-drill-others", "other"}
+    assert set(os.listdir(scratch)) == {"castore-drill-others__", "other"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -162,3 +163,85 @@ def test_a_program_may_be_given_the_standard_input(tmp_path):
         [sys.executable, "-c", script], input=b"secret", capture_output=True, check=True
     )
     assert run.stdout == b"b'secret' b''\n"
+
+
+def sleepers(seconds: str) -> list[int]:
+    """Return the processes that sleep that long."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if file.read() == f"sleep\0{seconds}\0".encode():
+                    found.append(int(pid))
+        except OSError:
+            continue
+    return found
+
+
+THREAD = "import subprocess, threading; t = threading.Thread(target=lambda: subprocess.run(['sleep', '{0}'])); t.start(); t.join()"
+STRAYS = [
+    [sys.executable, "-c", THREAD],
+    ["sh", "-c", "setsid sleep {0}; true"],
+    ["sh", "-c", "setsid sleep {0} & wait"],
+    ["sh", "-c", "sleep {0} & echo data"],  # the program is gone, and its pipe open
+    ["sh", "-c", "(setsid sleep {0} &) ; echo data"],
+]
+
+
+@pytest.mark.parametrize("stray", STRAYS, ids=["thread", "session", "session-waited-for", "pipe", "orphan"])
+def test_what_takes_too_long_ends_with_all_that_it_has_started(stray):
+    seconds = f"{60 + os.getpid() / 1e7:.7f}"
+    argv = [word.format(seconds) for word in stray]
+    for use in (lambda: output_of(argv, timeout=0.4), lambda: read_dump(argv, 0.4)):
+        begun = time.monotonic()
+        with pytest.raises(ProgramError, match="took longer than 0.4 s"):
+            use()
+        assert time.monotonic() - begun < 10
+        for _ in range(50):
+            if not sleepers(seconds):
+                break
+            time.sleep(0.02)
+        assert sleepers(seconds) == []
+
+
+def read_dump(argv, timeout):
+    with run_dump(argv, timeout=timeout) as readinto:
+        read_all(readinto)
+
+
+def test_only_what_a_filter_lets_through_is_shown_and_recorded(capfd):
+    def only(line):
+        return line.replace(b"5", b"five") if line.startswith(b"ERROR") else None
+
+    script = "cat >/dev/null; echo 'row secret'; echo 'ERROR 5: x' >&2; echo secret >&2; head -c 99999 /dev/zero | tr '\\0' s >&2; printf 'ERROR half' >&2; exit 3"
+    with pytest.raises(ProgramError) as caught:
+        feed(sh(script), [b"data"], only=only)
+    assert str(caught.value) == "sh failed: it exited with status 3: ERROR five: x"
+    assert capfd.readouterr().err == "ERROR five: x\n"
+    with pytest.raises(ProgramError, match="status 4: ERROR half$"):
+        output_of(sh("printf 'secret\\nERROR half' >&2; exit 4"), only=only)
+
+
+def test_a_server_that_was_started_ends_with_castore(tmp_path):
+    seconds = f"{70 + os.getpid() / 1e7:.7f}"
+    script = f"""
+import signal, time
+from castore.services.programs import running, unprivileged
+with running(["sleep", "{seconds}"], signal.SIGTERM, account=unprivileged("nobody"), cwd="/", log="{tmp_path}/log"):
+    print("up", flush=True)
+    time.sleep(60)
+"""
+    castore = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    try:
+        assert castore.stdout is not None
+        assert castore.stdout.readline() == b"up\n"
+        assert len(sleepers(seconds)) == 1
+    finally:
+        castore.send_signal(signal.SIGKILL)
+        castore.wait()
+        castore.stdout.close()
+    for _ in range(100):
+        if not sleepers(seconds):
+            break
+        time.sleep(0.02)
+    assert sleepers(seconds) == []

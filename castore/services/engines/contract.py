@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 Memo = dict[str, str]
 """What an engine has to know of a roll-back that another process may have begun."""
+
+_INTRODUCTION: Final = b"-- castore: "
+_MOST_INTRODUCED: Final = 1 << 24
 
 SWITCHING: Final = "switching"
 """Is in a memo from the moment on when `switch` is going to be called."""
@@ -82,7 +86,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     def dump(self) -> AbstractContextManager[Readinto]:
         """Give a function that reads the dump, as castore.services.programs.run_dump does.
 
-        Raises ProgramError where the dump failed or is not whole.
+        It may be a `Reader`, which has warnings. Raises ProgramError where the dump failed or is not whole.
         """
 
     def stopped(self, memo: Memo) -> Engine:
@@ -179,6 +183,44 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         return "Secret()"
 
 
+class Reader:
+    """What reads a dump: a line of castore's own first, which the program that takes it in passes over.
+
+    warnings: (name, reason) of what of the state is not in the dump, or could not be taken in again. They
+    are whole when the dump has been read to its end.
+    """
+
+    def __init__(self, readinto: Readinto, introduction: dict[str, Any]) -> None:
+        self.warnings: list[tuple[bytes, str]] = []
+        self._readinto = readinto
+        # In ASCII, so that it holds no end of a line.
+        text = json.dumps(introduction, sort_keys=True)
+        self._first = memoryview(_INTRODUCTION + text.encode("ascii") + b"\n")
+
+    def __call__(self, view: memoryview) -> int:
+        """Fill the beginning of a buffer; return how many bytes that were, 0 at the end."""
+        if self._first:
+            count = min(len(self._first), len(view))
+            view[:count] = self._first[:count]
+            self._first = self._first[count:]
+            return count
+        return self._readinto(view)
+
+
+def introduction_of(chunks: Iterable[Bytes]) -> dict[str, Any]:
+    """Return what the first line of a dump tells; {}: it was taken by a castore that wrote none."""
+    line = b""
+    for chunk in chunks:
+        line += bytes(chunk[: _MOST_INTRODUCED - len(line)])
+        if b"\n" in line or len(line) == _MOST_INTRODUCED or not line.startswith(_INTRODUCTION[: len(line)]):
+            break
+    text = line.partition(b"\n")[0]
+    if not text.startswith(_INTRODUCTION):
+        return {}
+    found: dict[str, Any] = json.loads(text[len(_INTRODUCTION) :])
+    return found
+
+
 def settings_of(engine: Engine) -> dict[str, Any]:
     """Return an engine's fields as plain values, as castore.toml has them."""
     found: dict[str, Any] = msgspec.to_builtins(engine)
@@ -194,6 +236,16 @@ def refuse_filters(options: tuple[str, ...], filters: tuple[str, ...]) -> None:
                     f"the option {option} leaves something out of the dump, and a roll-back exchanges the "
                     "whole database: nothing was touched; the engine command leaves that to a program"
                 )
+
+
+def refuse_elsewhere(options: tuple[str, ...], leading: tuple[str, ...]) -> None:
+    """Raise CastoreError where options let a dump say itself which database it goes into: the live one."""
+    for option in options:
+        if any(option == one or (one.startswith("--") and option.startswith(one)) for one in leading):
+            raise CastoreError(
+                f"with the option {option} the dump says itself where it goes: into the live database; "
+                "nothing was touched"
+            )
 
 
 def new_name(mark: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, ClassVar
@@ -83,6 +84,7 @@ class File(Engine, frozen=True):
                     os.fchown(file.fileno(), info.st_uid, info.st_gid)
                 if memo["existed"]:
                     os.fchmod(file.fileno(), stat.S_IMODE(info.st_mode))
+                    _copy_attributes(live, file.fileno())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -144,6 +146,29 @@ class File(Engine, frozen=True):
         for ending in endings:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + ending)
+
+
+def _copy_attributes(path: str, descriptor: int) -> None:
+    """Give a file the extended attributes of another, its access control list among them; none else."""
+    wanted = _attributes(path)
+    for name in _attributes(descriptor):
+        # Its folder may hand an access control list down to what is made in it.
+        if name not in wanted:
+            with contextlib.suppress(PermissionError):
+                os.removexattr(descriptor, name)
+    for name in wanted:
+        # Some are the system's own, and nobody's to set.
+        with contextlib.suppress(PermissionError):
+            os.setxattr(descriptor, name, os.getxattr(path, name))
+
+
+def _attributes(file: str | int) -> list[str]:
+    try:
+        return os.listxattr(file)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return []  # the file system has none
+        raise
 
 
 def _rename(path: str, to: str) -> None:

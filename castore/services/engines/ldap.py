@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
 import re
 import shutil
 import stat
-from typing import TYPE_CHECKING, ClassVar
+import struct
+import time
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from castore.services.engines.contract import Readinto
+
+
+_END_SECONDS: Final = 5.0
+"""How long slapd may take to be gone when `stop` has ended."""
 
 
 class LDAP(Engine, frozen=True):
@@ -113,7 +121,7 @@ class LDAP(Engine, frozen=True):
             program = self._program("slapadd")
             feed([program, "-F", config, "-n", "0"], ["\n\n".join(entries).encode()], timeout=self.timeout)
             argv = [program, "-q", "-F", config, "-b", self.suffix]
-            feed(argv, contents.target(), timeout=self.timeout)
+            feed(argv, contents.target(), timeout=self.timeout, only=_plain)
         finally:
             shutil.rmtree(config, ignore_errors=True)
 
@@ -122,6 +130,7 @@ class LDAP(Engine, frozen=True):
         del contents
         if not os.path.isdir(memo["new"]):
             raise CastoreError(f"what was to take the place of {memo['live']} is gone: {memo['new']}")
+        _refuse_held(memo["live"])
         try:
             if os.path.isdir(memo["live"]):
                 os.rename(memo["live"], memo["old"])
@@ -186,3 +195,40 @@ def _give(top: str, info: os.stat_result) -> None:
         for folder, _, files in os.walk(top):
             for path in (folder, *(os.path.join(folder, name) for name in files)):
                 os.chown(path, info.st_uid, info.st_gid)
+
+
+def _plain(line: bytes) -> bytes:
+    """Return what may be told of what slapadd says: what failed, and in which line, but not whose entry."""
+    return re.sub(rb'"[^"]*"?', b'"..."', line)
+
+
+def _refuse_held(data: str) -> None:
+    """Raise CastoreError while somebody has a database open: he would go on with what was moved away."""
+    end = time.monotonic() + _END_SECONDS
+    while held := _is_locked(data) or _is_open(data):
+        if time.monotonic() > end:
+            raise CastoreError(
+                f"slapd still has {data} open (process {held}): `stop` of castore.toml has to stop it, and "
+                "`start` to start it again"
+            )
+        time.sleep(0.05)
+
+
+def _is_locked(data: str) -> int:
+    """Return a process that has an LMDB environment open; 0: none. Each holds a lock on its lock file."""
+    with contextlib.suppress(OSError), open(os.path.join(data, "lock.mdb"), "rb") as file:
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        kind, _, _, _, holder = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        if kind != fcntl.F_UNLCK:
+            # Of another PID namespace it is told as 0: one that is nobody's.
+            return int(holder) or -1
+    return 0
+
+
+def _is_open(data: str) -> int:
+    """Return a process that has a file in a directory open; 0: none that can be seen."""
+    for path in glob.glob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.path.dirname(os.readlink(path)) == data:
+                return int(path.split("/")[2])
+    return 0

@@ -7,12 +7,14 @@ on a database (views, triggers, routines, events) is written down, dropped, and 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
 import re
 import shutil
 import signal
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.contract import (
@@ -20,11 +22,15 @@ from castore.services.engines.contract import (
     Contents,
     Engine,
     Memo,
+    Reader,
     Secret,
+    introduction_of,
     new_name,
+    refuse_elsewhere,
     refuse_filters,
     trailing,
 )
+from castore.services.engines.mariadb_script import Measured, led_into, plain, unescaped, unqualified
 from castore.services.programs import (
     feed,
     give,
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from castore.services.engines.contract import Readinto
+    from castore.services.programs import Filter
 
 _WHOLE: Final = b"-- Dump completed"
 _MOST: Final = 1 << 30
@@ -49,9 +56,21 @@ _FILTERS: Final = (
     *("--skip-routines", "--skip-triggers", "--skip-events"),
 )
 """Options of the dump program that leave something out."""
+_ELSEWHERE: Final = ("-A", "--all-databases", "-B", "--databases")
+_BROKEN: Final = "references invalid"
+_PACKET: Final = 1 << 30
+"""The largest that there may be."""
+_UNCHECKED: Final = b"/*M!100201 SET SESSION check_constraint_checks = 0 */;\n"
+"""A row may be older than the constraint that it violates, and is there all the same."""
+_LACKING: Final = "this view refers to what is not there, or may not be used: only its text is kept"
+_STRANGE: Final = (
+    "this name has a tab, an end of a line or another control character in it, and could not be rolled back: "
+    "rename it"
+)
 _TABLES: Final = ("BASE TABLE", "SYSTEM VERSIONED", "SEQUENCE")
 _KINDS: Final = {
-    "view": "SELECT TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {0}",
+    "view": "SELECT TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {0} "
+    "AND TABLE_NAME NOT LIKE 'castore!_view!_%' ESCAPE '!'",
     "trigger": "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {0}",
     "event": "SELECT EVENT_NAME FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {0}",
     "function": "SELECT ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0} "
@@ -61,6 +80,16 @@ _KINDS: Final = {
     "package": "SELECT ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0} "
     "AND ROUTINE_TYPE = 'PACKAGE'",
 }
+
+
+class _View(NamedTuple):
+    """A view that the dump program does not take as it is: it, or whom it is run for, lacks something."""
+
+    name: str
+    text: str
+    """The statement that makes it."""
+    broken: bool
+    """Whether it refers to what is not there: it cannot even be made."""
 
 
 class MariaDB(Engine, frozen=True):
@@ -109,7 +138,7 @@ class MariaDB(Engine, frozen=True):
                 kept.append(fd)
             for option, value in (
                 *(("host", self.host), ("port", self.port), ("socket", self.socket), ("user", self.user)),
-                ("default-character-set", "utf8mb4"),
+                *(("default-character-set", "utf8mb4"), ("max-allowed-packet", _PACKET)),
             ):
                 if value is not None:
                     argv.append(f"--{option}={value}")
@@ -118,19 +147,21 @@ class MariaDB(Engine, frozen=True):
                 argv.append(f"--init-command=SET SESSION lock_wait_timeout = {_LOCK_SECONDS}")
             yield argv, kept
 
-    def _query(self, sql: str, database: str | None = None) -> list[list[str]]:
-        """Run SQL; return the rows that it gives."""
+    def _query(self, sql: str, database: str | None = None, only: Filter = plain) -> list[list[str]]:
+        """Run SQL; return the rows that it gives. only: what of the client's messages is told."""
         with self._argv(1) as (argv, kept):
-            options = ["--batch", "--raw", "--skip-column-names", "--silent"]
+            options = ["--batch", "--skip-column-names", "--silent"]
             options += [f"--database={database}"] if database else []
-            given, timeout = sql.encode(), self.timeout
-            out = output_of([*argv, *options], timeout=timeout, given=given, limit=_MOST, kept=kept)
-        return [line.split("\t") for line in out.decode().split("\n") if line]
+            run = [*argv, *options]
+            out = output_of(run, timeout=self.timeout, given=sql.encode(), limit=_MOST, only=only, kept=kept)
+        lines = [line for line in out.decode().split("\n") if line]
+        return [[unescaped(value) for value in line.split("\t")] for line in lines]
 
     def _feed(self, database: str, chunks: Iterable[bytes | memoryview]) -> None:
+        script = itertools.chain([_UNCHECKED], led_into(database, chunks))
         with self._argv(1) as (argv, kept):
-            argv += ["--batch", f"--database={database}"]
-            feed(argv, chunks, timeout=self.timeout, kept=kept)
+            run = [*argv, "--batch", f"--database={database}"]
+            feed(run, script, timeout=self.timeout, only=plain, kept=kept)
 
     def check(self) -> None:
         """Connect to the database."""
@@ -154,18 +185,85 @@ class MariaDB(Engine, frozen=True):
     @contextlib.contextmanager
     def dump(self) -> Iterator[Readinto]:
         """Give a function that reads what the dump program writes: one moment of the database."""
+        odd = self._odd_views(self.database)
+        most = int(self._query("SELECT @@GLOBAL.max_allowed_packet")[0][0])
+        told = {"charset": self._charset(self.database), "views": odd}
         with self._argv(0) as (argv, kept):
             options = [
                 *("--single-transaction", "--skip-dump-date", "--hex-blob", "--no-tablespaces"),
                 *("--routines", "--triggers", "--events", *self._history(argv[0]), *self.options),
-                *("--", self.database),
+                *(*_ignoring(self.database, [view.name for view in odd]), "--", self.database),
             ]
             with run_dump([*argv, *options], timeout=self.timeout, kept=kept) as readinto:
-                yield trailing(readinto, _WHOLE, argv[0])
+                measured = Measured(trailing(readinto, _WHOLE, argv[0]), most)
+                reader = Reader(measured, told)
+                measured.warnings = reader.warnings
+                reader.warnings += [(view.name.encode(), _LACKING) for view in odd if view.broken]
+                reader.warnings += [(name.encode(), _STRANGE) for name in self._strange_names()]
+                yield reader
+
+    def _charset(self, database: str) -> list[str]:
+        """Return the character set and collation that new tables of a database get; []: it is not there."""
+        columns = "DEFAULT_CHARACTER_SET_NAME, DEFAULT_COLLATION_NAME"
+        where = f"WHERE SCHEMA_NAME = {_text(database)}"
+        found = self._query(f"SELECT {columns} FROM information_schema.SCHEMATA {where}")
+        return found[0] if found else []
+
+    def _views(self, database: str) -> list[str]:
+        return [row[0] for row in self._query(_KINDS["view"].format(_text(database)))]
+
+    def _odd_views(self, database: str) -> list[_View]:
+        """Return the views that the dump program would fail at, or write so that they are bound to a name."""
+        names = self._views(database)
+        if not names:
+            return []
+        said: dict[str, str] = {}
+        for table, _, kind, text in self._query(f"CHECK TABLE {', '.join(map(_name, names))}", database):
+            if kind.lower() == "error":
+                name = table[len(database) + 1 :]
+                said[name] = f"{said.get(name, '')} {text}"
+        found = []
+        for name in names:
+            if name in said:
+                text = self._query(f"SHOW CREATE VIEW {_name(name)}", database)[0][1]
+                broken = _BROKEN in said[name] or not self._works(f"SHOW FIELDS FROM {_name(name)}", database)
+                found.append(_View(name, unqualified(text, _name(database)), broken))
+        return found
+
+    def _make_views(self, database: str, views: Iterable[_View]) -> None:
+        """Make views, in whichever order they can be made; those that were broken only if they can be."""
+        left = list(views)
+        while left:
+            failed = [view for view in left if not self._works(view.text, database)]
+            if len(failed) == len(left):
+                for view in failed:
+                    if not view.broken:
+                        self._query(view.text, database)
+                return
+            left = failed
+
+    def _works(self, sql: str, database: str) -> bool:
+        """Run SQL; return whether it has not failed, and tell nobody."""
+        try:
+            self._query(sql, database, lambda _line: None)
+        except ProgramError:
+            return False
+        return True
+
+    def _strange_names(self) -> list[str]:
+        """Return the names in the database that the client's output and scripts cannot be trusted with."""
+        live = _text(self.database)
+        tables = f"SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = {live}"
+        queries = [tables, *(query.format(live) for query in _KINDS.values())]
+        names = {row[0] for query in queries for row in self._query(query)}
+        return sorted(name for name in names if re.search("[\0-\x1f\x7f]", name))
 
     def ready(self) -> None:
         """See whether the server answers, and a roll-back would bring all back."""
         refuse_filters(self.options, _FILTERS)
+        refuse_elsewhere(self.options, _ELSEWHERE)
+        if strange := self._strange_names():
+            raise CastoreError(f"{self.database}.{strange[0]!r}: {_STRANGE}; nothing was touched")
         live = _text(self.database)
         keys = self._query(
             "SELECT CONSTRAINT_SCHEMA, CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS "
@@ -199,18 +297,19 @@ class MariaDB(Engine, frozen=True):
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Make a database, and load the dump."""
         live, new, old, code = memo["live"], memo["new"], memo["old"], memo["code"]
-        like = "SELECT DEFAULT_CHARACTER_SET_NAME, DEFAULT_COLLATION_NAME FROM information_schema.SCHEMATA "
-        found = self._query(f"{like} WHERE SCHEMA_NAME = {_text(live)}")
-        charset = f" CHARACTER SET {found[0][0]} COLLATE {found[0][1]}" if found else ""
+        told = introduction_of(contents.target())
+        present = self._charset(live)
+        # An older castore did not record it: then it is as in the live database.
         self._query(f"""
-            CREATE DATABASE {_name(new)}{charset};
-            CREATE DATABASE {_name(old)}{charset};
+            CREATE DATABASE {_name(new)}{_charset_of(told.get("charset") or present)};
+            CREATE DATABASE {_name(old)}{_charset_of(present)};
             CREATE DATABASE {_name(code)};
             CREATE TABLE {_name(code)}.kept (which VARCHAR(10), number INT, text LONGBLOB NOT NULL,
                 PRIMARY KEY (which, number)) ENGINE=InnoDB;
             CREATE TABLE {_name(code)}.staged (number INT);
         """)
         self._feed(new, contents.target())
+        self._make_views(new, (_View(*view) for view in told.get("views", ())))
         # Its events would run, and its triggers would keep its tables from being moved.
         self._keep_code(memo, "new")
         self._drop_code(new)
@@ -220,7 +319,8 @@ class MariaDB(Engine, frozen=True):
         del contents
         live, new, old = memo["live"], memo["new"], memo["old"]
         if not memo["existed"]:
-            self._query(f"CREATE DATABASE IF NOT EXISTS {_name(live)}")
+            charset = _charset_of(self._charset(new))
+            self._query(f"CREATE DATABASE IF NOT EXISTS {_name(live)}{charset}")
         if not self._is_moved(memo):
             # Before anything is dropped: whether the tables can be had.
             if tables := [f"{_name(live)}.{_name(table)} WRITE" for table in self._tables(live)]:
@@ -229,6 +329,7 @@ class MariaDB(Engine, frozen=True):
             self._drop_code(live)
             self._move([(live, old), (new, live)], f"{_name(memo['code'])}.staged", "moved")
         self._drop_code(live)
+        self._set_charset(live, new)
         self._make_code(memo, "new")
 
     def undo(self, memo: Memo, contents: Contents) -> None:
@@ -240,9 +341,15 @@ class MariaDB(Engine, frozen=True):
             if self._is_moved(memo):
                 self._drop_code(live)
                 self._move([(live, new), (old, live)], f"{_name(memo['code'])}.moved", "staged")
+            if memo["existed"]:
+                self._set_charset(live, old)
             if self._kept(memo, "live") is not None:
                 self._drop_code(live)
                 self._make_code(memo, "live")
+            there = self._asides(memo)
+            for name, aside in json.loads(self._kept(memo, "asides") or b"[]"):
+                if aside in there:
+                    self._query(_renaming(live, aside, name))
             if not memo["existed"] and self._has(live) and not self._tables(live):
                 self._query(f"DROP DATABASE {_name(live)}")
         if self._tables(old):
@@ -252,6 +359,8 @@ class MariaDB(Engine, frozen=True):
     def finish(self, memo: Memo) -> None:
         """Remove what was replaced."""
         self._query(self._lock(memo["code"]))
+        for aside in self._asides(memo):
+            self._query(f"DROP VIEW IF EXISTS {_name(memo['live'])}.{_name(aside)}")
         for mark in ("new", "old", "code"):
             if not re.fullmatch("castore_(new|old|code)_[0-9a-f]{12}", memo[mark]):
                 raise AssertionError(memo[mark])  # nothing else is ever dropped
@@ -264,8 +373,11 @@ class MariaDB(Engine, frozen=True):
             own = type(self)(
                 database="drill", socket=socket, user="root", program_path=self.program_path
             )
-            own._query("CREATE DATABASE drill CHARACTER SET utf8mb4")
+            was = introduction_of(contents.target())
+            charset = was.get("charset") or ["utf8mb4", "utf8mb4_general_ci"]
+            own._query(f"CREATE DATABASE drill{_charset_of(charset)}")
             own._feed("drill", contents.target())
+            own._make_views("drill", (_View(*view) for view in was.get("views", ())))
             tables = own._tables("drill")
             rows = 0
             for table in tables:
@@ -286,14 +398,16 @@ class MariaDB(Engine, frozen=True):
         account = unprivileged("mysql")
         give(folder, account)
         data = os.path.join(folder, "data")
+        # In a directory for temporary files that it shares, a server removes those of others when it starts.
         argv = [server, "--no-defaults", "--initialize-insecure", f"--datadir={data}"]
         if make is not None:
-            argv = [make, "--no-defaults", f"--datadir={data}", "--skip-test-db"]
+            argv = [make, "--no-defaults", f"--datadir={data}", f"--tmpdir={folder}", "--skip-test-db"]
             argv.append("--auth-root-authentication-method=normal")
         output_of(argv, account=account, cwd=folder)
         with socket_folder(account) as place:
             socket = os.path.join(place, "socket")
-            quiet = ("--skip-networking", "--innodb-flush-log-at-trx-commit=0", "--event-scheduler=OFF")
+            quiet = [f"--max-allowed-packet={_PACKET}", f"--tmpdir={folder}"]
+            quiet += ("--skip-networking", "--innodb-flush-log-at-trx-commit=0", "--event-scheduler=OFF")
             argv = [server, "--no-defaults", f"--datadir={data}", f"--socket={socket}", *quiet]
             argv.append(f"--pid-file={place}/pid")
             log = os.path.join(folder, "log")
@@ -342,17 +456,48 @@ class MariaDB(Engine, frozen=True):
         if self._kept(memo, which) is not None:
             return
         database = memo[which]
+        odd = self._odd_views(database)
+        if which == "live":
+            self._set_aside(memo, odd)
+        else:
+            self._write_down(memo, "views", json.dumps(odd).encode())
         with self._argv(0) as (argv, kept):
-            given = partial(output_of, timeout=self.timeout, limit=_MOST, kept=kept)
-            options = ["--skip-dump-date", "--skip-lock-tables", "--no-data"]
+            ignored = [view.name for view in odd] + (self._asides(memo) if which == "live" else [])
+            options = ["--skip-dump-date", "--skip-lock-tables", "--no-data", *_ignoring(database, ignored)]
             hanging = ["--no-create-info", "--routines", "--triggers", "--events", "--", database]
+            given = partial(output_of, timeout=self.timeout, limit=_MOST, kept=kept)
             text = given([*argv, *options, *hanging])
-            if views := [row[0] for row in self._query(_KINDS["view"].format(_text(database)))]:
+            if views := [name for name in self._views(database) if name not in ignored]:
                 named = ["--skip-triggers", "--", database, *views]
                 text += given([*argv, *options, *named])
         if which == "live":
             self._write_down(memo, "grants", "\n".join(self._grants(database)).encode())
         self._write_down(memo, which, text)
+
+    def _set_aside(self, memo: Memo, views: list[_View]) -> None:
+        """Rename views that could not be made again: so they can be put back as they are."""
+        live = memo["live"]
+        if self._kept(memo, "asides") is None:
+            mark = memo["code"].rpartition("_")[2]
+            names = [[view.name, f"castore_view_{mark}_{at}"] for at, view in enumerate(views)]
+            self._write_down(memo, "asides", json.dumps(names).encode())
+        there = self._views(live)
+        for name, aside in json.loads(self._kept(memo, "asides") or b"[]"):
+            if name in there:
+                self._query(_renaming(live, name, aside))
+
+    def _asides(self, memo: Memo) -> list[str]:
+        """Return the views of the live database that this roll-back has renamed."""
+        mark = memo["code"].rpartition("_")[2]
+        where = f"WHERE TABLE_SCHEMA = {_text(memo['live'])}"
+        rows = self._query(f"SELECT TABLE_NAME FROM information_schema.VIEWS {where}")
+        return [row[0] for row in rows if re.fullmatch(f"castore_view_{mark}_[0-9]+", row[0])]
+
+    def _set_charset(self, database: str, of: str) -> None:
+        """Let new tables of a database get the character set that those of another get."""
+        wanted = self._charset(of)
+        if wanted and wanted != self._charset(database):
+            self._query(f"ALTER DATABASE {_name(database)}{_charset_of(wanted)}")
 
     def _write_down(self, memo: Memo, which: str, text: bytes) -> None:
         """Keep a text, in pieces that any server takes, and see that it is there."""
@@ -402,6 +547,9 @@ class MariaDB(Engine, frozen=True):
         if text is None:
             raise CastoreError(f"the views, triggers, routines and events of {memo['live']} are not there")
         self._feed(memo["live"], [text])
+        if which == "new":
+            views = json.loads(self._kept(memo, "views") or b"[]")
+            self._make_views(memo["live"], (_View(*view) for view in views))
         for grant in (self._kept(memo, "grants") or b"").decode().split("\n"):
             # A routine that is there in one of both states only takes its rights with it.
             with contextlib.suppress(ProgramError):
@@ -421,3 +569,15 @@ def _name(name: str) -> str:
 
 def _text(text: str) -> str:
     return "0x" + text.encode().hex() if text else "''"
+
+
+def _charset_of(charset: list[str]) -> str:
+    return f" CHARACTER SET {charset[0]} COLLATE {charset[1]}" if charset else ""
+
+
+def _renaming(database: str, name: str, to: str) -> str:
+    return f"RENAME TABLE {_name(database)}.{_name(name)} TO {_name(database)}.{_name(to)}"
+
+
+def _ignoring(database: str, tables: Iterable[str]) -> list[str]:
+    return [f"--ignore-table={database}.{table}" for table in tables]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import json
 import os
 import re
 import shutil
 import signal
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.contract import (
@@ -17,10 +18,23 @@ from castore.services.engines.contract import (
     Contents,
     Engine,
     Memo,
+    Reader,
     Secret,
+    introduction_of,
     new_name,
+    refuse_elsewhere,
     refuse_filters,
     trailing,
+)
+from castore.services.engines.postgresql_sql import (
+    COLUMNS,
+    PROPERTIES,
+    adornments,
+    creation,
+    dbname_argument,
+    plain,
+    quoted_name,
+    quoted_text,
 )
 from castore.services.programs import (
     feed,
@@ -36,47 +50,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from castore.services.engines.contract import Readinto
+    from castore.services.programs import Filter
 
 _FILTERS: Final = (
     *("-t", "-T", "-n", "-N", "-a", "-s", "-e", "-B", "--table", "--exclude", "--schema", "--data-only"),
     *("--section", "--no-data", "--no-schema", "--filter", "--no-large-objects", "--no-blobs", "--extension"),
 )
 """Options of pg_dump that leave something out."""
+_ELSEWHERE: Final = ("-C", "--create")
 _WHOLE: Final = b"-- PostgreSQL database dump complete"
 _SAME_KEY: Final = "castore"
 """pg_dump guards what it writes with a random word since 2025; a word that stays dedups."""
-
-_COPY_OF_DATABASE: Final = """
-SELECT format('CREATE DATABASE %I WITH TEMPLATE template0 OWNER %I ENCODING %L LC_COLLATE %L LC_CTYPE %L '
-              'CONNECTION LIMIT %s', :'new', r.rolname, pg_encoding_to_char(d.encoding),
-              d.datcollate, d.datctype, d.datconnlimit) || {locale} ||
-       CASE WHEN t.spcname = 'pg_default' THEN '' ELSE format(' TABLESPACE %I', t.spcname) END
-FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba JOIN pg_tablespace t ON t.oid = d.dattablespace
-WHERE d.datname = :'live'
-"""
-_SETTINGS_OF_DATABASE: Final = """
-SELECT format('ALTER %s SET %I TO %s', CASE WHEN s.setrole = 0 THEN format('DATABASE %I', :'new')
-              ELSE format('ROLE %I IN DATABASE %I', r.rolname, :'new') END, split_part(c, '=', 1),
-              CASE WHEN split_part(c, '=', 1) IN ('search_path', 'temp_tablespaces') OR c LIKE '%_libraries=%'
-              THEN substr(c, strpos(c, '=') + 1) ELSE quote_literal(substr(c, strpos(c, '=') + 1)) END)
-FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) c LEFT JOIN pg_roles r ON r.oid = s.setrole
-JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datname = :'live'
-UNION ALL
-SELECT format('COMMENT ON DATABASE %I IS %L', :'new', shobj_description(oid, 'pg_database'))
-FROM pg_database WHERE datname = :'live' AND shobj_description(oid, 'pg_database') IS NOT NULL
-UNION ALL
-SELECT format('ALTER DATABASE %I IS_TEMPLATE true', :'new') FROM pg_database
-WHERE datname = :'live' AND datistemplate
-UNION ALL
-SELECT format('REVOKE ALL ON DATABASE %I FROM PUBLIC', :'new') FROM pg_database
-WHERE datname = :'live' AND datacl IS NOT NULL
-UNION ALL
-SELECT format('GRANT %s ON DATABASE %I TO %s%s', a.privilege_type, :'new',
-              CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(g.rolname) END,
-              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-FROM pg_database d CROSS JOIN aclexplode(d.datacl) a LEFT JOIN pg_roles g ON g.oid = a.grantee
-WHERE d.datname = :'live' AND (a.grantee = 0 OR g.rolname IS NOT NULL)
-"""
 
 
 @contextlib.contextmanager
@@ -170,15 +154,26 @@ class PostgreSQL(Engine, frozen=True):
         return [
             self._program("psql"),
             *self._where(),
-            *("--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--dbname={database}"),
+            *("--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", dbname_argument(database)),
+            # No DETAIL, no CONTEXT, no LINE: they show what is in rows.
+            *("--set=VERBOSITY=terse", "--set=SHOW_CONTEXT=never"),
         ]
 
-    def _query(self, sql: str, names: Memo | None = None, database: str | None = None) -> list[str]:
-        """Run SQL; return the records that it gives. names: what :'name' in it stands for."""
+    def _query(
+        self, sql: str, names: Memo | None = None, database: str | None = None, *, detail: bool = False
+    ) -> list[str]:
+        """Run SQL; return the records that it gives. names: what :'name' in it stands for.
+
+        detail: tell what a failure's DETAIL says, too: of what has nothing to do with rows.
+        """
         argv = [*self._psql(database or self._elsewhere), "--tuples-only", "--no-align"]
         argv.append("--record-separator-zero")
         argv += [f"--set={name}={value}" for name, value in (names or {}).items()]
-        out = output_of(argv, env=self._env(), timeout=self.timeout, given=sql.encode())
+        only: Filter | None = plain
+        if detail:
+            argv.append("--set=VERBOSITY=default")
+            only = None
+        out = output_of(argv, env=self._env(), timeout=self.timeout, given=sql.encode(), only=only)
         return [record.strip("\n") for record in out.decode().split("\0") if record.strip("\n")]
 
     def check(self) -> None:
@@ -205,9 +200,23 @@ class PostgreSQL(Engine, frozen=True):
         """Give a function that reads what pg_dump writes."""
         program = self._program("pg_dump")
         argv = [program, *self._where(), "--format=plain", *self._same_key(program), *self.options]
-        argv += ["--", self.database]
+        argv.append(dbname_argument(self.database))
+        properties = self._properties() or {}
         with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
-            yield trailing(readinto, _WHOLE, program)
+            yield Reader(trailing(readinto, _WHOLE, program), properties)
+
+    def _properties(self) -> dict[str, Any] | None:
+        """Return what the live database is beside what it holds; None if there is none."""
+        found = self._query(PROPERTIES, {"live": self.database})
+        if not found:
+            return None
+        told: dict[str, Any] = json.loads(found[0])
+        row = told.pop("row")
+        told |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
+        # It had another name before PostgreSQL 17.
+        if locale := row.get("datlocale") or row.get("daticulocale"):
+            told["locale"] = locale
+        return told
 
     def _same_key(self, program: str) -> Sequence[str]:
         usage = output_of([program, "--help"])
@@ -216,6 +225,7 @@ class PostgreSQL(Engine, frozen=True):
     def ready(self) -> None:
         """See whether the server answers, and a roll-back would bring all back."""
         refuse_filters(self.options, _FILTERS)
+        refuse_elsewhere(self.options, _ELSEWHERE)
         self.version()
 
     def begin(self) -> Memo:
@@ -224,29 +234,20 @@ class PostgreSQL(Engine, frozen=True):
         return {**names, "existed": "yes" if self.database in self._there(names) else ""}
 
     def stage(self, memo: Memo, contents: Contents) -> None:
-        """Make a database like the live one, and load the dump."""
-        names = {"live": memo["live"], "new": memo["new"]}
-        make = self._query(_COPY_OF_DATABASE.format(locale=self._locale()) + ";", names)
-        if not make:
-            make = self._query("SELECT format('CREATE DATABASE %I TEMPLATE template0', :'new');", names)
-        self._query(make[0] + ";")
+        """Make a database like the one that was dumped, and load the dump."""
+        new = memo["new"]
+        # An older castore did not record what the database was: then it is as the live one.
+        was = introduction_of(contents.target()) or self._properties()
+        version = int(self._query("SHOW server_version_num;")[0])
+        self._query(creation(new, was, version) + ";")
         # Not as one transaction: where there are large objects, pg_dump brings some of its own.
-        argv = [*self._psql(memo["new"]), "--output=/dev/null"]
-        feed(argv, contents.target(), env=self._env(), timeout=self.timeout)
-        self._query("ANALYZE;", database=memo["new"])
-        for line in self._query(_SETTINGS_OF_DATABASE + ";", names):
-            self._query(line + ";")
-
-    def _locale(self) -> str:
-        """Return what else CREATE DATABASE has to be told of a locale, as an SQL expression."""
-        number = int(self._query("SHOW server_version_num;")[0])
-        if number < 150000:
-            return "''"
-        column = "datlocale" if number >= 170000 else "daticulocale"
-        return (
-            "CASE d.datlocprovider WHEN 'i' THEN format(' LOCALE_PROVIDER icu ICU_LOCALE %L', "
-            f"d.{column}) ELSE '' END"
-        )
+        argv = [*self._psql(new), "--output=/dev/null"]
+        feed(argv, contents.target(), env=self._env(), timeout=self.timeout, only=plain)
+        self._query("ANALYZE;", database=new)
+        if was is not None:
+            roles = set(self._query("SELECT rolname FROM pg_roles;"))
+            for line in adornments(new, was, roles):
+                self._query(line + ";")
 
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Exchange the names of the two databases, in one transaction."""
@@ -281,19 +282,27 @@ class PostgreSQL(Engine, frozen=True):
             own = PostgreSQL(
                 database="drill", host=socket, user="postgres", program_path=self.program_path
             )
+            spaces = 0
             while True:
                 own._query("DROP DATABASE IF EXISTS drill;")
                 own._query("CREATE DATABASE drill TEMPLATE template0 ENCODING 'UTF8';")
                 try:
                     argv = [*own._psql("drill"), "--output=/dev/null"]
-                    feed(argv, contents.target(), env=own._env(), timeout=self.timeout)
+                    feed(argv, contents.target(), env=own._env(), timeout=self.timeout, only=plain)
                     break
                 except ProgramError as error:
                     # Roles are the server's, not the database's: they are not in its dump.
-                    role = re.search('role "((?:[^"]|"")+)" does not exist', str(error))
-                    if role is None:
+                    if role := re.search('role "(.+?)" does not exist', str(error)):
+                        own._query(f"CREATE ROLE {quoted_name(role[1])};")
+                    elif space := re.search('parameter "default_tablespace": "(.+?)"(;|$)', str(error)):
+                        place = os.path.join(folder, f"space{spaces}")
+                        os.mkdir(place, 0o700)
+                        give(place, unprivileged("postgres"))
+                        named = f"{quoted_name(space[1])} LOCATION {quoted_text(place)}"
+                        own._query(f"CREATE TABLESPACE {named};")
+                        spaces += 1
+                    else:
                         raise
-                    own._query(f'CREATE ROLE "{role[1]}";')
             tables = own._query(
                 "SELECT format('SELECT count(*) FROM %I.%I', schemaname, tablename) FROM pg_tables "
                 "WHERE schemaname NOT IN ('pg_catalog', 'information_schema');",
@@ -328,7 +337,7 @@ class PostgreSQL(Engine, frozen=True):
             sql = "SELECT format('ALTER DATABASE %I RENAME TO %I', :'name', :'to');"
             script += [line + ";" for line in self._query(sql, {"name": name, "to": to})]
         try:
-            self._query("\n".join([*script, "COMMIT;"]))
+            self._query("\n".join([*script, "COMMIT;"]), detail=True)
         finally:
             for pair in pairs:
                 for name in pair:
@@ -420,7 +429,7 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         argv = [*self._psql(self._elsewhere), "--output=/dev/null"]
         # A role that is there cannot be made: that is no failure.
         argv = [one for one in argv if one != "--set=ON_ERROR_STOP=1"]
-        feed(argv, chunks, env=self._env(), timeout=self.timeout)
+        feed(argv, chunks, env=self._env(), timeout=self.timeout, only=plain)
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import tempfile
 from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import quote
 
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.file import File
-from castore.services.scratch import scratch, sweep
+from castore.services.scratch import scratch_folder, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,8 +55,8 @@ class SQLite(File, frozen=True):
         folder = os.path.dirname(self.path)
         # Beside the database where that can be: it is as large, and /tmp may be small or in memory.
         where = folder if os.access(folder, os.W_OK) else None
-        with scratch(_SCRATCH, where or tempfile.gettempdir()) as place:
-            copy = os.path.join(place, "copy")
+        with scratch_folder(_SCRATCH, where) as scratch:
+            copy = os.path.join(scratch, "copy")
             with self._opened() as live, contextlib.closing(sqlite3.connect(copy)) as target:
                 # A read that has begun is not held up by writers, and waits no longer than it may to begin;
                 # all pages in one step, else a writer makes it begin again, and again.

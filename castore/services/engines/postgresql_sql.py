@@ -1,0 +1,121 @@
+"""What PostgreSQL is told and says: names, what a database is beside what it holds, and messages."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROPERTIES: Final = """
+SELECT json_build_object('row', row_to_json(d), 'owner', pg_get_userbyid(d.datdba),
+  'encoding', pg_encoding_to_char(d.encoding), 'tablespace', t.spcname,
+  'comment', shobj_description(d.oid, 'pg_database'), 'restricted', d.datacl IS NOT NULL,
+  'settings', (SELECT json_agg(json_build_array(r.rolname, c.one) ORDER BY r.rolname NULLS FIRST, c.at)
+    FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) WITH ORDINALITY c (one, at)
+    LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE s.setdatabase = d.oid),
+  'rights', (SELECT json_agg(json_build_array(g.rolname, a.privilege_type, a.is_grantable)
+      ORDER BY g.rolname NULLS FIRST, a.privilege_type, a.is_grantable)
+    FROM aclexplode(d.datacl) a LEFT JOIN pg_roles g ON g.oid = a.grantee
+    WHERE a.grantee = 0 OR g.rolname IS NOT NULL))
+FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace WHERE d.datname = :'live';
+"""
+"""What a database is beside what it holds, which pg_dump does not write."""
+COLUMNS: Final = ("datcollate", "datctype", "datconnlimit", "datistemplate", "datlocprovider", "daticurules")
+_PROVIDERS: Final = {"c": "libc", "i": "icu", "b": "builtin"}
+_REST: Final = ("NOTICE", "DETAIL", "CONTEXT", "HINT", "QUERY", "STATEMENT", "LOCATION", "LINE")
+_LISTS: Final = ("search_path", "temp_tablespaces", "unix_socket_directories")
+"""Settings that are lists, as is every one that ends in _libraries."""
+
+
+def quoted_name(name: str) -> str:
+    """Return a name as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quoted_text(text: str) -> str:
+    """Return a text as SQL has it."""
+    quoted = text.replace("'", "''").replace("\\", "\\\\")
+    return f"E'{quoted}'" if "\\" in text else f"'{quoted}'"
+
+
+def dbname_argument(database: str) -> str:
+    """Return the argument that names a database, and nothing else.
+
+    A bare name with a = in it, or one that begins as a URI, is taken for a whole connection string: it could
+    send the password anywhere.
+    """
+    quoted = database.replace("\\", "\\\\").replace("'", "\\'")
+    return f"--dbname=dbname='{quoted}'"
+
+
+def creation(new: str, was: dict[str, Any] | None, version: int) -> str:
+    """Return how a database is made that is as another was; version: of the server that makes it.
+
+    The provider of its locale is always named: a cluster has one of its own, which it would else take.
+    """
+    sql = f"CREATE DATABASE {quoted_name(new)} TEMPLATE template0"
+    if was is None:
+        return sql
+    sql += f" OWNER {quoted_name(was['owner'])} ENCODING {quoted_text(was['encoding'])}"
+    sql += f" LC_COLLATE {quoted_text(was['datcollate'])} LC_CTYPE {quoted_text(was['datctype'])}"
+    provider = _PROVIDERS.get(was.get("datlocprovider", "c"), "libc")
+    if version >= 150000:
+        sql += f" LOCALE_PROVIDER {provider}"
+    if provider != "libc":
+        sql += f" {provider.upper()}_LOCALE {quoted_text(was['locale'])}"
+    if was.get("daticurules"):
+        sql += f" ICU_RULES {quoted_text(was['daticurules'])}"
+    if was["tablespace"] != "pg_default":
+        sql += f" TABLESPACE {quoted_name(was['tablespace'])}"
+    return sql
+
+
+def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
+    """Yield what gives a database its settings, rights and comment; without roles that are gone."""
+    database = f"DATABASE {quoted_name(new)}"
+    for role, setting in was["settings"] or ():
+        name, _, value = setting.partition("=")
+        if name in _LISTS or name.endswith("_libraries"):
+            value = ", ".join(map(quoted_text, _items(value)))
+        else:
+            value = quoted_text(value)
+        if role is None:
+            yield f"ALTER {database} SET {_dotted(name)} TO {value}"
+        elif role in roles:
+            yield f"ALTER ROLE {quoted_name(role)} IN {database} SET {_dotted(name)} TO {value}"
+    yield f"ALTER {database} CONNECTION LIMIT {int(was['datconnlimit'])}"
+    if was["comment"] is not None:
+        yield f"COMMENT ON {database} IS {quoted_text(was['comment'])}"
+    if was["restricted"]:
+        yield f"REVOKE ALL ON {database} FROM PUBLIC"
+        yield f"REVOKE ALL ON {database} FROM {quoted_name(was['owner'])}"
+    for role, right, grantable in was["rights"] or ():
+        if role is None or role in roles:
+            option = " WITH GRANT OPTION" if grantable else ""
+            yield f"GRANT {right} ON {database} TO {'PUBLIC' if role is None else quoted_name(role)}{option}"
+    if was.get("datistemplate"):
+        yield f"ALTER {database} IS_TEMPLATE true"
+
+
+def _dotted(name: str) -> str:
+    return ".".join(map(quoted_name, name.split(".")))
+
+
+def _items(value: str) -> list[str]:
+    """Return what a list of names holds, as a setting has it: some of them quoted."""
+    found = re.findall(r'"((?:[^"]|"")*)"|([^",\s]+)', value)
+    return [plain or quoted.replace('""', '"') for quoted, plain in found] or [""]
+
+
+def plain(line: bytes) -> bytes | None:
+    """Return what may be told of what psql says: what failed, and why, but no value of a row."""
+    text = line.decode(errors="backslashreplace")
+    severity, colon, _ = text.partition(":  ")
+    severity = severity.split(": ")[-1]
+    if not text.startswith("psql: ") and (not colon or not severity.isupper() or severity in _REST):
+        return None
+    if "for parameter " not in text:
+        text = re.sub('(?<=[^ :]: )["\u00bb\u201e\u00ab\u201c].*', '"..."', text)
+    return re.sub('\\bvalue ".*?"', 'value "..."', text).encode()

@@ -1,0 +1,280 @@
+"""MariaDB: views that are broken, character sets, large rows, and what of rows may never be told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from castore.content.attributes import Ownership
+from castore.content.streams import StreamReader
+from castore.errors import CastoreError, ProgramError
+from castore.model.generation import Generation
+from castore.services import drill
+from castore.services.config import Service
+from castore.services.engines import mariadb
+from castore.services.engines.mariadb import MariaDB
+from castore.services.plan import read_details
+from castore.services.snapshot import EngineSource
+from castore.services.transaction import contents_of
+from tests.support.mariadb import MariaDBServer
+from tests.support.stores import Lab
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[MariaDBServer]:
+    with MariaDBServer() as started:
+        yield started
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path / "lab")
+
+
+@pytest.fixture
+def app(server: MariaDBServer) -> Iterator[str]:
+    name = f"app{random.randrange(10**9)}"
+    server.sql(f"CREATE DATABASE {name} CHARACTER SET latin1")
+    yield name
+    for one in server.databases():
+        server.sql(f"DROP DATABASE `{one}`")
+
+
+def engine(server: MariaDBServer, name: str) -> MariaDB:
+    return MariaDB(database=name, socket=server.socket, user="root")
+
+
+def take(lab: Lab, server: MariaDBServer, name: str) -> Generation:
+    return lab.snapshot("s", {"db": EngineSource("mariadb", engine(server, name))})
+
+
+def drilled(lab: Lab, number: int) -> str:
+    with lab.open() as store:
+        target = store.generation("s", number)
+        assert target is not None
+        return drill.drill(store, target, {}, Service(), Ownership(change=os.geteuid() == 0)).parts["db"]
+
+
+def warnings(lab: Lab, number: int) -> list[tuple[str, bytes, str]]:
+    with lab.open() as store:
+        target = store.generation("s", number)
+        assert target is not None
+        return list(read_details(store, target).warnings)
+
+
+VIEWS = """
+CREATE TABLE a (x INT, y INT); CREATE TABLE b (x INT); INSERT INTO a VALUES (1, 2);
+CREATE VIEW v AS SELECT x, 'it''s' AS s FROM a; CREATE VIEW over_v AS SELECT x FROM v; CREATE VIEW fine AS SELECT * FROM b;
+CREATE FUNCTION f(z INT) RETURNS INT DETERMINISTIC RETURN z + 1; CREATE VIEW uses_f AS SELECT f(x) AS fx FROM a;
+CREATE DEFINER=gone@nowhere VIEW foreign_v AS SELECT x FROM b;
+"""
+
+
+def state(server: MariaDBServer, name: str) -> str:
+    tables = server.sql("SHOW FULL TABLES", name)
+    kinds = server.sql(f"SELECT TABLE_NAME, VIEW_DEFINITION, DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = '{name}' ORDER BY 1")
+    routines = server.sql(f"SELECT ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = '{name}' ORDER BY 1")
+    return "\n".join([tables, kinds, routines, server.sql(f"SELECT * FROM {name}.b")])
+
+
+BREAKING = {
+    "a table is gone": "DROP TABLE a",
+    "a column is gone": "ALTER TABLE a DROP COLUMN x",
+    "a function is gone": "DROP FUNCTION f",
+    "all is gone": "DROP TABLE a; DROP FUNCTION f; DROP TABLE b; CREATE TABLE b (z INT)",
+    "a table has a view's name": "DROP TABLE a; DROP VIEW fine; CREATE TABLE fine (z INT)",
+}
+
+
+@pytest.mark.parametrize("what", BREAKING)
+def test_a_view_that_a_deployment_broke_keeps_nobody_from_going_back(lab: Lab, server: MariaDBServer, app: str, what: str):
+    server.sql(VIEWS, app)
+    first = state(server, app)
+    assert take(lab, server, app).missed == 0
+    server.sql(BREAKING[what], app)
+    second = state(server, app)
+    with pytest.raises(ProgramError, match="health"):
+        lab.roll_back(1, settings=Service(health=("false",), health_timeout=0))
+    assert state(server, app) == second  # the broken views are there, as they were
+    done = lab.roll_back(1)
+    assert done.problems == []
+    assert state(server, app) == first
+    assert server.sql("SELECT * FROM over_v", app) == "1"
+    assert server.sql("SELECT * FROM uses_f", app) == "2"
+    assert server.databases() == [app]
+    assert drilled(lab, 1).startswith("1 rows in 2 tables")
+    assert done.safety is not None
+    assert done.safety.missed > 0
+    assert {reason for _, _, reason in warnings(lab, done.safety.number)} == {mariadb._LACKING}
+    # What is broken cannot be made; all else is as it was, and the store says what is missing.
+    broken = {name.decode() for _, name, _ in warnings(lab, done.safety.number)}
+    lab.roll_back(done.safety.number)
+    left = [line for line in second.splitlines() if line and line.split("\t")[0] not in broken]
+    assert [line for line in state(server, app).splitlines() if line] == left
+
+
+def test_an_undone_roll_back_that_was_killed_puts_broken_views_back(lab: Lab, server: MariaDBServer, app: str):
+    server.sql(VIEWS, app)
+    take(lab, server, app)
+    server.sql("DROP TABLE a", app)
+    second = state(server, app)
+    own = engine(server, app)
+    memo = own.begin()
+    with lab.open() as store:
+        target = store.generation("s", 1)
+        assert target is not None
+        with StreamReader(store) as reader:
+            contents = contents_of(reader, target.parts[0], lambda: None)
+            own.stage(memo, contents)
+            memo["switching"] = "yes"
+            own._keep_code(memo, "live")
+            assert state(server, app) != second
+            own.undo(memo, contents)
+            assert state(server, app) == second
+    assert server.databases() == [app]
+
+
+OLD_CODE = """
+CREATE TABLE a (x INT, s VARCHAR(9)); INSERT INTO a VALUES (1, 'x');
+DELIMITER //
+CREATE FUNCTION f(z VARCHAR(10)) RETURNS VARCHAR(10) DETERMINISTIC BEGIN RETURN z; END//
+CREATE TRIGGER tr BEFORE INSERT ON a FOR EACH ROW BEGIN SET NEW.x = 1; END//
+CREATE EVENT ev ON SCHEDULE EVERY 1 YEAR STARTS '2037-01-01' DISABLE DO SELECT 1//
+DELIMITER ;
+"""
+
+
+def charsets(server: MariaDBServer, name: str) -> str:
+    return server.sql(
+        "SELECT SCHEMA_NAME, DEFAULT_COLLATION_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME LIKE 'app%';"
+        f"SELECT ROUTINE_NAME, DATABASE_COLLATION FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = '{name}';"
+        f"SELECT EVENT_NAME, DATABASE_COLLATION FROM information_schema.EVENTS WHERE EVENT_SCHEMA = '{name}';"
+        f"SELECT TRIGGER_NAME, DATABASE_COLLATION FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = '{name}'"
+    )
+
+
+def test_code_that_is_older_than_the_character_set_of_its_database_comes_back(lab: Lab, server: MariaDBServer, app: str):
+    server.sql(OLD_CODE, app)
+    server.sql(f"ALTER DATABASE {app} CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci")
+    first = charsets(server, app)
+    assert "latin1_swedish_ci" in first
+    take(lab, server, app)
+    assert drilled(lab, 1).startswith("1 rows in 1 tables")
+    server.sql(f"INSERT INTO a VALUES (2, 'y'); ALTER DATABASE {app} COLLATE utf8mb4_bin", app)
+    second = charsets(server, app)
+    for number in (0, 1):
+        with pytest.raises(ProgramError):
+            lab.roll_back(1, settings=Service(**({"stop": ("false",)} if number else {"health": ("false",)}), health_timeout=0))
+        assert charsets(server, app) == second
+    done = lab.roll_back(1)
+    assert charsets(server, app) == first
+    assert done.safety is not None
+    lab.roll_back(done.safety.number)
+    assert charsets(server, app) == second
+    server.sql(f"DROP DATABASE {app}")
+    lab.roll_back(1, with_safety=False)
+    assert charsets(server, app) == first
+    assert server.databases() == [app]
+
+
+def test_a_dump_of_an_older_castore_comes_back_as_the_live_database_is(
+    lab: Lab, server: MariaDBServer, app: str, monkeypatch: pytest.MonkeyPatch
+):
+    server.sql("CREATE TABLE a (x INT)", app)
+    with monkeypatch.context() as older:
+        older.setattr(mariadb, "Reader", lambda readinto, _introduction: readinto)
+        take(lab, server, app)
+    server.sql(f"INSERT INTO a VALUES (1); ALTER DATABASE {app} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin", app)
+    second = charsets(server, app)
+    lab.roll_back(1)
+    assert charsets(server, app) == second
+    assert server.sql("SELECT count(*) FROM a", app) == "0"
+
+
+def test_a_row_that_no_packet_holds_is_told_and_still_drilled(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("CREATE TABLE a (id INT PRIMARY KEY, x LONGBLOB); INSERT INTO a VALUES (1, repeat('a', 7 * 1024 * 1024))", app)
+    assert take(lab, server, app).missed == 0
+    server.sql("DELETE FROM a", app)
+    lab.roll_back(1)
+    assert server.sql("SELECT length(x) FROM a", app) == str(7 << 20)
+    server.sql("UPDATE a SET x = repeat('a', 10 * 1024 * 1024)", app)
+    taken = take(lab, server, app)
+    assert taken.missed == 1
+    ((_, _, reason),) = warnings(lab, taken.number)
+    assert "raise max_allowed_packet" in reason
+    assert drilled(lab, taken.number).startswith("1 rows in 1 tables")
+    server.sql("DELETE FROM a", app)
+    with pytest.raises(ProgramError, match="packet|gone away"):
+        lab.roll_back(taken.number)
+    assert server.sql("SELECT count(*) FROM a", app) == "0"
+    assert server.databases() == [app]
+    before = server.sql("SELECT @@GLOBAL.max_allowed_packet")
+    try:
+        server.sql("SET GLOBAL max_allowed_packet = 64 * 1024 * 1024")
+        lab.roll_back(taken.number)
+        assert server.sql("SELECT length(x) FROM a", app) == str(10 << 20)
+    finally:
+        server.sql(f"SET GLOBAL max_allowed_packet = {before}")
+
+
+def test_a_row_that_violates_a_constraint_comes_back(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("CREATE TABLE k (x INT CHECK (x < 5)); SET check_constraint_checks = 0; INSERT INTO k VALUES (777666)", app)
+    take(lab, server, app)
+    server.sql("DELETE FROM k", app)
+    lab.roll_back(1)
+    assert server.sql("SELECT x FROM k", app) == "777666"
+    with pytest.raises(AssertionError, match="CONSTRAINT"):
+        server.sql("INSERT INTO k VALUES (8)", app)
+
+
+def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(lab: Lab, server: MariaDBServer, app: str, capfd):
+    server.sql("CREATE TABLE u (pw VARCHAR(99)); INSERT INTO u VALUES ('row-secret'), ('ROW-SECRET')", app)
+    take_dump = MariaDB.dump
+
+    @contextlib.contextmanager
+    def damaged(self):
+        with take_dump(self) as readinto:
+
+            def read(view: memoryview) -> int:
+                count = readinto(view)
+                view[:count] = bytes(view[:count]).replace(b"'ROW-SECRET'", b"!ROW-SECRET!")
+                return count
+
+            yield read
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MariaDB, "dump", damaged)
+        take(lab, server, app)
+    server.sql("DELETE FROM u", app)
+    with pytest.raises(ProgramError, match=r"ERROR 1064 .* near '\.\.\.'") as caught:
+        lab.roll_back(1)
+    with lab.open() as store:
+        told = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.index.events())]
+    assert not [one for one in told if "secret" in one.lower()]
+
+
+def test_a_name_with_a_tab_is_told_clearly(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("CREATE TABLE z (x INT)", app)
+    server.sql("CREATE TABLE `a\tb` (x INT)", app)
+    taken = take(lab, server, app)
+    assert [(path, reason) for _, path, reason in warnings(lab, taken.number)] == [(b"a\tb", mariadb._STRANGE)]
+    server.sql("INSERT INTO z VALUES (1)", app)
+    with pytest.raises(CastoreError, match=r"'a\\tb': this name has a tab.*rename it; nothing was touched"):
+        lab.roll_back(1)
+    server.sql("RENAME TABLE `a\tb` TO ab", app)
+    assert take(lab, server, app).missed == 0
+    server.sql("DELETE FROM z", app)
+    lab.roll_back(2)
+    assert server.sql("SELECT * FROM z", app) == "1"
+
+
+@pytest.mark.parametrize("option", ["-B", "--databases", "--all-databases"])
+def test_a_dump_that_says_itself_where_it_goes_is_refused(server: MariaDBServer, app: str, option: str):
+    with pytest.raises(CastoreError, match="into the live database"):
+        msgspec.structs.replace(engine(server, app), options=(option,)).ready()
