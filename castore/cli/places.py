@@ -129,8 +129,11 @@ def read_identity(path: str) -> Identity:
 
 
 def write_identity(path: str, identity: Identity, passphrase: str | None) -> None:
-    """Write an identity file, 0600, never over another. Raises UsageError."""
+    """Write an identity file, 0600, durably, never over another. Raises UsageError, StorageError."""
     import datetime as dt
+
+    from castore.storage.files import sync_directory
+    from castore.store.places import make_private_directory
 
     locked = identity.text() if passphrase is None else identity.locked_text(passphrase)
     today = dt.datetime.now().astimezone().date()
@@ -140,17 +143,39 @@ def write_identity(path: str, identity: Identity, passphrase: str | None) -> Non
         "# Whoever has this file can read that state; without it nobody can.\n"
         f"{locked}\n"
     )
+    path = os.path.abspath(path)
+    part = f"{path}.{os.urandom(8).hex()}"
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        make_private_directory(os.path.dirname(path))
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "w") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            # Whole or not at all: half an identity would stand in the way of the next try.
+            _name_new(part, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+        sync_directory(os.path.dirname(path))
     except FileExistsError:
         raise UsageError(f"{path} exists already; an identity is never written over") from None
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    with os.fdopen(fd, "w") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
+
+
+def _name_new(part: str, path: str) -> None:
+    """Give a file its name, unless that is taken. Raises OSError."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # No links on this file system: a stick's FAT.
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        os.rename(part, path)
 
 
 def passphrase_from_command() -> str | None:

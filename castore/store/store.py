@@ -103,10 +103,12 @@ class Store:
         *,
         average: int = DEFAULT_AVERAGE,
         identity: Callable[[], Identity] | None = None,
+        before: Callable[[bytes], None] = lambda _store_id: None,
     ) -> Store:
         """Make a store in `storage`, sealed to (recipient, label) pairs, and open it.
 
-        Its writer key is kept on this machine. Raises UsageError, StorageError.
+        Its writer key is kept on this machine. before: is given the store's id when there is no store
+        yet; what it does not return from makes none. Raises UsageError, StorageError.
         """
         taken = f"{storage.location} holds a castore store already"
         if config_numbers(storage):
@@ -119,6 +121,7 @@ class Store:
         writer = WriterKey.generate()
         data = encode_config(1, config, writer)
         path = places.writer_key_of(writer.store_id)
+        before(writer.store_id)
         _keep_writer_key(path, writer, storage)
         try:
             storage.put(config_name(1), data)
