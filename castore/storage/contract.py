@@ -33,7 +33,8 @@ class Writer(ABC):
         """Make what was written durable, and then visible as the object `name`, in one step.
 
         When this returns, object and name survive a loss of power. Raises ObjectExistsError if
-        the name is taken, StorageError if the place failed; in both cases nothing was added.
+        the name is taken, StorageError if the place failed; in both cases nothing was added, but for a
+        pack that may not last.
         """
 
     @abstractmethod

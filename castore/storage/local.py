@@ -33,6 +33,9 @@ _TMP: Final = "tmp"
 _STALE_SECONDS: Final = 7 * 86400
 """Temporary files older than this belong to nobody: no snapshot writes one pack for a week."""
 
+_COUNTED_ON: Final = "packs/"
+"""What others may have found and used since it got its name: it is not taken away again."""
+
 _NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """What link(2) answers on file systems without hard links (FAT, some network ones)."""
 
@@ -76,11 +79,13 @@ class _LocalWriter(Writer):
     def commit(self, name: str) -> None:
         self._refuse_if_failed()
         path = os.path.join(self._root, name)
+        named = False
         try:
             # After a failed fsync the kernel may forget the pages it could not write and report
             # success the next time (the "fsyncgate" of 2018): never retry, give the file up.
             self._files.fsync(self._descriptor)
             self._name(path)
+            named = True
             self._files.sync_directory(os.path.dirname(path))
             self._files.close(self._descriptor)
             self._descriptor = -1
@@ -89,6 +94,10 @@ class _LocalWriter(Writer):
             self._error = ObjectExistsError(f"{path} exists already, and objects are never replaced")
             raise self._error from error
         except OSError as error:
+            if named and not name.startswith(_COUNTED_ON):
+                # Who is told that it failed must not find it: a generation that is there is committed.
+                with contextlib.suppress(OSError):
+                    self._files.unlink(path)
             raise self._fail("make durable", error) from error
 
     def _name(self, path: str) -> None:

@@ -56,6 +56,8 @@ class Environment:
             max_readers=254,
         )
         self.users = 0
+        self.failed: Exception | None = None
+        """Why nothing more is written: after an error nobody knows what of the file is on the disk."""
         try:
             self._check_length(path)
             self.env.reader_check()

@@ -145,10 +145,15 @@ class Index:
 
     @contextlib.contextmanager
     def _transaction(self, *, write: bool = False, buffers: bool = False) -> Iterator[Any]:
+        if write and self._environment.failed is not None:
+            raise self._refusal(self._environment.failed)
         try:
             with self._begin(write=write, buffers=buffers) as txn:
                 yield txn
         except lmdb.Error as error:
+            if write:
+                # Its file is not synced again: the kernel may have forgotten what it could not write.
+                self._environment.failed = error
             raise self._refusal(error) from error
 
     # Records
