@@ -71,24 +71,27 @@ class Faults:
         self.injected[act] += len(struck)
         where = (act, on, struck[0], done.returncode, done.stderr)
         try:
-            _no_second_fsync(log)
-            self._look(done)
+            if act != "EINTR":
+                _no_second_fsync(log)
+            # What cannot even be taken back stays: whole, and told to have failed.
+            stays = any(" unlink " in line and "/generations/" in line for line in struck)
+            self._look(done, stays=stays)
         except BaseException:
             print(*where)
             raise
 
-    def _look(self, done) -> None:
+    def _look(self, done, *, stays: bool = False) -> None:
         folder = str(self.machine.folder)
         explained(done, folder, "web", "config/", "sessions/", "packs/", "generations/")
         possible = self.machine.kept | self.taken
         # Nothing is committed that is not told of, nor the other way round.
         acknowledged = set(self.taken) if done.returncode in {0, 3} else set()
         if done.returncode not in {0, 3}:
-            possible = dict(self.machine.kept)
+            possible = self.machine.kept | (self.taken if stays else {})
         for fresh in (False, True):
-            self.machine.check(certain=self.certain | acknowledged, possible=possible, fresh=fresh)
+            listed = self.machine.check(certain=self.certain | acknowledged, possible=possible, fresh=fresh)
         again = self.machine.run(*self.words)
-        if done.returncode not in {0, 3} and self.taken:
+        if self.taken and not listed & self.taken.keys():
             assert again.returncode == 0, again.stderr
             wanted = set(self.machine.kept | self.taken)
             self.machine.check(certain=wanted, possible=self.machine.kept | self.taken, fresh=False)
