@@ -61,6 +61,7 @@ _BATCH: Final = 1 << 14
 
 
 _CONDEMNED: Final = b"condemned"
+_LACKING: Final = -1
 
 
 class Place(NamedTuple):
@@ -190,14 +191,14 @@ class Index:
         to stay, besides those that are condemned.
         """
         packs = Counter() if packs is None else packs
-        seen: dict[bytes, bool] = {}
+        seen: dict[bytes, int] = {}
         records: set[bytes] = set()
         with self._transaction() as txn:
             condemned = self._condemned(txn, without)
             found = []
             for chunk in chunks:
                 self._whole_value(txn, chunk, packs, seen, records, condemned)
-                found.append(seen[chunk])
+                found.append(seen[chunk] != _LACKING)
             return found
 
     def _whole_value(
@@ -205,31 +206,35 @@ class Index:
         txn: Any,
         chunk: bytes,
         packs: Counter[bytes],
-        seen: dict[bytes, bool],
+        seen: dict[bytes, int],
         records: set[bytes],
         condemned: frozenset[bytes],
+        depth: int = 0,
     ) -> bytes | None:
         """Return the first of a chunk's places from which it can be put together.
 
-        seen: what is known of chunks; of one that is in it, nothing is returned. records: those counted.
+        seen: of chunks that were looked at, on how many below one another they rest, or _LACKING; of one
+        that is in it, nothing is returned. records: those counted.
         """
         if chunk in seen:
             return None
-        seen[chunk] = False  # what rests on itself is not whole
-        first = txn.get(chunk, db=self._chunks)
+        seen[chunk] = _LACKING  # what rests on itself is not whole, nor what no reader would go down to
+        first = txn.get(chunk, db=self._chunks) if depth <= MAX_CHAIN else None
         if first is None:
             return None
         for value in self._values(txn, chunk, first, condemned):
+            height = 0
             for base in self._bases_of(txn, chunk, value):
-                self._whole_value(txn, base, packs, seen, records, condemned)
-                if not seen[base]:
+                self._whole_value(txn, base, packs, seen, records, condemned, depth + 1)
+                height = max(height, seen[base] + 1)
+                if seen[base] == _LACKING or height > MAX_CHAIN:
                     break
             else:
                 # Its pack and offset: several chunks may share a record.
                 if value[:8] not in records:
                     records.add(value[:8])
                     packs[value[:4]] += int.from_bytes(value[8:12], "little")
-                seen[chunk] = True
+                seen[chunk] = height
                 return bytes(value)
         return None
 

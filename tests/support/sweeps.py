@@ -128,7 +128,7 @@ class Machine:
             (self.folder / name).mkdir(parents=True, mode=0o700)
         (self.folder / "identity").write_text(self.identity.text() + "\n")
         (self.folder / "castore.toml").write_text(
-            f'[service.web.keep]\nlast = {self.keep_last}\nper-revision = 0\n'
+            f"[service.web.keep]\nlast = {self.keep_last}\nper-revision = 0\n"
         )
 
     def make_store(self) -> None:
