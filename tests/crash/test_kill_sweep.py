@@ -124,6 +124,9 @@ def sweep(machine: Machine, library: Path, command: str, every: int) -> Counter[
                 code, text = DONE_ALREADY.get(command, (0, ""))
                 assert again.returncode == code, (log[-1], again.stderr)
                 assert text in again.stderr
+                # One of two is gone: the other goes by its own name.
+                for service, left in sorted(listed & going):
+                    machine.must("forget", "--yes", f"{service}@{left}")
             # A snapshot that was killed behind its commit is there, and the next one is another.
             new = dict(taken)
             if taken and taken.keys() & listed:
