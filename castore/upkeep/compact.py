@@ -148,6 +148,15 @@ class _Compaction:
                 "'castore verify' tells more, 'castore repair' drops what cannot be read"
             )
 
+    def _refuse_lost(self) -> None:
+        """What lies below a node that is in no pack is not known either: its pack may come back."""
+        if self._walk.lost:
+            raise DamageError(
+                f"nothing was removed: {len(self._walk.lost)} nodes that generations refer to are in no "
+                "pack, and what is needed is not known; 'castore verify' tells which, "
+                "'castore forget' lets go of what cannot be restored"
+            )
+
     def _mark(self) -> list[Generation]:
         """Mark all that the generations need that are there now; return them."""
         generations = self._store.generations()
@@ -179,6 +188,7 @@ class _Compaction:
 
     def run(self, tally: Tally, grace: float) -> Compacted:
         done = Compacted(self.plan())
+        self._refuse_lost()
         self._finish_condemned(grace, done)
         self._remove(done.plan.dead, done)
         step: dict[PackId, int] = {}
@@ -252,6 +262,7 @@ class _Compaction:
         store.sync()
         self._refuse_damage()
         self._mark()
+        self._refuse_lost()
         gone = set(packs)
         while needed := {pack for pack in gone if self._is_needed(pack, gone)}:
             gone -= needed

@@ -35,7 +35,7 @@ ROLES = (
     *(("one", "snapshots", "web"), ("two", "snapshots", "web"), ("three", "snapshots", "mail")),
     *(("four", "snapshots", "wiki"), ("pruner", "prunes", ""), ("verifier", "verifies", "")),
 )
-GRACE = 2.0
+GRACE = 4.0
 """Seconds; what is stopped is stopped for far less where there is no lock."""
 
 
@@ -102,13 +102,21 @@ class Crowd:
             while time.monotonic() < deadline:
                 time.sleep(self.rng.random() * 0.4)
                 self.disturb()
-                assert not (failures := self.failures()), failures
+                if self.failures():
+                    break
         finally:
             for process in self.running.values():
                 process.kill()
             for process in self.running.values():
                 process.wait()
-        assert not (failures := self.failures()), failures
+        longest = max((line["longest"] for line in self.lines() if "longest" in line), default=0)
+        self.counts["ms the longest commit took"] = int(longest * 1000)
+        if not (failures := self.failures()):
+            return
+        if self.lockless and longest > GRACE * 0.9:
+            pytest.skip(f"a commit took {longest:.1f} s: this machine is too busy to prove anything")
+        self.look()
+        pytest.fail(f"now that nobody is at work, all is whole; but before: {failures}")
 
     def lines(self) -> Iterator[dict]:
         for log in sorted((self.folder / "logs").iterdir()):
