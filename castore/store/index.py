@@ -201,6 +201,12 @@ class Index:
                 found.append(seen[chunk] != _LACKING)
             return found
 
+    def stays(self, chunk: RecordId) -> bool:
+        """Whether a chunk that the store has can be put together without any pack that is condemned."""
+        with self._transaction() as txn:
+            condemned = self._condemned(txn)
+        return not condemned or self.known([chunk])[0]
+
     def _whole_value(
         self,
         txn: Any,

@@ -162,11 +162,10 @@ class _Compaction:
         generations = self._store.generations()
         if self._without is not None:
             generations = [one for one in generations if not self._without(one)]
-        before = len(self._marks)
         for generation in generations:
             mark(self._walk, roots_of(generation), self._marks)
-        if len(self._marks) != before:
-            self._store.index.mark_bases(self._marks)
+        # Always: packs that came since may tell what was marked long ago by other bases.
+        self._store.index.mark_bases(self._marks)
         return generations
 
     def plan(self) -> Plan:

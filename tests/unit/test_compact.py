@@ -18,6 +18,8 @@ from castore.services.pruning import forget, prune, spans
 from castore.services.restoring import read
 from castore.storage import LocalStorage
 from castore.store import Store
+from castore.store.condemned import read_condemned
+from castore.store.graph import is_whole, roots_of
 from castore.upkeep import compact as module
 from castore.upkeep.compact import compact, plan
 from castore.upkeep.verify import verify
@@ -331,3 +333,27 @@ def test_rules_let_generations_go_and_pins_hold_them(lab):
 def test_numbers_are_written_as_people_write_them():
     assert spans([7, 1, 2, 3, 9, 10]) == "1-3, 7, 9-10"
     assert spans([]) == ""
+
+
+def test_nothing_is_told_by_what_is_about_to_be_removed(lab):
+    """A delta of a condemned base would hold nothing back from a removal that is under way."""
+    base = noise(1, 100_000)
+    lab.take("web", base)
+    lab.take("web", noise(2, 100_000))
+    lab.drop("web", 1)
+    assert lab.compact(lockless=True).condemned == 1
+    like = bytearray(base)
+    for at in range(0, len(like), 2000):
+        like[at] ^= 1
+    lab.take("mail", bytes(like))
+    with lab.opened(lockless=True) as store:
+        store.sync()
+        (mail,) = store.generations("mail")
+        assert is_whole(store, roots_of(mail))
+    # Removed by whoever looked at the generations before this one came.
+    (condemned,) = (lab.store / "condemned").iterdir()
+    with lab.opened(lockless=True) as store:
+        (one,) = read_condemned(store.storage, store.writer_key)[0]
+        store.storage.delete_all(f"packs/{pack.hex()}" for pack in one.packs)
+    condemned.unlink()
+    lab.check()
