@@ -25,7 +25,7 @@ from tests.support.sweeps import AVERAGE, KILLED, Machine, Sweep, compiled
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EVERY = 7
+EVERY = 9
 """In the normal run, so many calls apart: another first one in each command."""
 
 NEW = Identity.generate()
