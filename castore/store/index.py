@@ -62,6 +62,8 @@ _BATCH: Final = 1 << 14
 
 _CONDEMNED: Final = b"condemned"
 _LACKING: Final = -1
+_WRONG: Final = (lmdb.Error, struct.error, IndexError, UnicodeDecodeError)
+"""What looking at the tables raises: LMDB's own, and what values lead to that a disk has changed."""
 
 
 class Place(NamedTuple):
@@ -140,7 +142,7 @@ class Index:
 
     def _refusal(self, error: Exception) -> StorageError:
         hint = ""
-        if isinstance(error, BROKEN):
+        if not isinstance(error, lmdb.Error | OSError) or isinstance(error, BROKEN):
             hint = "; it is damaged: delete that folder, and it is built again from the store"
         return StorageError(f"the index in {self.path} does not work: {error}{hint}")
 
@@ -151,8 +153,8 @@ class Index:
         try:
             with self._begin(write=write, buffers=buffers) as txn:
                 yield txn
-        except lmdb.Error as error:
-            if write:
+        except _WRONG as error:
+            if write and isinstance(error, lmdb.Error):
                 # Its file is not synced again: the kernel may have forgotten what it could not write.
                 self._environment.failed = error
             raise self._refusal(error) from error
@@ -164,7 +166,7 @@ class Index:
         try:
             with self._begin(self._chunks) as txn:
                 return txn.get(chunk) is not None
-        except lmdb.Error as error:
+        except _WRONG as error:
             raise self._refusal(error) from error
 
     def has_node(self, node: bytes, *, without: Collection[PackId] = ()) -> bool:
@@ -175,7 +177,7 @@ class Index:
                 if value is None or not (condemned := self._condemned(txn, without)):
                     return value is not None
                 return any(True for _ in self._values(txn, node, value, condemned))
-        except lmdb.Error as error:
+        except _WRONG as error:
             raise self._refusal(error) from error
 
     def known(
@@ -305,7 +307,7 @@ class Index:
             with self._begin() as txn:
                 value = txn.get(record_id, db=self._chunks if kind == CHUNK else self._nodes)
                 return None if value is None else self._place(txn, record_id, value)
-        except lmdb.Error as error:
+        except _WRONG as error:
             raise self._refusal(error) from error
 
     def locate_chunks(
