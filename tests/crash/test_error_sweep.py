@@ -107,7 +107,8 @@ def _no_second_fsync(log: list[str]) -> None:
     failed: set[str] = set()
     for line in log:
         _, kind, path = line.removesuffix(" !").split(" ", 2)
-        if kind in {"fsync", "fdatasync"}:
+        # The folders of caches may be tried again: what is in them is worth nothing.
+        if kind in {"fsync", "fdatasync"} and ("/cache/" not in path or path.endswith(".mdb")):
             assert path not in failed, f"{path} was synced again after that had failed"
             if line.endswith("!"):
                 failed.add(path)
