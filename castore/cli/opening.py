@@ -118,22 +118,20 @@ class Common:
                 to = [(identity.recipient, "")]
         phrase = passphrase() if passphrase is not None and identity is not None else None
         path = self.store_path(argument)
-        staged = self.identity_file if identity is not None else None
-        if staged is not None and identity is not None:
-            places.write_identity(staged, identity, phrase)
+        written = None
 
-        def keep(store_id: bytes) -> None:
-            # First: a store whose identity is nowhere would take snapshots that nobody can read.
-            nonlocal staged
-            if identity is not None and staged is None:
-                staged = places.identity_path(store_id)
-                places.write_identity(staged, identity, phrase)
+        def keep_identity(store_id: bytes) -> None:
+            # Before the store is one: nobody could ever read what is put into a store without it.
+            nonlocal written
+            if identity is not None:
+                written = self.identity_file or places.identity_path(store_id)
+                places.write_identity(written, identity, phrase)
 
         storage = LocalStorage(path, create=True)
         average = average or DEFAULT_AVERAGE
-        Store.create(storage, places.places(), to, average=average, keep=keep).close()
+        Store.create(storage, places.places(), to, average=average, keep=keep_identity).close()
         texts = [recipient.text for recipient, _ in to]
-        return {"store": path, "identity": staged, "recipients": texts}
+        return {"store": path, "identity": written, "recipients": texts}
 
     def _make_first(self, path: str) -> None:
         made = self.make_store(None, ())

@@ -154,6 +154,7 @@ def write_identity(path: str, identity: Identity, passphrase: str | None) -> Non
     """Write an identity file, 0600, durably, never over another. Raises UsageError, StorageError."""
     import datetime as dt
 
+
     locked = identity.text() if passphrase is None else identity.locked_text(passphrase)
     today = dt.datetime.now().astimezone().date()
     write_secret(
@@ -170,28 +171,43 @@ def write_secret(path: str, body: str) -> None:
 
     Raises UsageError, StorageError.
     """
-    from castore.storage.local import sync_directory
+    from castore.storage.files import sync_directory
     from castore.store.places import make_private_directory
 
-    folder = os.path.dirname(os.path.abspath(path))
-    make_private_directory(folder)
+    path = os.path.abspath(path)
+    part = f"{path}.{os.urandom(8).hex()}"
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        make_private_directory(os.path.dirname(path))
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "w") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            # Whole or not at all: half an identity would stand in the way of the next try.
+            _name_new(part, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
     except FileExistsError:
         raise UsageError(f"{path} exists already; an identity is never written over") from None
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with os.fdopen(fd, "w") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
     with contextlib.suppress(OSError):  # not every file system that a stick has can do it
-        sync_directory(folder)
+        sync_directory(os.path.dirname(path))
+
+
+def _name_new(part: str, path: str) -> None:
+    """Give a file its name, unless that is taken. Raises OSError."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # No links on this file system: a stick's FAT.
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        os.rename(part, path)
 
 
 def change_passphrase(path: str, new: Callable[[], str | None]) -> Identity:

@@ -84,7 +84,7 @@ def snapshot(
     from castore.cli.generations import describe, plain
     from castore.cli.opening import own_folders
     from castore.cli.progress import watching
-    from castore.errors import IncompleteError, UsageError
+    from castore.errors import IncompleteError, StorageError, UsageError
     from castore.services.hooks import Around
     from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
     from castore.services.snapshot import snapshot as take
@@ -137,13 +137,17 @@ def snapshot(
                 around=around,
                 progress=progress,
             )
+            failures = list(around.failures)
             if configured:
-                store.set_live_revision(service, taken.revision)
+                try:
+                    store.set_live_revision(service, taken.revision)
+                except StorageError as error:
+                    failures.append(f"that its revision is the live one was not noted: {error}")
         if as_json:
             print_json(plain(taken))
         else:
             print(describe(taken))
-        if around.failures:
-            raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(around.failures)}")
+        if failures:
+            raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(failures)}")
         if taken.missed:
             context.report_missed(progress.warnings, taken)

@@ -175,6 +175,8 @@ def load(path: str, *, home: str | None = None, programs: bool = True) -> Settin
         raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: not TOML that can be read: it is nested too deeply") from None
     return _Reader(path, home, programs=programs).settings(document)
 
 

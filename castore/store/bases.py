@@ -90,10 +90,13 @@ class Bases:
         """What lies below others: it is verified with these."""
 
     def get(self, chunk: RecordId) -> Base | None:
-        """Return a chunk as a base; None if its frame, or one below it, is not at hand or damaged."""
+        """Return a chunk as a base; None if it, or one below it, is not at hand, damaged, or condemned."""
         found = self._verified.get(chunk)
         if found is not None:
             return found
+        # What is about to be removed is no base, wherever it is at hand: nothing would hold it back.
+        if self._pending(chunk) is None and not self._index.stays(chunk):
+            return None
         try:
             found = assemble(chunk, self._layer, self._below)
         except (KeyError, DamageError):

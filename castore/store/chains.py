@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from castore.errors import DamageError
 from castore.kernel import apply_deltas
-from castore.store.pack import MAX_CHAIN
+from castore.store.pack import MAX_CHAIN, MAX_PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,8 @@ def apply(base: bytes, deltas: list[tuple[bytes, int]]) -> bytes:
 
     Each is given with the length of what it makes.
     """
-    plain = apply_deltas(base, deltas)
+    whole = max(length for _, length in deltas) <= MAX_PLAIN
+    plain = apply_deltas(base, deltas) if whole else None
     if plain is None:
         raise DamageError("it is no delta of its base")
     return plain

@@ -12,7 +12,7 @@ import zstandard
 
 from castore.errors import DamageError
 from castore.kernel import join_deltas, part_deltas
-from castore.store.pack import DELTA, DELTA_PAIR, DICTIONARY, RAW, ZSTD
+from castore.store.pack import DELTA, DELTA_PAIR, DICTIONARY, MAX_PLAIN, RAW, ZSTD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -33,7 +33,8 @@ _DELTA_LEVEL: Final = 6
 """Deltas are so few that it costs little: 2.5 % are saved against level 3; 9 would save 1.3 % more."""
 _GROUP: Final = struct.Struct("<III")
 """Lengths of the first three of the four frames of a group."""
-_MAX_STREAM: Final = 1 << 26
+_MAX_GROUP_BYTES: Final = MAX_PLAIN
+"""Of all streams of a group: it is full with one delta, and that is at most half as long as its chunk."""
 _KEPT_BYTES: Final = 16 << 20
 
 
@@ -70,12 +71,16 @@ class Codecs:
         ends = [*itertools.accumulate(_GROUP.unpack_from(data), initial=_GROUP.size), len(data)]
         decompressor = self._decompressor()
         streams = []
+        room = _MAX_GROUP_BYTES
         try:
             for start, end in itertools.pairwise(ends):
                 frame = data[start:end]
-                if zstandard.frame_content_size(frame) > _MAX_STREAM:
+                # What a frame tells is allocated, whatever is in it.
+                told = zstandard.frame_content_size(frame)
+                if not 0 <= told <= room:
                     raise DamageError("a group of deltas is longer than any is written")
-                streams.append(decompressor.decompress(frame, max_output_size=_MAX_STREAM))
+                room -= told
+                streams.append(decompressor.decompress(frame))
         except zstandard.ZstdError as error:
             raise DamageError(f"a group of deltas does not decompress: {error}") from None
         deltas = join_deltas(streams)
@@ -90,11 +95,17 @@ class Codecs:
         """
         if codec == RAW:
             return data
+        if length > MAX_PLAIN:
+            raise DamageError(f"it has {length} bytes, more than any chunk")
         try:
-            if codec in {DELTA, DELTA_PAIR}:
-                raw: bytes = self._decompressor().decompress(data, max_output_size=2 * length + 64)
-                return raw
+            # What a frame tells is allocated, whatever is in it.
             told = zstandard.frame_content_size(data)
+            if codec in {DELTA, DELTA_PAIR}:
+                most = 2 * length + 64
+                if told > most:
+                    raise DamageError(f"its frame has {told} bytes, more than any delta of {length}")
+                raw: bytes = self._decompressor().decompress(data, max_output_size=most)
+                return raw
             if told not in {-1, length}:
                 raise DamageError(f"its frame has {told} bytes instead of {length}")
             decompressor = self._decompressor()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import shutil
 import threading
@@ -41,6 +43,9 @@ BROKEN: Final = (
 )
 """What LMDB raises for a file that is none of its own."""
 
+_CRASHES: Final = "crashes"
+"""A file in the index's folder: not empty, a process that had it open was ended by a fault."""
+
 _environments: dict[tuple[int, str], Environment] = {}
 _opening = threading.Lock()
 
@@ -57,13 +62,37 @@ class Environment:
             max_readers=254,
         )
         self.users = 0
+        self._crashes = -1
+        self.failed: Exception | None = None
+        """Why nothing more is written: after an error nobody knows what of the file is on the disk."""
         try:
+            self._watch(path)
             self._check_length(path)
             self.env.reader_check()
             self.tables = {name: self.env.open_db(name.encode()) for name in TABLES}
         except BaseException:
-            self.env.close()
+            self.close()
             raise
+
+    def close(self) -> None:
+        """Close it; what was open before a fork is only let go of."""
+        self.env.close()
+        if self._crashes >= 0:
+            faulthandler.disable()
+            os.close(self._crashes)
+            self._crashes = -1
+
+    def _watch(self, path: str) -> None:
+        """Have it noted in the index's folder if the process is ended by a fault.
+
+        LMDB believes its pages: one that a disk has changed can lead it anywhere (SIGBUS, SIGSEGV), or make
+        it give up (SIGABRT). Whoever comes next builds the index again.
+        """
+        if not faulthandler.is_enabled():
+            with contextlib.suppress(OSError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._crashes = os.open(os.path.join(path, _CRASHES), flags, 0o600)
+                faulthandler.enable(self._crashes, all_threads=False)
 
     def _check_length(self, path: str) -> None:
         """Refuse a file that was cut: touching a mapped page behind its end is a SIGBUS."""
@@ -78,7 +107,7 @@ def acquire(path: str, store_id: bytes) -> Environment:
         key = (os.getpid(), os.path.realpath(path))
         # What was open before a fork is the parent's; closed here, nothing of it is touched.
         for other in [one for one in _environments if one[0] != key[0]]:
-            _environments.pop(other).env.close()
+            _environments.pop(other).close()
         found = _environments.get(key)
         if found is None:
             found = _sound(path, store_id)
@@ -94,6 +123,9 @@ def acquire(path: str, store_id: bytes) -> Environment:
 
 def _sound(path: str, store_id: bytes) -> Environment | None:
     """Open what is there; None if that is damaged, or of another layout or store."""
+    with contextlib.suppress(OSError):
+        if os.path.getsize(os.path.join(path, _CRASHES)):
+            return None
     try:
         found = Environment(path)
     except BROKEN:
@@ -103,7 +135,7 @@ def _sound(path: str, store_id: bytes) -> Environment | None:
             return found
     except BROKEN:
         pass
-    found.env.close()
+    found.close()
     return None
 
 
@@ -124,6 +156,6 @@ def release(environment: Environment) -> None:
     with _opening:
         environment.users -= 1
         if not environment.users:
-            environment.env.close()
+            environment.close()
             for key in [key for key, found in _environments.items() if found is environment]:
                 del _environments[key]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from castore.errors import DamageError, MissingError
 from castore.model.refs import MAX_NODE_REFS, RecordId, RefKind
+from castore.store.pack import NODE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,7 +56,10 @@ class Walk:
             self._seen.add(node)
             try:
                 plain = self._store.read_node_bytes(RecordId(node))
-            except MissingError:
+            except MissingError as error:
+                if self._store.index.locate(NODE, RecordId(node)) is not None:
+                    # It is there; what opens it is gone, for now perhaps: what lies below is not known.
+                    raise DamageError(str(error)) from None
                 self.lost.append(RecordId(node))
                 continue
             kinds = plain[_KIND::_REF]

@@ -63,6 +63,9 @@ _BATCH: Final = 1 << 14
 
 
 _CONDEMNED: Final = b"condemned"
+_LACKING: Final = -1
+_WRONG: Final = (lmdb.Error, struct.error, IndexError, UnicodeDecodeError)
+"""What looking at the tables raises: LMDB's own, and what values lead to that a disk has changed."""
 
 
 class Place(NamedTuple):
@@ -153,16 +156,21 @@ class Index:
 
     def _refusal(self, error: Exception) -> StorageError:
         hint = ""
-        if isinstance(error, BROKEN):
+        if not isinstance(error, lmdb.Error | OSError) or isinstance(error, BROKEN):
             hint = "; it is damaged: delete that folder, and it is built again from the store"
         return StorageError(f"the index in {self.path} does not work: {error}{hint}")
 
     @contextlib.contextmanager
     def _transaction(self, *, write: bool = False, buffers: bool = False) -> Iterator[Any]:
+        if write and self._environment.failed is not None:
+            raise self._refusal(self._environment.failed)
         try:
             with self._begin(write=write, buffers=buffers) as txn:
                 yield txn
-        except lmdb.Error as error:
+        except _WRONG as error:
+            if write and isinstance(error, lmdb.Error):
+                # Its file is not synced again: the kernel may have forgotten what it could not write.
+                self._environment.failed = error
             raise self._refusal(error) from error
 
     # Records
@@ -172,7 +180,7 @@ class Index:
         try:
             with self._begin(self._chunks) as txn:
                 return txn.get(chunk) is not None
-        except lmdb.Error as error:
+        except _WRONG as error:
             raise self._refusal(error) from error
 
     def has_node(self, node: bytes, *, without: Collection[PackId] = ()) -> bool:
@@ -183,7 +191,7 @@ class Index:
                 if value is None or not (condemned := self._condemned(txn, without)):
                     return value is not None
                 return any(True for _ in self._values(txn, node, value, condemned))
-        except lmdb.Error as error:
+        except _WRONG as error:
             raise self._refusal(error) from error
 
     def known(
@@ -199,46 +207,56 @@ class Index:
         to stay, besides those that are condemned.
         """
         packs = Counter() if packs is None else packs
-        seen: dict[bytes, bool] = {}
+        seen: dict[bytes, int] = {}
         records: set[bytes] = set()
         with self._transaction() as txn:
             condemned = self._condemned(txn, without)
             found = []
             for chunk in chunks:
                 self._whole_value(txn, chunk, packs, seen, records, condemned)
-                found.append(seen[chunk])
+                found.append(seen[chunk] != _LACKING)
             return found
+
+    def stays(self, chunk: RecordId) -> bool:
+        """Whether a chunk that the store has can be put together without any pack that is condemned."""
+        with self._transaction() as txn:
+            condemned = self._condemned(txn)
+        return not condemned or self.known([chunk])[0]
 
     def _whole_value(
         self,
         txn: Any,
         chunk: bytes,
         packs: Counter[bytes],
-        seen: dict[bytes, bool],
+        seen: dict[bytes, int],
         records: set[bytes],
         condemned: frozenset[bytes],
+        depth: int = 0,
     ) -> bytes | None:
         """Return the first of a chunk's places from which it can be put together.
 
-        seen: what is known of chunks; of one that is in it, nothing is returned. records: those counted.
+        seen: of chunks that were looked at, on how many below one another they rest, or _LACKING; of one
+        that is in it, nothing is returned. records: those counted.
         """
         if chunk in seen:
             return None
-        seen[chunk] = False  # what rests on itself is not whole
-        first = txn.get(chunk, db=self._chunks)
+        seen[chunk] = _LACKING  # what rests on itself is not whole, nor what no reader would go down to
+        first = txn.get(chunk, db=self._chunks) if depth <= MAX_CHAIN else None
         if first is None:
             return None
         for value in self._values(txn, chunk, first, condemned):
+            height = 0
             for base in self._bases_of(txn, chunk, value):
-                self._whole_value(txn, base, packs, seen, records, condemned)
-                if not seen[base]:
+                self._whole_value(txn, base, packs, seen, records, condemned, depth + 1)
+                height = max(height, seen[base] + 1)
+                if seen[base] == _LACKING or height > MAX_CHAIN:
                     break
             else:
                 # Its pack and offset: several chunks may share a record.
                 if value[:8] not in records:
                     records.add(value[:8])
                     packs[value[:4]] += int.from_bytes(value[8:12], "little")
-                seen[chunk] = True
+                seen[chunk] = height
                 return bytes(value)
         return None
 
@@ -303,7 +321,7 @@ class Index:
             with self._begin() as txn:
                 value = txn.get(record_id, db=self._chunks if kind == CHUNK else self._nodes)
                 return None if value is None else self._place(txn, record_id, value)
-        except lmdb.Error as error:
+        except _WRONG as error:
             raise self._refusal(error) from error
 
     def locate_chunks(

@@ -31,8 +31,10 @@ def named_lock(path: str, what: str, doing: str = "at work on") -> Iterator[None
     try:
         _take(descriptor, path, what, doing)
         now = dt.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {os.uname().nodename} since {now}\n".encode(), 0)
+        # Only so that others are told who holds it: on a full disk it is held all the same.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {os.uname().nodename} since {now}\n".encode(), 0)
         yield
     finally:
         # The file stays: were it removed, two processes could hold locks on two files of its name.

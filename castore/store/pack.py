@@ -40,6 +40,8 @@ BASES: Final = (0, 0, 1, 1, 2, 1, 2, 3, 4)
 MAX_BASES: Final = 4
 MAX_CHAIN: Final = 8
 """No delta rests on more bases below one another than this."""
+MAX_PLAIN: Final = 32 << 20
+"""No chunk is longer: eight times the largest average."""
 NO_BASE: Final = RecordId(bytes(32))
 
 _RECORDS: Final = HEADER_BYTES + 16
@@ -218,10 +220,12 @@ def read_footer(storage: Storage, name: str, key: WriterKey) -> tuple[list[PackE
         trailer, opener = key.open(pack_name(pack), b"trailer" + associated, box, lambda: pack)
         length, count = _TRAILER.unpack(trailer)
         footer_at = size - _TRAILER_BYTES - length
+        if footer_at < _RECORDS:
+            raise DamageError("its footer is longer than the pack")  # noqa: TRY301 - it is told like the others
         if footer_at >= tail_at:
             box = tail[footer_at - tail_at : -_TRAILER_BYTES]
         else:
-            box = storage.get(name, max(footer_at, _RECORDS), length)
+            box = storage.get(name, footer_at, length)
         footer = opener.objects.open(b"footer" + associated, box)
         return _decode_footer(footer, count, footer_at), size
     except DamageError as error:
@@ -246,6 +250,8 @@ def _decode_footer(footer: bytes, count: int, end: int) -> list[PackEntry]:
             raise DamageError(
                 f"an entry of its footer has session {session}, kind {kind}, codec {codec}"
             )
+        if plain > MAX_PLAIN:
+            raise DamageError(f"an entry of its footer has {plain} bytes, more than any chunk")
         of = ()
         if BASES[codec]:
             behind = base + 32 * BASES[codec]

@@ -163,8 +163,8 @@ class Store:
         writer = WriterKey.generate()
         data = encode_config(1, config, writer)
         path = places.writer_key_of(writer.store_id)
-        keep_writer_key(path, writer, storage)
         keep(writer.store_id)
+        keep_writer_key(path, writer, storage)
         try:
             storage.put(config_name(1), data)
         except ObjectExistsError:

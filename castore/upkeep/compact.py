@@ -146,16 +146,24 @@ class _Compaction:
                 "'castore verify' tells more, 'castore repair' drops what cannot be read"
             )
 
+    def _refuse_lost(self) -> None:
+        """What lies below a node that is in no pack is not known either: its pack may come back."""
+        if self._walk.lost:
+            raise DamageError(
+                f"nothing was removed: {len(self._walk.lost)} nodes that generations refer to are in no "
+                "pack, and what is needed is not known; 'castore verify' tells which, "
+                "'castore forget' lets go of what cannot be restored"
+            )
+
     def _mark(self) -> list[Generation]:
         """Mark all that the generations need that are there now; return them."""
         generations = self._store.generations()
         if self._without is not None:
             generations = [one for one in generations if not self._without(one)]
-        before = len(self._marks)
         for generation in generations:
             mark(self._walk, roots_of(generation), self._marks)
-        if len(self._marks) != before:
-            self._store.index.mark_bases(self._marks)
+        # Always: packs that came since may tell what was marked long ago by other bases.
+        self._store.index.mark_bases(self._marks)
         return generations
 
     def plan(self) -> Plan:
@@ -177,6 +185,7 @@ class _Compaction:
 
     def run(self, tally: Tally, grace: float) -> Compacted:
         done = Compacted(self.plan())
+        self._refuse_lost()
         self._finish_condemned(grace, done)
         self._remove(done.plan.dead, done)
         step: dict[PackId, int] = {}
@@ -258,6 +267,7 @@ class _Compaction:
         for folder in ("generations", "sessions", "packs"):
             store.storage.settle(folder)
         self._mark()
+        self._refuse_lost()
         gone = set(packs)
         while needed := {pack for pack in gone if self._is_needed(pack, gone)}:
             gone -= needed

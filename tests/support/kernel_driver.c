@@ -1,7 +1,8 @@
-/* Calls sketches, deltas and the cut in two steps with any input, in buffers of exact length, under sanitizers. */
+/* Calls sketches, deltas, marks and the cut in two steps with any input, in buffers of exact length, under sanitizers. */
 #include "cut.h"
 #include "delta.h"
 #include "driver.h"
+#include "marks.h"
 #include "sketch.h"
 
 #include <stdio.h>
@@ -183,6 +184,61 @@ cuts(struct cut_rule *rule)
 	free(data);
 }
 
+/* A set of ids against a plain list of their first 8 bytes; many share a slot, or begin with zeros. */
+static void
+marks(void)
+{
+	size_t stride = 32 + 8 * (draw() % 2), count = draw() % 60, slots = 64 + draw() % 40, room = 64 + slots, i, j, met;
+	size_t fresh = 0, told_fresh;
+	uint64_t *table = exactly(slots * sizeof(*table)), *larger, key;
+	uint8_t *ids = exactly(count * stride), *told = exactly(count), *found = exactly(count);
+
+	memset(table, 0, slots * sizeof(*table));
+	for (i = 0; i < count * stride; i++)
+		ids[i] = (uint8_t)draw();
+	for (i = 0; i < count; i++)
+		switch (draw() % 5) {
+		case 0:
+			memset(ids + i * stride, 0, 8);
+			break;
+		case 1:
+			memset(ids + i * stride, 0xff, 8);
+			break;
+		case 2:
+			memcpy(ids + i * stride, ids + (draw() % (i + 1)) * stride, 8);
+			break;
+		default:
+			break;
+		}
+	marks_find(table, slots, ids, stride, count, found);
+	for (i = 0; i < count; i++)
+		if (found[i] != 0)
+			abort();
+	told_fresh = marks_add(table, slots, ids, stride, count, told);
+	for (i = 0; i < count; i++) {
+		memcpy(&key, ids + i * stride, 8);
+		for (met = 0, j = 0; j < i; j++)
+			met |= memcmp(ids + j * stride, &key, 8) == 0;
+		if (told[i] != !met)
+			abort();
+		fresh += !met;
+	}
+	if (told_fresh != fresh || marks_add(table, slots, ids, stride, count, told) != 0)
+		abort();
+	larger = exactly(room * sizeof(*larger));
+	memset(larger, 0, room * sizeof(*larger));
+	marks_move(table, slots, larger, room);
+	marks_find(larger, room, ids, stride, count, found);
+	for (i = 0; i < count; i++)
+		if (found[i] != 1 || told[i] != 0)
+			abort();
+	free(larger);
+	free(found);
+	free(told);
+	free(ids);
+	free(table);
+}
+
 int
 main(void)
 {
@@ -203,6 +259,7 @@ main(void)
 		groups();
 		sketches(sketch);
 		cuts(cut);
+		marks();
 	}
 	free(cut);
 	free(sketch);

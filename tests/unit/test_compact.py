@@ -18,6 +18,8 @@ from castore.services.pruning import forget, prune, spans
 from castore.services.restoring import read
 from castore.storage import LocalStorage
 from castore.store import Store
+from castore.store.condemned import read_condemned
+from castore.store.graph import is_whole, roots_of
 from castore.upkeep import compact as module
 from castore.upkeep.compact import compact, plan
 from castore.upkeep.verify import verify
@@ -345,4 +347,28 @@ def test_what_is_left_over_and_rests_on_what_is_gone_is_no_damage(lab):
     with lab.opened() as store:
         ids = [record for _, record, _, bases in store.index.records() if bases]
         assert not all(store.index.known(ids))
+    lab.check()
+
+
+def test_nothing_is_told_by_what_is_about_to_be_removed(lab):
+    """A delta of a condemned base would hold nothing back from a removal that is under way."""
+    base = noise(1, 100_000)
+    lab.take("web", base)
+    lab.take("web", noise(2, 100_000))
+    lab.drop("web", 1)
+    assert lab.compact(lockless=True).condemned == 1
+    like = bytearray(base)
+    for at in range(0, len(like), 2000):
+        like[at] ^= 1
+    lab.take("mail", bytes(like))
+    with lab.opened(lockless=True) as store:
+        store.sync()
+        (mail,) = store.generations("mail")
+        assert is_whole(store, roots_of(mail))
+    # Removed by whoever looked at the generations before this one came.
+    (condemned,) = (lab.store / "condemned").iterdir()
+    with lab.opened(lockless=True) as store:
+        (one,) = read_condemned(store.storage, store.writer_key)[0]
+        store.storage.delete_all(f"packs/{pack.hex()}" for pack in one.packs)
+    condemned.unlink()
     lab.check()

@@ -140,7 +140,7 @@ def test_the_kernel_does_nothing_undefined(tmp_path, name, optimise):
         pytest.skip("no C compiler")
     kernel = os.path.dirname(castore.kernel.__file__)
     driver = os.path.join(os.path.dirname(cut_twin.__file__), f"{name}.c")
-    sources = [os.path.join(kernel, source) for source in ("cut.c", "delta.c", "entries.c", "scan.c", "sketch.c")]
+    sources = [os.path.join(kernel, source) for source in ("cut.c", "delta.c", "entries.c", "marks.c", "scan.c", "sketch.c")]
     program = tmp_path / name
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     built = subprocess.run(

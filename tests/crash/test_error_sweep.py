@@ -1,0 +1,180 @@
+"""castore's calls fail one by one: it says so and ends as documented, and what was acknowledged is whole.
+
+Each call of a snapshot and of a prune that changes or reads a file of castore's fails in turn, once, or from
+then on; writes fall short, and fsync lies. Run with -m slow, all changes are tried, and every few reads; else every few of both.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.crash.test_kill_sweep import library, prepare, report
+from tests.support.sweeps import Machine, Sweep, explained
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["library", "report"]
+
+COMMANDS = ("snapshot", "first snapshot", "prune", "compact", "forget", "key add", "reindex")
+CHANGES = ("EIO", "ENOSPC", "EDQUOT", "EMFILE", "EINTR", "EROFS")
+READS = ("EIO", "EMFILE", "EACCES", "ESTALE")
+EVERY = {"change": 41, "read": 199}
+"""In the normal run, so many calls apart."""
+GOING = {"prune": {("web", 1), ("web", 2)}, "forget": {("web", 2), ("web", 3)}}
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="castore-errors-", dir=memory) as folder:
+        found = Machine(Path(folder, "machine"))
+        found.begin()
+        yield found
+
+
+class Faults:
+    """Runs one command with faults, and looks after each."""
+
+    def __init__(self, machine: Machine, library: Path, command: str) -> None:
+        self.machine = machine
+        self.command = command
+        self.words = prepare(machine, command)
+        self.sweep = Sweep(machine, library, self.words)
+        self.certain = machine.kept.keys() - GOING.get(command, set())
+        number = 1 + max((n for s, n in machine.kept if s == "web"), default=0)
+        self.taken = {("web", number): machine.content()} if "snapshot" in command else {}
+        self.injected: Counter[str] = Counter()
+
+    def calls(self, kind: str, only: str = "") -> int:
+        """Return how many calls there are, where nothing fails."""
+        self.sweep.reset()
+        done, log = self.sweep.run("kill", 0, calls=kind, only=only)
+        assert done.returncode == 0, done.stderr
+        return len(log)
+
+    def one(self, kind: str, act: str, at: int, *, on: bool, only: str = "") -> None:
+        """Let a call fail, and look at what came of it."""
+        self.sweep.reset()
+        number = str(getattr(errno, act)) if act.startswith("E") else act
+        done, log = self.sweep.run(number, at, on=on, calls=kind, only=only)
+        struck = [line for line in log if line.endswith("!")]
+        if not struck:
+            return
+        self.injected[act] += len(struck)
+        where = (act, on, struck[0], done.returncode, done.stderr)
+        try:
+            if act != "EINTR":
+                _no_second_fsync(log)
+            # What cannot even be taken back stays: whole, and told to have failed.
+            stays = any(" unlink " in line and "/generations/" in line for line in struck)
+            self._look(done, stays=stays)
+        except BaseException:
+            print(*where)
+            raise
+
+    def _look(self, done, *, stays: bool = False) -> None:
+        folder = str(self.machine.folder)
+        explained(done, folder, "web", "config/", "sessions/", "packs/", "generations/")
+        possible = self.machine.kept | self.taken
+        # Nothing is committed that is not told of, nor the other way round.
+        acknowledged = set(self.taken) if done.returncode in {0, 3} else set()
+        if done.returncode not in {0, 3}:
+            possible = self.machine.kept | (self.taken if stays else {})
+        for fresh in (False, True):
+            listed = self.machine.check(certain=self.certain | acknowledged, possible=possible, fresh=fresh)
+        again = self.machine.run(*self.words)
+        if self.taken and not listed & self.taken.keys():
+            assert again.returncode == 0, again.stderr
+            wanted = set(self.machine.kept | self.taken)
+            self.machine.check(certain=wanted, possible=self.machine.kept | self.taken, fresh=False)
+        else:
+            assert again.returncode in {0, 2, 6}, again.stderr
+            new = {(s, n + 1): found for (s, n), found in self.taken.items()}
+            wanted = self.certain | self.taken.keys() | new.keys()
+            self.machine.check(certain=wanted, possible=self.machine.kept | self.taken | new, fresh=False)
+
+
+def _no_second_fsync(log: list[str]) -> None:
+    """A file whose fsync failed is not synced again: the kernel may have forgotten what it could not write."""
+    failed: set[str] = set()
+    for line in log:
+        _, kind, path = line.removesuffix(" !").split(" ", 2)
+        # The folders of caches may be tried again: what is in them is worth nothing.
+        if kind in {"fsync", "fdatasync"} and ("/cache/" not in path or path.endswith(".mdb")):
+            assert path not in failed, f"{path} was synced again after that had failed"
+            if line.endswith("!"):
+                failed.add(path)
+
+
+def sweep(machine: Machine, library: Path, command: str, kind: str, every: int) -> Counter[str]:
+    """Let calls fail, `every` apart, with each error, once and from then on."""
+    faults = Faults(machine, library, command)
+    count = faults.calls(kind)
+    assert count > 10
+    ways = [
+        (act, on)
+        for act in (CHANGES if kind == "change" else READS)
+        for on in (False, True)
+        if not (on and act == "EINTR")  # Python tries again for ever
+    ]
+    # The faults are spread: the first call that fails is another one for each.
+    for position, (act, on) in enumerate(ways):
+        first = 1 + (position * every // len(ways) + COMMANDS.index(command)) % every
+        for at in range(first, count + 1, every):
+            faults.one(kind, act, at, on=on)
+    return faults.injected
+
+
+def told(command: str, kind: str, injected: Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {act}" for act, count in sorted(injected.items()))
+    return f"failed: {command}, {kind}: {injected.total()} calls ({kinds})"
+
+
+@pytest.mark.parametrize("kind", ["change", "read"])
+@pytest.mark.parametrize("command", ["snapshot", "prune"])
+def test_some_calls_that_fail_lose_nothing(machine, library, report, command, kind) -> None:
+    report.append(told(command, kind, sweep(machine, library, command, kind, EVERY[kind])))
+    print(report[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", ["change", "read"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_any_call_that_fails_loses_nothing(machine, library, report, command, kind) -> None:
+    report.append(told(command, kind, sweep(machine, library, command, kind, 1 if kind == "change" else 7)))
+    print(report[-1])
+
+
+@pytest.mark.parametrize("only", ["write", "pwrite"])
+@pytest.mark.parametrize("command", ["snapshot", "prune"])
+def test_writes_that_fall_short_are_gone_on_with(machine, library, command, only) -> None:
+    """All of them write half of what they are given."""
+    faults = Faults(machine, library, command)
+    faults.sweep.reset()
+    done, log = faults.sweep.run("short", 1, on=True, only=only)
+    assert any(line.endswith("!") for line in log)
+    faults._look(done)
+    if only == "write":
+        assert done.returncode == 0
+
+
+@pytest.mark.parametrize("only", ["fsync", "fdatasync"])
+@pytest.mark.parametrize("command", ["snapshot", "prune"])
+def test_what_lies_about_syncing_is_not_noticed_and_harms_nothing_while_the_power_stays(
+    machine, library, command, only
+) -> None:
+    faults = Faults(machine, library, command)
+    faults.sweep.reset()
+    done, log = faults.sweep.run("lie", 1, on=True, only=only)
+    assert any(line.endswith("!") for line in log)
+    assert done.returncode == 0
+    faults._look(done)
