@@ -1,19 +1,40 @@
-"""The LMDB environment of an index: opened once a process, rebuilt when it is not sound."""
+"""The LMDB environment of an index: opened once a process, grown when it is full, rebuilt when not sound.
+
+LMDB maps its file, and who opens it says how much; what does not fit is refused. So the map is made larger
+when a transaction finds it full, and that transaction is run again. The map must not move below an open
+transaction of this process: all are counted, and who wants to make it larger waits until there is none, while
+new ones wait for that. So a transaction is short, and no thread opens one while it has another.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import mmap
 import os
 import shutil
+import stat
 import threading
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import lmdb
 
+from castore.errors import StorageError
+from castore.kernel.files import network_of
 from castore.store.places import make_private_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _VERSION: Final = b"3"
 """Of the layout of the tables. An index of another one is thrown away."""
-_MAP_BYTES: Final = 64 << 30
+_FIRST_BYTES: Final = 1 << 30
+"""How much is mapped of an index that is smaller than half of it."""
+_LEAST_STEP: Final = 16 << 20
+"""A map that cannot become larger by this much does not become larger."""
+_READERS: Final = 254
+_LOCK_BYTES: Final = 20 << 10
+"""What LMDB's file of locks takes for so many readers, and a little."""
 
 TABLES: Final = (
     "chunks",
@@ -40,22 +61,45 @@ BROKEN: Final = (
 )
 """What LMDB raises for a file that is none of its own."""
 
+_ELSEWHERE: Final = "or put the cache elsewhere: XDG_CACHE_HOME says where it is"
+
+_Result = TypeVar("_Result")
+
 _environments: dict[tuple[int, str], Environment] = {}
 _opening = threading.Lock()
+
+
+def refusal(path: str, error: Exception) -> StorageError:
+    """Return the error that says what does not work about the index in `path`, and the way out."""
+    hint = ""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, BROKEN):
+        hint = "; it is damaged: delete that folder, and it is built again from the store"
+    elif isinstance(error, lmdb.DiskError) or number in {errno.ENOSPC, errno.EDQUOT}:
+        hint = f"; free some space there, {_ELSEWHERE}"
+    elif isinstance(error, lmdb.ReadonlyError) or number in {errno.EROFS, errno.EACCES, errno.EPERM}:
+        hint = f"; let this user write there, {_ELSEWHERE}"
+    elif isinstance(error, lmdb.MemoryError | MemoryError):
+        hint = "; it needs more address space than this process may have: 'ulimit -v' tells, and raises it"
+    elif isinstance(error, lmdb.ReadersFullError):
+        hint = f"; {_READERS} are reading from it at this moment: try again when some of them have ended"
+    return StorageError(f"the index in {path} does not work: {error}{hint}")
 
 
 class Environment:
     """An open LMDB environment. A process opens one only once, as lmdb.h demands."""
 
     def __init__(self, path: str) -> None:
-        self.env: Any = lmdb.open(
-            path,
-            map_size=_MAP_BYTES,
-            mode=0o600,
-            max_dbs=len(TABLES),
-            max_readers=254,
-        )
+        self.path = path
         self.users = 0
+        _allocate_locks(path)
+        self.env: Any = _open(path)
+        # One entry an open transaction; to append and to pop are one step of the interpreter each.
+        self._open: list[None] = []
+        self._enter, self._leave = self._open.append, self._open.pop
+        self._growing = False
+        self._idle = threading.Condition()
+        self._begin = self.env.begin
         try:
             self._check_length(path)
             self.env.reader_check()
@@ -70,9 +114,186 @@ class Environment:
         if os.path.getsize(os.path.join(path, "data.mdb")) < pages * self.env.stat()["psize"]:
             raise lmdb.CorruptedError("the file is shorter than it says")
 
+    # Transactions
+
+    def begin(self, table: Any = None, *, write: bool = False) -> Any:
+        """Return a transaction, for `end`."""
+        self._enter(None)
+        if self._growing:
+            self._stand_back()
+        try:
+            return self._begin(table, write=True) if write else self._begin(table)
+        except lmdb.MapResizedError:
+            self.end()
+            self._adopt()
+        except lmdb.ReadersFullError:
+            self.end()
+            # Those of processes that were killed are given back.
+            if not self.env.reader_check():
+                raise
+        except BaseException:
+            self.end()
+            raise
+        return self.begin(table, write=write)
+
+    def end(self) -> None:
+        """Say that a transaction has ended."""
+        self._leave()
+        if self._growing:
+            with self._idle:
+                self._idle.notify_all()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Any]:
+        """Give a transaction that reads."""
+        txn = self.begin()
+        try:
+            yield txn
+        finally:
+            txn.abort()
+            self.end()
+
+    def write(self, change: Callable[[Any], _Result]) -> _Result:
+        """Run `change` in a transaction that writes, again if the map was full; return what it does."""
+        while True:
+            txn = self.begin(write=True)
+            size = self._size
+            try:
+                with txn:
+                    return change(txn)
+            except lmdb.MapFullError:
+                pass
+            finally:
+                self.end()
+            self._grow(size)
+
+    # The map
+
+    @property
+    def _size(self) -> int:
+        return int(self.env.info()["map_size"])
+
+    def _stand_back(self) -> None:
+        """Wait, with a transaction that is counted but not begun, while the map is made larger."""
+        while self._growing:
+            self._leave()
+            with self._idle:
+                self._idle.notify_all()
+                while self._growing:
+                    self._idle.wait()
+            self._enter(None)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold back all transactions of this process. The caller has none."""
+        with self._idle:
+            while self._growing:
+                self._idle.wait()
+            self._growing = True
+            try:
+                while self._open:
+                    self._idle.wait()
+                yield
+            finally:
+                self._growing = False
+                self._idle.notify_all()
+
+    def _grow(self, full: int) -> None:
+        """Make the map larger than the size at which it was full."""
+        with self._alone():
+            if self._size <= full:
+                self._map(2 * full)
+
+    def _adopt(self) -> None:
+        """Map what another process has written behind the end of this one's map."""
+        with self._alone():
+            # Not what that one has mapped: this one may have less address space.
+            written = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+            size = self._size
+            while size < written:
+                size *= 2
+            self._map(size)
+
+    def _map(self, size: int) -> None:
+        """Map `size` bytes, or as much of that as can be had."""
+        before = self._size
+        while not _has_room(size - before):
+            size = before + (size - before) // 2
+            if size - before < _LEAST_STEP:
+                raise lmdb.MemoryError(f"it is full with {before} bytes")
+        try:
+            self.env.set_mapsize(size)
+        except lmdb.Error:
+            # Now it has no map at all: nothing may touch it any more.
+            self.env.close()
+            raise
+
+
+def _has_room(size: int) -> bool:
+    """Whether so much more can be mapped: where set_mapsize fails, the old map is gone."""
+    if size <= 0:
+        return True
+    with contextlib.suppress(OSError):
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ).close()
+        return True
+    return False
+
+
+def _allocate_locks(path: str) -> None:
+    """Make room for LMDB's file of locks: it is written through a map, where a full disk is a SIGBUS."""
+    name = os.path.join(path, "lock.mdb")
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size or _LOCK_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
+            raise
+
+
+def _open(path: str) -> Any:
+    """Open what is in a folder, with a map that is twice as large, or as large as can be had."""
+    file = os.path.join(path, "data.mdb")
+    length = os.path.getsize(file) if os.path.exists(file) else 0
+    size = _FIRST_BYTES
+    while size < 2 * length:
+        size *= 2
+    while True:
+        try:
+            return lmdb.open(path, map_size=size, mode=0o600, max_dbs=len(TABLES), max_readers=_READERS)
+        except lmdb.MemoryError:
+            size //= 2
+            if size < max(length, _LEAST_STEP):
+                raise
+
+
+def refuse_place(path: str) -> None:
+    """Refuse a folder that no index can be kept in, or that others may write to. Raises StorageError."""
+    if (network := network_of(path)) is not None:
+        raise StorageError(
+            f"the index cannot be in {path}, which is on a network file system ({network}): LMDB needs a "
+            "local one; set XDG_CACHE_HOME to a folder that is on this machine"
+        )
+    found = os.stat(path)
+    if found.st_uid != os.geteuid():
+        raise StorageError(
+            f"{path} belongs to user {found.st_uid}, and castore runs as user {os.geteuid()}: an index is "
+            "its owner's alone; run castore as that user, or set XDG_CACHE_HOME to a folder of your own"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        raise StorageError(
+            f"{path} can be written to by others, who could have put anything there: remove it, and the "
+            "index is built again from the store"
+        )
+
 
 def acquire(path: str, store_id: bytes) -> Environment:
-    """Open the environment, or share the one that is open; begin anew what is no index of ours."""
+    """Open the environment, or share the one that is open; begin anew what is no index of ours.
+
+    Raises StorageError.
+    """
     with _opening:
         key = (os.getpid(), os.path.realpath(path))
         # What was open before a fork is the parent's; closed here, nothing of it is touched.
@@ -80,15 +301,30 @@ def acquire(path: str, store_id: bytes) -> Environment:
             _environments.pop(other).env.close()
         found = _environments.get(key)
         if found is None:
-            found = _sound(path, store_id)
-            if found is None:
-                shutil.rmtree(path)
-                make_private_directory(path)
-                found = Environment(path)
-                _claim(found, store_id)
+            found = _opened(path, store_id)
             _environments[key] = found
         found.users += 1
         return found
+
+
+def _opened(path: str, store_id: bytes) -> Environment:
+    try:
+        make_private_directory(path)
+    except StorageError as error:
+        raise StorageError(
+            f"{error}; the index is to be there: let this user write there, {_ELSEWHERE}"
+        ) from None
+    try:
+        refuse_place(path)
+        found = _sound(path, store_id)
+        if found is None:
+            shutil.rmtree(path)
+            make_private_directory(path)
+            found = Environment(path)
+            _claim(found, store_id)
+    except (lmdb.Error, OSError) as error:
+        raise refusal(path, error) from error
+    return found
 
 
 def _sound(path: str, store_id: bytes) -> Environment | None:
@@ -110,12 +346,16 @@ def _claim(environment: Environment, store_id: bytes) -> bool:
     """Mark an empty environment as this store's index; tell whether it is that now."""
     mark = _VERSION + store_id
     meta = environment.tables["meta"]
-    with environment.env.begin() as txn:
+
+    def claim(txn: Any) -> bool:
+        if (found := txn.get(b"mark", db=meta)) is None:
+            txn.put(b"mark", mark, db=meta)
+        return found in {None, mark}
+
+    with environment.reading() as txn:
         if (found := txn.get(b"mark", db=meta)) is not None:
             return bool(found == mark)
-    with environment.env.begin(write=True) as txn:
-        txn.put(b"mark", mark, db=meta)
-    return True
+    return environment.write(claim)
 
 
 def release(environment: Environment) -> None:

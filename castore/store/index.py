@@ -27,20 +27,19 @@ import itertools
 import os
 import struct
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import lmdb
 
-from castore.errors import StorageError
 from castore.model.events import decode_event, encode_event
 from castore.model.refs import PackId, RecordId, SessionId
-from castore.store.environment import BROKEN, TABLES, acquire, release
+from castore.store.environment import TABLES, acquire, refusal, release
 from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
-from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 
+    from castore.errors import StorageError
     from castore.kernel import Sketch
     from castore.kernel.marks import Marks
     from castore.model.events import Event
@@ -61,6 +60,7 @@ _BATCH: Final = 1 << 14
 
 
 _CONDEMNED: Final = b"condemned"
+_Result = TypeVar("_Result")
 
 
 class Place(NamedTuple):
@@ -97,12 +97,8 @@ class Index:
 
     def __init__(self, path: str, store_id: bytes) -> None:
         self.path = path
-        make_private_directory(path)
-        try:
-            self._environment = acquire(path, store_id)
-        except (lmdb.Error, OSError) as error:
-            raise self._refusal(error) from error
-        self._begin = self._environment.env.begin
+        self._environment = acquire(path, store_id)
+        self._begin, self._end = self._environment.begin, self._environment.end
         self._tables = self._environment.tables
         self._chunks = self._tables["chunks"]
         self._nodes = self._tables["nodes"]
@@ -118,10 +114,7 @@ class Index:
         """Return 16 bytes that are others as soon as anything that was indexed may be gone."""
         with self._transaction() as txn:
             found: bytes | None = txn.get(b"epoch", db=self._tables["meta"])
-        if found is None:
-            with self._transaction(write=True) as txn:
-                found = self._begin_epoch(txn)
-        return found
+        return self._write(self._begin_epoch) if found is None else found
 
     def _begin_epoch(self, txn: Any) -> bytes:
         epoch = os.urandom(16)
@@ -130,24 +123,31 @@ class Index:
 
     def clear(self) -> None:
         """Forget everything. Raises StorageError."""
-        with self._transaction(write=True) as txn:
-            self._begin_epoch(txn)
-            txn.delete(_CONDEMNED, db=self._tables["meta"])
-            for name in TABLES:
-                if name not in {"meta", "events"}:
-                    txn.drop(self._tables[name], delete=False)
+        self._write(self._clear)
+
+    def _clear(self, txn: Any) -> None:
+        self._begin_epoch(txn)
+        txn.delete(_CONDEMNED, db=self._tables["meta"])
+        for name in TABLES:
+            if name not in {"meta", "events"}:
+                txn.drop(self._tables[name], delete=False)
 
     def _refusal(self, error: Exception) -> StorageError:
-        hint = ""
-        if isinstance(error, BROKEN):
-            hint = "; it is damaged: delete that folder, and it is built again from the store"
-        return StorageError(f"the index in {self.path} does not work: {error}{hint}")
+        return refusal(self.path, error)
 
     @contextlib.contextmanager
-    def _transaction(self, *, write: bool = False, buffers: bool = False) -> Iterator[Any]:
+    def _transaction(self) -> Iterator[Any]:
+        """Give a transaction that reads; while it is open, this thread opens no other."""
         try:
-            with self._begin(write=write, buffers=buffers) as txn:
+            with self._environment.reading() as txn:
                 yield txn
+        except lmdb.Error as error:
+            raise self._refusal(error) from error
+
+    def _write(self, change: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Run `change(txn, *arguments)` in a transaction that writes; it may be run more than once."""
+        try:
+            return self._environment.write(lambda txn: change(txn, *arguments))
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
@@ -156,19 +156,27 @@ class Index:
     def has_chunk(self, chunk: bytes) -> bool:
         """Whether the store has a chunk."""
         try:
-            with self._begin(self._chunks) as txn:
+            txn = self._begin(self._chunks)
+            try:
                 return txn.get(chunk) is not None
+            finally:
+                txn.abort()
+                self._end()
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
     def has_node(self, node: bytes, *, without: Collection[PackId] = ()) -> bool:
         """Whether the store has a node, in a pack that is to stay; without: packs that are not."""
         try:
-            with self._begin(self._nodes) as txn:
+            txn = self._begin(self._nodes)
+            try:
                 value = txn.get(node)
                 if value is None or not (condemned := self._condemned(txn, without)):
                     return value is not None
                 return any(True for _ in self._values(txn, node, value, condemned))
+            finally:
+                txn.abort()
+                self._end()
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
@@ -286,9 +294,13 @@ class Index:
     def locate(self, kind: int, record_id: RecordId) -> Place | None:
         """Return where a record lies, or None."""
         try:
-            with self._begin() as txn:
+            txn = self._begin()
+            try:
                 value = txn.get(record_id, db=self._chunks if kind == CHUNK else self._nodes)
                 return None if value is None else self._place(txn, record_id, value)
+            finally:
+                txn.abort()
+                self._end()
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
@@ -383,16 +395,26 @@ class Index:
 
         The length of a record that several share is told once, for the first of them.
         """
-        with self._transaction() as txn:
-            for kind, table in ((CHUNK, self._chunks), (NODE, self._nodes)):
-                for record_id, value in txn.cursor(table):
-                    pack, _, sealed, _, _, _, codec, member, _ = _PLACE.unpack(value)
-                    joined = b""
-                    if BASES[codec]:
-                        key = record_id + _NUMBER.pack(pack)
-                        joined = txn.get(key, b"", db=self._tables["bases"])
+        for kind, table in ((CHUNK, self._chunks), (NODE, self._nodes)):
+            start = b""
+            while batch := self._records_from(table, start):
+                for record_id, value, joined in batch:
+                    _, _, sealed, _, _, _, _, member, _ = _PLACE.unpack(value)
                     bases = (RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
                     yield kind, RecordId(record_id), 0 if member else sealed, tuple(bases)
+                start = batch[-1][0] + b"\0"
+
+    def _records_from(self, table: Any, start: bytes) -> list[tuple[bytes, bytes, bytes]]:
+        """Return records from an id on, some thousands: id, place and joined ids of bases of each."""
+        with self._transaction() as txn:
+            cursor = txn.cursor(table)
+            if not cursor.set_range(start):
+                return []
+            found = list(itertools.islice(cursor, _BATCH))
+            return [
+                (record_id, value, b"".join(self._bases_of(txn, record_id, value)))
+                for record_id, value in found
+            ]
 
     def size(self) -> int:
         """Return how many bytes the index takes."""
@@ -401,7 +423,7 @@ class Index:
                 sum(txn.stat(table)[f"{kind}_pages"] for kind in ("branch", "leaf", "overflow"))
                 for table in self._tables.values()
             )
-            return int(pages * self._environment.env.stat()["psize"])
+            return int(pages * txn.stat(self._chunks)["psize"])
 
     def count(self, table: str) -> int:
         """Return how many entries a table has: chunks, nodes, packs, sessions, generations."""
@@ -431,18 +453,25 @@ class Index:
 
         sketches: those of chunks among them that can be bases.
         """
-        with self._transaction(write=True) as txn:
-            table = self._tables["features"]
-            for chunk, sketch in sketches:
-                for feature in sketch:
-                    txn.put(feature, chunk[:8], db=table)
-            for pack, length, entries in packs:
-                if txn.get(pack, db=self._tables["pack_numbers"]) is None:
-                    number = self._next_number(txn, b"next pack")
-                    txn.put(pack, number, db=self._tables["pack_numbers"])
-                    records = sum({entry.offset: entry.sealed_length for entry in entries}.values())
-                    txn.put(number, _PACK.pack(pack, length, records), db=self._tables["packs"])
-                    self._put_entries(txn, number, entries)
+        self._write(self._put_packs, list(packs), list(sketches))
+
+    def _put_packs(
+        self,
+        txn: Any,
+        packs: list[tuple[PackId, int, list[PackEntry]]],
+        sketches: list[tuple[RecordId, Sketch]],
+    ) -> None:
+        table = self._tables["features"]
+        for chunk, sketch in sketches:
+            for feature in sketch:
+                txn.put(feature, chunk[:8], db=table)
+        for pack, length, entries in packs:
+            if txn.get(pack, db=self._tables["pack_numbers"]) is None:
+                number = self._next_number(txn, b"next pack")
+                txn.put(pack, number, db=self._tables["pack_numbers"])
+                records = sum({entry.offset: entry.sealed_length for entry in entries}.values())
+                txn.put(number, _PACK.pack(pack, length, records), db=self._tables["packs"])
+                self._put_entries(txn, number, entries)
 
     def _put_entries(self, txn: Any, number: bytes, entries: list[PackEntry]) -> None:
         (pack,) = _NUMBER.unpack(number)
@@ -489,24 +518,26 @@ class Index:
 
     def remove_packs(self, packs: Iterable[PackId]) -> None:
         """Forget packs that are gone from the store; a copy takes the place of what was in them."""
-        with self._transaction(write=True) as txn:
-            gone = set()
-            for pack in packs:
-                number = txn.pop(pack, db=self._tables["pack_numbers"])
-                if number is not None:
-                    txn.delete(number, db=self._tables["packs"])
-                    gone.add(number)
-            if not gone:
-                return
-            self._begin_epoch(txn)
-            self._condemn(txn, self._condemned(txn) - {number[::-1] for number in gone})
-            places = {_NUMBER.unpack(number)[0].to_bytes(4, "little") for number in gone}
-            for name in ("copies", "bases"):
-                self._delete_where(txn, name, lambda key, _value: key[32:] in gone)
-            for name in ("chunks", "nodes"):
-                for key in self._delete_where(txn, name, lambda _key, value: value[:4] in places):
-                    self._promote(txn, name, key)
-            self._delete_where(txn, "features", lambda _key, value: not self._has(txn, value))
+        self._write(self._remove_packs, list(packs))
+
+    def _remove_packs(self, txn: Any, packs: list[PackId]) -> None:
+        gone = set()
+        for pack in packs:
+            number = txn.pop(pack, db=self._tables["pack_numbers"])
+            if number is not None:
+                txn.delete(number, db=self._tables["packs"])
+                gone.add(number)
+        if not gone:
+            return
+        self._begin_epoch(txn)
+        self._condemn(txn, self._condemned(txn) - {number[::-1] for number in gone})
+        places = {_NUMBER.unpack(number)[0].to_bytes(4, "little") for number in gone}
+        for name in ("copies", "bases"):
+            self._delete_where(txn, name, lambda key, _value: key[32:] in gone)
+        for name in ("chunks", "nodes"):
+            for key in self._delete_where(txn, name, lambda _key, value: value[:4] in places):
+                self._promote(txn, name, key)
+        self._delete_where(txn, "features", lambda _key, value: not self._has(txn, value))
 
     def _has(self, txn: Any, start: bytes) -> bool:
         """Whether a chunk's id begins so."""
@@ -522,12 +553,12 @@ class Index:
             numbers = [txn.get(pack, db=self._tables["pack_numbers"]) for pack in packs]
         now = frozenset(number[::-1] for number in numbers if number is not None)
         if now != before:
-            with self._transaction(write=True) as txn:
-                if now - before:
-                    self._begin_epoch(txn)
-                self._condemn(txn, now)
+            self._write(self._condemn, now, bool(now - before))
 
-    def _condemn(self, txn: Any, numbers: frozenset[bytes]) -> None:
+    def _condemn(self, txn: Any, numbers: frozenset[bytes], fresh: bool = False) -> None:
+        """Remember which packs are condemned; fresh: some of them were not before."""
+        if fresh:
+            self._begin_epoch(txn)
         txn.put(_CONDEMNED, b"".join(sorted(numbers)), db=self._tables["meta"])
 
     def _condemned(self, txn: Any, besides: Iterable[PackId] = ()) -> frozenset[bytes]:
@@ -622,8 +653,7 @@ class Index:
     def set_uses(self, service: str, packs: Counter[bytes]) -> None:
         """Remember which packs the last generation of a service is in, as `known` tells it."""
         joined = b"".join(_USE.pack(number, size) for number, size in packs.items())
-        with self._transaction(write=True) as txn:
-            txn.put(service.encode(), joined, db=self._tables["uses"])
+        self._write(lambda txn: txn.put(service.encode(), joined, db=self._tables["uses"]))
 
     def uses(self, service: str) -> Counter[bytes]:
         """Return what was remembered so."""
@@ -633,15 +663,17 @@ class Index:
 
     def move_uses(self, moved: Iterable[tuple[PackId, PackId]]) -> None:
         """What was used of packs is used of those that their records were moved to: (old, new)."""
+        self._write(self._move_uses, list(moved))
+
+    def _move_uses(self, txn: Any, moved: list[tuple[PackId, PackId]]) -> None:
         table, numbers = self._tables["uses"], self._tables["pack_numbers"]
-        with self._transaction(write=True) as txn:
-            pairs = [(txn.get(old, db=numbers), txn.get(new, db=numbers)) for old, new in moved]
-            for service, joined in list(txn.cursor(table)):
-                used = Counter(dict(_USE.iter_unpack(joined)))
-                for old, new in pairs:
-                    if old and new and old[::-1] in used:
-                        used[new[::-1]] += used[old[::-1]]
-                txn.put(service, b"".join(_USE.pack(*use) for use in used.items()), db=table)
+        pairs = [(txn.get(old, db=numbers), txn.get(new, db=numbers)) for old, new in moved]
+        for service, joined in list(txn.cursor(table)):
+            used = Counter(dict(_USE.iter_unpack(joined)))
+            for old, new in pairs:
+                if old and new and old[::-1] in used:
+                    used[new[::-1]] += used[old[::-1]]
+            txn.put(service, b"".join(_USE.pack(*use) for use in used.items()), db=table)
 
     def used_packs(self) -> Counter[PackId]:
         """Return the packs that the last generations are in, and how many bytes of each they use."""
@@ -677,36 +709,40 @@ class Index:
 
     def put_generations(self, found: Iterable[tuple[str, Generation, bytes]]) -> None:
         """Take in generations: (T-N, the generation, its plaintext) of each."""
-        with self._transaction(write=True) as txn:
-            for name, generation, plain in found:
-                number = _NUMBER.pack(generation.number)
-                key = generation.service.encode() + b"\0" + number
-                txn.put(key, plain, db=self._tables["generations"])
-                txn.put(name.encode(), key, db=self._tables["records"])
-                if not generation.safety:
-                    revision = _revision_key(generation.service, generation.revision)
-                    txn.put(revision + b"\0" + number, b"", db=self._tables["revisions"])
+        self._write(self._put_generations, list(found))
+
+    def _put_generations(self, txn: Any, found: list[tuple[str, Generation, bytes]]) -> None:
+        for name, generation, plain in found:
+            number = _NUMBER.pack(generation.number)
+            key = generation.service.encode() + b"\0" + number
+            txn.put(key, plain, db=self._tables["generations"])
+            txn.put(name.encode(), key, db=self._tables["records"])
+            if not generation.safety:
+                revision = _revision_key(generation.service, generation.revision)
+                txn.put(revision + b"\0" + number, b"", db=self._tables["revisions"])
 
     def remove_generations(self, names: Iterable[str]) -> None:
         """Forget generations, named T-N, that are gone from the store."""
-        with self._transaction(write=True) as txn:
-            gone = {txn.pop(name.encode(), db=self._tables["records"]) for name in names}
-            for key in gone - {None}:
-                txn.delete(key, db=self._tables["generations"])
-            pairs = {(key[:-5], key[-4:]) for key in gone if key}
-            self._delete_where(
-                txn, "revisions", lambda key, _v: (key.partition(b"\0")[0], key[-4:]) in pairs
-            )
+        self._write(self._remove_generations, list(names))
+
+    def _remove_generations(self, txn: Any, names: list[str]) -> None:
+        gone = {txn.pop(name.encode(), db=self._tables["records"]) for name in names}
+        for key in gone - {None}:
+            txn.delete(key, db=self._tables["generations"])
+        pairs = {(key[:-5], key[-4:]) for key in gone if key}
+        self._delete_where(txn, "revisions", lambda key, _v: (key.partition(b"\0")[0], key[-4:]) in pairs)
 
     def put_event(self, event: Event) -> None:
         """Keep an event; of very many, the oldest are forgotten."""
+        self._write(self._put_event, event.time.to_bytes(8, "big") + os.urandom(4), encode_event(event))
+
+    def _put_event(self, txn: Any, key: bytes, value: bytes) -> None:
         table = self._tables["events"]
-        with self._transaction(write=True) as txn:
-            txn.put(event.time.to_bytes(8, "big") + os.urandom(4), encode_event(event), db=table)
-            cursor = txn.cursor(table)
-            for _ in range(txn.stat(table)["entries"] - _MOST_EVENTS):
-                if cursor.first():
-                    cursor.delete()
+        txn.put(key, value, db=table)
+        cursor = txn.cursor(table)
+        for _ in range(txn.stat(table)["entries"] - _MOST_EVENTS):
+            if cursor.first():
+                cursor.delete()
 
     def events(self, service: str | None = None) -> list[Event]:
         """Return what was kept, newest first."""
