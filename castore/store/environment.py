@@ -31,7 +31,7 @@ _VERSION: Final = b"3"
 _FIRST_BYTES: Final = 1 << 30
 """How much is mapped of an index that is smaller than half of it."""
 _LEAST_STEP: Final = 16 << 20
-"""A map that cannot become larger by this much does not become larger."""
+"""A map that cannot become larger by this much does not; as much address space is left to the process."""
 _READERS: Final = 254
 _LOCK_BYTES: Final = 20 << 10
 """What LMDB's file of locks takes for so many readers, and a little."""
@@ -75,15 +75,23 @@ def refusal(path: str, error: Exception) -> StorageError:
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, BROKEN):
         hint = "; it is damaged: delete that folder, and it is built again from the store"
-    elif isinstance(error, lmdb.DiskError) or number in {errno.ENOSPC, errno.EDQUOT}:
+    elif isinstance(error, lmdb.DiskError) or number in {errno.ENOSPC, errno.EDQUOT} or _is_full(path):
         hint = f"; free some space there, {_ELSEWHERE}"
     elif isinstance(error, lmdb.ReadonlyError) or number in {errno.EROFS, errno.EACCES, errno.EPERM}:
         hint = f"; let this user write there, {_ELSEWHERE}"
     elif isinstance(error, lmdb.MemoryError | MemoryError):
         hint = "; it needs more address space than this process may have: 'ulimit -v' tells, and raises it"
     elif isinstance(error, lmdb.ReadersFullError):
-        hint = f"; {_READERS} are reading from it at this moment: try again when some of them have ended"
+        hint = "; very many are reading from it at this moment: try again when some of them have ended"
     return StorageError(f"the index in {path} does not work: {error}{hint}")
+
+
+def _is_full(path: str) -> bool:
+    """Whether there is next to no room: LMDB tells a write that was cut short for that as any I/O error."""
+    with contextlib.suppress(OSError):
+        room = os.statvfs(path)
+        return room.f_bavail * room.f_frsize < _LEAST_STEP // 16
+    return False
 
 
 class Environment:
@@ -230,9 +238,10 @@ class Environment:
 
 
 def _has_room(size: int) -> bool:
-    """Whether so much more can be mapped: where set_mapsize fails, the old map is gone."""
+    """Whether so much more can be mapped, and a little: where set_mapsize fails, the old map is gone."""
     if size <= 0:
         return True
+    size += _LEAST_STEP
     with contextlib.suppress(OSError):
         mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ).close()
         return True
@@ -260,13 +269,9 @@ def _open(path: str) -> Any:
     size = _FIRST_BYTES
     while size < 2 * length:
         size *= 2
-    while True:
-        try:
-            return lmdb.open(path, map_size=size, mode=0o600, max_dbs=len(TABLES), max_readers=_READERS)
-        except lmdb.MemoryError:
-            size //= 2
-            if size < max(length, _LEAST_STEP):
-                raise
+    while size // 2 >= max(length, _LEAST_STEP) and not _has_room(size):
+        size //= 2
+    return lmdb.open(path, map_size=size, mode=0o600, max_dbs=len(TABLES), max_readers=_READERS)
 
 
 def refuse_place(path: str) -> None:
