@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
 import shutil
@@ -21,10 +22,11 @@ import lmdb
 
 from castore.errors import StorageError
 from castore.kernel.files import network_of
+from castore.storage.local import sync_directory
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _VERSION: Final = b"3"
 """Of the layout of the tables. An index of another one is thrown away."""
@@ -33,6 +35,8 @@ _FIRST_BYTES: Final = 1 << 30
 _LEAST_STEP: Final = 16 << 20
 """A map that cannot become larger by this much does not; as much address space is left to the process."""
 _READERS: Final = 254
+_COPIED: Final = 1 << 14
+"""Entries of a table that are copied at once."""
 _LOCK_BYTES: Final = 20 << 10
 """What LMDB's file of locks takes for so many readers, and a little."""
 
@@ -97,21 +101,28 @@ def _is_full(path: str) -> bool:
 class Environment:
     """An open LMDB environment. A process opens one only once, as lmdb.h demands."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, durable: bool = True) -> None:
+        """Durable: what is written is so by the end of its transaction."""
         self.path = path
         self.users = 0
-        _allocate_locks(path)
-        self.env: Any = _open(path)
+        self.tables: dict[str, Any] = {}
+        """By their names; asked for within a transaction: a rebuild has others."""
         # One entry an open transaction; to append and to pop are one step of the interpreter each.
         self._open: list[None] = []
         self._enter, self._leave = self._open.append, self._open.pop
         self._growing = False
         self._idle = threading.Condition()
+        self._take(path, durable=durable)
+
+    def _take(self, path: str, *, durable: bool) -> None:
+        """Open what is in a folder."""
+        _allocate_locks(path)
+        self.env: Any = _open(path, durable=durable)
         self._begin = self.env.begin
         try:
             self._check_length(path)
             self.env.reader_check()
-            self.tables = {name: self.env.open_db(name.encode()) for name in TABLES}
+            self.tables.update((name, self.env.open_db(name.encode())) for name in TABLES)
         except BaseException:
             self.env.close()
             raise
@@ -124,13 +135,15 @@ class Environment:
 
     # Transactions
 
-    def begin(self, table: Any = None, *, write: bool = False) -> Any:
-        """Return a transaction, for `end`."""
+    def begin(self, table: str | None = None, *, write: bool = False) -> Any:
+        """Return a transaction, for `end`; table: which one it is about, mostly."""
         self._enter(None)
         if self._growing:
             self._stand_back()
         try:
-            return self._begin(table, write=True) if write else self._begin(table)
+            if table is not None:
+                return self._begin(self.tables[table])
+            return self._begin(write=write)
         except lmdb.MapResizedError:
             self.end()
             self._adopt()
@@ -174,6 +187,46 @@ class Environment:
             finally:
                 self.end()
             self._grow(size)
+
+    def become(self, made: Environment, kept: Iterable[str]) -> None:
+        """Take what was made in another folder instead, which is then durable; kept: tables to take over.
+
+        Processes that have the old one open keep it, without its name: it is brought up to date with the
+        store as ever, and what is only in it is found there again.
+        """
+        olds = [f"{made.path}.{number}" for number in range(2)]
+        with self._alone():
+            # Of other processes, none writes to it any more.
+            with self.env.begin(write=True) as txn:
+                for name in kept:
+                    cursor = txn.cursor(self.tables[name])
+                    pairs = iter(cursor)
+                    while batch := list(itertools.islice(pairs, _COPIED)):
+                        made.append(name, [batch])
+                made.env.sync(True)
+                made.env.close()
+                os.rename(self.path, olds[0])
+                try:
+                    _rename(made.path, self.path)
+                except FileExistsError:
+                    # Another process has begun an empty one at this very moment.
+                    os.rename(self.path, olds[1])
+                    _rename(made.path, self.path)
+                sync_directory(os.path.dirname(self.path))
+            self.env.close()
+            self._take(self.path, durable=True)
+        for old in olds:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def append(self, table: str, blocks: Iterable[Iterable[tuple[bytes, bytes]]]) -> None:
+        """Put pairs, sorted, behind all that are in a table; the blocks can be asked for again."""
+
+        def change(txn: Any) -> None:
+            cursor = txn.cursor(self.tables[table])
+            for block in blocks:
+                cursor.putmulti(block, append=True)
+
+        self.write(change)
 
     # The map
 
@@ -237,6 +290,16 @@ class Environment:
             raise
 
 
+def _rename(old: str, new: str) -> None:
+    """Give a folder a name. Raises FileExistsError, where rename(2) may also say that it is not empty."""
+    try:
+        os.rename(old, new)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
+        raise
+
+
 def _has_room(size: int) -> bool:
     """Whether so much more can be mapped, and a little: where set_mapsize fails, the old map is gone."""
     if size <= 0:
@@ -262,7 +325,7 @@ def _allocate_locks(path: str) -> None:
             raise
 
 
-def _open(path: str) -> Any:
+def _open(path: str, *, durable: bool) -> Any:
     """Open what is in a folder, with a map that is twice as large, or as large as can be had."""
     file = os.path.join(path, "data.mdb")
     length = os.path.getsize(file) if os.path.exists(file) else 0
@@ -271,7 +334,9 @@ def _open(path: str) -> Any:
         size *= 2
     while size // 2 >= max(length, _LEAST_STEP) and not _has_room(size):
         size //= 2
-    return lmdb.open(path, map_size=size, mode=0o600, max_dbs=len(TABLES), max_readers=_READERS)
+    return lmdb.open(
+        path, map_size=size, mode=0o600, max_dbs=len(TABLES), max_readers=_READERS, sync=durable
+    )
 
 
 def refuse_place(path: str) -> None:
@@ -347,9 +412,14 @@ def _sound(path: str, store_id: bytes) -> Environment | None:
     return None
 
 
+def mark_of(store_id: bytes) -> bytes:
+    """Return what tells an index of this layout and store."""
+    return _VERSION + store_id
+
+
 def _claim(environment: Environment, store_id: bytes) -> bool:
     """Mark an empty environment as this store's index; tell whether it is that now."""
-    mark = _VERSION + store_id
+    mark = mark_of(store_id)
     meta = environment.tables["meta"]
 
     def claim(txn: Any) -> bool:

@@ -33,7 +33,7 @@ import lmdb
 
 from castore.model.events import decode_event, encode_event
 from castore.model.refs import PackId, RecordId, SessionId
-from castore.store.environment import TABLES, acquire, refusal, release
+from castore.store.environment import TABLES, acquire, mark_of, refusal, release
 from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from castore.kernel.marks import Marks
     from castore.model.events import Event
     from castore.model.generation import Generation
-    from castore.store.pack import PackEntry
+    from castore.store.pack import Footer, PackEntry
 
 _MOST_EVENTS: Final = 10_000
 _PLACE: Final = struct.Struct("<IIIIIIBBB")
@@ -97,11 +97,10 @@ class Index:
 
     def __init__(self, path: str, store_id: bytes) -> None:
         self.path = path
+        self._store_id = store_id
         self._environment = acquire(path, store_id)
         self._begin, self._end = self._environment.begin, self._environment.end
         self._tables = self._environment.tables
-        self._chunks = self._tables["chunks"]
-        self._nodes = self._tables["nodes"]
         self._closed = False
 
     def close(self) -> None:
@@ -115,6 +114,19 @@ class Index:
         with self._transaction() as txn:
             found: bytes | None = txn.get(b"epoch", db=self._tables["meta"])
         return self._write(self._begin_epoch) if found is None else found
+
+    def rebuild(
+        self,
+        footers: Iterable[tuple[PackId, Footer | Exception]],
+        failed: Callable[[PackId, Exception], None],
+    ) -> None:
+        """Begin anew with all packs of a store, by their footers; failed: is told which cannot be read.
+
+        Generations and events stay. Raises StorageError; then the index is as it was.
+        """
+        from castore.store.rebuild import rebuild  # noqa: PLC0415 - of little use to most commands
+
+        rebuild(self._environment, mark_of(self._store_id), footers, failed)
 
     def _begin_epoch(self, txn: Any) -> bytes:
         epoch = os.urandom(16)
@@ -156,7 +168,7 @@ class Index:
     def has_chunk(self, chunk: bytes) -> bool:
         """Whether the store has a chunk."""
         try:
-            txn = self._begin(self._chunks)
+            txn = self._begin("chunks")
             try:
                 return txn.get(chunk) is not None
             finally:
@@ -168,7 +180,7 @@ class Index:
     def has_node(self, node: bytes, *, without: Collection[PackId] = ()) -> bool:
         """Whether the store has a node, in a pack that is to stay; without: packs that are not."""
         try:
-            txn = self._begin(self._nodes)
+            txn = self._begin("nodes")
             try:
                 value = txn.get(node)
                 if value is None or not (condemned := self._condemned(txn, without)):
@@ -219,7 +231,7 @@ class Index:
         if chunk in seen:
             return None
         seen[chunk] = False  # what rests on itself is not whole
-        first = txn.get(chunk, db=self._chunks)
+        first = txn.get(chunk, db=self._tables["chunks"])
         if first is None:
             return None
         for value in self._values(txn, chunk, first, condemned):
@@ -284,7 +296,7 @@ class Index:
             start = txn.get(feature, db=self._tables["features"])
             if start is not None:
                 votes[start] = votes.get(start, 0) + 1
-        cursor = txn.cursor(self._chunks)
+        cursor = txn.cursor(self._tables["chunks"])
         return [
             RecordId(cursor.key())
             for start in sorted(votes, key=lambda one: -votes[one])
@@ -296,7 +308,7 @@ class Index:
         try:
             txn = self._begin()
             try:
-                value = txn.get(record_id, db=self._chunks if kind == CHUNK else self._nodes)
+                value = txn.get(record_id, db=self._tables["chunks" if kind == CHUNK else "nodes"])
                 return None if value is None else self._place(txn, record_id, value)
             finally:
                 txn.abort()
@@ -319,7 +331,7 @@ class Index:
         with self._transaction() as txn:
             while todo:
                 chunk = todo.pop()
-                value = None if chunk in found else txn.get(chunk, db=self._chunks)
+                value = None if chunk in found else txn.get(chunk, db=self._tables["chunks"])
                 if value is None:
                     continue
                 pack, offset, sealed, plain, counter, session, codec, member, _ = unpack(value)
@@ -395,7 +407,7 @@ class Index:
 
         The length of a record that several share is told once, for the first of them.
         """
-        for kind, table in ((CHUNK, self._chunks), (NODE, self._nodes)):
+        for kind, table in ((CHUNK, "chunks"), (NODE, "nodes")):
             start = b""
             while batch := self._records_from(table, start):
                 for record_id, value, joined in batch:
@@ -404,10 +416,10 @@ class Index:
                     yield kind, RecordId(record_id), 0 if member else sealed, tuple(bases)
                 start = batch[-1][0] + b"\0"
 
-    def _records_from(self, table: Any, start: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    def _records_from(self, table: str, start: bytes) -> list[tuple[bytes, bytes, bytes]]:
         """Return records from an id on, some thousands: id, place and joined ids of bases of each."""
         with self._transaction() as txn:
-            cursor = txn.cursor(table)
+            cursor = txn.cursor(self._tables[table])
             if not cursor.set_range(start):
                 return []
             found = list(itertools.islice(cursor, _BATCH))
@@ -423,7 +435,7 @@ class Index:
                 sum(txn.stat(table)[f"{kind}_pages"] for kind in ("branch", "leaf", "overflow"))
                 for table in self._tables.values()
             )
-            return int(pages * txn.stat(self._chunks)["psize"])
+            return int(pages * txn.stat(self._tables["chunks"])["psize"])
 
     def count(self, table: str) -> int:
         """Return how many entries a table has: chunks, nodes, packs, sessions, generations."""
@@ -497,7 +509,7 @@ class Index:
                 entry.member,
                 members[entry.offset],
             )
-            table = self._chunks if entry.kind == CHUNK else self._nodes
+            table = self._tables["chunks"] if entry.kind == CHUNK else self._tables["nodes"]
             if not txn.put(entry.id, place, overwrite=False, db=table):
                 txn.put(entry.id + number, place, db=self._tables["copies"])
             if entry.bases:
@@ -541,7 +553,7 @@ class Index:
 
     def _has(self, txn: Any, start: bytes) -> bool:
         """Whether a chunk's id begins so."""
-        cursor = txn.cursor(self._chunks)
+        cursor = txn.cursor(self._tables["chunks"])
         return bool(cursor.set_range(start)) and cursor.key()[:8] == start
 
     # What is needed of packs, and what is not
@@ -604,7 +616,7 @@ class Index:
         used: set[bytes] = set()
         with self._transaction() as txn:
             condemned = self._condemned(txn)
-            for table in (self._chunks, self._nodes):
+            for table in (self._tables["chunks"], self._tables["nodes"]):
                 for batch in _batches(txn.cursor(table)):
                     told = marks.find(b"".join([key for key, _ in batch]))
                     for (key, first), alive in zip(batch, told, strict=True):
@@ -638,7 +650,7 @@ class Index:
                 if entry.kind == CHUNK:
                     value = self._whole_value(txn, entry.id, Counter(), {}, set(), condemned)
                 else:
-                    first = txn.get(entry.id, db=self._nodes)
+                    first = txn.get(entry.id, db=self._tables["nodes"])
                     values = iter(()) if first is None else self._values(txn, entry.id, first, condemned)
                     value = next(values, None)
                 if value is None:

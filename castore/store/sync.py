@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _BATCH: Final = 50_000
 """Records put in one transaction: one sync of the index's file a batch, in bounded memory."""
+_MANY: Final = 32
+"""So many packs are worth an index that is made anew."""
 
 
 def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, str]:
@@ -30,7 +32,10 @@ def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, s
         for name in storage.list("packs")
         if len(name) == 64 and not name.strip("0123456789abcdef")
     }
-    damaged = {}
+    damaged: dict[str, str] = {}
+    if not indexed and len(listed) >= _MANY:
+        _index_all(storage, index, writer, listed, damaged)
+        return damaged
     batch: list[tuple[PackId, int, list[PackEntry]]] = []
     records = 0
     for pack in sorted(listed - indexed):
@@ -53,6 +58,19 @@ def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, s
     if gone := indexed - listed:
         index.remove_packs(gone)
     return damaged
+
+
+def _index_all(
+    storage: Storage, index: Index, writer: WriterKey, listed: set[PackId], damaged: dict[str, str]
+) -> None:
+    """Take all packs into an index that has none; say in `damaged` which cannot be."""
+    from castore.store.rebuild import read_footers  # noqa: PLC0415 - of little use to most commands
+
+    def failed(pack: PackId, error: Exception) -> None:
+        if not isinstance(error, ObjectMissingError):
+            damaged[pack_name(pack)] = _reason(pack_name(pack), error)
+
+    index.rebuild(read_footers(storage, writer, sorted(listed)), failed)
 
 
 def sync_generations(storage: Storage, index: Index, writer: WriterKey) -> dict[str, str]:
