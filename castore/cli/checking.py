@@ -1,4 +1,4 @@
-"""castore verify, reindex."""
+"""castore verify, repair, reindex."""
 
 from __future__ import annotations
 
@@ -6,50 +6,172 @@ from typing import TYPE_CHECKING
 
 import click
 
+from castore.cli import text
 from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
+    from castore.upkeep.repair import Repair
+    from castore.upkeep.verify import Verification
 
 
-@click.command(epilog="Example: castore verify --read-data")
+def _percent(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        share = float(value.removesuffix("%"))
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 100:
+        raise click.BadParameter("a share like 5% is meant, more than 0 and at most 100")
+    return share / 100
+
+
+@click.command(epilog="Example: castore verify --read-data --sample 5%")
+@click.option("--index", is_flag=True, help="Look whether everything is there; always done.")
 @click.option("--packs", is_flag=True, help="Also compare every pack's bytes with its name.")
 @click.option("--read-data", is_flag=True, help="Also open every chunk; needs an identity.")
+@click.option(
+    "--sample",
+    metavar="PERCENT",
+    callback=_percent,
+    help="Read so much of the packs, those that were not for longest: run after run reads all. "
+    "With --read-data their chunks are opened too.",
+)
+@click.option("--restart", is_flag=True, help="Do not go on with a run that was interrupted.")
 @json_option
 @common
-def verify(context: Common, packs: bool, read_data: bool, as_json: bool) -> None:
-    """Check that everything the generations need is there, and intact; exit code 5 if it is not."""
+def verify(
+    context: Common,
+    index: bool,
+    packs: bool,
+    read_data: bool,
+    sample: float | None,
+    restart: bool,
+    as_json: bool,
+) -> None:
+    """Check that everything the generations need is there, and intact; exit code 5 if it is not.
+
+    A run that was interrupted is gone on with by the next of the same depth.
+    """
     import msgspec
 
     from castore.cli.progress import watching
-    from castore.errors import DamageError
+    from castore.errors import DamageError, UsageError
     from castore.model.tally import Tally
     from castore.upkeep.verify import verify as check
 
+    if index and (packs or read_data or sample is not None):
+        raise UsageError("--index is no more than what is always done: leave it out, or the others")
     with context.open_store() as store:
         if read_data:
             store.identity()
         tally = Tally()
         with watching() as progress:
             progress("verifying", tally)
-            found = check(store, tally, packs=packs, read_data=read_data)
+            found = check(
+                store,
+                tally,
+                packs=packs or sample is not None,
+                read_data=read_data,
+                sample=sample,
+                restart=restart,
+                begin=progress.expect,
+            )
     if as_json:
-        print_json(msgspec.to_builtins(found))
+        builtins = msgspec.to_builtins(found)
+        del builtins["damaged_packs"]
+        print_json(builtins)
     else:
-        for line in found.damage:
-            print(f"damaged: {line}")
-        for hit in found.affected:
-            print(f"affected: {hit.service}@{hit.number}:{hit.part}: {hit.reason}")
-        depth = "data read" if read_data else "bytes of packs compared" if packs else "graph walked"
+        _print_findings(found)
+        depth = "chunks opened" if read_data else "bytes compared"
+        looked = f"; {found.read} packs read, {depth}" if packs or read_data or sample is not None else ""
+        resumed = f"; gone on with what began {text.local_time(found.resumed)}" if found.resumed else ""
         print(
             f"{found.generations} generations, {found.packs} packs, {found.nodes} nodes, "
-            f"{found.chunks} references to chunks; {depth}"
+            f"{found.chunks} references to chunks{looked}{resumed}"
         )
     if not found.sound:
-        raise DamageError(
-            f"{len(found.damage)} objects or chunks are damaged, "
-            f"{len(found.affected)} parts of generations do not restore whole"
+        raise DamageError(f"{_summary(found)}; 'castore repair' drops what cannot be read")
+
+
+def _summary(found: Verification) -> str:
+    return (
+        f"{len(found.damage)} objects or chunks are damaged, "
+        f"{len(found.affected)} parts of generations do not restore whole"
+    )
+
+
+def _print_findings(found: Verification) -> None:
+    for line in found.damage:
+        print(f"damaged: {line}")
+    for hit in found.affected:
+        print(f"affected: {hit.service}@{hit.number}:{hit.part}: {hit.reason}")
+        for path in hit.paths:
+            print(f"    {text.printable(path)}")
+        if hit.more:
+            print(f"    and {hit.more} more")
+
+
+@click.command(epilog="Example: castore repair --identity /media/usb/identity")
+@click.option("--dry-run", is_flag=True, help="Say what would be dropped, and drop nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@common
+def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Drop what cannot be read, and say what is lost; all else stays restorable.
+
+    What generations lost is stored again by the next snapshot that still finds it. Exit code 5 if anything
+    is lost.
+    """
+    import msgspec
+
+    from castore.cli.progress import hushed, watching
+    from castore.errors import DamageError
+    from castore.model.tally import Tally
+    from castore.upkeep.repair import repair as mend
+
+    def agree(found: Verification, planned: Repair) -> bool:
+        with hushed():
+            if not as_json:
+                _print_findings(found)
+                for name in planned.drop:
+                    print(f"to be dropped: {name}")
+                for pack in planned.rewrite:
+                    print(f"to be written anew: packs/{pack.hex()}")
+            if dry_run or not (planned.drop or planned.rewrite):
+                return False
+            if not yes:
+                click.confirm("Drop what cannot be read, for good?", abort=True, err=True)
+        return True
+
+    with context.open_store() as store:
+        tally = Tally()
+        with watching() as progress:
+            progress("looking at everything", tally)
+            done, after = mend(store, tally, agree=agree, begin=progress.expect)
+    if as_json:
+        builtins = msgspec.to_builtins(after)
+        del builtins["damaged_packs"]
+        rewritten = [pack.hex() for pack in done.rewrite]
+        print_json({
+            "done": done.done,
+            "dropped": done.drop,
+            "rewritten": rewritten,
+            "kept_records": done.kept_records,
+            "lost_records": done.lost_records,
+            "left": builtins,
+        })
+    elif done.done:
+        print(
+            f"{len(done.drop)} objects dropped, {len(done.rewrite)} packs written anew: "
+            f"{done.kept_records} records kept, {done.lost_records} lost"
         )
+        _print_findings(after)
+    elif not dry_run and after.sound:
+        print("nothing to repair")
+    if not after.sound:
+        raise DamageError(_summary(after))
 
 
 @click.command(epilog="Example: castore reindex")

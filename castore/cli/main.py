@@ -48,6 +48,7 @@ _COMMANDS: Final = {
     "config": _Lazy("operating", "Check castore.toml, and show what it means."),
     "key": _Lazy("keys", "Identities and recipients of a store."),
     "verify": _Lazy("checking", "Check that what is stored is whole."),
+    "repair": _Lazy("checking", "Drop what cannot be read; keep the rest."),
     "reindex": _Lazy("checking", "Make the index anew from the store."),
     "stats": _Lazy("reading", "Tell what the store holds and saves."),
 }

@@ -109,13 +109,17 @@ class Common:
         staged = self.identity_file if identity is not None else None
         if staged is not None and identity is not None:
             places.write_identity(staged, identity, phrase)
+
+        def keep(store_id: bytes) -> None:
+            # First: a store whose identity is nowhere would take snapshots that nobody can read.
+            nonlocal staged
+            if identity is not None and staged is None:
+                staged = places.identity_path(store_id)
+                places.write_identity(staged, identity, phrase)
+
         storage = LocalStorage(path, create=True)
         average = average or DEFAULT_AVERAGE
-        store = Store.create(storage, places.places(), to, average=average)
-        with store:
-            if identity is not None and staged is None:
-                staged = places.identity_path(store.store_id)
-                places.write_identity(staged, identity, phrase)
+        Store.create(storage, places.places(), to, average=average, keep=keep).close()
         texts = [recipient.text for recipient, _ in to]
         return {"store": path, "identity": staged, "recipients": texts}
 

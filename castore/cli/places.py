@@ -129,8 +129,11 @@ def read_identity(path: str) -> Identity:
 
 
 def write_identity(path: str, identity: Identity, passphrase: str | None) -> None:
-    """Write an identity file, 0600, never over another. Raises UsageError."""
+    """Write an identity file, 0600, durably, never over another. Raises UsageError, StorageError."""
     import datetime as dt
+
+    from castore.storage.local import sync_directory
+    from castore.store.places import make_private_directory
 
     locked = identity.text() if passphrase is None else identity.locked_text(passphrase)
     today = dt.datetime.now().astimezone().date()
@@ -140,17 +143,24 @@ def write_identity(path: str, identity: Identity, passphrase: str | None) -> Non
         "# Whoever has this file can read that state; without it nobody can.\n"
         f"{locked}\n"
     )
+    folder = os.path.dirname(os.path.abspath(path))
+    make_private_directory(folder)
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise UsageError(f"{path} exists already; an identity is never written over") from None
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    with os.fdopen(fd, "w") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 
 def passphrase_from_command() -> str | None:

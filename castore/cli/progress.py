@@ -44,6 +44,10 @@ class Watch:
         """Turn to the work on `name`, which counts in `tally`."""
         self._tallies.append((name, tally))
 
+    def expect(self, total: int) -> None:
+        """Show the share of so many bytes read from now on."""
+        self._total = total
+
     @property
     def warnings(self) -> list[tuple[str, bytes, str]]:
         """(name of the work, path, reason) of each file that is missing or doubtful."""

@@ -315,3 +315,17 @@ rows_listed(const uint8_t *numbers, size_t stride, size_t count, const uint8_t *
 	}
 	return (found);
 }
+
+void
+rows_weigh(const uint8_t *values, size_t count, const uint8_t *told, uint64_t *live, size_t packs)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		const uint8_t *place = values + ROW_PLACE * i;
+		uint32_t pack = get32(place);
+
+		if (told[i] && pack < packs)
+			live[pack] += get32(place + 8) / (place[26] ? place[26] : 1);
+	}
+}

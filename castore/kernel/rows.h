@@ -72,4 +72,11 @@ size_t rows_part(const uint8_t *rows, size_t count, const uint8_t *before, uint8
 __attribute__((visibility("default")))
 size_t rows_listed(const uint8_t *numbers, size_t stride, size_t count, const uint8_t *list, size_t list_count, uint8_t *told);
 
+/*
+ * Add the lengths of records, each parted among what it holds, to live[] at the numbers of their packs, of
+ * which there are `packs`.  values: `count` places, of which those count that told[] has a 1 for.
+ */
+__attribute__((visibility("default")))
+void rows_weigh(const uint8_t *values, size_t count, const uint8_t *told, uint64_t *live, size_t packs);
+
 #endif

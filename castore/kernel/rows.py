@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from castore.kernel import _ADDRESS, _SIZE, _U32, _U64, _address, _function, _new_bytes
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterator, Sequence
 
 ROW: Final = 64
@@ -63,6 +64,10 @@ _rows_part: Final = _function(
 )
 _rows_listed: Final = _function(
     "rows_listed", _SIZE, ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p, _SIZE, ctypes.c_char_p
+)
+
+_rows_weigh: Final = _function(
+    "rows_weigh", None, ctypes.c_char_p, _SIZE, ctypes.c_char_p, _ADDRESS, _SIZE
 )
 
 
@@ -216,3 +221,8 @@ def are_listed(numbers: bytes, stride: int, listed: bytes) -> tuple[int, bytes]:
     told: bytes = _new_bytes(None, count)
     found = _rows_listed(numbers, stride, count, listed, len(listed) // 4, told)
     return found, told
+
+
+def weigh(places: bytes, told: bytes, live: array[int]) -> None:
+    """Add the lengths of the records at places that are told, as `rows_weigh` says, by number of pack."""
+    _rows_weigh(places, len(told), told, live.buffer_info()[0], len(live))

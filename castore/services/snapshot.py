@@ -271,7 +271,7 @@ def scan_path(store: Store, service: str, part: str) -> str:
 
 def _last(store: Store, service: str) -> Generation | None:
     """Return the newest generation of a service: what the next is compared with."""
-    return store.generation(service, store.next_number(service) - 1)
+    return store.last_generation(service)
 
 
 def _store_dump(

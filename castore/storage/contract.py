@@ -33,7 +33,8 @@ class Writer(ABC):
         """Make what was written durable, and then visible as the object `name`, in one step.
 
         When this returns, object and name survive a loss of power. Raises ObjectExistsError if
-        the name is taken, StorageError if the place failed; in both cases nothing was added.
+        the name is taken, and then nothing was added; StorageError if the place failed, and then the
+        object may be there, whole, but is not to be relied on.
         """
 
     @abstractmethod
@@ -89,6 +90,15 @@ class Storage(ABC):
         """Yield the names, without `folder` and `/`, of the objects right in `folder`, in any order.
 
         A folder that nothing was put in is empty. Raises StorageError.
+        """
+
+    def settle(self, folder: str) -> None:  # noqa: B027 - most places show only what is durable
+        """Make durable, where it is not yet, which objects `list` shows of a folder.
+
+        A process that was killed, or refused, just before the last step of a commit or a deletion leaves
+        what others see, and what a loss of power may yet undo. Who writes what rests on an object that
+        another may have put, or removes what one that is gone rested on, calls this in between.
+        Raises StorageError.
         """
 
     @abstractmethod

@@ -49,9 +49,10 @@ def _refusal(doing: str, path: str, error: OSError) -> StorageError:
 
 
 class _LocalWriter(Writer):
-    def __init__(self, root: str, files: Files) -> None:
+    def __init__(self, root: str, files: Files, folders: set[str]) -> None:
         self._root = root
         self._files = files
+        self._folders = folders
         self._path = os.path.join(root, _TMP, os.urandom(16).hex())
         self._error: CastoreError | None = None
         try:
@@ -59,7 +60,8 @@ class _LocalWriter(Writer):
                 self._descriptor = files.create(self._path)
             except FileNotFoundError:
                 # A copy of a store may lack the empty folder.
-                files.mkdir(os.path.dirname(self._path))
+                with contextlib.suppress(FileExistsError):
+                    files.mkdir(os.path.dirname(self._path))
                 self._descriptor = files.create(self._path)
         except OSError as error:
             raise _refusal("write to", os.path.dirname(self._path), error) from error
@@ -82,8 +84,7 @@ class _LocalWriter(Writer):
             self._files.fsync(self._descriptor)
             self._name(path)
             self._files.sync_directory(os.path.dirname(path))
-            self._files.close(self._descriptor)
-            self._descriptor = -1
+            self._close()
         except FileExistsError as error:
             self.abort()
             self._error = ObjectExistsError(f"{path} exists already, and objects are never replaced")
@@ -93,13 +94,17 @@ class _LocalWriter(Writer):
 
     def _name(self, path: str) -> None:
         """Give the file its name, unless it is taken."""
-        with contextlib.suppress(FileNotFoundError):
-            self._link(path)
-            return
+        folder = os.path.dirname(path)
+        if folder in self._folders:
+            with contextlib.suppress(FileNotFoundError):
+                self._link(path)
+                return
+        # A folder that is there may be of a castore that was killed before it could sync the name.
         # Not with what is above it: a store that is gone, unmounted say, is not begun anew.
         with contextlib.suppress(FileExistsError):
-            self._files.mkdir(os.path.dirname(path))
-        self._files.sync_directory(os.path.dirname(os.path.dirname(path)))
+            self._files.mkdir(folder)
+        self._files.sync_directory(os.path.dirname(folder))
+        self._folders.add(folder)
         self._link(path)
 
     def _link(self, path: str) -> None:
@@ -120,12 +125,17 @@ class _LocalWriter(Writer):
 
     def abort(self) -> None:
         if self._descriptor >= 0:
-            self._files.close(self._descriptor)
-            self._descriptor = -1
+            self._close()
             with contextlib.suppress(OSError):
                 self._files.unlink(self._path)
         if self._error is None:
             self._error = StorageError(f"{self._path} was closed")
+
+    def _close(self) -> None:
+        """Close the file: of use or not is settled by then, and never closed twice (close(2))."""
+        descriptor, self._descriptor = self._descriptor, -1
+        with contextlib.suppress(OSError):
+            self._files.close(descriptor)
 
     def _fail(self, doing: str, error: OSError) -> StorageError:
         self.abort()
@@ -149,9 +159,11 @@ class LocalStorage(Storage):
     def __init__(self, path: str, *, create: bool = False, files: Files = FILES) -> None:
         self._root = os.path.abspath(path)
         self._files = files
+        self._folders = {self._root}
+        """The folders whose own names are known to be durable."""
         try:
             if create:
-                os.makedirs(os.path.join(self._root, _TMP), mode=0o700, exist_ok=True)
+                self._make()
             self._files.listdir(self._root)
             self._sweep()
         except FileNotFoundError:
@@ -170,7 +182,7 @@ class LocalStorage(Storage):
 
     def create(self) -> Writer:
         """Begin a new object in `tmp/`."""
-        return _LocalWriter(self._root, self._files)
+        return _LocalWriter(self._root, self._files, self._folders)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return an object's bytes."""
@@ -186,9 +198,9 @@ class LocalStorage(Storage):
                     parts.append(data)
                     offset += len(data)
                     length -= len(data)
-                return parts[0] if len(parts) == 1 else b"".join(parts)
             finally:
                 files.close(descriptor)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
         except OSError as error:
             raise self._read_error(path, error) from error
 
@@ -249,7 +261,35 @@ class LocalStorage(Storage):
             yield lock is not None
         finally:
             if lock is not None:
-                self._files.close(lock)
+                with contextlib.suppress(OSError):
+                    self._files.close(lock)
+
+    def settle(self, folder: str) -> None:
+        """Sync a folder, and its own name."""
+        path = os.path.join(self._root, folder)
+        try:
+            self._files.sync_directory(path)
+            if path not in self._folders:
+                self._files.sync_directory(self._root)
+                self._folders.add(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _refusal("make durable", path, error) from error
+
+    def _make(self) -> None:
+        """Make the store's directory and what is missing above it, each durable before what is in it."""
+        steps = [os.path.join(self._root, _TMP)]
+        while not self._files.is_directory(steps[-1]) and steps[-1] != os.path.dirname(steps[-1]):
+            steps.append(os.path.dirname(steps[-1]))
+        # The last is there already. Who made it may not have come to sync it; or it is another's, and
+        # the directory above it, which we may not read, too.
+        with contextlib.suppress(OSError):
+            self._files.sync_directory(os.path.dirname(steps.pop()))
+        for step in reversed(steps):
+            with contextlib.suppress(FileExistsError):
+                self._files.mkdir(step)
+            self._files.sync_directory(os.path.dirname(step))
 
     def _sweep(self) -> None:
         """Remove what writers that were killed left in `tmp/` long ago."""

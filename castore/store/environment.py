@@ -56,6 +56,7 @@ TABLES: Final = (
     "records",
     "meta",
     "events",
+    "verified",
 )
 BROKEN: Final = (
     lmdb.CorruptedError,

@@ -1,7 +1,8 @@
 """What this machine knows of a store: where records lie, and the generations. LMDB, rebuildable.
 
 Everything here can be read again from the store. Entries are put only after what they tell of is
-durable in the store. Reads are short transactions; none stays open across I/O on the store.
+in the store, and by a session only after it is durable there. Reads are short transactions; none stays
+open across I/O on the store.
 
     chunks, nodes   id -> place (27 bytes)
     copies          id | pack number -> place: of a record that the tables above place elsewhere
@@ -14,6 +15,7 @@ durable in the store. Reads are short transactions; none stays open across I/O o
     generations     service | 0 | number -> plaintext of the record
     revisions       service | 0 | revision | 0 | number -> nothing; safety generations left out
     records         T-N, the name of a generation's object -> its key in generations
+    verified        pack number -> when its bytes were last found sound, and its records (ns since 1970)
     meta            version of this layout, store id, the next pack and session number, an epoch, the
                     numbers of condemned packs
 
@@ -26,25 +28,29 @@ import contextlib
 import itertools
 import os
 import struct
+from array import array
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import lmdb
 
+from castore.errors import DamageError, FormatError
+from castore.kernel.marks import Marks
+from castore.kernel.rows import are_listed, weigh
 from castore.model.events import decode_event, encode_event
+from castore.model.generation import decode_generation
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.environment import TABLES, acquire, mark_of, refusal, release
-from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
+from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE, PackEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 
     from castore.errors import StorageError
     from castore.kernel import Sketch
-    from castore.kernel.marks import Marks
     from castore.model.events import Event
     from castore.model.generation import Generation
-    from castore.store.pack import Footer, PackEntry
+    from castore.store.pack import Footer
 
 _MOST_EVENTS: Final = 10_000
 _PLACE: Final = struct.Struct("<IIIIIIBBB")
@@ -52,15 +58,19 @@ _PLACE: Final = struct.Struct("<IIIIIIBBB")
 _CODEC: Final = 24
 """Where in it the codec is."""
 _USE: Final = struct.Struct("<4sQ")
+_VERIFIED: Final = struct.Struct("<QQ")
 _NUMBER: Final = struct.Struct(">I")
 _PACK: Final = struct.Struct("<32sQQ")
 """Id, length, and how many bytes of it are records."""
+_FEW: Final = 200
+"""Generations that are read at once."""
 _BATCH: Final = 1 << 14
 """Records that are looked at in one call of the kernel."""
 
 
 _CONDEMNED: Final = b"condemned"
 _Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
 
 
 class Place(NamedTuple):
@@ -422,7 +432,7 @@ class Index:
             cursor = txn.cursor(self._tables[table])
             if not cursor.set_range(start):
                 return []
-            found = list(itertools.islice(cursor, _BATCH))
+            found = list(itertools.islice(iter(cursor), _BATCH))
             return [
                 (record_id, value, b"".join(self._bases_of(txn, record_id, value)))
                 for record_id, value in found
@@ -444,11 +454,71 @@ class Index:
 
     # Packs
 
+    def sessions(self) -> set[SessionId]:
+        """Return the sessions that the records in packs are of."""
+        used: set[bytes] = set()
+        with self._transaction() as txn:
+            for table in (self._tables["chunks"], self._tables["nodes"], self._tables["copies"]):
+                used.update(value[20:24] for _, value in txn.cursor(table))
+            found = {txn.get(number[::-1], db=self._tables["sessions"]) for number in used}
+        return found - {None}
+
+    def verified(self, depth: int) -> dict[PackId, int]:
+        """Return when packs were last found sound at a depth (1 bytes, 2 records): ns since 1970."""
+        found = {}
+        with self._transaction() as txn:
+            for number, value in txn.cursor(self._tables["verified"]):
+                named = txn.get(number, db=self._tables["packs"])
+                if named is not None:
+                    found[PackId(named[:32])] = _VERIFIED.unpack(value)[depth - 1]
+        return found
+
+    def set_verified(self, packs: Iterable[PackId], depth: int, time: int) -> None:
+        """Remember that packs were found sound at a depth, and so at those above."""
+        self._write(self._set_verified, list(packs), depth, time)
+
+    def _set_verified(self, txn: Any, packs: list[PackId], depth: int, time: int) -> None:
+        table = self._tables["verified"]
+        for pack in packs:
+            number = txn.get(pack, db=self._tables["pack_numbers"])
+            if number is not None:
+                _, records_at = _VERIFIED.unpack(txn.get(number, bytes(16), db=table))
+                txn.put(number, _VERIFIED.pack(time, time if depth > 1 else records_at), db=table)
+
+    def verifying(self, depth: int) -> int:
+        """Return when a verification of this depth began that has not ended, or 0."""
+        with self._transaction() as txn:
+            return int.from_bytes(txn.get(b"verifying %d" % depth, b"", db=self._tables["meta"]), "big")
+
+    def set_verifying(self, depth: int, time: int) -> None:
+        """Remember when a verification began; 0: it has ended."""
+        key, value = b"verifying %d" % depth, time.to_bytes(8, "big")
+        self._write(lambda txn: txn.put(key, value, db=self._tables["meta"]))
+
     def pack_ids(self) -> set[PackId]:
         """Return the packs that are indexed."""
         with self._transaction() as txn:
             keys = txn.cursor(self._tables["pack_numbers"]).iternext(keys=True, values=False)
             return set(keys)
+
+    def entries(self, pack: PackId) -> list[PackEntry]:
+        """Return what is known to lie in a pack, in order; of records with all of their entries only."""
+        found: dict[int, list[PackEntry | None]] = {}
+        with self._transaction() as txn:
+            number = txn.get(pack, b"", db=self._tables["pack_numbers"])
+            for kind, table in ((CHUNK, "chunks"), (NODE, "nodes"), (None, "copies")):
+                for key, value in txn.cursor(self._tables[table]):
+                    if value[:4] != number[::-1] or (place := self._place(txn, key[:32], value)) is None:
+                        continue
+                    known = kind
+                    if known is None:
+                        known = CHUNK if txn.get(key[:32], db=self._tables["chunks"]) is not None else NODE
+                    entry = PackEntry(
+                        *(RecordId(key[:32]), known, place.codec, place.plain_length, place.sealed_length),
+                        *(place.counter, place.session, place.offset, place.bases, place.member),
+                    )
+                    found.setdefault(place.offset, [None] * (value[26] or 1))[place.member] = entry
+        return [entry for _, group in sorted(found.items()) if None not in group for entry in group if entry]
 
     def packs(self) -> list[tuple[PackId, int]]:
         """Return the packs that are indexed, with their lengths."""
@@ -528,28 +598,89 @@ class Index:
             txn.put(number, session, db=self._tables["sessions"])
         return int(_NUMBER.unpack(number)[0])
 
-    def remove_packs(self, packs: Iterable[PackId]) -> None:
-        """Forget packs that are gone from the store; a copy takes the place of what was in them."""
-        self._write(self._remove_packs, list(packs))
+    def remove_packs(
+        self, packs: Iterable[PackId], entries: Mapping[PackId, Sequence[RecordId]] | None = None
+    ) -> None:
+        """Forget packs that are gone from the store; a copy takes the place of what was in them.
 
-    def _remove_packs(self, txn: Any, packs: list[PackId]) -> None:
-        gone = set()
+        entries: the ids of all that is in each, where that is known: else all that is indexed is looked at.
+        """
+        self._write(self._remove_packs, list(packs), entries)
+
+    def _remove_packs(
+        self, txn: Any, packs: list[PackId], entries: Mapping[PackId, Sequence[RecordId]] | None
+    ) -> None:
+        gone: dict[bytes, PackId] = {}
         for pack in packs:
             number = txn.pop(pack, db=self._tables["pack_numbers"])
             if number is not None:
                 txn.delete(number, db=self._tables["packs"])
-                gone.add(number)
+                txn.delete(number, db=self._tables["verified"])
+                gone[number] = pack
         if not gone:
             return
         self._begin_epoch(txn)
         self._condemn(txn, self._condemned(txn) - {number[::-1] for number in gone})
-        places = {_NUMBER.unpack(number)[0].to_bytes(4, "little") for number in gone}
-        for name in ("copies", "bases"):
-            self._delete_where(txn, name, lambda key, _value: key[32:] in gone)
-        for name in ("chunks", "nodes"):
-            for key in self._delete_where(txn, name, lambda _key, value: value[:4] in places):
+        known = entries is not None and all(pack in entries for pack in gone.values())
+        if entries is not None and known:
+            dead = self._delete_named(txn, {number: entries[pack] for number, pack in gone.items()})
+        else:
+            dead = self._delete_scanned(txn, sorted(gone))
+        for name, keys in dead.items():
+            for key in keys:
                 self._promote(txn, name, key)
-        self._delete_where(txn, "features", lambda _key, value: not self._has(txn, value))
+        self._delete_features(txn, [*dead["chunks"], *dead["nodes"]])
+
+    def _delete_named(self, txn: Any, ids: dict[bytes, Sequence[RecordId]]) -> dict[str, list[bytes]]:
+        """Delete what is known to be in packs, by their numbers; return what had its first place there."""
+        dead: dict[str, list[bytes]] = {"chunks": [], "nodes": []}
+        for number, found in ids.items():
+            for one in sorted(set(found)):
+                for name in ("copies", "bases"):
+                    txn.delete(one + number, db=self._tables[name])
+                for name, keys in dead.items():
+                    value = txn.get(one, db=self._tables[name])
+                    if value is not None and value[:4] == number[::-1]:
+                        txn.delete(one, db=self._tables[name])
+                        keys.append(one)
+        return dead
+
+    def _delete_scanned(self, txn: Any, numbers: list[bytes]) -> dict[str, list[bytes]]:
+        """Delete all that is in packs, wherever it is; return what had its first place there."""
+        listed = b"".join(numbers)
+        for name in ("copies", "bases"):
+            found: list[bytes] = []
+            for keys in _batches(txn.cursor(self._tables[name]).iternext(keys=True, values=False)):
+                # The number stands behind the id.
+                count, told = are_listed(b"".join(keys)[32:] + bytes(32), 36, listed)
+                if count:
+                    found += itertools.compress(keys, told)
+            for key in found:
+                txn.delete(key, db=self._tables[name])
+        listed = b"".join(sorted(number[::-1] for number in numbers))
+        dead: dict[str, list[bytes]] = {"chunks": [], "nodes": []}
+        for name, found in dead.items():
+            for batch in _batches(iter(txn.cursor(self._tables[name]))):
+                count, told = are_listed(b"".join([value for _, value in batch]), _PLACE.size, listed)
+                if count:
+                    found += [key for key, _ in itertools.compress(batch, told)]
+            for key in found:
+                txn.delete(key, db=self._tables[name])
+        return dead
+
+    def _delete_features(self, txn: Any, ids: list[bytes]) -> None:
+        """Delete the features of chunks that are gone."""
+        marks = Marks(len(ids))
+        marks.add(b"".join(ids))
+        database = self._tables["features"]
+        found: list[bytes] = []
+        for batch in _batches(iter(txn.cursor(database))) if ids else ():
+            told = marks.find(b"".join([start for _, start in batch]), 8)
+            if any(told):
+                alike = itertools.compress(batch, told)
+                found += [feature for feature, start in alike if not self._has(txn, start)]
+        for feature in found:
+            txn.delete(feature, db=database)
 
     def _has(self, txn: Any, start: bytes) -> bool:
         """Whether a chunk's id begins so."""
@@ -586,56 +717,59 @@ class Index:
         while marked != len(marks):
             marked = len(marks)
             with self._transaction() as txn:
-                cursor = txn.cursor(self._tables["bases"])
-                for batch in _batches(cursor):
-                    told = marks.find(b"".join([key[:32] for key, _ in batch]))
-                    for (_, joined), alive in zip(batch, told, strict=True):
-                        if alive:
-                            self._mark_below(txn, joined, marks)
+                for batch in _batches(iter(txn.cursor(self._tables["bases"]))):
+                    # Keys of 36 bytes begin with the id.
+                    told = marks.find(b"".join([key for key, _ in batch]), 36)
+                    self._mark_below(txn, [joined for _, joined in itertools.compress(batch, told)], marks)
 
-    def _mark_below(self, txn: Any, joined: bytes, marks: Marks) -> None:
-        """Mark chunks, and all that they rest on."""
+    def _mark_below(self, txn: Any, todo: list[bytes], marks: Marks) -> None:
+        """Mark chunks, whose joined ids are given, and all that they rest on."""
         cursor = txn.cursor(self._tables["bases"])
-        todo = [joined]
-        while todo:
-            joined = todo.pop()
-            for at, fresh in enumerate(marks.add(joined)):
+        # Most are marked, most of the time.
+        while todo and (joined := b"".join(todo)):
+            todo = []
+            told = marks.add(joined)
+            at = -1
+            while (at := told.find(1, at + 1)) >= 0:
                 base = joined[32 * at : 32 * at + 32]
-                more = bool(fresh) and cursor.set_range(base)
+                more = cursor.set_range(base)
                 while more and cursor.key()[:32] == base:
                     todo.append(cursor.value())
                     more = cursor.next()
 
-    def live_bytes(self, marks: Marks) -> tuple[dict[PackId, tuple[int, int, int]], set[SessionId]]:
-        """Return how much is marked of each pack that is to stay, and the sessions that records are of.
+    def live_bytes(self, marks: Marks) -> dict[PackId, tuple[int, int, int]]:
+        """Return how much is marked of each pack that is to stay.
 
         Of a pack: its length, the bytes of its records, and how many of these are marked, about: records
         of several chunks count by the share of those that are.
         """
-        live: Counter[bytes] = Counter()
-        used: set[bytes] = set()
         with self._transaction() as txn:
             condemned = self._condemned(txn)
+            live = array("Q", bytes(8 * self._numbers_given(txn)))
             for table in (self._tables["chunks"], self._tables["nodes"]):
-                for batch in _batches(txn.cursor(table)):
+                for batch in _batches(iter(txn.cursor(table))):
                     told = marks.find(b"".join([key for key, _ in batch]))
-                    for (key, first), alive in zip(batch, told, strict=True):
-                        used.add(first[20:24])
-                        if alive:
-                            value = first
-                            if condemned and first[:4] in condemned:
-                                value = next(self._values(txn, key, first, condemned), first)
-                            live[value[:4]] += int.from_bytes(value[8:12], "little") // (value[26] or 1)
-            used.update(value[20:24] for _, value in txn.cursor(self._tables["copies"]))
+                    values = [value for _, value in batch]
+                    if condemned:
+                        values = [
+                            next(self._values(txn, key, first, condemned), first)
+                            if alive and first[:4] in condemned
+                            else first
+                            for (key, first), alive in zip(batch, told, strict=True)
+                        ]
+                    weigh(b"".join(values), told, live)
             packs = {}
             for number, value in txn.cursor(self._tables["packs"]):
                 if number[::-1] in condemned:
                     continue
                 pack, length, records = _PACK.unpack(value)
-                packs[PackId(pack)] = length, records, live[number[::-1]]
-            numbers = [number[::-1] for number in used]
-            sessions = {txn.get(number, db=self._tables["sessions"]) for number in numbers}
-        return packs, sessions - {None}
+                packs[PackId(pack)] = length, records, live[_NUMBER.unpack(number)[0]]
+        return packs
+
+    def _numbers_given(self, txn: Any) -> int:
+        """Return how many packs have been numbered: more than there are, where some are gone."""
+        given = txn.get(b"next pack", _NUMBER.pack(0), db=self._tables["meta"])
+        return int(_NUMBER.unpack(given)[0])
 
     def are_chosen(self, pack: PackId, entries: Sequence[PackEntry]) -> list[bool]:
         """Say of each entry of a pack whether this is the place that its record is to be taken from.
@@ -698,13 +832,6 @@ class Index:
                         found[PackId(named[:32])] += size
         return found
 
-    def _delete_where(self, txn: Any, table: str, dead: Any) -> list[bytes]:
-        database = self._tables[table]
-        keys = [key for key, value in txn.cursor(database) if dead(key, value)]
-        for key in keys:
-            txn.delete(key, db=database)
-        return keys
-
     def _promote(self, txn: Any, table: str, record_id: bytes) -> None:
         cursor = txn.cursor(self._tables["copies"])
         if cursor.set_range(record_id) and cursor.key()[:32] == record_id:
@@ -713,11 +840,22 @@ class Index:
 
     # Generations
 
-    def record_names(self) -> set[str]:
-        """Return T-N of each generation that is indexed."""
+    def compare_records(self, listed: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Compare the names T-N of generations in a store with those that are indexed.
+
+        Returns, sorted, which are not indexed, and which are but not listed.
+        """
+        fresh = set(listed)
+        gone = []
         with self._transaction() as txn:
             keys = txn.cursor(self._tables["records"]).iternext(keys=True, values=False)
-            return {key.decode() for key in keys}
+            for key in keys:
+                name = key.decode()
+                if name in fresh:
+                    fresh.discard(name)
+                else:
+                    gone.append(name)
+        return sorted(fresh), gone
 
     def put_generations(self, found: Iterable[tuple[str, Generation, bytes]]) -> None:
         """Take in generations: (T-N, the generation, its plaintext) of each."""
@@ -740,9 +878,17 @@ class Index:
     def _remove_generations(self, txn: Any, names: list[str]) -> None:
         gone = {txn.pop(name.encode(), db=self._tables["records"]) for name in names}
         for key in gone - {None}:
-            txn.delete(key, db=self._tables["generations"])
-        pairs = {(key[:-5], key[-4:]) for key in gone if key}
-        self._delete_where(txn, "revisions", lambda key, _v: (key.partition(b"\0")[0], key[-4:]) in pairs)
+            plain = txn.pop(key, db=self._tables["generations"])
+            try:
+                generation = decode_generation(plain)
+            except (DamageError, FormatError, TypeError):
+                # It is not known which it was of.
+                found = txn.cursor(self._tables["revisions"]).iternext(keys=True, values=False)
+                keys = [one for one in found if one.startswith(key[:-4]) and one[-4:] == key[-4:]]
+            else:
+                keys = [_revision_key(generation.service, generation.revision) + b"\0" + key[-4:]]
+            for one in keys:
+                txn.delete(one, db=self._tables["revisions"])
 
     def put_event(self, event: Event) -> None:
         """Keep an event; of very many, the oldest are forgotten."""
@@ -775,19 +921,24 @@ class Index:
                 more = cursor.set_range(service + b"\x01")
         return found
 
-    def generations(self, service: str | None = None) -> list[bytes]:
-        """Return the plaintexts of generations' records, by service and number, ascending."""
+    def generations(self, service: str) -> Iterator[bytes]:
+        """Yield the plaintexts of a service's records, newest first."""
+        prefix = service.encode() + b"\0"
+        end = service.encode() + b"\x01"
+        while batch := self._generations_below(prefix, end):
+            yield from (plain for _, plain in batch)
+            end = batch[-1][0]
+
+    def _generations_below(self, prefix: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
+        """Return keys and values of the last records in front of a key, downwards, some hundreds."""
+        found: list[tuple[bytes, bytes]] = []
         with self._transaction() as txn:
             cursor = txn.cursor(self._tables["generations"])
-            if service is None:
-                return list(cursor.iternext(keys=False, values=True))
-            prefix = service.encode() + b"\0"
-            found = []
-            more = cursor.set_range(prefix)
-            while more and cursor.key().startswith(prefix):
-                found.append(cursor.value())
-                more = cursor.next()
-            return found
+            more = cursor.prev() if cursor.set_range(end) else cursor.last()
+            while more and len(found) < _FEW and cursor.key().startswith(prefix):
+                found.append(cursor.item())
+                more = cursor.prev()
+        return found
 
     def generation(self, service: str, number: int) -> bytes | None:
         """Return the plaintext of a generation's record, or None."""
@@ -809,9 +960,8 @@ class Index:
         return sorted(numbers, reverse=True)
 
 
-def _batches(cursor: Any) -> Iterator[list[tuple[bytes, bytes]]]:
-    """Yield the pairs of a table, many at a time."""
-    items = iter(cursor)
+def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
+    """Yield what there is of a table, many at a time."""
     while batch := list(itertools.islice(items, _BATCH)):
         yield batch
 

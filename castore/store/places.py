@@ -82,6 +82,8 @@ def write_private(path: str, data: bytes) -> None:
             os.close(descriptor)
         os.rename(part, path)
         sync_directory(folder)
+        # Whoever made the folder may have been killed before its name was synced.
+        sync_directory(os.path.dirname(folder))
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(part)

@@ -14,6 +14,7 @@ from castore.errors import DamageError, FormatError, MissingError, ObjectMissing
 from castore.model.refs import RecordId
 from castore.store.chains import Layer, apply, assemble
 from castore.store.codecs import Codecs, Groups, member_of
+from castore.store.index import Place
 from castore.store.pack import CHUNK, DELTA, DICTIONARY, GROUPED, MAX_CHAIN, pack_name, record_names
 
 if TYPE_CHECKING:
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     from castore.sealing import WriterKey
     from castore.storage import Storage
     from castore.store.chains import Base
-    from castore.store.index import Index, Place
+    from castore.store.index import Index
     from castore.store.keyring import Keyring
+    from castore.store.pack import PackEntry
 
     _Where = tuple[PackId, int]
 
+_TOGETHER: Final = 64
+"""Entries of a pack that are opened at once: more than stand in a group."""
 _GAP: Final = 1 << 16
 """Bytes of a pack that are read and thrown away rather than asking twice."""
 
@@ -87,6 +91,35 @@ class RecordReader:
         opened = kept.keys() - before.keys()
         self._local.bases = {chunk: kept[chunk] for chunk in opened.difference(chunks)}
         return found
+
+    def broken(
+        self, pack: PackId, entries: Sequence[PackEntry]
+    ) -> Iterator[tuple[PackEntry, DamageError]]:
+        """Yield the entries of a pack that do not open where they lie, and why. Raises IdentityError."""
+        for first in range(0, len(entries), _TOGETHER):
+            batch = entries[first : first + _TOGETHER]
+            chunks = [entry.id for entry in batch if entry.kind == CHUNK]
+            places = self._index.locate_chunks(chunks)
+            # What is found here anyway is opened together with its like, which is faster.
+            here = [entry for entry in batch if places.get(entry.id) == Place.of(pack, entry)]
+            whole = self.read_chunks([entry.id for entry in here]) is not None
+            for entry in batch:
+                if whole and entry in here:
+                    continue
+                try:
+                    self.open(entry.kind, entry.id, Place.of(pack, entry))
+                except DamageError as error:
+                    yield entry, error
+                except ObjectMissingError as error:
+                    yield entry, DamageError(str(error))
+
+    def is_intact(self, place: Place, entry: PackEntry, sealed: bytes | memoryview) -> bool:
+        """Whether `sealed` is what lies at a place, as it was sealed. Raises IdentityError."""
+        try:
+            self._unseal(entry.kind, entry.id, place, sealed)
+        except DamageError:
+            return False
+        return True
 
     def _layers(self, places: dict[RecordId, Place]) -> dict[RecordId, Layer]:
         """Return how chunks are stored. Raises DamageError, IdentityError, StorageError."""

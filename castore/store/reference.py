@@ -202,8 +202,8 @@ class ReferenceCache:
 
     def _files(self) -> list[tuple[str, int, float]]:
         found = []
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self._folder):
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
                 with contextlib.suppress(OSError):
                     info = entry.stat(follow_symlinks=False)
                     found.append((entry.name, info.st_blocks * 512, info.st_mtime))

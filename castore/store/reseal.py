@@ -49,6 +49,9 @@ def reseal(
         changed = True
     for session, numbers in sorted(session_numbers(storage).items()):
         changed |= _reseal_session(storage, keyring, session, numbers[-1], config)
+    # What takes their place may be from a castore that was killed before it had synced the names.
+    for folder in ("config", "sessions"):
+        storage.settle(folder)
     for session, numbers in session_numbers(storage).items():
         for old in numbers[:-1]:
             _remove(storage, session_name(session, old))

@@ -103,10 +103,12 @@ class Store:
         *,
         average: int = DEFAULT_AVERAGE,
         identity: Callable[[], Identity] | None = None,
+        keep: Callable[[bytes], None] = lambda _store_id: None,
     ) -> Store:
         """Make a store in `storage`, sealed to (recipient, label) pairs, and open it.
 
-        Its writer key is kept on this machine. Raises UsageError, StorageError.
+        Its writer key is kept on this machine. keep: is called with the store's id before the store is
+        there, to keep what must not be missing then: an identity. Raises UsageError, StorageError.
         """
         taken = f"{storage.location} holds a castore store already"
         if config_numbers(storage):
@@ -120,6 +122,7 @@ class Store:
         data = encode_config(1, config, writer)
         path = places.writer_key_of(writer.store_id)
         _keep_writer_key(path, writer, storage)
+        keep(writer.store_id)
         try:
             storage.put(config_name(1), data)
         except ObjectExistsError:
@@ -253,11 +256,13 @@ class Store:
     # Records
 
     def session(self) -> Session:
-        """Return a session that adds to this store; use it in a `with` block."""
+        """Return a session that adds to this store; use it in a `with` block. Raises StorageError."""
         # Imported when needed, like RecordReader: what lists generations shall start fast.
         from castore.store.session import Session  # noqa: PLC0415
 
         self._refresh_config()
+        # Of an `init` that was killed it may be seen, and yet be lost: before all that needs it.
+        self.storage.settle("config")
         sketcher = Sketcher(self.writer_key.gear, self.writer_key.sketch)
         return Session(
             self.storage, self.index, self.writer_key, self.config, self.references, sketcher
@@ -325,6 +330,19 @@ class Store:
         """
         return self._records.open(entry.kind, entry.id, Place.of(pack, entry))
 
+    def broken_entries(
+        self, pack: PackId, entries: Sequence[PackEntry]
+    ) -> Iterator[tuple[PackEntry, DamageError]]:
+        """Yield the entries of a pack that do not open where they lie, and why. Raises IdentityError."""
+        return self._records.broken(pack, entries)
+
+    def is_intact(self, pack: PackId, entry: PackEntry, sealed: bytes | memoryview) -> bool:
+        """Whether `sealed` is the record of this entry, as it was sealed; what it rests on is not looked at.
+
+        Raises IdentityError for a chunk.
+        """
+        return self._records.is_intact(Place.of(pack, entry), entry, sealed)
+
     # Generations
 
     def services(self) -> list[str]:
@@ -333,11 +351,20 @@ class Store:
 
     def generations(self, service: str | None = None) -> list[Generation]:
         """Return the generations of a service, or of all, newest first."""
-        found = [self._decode(plain) for plain in self.index.generations(service)]
-        if service is None:
-            found.sort(key=lambda generation: (generation.time, generation.number))
-        found.reverse()
+        if service is not None:
+            return list(self.newest(service))
+        found = [one for name in reversed(self.services()) for one in self.newest(name)]
+        # Of those of one time and number, the last service comes first.
+        found.sort(key=lambda generation: (generation.time, generation.number), reverse=True)
         return found
+
+    def newest(self, service: str) -> Iterator[Generation]:
+        """Yield the generations of a service, newest first; each is read when it is asked for."""
+        return map(self._decode, self.index.generations(service))
+
+    def last_generation(self, service: str) -> Generation | None:
+        """Return the newest generation of a service, or None."""
+        return next(self.newest(service), None)
 
     def generation(self, service: str, number: int) -> Generation | None:
         """Return a generation, or None."""
@@ -362,23 +389,27 @@ class Store:
     def next_number(self, service: str) -> int:
         """Return the number behind the highest in the store, those of damaged records included."""
         tag = self.writer_key.tag(service).hex() + "-"
-        numbers = [
-            int(name[len(tag) :])
+        start = len(tag)
+        numbers = (
+            int(name[start:])
             for name in self.storage.list("generations")
-            if name.startswith(tag) and name[len(tag) :].isdecimal()
-        ]
+            if name.startswith(tag) and name[start:].isdecimal()
+        )
         return max(numbers, default=0) + 1
 
     def commit(self, generation: Generation) -> None:
         """Write a generation's record: the last step, which makes it one.
 
-        Everything that it needs is durable by then. Raises BusyError if its number was taken,
-        StorageError.
+        Raises BusyError if its number was taken, StorageError.
         """
         if not 0 < generation.number <= MAX_NUMBER:
             raise UsageError(f"a generation cannot have the number {generation.number}")
         name = generation_name(self.writer_key, generation.service, generation.number)
         data, plain = encode_generation(generation, self.writer_key)
+        # The session has made its own objects durable. It may rest on others', which the index had
+        # from a listing, and whose writer may have been killed before it had synced their names.
+        for folder in ("sessions", "packs"):
+            self.storage.settle(folder)
         try:
             self.storage.put(name, data)
         except ObjectExistsError:
@@ -386,6 +417,9 @@ class Store:
                 f"another castore has just taken the number {generation.number} of "
                 f"{generation.service!r}; nothing was committed, try again"
             ) from None
+        except StorageError:
+            self._take_back(name, data)
+            raise
         # It is committed; where the index fails, the next synchronisation takes it in.
         with contextlib.suppress(StorageError):
             self.index.put_generations([(name.partition("/")[2], generation, plain)])
@@ -410,6 +444,12 @@ class Store:
     def pins(self, service: str) -> dict[int, str]:
         """Return the numbers that are pinned of a service, with the reasons."""
         return pins(self.storage, self.writer_key, service)
+
+    def _take_back(self, name: str, data: bytes) -> None:
+        """Remove what was written and not acknowledged, unless another has taken its name."""
+        with contextlib.suppress(StorageError):
+            if self.storage.get(name) == data:
+                self.storage.delete(name)
 
     def _decode(self, plain: bytes) -> Generation:
         try:

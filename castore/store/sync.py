@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _BATCH: Final = 50_000
 """Records put in one transaction: one sync of the index's file a batch, in bounded memory."""
+_RECORDS: Final = 5_000
+"""Generations put in one transaction."""
 _MANY: Final = 32
 """So many packs are worth an index that is made anew."""
 
@@ -75,11 +77,10 @@ def _index_all(
 
 def sync_generations(storage: Storage, index: Index, writer: WriterKey) -> dict[str, str]:
     """Take new generations in, and those that are gone out; return what is damaged, and why."""
-    indexed = index.record_names()
-    listed = set(storage.list("generations"))
+    fresh, gone = index.compare_records(storage.list("generations"))
     damaged = {}
     found: list[tuple[str, Generation, bytes]] = []
-    for short in sorted(listed - indexed):
+    for short in fresh:
         if not NAME.fullmatch(short):
             continue
         name = f"generations/{short}"
@@ -91,10 +92,15 @@ def sync_generations(storage: Storage, index: Index, writer: WriterKey) -> dict[
             damaged[name] = _reason(name, error)
             continue
         found.append((short, generation, plain))
+        if len(found) >= _RECORDS:
+            index.put_generations(found)
+            found = []
     if found:
         index.put_generations(found)
-    if gone := indexed - listed:
-        index.remove_generations(gone)
+    if gone:
+        # One that another process has committed, and indexed, since they were listed is not gone.
+        there = set(storage.list("generations"))
+        index.remove_generations(name for name in gone if name not in there)
     return damaged
 
 

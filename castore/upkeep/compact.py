@@ -13,30 +13,30 @@ way; a snapshot counts on nothing that is condemned when it commits.
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from blake3 import blake3
 
-from castore.errors import DamageError, ObjectMissingError
+from castore.errors import DamageError, FormatError, ObjectMissingError
 from castore.kernel.marks import Marks
 from castore.model.refs import PackId  # noqa: TC001 - msgspec reads the annotations
 from castore.store.condemned import condemn, read_condemned
 from castore.store.graph import Walk, mark, roots_of
-from castore.store.pack import CHUNK, PACK_BYTES, PackWriter, pack_name
+from castore.store.pack import CHUNK, PACK_BYTES, pack_name
 from castore.store.sessions import decode_session, session_name, session_numbers
+from castore.upkeep.moving import Mover, record_in, records_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from castore.model.generation import Generation
-    from castore.model.refs import SessionId
+    from castore.model.refs import RecordId
     from castore.model.tally import Tally
     from castore.store import Store
     from castore.store.pack import PackEntry
-    from castore.store.reference import ReferenceWriter
 
 MAX_UNUSED: Final = 0.1
 """A pack is written anew when a larger share of its records is needed by none."""
@@ -44,6 +44,8 @@ GRACE_SECONDS: Final = 86400
 """Far longer than a commit takes, from its look at what is condemned to the end of its writing."""
 
 _SMALL: Final = PACK_BYTES // 16
+_FEW: Final = 64
+"""So few packs are forgotten entry by entry."""
 _MANY_SMALL: Final = 16
 """So many small packs, a night's each, are put together."""
 _STEP_BYTES: Final = 1 << 30
@@ -137,7 +139,6 @@ class _Compaction:
         store.sync()
         self._refuse_damage()
         self._marks = Marks(store.index.count("chunks") + store.index.count("nodes"))
-        self._sessions: set[SessionId] = set()
 
     def _refuse_damage(self) -> None:
         """What a damaged pack or generation holds or needs is not known: nothing is removed then."""
@@ -162,7 +163,7 @@ class _Compaction:
 
     def plan(self) -> Plan:
         generations = self._mark()
-        packs, self._sessions = self._store.index.live_bytes(self._marks)
+        packs = self._store.index.live_bytes(self._marks)
         found = Plan(len(generations), len(packs), sum(length for length, _, _ in packs.values()))
         found.lost = len(self._walk.lost)
         small = sum(live > 0 and length < _SMALL for length, _, live in packs.values()) >= _MANY_SMALL
@@ -182,19 +183,23 @@ class _Compaction:
         self._finish_condemned(grace, done)
         self._remove(done.plan.dead, done)
         step: dict[PackId, int] = {}
-        mover = _Mover(self._store)
+        mover = Mover(self._store)
         for one in done.plan.rewrites:
             if one.pack not in {*self._store.index.pack_ids()}:
                 continue
-            try:
-                mover.move(one.pack, self._kept(one.pack), tally)
-            except DamageError as error:
-                done.damaged.append(str(error))
+            data = self._store.storage.get(pack_name(one.pack))
+            tally.read += len(data)
+            # Moved, its bytes get a new name, which would vouch for whatever they are.
+            if blake3(data).digest() != one.pack:
+                name = pack_name(one.pack)
+                done.damaged.append(f"{name} is damaged: its bytes are not those that were written")
                 continue
+            for entries in self._kept(one.pack):
+                mover.add(one.pack, entries, record_in(data, entries), tally)
             step[one.pack] = one.length
             if mover.written >= _STEP_BYTES:
                 self._end_step(mover, step, done)
-                step, mover = {}, _Mover(self._store)
+                step, mover = {}, Mover(self._store)
         self._end_step(mover, step, done)
         self._remove_sessions(done)
         return done
@@ -210,8 +215,7 @@ class _Compaction:
         needed = {
             entry.offset for entry, *both in zip(entries, marked, chosen, strict=True) if all(both)
         }
-        groups = itertools.groupby(entries, lambda entry: entry.offset)
-        return [list(group) for offset, group in groups if offset in needed]
+        return [group for group in records_of(entries) if group[0].offset in needed]
 
     def _kept_bytes(self, pack: PackId) -> int:
         return sum(group[0].sealed_length for group in self._kept(pack))
@@ -251,14 +255,28 @@ class _Compaction:
         store = self._store
         store.sync()
         self._refuse_damage()
+        # What is seen to have gone, or come, may be what a killed castore did not come to make durable.
+        for folder in ("generations", "sessions", "packs"):
+            store.storage.settle(folder)
         self._mark()
         gone = set(packs)
         while needed := {pack for pack in gone if self._is_needed(pack, gone)}:
             gone -= needed
+        ids = self._ids_of(gone)
         store.storage.delete_all(pack_name(pack) for pack in sorted(gone))
-        store.index.remove_packs(gone)
+        store.index.remove_packs(gone, ids)
         done.removed += len(gone)
         done.removed_bytes += sum(packs[pack] for pack in gone)
+
+    def _ids_of(self, packs: set[PackId]) -> dict[PackId, list[RecordId]] | None:
+        """Return what lies in packs that are about to go; None where the whole index is read sooner."""
+        if len(packs) > _FEW:
+            return None
+        found = {}
+        for pack in packs:
+            with contextlib.suppress(ObjectMissingError, DamageError, FormatError):
+                found[pack] = [entry.id for entry in self._store.pack_entries(pack)]
+        return found
 
     def _finish_condemned(self, grace: float, done: Compacted) -> None:
         """Remove what was condemned long enough ago."""
@@ -275,7 +293,7 @@ class _Compaction:
                 store.storage.delete_all([one.name])
             store.sync()
 
-    def _end_step(self, mover: _Mover, step: dict[PackId, int], done: Compacted) -> None:
+    def _end_step(self, mover: Mover, step: dict[PackId, int], done: Compacted) -> None:
         """Finish the packs that records were moved to, and remove those that they were moved from."""
         done.written_bytes += mover.finish()
         self._remove(step, done)
@@ -283,76 +301,13 @@ class _Compaction:
     def _remove_sessions(self, done: Compacted) -> None:
         """Remove the keys of sessions of which no record is left."""
         storage = self._store.storage
+        used = self._store.index.sessions()
         oldest = time.time_ns() - _SESSION_SECONDS * 10**9
         for session, numbers in session_numbers(storage).items():
-            if session in self._sessions:
+            if session in used:
                 continue
             names = [session_name(session, number) for number in numbers]
             data = storage.get(names[-1])
             if decode_session(session, numbers[-1], data, self._store.writer_key).time < oldest:
                 storage.delete_all(names)
                 done.sessions += 1
-
-
-class _Mover:
-    """Moves records to new packs, unopened, with what the reference cache has of them."""
-
-    def __init__(self, store: Store) -> None:
-        self.written = 0
-        self._store = store
-        self._pack: PackWriter | None = None
-        self._reference: ReferenceWriter | None = None
-        self._overhead = -1
-        self._from: set[PackId] = set()
-
-    def move(self, pack: PackId, groups: Iterable[list[PackEntry]], tally: Tally) -> None:
-        """Copy records of a pack. Raises DamageError if the pack is not what was written."""
-        data = self._store.storage.get(pack_name(pack))
-        tally.read += len(data)
-        # Moved, its bytes get a new name, which would vouch for whatever they are.
-        if blake3(data).digest() != pack:
-            raise DamageError(f"{pack_name(pack)} is damaged: its bytes are not those that were written")
-        view = memoryview(data)
-        for entries in groups:
-            first = entries[0]
-            if self._pack is not None and not self._pack.fits(entries):
-                self._close(full=True)
-            if self._pack is None:
-                self._pack = PackWriter(self._store.storage, self._store.writer_key)
-            offset = self._pack.add(entries, view[first.offset : first.offset + first.sealed_length])
-            self._from.add(pack)
-            tally.stored += first.sealed_length
-            frame = self._store.references.read(pack, first.offset, first.sealed_length)
-            if frame is not None:
-                self._keep(offset, frame, first.sealed_length - len(frame))
-
-    def finish(self) -> int:
-        """Make all that was moved durable, and indexed; return how many bytes of packs were written."""
-        if self._pack is not None:
-            self._close(full=False)
-        return self.written
-
-    def _keep(self, offset: int, frame: bytes, overhead: int) -> None:
-        """Keep a frame for the reference cache; a file of it holds those of one cipher."""
-        if self._reference is None:
-            self._reference = self._store.references.create(overhead)
-            self._overhead = overhead
-        if self._reference is not None and overhead == self._overhead:
-            self._reference.add(offset, frame)
-
-    def _close(self, *, full: bool) -> None:
-        pack, self._pack = self._pack, None
-        reference, self._reference = self._reference, None
-        assert pack is not None
-        try:
-            pack_id, length = pack.commit(full=full)
-            if reference is not None:
-                reference.commit(self._store.references.path_of(pack_id))
-        finally:
-            pack.abort()
-            if reference is not None:
-                reference.abort()
-        self._store.index.put_packs([(pack_id, length, pack.entries)])
-        self._store.index.move_uses((old, pack_id) for old in self._from)
-        self._from.clear()
-        self.written += length

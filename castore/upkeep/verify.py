@@ -1,40 +1,45 @@
 """Whether all that the generations need is there, and is what was stored.
 
-Three depths. The graph: every record of a generation opens, every node opens, and every chunk has
-a place in a pack that is there, as long as its footer says. The packs: their bytes are those that
-were written, by the hash that is their name. The data: every chunk opens, decompresses and has the
+Three depths. The index: every record of a generation opens, every node opens, every chunk has a place in a
+pack that is there, as long as its footer says, of a session whose key is there. The packs: their bytes are
+those that were written, by the hash that is their name. The data: every chunk opens, decompresses and has the
 id it is stored under. The first two need the writer key only, the last an identity.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
-from castore.model.refs import PackId, Ref, RefKind
+from castore.content.streams import StreamReader
+from castore.errors import DamageError, FormatError, IdentityError, ObjectMissingError, StorageError
+from castore.model.refs import RecordId
 from castore.store.generations import NAME, open_generation
+from castore.store.pack import CHUNK, pack_name
+from castore.store.sessions import decode_session, session_name, session_numbers
+from castore.upkeep.affected import Affected, Reasons, affected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-    from castore.model.generation import Generation
+    from castore.model.refs import PackId
     from castore.model.tally import Tally
     from castore.store import Store
 
-_PIECE = 1 << 22
+_PIECE: Final = 1 << 22
+_WORKERS: Final = max(2, min(os.cpu_count() or 2, 8))
+_NOTED_SECONDS: Final = 5
+"""How often what was looked at is remembered: no more is done twice when it is interrupted."""
 
-
-@dataclass(frozen=True)
-class Affected:
-    """A part of a generation that does not restore whole."""
-
-    service: str
-    number: int
-    part: str
-    reason: str
+PACKS: Final = 1
+DATA: Final = 2
 
 
 @dataclass
@@ -44,9 +49,16 @@ class Verification:
     generations: int = 0
     nodes: int = 0
     chunks: int = 0
+    """References to chunks."""
     packs: int = 0
+    read: int = 0
+    """Packs whose bytes were read in this run."""
+    resumed: int = 0
+    """When the run began that this one went on with: ns since 1970; 0 if it is one of its own."""
     damage: list[str] = field(default_factory=list)
     """What is wrong with an object of the store, or with a chunk."""
+    damaged_packs: list[PackId] = field(default_factory=list)
+    """Those whose footer, length or bytes are wrong, or that hold a record that does not open."""
     affected: list[Affected] = field(default_factory=list)
 
     @property
@@ -56,27 +68,46 @@ class Verification:
 
 
 def verify(
-    store: Store, tally: Tally, *, packs: bool = False, read_data: bool = False
+    store: Store,
+    tally: Tally,
+    *,
+    packs: bool = False,
+    read_data: bool = False,
+    sample: float | None = None,
+    restart: bool = True,
+    begin: Callable[[int], None] = lambda _bytes: None,
 ) -> Verification:
-    """Look at the whole store; `read_data` includes `packs`. Raises IdentityError."""
+    """Look at the whole store; `read_data` includes `packs`.
+
+    sample: look into this share of the bytes of all packs, those that were not for longest: run after run
+    covers everything. restart: look into all packs; else, if the last run of this depth was
+    interrupted, into those that it did not come to. begin: is told how many bytes are going to be read.
+    Raises IdentityError, StorageError.
+    """
     store.sync()
     found = Verification()
     found.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
     _verify_generations(store, found)
+    _verify_sessions(store, found)
     bad: dict[bytes, str] = {}
+    whole = []
     for pack, size in store.packs():
         found.packs += 1
-        _verify_length(store, pack, size, found)
-        if packs or read_data:
-            _verify_pack(store, pack, size, found)
-            tally.read += size
-        if read_data:
-            _verify_records(store, pack, found, bad)
-        tally.files += 1
-    walk = _Walk(store, bad, found)
-    for generation in store.generations():
-        found.generations += 1
-        walk.generation(generation)
+        if _verify_length(store, pack, size, found):
+            whole.append((pack, size))
+    if packs or read_data:
+        depth = DATA if read_data else PACKS
+        chosen = _chosen(store, whole, depth, sample, found, restart=restart)
+        begin(sum(size for _, size in chosen))
+        _look_into(store, chosen, depth, tally, found, bad)
+        if sample is None:
+            store.index.set_verifying(depth, 0)
+    reasons = Reasons(store, _without_copies(store, bad))
+    with StreamReader(store) as reader:
+        for generation in store.generations():
+            found.generations += 1
+            found.affected += affected(generation, reasons, reader)
+    found.nodes, found.chunks = reasons.nodes, reasons.chunks
     return found
 
 
@@ -94,112 +125,145 @@ def _verify_generations(store: Store, found: Verification) -> None:
             found.damage.append(str(error))
 
 
-def _verify_length(store: Store, pack: PackId, size: int, found: Verification) -> None:
+def _verify_sessions(store: Store, found: Verification) -> None:
+    """Open the keys' objects: what a session sealed is lost with its key."""
+    numbers = session_numbers(store.storage)
+    for session, several in sorted(numbers.items()):
+        name = session_name(session, several[-1])
+        try:
+            decode_session(session, several[-1], store.storage.get(name), store.writer_key)
+        except ObjectMissingError:
+            continue
+        except (DamageError, FormatError, StorageError) as error:
+            found.damage.append(str(error))
+    for session in sorted(store.index.sessions() - numbers.keys()):
+        found.damage.append(f"sessions/{session.hex()}.* is gone, and with it the key to what it sealed")
+
+
+def _verify_length(store: Store, pack: PackId, size: int, found: Verification) -> bool:
     """Compare a pack's length with what it was when the index took it in."""
-    name = f"packs/{pack.hex()}"
+    name = pack_name(pack)
     try:
         now = store.storage.size(name)
     except StorageError as error:
         found.damage.append(str(error))
-        return
+        return False
     if now != size:
         found.damage.append(f"{name} is damaged: it has {now} bytes instead of {size}")
+        found.damaged_packs.append(pack)
+    return now == size
 
 
-def _verify_pack(store: Store, pack: PackId, size: int, found: Verification) -> None:
-    """Compare a pack's bytes with its name."""
-    name = f"packs/{pack.hex()}"
+def _chosen(
+    store: Store,
+    packs: list[tuple[PackId, int]],
+    depth: int,
+    sample: float | None,
+    found: Verification,
+    *,
+    restart: bool,
+) -> list[tuple[PackId, int]]:
+    """Return the packs to look into: all, or what is left, or those that were not for longest."""
+    when = store.index.verified(depth)
+    if sample is not None:
+        room = sample * sum(size for _, size in packs)
+        chosen = []
+        for pack, size in sorted(packs, key=lambda one: (when.get(one[0], 0), one[0])):
+            if room <= 0:
+                break
+            chosen.append((pack, size))
+            room -= size
+        return chosen
+    began = 0 if restart else store.index.verifying(depth)
+    if not began:
+        store.index.set_verifying(depth, time.time_ns())
+        return packs
+    found.resumed = began
+    return [(pack, size) for pack, size in packs if when.get(pack, 0) < began]
+
+
+def _look_into(
+    store: Store,
+    packs: list[tuple[PackId, int]],
+    depth: int,
+    tally: Tally,
+    found: Verification,
+    bad: dict[bytes, str],
+) -> None:
+    """Read packs, on all cores; remember which are sound."""
+    counting = threading.Lock()
+    sound: list[PackId] = []
+    noted = time.monotonic()
+
+    def look(pack: PackId, size: int) -> tuple[PackId, list[str], dict[bytes, str]]:
+        def count(read: int) -> None:
+            with counting:
+                tally.read += read
+
+        return pack, *_look(store, pack, size, depth, count)
+
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-verify") as pool:
+        try:
+            for future in as_completed([pool.submit(look, *one) for one in packs]):
+                pack, damage, lost = future.result()
+                found.read += 1
+                found.damage += damage
+                bad |= lost
+                if damage:
+                    found.damaged_packs.append(pack)
+                else:
+                    sound.append(pack)
+                tally.files += 1
+                if time.monotonic() - noted > _NOTED_SECONDS:
+                    store.index.set_verified(sound, depth, time.time_ns())
+                    sound, noted = [], time.monotonic()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            with contextlib.suppress(StorageError):
+                store.index.set_verified(sound, depth, time.time_ns())
+
+
+def _look(
+    store: Store, pack: PackId, size: int, depth: int, count: Callable[[int], None]
+) -> tuple[list[str], dict[bytes, str]]:
+    """Return what is wrong with a pack, and what in it does not open, or may not."""
+    name = pack_name(pack)
+    damage: list[str] = []
     hasher = blake3()
     try:
         for offset in range(0, size, _PIECE):
-            hasher.update(store.storage.get(name, offset, _PIECE))
+            piece = store.storage.get(name, offset, _PIECE)
+            hasher.update(piece)
+            count(len(piece))
     except StorageError as error:
-        found.damage.append(str(error))
-        return
-    if hasher.digest() != pack:
-        found.damage.append(f"{name}: its bytes are not those that were written")
-
-
-def _verify_records(
-    store: Store, pack: PackId, found: Verification, bad: dict[bytes, str]
-) -> None:
-    """Open every record of a pack where it lies."""
+        damage.append(str(error))
+    if not damage and hasher.digest() != pack:
+        damage.append(f"{name}: its bytes are not those that were written")
+    if not damage and depth < DATA:
+        return damage, {}
     try:
         entries = store.pack_entries(pack)
     except (DamageError, StorageError) as error:
-        found.damage.append(str(error))
-        return
-    for entry in entries:
+        return [*damage, str(error)], {}
+    if depth < DATA:
+        # Nodes are opened when they are walked; of chunks it is not known which are hurt.
+        reason = f"it is in {name}, which is damaged: --read-data tells whether it is hurt itself"
+        return damage, {one.id: f"chunk {one.id.hex()}: {reason}" for one in entries if one.kind == CHUNK}
+    lost = {}
+    for entry, failure in store.broken_entries(pack, entries):
+        lost[bytes(entry.id)] = str(failure)
+        # What no generation needs may have lost what it rests on; what one needs is found by its graph.
+        if all(store.index.known(list(entry.bases))):
+            damage.append(str(failure))
+    return damage, lost
+
+
+def _without_copies(store: Store, bad: dict[bytes, str]) -> dict[bytes, str]:
+    """Leave out what the store has once more, whole."""
+    lost = {}
+    for one, reason in bad.items():
         try:
-            store.read_entry(pack, entry)
-        except DamageError as error:
-            bad[entry.id] = str(error)
-            found.damage.append(str(error))
-
-
-class _Walk:
-    """Walks the graph, each shared node once."""
-
-    def __init__(self, store: Store, bad: dict[bytes, str], found: Verification) -> None:
-        self._store = store
-        self._bad = bad
-        self._found = found
-        self._nodes: dict[bytes, str] = {}
-        """What is wrong below each node walked so far; empty if nothing."""
-
-    def generation(self, generation: Generation) -> None:
-        """Walk everything that a generation needs, and tell what of it is affected."""
-        roots = [(part.name, part.content) for part in generation.parts]
-        for name, root in [*roots, ("(details)", generation.details.ref)]:
-            reason = self._reason(root) if root is not None else ""
-            if reason:
-                self._found.affected.append(
-                    Affected(generation.service, generation.number, name, reason)
-                )
-
-    def _reason(self, root: Ref) -> str:
-        """Return what is wrong below a reference, the first thing found; empty if nothing."""
-        if root.kind is RefKind.CHUNK:
-            return self._chunk(root)
-        # Depth first without recursion: a stack of (node, its references still to do).
-        stack = [(root, self._open(root))]
-        while True:
-            node, refs = stack[-1]
-            child = next(refs, None)
-            if child is None:
-                stack.pop()
-                reason = self._nodes.setdefault(node.id, "")
-                if not stack:
-                    return reason
-                self._blame(stack[-1][0], reason)
-            elif child.kind is RefKind.CHUNK:
-                self._blame(node, self._chunk(child))
-            elif child.id in self._nodes:
-                self._blame(node, self._nodes[child.id])
-            else:
-                stack.append((child, self._open(child)))
-
-    def _blame(self, node: Ref, reason: str) -> None:
-        if reason and not self._nodes.get(node.id):
-            self._nodes[node.id] = reason
-
-    def _open(self, node: Ref) -> Iterator[Ref]:
-        if node.id in self._nodes:
-            return iter(())
-        self._found.nodes += 1
-        try:
-            return iter(self._store.read_node(node.id))
-        except DamageError as error:
-            self._nodes[node.id] = str(error)
-            return iter(())
-
-    def _chunk(self, chunk: Ref) -> str:
-        self._found.chunks += 1
-        if chunk.id in self._bad:
-            return self._bad[chunk.id]
-        lacking = self._store.index.lacking(chunk.id)
-        if lacking == chunk.id:
-            return f"chunk {chunk.id.hex()} is not in the store"
-        if lacking is not None:
-            return f"chunk {chunk.id.hex()} rests on {lacking.hex()}, which is not in the store"
-        return ""
+            store.read_chunk(RecordId(one))
+        except (DamageError, IdentityError):
+            lost[one] = reason
+    return lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -18,9 +19,13 @@ from castore.content.streams import StreamReader
 from castore.errors import IdentityError, NotFoundError, UsageError
 from castore.model.tally import Tally
 from castore.sealing import Identity
+from castore.services.config import Keep, Service
+from castore.services.pruning import forget, prune
 from castore.services.restoring import read
 from castore.storage import LocalStorage
 from castore.store import Places, Store
+from castore.upkeep.compact import compact
+from castore.upkeep.repair import repair
 from tests.support.stores import Lab
 
 SERVICES = ["web", "mail"]
@@ -97,6 +102,7 @@ class Machine(RuleBasedStateMachine):
         self.trees = {service: {} for service in SERVICES}
         self.dumps = {service: b"" for service in SERVICES}
         self.taken = {}  # (service, number) to (revision, tree, dump)
+        self.pinned = set()
         self.steps = 0
 
     def teardown(self):
@@ -128,6 +134,18 @@ class Machine(RuleBasedStateMachine):
     def writing(self):
         """Open the store as who adds to it does: without an identity if the machine has a key."""
         return self.lab.open(identity=not self.has_key)
+
+    def note(self, generation, revision):
+        """Keep plain copies of what was taken. Numbers go up, also over those of what was forgotten."""
+        service, number = generation.service, generation.number
+        assert number > max(self.numbers(service), default=0)
+        self.taken[service, number] = (revision, dict(self.trees[service]), self.dumps[service])
+
+    def sources(self, service):
+        live, file = str(self.folder / f"live-{service}"), self.folder / f"dump-{service}"
+        plant(live, self.trees[service])
+        file.write_bytes(self.dumps[service])
+        return {"tree": castore.TreeSource(live), "dump": castore.FileSource(str(file))}
 
     def any_generation(self, pick):
         return sorted(self.taken)[pick % len(self.taken)]
@@ -175,8 +193,7 @@ class Machine(RuleBasedStateMachine):
         sources = {"tree": castore.TreeSource(live), "dump": castore.FileSource(str(file))}
         with self.writing() as store:
             generation = castore.snapshot(store, service, sources, revision=revision)
-        assert generation.number == max(self.numbers(service), default=0) + 1
-        self.taken[service, generation.number] = (revision, dict(self.trees[service]), self.dumps[service])
+        self.note(generation, revision)
 
     @precondition(lambda self: self.taken)
     @rule(service=services)
@@ -188,8 +205,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(2):
             with self.writing() as store:
                 generation = castore.snapshot(store, service, sources)
-            kept = ("", dict(self.trees[service]), self.dumps[service])
-            self.taken[service, generation.number] = kept
+            self.note(generation, "")
         assert [part.stored_bytes for part in generation.parts] == [0, 0]
 
     # Reading
@@ -297,6 +313,119 @@ class Machine(RuleBasedStateMachine):
         assert (found.damage, found.affected) == ([], [])
         assert found.sound
         assert found.generations == len(self.taken)
+
+    # Letting go
+
+    @precondition(lambda self: len(self.taken) > 1)
+    @rule(pick=picks)
+    def forget(self, pick):
+        service, number = self.any_generation(pick)
+        with self.writing() as store:
+            store.sync_generations()
+            if (service, number) in self.pinned:
+                with pytest.raises(UsageError, match="pinned"):
+                    forget(store, service, [store.generation(service, number)])
+                return
+            forget(store, service, [store.generation(service, number)])
+        del self.taken[service, number]
+
+    @rule(pick=picks)
+    def pin_or_unpin(self, pick):
+        one = self.any_generation(pick)
+        with self.writing() as store:
+            if one in self.pinned:
+                assert store.unpin(*one)
+                self.pinned.remove(one)
+            else:
+                assert store.pin(*one, "kept")
+                self.pinned.add(one)
+            for service in SERVICES:
+                assert set(store.pins(service)) == {n for name, n in self.pinned if name == service}
+
+    @rule(share=st.sampled_from([0, 0.1, 0.5]), lockless=st.booleans())
+    def compact(self, share, lockless):
+        with self.writing() as store:
+            if lockless:
+                store.storage.hold = lambda *, alone=False: contextlib.nullcontext(False)
+            done = compact(store, Tally(), max_unused=share, grace=0)
+            assert done.damaged == []
+            assert done.plan.lost == 0
+
+    @rule(last=st.integers(1, 3))
+    def prune(self, last):
+        with self.writing() as store:
+            store.sync_generations()
+            settings = dict.fromkeys(store.services(), Service(keep=Keep(last=last)))
+            gone, busy, _ = prune(store, settings, Tally(), max_unused=0.1, grace=0)
+        assert not busy
+        for one in gone:
+            assert one.number != max(self.numbers(one.service))
+            assert (one.service, one.number) not in self.pinned
+            del self.taken[one.service, one.number]
+        for service in SERVICES:
+            assert len(self.numbers(service)) <= last + sum(name == service for name, _ in self.pinned) + 1
+
+    @rule(service=services, seed=seeds, dies=st.booleans(), share=st.sampled_from([0, 0.5]))
+    def snapshot_while_others_work(self, service, seed, dies, share):
+        """In the middle of a snapshot another service is taken, something is forgotten, and all compacted."""
+        rng = random.Random(seed)
+        edit_tree(rng, self.trees[service])
+        if self.taken:
+            self.dumps[service] = self.taken[self.any_generation(seed)][2]
+        other = SERVICES[service == "web"]
+        edit_tree(rng, self.trees[other])
+        sources = self.sources(service)
+        begun = []
+
+        def progress(name, _tally):
+            if name != "dump" or begun:
+                return
+            begun.append(name)
+            with self.writing() as store:
+                self.note(castore.snapshot(store, other, self.sources(other), revision="r1"), "r1")
+            if len(self.taken) > 1:
+                self.forget(seed)
+            self.compact(share, False)
+            if dies:
+                raise KeyboardInterrupt
+
+        with self.writing() as store:
+            try:
+                self.note(castore.snapshot(store, service, sources, progress=progress), "")
+            except KeyboardInterrupt:
+                assert dies
+
+    @precondition(lambda self: len(self.taken) > 1)
+    @rule(seed=seeds, times=st.integers(1, 3))
+    def damage_and_repair(self, seed, times):
+        rng = random.Random(seed)
+        packs = sorted((self.lab.store / "packs").iterdir())
+        for _ in range(times):
+            pack = rng.choice(packs)
+            data = bytearray(pack.read_bytes())
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            pack.chmod(0o600)
+            pack.write_bytes(data)
+        with self.lab.open() as store:
+            _, after = repair(store, Tally(), agree=lambda _found, _planned: True)
+            assert after.damage == []
+            lost = {(hit.service, hit.number) for hit in after.affected}
+            for service, number in self.taken.keys() - lost:
+                self.check_dump(store, service, number)
+                self.check_tree(store, service, number)
+            # Stored again from what is still there, all that is lost of it is healed.
+            for service in SERVICES:
+                if self.numbers(service):
+                    self.note(castore.snapshot(store, service, self.sources(service)), "")
+            healed = castore.verify(store, Tally(), read_data=True)
+            assert healed.damage == []
+            for service, number in {(hit.service, hit.number) for hit in healed.affected}:
+                assert (service, number) in lost
+                if (service, number) in self.pinned:
+                    store.unpin(service, number)
+                    self.pinned.remove((service, number))
+                forget(store, service, [store.generation(service, number)])
+                del self.taken[service, number]
 
     # Losing and keeping
 

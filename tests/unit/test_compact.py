@@ -331,3 +331,18 @@ def test_rules_let_generations_go_and_pins_hold_them(lab):
 def test_numbers_are_written_as_people_write_them():
     assert spans([7, 1, 2, 3, 9, 10]) == "1-3, 7, 9-10"
     assert spans([]) == ""
+
+
+def test_what_is_left_over_and_rests_on_what_is_gone_is_no_damage(lab):
+    data = bytearray(noise(1, 300_000))
+    lab.take("web", bytes(data))
+    for at in range(0, len(data), 3000):
+        data[at] ^= 1
+    lab.take("web", bytes(data) + noise(2, 600_000))
+    lab.take("web", noise(2, 600_000))
+    lab.drop("web", 1, 2)
+    lab.compact(max_unused=0.9)
+    with lab.opened() as store:
+        ids = [record for _, record, _, bases in store.index.records() if bases]
+        assert not all(store.index.known(ids))
+    lab.check()

@@ -1,0 +1,351 @@
+"""The power is lost behind every operation of the file system: what was acknowledged is there, and whole.
+
+A history (tests/support/histories.py: how to add a step to it is said there) runs once, on a disk that
+tells what is durable from what is not (tests/support/powerloss.py), and is logged. Then, for each place in
+the log, what the disk may hold is built in several ways: nothing that was not synced is there; everything
+is; names without contents; names, and zeros for contents; and by chance, a part of it, torn. States that
+differ are each looked at once for all that was promised when they could come about:
+
+- the store opens; or, if `init` had not returned, there is none, and `init` can be repeated;
+- every generation that was acknowledged restores, byte for byte, and so does any other that is listed;
+- `verify`, which reads all data, finds nothing;
+- each acknowledged recipient opens every session;
+- the next snapshot succeeds, restores, and is durable.
+
+The index is built anew for that; in some of the states it is as it was at that moment, beside caches
+that were never synced and are cut, zeroed or gone.
+
+What a store under `tmp/` is left with takes part in no check but the opening: states that differ in
+nothing else are one state ("distinct" in what is printed: pytest -rP, or the summary of the run).
+
+Histories are drawn from seeds: CASTORE_TEST_POWER_SEEDS="3 17" runs those, and no others. A seed gives
+the same steps and the same contents; keys are new each time, and threads run as they like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import castore
+from castore.errors import CastoreError, UsageError
+from castore.storage import LocalStorage
+from castore.storage.contract import Writer
+from castore.store import Places, Store
+from castore.store.pack import pack_name
+from castore.upkeep.repair import repair
+from tests.support import histories
+from tests.support.aftermath import CHANCES, look_at_all, shown
+from tests.support.histories import Watch, World, history, restored, run
+from tests.support.powerloss import CHANGES, ON, Disk, DiskFiles, Fault, Killed, cuts
+
+pytestmark = pytest.mark.usefixtures("small_packs")
+
+LENGTH = 8
+"""Steps of a history, beside `init` and a first snapshot."""
+_CHOSEN = os.environ.get("CASTORE_TEST_POWER_SEEDS", "").split()
+SEEDS = _CHOSEN or [str(seed) for seed in range(24)]
+MORE_SEEDS = _CHOSEN or [str(seed) for seed in range(1000, 1200)]
+
+
+PLAIN = ["init", "snapshot", "snapshot", "add_recipient", "snapshot"]
+
+
+def recorded(folder: Path, seed: str, length: int, monkeypatch: pytest.MonkeyPatch, **options) -> tuple[World, Watch]:
+    """Run a history, and return what it was run on."""
+    world = World(folder, seed, **options)
+    with monkeypatch.context() as patch:
+        watch = Watch(world, patch)
+        run(world, history(seed, length))
+    return world, watch
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whenever_the_power_is_lost_what_was_acknowledged_is_whole(
+    folder: Path, seed: str, monkeypatch: pytest.MonkeyPatch, record_property
+) -> None:
+    began = time.monotonic()
+    world, watch = recorded(folder, seed, LENGTH, monkeypatch)
+    counts = look_at_all(world, watch)
+    counts["told"] = watch.told
+    record_property("power loss", dict(counts))
+    print(f"seed {seed}: {world.done}\n{dict(counts)} in {time.monotonic() - began:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", MORE_SEEDS)
+def test_and_in_many_more_and_longer_histories(
+    folder: Path, seed: str, monkeypatch: pytest.MonkeyPatch, record_property
+) -> None:
+    world, watch = recorded(folder, seed, 3 * LENGTH, monkeypatch)
+    record_property("power loss", dict(look_at_all(world, watch)))
+
+
+class WithoutLinks(DiskFiles):
+    """A file system that has no hard links: names are given by rename."""
+
+    links = False
+
+
+class ShortWrites(DiskFiles):
+    """Takes of each write what it likes, at least a byte."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk)
+        self._chance = random.Random("short")
+
+    def taken(self, data: bytes) -> int:
+        return self._chance.choice([1, self._chance.randint(1, len(data)), len(data)])
+
+
+@pytest.mark.parametrize("files", [WithoutLinks, ShortWrites])
+def test_and_on_file_systems_that_are_poor(
+    folder: Path, files: type[DiskFiles], monkeypatch: pytest.MonkeyPatch, record_property
+) -> None:
+    world, watch = recorded(folder, "poor", LENGTH, monkeypatch, files=files)
+    record_property("power loss", dict(look_at_all(world, watch)))
+
+
+KILLED = {
+    "init": [],
+    "first_snapshot": ["init"],
+    "snapshot": ["init", "snapshot"],
+    "add_recipient": ["init", "snapshot", "snapshot"],
+    "remove_recipient": ["init", "snapshot", "add_recipient"],
+    "forget": ["init", "snapshot", "snapshot", "snapshot"],
+    "compact": ["init", "snapshot", "snapshot", "snapshot", "forget", "forget"],
+    "compact_without_lock": ["init", "snapshot", "snapshot", "snapshot", "forget", "forget"],
+}
+"""Steps, and what comes before each."""
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_what_a_killed_process_left_unsynced_is_not_rested_on(folder: Path, name: str, record_property) -> None:
+    """A process is killed, and the kernel goes on: what it had not synced is seen by the next, until the power goes."""
+    counts = killed_everywhere(folder, name)
+    record_property("power loss", dict(counts))
+    print(f"{name}: {dict(counts)}")
+
+
+def killed_everywhere(folder: Path, name: str, **options) -> Counter[str]:
+    """Kill a step in front of each of its operations, do it again, and look at every loss of power from there on."""
+    counts: Counter[str] = Counter()
+    for number in range(100):
+        world = World(folder / f"{number}", f"killed {name} {number}", **options)
+        run(world, KILLED[name])
+        world.files.fault = Fault(number, Killed, ON, CHANGES)
+        with contextlib.suppress(Killed):
+            histories.STEPS[name.removeprefix("first_")](world)
+        fired, world.files.fault = world.files.fault.fired, None
+        world.files.forget()
+        begin = len(world.disk.log)
+        try:
+            again(world, name)
+            counts += look_at_all(world, begin=begin)
+        except BaseException as error:
+            error.add_note(f"killed in front of operation {number}; {shown(world.disk.log[begin - 12 :])}")
+            raise
+        shutil.rmtree(world.folder)
+        if not fired:
+            break
+    assert not fired, "there are more operations than were tried"
+    return counts
+
+
+def again(world: World, name: str) -> None:
+    """Do again what was broken off."""
+    if name == "init":
+        # The machine that was killed has the writer key of each store that it began.
+        with contextlib.suppress(UsageError):
+            histories.STEPS[name.removeprefix("first_")](world)
+    histories.STEPS["same_again" if name in {"init", "snapshot", "first_snapshot"} else name](world)
+
+
+# Repair, which begins with a store that is not whole
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: int, record_property) -> None:
+    world = World(folder, f"repair {seed}")
+    run(world, ["init", "snapshot", "snapshot", "snapshot"])
+    with world.open("first") as store:
+        store.sync()
+        packs = [pack_name(pack) for pack, _ in store.packs()]
+    hurt = world.chance.sample(packs, 2)
+    for name in hurt:
+        _hurt(world, f"{histories.ROOT}/{name}")
+    begin = len(world.disk.log)
+    with world.open("first") as store:
+        _, after = repair(store, castore.Tally(), agree=lambda _found, _planned: True)
+        lost = {(hit.service, hit.number) for hit in after.affected}
+    assert after.damage == []
+    chance = random.Random(f"repair cuts {seed}")
+    looked, counts = set(), Counter()
+    for cut in cuts(world.disk.log, chance, CHANCES, begin):
+        counts["cuts"] += 1
+        for label, state in cut.losses:
+            counts["states"] += 1
+            key = state.but(f"{histories.ROOT}/tmp/")
+            if key in looked:
+                continue
+            looked.add(key)
+            counts["looked at"] += 1
+            scratch = folder / f"cut{counts['looked at']}"
+            places = Places(str(world.folder / "state"), str(scratch / "cache"))
+            storage = LocalStorage(histories.ROOT, files=DiskFiles(Disk(state)))
+            with Store.open(storage, places, lambda: world.identities["first"]) as store:
+                _, after = repair(store, castore.Tally(), agree=lambda _found, _planned: True)
+                assert after.damage == [], label
+                # Without the index of before, a pack with a broken footer is lost as a whole: here none is.
+                assert {(hit.service, hit.number) for hit in after.affected} <= lost, label
+                for key, content in world.promised.whole.items():
+                    if key not in lost:
+                        assert restored(store, key, str(scratch / "out")) == content, label
+            shutil.rmtree(scratch)
+    record_property("power loss", dict(counts))
+
+
+def _hurt(world: World, path: str) -> None:
+    """Flip a bit in the first record of a pack, durably."""
+    at = 16 + 16 + 5
+    number = world.disk.find(path)
+    data = bytearray(world.disk.nodes[number].live)
+    data[at] ^= 1
+    world.disk.do("write", number, 0, bytes(data))
+    world.disk.do("fsync", number)
+
+
+# Stores that are wrong are found out
+
+
+class NoDirectorySync(DiskFiles):
+    """Does not sync directories."""
+
+    def sync_directory(self, path):
+        self.disk.directory(path)
+
+
+class NoFileSync(DiskFiles):
+    """Does not sync files."""
+
+    def fsync(self, descriptor):
+        pass
+
+
+class NoSyncAbove(DiskFiles):
+    """Syncs the directory that an object is in, and not what that is in."""
+
+    def sync_directory(self, path):
+        if path.startswith(histories.ROOT + "/"):
+            super().sync_directory(path)
+
+
+class NamedFirst(DiskFiles):
+    """Syncs a file only when it has its name, and that is durable."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk)
+        self._late: list[int] = []
+
+    def fsync(self, descriptor):
+        self._late.append(self._of(descriptor)[0])
+
+    def sync_directory(self, path):
+        super().sync_directory(path)
+        with self.mutex:
+            while self._late:
+                self.disk.do("fsync", self._late.pop())
+
+
+class GenerationFirst(LocalStorage):
+    """Writes packs behind the generation that needs them."""
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.late: list[tuple[Writer, str]] = []
+
+    def create(self):
+        return _Late(self, super().create())
+
+
+class _Late(Writer):
+    def __init__(self, storage: GenerationFirst, writer: Writer) -> None:
+        self._storage, self._writer = storage, writer
+
+    def write(self, data):
+        self._writer.write(data)
+
+    def commit(self, name):
+        if name.startswith("packs/"):
+            self._storage.late.append((self._writer, name))
+            return
+        self._writer.commit(name)
+        while name.startswith("generations/") and self._storage.late:
+            writer, late = self._storage.late.pop()
+            writer.commit(late)
+
+    def abort(self):
+        if all(writer is not self._writer for writer, _ in self._storage.late):
+            self._writer.abort()
+
+
+class Unsettled(LocalStorage):
+    """Takes for durable what a listing shows."""
+
+    def settle(self, folder):
+        pass
+
+
+class FoldersTrusted(LocalStorage):
+    """Takes a folder that is there for durable."""
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self._folders |= {os.path.join(self._root, name) for name in self._files.listdir(self._root)}
+
+
+FOUND_OUT = (AssertionError, CastoreError)
+WRONG = {
+    "that does not sync directories": {"files": NoDirectorySync},
+    "that does not sync files": {"files": NoFileSync},
+    "that does not sync what it makes directories in": {"files": NoSyncAbove},
+    "that names files before it syncs them": {"files": NamedFirst},
+    "that writes generations before packs": {"storage": GenerationFirst},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_store_is_found_out(folder: Path, wrong: str) -> None:
+    world = World(folder, wrong, **WRONG[wrong])
+    with pytest.raises(FOUND_OUT) as found:
+        run(world, PLAIN)
+        look_at_all(world)
+    print(f"a store {wrong}: {found.value}")
+
+
+@pytest.mark.parametrize("wrong", [name for name in WRONG if "names files" not in name])
+def test_a_store_is_found_out_as_soon_as_it_tells_of_what_is_not_durable(
+    folder: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(folder, wrong, **WRONG[wrong])
+    Watch(world, monkeypatch)
+    with pytest.raises(AssertionError, match="is told of, and"):
+        run(world, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["init", "snapshot", "add_recipient"])
+def test_a_store_that_rests_on_what_a_killed_process_left_unsynced_is_found_out(folder: Path, name: str) -> None:
+    with pytest.raises(FOUND_OUT):
+        killed_everywhere(folder, name, storage=Unsettled)
+
+
+def test_a_store_that_takes_a_folder_that_is_there_for_durable_is_found_out(folder: Path) -> None:
+    with pytest.raises(FOUND_OUT):
+        killed_everywhere(folder, "first_snapshot", storage=FoldersTrusted)

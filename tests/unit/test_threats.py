@@ -1,0 +1,135 @@
+"""What THREATS.md claims, where no other test shows it."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+
+import pytest
+
+import castore
+from castore.content.streams import StreamReader
+from castore.errors import IdentityError, UsageError
+from castore.kernel import padme
+from castore.model.tally import Tally
+from castore.sealing import Recipient
+from castore.services.restoring import read
+from castore.store.pack import PACK_BYTES
+from tests.support.stores import Lab
+
+MARK = b"Zebra crossing, 7 o'clock"
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path / "lab", average=4096)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    top = tmp_path / "Secret-Directory"
+    (top / "Hidden-Name").mkdir(parents=True)
+    (top / "Hidden-Name" / "Private-File.txt").write_bytes(MARK * 50)
+    (top / "Large-File").write_bytes(random.Random(1).randbytes(100_000) + MARK)
+    os.symlink("Link-Target-Somewhere", top / "link")
+    return top
+
+
+def take(lab, tree, **options):
+    return lab.snapshot(
+        "Service-Name",
+        {"Part-Name": castore.TreeSource(str(tree)), "dump": castore.FileSource(str(tree / "Large-File"))},
+        **options,
+    )
+
+
+def stored(lab):
+    return {path: path.read_bytes() for path in lab.store.rglob("*") if path.is_file()}
+
+
+def test_no_plaintext_reaches_the_store(lab, tree):
+    take(lab, tree, revision="Revision-Name")
+    with lab.open() as store:
+        store.sync()
+        store.pin("Service-Name", 1, "Reason-For-It")
+    words = [MARK, b"Secret-Directory", b"Hidden-Name", b"Private-File", b"Large-File", b"Link-Target"]
+    words += [b"Service-Name", b"Part-Name", b"Revision-Name", b"Reason-For-It", os.uname().nodename.encode()]
+    objects = stored(lab)
+    assert {path.parent.name for path in objects} == {"config", "generations", "packs", "pins", "sessions"}
+    for path, data in objects.items():
+        for word in words:
+            assert word not in data, path
+            assert word not in os.fsencode(path.relative_to(lab.store)), path
+
+
+def test_the_same_content_looks_different_in_two_stores(tmp_path, tree):
+    identity = None
+    seen = []
+    for name in ("one", "two"):
+        lab = Lab(tmp_path / name, average=4096, **({} if identity is None else {"identity": identity}))
+        identity = lab.identity
+        take(lab, tree)
+        with lab.open() as store:
+            store.sync()
+            ids = {record for _, record, _, _ in store.index.records()}
+            chunk = store.chunk_id(MARK)
+        seen.append((ids, chunk, set(stored(lab).values())))
+    assert seen[0][1] != seen[1][1]
+    assert not any(a & b for a, b in ((seen[0][0], seen[1][0]), (seen[0][2], seen[1][2])))
+    # No id stands in the clear either.
+    for (ids, _, objects) in seen:
+        assert not any(one in data for one in ids for data in objects)
+
+
+def test_pack_lengths_tell_little(lab, tmp_path):
+    lengths = set()
+    for size in range(1, 60):
+        path = tmp_path / f"d{size}"
+        path.write_bytes(random.Random(size).randbytes(size * 997))
+        lab.snapshot("s", {"d": castore.FileSource(str(path))})
+    for path in (lab.store / "packs").iterdir():
+        length = path.stat().st_size
+        assert length == PACK_BYTES or padme(length) == length
+        lengths.add(length)
+    assert len(lengths) < 59
+
+
+def test_a_writer_reads_no_state(lab, tree):
+    take(lab, tree)
+    with lab.open(identity=False) as store, StreamReader(store) as reader:
+        store.sync()
+        assert [one.service for one in store.generations()] == ["Service-Name"]
+        with pytest.raises(IdentityError):
+            b"".join(read(reader, castore.select(store, "Service-Name@1:dump")))
+        with pytest.raises(IdentityError):
+            castore.verify(store, Tally(), read_data=True)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        bytes(32),
+        b"\1" + bytes(31),
+        bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+        bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+        bytes.fromhex("ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+    ],
+)
+def test_a_recipient_of_low_order_is_refused(key):
+    with pytest.raises(UsageError, match="not a public key"):
+        Recipient(key).seal(b"x" * 48)
+
+
+def test_what_lies_in_the_clear_is_for_its_owner_only(lab, tree):
+    take(lab, tree)
+    found = 0
+    for top in (lab.places.state, lab.places.cache):
+        for folder, names, files in os.walk(top):
+            for name in [*names, *files]:
+                info = os.lstat(os.path.join(folder, name))
+                assert stat.S_IMODE(info.st_mode) & 0o077 == 0, os.path.join(folder, name)
+                found += 1
+    assert found > 5
+    for path in lab.store.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path

@@ -1,0 +1,275 @@
+"""Verification at its depths, in samples and in pieces; and repair."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+
+import pytest
+
+import castore
+from castore.content.streams import StreamReader
+from castore.errors import IdentityError
+from castore.kernel.marks import Marks
+from castore.model.tally import Tally
+from castore.services.restoring import read
+from castore.store.pack import CHUNK
+from castore.upkeep import verify as module
+from castore.upkeep.repair import repair
+from castore.upkeep.verify import verify
+from tests.support.stores import Lab
+
+
+def noise(seed, length):
+    return random.Random(seed).randbytes(length)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path, average=4096)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Three directories with small files, and large ones."""
+    top = tmp_path / "tree"
+    for name in ("a", "b", "c"):
+        (top / name).mkdir(parents=True)
+        for number in range(4):
+            (top / name / f"small{number}").write_bytes(noise(f"{name}{number}", 900))
+        (top / name / "large").write_bytes(noise(name, 3_000_000))
+    return top
+
+
+def take(lab, tree, service="web"):
+    return lab.snapshot(service, {"t": castore.TreeSource(str(tree))})
+
+
+def look(lab, *, identity=True, **options):
+    with lab.open(identity=identity) as store:
+        return verify(store, Tally(), **options)
+
+
+def mend(lab, *, identity=True):
+    with lab.open(identity=identity) as store:
+        return repair(store, Tally(), agree=lambda _found, _planned: True)
+
+
+def place_of(lab, service, path):
+    """The pack file, offset and length of the first chunk of a stored file."""
+    with lab.open() as store, StreamReader(store) as reader:
+        store.sync()
+        selection = castore.select(store, f"{service}@1:t/{path}")
+        content = b"".join(read(reader, selection))
+        place = store.index.locate(CHUNK, first_chunk(store, reader, selection))
+    return lab.store / "packs" / place.pack.hex(), place, content
+
+
+def first_chunk(store, reader, selection):
+    from castore.content.directories import look_up
+    from castore.content.lists import iter_chunks
+
+    child = look_up(reader, selection.part.content, os.fsencode(selection.path))
+    return next(one.id for _, one in iter_chunks(store, child.ref))
+
+
+def flip(path, at):
+    path.chmod(0o600)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_paths_are_named(lab, tree):
+    take(lab, tree)
+    pack, place, _ = place_of(lab, "web", "b/large")
+    flip(pack, place.offset + 5)
+    found = look(lab, read_data=True)
+    assert not found.sound
+    (hit,) = found.affected
+    assert (hit.service, hit.number, hit.part, hit.paths, hit.more) == ("web", 1, "t", ("b/large",), 0)
+    assert found.damaged_packs == [place.pack]
+
+
+def test_a_damaged_bundle_names_the_files_in_it(lab, tree):
+    take(lab, tree)
+    pack, place, _ = place_of(lab, "web", "a/small1")
+    flip(pack, place.offset + 5)
+    (hit,) = look(lab, read_data=True).affected
+    assert set(hit.paths) == {f"a/small{number}" for number in range(4)}
+
+
+def test_without_an_identity_parts_are_named_and_no_paths(lab, tree):
+    take(lab, tree)
+    pack, place, _ = place_of(lab, "web", "b/large")
+    flip(pack, place.offset + 5)
+    assert look(lab, identity=False).sound
+    found = look(lab, identity=False, packs=True)
+    assert [(hit.part, hit.paths) for hit in found.affected if hit.part == "t"] == [("t", ())]
+    assert "--read-data tells" in found.affected[0].reason
+
+
+def test_a_chunk_that_is_whole_elsewhere_is_no_loss(lab, tree, tmp_path):
+    take(lab, tree)
+    pack, place, _ = place_of(lab, "web", "b/large")
+    with lab.open() as store:
+        store.index.clear()
+        (packs := lab.store / "packs").rename(tmp_path / "aside")
+        packs.mkdir()
+    take(lab, tree, "mail")
+    for one in (tmp_path / "aside").iterdir():
+        shutil.copy(one, packs / one.name)
+    flip(pack, place.offset + 5)
+    found = look(lab, read_data=True)
+    assert found.damage
+    assert not found.affected
+
+
+def test_samples_come_to_everything(lab):
+    for number in range(9):
+        path = lab.folder / f"d{number}"
+        path.write_bytes(noise(number, 50_000))
+        lab.snapshot("web", {"d": castore.FileSource(str(path))})
+    with lab.open() as store:
+        store.sync()
+        packs = {pack for pack, _ in store.packs()}
+        seen = []
+        for _ in range(10):
+            assert verify(store, Tally(), read_data=True, sample=0.1).read in {1, 2}
+            seen.append(set(store.index.verified(2)))
+        assert seen[0] < packs
+        assert seen[-1] == packs
+        # What was not looked at for longest is the next.
+        before = store.index.verified(1)
+        verify(store, Tally(), packs=True, sample=0.01)
+        after = store.index.verified(1)
+        (again,) = [pack for pack in packs if after[pack] != before[pack]]
+        assert before[again] == min(before.values())
+
+
+def test_an_interrupted_run_is_gone_on_with(lab, monkeypatch):
+    for number in range(6):
+        path = lab.folder / f"d{number}"
+        path.write_bytes(noise(number, 50_000))
+        lab.snapshot("web", {"d": castore.FileSource(str(path))})
+    looked = module._look
+    done = []
+
+    def interrupted(*arguments):
+        if len(done) >= 3:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return looked(*arguments)
+
+    monkeypatch.setattr(module, "_look", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        look(lab, packs=True, restart=False)
+    monkeypatch.undo()
+    found = look(lab, packs=True, restart=False)
+    assert found.resumed
+    assert 0 < found.read < 6
+    found = look(lab, packs=True, restart=False)
+    assert (found.resumed, found.read) == (0, 6)
+
+
+def test_repair_keeps_all_but_what_is_hurt_and_the_next_snapshot_heals(lab, tree):
+    take(lab, tree)
+    pack, place, content = place_of(lab, "web", "b/large")
+    flip(pack, place.offset + 5)
+    done, after = mend(lab)
+    assert done.rewrite == [place.pack]
+    assert done.lost_records == 1
+    assert done.kept_records > 100
+    assert not after.damage
+    assert [(hit.part, hit.paths) for hit in after.affected] == [("t", ("b/large",))]
+    assert not pack.exists()
+    out = lab.folder / "out"
+    report = lab.restore("web@1", out)
+    assert report
+    assert (out / "t" / "a" / "large").read_bytes() == (tree / "a" / "large").read_bytes()
+    assert (out / "t" / "b" / "small1").read_bytes() == (tree / "b" / "small1").read_bytes()
+    # Nothing of the tree has changed: it is read again all the same, and both generations are whole.
+    take(lab, tree)
+    assert look(lab, read_data=True).sound
+    assert place_of(lab, "web", "b/large")[2] == content
+
+
+def test_repair_saves_by_the_index_what_a_broken_footer_no_longer_tells(lab, tree):
+    take(lab, tree)
+    pack, place, _ = place_of(lab, "web", "b/large")
+    flip(pack, pack.stat().st_size - 3)
+    done, after = mend(lab)
+    assert done.rewrite == [place.pack]
+    assert done.lost_records == 0
+    assert after.sound
+
+
+def test_what_nobody_can_read_is_dropped_and_stored_again(lab, tree):
+    take(lab, tree)
+    pack, _, _ = place_of(lab, "web", "b/large")
+    flip(pack, pack.stat().st_size - 3)
+    shutil.rmtree(lab.places.cache)
+    done, after = mend(lab)
+    assert done.drop == [f"packs/{pack.name}"]
+    assert not after.damage
+    assert after.affected
+    take(lab, tree)
+    assert look(lab, read_data=True).sound
+
+
+def test_to_write_a_pack_anew_takes_an_identity(lab, tree):
+    take(lab, tree)
+    pack, place, _ = place_of(lab, "web", "b/large")
+    flip(pack, place.offset + 5)
+    with pytest.raises(IdentityError, match="only an identity tells"):
+        mend(lab, identity=False)
+    assert pack.exists()
+
+
+@pytest.mark.parametrize("kind", ["generations", "sessions"])
+def test_records_that_do_not_open_are_dropped(lab, tree, kind):
+    take(lab, tree)
+    (tree / "a" / "large").write_bytes(noise("new", 3_000_000))
+    take(lab, tree)
+    newest = max((lab.store / kind).iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    flip(newest, newest.stat().st_size - 3)
+    done, after = mend(lab)
+    assert f"{kind}/{newest.name}" in done.drop
+    assert not after.damage
+    with lab.open() as store:
+        store.sync()
+        assert [one.number for one in store.generations("web")] == ([1] if kind == "generations" else [2, 1])
+    take(lab, tree)
+    assert look(lab, read_data=True).sound
+
+
+def test_what_a_newer_castore_wrote_is_not_dropped(lab, tree):
+    take(lab, tree)
+    (record,) = (lab.store / "generations").iterdir()
+    record.chmod(0o600)
+    data = bytearray(record.read_bytes())
+    data[8] = 7
+    record.write_bytes(data)
+    done, _ = mend(lab)
+    assert done.drop == []
+    assert record.exists()
+
+
+def test_a_sound_store_needs_no_repair(lab, tree):
+    take(lab, tree)
+    done, after = mend(lab)
+    assert (done.drop, done.rewrite) == ([], [])
+    assert after.sound
+
+
+def test_marks_hold_what_was_added_and_little_else():
+    ids = [os.urandom(32) for _ in range(5000)]
+    marks = Marks(10)
+    assert marks.add(b"".join(ids)) == b"\1" * 5000
+    assert marks.add(b"".join(ids)) == bytes(5000)
+    assert len(marks) == 5000
+    assert all(one in marks for one in ids)
+    assert not any(os.urandom(32) in marks for _ in range(5000))
+    assert marks.memory <= 32 * 5000
+    assert Marks(1 << 20).memory <= 12 * (1 << 20)
