@@ -10,7 +10,6 @@ any store's does. Each step runs in a process of its own, so that its peak of me
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import random
@@ -119,10 +118,11 @@ def one_by_one(folder: str, chunks: int, generations: int) -> dict:
         store.index.clear()
         began, cpu = time.perf_counter(), time.process_time()
         for at in range(0, len(listed), 50):
-            read = [packs.read_footer(store.storage, packs.pack_name(pack), store.writer_key) for pack in listed[at : at + 50]]
-            store.index.put_packs(
-                (pack, length, entries) for pack, (entries, length) in zip(listed[at : at + 50], read, strict=True)
-            )
+            found = []
+            for pack in listed[at : at + 50]:
+                entries, length = packs.read_footer(store.storage, packs.pack_name(pack), store.writer_key)
+                found.append((pack, length, entries))
+            store.index.put_packs(found)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     count = len(listed) * A_PACK
     return {"the same, pack by pack": f"{count / seconds:,.0f} chunks/s, {count / cpu:,.0f} a second of CPU"}
@@ -185,7 +185,8 @@ def marking(folder: str, chunks: int, generations: int) -> dict:
         lived = time.perf_counter()
         assert sum(live > 0 for _, _, live in found.values()) == (chunks // A_PACK + 1) // 2
         return {
-            "marks: half of all": f"{added - began:.2f} s with making the ids, {marks.memory / total:.1f} bytes a record",
+            "marks: half of all": f"{added - began:.2f} s with making the ids, "
+            f"{marks.memory / total:.1f} bytes a record",
             "mark_bases": f"{based - added:.2f} s",
             "live_bytes": f"{lived - based:.2f} s",
             "marking: anonymous memory": f"{(anonymous() - before) / total:.1f} bytes a record",
@@ -218,17 +219,19 @@ def listing(folder: str, chunks: int, generations: int) -> dict:
 
 def log(folder: str, chunks: int, generations: int) -> dict:
     told = {}
-    environment = {**os.environ, "XDG_STATE_HOME": f"{folder}/xdg-state", "XDG_CACHE_HOME": f"{folder}/xdg-cache"}
+    environment = dict(os.environ)
     for kind in ("state", "cache"):
+        environment[f"XDG_{kind.upper()}_HOME"] = f"{folder}/xdg-{kind}"
         os.makedirs(f"{folder}/xdg-{kind}", exist_ok=True)
         if not os.path.lexists(f"{folder}/xdg-{kind}/castore"):
             os.symlink(f"{folder}/{kind}", f"{folder}/xdg-{kind}/castore")
-    for arguments in (["log", "s1", "--limit", "20"], ["log", "s1", "--revision", generation(11).revision[:12]], ["log", "s1"]):
+    revision = generation(11).revision[:12]
+    for arguments in (["log", "s1", "--limit", "20"], ["log", "s1", "--revision", revision], ["log", "s1"]):
         began = time.perf_counter()
         argv = [sys.executable, "-m", "castore.cli.main", *arguments, "--store", f"{folder}/store"]
-        done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, check=False)
-        name = " ".join(one if len(one) < 12 else "R" for one in arguments)
-        told[f"castore {name}"] = f"{time.perf_counter() - began:.2f} s" if not done.returncode else done.stderr.decode()[:200]
+        done = subprocess.run(argv, stdout=subprocess.DEVNULL, env=environment, check=False)
+        name = " ".join(one if one != revision else "R" for one in arguments)
+        told[f"castore {name}"] = f"{time.perf_counter() - began:.2f} s, exit code {done.returncode}"
     return told
 
 
@@ -240,7 +243,10 @@ def prune(folder: str, chunks: int, generations: int) -> dict:
     return {"plan a compaction": f"{time.perf_counter() - began:.2f} s, {len(found.dead)} packs dead"}
 
 
-STEPS = {f.__name__: f for f in (make, reindex, look_up, exist, marking, listing, log, prune, remove, one_by_one)}
+STEPS = {
+    step.__name__: step
+    for step in (make, reindex, look_up, exist, marking, listing, log, prune, remove, one_by_one)
+}
 
 
 def peak() -> int:
@@ -251,11 +257,6 @@ def anonymous() -> int:
     """Return the bytes of memory that are this process's own, not a file's."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
-
-
-def drop_caches() -> None:
-    """Let what was written be on the disk; the page cache is dropped where this user may."""
-    ctypes.CDLL(None).sync()
 
 
 def main() -> None:
@@ -272,13 +273,14 @@ def main() -> None:
         began = time.perf_counter()
         told = STEPS[given.step](folder, given.chunks, given.generations)
         told[f"({given.step})"] = (
-            f"{time.perf_counter() - began:.1f} s in all, {time.process_time():.1f} s of CPU; peak {peak() >> 20} MiB, anonymous {anonymous() >> 20} MiB at its end"
+            f"{time.perf_counter() - began:.1f} s in all, {time.process_time():.1f} s of CPU; "
+            f"peak {peak() >> 20} MiB, anonymous {anonymous() >> 20} MiB at its end"
         )
         print(json.dumps(told))
         return
     print(f"{given.chunks:,} chunks, {given.generations:,} generations")
     for step in given.steps.split(","):
-        drop_caches()
+        os.sync()
         argv = [sys.executable, "-m", "bench.scale", "--folder", given.folder, "--step", step]
         argv += ["--chunks", str(given.chunks), "--generations", str(given.generations)]
         done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
