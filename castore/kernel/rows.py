@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import tempfile
 from typing import TYPE_CHECKING, Any, Final
 
 from castore.kernel import _ADDRESS, _SIZE, _U32, _U64, _address, _function, _new_bytes
@@ -121,6 +120,8 @@ class _Sorted:
 
     def _spill(self) -> None:
         if self._file is None:
+            import tempfile  # noqa: PLC0415 - it takes long to load, and is needed for very many rows only
+
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by `merged`
         run = self._sorted()
         start = self._file.seek(0, os.SEEK_END)

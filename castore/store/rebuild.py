@@ -21,6 +21,7 @@ import lmdb
 from castore.errors import DamageError, FormatError, StorageError
 from castore.kernel.rows import BASE_ROW, COPY, FIRST, ROW, Rows, part
 from castore.store.environment import Environment, refusal
+from castore.store.index.tables import NUMBER, PACK
 from castore.store.pack import RECORDS, open_footer, pack_name
 from castore.store.places import make_private_directory
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from castore.storage import Storage
     from castore.store.pack import Footer
 
-_NUMBER: Final = struct.Struct(">I")
-_PACK: Final = struct.Struct("<32sQQ")
 _FIRSTS: Final = struct.Struct("<32s27s")
 _COPIES: Final = struct.Struct("<36s27s")
 _BASES: Final = struct.Struct("<36sI128s")
@@ -180,14 +179,14 @@ class _Build:
     def _put_numbers(self, txn: Any) -> None:
         tables = self._made.tables
         for number, (pack, length, size) in enumerate(self._packs):
-            key = _NUMBER.pack(number)
-            txn.put(key, _PACK.pack(pack, length, size), db=tables["packs"])
+            key = NUMBER.pack(number)
+            txn.put(key, PACK.pack(pack, length, size), db=tables["packs"])
             txn.put(pack, key, db=tables["pack_numbers"])
         for session, number in self._sessions.items():
-            txn.put(_NUMBER.pack(number), session, db=tables["sessions"])
-            txn.put(session, _NUMBER.pack(number), db=tables["session_numbers"])
-        txn.put(b"next pack", _NUMBER.pack(len(self._packs)), db=tables["meta"])
-        txn.put(b"next session", _NUMBER.pack(len(self._sessions)), db=tables["meta"])
+            txn.put(NUMBER.pack(number), session, db=tables["sessions"])
+            txn.put(session, NUMBER.pack(number), db=tables["session_numbers"])
+        txn.put(b"next pack", NUMBER.pack(len(self._packs)), db=tables["meta"])
+        txn.put(b"next session", NUMBER.pack(len(self._sessions)), db=tables["meta"])
         txn.put(b"mark", self._mark, db=tables["meta"])
 
 

@@ -27,10 +27,9 @@ from castore.model.generation import Generation, StoredRef
 from castore.model.refs import RecordId, Ref, RefKind
 from castore.sealing import Cipher, Identity
 from castore.storage import LocalStorage
-from castore.store import NewChunk, Places, Store
+from castore.store import NewChunk, Places, Store, sync
 from castore.store import pack as packs
 from castore.store import session as sessions
-from castore.store import sync
 
 
 class Bench:
