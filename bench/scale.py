@@ -254,9 +254,9 @@ def peak() -> int:
 
 
 def anonymous() -> int:
-    """Return the bytes of memory that are this process's own, not a file's."""
+    """Return the bytes of memory that are this process's own, not a file's; what is mapped anew is Shmem."""
     with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
+        return sum(int(line.split()[1]) << 10 for line in file if line.startswith(("RssAnon", "RssShmem")))
 
 
 def main() -> None:

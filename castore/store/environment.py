@@ -197,6 +197,7 @@ class Environment:
         """
         olds = [f"{made.path}.{number}" for number in range(2)]
         with self._alone():
+            self._fit()
             # Of other processes, none writes to it any more.
             with self.env.begin(write=True) as txn:
                 for name in kept:
@@ -269,12 +270,16 @@ class Environment:
     def _adopt(self) -> None:
         """Map what another process has written behind the end of this one's map."""
         with self._alone():
-            # Not what that one has mapped: this one may have less address space.
-            written = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
-            size = self._size
-            while size < written:
-                size *= 2
-            self._map(size)
+            self._fit()
+
+    def _fit(self) -> None:
+        """Map all that is written, at least. There is no transaction."""
+        # Not what another process has mapped: this one may have less address space.
+        written = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+        size = self._size
+        while size < written:
+            size *= 2
+        self._map(size)
 
     def _map(self, size: int) -> None:
         """Map `size` bytes, or as much of that as can be had."""

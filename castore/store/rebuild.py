@@ -78,38 +78,36 @@ def rebuild(
     failed: is told which packs cannot be read. Raises StorageError.
     """
     path = environment.path
-    _sweep(path)
     folder = f"{path}.{os.urandom(8).hex()}"
-    make_private_directory(folder)
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = Environment(folder, durable=False)
-        try:
-            _Build(made, store_mark).run(footers, failed)
-            environment.become(made, _KEPT)
-        except BaseException:
-            made.env.close()
-            raise
+        with _alone_above(path):
+            make_private_directory(folder)
+            try:
+                made = Environment(folder, durable=False)
+                try:
+                    _Build(made, store_mark).run(footers, failed)
+                    environment.become(made, _KEPT)
+                finally:
+                    made.env.close()
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     except (lmdb.Error, OSError) as error:
         raise refusal(path, error) from error
+
+
+@contextlib.contextmanager
+def _alone_above(path: str) -> Iterator[None]:
+    """Keep other rebuilds out, and remove what was left beside an index by some that were interrupted."""
+    above, own = os.path.split(path)
+    lock = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in os.listdir(above):
+            if name.startswith(f"{own}."):
+                shutil.rmtree(os.path.join(above, name), ignore_errors=True)
+        yield
     finally:
         os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(path: str) -> None:
-    """Remove what rebuilds that were interrupted have left beside an index."""
-    above, own = os.path.split(path)
-    for name in os.listdir(above):
-        if name.startswith(f"{own}."):
-            with contextlib.suppress(OSError):
-                lock = os.open(os.path.join(above, name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(os.path.join(above, name), ignore_errors=True)
-                finally:
-                    os.close(lock)
 
 
 class _Build:

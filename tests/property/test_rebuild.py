@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -152,3 +154,54 @@ def test_listed_numbers_are_found():
     numbers = [listed[:4], b"none", listed[-4:], listed[200:204]]
     assert kernel_rows.are_listed(b"".join(numbers), 4, listed) == (3, b"\1\0\1\1")
     assert kernel_rows.are_listed(b"".join(numbers), 4, b"") == (0, bytes(4))
+
+
+REBUILD = """
+import os, sys, time
+sys.path.insert(0, sys.argv[3])
+from castore.store.index import Index
+from castore.store.pack import Footer
+index = Index(sys.argv[1], bytes(16))
+def footers():
+    for n in range(50):
+        yield bytes([n]) * 32, Footer(bytes(2), 0, 32, 100 + n)
+        if sys.argv[2] == "wait" and n == 20:
+            print("begun", flush=True)
+            time.sleep(600)
+for _ in range(1 if sys.argv[2] == "wait" else 10):
+    index.rebuild(footers(), None)
+    assert index.count("packs") == 50
+"""
+
+
+def rebuilding(path, how: str) -> subprocess.Popen:
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return subprocess.Popen([sys.executable, "-c", REBUILD, str(path), how, root], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_rebuild_that_is_killed_leaves_the_index_as_it_was(tmp_path):
+    path = tmp_path / "index"
+    index = Index(str(path), STORE)
+    index.put_packs([(PackId(bytes(32)), 5, [])])
+    one = rebuilding(path, "wait")
+    assert one.stdout.readline() == "begun\n"
+    assert len(os.listdir(tmp_path)) == 2
+    one.kill()
+    one.communicate()
+    assert index.packs() == [(bytes(32), 5)]
+    index.rebuild([], None)
+    assert os.listdir(tmp_path) == ["index"]
+    assert index.packs() == []
+    index.close()
+
+
+def test_processes_that_rebuild_at_once_leave_one_whole_index(tmp_path):
+    path = tmp_path / "index"
+    running = [rebuilding(path, "go") for _ in range(3)]
+    for one in running:
+        one.communicate()
+    assert [one.returncode for one in running] == [0, 0, 0]
+    index = Index(str(path), STORE)
+    assert index.count("packs") == 50
+    index.close()
+    assert os.listdir(tmp_path) == ["index"]
