@@ -211,7 +211,7 @@ def listing(folder: str, chunks: int, generations: int) -> dict:
             ("sync_generations, nothing new", store.sync_generations),
             ("sync, nothing new", store.sync),
             ("next_number", lambda: store.next_number("s1")),
-            ("last generation", lambda: store.last_generation("s1")),
+            ("last generation", lambda: store.newest("s1")),
             ("all generations, decoded", lambda: sum(1 for _ in store.generations())),
         ):
             began = time.perf_counter()

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation, Part
     from castore.model.tally import Tally
     from castore.sealing import Identity, Recipient
+    from castore.services.plan import plan_rollback, read_details
     from castore.services.restoring import restore
-    from castore.services.rollback import plan_rollback, read_details, roll_back
+    from castore.services.rollback import roll_back
     from castore.services.select import select
     from castore.services.snapshot import (
         FileSource,
@@ -80,8 +81,8 @@ _WHERE = {
     "StreamSource": "castore.services.snapshot",
     "Tally": "castore.model.tally",
     "TreeSource": "castore.services.snapshot",
-    "plan_rollback": "castore.services.rollback",
-    "read_details": "castore.services.rollback",
+    "plan_rollback": "castore.services.plan",
+    "read_details": "castore.services.plan",
     "restore": "castore.services.restoring",
     "roll_back": "castore.services.rollback",
     "select": "castore.services.select",
@@ -97,14 +98,19 @@ def __getattr__(name: str) -> Any:
 
 
 def open_store(
-    path: str, places: Places, identity: Callable[[], Identity] | None = None
+    path: str,
+    places: Places,
+    identity: Callable[[], Identity] | None = None,
+    *,
+    accept_older: bool = False,
 ) -> Store:
     """Open the store in the directory `path`.
 
-    places: where this machine keeps keys and indexes. identity: called once, when state is first
-    read; without it what takes an identity raises IdentityError. Raises NotFoundError, FormatError.
+    places: where this machine keeps keys, indexes and what it has seen of stores. identity: called once,
+    when state is first read; without it what takes an identity raises IdentityError. accept_older: take
+    a store that is older than this machine has seen it. Raises NotFoundError, OlderError, FormatError.
     """
     from castore.storage import LocalStorage
     from castore.store import Store
 
-    return Store.open(LocalStorage(path), places, identity)
+    return Store.open(LocalStorage(path), places, identity, accept_older=accept_older)

@@ -9,10 +9,14 @@ The tree, with the code the command line ends with::
     +-- ProgramError                   4   a dump, restore or hook program failed
     +-- DamageError                    5   stored bytes are not what was stored
     |   +-- MissingError               5   something a generation needs is gone
+    |   +-- FormerKeyError             5   sealed under a former writer key, after that was replaced
     +-- NotFoundError                  6   no such store, service, generation or part
     +-- IdentityError                  7   an identity is needed, or the wrong one was given
+    |   +-- RotatedError               7   the writer key was replaced: this machine has a former one
     +-- BusyError                      8   another castore is at work on this
     +-- TakenBackError                 9   a deployment failed, and was taken back
+    +-- OlderError                    10   the store is older than this machine has seen it
+    +-- StoppedError                 130   putting something back was interrupted, too
     +-- StorageError                   1   the place that holds the store refused an operation
     |   +-- ObjectExistsError          1   create-only: the name is taken
     |   +-- ObjectMissingError         1   the name is not there
@@ -37,6 +41,7 @@ EXIT_CODES: Final[dict[int, str]] = {
     7: "an identity is needed, or the wrong one was given",
     8: "busy: another castore is at work on the same service",
     9: "the deployment that was guarded failed; it was taken back, and the state of before is there",
+    10: "the store is older than this machine has seen it: a copy of before may stand in its place",
     130: "interrupted",
 }
 """Every exit code and its meaning; an unknown code means failure."""
@@ -82,6 +87,10 @@ class MissingError(DamageError):
     """An object or a chunk that a generation needs is not in the store."""
 
 
+class FormerKeyError(DamageError):
+    """An object is sealed under a former writer key, and was not there when that was replaced."""
+
+
 class NotFoundError(CastoreError):
     """There is no such store, service, generation or part."""
 
@@ -94,6 +103,10 @@ class IdentityError(CastoreError):
     exit_code = 7
 
 
+class RotatedError(IdentityError):
+    """The store's writer key was replaced, and this machine, or this process, has a former one."""
+
+
 class BusyError(CastoreError):
     """Another process works on the same service of the same store."""
 
@@ -104,6 +117,18 @@ class TakenBackError(CastoreError):
     """A deployment failed, and was taken back, with the state."""
 
     exit_code = 9
+
+
+class OlderError(CastoreError):
+    """The store is not what this machine has seen of it: something in it went back."""
+
+    exit_code = 10
+
+
+class StoppedError(CastoreError):
+    """What puts a state back was interrupted itself; the message says what it is now."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class StorageError(CastoreError):

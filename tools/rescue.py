@@ -79,12 +79,12 @@ def unbox(box, key, associated=b""):
     return XCHACHA(box[24:], associated, box[:24], key)
 
 
-def read_identity(path):  # the secret key in an identity file, section 1
+def read_identity(path):  # the secret key in an identity file, section 1, or as it was typed from paper
     with open(path, encoding="utf-8") as file:
-        text = "".join(line.strip() for line in file if not line.startswith("#"))
-    match = re.fullmatch(r"(castore-(?:identity|locked)-)([a-z2-7]{58}|[a-z2-7]{160})", text)
+        text = "".join(re.sub(r"[\s-]", "", line) for line in file if not line.startswith("#")).lower()
+    match = re.fullmatch(r"castore(identity|locked)([a-z2-7]{58}|[a-z2-7]{160})", text)
     raw = base64.b32decode(match[2].upper() + "=" * (-len(match[2]) % 8)) if match else b""
-    right = match and blake3(match[1].encode() + raw[:-4]).digest()[:4] == raw[-4:]
+    right = match and blake3(f"castore-{match[1]}-".encode() + raw[:-4]).digest()[:4] == raw[-4:]
     need(right, f"{path} holds no identity, or one that is mistyped", 7)
     if len(raw) == 36:
         return raw[:-4]
@@ -94,6 +94,12 @@ def read_identity(path):  # the secret key in an identity file, section 1
     with suppress(exceptions.CryptoError):
         return unbox(raw[24:-4], key)
     return need(None, f"wrong passphrase for the identity in {path}", 7)
+
+
+class Writer:  # the keys that a writer secret gives, section 1
+    def __init__(self, secret):
+        self.index_key, *self.id_keys = [derive(name, secret) for name in ("index", "chunk id", "node id")]
+        self.object_key, self.tag_key = derive("objects", self.index_key), derive("tag", self.index_key)
 
 
 class Store:  # opens and verifies what a store holds, and restores from it
@@ -106,14 +112,21 @@ class Store:  # opens and verifies what a store holds, and restores from it
         self.store_id, end = data[16:32], 34 + 96 * int.from_bytes(data[32:34], "little")
         writer = self.unseal([data[at : at + 96] for at in range(34, end, 96)])
         need(writer, f"wrong identity: no seal in {name} opens with it", 7)
-        index_key, *self.id_keys = [derive(name, writer) for name in ("index", "chunk id", "node id")]
-        self.object_key, self.tag_key = derive("objects", index_key), derive("tag", index_key)
-        unbox(data[end:], self.object_key, name.encode() + data[:end])  # only to verify the config
+        self.writers, self.listed = [Writer(writer)], None  # the present key, then former ones
+        config = decode(io.BytesIO(unbox(data[end:], self.writers[0].object_key, name.encode() + data[:end])))
+        if config.get("former"):
+            name = f"eras/{config['era']}"
+            with watched(name):  # should it be lost, whatever a former key opens is taken
+                era = self.open_object(name, 16)[0]
+                packs = [era["packs"][at : at + 32] for at in range(0, len(era["packs"]), 32)]
+                self.listed = {**era["objects"], **{f"packs/{pack.hex()}": pack for pack in packs}}
+            self.writers += [Writer(secret) for secret in reversed(config["former"])]
         for name in self.names("sessions", r"[0-9a-f]{32}\.[0-9]+"):
             with watched(name):
-                found, ident = self.open_object(name, 32), bytes.fromhex(name[9:41])
+                (found, writer), ident = self.open_object(name, 32), bytes.fromhex(name[9:41])
                 key = self.unseal([seal for _, seal in found["seals"]])
-                self.sessions[ident] = found["cipher"], key, derive("nodes", index_key + ident)
+                nodes = found.get("nodes") or derive("nodes", writer.index_key + ident)
+                self.sessions[ident] = found["cipher"], key, nodes
 
     def names(self, folder, pattern):  # the highest number last
         found = [name for name in os.listdir(f"{self.path}/{folder}") if re.fullmatch(pattern, name)]
@@ -130,14 +143,28 @@ class Store:  # opens and verifies what a store holds, and restores from it
                 return bindings.crypto_box_seal_open(seal, *self.keys)[16:]
         return None
 
-    def open_object(self, name, at):  # the map in the box that begins there
+    def open(self, name, box, associated, digest):  # the plaintext, and the writer key: section 1
+        for writer in self.writers:
+            with suppress(exceptions.CryptoError):
+                plain = unbox(box, writer.object_key, associated)
+                former = writer is not self.writers[0] and self.listed is not None
+                counts = not former or self.listed.get(name) == digest()
+                need(counts, "is sealed under a former writer key, and not listed")
+                return plain, writer
+        return need(None, "does not open: it is damaged")
+
+    def open_object(self, name, at):  # the map in the box that begins there, and the writer key
         raw = self.read(name)
-        return decode(io.BytesIO(unbox(raw[at:], self.object_key, name.encode() + self.store_id + raw[:at])))
+        about = name.encode() + self.store_id + raw[:at]
+        plain, writer = self.open(name, raw[at:], about, lambda: blake3(raw).digest())
+        return decode(io.BytesIO(plain)), writer
 
     def load_footer(self, pack):  # notes where each record of a pack is, section 3
         about, end = self.store_id + self.read(pack, 0, 32), os.stat(f"{self.path}/{pack}").st_size - 48
-        size, count = struct.unpack("<II", unbox(self.read(pack, end), self.object_key, b"trailer" + about))
-        footer = unbox(self.read(pack, end - size, size), self.object_key, b"footer" + about)
+        named = bytes.fromhex(pack[6:])
+        trailer, writer = self.open(pack, self.read(pack, end), b"trailer" + about, lambda: named)
+        size, count = struct.unpack("<II", trailer)
+        footer = unbox(self.read(pack, end - size, size), writer.object_key, b"footer" + about)
         start, offset = 2 + 16 * int.from_bytes(footer[:2], "little"), 32
         records, bases = footer[start : start + 48 * count], io.BytesIO(footer[start + 48 * count :])
         begin = whole = member = 0
@@ -184,7 +211,7 @@ class Store:  # opens and verifies what a store holds, and restores from it
                         frames = [plain[start:end] for start, end in pairwise(ends)]
                         streams = [io.BytesIO(unpack(frame, max_output_size=1 << 26)) for frame in frames]
                         plain = apply(data, streams, size, member)
-                same = blake3(plain, key=self.id_keys[kind]).digest() == ident
+                same = any(blake3(plain, key=one.id_keys[kind]).digest() == ident for one in self.writers)
                 need(same and len(plain) == size, "does not match its id or length")
                 self.cache = dict([*self.cache.items(), (ident, plain)][-16:])
                 return plain
@@ -265,17 +292,23 @@ class Store:  # opens and verifies what a store holds, and restores from it
     def list_generations(self):
         for name in self.names("generations", r"[0-9a-f]{16}-[0-9]{10}"):
             with watched(name):
-                one = self.open_object(name, 16)
+                one = self.open_object(name, 16)[0]
                 when = time.strftime("%F %T %z", time.localtime(one["time"] // 10**9))
                 parts = ", ".join(f"{part['name']} ({part['kind']})" for part in one["parts"])
                 print(f"{one['service']} {one['number']}  {when}  revision {one['revision']}  {parts}")
 
     def restore(self, service, number, dest):
-        name = f"generations/{blake3(service.encode(), key=self.tag_key).hexdigest(8)}-{int(number):010d}"
-        need(os.path.exists(f"{self.path}/{name}"), f"there is no generation {number} of {service}", 6)
+        tags = [blake3(service.encode(), key=writer.tag_key).hexdigest(8) for writer in self.writers]
+        names = [name for name in self.names("generations", f"({'|'.join(tags)})-{int(number):010d}")]
+        need(names, f"there is no generation {number} of {service}", 6)
         os.makedirs(dest, 0o700, exist_ok=True)
         need(not os.listdir(dest), f"{dest} is not empty", 2)
-        generation, self.top = self.open_object(name, 16), os.open(dest, os.O_RDONLY)
+        found = []
+        for name in names:  # only one counts
+            with watched(name):
+                found.append(self.open_object(name, 16)[0])
+        need(found, f"generation {number} of {service} does not open", 5)
+        generation, self.top = found[0], os.open(dest, os.O_RDONLY)
         for pack in self.names("packs", r"[0-9a-f]{64}"):
             with watched(pack):
                 self.load_footer(pack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import click
@@ -10,16 +11,17 @@ from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
+    from castore.cli.paper import Sheet
 
 
-def _new_passphrase() -> str:
-    """Ask for a passphrase twice, or take what CASTORE_PASSPHRASE_COMMAND prints."""
+def _new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
+    """Ask for a passphrase twice, or take what that command prints."""
     from castore.cli.places import passphrase_from_command
 
-    given = passphrase_from_command()
+    given = passphrase_from_command(variable)
     if given is not None:
         return given
-    text: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+    text: str = click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True)
     return text
 
 
@@ -159,7 +161,140 @@ def remove(context: Common, recipient: str) -> None:
 @key.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")
 @common
 def adopt(context: Common) -> None:
-    """Make this machine a writer of the store, by an identity."""
-    with context.open_store() as store:
+    """Make this machine a writer of the store, by an identity.
+
+    A writer key that is here already, because the store has another one since, is replaced.
+    """
+    with context.open_store(local_key=False) as store:
         store.adopt()
         print(f"this machine may add to {store.location} now")
+
+
+@key.command(name="rotate-writer", epilog="Example: castore key rotate-writer")
+@click.option(
+    "--new-ids", is_flag=True, help="Also name chunks anew: nothing stored now is found again later."
+)
+@common
+def rotate_writer(context: Common, new_ids: bool) -> None:
+    """Draw a new writer key, after a machine that had it was lost. Needs no identity.
+
+    What is stored stays, and restores. What is sealed under the former key from now on does not count,
+    snapshots among it that other machines are just taking. Whoever has the former key still knows the names
+    of services and generations of before, and, unless --new-ids is given, can tell whether the store
+    holds a chunk that he knows.
+    """
+    with context.open_store() as store:
+        store.rotate_writer(new_ids=new_ids)
+        context.warn_damaged(store)
+        location = store.location
+    print(f"the store at {location} has a new writer key, and so has this machine")
+    print("every other machine that adds to it needs, once, with an identity:")
+    print(f"    castore key adopt --store {location} --identity FILE")
+
+
+@key.command(epilog="Example: castore key paper --out sheet.html")
+@click.option(
+    "--out", metavar="FILE", help="Write a .html page, .svg picture or .txt file; else it is printed here."
+)
+@common
+def paper(context: Common, out: str | None) -> None:
+    """Print the identity on a sheet that outlives disks: to type, and as a QR code.
+
+    A locked identity stays locked on it. The file is secret like the identity: remove it once it is
+    printed.
+    """
+    import sys
+
+    from castore.cli import paper as printing
+    from castore.cli.places import write_secret
+    from castore.errors import UsageError
+
+    forms = {"html": printing.as_html, "svg": printing.as_svg, "txt": printing.as_text}
+    kind = "txt" if out is None else out.rpartition(".")[2].lower()
+    if kind not in forms:
+        raise UsageError(f"{out}: a sheet is a .html page, a .svg picture or a .txt file")
+    sheet = _sheet(context)
+    if out is None:
+        click.echo(printing.as_text(sheet, terminal=sys.stdout.isatty()), nl=False)
+        return
+    write_secret(out, forms[kind](sheet))
+    click.echo(f"{out} holds the identity: print it, remove it, and keep the sheet somewhere safe", err=True)
+
+
+def _sheet(context: Common) -> Sheet:
+    """Return what is to be printed of the identity at hand."""
+    import datetime as dt
+    import re
+
+    from castore.cli.paper import Sheet
+    from castore.errors import CastoreError, IdentityError
+    from castore.sealing.keys import Identity, check_identity, is_locked
+    from castore.storage import LocalStorage
+    from castore.store import Store
+
+    text, source = context.identity_text()
+    try:
+        line = check_identity(text)
+    except IdentityError as error:
+        raise IdentityError(f"{source}: {error}") from None
+    if is_locked(line):
+        noted = re.search(r"^#\s*(castore-pub-[a-z2-7]+)\s*$", text, re.MULTILINE)
+        recipient = noted[1] if noted else ""
+    else:
+        recipient = Identity.parse(line, None).recipient.text
+    store, store_id = context.store_path(), ""
+    # A sheet for a store that is elsewhere, or whose disk is not here, is as good.
+    with contextlib.suppress(CastoreError):
+        store_id = Store.read_id(LocalStorage(store)).hex()
+    return Sheet(line, recipient, store, store_id, dt.datetime.now().astimezone().date().isoformat())
+
+
+@key.command(epilog="Example: castore key enter ./identity")
+@click.argument("file")
+def enter(file: str) -> None:
+    """Make FILE of an identity that is typed, or pasted, from a sheet of 'castore key paper'.
+
+    Case, spaces, dashes and line ends do not matter. If the check does not match, the group that is
+    mistyped is named.
+    """
+    import sys
+
+    from castore.cli.places import write_secret
+    from castore.sealing.keys import Identity, check_identity, is_locked, is_whole
+
+    text = ""
+    if sys.stdin.isatty():
+        click.echo("Type the identity, in as many lines as you like; an empty line ends it.", err=True)
+        while not is_whole(text) and (line := sys.stdin.readline()).strip():
+            text += line
+    else:
+        text = sys.stdin.read(1 << 16)
+    line = check_identity(text)
+    note = "# castore identity, typed from paper"
+    if is_locked(line):
+        write_secret(file, f"{note}; it takes its passphrase\n{line}\n")
+        print(f"{file} holds the identity, locked with its passphrase")
+        return
+    recipient = Identity.parse(line, None).recipient.text
+    write_secret(file, f"{note}: opens all state sealed to\n# {recipient}\n{line}\n")
+    print(recipient)
+
+
+@key.command(epilog="Example: castore key passphrase /media/usb/identity")
+@click.argument("file", required=False)
+@click.option("--remove", is_flag=True, help="Leave the identity without a passphrase.")
+@common
+def passphrase(context: Common, file: str | None, remove: bool) -> None:
+    """Set, change or remove the passphrase of an identity's file.
+
+    That is FILE, --identity, or where init wrote it. CASTORE_PASSPHRASE_COMMAND prints the present one,
+    CASTORE_NEW_PASSPHRASE_COMMAND the new one; else they are asked for. Copies of the file keep the
+    passphrase that they had.
+    """
+    from castore.cli.places import change_passphrase
+
+    path = file or context.identity_file or context.default_identity()
+    variable = "CASTORE_NEW_PASSPHRASE_COMMAND"
+    identity = change_passphrase(path, lambda: None if remove else _new_passphrase(variable))
+    state = "no passphrase" if remove else "a new passphrase"
+    print(f"{path} has {state} now; it is the identity of {identity.recipient.text} as before")

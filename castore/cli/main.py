@@ -95,6 +95,12 @@ def cli() -> None:
     SERVICE@SELECTOR:PART/PATH names anything stored; SELECTOR is a generation's number, a revision
     or its beginning, 'latest', or a date.
     """
+    # Before anything is read that nobody else shall see; what only tells a version reads nothing.
+    from castore.cli.places import take_secrets
+    from castore.cli.secrecy import close_memory
+
+    close_memory()
+    take_secrets()
 
 
 @cli.command("help")

@@ -35,6 +35,7 @@ class Common:
     store: str | None
     config: str | None
     identity_file: str | None
+    accept_older: bool = False
 
     @cached_property
     def settings(self) -> Settings | None:
@@ -54,15 +55,22 @@ class Common:
         configured = self.settings.store if self.settings is not None else None
         return configured or places.default_store()
 
-    def open_store(self, *, make: bool = False) -> Store:
-        """Open the store; with `make`, make the default one if nothing at all is configured."""
+    def open_store(self, *, make: bool = False, local_key: bool = True) -> Store:
+        """Open the store; with `make`, make the default one if nothing at all is configured.
+
+        local_key: by the writer key of this machine, where it has one; else by the identity.
+        """
         from castore.storage import LocalStorage
         from castore.store import Store
 
         path = self.store_path()
         if make and path == places.default_store() and not os.path.exists(path):
             self._make_first(path)
-        store = Store.open(LocalStorage(path), places.places(), self.identity())
+        store = Store.open(
+            *(LocalStorage(path), places.places(), self.identity()),
+            local_key=local_key,
+            accept_older=self.accept_older,
+        )
         if self.settings is not None and self.settings.reference_cache is not None:
             store.references.limit = self.settings.reference_cache
         return store
@@ -70,6 +78,10 @@ class Common:
     def identity(self) -> Callable[[], Identity]:
         """Return how to get the identity when it is needed."""
         return places.identity_provider(self.identity_file, self.default_identity)
+
+    def identity_text(self) -> tuple[str, str]:
+        """Return the identity as text, which may be locked, and what it is from."""
+        return places.identity_text(self.identity_file, self.default_identity)
 
     def default_identity(self) -> str:
         """Return where `init` writes the identity of this store unless told otherwise."""

@@ -13,6 +13,8 @@ from castore.cli.options import common, json_option, print_json
 if TYPE_CHECKING:
     from castore.cli.opening import Common
     from castore.cli.progress import Watch
+    from castore.model.generation import Generation
+    from castore.services.config import Service, TreePart
     from castore.services.deployment import Work
     from castore.store import Store
 
@@ -58,17 +60,20 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...]) -> None:
     with context.open_store() as store, watching() as progress:
         store.sync_generations()
         work = _work(context, store, progress)
-        done = run_guarded(work, services, command)
+
+
+        def wanted(service: str, generation: Generation) -> bool:
+            told = f"revision {generation.revision} was here before, as {service}@{generation.number}"
+            if restoring or (sys.stdin.isatty() and click.confirm(f"{told}. Restore its state?", err=True)):
+                return True
+            click.echo(f"{told}; not restored: castore follow {service}, or castore rollback", err=True)
+            return False
+
+        done = run_guarded(work, services, command, wanted)
         if done.failure:
             raise TakenBackError(f"{done.failure}; it was taken back, and the state of before is there")
-        for service, generation in done.known.items():
-            told = f"revision {generation.revision} was here before, as {service}@{generation.number}"
-            if not restoring and not (
-                sys.stdin.isatty() and click.confirm(f"{told}. Restore its state?", err=True)
-            ):
-                click.echo(f"{told}; not restored: castore follow {service}, or castore rollback", err=True)
-                continue
-            work.restore(service, generation)
+        for service in done.restored:
+            generation = done.known[service]
             back = f"generation {generation.number} of revision {generation.revision}"
             click.echo(f"{service} is back at {back}")
 
@@ -217,6 +222,7 @@ def check(context: Common) -> None:
     """See whether all that castore.toml names is there: programs, databases, paths, store, identity."""
     from castore.errors import CastoreError, ConfigError
     from castore.services.config import TreePart, load
+    from castore.services.overlap import refuse_overlaps
     from castore.services.revision import current
 
     settings = load(context.required_settings().path, home=os.path.expanduser("~"))
@@ -244,14 +250,18 @@ def check(context: Common) -> None:
             else:
                 print("identity: ok")
 
+    def tree(service: Service, part: str, own: TreePart) -> None:
+        if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):
+            raise ConfigError(f"cannot read the tree {own.path}")
+        refuse_overlaps(service, part)
+
     tried("store", open_store)
     for name, service in settings.service.items():
         tried(f"{name}: revision", lambda service=service: current(service.revision))
         for part, found in service.parts.items():
             own = found.source
             if isinstance(own, TreePart):
-                readable = os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)
-                told(f"{name}: {part}", None if readable else ConfigError(f"cannot read the tree {own.path}"))
+                tried(f"{name}: {part}", lambda service=service, part=part, own=own: tree(service, part, own))
             else:
                 tried(f"{name}: {part}", own.check)
     if failed:

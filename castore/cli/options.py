@@ -27,20 +27,30 @@ _identity_option = click.option(
     metavar="FILE",
     help="The identity to read with; else CASTORE_IDENTITY or CASTORE_IDENTITY_COMMAND.",
 )
+_older_option = click.option(
+    "--accept-older",
+    is_flag=True,
+    help="Take a store that is older than this machine has seen it, and remember it as it is.",
+)
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --store, --config and --identity; the command's first argument is a Common of them."""
+    """Add --store, --config, --identity, --accept-older; the first argument is a Common of them."""
 
     @functools.wraps(command)
     def with_context(
-        *, store: str | None, config: str | None, identity_file: str | None, **others: Any
+        *,
+        store: str | None,
+        config: str | None,
+        identity_file: str | None,
+        accept_older: bool,
+        **others: Any,
     ) -> Any:
         from castore.cli.opening import Common
 
-        return command(Common(store, config, identity_file), **others)
+        return command(Common(store, config, identity_file, accept_older), **others)
 
-    return _store_option(_config_option(_identity_option(with_context)))
+    return _store_option(_config_option(_identity_option(_older_option(with_context))))
 
 
 def print_json(value: Any) -> None:

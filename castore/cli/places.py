@@ -20,6 +20,8 @@ _FILE: Final = "castore.toml"
 _SYSTEM_FILE: Final = "/etc/castore/castore.toml"
 _IDENTITY_TEXTS: Final = ("castore-identity-", "castore-locked-")
 _MAX_IDENTITY_BYTES: Final = 1 << 16
+_taken: Final[dict[str, str]] = {}
+"""Variables that were taken out of the environment at the start."""
 
 _WAYS: Final = (
     "an identity is needed to read what is stored: give --identity FILE, or set CASTORE_IDENTITY "
@@ -96,53 +98,81 @@ def identity_provider(
     option: what --identity says. default: returns the path of `identity_path`. What the function
     returns raises is IdentityError, or ProgramError where a program was to print the identity.
     """
+    return lambda: _parse(*identity_text(option, default))
 
-    def provide() -> Identity:
-        if option is not None:
-            return read_identity(option)
-        if given := _variable("CASTORE_IDENTITY"):
-            if given.strip().startswith(_IDENTITY_TEXTS):
-                return _parse(given, "CASTORE_IDENTITY")
-            return read_identity(given)
-        if (printed := _printed("CASTORE_IDENTITY_COMMAND")) is not None:
-            return _parse(printed, "what CASTORE_IDENTITY_COMMAND prints")
-        path = None
-        with contextlib.suppress(NotFoundError):
-            path = default()
-        if path is not None and os.path.exists(path):
-            return read_identity(path)
-        if _on_terminal():
-            return _parse(_ask("Identity (castore-identity-... or castore-locked-...)"), "it")
-        raise IdentityError(_WAYS + (f"; {path} is not there either" if path else ""))
 
-    return provide
+def identity_text(option: str | None, default: Callable[[], str]) -> tuple[str, str]:
+    """Return the identity's text, which may be locked, and what it is from. Raises as the above."""
+    if option is not None:
+        return _file_text(option), option
+    if given := _variable("CASTORE_IDENTITY"):
+        if _is_identity_text(given):
+            return given, "CASTORE_IDENTITY"
+        return _file_text(given), given
+    if (printed := _printed("CASTORE_IDENTITY_COMMAND")) is not None:
+        return printed, "what CASTORE_IDENTITY_COMMAND prints"
+    path = None
+    with contextlib.suppress(NotFoundError):
+        path = default()
+    if path is not None and os.path.exists(path):
+        return _file_text(path), path
+    if _on_terminal():
+        return _ask("Identity (castore-identity-... or castore-locked-...)"), "it"
+    raise IdentityError(_WAYS + (f"; {path} is not there either" if path else ""))
+
+
+def take_secrets() -> None:
+    """Take what is secret out of the environment, which every program that castore runs would get.
+
+    That is CASTORE_IDENTITY, where it holds an identity itself. Names of files and programs are passed
+    on: they are no secrets, and a hook may well run castore. What the kernel shows of a process's first
+    environment stays, for root and, since castore's memory is closed to other processes, for nobody else.
+    """
+    if (given := _variable("CASTORE_IDENTITY")) and _is_identity_text(given):
+        _taken["CASTORE_IDENTITY"] = given
+        del os.environ["CASTORE_IDENTITY"]
+
+
+def _is_identity_text(text: str) -> bool:
+    return text.strip().lower().startswith(_IDENTITY_TEXTS)
 
 
 def read_identity(path: str) -> Identity:
     """Return the identity in a file. Raises IdentityError."""
+    return _parse(_file_text(path), path)
+
+
+def _file_text(path: str) -> str:
     try:
         with open(os.path.expanduser(path), "rb") as file:
-            data = file.read(_MAX_IDENTITY_BYTES)
+            return file.read(_MAX_IDENTITY_BYTES).decode(errors="replace")
     except OSError as error:
         raise IdentityError(f"cannot read the identity {path}: {error.strerror}") from error
-    return _parse(data.decode(errors="replace"), path)
 
 
 def write_identity(path: str, identity: Identity, passphrase: str | None) -> None:
     """Write an identity file, 0600, durably, never over another. Raises UsageError, StorageError."""
     import datetime as dt
 
-    from castore.storage.local import sync_directory
-    from castore.store.places import make_private_directory
-
     locked = identity.text() if passphrase is None else identity.locked_text(passphrase)
     today = dt.datetime.now().astimezone().date()
-    body = (
+    write_secret(
+        path,
         f"# castore identity, made {today}: opens all state sealed to\n"
         f"# {identity.recipient.text}\n"
         "# Whoever has this file can read that state; without it nobody can.\n"
-        f"{locked}\n"
+        f"{locked}\n",
     )
+
+
+def write_secret(path: str, body: str) -> None:
+    """Write a file that holds an identity, 0600, never over another, durably.
+
+    Raises UsageError, StorageError.
+    """
+    from castore.storage.local import sync_directory
+    from castore.store.places import make_private_directory
+
     folder = os.path.dirname(os.path.abspath(path))
     make_private_directory(folder)
     try:
@@ -156,24 +186,49 @@ def write_identity(path: str, identity: Identity, passphrase: str | None) -> Non
             file.write(body)
             file.flush()
             os.fsync(file.fileno())
-        sync_directory(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    with contextlib.suppress(OSError):  # not every file system that a stick has can do it
+        sync_directory(folder)
 
 
-def passphrase_from_command() -> str | None:
-    """Return what CASTORE_PASSPHRASE_COMMAND prints, without the line's end; None if it is not set.
+def change_passphrase(path: str, new: Callable[[], str | None]) -> Identity:
+    """Put the identity in a file under another passphrase, or none, in one step.
+
+    new: asked for it once the identity is open. At every moment the file is the old one or the new one,
+    whole, and the new one was seen to open before. Raises IdentityError, StorageError.
+    """
+    from castore.sealing.keys import Identity, check_identity
+    from castore.store.places import write_private
+
+    path = os.path.realpath(os.path.expanduser(path))  # a link stays one
+    text = _file_text(path)
+    identity = _parse(text, path)
+    passphrase = new()
+    line = identity.text() if passphrase is None else identity.locked_text(passphrase)
+    if Identity.parse(line, lambda: passphrase or "").recipient != identity.recipient:
+        raise IdentityError(f"{path}: the new form does not open; the file is as it was")
+    notes = [one for one in text.splitlines() if one.lstrip().startswith("#")]
+    owner = os.stat(path)
+    write_private(path, "".join(f"{one}\n" for one in [*notes, check_identity(line)]).encode())
+    if owner.st_uid != os.geteuid():
+        os.chown(path, owner.st_uid, owner.st_gid)
+    return identity
+
+
+def passphrase_from_command(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str | None:
+    """Return what that command prints, without the line's end; None if it is not set.
 
     Raises ProgramError, IdentityError.
     """
-    printed = _printed("CASTORE_PASSPHRASE_COMMAND")
+    printed = _printed(variable)
     if printed is None:
         return None
     passphrase = printed.removesuffix("\n").removesuffix("\r")
     if not passphrase:
-        raise IdentityError("CASTORE_PASSPHRASE_COMMAND printed no passphrase")
+        raise IdentityError(f"{variable} printed no passphrase")
     return passphrase
 
 
@@ -235,7 +290,7 @@ def _on_terminal() -> bool:
 
 def _variable(name: str) -> str | None:
     """Return a variable of the environment; None if it is not set, or empty."""
-    return os.environ.get(name) or None
+    return _taken.get(name) or os.environ.get(name) or None
 
 
 def _own_config() -> str:

@@ -36,10 +36,10 @@ def log(
 
     with context.open_store() as store:
         store.sync_generations()
-        if service is not None and store.last_generation(service) is None:
+        if service is not None and store.newest(service) is None:
             known = ", ".join(store.services()) or "none"
             raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
-        found = store.newest(service) if service is not None else iter(store.generations())
+        found = store.newest_first(service) if service is not None else iter(store.generations())
         if revision is not None:
             found = (g for g in found if g.revision.startswith(revision))
         generations = list(islice(found, limit))
@@ -82,7 +82,7 @@ def show(context: Common, what: str, as_json: bool) -> None:
 def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
     """Return which files are missing or doubtful; without an identity, that it takes one to know."""
     from castore.errors import IdentityError
-    from castore.services.rollback import read_details
+    from castore.services.plan import read_details
 
     try:
         details = read_details(store, generation)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from castore.content.inplace import TreePlan
     from castore.model.generation import Generation, Origin
     from castore.services.config import Service
-    from castore.services.rollback import RollbackPlan
+    from castore.services.plan import RollbackPlan
     from castore.services.select import Selection
     from castore.store import Store
 
@@ -215,7 +215,8 @@ def rollback(
     from castore.cli.opening import own_folders
     from castore.cli.progress import watching
     from castore.model.tally import Tally
-    from castore.services.rollback import plan_rollback, roll_back
+    from castore.services.plan import plan_rollback
+    from castore.services.rollback import roll_back
     from castore.services.select import find, undo_of
 
     if (selector is None) == (not undo):
@@ -286,7 +287,7 @@ def _origins(
     from castore.cli.snapshot import split_named, split_program
     from castore.errors import UsageError
     from castore.model.generation import Origin
-    from castore.services.rollback import read_details
+    from castore.services.plan import read_details
     from castore.services.snapshot import merged_origins
 
     recorded = read_details(store, target).origins
@@ -331,6 +332,7 @@ def _print_plan(
         {"part": dump.part.name, "size": dump.part.size, "into": dump.into, "warning": dump.warning}
         for dump in plan.dumps
     ]
+    removed = {one.name: one.path for one in plan.removals if one.there}
     hooks = {
         name: list(argv)
         for name in ("stop", "start", "health")
@@ -339,7 +341,8 @@ def _print_plan(
     target = plan.target
     if as_json:
         print_json({
-            "number": target.number, "safety": safety, "hooks": hooks, "trees": trees, "dumps": dumps
+            "number": target.number, "safety": safety, "hooks": hooks, "trees": trees, "dumps": dumps,
+            "removed": removed,
         })
         return
     print(f"would put {target.service} back to generation {target.number}{_of(target)}")
@@ -353,3 +356,5 @@ def _print_plan(
         print(f"dump {dump['part']}: {text.size(dump['size'])} into {dump['into']}")
         if dump["warning"]:
             print(f"  beware: {dump['warning']}")
+    for name, path in removed.items():
+        print(f"{name}: was not there: {path} is removed")

@@ -169,17 +169,18 @@ class Aside:
         except FileNotFoundError:
             return
         try:
-            info = os.stat(path[-1], dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
-                remove_tree(path[-1], fd)
-            else:
-                os.unlink(path[-1], dir_fd=fd)
+            remove(path[-1], fd)
         except FileNotFoundError:
             pass
         finally:
             os.close(fd)
 
     def _clear(self) -> None:
+        """Remove it, the journal last: until then whoever comes next can tell what is to be done."""
+        for below in map(os.fsencode, os.listdir(self._fd)):
+            if below != _JOURNAL:
+                remove(below, self._fd)
+        os.fsync(self._fd)
         remove_tree(self._name, self._top)
 
 
@@ -216,8 +217,9 @@ def _recover(top: int, path: str, name: str, keep: bool, owned: bool) -> str:
                 raise CastoreError(
                     f"{shown} has no journal that can be read: move back what you need of it, then remove it"
                 )
+            # Nothing was begun, or all was cleared up: the journal comes first and goes last.
             remove_tree(os.fsencode(name), top)
-            return "nothing had been touched"
+            return "nothing had been touched, or all that was is done: only an empty folder was left"
         journal, begun, done = found
         if journal.owner and not owned:
             raise CastoreError(
@@ -263,6 +265,14 @@ def _read(fd: int) -> tuple[Journal, int, bool] | None:
         return None
     begun = min(data[end:].count(_BEGUN), len(journal.steps))
     return journal, begun, data[end:].endswith(_DONE)
+
+
+def remove(name: bytes, parent: int) -> None:
+    """Remove what is called `name` in the directory open as `parent`. Raises OSError."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+        remove_tree(name, parent)
+    else:
+        os.unlink(name, dir_fd=parent)
 
 
 def remove_tree(name: bytes, parent: int) -> None:

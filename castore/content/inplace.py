@@ -93,6 +93,8 @@ class Comparison:
     """Compare what is in files, too."""
     rules: ScanRules = field(default_factory=ScanRules)
     """What snapshots leave out is left alone."""
+    apart: AbstractSet[bytes] = frozenset()
+    """Paths below the top that are left alone, stored or not: what other parts keep in this tree."""
     below: bytes = b""
     """The path of the stored directory in its tree, which patterns are relative to."""
     scan: OldScan | None = None
@@ -167,7 +169,10 @@ class _Planner:
 
         at: where the last snapshot's record of it is.
         """
+        apart = self._comparison.apart
         stored = open_directory(self._reader, child.ref)
+        if apart:
+            stored = [one for one in stored if b"/".join((*path, one.entry.name)) not in apart]
         seen = self._scan.listing_of(at) if self._scan is not None and at is not None else None
         listing = seen[0] if seen is not None else list_directory(fd)
         live = {entry.name: entry for entry in entries_of(listing)}
@@ -211,6 +216,8 @@ class _Planner:
     def _stays(self, path: Path, entry: Listed) -> bool:
         """Whether snapshots leave this out."""
         if path in self._mounts or (entry.dev, entry.ino) in self._comparison.rules.leave_out:
+            return True
+        if b"/".join(path) in self._comparison.apart:
             return True
         exclude = self._comparison.rules.exclude
         if exclude is None:

@@ -71,11 +71,14 @@ class ScanRules:
     """Of directories with a valid CACHEDIR.TAG, only the tag is kept."""
     leave_out: frozenset[tuple[int, int]] = frozenset()
     """(device, inode) of directories kept empty: the store's own."""
+    own: frozenset[bytes] = frozenset()
+    """Paths, relative to the top, of what castore has made there for the moment, which is not taken."""
 
     def digest(self, top: os.stat_result) -> bytes:
         """Return what tells these rules, and what they are for, from others.
 
-        Patterns are relative to the top, and links to files on its device are stored without it.
+        Patterns are relative to the top, and links to files on its device are stored without it. What is
+        castore's own is not of it: directories that hold such are looked at again.
         """
         patterns = self.exclude.patterns if self.exclude is not None else ()
         kinds = (self.one_file_system, self.exclude_caches, sorted(self.leave_out), SMALL)
@@ -260,7 +263,7 @@ class _Scanner:
         taken: Sequence[int] = range(len(directory.kinds))
         if self._rules.exclude_caches and is_cache(directory.fd):
             taken = [one for one in taken if directory.listed(one).name == CACHE_TAG]
-        if self._rules.exclude is not None or FAILED in directory.kinds:
+        if self._rules.exclude is not None or self._rules.own or FAILED in directory.kinds:
             taken = [one for one in taken if self._allowed(directory, one)]
         self._tally.files += len(taken)
         directory.count = len(taken)
@@ -271,12 +274,12 @@ class _Scanner:
             entry = directory.listed(position)
             self._files.warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
             return False
+        path = joined(directory.path, name_at(directory.listing, directory.places[position]))
+        if path in self._rules.own:
+            directory.distrust = True
+            return False
         exclude = self._rules.exclude
-        if exclude is None:
-            return True
-        name = name_at(directory.listing, directory.places[position])
-        is_dir = directory.kinds[position] == DIRECTORY
-        return not exclude.matches(joined(directory.path, name), is_dir=is_dir)
+        return exclude is None or not exclude.matches(path, is_dir=directory.kinds[position] == DIRECTORY)
 
     def _next_child(self, directory: Scanned) -> Scanned | None:
         """Enter the next subdirectory that is not as it was, if any is left."""

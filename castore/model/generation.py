@@ -129,6 +129,8 @@ class Details(msgspec.Struct, frozen=True):
     """(part, path, reason) of each file that is missing or doubtful."""
     hooks: tuple[tuple[str, ...], ...] = ()
     """Programs that were run before the parts were taken, so that these belong together."""
+    absent: dict[str, Literal["tree", "dump"]] = {}
+    """Parts that a roll-back found not to be there, and made: to go back to before it is to remove them."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -7,7 +7,7 @@ add. None of them does I/O.
 
 from __future__ import annotations
 
-from castore.sealing.keys import Identity, Recipient, WriterKey
+from castore.sealing.keys import Identity, Past, Recipient, WriterKey
 from castore.sealing.objects import ObjectSealer
 from castore.sealing.records import Cipher, RecordSealer, best_cipher, random_key
 
@@ -15,6 +15,7 @@ __all__ = [
     "Cipher",
     "Identity",
     "ObjectSealer",
+    "Past",
     "Recipient",
     "RecordSealer",
     "WriterKey",

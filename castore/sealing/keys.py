@@ -7,17 +7,17 @@ import binascii
 import os
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from blake3 import blake3
 from nacl._sodium import lib
 
-from castore.errors import IdentityError, UsageError
+from castore.errors import DamageError, FormerKeyError, IdentityError, UsageError
 from castore.sealing.objects import ObjectSealer, open_box, seal_box
-from castore.sealing.sodium import allocate, pointer, taken
+from castore.sealing.sodium import Secret, allocate, pointer, taken, wipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
 _PUBLIC: Final = "castore-pub-"
 _IDENTITY: Final = "castore-identity-"
@@ -29,6 +29,11 @@ SEAL_BYTES: Final = 48
 
 _LOCK: Final = struct.Struct("<16sII")
 _LOCKED_BYTES: Final = _LOCK.size + 24 + 32 + 16
+_LENGTHS: Final = {_IDENTITY: 58, _LOCKED: 160}
+"""How many letters stand behind the beginning."""
+_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
+GROUP: Final = 5
+"""Letters that are typed together."""
 # libsodium's "moderate" setting: three passes over 256 MiB, about a second.
 _OPERATIONS: Final = 3
 _MEMORY_KIB: Final = 256 * 1024
@@ -62,6 +67,89 @@ def _read(prefix: str, line: str, length: int) -> bytes | None:
     if len(data) != length or blake3(prefix.encode() + data).digest(4) != check:
         return None
     return data if _write(prefix, data) == line else None
+
+
+def typed_identity(text: str) -> str:
+    """Return the one line of an identity's text that may be typed from paper; "" if it is none.
+
+    It may have any case, spaces and dashes in it, stand on several lines, and lack its beginning, which
+    its length tells.
+    """
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    body = "".join("".join(lines).split()).replace("-", "").lower()
+    for prefix, length in _LENGTHS.items():
+        start = prefix.replace("-", "")
+        if body.startswith(start):
+            return prefix + body[len(start) :]
+        if len(body) == length and not body.startswith("castore"):
+            return prefix + body
+    return ""
+
+
+def is_whole(text: str) -> bool:
+    """Whether an identity's text, as it was typed, has all of its letters; they may be wrong ones."""
+    line = typed_identity(text)
+    return any(line.startswith(prefix) and len(line) >= len(prefix) + n for prefix, n in _LENGTHS.items())
+
+
+def check_identity(text: str) -> str:
+    """Return the one line of an identity's text, whose check is right. Raises IdentityError.
+
+    It is not opened: no passphrase is needed.
+    """
+    line = typed_identity(text)
+    for prefix, length in ((_IDENTITY, 32), (_LOCKED, _LOCKED_BYTES)):
+        if line.startswith(prefix):
+            if _read(prefix, line, length) is None:
+                raise IdentityError(f"the identity is mistyped or cut: {where_mistyped(line)}")
+            return line
+    raise IdentityError("this is no identity: one looks like castore-identity-... or castore-locked-...")
+
+
+def is_locked(line: str) -> bool:
+    """Whether an identity's text takes a passphrase."""
+    return line.startswith(_LOCKED)
+
+
+def groups(line: str) -> tuple[str, list[str]]:
+    """Return an identity's text as it is typed: how it begins, and groups of GROUP letters."""
+    prefix = _LOCKED if is_locked(line) else _IDENTITY
+    body = line[len(prefix) :]
+    return prefix, [body[at : at + GROUP] for at in range(0, len(body), GROUP)]
+
+
+def where_mistyped(line: str) -> str:
+    """Return where to look in an identity whose check does not match; nothing of the secret is in it.
+
+    All that one wrong, missing or superfluous letter, or two that changed places, can have made of a right
+    one is tried: by the check of 32 bits, what matches is what was meant.
+    """
+    prefix = _LOCKED if is_locked(line) else _IDENTITY
+    length = _LOCKED_BYTES if is_locked(line) else 32
+    body = line[len(prefix) :]
+    foreign = [at for at, letter in enumerate(body) if letter not in _LETTERS]
+    if foreign:
+        numbers = ", ".join(str(one) for one in sorted({at // GROUP + 1 for at in foreign}))
+        return f"group {numbers} has what is neither a letter nor one of the digits 2 to 7"
+    for at, meant in _near(body, _LENGTHS[prefix]):
+        if _read(prefix, prefix + meant, length) is not None:
+            return f"look at group {at // GROUP + 1}, at letter {at % GROUP + 1} of it"
+    told = "its check does not match"
+    if len(body) != _LENGTHS[prefix]:
+        told += f": it has {len(body)} letters behind {prefix} instead of {_LENGTHS[prefix]}"
+    return told
+
+
+def _near(body: str, length: int) -> Iterator[tuple[int, str]]:
+    """Yield the texts of the right length that are one slip away, and where that is."""
+    for at in range(len(body) + 1):
+        if len(body) == length + 1:
+            yield at, body[:at] + body[at + 1 :]
+        if len(body) == length - 1:
+            yield from ((at, body[:at] + letter + body[at:]) for letter in _LETTERS)
+        if len(body) == length and at < length:
+            yield from ((at, body[:at] + letter + body[at + 1 :]) for letter in _LETTERS)
+            yield at, body[:at] + body[at : at + 2][::-1] + body[at + 2 :]
 
 
 def derive(context: str, material: bytes) -> bytes:
@@ -112,14 +200,17 @@ class Recipient:
 
 
 class Identity:
-    """An X25519 secret key: opens sessions, and therefore reads state."""
+    """An X25519 secret key: opens sessions, and therefore reads state. It is wiped when it goes.
+
+    What it opens, and the text that it was read from, are Python's `bytes` and `str`, which cannot be.
+    """
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != 32:
             raise ValueError(f"an identity has 32 bytes, not {len(secret)}")
-        self._secret = secret
+        self._secret = Secret(secret)
         public = allocate("unsigned char[]", 32)
-        lib.crypto_scalarmult_base(public, secret)
+        lib.crypto_scalarmult_base(public, self._secret.pointer)
         self._recipient = Recipient(taken(public, 32))
 
     def __repr__(self) -> str:
@@ -136,7 +227,7 @@ class Identity:
 
         Raises IdentityError if the text holds no identity, or the passphrase is wrong or missing.
         """
-        line = _line(text)
+        line = typed_identity(text) or _line(text)
         if line.startswith(_PUBLIC):
             raise IdentityError(
                 "this is a recipient (castore-pub-...), the public half; the identity "
@@ -145,7 +236,7 @@ class Identity:
         if line.startswith(_IDENTITY):
             secret = _read(_IDENTITY, line, 32)
             if secret is None:
-                raise IdentityError("the identity is mistyped or cut: its check does not match")
+                raise IdentityError(f"the identity is mistyped or cut: {where_mistyped(line)}")
             return cls(secret)
         if not line.startswith(_LOCKED):
             raise IdentityError(
@@ -154,19 +245,23 @@ class Identity:
             )
         locked = _read(_LOCKED, line, _LOCKED_BYTES)
         if locked is None:
-            raise IdentityError("the locked identity is mistyped or cut: its check does not match")
+            raise IdentityError(f"the locked identity is mistyped or cut: {where_mistyped(line)}")
         if passphrase is None:
             raise IdentityError("this identity is locked with a passphrase, and none was given")
         return cls(_unlock(locked, passphrase()))
 
     def text(self) -> str:
         """Return the secret as text, for a file that only its owner can read."""
-        return _write(_IDENTITY, self._secret)
+        return _write(_IDENTITY, bytes(self._secret))
 
     def locked_text(self, passphrase: str) -> str:
         """Return the secret under a passphrase; takes about a second."""
         lock = _LOCK.pack(os.urandom(16), _OPERATIONS, _MEMORY_KIB)
-        return _write(_LOCKED, lock + seal_box(_stretch(lock, passphrase), b"", self._secret))
+        key = _stretch(lock, passphrase)
+        try:
+            return _write(_LOCKED, lock + seal_box(key, b"", bytes(self._secret)))
+        finally:
+            wipe(key)
 
     @property
     def recipient(self) -> Recipient:
@@ -178,18 +273,20 @@ class Identity:
         length = len(sealed) - SEAL_BYTES
         data = allocate("unsigned char[]", max(length, 1))
         if length < 0 or lib.crypto_box_seal_open(
-            data, pointer(sealed), len(sealed), self._recipient.key, self._secret
+            data, pointer(sealed), len(sealed), self._recipient.key, self._secret.pointer
         ):
             raise IdentityError(f"this is not sealed to the identity of {self._recipient.text}")
-        return taken(data, length)
+        opened = taken(data, length)
+        wipe(data)
+        return opened
 
 
-def _stretch(lock: bytes, passphrase: str) -> bytes:
-    """Return the key that a passphrase gives with the salt and limits of a lock."""
+def _stretch(lock: bytes, passphrase: str) -> Any:
+    """Return the key that a passphrase gives with the salt and limits of a lock; to be wiped."""
     salt, operations, memory = _LOCK.unpack(lock)
     key = allocate("unsigned char[]", 32)
-    secret = passphrase.encode("utf-8", "surrogateescape")
-    if lib.crypto_pwhash(
+    secret = bytearray(passphrase.encode("utf-8", "surrogateescape"))
+    failed = lib.crypto_pwhash(
         key,
         32,
         pointer(secret),
@@ -198,9 +295,11 @@ def _stretch(lock: bytes, passphrase: str) -> bytes:
         operations,
         memory * 1024,
         lib.crypto_pwhash_alg_argon2id13(),
-    ):
+    )
+    wipe(secret)
+    if failed:
         raise IdentityError(f"to unlock this identity takes {memory // 1024} MiB of free memory")
-    return taken(key, 32)
+    return key
 
 
 def _unlock(locked: bytes, passphrase: str) -> bytes:
@@ -210,22 +309,45 @@ def _unlock(locked: bytes, passphrase: str) -> bytes:
         raise IdentityError(
             f"this identity's lock is not sane: it asks for {operations} passes over {memory} KiB"
         )
-    secret = open_box(_stretch(lock, passphrase), b"", box)
+    key = _stretch(lock, passphrase)
+    secret = open_box(key, b"", box)
+    wipe(key)
     if secret is None:
         raise IdentityError("wrong passphrase for this identity")
     return secret
 
 
-class WriterKey:
-    """The secret of a machine that may add: names, cuts and lists, and reads no state."""
+@dataclass(frozen=True, repr=False)
+class Past:
+    """What came before a writer key that took the place of others."""
 
-    def __init__(self, store_id: bytes, secret: bytes) -> None:
+    former: tuple[bytes, ...]
+    """The secrets of those, the oldest first."""
+    ids: bytes
+    """The secret that ids, cuts and sketches come from: one of those, or the present one."""
+    listed: Callable[[], Mapping[str, bytes]]
+    """Returns the hash of each object, by name, that was there when the last of them was replaced."""
+
+
+class WriterKey:
+    """The secret of a machine that may add: names, cuts and lists, and reads no state.
+
+    Its secrets stay in memory as long as it does: they are asked for at every step, and Python's
+    `bytes` cannot be wiped.
+    """
+
+    def __init__(self, store_id: bytes, secret: bytes, past: Past | None = None) -> None:
         if len(store_id) != 16 or len(secret) != 32:
             raise ValueError(f"16 and 32 bytes were expected, not {len(store_id)}, {len(secret)}")
         self.store_id = store_id
         self.secret = secret
-        self.chunk_id_key = derive("castore 1 chunk id", secret)
-        self.node_id_key = derive("castore 1 node id", secret)
+        self.former = tuple(WriterKey(store_id, one) for one in past.former) if past else ()
+        """Those that it took the place of, the oldest first."""
+        self.ids = past.ids if past else secret
+        """The secret that ids, cuts and sketches come from."""
+        self.chunk_id_key = derive("castore 1 chunk id", self.ids)
+        self.node_id_key = derive("castore 1 node id", self.ids)
+        self._listed = past.listed if past else dict
         self._index_key = derive("castore 1 index", secret)
         self._tag_key = derive("castore 1 tag", self._index_key)
         self._objects = ObjectSealer(derive("castore 1 objects", self._index_key))
@@ -246,6 +368,10 @@ class WriterKey:
         """Return the key of a new store."""
         return cls(os.urandom(16), os.urandom(32))
 
+    def successor(self) -> WriterKey:
+        """Return a new key of the same store, which knows of no other."""
+        return WriterKey(self.store_id, os.urandom(32))
+
     @classmethod
     def parse(cls, text: str) -> WriterKey:
         """Return the key of a `castore-writer-...` text. Raises UsageError."""
@@ -262,17 +388,66 @@ class WriterKey:
     @property
     def gear(self) -> bytes:
         """The table that chunks are cut with: 2048 bytes."""
-        return blake3(b"", key=derive("castore 1 gear", self.secret)).digest(2048)
+        return blake3(b"", key=derive("castore 1 gear", self.ids)).digest(2048)
 
     @property
     def sketch(self) -> bytes:
         """The numbers that sketches are drawn with: 192 bytes."""
-        return blake3(b"", key=derive("castore 1 sketch", self.secret)).digest(192)
+        return blake3(b"", key=derive("castore 1 sketch", self.ids)).digest(192)
+
+    @property
+    def id_keys(self) -> list[tuple[bytes, bytes]]:
+        """The keys of ids of chunks and nodes: of those that are given now, then of former ones."""
+        found = [(self.chunk_id_key, self.node_id_key)]
+        return found + [
+            (key.chunk_id_key, key.node_id_key)
+            for key in reversed(self.former)
+            if key.secret != self.ids
+        ]
 
     @property
     def objects(self) -> ObjectSealer:
         """Seals the store's objects."""
         return self._objects
+
+    def open(
+        self, name: str, ad: bytes, box: bytes | memoryview, digest: Callable[[], bytes]
+    ) -> tuple[bytes, WriterKey]:
+        """Return the plaintext of an object's box, and the key, this or a former one, that opened it.
+
+        digest: returns the hash of the whole object, which is asked for if it was a former one.
+        Raises DamageError, FormerKeyError, which do not name the object.
+        """
+        plain = self._objects.attempt(ad, box)
+        if plain is not None:
+            return plain, self
+        for key in reversed(self.former):
+            plain = key.objects.attempt(ad, box)
+            if plain is None:
+                continue
+            if self.listed().get(name) != digest():
+                raise FormerKeyError(
+                    "it was sealed under a former writer key after that was replaced: somebody who has "
+                    "that key may have forged it"
+                )
+            return plain, key
+        raise DamageError("it does not open with the store's key: damaged, cut or foreign")
+
+    def listed(self) -> Mapping[str, bytes]:
+        """Return the hash, by name, of what was there when the last former key was replaced.
+
+        Raises DamageError, FormatError, StorageError.
+        """
+        return self._listed()
+
+    @property
+    def oldest(self) -> WriterKey:
+        """The store's first key: what it names stays as it is."""
+        return self.former[0] if self.former else self
+
+    def tags(self, service: str) -> list[bytes]:
+        """Return what stands for a service in names: under this key, then under former ones."""
+        return [self.tag(service), *(key.tag(service) for key in reversed(self.former))]
 
     def tag(self, service: str) -> bytes:
         """Return the 8 bytes that stand for a service in names of objects."""

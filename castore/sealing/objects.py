@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Any, Final
 
 from nacl._sodium import lib
 
@@ -14,8 +14,8 @@ _NONCE: Final = 24
 _TAG: Final = 16
 
 
-def seal_box(key: bytes, ad: bytes, plain: bytes) -> bytes:
-    """Return nonce | XChaCha20-Poly1305 of `plain`.
+def seal_box(key: Any, ad: bytes, plain: bytes) -> bytes:
+    """Return nonce | XChaCha20-Poly1305 of `plain`. key: 32 bytes, or a buffer of a call's.
 
     The nonce is random: at 192 bits, no two of any number of boxes will share one.
     """
@@ -27,7 +27,7 @@ def seal_box(key: bytes, ad: bytes, plain: bytes) -> bytes:
     return nonce + taken(sealed, len(plain) + _TAG)
 
 
-def open_box(key: bytes, ad: bytes, box: bytes | memoryview) -> bytes | None:
+def open_box(key: Any, ad: bytes, box: bytes | memoryview) -> bytes | None:
     """Return the plaintext of a box, or None if key, associated data and box do not agree."""
     length = len(box) - _NONCE - _TAG
     if length < 0:
@@ -71,7 +71,11 @@ class ObjectSealer:
 
         Raises DamageError, which does not know the object's name: callers say it.
         """
-        plain = open_box(self._key, ad, box)
+        plain = self.attempt(ad, box)
         if plain is None:
             raise DamageError("it does not open with the store's key: damaged, cut or foreign")
         return plain
+
+    def attempt(self, ad: bytes, box: bytes | memoryview) -> bytes | None:
+        """Return the plaintext of a box; None if it is not sealed so."""
+        return open_box(self._key, ad, box)

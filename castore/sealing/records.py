@@ -10,7 +10,7 @@ from typing import Final
 from nacl._sodium import lib
 
 from castore.errors import DamageError
-from castore.sealing.sodium import NULL, allocate, pointer, room, taken
+from castore.sealing.sodium import NULL, Secret, allocate, pointer, room, taken
 
 _ASSOCIATED: Final = struct.Struct("<16s32s32sIBBxx")
 
@@ -41,13 +41,14 @@ def random_key() -> bytes:
 class RecordSealer:
     """Seals and opens the records of one session and one kind; safe to share between threads.
 
-    The caller never seals two records under the same counter: the counter is the nonce.
+    The caller never seals two records under the same counter: the counter is the nonce. Its copy of the
+    key is wiped when it goes.
     """
 
     def __init__(self, cipher: Cipher, key: bytes, store_id: bytes) -> None:
         if len(key) != 32 or len(store_id) != 16:
             raise ValueError(f"32 and 16 bytes were expected, not {len(key)}, {len(store_id)}")
-        self._key = key
+        self._key = Secret(key)
         self._store_id = store_id
         if cipher == Cipher.AEGIS_256:
             self._encrypt = lib.crypto_aead_aegis256_encrypt
@@ -87,7 +88,7 @@ class RecordSealer:
             len(ad),
             NULL,
             counter.to_bytes(self._nonce, "little"),
-            self._key,
+            self._key.pointer,
         )
         return taken(sealed, length + self.overhead)
 
@@ -116,7 +117,7 @@ class RecordSealer:
             ad,
             len(ad),
             counter.to_bytes(self._nonce, "little"),
-            self._key,
+            self._key.pointer,
         )
         if failed:
             raise DamageError("the record does not open: its bytes are not those that were sealed")

@@ -37,6 +37,36 @@ def pointer(data: bytes | bytearray | memoryview) -> Any:
     return ffi.from_buffer(data)
 
 
+def wipe(buffer: Any) -> None:
+    """Fill memory with zeros, which no compiler takes for needless: a `bytearray`, or a call's buffer."""
+    view = ffi.from_buffer(buffer) if isinstance(buffer, bytearray) else buffer
+    lib.sodium_memzero(view, ffi.sizeof(view))
+
+
+class Secret:
+    """Bytes that are wiped when nobody holds them any more.
+
+    What Python makes of them on the way (`bytes` and `str` from a file, a terminal, a text form) it copies
+    and frees as it likes, and nobody can wipe that: this bounds how long a secret lies in memory, and a
+    process that is done with it does not keep it. The command line sees to it that no other process reads
+    its memory, and that it leaves no core.
+    """
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = bytearray(data)
+        self.pointer: Any = ffi.from_buffer(self._data)
+        """What a call takes to read it."""
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._data)
+
+    def __del__(self, _zero: Any = lib.sodium_memzero) -> None:
+        _zero(self.pointer, len(self._data))
+
+
 def taken(buffer: Any, length: int) -> bytes:
     """Return the first `length` bytes of a buffer that a call has filled."""
     return bytes(ffi.buffer(buffer, length))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import contextlib
+import shlex
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from castore.errors import CastoreError, ProgramError, UsageError
+from castore.errors import CastoreError, ProgramError, StoppedError, UsageError
 from castore.model.tally import Tally
 from castore.services.events import event
 from castore.services.hooks import Around
+from castore.services.interrupts import Shield
+from castore.services.plan import read_details
 from castore.services.programs import run
 from castore.services.revision import current
-from castore.services.rollback import read_details, roll_back
+from castore.services.rollback import roll_back
 from castore.services.snapshot import configured_origins, merged_origins, snapshot, sources_of
 from castore.services.transaction import check_health, refuse_interrupted
 
@@ -107,19 +111,40 @@ class Guarded:
     """Why it was taken back; empty: it was not."""
     known: dict[str, Generation] = field(default_factory=dict)
     """Of services whose revision is now one that was here before: its newest generation."""
+    restored: list[str] = field(default_factory=list)
+    """Those of them of which that was put back."""
 
 
-def guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guarded:
+def guard(
+    work: Work,
+    services: Sequence[str],
+    command: Sequence[str],
+    wanted: Callable[[str, Generation], bool] = lambda _service, _generation: False,
+) -> Guarded:
     """Run a deployment between a snapshot and a health check of services; take all back if it fails.
 
-    Raises CastoreError if the state could not be put back, or the snapshot fails: then the command was not
-    run.
+    wanted: whether the newest generation of a revision that was here before is to be restored. Raises
+    CastoreError if the state could not be put back, or the snapshot fails: then the command was not
+    run. Raises BusyError if another guards one of the services: what it takes back would be of both.
     """
+    services = list(dict.fromkeys(services))
     if not services or not command:
         raise UsageError("name a service and a command: castore guard SERVICE... -- COMMAND")
-    done = Guarded()
     for service in services:
         work.of(service)
+    with ExitStack() as stack:
+        for service in services:
+            stack.enter_context(work.store.guard_lock(service))
+        done = _guard(work, services, command)
+        for service, generation in done.known.items():
+            if wanted(service, generation):
+                work.restore(service, generation)
+                done.restored.append(service)
+    return done
+
+
+def _guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guarded:
+    done = Guarded()
     for service in services:
         done.taken[service] = work.snapshot(service)
         work.say(f"kept {service}@{done.taken[service].number}")
@@ -155,25 +180,58 @@ def _take_back(work: Work, services: Sequence[str], done: Guarded) -> None:
     """Take the deployment back, then the state of all services."""
     failed = []
     work.say(f"failed: {done.failure}")
-    undone: list[tuple[str, ...]] = []
-    for service in services:
-        undo = work.of(service).undo
-        if undo and undo not in undone:
-            undone.append(undo)
-            try:
-                run(undo)
-            except CastoreError as error:
-                failed.append(str(error))
-    for service in services:
-        try:
-            with event(work.store, "guard", service) as note:
-                note.of(done.taken[service])
-                note.text = f"taken back: {done.failure}"
-                _put_back(work, service, done.taken[service])
-        except CastoreError as error:
-            failed.append(f"{service}: {error}")
+    undos = list(dict.fromkeys(work.of(service).undo for service in services if work.of(service).undo))
+    left = list(services)
+
+    def tell() -> None:
+        work.say("the deployment is being taken back, which goes on; interrupt it again to stop that")
+
+    try:
+        with Shield(tell):
+            while undos:
+                try:
+                    run(undos[0])
+                except CastoreError as error:
+                    failed.append(str(error))
+                undos.pop(0)
+            while left:
+                service = left[0]
+                try:
+                    with event(work.store, "guard", service) as note:
+                        note.of(done.taken[service])
+                        note.text = f"taken back: {done.failure}"
+                        _put_back(work, service, done.taken[service])
+                except StoppedError:
+                    raise
+                except CastoreError as error:
+                    failed.append(f"{service}: {error}; {_way_back(work, done.taken[service])}")
+                left.pop(0)
+    except (KeyboardInterrupt, StoppedError):
+        raise StoppedError(_stopped(work, done, undos, left)) from None
     if failed:
         raise CastoreError(f"{done.failure}; and not all could be taken back: {'; '.join(failed)}")
+
+
+def _stopped(work: Work, done: Guarded, undos: Sequence[tuple[str, ...]], left: Sequence[str]) -> str:
+    """Say, also as events, what was not taken back when that was interrupted, and how it is."""
+    told = [f"{shlex.join(undo)} has not ended, or was not run" for undo in undos]
+    for service in left:
+        taken = done.taken[service]
+        half = work.store.begun_rollback(service) is not None
+        state = "may be half of each" if half else "is that of the deployment"
+        told.append(f"the state of {service!r} {state}: {_way_back(work, taken)}")
+        with contextlib.suppress(StoppedError), event(work.store, "guard", service) as note:
+            note.of(taken)
+            raise StoppedError(f"taking it back was interrupted: {told[-1]}")
+    return f"{done.failure}; and taking it back was interrupted: {'; '.join(told) or 'all was done'}"
+
+
+def _way_back(work: Work, taken: Generation) -> str:
+    """Say how to go back to what was kept before a deployment."""
+    first = ""
+    if work.store.begun_rollback(taken.service) is not None:
+        first = f"castore recover {taken.service}, then "
+    return f"to go back: {first}castore rollback {taken.service} --to {taken.number}"
 
 
 def _put_back(work: Work, service: str, taken: Generation) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from castore.content.directories import open_top
 from castore.content.restore import restore_directory
@@ -17,8 +16,9 @@ from castore.errors import CastoreError, DamageError
 from castore.model.generation import Origin
 from castore.model.tally import Tally
 from castore.services.events import event
+from castore.services.plan import read_details
 from castore.services.programs import run
-from castore.services.rollback import read_details
+from castore.services.scratch import scratch as make_scratch
 from castore.services.snapshot import engine_of, merged_origins
 from castore.services.transaction import contents_of
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation, Part
     from castore.services.config import Service
     from castore.store import Store
+
+_PREFIX: Final = "castore-drill-"
 
 
 @dataclass
@@ -66,8 +68,7 @@ def drill(
     clock = time.monotonic()
     with event(store, "drill", generation.service) as note, ExitStack() as stack:
         note.of(generation)
-        place = tempfile.mkdtemp(prefix="castore-drill-", dir=scratch)
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        place = stack.enter_context(make_scratch(_PREFIX, scratch or tempfile.gettempdir(), say))
         # A database server does not run as root, and has to get at its own folder.
         os.chmod(place, 0o711)  # noqa: S103
         reader = stack.enter_context(StreamReader(store))

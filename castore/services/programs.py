@@ -22,6 +22,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from castore.errors import ProgramError
+from castore.services.interrupts import unheard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,15 +49,18 @@ def run_dump(
     *,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    kept: Sequence[int] = (),
 ) -> Iterator[Callable[[memoryview], int]]:
     """Run a program whose standard output is a dump; give a function that reads it.
+
+    kept: descriptors that the program has, too.
 
     The function fills the beginning of a buffer and returns how many bytes it put there. It
     returns 0 at the end, if the program has exited with 0; else it raises ProgramError. Only
     what was read up to that 0 is a dump: a program that still runs when the block is left is
     terminated, and leaving the block raises ProgramError then, too.
     """
-    with _Program(argv, None, subprocess.PIPE, env=env, timeout=timeout) as program:
+    with _Program(argv, None, subprocess.PIPE, env=env, timeout=timeout, kept=kept) as program:
         output = program.output
         enlarge_pipe(output)
 
@@ -77,14 +81,16 @@ def feed(
     *,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    kept: Sequence[int] = (),
 ) -> None:
-    """Run a program and write `chunks` to its standard input.
+    """Run a program and write `chunks` to its standard input. kept: descriptors that it has, too.
 
     Raises ProgramError if the program does not exit with 0, or stops reading before it got
     everything. When `chunks` raises, the program is terminated *before* its standard input is
     closed: it must not take the end of what it got for the end of the dump.
     """
-    with _Program(argv, subprocess.PIPE, subprocess.DEVNULL, env=env, timeout=timeout) as program:
+    pipes = subprocess.PIPE, subprocess.DEVNULL
+    with _Program(argv, *pipes, env=env, timeout=timeout, kept=kept) as program:
         enlarge_pipe(program.input)
         fed, complete = _write_all(program.input, chunks)
         program.close_input()
@@ -106,12 +112,13 @@ def output_of(
     account: pwd.struct_passwd | None = None,
     cwd: str | None = None,
     limit: int = _MAX_LINE_BYTES,
+    kept: Sequence[int] = (),
 ) -> bytes:
     """Run a program and return its standard output, which must be short.
 
     With `interactive` it has castore's standard input, so that it can ask for something; `given`: what
-    it has there, not much. account: whom it is run as. Raises ProgramError if it does not exit with 0 or
-    prints more than `limit` bytes, a mebibyte.
+    it has there, not much. account: whom it is run as. kept: descriptors that it has, too. Raises
+    ProgramError if it does not exit with 0 or prints more than `limit` bytes, a mebibyte.
     """
     stdin = subprocess.PIPE if given is not None else None
     with _Program(
@@ -123,6 +130,7 @@ def output_of(
         interactive=interactive,
         account=account,
         cwd=cwd,
+        kept=kept,
     ) as program:
         if given is not None:
             _write_all(program.input, [given])
@@ -306,15 +314,18 @@ class _Program:
         account: pwd.struct_passwd | None = None,
         cwd: str | None = None,
         grace: float | None = _GRACE_SECONDS,
+        kept: Sequence[int] = (),
     ) -> None:
         self._grace = grace
+        self._kept = kept
         self._errors = _Errors() if captured and not interactive else None
         self._name = argv[0] if argv else ""
         self._timeout = timeout
         self._late = False
         given = stdin if stdin is not None or interactive else subprocess.DEVNULL
         try:
-            self._process = self._start(argv, given, stdout, env, account, cwd)
+            with unheard():
+                self._process = self._start(argv, given, stdout, env, account, cwd)
         except BaseException:
             if self._errors is not None:
                 self._errors.close()
@@ -349,6 +360,7 @@ class _Program:
                 bufsize=0,
                 env=None if env is None else {**os.environ, **env},
                 cwd=cwd,
+                pass_fds=self._kept,
                 **_as(account),
             )
         except FileNotFoundError:

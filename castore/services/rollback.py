@@ -9,43 +9,45 @@ killed before the end is undone, and behind that point finished, by this process
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from castore.content.diff import diff_trees
-from castore.content.directories import open_top
-from castore.content.inplace import Comparison, Step, TreePlan, plan_tree
 from castore.content.streams import StreamReader
-from castore.errors import CastoreError, UsageError
-from castore.model.generation import Details, Origin, decode_details
+from castore.errors import CastoreError, StoppedError
+from castore.model.generation import Origin
 from castore.services.config import Service
 from castore.services.engines.contract import SWITCHING, Memo, settings_of
 from castore.services.events import event
 from castore.services.hooks import Around
+from castore.services.interrupts import Shield
+from castore.services.overlap import (
+    below,
+    live_paths,
+    made_paths,
+    refuse_same,
+    with_endings,
+)
+from castore.services.plan import RollbackPlan, plan_live_tree, plan_rollback, present_sources
 from castore.services.programs import run
 from castore.services.snapshot import (
     EngineSource,
-    Source,
     TreeSource,
-    engine_of,
-    last_scan,
-    left_out,
-    origin,
-    rules_of,
     snapshot,
-    taker_of,
 )
 from castore.services.transaction import (
     Change,
     EngineChange,
+    EngineRemoval,
     Journal,
     PartJournal,
     TreeChange,
+    TreeRemoval,
     check_health,
     contents_of,
     finish,
     refuse_interrupted,
+    remember,
     undo,
     write_journal,
 )
@@ -54,41 +56,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from castore.content.attributes import Ownership
+    from castore.content.inplace import TreePlan
     from castore.model.generation import Generation, Part
     from castore.model.tally import Tally
     from castore.store import Store
 
 _NO_SERVICE: Final = Service()
-
-
-@dataclass(frozen=True)
-class DumpPlan:
-    """How a dump is put back."""
-
-    part: Part
-    source: EngineSource
-    warning: str = ""
-    """What speaks against it."""
-
-    @property
-    def into(self) -> str:
-        """Where it goes, for people."""
-        settings = origin(self.source)
-        if settings.restore:
-            return " ".join(settings.restore)
-        if settings.path:
-            return os.fsdecode(settings.path)
-        where = settings.settings.get("path") or settings.settings.get("database") or ""
-        return f"{settings.engine} {where}".strip()
-
-
-@dataclass(frozen=True)
-class RollbackPlan:
-    """What a roll-back would do."""
-
-    target: Generation
-    trees: dict[str, TreePlan] = field(default_factory=dict)
-    dumps: tuple[DumpPlan, ...] = ()
 
 
 @dataclass
@@ -101,105 +74,6 @@ class RolledBack:
     """(part, path, reason) of what could not be made as it was, and of what could not be removed."""
     parts: tuple[str, ...] = ()
     """Those that were not equal to the target already."""
-
-
-def read_details(store: Store, generation: Generation) -> Details:
-    """Return what a generation tells holders of an identity. Raises IdentityError, DamageError."""
-    with StreamReader(store) as reader:
-        return decode_details(reader.read_all(generation.details.ref))
-
-
-def plan_rollback(
-    store: Store,
-    target: Generation,
-    origins: dict[str, Origin],
-    ownership: Ownership,
-    *,
-    leave_out: Sequence[str] = (),
-) -> RollbackPlan:
-    """Compare the live state with `target` and return what is to be done; nothing is touched.
-
-    origins: where each part belongs now. leave_out: directories that are left alone: castore's own. Raises
-    UsageError for a part that has nowhere to go.
-    """
-    trees = {}
-    dumps = []
-    with StreamReader(store) as reader:
-        for part in target.parts:
-            found = origins.get(part.name, Origin())
-            if part.kind == "dump":
-                dumps.append(_plan_dump(part, found))
-            else:
-                trees[part.name] = _plan_tree(store, reader, target, part, found, ownership, None, leave_out)
-    return RollbackPlan(target, trees, tuple(dumps))
-
-
-def _plan_dump(part: Part, found: Origin) -> DumpPlan:
-    source = taker_of(found)
-    if source is None or source.engine.refusal():
-        raise UsageError(
-            f"no program is known that takes the dump {part.name!r} back in: name one with "
-            f"--restore {part.name}='PROGRAM ...', or as 'restore' of the part in castore.toml"
-        )
-    return DumpPlan(part, source, source.engine.warn(found.made_by) if found.made_by else "")
-
-
-def _plan_tree(
-    store: Store,
-    reader: StreamReader,
-    target: Generation,
-    part: Part,
-    found: Origin,
-    ownership: Ownership,
-    safety: Generation | None,
-    leave_out: Sequence[str],
-) -> TreePlan:
-    """Compare a live tree with the stored one.
-
-    With a safety generation of the live state, files count as changed where their content differs from it,
-    whatever their times say.
-    """
-    if not found.path or part.content is None:
-        raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
-    live = os.fsdecode(found.path)
-    if not os.path.lexists(live):
-        # A roll-back makes it; this is for whoever wants to see what that does.
-        return TreePlan(live, (Step("create", (), open_top(reader, part.content)),), {})
-    rules = rules_of(found, left_out(store, leave_out))
-    with last_scan(store, target.service, part.name, live, rules) as scan:
-        comparison = Comparison(_changed(reader, safety, part), rules=rules, scan=scan)
-        return plan_tree(reader, open_top(reader, part.content), live, ownership, comparison)
-
-
-def _changed(reader: StreamReader, safety: Generation | None, part: Part) -> set[bytes]:
-    """Return the paths of a tree whose content is not what the safety generation just saw."""
-    before = safety.part(part.name) if safety is not None else None
-    if before is None or before.content is None or part.content is None:
-        return set()
-    differences = diff_trees(reader, before.content, part.content)
-    return {found.path for found in differences if found.change == "content"}
-
-
-def present_sources(target: Generation, origins: dict[str, Origin]) -> dict[str, Source]:
-    """Return how to take the present state of the parts of `target`. Raises UsageError."""
-    sources: dict[str, Source] = {}
-    for part in target.parts:
-        found = origins.get(part.name, Origin())
-        if part.kind == "tree":
-            if os.path.lexists(found.path):
-                sources[part.name] = TreeSource(
-                    os.fsdecode(found.path), found.exclude, found.one_file_system, found.exclude_caches
-                )
-            continue
-        source = engine_of(found)
-        if source is None:
-            raise UsageError(
-                f"no program is known that dumps the present state of {part.name!r}: name it as "
-                "'dump' of the part in castore.toml, or go without a safety generation: --no-safety"
-            )
-        if source.engine.there():
-            sources[part.name] = source
-    return sources
 
 
 def roll_back(
@@ -254,17 +128,25 @@ def _roll_back(
         dump.source.engine.ready()
         if dump.warning:
             say(f"{dump.part.name}: {dump.warning}")
-    sources = present_sources(target, origins) if with_safety else {}
+    if with_safety:
+        present_sources(plan, origins)
 
-    def keep(memos: dict[str, Memo]) -> Generation | None:
-        """Take the safety generation: the service has been stopped, so nothing comes behind it."""
+    def keep(memos: dict[str, Memo], made: Sequence[str]) -> Generation | None:
+        """Take the safety generation: the service has been stopped, so nothing comes behind it.
+
+        made: what the roll-back has made beside what is live.
+        """
+        if not with_safety:
+            return None
         around = Around.of(service) if not service.stop else Around(())
         taken = None
-        now = dict(sources)
-        for name, source in sources.items() if service.stop else ():
-            if isinstance(source, EngineSource) and name in memos:
+        now, absent = present_sources(plan, origins)
+        for name, source in now.items():
+            if isinstance(source, TreeSource):
+                now[name] = replace(source, own=below(source.path, made))
+            elif isinstance(source, EngineSource) and service.stop and name in memos:
                 now[name] = EngineSource(source.name, source.engine.stopped(memos[name]))
-        if now:
+        if now or absent.kinds:
             taken = snapshot(
                 store,
                 target.service,
@@ -273,6 +155,7 @@ def _roll_back(
                 safety=True,
                 leave_out=leave_out,
                 around=around,
+                absent=absent,
                 progress=progress,
             )
         for failure in around.failures:
@@ -280,7 +163,7 @@ def _roll_back(
         return taken
 
     with StreamReader(store) as reader:
-        work = _Transaction(store, reader, plan, service, origins, keep)
+        work = _Transaction(store, reader, plan, service, origins, keep, say)
         work.prepare(ownership, leave_out, tally)
         work.run()
     return RolledBack(target, work.safety, work.problems, work.changed)
@@ -300,7 +183,8 @@ class _Transaction:
         plan: RollbackPlan,
         service: Service,
         origins: dict[str, Origin],
-        keep: Callable[[dict[str, Memo]], Generation | None],
+        keep: Callable[[dict[str, Memo], Sequence[str]], Generation | None],
+        say: Callable[[str], None],
     ) -> None:
         self.problems: list[tuple[str, bytes, str]] = []
         self.safety: Generation | None = None
@@ -309,8 +193,15 @@ class _Transaction:
         self._reader = reader
         self._target = target = plan.target
         self._sources = {dump.part.name: dump.source for dump in plan.dumps}
+        self._removals = plan.removals
+        self._lies: dict[str, list[str]] = {}
+        """Where parts are, by name."""
+        self._apart: dict[str, list[str]] = {}
+        """With what lies beside them and is theirs."""
+        self._made: list[str] = []
         self._service = service
         self._keep = keep
+        self._say = say
         self._changes: list[Change] = []
         self._journal = Journal(
             target.service,
@@ -325,29 +216,53 @@ class _Transaction:
         self._origins = origins
 
     def prepare(self, ownership: Ownership, leave_out: Sequence[str], tally: Tally) -> None:
-        """Say how each part is changed; nothing is made yet."""
+        """Say how each part is changed; nothing is made yet. Raises ConfigError, CastoreError."""
         for part in self._target.parts:
             found = self._origins.get(part.name, Origin())
             if part.kind == "tree":
                 plan = partial(self._plan, part, found, ownership, leave_out)
                 service = self._target.service
                 tree = TreeChange(self._reader, service, found.path, plan, ownership, tally)
-                self._changes.append(tree)
-                self._journal.parts.append(PartJournal(part.name, path=found.path))
+                self._add(tree, PartJournal(part.name, path=found.path, memo=tree.memo))
+                self._lies[part.name] = self._apart[part.name] = [os.fsdecode(found.path)]
                 continue
             source = self._sources[part.name]
-            memo = source.engine.begin()
-            settings = settings_of(source.engine)
-            journal = PartJournal(part.name, engine=source.name, settings=settings, memo=memo)
+            journal = self._journal_of(part.name, source)
             contents = contents_of(self._reader, part, lambda: self.safety)
-            self._changes.append(EngineChange(source, journal.memo, contents))
-            self._journal.parts.append(journal)
+            self._add(EngineChange(source, journal.memo, contents), journal, source.engine.beside)
+        # What is going to be gone.
+        for removal in self._removals:
+            if not removal.there:
+                continue
+            if removal.source is None:
+                gone = TreeRemoval(os.fsencode(removal.path))
+                self._add(gone, PartJournal(removal.name, path=os.fsencode(removal.path), memo=gone.memo))
+                continue
+            journal = self._journal_of(removal.name, removal.source)
+            contents = contents_of(self._reader, None, lambda: self.safety)
+            change = EngineRemoval(removal.source, journal.memo, contents)
+            self._add(change, journal, removal.source.engine.beside)
+        refuse_same(self._lies)
+
+    @staticmethod
+    def _journal_of(name: str, source: EngineSource) -> PartJournal:
+        settings = settings_of(source.engine)
+        return PartJournal(name, engine=source.name, settings=settings, memo=source.engine.begin())
+
+    def _add(self, change: Change, journal: PartJournal, beside: tuple[str, ...] = ()) -> None:
+        self._changes.append(change)
+        self._journal.parts.append(journal)
+        self._lies[journal.name] = live = live_paths(journal.memo)
+        self._apart[journal.name] = with_endings(live, beside)
+        self._made += made_paths(journal.memo, beside)
 
     def _plan(
         self, part: Part, found: Origin, ownership: Ownership, leave_out: Sequence[str]
     ) -> TreePlan:
         given = (self._store, self._reader, self._target, part, found, ownership)
-        return _plan_tree(*given, self.safety, leave_out)
+        others = [path for name, paths in self._apart.items() if name != part.name for path in paths]
+        apart = below(os.fsdecode(found.path), [*others, *self._made])
+        return plan_live_tree(*given, self.safety, leave_out, apart)
 
     def run(self) -> None:
         """Do it all, or take it back and raise."""
@@ -357,7 +272,8 @@ class _Transaction:
             for change in self._changes:
                 change.stage()
             self._stop()
-            self.safety = self._keep({part.name: part.memo for part in journal.parts if part.engine})
+            memos = {part.name: part.memo for part in journal.parts if part.engine}
+            self.safety = self._keep(memos, self._made)
             journal.safety = self.safety.number if self.safety is not None else None
             self._save()
             changed = []
@@ -380,9 +296,7 @@ class _Transaction:
                 self._save()
             self._take_back(error)
             raise
-        self._store.set_live_revision(self._target.service, self._target.revision)
-        if self.changed:
-            self._store.set_undo(self._target.service, journal.safety)
+        remember(self._store, journal)
         for part, change in zip(journal.parts, self._changes, strict=True):
             self.problems += [(part.name, path, reason) for path, reason in change.problems]
         self.problems += finish(self._store, journal, self._changes)
@@ -404,12 +318,24 @@ class _Transaction:
         check_health(self._service)
 
     def _take_back(self, cause: BaseException) -> None:
-        failed = undo(self._store, self._journal, self._changes)
+        service = self._target.service
+        why = str(cause) or "interrupted"
+
+        def tell() -> None:
+            self._say("the present state is being put back, which goes on; interrupt it again to stop that")
+
+        try:
+            with Shield(tell):
+                failed = undo(self._store, self._journal, self._changes)
+        except KeyboardInterrupt:
+            raise StoppedError(
+                f"{why}; and putting back the present state was interrupted: first castore recover {service}"
+            ) from cause
         if failed:
             number = f"; generation {self.safety.number} holds it" if self.safety else ""
             message = (
-                f"{cause}; and the present state is not whole: {'; '.join(failed)}{number}; when the "
-                f"cause is mended: castore recover {self._target.service}"
+                f"{why}; and the present state is not whole: {'; '.join(failed)}{number}; when the "
+                f"cause is mended: castore recover {service}"
             )
             kind = type(cause) if isinstance(cause, CastoreError) else CastoreError
             raise kind(message) from cause

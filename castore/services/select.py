@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, FormatError, NotFoundError, ObjectMissingError, UsageError
 from castore.model.names import check_name
-from castore.store.generations import open_generation
+from castore.store.generations import open_generation, split_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,9 +106,10 @@ def find(store: Store, service: str, selector: str) -> Generation:
 
 def _refuse_damaged(store: Store, service: str, older: int) -> None:
     """Raise what is wrong with a record of the service with a number above `older`, if any is."""
-    start = f"generations/{store.writer_key.tag(service).hex()}-"
-    for name in sorted(store.damaged, reverse=True):
-        if not name.startswith(start) or int(name[len(start) :]) <= older:
+    tags = store.writer_key.tags(service)
+    for name in sorted(store.damaged, key=lambda name: name[-10:], reverse=True):
+        tag, number = split_name(name)
+        if tag not in tags or number <= older:
             continue
         try:
             open_generation(name, store.storage.get(name), store.writer_key)
@@ -153,7 +154,7 @@ def _find(store: Store, service: str, selector: str) -> Generation:
 def _found_at_once(store: Store, service: str, selector: str) -> Generation | None:
     """Return what is meant where the index tells without a look at every generation of the service."""
     if selector == "latest":
-        return next((one for one in store.newest(service) if not one.safety), None)
+        return next((one for one in store.newest_first(service) if not one.safety), None)
     if selector.startswith("#") and (number := selector[1:]).isascii() and number.isdecimal():
         return store.generation(service, int(number))
     revision = selector.removeprefix("=")

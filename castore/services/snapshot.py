@@ -6,8 +6,8 @@ import contextlib
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -53,6 +53,17 @@ class TreeSource:
     exclude: tuple[str, ...] = ()
     one_file_system: bool = False
     exclude_caches: bool = False
+    own: frozenset[bytes] = frozenset()
+    """Paths below it of what castore has made there for the moment, which is not taken."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Parts that are not there, which a safety generation tells of."""
+
+    kinds: dict[str, Literal["tree", "dump"]] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    """Where they would be."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class StreamSource:
 
 
 Source = TreeSource | EngineSource | StreamSource
+_NONE_ABSENT: Final = Absent()
 
 
 def snapshot(
@@ -93,12 +105,14 @@ def snapshot(
     safety: bool = False,
     leave_out: Sequence[str] = (),
     around: Around | None = None,
+    absent: Absent = _NONE_ABSENT,
     progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
 ) -> Generation:
     """Store one generation of `service` and return it; `progress` is told of each part begun.
 
     leave_out: directories that trees keep empty: where castore keeps its own things. around: programs that
     are run before and after the parts are taken; of those after, `around.failures` tells which failed.
+    absent: what a safety generation is to tell of parts that are not there.
     The caller holds the service's lock. Raises UsageError, ProgramError, StorageError; then nothing
     was committed, and what was stored is found again by the next try.
     """
@@ -107,7 +121,8 @@ def snapshot(
         repeats = not any(isinstance(source, StreamSource) for source in sources.values())
         for tries_left in (2, 1, 0):
             try:
-                taken = _snapshot(store, service, sources, revision, safety, leave_out, around, progress)
+                given = (store, service, sources, revision, safety, leave_out, around, absent, progress)
+                taken = _snapshot(*given)
                 break
             except _OvertakenError:
                 if not (repeats and tries_left):
@@ -126,11 +141,12 @@ def _snapshot(
     safety: bool,
     leave_out: Sequence[str],
     around: Around | None,
+    absent: Absent,
     progress: Callable[[str, Tally], None],
 ) -> Generation:
     check_name("service", service)
     check_revision(revision)
-    if not sources:
+    if not sources and not absent.kinds:
         raise UsageError(
             f"nothing to take of {service!r}: name at least one tree, dump or program"
         )
@@ -140,7 +156,7 @@ def _snapshot(
     epoch = store.index.epoch()
     skip = left_out(store, leave_out)
     parts = []
-    origins = {}
+    origins = dict(absent.origins)
     before = _last(store, service)
     warnings: list[tuple[str, bytes, str]] = []
     with ExitStack() as stack, store.session() as session:
@@ -163,7 +179,7 @@ def _snapshot(
                 origins[name] = _dated(origin(source), source)
                 warnings += [(name, path, reason) for path, reason in tally.warnings]
         hooks = around.programs if around is not None else ()
-        details = _store_bytes(store, session, encode(Details(origins, tuple(warnings), hooks)))
+        details = _store_bytes(store, session, encode(Details(origins, tuple(warnings), hooks, absent.kinds)))
         session.finish()
         generation = Generation(
             service=service,
@@ -204,8 +220,12 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
                 f"what this snapshot of {generation.service!r} shares with older ones was removed from the "
                 "store while it was taken; nothing was committed, try again"
             )
-        number = store.next_number(generation.service)
-        generation = msgspec.structs.replace(generation, number=number, parent=number - 1)
+        newest = store.newest(generation.service)
+        generation = msgspec.structs.replace(
+            generation,
+            number=store.next_number(generation.service),
+            parent=newest.number if newest is not None else 0,
+        )
         store.commit(generation)
     return generation
 
@@ -271,7 +291,7 @@ def scan_path(store: Store, service: str, part: str) -> str:
 
 def _last(store: Store, service: str) -> Generation | None:
     """Return the newest generation of a service: what the next is compared with."""
-    return store.last_generation(service)
+    return store.newest(service)
 
 
 def _store_dump(
@@ -315,7 +335,8 @@ def left_out(store: Store, folders: Sequence[str]) -> frozenset[tuple[int, int]]
 def rules_of(source: TreeSource | Origin, skip: frozenset[tuple[int, int]]) -> ScanRules:
     """Return what of a tree is taken; skip: as `left_out` says."""
     exclude = Exclude(source.exclude) if source.exclude else None
-    return ScanRules(exclude, source.one_file_system, source.exclude_caches, skip)
+    own = source.own if isinstance(source, TreeSource) else frozenset()
+    return ScanRules(exclude, source.one_file_system, source.exclude_caches, skip, own)
 
 
 def sources_of(settings: Service) -> dict[str, Source]:

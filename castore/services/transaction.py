@@ -16,12 +16,13 @@ import msgspec
 from castore.content import aside
 from castore.content.inplace import InPlace
 from castore.content.streams import StreamReader
-from castore.errors import CastoreError, NotFoundError, ProgramError
+from castore.errors import CastoreError, FormatError, NotFoundError, ProgramError
 from castore.model.generation import Origin
 from castore.services.engines.contract import SWITCHING, Contents, Memo
 from castore.services.events import event
 from castore.services.programs import run
 from castore.services.snapshot import EngineSource, engine_of
+from castore.storage.local import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _AGAIN_SECONDS: Final = 0.5
+_VERSION: Final = 2
+"""2: a part may be one that is to be gone."""
 _UNDONE: Final = "undone"
+_EXISTED: Final = "existed"
 _MADE: Final = {"new", "old", "code"}
 """Of memos: names of what a roll-back makes."""
 
@@ -48,6 +52,12 @@ class PartJournal(msgspec.Struct):
     engine: str = ""
     settings: dict[str, Any] = {}
     memo: Memo = {}
+    """An engine's; of a tree that is to be gone, its path and `old`, which it is moved to."""
+
+    @property
+    def switched(self) -> bool:
+        """Whether the live state may have been touched, and was not put back."""
+        return SWITCHING in self.memo and _UNDONE not in self.memo
 
 
 class Journal(msgspec.Struct):
@@ -63,6 +73,17 @@ class Journal(msgspec.Struct):
     phase: Literal["begun", "stopped", "started", "done"] = "begun"
     revision: str = ""
     """Of the target."""
+    version: int = _VERSION
+
+    @property
+    def changed(self) -> bool:
+        """Whether any part was not equal to the target already."""
+        return any(SWITCHING in part.memo for part in self.parts)
+
+
+class _JournalVersion(msgspec.Struct):
+    """What is read first of a journal: who does not know its version cannot tell what the rest means."""
+
     version: int = 1
 
 
@@ -123,6 +144,7 @@ class TreeChange(Change):
         tally: Tally,
     ) -> None:
         self.problems = []
+        self.memo: Memo = {_EXISTED: "yes" if os.path.lexists(path) else ""}
         self._reader = reader
         self._service = service
         self._path = os.fsdecode(path)
@@ -130,13 +152,15 @@ class TreeChange(Change):
         self._ownership = ownership
         self._tally = tally
         self._work: InPlace | None = None
-        self._made = False
 
     def switch(self) -> None:
         """Let it take its place."""
         if not os.path.lexists(self._path):
-            os.mkdir(self._path, 0o700)
-            self._made = True
+            refuse_without_folder(self._path)
+            try:
+                os.mkdir(self._path, 0o700)
+            except OSError as error:
+                raise CastoreError(f"cannot make {self._path}: {error.strerror}") from error
         self._work = InPlace(self._reader, self._plan(), self._ownership, self._tally, self._service)
         self._work.apply()
         self.problems = self._work.problems
@@ -146,9 +170,7 @@ class TreeChange(Change):
         if self._work is not None:
             work, self._work = self._work, None
             work.undo()
-        if self._made:
-            with contextlib.suppress(OSError):
-                os.rmdir(self._path)
+        _unmake(self._path, self.memo)
 
     def finish(self) -> None:
         """Remove what was replaced."""
@@ -160,16 +182,92 @@ class TreeChange(Change):
 class _LeftTree(Change):
     """A tree that another process was at work on."""
 
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, memo: Memo) -> None:
         self.problems = []
         self._path = os.fsdecode(path)
+        self._memo = memo
 
     def undo(self) -> None:
         if os.path.isdir(self._path):
             aside.recover(self._path, owned=True)
+        _unmake(self._path, self._memo)
 
     def finish(self) -> None:
-        aside.recover(self._path, keep=True, owned=True)
+        if os.path.isdir(self._path):
+            aside.recover(self._path, keep=True, owned=True)
+
+
+def _unmake(path: str, memo: Memo) -> None:
+    """Remove a tree that a roll-back made, if it is empty: what is in it is the service's."""
+    if memo.get(_EXISTED) == "" and SWITCHING in memo:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+def refuse_without_folder(path: str) -> None:
+    """Raise CastoreError where there is no folder that a tree could be made in again."""
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise CastoreError(
+            f"there is no folder {folder} to make the tree {path} in: make it, with the owner and mode that "
+            "it had"
+        )
+
+
+class TreeRemoval(Change):
+    """A tree that was not there in the state that is gone back to: it is moved aside, beside itself."""
+
+    def __init__(self, path: bytes, memo: Memo | None = None) -> None:
+        self.problems = []
+        live = os.fsdecode(path)
+        self.memo: Memo = {"path": live, "old": f"{live}.castore-old-{os.urandom(6).hex()}"}
+        if memo is not None:
+            self.memo = memo
+
+    def switch(self) -> None:
+        """Let it be gone."""
+        live, old = self.memo["path"], self.memo["old"]
+        try:
+            os.rename(live, old)
+            sync_directory(os.path.dirname(live))
+        except OSError as error:
+            raise CastoreError(
+                f"{live} was not there before, and cannot be moved aside: {error.strerror}"
+            ) from error
+
+    def undo(self) -> None:
+        """Move it back."""
+        live, old = self.memo["path"], self.memo["old"]
+        try:
+            if os.path.lexists(old):
+                os.rename(old, live)
+                sync_directory(os.path.dirname(live))
+        except OSError as error:
+            raise CastoreError(
+                f"{live} could not be put back ({error.strerror}): what it was is in {old}"
+            ) from error
+
+    def finish(self) -> None:
+        """Remove it."""
+        folder, name = os.path.split(os.fsencode(self.memo["old"]))
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            aside.remove(name, fd)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(fd)
+
+
+class EngineRemoval(EngineChange):
+    """A part of an engine that was not there in the state that is gone back to."""
+
+    def stage(self) -> None:
+        """Make nothing."""
+
+    def switch(self) -> None:
+        """Let it be gone."""
+        self._engine.remove(self._memo)
 
 
 def contents_of(
@@ -206,14 +304,21 @@ def check_health(service: Service) -> None:
             return
 
 
-def undo(store: Store, journal: Journal, changes: list[Change]) -> list[str]:
-    """Put the state back as it was; return what failed. The journal stays if anything did."""
+def undo(store: Store, journal: Journal, changes: list[Change], *, later: bool = False) -> list[str]:
+    """Put the state back as it was; return what failed. The journal stays if anything did.
+
+    later: it is another process that was interrupted, and what it had stopped may have been started since.
+    """
     failed = []
-    if journal.phase == "started" and journal.stop:
+    runs = journal.phase == "started"
+    if later and journal.phase == "stopped":
+        runs = any(part.switched for part in journal.parts)
+    if runs and journal.stop:
         try:
             run(journal.stop, timeout=journal.timeout)
         except CastoreError as error:
             failed.append(str(error))
+    left = []
     for part, change in reversed(list(zip(journal.parts, changes, strict=True))):
         if _UNDONE in part.memo:
             continue
@@ -223,8 +328,12 @@ def undo(store: Store, journal: Journal, changes: list[Change]) -> list[str]:
             part.memo[_UNDONE] = "yes"
             write_journal(store, journal)
         except (CastoreError, OSError) as error:
-            failed.append(f"{part.name!r} could not be put back: {error}")
-    if journal.phase != "begun" and journal.start:
+            left.append(f"{part.name!r} could not be put back: {error}")
+    failed += left
+    if left and journal.phase != "begun" and journal.start:
+        # On a state that is half of each it would do more harm than while it is down.
+        failed.append(f"so {journal.service!r} is not started")
+    elif journal.phase != "begun" and journal.start:
         try:
             run(journal.start, timeout=journal.timeout)
         except CastoreError as error:
@@ -250,6 +359,13 @@ def finish(store: Store, journal: Journal, changes: list[Change]) -> list[tuple[
     return problems
 
 
+def remember(store: Store, journal: Journal) -> None:
+    """Keep what the state is of, and what `rollback --undo` goes back to, when a roll-back is done."""
+    store.set_live_revision(journal.service, journal.revision)
+    if journal.changed:
+        store.set_undo(journal.service, journal.safety)
+
+
 def write_journal(store: Store, journal: Journal) -> None:
     """Make durable how far a roll-back has got. Raises StorageError."""
     store.remember_rollback(journal.service, msgspec.msgpack.encode(journal))
@@ -260,9 +376,18 @@ def _read_journal(store: Store, service: str) -> Journal | None:
     if data is None:
         return None
     try:
-        return msgspec.msgpack.decode(data, type=Journal)
+        version = msgspec.msgpack.decode(data, type=_JournalVersion).version
+        if version in range(1, _VERSION + 1):
+            return msgspec.msgpack.decode(data, type=Journal)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise CastoreError(f"the journal of a roll-back of {service!r} is damaged: {error}") from None
+        raise CastoreError(
+            f"the journal of a roll-back of {service!r} is damaged ({error}): put its state right by hand, "
+            f"then castore recover --forget {service}"
+        ) from None
+    raise FormatError(
+        f"the journal of a roll-back of {service!r} is of version {version}, and this castore knows "
+        f"{_VERSION}: recover it with the castore that began it, or a newer one"
+    )
 
 
 def refuse_interrupted(store: Store, service: str) -> None:
@@ -276,7 +401,11 @@ def refuse_interrupted(store: Store, service: str) -> None:
 
 def forget(store: Store, service: str) -> str:
     """Forget a roll-back that was interrupted, touching nothing; say what it has left behind."""
-    journal = _read_journal(store, service)
+    try:
+        journal = _read_journal(store, service)
+    except CastoreError as error:
+        store.forget_rollback(service)
+        return f"the roll-back of {service} is forgotten; what it may have left behind is not known: {error}"
     if journal is None:
         raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
     left = [
@@ -311,7 +440,10 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
         changes: list[Change] = []
         for part in journal.parts:
             if not part.engine:
-                changes.append(_LeftTree(part.path))
+                removed = "old" in part.memo
+                changes.append(
+                    TreeRemoval(part.path, part.memo) if removed else _LeftTree(part.path, part.memo)
+                )
                 continue
             source = engine_of(Origin(engine=part.engine, settings=part.settings))
             assert source is not None
@@ -319,12 +451,15 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
             contents = contents_of(reader, found, lambda: safety)
             changes.append(EngineChange(source, part.memo, contents))
         if journal.phase == "done":
-            store.set_live_revision(service, journal.revision)
+            remember(store, journal)
             problems = finish(store, journal, changes)
             if problems:
                 raise CastoreError("; ".join(f"{name}: {reason}" for name, _, reason in problems))
             return f"{service} is at generation {journal.target}: what it replaced is removed"
-        failed = undo(store, journal, changes)
+        failed = undo(store, journal, changes, later=True)
     if failed:
-        raise CastoreError(f"the state of {service!r} is not whole: {'; '.join(failed)}")
+        raise CastoreError(
+            f"the state of {service!r} is not whole: {'; '.join(failed)}; when the cause is mended: castore "
+            f"recover {service}"
+        )
     return f"{service} is as it was before the roll-back to generation {journal.target}"

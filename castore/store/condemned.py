@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
 from castore.model.refs import PackId
@@ -64,7 +65,7 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
         if not re.fullmatch(r"[0-9a-f]{32}", short):
             continue
         try:
-            found.append(_decode(name, storage.get(name), writer))
+            found.append(open_condemned(name, storage.get(name), writer))
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:
@@ -72,13 +73,17 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
     return found, damaged
 
 
-def _decode(name: str, data: bytes, writer: WriterKey) -> Condemned:
+def open_condemned(name: str, data: bytes, writer: WriterKey) -> Condemned:
+    """Return what the object `name` condemns. Raises DamageError, FormatError, which name it."""
     check_header(name, data, CONDEMNED)
     start = data[:HEADER_BYTES]
     try:
-        plain = writer.objects.open(name.encode() + writer.store_id + start, data[HEADER_BYTES:])
+        ad = name.encode() + writer.store_id + start
+        plain, _ = writer.open(name, ad, data[HEADER_BYTES:], lambda: blake3(data).digest())
         record = _decoder.decode(plain)
-    except (DamageError, msgspec.MsgspecError) as error:
+    except DamageError as error:
+        raise type(error)(f"{name} is damaged: {error}") from None
+    except msgspec.MsgspecError as error:
         raise DamageError(f"{name} is damaged: {error}") from None
     if record.version != _VERSION:
         raise FormatError(

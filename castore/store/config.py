@@ -50,7 +50,7 @@ class LabelledRecipient(msgspec.Struct, frozen=True, array_like=True):
         return Recipient(self.key)
 
 
-class StoreConfig(msgspec.Struct, frozen=True):
+class StoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """What holds for a whole store."""
 
     version: int
@@ -59,6 +59,15 @@ class StoreConfig(msgspec.Struct, frozen=True):
     average: int
     """The mean length of a chunk."""
     recipients: tuple[LabelledRecipient, ...]
+    former: tuple[bytes, ...] = ()
+    """The writer secrets that this one's took the place of, the oldest first."""
+    ids: bytes = b""
+    """The one of them that ids, cuts and sketches come from; empty: the present one."""
+    era: int = 0
+    """N of the `eras/N` that lists what was there when the last of them was replaced."""
+
+    def __repr__(self) -> str:
+        return f"StoreConfig(of {len(self.recipients)} recipients)"
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -139,6 +148,8 @@ class SealedConfig:
                 f"{self.name} is of format {config.version}, and this castore knows {_VERSION}: "
                 "update castore"
             )
+        if any(len(secret) != 32 for secret in config.former) or len(config.ids) not in {0, 32}:
+            raise DamageError(f"{self.name} is damaged: a former writer secret in it is none")
         if any(len(entry.key) != 32 for entry in config.recipients):
             raise DamageError(f"{self.name} is damaged: a recipient in it is none")
         if not MIN_AVERAGE <= config.average <= MAX_AVERAGE:

@@ -205,6 +205,8 @@ class Environment:
                     pairs = iter(cursor)
                     while batch := list(itertools.islice(pairs, _COPIED)):
                         made.append(name, [batch])
+                told = dict(txn.cursor(self.tables["meta"]))
+                made.write(lambda to: _put_missing(to, made.tables["meta"], told))
                 made.env.sync(True)
                 made.env.close()
                 os.rename(self.path, olds[0])
@@ -294,6 +296,13 @@ class Environment:
             # Now it has no map at all: nothing may touch it any more.
             self.env.close()
             raise
+
+
+def _put_missing(txn: Any, meta: Any, told: dict[bytes, bytes]) -> None:
+    """Take over what an index remembers, but what is of its numbers of packs, or of what was indexed."""
+    for key, value in told.items():
+        if key not in {b"epoch", b"condemned"}:
+            txn.put(key, value, overwrite=False, db=meta)
 
 
 def _rename(old: str, new: str) -> None:

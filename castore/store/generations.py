@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from blake3 import blake3
+
 from castore.errors import DamageError, FormatError
 from castore.model.generation import decode_generation, encode
 from castore.store.header import GENERATION, HEADER_BYTES, check_header, header
@@ -19,8 +21,16 @@ NAME = re.compile(r"[0-9a-f]{16}-[0-9]{10}")
 
 
 def generation_name(writer: WriterKey, service: str, number: int) -> str:
-    """Return the name of the object."""
+    """Return the name of the object, under this key; it may be there under a former one's."""
     return f"generations/{writer.tag(service).hex()}-{number:010d}"
+
+
+def split_name(name: str) -> tuple[bytes, int]:
+    """Return the tag and number in a name; (b"", 0) if it is not a generation's."""
+    short = name.removeprefix("generations/")
+    if not NAME.fullmatch(short):
+        return b"", 0
+    return bytes.fromhex(short[:16]), int(short[17:])
 
 
 def encode_generation(generation: Generation, writer: WriterKey) -> tuple[bytes, bytes]:
@@ -39,12 +49,13 @@ def open_generation(name: str, data: bytes, writer: WriterKey) -> tuple[Generati
     check_header(name, data, GENERATION)
     start = data[:HEADER_BYTES]
     try:
-        plain = writer.objects.open(name.encode() + writer.store_id + start, data[HEADER_BYTES:])
+        ad = name.encode() + writer.store_id + start
+        plain, key = writer.open(name, ad, data[HEADER_BYTES:], lambda: blake3(data).digest())
         generation = decode_generation(plain)
     except DamageError as error:
-        raise DamageError(f"{name} is damaged: {error}") from None
+        raise type(error)(f"{name} is damaged: {error}") from None
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from None
-    if generation_name(writer, generation.service, generation.number) != name:
+    if generation_name(key, generation.service, generation.number) != name:
         raise DamageError(f"{name} is damaged: it is the record of another generation")
     return generation, plain

@@ -14,6 +14,7 @@ PACK: Final = b"castorep"
 GENERATION: Final = b"castoreg"
 CONDEMNED: Final = b"castorex"
 PIN: Final = b"castorei"
+ERA: Final = b"castoree"
 
 _VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sH6s")

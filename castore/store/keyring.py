@@ -14,7 +14,7 @@ from castore.errors import (
 )
 from castore.sealing import RecordSealer
 from castore.store.config import named
-from castore.store.sessions import decode_session, session_name, session_numbers
+from castore.store.sessions import read_session, session_name, session_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ class Keyring:
         sealer = self._node_sealers.get(session)
         if sealer is None:
             _, record = self._record(session)
-            key = self.writer.node_key(session)
+            key = record.nodes or self.writer.node_key(session)
             sealer = RecordSealer(record.cipher, key, self.writer.store_id)
             self._node_sealers[session] = sealer
         return sealer
@@ -132,9 +132,8 @@ class Keyring:
             raise MissingError(
                 f"the session object sessions/{session.hex()}.* is gone, and with it the key"
             )
-        number = self._numbers[session][-1]
-        name = session_name(session, number)
-        return name, decode_session(session, number, self._storage.get(name), self.writer)
+        number, record = read_session(self._storage, session, self._numbers[session], self.writer)
+        return session_name(session, number), record
 
 
 def wrong_identity(storage: Storage, identity: Identity, config: StoreConfig | None) -> str:

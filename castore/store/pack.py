@@ -245,17 +245,19 @@ def open_footer(storage: Storage, name: str, key: WriterKey) -> Footer:
         raise DamageError(f"{name} is damaged: it is cut")
     try:
         associated = key.store_id + start
-        trailer = key.objects.open(b"trailer" + associated, tail[-_TRAILER_BYTES:])
+        box = tail[-_TRAILER_BYTES:]
+        pack = PackId(bytes.fromhex(name.rpartition("/")[2]))  # a pack's name is its hash
+        trailer, opener = key.open(pack_name(pack), b"trailer" + associated, box, lambda: pack)
         length, count = _TRAILER.unpack(trailer)
         footer_at = size - _TRAILER_BYTES - length
         if footer_at >= tail_at:
             box = tail[footer_at - tail_at : -_TRAILER_BYTES]
         else:
             box = storage.get(name, max(footer_at, RECORDS), length)
-        footer = key.objects.open(b"footer" + associated, box)
+        footer = opener.objects.open(b"footer" + associated, box)
         return Footer(footer, count, footer_at, size)
     except DamageError as error:
-        raise DamageError(f"{name} is damaged: {error}") from None
+        raise type(error)(f"{name} is damaged: {error}") from None
 
 
 def _decode_footer(footer: bytes, count: int, end: int) -> list[PackEntry]:

@@ -7,9 +7,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from blake3 import blake3
 
-from castore.errors import DamageError, ObjectExistsError, ObjectMissingError
-from castore.store.generations import MAX_NUMBER, NAME, generation_name
+from castore.errors import DamageError, FormatError, ObjectExistsError, ObjectMissingError
+from castore.store.generations import split_name
 from castore.store.header import HEADER_BYTES, PIN, check_header, header
 
 if TYPE_CHECKING:
@@ -32,13 +33,15 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Pin)
 
 
-def _name(writer: WriterKey, service: str, number: int) -> str:
-    return "pins/" + generation_name(writer, service, number).partition("/")[2]
+def _name(tag: bytes, number: int) -> str:
+    return f"pins/{tag.hex()}-{number:010d}"
 
 
 def pin(storage: Storage, writer: WriterKey, service: str, number: int, note: str) -> bool:
     """Pin a generation; tell whether it was not yet. Raises StorageError."""
-    name = _name(writer, service, number)
+    if number in pins(storage, writer, service):
+        return False
+    name = _name(writer.tag(service), number)
     start = header(PIN)
     plain = _encoder.encode(Pin(_VERSION, time.time_ns(), note))
     try:
@@ -50,11 +53,9 @@ def pin(storage: Storage, writer: WriterKey, service: str, number: int, note: st
 
 def unpin(storage: Storage, writer: WriterKey, service: str, number: int) -> bool:
     """Let the rules decide about a generation again; tell whether it was pinned. Raises StorageError."""
-    try:
-        storage.delete(_name(writer, service, number))
-    except ObjectMissingError:
-        return False
-    return True
+    pinned = number in pins(storage, writer, service)
+    storage.delete_all(_name(tag, number) for tag in writer.tags(service))
+    return pinned
 
 
 def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
@@ -62,21 +63,23 @@ def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
 
     One whose object is damaged is pinned, with an empty note: rather keep too much.
     """
-    tag = writer.tag(service).hex() + "-"
+    tags = writer.tags(service)
     found = {}
     for short in storage.list("pins"):
-        if short.startswith(tag) and NAME.fullmatch(short) and 0 < int(short[len(tag) :]) <= MAX_NUMBER:
-            found[int(short[len(tag) :])] = ""
-            with contextlib.suppress(DamageError, ObjectMissingError):
-                found[int(short[len(tag) :])] = _open(f"pins/{short}", storage, writer).note
+        tag, number = split_name(short)
+        if number and tag in tags:
+            found[number] = ""
+            with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
+                found[number] = open_pin(f"pins/{short}", storage.get(f"pins/{short}"), writer).note
     return found
 
 
-def _open(name: str, storage: Storage, writer: WriterKey) -> Pin:
-    data = storage.get(name)
+def open_pin(name: str, data: bytes, writer: WriterKey) -> Pin:
+    """Return what the object `name` holds. Raises DamageError, FormatError."""
     check_header(name, data, PIN)
     start = data[:HEADER_BYTES]
-    plain = writer.objects.open(name.encode() + writer.store_id + start, data[HEADER_BYTES:])
+    ad = name.encode() + writer.store_id + start
+    plain, _ = writer.open(name, ad, data[HEADER_BYTES:], lambda: blake3(data).digest())
     try:
         return _decoder.decode(plain)
     except msgspec.MsgspecError as error:

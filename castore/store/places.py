@@ -15,7 +15,7 @@ class Places:
     """The folders on this machine that hold something for each store, below its id."""
 
     state: str
-    """What must outlive caches: the writer key, locks, journals."""
+    """What must outlive caches: the writer key, what was seen of the store, locks, journals."""
     cache: str
     """What can be deleted at any time: the index."""
 
@@ -26,6 +26,10 @@ class Places:
     def writer_key_of(self, store_id: bytes) -> str:
         """Return the path of a store's writer key."""
         return os.path.join(self.state_of(store_id), "writer.key")
+
+    def seen_of(self, store_id: bytes) -> str:
+        """Return the path of what was seen of a store, which an older copy of it does not show."""
+        return os.path.join(self.state_of(store_id), "seen")
 
     def index_of(self, store_id: bytes) -> str:
         """Return the folder of a store's index."""

@@ -42,7 +42,7 @@ class RecordReader:
     def __init__(self, storage: Storage, index: Index, writer: WriterKey, keyring: Keyring) -> None:
         self._storage = storage
         self._index = index
-        self._id_keys = (writer.chunk_id_key, writer.node_id_key)
+        self._id_keys = writer.id_keys
         self._keyring = keyring
         self._codecs = Codecs()
         self._groups = Groups(self._codecs)
@@ -50,7 +50,11 @@ class RecordReader:
 
     def chunk_id(self, data: bytes | memoryview) -> RecordId:
         """Return the id that bytes have as a chunk."""
-        return RecordId(blake3(data, key=self._id_keys[CHUNK]).digest())
+        return RecordId(blake3(data, key=self._id_keys[0][CHUNK]).digest())
+
+    def _is_named(self, kind: int, data: bytes, record_id: RecordId) -> bool:
+        """Whether bytes have this id, by the keys that ids are made with, or were before."""
+        return any(blake3(data, key=keys[kind]).digest() == record_id for keys in self._id_keys)
 
     def read(self, kind: int, record_id: RecordId, depth: int = 0) -> bytes | None:
         """Return the plaintext of a chunk or node; None if it is not indexed.
@@ -85,7 +89,7 @@ class RecordReader:
         except (KeyError, DamageError, FormatError, StorageError):
             return None
         for chunk, data in zip(chunks, found, strict=True):
-            if self.chunk_id(data) != chunk:
+            if not self._is_named(CHUNK, data, chunk):
                 return None
         # The next chunks rest on the same ones, or on those behind.
         opened = kept.keys() - before.keys()
@@ -184,7 +188,7 @@ class RecordReader:
                 raise DamageError(  # noqa: TRY301 - it is told like the others
                     f"it has {len(data)} bytes instead of {place.plain_length}"
                 )
-            if blake3(data, key=self._id_keys[kind]).digest() != record_id:
+            if not self._is_named(kind, data, record_id):
                 raise DamageError("its bytes are not those that its id names")  # noqa: TRY301
         except MissingError as error:
             raise MissingError(f"{_where(kind, record_id, place)}: {error}") from None

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from castore.errors import BusyError, ObjectExistsError, ObjectMissingError
+from castore.errors import BusyError, FormerKeyError, ObjectExistsError, ObjectMissingError
 from castore.store.config import config_name, config_numbers, encode_config
 from castore.store.sessions import (
-    decode_session,
     encode_session,
+    read_session,
     sealed_to,
     session_name,
     session_numbers,
@@ -41,21 +41,23 @@ def reseal(
     if number not in config_numbers(storage):
         # An identity that opens not all of it must not change whom the store says it is sealed to.
         for session, numbers in session_numbers(storage).items():
-            _data_key(storage, keyring, session, numbers[-1], config)
+            _data_key(storage, keyring, session, numbers, config)
         try:
             storage.put(name, encode_config(number, config, keyring.writer))
         except ObjectExistsError:
             raise BusyError(f"another castore has just written {name}; try again") from None
         changed = True
     for session, numbers in sorted(session_numbers(storage).items()):
-        changed |= _reseal_session(storage, keyring, session, numbers[-1], config)
+        changed |= _reseal_session(storage, keyring, session, numbers, config)
     # What takes their place may be from a castore that was killed before it had synced the names.
     for folder in ("config", "sessions"):
         storage.settle(folder)
     for session, numbers in session_numbers(storage).items():
-        for old in numbers[:-1]:
-            _remove(storage, session_name(session, old))
-            changed = True
+        with contextlib.suppress(FormerKeyError):
+            counts, _ = read_session(storage, session, numbers, keyring.writer)
+            for old in numbers[: numbers.index(counts)]:
+                _remove(storage, session_name(session, old))
+                changed = True
     for old in config_numbers(storage):
         if old < number:
             _remove(storage, config_name(old))
@@ -64,13 +66,13 @@ def reseal(
 
 
 def _reseal_session(
-    storage: Storage, keyring: Keyring, session: SessionId, number: int, config: StoreConfig
+    storage: Storage, keyring: Keyring, session: SessionId, numbers: list[int], config: StoreConfig
 ) -> bool:
-    found = _data_key(storage, keyring, session, number, config)
+    found = _data_key(storage, keyring, session, numbers, config)
     if found is None:
         return False
     record, data_key = found
-    writer = keyring.writer
+    number, writer = numbers[-1], keyring.writer
     seals = sealed_to((entry.recipient for entry in config.recipients), session, data_key)
     anew = msgspec.structs.replace(record, seals=seals)
     with contextlib.suppress(ObjectExistsError):
@@ -81,11 +83,14 @@ def _reseal_session(
 
 
 def _data_key(
-    storage: Storage, keyring: Keyring, session: SessionId, number: int, config: StoreConfig
+    storage: Storage, keyring: Keyring, session: SessionId, numbers: list[int], config: StoreConfig
 ) -> tuple[SessionRecord, bytes] | None:
     """Return what a session object holds; None if it is sealed to the recipients already."""
+    try:
+        number, record = read_session(storage, session, numbers, keyring.writer)
+    except FormerKeyError:
+        return None  # nothing that counts is in it
     name = session_name(session, number)
-    record = decode_session(session, number, storage.get(name), keyring.writer)
     if {key for key, _ in record.seals} == {entry.key for entry in config.recipients}:
         return None
     return record, keyring.data_key(name, session, record)

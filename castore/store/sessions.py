@@ -6,14 +6,15 @@ import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from blake3 import blake3
 
-from castore.errors import DamageError, FormatError
+from castore.errors import DamageError, FormatError, FormerKeyError, MissingError
 from castore.model.refs import SessionId
 from castore.sealing import Cipher  # noqa: TC001 - msgspec reads the annotation
 from castore.store.header import HEADER_BYTES, SESSION, check_header, header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from castore.sealing import Identity, Recipient, WriterKey
     from castore.storage import Storage
@@ -22,7 +23,7 @@ _VERSION: Final = 1
 _BOX: Final = HEADER_BYTES + 16
 
 
-class SessionRecord(msgspec.Struct, frozen=True):
+class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a session object holds."""
 
     version: int
@@ -32,6 +33,11 @@ class SessionRecord(msgspec.Struct, frozen=True):
     cipher: Cipher
     seals: tuple[tuple[bytes, bytes], ...]
     """(recipient, session id | data key sealed to it)."""
+    nodes: bytes = b""
+    """The key of the session's nodes; empty where it follows from the key that this is sealed under."""
+
+    def __repr__(self) -> str:
+        return f"SessionRecord(of {self.host})"
 
     def data_key(self, name: str, session: SessionId, identity: Identity) -> bytes | None:
         """Return the key of the session's chunks; None if it is not sealed to this identity."""
@@ -87,22 +93,48 @@ def encode_session(
 def decode_session(
     session: SessionId, number: int, data: bytes, writer: WriterKey
 ) -> SessionRecord:
-    """Return what the bytes of `sessions/S.number` hold. Raises DamageError, FormatError."""
+    """Return what the bytes of `sessions/S.number` hold. Raises DamageError, FormatError.
+
+    Of a session under a former writer key, the key of its nodes is filled in: sealed anew, it keeps it.
+    """
     name = session_name(session, number)
     check_header(name, data, SESSION)
     if data[HEADER_BYTES:_BOX] != session:
         raise DamageError(f"{name} is damaged: it names another session, or is cut")
     try:
         ad = _associated(name, writer.store_id, data[:_BOX])
-        record = _decoder.decode(writer.objects.open(ad, data[_BOX:]))
-    except (DamageError, msgspec.MsgspecError) as error:
+        plain, key = writer.open(name, ad, data[_BOX:], lambda: blake3(data).digest())
+        record = _decoder.decode(plain)
+    except DamageError as error:
+        raise type(error)(f"{name} is damaged: {error}") from None
+    except msgspec.MsgspecError as error:
         raise DamageError(f"{name} is damaged: {error}") from None
     if record.version != _VERSION:
         raise FormatError(
             f"{name} is of format {record.version}, and this castore knows {_VERSION}: "
             "update castore"
         )
+    if key is not writer and not record.nodes:
+        record = msgspec.structs.replace(record, nodes=key.node_key(session))
     return record
+
+
+def read_session(
+    storage: Storage, session: SessionId, numbers: Sequence[int], writer: WriterKey
+) -> tuple[int, SessionRecord]:
+    """Return the highest of a session's objects that counts: its number, and what it holds.
+
+    One that a former writer key sealed too late is passed over: it must not hide the right one.
+    Raises DamageError, FormatError, StorageError.
+    """
+    refused: FormerKeyError | None = None
+    for number in reversed(numbers):
+        data = storage.get(session_name(session, number))
+        try:
+            return number, decode_session(session, number, data, writer)
+        except FormerKeyError as error:
+            refused = refused or error
+    raise refused or MissingError(f"the session object sessions/{session.hex()}.* is gone")
 
 
 def new_session_record(

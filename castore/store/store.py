@@ -15,10 +15,11 @@ import msgspec
 from castore.errors import (
     BusyError,
     DamageError,
-    IdentityError,
+    FormatError,
     MissingError,
     ObjectExistsError,
     ObjectMissingError,
+    RotatedError,
     StorageError,
     UsageError,
 )
@@ -40,19 +41,29 @@ from castore.store.config import (
     config_numbers,
     encode_config,
 )
-from castore.store.generations import MAX_NUMBER, encode_generation, generation_name
+from castore.store.eras import open_config, with_past
+from castore.store.generations import MAX_NUMBER, encode_generation, generation_name, split_name
 from castore.store.index import Index, Place
-from castore.store.keyring import IdentitySource, Keyring, wrong_identity
+from castore.store.keyring import IdentitySource, Keyring
 from castore.store.locks import named_lock
 from castore.store.pack import CHUNK, NODE, pack_name, read_footer
 from castore.store.pins import pin, pins, unpin
 from castore.store.places import read_private, write_private
 from castore.store.reference import ReferenceCache
 from castore.store.reseal import reseal
+from castore.store.rotation import clean, rotate
+from castore.store.seen import Seen
 from castore.store.sync import sync_generations, sync_packs
+from castore.store.writers import (
+    drop_next,
+    keep_writer_key,
+    local_writer_key,
+    next_of,
+    writer_key_through,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -76,21 +87,52 @@ class Store:
         sealed: SealedConfig,
         writer: WriterKey,
         identity: IdentitySource,
+        *,
+        accept_older: bool = False,
     ) -> None:
         self.storage = storage
         self.places = places
-        self.writer_key = writer
         self.store_id = writer.store_id
-        self.config = sealed.open(writer)
-        self._config_number = sealed.number
-        self.cutter = Cutter(writer.gear, self.config.average)
         self.damaged: dict[str, str] = {}
         """Objects that were found damaged, by name, with the reasons; they are not indexed."""
         self._identity = identity
+        self._seen = Seen(places.seen_of(self.store_id), storage.location)
+        self._accept_older = accept_older
+        config = open_config(sealed, writer, storage)
+        self._seen.config(sealed.number, accept=accept_older)
         self.index = Index(places.index_of(self.store_id), self.store_id)
         self.references = ReferenceCache(places.references_of(self.store_id))
-        self._keyring = Keyring(storage, writer, identity, lambda: self.config)
         self._syncing = threading.Lock()
+        try:
+            self._hold(writer, config, sealed.number)
+        except BaseException:
+            self.close()
+            raise
+
+    def _hold(self, writer: WriterKey, config: StoreConfig, number: int) -> None:
+        """Use this writer key, and the configuration under it, from now on."""
+        self.config = config
+        self._config_number = number
+        self.writer_key = with_past(writer, config, self.storage)
+        self.cutter = Cutter(self.writer_key.gear, config.average)
+        self._keyring = Keyring(self.storage, self.writer_key, self._identity, lambda: self.config)
+        self.__dict__.pop("_records", None)
+        if self.index.era() != config.era:
+            self._enter_era()
+
+    def _enter_era(self) -> None:
+        """Forget what the index took in under a former writer key after that was replaced."""
+        try:
+            listed = self.writer_key.listed()
+        except (DamageError, FormatError):
+            # Without the list nothing under a former key counts: synchronising says so of each object.
+            self.index.clear()
+            return
+        # What is under the present key comes back when it is looked for.
+        self.index.remove_packs(self.index.pack_ids().difference(listed.values()))
+        short = {name.removeprefix("generations/") for name in listed}
+        self.index.remove_generations(self.index.compare_records(short)[1])
+        self.index.enter_era(self.config.era, new_ids=not self.config.ids)
 
     # Opening and closing
 
@@ -121,7 +163,7 @@ class Store:
         writer = WriterKey.generate()
         data = encode_config(1, config, writer)
         path = places.writer_key_of(writer.store_id)
-        _keep_writer_key(path, writer, storage)
+        keep_writer_key(path, writer, storage)
         keep(writer.store_id)
         try:
             storage.put(config_name(1), data)
@@ -140,22 +182,26 @@ class Store:
         identity: Callable[[], Identity] | None = None,
         *,
         local_key: bool = True,
+        accept_older: bool = False,
     ) -> Store:
         """Open the store in `storage`.
 
         The writer key comes from this machine's state, or, where it is not there or not wanted
         (`local_key`), through the identity, into memory only. `identity` is called when it is first
-        needed, and once. Raises NotFoundError, IdentityError, DamageError, FormatError, UsageError.
+        needed, and once. A store that is older than this machine has seen it is refused, unless that is
+        right (`accept_older`), and then remembered as it is.
+        Raises NotFoundError, IdentityError, RotatedError, OlderError, DamageError, FormatError, UsageError.
         """
         sealed = SealedConfig.read(storage)
         source = IdentitySource(identity)
-        path = places.writer_key_of(sealed.store_id)
-        text = read_private(path) if local_key else None
-        if text is not None:
-            writer = _parse_writer_key(path, text, sealed.store_id, storage)
-        else:
-            writer = _writer_key_through(sealed, source, storage)
-        return cls(storage, places, sealed, writer, source)
+        if not accept_older:
+            Seen(places.seen_of(sealed.store_id), storage.location).check_config(sealed.number)
+        writer = None
+        if local_key:
+            writer = local_writer_key(places.writer_key_of(sealed.store_id), sealed, storage)
+        if writer is None:
+            writer = writer_key_through(sealed, source, storage)
+        return cls(storage, places, sealed, writer, source, accept_older=accept_older)
 
     @staticmethod
     def read_id(storage: Storage) -> bytes:
@@ -168,7 +214,8 @@ class Store:
     def adopt(self) -> None:
         """Keep the writer key on this machine, which can then add without an identity."""
         path = self.places.writer_key_of(self.store_id)
-        _keep_writer_key(path, self.writer_key, self.storage)
+        keep_writer_key(path, self.writer_key, self.storage)
+        drop_next(path)
 
     def close(self) -> None:
         """Give the index up."""
@@ -223,10 +270,25 @@ class Store:
             self.index.condemn(pack for one in condemned for pack in one.packs)
 
     def sync_generations(self) -> None:
-        """Bring the index's generations up to date with the store."""
+        """Bring the index's generations up to date with the store.
+
+        Raises OlderError if what this machine has seen there is gone, or another one.
+        """
         with self._syncing:
             found = sync_generations(self.storage, self.index, self.writer_key)
             self._told("generations/", found)
+            newest = (self.newest(service) for service in self.services())
+            present = {one.service: one for one in newest if one is not None}
+            self._seen.compare(present, self._session_of, accept=self._accept_older)
+            self._accept_older = False
+
+    def _session_of(self, service: str, number: int) -> str | None:
+        """Return the session of a generation, in hex; "" if it is damaged, None if it is not there."""
+        found = self.generation(service, number)
+        if found is not None:
+            return found.session.hex()
+        names = {(tag, number) for tag in self.writer_key.tags(service)}
+        return "" if any(split_name(name) in names for name in self.damaged) else None
 
     def _told(self, folder: str, found: dict[str, str]) -> None:
         kept = {k: reason for k, reason in self.damaged.items() if not k.startswith(folder)}
@@ -260,7 +322,7 @@ class Store:
         # Imported when needed, like RecordReader: what lists generations shall start fast.
         from castore.store.session import Session  # noqa: PLC0415
 
-        self._refresh_config()
+        self.refresh_config()
         # Of an `init` that was killed it may be seen, and yet be lost: before all that needs it.
         self.storage.settle("config")
         sketcher = Sketcher(self.writer_key.gear, self.writer_key.sketch)
@@ -352,19 +414,15 @@ class Store:
     def generations(self, service: str | None = None) -> list[Generation]:
         """Return the generations of a service, or of all, newest first."""
         if service is not None:
-            return list(self.newest(service))
-        found = [one for name in reversed(self.services()) for one in self.newest(name)]
+            return list(self.newest_first(service))
+        found = [one for name in reversed(self.services()) for one in self.newest_first(name)]
         # Of those of one time and number, the last service comes first.
         found.sort(key=lambda generation: (generation.time, generation.number), reverse=True)
         return found
 
-    def newest(self, service: str) -> Iterator[Generation]:
+    def newest_first(self, service: str) -> Iterator[Generation]:
         """Yield the generations of a service, newest first; each is read when it is asked for."""
         return map(self._decode, self.index.generations(service))
-
-    def last_generation(self, service: str) -> Generation | None:
-        """Return the newest generation of a service, or None."""
-        return next(self.newest(service), None)
 
     def generation(self, service: str, number: int) -> Generation | None:
         """Return a generation, or None."""
@@ -387,15 +445,40 @@ class Store:
         return any(one.revision == revision for one in self.by_revision(service, revision))
 
     def next_number(self, service: str) -> int:
-        """Return the number behind the highest in the store, those of damaged records included."""
-        tag = self.writer_key.tag(service).hex() + "-"
-        start = len(tag)
-        numbers = (
-            int(name[start:])
-            for name in self.storage.list("generations")
-            if name.startswith(tag) and name[start:].isdecimal()
-        )
-        return max(numbers, default=0) + 1
+        """Return the number behind the highest in the store, those of damaged records included.
+
+        And behind the highest that this machine has ever seen: a number is not given twice.
+        """
+        tag, *former = self.writer_key.tags(service)
+        names = [split_name(short) for short in self.storage.list("generations")]
+        numbers = [number for one, number in names if one == tag]
+        if former and not numbers:
+            # Of former keys only what counts: whoever has one could use all numbers up.
+            with contextlib.suppress(DamageError, FormatError):
+                names = [split_name(name) for name in self.writer_key.listed()]
+            numbers = [number for one, number in names if one in former]
+        return max([*numbers, self._seen.last(service)], default=0) + 1
+
+    def newest(self, service: str) -> Generation | None:
+        """Return the generation of a service with the highest number, or None."""
+        return next(self.newest_first(service), None)
+
+    def generation_objects(self, service: str, numbers: Iterable[int]) -> list[str]:
+        """Return the names that these generations of a service have in the store.
+
+        That is one of each that is there, whichever writer key it is under, and what was forged for one.
+        """
+        wanted = {(tag, number) for number in numbers for tag in self.writer_key.tags(service)}
+        return [f"generations/{n}" for n in self.storage.list("generations") if split_name(n) in wanted]
+
+    def forgotten(self, service: str, numbers: Iterable[int]) -> None:
+        """Remember that generations are removed on purpose; to be called before their objects go.
+
+        So this machine does not miss them, and never gives their numbers again. Raises StorageError.
+        """
+        gone = set(numbers)
+        rest = (one for one in self.newest_first(service) if one.number not in gone)
+        self._seen.forget(service, gone, next(rest, None))
 
     def commit(self, generation: Generation) -> None:
         """Write a generation's record: the last step, which makes it one.
@@ -420,8 +503,15 @@ class Store:
         except StorageError:
             self._take_back(name, data)
             raise
+        try:
+            self.refresh_config()
+        except RotatedError as error:
+            raise RotatedError(
+                f"{generation.service}@{generation.number} is not committed, since meanwhile {error}"
+            ) from None
         # It is committed; where the index fails, the next synchronisation takes it in.
         with contextlib.suppress(StorageError):
+            self._seen.committed(generation)
             self.index.put_generations([(name.partition("/")[2], generation, plain)])
 
     def forget(self, service: str, numbers: Collection[int]) -> None:
@@ -429,9 +519,19 @@ class Store:
 
         Raises StorageError.
         """
-        names = [generation_name(self.writer_key, service, number) for number in numbers]
+        names = self.generation_objects(service, numbers)
+        self.forgotten(service, numbers)
         self.storage.delete_all(names)
         self.index.remove_generations(name.partition("/")[2] for name in names)
+
+    def drop(self, names: Collection[str]) -> None:
+        """Remove objects that nobody can read, durably. Raises StorageError."""
+        for name in names:
+            tag, number = split_name(name)
+            for service in self._seen.services() if number else ():
+                if tag in self.writer_key.tags(service):
+                    self.forgotten(service, [number])
+        self.storage.delete_all(names)
 
     def pin(self, service: str, number: int, note: str) -> bool:
         """Keep a generation whatever the rules say; tell whether it was not pinned yet."""
@@ -469,6 +569,11 @@ class Store:
         """Hold the lock of what removes from the store, on this machine. Raises BusyError."""
         path = os.path.join(self.places.state_of(self.store_id), "locks", "upkeep")
         return named_lock(path, f"the upkeep of {self.location}")
+
+    def guard_lock(self, service: str) -> AbstractContextManager[None]:
+        """Hold what one deployment of a service has at a time; snapshots go on. Raises BusyError."""
+        path = self._state_file("guards", service)
+        return named_lock(path, repr(service), "guarding a deployment of")
 
     def live_revision(self, service: str) -> str | None:
         """Return the revision that the service's state on this machine was last put to."""
@@ -512,7 +617,7 @@ class Store:
 
     def _state_file(self, folder: str, service: str) -> str:
         state = self.places.state_of(self.store_id)
-        return os.path.join(state, folder, self.writer_key.tag(service).hex())
+        return os.path.join(state, folder, self.writer_key.oldest.tag(service).hex())
 
     # Recipients
 
@@ -523,22 +628,62 @@ class Store:
         DamageError, StorageError, BusyError.
         """
         labelled = _labelled(recipients)
-        self._refresh_config()
+        self.refresh_config()
         config, number = self.config, self._config_number
         if config.recipients != labelled:
             config, number = msgspec.structs.replace(config, recipients=labelled), number + 1
         changed = reseal(self.storage, self._keyring, number, config)
-        self._refresh_config()
+        self.refresh_config()
         return changed
 
-    def _refresh_config(self) -> None:
-        """Take in what another process has said since: who the recipients are."""
+    def rotate_writer(self, *, new_ids: bool = False) -> None:
+        """Draw a new writer key: what is added with the present one from now on does not count.
+
+        No identity is needed: the new one is sealed to the recipients. With `new_ids` chunks get other
+        names, and nothing that is stored now is found again by what is added later. Raises BusyError,
+        StorageError.
+        """
+        path = self.places.writer_key_of(self.store_id)
+        with contextlib.ExitStack() as stack:
+            own = os.path.join(os.path.dirname(path), "locks", "writer-key")
+            stack.enter_context(named_lock(own, "the writer key"))
+            stack.enter_context(self.upkeep_lock())
+            self.sync()
+            for service in self.services():
+                stack.enter_context(self.lock(service))
+            # What is committed or moved while packs are listed would not count.
+            stack.enter_context(self.storage.hold(alone=True))
+            self.refresh_config()
+            successor = self.writer_key.successor()
+            keep = os.path.exists(path)
+            if keep:
+                keep_writer_key(next_of(path), successor, self.storage)
+            number = rotate(
+                *(self.storage, self.writer_key, successor, self.config, self._config_number),
+                self._accepted_packs,
+                new_ids=new_ids,
+            )
+            if keep:
+                keep_writer_key(path, successor, self.storage)
+                drop_next(path)
+            clean(self.storage, number)
+            sealed = SealedConfig.read(self.storage)
+            self._hold(successor, open_config(sealed, successor, self.storage), sealed.number)
+            self._seen.config(sealed.number, accept=False)
+
+    def _accepted_packs(self) -> set[PackId]:
+        self.sync()
+        return self.index.pack_ids()
+
+    def refresh_config(self) -> None:
+        """Take in what another process has said since: who the recipients are. Raises RotatedError."""
         if max(config_numbers(self.storage), default=0) != self._config_number:
             sealed = SealedConfig.read(self.storage)
             if sealed.store_id != self.store_id:
                 raise DamageError(f"{sealed.name} is damaged: it is of another store")
-            self.config = sealed.open(self.writer_key)
+            self.config = open_config(sealed, self.writer_key, self.storage)
             self._config_number = sealed.number
+            self._seen.config(sealed.number, accept=False)
 
 
 def _labelled(recipients: Sequence[tuple[Recipient, str]]) -> tuple[LabelledRecipient, ...]:
@@ -548,43 +693,3 @@ def _labelled(recipients: Sequence[tuple[Recipient, str]]) -> tuple[LabelledReci
     if len(found) > 1000:
         raise UsageError(f"a store has at most 1000 recipients, not {len(found)}")
     return tuple(LabelledRecipient(recipient.key, label) for recipient, label in found.items())
-
-
-def _keep_writer_key(path: str, writer: WriterKey, storage: Storage) -> None:
-    note = (
-        f"# The writer key of the castore store {writer.store_id.hex()},\n"
-        f"# at {storage.location!r} when this was written. It adds to the store and lists it; it\n"
-        "# does not open contents. Keep it secret.\n"
-    )
-    write_private(path, (note + writer.text() + "\n").encode())
-
-
-def _writer_key_through(
-    sealed: SealedConfig, source: IdentitySource, storage: Storage
-) -> WriterKey:
-    """Return the writer key that a store keeps for holders of an identity."""
-    try:
-        identity = source.get()
-    except IdentityError as error:
-        raise IdentityError(
-            f"this machine has no writer key for the store at {storage.location}; "
-            f"run 'castore key adopt' with an identity ({error})"
-        ) from None
-    writer = sealed.writer_key(identity)
-    if writer is None:
-        raise IdentityError(wrong_identity(storage, identity, None))
-    return writer
-
-
-def _parse_writer_key(path: str, text: str, store_id: bytes, storage: Storage) -> WriterKey:
-    again = f"with an identity, 'castore key adopt --store {storage.location}' writes it again"
-    try:
-        writer = WriterKey.parse(text)
-    except UsageError:
-        raise UsageError(f"the file {path} holds no writer key; {again}") from None
-    if writer.store_id != store_id:
-        raise UsageError(
-            f"the writer key in {path} is of the store {writer.store_id.hex()}, and the store at "
-            f"{storage.location} is {store_id.hex()}; {again}"
-        )
-    return writer

@@ -26,7 +26,7 @@ from castore.model.refs import PackId  # noqa: TC001 - msgspec reads the annotat
 from castore.store.condemned import condemn, read_condemned
 from castore.store.graph import Walk, mark, roots_of
 from castore.store.pack import CHUNK, PACK_BYTES, pack_name
-from castore.store.sessions import decode_session, session_name, session_numbers
+from castore.store.sessions import read_session, session_name, session_numbers
 from castore.upkeep.moving import Mover, record_in, records_of
 
 if TYPE_CHECKING:
@@ -253,6 +253,8 @@ class _Compaction:
     def _remove_unneeded(self, packs: dict[PackId, int], done: Compacted) -> None:
         """Look at packs once more, and remove those that are not needed. The caller keeps commits out."""
         store = self._store
+        # What was moved under a writer key that has been replaced since does not count.
+        store.refresh_config()
         store.sync()
         self._refuse_damage()
         # What is seen to have gone, or come, may be what a killed castore did not come to make durable.
@@ -307,7 +309,8 @@ class _Compaction:
             if session in used:
                 continue
             names = [session_name(session, number) for number in numbers]
-            data = storage.get(names[-1])
-            if decode_session(session, numbers[-1], data, self._store.writer_key).time < oldest:
-                storage.delete_all(names)
-                done.sessions += 1
+            with contextlib.suppress(DamageError, ObjectMissingError):
+                _, record = read_session(storage, session, numbers, self._store.writer_key)
+                if record.time < oldest:
+                    storage.delete_all(names)
+                    done.sessions += 1

@@ -68,7 +68,7 @@ def repair(
         for pack in planned.rewrite:
             _write_anew(store, pack, tally, planned)
         # What is kept of them is durable elsewhere by now.
-        store.storage.delete_all([*planned.drop, *(pack_name(pack) for pack in planned.rewrite)])
+        store.drop([*planned.drop, *(pack_name(pack) for pack in planned.rewrite)])
         store.sync()
         return planned, verify(store, tally)
 

@@ -23,7 +23,7 @@ from castore.errors import DamageError, FormatError, IdentityError, ObjectMissin
 from castore.model.refs import RecordId
 from castore.store.generations import NAME, open_generation
 from castore.store.pack import CHUNK, pack_name
-from castore.store.sessions import decode_session, session_name, session_numbers
+from castore.store.sessions import read_session, session_numbers
 from castore.upkeep.affected import Affected, Reasons, affected
 
 if TYPE_CHECKING:
@@ -129,9 +129,8 @@ def _verify_sessions(store: Store, found: Verification) -> None:
     """Open the keys' objects: what a session sealed is lost with its key."""
     numbers = session_numbers(store.storage)
     for session, several in sorted(numbers.items()):
-        name = session_name(session, several[-1])
         try:
-            decode_session(session, several[-1], store.storage.get(name), store.writer_key)
+            read_session(store.storage, session, several, store.writer_key)
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:

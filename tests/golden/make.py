@@ -1,8 +1,8 @@
-"""Make a golden store anew: python -m tests.golden.make format-1|deltas FOLDER (new).
+"""Make a golden store anew: python -m tests.golden.make format-1|deltas|rotated FOLDER (new).
 
 Run when a new format is made, never to make a failing test pass: what is there was written by the
-castore that made format 1, or that wrote each delta as a record of its own (codecs 3 and 4), and every
-later one has to read it.
+castore that made format 1, or that wrote each delta as a record of its own (codecs 3 and 4), or that first
+replaced writer keys, and every later one has to read it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import castore
+from castore.sealing import Identity
 from tests.support.stores import Lab
 from tests.support.walker import walk
 
@@ -126,5 +127,35 @@ def make_deltas(into: Path) -> None:
         (into / "identity").write_text(lab.identity.text() + "\n")
 
 
+def make_rotated(into: Path) -> None:
+    """Five nights: the writer key is replaced after the first and, with new ids, after the third.
+
+    Between those, the store is sealed to one more recipient, whose identity is the second one.
+    """
+    into.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder), average=16384)
+        second = Identity.generate()
+        former = []
+        for number in range(5):
+            Path(folder, "dump").write_bytes(night(number))
+            (Path(folder) / "tree").mkdir(exist_ok=True)
+            (Path(folder) / "tree" / f"night {number}").write_text(f"it is night {number}\n")
+            tree = castore.TreeSource(f"{folder}/tree")
+            lab.snapshot("nights", {"dump": castore.FileSource(f"{folder}/dump"), "tree": tree})
+            with lab.open() as store:
+                if number in {0, 2}:
+                    former.append(store.writer_key.text())
+                    store.rotate_writer(new_ids=number == 2)
+                if number == 1:
+                    store.reseal([*store.recipients, (second.recipient, "second")])
+                key = store.writer_key.text()
+        shutil.copytree(lab.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
+        (into / "identity").write_text(lab.identity.text() + "\n")
+        (into / "second").write_text(second.text() + "\n")
+        (into / "writer.key").write_text(key + "\n")
+        (into / "former.keys").write_text("\n".join(former) + "\n")
+
+
 if __name__ == "__main__":
-    {"format-1": make, "deltas": make_deltas}[sys.argv[1]](Path(sys.argv[2]))
+    {"format-1": make, "deltas": make_deltas, "rotated": make_rotated}[sys.argv[1]](Path(sys.argv[2]))

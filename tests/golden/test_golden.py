@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import castore
+from castore.errors import RotatedError
 from castore.sealing import Identity
 from castore.storage import LocalStorage
 from castore.store import Places, Store
@@ -21,6 +22,7 @@ from tests.support.walker import walk
 
 GOLDEN = Path(__file__).parent / "format-1"
 DELTAS = Path(__file__).parent / "deltas"
+ROTATED = Path(__file__).parent / "rotated"
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 
@@ -33,12 +35,13 @@ class Copy:
         self.places = Places(str(folder / "state"), str(folder / "cache"))
         shutil.copytree(golden / "store", self.path)
         assert not (self.path / "tmp").exists()  # git does not keep it
+        self.golden = golden
         self.identity = Identity.parse((golden / "identity").read_text(), lambda: "")
 
-    def keep_writer_key(self) -> None:
+    def keep_writer_key(self, text: str | None = None) -> None:
         path = Path(self.places.writer_key_of(Store.read_id(LocalStorage(str(self.path)))))
-        path.parent.mkdir(parents=True)
-        shutil.copyfile(GOLDEN / "writer.key", path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text or (self.golden / "writer.key").read_text())
 
     def open(self, *, identity: bool = True) -> Store:
         return castore.open_store(str(self.path), self.places, (lambda: self.identity) if identity else None)
@@ -146,3 +149,48 @@ def test_deltas_with_records_of_their_own_are_read(tmp_path: Path) -> None:
         done = subprocess.run([*command, "nights", str(number + 1), str(out)], **options)
         assert done.returncode == 0, done.stderr
         assert (out / "dump").read_bytes() == night(number)
+
+
+@pytest.mark.parametrize("identity", ["identity", "second"])
+def test_what_former_writer_keys_sealed_is_read_and_rescued(tmp_path: Path, identity: str) -> None:
+    copy = Copy(tmp_path, ROTATED)
+    copy.identity = Identity.parse((ROTATED / identity).read_text(), None)
+    names = sorted(str(path.relative_to(copy.path)) for path in copy.path.rglob("*") if path.is_file())
+    assert [name for name in names if name.startswith(("config", "eras"))] == ["config/4", "eras/4"]
+    with copy.open() as store:
+        assert len(store.writer_key.former) == 2
+        assert castore.verify(_synced(store), castore.Tally(), read_data=True).sound
+        for number in range(5):
+            out = tmp_path / str(number)
+            selection = castore.select(store, f"nights@{number + 1}")
+            castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Tally())
+            _is_night(out, number)
+    command = [sys.executable, str(RESCUE), str(copy.path), "--identity", str(ROTATED / identity)]
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    assert len(subprocess.run(command, **options).stdout.splitlines()) == 5
+    for number in range(5):
+        out = tmp_path / f"rescued {number}"
+        done = subprocess.run([*command, "nights", str(number + 1), str(out)], **options)
+        assert done.returncode == 0, done.stderr
+        _is_night(out, number)
+
+
+def _is_night(out: Path, number: int) -> None:
+    assert (out / "dump").read_bytes() == night(number)
+    found = {path.name: path.read_text() for path in (out / "tree").iterdir()}
+    assert found == {f"night {one}": f"it is night {one}\n" for one in range(number + 1)}
+
+
+def test_a_rotated_store_goes_on_with_the_present_writer_key_only(tmp_path: Path) -> None:
+    copy = Copy(tmp_path, ROTATED)
+    for text in (ROTATED / "former.keys").read_text().split():
+        copy.keep_writer_key(text)
+        with pytest.raises(RotatedError):
+            copy.open()
+    copy.keep_writer_key()
+    (tmp_path / "dump").write_bytes(night(4))
+    with copy.open(identity=False) as store:
+        sources = {"dump": castore.FileSource(str(tmp_path / "dump"))}
+        taken = castore.snapshot(store, "nights", sources)
+        assert (taken.number, taken.parent, taken.part("dump").new_chunks) == (6, 5, 0)
+        assert castore.verify(store, castore.Tally(), packs=True).sound

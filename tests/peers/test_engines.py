@@ -16,8 +16,7 @@ import pytest
 
 from castore.content.attributes import Ownership
 from castore.errors import CastoreError, ProgramError
-from castore.model.tally import Tally
-from castore.services import programs, rollback, transaction
+from castore.services import plan, programs, rollback, transaction
 from castore.services.config import Service
 from castore.services.engines.contract import Engine, Secret
 from castore.services.engines.mariadb import MariaDB
@@ -211,17 +210,11 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def roll_back(lab: Lab, live: Live, number: int, settings: Service | None = None) -> rollback.RolledBack:
-    with lab.open() as store:
-        target = store.generation("s", number)
-        assert target is not None
-        origins = dict(rollback.read_details(store, target).origins)
-        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
-        return rollback.roll_back(store, target, origins, ownership, settings=settings, tally=Tally())
+    return lab.roll_back(number, settings)
 
 
 def recover(lab: Lab) -> str:
-    with lab.open() as store:
-        return transaction.recover(store, "s")
+    return lab.recover()
 
 
 def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
@@ -244,7 +237,7 @@ def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
     with lab.open() as store:
         taken = store.generation("s", 1)
         assert taken is not None
-        made_by = rollback.read_details(store, taken).origins["db"].made_by
+        made_by = plan.read_details(store, taken).origins["db"].made_by
     assert made_by.split()[0] == live.name
     assert live.engine.warn(made_by) == ""
 
@@ -353,12 +346,7 @@ def sweep(lab: Lab, live: Live, kill_at, points: Iterator[int]) -> tuple[int, in
         alive = kill_at(point)
         killed = False
         try:
-            with lab.open() as store:
-                target = store.generation("s", 1)
-                assert target is not None
-                origins = dict(rollback.read_details(store, target).origins)
-                ownership = Ownership(change=os.geteuid() == 0, numeric=True)
-                rollback.roll_back(store, target, origins, ownership, with_safety=False, tally=Tally())
+            lab.roll_back(1, with_safety=False)
         except Killed:
             killed = True
         finally:
@@ -411,19 +399,12 @@ def test_a_database_that_is_gone_comes_back(lab: Lab, live: Live, postgres, mari
         live.engine.check()
     with pytest.raises(ProgramError):
         lab.snapshot("s", {"db": live.source})
-    with lab.open() as store:
-        target = store.generation("s", 1)
-        assert target is not None
-        origins = dict(rollback.read_details(store, target).origins)
-        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
-        with pytest.raises(ProgramError):
-            rollback.roll_back(
-                store, target, origins, ownership, settings=Service(health=("false",), health_timeout=0), with_safety=False, tally=Tally()
-            )
-        assert live.left() == []
-        with pytest.raises(ProgramError):
-            live.engine.check()
-        rollback.roll_back(store, target, origins, ownership, with_safety=False, tally=Tally())
+    with pytest.raises(ProgramError):
+        lab.roll_back(1, Service(health=("false",), health_timeout=0), with_safety=False)
+    assert live.left() == []
+    with pytest.raises(ProgramError):
+        live.engine.check()
+    lab.roll_back(1, with_safety=False)
     if live.name == "postgresql":
         # Owner, settings and rights are the database's own, and pg_dump of one database has none of them.
         assert live.fingerprint().split("\n")[4:] != []
@@ -542,7 +523,7 @@ def test_a_whole_cluster_goes_back_with_its_roles(lab: Lab, postgres: Postgres):
         postgres.psql("DROP TABLE t", "Two words")
         postgres.psql("ALTER ROLE owner_one CONNECTION LIMIT 7; CREATE TABLE postgres_too (x int)")
         postgres.dropdb("one")
-        done = roll_back_without_safety(lab, 1)
+        done = lab.roll_back(1, with_safety=False)
         assert done.problems == []
         assert postgres.psql("SELECT * FROM t", "one") == "1"
         assert postgres.psql("SELECT * FROM t", "Two words") == "1"
@@ -553,15 +534,6 @@ def test_a_whole_cluster_goes_back_with_its_roles(lab: Lab, postgres: Postgres):
         for name in ("one", "Two words"):
             postgres.dropdb(name)
         postgres.psql("DROP ROLE owner_one")
-
-
-def roll_back_without_safety(lab: Lab, number: int) -> rollback.RolledBack:
-    with lab.open() as store:
-        target = store.generation("s", number)
-        assert target is not None
-        origins = dict(rollback.read_details(store, target).origins)
-        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
-        return rollback.roll_back(store, target, origins, ownership, with_safety=False, tally=Tally())
 
 
 def test_either_a_database_or_a_cluster_is_named():

@@ -18,7 +18,6 @@ import pytest
 
 from castore.content.attributes import Ownership
 from castore.errors import CastoreError, ProgramError
-from castore.model.tally import Tally
 from castore.services import drill, rollback
 from castore.services.config import Service
 from castore.services.engines.contract import Engine, Secret
@@ -208,12 +207,7 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def roll_back(lab: Lab, number: int, settings: Service, **options) -> rollback.RolledBack:
-    with lab.open() as store:
-        target = store.generation("s", number)
-        assert target is not None
-        origins = dict(rollback.read_details(store, target).origins)
-        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
-        return rollback.roll_back(store, target, origins, ownership, settings=settings, tally=Tally(), **options)
+    return lab.roll_back(number, settings, **options)
 
 
 def test_a_server_goes_back_and_forth(lab: Lab, server: Server):

@@ -18,7 +18,7 @@ import castore
 from castore.content import inplace, restore, scancache, scanfiles
 from castore.errors import CastoreError, DamageError, UsageError
 from castore.kernel.files import entries_of
-from castore.services.inplace import plan_in_place, restore_in_place
+from castore.services.inplace import plan_in_place
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -148,13 +148,7 @@ def test_every_snapshot_of_a_changing_tree_is_what_is_there(
 
 def in_place(lab: Lab, number: int, live: Path, **options) -> int:
     """Make a tree what a generation has; return how many steps that took."""
-    ownership = castore.Ownership(change=True, numeric=True)
-    with lab.open() as store:
-        store.sync()
-        selection = castore.select(store, f"s@{number}:t")
-        plan = plan_in_place(store, selection, str(live), ownership, **options)
-        assert restore_in_place(store, plan, ownership, castore.Tally()) == []
-    return len(plan.steps)
+    return lab.in_place(f"s@{number}:t", live, **options)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -461,6 +461,17 @@ class Machine(RuleBasedStateMachine):
         self.has_key = True
         self.lab.open(identity=False).close()
 
+    @rule(new_ids=st.booleans())
+    def replace_the_writer_key(self, new_ids):
+        with self.writing() as store:
+            before = store.writer_key
+            store.rotate_writer(new_ids=new_ids)
+            assert store.writer_key != before
+            assert store.writer_key.former[-1] == before
+            store.sync()
+            assert store.damaged == {}
+            assert {(g.service, g.number) for g in store.generations()} == set(self.taken)
+
     # Recipients
 
     @precondition(lambda self: len(self.identities) < 3)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import castore
 from castore.sealing import Identity
+from castore.services.config import Service
+from castore.services.inplace import plan_in_place, restore_in_place
+from castore.services.plan import read_details
+from castore.services.rollback import RolledBack, roll_back
+from castore.services.transaction import recover
 from castore.storage import LocalStorage
 from castore.store import Places, Store
 
@@ -37,6 +43,37 @@ class Lab:
     def snapshot(self, service: str, sources: dict, **options):
         with self.open(identity=False) as store:
             return castore.snapshot(store, service, sources, **options)
+
+    def roll_back(self, number: int, settings: Service | None = None, *, service: str = "s", **options) -> RolledBack:
+        """Put a generation back to where its parts came from."""
+        with self.open() as store:
+            target = store.generation(service, number)
+            assert target is not None
+            origins = dict(read_details(store, target).origins)
+            return roll_back(store, target, origins, self.ownership, settings=settings, tally=castore.Tally(), **options)
+
+    def undo(self, settings: Service | None = None, *, service: str = "s", **options) -> RolledBack:
+        """Go back to what the last roll-back replaced."""
+        with self.open(identity=False) as store:
+            number = store.undo_number(service)
+        assert number is not None
+        return self.roll_back(number, settings, service=service, **options)
+
+    def recover(self, service: str = "s") -> str:
+        with self.open() as store:
+            return recover(store, service)
+
+    def in_place(self, what: str, top: Path, **options) -> int:
+        """Make a directory what is stored; return how many steps that took."""
+        with self.open() as store:
+            store.sync()
+            plan = plan_in_place(store, castore.select(store, what), str(top), self.ownership, **options)
+            assert restore_in_place(store, plan, self.ownership, castore.Tally()) == []
+        return len(plan.steps)
+
+    @property
+    def ownership(self) -> castore.Ownership:
+        return castore.Ownership(change=os.geteuid() == 0, numeric=True)
 
     def restore(self, what: str, into: Path, *, numeric: bool = True):
         with self.open() as store:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import signal
 import sqlite3
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +67,23 @@ class App:
     def state(self) -> tuple[str, list]:
         with contextlib.closing(sqlite3.connect(self.top / "app.db")) as database:
             return (self.top / "up" / "file").read_text(), database.execute("SELECT * FROM t").fetchall()
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command in a process group of its own, as a shell does."""
+        command, *rest = arguments
+        return subprocess.Popen(
+            [sys.executable, "-m", "castore", command, "--config", str(self.top / "castore.toml"), *rest],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+
+    def wait_for(self, name: str) -> None:
+        end = time.monotonic() + 60
+        while not (self.top / name).exists():
+            assert time.monotonic() < end, name
+            time.sleep(0.02)
 
     def hooks(self) -> list[str]:
         path = self.top / "hooks"
@@ -406,3 +427,130 @@ def test_a_deployment_may_take_its_time_to_end(app: App):
     app.run("guard", "app", "--", "sh", "-c", slow, expect=None)
     assert (app.top / "ended").read_text() == "ended\n"
     assert app.state == FIRST
+
+
+def test_one_deployment_of_a_service_is_guarded_at_a_time(app: App):
+    slow = f"touch {app.top}/begun; while [ ! -e {app.top}/go ]; do sleep 0.05; done; echo bad > {app.top}/up/file; exit 1"
+    with app.start("guard", "app", "--", "sh", "-c", slow) as first:
+        try:
+            app.wait_for("begun")
+            refused = app.run("guard", "app", "--", "touch", str(app.top / "deployed"), expect=8)
+            assert "guarding a deployment of 'app'" in refused.stderr
+            assert not (app.top / "deployed").exists()
+            app.run("snapshot", "app")
+        finally:
+            (app.top / "go").touch()
+        _, told = first.communicate(timeout=60)
+        assert first.returncode == 9, told
+    assert app.state == FIRST
+    app.run("guard", "app", "app", "--", "true")
+
+
+def slow_undo(app: App) -> None:
+    """Its `undo` waits for the file `go`, and puts the link back then."""
+    text = (app.top / "castore.toml").read_text()
+    wait = f"touch {app.top}/undoing; while [ ! -e {app.top}/go ]; do sleep 0.05; done; "
+    (app.top / "castore.toml").write_text(text.replace('undo = ["sh", "-c", "', f'undo = ["sh", "-c", "{wait}'))
+
+
+def test_an_interrupt_more_does_not_stop_what_takes_a_deployment_back(app: App):
+    slow_undo(app)
+    deploy = app.deploy.format(app.top) + f"; touch {app.top}/deployed; exec sleep 100"
+    with app.start("guard", "app", "--", "sh", "-c", deploy) as guard:
+        app.wait_for("deployed")
+        os.killpg(guard.pid, signal.SIGINT)
+        app.wait_for("undoing")
+        os.killpg(guard.pid, signal.SIGINT)
+        assert guard.stderr is not None
+        while "interrupt it again to stop" not in guard.stderr.readline():
+            pass
+        (app.top / "go").touch()
+        _, told = guard.communicate(timeout=60)
+        assert guard.returncode == 9, told
+    assert app.state == FIRST
+    assert os.readlink(app.top / "current") == "one"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_taking_a_deployment_back_that_is_stopped_says_what_is_and_how_to_go_back(app: App, number: int):
+    slow_undo(app)
+    deploy = app.deploy.format(app.top) + f"; touch {app.top}/deployed; exec sleep 100"
+    with app.start("guard", "app", "--", "sh", "-c", deploy) as guard:
+        app.wait_for("deployed")
+        os.killpg(guard.pid, signal.SIGINT)
+        app.wait_for("undoing")
+        assert guard.stderr is not None
+        os.kill(guard.pid, number)
+        while "interrupt it again to stop" not in guard.stderr.readline():
+            pass
+        os.kill(guard.pid, number)
+        _, told = guard.communicate(timeout=60)
+        assert guard.returncode == 130, told
+    assert "has not ended, or was not run" in told
+    assert "the state of 'app' is that of the deployment" in told
+    assert "castore rollback app --to 1" in told
+    assert app.events()[0] == ("guard", False)
+    assert app.state == SECOND
+    app.run("rollback", "app", "--to", "1")
+    assert app.state == FIRST
+
+
+def test_putting_back_that_is_interrupted_once_goes_on_and_twice_is_recovered(app: App):
+    app.run("snapshot", "app")
+    (app.top / "up" / "file").write_text("two\n")
+    text = (app.top / "castore.toml").read_text()
+    wait = f"test ! -e {app.top}/slow || touch {app.top}/starting; while [ -e {app.top}/slow ]; do sleep 0.05; done; test ! -e {app.top}/bad; "
+    (app.top / "castore.toml").write_text(text.replace('start = ["sh", "-c", "', f'start = ["sh", "-c", "{wait}'))
+    for presses in (1, 2):
+        (app.top / "slow").touch()
+        with app.start("rollback", "app", "--to", "1") as rollback:
+            for press in range(presses + 1):
+                app.wait_for("starting")
+                (app.top / "starting").unlink()
+                os.killpg(rollback.pid, signal.SIGINT)
+                if press and rollback.stderr is not None:
+                    while press == 1 and "interrupt it again to stop" not in rollback.stderr.readline():
+                        pass
+                    (app.top / "starting").touch()
+            if presses == 1:
+                (app.top / "slow").unlink()
+            _, told = rollback.communicate(timeout=60)
+            assert rollback.returncode == 130, told
+        (app.top / "slow").unlink(missing_ok=True)
+        (app.top / "starting").unlink(missing_ok=True)
+        if presses == 1:
+            app.run("recover", "app", expect=6)
+        else:
+            assert "castore recover app" in told
+            app.run("recover", "app")
+        assert app.state == ("two\n", [(1,)])
+
+
+def test_what_a_killed_drill_left_is_removed_by_the_next(app: App):
+    app.run("snapshot", "app")
+    scratch = app.top / "scratch"
+    scratch.mkdir()
+    text = (app.top / "castore.toml").read_text()
+    killing = text.replace('drill-check = ["sh", "-c", "', 'drill-check = ["sh", "-c", "kill -9 $PPID; ')
+    (app.top / "castore.toml").write_text(killing)
+    app.run("drill", "app", "--scratch", str(scratch), expect=-9)
+    (left,) = os.listdir(scratch)
+    (app.top / "castore.toml").write_text(text)
+    # What is in use, and what is somebody else's, is left alone.
+    for name in ("castore-drill-used", "castore-drill-server", "castore-drill-others", "other"):
+        (scratch / name).mkdir()
+    os.chown(scratch / "castore-drill-others", 4242, 4242)
+    held = os.open(scratch / "castore-drill-used", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with subprocess.Popen(["sleep", "100"], cwd=scratch / "castore-drill-server") as server:
+        try:
+            told = app.run("drill", "app", "--scratch", str(scratch))
+        finally:
+            server.kill()
+    os.close(held)
+    assert f"the process {server.pid} is still in it" in told.stdout
+    kinds = ("used", "server", "others")
+    assert left not in os.listdir(scratch)
+    assert set(os.listdir(scratch)) == {*(f"castore-drill-{kind}" for kind in kinds), "other"}
+    app.run("drill", "app", "--scratch", str(scratch))
+    assert set(os.listdir(scratch)) == {"castore-drill-others", "other"}

@@ -12,7 +12,6 @@ import pytest
 import castore
 from castore.content import inplace, largefiles
 from castore.errors import CastoreError
-from castore.services.inplace import plan_in_place, restore_in_place
 from castore.store import Store
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
@@ -51,14 +50,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Store, "read_chunks", read_chunks)
     return found
-
-
-def in_place(lab: Lab, what: str, top: Path) -> None:
-    with lab.open() as store:
-        selection = castore.select(store, what)
-        ownership = castore.Ownership(change=True, numeric=True)
-        plan = plan_in_place(store, selection, str(top), ownership)
-        restore_in_place(store, plan, ownership, castore.Tally())
 
 
 def test_a_tree_of_large_files_is_restored(lab: Lab, live: Path, tmp_path: Path):
@@ -102,7 +93,7 @@ def test_what_the_live_file_still_has_is_not_read_from_the_store(
     change(data)
     (live / "database").write_bytes(data)
     opened.clear()
-    in_place(lab, "s@1:t", live)
+    lab.in_place("s@1:t", live)
     assert compare(before, walk(live)) == []
     most = 1.4 * MIB if change is cut else 0.4 * MIB
     assert 0 < sum(opened) < most
@@ -115,7 +106,7 @@ def test_a_file_with_holes_keeps_them(lab: Lab, live: Path, opened: list[int]):
         file.seek(5 * MIB + 100)
         file.write(b"other")
     opened.clear()
-    in_place(lab, "s@1:t", live)
+    lab.in_place("s@1:t", live)
     assert compare(before, walk(live)) == []
     assert os.stat(live / "holes").st_blocks * 512 < 4 * MIB
     # A stream is cut anew behind a hole, so here chunks at its edges are read, too.
@@ -137,7 +128,7 @@ def test_a_live_file_that_shrinks_meanwhile_is_put_back(
 
     monkeypatch.setattr(largefiles, "find_chunks", find_chunks)
     with pytest.raises(CastoreError, match="became shorter"):
-        in_place(lab, "s@1:t", live)
+        lab.in_place("s@1:t", live)
     assert (live / "database").stat().st_size == MIB
     assert not [name for name in os.listdir(live) if name.startswith(".castore")]
 
@@ -148,7 +139,7 @@ def test_a_small_file_is_read_from_the_store(lab: Lab, live: Path, monkeypatch: 
     lab.snapshot("s", {"t": castore.TreeSource(str(live))})
     before = walk(live)
     (live / "database").write_bytes(b"y" * inplace._LARGE)
-    in_place(lab, "s@1:t", live)
+    lab.in_place("s@1:t", live)
     assert compare(before, walk(live)) == []
 
 

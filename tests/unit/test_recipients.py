@@ -389,7 +389,7 @@ def test_nothing_of_what_is_stored_can_be_read_in_the_store(desk):
     needles.append(Recipient.parse(public).key)
     for path in (desk.first, second):
         identity = Identity.parse(path.read_text(), None)
-        needles += [identity.recipient.key, identity._secret]
+        needles += [identity.recipient.key, bytes(identity._secret)]
     (writer,) = desk.folder.rglob("writer.key")
     needles.append(WriterKey.parse(writer.read_text()).secret)
     looked_at = 0

@@ -54,7 +54,9 @@ def test_no_plaintext_reaches_the_store(lab, tree):
         store.sync()
         store.pin("Service-Name", 1, "Reason-For-It")
     words = [MARK, b"Secret-Directory", b"Hidden-Name", b"Private-File", b"Large-File", b"Link-Target"]
-    words += [b"Service-Name", b"Part-Name", b"Revision-Name", b"Reason-For-It", os.uname().nodename.encode()]
+    words += [b"Service-Name", b"Part-Name", b"Revision-Name", b"Reason-For-It"]
+    host = os.uname().nodename.encode()
+    words += [host] if len(host) > 7 else []  # a short one is in random bytes, too
     objects = stored(lab)
     assert {path.parent.name for path in objects} == {"config", "generations", "packs", "pins", "sessions"}
     for path, data in objects.items():

@@ -39,8 +39,12 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     """One part of a service, as castore.toml describes it. Fields are its keys.
 
     A roll-back calls `begin`, `stage`, `switch`, and then `finish`, or, if anything fails, `undo`. What
-    `begin` returns is durable before `stage` is called. `switch`, `undo` and `finish` may be called again
-    after a crash, in another process, however far an earlier call got; they then do what is left.
+    `begin` returns is durable before `stage` is called. `switch` is called once, and raises if what was
+    staged is not there any more. `undo` and `finish` may be called again after a crash, in another process,
+    however far an earlier call got; they then do what is left.
+
+    What a memo holds under `path` or `live`, `new` and `old` is, where it is an absolute path, what a tree
+    around it leaves alone.
     """
 
     timeout: float | None = None
@@ -50,6 +54,8 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     """Fields that are paths."""
     programs: ClassVar[tuple[str, ...]] = ()
     """Fields that are argument lists."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Endings of files that lie beside the paths of a memo, and belong to them."""
 
     def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
         """Return the parts that the part `name` stands for, now, each with its engine's name; {}: itself."""
@@ -102,6 +108,15 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     @abstractmethod
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Let the staged state take the place of the live one, which is kept. Raises CastoreError."""
+
+    def remove(self, memo: Memo) -> None:
+        """Let there be nothing in the place of the live state, which is kept; called instead of `switch`.
+
+        For engines whose `there` may say no: a state that was not there may be gone back to. Raises
+        CastoreError.
+        """
+        what = memo.get("live", "what is there now")
+        raise CastoreError(f"{what} was not there before, and is to be removed by hand")
 
     @abstractmethod
     def undo(self, memo: Memo, contents: Contents) -> None:

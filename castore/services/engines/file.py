@@ -24,8 +24,6 @@ class File(Engine, frozen=True):
     path: str
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
-    beside: ClassVar[tuple[str, ...]] = ()
-    """Endings of files that belong to it, and are moved aside with it."""
 
     def there(self) -> bool:
         """Whether there is such a file."""
@@ -50,6 +48,15 @@ class File(Engine, frozen=True):
             yield lambda view: os.readv(descriptor, [view])
         finally:
             os.close(descriptor)
+
+    def ready(self) -> None:
+        """See whether there is a folder to write it in."""
+        folder, name = os.path.split(os.path.realpath(self.path))
+        if not os.path.isdir(folder):
+            raise CastoreError(
+                f"there is no folder {folder} to restore {name} into: make it, with the owner and mode "
+                "that it had"
+            )
 
     def begin(self) -> Memo:
         """Return the names of the files that are made."""
@@ -84,17 +91,29 @@ class File(Engine, frozen=True):
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Move the live file aside, and the new one into its place."""
         del contents
-        live, new, old = memo["path"], memo["new"], memo["old"]
+        live, new = memo["path"], memo["new"]
+        if not os.path.lexists(new):
+            raise CastoreError(f"what was to take the place of {live} is gone: somebody has removed {new}")
         try:
-            if os.path.lexists(new):
-                # What lies beside the live one belongs to it, and goes first: so whoever undoes this can
-                # tell from where the file itself is what is whose.
-                for ending in (*self.beside, ""):
-                    _rename(live + ending, old + ending)
-                os.rename(new, live)
+            self._move_aside(memo)
+            os.rename(new, live)
             sync_directory(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(f"cannot exchange {live}: {error.strerror}") from error
+
+    def remove(self, memo: Memo) -> None:
+        """Move the live file aside."""
+        try:
+            self._move_aside(memo)
+            sync_directory(os.path.dirname(memo["path"]))
+        except OSError as error:
+            raise CastoreError(f"cannot move {memo['path']} aside: {error.strerror}") from error
+
+    def _move_aside(self, memo: Memo) -> None:
+        # What lies beside the live one belongs to it, and goes first: so whoever undoes this can
+        # tell from where the file itself is what is whose.
+        for ending in (*self.beside, ""):
+            _rename(memo["path"] + ending, memo["old"] + ending)
 
     def undo(self, memo: Memo, contents: Contents) -> None:
         """Move the live file back."""

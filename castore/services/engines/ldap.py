@@ -120,11 +120,12 @@ class LDAP(Engine, frozen=True):
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Exchange the directories."""
         del contents
+        if not os.path.isdir(memo["new"]):
+            raise CastoreError(f"what was to take the place of {memo['live']} is gone: {memo['new']}")
         try:
-            if os.path.isdir(memo["new"]):
-                if os.path.isdir(memo["live"]):
-                    os.rename(memo["live"], memo["old"])
-                os.rename(memo["new"], memo["live"])
+            if os.path.isdir(memo["live"]):
+                os.rename(memo["live"], memo["old"])
+            os.rename(memo["new"], memo["live"])
             sync_directory(os.path.dirname(memo["live"]))
         except OSError as error:
             raise CastoreError(f"cannot exchange {memo['live']}: {error.strerror}") from error

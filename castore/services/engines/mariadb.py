@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
@@ -91,9 +92,12 @@ class MariaDB(Engine, frozen=True):
         raise ProgramError(f"there is no program {self.names[which][0]!r}, which this engine needs")
 
     @contextlib.contextmanager
-    def _argv(self, which: int) -> Iterator[list[str]]:
-        """Give the beginning of an argument list; the password is in a file of our own memory."""
-        argv = [self._program(which)]
+    def _argv(self, which: int) -> Iterator[tuple[list[str], list[int]]]:
+        """Give the beginning of an argument list, and the descriptors that the program needs.
+
+        The password is in a file of our own memory.
+        """
+        argv, kept = [self._program(which)], []
         with contextlib.ExitStack() as stack:
             if self.password is not None:
                 fd = os.memfd_create("castore", 0)
@@ -101,7 +105,8 @@ class MariaDB(Engine, frozen=True):
                 os.fchmod(fd, 0o600)
                 secret = self.password.get().replace("\\", "\\\\").replace('"', '\\"')
                 os.write(fd, f'[client]\npassword="{secret}"\n'.encode())
-                argv.append(f"--defaults-extra-file=/proc/{os.getpid()}/fd/{fd}")
+                argv.append(f"--defaults-extra-file=/proc/self/fd/{fd}")
+                kept.append(fd)
             for option, value in (
                 *(("host", self.host), ("port", self.port), ("socket", self.socket), ("user", self.user)),
                 ("default-character-set", "utf8mb4"),
@@ -111,19 +116,21 @@ class MariaDB(Engine, frozen=True):
             if which == 1:
                 # Somebody's idle transaction would else hold it up for a day.
                 argv.append(f"--init-command=SET SESSION lock_wait_timeout = {_LOCK_SECONDS}")
-            yield argv
+            yield argv, kept
 
     def _query(self, sql: str, database: str | None = None) -> list[list[str]]:
         """Run SQL; return the rows that it gives."""
-        with self._argv(1) as argv:
+        with self._argv(1) as (argv, kept):
             options = ["--batch", "--raw", "--skip-column-names", "--silent"]
             options += [f"--database={database}"] if database else []
-            out = output_of([*argv, *options], timeout=self.timeout, given=sql.encode(), limit=_MOST)
+            given, timeout = sql.encode(), self.timeout
+            out = output_of([*argv, *options], timeout=timeout, given=given, limit=_MOST, kept=kept)
         return [line.split("\t") for line in out.decode().split("\n") if line]
 
     def _feed(self, database: str, chunks: Iterable[bytes | memoryview]) -> None:
-        with self._argv(1) as argv:
-            feed([*argv, "--batch", f"--database={database}"], chunks, timeout=self.timeout)
+        with self._argv(1) as (argv, kept):
+            argv += ["--batch", f"--database={database}"]
+            feed(argv, chunks, timeout=self.timeout, kept=kept)
 
     def check(self) -> None:
         """Connect to the database."""
@@ -147,13 +154,13 @@ class MariaDB(Engine, frozen=True):
     @contextlib.contextmanager
     def dump(self) -> Iterator[Readinto]:
         """Give a function that reads what the dump program writes: one moment of the database."""
-        with self._argv(0) as argv:
+        with self._argv(0) as (argv, kept):
             options = [
                 *("--single-transaction", "--skip-dump-date", "--hex-blob", "--no-tablespaces"),
                 *("--routines", "--triggers", "--events", *self._history(argv[0]), *self.options),
                 *("--", self.database),
             ]
-            with run_dump([*argv, *options], timeout=self.timeout) as readinto:
+            with run_dump([*argv, *options], timeout=self.timeout, kept=kept) as readinto:
                 yield trailing(readinto, _WHOLE, argv[0])
 
     def ready(self) -> None:
@@ -335,13 +342,14 @@ class MariaDB(Engine, frozen=True):
         if self._kept(memo, which) is not None:
             return
         database = memo[which]
-        with self._argv(0) as argv:
+        with self._argv(0) as (argv, kept):
+            given = partial(output_of, timeout=self.timeout, limit=_MOST, kept=kept)
             options = ["--skip-dump-date", "--skip-lock-tables", "--no-data"]
             hanging = ["--no-create-info", "--routines", "--triggers", "--events", "--", database]
-            text = output_of([*argv, *options, *hanging], timeout=self.timeout, limit=_MOST)
+            text = given([*argv, *options, *hanging])
             if views := [row[0] for row in self._query(_KINDS["view"].format(_text(database)))]:
                 named = ["--skip-triggers", "--", database, *views]
-                text += output_of([*argv, *options, *named], timeout=self.timeout, limit=_MOST)
+                text += given([*argv, *options, *named])
         if which == "live":
             self._write_down(memo, "grants", "\n".join(self._grants(database)).encode())
         self._write_down(memo, which, text)

@@ -11,12 +11,14 @@ from urllib.parse import quote
 
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.file import File
+from castore.services.scratch import scratch, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from castore.services.engines.contract import Contents, Memo, Readinto
 
+_SCRATCH: Final = ".castore-dump-"
 _WAIT_SECONDS: Final = 60.0
 _SWITCH_SECONDS: Final = 5.0
 
@@ -54,8 +56,8 @@ class SQLite(File, frozen=True):
         folder = os.path.dirname(self.path)
         # Beside the database where that can be: it is as large, and /tmp may be small or in memory.
         where = folder if os.access(folder, os.W_OK) else None
-        with tempfile.TemporaryDirectory(prefix=".castore-dump-", dir=where) as scratch:
-            copy = os.path.join(scratch, "copy")
+        with scratch(_SCRATCH, where or tempfile.gettempdir()) as place:
+            copy = os.path.join(place, "copy")
             with self._opened() as live, contextlib.closing(sqlite3.connect(copy)) as target:
                 # A read that has begun is not held up by writers, and waits no longer than it may to begin;
                 # all pages in one step, else a writer makes it begin again, and again.
@@ -82,13 +84,18 @@ class SQLite(File, frozen=True):
 
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Exchange the files, if nobody has the live one open; its log is written back first."""
-        if os.path.lexists(memo["new"]):
-            self._close(memo["path"])
+        self._close(memo["path"])
         super().switch(memo, contents)
+
+    def remove(self, memo: Memo) -> None:
+        """Move the file aside, if nobody has it open."""
+        self._close(memo["path"])
+        super().remove(memo)
 
     def undo(self, memo: Memo, contents: Contents) -> None:
         """Exchange them back."""
         super().undo(memo, contents)
+        sweep(_SCRATCH, os.path.dirname(memo["path"]))
         if os.path.isfile(memo["path"]):
             with contextlib.suppress(sqlite3.Error):
                 self._set_mode(memo["path"], memo["mode"])

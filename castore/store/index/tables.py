@@ -56,6 +56,20 @@ class Tables:
             found: bytes | None = txn.get(b"epoch", db=self._tables["meta"])
         return self._write(self._begin_epoch) if found is None else found
 
+    def era(self) -> int:
+        """Return which replacement of the writer key this index knows of: 0 for none."""
+        with self._transaction() as txn:
+            return int.from_bytes(txn.get(b"era", b"", db=self._tables["meta"]), "little")
+
+    def enter_era(self, number: int, *, new_ids: bool) -> None:
+        """Note that the writer key was replaced; with new ids, what was seen of trees is of no use."""
+        self._write(self._enter_era, number.to_bytes(8, "little"), new_ids)
+
+    def _enter_era(self, txn: Any, number: bytes, new_ids: bool) -> None:
+        txn.put(b"era", number, db=self._tables["meta"])
+        if new_ids:
+            self._begin_epoch(txn)
+
     def rebuild(
         self,
         footers: Iterable[tuple[PackId, Footer | Exception]],

@@ -1,0 +1,97 @@
+"""Work that an interrupt does not end at once: what it would leave is half of each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OVER: Final = b"\0"
+"""Is no signal's number."""
+
+
+def _is_shielded() -> bool:
+    return isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), Shield)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Let a program that is started in the block ignore Ctrl-C, if castore itself does for now."""
+    if not _is_shielded() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # A mask would be inherited, too, but shells clear it; what is ignored at their start stays so.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+class Shield:
+    """Through the block, the first interrupt is only told of; the next one raises KeyboardInterrupt.
+
+    Programs that are run in it do not see Ctrl-C, which a terminal sends to all of its processes. In another
+    thread than the first one, where no interrupt arrives, and within another such block, it does nothing.
+    """
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        self._count = 0
+        self._own = 0
+        """How many signals this has sent itself."""
+        self._active = False
+
+    def __enter__(self) -> Self:
+        if _is_shielded() or threading.current_thread() is not threading.main_thread():
+            return self
+        self._active = True
+        self._main = threading.get_ident()
+        # Whoever started castore may want some of them ignored, as nohup does.
+        wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        # A handler of Python runs in the main thread, and only when that is back from what it waits for; so
+        # another thread is told through a pipe, and has the main thread wake up if need be.
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, self._handle) for number in wanted}
+        self._thread = threading.Thread(target=self._watch, name="castore-interrupts", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._active:
+            return
+        self._active = False
+        os.write(self._write, _OVER)
+        self._thread.join()
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        os.close(self._read)
+        os.close(self._write)
+
+    def _watch(self) -> None:
+        """Count interrupts, and from the second one on have the main thread raise."""
+        while (got := os.read(self._read, 1)) != _OVER:
+            if got[0] == signal.SIGTERM and self._own:
+                self._own -= 1
+                continue
+            self._count += 1
+            if self._count == 1:
+                self._tell()
+            else:
+                self._own += 1
+                signal.pthread_kill(self._main, signal.SIGTERM)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self._active and self._count > 1:
+            raise KeyboardInterrupt

@@ -1,0 +1,227 @@
+"""What a roll-back would do, as data: where each part belongs, and what is there now."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from castore.content.diff import diff_trees
+from castore.content.directories import open_top
+from castore.content.inplace import Comparison, Step, TreePlan, plan_tree
+from castore.content.streams import StreamReader
+from castore.errors import UsageError
+from castore.model.generation import Details, Origin, decode_details
+from castore.services.overlap import below, configured_path, with_endings
+from castore.services.snapshot import (
+    Absent,
+    EngineSource,
+    Source,
+    TreeSource,
+    engine_of,
+    last_scan,
+    left_out,
+    origin,
+    rules_of,
+    taker_of,
+)
+from castore.services.transaction import refuse_without_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
+
+    from castore.content.attributes import Ownership
+    from castore.model.generation import Generation, Part
+    from castore.store import Store
+
+
+@dataclass(frozen=True)
+class DumpPlan:
+    """How a dump is put back."""
+
+    part: Part
+    source: EngineSource
+    warning: str = ""
+    """What speaks against it."""
+
+    @property
+    def places(self) -> list[str]:
+        """Where it lies, if that is a file, and known."""
+        found = configured_path(self.source.engine)
+        return [] if found is None else [found]
+
+    @property
+    def into(self) -> str:
+        """Where it goes, for people."""
+        settings = origin(self.source)
+        if settings.restore:
+            return " ".join(settings.restore)
+        if settings.path:
+            return os.fsdecode(settings.path)
+        where = settings.settings.get("path") or settings.settings.get("database") or ""
+        return f"{settings.engine} {where}".strip()
+
+
+@dataclass(frozen=True)
+class RemovalPlan:
+    """A part that was not there in the state that is gone back to."""
+
+    name: str
+    path: str
+    """Where it is, or was."""
+    source: EngineSource | None
+    """None: it is a tree."""
+
+    @property
+    def there(self) -> bool:
+        """Whether there is anything to remove."""
+        return os.path.lexists(self.path) if self.source is None else self.source.engine.there()
+
+
+@dataclass(frozen=True)
+class RollbackPlan:
+    """What a roll-back would do."""
+
+    target: Generation
+    trees: dict[str, TreePlan] = field(default_factory=dict)
+    dumps: tuple[DumpPlan, ...] = ()
+    removals: tuple[RemovalPlan, ...] = ()
+
+
+def read_details(store: Store, generation: Generation) -> Details:
+    """Return what a generation tells holders of an identity. Raises IdentityError, DamageError."""
+    with StreamReader(store) as reader:
+        return decode_details(reader.read_all(generation.details.ref))
+
+
+def plan_rollback(
+    store: Store,
+    target: Generation,
+    origins: dict[str, Origin],
+    ownership: Ownership,
+    *,
+    leave_out: Sequence[str] = (),
+) -> RollbackPlan:
+    """Compare the live state with `target` and return what is to be done; nothing is touched.
+
+    origins: where each part belongs now. leave_out: directories that are left alone: castore's own. Raises
+    UsageError for a part that has nowhere to go.
+    """
+    dumps = [
+        _plan_dump(part, origins.get(part.name, Origin())) for part in target.parts if part.kind == "dump"
+    ]
+    removals = _plan_removals(store, target, origins)
+    lies = {dump.part.name: with_endings(dump.places, dump.source.engine.beside) for dump in dumps}
+    lies |= {one.name: [one.path] for one in removals}
+    tops = {
+        part.name: [os.fsdecode(origins.get(part.name, Origin()).path)]
+        for part in target.parts
+        if part.kind == "tree"
+    }
+    lies |= tops
+    trees = {}
+    with StreamReader(store) as reader:
+        for part in target.parts:
+            if part.kind == "tree":
+                found = origins.get(part.name, Origin())
+                others = [path for name, paths in lies.items() if name != part.name for path in paths]
+                above = [path for name, (path,) in tops.items() if name != part.name]
+                if found.path and not any(below(path, [os.fsdecode(found.path)]) for path in above):
+                    refuse_without_folder(os.fsdecode(found.path))
+                given = (store, reader, target, part, found, ownership, None, leave_out)
+                trees[part.name] = plan_live_tree(*given, below(os.fsdecode(found.path), others))
+    return RollbackPlan(target, trees, tuple(dumps), removals)
+
+
+def _plan_removals(
+    store: Store, target: Generation, origins: dict[str, Origin]
+) -> tuple[RemovalPlan, ...]:
+    """Say which parts `target` tells of as not there, wherever it is known where they are now."""
+    found = []
+    for name, kind in read_details(store, target).absent.items():
+        at = origins.get(name, Origin())
+        source = engine_of(at) if kind == "dump" else None
+        path = os.fsdecode(at.path) or (configured_path(source.engine) if source else None) or ""
+        if path and target.part(name) is None:
+            found.append(RemovalPlan(name, path, source))
+    return tuple(found)
+
+
+def _plan_dump(part: Part, found: Origin) -> DumpPlan:
+    source = taker_of(found)
+    if source is None or source.engine.refusal():
+        raise UsageError(
+            f"no program is known that takes the dump {part.name!r} back in: name one with "
+            f"--restore {part.name}='PROGRAM ...', or as 'restore' of the part in castore.toml"
+        )
+    return DumpPlan(part, source, source.engine.warn(found.made_by) if found.made_by else "")
+
+
+def plan_live_tree(
+    store: Store,
+    reader: StreamReader,
+    target: Generation,
+    part: Part,
+    found: Origin,
+    ownership: Ownership,
+    safety: Generation | None,
+    leave_out: Sequence[str],
+    apart: AbstractSet[bytes],
+) -> TreePlan:
+    """Compare a live tree with the stored one.
+
+    With a safety generation of the live state, files count as changed where their content differs from it,
+    whatever their times say. apart: paths in it that are other parts', which see to them.
+    """
+    if not found.path or part.content is None:
+        raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
+    live = os.fsdecode(found.path)
+    if not os.path.lexists(live):
+        # A roll-back makes it; this is for whoever wants to see what that does.
+        return TreePlan(live, (Step("create", (), open_top(reader, part.content)),), {})
+    rules = rules_of(found, left_out(store, leave_out))
+    with last_scan(store, target.service, part.name, live, rules) as scan:
+        comparison = Comparison(_changed(reader, safety, part), rules=rules, apart=apart, scan=scan)
+        return plan_tree(reader, open_top(reader, part.content), live, ownership, comparison)
+
+
+def _changed(reader: StreamReader, safety: Generation | None, part: Part) -> set[bytes]:
+    """Return the paths of a tree whose content is not what the safety generation just saw."""
+    before = safety.part(part.name) if safety is not None else None
+    if before is None or before.content is None or part.content is None:
+        return set()
+    differences = diff_trees(reader, before.content, part.content)
+    return {found.path for found in differences if found.change == "content"}
+
+
+def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dict[str, Source], Absent]:
+    """Return how to take the present state of what a plan changes, and what of it is not there.
+
+    Raises UsageError.
+    """
+    sources: dict[str, Source] = {}
+    absent = Absent()
+    kinds: dict[str, Literal["tree", "dump"]] = {part.name: part.kind for part in plan.target.parts}
+    kinds |= {one.name: "dump" if one.source else "tree" for one in plan.removals}
+    for name, kind in kinds.items():
+        found = origins.get(name, Origin())
+        source: Source | None
+        if kind == "tree":
+            where = os.fsdecode(found.path)
+            source = TreeSource(where, found.exclude, found.one_file_system, found.exclude_caches)
+            there = os.path.lexists(where)
+        else:
+            source = engine_of(found)
+            if source is None:
+                raise UsageError(
+                    f"no program is known that dumps the present state of {name!r}: name it as "
+                    "'dump' of the part in castore.toml, or go without a safety generation: --no-safety"
+                )
+            there = source.engine.there()
+        if there:
+            sources[name] = source
+        else:
+            absent.kinds[name] = kind
+            absent.origins[name] = found
+    return sources, absent

@@ -1,0 +1,130 @@
+"""`eras/N`: what was in a store when its writer key was replaced by that of `config/N`.
+
+What is sealed under a former key stays readable, but only if it was there at that time: whoever took
+the key from a machine can seal whatever he likes with it. So the object lists all packs, which are named
+by their bytes, and all sessions and generations with a hash of theirs; it is sealed under the new key.
+One replacement's list holds what earlier ones listed, so that only the last one's counts.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.errors import (
+    DamageError,
+    FormatError,
+    MissingError,
+    ObjectMissingError,
+    RotatedError,
+)
+from castore.sealing import Past, WriterKey
+from castore.store.header import ERA, HEADER_BYTES, check_header, header
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from castore.storage import Storage
+    from castore.store.config import SealedConfig, StoreConfig
+
+_VERSION: Final = 1
+
+
+class EraRecord(msgspec.Struct, frozen=True):
+    """What such an object holds."""
+
+    version: int
+    packs: bytes
+    """The ids of the packs, 32 bytes each, one behind the other."""
+    objects: dict[str, bytes]
+    """Of each session, generation, pin and condemned object, by its name, BLAKE3 of its bytes."""
+
+
+_encoder = msgspec.msgpack.Encoder(order="sorted")
+_decoder = msgspec.msgpack.Decoder(EraRecord)
+
+
+def era_name(number: int) -> str:
+    """Return the name of the object."""
+    return f"eras/{number}"
+
+
+def era_numbers(storage: Storage) -> list[int]:
+    """Return the numbers of such objects, in ascending order."""
+    return sorted(int(n) for n in storage.list("eras") if re.fullmatch(r"[1-9][0-9]{0,17}", n))
+
+
+def encode_era(number: int, listed: Mapping[str, bytes], writer: WriterKey) -> bytes:
+    """Return the bytes of `eras/number`. listed: the hash of each object, by its name."""
+    packs = b"".join(sorted(one for name, one in listed.items() if name.startswith("packs/")))
+    objects = {name: one for name, one in listed.items() if not name.startswith("packs/")}
+    start = header(ERA)
+    ad = era_name(number).encode() + writer.store_id + start
+    return start + writer.objects.seal(ad, _encoder.encode(EraRecord(_VERSION, packs, objects)))
+
+
+def decode_era(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
+    """Return what the bytes of `eras/number` list. Raises DamageError, FormatError."""
+    name = era_name(number)
+    check_header(name, data, ERA)
+    try:
+        ad = name.encode() + writer.store_id + data[:HEADER_BYTES]
+        record = _decoder.decode(writer.objects.open(ad, data[HEADER_BYTES:]))
+    except (DamageError, msgspec.MsgspecError) as error:
+        raise DamageError(f"{name} is damaged: {error}") from None
+    if record.version != _VERSION:
+        raise FormatError(
+            f"{name} is of format {record.version}, and this castore knows {_VERSION}: update castore"
+        )
+    packs = [record.packs[at : at + 32] for at in range(0, len(record.packs), 32)]
+    return {**{f"packs/{pack.hex()}": pack for pack in packs}, **record.objects}
+
+
+class _Listed:
+    """What an era's object lists, read when it is first needed, and once."""
+
+    def __init__(self, storage: Storage, writer: WriterKey, number: int) -> None:
+        self._storage = storage
+        self._writer = writer
+        self._number = number
+        self._lock = threading.Lock()
+        self._found: dict[str, bytes] | None = None
+
+    def __call__(self) -> dict[str, bytes]:
+        with self._lock:
+            if self._found is None:
+                name = era_name(self._number)
+                try:
+                    data = self._storage.get(name)
+                except ObjectMissingError:
+                    raise MissingError(
+                        f"{name} is gone, which lists what was stored under former writer keys; put it "
+                        "back from a copy of the store (tools/rescue.py does without it)"
+                    ) from None
+                self._found = decode_era(self._number, data, self._writer)
+            return self._found
+
+
+def with_past(writer: WriterKey, config: StoreConfig, storage: Storage) -> WriterKey:
+    """Return a store's writer key, with those that it took the place of."""
+    if not config.former:
+        return writer
+    listed = _Listed(storage, writer, config.era)
+    past = Past(config.former, config.ids or writer.secret, listed)
+    return WriterKey(writer.store_id, writer.secret, past)
+
+
+def open_config(sealed: SealedConfig, writer: WriterKey, storage: Storage) -> StoreConfig:
+    """Return the configuration. Raises DamageError, FormatError, RotatedError, which says what it means."""
+    try:
+        return sealed.open(writer)
+    except DamageError:
+        if not any(number <= sealed.number for number in era_numbers(storage)):
+            raise
+    raise RotatedError(
+        f"the writer key of the store at {storage.location} was replaced, and this machine has a former "
+        f"one: run 'castore key adopt' with an identity (should that fail, {sealed.name} is damaged)"
+    )

@@ -1,0 +1,214 @@
+"""What this machine has seen of a store, so that an older copy is not taken for the present one.
+
+Whoever keeps the store's objects can put yesterday's in their place: every one of them is authentic,
+and so is the whole. Only the memory of a machine tells that something went back. It is one small file,
+in the state folder and not in the cache, written durably and only when it changed: the highest
+`config/N`, and of each service the highest generation with its session, which says whether it is still
+the same one.
+
+A machine that remembers nothing accepts what it finds. What another machine removed on purpose looks
+like an older copy, too; the user says then that it is right (`accept`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.errors import OlderError, StorageError
+from castore.store.locks import waiting_lock
+from castore.store.places import read_private, write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from castore.model.generation import Generation
+
+_WAY_OUT: Final = (
+    "an older copy of the store may have been put in its place, or another machine removed generations; "
+    "if this is as it should be, repeat the command with --accept-older, which makes this machine "
+    "remember the present state"
+)
+
+
+class SeenService(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was seen of a service."""
+
+    last: int = 0
+    """The highest number that a generation ever had: no later one gets it, or a lower one."""
+    number: int = 0
+    """The highest generation that has to be there."""
+    session: str = ""
+    """The session that made it, in hex."""
+    removed: tuple[int, ...] = ()
+    """Those that this machine removed, or is about to, with numbers above it."""
+
+    def with_generation(self, number: int, session: str) -> SeenService:
+        """Return this with a generation that was seen: the highest counts, and it has to stay."""
+        if number <= self.number or number in self.removed:
+            return msgspec.structs.replace(self, last=max(self.last, number))
+        removed = tuple(one for one in self.removed if one > number)
+        return SeenService(max(self.last, number), number, session, removed)
+
+
+class Memory(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the file holds."""
+
+    config: int = 0
+    services: dict[str, SeenService] = {}
+
+
+class Seen:
+    """The memory of a store, in the file `path`; safe to use from several processes at once."""
+
+    def __init__(self, path: str, location: str) -> None:
+        self._path = path
+        self._location = location
+
+    def last(self, service: str) -> int:
+        """Return the highest number that a generation of a service ever had, as far as is known."""
+        return self._of(self._read(), service).last
+
+    def services(self) -> list[str]:
+        """Return the services of which anything was seen."""
+        return sorted(self._read().services)
+
+    def check_config(self, number: int) -> None:
+        """Refuse a store whose configuration went back. Raises OlderError, StorageError."""
+        before = self._read().config
+        if number < before:
+            raise OlderError(
+                f"the store at {self._location} is older than this machine has seen it: its "
+                f"configuration was config/{before} and is config/{number}, so that recipients that were "
+                f"removed may be back; {_WAY_OUT}"
+            )
+
+    def config(self, number: int, *, accept: bool) -> None:
+        """Remember the number of an authentic configuration; with `accept`, also a lower one."""
+
+        def change(memory: Memory) -> Memory:
+            number_now = number if accept else max(number, memory.config)
+            return msgspec.structs.replace(memory, config=number_now)
+
+        self._change(change, strict=accept)
+
+    def compare(
+        self,
+        present: Mapping[str, Generation],
+        session_of: Callable[[str, int], str | None],
+        *,
+        accept: bool,
+    ) -> None:
+        """Refuse a store in which a service went back, and remember the highest generations.
+
+        present: the highest generation of each service. session_of: the session, in hex, of a
+        generation; "" if it is there, but damaged, which is told elsewhere; None if it is not there.
+        Raises OlderError, which names all services that went back, StorageError.
+        """
+        memory = self._read()
+        if not accept:
+            told = [
+                reason
+                for service, seen in sorted(memory.services.items())
+                if (reason := _went_back(service, seen, present.get(service), session_of)) is not None
+            ]
+            if told:
+                raise OlderError(
+                    f"the store at {self._location} is older than this machine has seen it, or another "
+                    f"one: {'; '.join(told)}; {_WAY_OUT}"
+                )
+
+        def change(memory: Memory) -> Memory:
+            services = dict(memory.services)
+            if accept:
+                services = {name: SeenService(last=seen.last) for name, seen in services.items()}
+            for name, found in present.items():
+                seen = services.get(name, SeenService())
+                services[name] = seen.with_generation(found.number, found.session.hex())
+            return msgspec.structs.replace(memory, services=services)
+
+        self._change(change, strict=accept)
+
+    def committed(self, generation: Generation) -> None:
+        """Remember a generation that was just committed."""
+
+        def change(memory: Memory) -> Memory:
+            seen = self._of(memory, generation.service)
+            seen = seen.with_generation(generation.number, generation.session.hex())
+            return msgspec.structs.replace(
+                memory, services={**memory.services, generation.service: seen}
+            )
+
+        self._change(change)
+
+    def forget(self, service: str, numbers: Iterable[int], rest: Generation | None) -> None:
+        """Let generations of a service go, which are then removed on purpose.
+
+        rest: the highest one that stays. Their numbers are not given again. It is to be called before
+        they are removed: what is still there in the end harms nothing, what is gone would be missed.
+        """
+        gone = tuple(numbers)
+
+        def change(memory: Memory) -> Memory:
+            seen = self._of(memory, service)
+            last = max([seen.last, *gone])
+            number, session = seen.number, seen.session
+            if number in gone:
+                number, session = (rest.number, rest.session.hex()) if rest is not None else (0, "")
+            removed = tuple(sorted({one for one in (*seen.removed, *gone) if one > number}))
+            changed = SeenService(last, number, session, removed)
+            return msgspec.structs.replace(memory, services={**memory.services, service: changed})
+
+        self._change(change, strict=True)
+
+    @staticmethod
+    def _of(memory: Memory, service: str) -> SeenService:
+        return memory.services.get(service, SeenService())
+
+    def _read(self) -> Memory:
+        text = read_private(self._path)
+        if text is None:
+            return Memory()
+        try:
+            return msgspec.json.decode(text, type=Memory)
+        except (msgspec.MsgspecError, UnicodeError):
+            raise StorageError(
+                f"{self._path} is damaged, which tells what this machine has seen of the store at "
+                f"{self._location}; delete it if that store is the present one"
+            ) from None
+
+    def _change(self, change: Callable[[Memory], Memory], *, strict: bool = False) -> None:
+        """Change the file, if that changes anything; raises StorageError, if `strict`."""
+        memory = self._read()
+        if change(memory) == memory:
+            return
+        try:
+            with waiting_lock(f"{self._path}.lock"):
+                # Another process may have changed it meanwhile, and its highest counts as ours does.
+                memory = self._read()
+                changed = change(memory)
+                if changed != memory:
+                    write_private(self._path, msgspec.json.encode(changed) + b"\n")
+        except StorageError:
+            # A disk that is full, or read only, keeps nobody from restoring; the next command remembers.
+            if strict:
+                raise
+
+
+def _went_back(
+    service: str,
+    seen: SeenService,
+    newest: Generation | None,
+    session_of: Callable[[str, int], str | None],
+) -> str | None:
+    """Return what a message says of a service that is not as it was seen; None if it is."""
+    if not seen.number:
+        return None
+    session = session_of(service, seen.number)
+    if session is None and (newest is None or newest.number < seen.number):
+        now = f"is {service}@{newest.number}" if newest is not None else "there is none"
+        return f"the newest generation was {service}@{seen.number}, and now {now}"
+    if session and session != seen.session:
+        return f"{service}@{seen.number} is not the generation that had this number before"
+    return None

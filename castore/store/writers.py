@@ -1,0 +1,102 @@
+"""The writer key on this machine: where it comes from, and how it is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from castore.errors import DamageError, IdentityError, StorageError, UsageError
+from castore.sealing import WriterKey
+from castore.storage.local import sync_directory
+from castore.store.keyring import wrong_identity
+from castore.store.places import read_private, refusal, write_private
+
+if TYPE_CHECKING:
+    from castore.storage import Storage
+    from castore.store.config import SealedConfig
+    from castore.store.keyring import IdentitySource
+
+
+def next_of(path: str) -> str:
+    """Return the path of the key that is about to take the place of that at `path`."""
+    return f"{path}.next"
+
+
+def keep_writer_key(path: str, writer: WriterKey, storage: Storage) -> None:
+    """Write a writer key's file, durably, over another. Raises StorageError."""
+    note = (
+        f"# The writer key of the castore store {writer.store_id.hex()},\n"
+        f"# at {storage.location!r} when this was written. It adds to the store and lists it; it\n"
+        "# does not open contents. Keep it secret.\n"
+    )
+    write_private(path, (note + writer.text() + "\n").encode())
+
+
+def drop_next(path: str) -> None:
+    """Remove the key that was about to take the place of that at `path`, if there is one."""
+    try:
+        os.unlink(next_of(path))
+        sync_directory(os.path.dirname(path))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise refusal("remove", next_of(path), error) from error
+
+
+def local_writer_key(path: str, sealed: SealedConfig, storage: Storage) -> WriterKey | None:
+    """Return the writer key that this machine keeps; None if it keeps none.
+
+    Where a replacement was cut off once the store had the new key, it is finished here.
+    Raises UsageError, and StorageError where the file cannot be read.
+    """
+    text = read_private(path)
+    if text is None:
+        return None
+    writer = _parse(path, text, sealed.store_id, storage)
+    if not _opens(sealed, writer) and (text := read_private(next_of(path))) is not None:
+        with contextlib.suppress(UsageError):
+            following = _parse(path, text, sealed.store_id, storage)
+            if _opens(sealed, following):
+                with contextlib.suppress(StorageError):  # a full disk: the next command tries again
+                    keep_writer_key(path, following, storage)
+                    drop_next(path)
+                return following
+    return writer
+
+
+def writer_key_through(sealed: SealedConfig, source: IdentitySource, storage: Storage) -> WriterKey:
+    """Return the writer key that a store keeps for holders of an identity."""
+    try:
+        identity = source.get()
+    except IdentityError as error:
+        raise IdentityError(
+            f"this machine has no writer key for the store at {storage.location}; "
+            f"run 'castore key adopt' with an identity ({error})"
+        ) from None
+    writer = sealed.writer_key(identity)
+    if writer is None:
+        raise IdentityError(wrong_identity(storage, identity, None))
+    return writer
+
+
+def _opens(sealed: SealedConfig, writer: WriterKey) -> bool:
+    try:
+        sealed.open(writer)
+    except DamageError:
+        return False
+    return True
+
+
+def _parse(path: str, text: str, store_id: bytes, storage: Storage) -> WriterKey:
+    again = f"with an identity, 'castore key adopt --store {storage.location}' writes it again"
+    try:
+        writer = WriterKey.parse(text)
+    except UsageError:
+        raise UsageError(f"the file {path} holds no writer key; {again}") from None
+    if writer.store_id != store_id:
+        raise UsageError(
+            f"the writer key in {path} is of the store {writer.store_id.hex()}, and the store at "
+            f"{storage.location} is {store_id.hex()}; {again}"
+        )
+    return writer
