@@ -21,22 +21,28 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: castore log drupal --revision r1")
 @click.argument("service", required=False)
 @click.option("--revision", metavar="REV", help="Only of revisions that begin with REV.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most the N newest.")
 @json_option
 @common
-def log(context: Common, service: str | None, revision: str | None, as_json: bool) -> None:
+def log(
+    context: Common, service: str | None, revision: str | None, limit: int | None, as_json: bool
+) -> None:
     """List generations, newest first: of SERVICE, or of all services."""
+    from itertools import islice
+
     from castore.cli.generations import plain, table
     from castore.errors import NotFoundError
     from castore.services.events import drills
 
     with context.open_store() as store:
         store.sync_generations()
-        generations = store.generations(service)
-        if service is not None and not generations:
+        if service is not None and store.newest(service) is None:
             known = ", ".join(store.services()) or "none"
             raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+        found = store.newest_first(service) if service is not None else iter(store.generations())
         if revision is not None:
-            generations = [g for g in generations if g.revision.startswith(revision)]
+            found = (g for g in found if g.revision.startswith(revision))
+        generations = list(islice(found, limit))
         context.warn_damaged(store)
         drilled = drills(store)
     if as_json:

@@ -127,6 +127,9 @@ def _find(store: Store, service: str, selector: str) -> Generation:
     newest generation; a date: the newest at or before it. Safety generations, which roll-backs take,
     are found by number only. Raises NotFoundError, UsageError if several are meant.
     """
+    quick = _found_at_once(store, service, selector)
+    if quick is not None:
+        return quick
     generations = store.generations(service)
     if not generations:
         known = ", ".join(store.services()) or "none"
@@ -146,6 +149,20 @@ def _find(store: Store, service: str, selector: str) -> Generation:
         early = [generation for generation in regular if generation.time <= before]
         return _newest(early, f"no generation of {service!r} is as old as {selector}")
     return _of_prefix(regular, service, selector)
+
+
+def _found_at_once(store: Store, service: str, selector: str) -> Generation | None:
+    """Return what is meant where the index tells without a look at every generation of the service."""
+    if selector == "latest":
+        return next((one for one in store.newest_first(service) if not one.safety), None)
+    if selector.startswith("#") and (number := selector[1:]).isascii() and number.isdecimal():
+        return store.generation(service, int(number))
+    revision = selector.removeprefix("=")
+    if selector.startswith("=") or not (selector.isascii() and selector.isdigit()):
+        numbers = store.index.numbers_by_revision(service, revision)
+        found = (store.generation(service, number) for number in numbers)
+        return next((one for one in found if one is not None and one.revision == revision), None)
+    return None
 
 
 def _newest(generations: list[Generation], otherwise: str) -> Generation:

@@ -1,21 +1,46 @@
-"""The LMDB environment of an index: opened once a process, rebuilt when it is not sound."""
+"""The LMDB environment of an index: opened once a process, grown when it is full, rebuilt when not sound.
+
+LMDB maps its file, and who opens it says how much; what does not fit is refused. So the map is made larger
+when a transaction finds it full, and that transaction is run again. The map must not move below an open
+transaction of this process: all are counted, and who wants to make it larger waits until there is none, while
+new ones wait for that. So a transaction is short, and no thread opens one while it has another.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
+import itertools
+import mmap
 import os
 import shutil
+import stat
+import struct
 import threading
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import lmdb
 
+from castore.errors import StorageError
+from castore.kernel.files import network_of
+from castore.storage.local import sync_directory
 from castore.store.places import make_private_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 _VERSION: Final = b"3"
 """Of the layout of the tables. An index of another one is thrown away."""
-_MAP_BYTES: Final = 64 << 30
+_FIRST_BYTES: Final = 1 << 30
+"""How much is mapped of an index that is smaller than half of it."""
+_LEAST_STEP: Final = 16 << 20
+"""A map that cannot become larger by this much does not; as much address space is left to the process."""
+_READERS: Final = 254
+_COPIED: Final = 1 << 14
+"""Entries of a table that are copied at once."""
+_LOCK_BYTES: Final = 20 << 10
+"""What LMDB's file of locks takes for so many readers, and a little."""
 
 TABLES: Final = (
     "chunks",
@@ -42,34 +67,74 @@ BROKEN: Final = (
     lmdb.VersionMismatchError,
 )
 """What LMDB raises for a file that is none of its own."""
+WRONG: Final = (lmdb.Error, struct.error, IndexError, UnicodeDecodeError)
+"""What looking at the tables raises: LMDB's own, and what values lead to that a disk has changed."""
 
 _CRASHES: Final = "crashes"
 """A file in the index's folder: not empty, a process that had it open was ended by a fault."""
+
+_ELSEWHERE: Final = "or put the cache elsewhere: XDG_CACHE_HOME says where it is"
+
+_Result = TypeVar("_Result")
 
 _environments: dict[tuple[int, str], Environment] = {}
 _opening = threading.Lock()
 
 
+def refusal(path: str, error: Exception) -> StorageError:
+    """Return the error that says what does not work about the index in `path`, and the way out."""
+    hint = ""
+    number = error.errno if isinstance(error, OSError) else None
+    if not isinstance(error, lmdb.Error | OSError | MemoryError) or isinstance(error, BROKEN):
+        hint = "; it is damaged: delete that folder, and it is built again from the store"
+    elif isinstance(error, lmdb.DiskError) or number in {errno.ENOSPC, errno.EDQUOT} or _is_full(path):
+        hint = f"; free some space there, {_ELSEWHERE}"
+    elif isinstance(error, lmdb.ReadonlyError) or number in {errno.EROFS, errno.EACCES, errno.EPERM}:
+        hint = f"; let this user write there, {_ELSEWHERE}"
+    elif isinstance(error, lmdb.MemoryError | MemoryError):
+        hint = "; it needs more address space than this process may have: 'ulimit -v' tells, and raises it"
+    elif isinstance(error, lmdb.ReadersFullError):
+        hint = "; very many are reading from it at this moment: try again when some of them have ended"
+    return StorageError(f"the index in {path} does not work: {error}{hint}")
+
+
+def _is_full(path: str) -> bool:
+    """Whether there is next to no room: LMDB tells a write that was cut short for that as any I/O error."""
+    with contextlib.suppress(OSError):
+        room = os.statvfs(path)
+        return room.f_bavail * room.f_frsize < _LEAST_STEP // 16
+    return False
+
+
 class Environment:
     """An open LMDB environment. A process opens one only once, as lmdb.h demands."""
 
-    def __init__(self, path: str) -> None:
-        self.env: Any = lmdb.open(
-            path,
-            map_size=_MAP_BYTES,
-            mode=0o600,
-            max_dbs=len(TABLES),
-            max_readers=254,
-        )
+    def __init__(self, path: str, *, durable: bool = True) -> None:
+        """Durable: what is written is so by the end of its transaction."""
+        self.path = path
         self.users = 0
         self._crashes = -1
         self.failed: Exception | None = None
         """Why nothing more is written: after an error nobody knows what of the file is on the disk."""
+        self.tables: dict[str, Any] = {}
+        """By their names; asked for within a transaction: a rebuild has others."""
+        # One entry an open transaction; to append and to pop are one step of the interpreter each.
+        self._open: list[None] = []
+        self._enter, self._leave = self._open.append, self._open.pop
+        self._growing = False
+        self._idle = threading.Condition()
+        self._take(path, durable=durable)
+
+    def _take(self, path: str, *, durable: bool) -> None:
+        """Open what is in a folder."""
+        _allocate_locks(path)
+        self.env: Any = _open(path, durable=durable)
+        self._begin = self.env.begin
         try:
             self._watch(path)
             self._check_length(path)
             self.env.reader_check()
-            self.tables = {name: self.env.open_db(name.encode()) for name in TABLES}
+            self.tables.update((name, self.env.open_db(name.encode())) for name in TABLES)
         except BaseException:
             self.close()
             raise
@@ -77,6 +142,9 @@ class Environment:
     def close(self) -> None:
         """Close it; what was open before a fork is only let go of."""
         self.env.close()
+        self._watch_no_more()
+
+    def _watch_no_more(self) -> None:
         if self._crashes >= 0:
             faulthandler.disable()
             os.close(self._crashes)
@@ -100,9 +168,258 @@ class Environment:
         if os.path.getsize(os.path.join(path, "data.mdb")) < pages * self.env.stat()["psize"]:
             raise lmdb.CorruptedError("the file is shorter than it says")
 
+    # Transactions
+
+    def begin(self, table: str | None = None, *, write: bool = False) -> Any:
+        """Return a transaction, for `end`; table: which one it is about, mostly."""
+        self._enter(None)
+        if self._growing:
+            self._stand_back()
+        try:
+            if table is not None:
+                return self._begin(self.tables[table])
+            return self._begin(write=write)
+        except lmdb.MapResizedError:
+            self.end()
+            self._adopt()
+        except lmdb.ReadersFullError:
+            self.end()
+            # Those of processes that were killed are given back.
+            if not self.env.reader_check():
+                raise
+        except BaseException:
+            self.end()
+            raise
+        return self.begin(table, write=write)
+
+    def end(self) -> None:
+        """Say that a transaction has ended."""
+        self._leave()
+        if self._growing:
+            with self._idle:
+                self._idle.notify_all()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Any]:
+        """Give a transaction that reads."""
+        txn = self.begin()
+        try:
+            yield txn
+        finally:
+            txn.abort()
+            self.end()
+
+    def write(self, change: Callable[[Any], _Result]) -> _Result:
+        """Run `change` in a transaction that writes, again if the map was full; return what it does."""
+        if self.failed is not None:
+            raise self.failed
+        while True:
+            txn = self.begin(write=True)
+            size = self._size
+            try:
+                with txn:
+                    return change(txn)
+            except lmdb.MapFullError:
+                pass
+            except lmdb.Error as error:
+                # Its file is not synced again: the kernel may have forgotten what it could not write.
+                if type(error) in {lmdb.Error, lmdb.DiskError}:
+                    self.failed = error
+                raise
+            finally:
+                self.end()
+            self._grow(size)
+
+    def become(self, made: Environment, kept: Iterable[str]) -> None:
+        """Take what was made in another folder instead, which is then durable; kept: tables to take over.
+
+        Processes that have the old one open keep it, without its name: it is brought up to date with the
+        store as ever, and what is only in it is found there again.
+        """
+        olds = [f"{made.path}.{number}" for number in range(2)]
+        with self._alone():
+            self._fit()
+            # Of other processes, none writes to it any more.
+            with self.env.begin(write=True) as txn:
+                for name in kept:
+                    cursor = txn.cursor(self.tables[name])
+                    pairs = iter(cursor)
+                    while batch := list(itertools.islice(pairs, _COPIED)):
+                        made.append(name, [batch])
+                told = dict(txn.cursor(self.tables["meta"]))
+                made.write(lambda to: _put_missing(to, made.tables["meta"], told))
+                made.env.sync(True)
+                made.env.close()
+                os.rename(self.path, olds[0])
+                try:
+                    _rename(made.path, self.path)
+                except FileExistsError:
+                    # Another process has begun an empty one at this very moment.
+                    os.rename(self.path, olds[1])
+                    _rename(made.path, self.path)
+                sync_directory(os.path.dirname(self.path))
+            self.close()
+            self._take(self.path, durable=True)
+        for old in olds:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def append(self, table: str, blocks: Iterable[Iterable[tuple[bytes, bytes]]]) -> None:
+        """Put pairs, sorted, behind all that are in a table; the blocks can be asked for again."""
+
+        def change(txn: Any) -> None:
+            cursor = txn.cursor(self.tables[table])
+            for block in blocks:
+                cursor.putmulti(block, append=True)
+
+        self.write(change)
+
+    # The map
+
+    @property
+    def _size(self) -> int:
+        return int(self.env.info()["map_size"])
+
+    def _stand_back(self) -> None:
+        """Wait, with a transaction that is counted but not begun, while the map is made larger."""
+        while self._growing:
+            self._leave()
+            with self._idle:
+                self._idle.notify_all()
+                while self._growing:
+                    self._idle.wait()
+            self._enter(None)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold back all transactions of this process. The caller has none."""
+        with self._idle:
+            while self._growing:
+                self._idle.wait()
+            self._growing = True
+            try:
+                while self._open:
+                    self._idle.wait()
+                yield
+            finally:
+                self._growing = False
+                self._idle.notify_all()
+
+    def _grow(self, full: int) -> None:
+        """Make the map larger than the size at which it was full."""
+        with self._alone():
+            if self._size <= full:
+                self._map(2 * full)
+
+    def _adopt(self) -> None:
+        """Map what another process has written behind the end of this one's map."""
+        with self._alone():
+            self._fit()
+
+    def _fit(self) -> None:
+        """Map all that is written, at least. There is no transaction."""
+        # Not what another process has mapped: this one may have less address space.
+        written = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+        size = self._size
+        while size < written:
+            size *= 2
+        self._map(size)
+
+    def _map(self, size: int) -> None:
+        """Map `size` bytes, or as much of that as can be had."""
+        before = self._size
+        while not _has_room(size - before):
+            size = before + (size - before) // 2
+            if size - before < _LEAST_STEP:
+                raise lmdb.MemoryError(f"it is full with {before} bytes")
+        try:
+            self.env.set_mapsize(size)
+        except lmdb.Error:
+            # Now it has no map at all: nothing may touch it any more.
+            self.env.close()
+            raise
+
+
+def _put_missing(txn: Any, meta: Any, told: dict[bytes, bytes]) -> None:
+    """Take over what an index remembers, but what is of its numbers of packs, or of what was indexed."""
+    for key, value in told.items():
+        if key not in {b"epoch", b"condemned"}:
+            txn.put(key, value, overwrite=False, db=meta)
+
+
+def _rename(old: str, new: str) -> None:
+    """Give a folder a name. Raises FileExistsError, where rename(2) may also say that it is not empty."""
+    try:
+        os.rename(old, new)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
+        raise
+
+
+def _has_room(size: int) -> bool:
+    """Whether so much more can be mapped, and a little: where set_mapsize fails, the old map is gone."""
+    if size <= 0:
+        return True
+    size += _LEAST_STEP
+    with contextlib.suppress(OSError):
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ).close()
+        return True
+    return False
+
+
+def _allocate_locks(path: str) -> None:
+    """Make room for LMDB's file of locks: it is written through a map, where a full disk is a SIGBUS."""
+    name = os.path.join(path, "lock.mdb")
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size or _LOCK_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
+            raise
+
+
+def _open(path: str, *, durable: bool) -> Any:
+    """Open what is in a folder, with a map that is twice as large, or as large as can be had."""
+    file = os.path.join(path, "data.mdb")
+    length = os.path.getsize(file) if os.path.exists(file) else 0
+    size = _FIRST_BYTES
+    while size < 2 * length:
+        size *= 2
+    while size // 2 >= max(length, _LEAST_STEP) and not _has_room(size):
+        size //= 2
+    return lmdb.open(
+        path, map_size=size, mode=0o600, max_dbs=len(TABLES), max_readers=_READERS, sync=durable
+    )
+
+
+def refuse_place(path: str) -> None:
+    """Refuse a folder that no index can be kept in, or that others may write to. Raises StorageError."""
+    if (network := network_of(path)) is not None:
+        raise StorageError(
+            f"the index cannot be in {path}, which is on a network file system ({network}): LMDB needs a "
+            "local one; set XDG_CACHE_HOME to a folder that is on this machine"
+        )
+    found = os.stat(path)
+    if found.st_uid != os.geteuid():
+        raise StorageError(
+            f"{path} belongs to user {found.st_uid}, and castore runs as user {os.geteuid()}: an index is "
+            "its owner's alone; run castore as that user, or set XDG_CACHE_HOME to a folder of your own"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        raise StorageError(
+            f"{path} can be written to by others, who could have put anything there: remove it, and the "
+            "index is built again from the store"
+        )
+
 
 def acquire(path: str, store_id: bytes) -> Environment:
-    """Open the environment, or share the one that is open; begin anew what is no index of ours."""
+    """Open the environment, or share the one that is open; begin anew what is no index of ours.
+
+    Raises StorageError.
+    """
     with _opening:
         key = (os.getpid(), os.path.realpath(path))
         # What was open before a fork is the parent's; closed here, nothing of it is touched.
@@ -110,15 +427,30 @@ def acquire(path: str, store_id: bytes) -> Environment:
             _environments.pop(other).close()
         found = _environments.get(key)
         if found is None:
-            found = _sound(path, store_id)
-            if found is None:
-                shutil.rmtree(path)
-                make_private_directory(path)
-                found = Environment(path)
-                _claim(found, store_id)
+            found = _opened(path, store_id)
             _environments[key] = found
         found.users += 1
         return found
+
+
+def _opened(path: str, store_id: bytes) -> Environment:
+    try:
+        make_private_directory(path)
+    except StorageError as error:
+        raise StorageError(
+            f"{error}; the index is to be there: let this user write there, {_ELSEWHERE}"
+        ) from None
+    try:
+        refuse_place(path)
+        found = _sound(path, store_id)
+        if found is None:
+            shutil.rmtree(path)
+            make_private_directory(path)
+            found = Environment(path)
+            _claim(found, store_id)
+    except (lmdb.Error, OSError) as error:
+        raise refusal(path, error) from error
+    return found
 
 
 def _sound(path: str, store_id: bytes) -> Environment | None:
@@ -139,16 +471,25 @@ def _sound(path: str, store_id: bytes) -> Environment | None:
     return None
 
 
+def mark_of(store_id: bytes) -> bytes:
+    """Return what tells an index of this layout and store."""
+    return _VERSION + store_id
+
+
 def _claim(environment: Environment, store_id: bytes) -> bool:
     """Mark an empty environment as this store's index; tell whether it is that now."""
-    mark = _VERSION + store_id
+    mark = mark_of(store_id)
     meta = environment.tables["meta"]
-    with environment.env.begin() as txn:
+
+    def claim(txn: Any) -> bool:
+        if (found := txn.get(b"mark", db=meta)) is None:
+            txn.put(b"mark", mark, db=meta)
+        return found in {None, mark}
+
+    with environment.reading() as txn:
         if (found := txn.get(b"mark", db=meta)) is not None:
             return bool(found == mark)
-    with environment.env.begin(write=True) as txn:
-        txn.put(b"mark", mark, db=meta)
-    return True
+    return environment.write(claim)
 
 
 def release(environment: Environment) -> None:

@@ -44,7 +44,8 @@ MAX_PLAIN: Final = 32 << 20
 """No chunk is longer: eight times the largest average."""
 NO_BASE: Final = RecordId(bytes(32))
 
-_RECORDS: Final = HEADER_BYTES + 16
+RECORDS: Final = HEADER_BYTES + 16
+"""Where in a pack the first record begins."""
 _ENTRY: Final = struct.Struct("<32sIIIHBB")
 _SESSIONS: Final = struct.Struct("<H")
 _MAX_SESSIONS: Final = 0xFFFF
@@ -103,7 +104,7 @@ class PackWriter:
         self._start = header(PACK) + os.urandom(16)
         self._sessions: dict[SessionId, int] = {}
         self._bases = 0
-        self._offset = _RECORDS
+        self._offset = RECORDS
         self._hash = blake3()
         self._buffer = bytearray(self._start)
         self._writer: Writer = storage.create()
@@ -199,19 +200,50 @@ class PackWriter:
         self._buffer.clear()
 
 
+class Footer(NamedTuple):
+    """The footer of a pack, opened."""
+
+    plain: bytes
+    entry_count: int
+    """As the trailer says it."""
+    end: int
+    """Where the records must have ended."""
+    size: int
+    """Of the pack."""
+
+    @property
+    def sessions(self) -> list[SessionId]:
+        """The table of sessions, as far as it is there."""
+        behind = _SESSIONS.size + 16 * int.from_bytes(self.plain[:2], "little")
+        return [SessionId(self.plain[at : at + 16]) for at in range(_SESSIONS.size, behind, 16)]
+
+    def entries(self) -> list[PackEntry]:
+        """Return what lies in the pack, in order. Raises DamageError, which does not name the pack."""
+        return _decode_footer(self.plain, self.entry_count, self.end)
+
+
 def read_footer(storage: Storage, name: str, key: WriterKey) -> tuple[list[PackEntry], int]:
     """Return what lies in the pack `name`, in order, and the pack's length.
 
     Raises DamageError and FormatError, naming the pack; ObjectMissingError, StorageError.
     """
+    footer = open_footer(storage, name, key)
+    try:
+        return footer.entries(), footer.size
+    except DamageError as error:
+        raise DamageError(f"{name} is damaged: {error}") from None
+
+
+def open_footer(storage: Storage, name: str, key: WriterKey) -> Footer:
+    """Return the footer of the pack `name`. Raises as `read_footer`."""
     size = storage.size(name)
-    if not _RECORDS + _SESSIONS.size + ObjectSealer.OVERHEAD + _TRAILER_BYTES <= size < 1 << 32:
+    if not RECORDS + _SESSIONS.size + ObjectSealer.OVERHEAD + _TRAILER_BYTES <= size < 1 << 32:
         raise DamageError(f"{name} is damaged: no pack has {size} bytes")
-    start = storage.get(name, 0, _RECORDS)
+    start = storage.get(name, 0, RECORDS)
     check_header(name, start, PACK)
-    tail_at = max(size - _TAIL, _RECORDS)
+    tail_at = max(size - _TAIL, RECORDS)
     tail = storage.get(name, tail_at, size - tail_at)
-    if len(start) != _RECORDS or len(tail) != size - tail_at:
+    if len(start) != RECORDS or len(tail) != size - tail_at:
         raise DamageError(f"{name} is damaged: it is cut")
     try:
         associated = key.store_id + start
@@ -220,14 +252,14 @@ def read_footer(storage: Storage, name: str, key: WriterKey) -> tuple[list[PackE
         trailer, opener = key.open(pack_name(pack), b"trailer" + associated, box, lambda: pack)
         length, count = _TRAILER.unpack(trailer)
         footer_at = size - _TRAILER_BYTES - length
-        if footer_at < _RECORDS:
+        if footer_at < RECORDS:
             raise DamageError("its footer is longer than the pack")  # noqa: TRY301 - it is told like the others
         if footer_at >= tail_at:
             box = tail[footer_at - tail_at : -_TRAILER_BYTES]
         else:
             box = storage.get(name, footer_at, length)
         footer = opener.objects.open(b"footer" + associated, box)
-        return _decode_footer(footer, count, footer_at), size
+        return Footer(footer, count, footer_at, size)
     except DamageError as error:
         raise type(error)(f"{name} is damaged: {error}") from None
 
@@ -241,7 +273,7 @@ def _decode_footer(footer: bytes, count: int, end: int) -> list[PackEntry]:
         raise DamageError("its footer is too short for what it counts")
     sessions = [SessionId(footer[at : at + 16]) for at in range(_SESSIONS.size, begin, 16)]
     entries: list[PackEntry] = []
-    offset = _RECORDS
+    offset = RECORDS
     of: tuple[RecordId, ...]
     for record_id, sealed, plain, counter, session, kind, codec in _ENTRY.iter_unpack(
         footer[begin:base]

@@ -131,7 +131,7 @@ class Store:
         # What is under the present key comes back when it is looked for.
         self.index.remove_packs(self.index.pack_ids().difference(listed.values()))
         short = {name.removeprefix("generations/") for name in listed}
-        self.index.remove_generations(self.index.record_names() - short)
+        self.index.remove_generations(self.index.compare_records(short)[1])
         self.index.enter_era(self.config.era, new_ids=not self.config.ids)
 
     # Opening and closing
@@ -413,11 +413,16 @@ class Store:
 
     def generations(self, service: str | None = None) -> list[Generation]:
         """Return the generations of a service, or of all, newest first."""
-        found = [self._decode(plain) for plain in self.index.generations(service)]
-        if service is None:
-            found.sort(key=lambda generation: (generation.time, generation.number))
-        found.reverse()
+        if service is not None:
+            return list(self.newest_first(service))
+        found = [one for name in reversed(self.services()) for one in self.newest_first(name)]
+        # Of those of one time and number, the last service comes first.
+        found.sort(key=lambda generation: (generation.time, generation.number), reverse=True)
         return found
+
+    def newest_first(self, service: str) -> Iterator[Generation]:
+        """Yield the generations of a service, newest first; each is read when it is asked for."""
+        return map(self._decode, self.index.generations(service))
 
     def generation(self, service: str, number: int) -> Generation | None:
         """Return a generation, or None."""
@@ -456,8 +461,7 @@ class Store:
 
     def newest(self, service: str) -> Generation | None:
         """Return the generation of a service with the highest number, or None."""
-        plain = self.index.newest(service)
-        return None if plain is None else self._decode(plain)
+        return next(self.newest_first(service), None)
 
     def generation_objects(self, service: str, numbers: Iterable[int]) -> list[str]:
         """Return the names that these generations of a service have in the store.
@@ -473,7 +477,7 @@ class Store:
         So this machine does not miss them, and never gives their numbers again. Raises StorageError.
         """
         gone = set(numbers)
-        rest = (one for one in self.generations(service) if one.number not in gone)
+        rest = (one for one in self.newest_first(service) if one.number not in gone)
         self._seen.forget(service, gone, next(rest, None))
 
     def commit(self, generation: Generation) -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 _BATCH: Final = 50_000
 """Records put in one transaction: one sync of the index's file a batch, in bounded memory."""
+_RECORDS: Final = 5_000
+"""Generations put in one transaction."""
+_MANY: Final = 32
+"""So many packs are worth an index that is made anew."""
 
 
 def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, str]:
@@ -30,7 +34,10 @@ def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, s
         for name in storage.list("packs")
         if len(name) == 64 and not name.strip("0123456789abcdef")
     }
-    damaged = {}
+    damaged: dict[str, str] = {}
+    if not indexed and len(listed) >= _MANY:
+        _index_all(storage, index, writer, listed, damaged)
+        return damaged
     batch: list[tuple[PackId, int, list[PackEntry]]] = []
     records = 0
     for pack in sorted(listed - indexed):
@@ -55,13 +62,25 @@ def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, s
     return damaged
 
 
+def _index_all(
+    storage: Storage, index: Index, writer: WriterKey, listed: set[PackId], damaged: dict[str, str]
+) -> None:
+    """Take all packs into an index that has none; say in `damaged` which cannot be."""
+    from castore.store.rebuild import read_footers  # noqa: PLC0415 - of little use to most commands
+
+    def failed(pack: PackId, error: Exception) -> None:
+        if not isinstance(error, ObjectMissingError):
+            damaged[pack_name(pack)] = _reason(pack_name(pack), error)
+
+    index.rebuild(read_footers(storage, writer, sorted(listed)), failed)
+
+
 def sync_generations(storage: Storage, index: Index, writer: WriterKey) -> dict[str, str]:
     """Take new generations in, and those that are gone out; return what is damaged, and why."""
-    indexed = index.record_names()
-    listed = set(storage.list("generations"))
+    fresh, gone = index.compare_records(storage.list("generations"))
     damaged = {}
     found: list[tuple[str, Generation, bytes]] = []
-    for short in sorted(listed - indexed):
+    for short in fresh:
         if not NAME.fullmatch(short):
             continue
         name = f"generations/{short}"
@@ -73,10 +92,15 @@ def sync_generations(storage: Storage, index: Index, writer: WriterKey) -> dict[
             damaged[name] = _reason(name, error)
             continue
         found.append((short, generation, plain))
+        if len(found) >= _RECORDS:
+            index.put_generations(found)
+            found = []
     if found:
         index.put_generations(found)
-    if gone := indexed - listed:
-        index.remove_generations(gone)
+    if gone:
+        # One that another process has committed, and indexed, since they were listed is not gone.
+        there = set(storage.list("generations"))
+        index.remove_generations(name for name in gone if name not in there)
     return damaged
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from blake3 import blake3
 
-from castore.errors import DamageError, ObjectMissingError
+from castore.errors import DamageError, FormatError, ObjectMissingError
 from castore.kernel.marks import Marks
 from castore.model.refs import PackId  # noqa: TC001 - msgspec reads the annotations
 from castore.store.condemned import condemn, read_condemned
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.model.generation import Generation
+    from castore.model.refs import RecordId
     from castore.model.tally import Tally
     from castore.store import Store
     from castore.store.pack import PackEntry
@@ -43,6 +44,8 @@ GRACE_SECONDS: Final = 86400
 """Far longer than a commit takes, from its look at what is condemned to the end of its writing."""
 
 _SMALL: Final = PACK_BYTES // 16
+_FEW: Final = 64
+"""So few packs are forgotten entry by entry."""
 _MANY_SMALL: Final = 16
 """So many small packs, a night's each, are put together."""
 _STEP_BYTES: Final = 1 << 30
@@ -271,10 +274,21 @@ class _Compaction:
         gone = set(packs)
         while needed := {pack for pack in gone if self._is_needed(pack, gone)}:
             gone -= needed
+        ids = self._ids_of(gone)
         store.storage.delete_all(pack_name(pack) for pack in sorted(gone))
-        store.index.remove_packs(gone)
+        store.index.remove_packs(gone, ids)
         done.removed += len(gone)
         done.removed_bytes += sum(packs[pack] for pack in gone)
+
+    def _ids_of(self, packs: set[PackId]) -> dict[PackId, list[RecordId]] | None:
+        """Return what lies in packs that are about to go; None where the whole index is read sooner."""
+        if len(packs) > _FEW:
+            return None
+        found = {}
+        for pack in packs:
+            with contextlib.suppress(ObjectMissingError, DamageError, FormatError):
+                found[pack] = [entry.id for entry in self._store.pack_entries(pack)]
+        return found
 
     def _finish_condemned(self, grace: float, done: Compacted) -> None:
         """Remove what was condemned long enough ago."""

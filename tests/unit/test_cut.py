@@ -133,14 +133,17 @@ def test_an_impossible_rule_is_refused(gear, average):
 
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("optimise", ["-O1", "-O3"])
-@pytest.mark.parametrize("name", ["cut_driver", "kernel_driver", "scan_driver"])
+@pytest.mark.parametrize("name", ["cut_driver", "kernel_driver", "rows_driver", "scan_driver"])
 def test_the_kernel_does_nothing_undefined(tmp_path, name, optimise):
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler")
     kernel = os.path.dirname(castore.kernel.__file__)
     driver = os.path.join(os.path.dirname(cut_twin.__file__), f"{name}.c")
-    sources = [os.path.join(kernel, source) for source in ("cut.c", "delta.c", "entries.c", "marks.c", "scan.c", "sketch.c")]
+    sources = [
+        os.path.join(kernel, source)
+        for source in ("cut.c", "delta.c", "entries.c", "marks.c", "rows.c", "scan.c", "sketch.c")
+    ]
     program = tmp_path / name
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     built = subprocess.run(

@@ -185,3 +185,19 @@ def test_five_gibibytes_take_little_memory_in_and_out(store: Run, home: Path, ge
     assert digest == expected_digest(generator, 5120)
     assert memory_in < MEMORY_LIMIT
     assert memory_out < MEMORY_LIMIT
+
+
+def test_log_shows_the_newest_only_where_that_is_asked_for(store: Run, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    for service, revision in (("s", "a1"), ("s", "b2"), ("t", "a1"), ("s", "a3")):
+        store("snapshot", service, "--dump", f"x={tmp_path / 'f'}", "--revision", revision)
+
+    def shown(*arguments: str) -> list[tuple[str, int]]:
+        found = json.loads(store("log", "--json", *arguments).stdout)
+        return [(one["service"], one["number"]) for one in found]
+
+    assert shown("s", "--limit", "2") == [("s", 3), ("s", 2)]
+    assert shown("--limit", "2") == [("s", 3), ("t", 1)]
+    assert shown("s", "--revision", "a", "--limit", "1") == [("s", 3)]
+    assert shown("s", "--revision", "a") == [("s", 3), ("s", 1)]
+    store("log", "s", "--limit", "0", expect=2)

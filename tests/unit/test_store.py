@@ -27,7 +27,7 @@ from castore.model.generation import Generation, StoredRef
 from castore.model.refs import RecordId, Ref, RefKind
 from castore.sealing import Cipher, Identity
 from castore.storage import LocalStorage
-from castore.store import NewChunk, Places, Store
+from castore.store import NewChunk, Places, Store, sync
 from castore.store import pack as packs
 from castore.store import session as sessions
 
@@ -437,7 +437,7 @@ def test_resealing_adds_and_removes_recipients_and_can_be_repeated(bench, monkey
 
 def test_a_service_is_locked_once(bench):
     with bench.store.lock("web"), bench.open() as other:
-        with pytest.raises(BusyError, match=rf"pid {os.getpid()} since \d"), other.lock("web"):
+        with pytest.raises(BusyError, match=rf"pid {os.getpid()} on \S+ since \d"), other.lock("web"):
             pass
         with other.lock("db"):
             pass
@@ -500,3 +500,30 @@ def test_a_session_of_many_threads_and_packs_keeps_every_node_behind_its_chunks(
             assert store.read_node(node) == [ref]
         assert sorted(store.packs()) == sorted(bench.store.packs())
         assert not store.index.copies(nodes[0][1].id)
+
+
+def test_many_packs_are_indexed_at_once_and_damaged_ones_named(bench, monkeypatch):
+    monkeypatch.setattr(sync, "_MANY", 3)
+    contents = [os.urandom(2000) for _ in range(5)]
+    nodes = [put(bench.store, content)[1] for content in contents]
+    bench.store.commit(generation(bench.store))
+    packs_of = {pack: bench.store.pack_entries(pack) for pack, _ in bench.store.packs()}
+    (broken,) = (pack for pack, found in packs_of.items() if nodes[2] in {entry.id for entry in found})
+    flip(bench.path / "store/packs" / broken.hex(), -1)
+    places = bench.elsewhere()
+    with bench.open(places) as store:
+        store.sync()
+        assert list(store.damaged) == [f"packs/{broken.hex()}"]
+        assert {pack for pack, _ in store.packs()} == packs_of.keys() - {broken}
+        assert [store.index.has_node(node) for node in nodes] == [True, True, False, True, True]
+        assert store.generations() == [generation(store)]
+        # What is added later is taken in as ever, by another store that had this index open too.
+        with bench.open(places) as other:
+            _, node = put(bench.store, b"more")
+            other.sync()
+            assert other.index.has_node(node)
+            assert store.index.has_node(node)
+            other.reindex()
+            assert store.index.has_node(node)
+            assert [g.number for g in store.generations()] == [1]
+    assert os.listdir(os.path.dirname(places.index_of(bench.store.store_id))) == ["index"]

@@ -1,0 +1,229 @@
+"""The rows of an index, made of packs' footers, sorted and merged in bounded memory: see rows.h."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from castore.kernel import _ADDRESS, _SIZE, _U32, _U64, _address, _function, _new_bytes
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterator, Sequence
+
+ROW: Final = 64
+BASE_ROW: Final = 168
+FIRST: Final = 59
+"""Of the first of an id: id and place."""
+COPY: Final = 63
+"""Of another of it: id, number of the pack, place."""
+
+
+class _Rows(ctypes.Structure):
+    """struct rows."""
+
+    _fields_ = (("rows", _ADDRESS), ("count", _U64))
+
+
+class _Footer(ctypes.Structure):
+    """struct rows_footer."""
+
+    _fields_ = (
+        ("text", ctypes.c_char_p),
+        ("len", _U64),
+        ("count", _U64),
+        ("begin", _U64),
+        ("end", _U64),
+        ("pack", _U32),
+        ("session_count", _U32),
+        ("sessions", ctypes.POINTER(_U32)),
+    )
+
+
+class _Run(ctypes.Structure):
+    """struct rows_run."""
+
+    _fields_ = (("at", _ADDRESS), ("end", _ADDRESS))
+
+
+_ROWS: Final = ctypes.POINTER(_Rows)
+_rows_parse: Final = _function(
+    "rows_parse",
+    ctypes.c_int,
+    *(ctypes.POINTER(_Footer), _ADDRESS, _U64, _ROWS, _ROWS, _ROWS, ctypes.POINTER(_U64)),
+)
+_rows_sort: Final = _function("rows_sort", None, _ADDRESS, _SIZE, _SIZE, _ADDRESS, _ADDRESS)
+_rows_merge: Final = _function(
+    "rows_merge", _SIZE, ctypes.POINTER(_Run), ctypes.POINTER(_SIZE), _SIZE, _ADDRESS, _SIZE
+)
+_rows_part: Final = _function(
+    "rows_part", _SIZE, ctypes.c_char_p, _SIZE, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p
+)
+_rows_listed: Final = _function(
+    "rows_listed", _SIZE, ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p, _SIZE, ctypes.c_char_p
+)
+
+_rows_weigh: Final = _function(
+    "rows_weigh", None, ctypes.c_char_p, _SIZE, ctypes.c_char_p, _ADDRESS, _SIZE
+)
+
+
+class _Sorted:
+    """Rows of one kind: those that came last in memory, the others in sorted runs in a file."""
+
+    def __init__(self, stride: int, most: int, folder: str) -> None:
+        self._stride = stride
+        self._folder = folder
+        self._room = 0
+        self._buffer: Any = None
+        self._held: Any = None
+        self.rows = _Rows()
+        self.total = 0
+        """How many rows were spilled, or merged."""
+        self._file: Any = None
+        self._runs: list[tuple[int, int]] = []
+        self._make_room(most)
+
+    def _make_room(self, most: int) -> None:
+        """Take fresh memory; what of it is not touched costs nothing."""
+        self._close()
+        self._room = most
+        self._buffer = mmap.mmap(-1, most * self._stride)
+        self.rows.rows, self._held = _address(self._buffer, 0, len(self._buffer))
+
+    def _close(self) -> None:
+        self._held = None
+        if self._buffer is not None:
+            self._buffer.close()
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` rows behind those that are there. Raises OSError."""
+        if self.rows.count + count > self._room:
+            if self.rows.count:
+                self._spill()
+            if count > self._room:
+                self._make_room(count)
+
+    def _sorted(self) -> Any:
+        """Return memory that holds the rows, sorted."""
+        count = int(self.rows.count)
+        out = mmap.mmap(-1, max(count * self._stride, 1))
+        pairs = mmap.mmap(-1, max(32 * count, 1))
+        to, held = _address(out, 0, len(out))
+        scratch, also = _address(pairs, 0, len(pairs))
+        _rows_sort(self.rows.rows, self._stride, count, to, scratch)
+        del held, also
+        pairs.close()
+        return out
+
+    def _spill(self) -> None:
+        if self._file is None:
+            import tempfile  # noqa: PLC0415 - it takes long to load, and is needed for very many rows only
+
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by `merged`
+        run = self._sorted()
+        start = self._file.seek(0, os.SEEK_END)
+        self._file.write(memoryview(run)[: int(self.rows.count) * self._stride])
+        self._runs.append((start, self._file.seek(0, os.SEEK_END)))
+        run.close()
+        self.total += int(self.rows.count)
+        self.rows.count = 0
+
+    def merged(self, most: int) -> Iterator[bytes]:
+        """Yield all rows, sorted, up to `most` at a time; the buffers are given back."""
+        last = self._sorted() if self.rows.count else None
+        self.total += int(self.rows.count)
+        length = int(self.rows.count) * self._stride
+        self._close()
+        kept = []
+        spans = []
+        if self._file is not None:
+            self._file.flush()
+            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            start, held = _address(mapped, 0, len(mapped))
+            kept.append((mapped, held))
+            spans = [(start + begin, start + end) for begin, end in self._runs]
+        if last is not None:
+            start, held = _address(last, 0, length)
+            kept.append((last, held))
+            spans.append((start, start + length))
+        runs = (_Run * max(len(spans), 1))(*(_Run(begin, end) for begin, end in spans))
+        count = _SIZE(len(spans))
+        while count.value:
+            block: bytes = _new_bytes(None, most * self._stride)
+            done = _rows_merge(runs, ctypes.byref(count), self._stride, block, most)
+            yield block if done == most else block[: done * self._stride]
+        while kept:
+            mapped, held = kept.pop()
+            del held
+            mapped.close()
+        if self._file is not None:
+            self._file.close()
+
+
+class Rows:
+    """Collects what packs hold, and gives it back as an index has it, sorted.
+
+    most: how many rows of a kind are kept in memory; the others lie in files without names in `folder`.
+    """
+
+    def __init__(self, folder: str, most: int = 1 << 19) -> None:
+        self.chunks = _Sorted(ROW, most, folder)
+        self.nodes = _Sorted(ROW, most, folder)
+        self.bases = _Sorted(BASE_ROW, max(most // 4, 1), folder)
+
+    def add(
+        self, plain: bytes, count: int, span: tuple[int, int], pack: int, sessions: Sequence[int]
+    ) -> int | None:
+        """Take in a pack by its opened footer; return the bytes of its records, None if that is no footer.
+
+        count: of its entries. span: where records begin and end. pack: its number. sessions: the numbers
+        of those in the footer's table. Raises OSError.
+        """
+        # No footer has more: what it counts is not believed.
+        count = min(count, len(plain))
+        for one in (self.chunks, self.nodes, self.bases):
+            one.reserve(min(count, len(plain) // 48 + 1))
+        slots = 2 * count + 2
+        seen = ctypes.create_string_buffer(4 * slots) if slots > self._slots else self._seen
+        self._seen, self._slots = seen, max(slots, self._slots)
+        numbers = (_U32 * max(len(sessions), 1))(*sessions)
+        footer = _Footer(plain, len(plain), count, *span, pack, len(sessions), numbers)
+        size = _U64()
+        failed = _rows_parse(
+            footer, seen, slots, self.chunks.rows, self.nodes.rows, self.bases.rows, ctypes.byref(size)
+        )
+        return None if failed else size.value
+
+    _seen: Any = None
+    _slots = 0
+
+
+def part(rows: bytes, before: bytes | None) -> tuple[bytes, bytes]:
+    """Part sorted rows of records: id and place of the first of each id; id, pack and place of the others.
+
+    before: the id of the row before these.
+    """
+    count = len(rows) // ROW
+    firsts: bytes = _new_bytes(None, FIRST * count)
+    copies: bytes = _new_bytes(None, COPY * count)
+    found = _rows_part(rows, count, before, firsts, copies)
+    return firsts[: FIRST * found], copies[: COPY * (count - found)]
+
+
+def are_listed(numbers: bytes, stride: int, listed: bytes) -> tuple[int, bytes]:
+    """Say which numbers, of 4 bytes every `stride` bytes, are in a sorted list of such.
+
+    Returns how many, and a byte for each: 1 where it is.
+    """
+    count = len(numbers) // stride
+    told: bytes = _new_bytes(None, count)
+    found = _rows_listed(numbers, stride, count, listed, len(listed) // 4, told)
+    return found, told
+
+
+def weigh(places: bytes, told: bytes, live: array[int]) -> None:
+    """Add the lengths of the records at places that are told, as `rows_weigh` says, by number of pack."""
+    _rows_weigh(places, len(told), told, live.buffer_info()[0], len(live))

@@ -1,0 +1,148 @@
+"""Generations, found by service, number and revision; and events."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from castore.errors import DamageError, FormatError
+from castore.model.events import decode_event, encode_event
+from castore.model.generation import decode_generation
+from castore.store.index.tables import NUMBER, Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from castore.model.events import Event
+    from castore.model.generation import Generation
+
+_MOST_EVENTS: Final = 10_000
+_FEW: Final = 200
+"""Generations that are read at once."""
+
+
+class Catalog(Tables):
+    """Keeps the generations, and what was done to services."""
+
+    def compare_records(self, listed: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Compare the names T-N of generations in a store with those that are indexed.
+
+        Returns, sorted, which are not indexed, and which are but not listed.
+        """
+        fresh = set(listed)
+        gone = []
+        with self._transaction() as txn:
+            keys = txn.cursor(self._tables["records"]).iternext(keys=True, values=False)
+            for key in keys:
+                name = key.decode()
+                if name in fresh:
+                    fresh.discard(name)
+                else:
+                    gone.append(name)
+        return sorted(fresh), gone
+
+    def put_generations(self, found: Iterable[tuple[str, Generation, bytes]]) -> None:
+        """Take in generations: (T-N, the generation, its plaintext) of each."""
+        self._write(self._put_generations, list(found))
+
+    def _put_generations(self, txn: Any, found: list[tuple[str, Generation, bytes]]) -> None:
+        for name, generation, plain in found:
+            number = NUMBER.pack(generation.number)
+            key = generation.service.encode() + b"\0" + number
+            txn.put(key, plain, db=self._tables["generations"])
+            txn.put(name.encode(), key, db=self._tables["records"])
+            if not generation.safety:
+                revision = _revision_key(generation.service, generation.revision)
+                txn.put(revision + b"\0" + number, b"", db=self._tables["revisions"])
+
+    def remove_generations(self, names: Iterable[str]) -> None:
+        """Forget generations, named T-N, that are gone from the store."""
+        self._write(self._remove_generations, list(names))
+
+    def _remove_generations(self, txn: Any, names: list[str]) -> None:
+        gone = {txn.pop(name.encode(), db=self._tables["records"]) for name in names}
+        for key in gone - {None}:
+            plain = txn.pop(key, db=self._tables["generations"])
+            try:
+                generation = decode_generation(plain)
+            except (DamageError, FormatError, TypeError):
+                # It is not known which it was of.
+                found = txn.cursor(self._tables["revisions"]).iternext(keys=True, values=False)
+                keys = [one for one in found if one.startswith(key[:-4]) and one[-4:] == key[-4:]]
+            else:
+                keys = [_revision_key(generation.service, generation.revision) + b"\0" + key[-4:]]
+            for one in keys:
+                txn.delete(one, db=self._tables["revisions"])
+
+    def services(self) -> list[str]:
+        """Return the services that have generations."""
+        found = []
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["generations"])
+            more = cursor.first()
+            while more:
+                service = cursor.key()[:-5]
+                found.append(service.decode())
+                more = cursor.set_range(service + b"\x01")
+        return found
+
+    def generations(self, service: str) -> Iterator[bytes]:
+        """Yield the plaintexts of a service's records, newest first."""
+        prefix = service.encode() + b"\0"
+        end = service.encode() + b"\x01"
+        while batch := self._generations_below(prefix, end):
+            yield from (plain for _, plain in batch)
+            end = batch[-1][0]
+
+    def _generations_below(self, prefix: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
+        """Return keys and values of the last records in front of a key, downwards, some hundreds."""
+        found: list[tuple[bytes, bytes]] = []
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["generations"])
+            more = cursor.prev() if cursor.set_range(end) else cursor.last()
+            while more and len(found) < _FEW and cursor.key().startswith(prefix):
+                found.append(cursor.item())
+                more = cursor.prev()
+        return found
+
+    def generation(self, service: str, number: int) -> bytes | None:
+        """Return the plaintext of a generation's record, or None."""
+        with self._transaction() as txn:
+            key = service.encode() + b"\0" + NUMBER.pack(number)
+            value: bytes | None = txn.get(key, db=self._tables["generations"])
+            return value
+
+    def numbers_by_revision(self, service: str, prefix: str) -> list[int]:
+        """Return the numbers of generations whose revision begins with `prefix`, newest first."""
+        numbers = []
+        start = _revision_key(service, prefix)
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["revisions"])
+            more = cursor.set_range(start)
+            while more and cursor.key().startswith(start):
+                numbers.append(NUMBER.unpack(cursor.key()[-4:])[0])
+                more = cursor.next()
+        return sorted(numbers, reverse=True)
+
+    def put_event(self, event: Event) -> None:
+        """Keep an event; of very many, the oldest are forgotten."""
+        self._write(self._put_event, event.time.to_bytes(8, "big") + os.urandom(4), encode_event(event))
+
+    def _put_event(self, txn: Any, key: bytes, value: bytes) -> None:
+        table = self._tables["events"]
+        txn.put(key, value, db=table)
+        cursor = txn.cursor(table)
+        for _ in range(txn.stat(table)["entries"] - _MOST_EVENTS):
+            if cursor.first():
+                cursor.delete()
+
+    def events(self, service: str | None = None) -> list[Event]:
+        """Return what was kept, newest first."""
+        with self._transaction() as txn:
+            values = txn.cursor(self._tables["events"]).iterprev(keys=False, values=True)
+            found = [decode_event(value) for value in values]
+        return [one for one in found if one is not None and service in {None, one.service}]
+
+
+def _revision_key(service: str, revision: str) -> bytes:
+    return service.encode() + b"\0" + revision.encode("utf-8", "surrogateescape")

@@ -1,0 +1,323 @@
+"""The index grows by itself, is shared by processes, and says what is wrong with where it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import lmdb
+import pytest
+
+import castore
+from castore.errors import StorageError
+from castore.model.refs import PackId, RecordId, SessionId
+from castore.store import Places, environment
+from castore.store.index import Index
+from castore.store.pack import PackEntry
+from tests.support.stores import Lab
+
+STORE = bytes(16)
+SMALL = 1 << 20
+
+
+def entries(count: int) -> list[PackEntry]:
+    ids = os.urandom(32 * count)
+    session = SessionId(bytes(16))
+    return [PackEntry(RecordId(ids[32 * i : 32 * i + 32]), 0, 1, 9, 10, i, session, 32 + 10 * i) for i in range(count)]
+
+
+def put(index: Index, count: int) -> list[PackEntry]:
+    found = entries(count)
+    index.put_packs([(PackId(os.urandom(32)), 1000, found)])
+    return found
+
+
+def size_of(index: Index) -> int:
+    return index._environment._size
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(environment, "_FIRST_BYTES", SMALL)
+    monkeypatch.setattr(environment, "_LEAST_STEP", 1 << 16)
+
+
+@pytest.fixture
+def index(tmp_path, small):
+    made = Index(str(tmp_path / "index"), STORE)
+    yield made
+    made.close()
+
+
+def test_the_map_grows_with_what_is_put_into_it_and_nothing_is_lost(index, tmp_path):
+    assert size_of(index) == SMALL
+    found = [entry for _ in range(6) for entry in put(index, 5000)]
+    assert size_of(index) > 2 * SMALL
+    assert all(index.known([entry.id for entry in found]))
+    assert index.count("chunks") == 30_000
+    assert index.count("packs") == 6
+    index.close()
+    again = Index(str(tmp_path / "index"), STORE)
+    assert size_of(again) >= 2 * os.path.getsize(tmp_path / "index/data.mdb")
+    assert again.count("chunks") == 30_000
+    again.close()
+
+
+def test_a_change_is_made_once_though_it_is_tried_again(index):
+    found = entries(40_000)
+    packs = ((PackId(bytes([n]) * 32), 1000, found[10_000 * n : 10_000 * n + 10_000]) for n in range(4))
+    index.put_packs(packs)
+    assert index.count("packs") == 4
+    assert index.count("chunks") == 40_000
+    assert index.count("copies") == 0
+
+
+def test_readers_go_on_while_the_map_grows(index):
+    known = put(index, 100)
+    failures = []
+    ended = threading.Event()
+
+    def read():
+        try:
+            while not ended.is_set():
+                assert all(index.has_chunk(entry.id) for entry in known)
+                assert index.locate(0, known[0].id) is not None
+                assert next(index.records())[0] == 0
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    writers = [threading.Thread(target=lambda: [put(index, 2000) for _ in range(4)]) for _ in range(2)]
+    for thread in threads + writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert size_of(index) > SMALL
+    assert index.count("chunks") == 100 + 2 * 4 * 2000
+    assert index._environment._open == []
+
+
+GROW = """
+import sys
+from castore.store import environment
+environment._FIRST_BYTES = 1 << 20
+sys.path.insert(0, sys.argv[3])
+from tests.unit.test_index_place import STORE, put
+from castore.store.index import Index
+index = Index(sys.argv[1], STORE)
+mine = []
+for _ in range(int(sys.argv[2])):
+    mine += put(index, 1500)
+    assert all(index.known([entry.id for entry in mine]))
+print(index._environment._size, len(mine))
+"""
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def python(code: str, *arguments: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, ROOT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_processes_that_grow_it_at_once_see_what_each_other_wrote(index, tmp_path):
+    running = [python(GROW, str(tmp_path / "index"), "12") for _ in range(3)]
+    for one in running:
+        out, error = one.communicate()
+        assert (one.returncode, error) == (0, "")
+        assert out.split()[1] == "18000"
+    # This process has mapped a megabyte all the while.
+    assert size_of(index) == SMALL
+    assert index.count("chunks") == 3 * 18_000
+    assert size_of(index) > SMALL
+    assert all(index.has_chunk(entry.id) for entry in put(index, 10))
+
+
+LIMITED = """
+import resource, sys
+from castore.errors import StorageError
+sys.path.insert(0, sys.argv[2])
+from tests.unit.test_index_place import STORE, put
+from castore.store.index import Index
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+limit = used + (48 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+index = Index(sys.argv[1], STORE)
+size, done = index._environment._size, 0
+try:
+    while True:
+        done += len(put(index, 1000))
+except StorageError as error:
+    print(error)
+assert size <= 48 << 20, size
+assert index.count("chunks") == done > 10000
+"""
+
+
+def test_little_address_space_is_enough_for_a_small_index_and_a_large_one_says_what_it_needs(tmp_path):
+    one = python(LIMITED, str(tmp_path / "index"))
+    out, error = one.communicate()
+    assert (one.returncode, error) == (0, "")
+    assert "index" in out
+    assert "ulimit -v" in out
+
+
+def test_where_the_map_was_lost_all_the_same_nothing_touches_it(index, monkeypatch):
+    class Failing:
+        def __init__(self, env):
+            self.env = env
+
+        def __getattr__(self, name):
+            return getattr(self.env, name)
+
+        def set_mapsize(self, size):
+            raise lmdb.MemoryError("no room")
+
+    monkeypatch.setattr(index._environment, "env", Failing(index._environment.env))
+    with pytest.raises(StorageError, match="ulimit -v"):
+        put(index, 20_000)
+    with pytest.raises(StorageError, match=index.path):
+        index.count("chunks")
+
+
+READ = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from tests.unit.test_index_place import STORE
+from castore.store.index import Index
+index = Index(sys.argv[1], STORE)
+txns = [index._begin() for _ in range(100)]
+print("reading", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_slots_of_killed_readers_are_given_back(index, tmp_path):
+    for _ in range(4):
+        one = python(READ, str(tmp_path / "index"))
+        assert one.stdout.readline() == "reading\n"
+        one.send_signal(signal.SIGKILL)
+        one.communicate()
+    kept = [index._begin() for _ in range(200)]
+    for txn in kept:
+        txn.abort()
+        index._end()
+
+
+def test_too_many_readers_are_told(index):
+    kept = []
+    with pytest.raises(StorageError, match="when some of them have ended"):
+        for _ in range(400):
+            index.count("chunks")
+            kept.append(index._begin())
+    assert len(kept) > 200
+    assert len(index._environment._open) == len(kept)
+    for txn in kept:
+        txn.abort()
+        index._end()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of a few megabytes."""
+    point = tmp_path / "disk"
+    point.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", point], check=False, capture_output=True)
+    if made.returncode:
+        pytest.skip("this user cannot mount")
+    yield point
+    # Lazily: where a test has failed, an index in it may still be open.
+    subprocess.run(["umount", "-l", point], check=True)
+
+
+def test_a_full_disk_is_named_and_what_was_put_before_stays(disk, small):
+    index = Index(str(disk / "index"), STORE)
+    found = []
+    with pytest.raises(StorageError, match=r"index in .* does not work: .*free some space there.*XDG_CACHE_HOME"):
+        for _ in range(100):
+            found += put(index, 2000)
+    assert all(index.known([entry.id for entry in found]))
+    assert index.count("chunks") == len(found) > 0
+    index.close()
+    again = Index(str(disk / "index"), STORE)
+    assert all(again.known([entry.id for entry in found]))
+    again.close()
+
+
+def test_a_disk_that_is_full_from_the_start_is_named(disk, small):
+    with open(disk / "rest", "wb") as file, pytest.raises(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    with pytest.raises(StorageError, match="XDG_CACHE_HOME"):
+        Index(str(disk / "index"), STORE)
+
+
+def test_a_network_file_system_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "network_of", lambda path: "NFS")
+    with pytest.raises(StorageError, match=r"network file system \(NFS\).*XDG_CACHE_HOME"):
+        Index(str(tmp_path / "index"), STORE)
+
+
+def test_another_users_folder_and_one_that_others_write_to_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "index"
+    Index(str(path), STORE).close()
+    path.chmod(0o777)
+    with pytest.raises(StorageError, match="written to by others"):
+        Index(str(path), STORE)
+    path.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(StorageError, match="belongs to user"):
+        Index(str(path), STORE)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(disk):
+    Index(str(disk / "index"), STORE).close()
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for name in ("index", "other"):
+        with pytest.raises(StorageError, match="let this user write there.*XDG_CACHE_HOME"):
+            Index(str(disk / name), STORE)
+
+
+
+
+def test_a_snapshot_that_the_index_has_no_room_for_commits_nothing_and_succeeds_when_there_is(disk, small, tmp_path):
+    lab = Lab(tmp_path)
+    places = Places(lab.places.state, str(disk / "cache"))
+    (tmp_path / "dump").write_bytes(os.urandom(3_000_000))
+    source = {"d": castore.FileSource(str(tmp_path / "dump"))}
+    with castore.open_store(str(lab.store), places) as store:
+        store.references.limit = 0
+        with open(disk / "rest", "wb", buffering=0) as file, pytest.raises(OSError):
+            while True:
+                file.write(bytes(1 << 12))
+        with pytest.raises(StorageError, match=r"index in .*free some space there.*XDG_CACHE_HOME"):
+            castore.snapshot(store, "s", source)
+        assert os.listdir(lab.store / "generations") == [] if (lab.store / "generations").exists() else True
+        (disk / "rest").unlink()
+        assert castore.snapshot(store, "s", source).number == 1
+
+
+def test_where_a_durable_generation_cannot_be_indexed_it_is_committed_all_the_same(tmp_path, monkeypatch):
+    lab = Lab(tmp_path)
+    (tmp_path / "dump").write_bytes(b"content")
+    source = {"d": castore.FileSource(str(tmp_path / "dump"))}
+
+    def full(*_):
+        raise lmdb.DiskError("No space left on device")
+
+    with lab.open() as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(store.index, "_put_generations", full)
+            assert castore.snapshot(store, "s", source).number == 1
+        assert store.generations("s") == []
+        store.sync()
+        assert [one.number for one in store.generations("s")] == [1]
