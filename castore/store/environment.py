@@ -199,6 +199,13 @@ class Environment:
             with self._idle:
                 self._idle.notify_all()
 
+    def try_again(self) -> None:
+        """Write again, after an error, for somebody who has not been told of it.
+
+        What the kernel may have forgotten is of the transaction that failed: others write pages of their own.
+        """
+        self.failed = None
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[Any]:
         """Give a transaction that reads."""

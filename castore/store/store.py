@@ -14,6 +14,7 @@ import msgspec
 
 from castore.errors import (
     BusyError,
+    CastoreError,
     DamageError,
     FormatError,
     MissingError,
@@ -261,6 +262,7 @@ class Store:
 
     def sync(self) -> None:
         """Bring the index up to date with the store; what is damaged is told in `damaged`."""
+        self.index.try_again()
         self.sync_generations()
         with self._syncing:
             # Packs are listed behind what condemns them: what is condemned no more is gone from that list.
@@ -509,6 +511,10 @@ class Store:
             raise RotatedError(
                 f"{generation.service}@{generation.number} is not committed, since meanwhile {error}"
             ) from None
+        except CastoreError:
+            # Whether it counts is not known.
+            self._take_back(name, data)
+            raise
         # It is committed; where the index fails, the next synchronisation takes it in.
         with contextlib.suppress(StorageError):
             self._seen.committed(generation)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import random
 import shutil
@@ -261,24 +260,6 @@ def test_an_object_that_is_a_directory_is_told(root, storage):
     for ask in (storage.get, storage.delete):
         with pytest.raises(StorageError, match=f"{root}/packs/ab"):
             ask("packs/ab")
-
-
-class Unsynced(Files):
-    """A file system whose directories cannot be made durable."""
-
-    def sync_directory(self, path):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-@pytest.mark.parametrize(("name", "stays"), [("generations/a-1", False), ("sessions/a.0", False), ("packs/a", True)])
-def test_what_was_told_to_have_failed_is_not_there(root, storage, name, stays):
-    """But a pack: others may have found it, and count on it."""
-    for folder in ("generations", "sessions", "packs"):
-        storage.put(f"{folder}/first", b"first")
-    with pytest.raises(StorageError, match="make durable"):
-        LocalStorage(root, files=Unsynced()).put(name, b"data")
-    assert os.path.exists(os.path.join(root, name)) == stays
-    assert os.listdir(os.path.join(root, "tmp")) == []
 
 
 class Halving(Files):

@@ -57,6 +57,8 @@ class Master:
         with self.lab.open() as store:
             store.sync()
             forget(store, "web", [store.generation("web", 3)])
+            # A machine that never saw the third gives its number again.
+            os.unlink(os.path.join(self.lab.places.state_of(store.store_id), "seen"))
         self.change(4)
         self.lab.snapshot("web", self.sources())
         self.replaced = self.kept[3]

@@ -42,14 +42,14 @@ from castore.services import config as toml
 from castore.store import pack as packs
 from castore.store.chains import Layer, assemble
 from castore.store.codecs import Codecs
-from castore.store.condemned import _decode as decode_condemned
+from castore.store.condemned import open_condemned
 from castore.store.config import SealedConfig
 from castore.store.generations import generation_name, open_generation
 from castore.store.graph import Walk, is_whole
 from castore.store.header import CONDEMNED, CONFIG, GENERATION, PACK, PIN, SESSION, check_header, header
 from castore.store.index import Index
 from castore.store.pack import CHUNK, NODE, PackEntry, read_footer
-from castore.store.pins import _open as open_pin
+from castore.store.pins import open_pin
 from castore.store.reference import ReferenceCache
 from castore.store.session import Session
 from castore.store.sessions import decode_session, session_name
@@ -211,8 +211,8 @@ def test_condemned_and_pins(plain, packs_):
         for kind, name in ((CONDEMNED, "condemned/" + "0" * 32), (PIN, "pins/0123456789abcdef-0000000001")):
             start = header(kind)
             data = start + WRITER.objects.seal(name.encode() + WRITER.store_id + start, one)
-            tame(lambda name=name, data=data: decode_condemned(name, data, WRITER))
-            tame(lambda name=name, data=data: open_pin(name, OneObject(data), WRITER))
+            tame(lambda name=name, data=data: open_condemned(name, data, WRITER))
+            tame(lambda name=name, data=data: open_pin(name, data, WRITER))
 
 
 # Packs

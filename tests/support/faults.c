@@ -159,6 +159,8 @@ int mkdirat(int fd, const char *name, mode_t mode) { FAIL_IF(strike(CHANGE, "mkd
 int symlink(const char *from, const char *to) { FAIL_IF(strike(CHANGE, "symlink", AT_FDCWD, to)); return (REAL(symlink)(from, to)); }
 int ftruncate(int fd, off_t len) { FAIL_IF(strike(CHANGE, "ftruncate", fd, NULL)); return (REAL(ftruncate)(fd, len)); }
 int ftruncate64(int fd, off64_t len) { FAIL_IF(strike(CHANGE, "ftruncate", fd, NULL)); return (REAL(ftruncate64)(fd, len)); }
+int posix_fallocate(int fd, off_t at, off_t len) { int told = strike(CHANGE, "fallocate", fd, NULL); return (told > 0 ? told : REAL(posix_fallocate)(fd, at, len)); }
+int posix_fallocate64(int fd, off64_t at, off64_t len) { int told = strike(CHANGE, "fallocate", fd, NULL); return (told > 0 ? told : REAL(posix_fallocate64)(fd, at, len)); }
 int msync(void *p, size_t len, int flags) { return (REAL(msync)(p, len, flags)); }
 
 ssize_t read(int fd, void *p, size_t len) { int told = strike(READ, "read", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(read)(fd, p, shorter(told, len))); }

@@ -48,6 +48,10 @@ class Tables:
             self._closed = True
             release(self._environment)
 
+    def try_again(self) -> None:
+        """Write again, after an error ended what was written to it before."""
+        self._environment.try_again()
+
     def epoch(self) -> bytes:
         """Return 16 bytes that are others as soon as anything that was indexed may be gone."""
         with self._transaction() as txn:
