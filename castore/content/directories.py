@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.lists import iter_list
 from castore.content.streams import RangeReader, check_length
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from castore.model.refs import RecordId, Ref
 
 
+_LEAST_ENTRY: Final = 16
+"""Bytes; no entry is told in fewer."""
+
+
 class Child(NamedTuple):
     """An entry of a stored directory, and its content."""
 
@@ -48,7 +52,7 @@ def open_directory(reader: StreamReader, ref: Ref | None) -> list[Child]:
     """
     if ref is None:
         return []
-    refs = [child for _, child in iter_list(reader.store, ref)]
+    refs = _references(reader, ref)
     first = _first(refs, ref)
     owners, entries = decode_entries(reader.read_all(first))
     offset = 0
@@ -91,7 +95,7 @@ def fetch_directory(reader: StreamReader, ref: Ref, room: int) -> Fetched:
     What is in one directory was stored together, so it is read with few requests. Raises as
     `open_directory`; of chunks that are damaged there are none.
     """
-    refs = [child for _, child in iter_list(reader.store, ref)]
+    refs = _references(reader, ref)
     wanted = []
     for one in refs:
         if one.kind is RefKind.CHUNK and one.size <= room:
@@ -117,6 +121,20 @@ def open_fetched(reader: StreamReader, ref: Ref, fetched: Fetched) -> Opened:
     located = [(decode_entry(frame), offset) for frame, offset in split.others]
     others, bundle = _joined(ref, refs[1:], located, owners, bundled=split.size > 0)
     return Opened(others, split, bundle, owners, chunks)
+
+
+def _references(reader: StreamReader, ref: Ref) -> list[Ref]:
+    """Return what a directory refers to. Raises DamageError.
+
+    Few nodes that name each other often can stand for more than any machine has room for: no more is
+    taken than the entries, which are the first, can be about.
+    """
+    refs: list[Ref] = []
+    for _, child in iter_list(reader.store, ref):
+        refs.append(child)
+        if len(refs) > 2 + refs[0].size // _LEAST_ENTRY:
+            raise DamageError(f"the directory {ref.id.hex()} refers to more than its entries name")
+    return refs
 
 
 def _first(refs: list[Ref], ref: Ref) -> Ref:
