@@ -54,6 +54,7 @@ from castore.store.reference import ReferenceCache
 from castore.store.reseal import reseal
 from castore.store.rotation import clean, rotate
 from castore.store.seen import Seen
+from castore.store.sessions import session_numbers
 from castore.store.sync import sync_generations, sync_packs
 from castore.store.writers import (
     drop_next,
@@ -269,7 +270,9 @@ class Store:
             condemned, found = read_condemned(self.storage, self.writer_key)
             self._told(CONDEMNED, found)
             self._told("packs/", sync_packs(self.storage, self.index, self.writer_key))
-            self.index.condemn(pack for one in condemned for pack in one.packs)
+            # Nor is what nobody has the key to counted on: it is stored again where it is still at hand.
+            keyless = self.index.packs_without_key(lambda: session_numbers(self.storage).keys())
+            self.index.condemn({*keyless, *(pack for one in condemned for pack in one.packs)})
 
     def sync_generations(self) -> None:
         """Bring the index's generations up to date with the store.

@@ -92,8 +92,8 @@ def verify(
     bad: dict[bytes, str] = {}
     whole = []
     for pack, size in store.packs():
-        found.packs += 1
         if _verify_length(store, pack, size, found):
+            found.packs += 1
             whole.append((pack, size))
     if packs or read_data:
         depth = DATA if read_data else PACKS
@@ -144,6 +144,9 @@ def _verify_length(store: Store, pack: PackId, size: int, found: Verification) -
     name = pack_name(pack)
     try:
         now = store.storage.size(name)
+    except ObjectMissingError:
+        # Removed by a prune since it was listed; what is lost by that is found by the graph.
+        return False
     except StorageError as error:
         found.damage.append(str(error))
         return False
@@ -234,6 +237,8 @@ def _look(
             piece = store.storage.get(name, offset, _PIECE)
             hasher.update(piece)
             count(len(piece))
+    except ObjectMissingError:
+        return [], {}
     except StorageError as error:
         damage.append(str(error))
     if not damage and hasher.digest() != pack:
@@ -242,6 +247,8 @@ def _look(
         return damage, {}
     try:
         entries = store.pack_entries(pack)
+    except ObjectMissingError:
+        return damage, {}
     except (DamageError, StorageError) as error:
         return [*damage, str(error)], {}
     if depth < DATA:
@@ -249,12 +256,22 @@ def _look(
         reason = f"it is in {name}, which is damaged: --read-data tells whether it is hurt itself"
         return damage, {one.id: f"chunk {one.id.hex()}: {reason}" for one in entries if one.kind == CHUNK}
     lost = {}
-    for entry, failure in store.broken_entries(pack, entries):
+    for entry, failure in list(store.broken_entries(pack, entries)):
+        if not _is_there(store, name):
+            return damage, {}
         lost[bytes(entry.id)] = str(failure)
         # What no generation needs may have lost what it rests on; what one needs is found by its graph.
         if all(store.index.known(list(entry.bases))):
             damage.append(str(failure))
     return damage, lost
+
+
+def _is_there(store: Store, name: str) -> bool:
+    try:
+        store.storage.size(name)
+    except ObjectMissingError:
+        return False
+    return True
 
 
 def _without_copies(store: Store, bad: dict[bytes, str]) -> dict[bytes, str]:

@@ -273,3 +273,24 @@ def test_marks_hold_what_was_added_and_little_else():
     assert not any(os.urandom(32) in marks for _ in range(5000))
     assert marks.memory <= 32 * 5000
     assert Marks(1 << 20).memory <= 12 * (1 << 20)
+
+
+@pytest.mark.parametrize("mode", ["index kept", "index deleted"])
+def test_what_nobody_has_the_key_to_is_stored_again(lab, tree, mode):
+    take(lab, tree)
+    (session,) = (lab.store / "sessions").iterdir()
+    session.rename(lab.folder / "aside")
+    if mode == "index deleted":
+        shutil.rmtree(lab.places.cache)
+    assert any("the key" in line for line in look(lab, identity=False).damage)
+    number = take(lab, tree).number
+    out = lab.folder / "out"
+    assert lab.restore(f"web@{number}", out).report.damaged == []
+    assert (out / "t" / "b" / "large").read_bytes() == (tree / "b" / "large").read_bytes()
+    # Its key back, all is as it was; without it, what it opened goes.
+    (lab.folder / "aside").rename(session)
+    assert look(lab, read_data=True).sound
+    session.unlink()
+    done, after = mend(lab)
+    assert done.rewrite
+    assert after.sound

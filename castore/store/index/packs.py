@@ -14,7 +14,7 @@ from castore.store.index.tables import CONDEMNED, NUMBER, PACK, PLACE, batches
 from castore.store.pack import CHUNK, NODE, PackEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from castore.kernel import Sketch
 
@@ -62,6 +62,35 @@ class Packs(LookUp):
                     )
                     found.setdefault(place.offset, [None] * (value[26] or 1))[place.member] = entry
         return [entry for _, group in sorted(found.items()) if None not in group for entry in group if entry]
+
+    def packs_without_key(self, listed: Callable[[], Collection[SessionId]]) -> set[PackId]:
+        """Return the packs that have records of sessions whose objects are gone: nobody opens those.
+
+        listed: the sessions there are; it is asked behind what this index knows of.
+        """
+        with self._transaction() as txn:
+            known = dict(txn.cursor(self._tables["session_numbers"]))
+        if not (missing := known.keys() - set(listed())):
+            return set()
+        # Places have it little-endian.
+        numbers = {known[session][::-1]: session for session in missing}
+        found: set[bytes] = set()
+        with self._transaction() as txn:
+            for table in ("chunks", "nodes", "copies"):
+                for _, value in txn.cursor(self._tables[table]):
+                    if value[20:24] in numbers:
+                        found.add(value[:4])
+                        missing.discard(numbers[value[20:24]])
+            named = [txn.get(number[::-1], db=self._tables["packs"]) for number in found]
+        if missing:
+            # Of those left nothing is in any pack: they are just forgotten.
+            self._write(self._forget_sessions, [(one, known[one]) for one in missing])
+        return {PackId(one[:32]) for one in named if one is not None}
+
+    def _forget_sessions(self, txn: Any, sessions: list[tuple[bytes, bytes]]) -> None:
+        for session, number in sessions:
+            txn.delete(session, db=self._tables["session_numbers"])
+            txn.delete(number, db=self._tables["sessions"])
 
     def put_packs(
         self,

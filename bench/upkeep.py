@@ -1,0 +1,224 @@
+#!/usr/bin/env python3
+"""What keeping a store costs: durability in a snapshot, verification, compaction.
+
+    python bench/upkeep.py [--size BYTES] [--nights N] [--runs N] [--folder DIR]
+
+Nights of a made-up dump (bench/data.py) and of a tree are stored with and without what makes them
+durable (syncs of files, directories and of the index), in turns; figures are medians of the runs. Then all
+is verified at each depth, a half of what was random is forgotten, all but the last generation is forgotten, and the store is compacted; restic's `check --read-data` and
+`prune` of the same stand beside, where restic is installed. FOLDER should be on a disk, not in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING
+from unittest import mock
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import castore
+from bench.data import write_dump, write_tree
+from castore.sealing import Identity
+from castore.services.pruning import forget
+from castore.storage import LocalStorage
+from castore.storage.files import Files
+from castore.store import Places, Store, environment
+from castore.upkeep.compact import compact
+from castore.upkeep.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+NOISE = 400_000_000
+
+
+class Unsynced(Files):
+    """A file system that is asked to make nothing durable."""
+
+    @staticmethod
+    def fsync(_descriptor: int) -> None:
+        pass
+
+    @staticmethod
+    def sync_directory(_path: str) -> None:
+        pass
+
+
+class Timed(Files):
+    """The file system as it is; how long its syncs take is added up."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.calls = 0
+
+    def _timed(self, sync, what) -> None:
+        began = time.perf_counter()
+        sync(what)
+        self.seconds += time.perf_counter() - began
+        self.calls += 1
+
+    def fsync(self, descriptor: int) -> None:
+        self._timed(Files.fsync, descriptor)
+
+    def sync_directory(self, path: str) -> None:
+        self._timed(Files.sync_directory, path)
+
+
+@contextlib.contextmanager
+def index_unsynced() -> Iterator[None]:
+    """Let LMDB sync nothing."""
+    opened = environment._open  # noqa: SLF001
+    with mock.patch.object(environment, "_open", lambda path, durable: opened(path, durable=False)):
+        yield
+
+
+class Place:
+    """A store in a folder, and the machine that uses it."""
+
+    def __init__(self, folder: str, files: Files) -> None:
+        self.folder, self.files = folder, files
+        self.identity = Identity.generate()
+        storage = LocalStorage(folder + "/store", create=True, files=files)
+        self.places = Places(folder + "/state", folder + "/cache")
+        Store.create(storage, self.places, [(self.identity.recipient, "")]).close()
+
+    def open(self) -> Store:
+        storage = LocalStorage(self.folder + "/store", files=self.files)
+        return Store.open(storage, self.places, lambda: self.identity)
+
+    def take(self, sources, service: str = "s") -> float:
+        began = time.perf_counter()
+        with self.open() as store:
+            castore.snapshot(store, service, sources)
+        return time.perf_counter() - began
+
+    def stored(self) -> int:
+        packs = self.folder + "/store/packs"
+        return sum(os.path.getsize(os.path.join(packs, name)) for name in os.listdir(packs))
+
+
+def durability(folder: str, nights: list[dict], runs: int) -> None:
+    """Compare snapshots with ones that make nothing durable."""
+    times: dict[str, list[list[float]]] = {"durable": [], "not": []}
+    shares: list[list[tuple[float, int]]] = []
+    for run in range(runs):
+        for kind in ("durable", "not"):
+            top = os.path.join(folder, f"{kind}-{run}")
+            os.mkdir(top)
+            files = Timed() if kind == "durable" else Unsynced()
+            with index_unsynced() if kind == "not" else contextlib.nullcontext():
+                place = Place(top, files)
+                taken, told = [], []
+                for sources in nights:
+                    if isinstance(files, Timed):
+                        files.seconds, files.calls = 0.0, 0
+                    taken.append(place.take(sources))
+                    if isinstance(files, Timed):
+                        told.append((files.seconds, files.calls))
+            times[kind].append(taken)
+            if told:
+                shares.append(told)
+            os.sync()
+            shutil.rmtree(top)
+    print(f"{'night':>6} {'durable':>9} {'not':>9} {'ratio':>6}   syncs of the store, and seconds in them")
+    for night in range(len(nights)):
+        durable = statistics.median(one[night] for one in times["durable"])
+        without = statistics.median(one[night] for one in times["not"])
+        inside = statistics.median(one[night][0] for one in shares)
+        calls = shares[0][night][1]
+        ratio = durable / without
+        print(f"{night + 1:>6} {durable:>8.2f}s {without:>8.2f}s {ratio:>6.2f}   {calls}, {inside:.2f}s")
+
+
+def upkeep(folder: str, nights: list[dict]) -> None:
+    """Time verification at each depth, and compaction."""
+    place = Place(folder, Files())
+    for sources in nights:
+        place.take(sources)
+    noise = os.path.join(folder, "noise")
+    for part in (2, 1):
+        with open(noise, "wb") as file:
+            file.write(random.Random(0).randbytes(part * NOISE // 2))
+        place.take({"d": castore.FileSource(noise)}, "noise")
+    size = place.stored()
+    print(f"store: {size / 1e6:.0f} MB in {len(os.listdir(folder + '/store/packs'))} packs")
+    for name, options in (("index", {}), ("packs", {"packs": True}), ("read-data", {"read_data": True})):
+        with place.open() as store:
+            began = time.perf_counter()
+            found = verify(store, castore.Tally(), **options)
+            took = time.perf_counter() - began
+        assert found.sound
+        print(f"verify --{name}: {took:.2f}s, {size / took / 1e6:.0f} MB/s")
+    with place.open() as store:
+        store.sync()
+        forget(store, "s", store.generations("s")[1:])
+        forget(store, "noise", store.generations("noise")[1:])
+        began = time.perf_counter()
+        done = compact(store, castore.Tally())
+        took = time.perf_counter() - began
+        began = time.perf_counter()
+        again = compact(store, castore.Tally())
+        nothing = time.perf_counter() - began
+        assert again.removed == 0
+        store.reindex()
+        assert verify(store, castore.Tally(), read_data=True).sound
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    moved = f"{done.removed_bytes / 1e6:.0f} MB removed, {done.written_bytes / 1e6:.0f} MB written"
+    sizes = f"{size / 1e6:.0f} MB before, {place.stored() / 1e6:.0f} MB behind"
+    print(f"compact: {took:.2f}s, {moved}; {sizes}; with nothing to do {nothing:.2f}s")
+    print(f"peak of this process: {memory:.0f} MiB")
+
+
+def restic(folder: str, paths: list[str]) -> None:
+    """The same with restic."""
+    env = {**os.environ, "RESTIC_PASSWORD": "x", "RESTIC_REPOSITORY": folder + "/restic"}
+
+    def run(*words: str) -> float:
+        began = time.perf_counter()
+        subprocess.run(["restic", "--quiet", *words], env=env, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - began
+
+    run("init")
+    for path in paths:
+        run("backup", path)
+    print(f"restic check --read-data: {run('check', '--read-data'):.2f}s")
+    took = run("forget", "--keep-last", "1", "--group-by", "", "--prune")
+    print(f"restic forget --keep-last 1 --prune: {took:.2f}s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=int, default=500_000_000)
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--nights", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--folder")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="castore-upkeep-", dir=options.folder) as folder:
+        dumps = [os.path.join(folder, f"dump-{night}") for night in range(options.nights)]
+        for night, path in enumerate(dumps):
+            write_dump(path, options.size, night=night)
+        tree = os.path.join(folder, "tree")
+        write_tree(tree, options.files)
+        nights = [{"d": castore.FileSource(path), "t": castore.TreeSource(tree)} for path in dumps]
+        durability(folder, nights, options.runs)
+        place = os.path.join(folder, "upkeep")
+        os.mkdir(place)
+        upkeep(place, nights)
+        if shutil.which("restic"):
+            restic(folder, dumps)
+
+
+if __name__ == "__main__":
+    main()
