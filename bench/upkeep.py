@@ -5,8 +5,9 @@
 
 Nights of a made-up dump (bench/data.py) and of a tree are stored with and without what makes them
 durable (syncs of files, directories and of the index), in turns; figures are medians of the runs. Then all
-is verified at each depth, a half of what was random is forgotten, all but the last generation is forgotten, and the store is compacted; restic's `check --read-data` and
-`prune` of the same stand beside, where restic is installed. FOLDER should be on a disk, not in memory.
+is verified at each depth, a half of what was random is forgotten, all but the last night too, and the store
+is compacted. restic's `check --read-data` and `prune` of the same dumps stand beside, where it is installed.
+FOLDER should be on a disk, not in memory.
 """
 
 from __future__ import annotations
