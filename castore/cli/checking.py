@@ -92,14 +92,17 @@ def verify(
             f"{found.chunks} references to chunks{looked}{resumed}"
         )
     if not found.sound:
-        raise DamageError(f"{_summary(found)}; 'castore repair' drops what cannot be read")
+        raise DamageError(_summary(found))
 
 
 def _summary(found: Verification) -> str:
-    return (
+    told = (
         f"{len(found.damage)} objects or chunks are damaged, "
-        f"{len(found.affected)} parts of generations do not restore whole"
+        f"{len(found.affected)} parts of generations do not restore whole; "
     )
+    if found.damage:
+        return told + "'castore repair' drops what cannot be read"
+    return told + "what the next snapshots still find heals them, 'castore forget' lets go of them"
 
 
 def _print_findings(found: Verification) -> None:
@@ -141,9 +144,7 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
                     print(f"to be written anew: packs/{pack.hex()}")
             if dry_run or not (planned.drop or planned.rewrite):
                 return False
-            if not yes:
-                click.confirm("Drop what cannot be read, for good?", abort=True, err=True)
-        return True
+            return yes or click.confirm("Drop what cannot be read, for good?", err=True)
 
     with context.open_store() as store:
         tally = Tally()

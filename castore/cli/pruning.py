@@ -105,8 +105,9 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool) 
             for generation in found or [find(store, service, selector or "latest")]:
                 chosen.setdefault(service, {})[generation.number] = generation
         told = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
-        if not yes:
-            click.confirm(f"Remove {told} for good?", abort=True, err=True)
+        if not (yes or click.confirm(f"Remove {told} for good?", err=True)):
+            print("nothing was removed")
+            return
         for service, generations in chosen.items():
             with store.lock(service):
                 refuse_interrupted(store, service)

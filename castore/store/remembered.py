@@ -1,0 +1,89 @@
+"""What this machine keeps of the services of a store, outside of it: locks, the live revision, journals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from castore.errors import StorageError
+from castore.storage.local import sync_directory
+from castore.store.locks import named_lock
+from castore.store.places import read_private, write_private
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from castore.sealing import WriterKey
+    from castore.store.places import Places
+
+
+class Remembered:
+    """The part of a store that lies in this machine's state, a file for each thing and service."""
+
+    places: Places
+    store_id: bytes
+    writer_key: WriterKey
+
+    @property
+    def location(self) -> str:
+        """How a person names the place that holds the store."""
+        raise NotImplementedError
+
+    def lock(self, service: str) -> AbstractContextManager[None]:
+        """Hold the lock of a service on this machine. Raises BusyError."""
+        return named_lock(self._state_file("locks", service), repr(service))
+
+    def upkeep_lock(self) -> AbstractContextManager[None]:
+        """Hold the lock of what removes from the store, on this machine. Raises BusyError."""
+        path = os.path.join(self.places.state_of(self.store_id), "locks", "upkeep")
+        return named_lock(path, f"the upkeep of {self.location}")
+
+    def guard_lock(self, service: str) -> AbstractContextManager[None]:
+        """Hold what one deployment of a service has at a time; snapshots go on. Raises BusyError."""
+        path = self._state_file("guards", service)
+        return named_lock(path, repr(service), "guarding a deployment of")
+
+    def live_revision(self, service: str) -> str | None:
+        """Return the revision that the service's state on this machine was last put to."""
+        text = read_private(self._state_file("live", service))
+        return None if text is None else text.removesuffix("\n")
+
+    def set_live_revision(self, service: str, revision: str) -> None:
+        """Remember the revision that the service's state on this machine belongs to."""
+        path = self._state_file("live", service)
+        write_private(path, revision.encode() + b"\n")
+
+    def remember_rollback(self, service: str, journal: bytes) -> None:
+        """Keep, durably, how far a roll-back of a service has got. Raises StorageError."""
+        write_private(self._state_file("rollbacks", service), journal)
+
+    def begun_rollback(self, service: str) -> bytes | None:
+        """Return what was kept of a roll-back that has not ended."""
+        try:
+            with open(self._state_file("rollbacks", service), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"cannot read the journal of a roll-back: {error}") from error
+
+    def forget_rollback(self, service: str) -> None:
+        """A roll-back has ended."""
+        path = self._state_file("rollbacks", service)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+            sync_directory(os.path.dirname(path))
+
+    def undo_number(self, service: str) -> int | None:
+        """Return the generation that the last roll-back of a service kept; None if it kept none."""
+        text = read_private(self._state_file("undo", service)) or ""
+        return int(text) if text.strip().isdecimal() else None
+
+    def set_undo(self, service: str, number: int | None) -> None:
+        """Remember the generation that a roll-back kept."""
+        write_private(self._state_file("undo", service), f"{number or ''}\n".encode())
+
+    def _state_file(self, folder: str, service: str) -> str:
+        state = self.places.state_of(self.store_id)
+        return os.path.join(state, folder, self.writer_key.oldest.tag(service).hex())
