@@ -33,23 +33,29 @@ def scratch_folder(
     """
     where = where or tempfile.gettempdir()
     sweep(prefix, where, say)
-    made = tempfile.mkdtemp(prefix=f"{prefix}new-", dir=where)
-    folder = os.path.join(where, prefix + made[-8:])
-    descriptor = None
+    folder, lock = _make(prefix, where)
     try:
-        descriptor = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # Some file systems have no locks: there nothing is ever swept either.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.chmod(made, mode)
-        # It gets the name that is swept now that it is locked.
-        os.rename(made, folder)
+        os.chmod(folder, mode)
         yield folder
     finally:
-        for path in (made, folder):
-            shutil.rmtree(path, ignore_errors=True)
-        if descriptor is not None:
-            os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _make(prefix: str, where: str) -> tuple[str, int]:
+    """Make a directory and lock it; return it, and what holds the lock."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=prefix, dir=where)
+        # Between the two somebody may have taken it for left.
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            # Some file systems have no locks: there nothing is ever swept either.
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(folder), os.fstat(lock)):
+                    return folder, lock
+            os.close(lock)
 
 
 def sweep(prefix: str, where: str, say: Callable[[str], None] = _silent) -> None:

@@ -93,8 +93,13 @@ class Seen:
 
         self._change(change, strict=accept)
 
+    def memory(self) -> Memory:
+        """Return what is remembered now."""
+        return self._read()
+
     def compare(
         self,
+        memory: Memory,
         present: Mapping[str, Generation],
         session_of: Callable[[str, int], str | None],
         *,
@@ -102,11 +107,11 @@ class Seen:
     ) -> None:
         """Refuse a store in which a service went back, and remember the highest generations.
 
-        present: the highest generation of each service. session_of: the session, in hex, of a
-        generation; "" if it is there, but damaged, which is told elsewhere; None if it is not there.
-        Raises OlderError, which names all services that went back, StorageError.
+        memory: what was remembered before the store was looked at. present: the highest generation
+        of each service. session_of: the session, in hex, of a generation; "" if it is there, but
+        damaged, which is told elsewhere; None if it is not there. Raises OlderError, which names all
+        services that went back, StorageError.
         """
-        memory = self._read()
         if not accept:
             told = [
                 reason

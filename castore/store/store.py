@@ -20,6 +20,7 @@ from castore.errors import (
     MissingError,
     ObjectExistsError,
     ObjectMissingError,
+    OlderError,
     RotatedError,
     StorageError,
     UsageError,
@@ -278,11 +279,19 @@ class Store(Remembered):
         Raises OlderError if what this machine has seen there is gone, or another one.
         """
         with self._syncing:
-            found = sync_generations(self.storage, self.index, self.writer_key)
-            self._told("generations/", found)
-            newest = (self.newest(service) for service in self.services())
-            present = {one.service: one for one in newest if one is not None}
-            self._seen.compare(present, self._session_of, accept=self._accept_older)
+            while True:
+                memory = self._seen.memory()
+                found = sync_generations(self.storage, self.index, self.writer_key)
+                self._told("generations/", found)
+                newest = (self.newest(service) for service in self.services())
+                present = {one.service: one for one in newest if one is not None}
+                try:
+                    self._seen.compare(memory, present, self._session_of, accept=self._accept_older)
+                    break
+                except OlderError:
+                    # Another process may have removed some on purpose while they were listed.
+                    if self._seen.memory() == memory:
+                        raise
             self._accept_older = False
 
     def _session_of(self, service: str, number: int) -> str | None:
