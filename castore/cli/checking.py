@@ -139,7 +139,8 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
             if not as_json:
                 _print_findings(found)
                 for name in planned.drop:
-                    print(f"to be dropped: {name}")
+                    more = " (a machine whose index knows what is in it saves more)"
+                    print(f"to be dropped: {name}{more if name.startswith('packs/') else ''}")
                 for pack in planned.rewrite:
                     print(f"to be written anew: packs/{pack.hex()}")
             if dry_run or not (planned.drop or planned.rewrite):

@@ -62,6 +62,10 @@ _NETWORKS: Final = {
     0x01161970: "GFS2",
     0x0BD00BD0: "Lustre",
     0x65735546: "FUSE",
+    0x786F4256: "VirtualBox",
+    0xBACBACBC: "VMware",
+    0x47504653: "GPFS",
+    0x19830326: "BeeGFS",
 }
 """By statfs(2)'s f_type. What FUSE holds is not known, and mostly far away."""
 

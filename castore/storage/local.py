@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["LocalStorage", "sync_directory"]
 
 _TMP: Final = "tmp"
+_SHARED: Final = "shared/all"
+"""The object that says that the directory's lock is not seen by all who use it."""
 _STALE_SECONDS: Final = 7 * 86400
 """Temporary files older than this belong to nobody: no snapshot writes one pack for a week."""
 
@@ -252,13 +254,20 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def hold(self, *, alone: bool = False) -> Iterator[bool]:
-        """Hold a lock on the store's directory, unless other machines may use it too."""
+        """Hold a lock on the store's directory, unless other machines may use it too.
+
+        The machine whose disk it is sees no network: so the first that does says so in the store.
+        """
         try:
             lock = self._files.lock(self._root, alone=alone)
+            shared = self._files.exists(os.path.join(self._root, _SHARED))
         except OSError as error:
             raise _refusal("lock", self._root, error) from error
         try:
-            yield lock is not None
+            if lock is None and not shared:
+                with contextlib.suppress(ObjectExistsError):
+                    self.put(_SHARED, b"castore: other machines use this directory, and see no lock of it\n")
+            yield lock is not None and not shared
         finally:
             if lock is not None:
                 with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from blake3 import blake3
 
-from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
+from castore.errors import DamageError, FormatError, FormerKeyError, ObjectMissingError, StorageError
 from castore.model.refs import PackId
 from castore.store.header import CONDEMNED, HEADER_BYTES, check_header, header
 
@@ -66,7 +66,8 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
             continue
         try:
             found.append(open_condemned(name, storage.get(name), writer))
-        except ObjectMissingError:
+        except (ObjectMissingError, FormerKeyError):
+            # Who is left with a former key removes nothing that counts.
             continue
         except (DamageError, FormatError, StorageError) as error:
             damaged[name] = str(error)

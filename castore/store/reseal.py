@@ -18,6 +18,8 @@ from castore.store.sessions import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from castore.model.refs import SessionId
     from castore.storage import Storage
     from castore.store.config import StoreConfig
@@ -26,14 +28,19 @@ if TYPE_CHECKING:
 
 
 def reseal(
-    storage: Storage, keyring: Keyring, number: int, config: StoreConfig
+    storage: Storage,
+    keyring: Keyring,
+    number: int,
+    config: StoreConfig,
+    look: Callable[[], None] = lambda: None,
 ) -> bool:
     """Seal the store to the recipients of `config`, which becomes config/`number`.
 
     Returns whether there was anything to do.
 
     That object is there already if this was begun before: what is done is not done again. New
-    objects come before old ones go, so that at every moment each session has a key.
+    objects come before old ones go, so that at every moment each session has a key. look: raises an error
+    if the writer key has been replaced, under which nothing that is written counts any more.
     Raises IdentityError, DamageError, StorageError, BusyError.
     """
     name = config_name(number)
@@ -52,6 +59,7 @@ def reseal(
     # What takes their place may be from a castore that was killed before it had synced the names.
     for folder in ("config", "sessions"):
         storage.settle(folder)
+    look()
     for session, numbers in session_numbers(storage).items():
         with contextlib.suppress(FormerKeyError):
             counts, _ = read_session(storage, session, numbers, keyring.writer)

@@ -66,6 +66,7 @@ from castore.store.writers import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from castore.model.generation import Generation
@@ -260,10 +261,13 @@ class Store(Remembered):
 
     # The index
 
-    def sync(self) -> None:
-        """Bring the index up to date with the store; what is damaged is told in `damaged`."""
+    def sync(self, *, reread: bool = False) -> None:
+        """Bring the index up to date with the store; what is damaged is told in `damaged`.
+
+        reread: the generations that are indexed, too: under the name of one may be another.
+        """
         self.index.try_again()
-        self.sync_generations()
+        self.sync_generations(reread=reread)
         with self._syncing:
             # Packs are listed behind what condemns them: what is condemned no more is gone from that list.
             condemned, found = read_condemned(self.storage, self.writer_key)
@@ -273,7 +277,7 @@ class Store(Remembered):
             keyless = self.index.packs_without_key(lambda: session_numbers(self.storage).keys())
             self.index.condemn({*keyless, *(pack for one in condemned for pack in one.packs)})
 
-    def sync_generations(self) -> None:
+    def sync_generations(self, *, reread: bool = False) -> None:
         """Bring the index's generations up to date with the store.
 
         Raises OlderError if what this machine has seen there is gone, or another one.
@@ -281,7 +285,7 @@ class Store(Remembered):
         with self._syncing:
             while True:
                 memory = self._seen.memory()
-                found = sync_generations(self.storage, self.index, self.writer_key)
+                found = sync_generations(self.storage, self.index, self.writer_key, reread=reread)
                 self._told("generations/", found)
                 newest = (self.newest(service) for service in self.services())
                 present = {one.service: one for one in newest if one is not None}
@@ -307,9 +311,10 @@ class Store(Remembered):
         self.damaged = kept | found
 
     def reindex(self) -> None:
-        """Build the index again from the store."""
-        self.index.clear()
-        self.sync()
+        """Build the index again from the store. Raises BusyError while something is removed from it."""
+        with self.upkeep_lock():
+            self.index.clear()
+            self.sync()
 
     def packs(self) -> Iterator[tuple[PackId, int]]:
         """Yield the name and length of each indexed pack."""
@@ -565,7 +570,8 @@ class Store(Remembered):
         """Remove what was written and not acknowledged, unless another has taken its name."""
         with contextlib.suppress(StorageError):
             if self.storage.get(name) == data:
-                self.storage.delete(name)
+                # Others may have seen it: its number is not given again.
+                self.drop([name])
 
     def _decode(self, plain: bytes) -> Generation:
         try:
@@ -584,13 +590,19 @@ class Store(Remembered):
         DamageError, StorageError, BusyError.
         """
         labelled = _labelled(recipients)
-        self.refresh_config()
-        config, number = self.config, self._config_number
-        if config.recipients != labelled:
-            config, number = msgspec.structs.replace(config, recipients=labelled), number + 1
-        changed = reseal(self.storage, self._keyring, number, config)
-        self.refresh_config()
+        # Sealed anew under a writer key that is replaced meanwhile, sessions would not count.
+        with self._writer_key_lock(), self.upkeep_lock(), self.storage.hold():
+            self.refresh_config()
+            config, number = self.config, self._config_number
+            if config.recipients != labelled:
+                config, number = msgspec.structs.replace(config, recipients=labelled), number + 1
+            changed = reseal(self.storage, self._keyring, number, config, self.refresh_config)
+            self.refresh_config()
         return changed
+
+    def _writer_key_lock(self) -> AbstractContextManager[None]:
+        path = os.path.join(self.places.state_of(self.store_id), "locks", "writer-key")
+        return named_lock(path, f"the keys of {self.location}")
 
     def rotate_writer(self, *, new_ids: bool = False) -> None:
         """Draw a new writer key: what is added with the present one from now on does not count.
@@ -601,8 +613,7 @@ class Store(Remembered):
         """
         path = self.places.writer_key_of(self.store_id)
         with contextlib.ExitStack() as stack:
-            own = os.path.join(os.path.dirname(path), "locks", "writer-key")
-            stack.enter_context(named_lock(own, "the writer key"))
+            stack.enter_context(self._writer_key_lock())
             stack.enter_context(self.upkeep_lock())
             self.sync()
             for service in self.services():
@@ -610,6 +621,9 @@ class Store(Remembered):
             # What is committed or moved while packs are listed would not count.
             stack.enter_context(self.storage.hold(alone=True))
             self.refresh_config()
+            if self.writer_key.former:
+                # Without what it lists, what is under former keys would be listed no more, for good.
+                self.writer_key.listed()
             successor = self.writer_key.successor()
             keep = os.path.exists(path)
             if keep:

@@ -75,9 +75,17 @@ def _index_all(
     index.rebuild(read_footers(storage, writer, sorted(listed)), failed)
 
 
-def sync_generations(storage: Storage, index: Index, writer: WriterKey) -> dict[str, str]:
-    """Take new generations in, and those that are gone out; return what is damaged, and why."""
-    fresh, gone = index.compare_records(storage.list("generations"))
+def sync_generations(
+    storage: Storage, index: Index, writer: WriterKey, *, reread: bool = False
+) -> dict[str, str]:
+    """Take new generations in, and those that are gone out; return what is damaged, and why.
+
+    reread: read those that are indexed once more: under the name of one may be another.
+    """
+    names = list(storage.list("generations"))
+    fresh, gone = index.compare_records(names)
+    if reread:
+        fresh = sorted(names)
     damaged = {}
     found: list[tuple[str, Generation, bytes]] = []
     for short in fresh:
@@ -89,7 +97,14 @@ def sync_generations(storage: Storage, index: Index, writer: WriterKey) -> dict[
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:
+            if reread and isinstance(error, StorageError):
+                raise
             damaged[name] = _reason(name, error)
+            continue
+        if reread and (before := index.generation(generation.service, generation.number)) != plain:
+            if before is not None:
+                index.remove_generations([short])
+        elif reread:
             continue
         found.append((short, generation, plain))
         if len(found) >= _RECORDS:

@@ -22,11 +22,11 @@ from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, ObjectMissingError
 from castore.kernel.marks import Marks
-from castore.model.refs import PackId  # noqa: TC001 - msgspec reads the annotations
+from castore.model.refs import PackId, SessionId
 from castore.store.condemned import condemn, read_condemned
 from castore.store.graph import Walk, mark, roots_of
 from castore.store.pack import CHUNK, PACK_BYTES, pack_name
-from castore.store.sessions import read_session, session_name, session_numbers
+from castore.store.sessions import session_name, session_numbers
 from castore.upkeep.moving import Mover, record_in, records_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _MANY_SMALL: Final = 16
 _STEP_BYTES: Final = 1 << 30
 """What is written before old packs go: compaction needs no more room than this."""
 _SESSION_SECONDS: Final = 7 * 86400
-"""A younger session may be about to write its first pack."""
+"""So long nothing is seen of a session before its key is removed: it may be about to write its first pack."""
 
 
 class Rewrite(msgspec.Struct, frozen=True):
@@ -136,7 +136,8 @@ class _Compaction:
         self._max_unused = max_unused
         self._without = without
         self._walk = Walk(store)
-        store.sync()
+        store.refresh_config()
+        store.sync(reread=True)
         self._refuse_damage()
         self._marks = Marks(store.index.count("chunks") + store.index.count("nodes"))
 
@@ -179,7 +180,8 @@ class _Compaction:
             if not live:
                 found.dead[pack] = length
             elif (small and length < _SMALL) or records - live > self._max_unused * records:
-                kept = self._kept_bytes(pack)
+                if (kept := self._kept_bytes(pack)) is None:
+                    continue
                 if (small and length < _SMALL) or records - kept > self._max_unused * records:
                     found.rewrites.append(Rewrite(pack, length, kept))
         # What frees most for what it writes comes first.
@@ -194,9 +196,10 @@ class _Compaction:
         step: dict[PackId, int] = {}
         mover = Mover(self._store)
         for one in done.plan.rewrites:
-            if one.pack not in {*self._store.index.pack_ids()}:
-                continue
-            data = self._store.storage.get(pack_name(one.pack))
+            try:
+                data = self._store.storage.get(pack_name(one.pack))
+            except ObjectMissingError:
+                continue  # another machine compacts, too
             tally.read += len(data)
             # Moved, its bytes get a new name, which would vouch for whatever they are.
             if blake3(data).digest() != one.pack:
@@ -226,8 +229,18 @@ class _Compaction:
         }
         return [group for group in records_of(entries) if group[0].offset in needed]
 
-    def _kept_bytes(self, pack: PackId) -> int:
-        return sum(group[0].sealed_length for group in self._kept(pack))
+    def _kept_bytes(self, pack: PackId) -> int | None:
+        """Return how many bytes of a pack are needed; None if what is needed of it cannot be put together.
+
+        Moved, that would be no better, and the pack is to stay in any case.
+        """
+        kept = self._kept(pack)
+        needed = [entry.id for group in kept for entry in group if entry.kind == CHUNK]
+        marked = self._marks.find(b"".join(needed))
+        alive = [one for one, mark_of in zip(needed, marked, strict=True) if mark_of]
+        if not all(self._store.index.known(alive)):
+            return None
+        return sum(group[0].sealed_length for group in kept)
 
     def _is_needed(self, pack: PackId, without: set[PackId]) -> bool:
         """Whether a generation needs anything of a pack that it would not have without those packs."""
@@ -255,6 +268,8 @@ class _Compaction:
             if held:
                 self._remove_unneeded(packs, done)
                 return
+        # What a writer key seals that has been replaced since does not count.
+        self._store.refresh_config()
         condemn(self._store.storage, self._store.writer_key, packs)
         done.condemned += len(packs)
         self._store.sync()
@@ -264,7 +279,8 @@ class _Compaction:
         store = self._store
         # What was moved under a writer key that has been replaced since does not count.
         store.refresh_config()
-        store.sync()
+        # Whoever lost its memory may have given a number again that another generation had here.
+        store.sync(reread=True)
         self._refuse_damage()
         # What is seen to have gone, or come, may be what a killed castore did not come to make durable.
         for folder in ("generations", "sessions", "packs"):
@@ -295,8 +311,10 @@ class _Compaction:
         store = self._store
         with store.storage.hold(alone=True) as held:
             now = time.time_ns()
-            for one in read_condemned(store.storage, store.writer_key)[0]:
-                if not held and not 0 <= grace * 10**9 <= now - one.time:
+            condemned = read_condemned(store.storage, store.writer_key)[0]
+            since = store.index.first_seen(b"condemned", [one.name.encode() for one in condemned], now)
+            for one in condemned:
+                if not held and now - since[one.name.encode()] < grace * 10**9:
                     done.condemned += len(one.packs)
                     continue
                 lengths = dict(store.packs())
@@ -311,16 +329,22 @@ class _Compaction:
         self._remove(step, done)
 
     def _remove_sessions(self, done: Compacted) -> None:
-        """Remove the keys of sessions of which no record is left."""
-        storage = self._store.storage
-        used = self._store.index.sessions()
-        oldest = time.time_ns() - _SESSION_SECONDS * 10**9
-        for session, numbers in session_numbers(storage).items():
-            if session in used:
-                continue
-            names = [session_name(session, number) for number in numbers]
-            with contextlib.suppress(DamageError, ObjectMissingError):
-                _, record = read_session(storage, session, numbers, self._store.writer_key)
-                if record.time < oldest:
-                    storage.delete_all(names)
+        """Remove the keys of sessions of which no record has been left for days.
+
+        Where there is no lock they stay: they are small, and one may be about to write its first pack.
+        """
+        store, now = self._store, time.time_ns()
+        with store.storage.hold(alone=True) as held:
+            if not held:
+                return
+            store.sync()
+            self._refuse_damage()
+            # Of those that a generation names, packs may be gone only for now.
+            used = store.index.sessions() | {SessionId(one.session) for one in store.generations()}
+            numbers = session_numbers(store.storage)
+            since = store.index.first_seen(b"sessions", numbers.keys() - used, now)
+            for session, first in since.items():
+                if now - first >= _SESSION_SECONDS * 10**9:
+                    names = [session_name(SessionId(session), one) for one in numbers[SessionId(session)]]
+                    store.storage.delete_all(names)
                     done.sessions += 1

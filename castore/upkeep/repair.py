@@ -12,7 +12,7 @@ import msgspec
 
 from castore.errors import DamageError, FormatError, IdentityError, ObjectMissingError, StorageError
 from castore.model.refs import PackId, SessionId
-from castore.store.condemned import read_condemned
+from castore.store.condemned import open_condemned
 from castore.store.generations import open_generation
 from castore.store.pack import CHUNK, pack_name
 from castore.store.sessions import decode_session, session_name, session_numbers
@@ -54,6 +54,7 @@ def repair(
     agree: is asked whether to go on. Raises IdentityError, StorageError.
     """
     with store.upkeep_lock():
+        _refuse_other_keys(store)
         readable = _can_read(store)
         found = verify(store, tally, packs=True, read_data=readable, begin=begin)
         planned = _plan(store, found)
@@ -68,9 +69,21 @@ def repair(
         for pack in planned.rewrite:
             _write_anew(store, pack, tally, planned)
         # What is kept of them is durable elsewhere by now.
-        store.drop([*planned.drop, *(pack_name(pack) for pack in planned.rewrite)])
+        with store.storage.hold(alone=True):
+            _refuse_other_keys(store)
+            store.drop([*planned.drop, *(pack_name(pack) for pack in planned.rewrite)])
         store.sync()
         return planned, verify(store, tally)
+
+
+def _refuse_other_keys(store: Store) -> None:
+    """What is sealed under keys that this machine has not, or cannot judge, is not damaged.
+
+    Raises RotatedError; MissingError or DamageError for the list of what former keys sealed.
+    """
+    store.refresh_config()
+    if store.writer_key.former:
+        store.writer_key.listed()
 
 
 def _can_read(store: Store) -> bool:
@@ -117,7 +130,7 @@ def _is_damaged(store: Store, name: str) -> bool:
         elif name.startswith("generations/"):
             open_generation(name, store.storage.get(name), store.writer_key)
         elif name.startswith("condemned/"):
-            return name in read_condemned(store.storage, store.writer_key)[1]
+            open_condemned(name, store.storage.get(name), store.writer_key)
         else:
             session, _, number = name.removeprefix("sessions/").partition(".")
             session_id = SessionId(bytes.fromhex(session))

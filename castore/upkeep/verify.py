@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 
 from castore.content.streams import StreamReader
-from castore.errors import DamageError, FormatError, IdentityError, ObjectMissingError, StorageError
+from castore.errors import (
+    BusyError,
+    DamageError,
+    FormatError,
+    IdentityError,
+    ObjectMissingError,
+    StorageError,
+)
 from castore.model.refs import RecordId
 from castore.store.generations import NAME, open_generation
 from castore.store.pack import CHUNK, pack_name
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 
 _PIECE: Final = 1 << 22
 _WORKERS: Final = max(2, min(os.cpu_count() or 2, 8))
+_LOOKS: Final = 5
 _NOTED_SECONDS: Final = 5
 """How often what was looked at is remembered: no more is done twice when it is interrupted."""
 
@@ -84,7 +92,8 @@ def verify(
     interrupted, into those that it did not come to. begin: is told how many bytes are going to be read.
     Raises IdentityError, StorageError.
     """
-    store.sync()
+    store.refresh_config()
+    store.sync(reread=True)
     found = Verification()
     found.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
     _verify_generations(store, found)
@@ -102,13 +111,26 @@ def verify(
         _look_into(store, chosen, depth, tally, found, bad)
         if sample is None:
             store.index.set_verifying(depth, 0)
-    reasons = Reasons(store, _without_copies(store, bad))
+    lost = _without_copies(store, bad)
+    for _ in range(_LOOKS):
+        epoch = store.index.epoch()
+        _walk(store, lost, found)
+        # What a prune or a reindex took away while it was looked at says nothing.
+        store.sync()
+        if store.index.epoch() == epoch:
+            return found
+    raise BusyError("the store changes faster than it can be looked at: try again later")
+
+
+def _walk(store: Store, lost: dict[bytes, str], found: Verification) -> None:
+    """Walk the graph of all generations, once a node."""
+    found.generations, found.affected = 0, []
+    reasons = Reasons(store, lost)
     with StreamReader(store) as reader:
         for generation in store.generations():
             found.generations += 1
             found.affected += affected(generation, reasons, reader)
     found.nodes, found.chunks = reasons.nodes, reasons.chunks
-    return found
 
 
 def _verify_generations(store: Store, found: Verification) -> None:
@@ -213,7 +235,7 @@ def _look_into(
                 bad |= lost
                 if damage:
                     found.damaged_packs.append(pack)
-                else:
+                elif _is_there(store, pack_name(pack)):
                     sound.append(pack)
                 tally.files += 1
                 if time.monotonic() - noted > _NOTED_SECONDS:

@@ -1,0 +1,230 @@
+"""Upkeep beside what other processes and machines do: what they cannot see of each other loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import pytest
+
+import castore
+from castore.content.streams import StreamReader
+from castore.errors import BusyError, DamageError, MissingError, OlderError, RotatedError
+from castore.model.tally import Tally
+from castore.services.pruning import forget
+from castore.services.restoring import read
+from castore.storage import LocalStorage
+from castore.store import Places, Store
+from castore.upkeep import compact as module
+from castore.upkeep.compact import compact
+from castore.upkeep.repair import repair
+from castore.upkeep.verify import verify
+from tests.unit.test_compact import Kept, noise
+
+OLD = 30 * 86400 * 10**9
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Kept(tmp_path, average=4096)
+
+
+def another(lab, **options):
+    """The store as another machine sees it."""
+    places = Places(str(lab.folder / "other" / "state"), str(lab.folder / "other" / "cache"))
+    return Store.open(LocalStorage(str(lab.store)), places, lambda: lab.identity, **options)
+
+
+def content(store, what):
+    with StreamReader(store) as reader:
+        return b"".join(read(reader, castore.select(store, what)))
+
+
+def yes(_found, _planned):
+    return True
+
+
+def later(monkeypatch, nanoseconds=OLD):
+    now = time.time_ns
+    monkeypatch.setattr(module.time, "time_ns", lambda: now() + nanoseconds)
+
+
+def test_the_index_is_not_built_anew_while_packs_are_removed(lab):
+    lab.take("web", noise(1, 50_000))
+    with lab.opened() as store, store.upkeep_lock(), lab.opened() as other, pytest.raises(BusyError):
+        other.reindex()
+
+
+def test_keys_are_removed_only_after_nothing_was_seen_of_them_for_days(lab, monkeypatch):
+    lab.take("web", noise(1, 50_000))
+    lab.take("web", noise(2, 50_000))
+    lab.drop("web", 1)
+    sessions = set((lab.store / "sessions").iterdir())
+    assert lab.compact().sessions == 0
+    assert set((lab.store / "sessions").iterdir()) == sessions
+    with monkeypatch.context() as patch:
+        later(patch)
+        assert lab.compact().sessions == 1
+    lab.check()
+
+
+def test_the_key_of_a_generation_stays_though_its_pack_is_gone_for_now(lab, monkeypatch):
+    lab.take("web", noise(1, 3000))
+    lab.take("web", noise(2, 3000))
+    packs = {path: path.read_bytes() for path in (lab.store / "packs").iterdir()}
+    for path in packs:
+        path.unlink()
+    for ahead in (0, OLD):
+        with monkeypatch.context() as patch:
+            later(patch, ahead)
+            try:
+                lab.compact()
+            except DamageError:
+                pass
+    for path, data in packs.items():
+        path.write_bytes(data)
+    lab.check()
+
+
+def test_a_number_given_again_by_who_lost_its_memory_harms_nobody(lab):
+    lab.take("web", noise(1, 50_000))
+    lab.take("web", noise(2, 50_000))
+    with another(lab) as other:
+        other.sync()
+        assert content(other, "web@2:db") == noise(2, 50_000)
+    lab.drop("web", 2)
+    with lab.opened() as store:
+        os.unlink(os.path.join(lab.places.state_of(store.store_id), "seen"))
+    assert lab.take("web", noise(3, 50_000)) == 2
+    with another(lab) as other, pytest.raises(OlderError, match="web@2 is not the generation"):
+        compact(other, Tally(), max_unused=0)
+    with another(lab, accept_older=True) as other:
+        compact(other, Tally(), max_unused=0)
+        assert content(other, "web@2:db") == noise(3, 50_000)
+    lab.check()
+
+
+def test_a_generation_that_was_taken_back_leaves_its_number_used(lab, monkeypatch):
+    lab.take("web", noise(1, 50_000))
+    refreshed = Store.refresh_config
+
+    def fails(self):
+        if any(path.name.endswith("2") for path in (lab.store / "generations").iterdir()):
+            raise castore.errors.StorageError("the disk is gone")
+        return refreshed(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "refresh_config", fails)
+        with pytest.raises(castore.errors.StorageError, match="gone"):
+            lab.take("web", noise(2, 50_000))
+    assert len(list((lab.store / "generations").iterdir())) == 1
+    assert lab.take("web", noise(3, 50_000)) == 3
+    lab.check()
+
+
+def test_a_repair_with_a_former_writer_key_drops_nothing(lab):
+    lab.take("web", noise(1, 50_000))
+    with another(lab) as other:
+        other.adopt()
+        other.sync()
+        with lab.opened() as store:
+            store.rotate_writer()
+        number = lab.take("web", noise(2, 50_000))
+        for act in (lambda: repair(other, Tally(), agree=yes), lambda: verify(other, Tally())):
+            with pytest.raises(RotatedError):
+                act()
+    assert number == 2
+    lab.check()
+
+
+def test_recipients_and_the_writer_key_change_one_behind_the_other(lab):
+    lab.take("web", noise(1, 50_000))
+    other = castore.Identity.generate()
+    with lab.opened() as store, store._writer_key_lock(), lab.opened() as second:
+        with pytest.raises(BusyError):
+            second.reseal([*second.recipients, (other.recipient, "other")])
+        with pytest.raises(BusyError):
+            second.rotate_writer()
+    with lab.opened() as store, lab.opened() as second:
+        second.rotate_writer()
+        with pytest.raises(RotatedError):
+            store.reseal([*store.recipients, (other.recipient, "other")])
+    lab.check()
+
+
+def test_what_former_keys_sealed_is_not_dropped_nor_orphaned_while_its_list_is_gone(lab):
+    lab.take("web", noise(1, 50_000))
+    with lab.opened() as store:
+        store.rotate_writer()
+    lab.take("web", noise(2, 50_000))
+    (era,) = (lab.store / "eras").iterdir()
+    era.rename(lab.folder / "aside")
+    with lab.opened() as store:
+        with pytest.raises(MissingError, match="put it back"):
+            repair(store, Tally(), agree=yes)
+        with pytest.raises(MissingError, match="put it back"):
+            store.rotate_writer()
+    (lab.folder / "aside").rename(era)
+    lab.check()
+
+
+def test_what_cannot_be_put_together_is_not_moved_night_by_night(lab):
+    data = bytearray(noise(1, 200_000))
+    lab.take("web", bytes(data))
+    first = set((lab.store / "packs").iterdir())
+    for at in range(0, len(data), 3000):
+        data[at] ^= 1
+    lab.take("web", bytes(data) + noise(2, 200_000))
+    lab.take("web", bytes(data))
+    for path in first:
+        path.unlink()
+    with lab.opened() as store:
+        store.sync()
+        forget(store, "web", [store.generation("web", 1), store.generation("web", 2)])
+    for _ in range(3):
+        try:
+            lab.compact(max_unused=0)
+        except DamageError:
+            pass
+    sizes = lab.size()
+    for _ in range(3):
+        try:
+            lab.compact(max_unused=0)
+        except DamageError:
+            pass
+        assert lab.size() == sizes
+
+
+def test_a_pack_that_vanishes_while_it_is_verified_is_no_sound_one(lab, monkeypatch):
+    from castore.upkeep import verify as verifying
+
+    lab.take("web", noise(1, 50_000))
+    looked = verifying._look
+
+    def vanishing(store, pack, *arguments):
+        (lab.store / "packs" / pack.hex()).unlink(missing_ok=True)
+        return looked(store, pack, *arguments)
+
+    monkeypatch.setattr(verifying, "_look", vanishing)
+    with lab.opened() as store:
+        found = verify(store, Tally(), packs=True)
+        assert not found.sound
+        assert store.index.verified(1) == {}
+
+
+def test_who_sees_a_network_says_so_to_the_machine_whose_disk_it_is(lab, monkeypatch):
+    from castore.storage import files
+
+    lab.take("web", noise(1, 50_000))
+    lab.take("web", noise(2, 50_000))
+    lab.drop("web", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "network_of", lambda path: "NFS" if str(lab.store) in path else None)
+        lab.take("web", noise(3, 50_000))
+    assert (lab.store / "shared" / "all").exists()
+    done = lab.compact()
+    assert (done.removed, done.condemned) == (0, 1)
+    assert lab.compact(grace=0).removed == 1
+    lab.check()
+    shutil.rmtree(lab.store / "shared")
