@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+# Whoever started the tests may have had it ignored, as nohup does; what they start shall not inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _ON_DEMAND = ("slow", "sanitizers")
 

@@ -113,8 +113,11 @@ def verify(
             store.index.set_verifying(depth, 0)
     lost = _without_copies(store, bad)
     for _ in range(_LOOKS):
+        store.sync()
         epoch = store.index.epoch()
         _walk(store, lost, found)
+        if not found.affected and found.generations >= store.index.count("generations"):
+            return found
         # What a prune or a reindex took away while it was looked at says nothing.
         store.sync()
         if store.index.epoch() == epoch:
@@ -129,7 +132,10 @@ def _walk(store: Store, lost: dict[bytes, str], found: Verification) -> None:
     with StreamReader(store) as reader:
         for generation in store.generations():
             found.generations += 1
-            found.affected += affected(generation, reasons, reader)
+            hits = list(affected(generation, reasons, reader))
+            # It may have been forgotten meanwhile.
+            if hits and store.generation_objects(generation.service, [generation.number]):
+                found.affected += hits
     found.nodes, found.chunks = reasons.nodes, reasons.chunks
 
 

@@ -509,10 +509,10 @@ class Watch:
         listing = threading.local()
 
         def from_listing(function):
-            def wrapped(store):
+            def wrapped(store, **options):
                 before, listing.now = getattr(listing, "now", False), True
                 try:
-                    function(store)
+                    function(store, **options)
                 finally:
                     listing.now = before
 
