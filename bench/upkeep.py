@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-NOISE = 400_000_000
+NOISE = 400 << 20
 
 
 class Unsynced(Files):
@@ -149,8 +149,9 @@ def upkeep(folder: str, nights: list[dict]) -> None:
         place.take(sources)
     noise = os.path.join(folder, "noise")
     for part in (2, 1):
+        rng = random.Random(0)
         with open(noise, "wb") as file:
-            file.write(random.Random(0).randbytes(part * NOISE // 2))
+            file.writelines(rng.randbytes(1 << 20) for _ in range(part * NOISE // (2 << 20)))
         place.take({"d": castore.FileSource(noise)}, "noise")
     size = place.stored()
     print(f"store: {size / 1e6:.0f} MB in {len(os.listdir(folder + '/store/packs'))} packs")
