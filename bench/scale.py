@@ -61,6 +61,11 @@ def make(folder: str, chunks: int, generations: int) -> dict:
         key = store.writer_key
         os.makedirs(f"{folder}/store/packs")
         os.makedirs(f"{folder}/store/generations")
+        os.makedirs(f"{folder}/store/sessions")
+        for number in range(chunks // A_PACK // 16 + 1):
+            # What nobody has the key to is not counted on: they are only listed.
+            with open(f"{folder}/store/sessions/{number.to_bytes(16, 'big').hex()}.0", "wb"):
+                pass
         for number in range(chunks // A_PACK):
             write_pack(f"{folder}/store/packs/{os.urandom(32).hex()}", number, key)
         for number in range(generations):
