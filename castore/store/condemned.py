@@ -12,11 +12,11 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, FormerKeyError, ObjectMissingError, StorageError
 from castore.model.refs import PackId
-from castore.store.header import CONDEMNED, HEADER_BYTES, check_header, header
+from castore.store.boxed import decode_record, open_object, seal_object
+from castore.store.header import CONDEMNED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,10 +50,8 @@ _decoder = msgspec.msgpack.Decoder(_Record)
 def condemn(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> Condemned:
     """Condemn packs, durably. Raises StorageError."""
     found = Condemned(f"{FOLDER}{os.urandom(16).hex()}", time.time_ns(), tuple(sorted(packs)))
-    start = header(CONDEMNED)
     plain = _encoder.encode(_Record(_VERSION, found.time, found.packs))
-    sealed = writer.objects.seal(found.name.encode() + writer.store_id + start, plain)
-    storage.put(found.name, start + sealed)
+    storage.put(found.name, seal_object(CONDEMNED, found.name, plain, writer))
     return found
 
 
@@ -76,20 +74,8 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
 
 def open_condemned(name: str, data: bytes, writer: WriterKey) -> Condemned:
     """Return what the object `name` condemns. Raises DamageError, FormatError, which name it."""
-    check_header(name, data, CONDEMNED)
-    start = data[:HEADER_BYTES]
-    try:
-        ad = name.encode() + writer.store_id + start
-        plain, _ = writer.open(name, ad, data[HEADER_BYTES:], lambda: blake3(data).digest())
-        record = _decoder.decode(plain)
-    except DamageError as error:
-        raise type(error)(f"{name} is damaged: {error}") from None
-    except msgspec.MsgspecError as error:
-        raise DamageError(f"{name} is damaged: {error}") from None
-    if record.version != _VERSION:
-        raise FormatError(
-            f"{name} is of format {record.version}, and this castore knows {_VERSION}: update castore"
-        )
+    plain, _ = open_object(CONDEMNED, name, data, writer)
+    record = decode_record(name, plain, _decoder, _VERSION)
     if any(len(pack) != 32 for pack in record.packs):
         raise DamageError(f"{name} is damaged: it names a pack that is none")
     return Condemned(name, record.time, tuple(PackId(pack) for pack in record.packs))

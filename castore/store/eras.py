@@ -16,13 +16,13 @@ import msgspec
 
 from castore.errors import (
     DamageError,
-    FormatError,
     MissingError,
     ObjectMissingError,
     RotatedError,
 )
 from castore.sealing import Past, WriterKey
-from castore.store.header import ERA, HEADER_BYTES, check_header, header
+from castore.store.boxed import decode_record, seal_object
+from castore.store.header import ERA, HEADER_BYTES, check_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,9 +61,8 @@ def encode_era(number: int, listed: Mapping[str, bytes], writer: WriterKey) -> b
     """Return the bytes of `eras/number`. listed: the hash of each object, by its name."""
     packs = b"".join(sorted(one for name, one in listed.items() if name.startswith("packs/")))
     objects = {name: one for name, one in listed.items() if not name.startswith("packs/")}
-    start = header(ERA)
-    ad = era_name(number).encode() + writer.store_id + start
-    return start + writer.objects.seal(ad, _encoder.encode(EraRecord(_VERSION, packs, objects)))
+    plain = _encoder.encode(EraRecord(_VERSION, packs, objects))
+    return seal_object(ERA, era_name(number), plain, writer)
 
 
 def decode_era(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
@@ -72,13 +71,10 @@ def decode_era(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
     check_header(name, data, ERA)
     try:
         ad = name.encode() + writer.store_id + data[:HEADER_BYTES]
-        record = _decoder.decode(writer.objects.open(ad, data[HEADER_BYTES:]))
-    except (DamageError, msgspec.MsgspecError) as error:
+        plain = writer.objects.open(ad, data[HEADER_BYTES:])
+    except DamageError as error:
         raise DamageError(f"{name} is damaged: {error}") from None
-    if record.version != _VERSION:
-        raise FormatError(
-            f"{name} is of format {record.version}, and this castore knows {_VERSION}: update castore"
-        )
+    record = decode_record(name, plain, _decoder, _VERSION)
     packs = [record.packs[at : at + 32] for at in range(0, len(record.packs), 32)]
     return {**{f"packs/{pack.hex()}": pack for pack in packs}, **record.objects}
 

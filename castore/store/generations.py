@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
 from castore.errors import DamageError, FormatError
 from castore.model.generation import decode_generation, encode
-from castore.store.header import GENERATION, HEADER_BYTES, check_header, header
+from castore.store.boxed import open_object, seal_object
+from castore.store.header import GENERATION
 
 if TYPE_CHECKING:
     from castore.model.generation import Generation
@@ -37,8 +36,7 @@ def encode_generation(generation: Generation, writer: WriterKey) -> tuple[bytes,
     """Return the bytes of the object, and its plaintext."""
     plain = encode(generation)
     name = generation_name(writer, generation.service, generation.number)
-    start = header(GENERATION)
-    return start + writer.objects.seal(name.encode() + writer.store_id + start, plain), plain
+    return seal_object(GENERATION, name, plain, writer), plain
 
 
 def open_generation(name: str, data: bytes, writer: WriterKey) -> tuple[Generation, bytes]:
@@ -46,14 +44,11 @@ def open_generation(name: str, data: bytes, writer: WriterKey) -> tuple[Generati
 
     Raises DamageError, FormatError; they name the object.
     """
-    check_header(name, data, GENERATION)
-    start = data[:HEADER_BYTES]
+    plain, key = open_object(GENERATION, name, data, writer)
     try:
-        ad = name.encode() + writer.store_id + start
-        plain, key = writer.open(name, ad, data[HEADER_BYTES:], lambda: blake3(data).digest())
         generation = decode_generation(plain)
     except DamageError as error:
-        raise type(error)(f"{name} is damaged: {error}") from None
+        raise DamageError(f"{name} is damaged: {error}") from None
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from None
     if generation_name(key, generation.service, generation.number) != name:

@@ -7,11 +7,11 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, ObjectExistsError, ObjectMissingError
+from castore.store.boxed import decode_record, open_object, seal_object
 from castore.store.generations import split_name
-from castore.store.header import HEADER_BYTES, PIN, check_header, header
+from castore.store.header import PIN
 
 if TYPE_CHECKING:
     from castore.sealing import WriterKey
@@ -42,10 +42,9 @@ def pin(storage: Storage, writer: WriterKey, service: str, number: int, note: st
     if number in pins(storage, writer, service):
         return False
     name = _name(writer.tag(service), number)
-    start = header(PIN)
     plain = _encoder.encode(Pin(_VERSION, time.time_ns(), note))
     try:
-        storage.put(name, start + writer.objects.seal(name.encode() + writer.store_id + start, plain))
+        storage.put(name, seal_object(PIN, name, plain, writer))
     except ObjectExistsError:
         return False
     return True
@@ -76,11 +75,5 @@ def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
 
 def open_pin(name: str, data: bytes, writer: WriterKey) -> Pin:
     """Return what the object `name` holds. Raises DamageError, FormatError."""
-    check_header(name, data, PIN)
-    start = data[:HEADER_BYTES]
-    ad = name.encode() + writer.store_id + start
-    plain, _ = writer.open(name, ad, data[HEADER_BYTES:], lambda: blake3(data).digest())
-    try:
-        return _decoder.decode(plain)
-    except msgspec.MsgspecError as error:
-        raise DamageError(f"{name} is damaged: {error}") from None
+    plain, _ = open_object(PIN, name, data, writer)
+    return decode_record(name, plain, _decoder, _VERSION)

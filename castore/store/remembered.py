@@ -15,20 +15,17 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from castore.sealing import WriterKey
+    from castore.storage import Storage
     from castore.store.places import Places
 
 
 class Remembered:
     """The part of a store that lies in this machine's state, a file for each thing and service."""
 
+    storage: Storage
     places: Places
     store_id: bytes
     writer_key: WriterKey
-
-    @property
-    def location(self) -> str:
-        """How a person names the place that holds the store."""
-        raise NotImplementedError
 
     def lock(self, service: str) -> AbstractContextManager[None]:
         """Hold the lock of a service on this machine. Raises BusyError."""
@@ -37,7 +34,7 @@ class Remembered:
     def upkeep_lock(self) -> AbstractContextManager[None]:
         """Hold the lock of what removes from the store, on this machine. Raises BusyError."""
         path = os.path.join(self.places.state_of(self.store_id), "locks", "upkeep")
-        return named_lock(path, f"the upkeep of {self.location}")
+        return named_lock(path, f"the upkeep of {self.storage.location}")
 
     def guard_lock(self, service: str) -> AbstractContextManager[None]:
         """Hold what one deployment of a service has at a time; snapshots go on. Raises BusyError."""

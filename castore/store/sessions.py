@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from blake3 import blake3
 
-from castore.errors import DamageError, FormatError, FormerKeyError, MissingError
+from castore.errors import DamageError, FormerKeyError, MissingError
 from castore.model.refs import SessionId
 from castore.sealing import Cipher  # noqa: TC001 - msgspec reads the annotation
+from castore.store.boxed import decode_record
 from castore.store.header import HEADER_BYTES, SESSION, check_header, header
 
 if TYPE_CHECKING:
@@ -104,16 +105,9 @@ def decode_session(
     try:
         ad = _associated(name, writer.store_id, data[:_BOX])
         plain, key = writer.open(name, ad, data[_BOX:], lambda: blake3(data).digest())
-        record = _decoder.decode(plain)
     except DamageError as error:
         raise type(error)(f"{name} is damaged: {error}") from None
-    except msgspec.MsgspecError as error:
-        raise DamageError(f"{name} is damaged: {error}") from None
-    if record.version != _VERSION:
-        raise FormatError(
-            f"{name} is of format {record.version}, and this castore knows {_VERSION}: "
-            "update castore"
-        )
+    record = decode_record(name, plain, _decoder, _VERSION)
     if key is not writer and not record.nodes:
         record = msgspec.structs.replace(record, nodes=key.node_key(session))
     return record

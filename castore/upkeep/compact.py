@@ -14,6 +14,7 @@ way; a snapshot counts on nothing that is condemned when it commits.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -218,15 +219,17 @@ class _Compaction:
 
     # What is needed of a pack
 
+    def _live(self, entries: list[PackEntry]) -> list[PackEntry]:
+        """Return those of entries that generations need, wherever they take them from."""
+        return list(itertools.compress(entries, self._marks.find(b"".join([one.id for one in entries]))))
+
     def _kept(self, pack: PackId) -> list[list[PackEntry]]:
         """Return the entries of each record of a pack that is needed from there."""
         entries = self._store.pack_entries(pack)
-        marked = self._marks.find(b"".join([entry.id for entry in entries]))
-        chosen = self._store.index.are_chosen(pack, entries)
+        live = self._live(entries)
+        chosen = self._store.index.are_chosen(pack, live)
         # The deltas of a group share a record, which goes with all of them.
-        needed = {
-            entry.offset for entry, *both in zip(entries, marked, chosen, strict=True) if all(both)
-        }
+        needed = {entry.offset for entry in itertools.compress(live, chosen)}
         return [group for group in records_of(entries) if group[0].offset in needed]
 
     def _kept_bytes(self, pack: PackId) -> int | None:
@@ -235,10 +238,8 @@ class _Compaction:
         Moved, that would be no better, and the pack is to stay in any case.
         """
         kept = self._kept(pack)
-        needed = [entry.id for group in kept for entry in group if entry.kind == CHUNK]
-        marked = self._marks.find(b"".join(needed))
-        alive = [one for one, mark_of in zip(needed, marked, strict=True) if mark_of]
-        if not all(self._store.index.known(alive)):
+        live = self._live(list(itertools.chain.from_iterable(kept)))
+        if not all(self._store.index.known([entry.id for entry in live if entry.kind == CHUNK])):
             return None
         return sum(group[0].sealed_length for group in kept)
 
@@ -248,8 +249,7 @@ class _Compaction:
             entries = self._store.pack_entries(pack)
         except ObjectMissingError:
             return False
-        marked = self._marks.find(b"".join([entry.id for entry in entries]))
-        live = [entry for entry, mark_of in zip(entries, marked, strict=True) if mark_of]
+        live = self._live(entries)
         index = self._store.index
         chunks = [entry.id for entry in live if entry.kind == CHUNK]
         nodes = [entry.id for entry in live if entry.kind != CHUNK]

@@ -93,7 +93,7 @@ def verify(
     Raises IdentityError, StorageError.
     """
     store.refresh_config()
-    store.sync(reread=True)
+    store.sync()
     found = Verification()
     found.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
     _verify_generations(store, found)
@@ -140,17 +140,21 @@ def _walk(store: Store, lost: dict[bytes, str], found: Verification) -> None:
 
 
 def _verify_generations(store: Store, found: Verification) -> None:
-    """Open the records that the index has taken in: they may have been damaged since."""
+    """Open the records that the index has taken in: they may have been damaged since, or be others."""
+    others = False
     for short in sorted(store.storage.list("generations")):
         name = f"generations/{short}"
         if name in store.damaged or not NAME.fullmatch(short):
             continue
         try:
-            open_generation(name, store.storage.get(name), store.writer_key)
+            one, plain = open_generation(name, store.storage.get(name), store.writer_key)
+            others |= store.index.generation(one.service, one.number) != plain
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:
             found.damage.append(str(error))
+    if others:
+        store.sync(reread=True)
 
 
 def _verify_sessions(store: Store, found: Verification) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that take the power away, and the counts of what they looked at."""
+"""Fixtures of the tests that take the power away, or kill, and the counts of what they looked at."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 import castore.store.pack
 from tests.support import histories
+from tests.support.sweeps import Machine
 
 
 @pytest.fixture
@@ -25,6 +26,16 @@ def folder():
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="castore-power-", dir=memory) as path:
         yield Path(path)
+
+
+@pytest.fixture
+def machine():
+    """A home in memory, where there is room: a killed process, unlike a lost power, leaves what was not synced."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="castore-sweep-", dir=memory) as path:
+        found = Machine(Path(path, "machine"))
+        found.begin()
+        yield found
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from tests.crash.test_kill_sweep import library, prepare, report
 from tests.support.sweeps import Machine, Sweep, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 __all__ = ["library", "report"]
 
@@ -29,15 +28,6 @@ READS = ("EIO", "EMFILE", "EACCES", "ESTALE")
 EVERY = {"change": 41, "read": 199}
 """In the normal run, so many calls apart."""
 GOING = {"prune": {("web", 1), ("web", 2)}, "forget": {("web", 2), ("web", 3)}}
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="castore-errors-", dir=memory) as folder:
-        found = Machine(Path(folder, "machine"))
-        found.begin()
-        yield found
 
 
 class Faults:

@@ -6,10 +6,8 @@ threads, and kills in front of each in turn. Run with -m slow, every one is trie
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,16 +40,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if found is None:
         pytest.skip("no C compiler")
     return found
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    """A home in memory, where there is room: a killed process, unlike a lost power, leaves what was not synced."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="castore-sweep-", dir=memory) as folder:
-        found = Machine(Path(folder, "machine"))
-        found.begin()
-        yield found
 
 
 def prepare(machine: Machine, command: str) -> tuple[str, ...]:
