@@ -61,17 +61,21 @@ TABLES: Final = (
     "verified",
 )
 BROKEN: Final = (
+    lmdb.BadTxnError,
     lmdb.CorruptedError,
+    lmdb.CursorFullError,
+    lmdb.IncompatibleError,
     lmdb.InvalidError,
+    lmdb.PageFullError,
     lmdb.PageNotFoundError,
     lmdb.VersionMismatchError,
 )
-"""What LMDB raises for a file that is none of its own."""
+"""What LMDB raises for a file that is none of its own, or was changed."""
 WRONG: Final = (lmdb.Error, struct.error, IndexError, UnicodeDecodeError)
 """What looking at the tables raises: LMDB's own, and what values lead to that a disk has changed."""
 
 _CRASHES: Final = "crashes"
-"""A file in the index's folder: not empty, a process that had it open was ended by a fault."""
+"""A file in the index's folder: not empty, it was found damaged, or ended a process by a fault."""
 
 _ELSEWHERE: Final = "or put the cache elsewhere: XDG_CACHE_HOME says where it is"
 
@@ -82,11 +86,17 @@ _opening = threading.Lock()
 
 
 def refusal(path: str, error: Exception) -> StorageError:
-    """Return the error that says what does not work about the index in `path`, and the way out."""
+    """Return the error that says what does not work about the index in `path`, and the way out.
+
+    What is damaged is begun anew by whoever opens it next.
+    """
     hint = ""
     number = error.errno if isinstance(error, OSError) else None
     if not isinstance(error, lmdb.Error | OSError | MemoryError) or isinstance(error, BROKEN):
-        hint = "; it is damaged: delete that folder, and it is built again from the store"
+        if _condemn(path):
+            hint = "; it is damaged: try again, and it is built anew from the store"
+        else:
+            hint = "; it is damaged: delete that folder, and it is built anew from the store"
     elif isinstance(error, lmdb.DiskError) or number in {errno.ENOSPC, errno.EDQUOT} or _is_full(path):
         hint = f"; free some space there, {_ELSEWHERE}"
     elif isinstance(error, lmdb.ReadonlyError) or number in {errno.EROFS, errno.EACCES, errno.EPERM}:
@@ -96,6 +106,16 @@ def refusal(path: str, error: Exception) -> StorageError:
     elif isinstance(error, lmdb.ReadersFullError):
         hint = "; very many are reading from it at this moment: try again when some of them have ended"
     return StorageError(f"the index in {path} does not work: {error}{hint}")
+
+
+def _condemn(path: str) -> bool:
+    """Note in an index's folder that it is damaged; tell whether that could be done."""
+    try:
+        with open(os.path.join(path, _CRASHES), "a", encoding="ascii") as file:
+            file.write("damaged\n")
+    except OSError:
+        return False
+    return True
 
 
 def _is_full(path: str) -> bool:

@@ -284,7 +284,7 @@ class Store(Remembered):
         """
         with self._syncing:
             while True:
-                memory = self._seen.memory()
+                memory, known = self._seen.memory(), reread
                 found = sync_generations(self.storage, self.index, self.writer_key, reread=reread)
                 self._told("generations/", found)
                 newest = (self.newest(service) for service in self.services())
@@ -293,9 +293,11 @@ class Store(Remembered):
                     self._seen.compare(memory, present, self._session_of, accept=self._accept_older)
                     break
                 except OlderError:
-                    # Another process may have removed some on purpose while they were listed.
-                    if self._seen.memory() == memory:
+                    # Another process may have removed some on purpose while they were listed; and an
+                    # index that a disk has changed may lack what is there.
+                    if known and self._seen.memory() == memory:
                         raise
+                    reread = True
             self._accept_older = False
 
     def _session_of(self, service: str, number: int) -> str | None:
@@ -577,9 +579,7 @@ class Store(Remembered):
         try:
             return decode_generation(plain)
         except DamageError as error:
-            raise StorageError(
-                f"the index in {self.index.path} is damaged: {error}; 'castore reindex' repairs it"
-            ) from None
+            raise self.index.refusal(error) from None
 
     # Recipients
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from castore.errors import DamageError, FormatError
 from castore.model.events import decode_event, encode_event
 from castore.model.generation import decode_generation
-from castore.store.index.tables import NUMBER, Tables
+from castore.store.index.tables import NUMBER, Tables, forwards
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,9 +79,10 @@ class Catalog(Tables):
         found = []
         with self._transaction() as txn:
             cursor = txn.cursor(self._tables["generations"])
+            service = b""
             more = cursor.first()
             while more:
-                service = cursor.key()[:-5]
+                service = forwards(service, cursor.key()[:-5])
                 found.append(service.decode())
                 more = cursor.set_range(service + b"\x01")
         return found
@@ -101,6 +102,7 @@ class Catalog(Tables):
             cursor = txn.cursor(self._tables["generations"])
             more = cursor.prev() if cursor.set_range(end) else cursor.last()
             while more and len(found) < _FEW and cursor.key().startswith(prefix):
+                forwards(cursor.key(), end)
                 found.append(cursor.item())
                 more = cursor.prev()
         return found

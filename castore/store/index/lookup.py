@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.environment import WRONG
-from castore.store.index.tables import BATCH, CODEC, NUMBER, PLACE, Tables
+from castore.store.index.tables import BATCH, CODEC, NUMBER, PLACE, Tables, forwards
 from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class LookUp(Tables):
                 txn.abort()
                 self._end()
         except WRONG as error:
-            raise self._refusal(error) from error
+            raise self.refusal(error) from error
 
     def has_node(self, node: bytes, *, without: Collection[PackId] = ()) -> bool:
         """Whether the store has a node, in a pack that is to stay; without: packs that are not."""
@@ -77,7 +77,7 @@ class LookUp(Tables):
                 txn.abort()
                 self._end()
         except WRONG as error:
-            raise self._refusal(error) from error
+            raise self.refusal(error) from error
 
     def known(
         self,
@@ -211,7 +211,7 @@ class LookUp(Tables):
                 txn.abort()
                 self._end()
         except WRONG as error:
-            raise self._refusal(error) from error
+            raise self.refusal(error) from error
 
     def locate_chunks(
         self, chunks: Iterable[RecordId], kept: Container[RecordId] = ()
@@ -320,6 +320,7 @@ class LookUp(Tables):
             if not cursor.set_range(start):
                 return []
             found = list(itertools.islice(iter(cursor), BATCH))
+            forwards(start, found[-1][0] + b"\0")
             return [
                 (record_id, value, b"".join(self._bases_of(txn, record_id, value)))
                 for record_id, value in found

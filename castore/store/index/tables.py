@@ -8,6 +8,8 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import lmdb
+
 from castore.store.environment import TABLES, WRONG, acquire, mark_of, refusal, release
 
 if TYPE_CHECKING:
@@ -115,7 +117,8 @@ class Tables:
         with self._transaction() as txn:
             return int(txn.stat(self._tables[table])["entries"])
 
-    def _refusal(self, error: Exception) -> StorageError:
+    def refusal(self, error: Exception) -> StorageError:
+        """Return the error that says what does not work about the index; what is damaged is made anew."""
         return refusal(self.path, error)
 
     @contextlib.contextmanager
@@ -125,14 +128,14 @@ class Tables:
             with self._environment.reading() as txn:
                 yield txn
         except WRONG as error:
-            raise self._refusal(error) from error
+            raise self.refusal(error) from error
 
     def _write(self, change: Callable[..., _Result], *arguments: Any) -> _Result:
         """Run `change(txn, *arguments)` in a transaction that writes; it may be run more than once."""
         try:
             return self._environment.write(lambda txn: change(txn, *arguments))
         except WRONG as error:
-            raise self._refusal(error) from error
+            raise self.refusal(error) from error
 
     def _next_number(self, txn: Any, counter: bytes) -> bytes:
         number: bytes = txn.get(counter, NUMBER.pack(0), db=self._tables["meta"])
@@ -144,6 +147,16 @@ class Tables:
         joined = txn.get(CONDEMNED, b"", db=self._tables["meta"])
         numbers = [txn.get(pack, b"", db=self._tables["pack_numbers"])[::-1] for pack in besides]
         return frozenset([*numbers, *(joined[at : at + 4] for at in range(0, len(joined), 4))])
+
+
+def forwards(before: bytes, key: bytes) -> bytes:
+    """Return a key that is to lie behind another; a seek in a changed page may lead back, and for ever.
+
+    Raises lmdb.CorruptedError.
+    """
+    if key <= before:
+        raise lmdb.CorruptedError("its keys are out of order")
+    return key
 
 
 def batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
