@@ -15,14 +15,19 @@ if TYPE_CHECKING:
     from castore.cli.opening import Common
     from castore.services.retention import Verdict
     from castore.store import Store
-    from castore.upkeep.compact import Compacted, Plan
+    from castore.upkeep.compact import Compacted, Limits, Plan
 
 _DAY = 86400.0
 
 
 def _compacting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --max-unused, --grace and --dry-run."""
+    """Add --max-unused, --grace, --unfinished and --dry-run."""
     for option in (
+        click.option(
+            "--unfinished",
+            is_flag=True,
+            help="Remove at once, too, what snapshots have stored that did not end: none may be under way.",
+        ),
         click.option(
             "--grace",
             type=click.FloatRange(0),
@@ -126,6 +131,7 @@ def prune(
     dry_run: bool,
     max_unused: float,
     grace: float,
+    unfinished: bool,
     as_json: bool,
 ) -> None:
     """Remove the generations that the `keep` rules of castore.toml let go, and give the space back.
@@ -155,7 +161,9 @@ def prune(
             ]
             gone = {(v.generation.service, v.generation.number) for v in verdicts if not v.rules}
             planned = plan(
-                store, max_unused=max_unused / 100, without=lambda one: (one.service, one.number) in gone
+                store,
+                **_limits(max_unused, unfinished=unfinished),
+                without=lambda one: (one.service, one.number) in gone,
             )
             _print_plan(store, verdicts, planned, as_json=as_json)
             return
@@ -163,7 +171,7 @@ def prune(
         with watching() as progress:
             progress("pruning", tally)
             gone_now, busy, done = remove(
-                store, chosen, tally, max_unused=max_unused / 100, grace=grace
+                store, chosen, tally, grace=grace, **_limits(max_unused, unfinished=unfinished)
             )
     if as_json:
         forgotten = [{"service": one.service, "number": one.number} for one in gone_now]
@@ -180,26 +188,35 @@ def prune(
 @_compacting
 @json_option
 @common
-def compact(context: Common, dry_run: bool, max_unused: float, grace: float, as_json: bool) -> None:
+def compact(
+    context: Common, dry_run: bool, max_unused: float, grace: float, unfinished: bool, as_json: bool
+) -> None:
     """Give back the space that no generation needs: of what was forgotten, or never committed."""
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.pruning import give_back
     from castore.upkeep.compact import plan
 
+    limits = _limits(max_unused, unfinished=unfinished)
     with context.open_store() as store:
         if dry_run:
-            _print_plan(store, [], plan(store, max_unused=max_unused / 100), as_json=as_json)
+            _print_plan(store, [], plan(store, **limits), as_json=as_json)
             return
         tally = Tally()
         with watching() as progress:
             progress("compacting", tally)
-            done = give_back(store, tally, max_unused=max_unused / 100, grace=grace)
+            done = give_back(store, tally, grace=grace, **limits)
     if as_json:
         print_json(_as_json(done))
     else:
         _print_done(done)
     _refuse_damaged(done)
+
+
+def _limits(max_unused: float, *, unfinished: bool) -> Limits:
+    from castore.upkeep.compact import UNFINISHED_SECONDS
+
+    return {"max_unused": max_unused / 100, "unfinished": 0 if unfinished else UNFINISHED_SECONDS}
 
 
 def _print_plan(store: Store, verdicts: list[Verdict], planned: Plan, *, as_json: bool) -> None:
@@ -234,7 +251,7 @@ def _print_plan(store: Store, verdicts: list[Verdict], planned: Plan, *, as_json
         f"{_packs(len(planned.dead))} go, {len(planned.rewrites)} are written anew "
         f"({text.size(planned.written)})"
     )
-    _print_lost(planned)
+    _print_kept(planned)
 
 
 def _print_forgotten(gone: list[tuple[str, int]]) -> None:
@@ -253,10 +270,16 @@ def _print_done(done: Compacted) -> None:
     )
     if done.condemned:
         print(f"{_packs(done.condemned)} set aside: a later run removes what nothing has come to need")
-    _print_lost(done.plan)
+    _print_kept(done.plan)
 
 
-def _print_lost(planned: Plan) -> None:
+def _print_kept(planned: Plan) -> None:
+    if planned.unfinished:
+        print(
+            f"{_packs(len(planned.unfinished))} ({text.size(sum(planned.unfinished.values()))}) kept for a "
+            "week: snapshots that have not ended stored to them; if none is under way, --unfinished removes "
+            "them now"
+        )
     if planned.lost:
         print(f"{planned.lost} nodes that generations refer to are in no pack: see 'castore verify'")
 
@@ -273,6 +296,7 @@ def _plan_json(planned: Plan) -> dict[str, Any]:
         "rewrites": len(planned.rewrites),
         "written": planned.written,
         "freed": planned.freed,
+        "unfinished": sum(planned.unfinished.values()),
         "lost": planned.lost,
     }
 

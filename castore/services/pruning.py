@@ -13,13 +13,14 @@ from castore.upkeep.compact import compact
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
+    from typing import Unpack
 
     from castore.model.generation import Generation
     from castore.model.tally import Tally
     from castore.services.config import Service
     from castore.services.retention import Verdict
     from castore.store import Store
-    from castore.upkeep.compact import Compacted
+    from castore.upkeep.compact import Compacted, Limits
 
 
 def judged(store: Store, service: str, settings: Service | None, now: int) -> list[Verdict]:
@@ -38,9 +39,14 @@ def judged(store: Store, service: str, settings: Service | None, now: int) -> li
 
 
 def prune(
-    store: Store, services: Mapping[str, Service | None], tally: Tally, *, max_unused: float, grace: float
+    store: Store,
+    services: Mapping[str, Service | None],
+    tally: Tally,
+    *,
+    grace: float,
+    **limits: Unpack[Limits],
 ) -> tuple[list[Generation], list[str], Compacted]:
-    """Forget what the rules let go, and give back the space; settings: by service.
+    """Forget what the rules let go, and give back the space; settings: by service; the rest: as of `compact`.
 
     Returns the generations that went, the services that were left out since another castore is at work on
     them, and what came of the space. Raises what `compact` raises, with the generations gone.
@@ -57,13 +63,13 @@ def prune(
             busy.append(str(error))
             continue
         gone += let_go
-    return gone, busy, give_back(store, tally, max_unused=max_unused, grace=grace)
+    return gone, busy, give_back(store, tally, grace=grace, **limits)
 
 
-def give_back(store: Store, tally: Tally, *, max_unused: float, grace: float) -> Compacted:
-    """Give back the space that no generation needs. Raises as `compact` does."""
+def give_back(store: Store, tally: Tally, *, grace: float, **limits: Unpack[Limits]) -> Compacted:
+    """Give back the space that no generation needs. Takes and raises what `compact` does."""
     with event(store, "compact", "") as note:
-        done = compact(store, tally, max_unused=max_unused, grace=grace)
+        done = compact(store, tally, grace=grace, **limits)
         note.text = (
             f"{done.removed} packs, {done.removed_bytes} bytes removed; {done.written_bytes} written anew"
         )

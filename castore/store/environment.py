@@ -30,7 +30,7 @@ from castore.store.places import make_private_directory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-_VERSION: Final = b"3"
+_VERSION: Final = b"4"
 """Of the layout of the tables. An index of another one is thrown away."""
 _FIRST_BYTES: Final = 1 << 30
 """How much is mapped of an index that is smaller than half of it."""
@@ -59,6 +59,7 @@ TABLES: Final = (
     "meta",
     "events",
     "verified",
+    "ended",
 )
 BROKEN: Final = (
     lmdb.BadTxnError,

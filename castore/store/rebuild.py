@@ -42,7 +42,7 @@ _COMMIT: Final = 16
 """Blocks a transaction: LMDB keeps up to half a gigabyte of changed pages in memory."""
 _READERS: Final = 4
 """Threads that read footers."""
-_KEPT: Final = ("generations", "revisions", "records", "events")
+_KEPT: Final = ("generations", "revisions", "records", "events", "ended")
 """Tables that are not made of packs."""
 
 

@@ -434,10 +434,15 @@ class Store(Remembered):
         """Return the generations of a service, or of all, newest first."""
         if service is not None:
             return list(self.newest_first(service))
-        found = [one for name in reversed(self.services()) for one in self.newest_first(name)]
+        found = list(self.all_generations())
         # Of those of one time and number, the last service comes first.
-        found.sort(key=lambda generation: (generation.time, generation.number), reverse=True)
+        found.sort(key=lambda one: (one.time, one.number, one.service), reverse=True)
         return found
+
+    def all_generations(self) -> Iterator[Generation]:
+        """Yield all generations, service by service; each is read when it is asked for."""
+        for service in self.services():
+            yield from self.newest_first(service)
 
     def newest_first(self, service: str) -> Iterator[Generation]:
         """Yield the generations of a service, newest first; each is read when it is asked for."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 import msgspec
 from blake3 import blake3
@@ -44,6 +44,9 @@ MAX_UNUSED: Final = 0.1
 GRACE_SECONDS: Final = 86400
 """Far longer than a commit takes, from its look at what is condemned to the end of its writing."""
 
+UNFINISHED_SECONDS: Final = 7 * 86400
+"""So long what a session has stored stays, of which no generation is known: a snapshot may be under way."""
+
 _SMALL: Final = PACK_BYTES // 16
 _FEW: Final = 64
 """So few packs are forgotten entry by entry."""
@@ -53,6 +56,13 @@ _STEP_BYTES: Final = 1 << 30
 """What is written before old packs go: compaction needs no more room than this."""
 _SESSION_SECONDS: Final = 7 * 86400
 """So long nothing is seen of a session before its key is removed: it may be about to write its first pack."""
+
+
+class Limits(TypedDict, total=False):
+    """What `plan` and `compact` leave alone."""
+
+    max_unused: float
+    unfinished: float
 
 
 class Rewrite(msgspec.Struct, frozen=True):
@@ -74,6 +84,8 @@ class Plan(msgspec.Struct):
     """Bytes of all packs."""
     dead: dict[PackId, int] = {}
     """Packs of which nothing is needed, with their lengths."""
+    unfinished: dict[PackId, int] = {}
+    """Packs that stay as they are, with their lengths, since a snapshot that has not ended stored to them."""
     rewrites: list[Rewrite] = []
     lost: int = 0
     """Nodes that generations refer to, and that are in no pack."""
@@ -106,35 +118,50 @@ class Compacted(msgspec.Struct):
 
 
 def plan(
-    store: Store, *, max_unused: float = MAX_UNUSED, without: Callable[[Generation], bool] | None = None
+    store: Store,
+    *,
+    max_unused: float = MAX_UNUSED,
+    unfinished: float = UNFINISHED_SECONDS,
+    without: Callable[[Generation], bool] | None = None,
 ) -> Plan:
     """Return what `compact` would do; without: generations that are taken to be gone.
 
     Raises DamageError, StorageError.
     """
-    return _Compaction(store, max_unused, without).plan()
+    return _Compaction(store, max_unused, unfinished, without).plan()
 
 
 def compact(
-    store: Store, tally: Tally, *, max_unused: float = MAX_UNUSED, grace: float = GRACE_SECONDS
+    store: Store,
+    tally: Tally,
+    *,
+    max_unused: float = MAX_UNUSED,
+    grace: float = GRACE_SECONDS,
+    unfinished: float = UNFINISHED_SECONDS,
 ) -> Compacted:
     """Give back what no generation needs. One at a time on a machine.
 
-    grace: seconds from condemning a pack to its removal, where the place has no lock. tally: bytes of
-    packs read, and stored anew. Interrupted anywhere, it leaves a whole store; the next goes on.
-    Raises DamageError if the store is damaged so that it cannot be known what is needed; BusyError,
-    StorageError.
+    grace: seconds from condemning a pack to its removal, where the place has no lock. unfinished: seconds
+    for which what a snapshot has stored that did not commit, or not yet, stays, from when this machine
+    first looked. tally: bytes of packs read, and stored anew. Interrupted anywhere, it leaves a whole
+    store; the next goes on. Raises DamageError if the store is damaged so that it cannot be known what is
+    needed; BusyError, StorageError.
     """
     with store.upkeep_lock():
-        return _Compaction(store, max_unused).run(tally, grace)
+        return _Compaction(store, max_unused, unfinished).run(tally, grace)
 
 
 class _Compaction:
     def __init__(
-        self, store: Store, max_unused: float, without: Callable[[Generation], bool] | None = None
+        self,
+        store: Store,
+        max_unused: float,
+        unfinished: float,
+        without: Callable[[Generation], bool] | None = None,
     ) -> None:
         self._store = store
         self._max_unused = max_unused
+        self._unfinished = unfinished
         self._without = without
         self._walk = Walk(store)
         store.refresh_config()
@@ -160,27 +187,31 @@ class _Compaction:
                 "'castore forget' lets go of what cannot be restored"
             )
 
-    def _mark(self) -> list[Generation]:
-        """Mark all that the generations need that are there now; return them."""
-        generations = self._store.generations()
-        if self._without is not None:
-            generations = [one for one in generations if not self._without(one)]
-        for generation in generations:
-            mark(self._walk, roots_of(generation), self._marks)
+    def _mark(self) -> int:
+        """Mark all that the generations need that are there now; return how many there are."""
+        count = 0
+        for generation in self._store.all_generations():
+            if self._without is None or not self._without(generation):
+                mark(self._walk, roots_of(generation), self._marks)
+                count += 1
         # Always: packs that came since may tell what was marked long ago by other bases.
         self._store.index.mark_bases(self._marks)
-        return generations
+        return count
 
     def plan(self) -> Plan:
         generations = self._mark()
         packs = self._store.index.live_bytes(self._marks)
-        found = Plan(len(generations), len(packs), sum(length for length, _, _ in packs.values()))
+        found = Plan(generations, len(packs), sum(length for length, _, _ in packs.values()))
         found.lost = len(self._walk.lost)
+        young = self._young_sessions()
         small = sum(live > 0 and length < _SMALL for length, _, live in packs.values()) >= _MANY_SMALL
         for pack, (length, records, live) in packs.items():
-            if not live:
+            few = (small and length < _SMALL) or records - live > self._max_unused * records
+            if young and few and not young.isdisjoint(self._sessions_of(pack)):
+                found.unfinished[pack] = length
+            elif not live:
                 found.dead[pack] = length
-            elif (small and length < _SMALL) or records - live > self._max_unused * records:
+            elif few:
                 if (kept := self._kept_bytes(pack)) is None:
                     continue
                 if (small and length < _SMALL) or records - kept > self._max_unused * records:
@@ -188,6 +219,24 @@ class _Compaction:
         # What frees most for what it writes comes first.
         found.rewrites.sort(key=lambda one: one.kept / one.length)
         return found
+
+    def _young_sessions(self) -> set[SessionId]:
+        """Return the sessions that a snapshot under way may be storing to: it commits in the end.
+
+        By what this machine has seen: not long ago, no generation of it, nor one that has been let go.
+        """
+        store, now = self._store, time.time_ns()
+        numbers = session_numbers(store.storage).keys()
+        known = store.index.ended_sessions(numbers).union(one.session for one in store.all_generations())
+        since = store.index.first_seen(b"unfinished", numbers - known, now)
+        return {SessionId(one) for one, first in since.items() if now - first < self._unfinished * 10**9}
+
+    def _sessions_of(self, pack: PackId) -> set[SessionId]:
+        """Return whose records a pack holds."""
+        try:
+            return {entry.session for entry in self._store.pack_entries(pack)}
+        except ObjectMissingError:
+            return set()
 
     def run(self, tally: Tally, grace: float) -> Compacted:
         done = Compacted(self.plan())
@@ -340,7 +389,7 @@ class _Compaction:
             store.sync()
             self._refuse_damage()
             # Of those that a generation names, packs may be gone only for now.
-            used = store.index.sessions() | {SessionId(one.session) for one in store.generations()}
+            used = store.index.sessions().union(SessionId(one.session) for one in store.all_generations())
             numbers = session_numbers(store.storage)
             since = store.index.first_seen(b"sessions", numbers.keys() - used, now)
             for session, first in since.items():

@@ -130,7 +130,7 @@ def _walk(store: Store, lost: dict[bytes, str], found: Verification) -> None:
     found.generations, found.affected = 0, []
     reasons = Reasons(store, lost)
     with StreamReader(store) as reader:
-        for generation in store.generations():
+        for generation in store.all_generations():
             found.generations += 1
             hits = list(affected(generation, reasons, reader))
             # It may have been forgotten meanwhile.

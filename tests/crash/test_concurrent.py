@@ -166,8 +166,8 @@ class Crowd:
                 assert found.sound, (found.damage, found.affected)
         # What was left under way is cleared away, and all is still there.
         with Store.open(LocalStorage(str(self.folder / "store")), fresh, lambda: identity) as store:
-            compact(store, castore.Tally(), max_unused=0, grace=0)
-            compact(store, castore.Tally(), max_unused=0, grace=0)
+            compact(store, castore.Tally(), max_unused=0, grace=0, unfinished=0)
+            compact(store, castore.Tally(), max_unused=0, grace=0, unfinished=0)
             assert verify(store, castore.Tally(), packs=True).sound
             assert {(one.service, one.number) for one in store.generations()} == listed.keys()
             for service, number in listed:

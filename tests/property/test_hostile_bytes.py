@@ -402,7 +402,7 @@ def test_nodes_that_are_nested_deeply_end(hostile, kind):
         tame(lambda: castore.select(hostile.store, "web@1:t"))
         tame(lambda: verify(hostile.store, castore.Tally()))
         tame(lambda: plan(hostile.store))
-        tame(lambda: compact(hostile.store, castore.Tally(), max_unused=0, grace=0))
+        tame(lambda: compact(hostile.store, castore.Tally(), max_unused=0, grace=0, unfinished=0))
         tame(lambda: hostile.lab.restore("web@1:t", hostile.lab.folder / "out"))
         tame(lambda: hostile.lab.restore("web@1:d", hostile.lab.folder / "out"))
 
@@ -446,7 +446,7 @@ def test_deltas_that_rest_on_themselves_end(hostile):
         bounded(lambda record_id=record_id: hostile.store.read_chunks([RecordId(record_id)]))
     commit(hostile, Ref(RefKind.CHUNK, RecordId(one), 0))
     assert not verify(hostile.store, castore.Tally()).sound
-    tame(lambda: compact(hostile.store, castore.Tally(), max_unused=0, grace=0))
+    tame(lambda: compact(hostile.store, castore.Tally(), max_unused=0, grace=0, unfinished=0))
 
 
 @pytest.mark.parametrize("width", [1, 4])
@@ -474,7 +474,7 @@ def test_long_chains_of_deltas_end(hostile, width):
     bounded(lambda: hostile.store.read_chunks([first]))
     commit(hostile, Ref(RefKind.CHUNK, first, 0))
     tame(lambda: verify(hostile.store, castore.Tally(), read_data=True))
-    tame(lambda: compact(hostile.store, castore.Tally(), max_unused=0, grace=0))
+    tame(lambda: compact(hostile.store, castore.Tally(), max_unused=0, grace=0, unfinished=0))
     tame(lambda: hostile.store.reindex())
 
 

@@ -342,12 +342,12 @@ class Machine(RuleBasedStateMachine):
             for service in SERVICES:
                 assert set(store.pins(service)) == {n for name, n in self.pinned if name == service}
 
-    @rule(share=st.sampled_from([0, 0.1, 0.5]), lockless=st.booleans())
-    def compact(self, share, lockless):
+    @rule(share=st.sampled_from([0, 0.1, 0.5]), unfinished=st.sampled_from([0, 3600]), lockless=st.booleans())
+    def compact(self, share, unfinished, lockless):
         with self.writing() as store:
             if lockless:
                 store.storage.hold = lambda *, alone=False: contextlib.nullcontext(False)
-            done = compact(store, Tally(), max_unused=share, grace=0)
+            done = compact(store, Tally(), max_unused=share, grace=0, unfinished=unfinished)
             assert done.damaged == []
             assert done.plan.lost == 0
 
@@ -365,8 +365,8 @@ class Machine(RuleBasedStateMachine):
         for service in SERVICES:
             assert len(self.numbers(service)) <= last + sum(name == service for name, _ in self.pinned) + 1
 
-    @rule(service=services, seed=seeds, dies=st.booleans(), share=st.sampled_from([0, 0.5]))
-    def snapshot_while_others_work(self, service, seed, dies, share):
+    @rule(service=services, seed=seeds, dies=st.booleans(), share=st.sampled_from([0, 0.5]), unfinished=st.sampled_from([0, 3600]))
+    def snapshot_while_others_work(self, service, seed, dies, share, unfinished):
         """In the middle of a snapshot another service is taken, something is forgotten, and all compacted."""
         rng = random.Random(seed)
         edit_tree(rng, self.trees[service])
@@ -385,7 +385,7 @@ class Machine(RuleBasedStateMachine):
                 self.note(castore.snapshot(store, other, self.sources(other), revision="r1"), "r1")
             if len(self.taken) > 1:
                 self.forget(seed)
-            self.compact(share, False)
+            self.compact(share, unfinished, False)
             if dies:
                 raise KeyboardInterrupt
 

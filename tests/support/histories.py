@@ -404,7 +404,7 @@ def _forget(world: World, gone: set[Key]) -> None:
 def compact(world: World) -> None:
     """Give back what no generation needs, and write anew all packs of which anything is not needed."""
     with world.open() as store:
-        run_compact(store, castore.Tally(), max_unused=0, grace=0)
+        run_compact(store, castore.Tally(), max_unused=0, grace=0, unfinished=0)
 
 
 @step
@@ -413,7 +413,7 @@ def compact_without_lock(world: World) -> None:
     with world.open() as store:
         store.storage.hold = lambda *, alone=False: contextlib.nullcontext(False)
         for _ in range(2):
-            run_compact(store, castore.Tally(), max_unused=0, grace=0)
+            run_compact(store, castore.Tally(), max_unused=0, grace=0, unfinished=0)
 
 
 @step

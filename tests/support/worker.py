@@ -114,7 +114,8 @@ class Worker:
                             self.tell(forgetting=service, numbers=[one.number for one in old])
                             forget(store, service, old)
                 with contextlib.suppress(BusyError):
-                    done = compact(store, castore.Tally(), max_unused=rng.choice((0, 0.1, 0.5)), grace=self.grace)
+                    limits = {"max_unused": rng.choice((0, 0.1, 0.5)), "unfinished": rng.choice((0, 3600))}
+                    done = compact(store, castore.Tally(), grace=self.grace, **limits)
                     assert not done.damaged, done.damaged
                     self.tell(removed=done.removed, condemned=done.condemned, written=done.written_bytes)
             time.sleep(rng.random() * 0.1)

@@ -17,7 +17,7 @@ from castore.services.restoring import read
 from castore.storage import LocalStorage
 from castore.store import Places, Store
 from castore.upkeep import compact as module
-from castore.upkeep.compact import compact
+from castore.upkeep.compact import compact, plan
 from castore.upkeep.repair import repair
 from castore.upkeep.verify import verify
 from tests.unit.test_compact import Kept, noise
@@ -228,3 +228,111 @@ def test_who_sees_a_network_says_so_to_the_machine_whose_disk_it_is(lab, monkeyp
     assert lab.compact(grace=0).removed == 1
     lab.check()
     shutil.rmtree(lab.store / "shared")
+
+
+# What snapshots have stored that have not ended
+
+
+@pytest.fixture
+def small_packs(monkeypatch):
+    monkeypatch.setattr("castore.store.pack.PACK_BYTES", 1 << 20)
+
+
+class Killed(BaseException):
+    """As good as SIGKILL, but for what is closed."""
+
+
+def until(condition):
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("it never came to that")
+
+
+def killed(lab, data):
+    """Begin to take this, and be killed; return the packs that are left."""
+    path = lab.folder / "killed"
+    path.write_bytes(data)
+    before = lab.packs()
+
+    def progress(name, _tally):
+        if name == "b":
+            until(lambda: len(lab.packs()) > len(before) + 2)
+            raise Killed
+
+    with lab.opened() as store, pytest.raises(Killed):
+        sources = {"a": castore.FileSource(str(path)), "b": castore.FileSource(str(path))}
+        castore.snapshot(store, "web", sources, progress=progress)
+    return {pack: size for pack, size in lab.packs().items() if pack not in before}
+
+
+@pytest.mark.usefixtures("small_packs")
+@pytest.mark.parametrize("lockless", [False, True])
+def test_what_a_snapshot_under_way_has_stored_stays_beside_a_prune(lab, lockless):
+    """Not taken again: a stream cannot be."""
+    before, after = noise(1, 8 << 20), noise(2, 100_000)
+    lab.take("other", noise(3, 100_000))
+    lab.take("other", noise(4, 100_000))
+    lab.drop("other", 1)
+    path, second = lab.folder / "before", lab.folder / "after"
+    path.write_bytes(before)
+    second.write_bytes(after)
+    kept = []
+
+    def progress(name, _tally):
+        if name == "b":
+            until(lambda: len(lab.packs()) > 4)
+            for _ in range(2):
+                kept.append(lab.compact(lockless=lockless, max_unused=0, grace=0))
+
+    with lab.opened(lockless=lockless) as store, open(second, "rb") as stream:
+        sources = {"a": castore.FileSource(str(path)), "b": castore.StreamSource(stream.fileno())}
+        castore.snapshot(store, "web", sources, progress=progress)
+    assert len(kept) == 2  # once, that is
+    assert sum(done.removed for done in kept) == 1
+    assert sum(kept[1].plan.unfinished.values()) > 2 << 20
+    with lab.opened() as store:
+        assert content(store, "web@1:a") == before
+        assert content(store, "web@1:b") == after
+    assert lab.compact().plan.unfinished == {}
+
+
+@pytest.mark.usefixtures("small_packs")
+def test_what_a_killed_snapshot_left_helps_the_next_and_goes_after_a_week(lab, monkeypatch):
+    lab.take("other", noise(3, 5000))
+    left = killed(lab, noise(1, 8 << 20))
+    done = lab.compact()
+    assert (done.removed, done.plan.unfinished.keys()) == (0, {bytes.fromhex(one) for one in left})
+    lab.take("web", noise(1, 2 << 20))
+    assert sum(lab.packs()[one] for one in lab.packs().keys() - left.keys()) < 1 << 20
+    # It is older by then than the generation that rests on it.
+    lab.take("web", noise(2, 50_000))
+    lab.drop("web", 1)
+    assert lab.compact().removed <= 1  # of web@1's own
+    with monkeypatch.context() as patch:
+        later(patch)
+        assert lab.compact().removed == len(left)
+    lab.check()
+
+
+@pytest.mark.usefixtures("small_packs")
+def test_what_is_known_to_be_left_over_can_be_removed_at_once(lab):
+    lab.take("web", noise(1, 50_000))
+    left = killed(lab, noise(2, 8 << 20))
+    with lab.opened() as store:
+        assert len(plan(store).unfinished) == len(left)
+        assert plan(store, unfinished=0).unfinished == {}
+    assert lab.compact().removed == 0
+    assert lab.compact(unfinished=0).removed == len(left)
+    lab.check()
+
+
+def test_what_another_machine_let_go_is_known_to_have_ended(lab):
+    lab.take("web", noise(1, 50_000))
+    lab.take("web", noise(2, 50_000))
+    with another(lab) as other:
+        other.sync()
+        lab.drop("web", 1)
+        assert compact(other, Tally()).removed == 1
+    lab.check()

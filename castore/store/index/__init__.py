@@ -16,6 +16,7 @@ open across I/O on the store.
     revisions       service | 0 | revision | 0 | number -> nothing; safety generations left out
     records         T-N, the name of a generation's object -> its key in generations
     verified        pack number -> when its bytes were last found sound, and its records (ns since 1970)
+    ended           id of a session whose generation has been here, and is gone -> nothing
     meta            version of this layout, store id, the next pack and session number, an epoch, the
                     numbers of condemned packs
 

@@ -11,7 +11,7 @@ from castore.model.generation import decode_generation
 from castore.store.index.tables import NUMBER, Tables, forwards
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from castore.model.events import Event
     from castore.model.generation import Generation
@@ -71,8 +71,21 @@ class Catalog(Tables):
                 keys = [one for one in found if one.startswith(key[:-4]) and one[-4:] == key[-4:]]
             else:
                 keys = [_revision_key(generation.service, generation.revision) + b"\0" + key[-4:]]
+                txn.put(generation.session, b"", db=self._tables["ended"])
             for one in keys:
                 txn.delete(one, db=self._tables["revisions"])
+
+    def ended_sessions(self, among: Collection[bytes]) -> set[bytes]:
+        """Return the sessions whose generation was here and is gone; what others have is forgotten."""
+
+        def change(txn: Any) -> set[bytes]:
+            table = self._tables["ended"]
+            found = set(txn.cursor(table).iternext(keys=True, values=False))
+            for session in found.difference(among):
+                txn.delete(session, db=table)
+            return found.intersection(among)
+
+        return self._write(change)
 
     def services(self) -> list[str]:
         """Return the services that have generations."""

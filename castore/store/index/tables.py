@@ -100,7 +100,7 @@ class Tables:
         self._begin_epoch(txn)
         txn.delete(CONDEMNED, db=self._tables["meta"])
         for name in TABLES:
-            if name not in {"meta", "events"}:
+            if name not in {"meta", "events", "ended"}:
                 txn.drop(self._tables[name], delete=False)
 
     def size(self) -> int:
