@@ -524,8 +524,8 @@ class Store(Remembered):
                 f"another castore has just taken the number {generation.number} of "
                 f"{generation.service!r}; nothing was committed, try again"
             ) from None
-        except StorageError:
-            self._take_back(name, data)
+        except StorageError as error:
+            self._take_back(generation, name, data, error)
             raise
         try:
             self.refresh_config()
@@ -533,9 +533,9 @@ class Store(Remembered):
             raise RotatedError(
                 f"{generation.service}@{generation.number} is not committed, since meanwhile {error}"
             ) from None
-        except CastoreError:
+        except CastoreError as error:
             # Whether it counts is not known.
-            self._take_back(name, data)
+            self._take_back(generation, name, data, error)
             raise
         # It is committed; where the index fails, the next synchronisation takes it in.
         with contextlib.suppress(StorageError):
@@ -573,12 +573,24 @@ class Store(Remembered):
         """Return the numbers that are pinned of a service, with the reasons."""
         return pins(self.storage, self.writer_key, service)
 
-    def _take_back(self, name: str, data: bytes) -> None:
-        """Remove what was written and not acknowledged, unless another has taken its name."""
-        with contextlib.suppress(StorageError):
+    def _take_back(
+        self, generation: Generation, name: str, data: bytes, error: CastoreError
+    ) -> None:
+        """Remove what was written and, after an error, not acknowledged; unless another has its name.
+
+        Where that fails, raises the error with that added.
+        """
+        try:
             if self.storage.get(name) == data:
                 # Others may have seen it: its number is not given again.
                 self.drop([name])
+        except ObjectMissingError:
+            pass
+        except StorageError:
+            raise type(error)(
+                f"{error}; {generation.service}@{generation.number} could not be taken back either: if it "
+                "is listed, it is whole"
+            ) from error
 
     def _decode(self, plain: bytes) -> Generation:
         try:

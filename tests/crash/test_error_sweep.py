@@ -63,21 +63,20 @@ class Faults:
         try:
             if act != "EINTR":
                 _no_second_fsync(log)
-            # What cannot even be taken back stays: whole, and told to have failed.
-            stays = any(" unlink " in line and "/generations/" in line for line in struck)
-            self._look(done, stays=stays)
+            self._look(done)
         except BaseException:
             print(*where)
             raise
 
-    def _look(self, done, *, stays: bool = False) -> None:
+    def _look(self, done) -> None:
         folder = str(self.machine.folder)
         explained(done, folder, "web", "config/", "sessions/", "packs/", "generations/")
         possible = self.machine.kept | self.taken
         # Nothing is committed that is not told of, nor the other way round.
         acknowledged = set(self.taken) if done.returncode in {0, 3} else set()
-        if done.returncode not in {0, 3}:
-            possible = self.machine.kept | (self.taken if stays else {})
+        # What cannot even be taken back stays: whole, and told to have failed.
+        if done.returncode not in {0, 3} and "could not be taken back either" not in done.stderr:
+            possible = self.machine.kept
         for fresh in (False, True):
             listed = self.machine.check(certain=self.certain | acknowledged, possible=possible, fresh=fresh)
         again = self.machine.run(*self.words)
