@@ -138,13 +138,17 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
         with hushed():
             if not as_json:
                 _print_findings(found)
+                for name in planned.mend:
+                    print(f"to be written anew from its copy: {name}")
                 for name in planned.drop:
                     more = " (a machine whose index knows what is in it saves more)"
                     print(f"to be dropped: {name}{more if name.startswith('packs/') else ''}")
                 for pack in planned.rewrite:
                     print(f"to be written anew: packs/{pack.hex()}")
-            if dry_run or not (planned.drop or planned.rewrite):
+            if dry_run or not (planned.mend or planned.drop or planned.rewrite):
                 return False
+            if not (planned.drop or planned.rewrite):
+                return True
             return yes or click.confirm("Drop what cannot be read, for good?", err=True)
 
     with context.open_store() as store:
@@ -158,6 +162,7 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
         rewritten = [pack.hex() for pack in done.rewrite]
         print_json({
             "done": done.done,
+            "mended": done.mend,
             "dropped": done.drop,
             "rewritten": rewritten,
             "kept_records": done.kept_records,
@@ -166,8 +171,8 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
         })
     elif done.done:
         print(
-            f"{len(done.drop)} objects dropped, {len(done.rewrite)} packs written anew: "
-            f"{done.kept_records} records kept, {done.lost_records} lost"
+            f"{len(done.mend)} objects mended, {len(done.drop)} dropped, {len(done.rewrite)} packs written "
+            f"anew: {done.kept_records} records kept, {done.lost_records} lost"
         )
         _print_findings(after)
     elif not dry_run and after.sound:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +15,7 @@ from castore.errors import (
     ObjectMissingError,
 )
 from castore.sealing import Recipient, WriterKey
+from castore.store import twice
 from castore.store.header import CONFIG, HEADER_BYTES, check_header, header
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ DEFAULT_AVERAGE: Final = 1 << 18
 dump of 450 MB took 16.9 MB at 64 KiB, 15.5 at 128, 13.4 at 256.
 """
 """The longest chunk, eight times this, has to fit into a pack."""
+
+CONFIGS: Final = "config"
+"""The folder."""
 
 _VERSION: Final = 1
 _SEAL_BYTES: Final = 96
@@ -76,12 +79,12 @@ _decoder = msgspec.msgpack.Decoder(StoreConfig)
 
 def config_name(number: int) -> str:
     """Return the name of the object."""
-    return f"config/{number}"
+    return f"{CONFIGS}/{number}"
 
 
 def config_numbers(storage: Storage) -> list[int]:
     """Return the numbers of the configurations there are, in ascending order."""
-    return sorted(int(n) for n in storage.list("config") if re.fullmatch(r"[1-9][0-9]{0,17}", n))
+    return twice.numbers(storage, CONFIGS)
 
 
 def encode_config(number: int, config: StoreConfig, writer: WriterKey) -> bytes:
@@ -107,7 +110,7 @@ class SealedConfig:
         self._box = _SEALS + self._count * _SEAL_BYTES
         if len(data) <= self._box:
             raise DamageError(f"{self.name} is damaged: it is cut")
-        self._data = data
+        self.data = data
 
     @classmethod
     def read(cls, storage: Storage) -> SealedConfig:
@@ -117,7 +120,7 @@ class SealedConfig:
             if not numbers:
                 break
             try:
-                return cls(numbers[-1], storage.get(config_name(numbers[-1])))
+                return cls(numbers[-1], twice.read(storage, CONFIGS, numbers[-1]))
             except ObjectMissingError:
                 continue  # another castore has just replaced it
         raise NotFoundError(
@@ -128,7 +131,7 @@ class SealedConfig:
         """Return the writer key through an identity; None if no seal is for it."""
         for at in range(_SEALS, self._box, _SEAL_BYTES):
             try:
-                secret = identity.open(self._data[at : at + _SEAL_BYTES])
+                secret = identity.open(self.data[at : at + _SEAL_BYTES])
             except IdentityError:
                 continue
             if secret[:16] != self.store_id:
@@ -138,9 +141,9 @@ class SealedConfig:
 
     def open(self, writer: WriterKey) -> StoreConfig:
         """Return the configuration, authentic. Raises DamageError, FormatError."""
-        ad = self.name.encode() + self._data[: self._box]
+        ad = self.name.encode() + self.data[: self._box]
         try:
-            config = _decoder.decode(writer.objects.open(ad, self._data[self._box :]))
+            config = _decoder.decode(writer.objects.open(ad, self.data[self._box :]))
         except (DamageError, msgspec.MsgspecError) as error:
             raise DamageError(f"{self.name} is damaged: {error}") from None
         if config.version != _VERSION:

@@ -8,7 +8,6 @@ One replacement's list holds what earlier ones listed, so that only the last one
 
 from __future__ import annotations
 
-import re
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +20,7 @@ from castore.errors import (
     RotatedError,
 )
 from castore.sealing import Past, WriterKey
+from castore.store import twice
 from castore.store.boxed import decode_record, seal_object
 from castore.store.header import ERA, HEADER_BYTES, check_header
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from castore.storage import Storage
     from castore.store.config import SealedConfig, StoreConfig
+
+ERAS: Final = "eras"
+"""The folder."""
 
 _VERSION: Final = 1
 
@@ -49,12 +52,12 @@ _decoder = msgspec.msgpack.Decoder(EraRecord)
 
 def era_name(number: int) -> str:
     """Return the name of the object."""
-    return f"eras/{number}"
+    return f"{ERAS}/{number}"
 
 
 def era_numbers(storage: Storage) -> list[int]:
     """Return the numbers of such objects, in ascending order."""
-    return sorted(int(n) for n in storage.list("eras") if re.fullmatch(r"[1-9][0-9]{0,17}", n))
+    return twice.numbers(storage, ERAS)
 
 
 def encode_era(number: int, listed: Mapping[str, bytes], writer: WriterKey) -> bytes:
@@ -94,7 +97,7 @@ class _Listed:
             if self._found is None:
                 name = era_name(self._number)
                 try:
-                    data = self._storage.get(name)
+                    data = twice.read(self._storage, ERAS, self._number)
                 except ObjectMissingError:
                     raise MissingError(
                         f"{name} is gone, which lists what was stored under former writer keys; put it "

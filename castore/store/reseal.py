@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from castore.errors import BusyError, FormerKeyError, ObjectExistsError, ObjectMissingError
-from castore.store.config import config_name, config_numbers, encode_config
+from castore.store import twice
+from castore.store.config import CONFIGS, config_name, config_numbers, encode_config
 from castore.store.sessions import (
     encode_session,
     read_session,
@@ -49,10 +50,12 @@ def reseal(
         # An identity that opens not all of it must not change whom the store says it is sealed to.
         for session, numbers in session_numbers(storage).items():
             _data_key(storage, keyring, session, numbers, config)
+        data = encode_config(number, config, keyring.writer)
         try:
-            storage.put(name, encode_config(number, config, keyring.writer))
+            storage.put(name, data)
         except ObjectExistsError:
             raise BusyError(f"another castore has just written {name}; try again") from None
+        twice.put_copy(storage, CONFIGS, number, data)
         changed = True
     for session, numbers in sorted(session_numbers(storage).items()):
         changed |= _reseal_session(storage, keyring, session, numbers, config)
@@ -66,10 +69,9 @@ def reseal(
             for old in numbers[: numbers.index(counts)]:
                 _remove(storage, session_name(session, old))
                 changed = True
-    for old in config_numbers(storage):
-        if old < number:
-            _remove(storage, config_name(old))
-            changed = True
+    for name in twice.below(storage, CONFIGS, number):
+        _remove(storage, name)
+        changed = True
     return changed
 
 

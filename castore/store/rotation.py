@@ -18,9 +18,10 @@ from blake3 import blake3
 
 from castore.errors import BusyError, DamageError, FormatError, ObjectExistsError, ObjectMissingError
 from castore.model.refs import SessionId
+from castore.store import twice
 from castore.store.condemned import open_condemned
-from castore.store.config import config_name, config_numbers, encode_config
-from castore.store.eras import encode_era, era_name, era_numbers
+from castore.store.config import CONFIGS, config_name, config_numbers, encode_config
+from castore.store.eras import ERAS, encode_era, era_name, era_numbers
 from castore.store.generations import NAME, open_generation
 from castore.store.pins import open_pin
 from castore.store.sessions import decode_session, session_name, session_numbers
@@ -62,15 +63,18 @@ def rotate(
         listed = _listed(storage, writer, packs())
         era = max([number, *era_numbers(storage)]) + 1
         try:
-            storage.put(era_name(era), encode_era(era, listed, successor))
-            new = msgspec.structs.replace(config, era=era)
-            storage.put(config_name(era), encode_config(era, new, successor))
+            data = encode_era(era, listed, successor)
+            storage.put(era_name(era), data)
+            twice.put_copy(storage, ERAS, era, data)
+            data = encode_config(era, msgspec.structs.replace(config, era=era), successor)
+            storage.put(config_name(era), data)
         except ObjectExistsError:
             raise BusyError("another castore has just changed the keys of this store; try again") from None
         if any(before < one < era for one in config_numbers(storage)):
             # Somebody else was first: his configuration knows nothing of this one.
             _remove(storage, config_name(era))
             raise BusyError("another castore has just changed the keys of this store; try again")
+        twice.put_copy(storage, CONFIGS, era, data)
         rounds += 1
         late = _names(storage) - names - listed.keys()
         if not late or rounds == _ROUNDS:
@@ -80,12 +84,9 @@ def rotate(
 
 def clean(storage: Storage, number: int) -> None:
     """Remove what the configuration with this number, a new key's first, took the place of."""
-    for old in config_numbers(storage):
-        if old < number:
-            _remove(storage, config_name(old))
-    for old in era_numbers(storage):
-        if old < number:
-            _remove(storage, era_name(old))
+    for folder in (CONFIGS, ERAS):
+        for name in twice.below(storage, folder, number):
+            _remove(storage, name)
 
 
 def _names(storage: Storage) -> set[str]:

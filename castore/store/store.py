@@ -29,9 +29,11 @@ from castore.kernel import Cutter, Sketcher
 from castore.model.generation import decode_generation
 from castore.model.refs import decode_node
 from castore.sealing import WriterKey
+from castore.store import twice
 from castore.store.condemned import FOLDER as CONDEMNED
 from castore.store.condemned import read_condemned
 from castore.store.config import (
+    CONFIGS,
     DEFAULT_AVERAGE,
     MAX_AVERAGE,
     MIN_AVERAGE,
@@ -42,7 +44,7 @@ from castore.store.config import (
     config_numbers,
     encode_config,
 )
-from castore.store.eras import open_config, with_past
+from castore.store.eras import ERAS, decode_era, open_config, with_past
 from castore.store.generations import MAX_NUMBER, encode_generation, generation_name, split_name
 from castore.store.index import Index, Place
 from castore.store.keyring import IdentitySource, Keyring
@@ -106,15 +108,15 @@ class Store(Remembered):
         self.references = ReferenceCache(places.references_of(self.store_id))
         self._syncing = threading.Lock()
         try:
-            self._hold(writer, config, sealed.number)
+            self._hold(writer, config, sealed)
         except BaseException:
             self.close()
             raise
 
-    def _hold(self, writer: WriterKey, config: StoreConfig, number: int) -> None:
+    def _hold(self, writer: WriterKey, config: StoreConfig, sealed: SealedConfig) -> None:
         """Use this writer key, and the configuration under it, from now on."""
         self.config = config
-        self._config_number = number
+        self._sealed = sealed
         self.writer_key = with_past(writer, config, self.storage)
         self.cutter = Cutter(self.writer_key.gear, config.average)
         self._keyring = Keyring(self.storage, self.writer_key, self._identity, lambda: self.config)
@@ -174,6 +176,7 @@ class Store(Remembered):
                 os.unlink(path)
                 os.rmdir(os.path.dirname(path))
             raise UsageError(taken) from None
+        twice.put_copy(storage, CONFIGS, 1, data)
         return cls(storage, places, SealedConfig(1, data), writer, IdentitySource(identity))
 
     @classmethod
@@ -343,7 +346,8 @@ class Store(Remembered):
 
         self.refresh_config()
         # Of an `init` that was killed it may be seen, and yet be lost: before all that needs it.
-        self.storage.settle("config")
+        self.storage.settle(CONFIGS)
+        self._keep_copies()
         sketcher = Sketcher(self.writer_key.gear, self.writer_key.sketch)
         return Session(
             self.storage, self.index, self.writer_key, self.config, self.references, sketcher
@@ -610,7 +614,7 @@ class Store(Remembered):
         # Sealed anew under a writer key that is replaced meanwhile, sessions would not count.
         with self._writer_key_lock(), self.upkeep_lock(), self.storage.hold():
             self.refresh_config()
-            config, number = self.config, self._config_number
+            config, number = self.config, self._sealed.number
             if config.recipients != labelled:
                 config, number = msgspec.structs.replace(config, recipients=labelled), number + 1
             changed = reseal(self.storage, self._keyring, number, config, self.refresh_config)
@@ -646,7 +650,7 @@ class Store(Remembered):
             if keep:
                 keep_writer_key(next_of(path), successor, self.storage)
             number = rotate(
-                *(self.storage, self.writer_key, successor, self.config, self._config_number),
+                *(self.storage, self.writer_key, successor, self.config, self._sealed.number),
                 self._accepted_packs,
                 new_ids=new_ids,
             )
@@ -655,7 +659,7 @@ class Store(Remembered):
                 drop_next(path)
             clean(self.storage, number)
             sealed = SealedConfig.read(self.storage)
-            self._hold(successor, open_config(sealed, successor, self.storage), sealed.number)
+            self._hold(successor, open_config(sealed, successor, self.storage), sealed)
             self._seen.config(sealed.number, accept=False)
 
     def _accepted_packs(self) -> set[PackId]:
@@ -664,13 +668,35 @@ class Store(Remembered):
 
     def refresh_config(self) -> None:
         """Take in what another process has said since: who the recipients are. Raises RotatedError."""
-        if max(config_numbers(self.storage), default=0) != self._config_number:
+        if max(config_numbers(self.storage), default=0) != self._sealed.number:
             sealed = SealedConfig.read(self.storage)
             if sealed.store_id != self.store_id:
                 raise DamageError(f"{sealed.name} is damaged: it is of another store")
             self.config = open_config(sealed, self.writer_key, self.storage)
-            self._config_number = sealed.number
+            self._sealed = sealed
             self._seen.config(sealed.number, accept=False)
+
+
+    def kept_twice(self) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+        """Yield folder and number of each object that all else rests on, and what reads its bytes, authentic.
+
+        That raises DamageError, FormatError, StorageError.
+        """
+        yield CONFIGS, self._sealed.number, lambda: self._sealed.data
+        if self.config.era:
+            yield ERAS, self.config.era, self._read_era
+
+    def _read_era(self) -> bytes:
+        data = twice.read(self.storage, ERAS, self.config.era)
+        decode_era(self.config.era, data, self.writer_key)
+        return data
+
+    def _keep_copies(self) -> None:
+        """Write the copies that are not there yet: of an older castore, or of one that was killed."""
+        for folder, number, read in self.kept_twice():
+            if not twice.has_copy(self.storage, folder, number):
+                with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
+                    twice.put_copy(self.storage, folder, number, read())
 
 
 def _labelled(recipients: Sequence[tuple[Recipient, str]]) -> tuple[LabelledRecipient, ...]:

@@ -12,12 +12,13 @@ import msgspec
 
 from castore.errors import DamageError, FormatError, IdentityError, ObjectMissingError, StorageError
 from castore.model.refs import PackId, SessionId
+from castore.store import twice
 from castore.store.condemned import open_condemned
 from castore.store.generations import open_generation
 from castore.store.pack import CHUNK, pack_name
 from castore.store.sessions import decode_session, session_name, session_numbers
 from castore.upkeep.moving import Mover, record_in, records_of
-from castore.upkeep.verify import Verification, verify
+from castore.upkeep.verify import Verification, damaged_of_two, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,8 @@ class Repair(msgspec.Struct):
     """What a repair does, or did."""
 
     done: bool = False
+    mend: list[str] = []
+    """Objects that are kept twice, and are written anew from the one that is whole."""
     drop: list[str] = []
     """Objects of which nothing can be read."""
     rewrite: list[PackId] = []
@@ -61,6 +64,8 @@ def repair(
         if not agree(found, planned):
             return planned, found
         planned.done = True
+        for folder, number, read in store.kept_twice() if planned.mend else ():
+            twice.mend(store.storage, folder, number, read())
         if planned.rewrite and not readable:
             raise IdentityError(
                 f"{pack_name(planned.rewrite[0])} is damaged, and only an identity tells what of it is "
@@ -95,7 +100,7 @@ def _can_read(store: Store) -> bool:
 
 
 def _plan(store: Store, found: Verification) -> Repair:
-    planned = Repair()
+    planned = Repair(mend=sorted(damaged_of_two(store)))
     packs = {*found.damaged_packs}
     for name in [*store.damaged, *_generations(store), *_sessions(store)]:
         if not _is_damaged(store, name):

@@ -28,6 +28,7 @@ from castore.errors import (
     StorageError,
 )
 from castore.model.refs import RecordId
+from castore.store import twice
 from castore.store.generations import NAME, open_generation
 from castore.store.pack import CHUNK, pack_name
 from castore.store.sessions import read_session, session_numbers
@@ -96,6 +97,7 @@ def verify(
     store.sync()
     found = Verification()
     found.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
+    found.damage += [f"{name}: {reason}" for name, reason in damaged_of_two(store).items()]
     _verify_generations(store, found)
     _verify_sessions(store, found)
     bad: dict[bytes, str] = {}
@@ -123,6 +125,18 @@ def verify(
         if store.index.epoch() == epoch:
             return found
     raise BusyError("the store changes faster than it can be looked at: try again later")
+
+
+def damaged_of_two(store: Store) -> dict[str, str]:
+    """Return what is wrong with objects that all else rests on, and with their copies, by name."""
+    found: dict[str, str] = {}
+    for folder, number, read in store.kept_twice():
+        try:
+            wrong = twice.examine(store.storage, folder, number, read())
+        except (DamageError, FormatError, StorageError) as error:
+            wrong = {f"{folder}/{number}": str(error)}
+        found |= wrong
+    return found
 
 
 def _walk(store: Store, lost: dict[bytes, str], found: Verification) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.stores import remove_copies
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -117,6 +119,7 @@ def patch_version(path: Path) -> None:
 
 
 def test_a_store_of_another_version_is_refused(castore: Callable, store: Path) -> None:
+    remove_copies(store)
     patch_version(store / "config" / "1")
     for words in (("log",), ("snapshot", "web", "--tree", "t=live"), ("verify",), ("cat", "web@1:d")):
         refused(castore(*words, expect=1), "config/1", "format 7", "knows 1", "update")

@@ -17,6 +17,13 @@ from castore.storage import LocalStorage
 from castore.store import Places, Store
 
 
+def remove_copies(store: Path) -> None:
+    """Leave one of what a store keeps twice."""
+    for folder in ("config", "eras"):
+        for path in (store / folder).glob("*.*"):
+            path.unlink()
+
+
 @dataclass
 class Lab:
     """A store, and the machine that uses it."""

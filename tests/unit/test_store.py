@@ -30,6 +30,7 @@ from castore.storage import LocalStorage
 from castore.store import NewChunk, Places, Store, sync
 from castore.store import pack as packs
 from castore.store import session as sessions
+from tests.support.stores import remove_copies
 
 
 class Bench:
@@ -219,12 +220,14 @@ def test_what_is_no_store_or_another_store_or_version_is_refused(bench, tmp_path
         store.adopt()
     bench.open().close()
     config = tmp_path / "store/config/1"
+    remove_copies(tmp_path / "store")
     flip(config, 8)
     with pytest.raises(FormatError):
         bench.open()
 
 
 def test_every_flipped_byte_of_a_config_is_noticed(bench, tmp_path):
+    remove_copies(tmp_path / "store")
     config = tmp_path / "store/config/1"
     whole = config.read_bytes()
     for at in range(len(whole)):
@@ -413,7 +416,7 @@ def test_resealing_adds_and_removes_recipients_and_can_be_repeated(bench, monkey
     both = [(bench.identity.recipient, "me"), (second.recipient, "you")]
     bench.store.reseal(both)
     assert bench.store.recipients == both
-    assert [p.name for p in bench.objects("config")] == ["2"]
+    assert {p.name.split(".")[0] for p in bench.objects("config")} == {"2"}
     assert [p.name.split(".")[1] for p in bench.objects("sessions")] == ["1"]
     with bench.open(bench.elsewhere(), identity=lambda: second) as store:
         assert store.read_chunk(refs[0].id) == b"content"
@@ -423,7 +426,7 @@ def test_resealing_adds_and_removes_recipients_and_can_be_repeated(bench, monkey
             store.reseal(both[1:])
         monkeypatch.setattr(LocalStorage, "delete", delete)
         store.reseal(both[1:])
-    assert [p.name for p in bench.objects("config")] == ["3"]
+    assert {p.name.split(".")[0] for p in bench.objects("config")} == {"3"}
     assert [p.name.split(".")[1] for p in bench.objects("sessions")] == ["2"]
     with bench.open() as store, pytest.raises(IdentityError, match=second.recipient.text):
         store.read_chunk(refs[0].id)

@@ -158,14 +158,14 @@ def test_what_former_keys_sealed_is_not_dropped_nor_orphaned_while_its_list_is_g
     with lab.opened() as store:
         store.rotate_writer()
     lab.take("web", noise(2, 50_000))
-    (era,) = (lab.store / "eras").iterdir()
-    era.rename(lab.folder / "aside")
+    eras = lab.store / "eras"
+    eras.rename(lab.folder / "aside")
     with lab.opened() as store:
         with pytest.raises(MissingError, match="put it back"):
             repair(store, Tally(), agree=yes)
         with pytest.raises(MissingError, match="put it back"):
             store.rotate_writer()
-    (lab.folder / "aside").rename(era)
+    (lab.folder / "aside").rename(eras)
     lab.check()
 
 

@@ -1,0 +1,122 @@
+"""Objects that all else rests on, `config/N` and `eras/N`: each has a copy, `config/N.H`.
+
+H is a hash of the bytes, so that who reads can tell, with no key, which of the two is as it was written.
+It says nothing of who wrote them: that the boxes in them do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, Final
+
+from blake3 import blake3
+
+from castore.errors import ObjectExistsError, ObjectMissingError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.storage import Storage
+
+_NAME: Final = re.compile(r"([1-9][0-9]{0,17})(?:\.([0-9a-f]{32}))?")
+
+
+def numbers(storage: Storage, folder: str) -> list[int]:
+    """Return the numbers of such objects, in ascending order. Raises StorageError."""
+    return sorted({number for _, number, _ in _names(storage, folder)})
+
+
+def below(storage: Storage, folder: str, number: int) -> list[str]:
+    """Return the names of those with lower numbers, and of their copies."""
+    return [name for name, one, _ in _names(storage, folder) if one < number]
+
+
+def put(storage: Storage, folder: str, number: int, data: bytes) -> None:
+    """Write one, without its copy. Raises ObjectExistsError, StorageError."""
+    storage.put(f"{folder}/{number}", data)
+
+
+def put_copy(storage: Storage, folder: str, number: int, data: bytes) -> None:
+    """Write the copy of one that is there. Raises StorageError."""
+    with contextlib.suppress(ObjectExistsError):
+        storage.put(_copy_of(folder, number, data), data)
+
+
+def has_copy(storage: Storage, folder: str, number: int) -> bool:
+    """Whether there is a copy of one. Raises StorageError."""
+    return bool(_copies(storage, folder, number))
+
+
+def read(storage: Storage, folder: str, number: int) -> bytes:
+    """Return one as it was written, where that or its copy still is.
+
+    Raises ObjectMissingError, StorageError.
+    """
+    copies = _copies(storage, folder, number)
+    try:
+        data = storage.get(f"{folder}/{number}")
+    except StorageError:
+        copy = _intact(storage, copies, folder, number)
+        if copy is None:
+            raise
+        return copy
+    if copies and _copy_of(folder, number, data) not in copies:
+        return _intact(storage, copies, folder, number) or data
+    return data
+
+
+def examine(storage: Storage, folder: str, number: int, data: bytes) -> dict[str, str]:
+    """Return what is wrong with one that was written as `data`, and with its copies, by their names.
+
+    That there is no copy yet is not wrong.
+    """
+    found = {}
+    wanted = [f"{folder}/{number}", *_copies(storage, folder, number)]
+    for name in wanted:
+        try:
+            if storage.get(name) != data or name not in {wanted[0], _copy_of(folder, number, data)}:
+                found[name] = "its bytes are not those that were written"
+        except ObjectMissingError:
+            found[name] = "it is gone"
+        except StorageError as error:
+            found[name] = str(error)
+    return found
+
+
+def mend(storage: Storage, folder: str, number: int, data: bytes) -> None:
+    """Write one, or its copy, anew where it is not `data`; at every moment one of the two is.
+
+    Raises StorageError.
+    """
+    put_copy(storage, folder, number, data)
+    for name in examine(storage, folder, number, data):
+        storage.delete_all([name])
+    with contextlib.suppress(ObjectExistsError):
+        put(storage, folder, number, data)
+    put_copy(storage, folder, number, data)
+
+
+def _names(storage: Storage, folder: str) -> Iterator[tuple[str, int, bool]]:
+    """Yield name and number of each, and whether it is a copy."""
+    for short in storage.list(folder):
+        if match := _NAME.fullmatch(short):
+            yield f"{folder}/{short}", int(match[1]), match[2] is not None
+
+
+def _copies(storage: Storage, folder: str, number: int) -> list[str]:
+    return [name for name, one, copied in _names(storage, folder) if one == number and copied]
+
+
+def _copy_of(folder: str, number: int, data: bytes) -> str:
+    return f"{folder}/{number}.{blake3(data).hexdigest()[:32]}"
+
+
+def _intact(storage: Storage, copies: list[str], folder: str, number: int) -> bytes | None:
+    """Return the bytes of a copy that is as it was written, or None."""
+    for name in copies:
+        with contextlib.suppress(StorageError):
+            data = storage.get(name)
+            if _copy_of(folder, number, data) == name:
+                return data
+    return None

@@ -1,0 +1,152 @@
+"""What all else rests on is kept twice: one of the two is enough, which are named, and written anew."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import castore
+from castore.content.streams import StreamReader
+from castore.errors import DamageError, RotatedError, StorageError
+from castore.model.tally import Tally
+from castore.services.restoring import read
+from castore.storage import LocalStorage
+from castore.store import Store, twice
+from castore.upkeep.repair import repair
+from castore.upkeep.verify import verify
+from tests.support.stores import Lab, remove_copies
+
+RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
+CONTENT = b"what is taken" * 1000
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A store whose writer key was replaced, so that it has an `eras/N`."""
+    lab = Lab(tmp_path, average=4096)
+    (tmp_path / "dump").write_bytes(CONTENT)
+    take(lab)
+    with lab.open() as store:
+        store.rotate_writer()
+    return lab
+
+
+def take(lab):
+    return lab.snapshot("web", {"d": castore.FileSource(str(lab.folder / "dump"))})
+
+
+def both(lab, folder):
+    """The object, and its copy."""
+    first, second = sorted((lab.store / folder).iterdir(), key=lambda path: len(path.name))
+    return first, second
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif how == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(data[:how] + bytes([data[how] ^ 1]) + data[how + 1 :])
+
+
+def check(lab):
+    with lab.open() as store:
+        store.sync()
+        assert store.damaged == {}
+        with StreamReader(store) as reader:
+            assert b"".join(read(reader, castore.select(store, "web@1:d"))) == CONTENT
+
+
+HARMS = ["gone", "cut", "emptied", 0, 9, 20, 33, 50, -1]
+"""In the header, the store's id, the count of seals, a seal, the box."""
+
+
+@pytest.mark.parametrize("folder", ["config", "eras"])
+@pytest.mark.parametrize("which", [0, 1], ids=["object", "copy"])
+@pytest.mark.parametrize("how", HARMS)
+def test_one_of_the_two_is_enough_and_the_other_is_named_and_mended(lab, folder, which, how):
+    hurt, whole = both(lab, folder)[which], both(lab, folder)[1 - which]
+    before = hurt.read_bytes()
+    damage(hurt, how)
+    check(lab)
+    for key in (True, False):
+        with Store.open(LocalStorage(str(lab.store)), lab.places, lambda: lab.identity, local_key=key) as store:
+            assert store.config.recipients[0].key == lab.identity.recipient.key
+    out = lab.folder / "out"
+    (lab.folder / "identity").write_text(lab.identity.text())
+    command = [sys.executable, str(RESCUE), str(lab.store), "--identity", str(lab.folder / "identity")]
+    subprocess.run([*command, "web", "1", str(out)], check=True, capture_output=True)
+    assert (out / "d").read_bytes() == CONTENT
+    with lab.open() as store:
+        found = verify(store, Tally())
+        if (which, how) == (1, "gone"):  # as a castore leaves it that is killed
+            assert found.sound
+            return
+        name = f"{folder}/{hurt.name}"
+        assert [line.partition(":")[0] for line in found.damage] == [name]
+        assert not found.affected
+        done, after = repair(store, Tally(), agree=lambda *_: True)
+        assert (done.mend, done.drop, done.rewrite) == ([name], [], [])
+        assert after.sound
+    assert hurt.read_bytes() == before
+    assert whole.read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["config", "eras"])
+def test_a_snapshot_writes_the_copy_that_is_missing(lab, folder):
+    whole, copy = both(lab, folder)
+    data = copy.read_bytes()
+    remove_copies(lab.store)
+    take(lab)
+    assert both(lab, folder) == (whole, copy)
+    assert copy.read_bytes() == data
+
+
+def test_a_damaged_list_gets_no_copy(lab):
+    remove_copies(lab.store)
+    (era,) = (lab.store / "eras").iterdir()
+    damage(era, -1)
+    with lab.open() as store:
+        store.session().abort()
+    assert len(list((lab.store / "eras").iterdir())) == 1
+
+
+@pytest.mark.parametrize("folder", ["config", "eras"])
+def test_with_both_damaged_it_is_told(lab, folder):
+    for path in both(lab, folder):
+        damage(path, -1)
+    if folder == "config":
+        with pytest.raises((DamageError, RotatedError), match="config/2 is damaged"):
+            Store.open(LocalStorage(str(lab.store)), lab.places, lambda: lab.identity, local_key=False)
+    else:
+        with lab.open() as store:
+            assert any(line.startswith("eras/2: ") for line in verify(store, Tally()).damage)
+
+
+def test_an_object_that_the_disk_refuses_is_read_from_its_copy(lab):
+    class Bad(LocalStorage):
+        def get(self, name, offset=0, length=None):
+            if name == "config/2":
+                raise StorageError(f"cannot read {name}") from OSError(errno.EIO, "I/O error")
+            return super().get(name, offset, length)
+
+    with Store.open(Bad(str(lab.store)), lab.places, lambda: lab.identity) as store:
+        assert verify(store, Tally()).damage == ["config/2: cannot read config/2"]
+
+
+def test_a_copy_that_was_never_written_by_castore_is_not_believed(lab):
+    """Whoever holds the place can keep a store from being opened; he cannot make it another."""
+    path, copy = both(lab, "config")
+    copy.unlink()
+    twice.put_copy(LocalStorage(str(lab.store)), "config", 2, b"forged")
+    with pytest.raises(DamageError, match="config/2"):
+        lab.open()
+    assert path.exists()
