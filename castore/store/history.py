@@ -1,0 +1,277 @@
+"""The generations of a store: the index brought up to date with them, found, committed, let go."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from castore.errors import (
+    BusyError,
+    CastoreError,
+    DamageError,
+    FormatError,
+    ObjectExistsError,
+    ObjectMissingError,
+    OlderError,
+    RotatedError,
+    StorageError,
+    UsageError,
+)
+from castore.model.generation import decode_generation
+from castore.store.condemned import FOLDER as CONDEMNED
+from castore.store.condemned import read_condemned
+from castore.store.generations import MAX_NUMBER, encode_generation, generation_name, split_name
+from castore.store.keyed import Keyed
+from castore.store.pins import pin, pins, unpin
+from castore.store.sessions import session_numbers
+from castore.store.sync import sync_generations, sync_packs
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Collection, Iterable, Iterator
+
+    from castore.model.generation import Generation
+
+
+class History(Keyed):
+    """What a store has generations of."""
+
+    damaged: dict[str, str]
+    """Objects that were found damaged, by name, with the reasons; they are not indexed."""
+    _accept_older: bool
+    _syncing: threading.Lock
+
+    # The index
+
+    def sync(self, *, reread: bool = False) -> None:
+        """Bring the index up to date with the store; what is damaged is told in `damaged`.
+
+        reread: the generations that are indexed, too: under the name of one may be another.
+        """
+        self.index.try_again()
+        self.sync_generations(reread=reread)
+        with self._syncing:
+            # Packs are listed behind what condemns them: what is condemned no more is gone from that list.
+            condemned, found = read_condemned(self.storage, self.writer_key)
+            self._told(CONDEMNED, found)
+            self._told("packs/", sync_packs(self.storage, self.index, self.writer_key))
+            # Nor is what nobody has the key to counted on: it is stored again where it is still at hand.
+            keyless = self.index.packs_without_key(lambda: session_numbers(self.storage).keys())
+            self.index.condemn({*keyless, *(pack for one in condemned for pack in one.packs)})
+
+    def sync_generations(self, *, reread: bool = False) -> None:
+        """Bring the index's generations up to date with the store.
+
+        Raises OlderError if what this machine has seen there is gone, or another one.
+        """
+        with self._syncing:
+            while True:
+                memory, known = self._seen.memory(), reread
+                found = sync_generations(self.storage, self.index, self.writer_key, reread=reread)
+                self._told("generations/", found)
+                newest = (self.newest(service) for service in self.services())
+                present = {one.service: one for one in newest if one is not None}
+                try:
+                    self._seen.compare(memory, present, self._session_of, accept=self._accept_older)
+                    break
+                except OlderError:
+                    # Another process may have removed some on purpose while they were listed; and an
+                    # index that a disk has changed may lack what is there.
+                    if known and self._seen.memory() == memory:
+                        raise
+                    reread = True
+            self._accept_older = False
+
+    def _session_of(self, service: str, number: int) -> str | None:
+        """Return the session of a generation, in hex; "" if it is damaged, None if it is not there."""
+        found = self.generation(service, number)
+        if found is not None:
+            return found.session.hex()
+        names = {(tag, number) for tag in self.writer_key.tags(service)}
+        return "" if any(split_name(name) in names for name in self.damaged) else None
+
+    def _told(self, folder: str, found: dict[str, str]) -> None:
+        kept = {k: reason for k, reason in self.damaged.items() if not k.startswith(folder)}
+        self.damaged = kept | found
+
+    def reindex(self) -> None:
+        """Build the index again from the store. Raises BusyError while something is removed from it."""
+        with self.upkeep_lock():
+            self.index.clear()
+            self.sync()
+
+    # Generations
+
+    def services(self) -> list[str]:
+        """Return the names of the services that have generations, sorted."""
+        return self.index.services()
+
+    def generations(self, service: str | None = None) -> list[Generation]:
+        """Return the generations of a service, or of all, newest first."""
+        if service is not None:
+            return list(self.newest_first(service))
+        found = list(self.all_generations())
+        # Of those of one time and number, the last service comes first.
+        found.sort(key=lambda one: (one.time, one.number, one.service), reverse=True)
+        return found
+
+    def all_generations(self) -> Iterator[Generation]:
+        """Yield all generations, service by service; each is read when it is asked for."""
+        for service in self.services():
+            yield from self.newest_first(service)
+
+    def newest_first(self, service: str) -> Iterator[Generation]:
+        """Yield the generations of a service, newest first; each is read when it is asked for."""
+        return map(self._decode, self.index.generations(service))
+
+    def newest(self, service: str) -> Generation | None:
+        """Return the generation of a service with the highest number, or None."""
+        return next(self.newest_first(service), None)
+
+    def generation(self, service: str, number: int) -> Generation | None:
+        """Return a generation, or None."""
+        if not 0 < number <= MAX_NUMBER:
+            return None
+        plain = self.index.generation(service, number)
+        return None if plain is None else self._decode(plain)
+
+    def by_revision(self, service: str, prefix: str) -> list[Generation]:
+        """Return the generations whose revision begins with `prefix`, newest first.
+
+        Safety generations, which roll-backs take, are found by number only.
+        """
+        numbers = self.index.numbers_by_revision(service, prefix)
+        found = (self.generation(service, number) for number in numbers)
+        return [generation for generation in found if generation is not None]
+
+    def has_revision(self, service: str, revision: str) -> bool:
+        """Whether there is a generation of exactly this revision."""
+        return any(one.revision == revision for one in self.by_revision(service, revision))
+
+    def next_number(self, service: str) -> int:
+        """Return the number behind the highest in the store, those of damaged records included.
+
+        And behind the highest that this machine has ever seen: a number is not given twice.
+        """
+        tag, *former = self.writer_key.tags(service)
+        names = [split_name(short) for short in self.storage.list("generations")]
+        numbers = [number for one, number in names if one == tag]
+        if former and not numbers:
+            # Of former keys only what counts: whoever has one could use all numbers up.
+            with contextlib.suppress(DamageError, FormatError):
+                names = [split_name(name) for name in self.writer_key.listed()]
+            numbers = [number for one, number in names if one in former]
+        return max([*numbers, self._seen.last(service)], default=0) + 1
+
+    def generation_objects(self, service: str, numbers: Iterable[int]) -> list[str]:
+        """Return the names that these generations of a service have in the store.
+
+        That is one of each that is there, whichever writer key it is under, and what was forged for one.
+        """
+        wanted = {(tag, number) for number in numbers for tag in self.writer_key.tags(service)}
+        return [f"generations/{n}" for n in self.storage.list("generations") if split_name(n) in wanted]
+
+    def _decode(self, plain: bytes) -> Generation:
+        try:
+            return decode_generation(plain)
+        except DamageError as error:
+            raise self.index.refusal(error) from None
+
+    # Committed, and let go
+
+    def commit(self, generation: Generation) -> None:
+        """Write a generation's record: the last step, which makes it one.
+
+        Raises BusyError if its number was taken, StorageError.
+        """
+        if not 0 < generation.number <= MAX_NUMBER:
+            raise UsageError(f"a generation cannot have the number {generation.number}")
+        name = generation_name(self.writer_key, generation.service, generation.number)
+        data, plain = encode_generation(generation, self.writer_key)
+        # The session has made its own objects durable. It may rest on others', which the index had
+        # from a listing, and whose writer may have been killed before it had synced their names.
+        for folder in ("sessions", "packs"):
+            self.storage.settle(folder)
+        try:
+            self.storage.put(name, data)
+        except ObjectExistsError:
+            raise BusyError(
+                f"another castore has just taken the number {generation.number} of "
+                f"{generation.service!r}; nothing was committed, try again"
+            ) from None
+        except StorageError as error:
+            self._take_back(generation, name, data, error)
+            raise
+        try:
+            self.refresh_config()
+        except RotatedError as error:
+            raise RotatedError(
+                f"{generation.service}@{generation.number} is not committed, since meanwhile {error}"
+            ) from None
+        except CastoreError as error:
+            # Whether it counts is not known.
+            self._take_back(generation, name, data, error)
+            raise
+        # It is committed; where the index fails, the next synchronisation takes it in.
+        with contextlib.suppress(StorageError):
+            self._seen.committed(generation)
+            self.index.put_generations([(name.partition("/")[2], generation, plain)])
+
+    def _take_back(
+        self, generation: Generation, name: str, data: bytes, error: CastoreError
+    ) -> None:
+        """Remove what was written and, after an error, not acknowledged; unless another has its name.
+
+        Where that fails, raises the error with that added.
+        """
+        try:
+            if self.storage.get(name) == data:
+                # Others may have seen it: its number is not given again.
+                self.drop([name])
+        except ObjectMissingError:
+            pass
+        except StorageError:
+            raise type(error)(
+                f"{error}; {generation.service}@{generation.number} could not be taken back either: if it "
+                "is listed, it is whole"
+            ) from error
+
+    def forgotten(self, service: str, numbers: Iterable[int]) -> None:
+        """Remember that generations are removed on purpose; to be called before their objects go.
+
+        So this machine does not miss them, and never gives their numbers again. Raises StorageError.
+        """
+        gone = set(numbers)
+        rest = (one for one in self.newest_first(service) if one.number not in gone)
+        self._seen.forget(service, gone, next(rest, None))
+
+    def forget(self, service: str, numbers: Collection[int]) -> None:
+        """Remove the records of generations, durably; what only they need is left to `compact`.
+
+        Raises StorageError.
+        """
+        names = self.generation_objects(service, numbers)
+        self.forgotten(service, numbers)
+        self.storage.delete_all(names)
+        self.index.remove_generations(name.partition("/")[2] for name in names)
+
+    def drop(self, names: Collection[str]) -> None:
+        """Remove objects that nobody can read, durably. Raises StorageError."""
+        for name in names:
+            tag, number = split_name(name)
+            for service in self._seen.services() if number else ():
+                if tag in self.writer_key.tags(service):
+                    self.forgotten(service, [number])
+        self.storage.delete_all(names)
+
+    def pin(self, service: str, number: int, note: str) -> bool:
+        """Keep a generation whatever the rules say; tell whether it was not pinned yet."""
+        return pin(self.storage, self.writer_key, service, number, note)
+
+    def unpin(self, service: str, number: int) -> bool:
+        """Let the rules decide about a generation; tell whether it was pinned."""
+        return unpin(self.storage, self.writer_key, service, number)
+
+    def pins(self, service: str) -> dict[int, str]:
+        """Return the numbers that are pinned of a service, with the reasons."""
+        return pins(self.storage, self.writer_key, service)
