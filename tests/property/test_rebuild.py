@@ -133,7 +133,7 @@ def test_a_footer_is_whole_for_the_kernel_where_it_is_for_its_twin(footer, data,
 
 def test_a_rebuild_that_fails_leaves_the_index_as_it_was(tmp_path):
     index = Index(str(tmp_path / "index"), STORE)
-    index.set_uses("s", {b"abcd": 5})
+    index.enter_era(5, new_ids=False)
 
     def failing():
         yield from ()
@@ -141,7 +141,7 @@ def test_a_rebuild_that_fails_leaves_the_index_as_it_was(tmp_path):
 
     with pytest.raises(StorageError, match="gone"):
         index.rebuild(failing(), None)
-    assert index.uses("s") == {b"abcd": 5}
+    assert index.era() == 5
     assert os.listdir(tmp_path) == ["index"]
     (tmp_path / "index.0123").mkdir()
     index.rebuild([], None)

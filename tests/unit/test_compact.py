@@ -372,3 +372,22 @@ def test_nothing_is_told_by_what_is_about_to_be_removed(lab):
         store.storage.delete_all(f"packs/{pack.hex()}" for pack in one.packs)
     condemned.unlink()
     lab.check()
+
+
+def test_what_is_used_of_packs_is_never_more_than_all_of_them(lab):
+    """However often compactions are killed between moving records and removing the packs they were in."""
+    lab.take("web", noise(1, 50_000))
+    lab.take("web", noise(2, 50_000))
+    with lab.opened() as store:
+        store.sync()
+        one, other = sorted(pack for pack, _ in store.packs())
+        lengths = dict(store.packs())
+        for _ in range(100):
+            store.index.move_uses([(one, other), (other, one)])
+        used = store.index.used_packs()
+        assert used.keys() == {one, other}
+        assert all(0 < used[pack] <= lengths[pack] for pack in used)
+        store.index.remove_packs([one])
+        assert len(store.index.uses("web")) == 2
+        store.index.move_uses([])
+        assert len(store.index.uses("web")) == 1

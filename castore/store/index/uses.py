@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from castore.model.refs import PackId
-from castore.store.index.tables import Tables
+from castore.store.index.tables import PACK, Tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,8 +20,17 @@ class Uses(Tables):
 
     def set_uses(self, service: str, packs: Counter[bytes]) -> None:
         """Remember which packs the last generation of a service is in, as `known` tells it."""
-        joined = b"".join(_USE.pack(number, size) for number, size in packs.items())
-        self._write(lambda txn: txn.put(service.encode(), joined, db=self._tables["uses"]))
+        self._write(self._put_uses, service.encode(), packs)
+
+    def _put_uses(self, txn: Any, service: bytes, packs: Counter[bytes]) -> None:
+        """Put what is used of packs that are there: of none more than all of it."""
+        uses = []
+        for number, size in packs.items():
+            value = txn.get(number[::-1], db=self._tables["packs"])
+            if value is not None:
+                _, _, records = PACK.unpack(value)
+                uses.append(_USE.pack(number, min(size, records)))
+        txn.put(service, b"".join(uses), db=self._tables["uses"])
 
     def uses(self, service: str) -> Counter[bytes]:
         """Return what was remembered so."""
@@ -30,7 +39,10 @@ class Uses(Tables):
             return Counter(dict(_USE.iter_unpack(joined)))
 
     def move_uses(self, moved: Iterable[tuple[PackId, PackId]]) -> None:
-        """What was used of packs is used of those that their records were moved to: (old, new)."""
+        """What was used of packs is used of those that their records were moved to: (old, new).
+
+        The old ones are there until they are removed. Who is killed in between moves them once more.
+        """
         self._write(self._move_uses, list(moved))
 
     def _move_uses(self, txn: Any, moved: list[tuple[PackId, PackId]]) -> None:
@@ -41,7 +53,7 @@ class Uses(Tables):
             for old, new in pairs:
                 if old and new and old[::-1] in used:
                     used[new[::-1]] += used[old[::-1]]
-            txn.put(service, b"".join(_USE.pack(*use) for use in used.items()), db=table)
+            self._put_uses(txn, service, used)
 
     def used_packs(self) -> Counter[PackId]:
         """Return the packs that the last generations are in, and how many bytes of each they use."""
