@@ -66,7 +66,7 @@ def _index_all(
     storage: Storage, index: Index, writer: WriterKey, listed: set[PackId], damaged: dict[str, str]
 ) -> None:
     """Take all packs into an index that has none; say in `damaged` which cannot be."""
-    from castore.store.rebuild import read_footers  # noqa: PLC0415 - of little use to most commands
+    from castore.store.index.rebuild import read_footers  # noqa: PLC0415 - of little use to most commands
 
     def failed(pack: PackId, error: Exception) -> None:
         if not isinstance(error, ObjectMissingError):

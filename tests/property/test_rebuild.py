@@ -15,9 +15,8 @@ from castore.errors import DamageError, StorageError
 from castore.kernel import rows as kernel_rows
 from castore.kernel.rows import Rows
 from castore.model.refs import PackId, RecordId
-from castore.store import rebuild
-from castore.store.environment import TABLES
-from castore.store.index import Index
+from castore.store.index import Index, rebuild
+from castore.store.index.environment import TABLES
 from castore.store.pack import _ENTRY, BASES, CHUNK, GROUPED, RECORDS, Footer
 
 STORE = bytes(16)

@@ -14,8 +14,8 @@ import pytest
 import castore
 from castore.errors import StorageError
 from castore.model.refs import PackId, RecordId, SessionId
-from castore.store import Places, environment
-from castore.store.index import Index
+from castore.store import Places
+from castore.store.index import Index, environment, opening
 from castore.store.pack import PackEntry
 from tests.support.stores import Lab
 
@@ -42,7 +42,7 @@ def size_of(index: Index) -> int:
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(environment, "_FIRST_BYTES", SMALL)
-    monkeypatch.setattr(environment, "_LEAST_STEP", 1 << 16)
+    monkeypatch.setattr(environment, "LEAST_STEP", 1 << 16)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_readers_go_on_while_the_map_grows(index):
 
 GROW = """
 import sys
-from castore.store import environment
+from castore.store.index import environment
 environment._FIRST_BYTES = 1 << 20
 sys.path.insert(0, sys.argv[3])
 from tests.unit.test_index_place import STORE, put
@@ -263,7 +263,7 @@ def test_a_disk_that_is_full_from_the_start_is_named(disk, small):
 
 
 def test_a_network_file_system_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "network_of", lambda path: "NFS")
+    monkeypatch.setattr(opening, "network_of", lambda path: "NFS")
     with pytest.raises(StorageError, match=r"network file system \(NFS\).*XDG_CACHE_HOME"):
         Index(str(tmp_path / "index"), STORE)
 

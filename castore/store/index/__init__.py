@@ -23,7 +23,8 @@ open across I/O on the store.
 Numbers in keys are u32, big-endian, so that they sort.
 
 Rooms: `tables` (layout, transactions), `lookup` (records), `packs` (put in and out), `marking` (for upkeep),
-`uses` (for the reference cache), `catalog` (generations and events).
+`uses` (for the reference cache), `catalog` (generations and events); below them `environment` (LMDB's, which
+grows), `opening` (where one may be, and is begun anew), `rebuild` (all packs at once).
 """
 
 from __future__ import annotations

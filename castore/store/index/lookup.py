@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from castore.model.refs import PackId, RecordId, SessionId
-from castore.store.environment import WRONG
+from castore.store.index.environment import WRONG
 from castore.store.index.tables import BATCH, CODEC, NUMBER, PLACE, Tables, forwards
 from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
 

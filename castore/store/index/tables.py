@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import lmdb
 
-from castore.store.environment import TABLES, WRONG, acquire, mark_of, refusal, release
+from castore.store.index.environment import TABLES, WRONG
+from castore.store.index.opening import acquire, mark_of, refusal, release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -83,7 +84,7 @@ class Tables:
 
         Generations and events stay. Raises StorageError; then the index is as it was.
         """
-        from castore.store.rebuild import rebuild  # noqa: PLC0415 - of little use to most commands
+        from castore.store.index.rebuild import rebuild  # noqa: PLC0415 - of little use to most commands
 
         rebuild(self._environment, mark_of(self._store_id), footers, failed)
 

@@ -20,7 +20,8 @@ import lmdb
 
 from castore.errors import DamageError, FormatError, StorageError
 from castore.kernel.rows import BASE_ROW, COPY, FIRST, ROW, Rows, part
-from castore.store.environment import Environment, refusal
+from castore.store.index.environment import Environment
+from castore.store.index.opening import refusal
 from castore.store.index.tables import NUMBER, PACK
 from castore.store.pack import RECORDS, open_footer, pack_name
 from castore.store.places import make_private_directory

@@ -1,0 +1,173 @@
+"""The environments that a process has open: where one may be, which is begun anew, what errors say."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import threading
+from typing import Any, Final
+
+import lmdb
+
+from castore.errors import StorageError
+from castore.kernel.files import network_of
+from castore.store.index.environment import BROKEN, CRASHES, LEAST_STEP, Environment
+from castore.store.places import make_private_directory
+
+_VERSION: Final = b"4"
+"""Of the layout of the tables. An index of another one is thrown away."""
+_ELSEWHERE: Final = "or put the cache elsewhere: XDG_CACHE_HOME says where it is"
+
+_environments: dict[tuple[int, str], Environment] = {}
+_opening = threading.Lock()
+
+
+def refusal(path: str, error: Exception) -> StorageError:
+    """Return the error that says what does not work about the index in `path`, and the way out.
+
+    What is damaged is begun anew by whoever opens it next.
+    """
+    hint = ""
+    number = error.errno if isinstance(error, OSError) else None
+    if not isinstance(error, lmdb.Error | OSError | MemoryError) or isinstance(error, BROKEN):
+        if _condemn(path):
+            hint = "; it is damaged: try again, and it is built anew from the store"
+        else:
+            hint = "; it is damaged: delete that folder, and it is built anew from the store"
+    elif isinstance(error, lmdb.DiskError) or number in {errno.ENOSPC, errno.EDQUOT} or _is_full(path):
+        hint = f"; free some space there, {_ELSEWHERE}"
+    elif isinstance(error, lmdb.ReadonlyError) or number in {errno.EROFS, errno.EACCES, errno.EPERM}:
+        hint = f"; let this user write there, {_ELSEWHERE}"
+    elif isinstance(error, lmdb.MemoryError | MemoryError):
+        hint = "; it needs more address space than this process may have: 'ulimit -v' tells, and raises it"
+    elif isinstance(error, lmdb.ReadersFullError):
+        hint = "; very many are reading from it at this moment: try again when some of them have ended"
+    return StorageError(f"the index in {path} does not work: {error}{hint}")
+
+
+def _condemn(path: str) -> bool:
+    """Note in an index's folder that it is damaged; tell whether that could be done."""
+    try:
+        with open(os.path.join(path, CRASHES), "a", encoding="ascii") as file:
+            file.write("damaged\n")
+    except OSError:
+        return False
+    return True
+
+
+def _is_full(path: str) -> bool:
+    """Whether there is next to no room: LMDB tells a write that was cut short for that as any I/O error."""
+    with contextlib.suppress(OSError):
+        room = os.statvfs(path)
+        return room.f_bavail * room.f_frsize < LEAST_STEP // 16
+    return False
+
+
+def refuse_place(path: str) -> None:
+    """Refuse a folder that no index can be kept in, or that others may write to. Raises StorageError."""
+    if (network := network_of(path)) is not None:
+        raise StorageError(
+            f"the index cannot be in {path}, which is on a network file system ({network}): LMDB needs a "
+            "local one; set XDG_CACHE_HOME to a folder that is on this machine"
+        )
+    found = os.stat(path)
+    if found.st_uid != os.geteuid():
+        raise StorageError(
+            f"{path} belongs to user {found.st_uid}, and castore runs as user {os.geteuid()}: an index is "
+            "its owner's alone; run castore as that user, or set XDG_CACHE_HOME to a folder of your own"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        raise StorageError(
+            f"{path} can be written to by others, who could have put anything there: remove it, and the "
+            "index is built again from the store"
+        )
+
+
+def acquire(path: str, store_id: bytes) -> Environment:
+    """Open the environment, or share the one that is open; begin anew what is no index of ours.
+
+    Raises StorageError.
+    """
+    with _opening:
+        key = (os.getpid(), os.path.realpath(path))
+        # What was open before a fork is the parent's; closed here, nothing of it is touched.
+        for other in [one for one in _environments if one[0] != key[0]]:
+            _environments.pop(other).close()
+        found = _environments.get(key)
+        if found is None:
+            found = _opened(path, store_id)
+            _environments[key] = found
+        found.users += 1
+        return found
+
+
+def _opened(path: str, store_id: bytes) -> Environment:
+    try:
+        make_private_directory(path)
+    except StorageError as error:
+        raise StorageError(
+            f"{error}; the index is to be there: let this user write there, {_ELSEWHERE}"
+        ) from None
+    try:
+        refuse_place(path)
+        found = _sound(path, store_id)
+        if found is None:
+            shutil.rmtree(path)
+            make_private_directory(path)
+            found = Environment(path)
+            _claim(found, store_id)
+    except (lmdb.Error, OSError) as error:
+        raise refusal(path, error) from error
+    return found
+
+
+def _sound(path: str, store_id: bytes) -> Environment | None:
+    """Open what is there; None if that is damaged, or of another layout or store."""
+    with contextlib.suppress(OSError):
+        if os.path.getsize(os.path.join(path, CRASHES)):
+            return None
+    try:
+        found = Environment(path)
+    except BROKEN:
+        return None
+    try:
+        if _claim(found, store_id):
+            return found
+    except BROKEN:
+        pass
+    found.close()
+    return None
+
+
+def mark_of(store_id: bytes) -> bytes:
+    """Return what tells an index of this layout and store."""
+    return _VERSION + store_id
+
+
+def _claim(environment: Environment, store_id: bytes) -> bool:
+    """Mark an empty environment as this store's index; tell whether it is that now."""
+    mark = mark_of(store_id)
+    meta = environment.tables["meta"]
+
+    def claim(txn: Any) -> bool:
+        if (found := txn.get(b"mark", db=meta)) is None:
+            txn.put(b"mark", mark, db=meta)
+        return found in {None, mark}
+
+    with environment.reading() as txn:
+        if (found := txn.get(b"mark", db=meta)) is not None:
+            return bool(found == mark)
+    return environment.write(claim)
+
+
+def release(environment: Environment) -> None:
+    """Give an environment up; the last to do so closes it."""
+    with _opening:
+        environment.users -= 1
+        if not environment.users:
+            environment.close()
+            for key in [key for key, found in _environments.items() if found is environment]:
+                del _environments[key]
