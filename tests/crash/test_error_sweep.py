@@ -94,13 +94,16 @@ class Faults:
 
 
 def _no_second_fsync(log: list[str]) -> None:
-    """A file whose fsync failed is not synced again: the kernel may have forgotten what it could not write."""
+    """What a failed fsync was to make durable is not synced again: the kernel may have forgotten it."""
     failed: set[str] = set()
     for line in log:
         _, kind, path = line.removesuffix(" !").split(" ", 2)
         if kind == "unlink":
             # What was told to have failed is taken back: it is that which is made durable then.
             failed.discard(os.path.dirname(path))
+        if path.endswith("data.mdb") and "write" in kind:
+            # Another transaction: it writes all of its pages, and none that the kernel may have forgotten.
+            failed.discard(path)
         # The folders of caches may be tried again: what is in them is worth nothing.
         if kind in {"fsync", "fdatasync"} and ("/cache/" not in path or path.endswith(".mdb")):
             assert path not in failed, f"{path} was synced again after that had failed"
