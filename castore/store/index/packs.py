@@ -10,6 +10,7 @@ from castore.kernel.marks import Marks
 from castore.kernel.rows import are_listed
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.index.lookup import LookUp
+from castore.store.index.opening import mark_of
 from castore.store.index.tables import CONDEMNED, NUMBER, PACK, PLACE, batches
 from castore.store.pack import CHUNK, NODE, PackEntry
 
@@ -17,11 +18,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from castore.kernel import Sketch
-
+    from castore.store.pack import Footer
 
 
 class Packs(LookUp):
     """Keeps which packs there are, and what is in them."""
+
+    def rebuild(
+        self,
+        footers: Iterable[tuple[PackId, Footer | Exception]],
+        failed: Callable[[PackId, Exception], None],
+    ) -> None:
+        """Begin anew with all packs of a store, by their footers; failed: is told which cannot be read.
+
+        Generations and events stay. Raises StorageError; then the index is as it was.
+        """
+        from castore.store.index.rebuild import rebuild  # noqa: PLC0415 - of little use to most commands
+
+        rebuild(self._environment, mark_of(self._store_id), footers, failed)
 
     def pack_ids(self) -> set[PackId]:
         """Return the packs that are indexed."""

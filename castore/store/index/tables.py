@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import lmdb
 
 from castore.store.index.environment import TABLES, WRONG
-from castore.store.index.opening import acquire, mark_of, refusal, release
+from castore.store.index.opening import acquire, refusal, release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from castore.errors import StorageError
     from castore.model.refs import PackId
-    from castore.store.pack import Footer
 
 PLACE: Final = struct.Struct("<IIIIIIBBB")
 """Pack, offset, sealed length, plain length, counter, session, codec, member of a group of how many."""
@@ -74,19 +73,6 @@ class Tables:
         txn.put(b"era", number, db=self._tables["meta"])
         if new_ids:
             self._begin_epoch(txn)
-
-    def rebuild(
-        self,
-        footers: Iterable[tuple[PackId, Footer | Exception]],
-        failed: Callable[[PackId, Exception], None],
-    ) -> None:
-        """Begin anew with all packs of a store, by their footers; failed: is told which cannot be read.
-
-        Generations and events stay. Raises StorageError; then the index is as it was.
-        """
-        from castore.store.index.rebuild import rebuild  # noqa: PLC0415 - of little use to most commands
-
-        rebuild(self._environment, mark_of(self._store_id), footers, failed)
 
     def _begin_epoch(self, txn: Any) -> bytes:
         epoch = os.urandom(16)
