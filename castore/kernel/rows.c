@@ -7,6 +7,7 @@
 #define ENTRY_LEN 48
 #define GROUPED 5
 #define MAX_GROUP 255
+#define MAX_PLAIN (UINT32_C(32) << 20)
 #define KINDS 2
 #define CODECS 9
 
@@ -98,7 +99,7 @@ rows_parse(const struct rows_footer *f, uint32_t *seen, uint64_t slots, struct r
 		struct entry e = entry_at(entries + i * ENTRY_LEN);
 		unsigned below;
 
-		if (e.session >= f->session_count || e.kind >= KINDS || e.codec >= CODECS)
+		if (e.session >= f->session_count || e.kind >= KINDS || e.codec >= CODECS || e.plain > MAX_PLAIN)
 			return (-1);
 		below = bases_of[e.codec];
 		if ((f->len - base) / 32 < below)
