@@ -28,7 +28,7 @@ from castore.services.engines.command import Command
 from castore.services.engines.contract import settings_of
 from castore.services.engines.file import File
 from castore.services.events import event
-from castore.services.programs import enlarge_pipe
+from castore.services.process import enlarge_pipe
 from castore.store.condemned import FOLDER as CONDEMNED
 from castore.store.graph import is_whole, roots_of
 

@@ -19,7 +19,7 @@ import pytest
 
 from castore.content.attributes import Ownership
 from castore.errors import CastoreError, ProgramError
-from castore.services import plan, programs, rollback, transaction
+from castore.services import plan, process, rollback, transaction
 from castore.services.config import Service
 from castore.services.engines.contract import Engine, Secret
 from castore.services.engines.file import File
@@ -310,7 +310,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
                 dead[0] = True
                 raise Killed
 
-        start, write, rename = programs._Program._start, transaction.write_journal, os.rename
+        start, write, rename = process.Program._start, transaction.write_journal, os.rename
 
         def starting(self, *args):
             step()
@@ -328,7 +328,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
 
         undo = rollback.undo
         with_patches = pytest.MonkeyPatch()
-        with_patches.setattr(programs._Program, "_start", starting)
+        with_patches.setattr(process.Program, "_start", starting)
         with_patches.setattr(rollback, "write_journal", writing)
         with_patches.setattr(transaction, "write_journal", writing)
         with_patches.setattr(os, "rename", renaming)
@@ -450,13 +450,13 @@ def test_a_password_is_never_an_argument(mariadb: MariaDBServer, mariadb_databas
     mariadb.sql(f"CREATE OR REPLACE USER guarded IDENTIFIED BY '{quoted}'; GRANT ALL ON *.* TO guarded WITH GRANT OPTION")
     (tmp_path / "password").write_text(secret + "\n")
     seen: list[list[str]] = []
-    start = programs._Program._start
+    start = process.Program._start
 
     def starting(self, argv, *args):
         seen.append(list(argv))
         return start(self, argv, *args)
 
-    monkeypatch.setattr(programs._Program, "_start", starting)
+    monkeypatch.setattr(process.Program, "_start", starting)
     engine = MariaDB(
         database=mariadb_database.engine.database, socket=mariadb.socket, user="guarded", password=Secret(file=str(tmp_path / "password"))
     )

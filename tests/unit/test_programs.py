@@ -11,7 +11,6 @@ import time
 import pytest
 
 from castore.errors import ProgramError
-from castore.services import programs
 from castore.services.programs import feed, output_of, run_dump
 
 MIB = 1 << 20
@@ -113,8 +112,7 @@ def test_leaving_by_an_error_ends_the_program():
         raise KeyboardInterrupt
 
 
-def test_a_program_that_ignores_the_request_to_end_is_killed(monkeypatch):
-    monkeypatch.setattr(programs, "_GRACE_SECONDS", 0.2)
+def test_a_program_that_ignores_the_request_to_end_is_killed():
     begun = time.monotonic()
     with pytest.raises(ZeroDivisionError):
         with run_dump(sh("trap '' TERM PIPE; echo ready; while :; do sleep 0.05; done")) as readinto:
@@ -226,7 +224,7 @@ def test_a_server_that_was_started_ends_with_castore(tmp_path):
     seconds = f"{70 + os.getpid() / 1e7:.7f}"
     script = f"""
 import signal, time
-from castore.services.programs import running, unprivileged
+from castore.services.servers import running, unprivileged
 with running(["sleep", "{seconds}"], signal.SIGTERM, account=unprivileged("nobody"), cwd="/", log="{tmp_path}/log"):
     print("up", flush=True)
     time.sleep(60)

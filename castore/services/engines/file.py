@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from castore.errors import CastoreError, UsageError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
-from castore.services.programs import enlarge_pipe
+from castore.services.process import enlarge_pipe
 from castore.storage.local import sync_directory
 
 if TYPE_CHECKING:

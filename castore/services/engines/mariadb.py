@@ -31,21 +31,14 @@ from castore.services.engines.contract import (
     trailing,
 )
 from castore.services.engines.mariadb_script import Measured, led_into, plain, unescaped, unqualified
-from castore.services.programs import (
-    feed,
-    give,
-    output_of,
-    run_dump,
-    running,
-    socket_folder,
-    unprivileged,
-)
+from castore.services.programs import feed, output_of, run_dump
+from castore.services.servers import give, running, socket_folder, unprivileged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from castore.services.engines.contract import Readinto
-    from castore.services.programs import Filter
+    from castore.services.process import Filter
 
 _WHOLE: Final = b"-- Dump completed"
 _MOST: Final = 1 << 30

@@ -36,21 +36,14 @@ from castore.services.engines.postgresql_sql import (
     quoted_name,
     quoted_text,
 )
-from castore.services.programs import (
-    feed,
-    give,
-    output_of,
-    run_dump,
-    running,
-    socket_folder,
-    unprivileged,
-)
+from castore.services.programs import feed, output_of, run_dump
+from castore.services.servers import give, running, socket_folder, unprivileged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from castore.services.engines.contract import Readinto
-    from castore.services.programs import Filter
+    from castore.services.process import Filter
 
 _FILTERS: Final = (
     *("-t", "-T", "-n", "-N", "-a", "-s", "-e", "-B", "--table", "--exclude", "--schema", "--data-only"),

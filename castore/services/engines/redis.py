@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.contract import Engine, Memo, Secret
 from castore.services.engines.file import File
-from castore.services.programs import give, output_of, run_dump, running, socket_folder, unprivileged
+from castore.services.programs import output_of, run_dump
+from castore.services.servers import give, running, socket_folder, unprivileged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from castore.services.engines.contract import Contents, Readinto
-    from castore.services.programs import Filter
+    from castore.services.process import Filter
 
 _MAGIC: Final = b"REDIS"
 _SAVING: Final = "3600 1"

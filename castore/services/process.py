@@ -1,0 +1,343 @@
+"""One program that runs: its pipes, its time, its standard error, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import os
+import select
+import signal
+import subprocess
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from castore.errors import ProgramError
+from castore.services.interrupts import unheard
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    Filter = Callable[[bytes], bytes | None]
+    """What of a line of standard error may be shown and recorded; None: nothing."""
+
+GRACE_SECONDS: Final = 5.0
+"""How long a program may take to end once it was asked to."""
+TOLD_LINES: Final = 5
+"""Of a program's standard error, in the message that it failed."""
+
+_PIPE_BYTES: Final = 1 << 20
+"""What a user without privileges may ask for; the default of 64 KiB costs a wake-up a chunk."""
+_LINE: Final = 300
+_FILTERED_LINE: Final = 4096
+"""What a filter sees of a line: its beginning."""
+_MARK: Final = "CASTORE_PROGRAM"
+"""In the environment of a program and of all that it starts: what is its own, wherever it has got to."""
+
+
+class _Errors:
+    """A program's standard error, shown, and its last lines kept."""
+
+    def __init__(self, only: Filter | None) -> None:
+        self._only = only
+        self._read, self.write = os.pipe()
+        self._lines: deque[bytes] = deque(maxlen=TOLD_LINES)
+        self._rest = b""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._pass_on, name="castore-errors", daemon=True)
+
+    def start(self) -> None:
+        """Begin: the program has the writing end now."""
+        os.close(self.write)
+        self._thread.start()
+
+    def _pass_on(self) -> None:
+        poll = select.poll()
+        poll.register(self._read)
+        while True:
+            over = self._over.is_set()
+            if poll.poll(100):
+                data = os.read(self._read, 1 << 14)
+                if not data:
+                    break
+                if self._only is None:
+                    self._show(data)
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                for line in lines:
+                    self._keep(line)
+                self._rest = self._rest[-_LINE:] if self._only is None else self._rest[:_FILTERED_LINE]
+            elif over:
+                break  # something that the program started has it still
+        rest, self._rest = self._rest, b""
+        self._keep(rest)
+        os.close(self._read)
+
+    @staticmethod
+    def _show(data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, data)
+
+    def _keep(self, line: bytes) -> None:
+        if self._only is not None:
+            found = self._only(line[:_FILTERED_LINE])
+            if found is None:
+                return
+            line = found
+            self._show(line + b"\n")
+        if line.strip():
+            self._lines.append(line[-_LINE:])
+
+    def close(self) -> None:
+        """End with the program."""
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        else:
+            os.close(self._read)
+            os.close(self.write)
+
+    def told(self) -> str:
+        """Return the last lines."""
+        return "; ".join(line.decode(errors="backslashreplace").strip() for line in self._lines)
+
+
+class Program:
+    """A program that runs; use it in a `with` block, which it does not outlive."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        stdin: int | None,
+        stdout: int | None,
+        *,
+        env: Mapping[str, str] | None,
+        timeout: float | None,
+        interactive: bool = False,
+        captured: bool = True,
+        account: pwd.struct_passwd | None = None,
+        cwd: str | None = None,
+        grace: float | None = GRACE_SECONDS,
+        kept: Sequence[int] = (),
+        only: Filter | None = None,
+    ) -> None:
+        self._grace = grace
+        self._kept = kept
+        self._errors = _Errors(only) if captured and not interactive else None
+        # What only does something may leave others running on purpose: they are not marked.
+        self._mark = os.urandom(12).hex() if captured and not interactive else ""
+        self._name = argv[0] if argv else ""
+        self._timeout = timeout
+        self._late = False
+        self._alarm: int | None = None
+        given = stdin if stdin is not None or interactive else subprocess.DEVNULL
+        try:
+            with unheard():
+                self._process = self._start(argv, given, stdout, env, account, cwd)
+        except BaseException:
+            if self._errors is not None:
+                self._errors.close()
+            raise
+        if self._errors is not None:
+            self._errors.start()
+        self._timer: threading.Timer | None = None
+        if timeout is not None:
+            self._alarm = os.eventfd(0)
+            self._timer = threading.Timer(timeout, self._end_late)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        stdin: int | None,
+        stdout: int | None,
+        env: Mapping[str, str] | None,
+        account: pwd.struct_passwd | None,
+        cwd: str | None,
+    ) -> subprocess.Popen[bytes]:
+        if not argv:
+            raise ProgramError("no program is named")
+        try:
+            # In castore's own process group: the program may ask for a password on the terminal, and
+            # Ctrl-C reaches it and what it started.
+            return subprocess.Popen(
+                argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=None if self._errors is None else self._errors.write,
+                bufsize=0,
+                env={**os.environ, **(env or {}), **({_MARK: self._mark} if self._mark else {})},
+                cwd=cwd,
+                pass_fds=self._kept,
+                **run_as(account),
+            )
+        except FileNotFoundError:
+            raise ProgramError(f"there is no program {argv[0]!r}: check its name and PATH") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ProgramError(f"cannot run {argv[0]!r}: {reason}") from error
+
+    @property
+    def input(self) -> int:
+        """The descriptor of what it reads."""
+        assert self._process.stdin is not None
+        return self._process.stdin.fileno()
+
+    @property
+    def output(self) -> int:
+        """The descriptor of what it prints."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def read(self, buffer: memoryview) -> int:
+        """Read what it prints; 0 at its end. Raises ProgramError when it takes longer than it may.
+
+        What the program has started may keep the pipe open when it is gone itself.
+        """
+        if self._alarm is not None:
+            poll = select.poll()
+            poll.register(self.output, select.POLLIN)
+            poll.register(self._alarm, select.POLLIN)
+            poll.poll()
+            if self._late:
+                self.wait()
+        return os.readv(self.output, [buffer])
+
+    def write(self, chunks: Iterable[bytes | memoryview]) -> tuple[int, bool]:
+        """Write to it until the end, or until it does not read; return the bytes, and whether all were."""
+        descriptor, written = self.input, 0
+        for chunk in chunks:
+            rest = memoryview(chunk)
+            while rest:
+                try:
+                    count = os.write(descriptor, rest)
+                except BrokenPipeError:
+                    return written, False
+                rest = rest[count:]
+                written += count
+        return written, True
+
+    def close_input(self) -> None:
+        """Let it see the end of its input."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def _end_late(self) -> None:
+        self._late = True
+        _kill(self._process.pid, self._mark)
+        assert self._alarm is not None
+        os.eventfd_write(self._alarm, 1)
+
+    def wait(self) -> None:
+        """Wait for its end. Raises ProgramError if it has failed."""
+        self._process.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raise ProgramError unless it has exited with 0."""
+        status = self._process.returncode
+        if status == 0 and not self._late:
+            return
+        if self._errors is not None:
+            self._errors.close()
+        told = self._errors.told() if self._errors is not None else ""
+        told = f": {told}" if told else ""
+        if self._late:
+            raise ProgramError(f"{self._name} failed: it took longer than {self._timeout:g} s{told}")
+        if status > 0:
+            raise ProgramError(f"{self._name} failed: it exited with status {status}{told}")
+        try:
+            killer = signal.Signals(-status).name
+        except ValueError:
+            killer = f"signal {-status}"
+        raise ProgramError(f"{self._name} failed: it was killed by {killer}{told}")
+
+    def stop(self) -> None:
+        """End the program if it still runs, and close what is open towards it."""
+        process = self._process
+        try:
+            if process.poll() is None:
+                process.terminate()
+                # Closed now: a program that writes to a pipe that nobody reads would not see the
+                # signal if it handles it by writing on. Its input stays open until it is gone.
+                if process.stdout is not None:
+                    process.stdout.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(self._grace)
+        finally:
+            if process.poll() is None:
+                _kill(process.pid, self._mark)
+                process.wait()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer.join()
+            if self._alarm is not None:
+                os.close(self._alarm)
+                self._alarm = None
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if self._errors is not None:
+            self._errors.close()
+
+
+def run_as(account: pwd.struct_passwd | None) -> dict[str, Any]:
+    """Return what Popen takes to run a program as somebody else; None: as castore."""
+    if account is None:
+        return {}
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+def _kill(pid: int, mark: str = "") -> None:
+    """Kill a program, what it has started and still is its own, and all that bears its mark."""
+    found = [pid]
+    for one in found:
+        # What is stopped starts no other while its children are looked for: of each of its threads.
+        _send(one, signal.SIGSTOP)
+        for children in glob.glob(f"/proc/{one}/task/*/children"):
+            with contextlib.suppress(OSError), open(children, encoding="ascii") as file:
+                found += map(int, file.read().split())
+    # Those whose parent has ended are somebody else's children now.
+    while more := [one for one in _marked(mark) if one not in found]:
+        for one in more:
+            _send(one, signal.SIGSTOP)
+        found += more
+    for one in found:
+        _send(one, signal.SIGKILL)
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _marked(mark: str) -> list[int]:
+    """Return the processes that have inherited the mark of a program."""
+    wanted = f"{_MARK}={mark}".encode()
+    found = []
+    for path in glob.glob("/proc/[0-9]*/environ") if mark else ():
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if wanted in file.read().split(b"\0"):
+                found.append(int(path.split("/")[2]))
+    return found
+
+
+def enlarge_pipe(descriptor: int) -> None:
+    """Make room for more in a pipe, so that reader and writer wait less; other files are left alone."""
+    # A user who has used up his share of pipe memory gets EPERM, and is served all the same.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
