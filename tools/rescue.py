@@ -107,6 +107,7 @@ class Store:  # opens and verifies what a store holds, and restores from it
         self.path, self.sessions, self.index, self.cache = path, {}, {}, {}
         self.keys = bindings.crypto_scalarmult_base(secret), secret
         names = self.names("config", r"[1-9][0-9]*(\.[0-9a-f]{32})?")
+        need(names, f"{path} has no config/, without which nothing opens: put it back from a copy")
         name = f"config/{max(int(name[7:].split('.')[0]) for name in names)}"
         data = self.read_twice(name)
         need(data[:16] == struct.pack("<8sH6x", b"castorec", 1), f"{name} is not of format 1")

@@ -35,6 +35,10 @@ dump of 450 MB took 16.9 MB at 64 KiB, 15.5 at 128, 13.4 at 256.
 CONFIGS: Final = "config"
 """The folder."""
 
+_WITHOUT_CONFIG: Final = (
+    "without it nothing in the store can be opened; put config/ back from the newest copy of the store that "
+    "there is (nothing was changed)"
+)
 _VERSION: Final = 1
 _SEAL_BYTES: Final = 96
 _SEALS: Final = HEADER_BYTES + 16 + 2
@@ -87,6 +91,11 @@ def config_numbers(storage: Storage) -> list[int]:
     return twice.numbers(storage, CONFIGS)
 
 
+def is_empty(storage: Storage) -> bool:
+    """Whether a place holds nothing of a store."""
+    return not any(True for folder in ("packs", "generations", "sessions") for _ in storage.list(folder))
+
+
 def encode_config(number: int, config: StoreConfig, writer: WriterKey) -> bytes:
     """Return the bytes of `config/number`. Raises UsageError for a recipient that is none."""
     secret = writer.store_id + writer.secret
@@ -123,6 +132,12 @@ class SealedConfig:
                 return cls(numbers[-1], twice.read(storage, CONFIGS, numbers[-1]))
             except ObjectMissingError:
                 continue  # another castore has just replaced it
+        if numbers:
+            raise DamageError(
+                f"{config_name(numbers[-1])} is gone, and its copy is damaged: {_WITHOUT_CONFIG}"
+            )
+        if not is_empty(storage):
+            raise DamageError(f"{storage.location} has no config/ any more: {_WITHOUT_CONFIG}")
         raise NotFoundError(
             f"no store at {storage.location}: it holds no castore store; 'castore init' makes one"
         )
@@ -145,7 +160,9 @@ class SealedConfig:
         try:
             config = _decoder.decode(writer.objects.open(ad, self.data[self._box :]))
         except (DamageError, msgspec.MsgspecError) as error:
-            raise DamageError(f"{self.name} is damaged: {error}") from None
+            raise DamageError(
+                f"{self.name} is damaged: {error}; put config/ back from a copy of the store"
+            ) from None
         if config.version != _VERSION:
             raise FormatError(
                 f"{self.name} is of format {config.version}, and this castore knows {_VERSION}: "

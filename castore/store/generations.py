@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from castore.errors import DamageError, FormatError
+from castore.errors import DamageError, FormatError, UsageError
 from castore.model.generation import decode_generation, encode
+from castore.model.names import check_name
 from castore.store.boxed import open_object, seal_object
 from castore.store.header import GENERATION
 
@@ -51,6 +52,13 @@ def open_generation(name: str, data: bytes, writer: WriterKey) -> tuple[Generati
         raise DamageError(f"{name} is damaged: {error}") from None
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from None
+    # Whoever has the writer key can seal what no castore writes.
+    if not 0 < generation.number <= MAX_NUMBER:
+        raise DamageError(f"{name} is damaged: no generation has the number {generation.number}")
+    try:
+        check_name("service", generation.service)
+    except UsageError as error:
+        raise DamageError(f"{name} is damaged: {error}") from None
     if generation_name(key, generation.service, generation.number) != name:
         raise DamageError(f"{name} is damaged: it is the record of another generation")
     return generation, plain

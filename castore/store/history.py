@@ -65,21 +65,27 @@ class History(Keyed):
         Raises OlderError if what this machine has seen there is gone, or another one.
         """
         with self._syncing:
+            older: OlderError | None = None
             while True:
-                memory, known = self._seen.memory(), reread
-                found = sync_generations(self.storage, self.index, self.writer_key, reread=reread)
+                memory = self._seen.memory()
+                try:
+                    found = sync_generations(self.storage, self.index, self.writer_key, reread=reread)
+                except StorageError:
+                    if older is not None:
+                        raise older from None
+                    raise
                 self._told("generations/", found)
                 newest = (self.newest(service) for service in self.services())
                 present = {one.service: one for one in newest if one is not None}
                 try:
                     self._seen.compare(memory, present, self._session_of, accept=self._accept_older)
                     break
-                except OlderError:
+                except OlderError as error:
                     # Another process may have removed some on purpose while they were listed; and an
                     # index that a disk has changed may lack what is there.
-                    if known and self._seen.memory() == memory:
+                    if reread and self._seen.memory() == memory:
                         raise
-                    reread = True
+                    older, reread = error, True
             self._accept_older = False
 
     def _session_of(self, service: str, number: int) -> str | None:
@@ -227,7 +233,8 @@ class History(Keyed):
         try:
             if self.storage.get(name) == data:
                 # Others may have seen it: its number is not given again.
-                self.drop([name])
+                self.forgotten(generation.service, [generation.number])
+                self.storage.delete_all([name])
         except ObjectMissingError:
             pass
         except StorageError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, FormatError, ObjectMissingError
 from castore.kernel import Cutter
+from castore.sealing import WriterKey
 from castore.store import twice
 from castore.store.config import CONFIGS, SealedConfig, config_numbers
 from castore.store.eras import ERAS, decode_era, open_config, with_past
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from castore.sealing import Identity, Recipient, WriterKey
+    from castore.sealing import Identity, Recipient
     from castore.store.config import StoreConfig
     from castore.store.index import Index
     from castore.store.seen import Seen
@@ -88,8 +89,11 @@ class Keyed(Remembered):
             sealed = SealedConfig.read(self.storage)
             if sealed.store_id != self.store_id:
                 raise DamageError(f"{sealed.name} is damaged: it is of another store")
-            self.config = open_config(sealed, self.writer_key, self.storage)
-            self._sealed = sealed
+            config = open_config(sealed, self.writer_key, self.storage)
+            if config.era != self.config.era:
+                # Of the same keys another list counts now.
+                self._hold(WriterKey(self.store_id, self.writer_key.secret), config, sealed)
+            self.config, self._sealed = config, sealed
             self._seen.config(sealed.number, accept=False)
 
     def kept_twice(self) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
@@ -109,9 +113,18 @@ class Keyed(Remembered):
     def _keep_copies(self) -> None:
         """Write the copies that are not there yet: of an older castore, or of one that was killed."""
         for folder, number, read in self.kept_twice():
-            if not twice.has_copy(self.storage, folder, number):
-                with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
-                    twice.put_copy(self.storage, folder, number, read())
+            with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
+                twice.keep_copy(self.storage, folder, number, read)
+
+    def mend_copies(self) -> None:
+        """Write what is kept twice, and is not as it was written, anew from the other one.
+
+        Raises DamageError, FormatError, StorageError, BusyError.
+        """
+        with self._writer_key_lock():
+            self.refresh_config()
+            for folder, number, read in self.kept_twice():
+                twice.mend(self.storage, folder, number, read())
 
     def _writer_key_lock(self) -> AbstractContextManager[None]:
         path = os.path.join(self.places.state_of(self.store_id), "locks", "writer-key")

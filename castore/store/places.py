@@ -31,6 +31,10 @@ class Places:
         """Return the path of what was seen of a store, which an older copy of it does not show."""
         return os.path.join(self.state_of(store_id), "seen")
 
+    def ages_of(self, store_id: bytes) -> str:
+        """Return the path of how long things have been seen in a store."""
+        return os.path.join(self.state_of(store_id), "ages")
+
     def index_of(self, store_id: bytes) -> str:
         """Return the folder of a store's index."""
         return os.path.join(self.cache, store_id.hex(), "index")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from castore.errors import StorageError
 from castore.storage.local import sync_directory
+from castore.store.ages import Ages
 from castore.store.locks import named_lock
 from castore.store.places import read_private, write_private
 
@@ -40,6 +41,11 @@ class Remembered:
         """Hold what one deployment of a service has at a time; snapshots go on. Raises BusyError."""
         path = self._state_file("guards", service)
         return named_lock(path, repr(service), "guarding a deployment of")
+
+    @property
+    def ages(self) -> Ages:
+        """For how long this machine has seen things in the store."""
+        return Ages(self.places.ages_of(self.store_id))
 
     def live_revision(self, service: str) -> str | None:
         """Return the revision that the service's state on this machine was last put to."""

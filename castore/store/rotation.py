@@ -72,7 +72,8 @@ def rotate(
             raise BusyError("another castore has just changed the keys of this store; try again") from None
         if any(before < one < era for one in config_numbers(storage)):
             # Somebody else was first: his configuration knows nothing of this one.
-            _remove(storage, config_name(era))
+            for name in twice.names(storage, CONFIGS, era):
+                _remove(storage, name)
             raise BusyError("another castore has just changed the keys of this store; try again")
         twice.put_copy(storage, CONFIGS, era, data)
         rounds += 1

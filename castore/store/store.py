@@ -21,6 +21,7 @@ from castore.errors import (
     MissingError,
     ObjectExistsError,
     ObjectMissingError,
+    StorageError,
     UsageError,
 )
 from castore.kernel import Sketcher
@@ -38,6 +39,7 @@ from castore.store.config import (
     config_name,
     config_numbers,
     encode_config,
+    is_empty,
 )
 from castore.store.eras import open_config
 from castore.store.history import History
@@ -121,6 +123,8 @@ class Store(History):
         taken = f"{storage.location} holds a castore store already"
         if config_numbers(storage):
             raise UsageError(taken)
+        if not is_empty(storage):
+            raise UsageError(f"{taken}, which has lost its config/: put that back from a copy of the store")
         if not MIN_AVERAGE <= average <= MAX_AVERAGE:
             raise UsageError(
                 f"chunks cannot have {average} bytes on average: {MIN_AVERAGE} to {MAX_AVERAGE}"
@@ -138,7 +142,8 @@ class Store(History):
                 os.unlink(path)
                 os.rmdir(os.path.dirname(path))
             raise UsageError(taken) from None
-        twice.put_copy(storage, CONFIGS, 1, data)
+        with contextlib.suppress(StorageError):  # the next snapshot writes it
+            twice.put_copy(storage, CONFIGS, 1, data)
         return cls(storage, places, SealedConfig(1, data), writer, IdentitySource(identity))
 
     @classmethod

@@ -15,7 +15,7 @@ from blake3 import blake3
 from castore.errors import ObjectExistsError, ObjectMissingError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from castore.storage import Storage
 
@@ -32,20 +32,30 @@ def below(storage: Storage, folder: str, number: int) -> list[str]:
     return [name for name, one, _ in _names(storage, folder) if one < number]
 
 
-def put(storage: Storage, folder: str, number: int, data: bytes) -> None:
-    """Write one, without its copy. Raises ObjectExistsError, StorageError."""
-    storage.put(f"{folder}/{number}", data)
-
-
 def put_copy(storage: Storage, folder: str, number: int, data: bytes) -> None:
     """Write the copy of one that is there. Raises StorageError."""
     with contextlib.suppress(ObjectExistsError):
         storage.put(_copy_of(folder, number, data), data)
 
 
-def has_copy(storage: Storage, folder: str, number: int) -> bool:
-    """Whether there is a copy of one. Raises StorageError."""
-    return bool(_copies(storage, folder, number))
+def keep_copy(storage: Storage, folder: str, number: int, whole: Callable[[], bytes]) -> None:
+    """Write the copy of one that has none, unless another one has taken its place; whole: gives its bytes.
+
+    Raises StorageError, and what that does.
+    """
+    if _copies(storage, folder, number):
+        return
+    data = whole()
+    put_copy(storage, folder, number, data)
+    # By itself it would count, as one does whose object was lost.
+    there = {name for name, _, copied in _names(storage, folder) if not copied}
+    if f"{folder}/{number}" not in there or max(numbers(storage, folder)) > number:
+        storage.delete_all([_copy_of(folder, number, data)])
+
+
+def names(storage: Storage, folder: str, number: int) -> list[str]:
+    """Return the names of one and of its copies, these first."""
+    return sorted((name for name, one, _ in _names(storage, folder) if one == number), key=len, reverse=True)
 
 
 def read(storage: Storage, folder: str, number: int) -> bytes:
@@ -87,14 +97,17 @@ def examine(storage: Storage, folder: str, number: int, data: bytes) -> dict[str
 def mend(storage: Storage, folder: str, number: int, data: bytes) -> None:
     """Write one, or its copy, anew where it is not `data`; at every moment one of the two is.
 
-    Raises StorageError.
+    Raises StorageError, also where neither is by now.
     """
-    put_copy(storage, folder, number, data)
-    for name in examine(storage, folder, number, data):
-        storage.delete_all([name])
-    with contextlib.suppress(ObjectExistsError):
-        put(storage, folder, number, data)
-    put_copy(storage, folder, number, data)
+    whole, copy = f"{folder}/{number}", _copy_of(folder, number, data)
+    for hurt, other in ((copy, whole), (whole, copy)):
+        if _holds(storage, hurt, data):
+            continue
+        if not _holds(storage, other, data):
+            raise StorageError(f"neither {whole} nor its copy can be read now, and both are left as they are")
+        storage.delete_all([hurt])
+        storage.put(hurt, data)
+    storage.delete_all(name for name in _copies(storage, folder, number) if name != copy)
 
 
 def _names(storage: Storage, folder: str) -> Iterator[tuple[str, int, bool]]:
@@ -106,6 +119,13 @@ def _names(storage: Storage, folder: str) -> Iterator[tuple[str, int, bool]]:
 
 def _copies(storage: Storage, folder: str, number: int) -> list[str]:
     return [name for name, one, copied in _names(storage, folder) if one == number and copied]
+
+
+def _holds(storage: Storage, name: str, data: bytes) -> bool:
+    try:
+        return storage.get(name) == data
+    except StorageError:
+        return False
 
 
 def _copy_of(folder: str, number: int, data: bytes) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 from typing import TYPE_CHECKING, Final, TypedDict
 
 import msgspec
@@ -204,10 +203,12 @@ class _Compaction:
         found = Plan(generations, len(packs), sum(length for length, _, _ in packs.values()))
         found.lost = len(self._walk.lost)
         young = self._young_sessions()
-        small = sum(live > 0 and length < _SMALL for length, _, live in packs.values()) >= _MANY_SMALL
+        little = {pack for pack, (length, _, live) in packs.items() if live and length < _SMALL}
+        little = {pack for pack in little if not self._holds(pack, young)}
+        small = len(little) >= _MANY_SMALL
         for pack, (length, records, live) in packs.items():
             few = (small and length < _SMALL) or records - live > self._max_unused * records
-            if young and few and not young.isdisjoint(self._sessions_of(pack)):
+            if (few or not live) and self._holds(pack, young):
                 found.unfinished[pack] = length
             elif not live:
                 found.dead[pack] = length
@@ -225,18 +226,23 @@ class _Compaction:
 
         By what this machine has seen: not long ago, no generation of it, nor one that has been let go.
         """
-        store, now = self._store, time.time_ns()
+        store, wanted = self._store, int(self._unfinished * 10**9)
+        # What is listed behind them is all that may have ended by then.
+        ended = store.index.ended_sessions()
         numbers = session_numbers(store.storage).keys()
-        known = store.index.ended_sessions(numbers).union(one.session for one in store.all_generations())
-        since = store.index.first_seen(b"unfinished", numbers - known, now)
-        return {SessionId(one) for one, first in since.items() if now - first < self._unfinished * 10**9}
+        store.index.forget_ended(ended - numbers)
+        known = ended.union(one.session for one in store.all_generations())
+        ages = store.ages.look("unfinished", [one.hex() for one in numbers - known], wanted)
+        return {SessionId(bytes.fromhex(one)) for one, age in ages.items() if age < wanted}
 
-    def _sessions_of(self, pack: PackId) -> set[SessionId]:
-        """Return whose records a pack holds."""
+    def _holds(self, pack: PackId, sessions: set[SessionId]) -> bool:
+        """Whether a pack has records of one of these sessions."""
+        if not sessions:
+            return False
         try:
-            return {entry.session for entry in self._store.pack_entries(pack)}
+            return any(entry.session in sessions for entry in self._store.pack_entries(pack))
         except ObjectMissingError:
-            return set()
+            return False
 
     def run(self, tally: Tally, grace: float) -> Compacted:
         done = Compacted(self.plan())
@@ -359,11 +365,11 @@ class _Compaction:
         """Remove what was condemned long enough ago."""
         store = self._store
         with store.storage.hold(alone=True) as held:
-            now = time.time_ns()
             condemned = read_condemned(store.storage, store.writer_key)[0]
-            since = store.index.first_seen(b"condemned", [one.name.encode() for one in condemned], now)
+            wanted = int(grace * 10**9)
+            ages = store.ages.look("condemned", [one.name for one in condemned], wanted)
             for one in condemned:
-                if not held and now - since[one.name.encode()] < grace * 10**9:
+                if not held and ages[one.name] < wanted:
                     done.condemned += len(one.packs)
                     continue
                 lengths = dict(store.packs())
@@ -382,7 +388,7 @@ class _Compaction:
 
         Where there is no lock they stay: they are small, and one may be about to write its first pack.
         """
-        store, now = self._store, time.time_ns()
+        store, wanted = self._store, _SESSION_SECONDS * 10**9
         with store.storage.hold(alone=True) as held:
             if not held:
                 return
@@ -391,9 +397,8 @@ class _Compaction:
             # Of those that a generation names, packs may be gone only for now.
             used = store.index.sessions().union(SessionId(one.session) for one in store.all_generations())
             numbers = session_numbers(store.storage)
-            since = store.index.first_seen(b"sessions", numbers.keys() - used, now)
-            for session, first in since.items():
-                if now - first >= _SESSION_SECONDS * 10**9:
-                    names = [session_name(SessionId(session), one) for one in numbers[SessionId(session)]]
-                    store.storage.delete_all(names)
-                    done.sessions += 1
+            idle = {session.hex(): session for session in numbers.keys() - used}
+            ages = store.ages.look("sessions", idle, wanted)
+            for session in (idle[one] for one, age in ages.items() if age >= wanted):
+                store.storage.delete_all(session_name(session, one) for one in numbers[session])
+                done.sessions += 1

@@ -12,7 +12,6 @@ import msgspec
 
 from castore.errors import DamageError, FormatError, IdentityError, ObjectMissingError, StorageError
 from castore.model.refs import PackId, SessionId
-from castore.store import twice
 from castore.store.condemned import open_condemned
 from castore.store.generations import open_generation
 from castore.store.pack import CHUNK, pack_name
@@ -64,8 +63,8 @@ def repair(
         if not agree(found, planned):
             return planned, found
         planned.done = True
-        for folder, number, read in store.kept_twice() if planned.mend else ():
-            twice.mend(store.storage, folder, number, read())
+        if planned.mend:
+            store.mend_copies()
         if planned.rewrite and not readable:
             raise IdentityError(
                 f"{pack_name(planned.rewrite[0])} is damaged, and only an identity tells what of it is "

@@ -129,14 +129,18 @@ def verify(
 
 def damaged_of_two(store: Store) -> dict[str, str]:
     """Return what is wrong with objects that all else rests on, and with their copies, by name."""
-    found: dict[str, str] = {}
-    for folder, number, read in store.kept_twice():
-        try:
-            wrong = twice.examine(store.storage, folder, number, read())
-        except (DamageError, FormatError, StorageError) as error:
-            wrong = {f"{folder}/{number}": str(error)}
-        found |= wrong
-    return found
+    while True:
+        found: dict[str, str] = {}
+        looked = [(folder, number) for folder, number, _ in store.kept_twice()]
+        for folder, number, read in store.kept_twice():
+            try:
+                found |= twice.examine(store.storage, folder, number, read())
+            except (DamageError, FormatError, StorageError) as error:
+                found[f"{folder}/{number}"] = str(error)
+        store.refresh_config()
+        # Another castore may have put others in their place meanwhile.
+        if looked == [(folder, number) for folder, number, _ in store.kept_twice()]:
+            return found
 
 
 def _walk(store: Store, lost: dict[bytes, str], found: Verification) -> None:

@@ -15,7 +15,7 @@ from castore.model.tally import Tally
 from castore.services.pruning import forget
 from castore.services.restoring import read
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import Places, Store, ages
 from castore.upkeep import compact as module
 from castore.upkeep.compact import compact, plan
 from castore.upkeep.repair import repair
@@ -46,8 +46,14 @@ def yes(_found, _planned):
 
 
 def later(monkeypatch, nanoseconds=OLD):
-    now = time.time_ns
-    monkeypatch.setattr(module.time, "time_ns", lambda: now() + nanoseconds)
+    """Let so much time pass, while the machine runs."""
+    now = ages._now
+
+    def later():
+        start, boot, calendar = now()
+        return start, boot + nanoseconds, calendar + nanoseconds
+
+    monkeypatch.setattr(ages, "_now", later)
 
 
 def test_the_index_is_not_built_anew_while_packs_are_removed(lab):

@@ -75,17 +75,19 @@ class Catalog(Tables):
             for one in keys:
                 txn.delete(one, db=self._tables["revisions"])
 
-    def ended_sessions(self, among: Collection[bytes]) -> set[bytes]:
-        """Return the sessions whose generation was here and is gone; what others have is forgotten."""
+    def ended_sessions(self) -> set[bytes]:
+        """Return the sessions whose generation was here, and is gone."""
+        with self._transaction() as txn:
+            return set(txn.cursor(self._tables["ended"]).iternext(keys=True, values=False))
 
-        def change(txn: Any) -> set[bytes]:
-            table = self._tables["ended"]
-            found = set(txn.cursor(table).iternext(keys=True, values=False))
-            for session in found.difference(among):
-                txn.delete(session, db=table)
-            return found.intersection(among)
+    def forget_ended(self, sessions: Collection[bytes]) -> None:
+        """Forget such sessions, whose objects are gone."""
+        if sessions:
+            self._write(self._forget_ended, sessions)
 
-        return self._write(change)
+    def _forget_ended(self, txn: Any, sessions: Collection[bytes]) -> None:
+        for session in sessions:
+            txn.delete(session, db=self._tables["ended"])
 
     def services(self) -> list[str]:
         """Return the services that have generations."""

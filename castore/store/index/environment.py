@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import fcntl
 import itertools
 import mmap
 import os
@@ -82,6 +83,8 @@ class Environment:
         """Durable: what is written is so by the end of its transaction."""
         self.path = path
         self.users = 0
+        self.condemned = False
+        """Whether it was found damaged: who opens it from now on begins anew."""
         self._crashes = -1
         self.failed: Exception | None = None
         """Why nothing more is written: after an error nobody knows what of the file is on the disk."""
@@ -96,6 +99,7 @@ class Environment:
 
     def _take(self, path: str, *, durable: bool) -> None:
         """Open what is in a folder."""
+        self._folder = os.stat(path)
         _allocate_locks(path)
         self.env: Any = _open(path, durable=durable)
         self._begin = self.env.begin
@@ -112,6 +116,20 @@ class Environment:
         """Close it; what was open before a fork is only let go of."""
         self.env.close()
         self._watch_no_more()
+
+    def condemn(self) -> bool:
+        """Note in its folder that it is damaged; tell whether that was possible, and needed."""
+        self.condemned = True
+        try:
+            # Another may have taken its place, and is none the worse.
+            if os.path.samestat(os.stat(self.path), self._folder):
+                with open(os.path.join(self.path, CRASHES), "a", encoding="ascii") as file:
+                    file.write("damaged\n")
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
 
     def _watch_no_more(self) -> None:
         if self._crashes >= 0:
@@ -212,7 +230,7 @@ class Environment:
         Processes that have the old one open keep it, without its name: it is brought up to date with the
         store as ever, and what is only in it is found there again.
         """
-        olds = [f"{made.path}.{number}" for number in range(2)]
+        olds: list[str] = []
         with self._alone():
             self._fit()
             # Of other processes, none writes to it any more.
@@ -226,16 +244,19 @@ class Environment:
                 made.write(lambda to: _put_missing(to, made.tables["meta"], told))
                 made.env.sync(True)
                 made.env.close()
-                os.rename(self.path, olds[0])
-                try:
-                    _rename(made.path, self.path)
-                except FileExistsError:
-                    # Another process has begun an empty one at this very moment.
-                    os.rename(self.path, olds[1])
-                    _rename(made.path, self.path)
+                renamed = False
+                while not renamed:
+                    olds.append(f"{made.path}.{len(olds)}")
+                    # Gone already: another process begins anew, since it was damaged.
+                    with contextlib.suppress(FileNotFoundError), kept_in_place(self.path, fcntl.LOCK_EX):
+                        os.rename(self.path, olds[-1])
+                    # Another process may have begun an empty one at this very moment.
+                    renamed = _rename(made.path, self.path)
                 sync_directory(os.path.dirname(self.path))
             self.close()
-            self._take(self.path, durable=True)
+            with kept_in_place(self.path, fcntl.LOCK_SH):
+                self._take(self.path, durable=True)
+            self.condemned = False
         for old in olds:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -322,14 +343,33 @@ def _put_missing(txn: Any, meta: Any, told: dict[bytes, bytes]) -> None:
             txn.put(key, value, overwrite=False, db=meta)
 
 
-def _rename(old: str, new: str) -> None:
-    """Give a folder a name. Raises FileExistsError, where rename(2) may also say that it is not empty."""
+@contextlib.contextmanager
+def kept_in_place(path: str, how: int) -> Iterator[None]:
+    """Keep a folder where it is, with others or alone (fcntl.LOCK_SH, LOCK_EX), through the block.
+
+    Who opens an index opens two files by their names, which have to be in one folder; so who gives another
+    folder that name is alone. Raises FileNotFoundError while there is none.
+    """
+    while True:
+        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(held, how)
+            if os.path.samestat(os.fstat(held), os.stat(path)):
+                yield
+                return
+        finally:
+            os.close(held)
+
+
+def _rename(old: str, new: str) -> bool:
+    """Give a folder a name; tell whether that was free."""
     try:
         os.rename(old, new)
     except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+            return False
         raise
+    return True
 
 
 def _has_room(size: int) -> bool:

@@ -8,8 +8,6 @@ from array import array
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from castore.kernel.rows import weigh
 from castore.model.refs import PackId
 from castore.store.index.packs import Packs
@@ -17,7 +15,7 @@ from castore.store.index.tables import NUMBER, PACK, PLACE, batches
 from castore.store.pack import CHUNK
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from castore.kernel.marks import Marks
     from castore.store.pack import PackEntry
@@ -142,24 +140,6 @@ class Marking(Packs):
             if number is not None:
                 _, records_at = _VERIFIED.unpack(txn.get(number, bytes(16), db=table))
                 txn.put(number, _VERIFIED.pack(time, time if depth > 1 else records_at), db=table)
-
-    def first_seen(self, kind: bytes, names: Collection[bytes], now: int) -> dict[bytes, int]:
-        """Return when this machine first saw each of these, `now` for new ones; others are forgotten.
-
-        By this machine's clock alone: who wrote them may have another.
-        """
-        key = b"seen " + kind
-
-        def change(txn: Any) -> dict[bytes, int]:
-            before = msgspec.msgpack.decode(
-                txn.get(key, b"\x80", db=self._tables["meta"]), type=dict[bytes, int]
-            )
-            # A clock that was set back makes nothing older than it is.
-            found = {name: min(before.get(name, now), now) for name in names}
-            txn.put(key, msgspec.msgpack.encode(found), db=self._tables["meta"])
-            return found
-
-        return self._write(change)
 
     def verifying(self, depth: int) -> int:
         """Return when a verification of this depth began that has not ended, or 0."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -14,26 +15,27 @@ import lmdb
 
 from castore.errors import StorageError
 from castore.kernel.files import network_of
-from castore.store.index.environment import BROKEN, CRASHES, LEAST_STEP, Environment
+from castore.store.index.environment import BROKEN, CRASHES, LEAST_STEP, Environment, kept_in_place
 from castore.store.places import make_private_directory
 
 _VERSION: Final = b"4"
 """Of the layout of the tables. An index of another one is thrown away."""
+_TRIES: Final = 100
 _ELSEWHERE: Final = "or put the cache elsewhere: XDG_CACHE_HOME says where it is"
 
 _environments: dict[tuple[int, str], Environment] = {}
 _opening = threading.Lock()
 
 
-def refusal(path: str, error: Exception) -> StorageError:
+def refusal(path: str, error: Exception, environment: Environment | None = None) -> StorageError:
     """Return the error that says what does not work about the index in `path`, and the way out.
 
-    What is damaged is begun anew by whoever opens it next.
+    environment: if it is open, it is condemned if it is damaged.
     """
     hint = ""
     number = error.errno if isinstance(error, OSError) else None
     if not isinstance(error, lmdb.Error | OSError | MemoryError) or isinstance(error, BROKEN):
-        if _condemn(path):
+        if environment is not None and environment.condemn():
             hint = "; it is damaged: try again, and it is built anew from the store"
         else:
             hint = "; it is damaged: delete that folder, and it is built anew from the store"
@@ -46,16 +48,6 @@ def refusal(path: str, error: Exception) -> StorageError:
     elif isinstance(error, lmdb.ReadersFullError):
         hint = "; very many are reading from it at this moment: try again when some of them have ended"
     return StorageError(f"the index in {path} does not work: {error}{hint}")
-
-
-def _condemn(path: str) -> bool:
-    """Note in an index's folder that it is damaged; tell whether that could be done."""
-    try:
-        with open(os.path.join(path, CRASHES), "a", encoding="ascii") as file:
-            file.write("damaged\n")
-    except OSError:
-        return False
-    return True
 
 
 def _is_full(path: str) -> bool:
@@ -97,7 +89,8 @@ def acquire(path: str, store_id: bytes) -> Environment:
         for other in [one for one in _environments if one[0] != key[0]]:
             _environments.pop(other).close()
         found = _environments.get(key)
-        if found is None:
+        # What is damaged is left to those who have it open.
+        if found is None or found.condemned:
             found = _opened(path, store_id)
             _environments[key] = found
         found.users += 1
@@ -105,23 +98,38 @@ def acquire(path: str, store_id: bytes) -> Environment:
 
 
 def _opened(path: str, store_id: bytes) -> Environment:
-    try:
-        make_private_directory(path)
-    except StorageError as error:
-        raise StorageError(
-            f"{error}; the index is to be there: let this user write there, {_ELSEWHERE}"
-        ) from None
-    try:
-        refuse_place(path)
-        found = _sound(path, store_id)
-        if found is None:
-            shutil.rmtree(path)
+    found, tries = None, 0
+    while found is None:
+        tries += 1
+        try:
             make_private_directory(path)
-            found = Environment(path)
-            _claim(found, store_id)
-    except (lmdb.Error, OSError) as error:
-        raise refusal(path, error) from error
+        except StorageError as error:
+            raise StorageError(
+                f"{error}; the index is to be there: let this user write there, {_ELSEWHERE}"
+            ) from None
+        try:
+            refuse_place(path)
+            with kept_in_place(path, fcntl.LOCK_SH):
+                found = _sound(path, store_id)
+            if found is None:
+                found = _moved_away(path, store_id)
+        except (lmdb.Error, OSError) as error:
+            # Another process may move it away at any moment, to begin anew.
+            if not isinstance(error, FileNotFoundError) or tries == _TRIES:
+                raise refusal(path, error) from error
     return found
+
+
+def _moved_away(path: str, store_id: bytes) -> Environment | None:
+    """Remove what is not sound; but if another process has done so, open what that has begun."""
+    aside = f"{path}.{os.urandom(8).hex()}"
+    with kept_in_place(path, fcntl.LOCK_EX):
+        if (found := _sound(path, store_id)) is not None:
+            return found
+        # In one step: what was removed in part could be taken for sound.
+        os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+    return None
 
 
 def _sound(path: str, store_id: bytes) -> Environment | None:

@@ -93,7 +93,7 @@ def rebuild(
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     except (lmdb.Error, OSError) as error:
-        raise refusal(path, error) from error
+        raise refusal(path, error, environment) from error
 
 
 @contextlib.contextmanager

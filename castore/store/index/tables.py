@@ -106,7 +106,7 @@ class Tables:
 
     def refusal(self, error: Exception) -> StorageError:
         """Return the error that says what does not work about the index; what is damaged is made anew."""
-        return refusal(self.path, error)
+        return refusal(self.path, error, self._environment)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Any]:
