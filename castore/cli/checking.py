@@ -7,24 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from castore.cli import text
-from castore.cli.options import common, json_option, print_json
+from castore.cli.options import Percent, agreed, common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
     from castore.upkeep.repair import Repair
     from castore.upkeep.verify import Verification
-
-
-def _percent(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        share = float(value.removesuffix("%"))
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 100:
-        raise click.BadParameter("a share like 5% is meant, more than 0 and at most 100")
-    return share / 100
 
 
 @click.command(epilog="Example: castore verify --read-data --sample 5%")
@@ -34,7 +22,7 @@ def _percent(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option(
     "--sample",
     metavar="PERCENT",
-    callback=_percent,
+    type=Percent(),
     help="Read so much of the packs, those that were not for longest: run after run reads all. "
     "With --read-data their chunks are opened too.",
 )
@@ -85,11 +73,14 @@ def verify(
     else:
         _print_findings(found)
         depth = "chunks opened" if read_data else "bytes compared"
-        looked = f"; {found.read} packs read, {depth}" if packs or read_data or sample is not None else ""
+        looked = ""
+        if packs or read_data or sample is not None:
+            looked = f"; {text.count(found.read, 'pack')} read, {depth}"
         resumed = f"; gone on with what began {text.local_time(found.resumed)}" if found.resumed else ""
         print(
-            f"{found.generations} generations, {found.packs} packs, {found.nodes} nodes, "
-            f"{found.chunks} references to chunks{looked}{resumed}"
+            f"{text.count(found.generations, 'generation')}, {text.count(found.packs, 'pack')}, "
+            f"{text.count(found.nodes, 'node')}, {text.count(found.chunks, 'reference')} to chunks"
+            f"{looked}{resumed}"
         )
     if not found.sound:
         raise DamageError(_summary(found))
@@ -149,7 +140,7 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
                 return False
             if not (planned.drop or planned.rewrite):
                 return True
-            return yes or click.confirm("Drop what cannot be read, for good?", err=True)
+            return yes or agreed("Drop what cannot be read, for good?")
 
     with context.open_store() as store:
         tally = Tally()

@@ -21,7 +21,21 @@ def _new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
     given = passphrase_from_command(variable)
     if given is not None:
         return given
-    text: str = click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True)
+    import getpass
+    import sys
+    import warnings
+
+    from castore.errors import UsageError
+
+    try:
+        with warnings.catch_warnings():
+            # Where there is no terminal it is read from standard input, and nothing to be warned of.
+            warnings.simplefilter("ignore", getpass.GetPassWarning)
+            text: str = click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise UsageError(f"nobody gave a passphrase: {variable} names a program that prints it") from None
     return text
 
 
@@ -257,9 +271,11 @@ def enter(file: str) -> None:
     Case, spaces, dashes and line ends do not matter. If the check does not match, the group that is
     mistyped is named.
     """
+    import os
     import sys
 
     from castore.cli.places import write_secret
+    from castore.errors import UsageError
     from castore.sealing.keys import Identity, check_identity, is_locked, is_whole
 
     text = ""
@@ -270,6 +286,8 @@ def enter(file: str) -> None:
     else:
         text = sys.stdin.read(1 << 16)
     line = check_identity(text)
+    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(file))):
+        raise UsageError(f"there is no directory {folder}")
     note = "# castore identity, typed from paper"
     if is_locked(line):
         write_secret(file, f"{note}; it takes its passphrase\n{line}\n")

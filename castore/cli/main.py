@@ -130,6 +130,7 @@ def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
 
 def main() -> NoReturn:
     """Run castore with the arguments of this process, and exit."""
+    _open_standard_files()
     _interrupt_on_signals()
     try:
         code = _run()
@@ -144,8 +145,24 @@ def _run() -> int:
     # In a locale without some letter of a name, the name is shown escaped.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     result = cli.main(prog_name="castore", standalone_mode=False)
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
     return result if isinstance(result, int) else 0
+
+
+def _open_standard_files() -> None:
+    """Have something in the place of those that were closed: else files of the store would take it."""
+    for descriptor, mode in ((0, "r"), (1, "w"), (2, "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            name = ("stdin", "stdout", "stderr")[descriptor]
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 - until the end
 
 
 def _interrupt_on_signals() -> None:

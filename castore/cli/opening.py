@@ -127,6 +127,7 @@ class Common:
                 written = self.identity_file or places.identity_path(store_id)
                 places.write_identity(written, identity, phrase)
 
+        places.refuse_others(path)
         storage = LocalStorage(path, create=True)
         average = average or DEFAULT_AVERAGE
         Store.create(storage, places.places(), to, average=average, keep=keep_identity).close()
@@ -134,6 +135,7 @@ class Common:
         return {"store": path, "identity": written, "recipients": texts}
 
     def _make_first(self, path: str) -> None:
+        places.refuse_lost(path)
         made = self.make_store(None, ())
         print(f"castore: made a store in {path}", file=sys.stderr)
         if made["identity"]:

@@ -10,6 +10,10 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    _Floats = click.ParamType[float]
+else:
+    _Floats = click.ParamType  # generic from click 8.5 on
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes, times in ns since 1970."
 )
@@ -32,6 +36,42 @@ _older_option = click.option(
     is_flag=True,
     help="Take a store that is older than this machine has seen it, and remember it as it is.",
 )
+
+
+class Percent(_Floats):
+    """A share like 5 or 5%, as a fraction; 0 only if that is allowed."""
+
+    name = "percent"
+
+    def __init__(self, *, zero: bool = False) -> None:
+        self._zero = zero
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the fraction."""
+        if isinstance(value, float):
+            return value
+        try:
+            share = float(value.removesuffix("%"))
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 100 or (share == 0 and not self._zero):
+            least = "from 0" if self._zero else "more than 0"
+            self.fail(f"a share like 5% is meant, {least} and at most 100", param, ctx)
+        return share / 100
+
+
+def agreed(question: str) -> bool:
+    """Ask on the terminal; true for yes. Raises UsageError where nobody answers."""
+    import sys
+
+    from castore.errors import UsageError
+
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise UsageError(f"nobody answered whether to go on ({question}): --yes does") from None
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:

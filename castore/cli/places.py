@@ -166,6 +166,26 @@ def write_identity(path: str, identity: Identity, passphrase: str | None) -> Non
     )
 
 
+def refuse_others(path: str) -> None:
+    """Refuse to make a store where there is something else. Raises UsageError."""
+    own = {"config", "eras", "generations", "packs", "pins", "sessions", "condemned", "shared", "tmp"}
+    with contextlib.suppress(OSError):
+        if others := sorted({*os.listdir(path)} - own - {"lost+found"}):
+            raise UsageError(f"{path} holds {others[0]!r} already: give the store a directory of its own")
+
+
+def refuse_lost(path: str) -> None:
+    """Refuse to begin anew where this machine has had a store that is gone. Raises UsageError."""
+    state = places().state
+    for store in os.listdir(state) if os.path.isdir(state) else ():
+        with contextlib.suppress(OSError), open(f"{state}/{store}/writer.key", encoding="utf-8") as file:
+            if f"at {path!r} when this was written" in file.read():
+                raise UsageError(
+                    f"the store at {path}, which this machine has used, is not there: mount it, or put it "
+                    "back; 'castore init' begins a new one"
+                )
+
+
 def write_secret(path: str, body: str) -> None:
     """Write a file that holds an identity, 0600, never over another, durably.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import text
-from castore.cli.options import common, json_option, print_json
+from castore.cli.options import Percent, agreed, common, json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +38,8 @@ def _compacting(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--max-unused",
-            type=click.FloatRange(0, 100),
-            default=10.0,
+            type=Percent(zero=True),
+            default="10%",
             show_default=True,
             metavar="PERCENT",
             help="Leave packs as they are of which no more is unused.",
@@ -110,7 +110,7 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool) 
             for generation in found or [find(store, service, selector or "latest")]:
                 chosen.setdefault(service, {})[generation.number] = generation
         told = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
-        if not (yes or click.confirm(f"Remove {told} for good?", err=True)):
+        if not (yes or agreed(f"Remove {told} for good?")):
             print("nothing was removed")
             return
         for service, generations in chosen.items():
@@ -151,7 +151,8 @@ def prune(
         store.sync_generations()
         known = store.services()
         if unknown := [service for service in services if service not in known]:
-            raise NotFoundError(f"there is no service {unknown[0]!r} in {store.location}")
+            there = ", ".join(known) or "none"
+            raise NotFoundError(f"there is no service {unknown[0]!r} in {store.location}; it holds: {there}")
         chosen = {service: context.service_settings(service) for service in services or known}
         if dry_run:
             verdicts = [
@@ -216,7 +217,7 @@ def compact(
 def _limits(max_unused: float, *, unfinished: bool) -> Limits:
     from castore.upkeep.compact import UNFINISHED_SECONDS
 
-    return {"max_unused": max_unused / 100, "unfinished": 0 if unfinished else UNFINISHED_SECONDS}
+    return {"max_unused": max_unused, "unfinished": 0 if unfinished else UNFINISHED_SECONDS}
 
 
 def _print_plan(store: Store, verdicts: list[Verdict], planned: Plan, *, as_json: bool) -> None:
@@ -248,7 +249,7 @@ def _print_plan(store: Store, verdicts: list[Verdict], planned: Plan, *, as_json
         print(text.table(cells, header=header, right={1}))
     print(
         f"would free {text.size(planned.freed)} of {text.size(planned.stored)}: "
-        f"{_packs(len(planned.dead))} go, {len(planned.rewrites)} are written anew "
+        f"{_packs(len(planned.dead))} to remove, {len(planned.rewrites)} to write anew "
         f"({text.size(planned.written)})"
     )
     _print_kept(planned)
@@ -285,7 +286,7 @@ def _print_kept(planned: Plan) -> None:
 
 
 def _packs(count: int) -> str:
-    return f"{count} pack{'' if count == 1 else 's'}"
+    return text.count(count, "pack")
 
 
 def _plan_json(planned: Plan) -> dict[str, Any]:

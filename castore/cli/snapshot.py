@@ -120,7 +120,7 @@ def snapshot(
             revision = present or ""
         context.check_recipients(store)
         live = store.live_revision(service)
-        if live and live != revision and store.has_revision(service, revision):
+        if live and revision and live != revision and store.has_revision(service, revision):
             print(
                 f"castore: the revision {revision} was here before, and the state is still that of revision "
                 f"{live}: castore follow {service} lets it follow; it is kept under {revision} now",

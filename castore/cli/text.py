@@ -59,6 +59,11 @@ def _width(text: str) -> int:
 
 
 @lru_cache(maxsize=1 << 16)
+def count(number: int, what: str) -> str:
+    """Return a number of things: `1 pack`, `2 packs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def size(count: int) -> str:
     """Return a size in binary units: `17 B`, `1.2 MiB`, `120 MiB`."""
     if 0 <= count < 1000:

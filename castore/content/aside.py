@@ -184,9 +184,22 @@ class Aside:
         remove_tree(self._name, self._top)
 
 
-def leftovers(top: int) -> list[str]:
+def leftovers(top: int | str) -> list[str]:
     """Return the names of what restores that were interrupted left in a directory."""
     return sorted(name for name in os.listdir(top) if name.startswith(_ASIDE))
+
+
+def refuse_leftovers(path: str) -> None:
+    """Raise CastoreError if a restore into the directory `path` was interrupted: it is half of each."""
+    try:
+        found = leftovers(path)
+    except OSError:
+        return  # told by whoever reads it
+    if found:
+        raise CastoreError(
+            f"an earlier restore into {path} was interrupted, which may be half of what it was and half of "
+            f"what it was to become: first 'castore recover {path}'"
+        )
 
 
 def recover(path: str, *, keep: bool = False, owned: bool = False) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -76,6 +77,8 @@ def typed_identity(text: str) -> str:
     its length tells.
     """
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    # What a sheet has in front of each line.
+    lines = [re.sub(r"^\s*(begins|[0-9]+\s+to\s+[0-9]+)\s", "", line) for line in lines]
     body = "".join("".join(lines).split()).replace("-", "").lower()
     for prefix, length in _LENGTHS.items():
         start = prefix.replace("-", "")

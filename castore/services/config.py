@@ -266,6 +266,9 @@ class _Reader:
             value = getattr(keep, name.replace("-", "_"))
             if isinstance(value, int) and value < 0:
                 raise self._error((*keys, name), f"a number from 0 on was expected, not {value}")
+        if not any(table.values()):
+            reason = "no rule in it keeps anything: say how many, as in { daily = 7 }; without it all stay"
+            raise self._error(keys, reason)
         if keep.within is not None and parse_span(keep.within) is None:
             reason = f'a span like "36h" or "14d" was expected, not {keep.within!r}'
             raise self._error((*keys, "within"), reason)

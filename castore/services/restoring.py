@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -45,16 +46,25 @@ def restore(
         parts = [selection.part] if selection.part else list(selection.generation.parts)
         # Looked up before the destination is made: a wrong path leaves nothing behind.
         children = {part.name: child_of(reader, part, selection.path) for part in parts}
+        # A wrong identity, too.
+        store.identity()
+        made = not os.path.lexists(destination)
         top = open_destination(destination)
         try:
             result = Restored()
             for part in parts:
                 into = None if selection.part else os.fsencode(part.name)
                 _restore_part(reader, top, part, children[part.name], into, ownership, tally, result)
-            result.placed = [os.path.join(destination, name) for name in result.placed]
-            return result
+        except BaseException:
+            if made:
+                # If nothing is in it: it would stand in the way of the next try.
+                with contextlib.suppress(OSError):
+                    os.rmdir(destination)
+            raise
         finally:
             os.close(top)
+    result.placed = [os.path.join(destination, name) for name in result.placed]
+    return result
 
 
 def child_of(reader: StreamReader, part: Part, path: str) -> Child | None:
@@ -114,8 +124,12 @@ def _restore_dump(reader: StreamReader, top: int, part: Part, tally: Tally) -> N
                 rest = rest[os.write(fd, rest) :]
             tally.read += len(data)
         os.rename(partial, part.name, src_dir_fd=top, dst_dir_fd=top)
-    except OSError as error:
-        raise StorageError(f"cannot write {partial}: {error.strerror}") from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial, dir_fd=top)
+        if isinstance(error, OSError):
+            raise StorageError(f"cannot write {partial}: {error.strerror}") from error
+        raise
     finally:
         os.close(fd)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
+from castore.content.aside import refuse_leftovers
 from castore.content.exclude import Exclude
 from castore.content.ingest import Ingest
 from castore.content.lists import iter_runs_of_chunks
@@ -166,6 +167,7 @@ def _snapshot(
                 tally = Tally()
                 progress(check_name("part", name), tally)
                 if isinstance(source, TreeSource):
+                    refuse_leftovers(source.path)
                     scans.append(NewScan(scan_path(store, service, name), store.index.epoch()))
                     stack.callback(scans[-1].discard)
                     rules = rules_of(source, skip)

@@ -6,6 +6,7 @@ concern here or above: Python repeats what a signal interrupted (PEP 475).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -46,7 +47,25 @@ class Files:
     @staticmethod
     def create(path: str) -> int:
         """Make a new file, for its owner only, and open it for writing."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # So that it is seen to be of a process that lives, however that ends.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+
+    @staticmethod
+    def is_abandoned(path: str) -> bool:
+        """Whether a file that was made here a while ago is open nowhere on this machine for writing."""
+        if network_of(path) is not None:
+            return False
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
 
     @staticmethod
     def open(path: str) -> int:

@@ -33,6 +33,8 @@ _TMP: Final = "tmp"
 _SHARED: Final = "shared/all"
 """The object that says that the directory's lock is not seen by all who use it."""
 _STALE_SECONDS: Final = 7 * 86400
+_FRESH_SECONDS: Final = 60
+"""Far longer than it takes to lock a file that was made."""
 """Temporary files older than this belong to nobody: no snapshot writes one pack for a week."""
 
 _NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -301,14 +303,20 @@ class LocalStorage(Storage):
             self._files.sync_directory(os.path.dirname(step))
 
     def _sweep(self) -> None:
-        """Remove what writers that were killed left in `tmp/` long ago."""
+        """Remove what writers that were killed left in `tmp/`.
+
+        Of this machine's it is known which are; what other machines, too, may write to goes by its age.
+        """
         folder = os.path.join(self._root, _TMP)
-        oldest = time.time() - _STALE_SECONDS
+        now = time.time()
         names = self._files.listdir(folder) if self._files.is_directory(folder) else []
+        alone = bool(names) and not self._files.exists(os.path.join(self._root, _SHARED))
         for name in names:
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
-                if self._files.stat(path)[1] < oldest:
+                age = now - self._files.stat(path)[1]
+                known = alone and age > _FRESH_SECONDS
+                if age > _STALE_SECONDS or (known and self._files.is_abandoned(path)):
                     self._files.unlink(path)
 
     @staticmethod

@@ -163,6 +163,7 @@ class _Compaction:
         self._unfinished = unfinished
         self._without = without
         self._walk = Walk(store)
+        self._mover = Mover(store)
         store.refresh_config()
         store.sync(reread=True)
         self._refuse_damage()
@@ -249,8 +250,16 @@ class _Compaction:
         self._refuse_lost()
         self._finish_condemned(grace, done)
         self._remove(done.plan.dead, done)
+        try:
+            self._rewrite(tally, done)
+        finally:
+            self._mover.abort()
+        self._remove_sessions(done)
+        return done
+
+    def _rewrite(self, tally: Tally, done: Compacted) -> None:
+        """Write packs anew, in steps that are each made durable, and followed by a removal."""
         step: dict[PackId, int] = {}
-        mover = Mover(self._store)
         for one in done.plan.rewrites:
             try:
                 data = self._store.storage.get(pack_name(one.pack))
@@ -263,14 +272,12 @@ class _Compaction:
                 done.damaged.append(f"{name} is damaged: its bytes are not those that were written")
                 continue
             for entries in self._kept(one.pack):
-                mover.add(one.pack, entries, record_in(data, entries), tally)
+                self._mover.add(one.pack, entries, record_in(data, entries), tally)
             step[one.pack] = one.length
-            if mover.written >= _STEP_BYTES:
-                self._end_step(mover, step, done)
-                step, mover = {}, Mover(self._store)
-        self._end_step(mover, step, done)
-        self._remove_sessions(done)
-        return done
+            if self._mover.written >= _STEP_BYTES:
+                self._end_step(step, done)
+                step = {}
+        self._end_step(step, done)
 
     # What is needed of a pack
 
@@ -378,9 +385,10 @@ class _Compaction:
                 store.storage.delete_all([one.name])
             store.sync()
 
-    def _end_step(self, mover: Mover, step: dict[PackId, int], done: Compacted) -> None:
+    def _end_step(self, step: dict[PackId, int], done: Compacted) -> None:
         """Finish the packs that records were moved to, and remove those that they were moved from."""
-        done.written_bytes += mover.finish()
+        done.written_bytes += self._mover.finish()
+        self._mover = Mover(self._store)
         self._remove(step, done)
 
     def _remove_sessions(self, done: Compacted) -> None:

@@ -61,6 +61,14 @@ class Mover:
             self._close(full=False)
         return self.written
 
+    def abort(self) -> None:
+        """Throw away what is not finished."""
+        if self._pack is not None:
+            self._pack.abort()
+        if self._reference is not None:
+            self._reference.abort()
+        self._pack = self._reference = None
+
     def _keep(self, offset: int, frame: bytes, overhead: int) -> None:
         """Keep a frame for the reference cache; a file of it holds those of one cipher."""
         if self._reference is None:

@@ -160,14 +160,17 @@ def _write_anew(store: Store, pack: PackId, tally: Tally, planned: Repair) -> No
     """Move the records of a pack that open to a new one."""
     mover = Mover(store)
     data = store.storage.get(pack_name(pack))
-    for entries in records_of(_entries(store, pack)):
-        sealed = record_in(data, entries)
-        if _is_whole(store, pack, entries, sealed):
-            mover.add(pack, entries, sealed, tally)
-            planned.kept_records += 1
-        else:
-            planned.lost_records += 1
-    mover.finish()
+    try:
+        for entries in records_of(_entries(store, pack)):
+            sealed = record_in(data, entries)
+            if _is_whole(store, pack, entries, sealed):
+                mover.add(pack, entries, sealed, tally)
+                planned.kept_records += 1
+            else:
+                planned.lost_records += 1
+        mover.finish()
+    finally:
+        mover.abort()
 
 
 def _is_whole(store: Store, pack: PackId, entries: list[PackEntry], sealed: memoryview) -> bool:

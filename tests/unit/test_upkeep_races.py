@@ -16,7 +16,6 @@ from castore.services.pruning import forget
 from castore.services.restoring import read
 from castore.storage import LocalStorage
 from castore.store import Places, Store, ages
-from castore.upkeep import compact as module
 from castore.upkeep.compact import compact, plan
 from castore.upkeep.repair import repair
 from castore.upkeep.verify import verify
