@@ -145,12 +145,7 @@ def _run() -> int:
     # In a locale without some letter of a name, the name is shown escaped.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     result = cli.main(prog_name="castore", standalone_mode=False)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from None
+    sys.stdout.flush()
     return result if isinstance(result, int) else 0
 
 

@@ -28,7 +28,7 @@ def generation_name(writer: WriterKey, service: str, number: int) -> str:
 def split_name(name: str) -> tuple[bytes, int]:
     """Return the tag and number in a name; (b"", 0) if it is not a generation's."""
     short = name.removeprefix("generations/")
-    if not NAME.fullmatch(short):
+    if not NAME.fullmatch(short) or int(short[17:]) > MAX_NUMBER:
         return b"", 0
     return bytes.fromhex(short[:16]), int(short[17:])
 

@@ -232,3 +232,64 @@ def test_a_service_that_another_works_on_is_busy(castore: Callable, store: Path,
         finally:
             holder.communicate()
     castore("snapshot", "web", "--tree", "t=live")
+
+
+# What was interrupted, and nobody to ask
+
+
+def test_a_tree_into_which_a_restore_was_interrupted_is_not_taken(castore: Callable, store: Path, home: Path) -> None:
+    (home / "live" / ".castore-aside-0123456789abcdef").mkdir()
+    done = castore("snapshot", "web", "--tree", "t=live", expect=1)
+    refused(done, "an earlier restore into live was interrupted", "castore recover live")
+    assert len(json.loads(castore("log", "--json").stdout)) == 1
+
+
+@pytest.mark.parametrize("words", [("forget", "web@1"), ("repair",)])
+def test_where_nobody_answers_the_way_out_is_told(castore: Callable, store: Path, words: tuple[str, ...]) -> None:
+    if words == ("repair",):
+        (pack,) = (store / "packs").iterdir()
+        pack.write_bytes(pack.read_bytes()[:-1] + b"\0")
+    done = castore(*words, expect=2)
+    assert done.stderr.splitlines()[-1].endswith("--yes does")
+    assert len(json.loads(castore("log", "--json").stdout)) == 1
+
+
+def test_a_restore_that_failed_does_not_stand_in_the_way_of_the_next(castore: Callable, store: Path, home: Path) -> None:
+    (home / "other").write_text(identity_of(home).read_text())
+    castore("init", home / "second")
+    wrong = [path for path in (home / ".config" / "castore").glob("*.identity") if path.read_text() != (home / "other").read_text()]
+    refused(castore("restore", "web@1:d", "out", "--identity", wrong[0], expect=7), "identity")
+    assert not (home / "out").exists()
+    (pack,) = (store / "packs").iterdir()
+    data = pack.read_bytes()
+    pack.write_bytes(data[:40] + bytes(len(data) - 40))
+    done = castore("restore", "web@1:d", "out", "--identity", "other", expect=5)
+    assert not (home / "out").exists(), done.stderr
+    pack.write_bytes(data)
+    castore("restore", "web@1:d", "out", "--identity", "other")
+    assert (home / "out" / "d").read_text() == "a dump"
+
+
+def test_a_store_that_is_gone_is_not_begun_anew_by_a_snapshot(castore: Callable, home: Path) -> None:
+    (home / "dump").write_text("a dump")
+    castore("snapshot", "web", "--dump", "d=dump")
+    place = home / ".local" / "share" / "castore"
+    place.rename(home / "elsewhere")
+    done = castore("snapshot", "web", "--dump", "d=dump", expect=2)
+    refused(done, str(place), "mount it", "castore init")
+    castore("init")
+    castore("snapshot", "web", "--dump", "d=dump")
+
+
+def test_a_store_is_not_made_among_other_things(castore: Callable, home: Path) -> None:
+    place = home / "place"
+    (place / "lost+found").mkdir(parents=True)
+    castore("init", place)
+    (home / "mine").mkdir()
+    (home / "mine" / "letter").write_text("dear")
+    refused(castore("init", home / "mine", expect=2), "letter", "a directory of its own")
+    assert os.listdir(home / "mine") == ["letter"]
+
+
+def test_a_service_that_is_not_there_is_told_with_those_that_are(castore: Callable, store: Path) -> None:
+    refused(castore("prune", "wbe", expect=6), "wbe", "it holds: web")

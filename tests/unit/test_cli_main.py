@@ -219,3 +219,17 @@ def test_signals_interrupt(number):
     process.send_signal(number)
     _, complaint = process.communicate(timeout=20)
     assert (process.returncode, complaint.strip()) == (130, b"castore: interrupted")
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_standard_files_that_are_closed_are_no_reason_to_fail(closed, tmp_path):
+    """Nor do files of the store get their numbers."""
+    redirections = " ".join(f"{number}>&-" for number in closed)
+    home = {"HOME": str(tmp_path), **{f"XDG_{kind}_HOME": str(tmp_path / kind) for kind in ("STATE", "CACHE", "CONFIG", "DATA")}}
+    script = f'"$0" -m castore init "$1" {redirections}; "$0" -m castore verify --store "$1" {redirections}'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable, tmp_path / "store"],
+        capture_output=True, text=True, check=False, env={**os.environ, **home},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import click
+import pytest
 from click.testing import CliRunner
 
-from castore.cli.options import common, json_option, print_json
+from castore.cli.options import Percent, common, json_option, print_json
 
 
 def test_a_command_gets_the_shared_options_first_and_its_own_by_name():
@@ -39,3 +40,14 @@ def test_json_is_ascii_and_lists_have_a_line_an_element(capsys):
         assert out.isascii()
         assert json.loads(out) == value
     assert out == '[\n{"a": 1},\n{"b": null}\n]\n'
+
+
+@pytest.mark.parametrize(("given", "share"), [("5", 0.05), ("5%", 0.05), ("100%", 1.0), ("0.1", 0.001), ("0", 0.0)])
+def test_a_share_has_a_percent_sign_or_not(given, share):
+    assert Percent(zero=True).convert(given, None, None) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("given", ["", "x", "-1", "101", "nan", "0", "%"])
+def test_what_is_no_share_is_refused(given):
+    with pytest.raises(click.BadParameter, match="more than 0 and at most 100"):
+        Percent().convert(given, None, None)

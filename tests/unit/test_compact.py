@@ -7,6 +7,7 @@ import itertools
 import random
 import time
 
+import msgspec
 import pytest
 
 import castore
@@ -19,6 +20,7 @@ from castore.services.restoring import read
 from castore.storage import LocalStorage
 from castore.store import Store
 from castore.store.condemned import read_condemned
+from castore.store.generations import encode_generation, generation_name
 from castore.store.graph import is_whole, roots_of
 from castore.upkeep import compact as module
 from castore.upkeep.compact import compact, plan
@@ -391,3 +393,43 @@ def test_what_is_used_of_packs_is_never_more_than_all_of_them(lab):
         assert len(store.index.uses("web")) == 2
         store.index.move_uses([])
         assert len(store.index.uses("web")) == 1
+
+
+def test_what_is_interrupted_leaves_nothing_half_written(lab, monkeypatch):
+    data = noise(1, 400_000)
+    lab.take("web", data)
+    lab.take("web", data[:100_000])
+    lab.drop("web", 1)
+    record, calls = module.record_in, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return record(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "record_in", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lab.compact()
+    assert list((lab.store / "tmp").iterdir()) == []
+    assert lab.compact().removed == 1
+    lab.check()
+
+
+@pytest.mark.parametrize("harm", [{"number": 9_999_999_999}, {"service": "", "number": 1}, {"number": 0}])
+def test_a_generation_that_no_castore_writes_is_damage_and_stops_nothing(lab, harm):
+    """Whoever has a writer key can seal one."""
+    lab.take("web", noise(1, 50_000))
+    with lab.opened() as store:
+        store.sync()
+        forged = msgspec.structs.replace(store.generation("web", 1), **harm)
+        name = generation_name(store.writer_key, forged.service, forged.number)
+        store.storage.put(name, encode_generation(forged, store.writer_key)[0])
+        store.sync()
+        assert store.damaged.keys() == {name}
+    lab.take("web", noise(2, 50_000))
+    with lab.opened() as store:
+        store.sync()
+        assert store.services() == ["web"]
+        assert [one.number for one in store.generations()] == [2, 1]

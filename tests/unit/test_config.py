@@ -85,6 +85,8 @@ PART = "[service.d.parts.p]\n"
         ("[service.d]\nkep = 1", "service.d.kep: unknown key; known here: revision, parts"),
         ("[service.d]\nkeep = 1", "service.d.keep: expected a table, got a number"),
         ("[service.d.keep]\nlast = -1", "service.d.keep.last: a number from 0 on was expected"),
+        ("[service.d]\nkeep = {}", "service.d.keep: no rule in it keeps anything"),
+        ("[service.d.keep]\nlast = 0\nper-revision = 0", "service.d.keep: no rule in it keeps anything"),
         ('[service.d.keep]\nwithin = "x"', "service.d.keep.within: a span like"),
         ('[service.d]\nschedule = "25:00"', "service.d.schedule: "),
         ('[service.d]\nstop = ["/no/such"]', "service.d.stop[0]: there is no program"),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import lmdb
 import pytest
@@ -20,6 +21,7 @@ from castore.store.pack import PackEntry
 from tests.support.stores import Lab
 
 STORE = bytes(16)
+
 SMALL = 1 << 20
 
 
@@ -322,3 +324,93 @@ def test_where_a_durable_generation_cannot_be_indexed_it_is_committed_all_the_sa
         assert store.generations("s") == []
         store.sync()
         assert [one.number for one in store.generations("s")] == [1]
+
+
+# Damaged, and begun anew
+
+
+OPENING = """
+import sys, time
+from castore.store.index import Index
+while time.time() < float(sys.argv[2]):
+    pass
+index = Index(sys.argv[1], bytes(16))
+with index._transaction() as txn:
+    pass
+index.count("events")
+print(index._environment._folder.st_ino)
+index.close()
+"""
+
+
+def condemned(path):
+    with open(os.path.join(path, "crashes"), "w") as file:
+        file.write("damaged\n")
+
+
+def test_processes_that_begin_anew_at_once_have_one_index(tmp_path):
+    path = str(tmp_path / "index")
+    Index(path, STORE).close()
+    for _ in range(5):
+        before = os.stat(path).st_ino
+        condemned(path)
+        start = str(time.time() + 0.8)
+        command = [sys.executable, "-c", OPENING, path, start]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        found = {process.communicate()[0] for process in running}
+        assert [process.returncode for process in running] == [0] * 4
+        assert found == {f"{os.stat(path).st_ino}\n"}
+        assert os.stat(path).st_ino != before
+    assert os.listdir(tmp_path) == ["index"]
+
+
+def damage(index):
+    """Let it be found out that the index is damaged."""
+    with pytest.raises(StorageError, match="try again, and it is built anew"), index._transaction():
+        raise lmdb.CorruptedError("for a test")
+
+
+def test_who_has_a_damaged_index_open_does_not_hand_it_on_or_harm_the_next(tmp_path):
+    path = str(tmp_path / "index")
+    old = Index(path, STORE)
+    put(old, 10)
+    damage(old)
+    new = Index(path, STORE)
+    assert new.count("chunks") == 0
+    put(new, 20)
+    damage(old)
+    with Closing(Index(path, STORE)) as again:
+        assert again.count("chunks") == 20
+    assert old.count("chunks") == 10
+    old.close(), new.close()
+    with Closing(Index(path, STORE)) as again:
+        assert again.count("chunks") == 20
+    assert os.listdir(tmp_path) == ["index"]
+
+
+class Closing:
+    def __init__(self, index):
+        self.index = index
+
+    def __enter__(self):
+        return self.index
+
+    def __exit__(self, *_):
+        self.index.close()
+
+
+def test_a_full_disk_or_map_is_no_damage(tmp_path):
+    path = str(tmp_path / "index")
+    with Closing(Index(path, STORE)) as index:
+        put(index, 10)
+        for error in (lmdb.DiskError("full"), lmdb.MapFullError("full"), lmdb.ReadersFullError("full"), lmdb.MemoryError("no")):
+            with pytest.raises(StorageError), index._transaction():
+                raise error
+    with Closing(Index(path, STORE)) as index:
+        assert index.count("chunks") == 10
+
+
+def test_a_folder_that_cannot_be_opened_is_told_and_not_waited_for(tmp_path):
+    os.symlink(tmp_path / "nowhere", tmp_path / "index")
+    with pytest.raises(StorageError):
+        Index(str(tmp_path / "index"), STORE)

@@ -212,3 +212,16 @@ def test_on_a_terminal_it_ends_with_the_last_letter(home, tmp_path):
         os.close(terminal)
         assert process.wait(timeout=30) == 0
     assert secret_of(tmp_path / "typed") == LINE
+
+
+def test_what_a_sheet_has_in_front_of_its_lines_may_be_typed_too(castore, home, tmp_path):
+    castore("init", tmp_path / "store", "--identity", home / "identity")
+    sheet = castore("key", "paper", "--store", tmp_path / "store", "--identity", home / "identity").stdout
+    begin = next(i for i, line in enumerate(sheet.splitlines()) if line.strip().startswith("begins"))
+    lines = "\n".join(sheet.splitlines()[begin : begin + 4])
+    castore("key", "enter", home / "typed", input=lines)
+    line = lambda path: path.read_text().splitlines()[-1]
+    assert line(home / "typed") == line(home / "identity")
+    done = castore("key", "enter", home / "nowhere" / "typed", input=lines, expect=2)
+    assert "there is no directory" in done.stderr
+    assert not (home / "nowhere").exists()

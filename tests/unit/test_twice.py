@@ -11,11 +11,12 @@ import pytest
 
 import castore
 from castore.content.streams import StreamReader
-from castore.errors import DamageError, RotatedError, StorageError
+from castore.errors import DamageError, RotatedError, StorageError, UsageError
 from castore.model.tally import Tally
+from castore.sealing import Identity
 from castore.services.restoring import read
 from castore.storage import LocalStorage
-from castore.store import Store, twice
+from castore.store import Places, Store, twice
 from castore.upkeep.repair import repair
 from castore.upkeep.verify import verify
 from tests.support.stores import Lab, remove_copies
@@ -150,3 +151,87 @@ def test_a_copy_that_was_never_written_by_castore_is_not_believed(lab):
     with pytest.raises(DamageError, match="config/2"):
         lab.open()
     assert path.exists()
+
+
+def test_what_cannot_be_read_for_a_moment_is_not_taken_from_the_other(lab, monkeypatch):
+    """The copy is damaged, and the object refused: neither goes before one was read."""
+    path, copy = both(lab, "config")
+    damage(copy, -1)
+    data = path.read_bytes()
+    storage = LocalStorage(str(lab.store))
+    with monkeypatch.context() as patch:
+        get = LocalStorage.get
+        refuse = lambda self, name, *rest: (_ for _ in ()).throw(StorageError("I/O error")) if name == "config/2" else get(self, name, *rest)
+        patch.setattr(LocalStorage, "get", refuse)
+        with pytest.raises(StorageError, match="neither config/2 nor its copy"):
+            twice.mend(storage, "config", 2, data)
+    assert path.read_bytes() == data
+    assert copy.exists()
+    twice.mend(storage, "config", 2, data)
+    assert copy.read_bytes() == data
+
+
+def test_a_copy_is_not_left_of_what_was_replaced_or_taken_back_meanwhile(lab):
+    storage = LocalStorage(str(lab.store))
+    data = storage.get("config/2")
+
+    def replaced():
+        storage.put("config/3", b"the next")
+        return data
+
+    remove_copies(lab.store)
+    twice.keep_copy(storage, "config", 2, replaced)
+    assert sorted(storage.list("config")) == ["2", "3"]
+    storage.delete("config/3")
+
+    def taken_back():
+        storage.delete("config/2")
+        return data
+
+    twice.keep_copy(storage, "config", 2, taken_back)
+    assert list(storage.list("config")) == []
+
+
+def test_what_another_machine_replaces_meanwhile_is_not_written_back(lab, monkeypatch):
+    from castore.upkeep import repair as module
+
+    other = Identity.generate()
+
+    elsewhere = Places(str(lab.folder / "other" / "state"), str(lab.folder / "other" / "cache"))
+
+    def meanwhile(*args, **kwargs):
+        monkeypatch.setattr(module, "verify", verify)
+        found = verify(*args, **kwargs)
+        with Store.open(LocalStorage(str(lab.store)), elsewhere, lambda: lab.identity) as second:
+            second.reseal([(other.recipient, "other"), *second.recipients])
+        return found
+
+    monkeypatch.setattr(module, "verify", meanwhile)
+    damage(both(lab, "config")[0], "gone")
+    with lab.open() as store:
+        done, _ = repair(store, Tally(), agree=lambda *_: True)
+    assert done.mend == []
+    assert {name.split(".")[0] for name in LocalStorage(str(lab.store)).list("config")} == {"3"}
+
+
+def test_a_store_that_lost_its_configuration_is_not_begun_anew(lab):
+    for path in both(lab, "config"):
+        path.rename(lab.folder / path.name)
+    with pytest.raises(DamageError, match="no config/ any more: without it nothing .* put config/ back"):
+        lab.open()
+    with pytest.raises(UsageError, match="has lost its config/"):
+        Store.create(LocalStorage(str(lab.store)), lab.places, [(lab.identity.recipient, "")])
+    command = [sys.executable, str(RESCUE), str(lab.store), "--identity", str(lab.folder / "identity")]
+    (lab.folder / "identity").write_text(lab.identity.text())
+    done = subprocess.run([*command, "web", "1", str(lab.folder / "out")], check=False, capture_output=True, text=True)
+    assert "has no config/" in done.stderr
+    (lab.folder / "2").rename(lab.store / "config" / "2")
+    check(lab)
+
+
+def test_an_object_that_is_gone_with_a_damaged_copy_is_named(lab):
+    path, copy = both(lab, "config")
+    path.unlink()
+    damage(copy, -1)
+    with pytest.raises(DamageError, match="config/2 is gone, and its copy is damaged"):
+        lab.open()

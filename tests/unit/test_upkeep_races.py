@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 
 import pytest
 
 import castore
 from castore.content.streams import StreamReader
-from castore.errors import BusyError, DamageError, MissingError, OlderError, RotatedError
+from castore.errors import BusyError, DamageError, MissingError, OlderError, RotatedError, StorageError
+from castore.model.refs import RecordId, Ref, RefKind
 from castore.model.tally import Tally
+from castore.sealing import Identity
 from castore.services.pruning import forget
 from castore.services.restoring import read
 from castore.storage import LocalStorage
 from castore.store import Places, Store, ages
+from castore.store.eras import encode_era
 from castore.upkeep.compact import compact, plan
 from castore.upkeep.repair import repair
 from castore.upkeep.verify import verify
-from tests.unit.test_compact import Kept, noise
+from tests.unit.test_compact import Kept, Lockless, noise
 
 OLD = 30 * 86400 * 10**9
 
@@ -341,3 +345,58 @@ def test_what_another_machine_let_go_is_known_to_have_ended(lab):
         lab.drop("web", 1)
         assert compact(other, Tally()).removed == 1
     lab.check()
+
+
+def test_a_rotation_that_takes_itself_back_takes_back_the_copy_that_somebody_made(lab):
+    """On a place without a lock; somebody else begins a session between the two."""
+    lost = Identity.generate()
+    lab.take("web", noise(1, 5000))
+    with lab.opened() as store:
+        store.reseal([*store.recipients, (lost.recipient, "lost")])
+        store.storage.put("eras/3", encode_era(3, {}, store.writer_key.successor()))
+
+    class Between(Lockless):
+        def put(self, name, data):
+            if name == "eras/4":
+                with another(lab) as other:
+                    other.adopt()
+                    other.reseal([one for one in other.recipients if one[1] != "lost"])
+            super().put(name, data)
+            if name == "config/4":
+                places = Places(str(lab.folder / "third" / "state"), str(lab.folder / "third" / "cache"))
+                with Store.open(Lockless(str(lab.store)), places, lambda: lab.identity, local_key=False) as third:
+                    third.session().abort()
+
+    with Store.open(Between(str(lab.store)), lab.places, lambda: lab.identity) as store:
+        with pytest.raises(BusyError, match="has just changed the keys"):
+            store.rotate_writer()
+    with another(lab) as store:
+        assert [label for _, label in store.recipients] == ["test"]
+        assert not store.writer_key.former
+
+
+def test_a_first_generation_that_was_taken_back_leaves_its_number_used(lab, monkeypatch):
+    refreshed = Store.refresh_config
+
+    def failing(self):
+        if sys._getframe(1).f_code.co_name == "commit":
+            raise StorageError("gone")
+        refreshed(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "refresh_config", failing)
+        with pytest.raises(StorageError, match="gone"):
+            lab.take("web", noise(1, 50_000))
+    assert lab.take("web", noise(2, 50_000)) == 2
+
+
+def test_small_packs_that_stay_do_not_make_others_be_written_again_and_again(lab):
+    lab.take("web", noise(1, 5000))
+    with lab.opened() as store, store.session() as session:
+        for _ in range(20):
+            session.put_node([Ref(RefKind.CHUNK, RecordId(os.urandom(32)), 5)])
+            session._close_pack(full=False)
+    with lab.opened() as store:
+        assert len(plan(store).unfinished) == 20
+    for _ in range(3):
+        assert lab.compact().written_bytes == 0
