@@ -30,7 +30,12 @@ install_packages() {
 
 # What .venv was made of. Its scripts hold its path, so a checkout that moved needs a new one.
 base_now() {
-    echo "$root $(readlink -f "$(command -v "$python")")"
+    path=$(readlink -f "$(command -v "$python")")
+    case $path in
+    # pyenv's stand for one Python or another, and for none where .venv is activated.
+    */shims/*) path=$("$python" -c 'import os, sys; print(os.path.realpath(sys.executable))') ;;
+    esac
+    echo "$root $path"
 }
 
 sources_now() {

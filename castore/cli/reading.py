@@ -297,9 +297,15 @@ def stats(context: Common, as_json: bool) -> None:
     print(text.table(rows, header=header, right=set(range(1, 8))))
     records = found.records
     print()
+    if found.pack_bytes:
+        # The table tells what each generation added when it was taken, whatever was forgotten since.
+        print(
+            f"now: {text.size(found.total.plain)} of content in {text.size(found.pack_bytes)} of packs, "
+            f"{found.total.plain / found.pack_bytes:.1f}x"
+        )
     print(
-        f"{found.packs} packs of {text.size(found.pack_bytes)}: {text.size(records.chunk_bytes)} in "
-        f"{records.chunks} chunks, {text.size(records.node_bytes)} in nodes, "
+        f"{text.count(found.packs, 'pack')}: {text.size(records.chunk_bytes)} in "
+        f"{text.count(records.chunks, 'chunk')}, {text.size(records.node_bytes)} in nodes, "
         f"{text.size(found.overhead)} in footers and padding"
     )
     print(f"{records.deltas} chunks are deltas, of {text.size(records.delta_bytes)}")

@@ -142,8 +142,10 @@ class Store(History):
                 os.unlink(path)
                 os.rmdir(os.path.dirname(path))
             raise UsageError(taken) from None
-        with contextlib.suppress(StorageError):  # the next snapshot writes it
+        try:
             twice.put_copy(storage, CONFIGS, 1, data)
+        except StorageError as error:
+            raise StorageError(f"{error}; the store is made all the same, and can be used") from error
         return cls(storage, places, SealedConfig(1, data), writer, IdentitySource(identity))
 
     @classmethod
