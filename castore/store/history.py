@@ -55,9 +55,11 @@ class History(Keyed):
             condemned, found = read_condemned(self.storage, self.writer_key)
             self._told(CONDEMNED, found)
             self._told("packs/", sync_packs(self.storage, self.index, self.writer_key))
-            # Nor is what nobody has the key to counted on: it is stored again where it is still at hand.
+            # Nor is what nobody has the key to counted on, or is damaged: it is stored again where it is
+            # still at hand.
+            doubted = self.index.doubted()
             keyless = self.index.packs_without_key(lambda: session_numbers(self.storage).keys())
-            self.index.condemn({*keyless, *(pack for one in condemned for pack in one.packs)})
+            self.index.condemn({*keyless, *doubted, *(pack for one in condemned for pack in one.packs)})
 
     def sync_generations(self, *, reread: bool = False) -> None:
         """Bring the index's generations up to date with the store.

@@ -16,6 +16,7 @@ from castore.model.tally import Tally
 from castore.services.restoring import read
 from castore.store.pack import CHUNK
 from castore.upkeep import verify as module
+from castore.upkeep.compact import compact
 from castore.upkeep.repair import repair
 from castore.upkeep.verify import verify
 from tests.support.stores import Lab
@@ -186,8 +187,8 @@ def test_repair_keeps_all_but_what_is_hurt_and_the_next_snapshot_heals(lab, tree
     assert [(hit.part, hit.paths) for hit in after.affected] == [("t", ("b/large",))]
     assert not pack.exists()
     out = lab.folder / "out"
-    report = lab.restore("web@1", out)
-    assert report
+    damaged = lab.restore("web@1", out).report.damaged
+    assert [path for path, _ in damaged] == [b"t/b/large"]
     assert (out / "t" / "a" / "large").read_bytes() == (tree / "a" / "large").read_bytes()
     assert (out / "t" / "b" / "small1").read_bytes() == (tree / "b" / "small1").read_bytes()
     # Nothing of the tree has changed: it is read again all the same, and both generations are whole.
@@ -295,3 +296,55 @@ def test_what_nobody_has_the_key_to_is_stored_again(lab, tree, mode):
     done, after = mend(lab)
     assert done.rewrite
     assert after.sound
+
+
+@pytest.mark.parametrize("depth", ["packs", "read_data"])
+def test_what_verify_found_damaged_is_stored_again_by_the_next_snapshot(lab, tree, depth):
+    take(lab, tree)
+    pack, place, content = place_of(lab, "web", "b/large")
+    flip(pack, place.offset + 5)
+    assert not look(lab, **{depth: True}).sound
+    # Nothing of the tree has changed: it is read again all the same.
+    taken = take(lab, tree)
+    assert sum(part.new_bytes for part in taken.parts) > 6_000_000
+    found = look(lab, read_data=True)
+    assert (found.damaged_packs, found.affected) == ([place.pack], [])
+    for number in (1, 2):
+        out = lab.folder / f"out{number}"
+        assert lab.restore(f"web@{number}", out).report.damaged == []
+        assert (out / "t" / "b" / "large").read_bytes() == content
+    # Nothing is stored again and again, and what was damaged is in nobody's way.
+    assert sum(part.new_bytes for part in take(lab, tree).parts) == 0
+    done, after = mend(lab)
+    assert done.rewrite == [place.pack]
+    assert after.sound
+    assert sum(part.new_bytes for part in take(lab, tree).parts) == 0
+
+
+def test_what_was_found_damaged_and_is_sound_again_is_counted_on(lab, tree):
+    take(lab, tree)
+    pack, place, _ = place_of(lab, "web", "b/large")
+    flip(pack, place.offset + 5)
+    assert not look(lab, packs=True).sound
+    flip(pack, place.offset + 5)
+    with lab.open() as store:
+        assert store.index.doubted() == {place.pack}
+    assert look(lab, packs=True).sound
+    with lab.open() as store:
+        assert store.index.doubted() == set()
+    assert sum(part.new_bytes for part in take(lab, tree).parts) == 0
+
+
+def test_a_prune_beside_damage_that_was_found_loses_nothing(lab, tree):
+    take(lab, tree)
+    pack, place, content = place_of(lab, "web", "b/large")
+    flip(pack, place.offset + 5)
+    assert not look(lab, packs=True).sound
+    take(lab, tree, "mail")
+    with lab.open() as store:
+        compact(store, Tally(), max_unused=0, grace=0, unfinished=0)
+    assert pack.exists()
+    assert not look(lab, read_data=True).affected
+    out = lab.folder / "out"
+    assert lab.restore("web@1", out).report.damaged == []
+    assert (out / "t" / "b" / "large").read_bytes() == content

@@ -15,7 +15,8 @@ open across I/O on the store.
     generations     service | 0 | number -> plaintext of the record
     revisions       service | 0 | revision | 0 | number -> nothing; safety generations left out
     records         T-N, the name of a generation's object -> its key in generations
-    verified        pack number -> when its bytes were last found sound, and its records (ns since 1970)
+    verified        pack number -> when its bytes were last found sound, and its records (ns since 1970);
+                    zeros: it was found damaged
     ended           id of a session whose generation has been here, and is gone -> nothing
     meta            version of this layout, store id, the next pack and session number, an epoch, the
                     numbers of condemned packs

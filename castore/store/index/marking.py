@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from castore.store.pack import PackEntry
 
 _VERIFIED: Final = struct.Struct("<QQ")
+_DAMAGED: Final = bytes(16)
+"""In its place."""
 
 
 class Marking(Packs):
@@ -128,6 +130,23 @@ class Marking(Packs):
                 if named is not None:
                     found[PackId(named[:32])] = _VERIFIED.unpack(value)[depth - 1]
         return found
+
+    def doubt(self, packs: Iterable[PackId]) -> None:
+        """Remember that packs were found damaged, until they are found sound, or gone."""
+        self._write(self._doubt, list(packs))
+
+    def _doubt(self, txn: Any, packs: list[PackId]) -> None:
+        for pack in packs:
+            number = txn.get(pack, db=self._tables["pack_numbers"])
+            if number is not None:
+                txn.put(number, _DAMAGED, db=self._tables["verified"])
+
+    def doubted(self) -> set[PackId]:
+        """Return the packs that were found damaged."""
+        with self._transaction() as txn:
+            numbers = [number for number, value in txn.cursor(self._tables["verified"]) if value == _DAMAGED]
+            found = (txn.get(number, db=self._tables["packs"]) for number in numbers)
+            return {PackId(named[:32]) for named in found if named is not None}
 
     def set_verified(self, packs: Iterable[PackId], depth: int, time: int) -> None:
         """Remember that packs were found sound at a depth, and so at those above."""
