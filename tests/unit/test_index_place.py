@@ -414,3 +414,17 @@ def test_a_folder_that_cannot_be_opened_is_told_and_not_waited_for(tmp_path):
     os.symlink(tmp_path / "nowhere", tmp_path / "index")
     with pytest.raises(StorageError):
         Index(str(tmp_path / "index"), STORE)
+
+
+@pytest.mark.parametrize("at", [0, 8, 10, 16, 20, 24, 40])
+def test_an_index_whose_beginning_was_changed_is_begun_anew(tmp_path, at):
+    path = str(tmp_path / "index")
+    with Closing(Index(path, STORE)) as index:
+        put(index, 10)
+    with open(os.path.join(path, "data.mdb"), "r+b") as file:
+        for page in (0, 4096):
+            file.seek(page + at)
+            file.write(b"\x21\x43\xff\x20")
+    with Closing(Index(path, STORE)) as index:
+        assert index.count("chunks") in {0, 10}
+        put(index, 10)

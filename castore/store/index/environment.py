@@ -406,6 +406,12 @@ def _open(path: str, *, durable: bool) -> Any:
         size *= 2
     while size // 2 >= max(length, LEAST_STEP) and not _has_room(size):
         size //= 2
-    return lmdb.open(
-        path, map_size=size, mode=0o600, max_dbs=len(TABLES), max_readers=_READERS, sync=durable
-    )
+    try:
+        return lmdb.open(
+            path, map_size=size, mode=0o600, max_dbs=len(TABLES), max_readers=_READERS, sync=durable
+        )
+    except lmdb.Error as error:
+        # The Python package looks at the version itself, and has no kind of error for it.
+        if type(error) is lmdb.Error and "data format" in str(error):
+            raise lmdb.VersionMismatchError(str(error)) from error
+        raise
