@@ -58,6 +58,7 @@ TABLES: Final = (
 )
 BROKEN: Final = (
     lmdb.BadTxnError,
+    lmdb.BadValsizeError,
     lmdb.CorruptedError,
     lmdb.CursorFullError,
     lmdb.IncompatibleError,
