@@ -22,8 +22,11 @@ hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
-# Whoever started the tests may have had it ignored, as nohup does; what they start shall not inherit that.
+# Whoever started the tests may have had them ignored, as nohup and a shell's & do; what they start shall not
+# inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _ON_DEMAND = ("slow", "sanitizers")
 
