@@ -355,7 +355,7 @@ class Machine(RuleBasedStateMachine):
     def prune(self, last):
         with self.writing() as store:
             store.sync_generations()
-            settings = dict.fromkeys(store.services(), Service(keep=Keep(last=last)))
+            settings = dict.fromkeys(store.services(), Service(keep=Keep(last=last, per_revision=0)))
             gone, busy, _ = prune(store, settings, Tally(), max_unused=0.1, grace=0)
         assert not busy
         for one in gone:
