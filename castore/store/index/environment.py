@@ -232,10 +232,15 @@ class Environment:
         store as ever, and what is only in it is found there again.
         """
         olds: list[str] = []
+        held = contextlib.ExitStack()
         with self._alone():
             self._fit()
-            # Of other processes, none writes to it any more.
-            with self.env.begin(write=True) as txn:
+            # Of other processes, none writes to it any more. Its place first: who opens it has that before it
+            # waits to write.
+            with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
+                stack.enter_context(kept_in_place(self.path, fcntl.LOCK_EX))
+                held = stack.pop_all()
+            with held, self.env.begin(write=True) as txn:
                 for name in kept:
                     cursor = txn.cursor(self.tables[name])
                     pairs = iter(cursor)
@@ -249,8 +254,12 @@ class Environment:
                 while not renamed:
                     olds.append(f"{made.path}.{len(olds)}")
                     # Gone already: another process begins anew, since it was damaged.
-                    with contextlib.suppress(FileNotFoundError), kept_in_place(self.path, fcntl.LOCK_EX):
-                        os.rename(self.path, olds[-1])
+                    with contextlib.suppress(FileNotFoundError):
+                        if len(olds) == 1:
+                            os.rename(self.path, olds[-1])
+                        else:
+                            with kept_in_place(self.path, fcntl.LOCK_EX):
+                                os.rename(self.path, olds[-1])
                     # Another process may have begun an empty one at this very moment.
                     renamed = _rename(made.path, self.path)
                 sync_directory(os.path.dirname(self.path))
