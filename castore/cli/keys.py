@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from castore.cli.options import common, json_option, print_json
+from castore.cli.options import answered, common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -22,20 +22,13 @@ def _new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
     if given is not None:
         return given
     import getpass
-    import sys
     import warnings
 
-    from castore.errors import UsageError
-
-    try:
-        with warnings.catch_warnings():
-            # Where there is no terminal it is read from standard input, and nothing to be warned of.
-            warnings.simplefilter("ignore", getpass.GetPassWarning)
-            text: str = click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True)
-    except click.Abort:
-        if sys.stdin.isatty():
-            raise
-        raise UsageError(f"nobody gave a passphrase: {variable} names a program that prints it") from None
+    otherwise = f"nobody gave a passphrase: {variable} names a program that prints it"
+    with answered(otherwise), warnings.catch_warnings():
+        # Where there is no terminal it is read from standard input, and nothing to be warned of.
+        warnings.simplefilter("ignore", getpass.GetPassWarning)
+        text: str = click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True)
     return text
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     _Floats = click.ParamType[float]
 else:
@@ -60,18 +61,26 @@ class Percent(_Floats):
         return share / 100
 
 
-def agreed(question: str) -> bool:
-    """Ask on the terminal; true for yes. Raises UsageError where nobody answers."""
+@contextlib.contextmanager
+def answered(otherwise: str) -> Iterator[None]:
+    """Ask something in the block. Raises UsageError, which says `otherwise`, where there is nobody to ask."""
     import sys
 
     from castore.errors import UsageError
 
     try:
-        return click.confirm(question, err=True)
+        yield
     except click.Abort:
         if sys.stdin.isatty():
             raise
-        raise UsageError(f"nobody answered whether to go on ({question}): --yes does") from None
+        raise UsageError(otherwise) from None
+
+
+def agreed(question: str) -> bool:
+    """Ask on the terminal; true for yes. Raises UsageError where nobody answers."""
+    with answered(f"nobody answered whether to go on ({question}): --yes does"):
+        yes: bool = click.confirm(question, err=True)
+    return yes
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:

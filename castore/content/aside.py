@@ -197,8 +197,8 @@ def refuse_leftovers(path: str) -> None:
         return  # told by whoever reads it
     if found:
         raise CastoreError(
-            f"an earlier restore into {path} was interrupted, which may be half of what it was and half of "
-            f"what it was to become: first 'castore recover {path}'"
+            f"an earlier restore into {path} was interrupted: {os.path.join(path, found[0])} holds what it "
+            f"moved aside; put it back with: castore recover {path}"
         )
 
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from castore.content.aside import Aside, Journal, leftovers
+from castore.content.aside import Aside, Journal, refuse_leftovers
 from castore.content.attributes import drop_inherited, mode_of, replace_attributes
 from castore.content.directories import Child, open_directory, read_file
 from castore.content.live import (
@@ -117,11 +117,7 @@ def plan_tree(
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, _DEEP))
     try:
-        if leftover := leftovers(fd):
-            raise CastoreError(
-                f"an earlier restore was interrupted: {os.path.join(top, leftover[0])} holds what it "
-                f"moved aside; put it back with: castore recover {top}"
-            )
+        refuse_leftovers(top)
         steps = list(planner.directory(fd, (), child, planner.top_record(fd)))
         if steps or planner.metadata_differs(fd, child, listed_of(b".", os.fstat(fd))):
             steps.append(Step("metadata", (), child))

@@ -33,9 +33,9 @@ _TMP: Final = "tmp"
 _SHARED: Final = "shared/all"
 """The object that says that the directory's lock is not seen by all who use it."""
 _STALE_SECONDS: Final = 7 * 86400
+"""Temporary files older than this belong to nobody: no snapshot writes one pack for a week."""
 _FRESH_SECONDS: Final = 60
 """Far longer than it takes to lock a file that was made."""
-"""Temporary files older than this belong to nobody: no snapshot writes one pack for a week."""
 
 _NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """What link(2) answers on file systems without hard links (FAT, some network ones)."""

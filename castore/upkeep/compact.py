@@ -204,12 +204,18 @@ class _Compaction:
         found = Plan(generations, len(packs), sum(length for length, _, _ in packs.values()))
         found.lost = len(self._walk.lost)
         young = self._young_sessions()
-        little = {pack for pack, (length, _, live) in packs.items() if live and length < _SMALL}
-        little = {pack for pack in little if not self._holds(pack, young)}
-        small = len(little) >= _MANY_SMALL
+        # Of each pack that may go, or be written anew, the footer is read once.
+        held = {
+            pack
+            for pack, (length, records, live) in packs.items()
+            if not live or length < _SMALL or records - live > self._max_unused * records
+            if self._holds(pack, young)
+        }
+        little = (pack for pack, (length, _, live) in packs.items() if live and length < _SMALL)
+        small = sum(pack not in held for pack in little) >= _MANY_SMALL
         for pack, (length, records, live) in packs.items():
             few = (small and length < _SMALL) or records - live > self._max_unused * records
-            if (few or not live) and self._holds(pack, young):
+            if (few or not live) and pack in held:
                 found.unfinished[pack] = length
             elif not live:
                 found.dead[pack] = length

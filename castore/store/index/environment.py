@@ -231,16 +231,15 @@ class Environment:
         Processes that have the old one open keep it, without its name: it is brought up to date with the
         store as ever, and what is only in it is found there again.
         """
-        olds: list[str] = []
-        held = contextlib.ExitStack()
-        with self._alone():
+        olds = [f"{made.path}.0"]
+        with self._alone(), contextlib.ExitStack() as place:
             self._fit()
-            # Of other processes, none writes to it any more. Its place first: who opens it has that before it
-            # waits to write.
-            with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
-                stack.enter_context(kept_in_place(self.path, fcntl.LOCK_EX))
-                held = stack.pop_all()
-            with held, self.env.begin(write=True) as txn:
+            # Its place before the right to write: in this order who opens it takes them. If it is gone,
+            # another process begins anew, since it was damaged.
+            with contextlib.suppress(FileNotFoundError):
+                place.enter_context(kept_in_place(self.path, fcntl.LOCK_EX))
+            # Of other processes, none writes to it any more.
+            with self.env.begin(write=True) as txn:
                 for name in kept:
                     cursor = txn.cursor(self.tables[name])
                     pairs = iter(cursor)
@@ -250,18 +249,16 @@ class Environment:
                 made.write(lambda to: _put_missing(to, made.tables["meta"], told))
                 made.env.sync(True)
                 made.env.close()
-                renamed = False
-                while not renamed:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(self.path, olds[0])
+                # Another process may have begun an empty one at this very moment.
+                while not _rename(made.path, self.path):
                     olds.append(f"{made.path}.{len(olds)}")
-                    # Gone already: another process begins anew, since it was damaged.
-                    with contextlib.suppress(FileNotFoundError):
-                        if len(olds) == 1:
-                            os.rename(self.path, olds[-1])
-                        else:
-                            with kept_in_place(self.path, fcntl.LOCK_EX):
-                                os.rename(self.path, olds[-1])
-                    # Another process may have begun an empty one at this very moment.
-                    renamed = _rename(made.path, self.path)
+                    with (
+                        contextlib.suppress(FileNotFoundError),
+                        kept_in_place(self.path, fcntl.LOCK_EX),
+                    ):
+                        os.rename(self.path, olds[-1])
                 sync_directory(os.path.dirname(self.path))
             self.close()
             with kept_in_place(self.path, fcntl.LOCK_SH):
