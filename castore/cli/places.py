@@ -176,14 +176,13 @@ def refuse_others(path: str) -> None:
 
 def refuse_lost(path: str) -> None:
     """Refuse to begin anew where this machine has had a store that is gone. Raises UsageError."""
-    state = places().state
-    for store in os.listdir(state) if os.path.isdir(state) else ():
-        with contextlib.suppress(OSError), open(f"{state}/{store}/writer.key", encoding="utf-8") as file:
-            if f"at {path!r} when this was written" in file.read():
-                raise UsageError(
-                    f"the store at {path}, which this machine has used, is not there: mount it, or put it "
-                    "back; 'castore init' begins a new one"
-                )
+    from castore.store.writers import has_kept_key_of
+
+    if has_kept_key_of(places(), path):
+        raise UsageError(
+            f"the store at {path}, which this machine has used, is not there: mount it, or put it back; "
+            "'castore init' begins a new one"
+        )
 
 
 def write_secret(path: str, body: str) -> None:

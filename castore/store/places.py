@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
+from typing import Final
 
 from castore.errors import StorageError
 from castore.storage.local import sync_directory
+
+_WRITER_KEY: Final = "writer.key"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,12 @@ class Places:
 
     def writer_key_of(self, store_id: bytes) -> str:
         """Return the path of a store's writer key."""
-        return os.path.join(self.state_of(store_id), "writer.key")
+        return os.path.join(self.state_of(store_id), _WRITER_KEY)
+
+    def writer_keys(self) -> list[str]:
+        """Return where the writer keys of all stores would be that this machine has known."""
+        stores = os.listdir(self.state) if os.path.isdir(self.state) else []
+        return [os.path.join(self.state, store, _WRITER_KEY) for store in stores]
 
     def seen_of(self, store_id: bytes) -> str:
         """Return the path of what was seen of a store, which an older copy of it does not show."""

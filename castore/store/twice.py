@@ -48,8 +48,9 @@ def keep_copy(storage: Storage, folder: str, number: int, whole: Callable[[], by
     data = whole()
     put_copy(storage, folder, number, data)
     # By itself it would count, as one does whose object was lost.
-    there = {name for name, _, copied in _names(storage, folder) if not copied}
-    if f"{folder}/{number}" not in there or max(numbers(storage, folder)) > number:
+    there = list(_names(storage, folder))
+    is_there = any(one == number and not copied for _, one, copied in there)
+    if not is_there or max(one for _, one, _ in there) > number:
         storage.delete_all([_copy_of(folder, number, data)])
 
 

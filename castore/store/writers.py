@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from castore.storage import Storage
     from castore.store.config import SealedConfig
     from castore.store.keyring import IdentitySource
+    from castore.store.places import Places
 
 
 def next_of(path: str) -> str:
@@ -27,10 +28,23 @@ def keep_writer_key(path: str, writer: WriterKey, storage: Storage) -> None:
     """Write a writer key's file, durably, over another. Raises StorageError."""
     note = (
         f"# The writer key of the castore store {writer.store_id.hex()},\n"
-        f"# at {storage.location!r} when this was written. It adds to the store and lists it; it\n"
+        f"# {_noted(storage.location)}. It adds to the store and lists it; it\n"
         "# does not open contents. Keep it secret.\n"
     )
     write_private(path, (note + writer.text() + "\n").encode())
+
+
+def has_kept_key_of(places: Places, location: str) -> bool:
+    """Whether this machine keeps a writer key of a store that was at that place."""
+    for path in places.writer_keys():
+        with contextlib.suppress(StorageError):
+            if _noted(location) in (read_private(path) or ""):
+                return True
+    return False
+
+
+def _noted(location: str) -> str:
+    return f"at {location!r} when this was written"
 
 
 def drop_next(path: str) -> None:
