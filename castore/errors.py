@@ -16,6 +16,7 @@ The tree, with the code the command line ends with::
     +-- BusyError                      8   another castore is at work on this
     +-- TakenBackError                 9   a deployment failed, and was taken back
     +-- OlderError                    10   the store is older than this machine has seen it
+    +-- NotIntactError               11   a rollback failed, and the previous state was not restored
     +-- StoppedError                 130   putting something back was interrupted, too
     +-- StorageError                   1   the place that holds the store refused an operation
     |   +-- ObjectExistsError          1   create-only: the name is taken
@@ -42,6 +43,8 @@ EXIT_CODES: Final[dict[int, str]] = {
     8: "busy: another castore is at work on the same service",
     9: "the deployment that was guarded failed; it was taken back, and the state of before is there",
     10: "the store is older than this machine has seen it: a copy of before may stand in its place",
+    11: "a rollback failed or was interrupted, and the state of the service may be inconsistent: "
+    "'castore recover SERVICE', or 'castore recover --forget SERVICE'",
     130: "interrupted",
 }
 """Every exit code and its meaning; an unknown code means failure."""
@@ -123,6 +126,12 @@ class OlderError(CastoreError):
     """The store is not what this machine has seen of it: something in it went back."""
 
     exit_code = 10
+
+
+class NotIntactError(CastoreError):
+    """A rollback failed or was interrupted, and the previous state has not been restored."""
+
+    exit_code = 11
 
 
 class StoppedError(CastoreError):

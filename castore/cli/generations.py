@@ -30,6 +30,7 @@ def plain(generation: Generation, drilled: _Drills | None = None) -> dict[str, A
         "host": generation.host,
         "parent": generation.parent,
         "safety": generation.safety,
+        "interrupted": generation.interrupted,
         "duration": generation.duration,
         "session": generation.session.hex(),
         "size": generation.size,
@@ -78,7 +79,9 @@ def table(generations: list[Generation], drilled: _Drills) -> str:
             stored += part.stored_bytes
             missed += part.missed
         names = " ".join([part.name for part in generation.parts])
-        if generation.safety:
+        if generation.interrupted:
+            names += " (after an unfinished rollback)"
+        elif generation.safety:
             names += " (safety)"
         if missed:
             names += " (incomplete)"

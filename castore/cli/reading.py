@@ -71,7 +71,9 @@ def show(context: Common, what: str, as_json: bool) -> None:
     print(f"revision  {generation.revision or '-'}")
     print(f"host      {generation.host}")
     print(f"took      {text.duration(generation.duration)}")
-    if generation.safety:
+    if generation.interrupted:
+        print("warning   taken after a rollback that has not ended: its state may be inconsistent")
+    elif generation.safety:
         print("safety    taken by a roll-back, of what it replaced")
     print()
     print(parts_table(generation))

@@ -216,7 +216,7 @@ def rollback(
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.plan import plan_rollback
-    from castore.services.rollback import roll_back
+    from castore.services.rollback import check_plan, roll_back
     from castore.services.select import find, undo_of
 
     if (selector is None) == (not undo):
@@ -228,6 +228,7 @@ def rollback(
         ownership = _ownership(numeric_ids)
         if dry_run:
             plan = plan_rollback(store, target, origins, ownership, leave_out=own_folders())
+            check_plan(plan, origins, with_safety=not no_safety)
             _print_plan(plan, context.service_settings(service), as_json, safety=not no_safety)
             return
         revision = context.present_revision(service) or store.live_revision(service) or ""

@@ -86,9 +86,9 @@ def snapshot(
     from castore.cli.progress import watching
     from castore.errors import IncompleteError, StorageError, UsageError
     from castore.services.hooks import Around
-    from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
+    from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource, unrestorable
     from castore.services.snapshot import snapshot as take
-    from castore.services.transaction import refuse_interrupted
+    from castore.services.transaction import unfinished
 
     sources: dict[str, Source] = {}
 
@@ -127,22 +127,32 @@ def snapshot(
                 file=sys.stderr,
             )
         with store.lock(service), watching() as progress:
-            refuse_interrupted(store, service)
+            # Without new generations the damage of a failed rollback would only grow.
+            interrupted = store.begun_rollback(service) is not None
             taken = take(
                 store,
                 service,
                 sources,
                 revision=revision,
+                interrupted=interrupted,
                 leave_out=own_folders(),
                 around=around,
                 progress=progress,
             )
             failures = list(around.failures)
-            if configured:
+            if interrupted:
+                failures.append(f"it is marked, and only its number selects it: {unfinished(service)}")
+            elif configured:
                 try:
                     store.set_live_revision(service, taken.revision)
                 except StorageError as error:
                     failures.append(f"that its revision is the live one was not noted: {error}")
+        for name in unrestorable(sources):
+            print(
+                f"castore: note: no program is known that restores the part {name!r}: a rollback needs "
+                f"--restore {name}='PROGRAM ...', or 'restore' of the part in castore.toml",
+                file=sys.stderr,
+            )
         if as_json:
             print_json(plain(taken))
         else:

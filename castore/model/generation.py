@@ -81,6 +81,9 @@ class Generation(msgspec.Struct, frozen=True):
     """The number of the generation before it, 0 for the first."""
     safety: bool = False
     """Taken by a roll-back of the state that it was about to replace; found by number only."""
+    interrupted: bool = False
+    """Taken after a rollback that failed or was killed: the state may be inconsistent. Such a generation
+    is a safety generation, too, so that only its number selects it."""
     duration: int = 0
     """Nanoseconds from its beginning to its record."""
     version: int = _VERSION

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from castore.errors import BusyError, UsageError
+from castore.errors import BusyError, NotIntactError, UsageError
 from castore.services.events import event
 from castore.services.retention import judge
 from castore.services.transaction import refuse_interrupted
@@ -59,7 +59,7 @@ def prune(
                 verdicts = judged(store, service, settings, time.time_ns())
                 let_go = [verdict.generation for verdict in verdicts if not verdict.rules]
                 forget(store, service, let_go)
-        except BusyError as error:
+        except (BusyError, NotIntactError) as error:
             busy.append(str(error))
             continue
         gone += let_go

@@ -62,7 +62,8 @@ def judge(
         rules[number].append("pinned")
     if found:
         rules[found[-1].number].append("newest")
-    if safeties := [generation.number for generation in found if generation.safety]:
+    safeties = [one.number for one in found if one.safety and not one.interrupted]
+    if safeties:
         rules[safeties[-1]].append("undo")
     within = parse_span(keep.within) if keep is not None and keep.within is not None else None
     for host in {generation.host for generation in found}:

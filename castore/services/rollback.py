@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from castore.content.streams import StreamReader
-from castore.errors import CastoreError, StoppedError
+from castore.errors import NotIntactError, StoppedError
 from castore.model.generation import Origin
 from castore.services.config import Service
 from castore.services.engines.contract import SWITCHING, Memo, settings_of
@@ -49,6 +49,7 @@ from castore.services.transaction import (
     refuse_interrupted,
     remember,
     undo,
+    ways_out,
     write_journal,
 )
 
@@ -124,12 +125,10 @@ def _roll_back(
 ) -> RolledBack:
     # Before anything is touched: every part has a place to go to.
     plan = plan_rollback(store, target, origins, ownership, leave_out=leave_out)
+    check_plan(plan, origins, with_safety=with_safety)
     for dump in plan.dumps:
-        dump.source.engine.ready()
         if dump.warning:
             say(f"{dump.part.name}: {dump.warning}")
-    if with_safety:
-        present_sources(plan, origins)
 
     def keep(memos: dict[str, Memo], made: Sequence[str]) -> Generation | None:
         """Take the safety generation: the service has been stopped, so nothing comes behind it.
@@ -167,6 +166,14 @@ def _roll_back(
         work.prepare(ownership, leave_out, tally)
         work.run()
     return RolledBack(target, work.safety, work.problems, work.changed)
+
+
+def check_plan(plan: RollbackPlan, origins: dict[str, Origin], *, with_safety: bool) -> None:
+    """Raise CastoreError where a rollback would be refused before it touches anything."""
+    for dump in plan.dumps:
+        dump.source.engine.ready()
+    if with_safety:
+        present_sources(plan, origins)
 
 
 def _is_equal(part: Part, safety: Generation | None) -> bool:
@@ -333,9 +340,8 @@ class _Transaction:
             ) from cause
         if failed:
             number = f"; generation {self.safety.number} holds it" if self.safety else ""
-            message = (
-                f"{why}; and the present state is not whole: {'; '.join(failed)}{number}; when the "
-                f"cause is mended: castore recover {service}"
-            )
-            kind = type(cause) if isinstance(cause, CastoreError) else CastoreError
-            raise kind(message) from cause
+            safety = self.safety.number if self.safety else None
+            raise NotIntactError(
+                f"{why}; and the previous state is not intact: {'; '.join(failed)}{number}; "
+                + ways_out(service, safety)
+            ) from cause

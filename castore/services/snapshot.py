@@ -104,6 +104,7 @@ def snapshot(
     *,
     revision: str = "",
     safety: bool = False,
+    interrupted: bool = False,
     leave_out: Sequence[str] = (),
     around: Around | None = None,
     absent: Absent = _NONE_ABSENT,
@@ -113,6 +114,7 @@ def snapshot(
 
     leave_out: directories that trees keep empty: where castore keeps its own things. around: programs that
     are run before and after the parts are taken; of those after, `around.failures` tells which failed.
+    interrupted: an earlier rollback of the service has not ended, and the generation is marked so.
     absent: what a safety generation is to tell of parts that are not there.
     The caller holds the service's lock. Raises UsageError, ProgramError, StorageError; then nothing
     was committed, and what was stored is found again by the next try.
@@ -122,15 +124,18 @@ def snapshot(
         repeats = not any(isinstance(source, StreamSource) for source in sources.values())
         for tries_left in (2, 1, 0):
             try:
-                given = (store, service, sources, revision, safety, leave_out, around, absent, progress)
-                taken = _snapshot(*given)
+                taken = _snapshot(
+                    *(store, service, sources, revision, safety, interrupted),
+                    *(leave_out, around, absent, progress),
+                )
                 break
             except _OvertakenError:
                 if not (repeats and tries_left):
                     raise
         note.of(taken)
         stored = sum(part.stored_bytes for part in taken.parts)
-        note.text = f"{taken.size} bytes, {stored} stored" + (", safety" if safety else "")
+        marks = (", safety" if safety else "") + (", after an unfinished rollback" if interrupted else "")
+        note.text = f"{taken.size} bytes, {stored} stored{marks}"
     return taken
 
 
@@ -140,6 +145,7 @@ def _snapshot(
     sources: dict[str, Source],
     revision: str,
     safety: bool,
+    interrupted: bool,
     leave_out: Sequence[str],
     around: Around | None,
     absent: Absent,
@@ -167,7 +173,8 @@ def _snapshot(
                 tally = Tally()
                 progress(check_name("part", name), tally)
                 if isinstance(source, TreeSource):
-                    refuse_leftovers(source.path)
+                    if not interrupted:
+                        refuse_leftovers(source.path)
                     scans.append(NewScan(scan_path(store, service, name), store.index.epoch()))
                     stack.callback(scans[-1].discard)
                     rules = rules_of(source, skip)
@@ -192,7 +199,8 @@ def _snapshot(
             parts=tuple(parts),
             details=details,
             session=session.id,
-            safety=safety,
+            safety=safety or interrupted,
+            interrupted=interrupted,
             duration=time.monotonic_ns() - clock,
         )
         generation = _commit(store, generation, epoch)
@@ -391,6 +399,15 @@ def _dated(origin: Origin, source: Source) -> Origin:
     """Return where a part came from, with what made it."""
     version = source.engine.version() if isinstance(source, EngineSource) else ""
     return msgspec.structs.replace(origin, made_by=version)
+
+
+def unrestorable(sources: dict[str, Source]) -> list[str]:
+    """Return the names of the parts that no known program can restore in a rollback."""
+    return [
+        name
+        for name, source in sources.items()
+        if isinstance(source, StreamSource) or (isinstance(source, EngineSource) and source.engine.refusal())
+    ]
 
 
 def configured_origins(settings: Service) -> dict[str, Origin]:

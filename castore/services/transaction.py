@@ -16,7 +16,7 @@ import msgspec
 from castore.content import aside
 from castore.content.inplace import InPlace
 from castore.content.streams import StreamReader
-from castore.errors import CastoreError, FormatError, NotFoundError, ProgramError
+from castore.errors import CastoreError, FormatError, NotFoundError, NotIntactError, ProgramError
 from castore.model.generation import Origin
 from castore.services.engines.contract import SWITCHING, Contents, Memo
 from castore.services.events import event
@@ -391,12 +391,27 @@ def _read_journal(store: Store, service: str) -> Journal | None:
 
 
 def refuse_interrupted(store: Store, service: str) -> None:
-    """Raise CastoreError if an earlier roll-back of a service was interrupted."""
+    """Raise NotIntactError if an earlier rollback of a service was interrupted or failed."""
     if store.begun_rollback(service) is not None:
-        raise CastoreError(
-            f"an earlier roll-back of {service!r} was interrupted, and its state may be half of each: first "
-            f"castore recover {service} (or, if you have put it right: castore recover --forget {service})"
-        )
+        raise NotIntactError(unfinished(service))
+
+
+def unfinished(service: str) -> str:
+    """Say that a rollback of a service has not ended, and how it is ended."""
+    return (
+        f"an earlier rollback of {service!r} was interrupted or failed, and its state may be inconsistent: "
+        f"first castore recover {service}; if that cannot succeed, or you have repaired the state: castore "
+        f"recover --forget {service}"
+    )
+
+
+def ways_out(service: str, safety: int | None) -> str:
+    """Return the commands that continue where the previous state could not be restored."""
+    then = f", then castore rollback {service} --to {safety or 'NUMBER'}"
+    return (
+        f"when the cause is fixed: castore recover {service}; if that cannot succeed: castore recover "
+        f"--forget {service}{then} (a dump that a program restores: with another --restore)"
+    )
 
 
 def forget(store: Store, service: str) -> str:
@@ -458,8 +473,8 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
             return f"{service} is at generation {journal.target}: what it replaced is removed"
         failed = undo(store, journal, changes, later=True)
     if failed:
-        raise CastoreError(
-            f"the state of {service!r} is not whole: {'; '.join(failed)}; when the cause is mended: castore "
-            f"recover {service}"
+        raise NotIntactError(
+            f"the state of {service!r} is not intact: {'; '.join(failed)}; "
+            + ways_out(service, journal.safety)
         )
     return f"{service} is as it was before the roll-back to generation {journal.target}"

@@ -244,7 +244,7 @@ sys.exit(1)
     )
     failed = wiki.rollback("r1", program=program, expect=4)
     assert "restore-program" in failed.stderr
-    assert "not whole" not in failed.stderr
+    assert "not intact" not in failed.stderr
     assert (tmp_path / "failed").exists()
     wiki.is_second()
     assert not list(wiki.uploads.glob(".castore-*"))
@@ -261,7 +261,7 @@ subprocess.run({wiki.restore!r}, input=half + b"\\n\\\\.\\nthis is no SQL;", std
 sys.exit(1)
 """,
     )
-    failed = wiki.rollback("r1", program=program, expect=4)
+    failed = wiki.rollback("r1", program=program, expect=11)
     assert "generation 3 holds it" in failed.stderr  # castore cannot know that it is whole
     wiki.is_second()
     wiki.castore("recover", "--forget", "wiki")

@@ -517,7 +517,7 @@ def test_a_restore_program_that_is_missing_is_found_before_anything_is_touched(
         assert failed.returncode in {2, 4}
         assert argv in failed.stderr
         assert len(json.loads(store("log", "s", "--json").stdout)) == 1
-        assert "not whole" not in failed.stderr
+        assert "not intact" not in failed.stderr
         assert compare(before, walk(live)) == []
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 
-from castore.errors import UsageError
+from castore.errors import ProgramError, UsageError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
-from castore.services.programs import feed, run_dump
+from castore.services.programs import feed, output_of, run_dump
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from castore.services.engines.contract import Readinto
 
-
+_TABLES: Final = "SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+_CLEARS: Final = ("--clean", "-c", "--data-only", "-a", "--create", "-C")
 
 
 class Command(Engine, frozen=True):
@@ -46,6 +49,30 @@ class Command(Engine, frozen=True):
         program = self.restore[0]
         if shutil.which(program) is None:
             raise UsageError(f"there is no program {program!r} to take the dump in: nothing was touched")
+        self._refuse_existing_tables()
+
+    def _refuse_existing_tables(self) -> None:
+        """Raise UsageError where psql would fail at the first table, since pg_dump did not write --clean."""
+        plain = self.program and os.path.basename(self.program[0]) == "pg_dump"
+        if not plain or any(one in _CLEARS for one in self.program):
+            return
+        scripts = ("-c", "--command", "-f", "--file")
+        if os.path.basename(self.restore[0]) != "psql" or any(
+            one.partition("=")[0] in scripts for one in self.restore
+        ):
+            return
+        tables = b""
+        # A database that cannot be asked is reported when the dump is restored.
+        with contextlib.suppress(ProgramError):
+            ask = [*self.restore, "--tuples-only", "--no-align", f"--command={_TABLES}"]
+            tables = output_of(ask, timeout=self.timeout).strip()
+        if tables not in {b"", b"0"}:
+            raise UsageError(
+                "pg_dump wrote this dump without --clean, and the database has tables: psql would fail at "
+                "the first table that exists; nothing was touched. Describe the part in castore.toml with "
+                "the engine postgresql, or take it with pg_dump --clean --if-exists and restore it with psql "
+                "--single-transaction; to restore this generation, empty the database first"
+            )
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Do nothing: it cannot be staged."""
