@@ -191,7 +191,7 @@ def events(context: Common, service: str | None, limit: int, as_json: bool) -> N
     import msgspec
 
     with context.open_store() as store:
-        found = store.index.events(service)[:limit]
+        found = store.event_log.read(service)[:limit]
     if as_json:
         print_json([msgspec.to_builtins(one) for one in found])
         return

@@ -168,7 +168,8 @@ def write_identity(path: str, identity: Identity, passphrase: str | None) -> Non
 
 def refuse_others(path: str) -> None:
     """Refuse to make a store where there is something else. Raises UsageError."""
-    own = {"config", "eras", "generations", "packs", "pins", "sessions", "condemned", "shared", "tmp"}
+    own = {"config", "eras", "generations", "packs", "pins", "sessions", "condemned", "removals"}
+    own |= {"shared", "tmp"}
     with contextlib.suppress(OSError):
         if others := sorted({*os.listdir(path)} - own - {"lost+found"}):
             raise UsageError(f"{path} holds {others[0]!r} already: give the store a directory of its own")

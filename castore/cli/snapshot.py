@@ -153,6 +153,8 @@ def snapshot(
                 f"--restore {name}='PROGRAM ...', or 'restore' of the part in castore.toml",
                 file=sys.stderr,
             )
+        if store.older:
+            print(f"castore: warning: {store.older}", file=sys.stderr)
         if as_json:
             print_json(plain(taken))
         else:

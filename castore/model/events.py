@@ -21,16 +21,3 @@ class Event(msgspec.Struct, frozen=True):
     revision: str = ""
     text: str = ""
     """What came of it; of a failure, the reason."""
-
-
-def encode_event(event: Event) -> bytes:
-    """Return an event for keeping."""
-    return msgspec.msgpack.encode(event)
-
-
-def decode_event(data: bytes) -> Event | None:
-    """Return a kept event; None for what is none."""
-    try:
-        return msgspec.msgpack.decode(data, type=Event)
-    except (msgspec.DecodeError, msgspec.ValidationError):
-        return None

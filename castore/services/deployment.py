@@ -97,7 +97,7 @@ class Work:
 
     def newest_of(self, service: str, revision: str) -> Generation | None:
         """Return the newest generation of exactly this revision."""
-        found = self.store.by_revision(service, revision)
+        found = map(self.store.confirmed, self.store.by_revision(service, revision))
         return next((one for one in found if one.revision == revision), None)
 
 

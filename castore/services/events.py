@@ -47,7 +47,7 @@ def event(store: Store, kind: str, service: str) -> Iterator[Note]:
     finally:
         # What it is about counts, not whether it can be noted.
         with contextlib.suppress(StorageError):
-            store.index.put_event(
+            store.event_log.append(
                 Event(
                     kind,
                     service,
@@ -65,6 +65,6 @@ def drills(store: Store) -> dict[tuple[str, int], Event]:
     """Return the last drill of each generation that was drilled, by service and number."""
     return {
         (found.service, found.number): found
-        for found in reversed(store.index.events())
+        for found in reversed(store.event_log.read())
         if found.kind == "drill" and found.number is not None
     }

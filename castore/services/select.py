@@ -101,7 +101,9 @@ def find(store: Store, service: str, selector: str) -> Generation:
     number = selector.removeprefix("#")
     if not (number.isdecimal() and int(number) == found.number):
         _refuse_damaged(store, service, found.number)
-    return found
+    confirmed = store.confirmed(found)
+    # Of another copy of the store, what the selector means may be another generation.
+    return confirmed if confirmed == found else _find(store, service, selector)
 
 
 def _refuse_damaged(store: Store, service: str, older: int) -> None:
@@ -258,4 +260,4 @@ def undo_of(store: Store, service: str) -> Generation:
     generation = store.generation(service, number) if number is not None else None
     if generation is None:
         raise NotFoundError(f"the last roll-back of {service!r} on this machine kept no generation")
-    return generation
+    return store.confirmed(generation)

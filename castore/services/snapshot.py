@@ -159,7 +159,8 @@ def _snapshot(
         )
     started = time.time_ns()
     clock = time.monotonic_ns()
-    store.sync()
+    store.sync(report_older=not safety)
+    older = store.older
     epoch = store.index.epoch()
     skip = left_out(store, leave_out)
     parts = []
@@ -204,6 +205,7 @@ def _snapshot(
             duration=time.monotonic_ns() - clock,
         )
         generation = _commit(store, generation, epoch)
+        store.older = store.older or older
         # It is committed: what fails from here on costs space or time at most.
         for scan in scans:
             scan.keep()
@@ -219,7 +221,7 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
     """Give a generation its number and commit it, unless what it needs was removed since `epoch`."""
     with store.storage.hold():
         # A prune that began meanwhile sees this generation, or this sees what it removes.
-        store.sync()
+        store.sync(report_older=not generation.safety)
         if lacking := [name for name in store.damaged if name.startswith(CONDEMNED)]:
             raise DamageError(
                 f"{lacking[0]} is damaged: which packs are about to be removed is not known; "
@@ -296,7 +298,7 @@ def last_scan(
 
 def scan_path(store: Store, service: str, part: str) -> str:
     """Return where this machine keeps what it saw of a tree."""
-    return os.path.join(store.places.scans_of(store.store_id), f"{service}:{part}")
+    return os.path.join(store.places.scans_of(store.store_id, store.storage.place), f"{service}:{part}")
 
 
 def _last(store: Store, service: str) -> Generation | None:

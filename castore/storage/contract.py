@@ -64,6 +64,11 @@ class Storage(ABC):
     def location(self) -> str:
         """How a person names this place."""
 
+    @property
+    def place(self) -> str:
+        """The one name that this machine remembers the place under; by default its location."""
+        return self.location
+
     @abstractmethod
     def create(self) -> Writer:
         """Begin a new object. Raises StorageError."""

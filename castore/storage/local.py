@@ -184,6 +184,11 @@ class LocalStorage(Storage):
         """The directory, absolute."""
         return self._root
 
+    @property
+    def place(self) -> str:
+        """The directory, without symbolic links: one directory has one name."""
+        return os.path.realpath(self._root)
+
     def create(self) -> Writer:
         """Begin a new object in `tmp/`."""
         return _LocalWriter(self._root, self._files, self._folders)

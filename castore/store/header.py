@@ -15,6 +15,7 @@ GENERATION: Final = b"castoreg"
 CONDEMNED: Final = b"castorex"
 PIN: Final = b"castorei"
 ERA: Final = b"castoree"
+REMOVAL: Final = b"castored"
 
 _VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sH6s")

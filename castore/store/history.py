@@ -10,6 +10,8 @@ from castore.errors import (
     CastoreError,
     DamageError,
     FormatError,
+    FormerKeyError,
+    NotFoundError,
     ObjectExistsError,
     ObjectMissingError,
     OlderError,
@@ -20,9 +22,16 @@ from castore.errors import (
 from castore.model.generation import decode_generation
 from castore.store.condemned import FOLDER as CONDEMNED
 from castore.store.condemned import read_condemned
-from castore.store.generations import MAX_NUMBER, encode_generation, generation_name, split_name
+from castore.store.generations import (
+    MAX_NUMBER,
+    encode_generation,
+    generation_name,
+    open_generation,
+    split_name,
+)
 from castore.store.keyed import Keyed
 from castore.store.pins import pin, pins, unpin
+from castore.store.removals import record_removal, removed_numbers
 from castore.store.sessions import session_numbers
 from castore.store.sync import sync_generations, sync_packs
 
@@ -38,36 +47,44 @@ class History(Keyed):
 
     damaged: dict[str, str]
     """Objects that were found damaged, by name, with the reasons; they are not indexed."""
+    older: str
+    """What is wrong where a store that went back is reported instead of refused; empty: nothing."""
     _accept_older: bool
     _syncing: threading.Lock
 
     # The index
 
-    def sync(self, *, reread: bool = False) -> None:
+    def sync(self, *, reread: bool = False, report_older: bool = False) -> None:
         """Bring the index up to date with the store; what is damaged is told in `damaged`.
 
         reread: the generations that are indexed, too: under the name of one may be another.
+        report_older: do as `sync_generations` does.
         """
         self.index.try_again()
-        self.sync_generations(reread=reread)
+        self.sync_generations(reread=reread, report_older=report_older)
         with self._syncing:
             # Packs are listed behind what condemns them: what is condemned no more is gone from that list.
             condemned, found = read_condemned(self.storage, self.writer_key)
             self._told(CONDEMNED, found)
             self._told("packs/", sync_packs(self.storage, self.index, self.writer_key))
+            self._recall_verified()
             # Nor is what nobody has the key to counted on, or is damaged: it is stored again where it is
             # still at hand.
             doubted = self.index.doubted()
             keyless = self.index.packs_without_key(lambda: session_numbers(self.storage).keys())
             self.index.condemn({*keyless, *doubted, *(pack for one in condemned for pack in one.packs)})
 
-    def sync_generations(self, *, reread: bool = False) -> None:
+    def sync_generations(self, *, reread: bool = False, report_older: bool = False) -> None:
         """Bring the index's generations up to date with the store.
 
-        Raises OlderError if what this machine has seen there is gone, or another one.
+        report_older: note in `older` that generations disappeared which this machine has seen, and
+        go on: a new snapshot must not be refused to protect old ones. Else raises OlderError.
         """
+        self.older = ""
         with self._syncing:
             older: OlderError | None = None
+            # Another copy of the store may be in its place, with other generations of the same names.
+            reread = reread or self._accept_older or self._is_another_copy()
             while True:
                 memory = self._seen.memory()
                 try:
@@ -80,15 +97,66 @@ class History(Keyed):
                 newest = (self.newest(service) for service in self.services())
                 present = {one.service: one for one in newest if one is not None}
                 try:
-                    self._seen.compare(memory, present, self._session_of, accept=self._accept_older)
+                    self._seen.compare(
+                        *(memory, present, self._session_of),
+                        accept=self._accept_older,
+                        removed=self._removed,
+                        report=self._report_older if report_older and older is not None else None,
+                    )
                     break
                 except OlderError as error:
                     # Another process may have removed some on purpose while they were listed; and an
                     # index that a disk has changed may lack what is there.
-                    if reread and self._seen.memory() == memory:
+                    if reread and not report_older and self._seen.memory() == memory:
                         raise
                     older, reread = error, True
             self._accept_older = False
+
+    def _report_older(self, message: str) -> None:
+        self.older = message
+
+    def _removed(self, service: str) -> frozenset[int]:
+        return removed_numbers(self.storage, self.writer_key, service)
+
+    def _is_another_copy(self) -> bool:
+        """Whether the newest indexed generation of a service is not the one of that name in the store."""
+        newest = (self.newest(service) for service in self.services())
+        return any(self._is_stale(one) for one in newest if one is not None)
+
+    def _is_stale(self, generation: Generation) -> bool:
+        """Whether the index has another generation than the store under this one's name.
+
+        One that is missing or damaged is not: a listing reports it.
+        """
+        plain = self.index.generation(generation.service, generation.number)
+        for name in self._names_of(generation.service, generation.number):
+            with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
+                return open_generation(name, self.storage.get(name), self.writer_key)[1] != plain
+        return False
+
+    def _names_of(self, service: str, number: int) -> list[str]:
+        tags = self.writer_key.tags(service)
+        return [f"generations/{tag.hex()}-{number:010d}" for tag in tags]
+
+    def confirmed(self, generation: Generation) -> Generation:
+        """Return the generation of this number as the store has it, to be read.
+
+        The index may be of another copy of the store, in whose place this one is now. Raises
+        NotFoundError, DamageError, FormatError, StorageError.
+        """
+        service, number = generation.service, generation.number
+        for name in self._names_of(service, number):
+            try:
+                found, plain = open_generation(name, self.storage.get(name), self.writer_key)
+            except (ObjectMissingError, FormerKeyError):
+                continue
+            if plain != self.index.generation(service, number):
+                self.sync_generations(reread=True)
+            return found
+        self.sync_generations(reread=True)
+        raise NotFoundError(
+            f"{service}@{number} is not in the store at {self.location} any more; see 'castore log {service}'"
+        )
 
     def _session_of(self, service: str, number: int) -> str | None:
         """Return the session of a generation, in hex; "" if it is damaged, None if it is not there."""
@@ -169,7 +237,7 @@ class History(Keyed):
             with contextlib.suppress(DamageError, FormatError):
                 names = [split_name(name) for name in self.writer_key.listed()]
             numbers = [number for one, number in names if one in former]
-        return max([*numbers, self._seen.last(service)], default=0) + 1
+        return max([*numbers, *self._removed(service), self._seen.last(service)], default=0) + 1
 
     def generation_objects(self, service: str, numbers: Iterable[int]) -> list[str]:
         """Return the names that these generations of a service have in the store.
@@ -236,6 +304,10 @@ class History(Keyed):
             if self.storage.get(name) == data:
                 # Others may have seen it: its number is not given again.
                 self.forgotten(generation.service, [generation.number])
+                with contextlib.suppress(StorageError):
+                    record_removal(
+                        self.storage, self.writer_key, generation.service, [generation.number]
+                    )
                 self.storage.delete_all([name])
         except ObjectMissingError:
             pass
@@ -261,7 +333,14 @@ class History(Keyed):
         """
         names = self.generation_objects(service, numbers)
         self.forgotten(service, numbers)
+        # First, so that no other machine misses them. On a full disk removal makes the room for it.
+        recorded = False
+        with contextlib.suppress(StorageError):
+            record_removal(self.storage, self.writer_key, service, numbers)
+            recorded = True
         self.storage.delete_all(names)
+        if not recorded:
+            record_removal(self.storage, self.writer_key, service, numbers)
         self.index.remove_generations(name.partition("/")[2] for name in names)
 
     def drop(self, names: Collection[str]) -> None:
@@ -271,6 +350,7 @@ class History(Keyed):
             for service in self._seen.services() if number else ():
                 if tag in self.writer_key.tags(service):
                     self.forgotten(service, [number])
+                    record_removal(self.storage, self.writer_key, service, [number])
         self.storage.delete_all(names)
 
     def pin(self, service: str, number: int, note: str) -> bool:

@@ -7,10 +7,14 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
+from blake3 import blake3
+
 from castore.errors import StorageError
 from castore.storage.local import sync_directory
 
 _WRITER_KEY: Final = "writer.key"
+_PLACES: Final = "places"
+"""The folder, in a store's state, that holds one folder for each place of the store or of its copies."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +39,52 @@ class Places:
         stores = os.listdir(self.state) if os.path.isdir(self.state) else []
         return [os.path.join(self.state, store, _WRITER_KEY) for store in stores]
 
-    def seen_of(self, store_id: bytes) -> str:
-        """Return the path of what was seen of a store, which an older copy of it does not show."""
-        return os.path.join(self.state_of(store_id), "seen")
+    def seen_of(self, store_id: bytes, place: str) -> str:
+        """Return the path of what was seen of a store at a place, which an older copy does not show."""
+        return os.path.join(self._state_at(store_id, place), "seen")
 
-    def ages_of(self, store_id: bytes) -> str:
-        """Return the path of how long things have been seen in a store."""
-        return os.path.join(self.state_of(store_id), "ages")
+    def all_seen_of(self, store_id: bytes) -> list[str]:
+        """Return the paths of what was seen of a store at every place where this machine used it."""
+        folder = os.path.join(self.state_of(store_id), _PLACES)
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        return [os.path.join(folder, name, "seen") for name in names]
 
-    def index_of(self, store_id: bytes) -> str:
-        """Return the folder of a store's index."""
-        return os.path.join(self.cache, store_id.hex(), "index")
+    def ages_of(self, store_id: bytes, place: str) -> str:
+        """Return the path of how long things have been seen in a store at a place."""
+        return os.path.join(self._state_at(store_id, place), "ages")
 
-    def scans_of(self, store_id: bytes) -> str:
-        """Return the folder of what was seen of trees."""
-        return os.path.join(self.cache, store_id.hex(), "scan")
+    def verified_of(self, store_id: bytes, place: str) -> str:
+        """Return the path of what verification found of the packs of a store at a place."""
+        return os.path.join(self._state_at(store_id, place), "verified")
 
-    def references_of(self, store_id: bytes) -> str:
-        """Return the folder of a store's reference cache."""
-        return os.path.join(self.cache, store_id.hex(), "reference")
+    def events_of(self, store_id: bytes) -> str:
+        """Return the path of the log of what was done to the services of a store."""
+        return os.path.join(self.state_of(store_id), "events")
+
+    def index_of(self, store_id: bytes, place: str) -> str:
+        """Return the folder of the index of a store at a place."""
+        return os.path.join(self._cache_at(store_id, place), "index")
+
+    def scans_of(self, store_id: bytes, place: str) -> str:
+        """Return the folder of the scan cache of a store at a place."""
+        return os.path.join(self._cache_at(store_id, place), "scan")
+
+    def references_of(self, store_id: bytes, place: str) -> str:
+        """Return the folder of the base cache of a store at a place."""
+        return os.path.join(self._cache_at(store_id, place), "reference")
+
+    # A copy of a store has the id of the original, and other objects: what was seen of the one says
+    # nothing about the other.
+
+    def _state_at(self, store_id: bytes, place: str) -> str:
+        return os.path.join(self.state_of(store_id), _PLACES, _folder_of(place))
+
+    def _cache_at(self, store_id: bytes, place: str) -> str:
+        return os.path.join(self.cache, store_id.hex(), _folder_of(place))
+
+
+def _folder_of(place: str) -> str:
+    return blake3(place.encode("utf-8", "surrogateescape")).hexdigest(8)
 
 
 def refusal(doing: str, path: str, error: OSError) -> StorageError:

@@ -6,9 +6,12 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from castore.errors import StorageError
 from castore.storage.local import sync_directory
 from castore.store.ages import Ages
+from castore.store.eventlog import EventLog
 from castore.store.locks import named_lock
 from castore.store.places import read_private, write_private
 
@@ -17,7 +20,12 @@ if TYPE_CHECKING:
 
     from castore.sealing import WriterKey
     from castore.storage import Storage
+    from castore.store.index import Index
     from castore.store.places import Places
+
+
+_verified_encoder = msgspec.msgpack.Encoder()
+_verified_decoder = msgspec.msgpack.Decoder(dict[bytes, bytes])
 
 
 class Remembered:
@@ -27,6 +35,7 @@ class Remembered:
     places: Places
     store_id: bytes
     writer_key: WriterKey
+    index: Index
 
     def lock(self, service: str) -> AbstractContextManager[None]:
         """Hold the lock of a service on this machine. Raises BusyError."""
@@ -43,9 +52,31 @@ class Remembered:
         return named_lock(path, repr(service), "guarding a deployment of")
 
     @property
+    def event_log(self) -> EventLog:
+        """The log of what was done to services of the store, on this machine."""
+        return EventLog(self.places.events_of(self.store_id))
+
+    def keep_verified(self) -> None:
+        """Keep what verification found of packs in the state, where no cache is lost. Raises StorageError."""
+        path = self.places.verified_of(self.store_id, self.storage.place)
+        write_private(path, _verified_encoder.encode(self.index.verification()))
+
+    def _recall_verified(self) -> None:
+        """Fill an index that is new with what verification found of packs, from the state."""
+        if self.index.is_recalled():
+            return
+        found = {}
+        try:
+            with open(self.places.verified_of(self.store_id, self.storage.place), "rb") as file:
+                found = _verified_decoder.decode(file.read())
+        except (OSError, msgspec.MsgspecError):
+            pass  # Never written, or unreadable: the packs have not been verified, then.
+        self.index.recall_verification(found)
+
+    @property
     def ages(self) -> Ages:
         """For how long this machine has seen things in the store."""
-        return Ages(self.places.ages_of(self.store_id))
+        return Ages(self.places.ages_of(self.store_id, self.storage.place))
 
     def live_revision(self, service: str) -> str | None:
         """Return the revision that the service's state on this machine was last put to."""

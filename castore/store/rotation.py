@@ -24,6 +24,7 @@ from castore.store.config import CONFIGS, config_name, config_numbers, encode_co
 from castore.store.eras import ERAS, encode_era, era_name, era_numbers
 from castore.store.generations import NAME, open_generation
 from castore.store.pins import open_pin
+from castore.store.removals import REMOVALS, open_removal
 from castore.store.sessions import decode_session, session_name, session_numbers
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _listed(storage: Storage, writer: WriterKey, packs: Iterable[bytes]) -> dict
                 data = storage.get(name)
                 decode_session(session, number, data, writer)
                 found[name] = blake3(data).digest()
-    openers = {"condemned": open_condemned, "pins": open_pin}
+    openers = {"condemned": open_condemned, "pins": open_pin, REMOVALS: open_removal}
     for folder, opener in openers.items():
         for short in storage.list(folder):
             name = f"{folder}/{short}"

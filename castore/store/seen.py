@@ -6,8 +6,10 @@ in the state folder and not in the cache, written durably and only when it chang
 `config/N`, and of each service the highest generation with its session, which says whether it is still
 the same one.
 
-A machine that remembers nothing accepts what it finds. What another machine removed on purpose looks
-like an older copy, too; the user says then that it is right (`accept`).
+A machine that remembers nothing accepts what it finds. A copy of a store at another place has a memory
+of its own. A machine that removes generations leaves a record of that in the store (`removals`), so that
+other machines know that it was intended. What disappeared without one is refused until the user says that
+it is right (`accept`); a snapshot reports it and is committed nevertheless.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from castore.model.generation import Generation
+    from castore.storage import Storage
+    from castore.store.places import Places
 
 _WAY_OUT: Final = (
     "an older copy of the store may have been put in its place, or another machine removed generations; "
@@ -43,13 +47,15 @@ class SeenService(msgspec.Struct, frozen=True, omit_defaults=True):
     """The session that made it, in hex."""
     removed: tuple[int, ...] = ()
     """Those that this machine removed, or is about to, with numbers above it."""
+    missing: dict[int, str] = {}
+    """Generations that disappeared without a record, with their sessions: reported until accepted."""
 
     def with_generation(self, number: int, session: str) -> SeenService:
         """Return this with a generation that was seen: the highest counts, and it has to stay."""
         if number <= self.number or number in self.removed:
             return msgspec.structs.replace(self, last=max(self.last, number))
         removed = tuple(one for one in self.removed if one > number)
-        return SeenService(max(self.last, number), number, session, removed)
+        return SeenService(max(self.last, number), number, session, removed, self.missing)
 
 
 class Memory(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,13 +68,19 @@ class Memory(msgspec.Struct, frozen=True, omit_defaults=True):
 class Seen:
     """The memory of a store, in the file `path`; safe to use from several processes at once."""
 
-    def __init__(self, path: str, location: str) -> None:
+    def __init__(self, path: str, location: str, elsewhere: Iterable[str] = ()) -> None:
+        """Elsewhere: the memories of the same store at other places."""
         self._path = path
         self._location = location
+        self._elsewhere = [one for one in elsewhere if one != path]
 
     def last(self, service: str) -> int:
-        """Return the highest number that a generation of a service ever had, as far as is known."""
-        return self._of(self._read(), service).last
+        """Return the highest number that a generation of a service ever had, as far as is known.
+
+        At any place: what this machine keeps of a service names generations by their numbers.
+        """
+        others = (Seen(path, self._location)._read() for path in self._elsewhere)  # noqa: SLF001
+        return max(self._of(memory, service).last for memory in (self._read(), *others))
 
     def services(self) -> list[str]:
         """Return the services of which anything was seen."""
@@ -104,33 +116,55 @@ class Seen:
         session_of: Callable[[str, int], str | None],
         *,
         accept: bool,
+        removed: Callable[[str], frozenset[int]] = lambda _service: frozenset(),
+        report: Callable[[str], None] | None = None,
     ) -> None:
         """Refuse a store in which a service went back, and remember the highest generations.
 
         memory: what was remembered before the store was looked at. present: the highest generation
         of each service. session_of: the session, in hex, of a generation; "" if it is there, but
-        damaged, which is told elsewhere; None if it is not there. Raises OlderError, which names all
-        services that went back, StorageError.
+        damaged, which is reported elsewhere; None if it does not exist. removed: the generations of a
+        service that other machines removed on purpose. report: is passed what is wrong, instead of an
+        error; the generations that disappeared are remembered as missing. Raises OlderError, which names
+        all services that went back, StorageError.
         """
+        memory_before = memory
+        lost: dict[str, dict[int, str]] = {}
+        # Those whose newest generation was removed on purpose, and those that went back unexplained.
+        went = {
+            name
+            for name, seen in memory.services.items()
+            if seen.number > (present[name].number if name in present else 0)
+        }
         if not accept:
-            told = [
-                reason
-                for service, seen in sorted(memory.services.items())
-                if (reason := _went_back(service, seen, present.get(service), session_of)) is not None
-            ]
-            if told:
-                raise OlderError(
+            reasons = []
+            for service, seen in sorted(memory.services.items()):
+                found = _went_back(service, seen, present.get(service), session_of, removed)
+                if found:
+                    lost[service] = {number: session for number, session, _ in found}
+                    reasons += [reason for *_, reason in found]
+            if reasons:
+                message = (
                     f"the store at {self._location} is older than this machine has seen it, or another "
-                    f"one: {'; '.join(told)}; {_WAY_OUT}"
+                    f"one: {'; '.join(reasons)}; {_WAY_OUT}"
                 )
+                if report is None:
+                    raise OlderError(message)
+                report(message)
 
         def change(memory: Memory) -> Memory:
             services = dict(memory.services)
             if accept:
                 services = {name: SeenService(last=seen.last) for name, seen in services.items()}
-            for name, found in present.items():
+            for name in memory_before.services.keys() & services.keys():
+                before, seen = memory_before.services[name], services[name]
+                missing = lost.get(name, {})
+                if seen.number == before.number and (seen.number in missing or name in went):
+                    seen = msgspec.structs.replace(seen, number=0, session="")
+                services[name] = msgspec.structs.replace(seen, missing=missing)
+            for name, newest in present.items():
                 seen = services.get(name, SeenService())
-                services[name] = seen.with_generation(found.number, found.session.hex())
+                services[name] = seen.with_generation(newest.number, newest.session.hex())
             return msgspec.structs.replace(memory, services=services)
 
         self._change(change, strict=accept)
@@ -162,7 +196,7 @@ class Seen:
             if number in gone:
                 number, session = (rest.number, rest.session.hex()) if rest is not None else (0, "")
             removed = tuple(sorted({one for one in (*seen.removed, *gone) if one > number}))
-            changed = SeenService(last, number, session, removed)
+            changed = SeenService(last, number, session, removed, seen.missing)
             return msgspec.structs.replace(memory, services={**memory.services, service: changed})
 
         self._change(change, strict=True)
@@ -206,14 +240,27 @@ def _went_back(
     seen: SeenService,
     newest: Generation | None,
     session_of: Callable[[str, int], str | None],
-) -> str | None:
-    """Return what a message says of a service that is not as it was seen; None if it is."""
-    if not seen.number:
-        return None
-    session = session_of(service, seen.number)
-    if session is None and (newest is None or newest.number < seen.number):
-        now = f"is {service}@{newest.number}" if newest is not None else "there is none"
-        return f"the newest generation was {service}@{seen.number}, and now {now}"
-    if session and session != seen.session:
-        return f"{service}@{seen.number} is not the generation that had this number before"
-    return None
+    removed: Callable[[str], frozenset[int]],
+) -> list[tuple[int, str, str]]:
+    """Return (number, session, what a message says) of each generation that is not as it was seen."""
+    expected = dict(seen.missing)
+    if seen.number:
+        expected[seen.number] = seen.session
+    found = []
+    for number, session in sorted(expected.items()):
+        present = session_of(service, number)
+        newer = number == seen.number and newest is not None and newest.number > number
+        if present is None and not newer and number not in removed(service):
+            now = f"is {service}@{newest.number}" if newest is not None else "there is none"
+            what = "the newest generation was" if number == seen.number else "there was also"
+            found.append((number, session, f"{what} {service}@{number}, and now {now}"))
+        elif present and present != session:
+            reason = f"{service}@{number} is not the generation that had this number before"
+            found.append((number, session, reason))
+    return found
+
+
+def seen_at(places: Places, store_id: bytes, storage: Storage) -> Seen:
+    """Return what this machine has seen of the store in `storage`."""
+    path = places.seen_of(store_id, storage.place)
+    return Seen(path, storage.location, places.all_seen_of(store_id))

@@ -49,7 +49,7 @@ from castore.store.pack import CHUNK, NODE, pack_name, read_footer
 from castore.store.reference import ReferenceCache
 from castore.store.reseal import reseal
 from castore.store.rotation import clean, rotate
-from castore.store.seen import Seen
+from castore.store.seen import seen_at
 from castore.store.writers import (
     drop_next,
     keep_writer_key,
@@ -88,13 +88,14 @@ class Store(History):
         self.places = places
         self.store_id = writer.store_id
         self.damaged = {}
+        self.older = ""
         self._identity = identity
-        self._seen = Seen(places.seen_of(self.store_id), storage.location)
+        self._seen = seen_at(places, self.store_id, storage)
         self._accept_older = accept_older
         config = open_config(sealed, writer, storage)
         self._seen.config(sealed.number, accept=accept_older)
-        self.index = Index(places.index_of(self.store_id), self.store_id)
-        self.references = ReferenceCache(places.references_of(self.store_id))
+        self.index = Index(places.index_of(self.store_id, storage.place), self.store_id)
+        self.references = ReferenceCache(places.references_of(self.store_id, storage.place))
         self._syncing = threading.Lock()
         try:
             self._hold(writer, config, sealed)
@@ -169,7 +170,7 @@ class Store(History):
         sealed = SealedConfig.read(storage)
         source = IdentitySource(identity)
         if not accept_older:
-            Seen(places.seen_of(sealed.store_id), storage.location).check_config(sealed.number)
+            seen_at(places, sealed.store_id, storage).check_config(sealed.number)
         writer = None
         if local_key:
             writer = local_writer_key(places.writer_key_of(sealed.store_id), sealed, storage)

@@ -116,6 +116,7 @@ def verify(
     # The next snapshot counts on nothing in them, and stores it again.
     with contextlib.suppress(StorageError):
         store.index.doubt(found.damaged_packs)
+        store.keep_verified()
     lost = _without_copies(store, bad)
     for _ in range(_LOOKS):
         store.sync()
@@ -232,6 +233,7 @@ def _chosen(
     began = 0 if restart else store.index.verifying(depth)
     if not began:
         store.index.set_verifying(depth, time.time_ns())
+        store.keep_verified()
         return packs
     found.resumed = began
     return [(pack, size) for pack, size in packs if when.get(pack, 0) < began]
@@ -271,11 +273,13 @@ def _look_into(
                 tally.files += 1
                 if time.monotonic() - noted > _NOTED_SECONDS:
                     store.index.set_verified(sound, depth, time.time_ns())
+                    store.keep_verified()
                     sound, noted = [], time.monotonic()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             with contextlib.suppress(StorageError):
                 store.index.set_verified(sound, depth, time.time_ns())
+                store.keep_verified()
 
 
 def _look(

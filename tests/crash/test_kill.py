@@ -99,7 +99,7 @@ def test_killed_at_any_time_a_snapshot_is_not_there_and_the_next_one_goes_on(
         # All but the configuration is thrown away: each round begins with an empty store.
         for folder in ("sessions", "packs", "generations", "tmp"):
             shutil.rmtree(store / folder, ignore_errors=True)
-        for seen in (home / ".local" / "state" / "castore").glob("*/seen"):
+        for seen in (home / ".local" / "state" / "castore").glob("*/places/*/seen"):
             seen.unlink()
         castore("reindex")
         process = start(home, "--dump", f"d={big}")

@@ -58,7 +58,7 @@ class Master:
             store.sync()
             forget(store, "web", [store.generation("web", 3)])
             # A machine that never saw the third gives its number again.
-            os.unlink(os.path.join(self.lab.places.state_of(store.store_id), "seen"))
+            os.unlink(self.lab.places.seen_of(store.store_id, store.storage.place))
         self.change(4)
         self.lab.snapshot("web", self.sources())
         self.replaced = self.kept[3]

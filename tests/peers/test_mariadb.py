@@ -255,7 +255,7 @@ def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(lab: Lab, server: M
     with pytest.raises(ProgramError, match=r"ERROR 1064 .* near '\.\.\.'") as caught:
         lab.roll_back(1)
     with lab.open() as store:
-        told = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.index.events())]
+        told = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.event_log.read())]
     assert not [one for one in told if "secret" in one.lower()]
 
 

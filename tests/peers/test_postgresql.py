@@ -203,7 +203,7 @@ def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(server: Postgres, l
         with pytest.raises(ProgramError, match="ERROR:  ") as caught:
             lab.roll_back(1)
         with lab.open() as store:
-            told = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.index.events())]
+            told = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.event_log.read())]
     assert not [one for one in told if "777666" in one or "row-secret" in one]
 
 

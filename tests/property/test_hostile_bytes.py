@@ -33,7 +33,6 @@ from castore.errors import CastoreError, ConfigError, DamageError
 from castore.kernel import MAX_GROUP, apply_delta, join_deltas
 from castore.kernel.entries import split_entries
 from castore.kernel.files import decode_record, places_of
-from castore.model.events import decode_event
 from castore.model.generation import decode_details, decode_generation
 from castore.model.refs import RecordId, Ref, RefKind, SessionId, decode_node, encode_node
 from castore.model.tree import decode_entries, decode_entry
@@ -633,7 +632,6 @@ def test_records_of_scan_caches(data, seed):
         record = decode_record(data, 0)
         places_of(record.listing)
     places_of(data)
-    tame(lambda: decode_event(data))
 
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))

@@ -53,7 +53,7 @@ def check(lab: Lab, live: Path, taken: castore.Generation, into: Path) -> None:
 
 
 def caches(lab: Lab) -> list[Path]:
-    return sorted(Path(lab.places.cache).glob("*/scan/*"))
+    return sorted(Path(lab.places.cache).glob("*/*/scan/*"))
 
 
 class Mutator:
@@ -441,7 +441,7 @@ def test_what_a_store_has_lost_is_stored_again(lab, live, tmp_path):
         taken = snapshot(lab, live)
         check(lab, live, taken, tmp_path / "out")
         kept.unlink()
-    (index,) = Path(lab.places.cache).glob("*/index")
+    (index,) = Path(lab.places.cache).glob("*/*/index")
     shutil.rmtree(index)
     check(lab, live, snapshot(lab, live), tmp_path / "out")
 

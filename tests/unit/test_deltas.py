@@ -63,7 +63,7 @@ def content(lab: Lab, number: int, service: str = "s") -> bytes:
 
 
 def references(lab: Lab) -> list[Path]:
-    return sorted(path for path in Path(lab.places.cache).glob("*/reference/*"))
+    return sorted(path for path in Path(lab.places.cache).glob("*/*/reference/*"))
 
 
 def depths(lab: Lab) -> list[int]:
@@ -119,7 +119,7 @@ def test_what_is_lost_on_this_machine_costs_space_and_never_content(lab, loss):
         for path in files:
             path.unlink()
     if loss in {"index", "both"}:
-        (folder,) = Path(lab.places.cache).glob("*/index")
+        (folder,) = Path(lab.places.cache).glob("*/*/index")
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
@@ -373,7 +373,7 @@ def test_the_cache_keeps_what_the_last_generation_is_in_and_its_bound(lab):
 
 def test_a_cache_that_cannot_be_written_is_done_without(lab):
     with lab.open() as store:
-        folder = lab.places.references_of(store.store_id)
+        folder = lab.places.references_of(store.store_id, store.storage.place)
     os.makedirs(folder, mode=0o700)
     command = ["mount", "-t", "tmpfs", "-o", "size=200k", "castore-test", folder]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:

@@ -337,7 +337,7 @@ while time.time() < float(sys.argv[2]):
 index = Index(sys.argv[1], bytes(16))
 with index._transaction() as txn:
     pass
-index.count("events")
+index.count("ended")
 print(index._environment._folder.st_ino)
 index.close()
 """

@@ -655,7 +655,7 @@ def test_the_story_of_an_older_copy(castore, tmp_path):
     castore(*take, env=env)
     shutil.rmtree(store)
     shutil.copytree(tmp_path / "old", store)
-    commands = (("log",), ("restore", "web@1", tmp_path / "out"), ("verify",), take, ("ls", "web@1"), ("stats",))
+    commands = (("log",), ("restore", "web@1", tmp_path / "out"), ("verify",), ("ls", "web@1"), ("stats",))
     for command in commands:
         done = castore(*command, env=env, expect=10)
         assert "web@2" in done.stderr

@@ -244,7 +244,7 @@ def test_an_index_that_is_lost_or_damaged_or_cut_is_built_again(bench):
     refs, _ = put(bench.store, b"content")
     bench.store.commit(generation(bench.store))
     bench.store.close()
-    path = bench.places.index_of(bench.store.store_id)
+    path = bench.places.index_of(bench.store.store_id, bench.store.storage.place)
     file = os.path.join(path, "data.mdb")
 
     def cut(length):
@@ -529,4 +529,4 @@ def test_many_packs_are_indexed_at_once_and_damaged_ones_named(bench, monkeypatc
             other.reindex()
             assert store.index.has_node(node)
             assert [g.number for g in store.generations()] == [1]
-    assert os.listdir(os.path.dirname(places.index_of(bench.store.store_id))) == ["index"]
+    assert os.listdir(os.path.dirname(places.index_of(bench.store.store_id, bench.store.storage.place))) == ["index"]

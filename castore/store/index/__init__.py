@@ -19,12 +19,12 @@ open across I/O on the store.
                     zeros: it was found damaged
     ended           id of a session whose generation has been here, and is gone -> nothing
     meta            version of this layout, store id, the next pack and session number, an epoch, the
-                    numbers of condemned packs
+                    numbers of condemned packs, whether `verified` was filled from the state
 
 Numbers in keys are u32, big-endian, so that they sort.
 
 Rooms: `tables` (layout, transactions), `lookup` (records), `packs` (put in and out), `marking` (for upkeep),
-`uses` (for the reference cache), `catalog` (generations and events); below them `environment` (LMDB's, which
+`uses` (for the reference cache), `catalog` (generations); below them `environment` (LMDB's, which
 grows), `opening` (where one may be, and is begun anew), `rebuild` (all packs at once).
 """
 

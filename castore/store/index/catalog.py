@@ -1,28 +1,24 @@
-"""Generations, found by service, number and revision; and events."""
+"""Generations, found by service, number and revision."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 from castore.errors import DamageError, FormatError
-from castore.model.events import decode_event, encode_event
 from castore.model.generation import decode_generation
 from castore.store.index.tables import NUMBER, Tables, forwards
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from castore.model.events import Event
     from castore.model.generation import Generation
 
-_MOST_EVENTS: Final = 10_000
 _FEW: Final = 200
 """Generations that are read at once."""
 
 
 class Catalog(Tables):
-    """Keeps the generations, and what was done to services."""
+    """Keeps the generations."""
 
     def compare_records(self, listed: Iterable[str]) -> tuple[list[str], list[str]]:
         """Compare the names T-N of generations in a store with those that are indexed.
@@ -140,25 +136,6 @@ class Catalog(Tables):
                 numbers.append(NUMBER.unpack(cursor.key()[-4:])[0])
                 more = cursor.next()
         return sorted(numbers, reverse=True)
-
-    def put_event(self, event: Event) -> None:
-        """Keep an event; of very many, the oldest are forgotten."""
-        self._write(self._put_event, event.time.to_bytes(8, "big") + os.urandom(4), encode_event(event))
-
-    def _put_event(self, txn: Any, key: bytes, value: bytes) -> None:
-        table = self._tables["events"]
-        txn.put(key, value, db=table)
-        cursor = txn.cursor(table)
-        for _ in range(txn.stat(table)["entries"] - _MOST_EVENTS):
-            if cursor.first():
-                cursor.delete()
-
-    def events(self, service: str | None = None) -> list[Event]:
-        """Return what was kept, newest first."""
-        with self._transaction() as txn:
-            values = txn.cursor(self._tables["events"]).iterprev(keys=False, values=True)
-            found = [decode_event(value) for value in values]
-        return [one for one in found if one is not None and service in {None, one.service}]
 
 
 def _revision_key(service: str, revision: str) -> bytes:

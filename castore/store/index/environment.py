@@ -52,7 +52,6 @@ TABLES: Final = (
     "revisions",
     "records",
     "meta",
-    "events",
     "verified",
     "ended",
 )
@@ -346,7 +345,7 @@ class Environment:
 def _put_missing(txn: Any, meta: Any, told: dict[bytes, bytes]) -> None:
     """Take over what an index remembers, but what is of its numbers of packs, or of what was indexed."""
     for key, value in told.items():
-        if key not in {b"epoch", b"condemned"}:
+        if key not in {b"epoch", b"condemned", b"recalled"}:
             txn.put(key, value, overwrite=False, db=meta)
 
 

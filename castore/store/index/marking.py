@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _VERIFIED: Final = struct.Struct("<QQ")
 _DAMAGED: Final = bytes(16)
+_RECALLED: Final = b"recalled"
+_VERIFYING: Final = (b"verifying 1", b"verifying 2")
 """In its place."""
 
 
@@ -159,6 +161,37 @@ class Marking(Packs):
             if number is not None:
                 _, records_at = _VERIFIED.unpack(txn.get(number, bytes(16), db=table))
                 txn.put(number, _VERIFIED.pack(time, time if depth > 1 else records_at), db=table)
+
+    def verification(self) -> dict[bytes, bytes]:
+        """Return all that verification found: by pack id, and by `verifying DEPTH`."""
+        found: dict[bytes, bytes] = {}
+        with self._transaction() as txn:
+            for number, value in txn.cursor(self._tables["verified"]):
+                named = txn.get(number, db=self._tables["packs"])
+                if named is not None:
+                    found[bytes(named[:32])] = bytes(value)
+            for key in _VERIFYING:
+                if (value := txn.get(key, db=self._tables["meta"])) is not None:
+                    found[key] = bytes(value)
+        return found
+
+    def is_recalled(self) -> bool:
+        """Whether what verification found was taken over into this index."""
+        with self._transaction() as txn:
+            return txn.get(_RECALLED, db=self._tables["meta"]) is not None
+
+    def recall_verification(self, found: dict[bytes, bytes]) -> None:
+        """Take over what verification found, as `verification` returned it."""
+        self._write(self._recall_verification, found)
+
+    def _recall_verification(self, txn: Any, found: dict[bytes, bytes]) -> None:
+        for key, value in found.items():
+            if key in _VERIFYING and len(value) == 8:
+                txn.put(key, value, overwrite=False, db=self._tables["meta"])
+            number = txn.get(key, db=self._tables["pack_numbers"])
+            if number is not None and len(value) == _VERIFIED.size:
+                txn.put(number, value, overwrite=False, db=self._tables["verified"])
+        txn.put(_RECALLED, b"1", db=self._tables["meta"])
 
     def verifying(self, depth: int) -> int:
         """Return when a verification of this depth began that has not ended, or 0."""

@@ -31,7 +31,7 @@ class Packs(LookUp):
     ) -> None:
         """Begin anew with all packs of a store, by their footers; failed: is told which cannot be read.
 
-        Generations and events stay. Raises StorageError; then the index is as it was.
+        Generations stay. Raises StorageError; then the index is as it was.
         """
         from castore.store.index.rebuild import rebuild  # noqa: PLC0415 - of little use to most commands
 

@@ -43,7 +43,7 @@ _COMMIT: Final = 16
 """Blocks a transaction: LMDB keeps up to half a gigabyte of changed pages in memory."""
 _READERS: Final = 4
 """Threads that read footers."""
-_KEPT: Final = ("generations", "revisions", "records", "events", "ended")
+_KEPT: Final = ("generations", "revisions", "records", "ended")
 """Tables that are not made of packs."""
 
 

@@ -86,8 +86,9 @@ class Tables:
     def _clear(self, txn: Any) -> None:
         self._begin_epoch(txn)
         txn.delete(CONDEMNED, db=self._tables["meta"])
+        txn.delete(b"recalled", db=self._tables["meta"])
         for name in TABLES:
-            if name not in {"meta", "events", "ended"}:
+            if name not in {"meta", "ended"}:
                 txn.drop(self._tables[name], delete=False)
 
     def size(self) -> int:

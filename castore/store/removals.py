@@ -1,0 +1,108 @@
+"""`removals/T-X`: which generations of a service were removed on purpose.
+
+Another machine that has seen a removed generation finds it missing. Only a holder of the writer key can
+write this record, so that machine knows that the removal was intended. Numbers are never given again,
+so an old record that somebody restores explains nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
+from castore.store.boxed import decode_record, open_object, seal_object
+from castore.store.header import REMOVAL
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from castore.sealing import WriterKey
+    from castore.storage import Storage
+
+REMOVALS: Final = "removals"
+"""The folder."""
+_VERSION: Final = 1
+_NAME: Final = re.compile(r"([0-9a-f]{16})-[0-9a-f]{32}")
+
+
+class Removal(msgspec.Struct, frozen=True):
+    """The generations of one service that were removed."""
+
+    version: int
+    time: int
+    """When it was written: nanoseconds since 1970, by the clock of the writer."""
+    spans: tuple[tuple[int, int], ...]
+    """First and last number of each run of removed generations, ascending."""
+
+    def numbers(self) -> Iterator[int]:
+        """Yield the numbers."""
+        for first, last in self.spans:
+            yield from range(first, last + 1)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Removal)
+
+
+def record_removal(
+    storage: Storage, writer: WriterKey, service: str, numbers: Collection[int]
+) -> None:
+    """Record that generations are removed on purpose, durably; replace earlier records.
+
+    Raises StorageError.
+    """
+    earlier = _read(storage, writer, service)
+    known = {number for one in earlier.values() for number in one.numbers()}
+    if known >= set(numbers):
+        return
+    name = f"{REMOVALS}/{writer.tag(service).hex()}-{os.urandom(16).hex()}"
+    record = Removal(_VERSION, time.time_ns(), _spans(known.union(numbers)))
+    storage.put(name, seal_object(REMOVAL, name, _encoder.encode(record), writer))
+    # The new record has all that the earlier ones have; two machines that write at once leave two.
+    with contextlib.suppress(StorageError):
+        storage.delete_all(earlier)
+
+
+def removed_numbers(storage: Storage, writer: WriterKey, service: str) -> frozenset[int]:
+    """Return the generations of a service that were removed on purpose. Raises StorageError."""
+    found = _read(storage, writer, service).values()
+    return frozenset(number for one in found for number in one.numbers())
+
+
+def open_removal(name: str, data: bytes, writer: WriterKey) -> Removal:
+    """Return the record in the object `name`. Raises DamageError, FormatError."""
+    plain, _ = open_object(REMOVAL, name, data, writer)
+    record = decode_record(name, plain, _decoder, _VERSION)
+    if any(not 0 < first <= last <= 0xFFFFFFFF for first, last in record.spans):
+        raise DamageError(f"{name} is damaged: a run of generations in it is not a valid one")
+    return record
+
+
+def _read(storage: Storage, writer: WriterKey, service: str) -> dict[str, Removal]:
+    """Return the records of a service, by name. A damaged one explains nothing, and is left out."""
+    tags = {tag.hex() for tag in writer.tags(service)}
+    found = {}
+    for short in storage.list(REMOVALS):
+        match = _NAME.fullmatch(short)
+        if match is None or match[1] not in tags:
+            continue
+        name = f"{REMOVALS}/{short}"
+        with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
+            found[name] = open_removal(name, storage.get(name), writer)
+    return found
+
+
+def _spans(numbers: Collection[int]) -> tuple[tuple[int, int], ...]:
+    spans: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1] = (spans[-1][0], number)
+        else:
+            spans.append((number, number))
+    return tuple(spans)
