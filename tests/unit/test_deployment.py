@@ -308,8 +308,9 @@ def test_an_interrupted_roll_back_stands_in_the_way_until_it_is_recovered(app: A
     (app.top / "castore.toml").write_text(text.replace('stop = ["sh", "-c", "echo', 'stop = ["sh", "-c", "kill -9 $PPID; echo'))
     app.run("rollback", "app", "--to", "1", expect=-9)
     (app.top / "castore.toml").write_text(text)
-    for command in (["snapshot", "app"], ["rollback", "app", "--to", "1"]):
-        assert "castore recover app" in app.run(*command, expect=1).stderr
+    # Snapshots go on, and are marked.
+    for command, code in ((["snapshot", "app"], 3), (["rollback", "app", "--to", "1"], 11)):
+        assert "castore recover app" in app.run(*command, expect=code).stderr
     assert "as it was before" in app.run("recover").stdout
     assert app.state == ("two\n", [(1,)])
     assert "no roll-back was interrupted" in app.run("recover").stdout
@@ -357,10 +358,10 @@ def test_undoing_does_not_remove_what_the_service_made_since(app: App):
     text = (app.top / "castore.toml").read_text()
     broken = text.replace('start = ["sh", "-c", "', f'start = ["sh", "-c", "test -e {app.top}/app.db || python3 -c \\"{make}\\"; exit 1; ')
     (app.top / "castore.toml").write_text(broken)
-    app.run("rollback", "app", "--to", "1", "--no-safety", expect=4)
+    app.run("rollback", "app", "--to", "1", "--no-safety", expect=11)
     assert app.state[1] == [(7,)]
     for _ in range(2):  # the hook fails again, and what it made stays
-        app.run("recover", "app", expect=1)
+        app.run("recover", "app", expect=11)
         assert app.state[1] == [(7,)]
     told = app.run("recover", "--forget", "app").stdout
     assert "forgotten" in told

@@ -322,15 +322,15 @@ def test_a_roll_back_that_fails_leaves_the_tree_exactly_as_it_was(store: Run, tm
         done = Storm(live, seed).rage(50)
         dump.write_bytes(b"second\n" * 10_000)
         before = walk(live)
-        failed = store("rollback", "s", "--to", "1", "--numeric-ids", "--restore", "d=false", expect=4)
+        failed = store("rollback", "s", "--to", "1", "--numeric-ids", "--restore", "d=false", expect=11)
         assert "false" in failed.stderr
         assert compare(before, walk(live)) == [], f"seed {seed}: {done}"
         assert leftovers(live, tmp_path) == []
         assert dump.read_bytes() == b"second\n" * 10_000
         # It is not known what `false` did to its service: someone has to look.
-        again = store("rollback", "s", "--to", "1", "--numeric-ids", expect=1)
+        again = store("rollback", "s", "--to", "1", "--numeric-ids", expect=11)
         assert "castore recover s" in again.stderr
-        store("recover", "s", expect=1)
+        store("recover", "s", expect=11)
         store("recover", "--forget", "s")
     store("rollback", "s", "--to", "1", "--numeric-ids")
     assert dump.read_bytes() == b"first\n" * 10_000
@@ -343,7 +343,7 @@ def test_a_roll_back_that_fails_without_safety_leaves_the_tree_as_it_was(store: 
     Storm(live, 5).rage(40)
     before = walk(live)
     arguments = ["rollback", "s", "--to", "1", "--numeric-ids", "--no-safety", "--restore", "d=false"]
-    store(*arguments, expect=4)
+    store(*arguments, expect=11)
     assert compare(before, walk(live)) == []
     assert leftovers(live) == []
     assert len(json.loads(store("log", "s", "--json").stdout)) == 1
@@ -494,7 +494,7 @@ def test_a_file_that_a_failing_roll_back_wrote_is_put_back(
     other.write_bytes(b"y")
     if not there:
         dump.unlink()
-    store("rollback", "s", "--to", "1", *options, "--restore", "b=false", expect=4)
+    store("rollback", "s", "--to", "1", *options, "--restore", "b=false", expect=11)
     assert dump.exists() == there
     if there:
         assert dump.read_bytes() == b"second"
