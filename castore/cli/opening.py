@@ -60,17 +60,21 @@ class Common:
 
         local_key: by the writer key of this machine, where it has one; else by the identity.
         """
+        from castore.errors import NotFoundError
         from castore.storage import LocalStorage
         from castore.store import Store
 
         path = self.store_path()
         if make and path == places.default_store() and not os.path.exists(path):
             self._make_first(path)
-        store = Store.open(
-            *(LocalStorage(path), places.places(), self.identity()),
-            local_key=local_key,
-            accept_older=self.accept_older,
-        )
+        try:
+            store = Store.open(
+                *(LocalStorage(path), places.places(), self.identity()),
+                local_key=local_key,
+                accept_older=self.accept_older,
+            )
+        except NotFoundError as error:
+            raise NotFoundError(f"{error}: {places.instead_of(path)}") from None
         if self.settings is not None and self.settings.reference_cache is not None:
             store.references.limit = self.settings.reference_cache
         return store

@@ -175,15 +175,39 @@ def refuse_others(path: str) -> None:
             raise UsageError(f"{path} holds {others[0]!r} already: give the store a directory of its own")
 
 
-def refuse_lost(path: str) -> None:
-    """Refuse to begin anew where this machine has had a store that is gone. Raises UsageError."""
+def has_been_used(path: str) -> bool:
+    """Whether this machine has used a store at a path, which may be missing now."""
     from castore.store.writers import has_kept_key_of
 
-    if has_kept_key_of(places(), path):
-        raise UsageError(
-            f"the store at {path}, which this machine has used, is not there: mount it, or put it back; "
-            "'castore init' begins a new one"
-        )
+    own = places()
+    return has_kept_key_of(own, path) or any(map(own.has_used, {path, os.path.realpath(path)}))
+
+
+def refuse_lost(path: str) -> None:
+    """Refuse to create a store without being asked where this machine has had one. Raises UsageError."""
+    if has_been_used(path):
+        raise UsageError(f"the store at {path} is missing: {_MISSING}")
+
+
+_MISSING: Final = (
+    "this machine has used a store there; mount its file system, restore it from a copy, or name the "
+    "right directory with --store"
+)
+
+
+def instead_of(path: str) -> str:
+    """Return what to do where there is no store at a path.
+
+    Creating one is suggested only where no store can have been: a new store in an empty mount point would
+    hide the one on the file system that is not mounted.
+    """
+    if has_been_used(path):
+        return _MISSING
+    above = os.path.dirname(path)
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(path) and os.listdir(above):
+            return f"if there has never been one, create it with: castore init {shlex.quote(path)}"
+    return "mount the file system that it is on, or name the right directory with --store"
 
 
 def write_secret(path: str, body: str) -> None:

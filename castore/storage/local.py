@@ -172,7 +172,7 @@ class LocalStorage(Storage):
             self._sweep()
         except FileNotFoundError:
             raise NotFoundError(
-                f"no store at {self._root}: there is no such directory; 'castore init' makes one"
+                f"no store at {self._root}: there is no such directory"
             ) from None
         except NotADirectoryError:
             raise NotFoundError(f"no store at {self._root}: it is not a directory") from None

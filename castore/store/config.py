@@ -139,7 +139,7 @@ class SealedConfig:
         if not is_empty(storage):
             raise DamageError(f"{storage.location} has no config/ any more: {_WITHOUT_CONFIG}")
         raise NotFoundError(
-            f"no store at {storage.location}: it holds no castore store; 'castore init' makes one"
+            f"no store at {storage.location}: the directory holds no castore store"
         )
 
     def writer_key(self, identity: Identity) -> WriterKey | None:

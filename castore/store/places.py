@@ -49,6 +49,12 @@ class Places:
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         return [os.path.join(folder, name, "seen") for name in names]
 
+    def has_used(self, place: str) -> bool:
+        """Whether this machine has used a store, or a copy of one, at a place."""
+        name = _folder_of(place)
+        stores = os.listdir(self.state) if os.path.isdir(self.state) else []
+        return any(os.path.isdir(os.path.join(self.state, one, _PLACES, name)) for one in stores)
+
     def ages_of(self, store_id: bytes, place: str) -> str:
         """Return the path of how long things have been seen in a store at a place."""
         return os.path.join(self._state_at(store_id, place), "ages")

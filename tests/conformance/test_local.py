@@ -139,7 +139,7 @@ def test_descriptors_are_given_back(storage):
 
 
 def test_a_directory_that_is_not_there_is_no_store(root):
-    with pytest.raises(NotFoundError, match=f"{root}.*castore init"):
+    with pytest.raises(NotFoundError, match=f"{root}.*no such directory"):
         LocalStorage(root)
 
 

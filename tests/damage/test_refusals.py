@@ -276,7 +276,41 @@ def test_a_store_that_is_gone_is_not_begun_anew_by_a_snapshot(castore: Callable,
     place = home / ".local" / "share" / "castore"
     place.rename(home / "elsewhere")
     done = castore("snapshot", "web", "--dump", "d=dump", expect=2)
-    refused(done, str(place), "mount it", "castore init")
+    refused(done, str(place), "mount its file system")
+    assert "castore init" not in done.stderr
+
+
+def test_no_message_suggests_to_create_a_store_where_one_may_have_been(castore: Callable, home: Path) -> None:
+    (home / "dump").write_text("a dump")
+    disk = home / "disk"
+    disk.mkdir()
+    store = disk / "store"
+    castore("init", store)
+    takes = ("snapshot", "web", "--dump", "d=dump", "--store")
+    castore(*takes, store)
+    disk.rename(home / "elsewhere")
+    (home / "link").symlink_to(store)
+    places = [store, disk, home / "link", home / "no" / "such" / "place"]
+    disk.mkdir()
+    (home / "empty").mkdir()
+    for place in [*places, home / "empty", home / "empty" / "store"]:
+        for command in (("log", "--store", place), (*takes, place), ("verify", "--store", place)):
+            done = castore(*command, expect=6)
+            refused(done, str(place), "mount")
+            assert "init" not in done.stderr
+    store.mkdir()
+    done = castore("log", "--store", store, expect=6)
+    assert "init" not in done.stderr
+    refused(done, str(store), "this machine has used a store there")
+    done = castore("log", "--store", home / "new", expect=6)
+    refused(done, "castore init")
+
+
+def test_a_store_is_created_where_one_was_only_on_request(castore: Callable, home: Path) -> None:
+    (home / "dump").write_text("a dump")
+    castore("snapshot", "web", "--dump", "d=dump")
+    place = home / ".local" / "share" / "castore"
+    place.rename(home / "elsewhere")
     castore("init")
     castore("snapshot", "web", "--dump", "d=dump")
 

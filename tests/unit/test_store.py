@@ -206,7 +206,7 @@ def test_a_wrong_identity_is_told_what_the_store_is_sealed_to(bench):
 
 
 def test_what_is_no_store_or_another_store_or_version_is_refused(bench, tmp_path):
-    with pytest.raises(NotFoundError, match="castore init"):
+    with pytest.raises(NotFoundError, match="holds no castore store"):
         Store.open(LocalStorage(str(tmp_path / "empty"), create=True), bench.places)
     with pytest.raises(UsageError, match="already"):
         Store.create(bench.storage(), bench.places, [(bench.identity.recipient, "")])
