@@ -8,6 +8,7 @@ in the middle is undone, and what was killed while it was clearing up is finishe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -67,6 +68,18 @@ class Aside:
         """Make it, and the journal durable."""
         name = (_ASIDE + os.urandom(8).hex()).encode()
         os.mkdir(name, 0o700, dir_fd=top)
+        try:
+            fd = cls._prepare(top, name, journal)
+        except BaseException:
+            # Nothing was touched: what is left would look like an interrupted restore.
+            with contextlib.suppress(OSError):
+                remove_tree(name, top)
+            raise
+        return cls(top, name, fd, journal, 0)
+
+    @staticmethod
+    def _prepare(top: int, name: bytes, journal: Journal) -> int:
+        """Write the journal, durably, and return its directory, open."""
         fd = os.open(name, OPEN_DIRECTORY, dir_fd=top)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         file = os.open(_JOURNAL, flags, 0o600, dir_fd=fd)
@@ -78,9 +91,9 @@ class Aside:
             os.fsync(file)
         finally:
             os.close(file)
-        os.fsync(fd)
-        os.fsync(top)
-        return cls(top, name, fd, journal, 0)
+        _sync_directory(fd)
+        _sync_directory(top)
+        return fd
 
     @property
     def name(self) -> str:
@@ -180,7 +193,7 @@ class Aside:
         for below in map(os.fsencode, os.listdir(self._fd)):
             if below != _JOURNAL:
                 remove(below, self._fd)
-        os.fsync(self._fd)
+        _sync_directory(self._fd)
         remove_tree(self._name, self._top)
 
 
@@ -192,7 +205,8 @@ def leftovers(top: int | str) -> list[str]:
 def refuse_leftovers(path: str) -> None:
     """Raise CastoreError if a restore into the directory `path` was interrupted: it is half of each."""
     try:
-        found = leftovers(path)
+        # Where all was restored, only removing the replaced files failed: the tree itself is consistent.
+        found = [name for name in leftovers(path) if not _is_done(os.path.join(path, name))]
     except OSError:
         return  # told by whoever reads it
     if found:
@@ -200,6 +214,19 @@ def refuse_leftovers(path: str) -> None:
             f"an earlier restore into {path} was interrupted: {os.path.join(path, found[0])} holds what it "
             f"moved aside; put it back with: castore recover {path}"
         )
+
+
+def _is_done(path: str) -> bool:
+    """Whether the restore that left the directory `path` had restored everything."""
+    try:
+        fd = os.open(path, OPEN_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        found = _read(fd)
+        return found is not None and found[2]
+    finally:
+        os.close(fd)
 
 
 def recover(path: str, *, keep: bool = False, owned: bool = False) -> list[str]:
@@ -326,6 +353,15 @@ def _open_to_empty(name: bytes, parent: int, device: int) -> int:
     if info.st_mode & 0o700 != 0o700:
         os.fchmod(fd, 0o700)
     return fd
+
+
+def _sync_directory(fd: int) -> None:
+    """Make a directory durable, where its file system can (some network and FUSE ones answer EINVAL)."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
 
 
 def _exists(name: bytes, fd: int) -> bool:

@@ -5,7 +5,7 @@ What both share is the same reference, and is not looked into.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from castore.content.directories import Child, open_directory, open_top, read_file
 from castore.content.streams import RangeReader
@@ -26,12 +26,29 @@ class Difference(NamedTuple):
     path: bytes
 
 
+_Nested: TypeAlias = "Difference | Iterator[_Nested]"
+"""A difference, or those of a directory."""
+
+
 def diff_trees(reader: StreamReader, old: Ref, new: Ref) -> Iterator[Difference]:
     """Yield what differs from the tree `old` to the tree `new`, in the order of paths."""
     if old == new:
         return
     contents = _Contents(reader)
-    yield from _compare(reader, open_top(reader, old), open_top(reader, new), b"", contents)
+    yield from _flattened(_compare(reader, open_top(reader, old), open_top(reader, new), b"", contents))
+
+
+def _flattened(differences: Iterator[_Nested]) -> Iterator[Difference]:
+    """Yield the differences of nested iterators in order, without recursion: trees may be deep."""
+    stack = [differences]
+    while stack:
+        found = next(stack[-1], None)
+        if found is None:
+            stack.pop()
+        elif isinstance(found, Difference):
+            yield found
+        else:
+            stack.append(found)
 
 
 class _Contents:
@@ -60,30 +77,30 @@ class _Contents:
 
 def _compare(
     reader: StreamReader, old: Child, new: Child, path: bytes, contents: _Contents
-) -> Iterator[Difference]:
+) -> Iterator[_Nested]:
     if old.entry.is_dir and new.entry.is_dir:
         if _metadata(old) != _metadata(new):
             yield Difference("metadata", path or b".")
         if old.ref != new.ref:
-            yield from _compare_directories(reader, old, new, path)
+            yield _compare_directories(reader, old, new, path)
     elif not _same_content(contents, old, new):
         yield Difference("content", path)
-        yield from _below(reader, old, new, path)
+        yield _below(reader, old, new, path)
     elif _metadata(old) != _metadata(new):
         yield Difference("metadata", path)
 
 
-def _below(reader: StreamReader, old: Child, new: Child, path: bytes) -> Iterator[Difference]:
+def _below(reader: StreamReader, old: Child, new: Child, path: bytes) -> Iterator[_Nested]:
     """Yield what a directory that became something else, or the other way round, held or holds."""
     if old.entry.is_dir:
-        yield from _all(reader, old, path, "removed")
+        yield _all(reader, old, path, "removed")
     if new.entry.is_dir:
-        yield from _all(reader, new, path, "added")
+        yield _all(reader, new, path, "added")
 
 
 def _compare_directories(
     reader: StreamReader, old: Child, new: Child, path: bytes
-) -> Iterator[Difference]:
+) -> Iterator[_Nested]:
     before = _children(reader, old)
     after = _children(reader, new)
     contents = _Contents(reader)
@@ -91,22 +108,22 @@ def _compare_directories(
         below = path + b"/" + name if path else name
         if name not in after:
             yield Difference("removed", below)
-            yield from _all(reader, before[name], below, "removed")
+            yield _all(reader, before[name], below, "removed")
         elif name not in before:
             yield Difference("added", below)
-            yield from _all(reader, after[name], below, "added")
+            yield _all(reader, after[name], below, "added")
         else:
-            yield from _compare(reader, before[name], after[name], below, contents)
+            yield _compare(reader, before[name], after[name], below, contents)
 
 
 def _all(
     reader: StreamReader, child: Child, path: bytes, change: Literal["added", "removed"]
-) -> Iterator[Difference]:
+) -> Iterator[_Nested]:
     if not child.entry.is_dir:
         return
     for name, below in _children(reader, child).items():
         yield Difference(change, path + b"/" + name)
-        yield from _all(reader, below, path + b"/" + name, change)
+        yield _all(reader, below, path + b"/" + name, change)
 
 
 def _children(reader: StreamReader, child: Child) -> dict[bytes, Child]:

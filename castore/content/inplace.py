@@ -78,6 +78,8 @@ class TreePlan:
     steps: tuple[Step, ...]
     kept_links: dict[tuple[int, int], Path]
     """Of files with several names that stay: one name of each."""
+    skipped: tuple[tuple[bytes, str], ...] = ()
+    """(path, reason) of what is left alone because there may be no copy of it."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Comparison:
     """What snapshots leave out is left alone."""
     apart: AbstractSet[bytes] = frozenset()
     """Paths below the top that are left alone, stored or not: what other parts keep in this tree."""
+    unread: AbstractSet[bytes] = frozenset()
+    """Paths below the top that a snapshot could not read: they and all below them are left alone."""
     below: bytes = b""
     """The path of the stored directory in its tree, which patterns are relative to."""
     scan: OldScan | None = None
@@ -128,7 +132,7 @@ def plan_tree(
     finally:
         sys.setrecursionlimit(limit)
         os.close(fd)
-    return TreePlan(top, tuple(steps), planner.kept_links)
+    return TreePlan(top, tuple(steps), planner.kept_links, tuple(planner.skipped))
 
 
 class _Planner:
@@ -146,6 +150,7 @@ class _Planner:
         self._scan = None if comparison.checksum else comparison.scan
         self._bundle: tuple[Ref | None, RangeReader] = (None, RangeReader(reader.store, None))
         self.kept_links: dict[tuple[int, int], Path] = {}
+        self.skipped: list[tuple[bytes, str]] = []
         self._live_links: dict[tuple[int, int], tuple[int, int] | Path] = {}
         self._stored_links: dict[tuple[int, int], tuple[int, int]] = {}
 
@@ -187,6 +192,8 @@ class _Planner:
             below = (*path, name)
             if name not in live:
                 yield Step("create", below, found)
+            elif self._is_unread(below):
+                self._skip(below)
             else:
                 yield from self._entry(fd, below, found, live[name], name in bare, records.get(name))
 
@@ -196,24 +203,40 @@ class _Planner:
             return [], False
         if not stat.S_ISDIR(entry.mode):
             return [Step("remove", path)], True
-        below = os.open(entry.name, OPEN_DIRECTORY, dir_fd=fd)
+        try:
+            below = os.open(entry.name, OPEN_DIRECTORY, dir_fd=fd)
+        except OSError as error:
+            self._skip(path, f"cannot be read: {error.strerror}")
+            return [], False
         try:
             if self._comparison.rules.exclude_caches and is_cache(below):
                 return [], False
-            found = [
-                self._removal(below, (*path, one.name), one) for one in entries_of(list_directory(below))
-            ]
+            listing = list_directory(below)
+            found = [self._removal(below, (*path, one.name), one) for one in entries_of(listing)]
+        except OSError as error:
+            self._skip(path, f"cannot be read: {error.strerror}")
+            return [], False
         finally:
             os.close(below)
         if all(whole for _, whole in found):
             return [Step("remove", path)], True
         return [step for steps, _ in found for step in steps], False
 
+    def _skip(self, path: Path, reason: str = "a snapshot could not read it") -> None:
+        self.skipped.append((b"/".join(path), f"is left alone: {reason}"))
+
+    def _is_unread(self, path: Path) -> bool:
+        """Whether a snapshot could not read this path: there may be no copy of it."""
+        return b"/".join(path) in self._comparison.unread
+
     def _stays(self, path: Path, entry: Listed) -> bool:
         """Whether snapshots leave this out."""
         if path in self._mounts or (entry.dev, entry.ino) in self._comparison.rules.leave_out:
             return True
         if b"/".join(path) in self._comparison.apart:
+            return True
+        if self._is_unread(path):
+            self._skip(path)
             return True
         exclude = self._comparison.rules.exclude
         if exclude is None:
@@ -238,7 +261,10 @@ class _Planner:
     ) -> Iterator[Step]:
         entry = found.entry
         if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
+            skipped = len(self.skipped)
             if stat.S_ISDIR(info.mode) and not self._removal(fd, path, info)[1]:
+                if len(self.skipped) > skipped:
+                    return
                 shown = os.fsdecode(b"/".join(path))
                 raise CastoreError(
                     f"{shown} is to be replaced, and holds what snapshots leave out: move it away first"
@@ -250,9 +276,16 @@ class _Planner:
             pass  # snapshots do not enter it: another file system, or castore's own
         elif entry.is_dir:
             if not self._is_as_scanned(fd, found, at):
-                below = os.open(entry.name, OPEN_DIRECTORY, dir_fd=fd)
+                try:
+                    below = os.open(entry.name, OPEN_DIRECTORY, dir_fd=fd)
+                except OSError as error:
+                    self._skip(path, f"cannot be read: {error.strerror}")
+                    return
                 try:
                     steps = list(self.directory(below, path, found, at))
+                except OSError as error:
+                    self._skip(path, f"cannot be read: {error.strerror}")
+                    return
                 finally:
                     os.close(below)
                 if steps and path in self._mounts:
@@ -349,7 +382,7 @@ class InPlace:
     def problems(self) -> list[tuple[bytes, str]]:
         """(path, reason) of what could not be made as it was stored."""
         report = self._writer.report
-        return [*report.damaged, *report.warnings]
+        return [*self._plan.skipped, *report.damaged, *report.warnings]
 
     def apply(self) -> None:
         """Do all steps. Raises CastoreError, DamageError; the caller then calls `undo`."""

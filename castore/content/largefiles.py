@@ -98,22 +98,25 @@ def find_chunks(store: Store, fd: int, wanted: set[RecordId]) -> dict[RecordId, 
     They are looked for where castore would cut it, by their ids: what is found is what it is.
     """
     found: dict[RecordId, int] = {}
-    with mmap.mmap(-1, _WINDOW + store.cutter.max) as window, memoryview(window) as view:
-        start = length = 0
-        final = False
-        while not final:
-            count = os.preadv(fd, [view[length:]], start + length)
-            length += count
-            final = count == 0
-            at = 0
-            for end in store.cutter.scan(window, 0, length, final=final):
-                chunk = store.chunk_id(view[at:end])
-                if chunk in wanted:
-                    found.setdefault(chunk, start + at)
-                at = end
-            view[: length - at] = view[at:length]
-            start += at
-            length -= at
+    # Not closed here: frames of an exception, such as an interrupt, still hold views of the window, and
+    # closing it would then raise BufferError in place of that exception.
+    window = mmap.mmap(-1, _WINDOW + store.cutter.max)
+    view = memoryview(window)
+    start = length = 0
+    final = False
+    while not final:
+        count = os.preadv(fd, [view[length:]], start + length)
+        length += count
+        final = count == 0
+        at = 0
+        for end in store.cutter.scan(window, 0, length, final=final):
+            chunk = store.chunk_id(view[at:end])
+            if chunk in wanted:
+                found.setdefault(chunk, start + at)
+            at = end
+        view[: length - at] = view[at:length]
+        start += at
+        length -= at
     return found
 
 

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from castore.content.inplace import Comparison, InPlace, plan_tree
 from castore.content.streams import StreamReader
-from castore.errors import UsageError
+from castore.errors import StoppedError, UsageError
 from castore.model.generation import Origin, decode_details
+from castore.services.interrupts import Shield
 from castore.services.restoring import child_of
 from castore.services.snapshot import last_scan, left_out, rules_of
+from castore.services.unread import unread_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from castore.content.attributes import Ownership
     from castore.content.inplace import TreePlan
@@ -50,12 +52,19 @@ def plan_in_place(
         below = os.fsencode(selection.path).strip(b"/")
         with last_scan(store, generation.service, part.name, top, rules) as scan:
             seen = None if below else scan
-            comparison = Comparison(checksum=checksum, rules=rules, below=below, scan=seen)
+            unread = unread_paths(reader, generation, part.name, selection.path)
+            comparison = Comparison(
+                checksum=checksum, rules=rules, unread=unread, below=below, scan=seen
+            )
             return plan_tree(reader, child, top, ownership, comparison)
 
 
 def restore_in_place(
-    store: Store, plan: TreePlan, ownership: Ownership, tally: Tally
+    store: Store,
+    plan: TreePlan,
+    ownership: Ownership,
+    tally: Tally,
+    say: Callable[[str], None] = lambda _text: None,
 ) -> list[tuple[bytes, str]]:
     """Carry a plan out, or put all back as it was and raise; return what could not be made right.
 
@@ -65,9 +74,25 @@ def restore_in_place(
         tree = InPlace(reader, plan, ownership, tally)
         try:
             tree.apply()
-        except BaseException:
-            tree.undo()
+        except BaseException as error:
+            _revert(tree, plan.top, error)
             raise
-        problems = tree.problems
-        tree.keep()
-    return problems
+        try:
+            with Shield(lambda: say("all is restored, and what it replaced is being removed")):
+                tree.keep()
+        except KeyboardInterrupt:
+            raise StoppedError(
+                f"all is restored; removing what it replaced was interrupted: castore recover {plan.top}"
+            ) from None
+        # Read after the cleanup, which adds what it could not remove.
+        return tree.problems
+
+
+def _revert(tree: InPlace, top: str, cause: BaseException) -> None:
+    try:
+        with Shield(lambda: None):
+            tree.undo()
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"reverting {top} was interrupted, too: first castore recover {top}"
+        ) from cause

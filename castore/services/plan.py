@@ -26,6 +26,7 @@ from castore.services.snapshot import (
     taker_of,
 )
 from castore.services.transaction import refuse_without_folder
+from castore.services.unread import unread_paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,7 +183,10 @@ def plan_live_tree(
         return TreePlan(live, (Step("create", (), open_top(reader, part.content)),), {})
     rules = rules_of(found, left_out(store, leave_out))
     with last_scan(store, target.service, part.name, live, rules) as scan:
-        comparison = Comparison(_changed(reader, safety, part), rules=rules, apart=apart, scan=scan)
+        unread = unread_paths(reader, target, part.name) | unread_paths(reader, safety, part.name)
+        comparison = Comparison(
+            _changed(reader, safety, part), rules=rules, apart=apart, unread=unread, scan=scan
+        )
         return plan_tree(reader, open_top(reader, part.content), live, ownership, comparison)
 
 

@@ -9,6 +9,7 @@ killed before the end is undone, and behind that point finished, by this process
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -273,6 +274,12 @@ class _Transaction:
 
     def run(self) -> None:
         """Do it all, or take it back and raise."""
+        with ExitStack() as shielded:
+            self._swap_all(shielded)
+            self._complete()
+
+    def _swap_all(self, shielded: ExitStack) -> None:
+        """Swap all parts, or revert them and raise; from the end on, an interrupt is deferred."""
         journal = self._journal
         self._save()
         try:
@@ -294,6 +301,8 @@ class _Transaction:
                 change.switch()
             self.changed = tuple(changed)
             self._start()
+            # An interrupt from here on would leave a rollback that is done but looks interrupted.
+            shielded.enter_context(Shield(self._defer))
             journal.phase = "done"
             self._save()
         except BaseException as error:
@@ -303,10 +312,25 @@ class _Transaction:
                 self._save()
             self._take_back(error)
             raise
-        remember(self._store, journal)
+
+    def _defer(self) -> None:
+        self._say("all is restored, and what it replaced is being removed; interrupt again to stop that")
+
+    def _complete(self) -> None:
+        """Remove what the restored parts replaced."""
+        journal = self._journal
+        try:
+            remember(self._store, journal)
+            problems = finish(self._store, journal, self._changes)
+        except KeyboardInterrupt:
+            raise StoppedError(
+                "all is restored; removing what it replaced was interrupted: "
+                f"castore recover {journal.service}"
+            ) from None
+        # Read after the cleanup, which adds what it could not remove.
         for part, change in zip(journal.parts, self._changes, strict=True):
             self.problems += [(part.name, path, reason) for path, reason in change.problems]
-        self.problems += finish(self._store, journal, self._changes)
+        self.problems += problems
 
     def _save(self) -> None:
         write_journal(self._store, self._journal)

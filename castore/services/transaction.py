@@ -163,7 +163,6 @@ class TreeChange(Change):
                 raise CastoreError(f"cannot make {self._path}: {error.strerror}") from error
         self._work = InPlace(self._reader, self._plan(), self._ownership, self._tally, self._service)
         self._work.apply()
-        self.problems = self._work.problems
 
     def undo(self) -> None:
         """Put the live state back."""
@@ -177,6 +176,8 @@ class TreeChange(Change):
         if self._work is not None:
             work, self._work = self._work, None
             work.keep()
+            # Not before: what cannot be removed is found here.
+            self.problems = work.problems
 
 
 class _LeftTree(Change):

@@ -1,0 +1,135 @@
+"""A restore in place deletes nothing that no snapshot could read, and leaves no dead end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture
+def store(castore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line, with a store."""
+    monkeypatch.setenv("CASTORE_STORE", str(tmp_path / "store"))
+    castore("init", tmp_path / "store")
+    return castore
+
+
+_LIMITED = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+
+
+def limited(*words: object, expect: int) -> str:
+    """Run castore without root's right to read everything; return its standard error."""
+    prefix = _LIMITED if os.geteuid() == 0 else []
+    command = [*prefix, sys.executable, "-m", "castore", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == expect, done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def tree(store: Run, tmp_path: Path) -> Iterator[Path]:
+    """A tree with a file and a directory that the user who snapshots cannot read."""
+    top = tmp_path / "live"
+    (top / "closed").mkdir(parents=True)
+    (top / "closed" / "inner").write_text("only here")
+    (top / "open").mkdir()
+    (top / "open" / "secret").write_text("only here, too")
+    (top / "plain").write_text("old")
+    (top / "open" / "secret").chmod(0)
+    (top / "closed").chmod(0)
+    yield top
+    (top / "closed").chmod(0o700)
+
+
+def check_kept(tree: Path) -> None:
+    """Check that what could not be read is still there."""
+    (tree / "closed").chmod(0o700)
+    (tree / "open" / "secret").chmod(0o600)
+    assert (tree / "closed" / "inner").read_text() == "only here"
+    assert (tree / "open" / "secret").read_text() == "only here, too"
+
+
+def test_rollback_keeps_what_its_target_could_not_read(tree: Path) -> None:
+    limited("snapshot", "s", "--tree", f"t={tree}", "--revision", "r1", expect=3)
+    (tree / "plain").write_text("new and longer")
+    errors = limited("rollback", "s", "--to", "r1", expect=3)
+    assert (tree / "plain").read_text() == "old"
+    assert "closed" in errors
+    check_kept(tree)
+
+
+def test_rollback_keeps_what_its_pre_rollback_generation_could_not_read(tree: Path) -> None:
+    (tree / "closed").chmod(0o700)
+    (tree / "closed").rename(tree / "moved")
+    (tree / "open").rename(tree.parent / "open")
+    limited("snapshot", "s", "--tree", f"t={tree}", "--revision", "r1", expect=0)
+    (tree / "moved").rename(tree / "closed")
+    (tree.parent / "open").rename(tree / "open")
+    (tree / "closed").chmod(0)
+    limited("rollback", "s", "--to", "r1", expect=3)
+    assert (tree / "moved" / "inner").read_text() == "only here"
+    check_kept(tree)
+
+
+def test_restore_in_place_leaves_what_it_cannot_read(tree: Path) -> None:
+    (tree / "closed").chmod(0o700)
+    limited("snapshot", "s", "--tree", f"t={tree}", "--revision", "r1", expect=3)
+    (tree / "closed").chmod(0)
+    (tree / "plain").write_text("new and longer")
+    limited("restore", "--in-place", "s@r1:t", tree, expect=3)
+    assert (tree / "plain").read_text() == "old"
+    check_kept(tree)
+
+
+def test_a_tree_of_1200_levels_is_compared_and_rolled_back(store: Run, tmp_path: Path) -> None:
+    top = tmp_path / "deep"
+    top.mkdir()
+    fd = os.open(top, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    file = os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=fd)
+    os.write(file, b"old")
+    store("snapshot", "s", "--tree", f"t={top}", "--revision", "r1")
+    os.write(file, b" and new")
+    os.close(file)
+    store("snapshot", "s", "--tree", f"t={top}", "--revision", "r2")
+    assert "f" in store("diff", "s@r1", "s@r2").stdout
+    store("ls", "-R", "s@r1:t")
+    store("restore", "s@r1:t", tmp_path / "copy")
+    store("rollback", "s", "--to", "r1")
+    assert os.stat("f", dir_fd=fd).st_size == 3
+    os.close(fd)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+def test_an_interrupted_rollback_of_a_large_file_leaves_no_dead_end(
+    store: Run, tmp_path: Path, share: float
+) -> None:
+    top = tmp_path / "live"
+    top.mkdir()
+    (top / "large").write_bytes(os.urandom(48 << 20))
+    store("snapshot", "s", "--tree", f"t={top}", "--revision", "r1")
+    with (top / "large").open("r+b") as file:
+        file.write(os.urandom(1 << 20))
+    command = [sys.executable, "-m", "castore", "rollback", "s", "--to", "r1"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(share)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    # -SIGINT: it came while the interpreter ended; a shell shows 130.
+    assert running.returncode in {0, 130, -signal.SIGINT}, errors
+    assert "mistake" not in errors
+    assert "Traceback" not in errors
+    store("rollback", "s", "--to", "r1")
