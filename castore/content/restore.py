@@ -390,11 +390,21 @@ def open_destination(path: str | bytes) -> int:
     """Open the directory to restore into, which must be new or empty; make it if it is not there."""
     shown = os.fsdecode(path)
     try:
+        made = not os.path.lexists(path)
         os.makedirs(path, mode=0o700, exist_ok=True)
+        if made:
+            # A default ACL of the parent is the parent's, not the restored directory's.
+            parent, name = os.path.split(os.path.abspath(os.fsencode(path)))
+            above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                drop_inherited(above, name)
+            finally:
+                os.close(above)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"cannot restore into {shown}: {error.strerror}") from None
-    if os.listdir(fd):
+    # A new file system has a lost+found, which belongs to it and not to a user.
+    if set(os.listdir(fd)) - {"lost+found"}:
         os.close(fd)
         raise UsageError(f"{shown} is not empty; restore into a new or an empty directory")
     return fd

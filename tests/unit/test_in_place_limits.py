@@ -90,9 +90,16 @@ def test_restore_in_place_leaves_what_it_cannot_read(tree: Path) -> None:
     check_kept(tree)
 
 
-def test_a_tree_of_1200_levels_is_compared_and_rolled_back(store: Run, tmp_path: Path) -> None:
-    top = tmp_path / "deep"
-    top.mkdir()
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A directory for a deep tree, which pytest itself could not remove."""
+    (tmp_path / "deep").mkdir()
+    yield tmp_path / "deep"
+    subprocess.run(["rm", "-rf", tmp_path / "deep", tmp_path / "copy"], check=True)
+
+
+def test_a_tree_of_1200_levels_is_compared_and_rolled_back(store: Run, tmp_path: Path, deep: Path) -> None:
+    top = deep
     fd = os.open(top, os.O_RDONLY)
     for _ in range(1200):
         os.mkdir("d", dir_fd=fd)
@@ -133,3 +140,12 @@ def test_an_interrupted_rollback_of_a_large_file_leaves_no_dead_end(
     assert "mistake" not in errors
     assert "Traceback" not in errors
     store("rollback", "s", "--to", "r1")
+
+
+def test_a_file_system_with_only_lost_and_found_counts_as_empty(store: Run, tmp_path: Path) -> None:
+    (tmp_path / "live").mkdir()
+    (tmp_path / "live" / "file").write_text("x")
+    store("snapshot", "s", "--tree", f"t={tmp_path / 'live'}")
+    (tmp_path / "new" / "lost+found").mkdir(parents=True)
+    store("restore", "s@latest:t", tmp_path / "new")
+    assert (tmp_path / "new" / "file").read_text() == "x"
