@@ -10,6 +10,7 @@ from castore.services.events import event
 from castore.services.retention import judge
 from castore.services.transaction import refuse_interrupted
 from castore.upkeep.compact import compact
+from castore.upkeep.trim import trim_base_cache
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -58,7 +59,7 @@ def prune(
                 refuse_interrupted(store, service)
                 verdicts = judged(store, service, settings, time.time_ns())
                 let_go = [verdict.generation for verdict in verdicts if not verdict.rules]
-                forget(store, service, let_go)
+                _forget(store, service, let_go)
         except (BusyError, NotIntactError) as error:
             busy.append(str(error))
             continue
@@ -70,6 +71,7 @@ def give_back(store: Store, tally: Tally, *, grace: float, **limits: Unpack[Limi
     """Give back the space that no generation needs. Takes and raises what `compact` does."""
     with event(store, "compact", "") as note:
         done = compact(store, tally, grace=grace, **limits)
+        trim_base_cache(store)
         note.text = (
             f"{done.removed} packs, {done.removed_bytes} bytes removed; {done.written_bytes} written anew"
         )
@@ -77,10 +79,15 @@ def give_back(store: Store, tally: Tally, *, grace: float, **limits: Unpack[Limi
 
 
 def forget(store: Store, service: str, generations: Collection[Generation]) -> None:
-    """Remove generations of a service for good; the caller holds its lock.
+    """Remove generations of a service for good, from the base cache, too; the caller holds its lock.
 
     Raises UsageError if one of them is pinned, and then removes none; StorageError.
     """
+    _forget(store, service, generations)
+    trim_base_cache(store)
+
+
+def _forget(store: Store, service: str, generations: Collection[Generation]) -> None:
     if not generations:
         return
     pinned = store.pins(service)

@@ -9,19 +9,20 @@ here *must* verify what it stands for by its chunk id; then what is lost is spac
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import struct
 import threading
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from castore.model.refs import PackId
 from castore.store.places import make_private_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from castore.model.refs import PackId
+    from collections.abc import Callable, Iterator, Mapping
 
 _HEADER: Final = struct.Struct("<8sHHxxxxQ")
 """Magic, version, bytes that sealing adds to a frame, when it was made (seconds since 1970).
@@ -33,6 +34,7 @@ _VERSION: Final = 1
 _BUFFER: Final = 1 << 20
 _OPEN_FILES: Final = 64
 _UNFINISHED: Final = ".part"
+_NAME: Final = re.compile("[0-9a-f]{64}")
 _OTHERS_SECONDS: Final = 86400
 """A younger file may be of a snapshot under way, of another service, whose generation is still to come."""
 _MAX_AGE_SECONDS: Final = 90 * 86400
@@ -128,6 +130,8 @@ class ReferenceCache:
         self.limit = limit
         self._lock = threading.Lock()
         self._open: OrderedDict[PackId, tuple[int, int]] = OrderedDict()
+        self._adding = -1
+        """A shared lock, held while files are added whose generation is still to come."""
 
     def create(self, overhead: int) -> ReferenceWriter | None:
         """Begin a reference file; None if there is no room for more, or it is switched off.
@@ -138,6 +142,7 @@ class ReferenceCache:
             return None
         with contextlib.suppress(Exception):
             make_private_directory(self._folder)
+            self._hold_shared()
         if self.size() >= self._bound():
             return None
         name = os.urandom(16).hex() + _UNFINISHED
@@ -184,9 +189,58 @@ class ReferenceCache:
                     os.unlink(os.path.join(self._folder, name))
         self.close()
 
+    def packs(self) -> list[PackId]:
+        """Return the packs of which it has files."""
+        return [PackId(bytes.fromhex(name)) for name, _, _ in self._files() if _NAME.fullmatch(name)]
+
+    @contextlib.contextmanager
+    def trimming(self) -> Iterator[Callable[[PackId, list[tuple[int, int]]], None]]:
+        """Give a function that keeps, of a pack's file, the records at (offset, sealed length) only.
+
+        With none, the file is removed. While a snapshot is adding files, younger ones stay as they are.
+        """
+        self.close()
+        lock = -1
+        alone = False
+        with contextlib.suppress(OSError):
+            lock = os.open(f"{self._folder}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+
+        def trim(pack: PackId, records: list[tuple[int, int]]) -> None:
+            path = self.path_of(pack)
+            with contextlib.suppress(OSError):
+                if alone or time.time() - os.stat(path).st_mtime > _OTHERS_SECONDS:
+                    if records:
+                        _copy_records(path, records)
+                    else:
+                        os.unlink(path)
+
+        try:
+            if alone:
+                # No snapshot is under way: one that was killed left these.
+                for name, _, _ in self._files():
+                    if name.endswith(_UNFINISHED):
+                        with contextlib.suppress(OSError):
+                            os.unlink(os.path.join(self._folder, name))
+            yield trim
+        finally:
+            if lock >= 0:
+                os.close(lock)
+
+    def _hold_shared(self) -> None:
+        with self._lock:
+            if self._adding < 0:
+                path = f"{self._folder}.lock"
+                self._adding = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._adding, fcntl.LOCK_SH)
+
     def close(self) -> None:
         """Close its files; they are opened again when they are needed."""
         with self._lock:
+            if self._adding >= 0:
+                os.close(self._adding)
+                self._adding = -1
             while self._open:
                 self._close_oldest()
 
@@ -234,6 +288,36 @@ class ReferenceCache:
         _, (descriptor, _) = self._open.popitem(last=False)
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _copy_records(path: str, records: list[tuple[int, int]]) -> None:
+    """Write a file again with these records only, and holes elsewhere. Raises OSError."""
+    part = f"{path}{_UNFINISHED}"
+    with open(path, "rb") as old:
+        status = os.fstat(old.fileno())
+        header = os.pread(old.fileno(), _HEADER.size, 0)
+        if len(header) < _HEADER.size:
+            os.unlink(path)
+            return
+        overhead = _HEADER.unpack(header)[2]
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            with open(os.open(part, flags, 0o600), "wb") as new:
+                new.write(header)
+                for offset, length in records:
+                    frame = os.pread(old.fileno(), length - overhead, offset)
+                    # What was a hole stays one: a record may never have been kept.
+                    if frame.strip(b"\0"):
+                        new.seek(offset)
+                        new.write(frame)
+            os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.rename(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
 
 
 def _pread(descriptor: int, offset: int, length: int) -> bytes | None:

@@ -1,0 +1,90 @@
+"""The base cache holds what the last generation of each service needs, and nothing that was forgotten."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import castore
+from castore.kernel.marks import Marks
+from castore.services.pruning import forget, give_back
+from castore.store.graph import Walk, mark, roots_of
+from castore.store.pack import CHUNK
+from tests.support.stores import Lab
+
+
+def size(lab: Lab) -> int:
+    return sum(path.stat().st_blocks * 512 for path in Path(lab.places.cache).glob("*/*/reference/*"))
+
+
+def take(lab: Lab, data: bytes, service: str = "web"):
+    (lab.folder / "dump").write_bytes(data)
+    return lab.snapshot(service, {"d": castore.FileSource(str(lab.folder / "dump"))})
+
+
+def needed(store, service: str) -> int:
+    """Return the bytes of the records that the last generation needs, bases included."""
+    marks = Marks()
+    mark(Walk(store), roots_of(store.newest(service)), marks)
+    store.index.mark_bases(marks)
+    entries = (entry for pack, _ in store.packs() for entry in store.pack_entries(pack))
+    return sum({entry.id: entry.sealed_length for entry in entries if entry.kind == CHUNK and entry.id in marks}.values())
+
+
+def test_forty_nights_with_forget_and_compact_leave_a_small_cache(tmp_path):
+    lab = Lab(tmp_path)
+    random_bytes = random.Random(1)
+    data = bytearray(random_bytes.randbytes(2_000_000))
+    take(lab, bytes(data))
+    stored = []
+    for night in range(2, 45):
+        for _ in range(20):
+            at = random_bytes.randrange(len(data) - 2000)
+            data[at : at + 2000] = random_bytes.randbytes(2000)
+        stored.append(take(lab, bytes(data)).parts[0].stored_bytes)
+        if night % 4 == 0:
+            with lab.open(identity=False) as store:
+                store.sync()
+                with store.lock("web"):
+                    forget(store, "web", [one for one in store.generations("web") if one.number <= night - 3])
+                give_back(store, castore.Tally(), grace=0, unfinished=0)
+                assert store.references.size() <= 1.5 * needed(store, "web")
+    assert max(stored[-8:]) < 500_000, "the bases of deltas stay"
+
+
+def test_what_was_forgotten_is_not_readable_in_the_cache(tmp_path):
+    lab = Lab(tmp_path)
+    secret = os.urandom(3000)
+    take(lab, secret + b"a" * 3000, "mail")
+    kept = os.urandom(300_000)
+    take(lab, kept + os.urandom(300_000))
+    take(lab, kept)
+    with lab.open(identity=False) as store:
+        store.sync()
+        with store.lock("mail"):
+            forget(store, "mail", store.generations("mail"))
+    files = [path.read_bytes() for path in Path(lab.places.cache).glob("*/*/reference/*")]
+    assert files
+    assert not any(secret[100:200] in one for one in files)
+    before = size(lab)
+    assert before < 450_000
+    with lab.open(identity=False) as store:
+        assert store.references.size() == before
+    assert take(lab, kept + b"x").parts[0].stored_bytes < 100_000
+
+
+def test_a_snapshot_under_way_keeps_its_files(tmp_path):
+    lab = Lab(tmp_path)
+    take(lab, os.urandom(100_000))
+    take(lab, os.urandom(100_000), "mail")
+    with lab.open(identity=False) as other, other.session():
+        writer = other.references.create(16)
+        before = size(lab)
+        with lab.open(identity=False) as store:
+            store.sync()
+            with store.lock("mail"):
+                forget(store, "mail", store.generations("mail"))
+        assert size(lab) == before
+        assert writer is not None
+        writer.abort()
