@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from typing import TYPE_CHECKING
 
 from castore.errors import (
@@ -333,14 +334,15 @@ class History(Keyed):
         """
         names = self.generation_objects(service, numbers)
         self.forgotten(service, numbers)
-        # First, so that no other machine misses them. On a full disk removal makes the room for it.
-        recorded = False
-        with contextlib.suppress(StorageError):
+        # First, so that no other machine misses them. On a full disk removal is what makes room, and what
+        # it frees is needed by compaction: other machines then report the removal as unexplained.
+        try:
             record_removal(self.storage, self.writer_key, service, numbers)
-            recorded = True
+        except StorageError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
         self.storage.delete_all(names)
-        if not recorded:
-            record_removal(self.storage, self.writer_key, service, numbers)
         self.index.remove_generations(name.partition("/")[2] for name in names)
 
     def drop(self, names: Collection[str]) -> None:
