@@ -59,6 +59,8 @@ class Master:
             forget(store, "web", [store.generation("web", 3)])
             # A machine that never saw the third gives its number again.
             os.unlink(self.lab.places.seen_of(store.store_id, store.storage.place))
+            # Nor is there a record of the removal.
+            shutil.rmtree(self.lab.store / "removals")
         self.change(4)
         self.lab.snapshot("web", self.sources())
         self.replaced = self.kept[3]
