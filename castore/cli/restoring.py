@@ -310,7 +310,9 @@ def _tree_steps(tree: TreePlan) -> dict[str, Any]:
         {"action": step.action, "path": text.printable(b"/".join(step.path) or b".")}
         for step in tree.steps
     ]
-    return {"path": tree.top, "bytes": sum(step.size for step in tree.steps), "steps": steps}
+    skipped = [[text.printable(path), reason] for path, reason in tree.skipped]
+    size = sum(step.size for step in tree.steps)
+    return {"path": tree.top, "bytes": size, "steps": steps, "skipped": skipped}
 
 
 def _print_steps(tree: dict[str, Any]) -> None:
@@ -319,6 +321,8 @@ def _print_steps(tree: dict[str, Any]) -> None:
         print(f"  {step['action']:8} {step['path']}")
     if len(tree["steps"]) > _SHOWN_STEPS:
         print(f"  and {len(tree['steps']) - _SHOWN_STEPS} more (--json lists all)")
+    for path, reason in tree["skipped"]:
+        print(f"  {path}: {reason}")
 
 
 def _print_plan(
