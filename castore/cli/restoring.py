@@ -216,7 +216,7 @@ def rollback(
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.plan import plan_rollback
-    from castore.services.rollback import check_plan, roll_back
+    from castore.services.rollback import check_plan, missing_folders, roll_back
     from castore.services.select import find, undo_of
 
     if (selector is None) == (not undo):
@@ -229,9 +229,12 @@ def rollback(
         if dry_run:
             plan = plan_rollback(store, target, origins, ownership, leave_out=own_folders())
             check_plan(plan, origins, with_safety=not no_safety)
+            for folder in missing_folders(plan, origins):
+                shown = text.printable(os.fsencode(folder))
+                click.echo(f"castore: would make the directory {shown}", err=True)
             _print_plan(plan, context.service_settings(service), as_json, safety=not no_safety)
             return
-        revision = context.present_revision(service) or store.live_revision(service) or ""
+        revision = _revision_if_known(context, service) or store.live_revision(service) or ""
         with store.lock(service), watching() as progress:
             tally = Tally()
             done = roll_back(
@@ -263,10 +266,22 @@ def rollback(
     )
 
 
+def _revision_if_known(context: Common, service: str, *, quiet: bool = False) -> str | None:
+    """Return the configured revision; None, with a warning, where what names it does not exist (yet)."""
+    from castore.errors import ProgramError, UsageError
+
+    try:
+        return context.present_revision(service)
+    except (ProgramError, UsageError) as error:
+        if not quiet:
+            click.echo(f"castore: the configured revision of {service} is not known: {error}", err=True)
+        return None
+
+
 def _tell_follow(context: Common, service: str, target: Generation) -> None:
     """Say that the next `follow` takes this roll-back for a state that is left behind."""
     settings = context.service_settings(service)
-    now = context.present_revision(service)
+    now = _revision_if_known(context, service, quiet=True)
     if settings is not None and settings.follow == "restore" and now and now != target.revision:
         click.echo(
             f"castore: the present revision is {now}, and the state is of another now: the next 'castore "

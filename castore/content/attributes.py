@@ -40,9 +40,15 @@ class Ownership:
         if self.numeric:
             return entry.uid, entry.gid
         user, group = owners.users.get(entry.uid), owners.groups.get(entry.gid)
-        uid = _uid(user) if user else None
-        gid = _gid(group) if group else None
-        return (entry.uid if uid is None else uid), (entry.gid if gid is None else gid)
+        return self.of_names(entry.uid, entry.gid, user, group)
+
+    def of_names(self, uid: int, gid: int, user: str | None, group: str | None) -> tuple[int, int]:
+        """Return the (uid, gid) here of stored ids and their stored names."""
+        if self.numeric:
+            return uid, gid
+        user_here = _uid(user) if user else None
+        group_here = _gid(group) if group else None
+        return (uid if user_here is None else user_here), (gid if group_here is None else group_here)
 
 
 @lru_cache(maxsize=4096)

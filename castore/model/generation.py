@@ -103,6 +103,18 @@ class Generation(msgspec.Struct, frozen=True):
         return next((part for part in self.parts if part.name == name), None)
 
 
+class FileOwner(msgspec.Struct, frozen=True, array_like=True):
+    """The owner and mode of a directory above a part, or of the file that a part is."""
+
+    path: bytes
+    mode: int
+    uid: int
+    gid: int
+    user: str = ""
+    """Empty: the machine had no name for the id."""
+    group: str = ""
+
+
 class Origin(msgspec.Struct, frozen=True):
     """Where a part came from, so that a roll-back can put it back."""
 
@@ -120,6 +132,10 @@ class Origin(msgspec.Struct, frozen=True):
     """What castore.toml names as its engine; empty for a tree, and what older castores took."""
     settings: dict[str, Any] = {}
     """Its keys there: where the database is, never a password."""
+    above: tuple[FileOwner, ...] = ()
+    """The directories above a tree or file, the topmost first: a new machine does not have them."""
+    file: FileOwner | None = None
+    """The file that a part of the engines file and sqlite is."""
     made_by: str = ""
     """What made the dump, with its version."""
 

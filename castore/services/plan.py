@@ -128,7 +128,8 @@ def plan_rollback(
                 found = origins.get(part.name, Origin())
                 others = [path for name, paths in lies.items() if name != part.name for path in paths]
                 above = [path for name, (path,) in tops.items() if name != part.name]
-                if found.path and not any(below(path, [os.fsdecode(found.path)]) for path in above):
+                inside = any(below(path, [os.fsdecode(found.path)]) for path in above)
+                if found.path and not found.above and not inside:
                     refuse_without_folder(os.fsdecode(found.path))
                 given = (store, reader, target, part, found, ownership, None, leave_out)
                 trees[part.name] = plan_live_tree(*given, below(os.fsdecode(found.path), others))

@@ -15,8 +15,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from castore.content.streams import StreamReader
-from castore.errors import NotIntactError, StoppedError
+from castore.errors import CastoreError, NotIntactError, StoppedError
 from castore.model.generation import Origin
+from castore.services import folders
 from castore.services.config import Service
 from castore.services.engines.contract import SWITCHING, Memo, settings_of
 from castore.services.events import event
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
     from castore.content.attributes import Ownership
     from castore.content.inplace import TreePlan
-    from castore.model.generation import Generation, Part
+    from castore.model.generation import FileOwner, Generation, Part
     from castore.model.tally import Tally
     from castore.store import Store
 
@@ -127,6 +128,7 @@ def _roll_back(
     # Before anything is touched: every part has a place to go to.
     plan = plan_rollback(store, target, origins, ownership, leave_out=leave_out)
     check_plan(plan, origins, with_safety=with_safety)
+    folders.make_missing(_wanted(plan, origins), ownership, say)
     for dump in plan.dumps:
         if dump.warning:
             say(f"{dump.part.name}: {dump.warning}")
@@ -169,10 +171,21 @@ def _roll_back(
     return RolledBack(target, work.safety, work.problems, work.changed)
 
 
+def _wanted(plan: RollbackPlan, origins: dict[str, Origin]) -> list[Origin]:
+    return [origins[part.name] for part in plan.target.parts if part.name in origins]
+
+
+def missing_folders(plan: RollbackPlan, origins: dict[str, Origin]) -> list[str]:
+    """Return the directories above parts that a rollback makes first."""
+    return [os.fsdecode(one.path) for one in folders.missing(_wanted(plan, origins))]
+
+
 def check_plan(plan: RollbackPlan, origins: dict[str, Origin], *, with_safety: bool) -> None:
     """Raise CastoreError where a rollback would be refused before it touches anything."""
     for dump in plan.dumps:
-        dump.source.engine.ready()
+        # A file whose directory is missing is ready as soon as that is made.
+        if not folders.missing([origins.get(dump.part.name, Origin())]):
+            dump.source.engine.ready()
     if with_safety:
         present_sources(plan, origins)
 
@@ -237,7 +250,8 @@ class _Transaction:
             source = self._sources[part.name]
             journal = self._journal_of(part.name, source)
             contents = contents_of(self._reader, part, lambda: self.safety)
-            self._add(EngineChange(source, journal.memo, contents), journal, source.engine.beside)
+            own = partial(self._own, found.file, ownership)
+            self._add(EngineChange(source, journal.memo, contents, own), journal, source.engine.beside)
         # What is going to be gone.
         for removal in self._removals:
             if not removal.there:
@@ -251,6 +265,14 @@ class _Transaction:
             change = EngineRemoval(removal.source, journal.memo, contents)
             self._add(change, journal, removal.source.engine.beside)
         refuse_same(self._lies)
+
+    @staticmethod
+    def _own(file: FileOwner | None, ownership: Ownership, path: str) -> None:
+        if file is not None:
+            try:
+                folders.give(path, file, ownership)
+            except OSError as error:
+                raise CastoreError(f"cannot set the recorded owner and mode of {path}: {error}") from error
 
     @staticmethod
     def _journal_of(name: str, source: EngineSource) -> PartJournal:
@@ -283,8 +305,10 @@ class _Transaction:
         journal = self._journal
         self._save()
         try:
-            for change in self._changes:
+            for part, change in zip(journal.parts, self._changes, strict=True):
                 change.stage()
+                for line in filter(None, part.memo.get("made", "").split("\n")):
+                    self._say(f"{part.name}: {line}")
             self._stop()
             memos = {part.name: part.memo for part in journal.parts if part.engine}
             self.safety = self._keep(memos, self._made)

@@ -29,6 +29,7 @@ from castore.services.engines.command import Command
 from castore.services.engines.contract import settings_of
 from castore.services.engines.file import File
 from castore.services.events import event
+from castore.services.folders import above, owner_of, path_of
 from castore.services.process import enlarge_pipe
 from castore.store.condemned import FOLDER as CONDEMNED
 from castore.store.graph import is_whole, roots_of
@@ -400,7 +401,9 @@ def origin(source: Source) -> Origin:
 def _dated(origin: Origin, source: Source) -> Origin:
     """Return where a part came from, with what made it."""
     version = source.engine.version() if isinstance(source, EngineSource) else ""
-    return msgspec.structs.replace(origin, made_by=version)
+    path = path_of(origin)
+    file = owner_of(path) if path and not isinstance(source, TreeSource) else None
+    return msgspec.structs.replace(origin, made_by=version, above=above(path), file=file)
 
 
 def unrestorable(sources: dict[str, Source]) -> list[str]:
@@ -423,8 +426,10 @@ def merged_origins(
     """Return where parts belong: as recorded, but castore.toml knows better; what made them is recorded."""
     found = dict(recorded)
     for name, one in configured.items():
-        made_by = recorded[name].made_by if name in recorded else ""
-        found[name] = msgspec.structs.replace(one, made_by=made_by)
+        before = recorded.get(name, Origin())
+        found[name] = msgspec.structs.replace(one, made_by=before.made_by)
+        if path_of(before) == path_of(one):
+            found[name] = msgspec.structs.replace(found[name], above=before.above, file=before.file)
     return found
 
 

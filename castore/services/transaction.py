@@ -108,8 +108,16 @@ class Change:
 class EngineChange(Change):
     """A dump that an engine puts back."""
 
-    def __init__(self, source: EngineSource, memo: Memo, contents: Contents) -> None:
+    def __init__(
+        self,
+        source: EngineSource,
+        memo: Memo,
+        contents: Contents,
+        own: Callable[[str], None] = lambda _path: None,
+    ) -> None:
+        """own: gives a staged file that replaces nothing its recorded owner and mode."""
         self.problems = []
+        self._own = own
         self._engine = source.engine
         self._memo = memo
         self._contents = contents
@@ -117,6 +125,9 @@ class EngineChange(Change):
     def stage(self) -> None:
         """Make what can be made beside the live state."""
         self._engine.stage(self._memo, self._contents)
+        new = self._memo.get("new", "")
+        if self._memo.get(_EXISTED) == "" and os.path.isfile(new):
+            self._own(new)
 
     def switch(self) -> None:
         """Let it take its place."""

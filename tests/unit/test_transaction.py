@@ -328,25 +328,30 @@ def test_a_tree_that_a_killed_roll_back_made_again_is_gone_again(machine: Machin
     assert not (machine.top / "t").exists()
 
 
-def test_a_tree_whose_folder_is_gone_says_what_to_do_before_anything_is_done(machine: Machine) -> None:
+def test_directories_above_parts_are_made_with_their_owners_and_modes(machine: Machine) -> None:
     machine.toml(
         '[service.app]\nstop = ["touch", "TOP/stopped"]\n[service.app.parts.t]\nengine = "tree"\npath = "TOP/p/t"\n'
         '[service.app.parts.s]\nengine = "file"\npath = "TOP/q/s"\n'
     )
     machine.write("p/t/f", "one")
     machine.write("q/s", "one")
+    for name, mode in (("p", 0o751), ("q", 0o751), ("q/s", 0o640)):
+        if os.geteuid() == 0:
+            os.chown(machine.top / name, 12, 12)
+        (machine.top / name).chmod(mode)
     machine.run("snapshot", "app", "--revision", "r1")
     shutil.rmtree(machine.top / "p")
-    failed = machine.run("rollback", "app", "--to", "r1", expect=1)
-    assert f"there is no folder {machine.top}/p " in failed.stderr
-    assert "make it" in failed.stderr
-    (machine.top / "p").mkdir()
     shutil.rmtree(machine.top / "q")
-    failed = machine.run("rollback", "app", "--to", "r1", expect=1)
-    assert f"there is no folder {machine.top}/q " in failed.stderr
-    assert not (machine.top / "stopped").exists()
-    (machine.top / "q").mkdir()
-    machine.run("rollback", "app", "--to", "r1")
+    planned = machine.run("rollback", "app", "--to", "r1", "--dry-run")
+    assert f"would make the directory {machine.top}/p" in planned.stderr
+    assert not (machine.top / "p").exists()
+    done = machine.run("rollback", "app", "--to", "r1")
+    for name in ("p", "q"):
+        assert f"made the directory {machine.top}/{name}" in done.stderr
+        assert (machine.top / name).stat().st_mode & 0o7777 == 0o751
+    assert (machine.top / "q/s").stat().st_mode & 0o7777 == 0o640
+    if os.geteuid() == 0:
+        assert [(machine.top / one).stat().st_uid for one in ("p", "q/s")] == [12, 12]
     assert (machine.read("p/t/f"), machine.read("q/s")) == ("one", "one")
 
 

@@ -156,6 +156,10 @@ class MariaDB(Engine, frozen=True):
             run = [*argv, "--batch", f"--database={database}"]
             feed(run, script, timeout=self.timeout, only=plain, kept=kept)
 
+    def there(self) -> bool:
+        """Whether the server has this database."""
+        return self._has(self.database)
+
     def check(self) -> None:
         """Connect to the database."""
         self._program(0)

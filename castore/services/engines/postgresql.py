@@ -32,6 +32,7 @@ from castore.services.engines.postgresql_sql import (
     adornments,
     creation,
     dbname_argument,
+    missing_roles,
     plain,
     quoted_name,
     quoted_text,
@@ -169,6 +170,13 @@ class PostgreSQL(Engine, frozen=True):
         out = output_of(argv, env=self._env(), timeout=self.timeout, given=sql.encode(), only=only)
         return [record.strip("\n") for record in out.decode().split("\0") if record.strip("\n")]
 
+    def there(self) -> bool:
+        """Whether the server has this database."""
+        if not self.database:
+            return True
+        sql = "SELECT 1 FROM pg_database WHERE datname = :'live';"
+        return bool(self._query(sql, {"live": self.database}))
+
     def check(self) -> None:
         """Connect to the database."""
         self._program("pg_dump")
@@ -232,6 +240,12 @@ class PostgreSQL(Engine, frozen=True):
         # An older castore did not record what the database was: then it is as the live one.
         was = introduction_of(contents.target()) or self._properties()
         version = int(self._query("SHOW server_version_num;")[0])
+        if was is not None:
+            made = []
+            for role, sql in missing_roles(was, set(self._query("SELECT rolname FROM pg_roles;"))):
+                self._query(sql + ";")
+                made.append(f"made the role {role}, without a password: set one if it logs in with one")
+            memo["made"] = "\n".join(made)
         self._query(creation(new, was, version) + ";")
         # Not as one transaction: where there are large objects, pg_dump brings some of its own.
         argv = [*self._psql(new), "--output=/dev/null"]

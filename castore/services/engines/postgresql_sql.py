@@ -18,7 +18,12 @@ SELECT json_build_object('row', row_to_json(d), 'owner', pg_get_userbyid(d.datdb
   'rights', (SELECT json_agg(json_build_array(g.rolname, a.privilege_type, a.is_grantable)
       ORDER BY g.rolname NULLS FIRST, a.privilege_type, a.is_grantable)
     FROM aclexplode(d.datacl) a LEFT JOIN pg_roles g ON g.oid = a.grantee
-    WHERE a.grantee = 0 OR g.rolname IS NOT NULL))
+    WHERE a.grantee = 0 OR g.rolname IS NOT NULL),
+  'roles', (SELECT json_agg(json_build_object('name', r.rolname, 'login', r.rolcanlogin,
+      'inherit', r.rolinherit, 'createdb', r.rolcreatedb, 'limit', r.rolconnlimit) ORDER BY r.rolname)
+    FROM pg_roles r WHERE r.rolname !~ '^pg_' AND (r.oid = d.datdba OR r.oid IN (SELECT refobjid
+      FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND (dbid = d.oid
+        OR (dbid = 0 AND classid = 'pg_database'::regclass AND objid = d.oid))))))
 FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace WHERE d.datname = :'live';
 """
 """What a database is beside what it holds, which pg_dump does not write."""
@@ -70,6 +75,23 @@ def creation(new: str, was: dict[str, Any] | None, version: int) -> str:
     if was["tablespace"] != "pg_default":
         sql += f" TABLESPACE {quoted_name(was['tablespace'])}"
     return sql
+
+
+def missing_roles(was: dict[str, Any], roles: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the name of each recorded role that does not exist, and the SQL that makes it.
+
+    A dump's contents may be hostile: no role becomes a superuser, may make roles or has a password.
+    """
+    for role in was.get("roles") or ():
+        if role["name"] in roles:
+            continue
+        words = [
+            "LOGIN" if role["login"] else "NOLOGIN",
+            "INHERIT" if role["inherit"] else "NOINHERIT",
+            "CREATEDB" if role["createdb"] else "NOCREATEDB",
+            f"CONNECTION LIMIT {int(role['limit'])}",
+        ]
+        yield role["name"], f"CREATE ROLE {quoted_name(role['name'])} {' '.join(words)}"
 
 
 def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
