@@ -22,8 +22,7 @@ SELECT json_build_object('row', row_to_json(d), 'owner', pg_get_userbyid(d.datdb
   'roles', (SELECT json_agg(json_build_object('name', r.rolname, 'login', r.rolcanlogin,
       'inherit', r.rolinherit, 'createdb', r.rolcreatedb, 'limit', r.rolconnlimit) ORDER BY r.rolname)
     FROM pg_roles r WHERE r.rolname !~ '^pg_' AND (r.oid = d.datdba OR r.oid IN (SELECT refobjid
-      FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND (dbid = d.oid
-        OR (dbid = 0 AND classid = 'pg_database'::regclass AND objid = d.oid))))))
+      FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND dbid = d.oid))))
 FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace WHERE d.datname = :'live';
 """
 """What a database is beside what it holds, which pg_dump does not write."""
