@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, FormatError, NotFoundError, ObjectMissingError, UsageError
 from castore.model.names import check_name
+from castore.services.dates import parse_date
 from castore.store.generations import open_generation, split_name
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _SHOWN = 5
+_MAX_DIGITS = 100
+"""Longer numbers name no generation; Python refuses to read those of thousands of digits."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def find(store: Store, service: str, selector: str) -> Generation:
         _refuse_damaged(store, service, 0)
         raise
     number = selector.removeprefix("#")
-    if not (number.isdecimal() and int(number) == found.number):
+    if number.lstrip("0") != str(found.number):
         _refuse_damaged(store, service, found.number)
     confirmed = store.confirmed(found)
     # Of another copy of the store, what the selector means may be another generation.
@@ -126,8 +129,9 @@ def _find(store: Store, service: str, selector: str) -> Generation:
     """Return the one generation of `service` that `selector` means, of those that are whole.
 
     `latest`; a number (or `#NUMBER`); a revision (or `=REVISION`) or a unique beginning of one: its
-    newest generation; a date: the newest at or before it. Safety generations, which roll-backs take,
-    are found by number only. Raises NotFoundError, UsageError if several are meant.
+    newest generation; a date or time (`dates.parse_date`): the newest at or before it; any of these with
+    `~N`: N generations earlier, of the same revision where a revision was named. Safety generations,
+    which rollbacks take, are found by number only. Raises NotFoundError, UsageError if several are meant.
     """
     quick = _found_at_once(store, service, selector)
     if quick is not None:
@@ -137,6 +141,9 @@ def _find(store: Store, service: str, selector: str) -> Generation:
         known = ", ".join(store.services()) or "none"
         raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
     regular = [generation for generation in generations if not generation.safety]
+    counted = re.fullmatch(r"(.+)~([0-9]{0,9})", selector, re.DOTALL)
+    if counted and not any(one.revision == selector.removeprefix("=") for one in regular):
+        return _earlier(store, service, counted[1], int(counted[2] or "1"))
     if selector.startswith("#"):
         return _numbered(generations, service, selector[1:])
     if selector.startswith("="):
@@ -153,12 +160,39 @@ def _find(store: Store, service: str, selector: str) -> Generation:
     return _of_prefix(regular, service, selector)
 
 
+def _earlier(store: Store, service: str, selector: str, steps: int) -> Generation:
+    """Return the generation `steps` before the one that `selector` names."""
+    named = _find(store, service, selector)
+    earlier = [g for g in store.generations(service) if not g.safety and g.number <= named.number]
+    what = f"generation {named.number}"
+    if _names_revision(selector, named):
+        earlier = [generation for generation in earlier if generation.revision == named.revision]
+        what += f" that have revision {named.revision}"
+    if named.safety:
+        earlier.append(named)
+    earlier.sort(key=lambda generation: generation.number, reverse=True)
+    if steps < len(earlier):
+        return earlier[steps]
+    raise NotFoundError(
+        f"there is no generation {selector}~{steps} of {service!r}: it has {len(earlier) - 1} before {what}; "
+        f"'castore log {service}' lists them"
+    )
+
+
+def _names_revision(selector: str, found: Generation) -> bool:
+    """Whether `selector`, which names the generation `found`, is a revision or the beginning of one."""
+    if selector.startswith("="):
+        return True
+    by_number = selector.lstrip("#").lstrip("0") == str(found.number)
+    return not by_number and selector != "latest" and found.revision.startswith(selector)
+
+
 def _found_at_once(store: Store, service: str, selector: str) -> Generation | None:
     """Return what is meant where the index tells without a look at every generation of the service."""
     if selector == "latest":
         return next((one for one in store.newest_first(service) if not one.safety), None)
     if selector.startswith("#") and (number := selector[1:]).isascii() and number.isdecimal():
-        return store.generation(service, int(number))
+        return store.generation(service, int(number)) if len(number) <= _MAX_DIGITS else None
     revision = selector.removeprefix("=")
     if selector.startswith("=") or not (selector.isascii() and selector.isdigit()):
         numbers = store.index.numbers_by_revision(service, revision)
@@ -189,7 +223,7 @@ def _number_or_revision(
 ) -> Generation:
     """A number first; a revision may be a number too, and a wrong guess would restore wrong state."""
     named = [generation for generation in regular if generation.revision == text]
-    numbered = [generation for generation in generations if generation.number == int(text)]
+    numbered = [generation for generation in generations if str(generation.number) == text.lstrip("0")]
     if named and numbered and numbered[0].revision != text:
         newest = _newest(named, "")
         raise UsageError(
@@ -231,27 +265,6 @@ def _no_revision(generations: list[Generation], service: str, revision: str) -> 
         f"no generation of {service!r} has revision {revision!r}; nearest: {nearest} "
         f"({when:%Y-%m-%d %H:%M})"
     )
-
-
-def parse_date(text: str) -> int | None:
-    """Return the last nanosecond that a date or time in ISO 8601 means, or None if it is none.
-
-    Local time unless it says otherwise; a day means its end, a minute its last second.
-    """
-    try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    span = dt.timedelta(seconds=1)
-    if re.fullmatch(r"\d{4}-?\d\d-?\d\d|\d{4}-?W\d\d-?\d", text):
-        span = dt.timedelta(days=1)
-    elif re.fullmatch(r".*[T ]\d\d:?\d\d(Z|[+-]\d\d:?\d\d)?", text):
-        span = dt.timedelta(minutes=1)
-    try:
-        end = (moment + span).astimezone()
-    except (OverflowError, ValueError):  # at an end of the calendar
-        return None
-    return int(end.timestamp() * 1_000_000_000) - 1
 
 
 def undo_of(store: Store, service: str) -> Generation:

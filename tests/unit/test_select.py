@@ -11,7 +11,8 @@ import castore
 from castore.errors import NotFoundError, UsageError
 from castore.model.generation import Generation, Part, StoredRef
 from castore.model.refs import RefKind
-from castore.services.select import find, parse_date, select, split
+from castore.services.dates import parse_date
+from castore.services.select import find, select, split
 from tests.support.stores import Lab
 
 STORED = StoredRef(RefKind.CHUNK, bytes(32), 1)
@@ -235,7 +236,7 @@ def test_a_date_before_all_is_said(dated):
         dated.number("2026-02-28")
 
 
-@pytest.mark.parametrize("text", ["2026-02-30", "12:30", "yesterday", "2026-13-01", "2026-03-01T25:00"])
+@pytest.mark.parametrize("text", ["2026-02-30", "12:30", "tomorrow", "2026-13-01", "2026-03-01T25:00"])
 def test_what_is_no_date_is_taken_for_a_revision(dated, text):
     assert parse_date(text) is None
     with pytest.raises(NotFoundError, match="has revision"):
@@ -367,3 +368,69 @@ def test_split_takes_the_first_at():
 
 def test_the_public_name_is_this_one():
     assert castore.select is select
+
+
+# Steps back, and dates in words
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("latest~1", 4), ("latest~", 4), ("latest~0", 6), ("latest~3", 2), ("4~1", 3), ("#4~2", 2), ("a~1", 3), ("=a~2", 1),
+     ("latest~1~1", 3), ("a~0", 6)],
+)
+def test_steps_back_pass_over_safety_generations_and_stay_with_a_revision(shelf, text, number):
+    for revision in ("a", "b", "a", "c"):
+        shelf.put(revision)
+    shelf.put("a", safety=True)
+    shelf.put("a")
+    assert shelf.number(text) == number
+    assert shelf.meant(f"web@{text}:sites/x") == (number, "sites", "x")
+
+
+def test_more_steps_than_there_are_generations_are_not_found(shelf):
+    shelf.put("a")
+    shelf.put("b")
+    for text in ("latest~2", "b~1", "1~1", "latest~999999999"):
+        with pytest.raises(NotFoundError, match="castore log web"):
+            shelf.number(text)
+
+
+def test_a_revision_that_ends_like_steps_back_is_a_revision_first(shelf):
+    shelf.put("r")
+    shelf.put("r~1")
+    shelf.put("r")
+    assert shelf.number("r~1") == 2
+
+
+def test_days_and_spans_in_words(shelf):
+    now = dt.datetime.now()
+    for days in (3, 1, 0):
+        shelf.put(f"r{days}", (now - dt.timedelta(days=days)).isoformat(" "))
+    assert shelf.number("yesterday") == 2
+    assert shelf.number("today") == 3
+    assert shelf.number("2 days ago") == 1
+    assert shelf.number("47h ago") == 1
+    with pytest.raises(NotFoundError):
+        shelf.number("2 weeks ago")
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("2026-11-02 03:00", "2026-11-02T03:00"),
+        ("2026-11-02 3:00", "2026-11-02T03:00"),
+        ("2026-11-02 03:00:05", "2026-11-02T03:00:05"),
+        ("2026-11-02 02:00 UTC", "2026-11-02T03:00"),
+        ("2026-11-02T02:00:00Z", "2026-11-02T03:00:00"),
+        ("2026-11-02 03:00 +0100", "2026-11-02T03:00"),
+    ],
+)
+def test_a_full_date_may_have_a_time_with_seconds_and_zone(text, same):
+    assert parse_date(text) == parse_date(same) is not None
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "#" + "9" * 5000, "=" + "9" * 5000, "1~" + "9" * 5000, "\udcff", "\0", "9999999 days ago", "1 year ago"])
+def test_hostile_selectors_are_not_found(shelf, text):
+    shelf.put("a")
+    with pytest.raises((NotFoundError, UsageError)):
+        shelf.number(text)

@@ -1,0 +1,59 @@
+"""Dates and times as a person writes them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Final
+
+_NS: Final = 1_000_000_000
+_SECONDS: Final = {"min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
+_UNITS: Final = {**_SECONDS, "w": 7 * 86400, "week": 7 * 86400}
+_AGO: Final = re.compile(r"([0-9]{1,6}) ?([a-z]+?)s? ago")
+_NAMED: Final = re.compile(r"(today|yesterday)(?:[ T](.+))?")
+
+
+def parse_date(text: str) -> int | None:
+    """Return the last nanosecond since 1970 that a date or time means, or None if `text` is neither.
+
+    ISO 8601, with `T` or a space before the time, which may end with `Z`, `UTC` or an offset; `today` and
+    `yesterday`, which a time may follow; `3 days ago`, `12h ago` (minutes, hours, days, weeks). Local time
+    unless a zone is given. A day means its end, a minute its last second.
+    """
+    now = dt.datetime.now().astimezone()
+    if (ago := _AGO.fullmatch(text)) is not None:
+        seconds = _UNITS.get(ago[2])
+        return None if seconds is None else _ns(now - dt.timedelta(seconds=int(ago[1]) * seconds))
+    if (named := _NAMED.fullmatch(text)) is not None:
+        day = now.date() - dt.timedelta(days=named[1] == "yesterday")
+        text = f"{day.isoformat()} {named[2]}" if named[2] else day.isoformat()
+    # fromisoformat wants two digits in an hour, and no space before the zone.
+    text = re.sub(r"([ T])(\d:)", r"\g<1>0\2", text)
+    text = re.sub(r"(?<=\d) ?(?:UTC|GMT)$", "Z", text)
+    text = re.sub(r"(?<=\d) (?=[+-]\d\d:?\d\d$|Z$)", "", text)
+    return _of_iso(text)
+
+
+def _of_iso(text: str) -> int | None:
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    span = dt.timedelta(seconds=1)
+    if re.fullmatch(r"\d{4}-?\d\d-?\d\d|\d{4}-?W\d\d-?\d", text):
+        span = dt.timedelta(days=1)
+    elif re.fullmatch(r".*[T ]\d\d:?\d\d(Z|[+-]\d\d:?\d\d)?", text):
+        span = dt.timedelta(minutes=1)
+    try:
+        end = _ns(moment + span)
+    except OverflowError:  # at an end of the calendar
+        return None
+    return None if end is None else end - 1
+
+
+def _ns(moment: dt.datetime) -> int | None:
+    """Return nanoseconds since 1970, or None at an end of the calendar."""
+    try:
+        return int(moment.astimezone().timestamp() * _NS)
+    except (OverflowError, ValueError):
+        return None
