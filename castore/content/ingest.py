@@ -178,6 +178,13 @@ class Ingest:
         self._begins = True
         self._offset = 0
 
+    def drop_stream(self) -> None:
+        """End the stream fed since the last end, which nothing is going to refer to.
+
+        Whoever fails while feeding a stream calls this: bytes that stay would begin the next stream.
+        """
+        self.end_stream(lambda _: None)
+
     def after(self, action: Callable[[], None]) -> None:
         """Run `action` once everything fed so far is stored."""
         self._batch.ops.append(action)

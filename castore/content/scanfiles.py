@@ -324,6 +324,7 @@ class FileScanner:
         self._ingest.after(lambda: linked.begin(self._tally.chunks))
         whole = extents if extents is not None else ((0, info.st_size),)
         taken: list[tuple[int, int]] = []
+        read_before = self._tally.read
         try:
             for offset, length in whole:
                 count = self._read_extent(fd, offset, length)
@@ -333,9 +334,8 @@ class FileScanner:
                 if count < length:
                     break
         except OSError:
-            # What was fed of it stays a stream of its own, which nothing refers to.
-            if linked.stored:
-                self._ingest.end_stream(lambda _: None)
+            self._ingest.drop_stream()
+            self._tally.read = read_before
             raise
         if linked.stored:
             self._ingest.end_stream(lambda ref: linked.end(ref, self._tally.chunks))

@@ -8,6 +8,7 @@
  *	FAULTS_AT	the call that is struck, from 1; 0: none
  *	FAULTS_ON	any: and all behind it
  *	FAULTS_DO	kill, short, lie, or an errno's number
+ *	FAULTS_FROM	a file's content from this byte on: read, readv and preadv fail there with EIO, as on a bad sector
  *	FAULTS_LOG	a file: a line is appended for each call: number, kind, path, and ! if it is struck
  */
 #define _GNU_SOURCE
@@ -163,7 +164,52 @@ int posix_fallocate(int fd, off_t at, off_t len) { int told = strike(CHANGE, "fa
 int posix_fallocate64(int fd, off64_t at, off64_t len) { int told = strike(CHANGE, "fallocate", fd, NULL); return (told > 0 ? told : REAL(posix_fallocate64)(fd, at, len)); }
 int msync(void *p, size_t len, int flags) { return (REAL(msync)(p, len, flags)); }
 
-ssize_t read(int fd, void *p, size_t len) { int told = strike(READ, "read", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(read)(fd, p, shorter(told, len))); }
+/* Returns how many of len bytes at `at` are readable in front of FAULTS_FROM; 0: none. */
+static size_t
+readable(int fd, off64_t at, size_t len)
+{
+	const char *from = getenv("FAULTS_FROM");
+	char path[PATH_MAX + 256];
+	int saved = errno;
+
+	if (from == NULL)
+		return (len);
+	where_is(fd, NULL, path, sizeof(path));
+	errno = saved;
+	if (!is_under(path) || at + (off64_t)len <= atol(from))
+		return (len);
+	return (at < atol(from) ? (size_t)(atol(from) - at) : 0);
+}
+
+static ssize_t
+read_vector(int fd, const struct iovec *v, int n, off64_t at)
+{
+	size_t len = n == 1 ? readable(fd, at, v->iov_len) : 1;
+
+	if (len == 0) {
+		errno = EIO;
+		return (-1);
+	}
+	return (n == 1 ? REAL(pread64)(fd, v->iov_base, len, at) : REAL(preadv64)(fd, v, n, at));
+}
+
+ssize_t preadv(int fd, const struct iovec *v, int n, off_t at) { return (read_vector(fd, v, n, at)); }
+ssize_t preadv64(int fd, const struct iovec *v, int n, off64_t at) { return (read_vector(fd, v, n, at)); }
+ssize_t preadv64v2(int fd, const struct iovec *v, int n, off64_t at, int flags) { (void)flags; return (read_vector(fd, v, n, at)); }
+
+ssize_t
+readv(int fd, const struct iovec *v, int n)
+{
+	size_t len = n == 1 ? readable(fd, lseek(fd, 0, SEEK_CUR), v->iov_len) : 1;
+
+	if (len == 0 && v->iov_len > 0) {
+		errno = EIO;
+		return (-1);
+	}
+	return (n == 1 ? REAL(read)(fd, v->iov_base, len) : REAL(readv)(fd, v, n));
+}
+
+ssize_t read(int fd, void *p, size_t len) { size_t some = readable(fd, lseek(fd, 0, SEEK_CUR), len); if (len && !some) { errno = EIO; return (-1); } len = some; int told = strike(READ, "read", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(read)(fd, p, shorter(told, len))); }
 ssize_t pread(int fd, void *p, size_t len, off_t at) { int told = strike(READ, "pread", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(pread)(fd, p, shorter(told, len), at)); }
 ssize_t pread64(int fd, void *p, size_t len, off64_t at) { int told = strike(READ, "pread", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(pread64)(fd, p, shorter(told, len), at)); }
 int stat64(const char *name, struct stat64 *out) { FAIL_IF(strike(READ, "stat", AT_FDCWD, name)); return (REAL(stat64)(name, out)); }
