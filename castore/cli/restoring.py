@@ -218,6 +218,7 @@ def rollback(
     from castore.services.plan import plan_rollback
     from castore.services.rollback import check_plan, missing_folders, roll_back
     from castore.services.select import find, undo_of
+    from castore.services.state_revision import state_revision
 
     if (selector is None) == (not undo):
         raise click.UsageError("give --to SEL, or --undo")
@@ -234,8 +235,9 @@ def rollback(
                 click.echo(f"castore: would make the directory {shown}", err=True)
             _print_plan(plan, context.service_settings(service), as_json, safety=not no_safety)
             return
-        revision = _revision_if_known(context, service) or store.live_revision(service) or ""
+        configured = _revision_if_known(context, service)
         with store.lock(service), watching() as progress:
+            revision = state_revision(store, service, configured).revision
             tally = Tally()
             done = roll_back(
                 store,

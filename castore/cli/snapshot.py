@@ -88,6 +88,7 @@ def snapshot(
     from castore.services.hooks import Around
     from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource, unrestorable
     from castore.services.snapshot import snapshot as take
+    from castore.services.state_revision import filed_under
     from castore.services.transaction import unfinished
 
     sources: dict[str, Source] = {}
@@ -113,27 +114,19 @@ def snapshot(
         sources = context.configured_sources(service)
         around = Around.of(context.service_settings(service))
     with context.open_store(make=True) as store:
-        present = context.present_revision(service)
-        # A name that is given by hand says nothing of what is live, where castore.toml does.
-        configured = revision is None or present is None
-        if revision is None:
-            revision = present or ""
+        configured = context.present_revision(service)
         context.check_recipients(store)
-        live = store.live_revision(service)
-        if live and revision and live != revision and store.has_revision(service, revision):
-            print(
-                f"castore: the revision {revision} was here before, and the state is still that of revision "
-                f"{live}: castore follow {service} lets it follow; it is kept under {revision} now",
-                file=sys.stderr,
-            )
         with store.lock(service), watching() as progress:
             # Without new generations the damage of a failed rollback would only grow.
             interrupted = store.begun_rollback(service) is not None
+            filed, noting, warning = filed_under(store, service, revision, configured)
+            if warning:
+                print(f"castore: {warning}", file=sys.stderr)
             taken = take(
                 store,
                 service,
                 sources,
-                revision=revision,
+                revision=filed,
                 interrupted=interrupted,
                 leave_out=own_folders(),
                 around=around,
@@ -142,7 +135,7 @@ def snapshot(
             failures = list(around.failures)
             if interrupted:
                 failures.append(f"it is marked, and only its number selects it: {unfinished(service)}")
-            elif configured:
+            elif noting:
                 try:
                     store.set_live_revision(service, taken.revision)
                 except StorageError as error:

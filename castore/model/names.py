@@ -8,6 +8,8 @@ from castore.errors import UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_REVISION_BYTES = 255
+_STORE_PATH = re.compile(r"/(?:[^/]+/)*store/(?P<base>(?P<hash>[0-9a-z]{8,})-[^/]+)")
+_SHOWN_HASH = 12
 
 
 def check_name(what: str, name: str) -> str:
@@ -32,3 +34,15 @@ def check_revision(revision: str) -> str:
     if revision == "latest":
         raise UsageError("'latest' cannot be a revision: it selects the newest generation")
     return revision
+
+
+def revision_names(revision: str) -> tuple[str, ...]:
+    """Return the texts whose beginnings select a revision: itself, and the base name of a store path."""
+    match = _STORE_PATH.fullmatch(revision)
+    return (revision,) if match is None else (revision, match["base"])
+
+
+def short_revision(revision: str) -> str:
+    """Return a revision for tables: the beginning of the hash of a path in the store of Guix or Nix."""
+    match = _STORE_PATH.fullmatch(revision)
+    return revision if match is None else match["hash"][:_SHOWN_HASH]

@@ -18,6 +18,7 @@ from castore.services.programs import run
 from castore.services.revision import current
 from castore.services.rollback import roll_back
 from castore.services.snapshot import configured_origins, merged_origins, snapshot, sources_of
+from castore.services.state_revision import newest_of, state_revision
 from castore.services.transaction import check_health, refuse_interrupted
 
 if TYPE_CHECKING:
@@ -52,11 +53,15 @@ class Work:
         return found
 
     def snapshot(self, service: str) -> Generation:
-        """Take a generation under the present revision."""
+        """Take a generation, filed under the revision that the state belongs to."""
         settings = self.of(service)
-        revision = current(settings.revision) or ""
+        configured = current(settings.revision)
         with self.store.lock(service):
             refuse_interrupted(self.store, service)
+            state = state_revision(self.store, service, configured)
+            if warning := state.warning(service):
+                self.say(warning)
+            revision = state.revision if configured else ""
             around = Around.of(settings)
             taken = snapshot(
                 self.store,
@@ -77,8 +82,9 @@ class Work:
         settings = self.of(service)
         recorded = read_details(self.store, target).origins
         origins = merged_origins(recorded, configured_origins(settings))
+        configured = self._configured(settings)
         with self.store.lock(service):
-            live = self.store.live_revision(service) or ""
+            live = state_revision(self.store, service, configured).revision
             done = roll_back(
                 self.store,
                 target,
@@ -95,10 +101,17 @@ class Work:
         if done.problems:
             self.say(f"{service}: {len(done.problems)} things could not be restored as they were")
 
+    def _configured(self, settings: Service) -> str | None:
+        """Return the configured revision; None if its source fails, which stops no rollback."""
+        try:
+            return current(settings.revision)
+        except CastoreError as error:
+            self.say(f"the configured revision is unknown: {error}")
+            return None
+
     def newest_of(self, service: str, revision: str) -> Generation | None:
         """Return the newest generation of exactly this revision."""
-        found = map(self.store.confirmed, self.store.by_revision(service, revision))
-        return next((one for one in found if one.revision == revision), None)
+        return newest_of(self.store, service, revision)
 
 
 @dataclass
@@ -166,13 +179,15 @@ def _guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guard
         with event(work.store, "guard", service) as note:
             note.number, note.revision = before.number, now or ""
             note.text = f"deployed; before it: {before.revision or 'no revision'}"
-        if now is None or now == before.revision:
+        if now is None:
             continue
-        found = work.newest_of(service, now)
-        if found is not None:
+        state = state_revision(work.store, service, now)
+        if state.left_behind:
+            found = work.newest_of(service, now)
+            assert found is not None
             done.known[service] = found
-        else:
-            work.store.set_live_revision(service, now)
+        elif state.revision != state.noted:
+            work.store.set_live_revision(service, state.revision)
     return done
 
 
@@ -257,6 +272,12 @@ class Followed:
     restored: bool = False
 
     @property
+    def _selector(self) -> str:
+        """What selects the generation: a pre-rollback generation is selected by number only."""
+        assert self.generation is not None
+        return f"{self.generation.number}" if self.generation.safety else f"'={self.revision}'"
+
+    @property
     def text(self) -> str:
         """What happened, for people."""
         if self.revision == self.before:
@@ -268,7 +289,7 @@ class Followed:
         where = f"{self.service}@{self.generation.number}"
         return (
             f"{self.service}: revision {self.revision} was here before; its newest generation {where} "
-            + (f"is {what}" if self.restored else f"{what} {self.service} --to '={self.revision}'")
+            + (f"is {what}" if self.restored else f"{what} {self.service} --to {self._selector}")
         )
 
 
@@ -283,12 +304,13 @@ def follow(work: Work, services: Sequence[str], *, dry_run: bool = False) -> lis
         now = current(settings.revision)
         if now is None:
             raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
-        before = work.store.live_revision(service) or ""
+        # Where it is not known what the state belongs to (a new machine), it is not replaced unasked.
+        state = state_revision(work.store, service, now)
+        before = state.noted
         if now == before:
             found.append(Followed(service, now, before))
             continue
-        # Where it is not known what the state belongs to (a new machine), it is not replaced unasked.
-        generation = work.newest_of(service, now) if before else None
+        generation = work.newest_of(service, now) if state.left_behind else None
         if generation is None:
             if not dry_run:
                 with event(work.store, "follow", service) as note:

@@ -165,7 +165,7 @@ def _roll_back(
         return taken
 
     with StreamReader(store) as reader:
-        work = _Transaction(store, reader, plan, service, origins, keep, say)
+        work = _Transaction(store, reader, plan, service, origins, keep, say, revision)
         work.prepare(ownership, leave_out, tally)
         work.run()
     return RolledBack(target, work.safety, work.problems, work.changed)
@@ -206,6 +206,7 @@ class _Transaction:
         origins: dict[str, Origin],
         keep: Callable[[dict[str, Memo], Sequence[str]], Generation | None],
         say: Callable[[str], None],
+        revision: str,
     ) -> None:
         self.problems: list[tuple[str, bytes, str]] = []
         self.safety: Generation | None = None
@@ -233,6 +234,7 @@ class _Transaction:
             service.start,
             service.timeout,
             revision=target.revision,
+            before=revision,
         )
         self._origins = origins
 

@@ -73,6 +73,8 @@ class Journal(msgspec.Struct):
     phase: Literal["begun", "stopped", "started", "done"] = "begun"
     revision: str = ""
     """Of the target."""
+    before: str = ""
+    """The revision that the replaced state belonged to."""
     version: int = _VERSION
 
     @property
@@ -374,7 +376,7 @@ def finish(store: Store, journal: Journal, changes: list[Change]) -> list[tuple[
 def remember(store: Store, journal: Journal) -> None:
     """Keep what the state is of, and what `rollback --undo` goes back to, when a roll-back is done."""
     store.set_live_revision(journal.service, journal.revision)
-    if journal.changed:
+    if journal.changed or (journal.safety is not None and journal.before != journal.revision):
         store.set_undo(journal.service, journal.safety)
 
 

@@ -198,7 +198,51 @@ def test_a_guarded_roll_back_of_the_system_brings_its_state(app: App):
     assert "was here before" in told.stderr
     assert app.state == SECOND
     warned = app.run("snapshot", "app")
-    assert "the state is still that of revision two" in warned.stderr
+    assert "the state still belongs to revision two" in warned.stderr
+    assert json.loads(app.run("show", "app@latest", "--json").stdout)["revision"] == "two"
+
+
+def test_what_follow_prints_files_the_replaced_state_under_its_own_revision(app: App):
+    app.configure(follow="tell")
+    app.run("snapshot", "app")
+    subprocess.run(["sh", "-c", app.deploy.format(app.top)], check=True)
+    app.run("snapshot", "app")
+    subprocess.run(["ln", "-sfn", "one", str(app.top / "current")], check=True)
+    app.run("snapshot", "app")
+    advice = app.run("follow", "app").stdout
+    assert "castore rollback app --to '=one'" in advice
+    app.run("rollback", "app", "--to", "=one")
+    assert app.state == FIRST
+    log = json.loads(app.run("log", "app", "--json").stdout)
+    assert [(one["revision"], one["safety"]) for one in reversed(log)] == [
+        ("one", False), ("two", False), ("two", False), ("two", True)
+    ]
+    assert "as before" in app.run("follow", "app").stdout
+    app.run("rollback", "app", "--undo")
+    assert app.state == SECOND
+    found = json.loads(app.run("follow", "app", "--json").stdout)
+    assert [(one["revision"], one["before"]) for one in found] == [("one", "two")]
+
+
+def test_a_state_rolled_back_under_a_revision_without_snapshots_is_not_filed_under_it(app: App):
+    app.run("snapshot", "app")
+    subprocess.run(["sh", "-c", app.deploy.format(app.top)], check=True)
+    app.run("follow", "app")
+    app.run("rollback", "app", "--to", "=one")
+    app.run("snapshot", "app")
+    assert json.loads(app.run("show", "app@latest", "--json").stdout)["revision"] == "one"
+    app.run("follow", "app")
+    assert app.state == SECOND
+
+
+def test_undo_of_a_rollback_between_equal_states_restores_the_noted_revision(app: App):
+    app.run("snapshot", "app")
+    subprocess.run(["ln", "-sfn", "two", str(app.top / "current")], check=True)
+    app.run("snapshot", "app")
+    app.run("rollback", "app", "--to", "=one")
+    assert json.loads(app.run("revision", "app", "--json").stdout)["state"] == "one"
+    app.run("rollback", "app", "--undo")
+    assert json.loads(app.run("revision", "app", "--json").stdout)["state"] == "two"
 
 
 def test_a_guarded_roll_back_of_the_system_restores_its_state(app: App):

@@ -1,0 +1,114 @@
+"""Which revision the live state of a service belongs to: what a generation is filed under.
+
+The configured revision and the state's revision differ after a system rollback, until the state follows.
+
+- The configured revision is the one noted for the state, or none is noted: the state belongs to it.
+- No generation has the configured revision: a deployment, which the state has followed.
+- A generation has it, or a pre-rollback generation: the system went back, and the state still belongs to
+  the noted revision. `follow` or `rollback` restores the configured revision's state.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from castore.model.names import short_revision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.model.generation import Generation
+    from castore.store import Store
+
+
+@dataclass(frozen=True)
+class StateRevision:
+    """The revision of the live state, and the configured one."""
+
+    revision: str
+    """What the live state belongs to, and its generations are filed under; empty: unknown."""
+    configured: str
+    """What the system is configured for; empty: castore.toml names no source of it."""
+    noted: str
+    """What the machine had noted for the state; empty: nothing."""
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether the system went back to an earlier revision, and the state has not followed."""
+        return bool(self.configured) and self.configured != self.revision
+
+    def warning(self, service: str) -> str:
+        """Say why the state is filed under another revision than the configured one; empty: it is not."""
+        if not self.left_behind:
+            return ""
+        state, configured = short_revision(self.revision), short_revision(self.configured)
+        return (
+            f"the configured revision {configured} was here before, and the state still belongs to revision "
+            f"{state}: it is filed under {state} (restore the state of {configured} with: castore follow "
+            f"{service}; if the state already belongs to it: castore snapshot {service} "
+            f"--revision {shlex.quote(self.configured)})"
+        )
+
+
+def decide(configured: str | None, noted: str | None, here_before: Callable[[str], bool]) -> StateRevision:
+    """Apply the rule above. here_before: whether a generation has a revision."""
+    if not configured:
+        return StateRevision(noted or "", "", noted or "")
+    left_behind = noted and noted != configured and here_before(configured)
+    return StateRevision((noted or "") if left_behind else configured, configured, noted or "")
+
+
+def state_revision(store: Store, service: str, configured: str | None) -> StateRevision:
+    """Return the revision of a service's live state. Raises StorageError, OlderError."""
+    noted = store.live_revision(service)
+    if configured and noted and noted != configured:
+        # A deleted index has no generations until it is synchronised.
+        store.sync_generations()
+    return decide(configured, noted, lambda revision: newest_of(store, service, revision) is not None)
+
+
+def filed_under(
+    store: Store, service: str, given: str | None, configured: str | None
+) -> tuple[str, bool, str]:
+    """Return what a snapshot is filed under, whether to note it for the state, and a warning or nothing.
+
+    given: the revision that was given by hand, or None. Raises StorageError, OlderError.
+    """
+    if given is None:
+        state = state_revision(store, service, configured)
+        return (state.revision if configured else ""), True, state.warning(service)
+    noted = store.live_revision(service)
+    warning = ""
+    if given and noted and given != noted:
+        store.sync_generations()
+        if newest_of(store, service, given) is not None:
+            warning = (
+                f"the state was noted as of revision {short_revision(noted)}, and {short_revision(given)} "
+                "was here before: it is filed under the revision that was given"
+            )
+    return given, _is_statement(given, configured), warning
+
+
+def _is_statement(given: str, configured: str | None) -> bool:
+    """Whether a revision given by hand says what the live state belongs to, so that it is noted.
+
+    The configured revision does, and any revision where none is configured. Another name is only a label.
+    """
+    return not configured or given == configured
+
+
+def newest_of(store: Store, service: str, revision: str) -> Generation | None:
+    """Return the newest generation of exactly this revision, or None.
+
+    Where only a pre-rollback generation holds the state of the revision, it is that one.
+    """
+    indexed = map(store.confirmed, store.by_revision(service, revision))
+    found = next((one for one in indexed if one.revision == revision and not one.interrupted), None)
+    if found is not None:
+        return found
+    # An interrupted rollback leaves parts of two revisions.
+    kept = (one for one in store.newest_first(service) if one.safety and not one.interrupted)
+    found = next((one for one in kept if one.revision == revision), None)
+    return None if found is None else store.confirmed(found)
