@@ -5,6 +5,7 @@ The tree, with the code the command line ends with::
     CastoreError                       1   failed
     +-- UsageError                     2   wrong usage or configuration
     |   +-- ConfigError                2   castore.toml says something it cannot mean
+    |       +-- ConfigProblemsError    2   all of its mistakes
     +-- IncompleteError                3   done, but not wholly
     +-- ProgramError                   4   a dump, restore or hook program failed
     +-- DamageError                    5   stored bytes are not what was stored
@@ -66,6 +67,14 @@ class UsageError(CastoreError):
 
 class ConfigError(UsageError):
     """castore.toml is not well formed, or says something it cannot mean."""
+
+
+class ConfigProblemsError(ConfigError):
+    """castore.toml has these mistakes."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 class IncompleteError(CastoreError):

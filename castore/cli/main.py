@@ -96,11 +96,12 @@ def cli() -> None:
     or its beginning, 'latest', or a date.
     """
     # Before anything is read that nobody else shall see; what only tells a version reads nothing.
-    from castore.cli.places import take_secrets
+    from castore.cli.places import complete_path, take_secrets
     from castore.cli.secrecy import close_memory
 
     close_memory()
     take_secrets()
+    complete_path()
 
 
 @cli.command("help")

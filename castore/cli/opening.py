@@ -45,7 +45,7 @@ class Common:
             return None
         from castore.services.config import load
 
-        return load(path, home=os.path.expanduser("~"), programs=False)
+        return load(path, home=places.home(), programs=False, tolerant=True)
 
     def store_path(self, argument: str | None = None) -> str:
         """Return where the store is, or would be made."""
@@ -163,8 +163,8 @@ class Common:
         return self.settings
 
     def service_settings(self, service: str) -> Service | None:
-        """Return what castore.toml says of a service."""
-        return self.settings.service.get(service) if self.settings is not None else None
+        """Return what castore.toml says of a service. Raises ConfigError where that has mistakes."""
+        return self.settings.of(service) if self.settings is not None else None
 
     def present_revision(self, service: str) -> str | None:
         """Return the revision of a service's present configuration, if castore.toml says how to know."""
@@ -187,7 +187,8 @@ class Common:
                 f"castore.toml ({where} was read)"
             )
         if self.settings is not None:
-            load(self.settings.path, home=os.path.expanduser("~"))  # this time with its programs
+            # This time with its programs, which the tools of other services have no part in.
+            load(self.settings.path, home=places.home(), programs={service}, tolerant=True).of(service)
         return sources_of(settings)
 
     def configured_origins(self, service: str) -> dict[str, Origin]:

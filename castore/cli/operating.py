@@ -11,6 +11,8 @@ from castore.cli import text
 from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from castore.cli.opening import Common
     from castore.cli.progress import Watch
     from castore.model.generation import Generation
@@ -19,15 +21,18 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-def _work(context: Common, store: Store, progress: Watch) -> Work:
+def _work(context: Common, store: Store, progress: Watch, services: Sequence[str]) -> Work:
     from castore.cli.opening import own_folders
     from castore.cli.progress import hushed
     from castore.content.attributes import Ownership
     from castore.services.deployment import Work
 
+    settings = context.required_settings()
+    for service in services:
+        settings.of(service)  # refuses one whose description has mistakes
     return Work(
         store,
-        context.required_settings().service,
+        settings.service,
         Ownership(change=os.geteuid() == 0),
         leave_out=own_folders(),
         progress=progress,
@@ -59,7 +64,7 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...]) -> None:
     services, command = _split_command(words)
     with context.open_store() as store, watching() as progress:
         store.sync_generations()
-        work = _work(context, store, progress)
+        work = _work(context, store, progress, services)
 
 
         def wanted(service: str, generation: Generation) -> bool:
@@ -102,7 +107,7 @@ def follow(context: Common, services: tuple[str, ...], dry_run: bool, as_json: b
 
     with context.open_store() as store, watching() as progress:
         store.sync_generations()
-        found = run_follow(_work(context, store, progress), services, dry_run=dry_run)
+        found = run_follow(_work(context, store, progress, services), services, dry_run=dry_run)
     if as_json:
         print_json([
             {
@@ -128,7 +133,7 @@ def revision(context: Common, service: str, as_json: bool) -> None:
     from castore.errors import UsageError
     from castore.services.revision import current, source_of
 
-    settings = context.required_settings().service.get(service)
+    settings = context.required_settings().of(service)
     if settings is None or settings.revision is None:
         raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
     now = current(settings.revision) or ""
@@ -213,20 +218,28 @@ def show(context: Common) -> None:
     """Print the configuration as it is understood, with all that was left out."""
     import msgspec
 
-    print_json(msgspec.to_builtins(context.required_settings()))
+    settings = context.required_settings()
+    shown = msgspec.to_builtins(settings)
+    del shown["partial"]
+    if not settings.faults:
+        del shown["faults"]
+    print_json(shown)
+    settings.refuse_faults()
 
 
 @config.command(epilog="Example: castore config check")
 @common
 def check(context: Common) -> None:
     """See whether all that castore.toml names is there: programs, databases, paths, store, identity."""
+    from castore.cli import places
     from castore.errors import CastoreError, ConfigError
     from castore.services.config import TreePart, load
     from castore.services.overlap import refuse_overlaps
     from castore.services.revision import current
 
-    settings = load(context.required_settings().path, home=os.path.expanduser("~"))
-    failed = 0
+    settings = context.required_settings()
+    faults = load(settings.path, home=places.home(), tolerant=True).faults  # with missing programs
+    failed = sum(map(len, faults.values()))
 
     def told(what: str, error: CastoreError | None) -> None:
         nonlocal failed
@@ -256,7 +269,9 @@ def check(context: Common) -> None:
         refuse_overlaps(service, part)
 
     tried("store", open_store)
-    for name, service in settings.service.items():
+    for problems in faults.values():
+        print("\n".join(problem.removeprefix(f"{settings.path}: ") for problem in problems))
+    for name, service in {**settings.service, **settings.partial}.items():
         tried(f"{name}: revision", lambda service=service: current(service.revision))
         for part, found in service.parts.items():
             own = found.source

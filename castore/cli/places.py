@@ -20,6 +20,12 @@ _FILE: Final = "castore.toml"
 _SYSTEM_FILE: Final = "/etc/castore/castore.toml"
 _IDENTITY_TEXTS: Final = ("castore-identity-", "castore-locked-")
 _MAX_IDENTITY_BYTES: Final = 1 << 16
+_PROGRAM_FOLDERS: Final = (
+    *("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"),
+    *("/run/wrappers/bin", "/run/current-system/sw/bin", "/run/current-system/sw/sbin"),
+    *("/run/current-system/profile/bin", "/run/current-system/profile/sbin"),
+)
+"""Where systems keep programs; the last five are of NixOS and Guix."""
 _taken: Final[dict[str, str]] = {}
 """Variables that were taken out of the environment at the start."""
 
@@ -63,6 +69,24 @@ def _refuse_a_strangers(path: str) -> None:
             f"{path}: not read, since another user may have written it; "
             f"name it with --config if it is meant"
         )
+
+
+def complete_path() -> None:
+    """Append the usual directories of programs to PATH, which cron and systemd keep short."""
+    import glob
+    import re
+
+    servers = glob.glob("/usr/lib/postgresql/*/bin")
+    servers.sort(key=lambda path: [int(number) for number in re.findall("[0-9]+", path)])
+    own = [one for one in os.environ.get("PATH", "").split(os.pathsep) if one]
+    usual = [one for one in (*_PROGRAM_FOLDERS, *reversed(servers)) if one not in own and os.path.isdir(one)]
+    os.environ["PATH"] = os.pathsep.join([*own, *usual])
+
+
+def home() -> str | None:
+    """Return the home directory; None where neither HOME nor the user database has one."""
+    path = os.path.expanduser("~")
+    return path if os.path.isabs(path) else None
 
 
 def store_from_environment() -> str | None:

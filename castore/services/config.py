@@ -6,6 +6,7 @@ by the engine that its `engine` names (castore/services/engines).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from castore.errors import ConfigError, UsageError
+from castore.errors import ConfigError, ConfigProblemsError, UsageError
 from castore.model.names import check_name, check_revision
 from castore.services import engines
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from castore.services.engines.contract import Engine
 
 
@@ -129,15 +132,31 @@ class Settings(_Table, frozen=True):
     reference_cache: int | None = None
     """Bytes that this machine may keep unsealed to make deltas with; 0: none; None: as it sees fit."""
     service: dict[str, Service] = {}
+    """The services that are described without a mistake."""
     path: str = ""
     """The file that this was read from."""
+    faults: dict[str, tuple[str, ...]] = {}
+    """What is wrong with each of the other services."""
+    partial: dict[str, Service] = {}
+    """What could be understood of those: to look for more mistakes, never to be acted on."""
+
+    def of(self, name: str) -> Service | None:
+        """Return the description of a service; None: there is none. Raises ConfigProblemsError."""
+        if problems := self.faults.get(name):
+            raise ConfigProblemsError(*problems)
+        return self.service.get(name)
+
+    def refuse_faults(self) -> None:
+        """Raise ConfigProblemsError where the description of any service has a mistake."""
+        if self.faults:
+            raise ConfigProblemsError(*(one for problems in self.faults.values() for one in problems))
 
 
 class _ServiceTable(_ServiceKeys, frozen=True):
     """Service, its parts not decoded."""
 
     revision: dict[str, Any] | None = None
-    parts: dict[str, dict[str, Any]] = {}
+    parts: dict[str, Any] = {}
     keep: dict[str, Any] | None = None
 
 
@@ -154,17 +173,24 @@ class _TopTable(_Table, frozen=True):
     store: str | None = None
     recipients: tuple[str, ...] = ()
     reference_cache: str | None = None
-    service: dict[str, dict[str, Any]] = {}
+    service: dict[str, Any] = {}
 
 
-def load(path: str, *, home: str | None = None, programs: bool = True) -> Settings:
+def load(
+    path: str,
+    *,
+    home: str | None = None,
+    programs: bool | Collection[str] = True,
+    tolerant: bool = False,
+) -> Settings:
     """Read and check a castore.toml.
 
     home: what a leading `~/` of a path stands for; None: such a path is refused.
-    programs: refuse the file if a program that it names is not there; a caller that only wants to
-    know where the store is, on a machine that has none of the services yet, does without.
+    programs: check that the programs exist that all services name, or that these services name. A caller
+    that only wants to know where the store is, on a machine that has none of the services yet, does without.
+    tolerant: accept mistakes in the descriptions of services: `Settings.of` raises them for its service only.
 
-    Raises ConfigError: `FILE: KEY.PATH: reason`.
+    Raises ConfigProblemsError, with all mistakes, each as `FILE: KEY.PATH: reason`.
     """
     import tomllib  # noqa: PLC0415 - 10 ms, and most commands read no castore.toml
 
@@ -177,7 +203,10 @@ def load(path: str, *, home: str | None = None, programs: bool = True) -> Settin
         raise ConfigError(f"{path}: not TOML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{path}: not TOML that can be read: it is nested too deeply") from None
-    return _Reader(path, home, programs=programs).settings(document)
+    settings = _Reader(path, home, programs=programs).settings(document)
+    if not tolerant:
+        settings.refuse_faults()
+    return settings
 
 
 _Decoded = TypeVar("_Decoded", bound=msgspec.Struct)
@@ -187,23 +216,56 @@ _Keys = tuple[str | int, ...]
 class _Reader:
     """One reading of one file; every method is given the keys that lead to its value."""
 
-    def __init__(self, path: str, home: str | None, *, programs: bool) -> None:
+    def __init__(
+        self, path: str, home: str | None, *, programs: bool | Collection[str]
+    ) -> None:
         self._path = path
         self._home = home
         self._programs = programs
+        self._checked = False
+        """Whether the service's programs are looked for."""
+        self._problems: list[str] = []
+        """All mistakes so far of the service, or of what concerns every service."""
 
     def settings(self, document: dict[str, Any]) -> Settings:
+        found = Settings(path=self._path)
+        with self._collecting():
+            found = self._top(document)
+        services, faults = found.service, {}
+        tables = document.get("service")
+        for name, table in tables.items() if isinstance(tables, dict) else ():
+            general, self._problems = self._problems, []
+            with self._collecting():
+                services[name] = self._service(name, table, ("service", name))
+            if self._problems:
+                faults[name] = tuple(self._problems)
+            self._problems = general
+        if self._problems:
+            raise ConfigProblemsError(*self._problems, *(one for own in faults.values() for one in own))
+        partial = {name: services.pop(name) for name in faults if name in services}
+        return msgspec.structs.replace(found, service=services, faults=faults, partial=partial)
+
+    def _top(self, document: dict[str, Any]) -> Settings:
         top = self._convert(document, _TopTable, ())
-        return Settings(
-            store=None if top.store is None else self._absolute(top.store, ("store",)),
-            recipients=self._recipients(top.recipients),
-            reference_cache=self._size(top.reference_cache, ("reference-cache",)),
-            service={
-                name: self._service(name, table, ("service", name))
-                for name, table in top.service.items()
-            },
-            path=self._path,
-        )
+        store = size = None
+        recipients: tuple[str, ...] = ()
+        with self._collecting():
+            store = None if top.store is None else self._absolute(top.store, ("store",))
+        with self._collecting():
+            recipients = self._recipients(top.recipients)
+        with self._collecting():
+            size = self._size(top.reference_cache, ("reference-cache",))
+        return Settings(store=store, recipients=recipients, reference_cache=size, service={}, path=self._path)
+
+    @contextlib.contextmanager
+    def _collecting(self) -> Iterator[None]:
+        """Note the mistake that the block raises, and go on after it."""
+        try:
+            yield
+        except ConfigProblemsError as error:
+            self._problems += error.problems
+        except ConfigError as error:
+            self._problems.append(str(error))
 
     def _size(self, text: str | None, keys: _Keys) -> int | None:
         """Return the bytes that a size like "5 GB" or "off" stands for."""
@@ -228,26 +290,38 @@ class _Reader:
                     raise self._error(("recipients", position), str(error)) from error
         return texts
 
-    def _service(self, name: str, table: dict[str, Any], keys: _Keys) -> Service:
-        self._named("service", name, keys)
+    def _service(self, name: str, table: Any, keys: _Keys) -> Service:
+        with self._collecting():
+            self._named("service", name, keys)
+        self._checked = self._programs if isinstance(self._programs, bool) else name in self._programs
+        if not isinstance(table, dict):
+            raise self._error(keys, f"expected a table, got {_kind_of(table)}")
         service = self._convert(table, _ServiceTable, keys)
-        revision = service.revision
+        self._check_keys(service, keys)
+        revision = keep = None
+        with self._collecting():
+            if service.revision is not None:
+                revision = self._revision(service.revision, (*keys, "revision"))
+        with self._collecting():
+            if service.keep is not None:
+                keep = self._keep(service.keep, (*keys, "keep"))
+        parts = {}
+        for part, part_table in service.parts.items():
+            with self._collecting():
+                parts[part] = self._part(part, part_table, service.timeout, (*keys, "parts", part))
+        plain = {field: getattr(service, field) for field in _ServiceKeys.__struct_fields__}
+        return Service(revision=revision, keep=keep, parts=parts, **plain)
+
+    def _check_keys(self, service: _ServiceTable, keys: _Keys) -> None:
         for key in _PROGRAMS:
             if argv := getattr(service, key.replace("-", "_")):
-                self._program(argv, (*keys, key))
-        self._check_schedule(service.schedule, (*keys, "schedule"))
-        self._check_seconds(service.timeout, (*keys, "timeout"))
-        self._check_seconds(service.health_timeout, (*keys, "health-timeout"))
-        plain = {field: getattr(service, field) for field in _ServiceKeys.__struct_fields__}
-        return Service(
-            revision=None if revision is None else self._revision(revision, (*keys, "revision")),
-            keep=None if service.keep is None else self._keep(service.keep, (*keys, "keep")),
-            parts={
-                part: self._part(part, part_table, service.timeout, (*keys, "parts", part))
-                for part, part_table in service.parts.items()
-            },
-            **plain,
-        )
+                with self._collecting():
+                    self._program(argv, (*keys, key))
+        with self._collecting():
+            self._check_schedule(service.schedule, (*keys, "schedule"))
+        for key, seconds in (("timeout", service.timeout), ("health-timeout", service.health_timeout)):
+            with self._collecting():
+                self._check_seconds(seconds, (*keys, key))
 
     def _check_schedule(self, text: str | None, keys: _Keys) -> None:
         if text is None or _TIME.fullmatch(text) or len(text.split()) == 5:
@@ -300,9 +374,12 @@ class _Reader:
         return revision
 
     def _part(
-        self, name: str, table: dict[str, Any], timeout: float | None, keys: _Keys
+        self, name: str, table: Any, timeout: float | None, keys: _Keys
     ) -> PartSettings:
-        self._named("part", name, keys)
+        with self._collecting():
+            self._named("part", name, keys)
+        if not isinstance(table, dict):
+            raise self._error(keys, f"expected a table, got {_kind_of(table)}")
         engine = table.get("engine")
         if engine is None:
             known = " or ".join(f'"{one}"' for one in ("tree", *engines.names()))
@@ -311,7 +388,8 @@ class _Reader:
         around = self._convert(hooks, _HooksTable, keys)
         for key, argv in (("before", around.before), ("after", around.after)):
             if argv:
-                self._program(argv, (*keys, key))
+                with self._collecting():
+                    self._program(argv, (*keys, key))
         own = {key: value for key, value in table.items() if key not in {"engine", "before", "after"}}
         if engine == "tree":
             tree = self._convert(own, TreePart, keys)
@@ -332,15 +410,18 @@ class _Reader:
             raise self._error((*keys, "engine"), str(error)) from error
         part: Engine = self._convert(table, kind, keys)
         changes: dict[str, Any] = {}
-        self._check_seconds(part.timeout, (*keys, "timeout"))
+        with self._collecting():
+            self._check_seconds(part.timeout, (*keys, "timeout"))
         encoded = {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
         for field in kind.paths:
             if (path := getattr(part, field)) is not None:
-                changes[field] = self._absolute(path, (*keys, encoded[field]))
+                with self._collecting():
+                    changes[field] = self._absolute(path, (*keys, encoded[field]))
         for field in kind.programs:
             argv = getattr(part, field)
             if argv or encoded[field] in table:
-                self._program(argv, (*keys, encoded[field]))
+                with self._collecting():
+                    self._program(argv, (*keys, encoded[field]))
         if part.timeout is None and timeout is not None:
             changes["timeout"] = timeout
         return msgspec.structs.replace(part, **changes)
@@ -356,7 +437,10 @@ class _Reader:
         if self._home is not None and (path == "~" or path.startswith("~/")):
             path = self._home + path[1:]
         if not os.path.isabs(path):
-            raise self._error(keys, f"{path!r} is a relative path; an absolute one was expected")
+            homeless = ", since no home directory is known" if path.startswith("~") else ""
+            raise self._error(
+                keys, f"{path!r} is a relative path{homeless}; an absolute one was expected"
+            )
         if "\0" in path:
             raise self._error(keys, f"{path!r} cannot be a path: it holds a zero byte")
         return os.path.normpath(path)
@@ -373,25 +457,38 @@ class _Reader:
                 f"{program!r} is a relative path; an absolute one, or a name to be looked up in "
                 "PATH, was expected",
             )
-        if self._programs and shutil.which(program) is None:
+        if self._checked and shutil.which(program) is None:
             where = "there" if os.path.isabs(program) else "in PATH"
             raise self._error((*keys, 0), f"there is no program {program!r} {where}")
 
     def _convert(self, table: dict[str, Any], kind: type[_Decoded], keys: _Keys) -> _Decoded:
-        try:
-            return msgspec.convert(table, kind)
-        except msgspec.ValidationError as error:
-            raise self._refusal(kind, keys, str(error), table) from None
+        """Decode a table; note what is wrong with each key, and decode the others.
+
+        Raises ConfigError where nothing can be decoded: a key is missing or unusable that is required.
+        """
+        left = dict(table)
+        while True:
+            try:
+                return msgspec.convert(left, kind)
+            except msgspec.ValidationError as error:
+                refusal, key = self._refusal(kind, keys, str(error), left)
+            if key not in left:
+                # A required key that was removed here has its own complaint already.
+                raise ConfigProblemsError(*([] if key in table else [str(refusal)]))
+            self._problems.append(str(refusal))
+            del left[key]
 
     def _refusal(
         self, kind: type[msgspec.Struct], keys: _Keys, complaint: str, table: dict[str, Any]
-    ) -> ConfigError:
-        """Put msgspec's complaint about `table` in castore.toml's own words."""
+    ) -> tuple[ConfigError, str]:
+        """Put msgspec's complaint about `table` in castore.toml's own words; return its key, too."""
         names = [field.encode_name for field in msgspec.structs.fields(kind)]
         if unknown := [name for name in table if name not in names]:
-            return self._error((*keys, unknown[0]), f"unknown key; known here: {', '.join(names)}")
+            error = self._error((*keys, unknown[0]), f"unknown key; known here: {', '.join(names)}")
+            return error, unknown[0]
         if missing := _MISSING.match(complaint):
-            return self._error((*keys, missing[1]), "this key is missing")
+            return self._error((*keys, missing[1]), "this key is missing"), missing[1]
+        depth = len(keys)
         reason, _, place = complaint.partition(" - at ")
         value: Any = table
         for name, position in _STEP.findall(place):
@@ -404,7 +501,8 @@ class _Reader:
             keys, value = (*keys, step), value[step]
         for word, plain in _WORDS.items():
             reason = reason.replace(f"`{word}`", plain)
-        return self._error(keys, reason[:1].lower() + reason[1:])
+        key = str(keys[depth]) if len(keys) > depth else ""
+        return self._error(keys, reason[:1].lower() + reason[1:]), key
 
     def _error(self, keys: _Keys, reason: str) -> ConfigError:
         return ConfigError(f"{self._path}: {_dotted(keys)}: {reason}")
@@ -435,6 +533,15 @@ _WORDS: Final = {
     "object | null": "a table",
 }
 """msgspec's names of types, which are JSON's, and what a reader of TOML calls them."""
+
+
+def _kind_of(value: Any) -> str:
+    """Return what a reader of TOML calls a value's type."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    return "a list" if isinstance(value, list) else "text"
 
 
 def parse_span(text: str) -> int | None:
