@@ -13,7 +13,7 @@ from castore.cli.options import common, json_option, print_json
 if TYPE_CHECKING:
     from castore.cli.opening import Common
     from castore.content.attributes import Ownership
-    from castore.content.inplace import TreePlan
+    from castore.content.treeplan import TreePlan
     from castore.model.generation import Generation, Origin
     from castore.services.config import Service
     from castore.services.plan import RollbackPlan
@@ -46,6 +46,9 @@ _numeric_option = click.option(
     is_flag=True,
     help="With --in-place: compare what is in files, not only their sizes and times.",
 )
+@click.option(
+    "--yes", is_flag=True, help="With --in-place: do not ask where DEST is not where the tree came from."
+)
 @_numeric_option
 @json_option
 @common
@@ -56,6 +59,7 @@ def restore(
     in_place: bool,
     dry_run: bool,
     checksum: bool,
+    yes: bool,
     numeric_ids: bool,
     as_json: bool,
 ) -> None:
@@ -65,22 +69,24 @@ def restore(
     or a single file: as a file of its name.
 
     With --in-place DEST becomes the selected tree, or directory in one: what is not in it is removed, but
-    not what snapshots of it leave out. If anything fails, DEST is put back as it was.
+    not what snapshots of it leave out. If anything fails, DEST is restored to its previous state. Where DEST
+    is not the directory that the tree came from, castore shows what would change and asks first.
     """
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.restoring import restore as put
     from castore.services.select import select
 
-    if not in_place and (dry_run or checksum):
-        raise click.UsageError("--dry-run and --checksum are for --in-place only")
+    if not in_place and (dry_run or checksum or yes):
+        raise click.UsageError("--dry-run, --checksum and --yes are for --in-place only")
     with context.open_store() as store:
         store.sync_generations()
         selection = select(store, what)
         tally = Tally()
         if in_place:
             ownership = _ownership(numeric_ids)
-            _in_place(context, store, selection, destination, ownership, dry_run, checksum, as_json)
+            options = (dry_run, checksum, yes, as_json)
+            _in_place(context, store, selection, destination, ownership, *options)
             return
         with watching() as progress:
             progress("restoring", tally)
@@ -106,14 +112,16 @@ def _in_place(
     ownership: Ownership,
     dry_run: bool,
     checksum: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
     from castore.cli.opening import own_folders
-    from castore.cli.progress import watching
+    from castore.cli.progress import hushed, watching
     from castore.model.tally import Tally
-    from castore.services.inplace import plan_in_place, restore_in_place
+    from castore.services.inplace import origin_of, plan_in_place, restore_in_place
 
     tally = Tally()
+    configured = context.configured_origins(selection.generation.service)
     with watching() as progress:
         progress("comparing" if dry_run else "restoring", tally)
         plan = plan_in_place(
@@ -124,15 +132,46 @@ def _in_place(
             checksum=checksum,
             leave_out=own_folders(),
         )
-        problems = [] if dry_run else restore_in_place(store, plan, ownership, tally)
+        wanted = not dry_run
+        if wanted and not yes:
+            with hushed():
+                place = os.path.abspath(top)
+                wanted = _is_wanted(plan, place, origin_of(store, selection, configured))
+        problems = restore_in_place(store, plan, ownership, tally) if wanted else []
     told = _tree_steps(plan)
     if as_json:
-        print_json({**told, "done": not dry_run})
+        print_json({**told, "done": wanted})
     elif dry_run:
         _print_steps(told)
+    elif not wanted:
+        print("nothing was changed")
     else:
         print(f"{plan.top}: {len(plan.steps)} steps, {text.size(tally.read)} written")
     context.report_restored(problems, [])
+
+
+def _is_wanted(plan: TreePlan, place: str, origin: str) -> bool:
+    """Ask before live files change in a place that the tree did not come from. Raises UsageError."""
+    import sys
+
+    from castore.errors import UsageError
+
+    added, changed, removed = plan.summary
+    if not (changed or removed) or (origin and os.path.realpath(origin) == os.path.realpath(place)):
+        return True
+    shown = text.printable(os.fsencode(place))
+    source = f"came from {text.printable(os.fsencode(origin))}" if origin else "has no recorded place"
+    told = (
+        f"{shown} is not where this was taken, which {source}: {added} entries would be added, {changed} "
+        f"changed, {removed} removed"
+    )
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{told}; nothing was touched: --dry-run lists the steps, --yes carries them out"
+        )
+    click.echo(f"castore: {told}", err=True)
+    agreed: bool = click.confirm("Go on?", err=True)
+    return agreed
 
 
 @click.command(epilog="Example: castore recover drupal")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from castore.content.inplace import Comparison, InPlace, plan_tree
+from castore.content.inplace import InPlace
 from castore.content.streams import StreamReader
+from castore.content.treeplan import Comparison, plan_tree
 from castore.errors import StoppedError, UsageError
 from castore.model.generation import Origin, decode_details
 from castore.services.interrupts import Shield
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from castore.content.attributes import Ownership
-    from castore.content.inplace import TreePlan
+    from castore.content.treeplan import TreePlan
     from castore.model.tally import Tally
     from castore.services.select import Selection
     from castore.store import Store
@@ -57,6 +58,20 @@ def plan_in_place(
                 checksum=checksum, rules=rules, unread=unread, below=below, scan=seen
             )
             return plan_tree(reader, child, top, ownership, comparison)
+
+
+def origin_of(store: Store, selection: Selection, configured: dict[str, Origin]) -> str:
+    """Return where a selected tree, or directory or file in one, belongs; empty where that is not known.
+
+    configured: where castore.toml says that parts belong, which wins over what was recorded.
+    """
+    part = selection.part
+    if part is None or part.kind != "tree":
+        return ""
+    with StreamReader(store) as reader:
+        details = decode_details(reader.read_all(selection.generation.details.ref))
+    found = configured.get(part.name) or details.origins.get(part.name, Origin())
+    return os.path.join(os.fsdecode(found.path), selection.path.strip("/")) if found.path else ""
 
 
 def restore_in_place(

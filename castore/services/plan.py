@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from castore.content.diff import diff_trees
 from castore.content.directories import open_top
-from castore.content.inplace import Comparison, Step, TreePlan, plan_tree
 from castore.content.streams import StreamReader
+from castore.content.treeplan import Comparison, Step, TreePlan, plan_tree
 from castore.errors import UsageError
 from castore.model.generation import Details, Origin, decode_details
 from castore.services.overlap import below, configured_path, with_endings

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from castore.content.attributes import Ownership
-    from castore.content.inplace import TreePlan
+    from castore.content.treeplan import TreePlan
     from castore.model.generation import FileOwner, Generation, Part
     from castore.model.tally import Tally
     from castore.store import Store

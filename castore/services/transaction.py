@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from castore.content.attributes import Ownership
-    from castore.content.inplace import TreePlan
+    from castore.content.treeplan import TreePlan
     from castore.model.generation import Generation, Part
     from castore.model.tally import Tally
     from castore.services.config import Service

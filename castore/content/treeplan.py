@@ -1,0 +1,472 @@
+"""Compare a live directory with a stored tree and plan the steps that make them equal."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from castore.content.aside import refuse_leftovers
+from castore.content.attributes import Ownership
+from castore.content.depth import run
+from castore.content.directories import Child, open_directory, read_file
+from castore.content.live import (
+    OPEN_DIRECTORY,
+    OPEN_FILE,
+    allow_descriptors,
+    is_cache,
+    mounts_below,
+    read_xattrs_at,
+)
+from castore.content.scan import ScanRules
+from castore.content.scancache import LINKED, told_of
+from castore.content.scanfiles import without_xattrs
+from castore.content.streams import RangeReader
+from castore.errors import CastoreError, UsageError
+from castore.kernel.files import entries_of, list_directory, listed_of
+from castore.model.tree import Content
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from collections.abc import Set as AbstractSet
+
+    from castore.content.aside import Action, Path
+    from castore.content.scancache import OldScan
+    from castore.content.streams import StreamReader
+    from castore.kernel.files import Listed
+    from castore.model.refs import Ref
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do."""
+
+    action: Action
+    path: Path
+    """Below the top; empty for the top itself."""
+    child: Child | None = None
+    """What is to be there; None to remove."""
+    removed: int = 0
+    """How many live files and directories go."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of content to write."""
+        if self.child is None or self.action == "metadata":
+            return 0
+        return self.child.ref.size if self.child.entry.is_dir and self.child.ref else self.child.entry.size
+
+
+@dataclass(frozen=True)
+class TreePlan:
+    """How a live directory becomes a stored one."""
+
+    top: str
+    steps: tuple[Step, ...]
+    kept_links: dict[tuple[int, int], Path]
+    """Of files with several names that stay: one name of each."""
+    skipped: tuple[tuple[bytes, str], ...] = ()
+    """(path, reason) of what is left alone because there may be no copy of it."""
+    crosses: bool = False
+    """Whether a step is on another file system, mounted below the top."""
+
+    @property
+    def summary(self) -> tuple[int, int, int]:
+        """How many entries are added, how many changed, and how many live ones are removed."""
+        actions = [step.action for step in self.steps if step.path or step.action != "metadata"]
+        removed = sum(step.removed for step in self.steps if step.action == "remove")
+        return actions.count("create"), actions.count("replace") + actions.count("metadata"), removed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a live tree is compared with a stored one.
+
+    A regular file counts as the same if its size and time are.
+    """
+
+    changed: AbstractSet[bytes] = frozenset()
+    """Paths of files that are not the same, whatever is said of them."""
+    checksum: bool = False
+    """Compare what is in files, too."""
+    rules: ScanRules = field(default_factory=ScanRules)
+    """What snapshots leave out is left alone."""
+    apart: AbstractSet[bytes] = frozenset()
+    """Paths below the top that are left alone, stored or not: what other parts keep in this tree."""
+    unread: AbstractSet[bytes] = frozenset()
+    """Paths below the top that a snapshot could not read: they and all below them are left alone."""
+    below: bytes = b""
+    """The path of the stored directory in its tree, which patterns are relative to."""
+    scan: OldScan | None = None
+    """What the last snapshot saw of the live tree: what is as it was then is not looked at again."""
+
+
+def plan_tree(
+    reader: StreamReader, child: Child, top: str, ownership: Ownership, comparison: Comparison
+) -> TreePlan:
+    """Compare the directory `top` with the stored one and return what is to be done.
+
+    Raises UsageError if `top` is no directory, CastoreError if an earlier run was interrupted there.
+    """
+    try:
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"cannot restore in place into {top}: {error.strerror}") from None
+    allow_descriptors()
+    planner = _Planner(reader, ownership, comparison, mounts_below(top))
+    try:
+        refuse_leftovers(top)
+        run(planner.directory(fd, (), child, planner.top_record(fd)))
+        steps = planner.steps
+        if steps or planner.metadata_differs(fd, child, listed_of(b".", os.fstat(fd))):
+            steps.append(Step("metadata", (), child))
+    except OSError as error:
+        raise CastoreError(f"cannot compare {top}: {error}") from error
+    finally:
+        os.close(fd)
+    return planner.plan(top)
+
+
+def plan_entry(
+    reader: StreamReader, child: Child, path: str, ownership: Ownership, *, checksum: bool = False
+) -> TreePlan:
+    """Compare the file at `path` with a stored one, which is no directory; `top` is its directory.
+
+    Raises UsageError if there is no such directory, or if `path` is a directory.
+    """
+    top, name = os.path.split(path)
+    try:
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"cannot restore into {top}: {error.strerror}") from None
+    try:
+        planner = _Planner(reader, ownership, Comparison(checksum=checksum), set())
+        planner.file(fd, os.fsencode(name), child)
+    except OSError as error:
+        raise UsageError(f"cannot compare {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    return planner.plan(top)
+
+
+def plan_removal(top: str, comparison: Comparison, reader: StreamReader) -> TreePlan | None:
+    """Return how to remove all that is in the directory `top` but for what has to stay.
+
+    None: nothing in it has to stay.
+    """
+    folder, name = os.path.split(top)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        planner = _Planner(reader, Ownership(change=False), comparison, mounts_below(top))
+        found = planner.all_of(fd, os.fsencode(name))
+    finally:
+        os.close(fd)
+    return None if found else planner.plan(top)
+
+
+class _Removal(NamedTuple):
+    """The steps that remove a file or directory."""
+
+    steps: list[Step]
+    whole: bool
+    """Whether nothing in it has to stay."""
+
+
+class _Planner:
+    def __init__(
+        self,
+        reader: StreamReader,
+        ownership: Ownership,
+        comparison: Comparison,
+        mounts: set[Path],
+    ) -> None:
+        self._mounts = mounts
+        self._reader = reader
+        self._ownership = ownership
+        self._comparison = comparison
+        self._scan = None if comparison.checksum else comparison.scan
+        self._bundle: tuple[Ref | None, RangeReader] = (None, RangeReader(reader.store, None))
+        self._kept_links: dict[tuple[int, int], Path] = {}
+        self._skipped: list[tuple[bytes, str]] = []
+        self._crosses = False
+        self.steps: list[Step] = []
+        self._live_links: dict[tuple[int, int], tuple[int, int] | Path] = {}
+        self._stored_links: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def top_record(self, fd: int) -> int | None:
+        """Return where the last snapshot's record of the top is, if it saw this directory."""
+        if self._scan is None:
+            return None
+        info = os.fstat(fd)
+        if told_of(self._scan.record(self._scan.top)).ids != (info.st_dev, info.st_ino):
+            self._scan = None
+            return None
+        self._scan.compare(fd)
+        return self._scan.top
+
+    def plan(self, top: str) -> TreePlan:
+        """Return the steps that were found."""
+        links, skipped = self._kept_links, tuple(self._skipped)
+        return TreePlan(top, tuple(self.steps), links, skipped, crosses=self._crosses)
+
+    def file(self, fd: int, name: bytes, child: Child) -> None:
+        """Add the steps for one file, which is called `name` in the directory open as `fd`."""
+        entry = msgspec.structs.replace(child.entry, name=name)
+        found = child._replace(entry=entry)
+        try:
+            info = listed_of(name, os.stat(name, dir_fd=fd, follow_symlinks=False))
+        except FileNotFoundError:
+            self.steps.append(Step("create", (name,), found))
+            return
+        if stat.S_ISDIR(info.mode):
+            shown = os.fsdecode(child.entry.name)
+            raise UsageError(f"{os.fsdecode(name)!r} is a directory: name the file in it, as in {shown}")
+        if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
+            self.steps.append(Step("replace", (name,), found))
+            return
+        # Its other names are not restored with it.
+        alone = msgspec.structs.replace(entry, extra=msgspec.structs.replace(entry.extra, link=None))
+        single = info._replace(nlink=1)
+        if not self._same(fd, (name,), child._replace(entry=alone), single):
+            self.steps.append(Step("replace", (name,), found))
+        elif self.metadata_differs(fd, found, info):
+            self.steps.append(Step("metadata", (name,), found))
+
+    def all_of(self, fd: int, name: bytes) -> bool:
+        """Add the steps that remove all below a directory that may go; say whether all of it may."""
+        below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
+        try:
+            whole = True
+            for one in entries_of(list_directory(below)):
+                removal = run(self._removal(below, (one.name,), one))
+                self.steps += removal.steps
+                whole = whole and removal.whole
+        finally:
+            os.close(below)
+        return whole
+
+    def directory(
+        self, fd: int, path: Path, child: Child, at: int | None
+    ) -> Generator[Any, Any, None]:
+        """Add the steps for what is in a directory, the deepest first. A generator for `run`.
+
+        at: where the last snapshot's record of it is.
+        """
+        apart = self._comparison.apart
+        stored = open_directory(self._reader, child.ref)
+        if apart:
+            stored = [one for one in stored if b"/".join((*path, one.entry.name)) not in apart]
+        seen = self._scan.listing_of(at) if self._scan is not None and at is not None else None
+        listing = seen[0] if seen is not None else list_directory(fd)
+        live = {entry.name: entry for entry in entries_of(listing)}
+        names = {found.entry.name for found in stored}
+        records: dict[bytes, int] = {}
+        bare: frozenset[bytes] | set[bytes] = frozenset()
+        if self._scan is not None and at is not None:
+            record = self._scan.record(at)
+            records = self._scan.below(record)
+            bare = without_xattrs(record, listing)
+        if not (self._comparison.rules.exclude_caches and is_cache(fd)):
+            for name in sorted(live.keys() - names):
+                removal = yield self._removal(fd, (*path, name), live[name])
+                self.steps += removal.steps
+        for found in stored:
+            name = found.entry.name
+            below = (*path, name)
+            if name not in live:
+                self.steps.append(Step("create", below, found))
+            elif self._is_unread(below):
+                self._skip(below)
+            else:
+                yield self._entry(fd, below, found, live[name], name in bare, records.get(name))
+
+    def _removal(self, fd: int, path: Path, entry: Listed) -> Generator[Any, Any, _Removal]:
+        """Return the steps that remove what is at a path. A generator for `run`."""
+        if self._stays(path, entry):
+            return _Removal([], whole=False)
+        if not stat.S_ISDIR(entry.mode):
+            return _Removal([Step("remove", path, removed=1)], whole=True)
+        try:
+            below = os.open(entry.name, OPEN_DIRECTORY, dir_fd=fd)
+        except OSError as error:
+            self._skip(path, f"cannot be read: {error.strerror}")
+            return _Removal([], whole=False)
+        found: list[_Removal] = []
+        try:
+            if self._comparison.rules.exclude_caches and is_cache(below):
+                return _Removal([], whole=False)
+            for one in entries_of(list_directory(below)):
+                removal = yield self._removal(below, (*path, one.name), one)
+                found.append(removal)
+        except OSError as error:
+            self._skip(path, f"cannot be read: {error.strerror}")
+            return _Removal([], whole=False)
+        finally:
+            os.close(below)
+        steps = [step for removal in found for step in removal.steps]
+        if all(removal.whole for removal in found):
+            count = 1 + sum(step.removed for step in steps)
+            return _Removal([Step("remove", path, removed=count)], whole=True)
+        return _Removal(steps, whole=False)
+
+    def _skip(self, path: Path, reason: str = "a snapshot could not read it") -> None:
+        self._skipped.append((b"/".join(path), f"is left alone: {reason}"))
+
+    def _is_unread(self, path: Path) -> bool:
+        """Whether a snapshot could not read this path: there may be no copy of it."""
+        return b"/".join(path) in self._comparison.unread
+
+    def _stays(self, path: Path, entry: Listed) -> bool:
+        """Whether snapshots leave this out."""
+        if path in self._mounts or (entry.dev, entry.ino) in self._comparison.rules.leave_out:
+            return True
+        if b"/".join(path) in self._comparison.apart:
+            return True
+        if self._is_unread(path):
+            self._skip(path)
+            return True
+        exclude = self._comparison.rules.exclude
+        if exclude is None:
+            return False
+        below = self._comparison.below
+        whole = b"/".join([below, *path] if below else path)
+        return exclude.matches(whole, is_dir=stat.S_ISDIR(entry.mode))
+
+    def _is_as_scanned(self, fd: int, found: Child, at: int | None) -> bool:
+        """Whether a live directory is what the last snapshot stored, and that is the stored one."""
+        if self._scan is None or at is None or found.ref is None:
+            return False
+        record = self._scan.record(at)
+        return (
+            told_of(record).ref == found.ref
+            and not record.flags & LINKED
+            and self._scan.is_same(at, fd, found.entry.name)
+        )
+
+    def _entry(
+        self, fd: int, path: Path, found: Child, info: Listed, bare: bool, at: int | None
+    ) -> Generator[Any, Any, None]:
+        """Add the steps for what is stored and live. A generator for `run`."""
+        entry = found.entry
+        try:
+            if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
+                yield self._exchange(fd, path, found, info)
+                return
+            before = len(self.steps)
+            if entry.is_dir:
+                if not (yield self._inside(fd, path, found, at)):
+                    return
+            elif not self._same(fd, path, found, info):
+                self.steps.append(Step("replace", path, found, removed=1))
+                return
+            elif entry.extra.link is not None:
+                self._kept_links.setdefault(entry.extra.link, path)
+            # What was done in a directory has changed its time.
+            changed = len(self.steps) > before
+            if changed or self.metadata_differs(fd, found, info, bare=bare):
+                self.steps.append(Step("metadata", path, found))
+        except OSError as error:
+            self._skip(path, f"cannot be read: {error.strerror}")
+
+    def _exchange(
+        self, fd: int, path: Path, found: Child, info: Listed
+    ) -> Generator[Any, Any, None]:
+        """Add the step for what is stored as another kind of file than the live one."""
+        if path in self._mounts:
+            self._skip(path, "is a mount point, and stored as another kind of file: unmount it first")
+            return
+        count = 1
+        if stat.S_ISDIR(info.mode):
+            skipped = len(self._skipped)
+            removal = yield self._removal(fd, path, info)
+            if not removal.whole:
+                if len(self._skipped) > skipped:
+                    return
+                shown = os.fsdecode(b"/".join(path))
+                raise CastoreError(
+                    f"{shown} is to be replaced, and holds what snapshots leave out: move it away first"
+                )
+            count = sum(step.removed for step in removal.steps)
+        self.steps.append(Step("replace", path, found, removed=count))
+
+    def _inside(
+        self, fd: int, path: Path, found: Child, at: int | None
+    ) -> Generator[Any, Any, bool]:
+        """Add the steps for what is in a directory; say whether it could be compared."""
+        if found.entry.content is Content.NONE:
+            return True  # snapshots do not enter it: another file system, or castore's own
+        if self._is_as_scanned(fd, found, at):
+            return True
+        before = len(self.steps)
+        below = os.open(found.entry.name, OPEN_DIRECTORY, dir_fd=fd)
+        try:
+            yield self.directory(below, path, found, at)
+        except OSError as error:
+            del self.steps[before:]
+            self._skip(path, f"cannot be read: {error.strerror}")
+            return False
+        finally:
+            os.close(below)
+        if len(self.steps) > before and path in self._mounts:
+            self._crosses = True
+        return True
+
+    def _same(self, fd: int, path: Path, found: Child, info: Listed) -> bool:
+        """Whether a live file has the stored content, and the same other names."""
+        entry = found.entry
+        if b"/".join(path) in self._comparison.changed:
+            return False
+        if entry.is_file and (info.size, info.mtime_ns) != (entry.size, entry.mtime):
+            return False
+        if entry.is_file and self._comparison.checksum and not self._holds(fd, found):
+            return False
+        if stat.S_ISLNK(entry.st_mode) and os.readlink(entry.name, dir_fd=fd) != entry.extra.target:
+            return False
+        if stat.S_IFMT(info.mode) in {stat.S_IFCHR, stat.S_IFBLK} and (
+            info.rdev != entry.extra.device
+        ):
+            return False
+        live = (info.dev, info.ino)
+        if entry.extra.link is not None and (
+            self._stored_links.setdefault(entry.extra.link, live) != live
+        ):
+            return False
+        if info.nlink > 1:
+            owner = self._live_links.setdefault(live, entry.extra.link or path)
+            return owner == (entry.extra.link or path)
+        return True
+
+    def _holds(self, fd: int, found: Child) -> bool:
+        """Whether a live file has the stored bytes."""
+        entry, ref, offset, _ = found
+        stored: Iterator[bytes | memoryview] = read_file(self._reader, found)
+        if entry.content is Content.BUNDLE:
+            if self._bundle[0] != ref:
+                self._bundle = ref, RangeReader(self._reader.store, ref)
+            stored = iter((self._bundle[1].read(offset, entry.size),))
+        file = os.open(entry.name, OPEN_FILE, dir_fd=fd)
+        with open(file, "rb") as live:
+            return all(live.read(len(data)) == data for data in stored) and not live.read(1)
+
+    def metadata_differs(
+        self, fd: int, child: Child, info: Listed, *, bare: bool = False
+    ) -> bool:
+        """Whether a live file's owner, mode, time or attributes are not the stored ones.
+
+        bare: it is known to have no attributes.
+        """
+        entry = child.entry
+        if self._ownership.change and (
+            (info.uid, info.gid) != self._ownership.of(entry, child.owners)
+        ):
+            return True
+        is_link = stat.S_ISLNK(info.mode)
+        kept = ~0 if self._ownership.change else ~(stat.S_ISUID | stat.S_ISGID)
+        if info.mtime_ns != entry.mtime or (
+            not is_link and (stat.S_IMODE(info.mode) ^ entry.mode) & kept
+        ):
+            return True
+        return (() if bare else read_xattrs_at(fd, info.name)) != entry.extra.xattrs
