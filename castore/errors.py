@@ -22,6 +22,7 @@ The tree, with the code the command line ends with::
     +-- StorageError                   1   the place that holds the store refused an operation
     |   +-- ObjectExistsError          1   create-only: the name is taken
     |   +-- ObjectMissingError         1   the name is not there
+    |   +-- StorageFullError           1   no room for a new object; the store did not change
     +-- FormatError                    1   a store of a version this castore does not know
 
 A message names the thing, what was expected, and what to do next.
@@ -159,6 +160,10 @@ class ObjectExistsError(StorageError):
 
 class ObjectMissingError(StorageError):
     """There is no object of that name."""
+
+
+class StorageFullError(StorageError):
+    """There is no room for a new object. The store did not change, so deleting objects may go on."""
 
 
 class FormatError(CastoreError):

@@ -18,6 +18,7 @@ from castore.errors import (
     ObjectExistsError,
     ObjectMissingError,
     StorageError,
+    StorageFullError,
 )
 from castore.storage.contract import Storage, Writer
 from castore.storage.files import FILES, sync_directory
@@ -41,6 +42,9 @@ _NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """What link(2) answers on file systems without hard links (FAT, some network ones)."""
 
 
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+
+
 def _refusal(doing: str, path: str, error: OSError) -> StorageError:
     hint = {
         errno.ENOSPC: "; free some space there, what is committed is whole",
@@ -49,7 +53,13 @@ def _refusal(doing: str, path: str, error: OSError) -> StorageError:
         errno.EACCES: "; run castore as a user who may",
         errno.EPERM: "; run castore as a user who may",
     }.get(error.errno or 0, "")
-    return StorageError(f"cannot {doing} {path}: {error.strerror or error}{hint}")
+    kind = StorageFullError if error.errno in _FULL else StorageError
+    return kind(f"cannot {doing} {path}: {error.strerror or error}{hint}")
+
+
+def _sync_refusal(path: str, error: OSError) -> StorageError:
+    """Return the error of a directory that could not be synced, which nobody may sync again."""
+    return StorageError(str(_refusal("make durable", path, error)))
 
 
 class _LocalWriter(Writer):
@@ -77,7 +87,7 @@ class _LocalWriter(Writer):
             while rest:
                 rest = rest[self._files.write(self._descriptor, rest) :]
         except OSError as error:
-            raise self._fail("write to", error) from error
+            raise self._fail(_refusal("write to", self._root, error)) from error
 
     def commit(self, name: str) -> None:
         self._refuse_if_failed()
@@ -87,14 +97,20 @@ class _LocalWriter(Writer):
             # success the next time (the "fsyncgate" of 2018): never retry, give the file up.
             self._files.fsync(self._descriptor)
             self._name(path)
-            self._files.sync_directory(os.path.dirname(path))
+            self._sync_directory(os.path.dirname(path))
             self._close()
         except FileExistsError as error:
             self.abort()
             self._error = ObjectExistsError(f"{path} exists already, and objects are never replaced")
             raise self._error from error
         except OSError as error:
-            raise self._fail("make durable", error) from error
+            raise self._fail(_refusal("make durable", self._root, error)) from error
+
+    def _sync_directory(self, folder: str) -> None:
+        try:
+            self._files.sync_directory(folder)
+        except OSError as error:
+            raise self._fail(_sync_refusal(folder, error)) from error
 
     def _name(self, path: str) -> None:
         """Give the file its name, unless it is taken."""
@@ -107,7 +123,7 @@ class _LocalWriter(Writer):
         # Not with what is above it: a store that is gone, unmounted say, is not begun anew.
         with contextlib.suppress(FileExistsError):
             self._files.mkdir(folder)
-        self._files.sync_directory(os.path.dirname(folder))
+        self._sync_directory(os.path.dirname(folder))
         self._folders.add(folder)
         self._link(path)
 
@@ -141,9 +157,8 @@ class _LocalWriter(Writer):
         with contextlib.suppress(OSError):
             self._files.close(descriptor)
 
-    def _fail(self, doing: str, error: OSError) -> StorageError:
+    def _fail(self, failure: StorageError) -> StorageError:
         self.abort()
-        failure = _refusal(doing, self._root, error)
         self._error = failure
         return failure
 
@@ -291,7 +306,7 @@ class LocalStorage(Storage):
         except FileNotFoundError:
             return
         except OSError as error:
-            raise _refusal("make durable", path, error) from error
+            raise _sync_refusal(path, error) from error
 
     def _make(self) -> None:
         """Make the store's directory and what is missing above it, each durable before what is in it."""

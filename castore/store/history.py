@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 from typing import TYPE_CHECKING
 
 from castore.errors import (
@@ -18,6 +17,7 @@ from castore.errors import (
     OlderError,
     RotatedError,
     StorageError,
+    StorageFullError,
     UsageError,
 )
 from castore.model.generation import decode_generation
@@ -336,12 +336,8 @@ class History(Keyed):
         self.forgotten(service, numbers)
         # First, so that no other machine misses them. On a full disk removal is what makes room, and what
         # it frees is needed by compaction: other machines then report the removal as unexplained.
-        try:
+        with contextlib.suppress(StorageFullError):
             record_removal(self.storage, self.writer_key, service, numbers)
-        except StorageError as error:
-            cause = error.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                raise
         self.storage.delete_all(names)
         self.index.remove_generations(name.partition("/")[2] for name in names)
 

@@ -707,7 +707,7 @@ def test_a_server_that_is_gone_in_the_middle_is_put_back_when_it_is_there_again(
     gone = Service(stop=("mv", socket, socket + ".gone"))
     with pytest.raises(CastoreError, match="castore recover s"):
         roll_back(lab, postgres_database, 1, gone)
-    with pytest.raises(CastoreError, match="not whole"):
+    with pytest.raises(CastoreError, match="not intact"):
         recover(lab)
     os.rename(socket + ".gone", socket)
     assert "as it was before" in recover(lab)
