@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import text
+from castore.model.names import short_revision
 
 if TYPE_CHECKING:
     from castore.model.events import Event
@@ -58,7 +59,7 @@ def plain(generation: Generation, drilled: _Drills | None = None) -> dict[str, A
 
 def describe(generation: Generation) -> str:
     """Return the line that says what a snapshot made."""
-    revision = f" of revision {generation.revision}" if generation.revision else ""
+    revision = f" of revision {short_revision(generation.revision)}" if generation.revision else ""
     new = sum(part.new_bytes for part in generation.parts)
     stored = sum(part.stored_bytes for part in generation.parts)
     return (
@@ -89,7 +90,7 @@ def table(generations: list[Generation], drilled: _Drills) -> str:
             generation.service,
             str(generation.number),
             text.local_time(generation.time),
-            generation.revision or "-",
+            short_revision(generation.revision) or "-",
             names,
             text.size(total),
             text.size(new),

@@ -59,6 +59,7 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...]) -> None:
 
     from castore.cli.progress import watching
     from castore.errors import TakenBackError
+    from castore.model.names import short_revision
     from castore.services.deployment import guard as run_guarded
 
     services, command = _split_command(words)
@@ -68,7 +69,8 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...]) -> None:
 
 
         def wanted(service: str, generation: Generation) -> bool:
-            told = f"revision {generation.revision} was here before, as {service}@{generation.number}"
+            short = short_revision(generation.revision)
+            told = f"revision {short} was here before, as {service}@{generation.number}"
             if restoring or (sys.stdin.isatty() and click.confirm(f"{told}. Restore its state?", err=True)):
                 return True
             click.echo(f"{told}; not restored: castore follow {service}, or castore rollback", err=True)
@@ -79,7 +81,7 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...]) -> None:
             raise TakenBackError(f"{done.failure}; it was taken back, and the state of before is there")
         for service in done.restored:
             generation = done.known[service]
-            back = f"generation {generation.number} of revision {generation.revision}"
+            back = f"generation {generation.number} of revision {short_revision(generation.revision)}"
             click.echo(f"{service} is back at {back}")
 
 
@@ -131,6 +133,7 @@ def follow(context: Common, services: tuple[str, ...], dry_run: bool, as_json: b
 def revision(context: Common, service: str, as_json: bool) -> None:
     """Print the present revision of SERVICE, and where it comes from."""
     from castore.errors import UsageError
+    from castore.model.names import short_revision
     from castore.services.revision import current, source_of
 
     settings = context.required_settings().of(service)
@@ -145,7 +148,7 @@ def revision(context: Common, service: str, as_json: bool) -> None:
         return
     print(f"{now}  ({source})")
     if live is not None and live != now:
-        print(f"the state is that of revision {live}: castore follow {service}")
+        print(f"the state is that of revision {short_revision(live)}: castore follow {service}")
 
 
 @click.command(epilog="Example: castore drill drupal")

@@ -221,6 +221,8 @@ def _limits(max_unused: float, *, unfinished: bool) -> Limits:
 
 
 def _print_plan(store: Store, verdicts: list[Verdict], planned: Plan, *, as_json: bool) -> None:
+    from castore.model.names import short_revision
+
     generations = [
         {
             "service": found.generation.service,
@@ -242,7 +244,8 @@ def _print_plan(store: Store, verdicts: list[Verdict], planned: Plan, *, as_json
             why = ", ".join(found.rules) or "nothing: it would go"
             note = notes[one.service].get(one.number, "")
             cells.append([
-                *(one.service, str(one.number), text.local_time(one.time), one.revision or "-"),
+                *(one.service, str(one.number), text.local_time(one.time)),
+                short_revision(one.revision) or "-",
                 why + (f" ({text.one_line(note)})" if note else ""),
             ])
         header = ["service", "number", "time", "revision", "kept by"]

@@ -32,6 +32,7 @@ def log(
 
     from castore.cli.generations import plain, table
     from castore.errors import NotFoundError
+    from castore.model.names import revision_begins
     from castore.services.events import drills
 
     with context.open_store() as store:
@@ -41,7 +42,7 @@ def log(
             raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
         found = store.newest_first(service) if service is not None else iter(store.generations())
         if revision is not None:
-            found = (g for g in found if g.revision.startswith(revision))
+            found = (g for g in found if revision_begins(g.revision, revision))
         generations = list(islice(found, limit))
         context.warn_damaged(store)
         drilled = drills(store)
@@ -58,6 +59,7 @@ def log(
 def show(context: Common, what: str, as_json: bool) -> None:
     """Show one generation: its parts, their sizes, and how much of them was there before."""
     from castore.cli.generations import parts_table, plain
+    from castore.model.names import short_revision
     from castore.services.select import select
 
     with context.open_store() as store:
@@ -68,7 +70,8 @@ def show(context: Common, what: str, as_json: bool) -> None:
         print_json({**plain(generation), "warnings": warnings})
         return
     print(f"{generation.service}@{generation.number}  {text.local_time(generation.time)}")
-    print(f"revision  {generation.revision or '-'}")
+    short = short_revision(generation.revision)
+    print(f"revision  {short or '-'}{f'  ({generation.revision})' if short != generation.revision else ''}")
     print(f"host      {generation.host}")
     print(f"took      {text.duration(generation.duration)}")
     if generation.interrupted:

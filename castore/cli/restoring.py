@@ -321,18 +321,23 @@ def _revision_if_known(context: Common, service: str, *, quiet: bool = False) ->
 
 def _tell_follow(context: Common, service: str, target: Generation) -> None:
     """Say that the next `follow` takes this roll-back for a state that is left behind."""
+    from castore.model.names import short_revision
+
     settings = context.service_settings(service)
     now = _revision_if_known(context, service, quiet=True)
+    short = short_revision(now or "")
     if settings is not None and settings.follow == "restore" and now and now != target.revision:
         click.echo(
-            f"castore: the present revision is {now}, and the state is of another now: the next 'castore "
-            f"follow {service}' restores the newest generation of {now}, if there is one",
+            f"castore: the present revision is {short}, and the state is of another now: the next "
+            f"'castore follow {service}' restores the newest generation of {short}, if any exists",
             err=True,
         )
 
 
 def _of(generation: Generation) -> str:
-    return f" of revision {generation.revision}" if generation.revision else ""
+    from castore.model.names import short_revision
+
+    return f" of revision {short_revision(generation.revision)}" if generation.revision else ""
 
 
 def _origins(

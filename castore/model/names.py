@@ -42,6 +42,16 @@ def revision_names(revision: str) -> tuple[str, ...]:
     return (revision,) if match is None else (revision, match["base"])
 
 
+def revision_is(revision: str, text: str) -> bool:
+    """Whether `text` is a revision as it is recorded, as it is shown, or the base name of its store path."""
+    return text in {*revision_names(revision), short_revision(revision)}
+
+
+def revision_begins(revision: str, prefix: str) -> bool:
+    """Whether `prefix` selects a revision: its beginning, or that of a store path's hash."""
+    return any(name.startswith(prefix) for name in revision_names(revision))
+
+
 def short_revision(revision: str) -> str:
     """Return a revision for tables: the beginning of the hash of a path in the store of Guix or Nix."""
     match = _STORE_PATH.fullmatch(revision)

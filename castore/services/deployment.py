@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from castore.errors import CastoreError, ProgramError, StoppedError, UsageError
+from castore.model.names import short_revision
 from castore.model.tally import Tally
 from castore.services.events import event
 from castore.services.hooks import Around
@@ -178,7 +179,7 @@ def _guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guard
         before = done.taken[service]
         with event(work.store, "guard", service) as note:
             note.number, note.revision = before.number, now or ""
-            note.text = f"deployed; before it: {before.revision or 'no revision'}"
+            note.text = f"deployed; before it: {short_revision(before.revision) or 'no revision'}"
         if now is None:
             continue
         state = state_revision(work.store, service, now)
@@ -275,20 +276,23 @@ class Followed:
     def _selector(self) -> str:
         """What selects the generation: a pre-rollback generation is selected by number only."""
         assert self.generation is not None
-        return f"{self.generation.number}" if self.generation.safety else f"'={self.revision}'"
+        if self.generation.safety:
+            return f"{self.generation.number}"
+        return f"'={short_revision(self.revision)}'"
 
     @property
     def text(self) -> str:
         """What happened, for people."""
+        short = short_revision(self.revision)
         if self.revision == self.before:
-            return f"{self.service}: revision {self.revision}, as before"
+            return f"{self.service}: revision {short}, as before"
         if self.generation is None:
             what = "is new, and noted" if self.before else "is noted: what the state was of is not known here"
-            return f"{self.service}: revision {self.revision} {what}"
+            return f"{self.service}: revision {short} {what}"
         what = "restored" if self.restored else "would be restored: castore rollback"
         where = f"{self.service}@{self.generation.number}"
         return (
-            f"{self.service}: revision {self.revision} was here before; its newest generation {where} "
+            f"{self.service}: revision {short} was here before; its newest generation {where} "
             + (f"is {what}" if self.restored else f"{what} {self.service} --to {self._selector}")
         )
 
@@ -322,7 +326,7 @@ def follow(work: Work, services: Sequence[str], *, dry_run: bool = False) -> lis
         if restoring:
             with event(work.store, "follow", service) as note:
                 note.of(generation)
-                note.text = f"revision {now} is back"
+                note.text = f"revision {short_revision(now)} is back"
                 work.restore(service, generation)
         found.append(Followed(service, now, before, generation, restoring))
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, FormatError, NotFoundError, ObjectMissingError, UsageError
-from castore.model.names import check_name
+from castore.model.names import check_name, revision_begins, revision_is, revision_names, short_revision
 from castore.services.dates import parse_date
 from castore.store.generations import open_generation, split_name
 
@@ -67,7 +67,7 @@ def _goes_on(store: Store, service: str, selector: str, part_name: str) -> bool:
     """Whether the colon behind `selector` is more likely a revision's than one before a part."""
     generations = store.generations(service)
     begun = selector.removeprefix("=") + ":"
-    return any(generation.revision.startswith(begun) for generation in generations) and not any(
+    return any(revision_begins(generation.revision, begun) for generation in generations) and not any(
         generation.part(part_name) for generation in generations
     )
 
@@ -128,10 +128,11 @@ def _refuse_damaged(store: Store, service: str, older: int) -> None:
 def _find(store: Store, service: str, selector: str) -> Generation:
     """Return the one generation of `service` that `selector` means, of those that are whole.
 
-    `latest`; a number (or `#NUMBER`); a revision (or `=REVISION`) or a unique beginning of one: its
-    newest generation; a date or time (`dates.parse_date`): the newest at or before it; any of these with
-    `~N`: N generations earlier, of the same revision where a revision was named. Safety generations,
-    which rollbacks take, are found by number only. Raises NotFoundError, UsageError if several are meant.
+    `latest`; a number (or `#NUMBER`); a revision (or `=REVISION`) or a unique beginning of one (of a
+    path in the store of Guix or Nix also of its base name): its newest generation; a date or
+    time (`dates.parse_date`): the newest at or before it; any of these with `~N`: N generations earlier, of
+    the same revision where a revision was named. Safety generations, which rollbacks take, are found by
+    number only. Raises NotFoundError, UsageError if several are meant.
     """
     quick = _found_at_once(store, service, selector)
     if quick is not None:
@@ -142,7 +143,7 @@ def _find(store: Store, service: str, selector: str) -> Generation:
         raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
     regular = [generation for generation in generations if not generation.safety]
     counted = re.fullmatch(r"(.+)~([0-9]{0,9})", selector, re.DOTALL)
-    if counted and not any(one.revision == selector.removeprefix("=") for one in regular):
+    if counted and not _has_revision(regular, selector.removeprefix("=")):
         return _earlier(store, service, counted[1], int(counted[2] or "1"))
     if selector.startswith("#"):
         return _numbered(generations, service, selector[1:])
@@ -152,7 +153,7 @@ def _find(store: Store, service: str, selector: str) -> Generation:
         return _newest(regular, f"{service!r} has only safety generations; name one by number")
     if selector.isascii() and selector.isdigit():
         return _number_or_revision(generations, regular, service, selector)
-    if any(generation.revision == selector for generation in regular):
+    if _has_revision(regular, selector):
         return _of_revision(regular, service, selector)
     if (before := parse_date(selector)) is not None:
         early = [generation for generation in regular if generation.time <= before]
@@ -167,7 +168,7 @@ def _earlier(store: Store, service: str, selector: str, steps: int) -> Generatio
     what = f"generation {named.number}"
     if _names_revision(selector, named):
         earlier = [generation for generation in earlier if generation.revision == named.revision]
-        what += f" that have revision {named.revision}"
+        what += f" that have revision {short_revision(named.revision)}"
     if named.safety:
         earlier.append(named)
     earlier.sort(key=lambda generation: generation.number, reverse=True)
@@ -184,7 +185,7 @@ def _names_revision(selector: str, found: Generation) -> bool:
     if selector.startswith("="):
         return True
     by_number = selector.lstrip("#").lstrip("0") == str(found.number)
-    return not by_number and selector != "latest" and found.revision.startswith(selector)
+    return not by_number and selector != "latest" and revision_begins(found.revision, selector)
 
 
 def _found_at_once(store: Store, service: str, selector: str) -> Generation | None:
@@ -214,8 +215,14 @@ def _numbered(generations: list[Generation], service: str, text: str) -> Generat
 
 
 def _of_revision(generations: list[Generation], service: str, revision: str) -> Generation:
-    found = [generation for generation in generations if generation.revision == revision]
-    return _newest(found, _no_revision(generations, service, revision))
+    """Return the newest generation of exactly this revision, or of the store path that this names."""
+    exact = [generation for generation in generations if generation.revision == revision]
+    named = exact or [one for one in generations if revision_is(one.revision, revision)]
+    return _only_revision(named, generations, service, revision)
+
+
+def _has_revision(generations: list[Generation], revision: str) -> bool:
+    return any(revision_is(generation.revision, revision) for generation in generations)
 
 
 def _number_or_revision(
@@ -226,21 +233,29 @@ def _number_or_revision(
     numbered = [generation for generation in generations if str(generation.number) == text.lstrip("0")]
     if named and numbered and numbered[0].revision != text:
         newest = _newest(named, "")
+        of = short_revision(numbered[0].revision) or "-"
         raise UsageError(
-            f"{text} is a generation of {service!r} (of revision {numbered[0].revision or '-'}) and "
-            f"a revision (its newest generation is {newest.number}): say #{text} or ={text}"
+            f"{text} is a generation of {service!r} (of revision {of}) and a revision "
+            f"(its newest generation is {newest.number}): say #{text} or ={text}"
         )
     if numbered:
         return numbered[0]
     if named:
         return _newest(named, "")
-    if any(generation.revision.startswith(text) for generation in regular):
+    if any(revision_begins(generation.revision, text) for generation in regular):
         return _of_prefix(regular, service, text)
     return _numbered(generations, service, text)
 
 
 def _of_prefix(generations: list[Generation], service: str, prefix: str) -> Generation:
-    found = [generation for generation in generations if generation.revision.startswith(prefix)]
+    found = [generation for generation in generations if revision_begins(generation.revision, prefix)]
+    return _only_revision(found, generations, service, prefix)
+
+
+def _only_revision(
+    found: list[Generation], generations: list[Generation], service: str, prefix: str
+) -> Generation:
+    """Return the newest of `found`, which have to be of one revision. Raises UsageError, NotFoundError."""
     revisions = sorted({generation.revision for generation in found})
     if len(revisions) > 1:
         shown = ", ".join(revisions[:_SHOWN]) + (", ..." if len(revisions) > _SHOWN else "")
@@ -256,15 +271,20 @@ def _no_revision(generations: list[Generation], service: str, revision: str) -> 
         return f"no generation of {service!r} has revision {revision!r}: none has any"
 
     def shared(name: str) -> int:
-        pairs = zip(name, revision, strict=False)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(name), len(revision)))
+        return max(_shared(one, revision) for one in revision_names(name))
 
     nearest = max(known, key=lambda name: (shared(name), known[name].number))
     when = dt.datetime.fromtimestamp(known[nearest].time / 1e9).astimezone()
     return (
-        f"no generation of {service!r} has revision {revision!r}; nearest: {nearest} "
+        f"no generation of {service!r} has revision {revision!r}; nearest: {short_revision(nearest)} "
         f"({when:%Y-%m-%d %H:%M})"
     )
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many characters two texts have in common from their beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def undo_of(store: Store, service: str) -> Generation:

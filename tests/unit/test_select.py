@@ -10,6 +10,7 @@ import pytest
 import castore
 from castore.errors import NotFoundError, UsageError
 from castore.model.generation import Generation, Part, StoredRef
+from castore.model.names import short_revision
 from castore.model.refs import RefKind
 from castore.services.dates import parse_date
 from castore.services.select import find, select, split
@@ -434,3 +435,41 @@ def test_hostile_selectors_are_not_found(shelf, text):
     shelf.put("a")
     with pytest.raises((NotFoundError, UsageError)):
         shelf.number(text)
+
+
+# Paths in the store of Guix or Nix
+
+
+@pytest.mark.parametrize("sign", ["", "="])
+@pytest.mark.parametrize("text", ["2hjq4w1b7x0c", "2hjq4w1b7x0c-system", GUIX])
+def test_a_store_path_is_selected_by_its_hash_its_base_name_and_itself(shelf, text, sign):
+    shelf.put(GUIX)
+    shelf.put(GUIX_OTHER)
+    assert shelf.number(sign + text) == 1
+    assert shelf.meant(f"web@{sign}{text}:sites/a") == (1, "sites", "a")
+
+
+def test_a_store_path_is_selected_by_the_beginning_of_its_hash(shelf):
+    for revision in (GUIX, GUIX_OTHER, GUIX):
+        shelf.put(revision)
+    assert shelf.number("2hj") == 3
+    assert shelf.number("2hj~1") == 1
+    with pytest.raises(UsageError, match="'2h' begins several revisions"):
+        shelf.number("2h")
+    with pytest.raises(NotFoundError, match="nearest: 2hjq4w1b7x0c"):
+        shelf.number("2hjx")
+
+
+def test_what_names_paths_of_two_stores_is_refused(shelf):
+    shelf.put("/gnu/store/2hjq4w1b7x0c-system")
+    shelf.put("/nix/store/2hjq4w1b7x0c-system")
+    with pytest.raises(UsageError, match="several revisions"):
+        shelf.number("2hjq4w1b7x0c-system")
+
+
+def test_the_shown_form_of_a_long_hash_selects_it(shelf):
+    path = "/nix/store/0v2q8j7k5m3n1p9r6s4w8x2y5z7a0b3c-nixos-system-host-24.05"
+    shelf.put(path)
+    assert short_revision(path) == "0v2q8j7k5m3n"
+    assert shelf.number(short_revision(path)) == shelf.number("=" + short_revision(path)) == 1
+    assert shelf.number("0v2q8j7k5m3n1p9r") == 1
