@@ -1,10 +1,15 @@
 # Sourced by tools/castore and tools/test: makes .venv in the checkout what the sources need.
 #
 # It prints on standard error only, so that `tools/castore cat` can be piped, and nothing at all
-# when there is nothing to do. Needs: $root, the checkout. PYTHON chooses another python3.
+# when there is nothing to do. Needs: $root, the checkout. PYTHON chooses the python3 that a new .venv is made
+# with; to change it, delete .venv.
 
 python=${PYTHON:-python3}
 venv=$root/.venv
+# The build requirement of pyproject.toml: with it in .venv, changed sources are built without a network.
+build_tool="setuptools>=77"
+# Without a home directory pip would make a cache in a directory named "~".
+[ -n "${HOME:-}" ] || export PIP_NO_CACHE_DIR=1
 
 say() {
     echo "castore: $*" >&2
@@ -28,14 +33,10 @@ install_packages() {
             >&2 </dev/null
 }
 
-# What .venv was made of. Its scripts hold its path, so a checkout that moved needs a new one.
+# Where .venv is and which Python it has. Its scripts hold its path, so a checkout that moved needs new ones.
+# The Python that PATH or $PYTHON has now is not asked: they differ between a shell and cron.
 base_now() {
-    path=$(readlink -f "$(command -v "$python")")
-    case $path in
-    # pyenv's stand for one Python or another, and for none where .venv is activated.
-    */shims/*) path=$("$python" -c 'import os, sys; print(os.path.realpath(sys.executable))') ;;
-    esac
-    echo "$root $path"
+    echo "$root $(readlink -f "$venv/bin/python")"
 }
 
 sources_now() {
@@ -55,41 +56,96 @@ check_python() {
         give_up "$python is $("$python" --version 2>&1); castore needs Python 3.11 or newer"
 }
 
-# Debian leaves ensurepip, without which a virtual environment has no pip, to python3-venv.
-need_venv_and_compiler() {
-    needed=
-    "$python" -c 'import ensurepip, venv' 2>/dev/null || needed="python3-venv"
+# need PACKAGE...: installs them, or ends.
+need() {
+    install_packages "$@" || give_up "castore cannot be built without them"
+}
+
+check_compiler() {
     # The kernel includes the C library's headers, which gcc only recommends.
-    echo '#include <stdint.h>' | ${CC:-cc} -E - >/dev/null 2>&1 || needed="$needed gcc libc6-dev"
-    # shellcheck disable=SC2086 # a list of words
-    [ -z "$needed" ] || install_packages $needed || give_up "castore cannot be built without them"
+    echo '#include <stdint.h>' | ${CC:-cc} -E - >/dev/null 2>&1 || need gcc libc6-dev
 }
 
+# is_usable: does the .venv that exists run castore, whatever sources it was made for?
+is_usable() {
+    [ -x "$venv/bin/python" ] && (run_castore_module --version) >/dev/null 2>&1
+}
+
+# run_castore_module ARGUMENTS: in the place of this shell, without bin/castore, whose first line has the path that .venv was made at.
+run_castore_module() {
+    exec "$venv/bin/python" -P -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); import castore.kernel
+from castore.cli.main import main; main()' "$root" "$@"
+}
+
+# install REQUIREMENT [OPTIONS OF PIP]...: into .venv.
+install() {
+    requirement=$1
+    shift
+    # The other editable mode loads a finder into each start of Python, 20 ms of it.
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --retries 1 "$@" \
+        --config-settings editable_mode=compat --editable "$requirement" </dev/null
+}
+
+# can_update NAME: is .venv complete, of the Python that it was made with, and at its place as far as NAME needs?
+can_update() {
+    [ -x "$venv/bin/python" ] && [ -f "$venv/base.stamp" ] || return 1
+    [ "$(cat "$venv/base.stamp")" = "$(base_now)" ] || {
+        # Scripts that only tests need would keep the path of a checkout that moved.
+        [ "$1" = plain ] && [ "$(cut -d' ' -f2- <"$venv/base.stamp")" = "$(base_now | cut -d' ' -f2-)" ]
+    }
+}
+
+# update_venv REQUIREMENT: in place, without a network where all that is needed is installed.
+update_venv() {
+    install "$1" --no-index --no-build-isolation >/dev/null 2>&1 || install "$1" "$build_tool" >&2
+}
+
+# make_venv REQUIREMENT: a new one, in the place of the old one, which is restored if that fails.
 make_venv() {
-    if [ ! -x "$venv/bin/python" ] || [ "$(cat "$venv/base.stamp" 2>/dev/null)" != "$(base_now)" ]; then
-        "$python" -m venv --clear "$venv" >&2 || give_up "cannot make the virtual environment $venv"
-        base_now >"$venv/base.stamp"
+    check_python
+    # Debian leaves ensurepip, without which a virtual environment has no pip, to python3-venv.
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
+    [ ! -e "$venv" ] || mv "$venv" "$venv.old" || give_up "cannot rename $venv"
+    if "$python" -m venv "$venv" >&2 && install "$1" "$build_tool" >&2; then
+        rm -rf "$venv.old"
+        return 0
     fi
+    rm -rf "$venv"
+    [ ! -e "$venv.old" ] || mv "$venv.old" "$venv"
+    give_up "cannot make the virtual environment $venv; the reason is above"
 }
 
-# ensure_environment NAME REQUIREMENT: one at a time; a set-up that failed leaves no stamp.
+set_up() {
+    say "setting up $venv"
+    check_compiler
+    if ! can_update "$1"; then
+        make_venv "$2"
+    elif ! update_venv "$2"; then
+        # A new one would need the same packages.
+        ! is_usable || give_up "cannot install castore into $venv; the reason is above"
+        make_venv "$2"
+    fi
+    base_now >"$venv/base.stamp"
+    rm -f "$venv"/plain.stamp "$venv"/test.stamp
+    (base_now; sources_now) >"$venv/$1.stamp"
+    # What suffices for the tests suffices for everything.
+    [ "$1" = plain ] || cp "$venv/$1.stamp" "$venv/plain.stamp"
+}
+
+# ensure_environment NAME REQUIREMENT: one process at a time. A set-up that failed leaves no stamp, and the
+# .venv that existed; if that still runs castore, castore is run by it ($outdated is 1 then).
 ensure_environment() {
+    outdated=0
     ! has_stamp "$1" || return 0
     exec 9<"$root"
     flock 9
-    if ! has_stamp "$1"; then
-        say "setting up $venv"
-        check_python
-        need_venv_and_compiler
-        make_venv
-        rm -f "$venv"/plain.stamp "$venv"/test.stamp
-        # The other editable mode loads a finder into each start of Python, 20 ms of it.
-        "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
-            --config-settings editable_mode=compat --editable "$2" \
-            >&2 </dev/null || give_up "cannot install castore into $venv; the reason stands above"
-        (base_now; sources_now) >"$venv/$1.stamp"
-        # What suffices for the tests suffices for everything.
-        [ "$1" = plain ] || cp "$venv/$1.stamp" "$venv/plain.stamp"
+    # A new one was interrupted; the old one is complete.
+    [ ! -e "$venv.old" ] || { rm -rf "$venv" && mv "$venv.old" "$venv"; }
+    # In a shell of its own: it exits where it fails.
+    if ! has_stamp "$1" && ! (set_up "$@"); then
+        [ "$1" = plain ] && is_usable || give_up "$venv cannot be set up: what failed is above"
+        say "$venv could not be brought up to date (what failed is above): castore runs as it was installed"
+        outdated=1
     fi
     exec 9<&-
 }

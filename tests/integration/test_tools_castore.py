@@ -1,0 +1,125 @@
+"""tools/castore uses what is installed, under any PATH and Python, and survives a failed set-up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A copy of the checkout whose .venv has what this Python has, without asking a registry."""
+    root = tmp_path_factory.mktemp("checkout") / "castore"
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, check=True,
+    ).stdout.decode().split("\0")
+    if "tools/castore" not in files:
+        pytest.skip("not in a checkout of git")
+    for name in filter(None, files):
+        if not name.startswith("tests/") and (ROOT / name).exists():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / ".venv")], check=True)
+    inner = next((root / ".venv" / "lib").glob("python*")) / "site-packages"
+    for name in map(Path, sys.path):
+        if name.name == "site-packages":
+            (inner / "outer.pth").write_text(f"{name}\n")
+    (root / ".venv" / "base.stamp").write_text(f"{root} {os.path.realpath(root / '.venv/bin/python')}\n")
+    return root
+
+
+@pytest.fixture
+def checkout(built, tmp_path):
+    """A copy of `built` at its own path."""
+    copy = tmp_path / "castore"
+    subprocess.run(["cp", "-a", str(built), str(copy)], check=True)
+    base = copy / ".venv" / "base.stamp"
+    base.write_text(base.read_text().replace(str(built), str(copy)))
+    return copy
+
+
+def run(root, *arguments, path=None, **more):
+    """Run tools/castore without a registry; return (exit code, output, errors)."""
+    home = root.parent / "home"
+    home.mkdir(exist_ok=True)
+    environment = {"HOME": str(home), "PATH": path or os.environ["PATH"], "PIP_NO_INDEX": "1", **more}
+    done = subprocess.run(
+        [str(root / "tools" / "castore"), *arguments],
+        env=environment, cwd=home, capture_output=True, text=True, check=False, timeout=200,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def stamp(root):
+    """Make the .venv count as set up for the present sources."""
+    text = subprocess.run(
+        ["sh", "-c", f"root={root}; . {root}/tools/environment.sh; base_now; sources_now"],
+        capture_output=True, text=True, check=True,
+    ).stdout
+    (root / ".venv" / "plain.stamp").write_text(text)
+    kernel = next((ROOT / "castore" / "kernel").glob("*.so"))
+    shutil.copy(kernel, root / "castore" / "kernel")
+    program = root / ".venv" / "bin" / "castore"
+    program.write_text(f"#!/bin/sh\nexec {root}/.venv/bin/python -c 'import sys; sys.path.insert(0, \"{root}\"); from castore.cli.main import main; main()' \"$@\"\n")
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize("changes", [{"path": "/usr/bin:/bin"}, {"path": "/nonexistent"}, {"PYTHON": "/no/python"}])
+def test_another_path_or_python_uses_what_is_installed(checkout, changes):
+    stamp(checkout)
+    mark = checkout / ".venv" / "mark"
+    mark.touch()
+    assert run(checkout, "--version", **changes) == (0, "castore 0.1.0\n", "")
+    assert mark.exists()
+
+
+def test_a_failed_rebuild_leaves_a_castore_that_runs(checkout):
+    stamp(checkout)
+    pyproject = checkout / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace('"click>=8.1"', '"click>=99"'))
+    code, out, errors = run(checkout, "--version")
+    assert (code, out) == (0, "castore 0.1.0\n")
+    assert "could not be brought up to date" in errors
+    assert "setuptools" in errors  # what pip could not get
+    assert not (checkout / ".venv.old").exists()
+
+
+def test_a_kernel_that_does_not_compile_leaves_a_castore_that_runs(checkout):
+    stamp(checkout)
+    with (checkout / "castore" / "kernel" / "cut.c").open("a") as file:
+        file.write("#error broken\n")
+    code, out, errors = run(checkout, "--version")
+    assert (code, out) == (0, "castore 0.1.0\n")
+    assert "could not be brought up to date" in errors
+
+
+def test_a_checkout_that_moved_runs_although_nothing_can_be_installed(checkout):
+    stamp(checkout)
+    moved = checkout.parent / "moved castore"
+    checkout.rename(moved)
+    code, out, errors = run(moved, "--version", path="/usr/bin:/bin", PYTHON="/no/python")
+    assert (code, out) == (0, "castore 0.1.0\n"), errors
+
+
+def test_nothing_that_runs_is_an_error(checkout):
+    shutil.rmtree(checkout / ".venv")
+    code, _, errors = run(checkout, "--version", PYTHON="/no/python")
+    assert code == 1
+    assert "there is no /no/python" in errors
+    assert "cannot be set up" in errors
+
+
+def test_an_interrupted_rebuild_keeps_the_environment_of_before(checkout):
+    stamp(checkout)
+    (checkout / ".venv").rename(checkout / ".venv.old")
+    (checkout / ".venv").mkdir()  # as far as the rebuild got
+    code, out, errors = run(checkout, "--version", PYTHON="/no/python")
+    assert (code, out) == (0, "castore 0.1.0\n"), errors
