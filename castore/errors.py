@@ -19,6 +19,7 @@ The tree, with the code the command line ends with::
     +-- OlderError                    10   the store is older than this machine has seen it
     +-- NotIntactError               11   a rollback failed, and the previous state was not restored
     +-- StoppedError                 130   putting something back was interrupted, too
+    +-- SeveralError                       as the worst of the failures of several services
     +-- StorageError                   1   the place that holds the store refused an operation
     |   +-- ObjectExistsError          1   create-only: the name is taken
     |   +-- ObjectMissingError         1   the name is not there
@@ -148,6 +149,10 @@ class StoppedError(CastoreError):
     """What puts a state back was interrupted itself; the message says what it is now."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class SeveralError(CastoreError):
+    """Some of several services failed; `exit_code` is that of the worst failure."""
 
 
 class StorageError(CastoreError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -12,7 +12,10 @@ from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
+    from castore.cli.several import Several
+    from castore.services.hooks import Around
     from castore.services.snapshot import Source
+    from castore.store import Store
 
 
 def split_named(option: str, text: str) -> tuple[str, str]:
@@ -42,7 +45,8 @@ def split_program(option: str, text: str) -> tuple[str, ...]:
     epilog="Example: castore snapshot drupal --revision r1 --tree sites=/var/lib/drupal/sites "
     "--exec db='mariadb-dump --skip-dump-date drupal'"
 )
-@click.argument("service")
+@click.argument("services", metavar="[SERVICE]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Snapshot every service that castore.toml describes.")
 @click.option("--revision", metavar="REV", help="The configuration that the state belongs to.")
 @click.option("--tree", "trees", metavar="NAME=DIR", multiple=True, help="Take a directory.")
 @click.option(
@@ -58,6 +62,13 @@ def split_program(option: str, text: str) -> tuple[str, ...]:
 @click.option(
     "--exclude", metavar="PATTERN", multiple=True, help="Leave out of trees, as in .gitignore."
 )
+@click.option(
+    "--exclude-file",
+    "exclude_files",
+    metavar="FILE",
+    multiple=True,
+    help="Read such patterns from a file, one per line.",
+)
 @click.option("--one-file-system", is_flag=True, help="Stay on the file system of each tree's top.")
 @click.option(
     "--exclude-caches", is_flag=True, help="Of directories with a CACHEDIR.TAG, keep only that."
@@ -66,30 +77,77 @@ def split_program(option: str, text: str) -> tuple[str, ...]:
 @common
 def snapshot(
     context: Common,
-    service: str,
+    services: tuple[str, ...],
+    everything: bool,
     revision: str | None,
     trees: tuple[str, ...],
     dumps: tuple[str, ...],
     programs: tuple[str, ...],
     exclude: tuple[str, ...],
+    exclude_files: tuple[str, ...],
     one_file_system: bool,
     exclude_caches: bool,
     as_json: bool,
 ) -> None:
-    """Take one generation of SERVICE, with all its parts.
+    """Take one generation of each SERVICE, with all its parts.
 
-    With a castore.toml that describes SERVICE, its name alone is enough. With nothing configured, the
-    first snapshot makes a store and an identity, and says where.
+    With a castore.toml that describes SERVICE, its name alone is enough; options for trees are added to
+    what it says. With nothing configured, the first snapshot makes a store and an identity, and says where.
+
+    Of several services, the failure of one does not stop the others; the exit code is that of the worst.
     """
-    from castore.cli.generations import describe, plain
-    from castore.cli.opening import own_folders
-    from castore.cli.progress import watching
-    from castore.errors import IncompleteError, StorageError, UsageError
-    from castore.services.hooks import Around
-    from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource, unrestorable
-    from castore.services.snapshot import snapshot as take
-    from castore.services.state_revision import filed_under
-    from castore.services.transaction import unfinished
+    from castore.cli.several import Several
+
+    patterns = (*(one for file in exclude_files for one in _read_patterns(file)), *exclude)
+    limits = TreeLimits(patterns, one_file_system, exclude_caches)
+    given = _given_sources(trees, dumps, programs, limits)
+    names = _chosen_services(context, services, everything=everything, given=bool(given))
+    several = Several(names, apart=everything or len(names) > 1)
+    wanted: dict[str, tuple[dict[str, Source], Around]] = {}
+    for name in names:
+        with several.service(name):
+            wanted[name] = _wanted(context, name, given, limits)
+    if wanted:
+        with context.open_store(make=True) as store:
+            try:
+                for name, (sources, around) in wanted.items():
+                    with several.service(name):
+                        _take(context, store, name, sources, around, revision, several, as_json=as_json)
+            finally:
+                if store.older:
+                    print(f"castore: warning: {store.older}", file=sys.stderr)
+    if as_json and several.apart:
+        print_json(several.results)
+    several.finish()
+
+
+class TreeLimits(NamedTuple):
+    """What options leave out of every tree."""
+
+    exclude: tuple[str, ...]
+    one_file_system: bool
+    exclude_caches: bool
+
+
+def _read_patterns(path: str) -> list[str]:
+    """Return the patterns of an --exclude-file, without comments. Raises UsageError."""
+    from castore.errors import UsageError
+
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"--exclude-file: cannot read {path!r}: {reason}") from None
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _given_sources(
+    trees: tuple[str, ...], dumps: tuple[str, ...], programs: tuple[str, ...], limits: TreeLimits
+) -> dict[str, Source]:
+    """Return the parts that options name. Raises UsageError."""
+    from castore.errors import UsageError
+    from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
 
     sources: dict[str, Source] = {}
 
@@ -100,7 +158,7 @@ def snapshot(
 
     for text in trees:
         name, path = split_named("--tree", text)
-        add(name, TreeSource(path, exclude, one_file_system, exclude_caches))
+        add(name, TreeSource(path, *limits))
     for text in dumps:
         name, path = split_named("--dump", text)
         if path == "-" and any(isinstance(source, StreamSource) for source in sources.values()):
@@ -109,50 +167,114 @@ def snapshot(
     for text in programs:
         name, argv = split_named("--exec", text)
         add(name, ProgramSource(split_program("--exec", argv)))
-    around = Around(())
-    if not sources:
-        sources = context.configured_sources(service)
-        around = Around.of(context.service_settings(service))
-    with context.open_store(make=True) as store:
-        configured = context.present_revision(service)
-        context.check_recipients(store)
-        with store.lock(service), watching() as progress:
-            # Without new generations the damage of a failed rollback would only grow.
-            interrupted = store.begun_rollback(service) is not None
-            filed, noting, warning = filed_under(store, service, revision, configured)
-            if warning:
-                print(f"castore: {warning}", file=sys.stderr)
-            taken = take(
-                store,
-                service,
-                sources,
-                revision=filed,
-                interrupted=interrupted,
-                leave_out=own_folders(),
-                around=around,
-                progress=progress,
+    return sources
+
+
+def _chosen_services(
+    context: Common, services: tuple[str, ...], *, everything: bool, given: bool
+) -> list[str]:
+    """Return the services to snapshot, each once. Raises UsageError."""
+    from castore.errors import UsageError
+
+    names = list(dict.fromkeys(services))
+    if given and (everything or len(names) > 1):
+        raise UsageError("--tree, --dump and --exec are the parts of one SERVICE: name one")
+    if everything and names:
+        raise UsageError(f"--all is every service of castore.toml: leave out {names[0]!r}, or --all")
+    if not everything:
+        if not names:
+            raise UsageError("name a SERVICE, or --all for every service that castore.toml describes")
+        return names
+    settings = context.required_settings()
+    names = [*settings.faults, *(name for name, one in settings.service.items() if one.parts)]
+    if not names:
+        raise UsageError(f"{settings.path} describes no service that has parts")
+    return names
+
+
+def _wanted(
+    context: Common, service: str, given: dict[str, Source], limits: TreeLimits
+) -> tuple[dict[str, Source], Around]:
+    """Return the parts to take of a service, and its hooks. Raises UsageError."""
+    import dataclasses
+
+    from castore.services.hooks import Around
+    from castore.services.snapshot import TreeSource
+
+    if given:
+        return given, Around(())
+    sources = context.configured_sources(service)
+    for name, source in sources.items():
+        if isinstance(source, TreeSource):
+            sources[name] = dataclasses.replace(
+                source,
+                exclude=(*source.exclude, *limits.exclude),
+                one_file_system=source.one_file_system or limits.one_file_system,
+                exclude_caches=source.exclude_caches or limits.exclude_caches,
             )
-            failures = list(around.failures)
-            if interrupted:
-                failures.append(f"it is marked, and only its number selects it: {unfinished(service)}")
-            elif noting:
-                try:
-                    store.set_live_revision(service, taken.revision)
-                except StorageError as error:
-                    failures.append(f"that its revision is the live one was not noted: {error}")
-        for name in unrestorable(sources):
-            print(
-                f"castore: note: no program is known that restores the part {name!r}: a rollback needs "
-                f"--restore {name}='PROGRAM ...', or 'restore' of the part in castore.toml",
-                file=sys.stderr,
-            )
-        if store.older:
-            print(f"castore: warning: {store.older}", file=sys.stderr)
-        if as_json:
-            print_json(plain(taken))
-        else:
-            print(describe(taken))
-        if failures:
-            raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(failures)}")
-        if taken.missed:
-            context.report_missed(progress.warnings, taken)
+    return sources, Around.of(context.service_settings(service))
+
+
+def _take(
+    context: Common,
+    store: Store,
+    service: str,
+    sources: dict[str, Source],
+    around: Around,
+    revision: str | None,
+    several: Several,
+    *,
+    as_json: bool,
+) -> None:
+    """Take a generation of one service, and print it: as JSON later, where it is one of several."""
+    from castore.cli.generations import describe, plain
+    from castore.cli.opening import own_folders
+    from castore.cli.progress import watching
+    from castore.errors import IncompleteError, StorageError
+    from castore.services.snapshot import snapshot as take
+    from castore.services.snapshot import unrestorable
+    from castore.services.state_revision import filed_under
+    from castore.services.transaction import unfinished
+
+    configured = context.present_revision(service)
+    context.check_recipients(store)
+    with store.lock(service), watching() as progress:
+        # Without new generations the damage of a failed rollback would only grow.
+        interrupted = store.begun_rollback(service) is not None
+        filed, noting, warning = filed_under(store, service, revision, configured)
+        if warning:
+            print(f"castore: {warning}", file=sys.stderr)
+        taken = take(
+            store,
+            service,
+            sources,
+            revision=filed,
+            interrupted=interrupted,
+            leave_out=own_folders(),
+            around=around,
+            progress=progress,
+        )
+        failures = list(around.failures)
+        if interrupted:
+            failures.append(f"it is marked, and only its number selects it: {unfinished(service)}")
+        elif noting:
+            try:
+                store.set_live_revision(service, taken.revision)
+            except StorageError as error:
+                failures.append(f"that its revision is the live one was not noted: {error}")
+    for name in unrestorable(sources):
+        print(
+            f"castore: note: no program is known that restores the part {name!r}: a rollback needs "
+            f"--restore {name}='PROGRAM ...', or 'restore' of the part in castore.toml",
+            file=sys.stderr,
+        )
+    entry = plain(taken)
+    several.results.append(entry)
+    if not as_json:
+        print(describe(taken))
+    elif not several.apart:
+        print_json(entry)
+    if failures:
+        raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(failures)}")
+    if taken.missed:
+        context.report_missed(progress.warnings, taken)

@@ -1,0 +1,64 @@
+"""One command on several services: the failure of one does not stop the others."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from castore.cli import text
+from castore.errors import CastoreError, IncompleteError, SeveralError, StoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+class Several:
+    """Collects what comes of each service, and raises one error for all at the end.
+
+    apart: False for one service that was named alone: its error is raised as it is.
+    """
+
+    def __init__(self, services: Sequence[str], *, apart: bool) -> None:
+        self.results: list[dict[str, Any]] = []
+        """For JSON: one for each service that was worked on or failed."""
+        self.failed: dict[str, CastoreError] = {}
+        self._services = services
+        self.apart = apart
+
+    @contextlib.contextmanager
+    def service(self, name: str) -> Iterator[None]:
+        """Run the block for one service; note its error, and report it."""
+        try:
+            yield
+        except StoppedError:
+            raise
+        except (CastoreError, OSError) as raised:
+            if not self.apart:
+                raise
+            error = raised if isinstance(raised, CastoreError) else CastoreError(str(raised))
+            self.failed[name] = error
+            entry = next((one for one in self.results if one["service"] == name), None)
+            if entry is None:
+                entry = {"service": name}
+                self.results.append(entry)
+            entry |= {"error": str(error), "exit_code": error.exit_code}
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                print(f"castore: {name}: {text.one_line(str(error))}", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Raise SeveralError where a service failed: its exit code is that of the worst failure.
+
+        A failure is worse than a generation that is incomplete; of failures the highest code is taken.
+        """
+        if not self.failed:
+            return
+        incomplete = [name for name, one in self.failed.items() if isinstance(one, IncompleteError)]
+        lost = [name for name in self.failed if name not in incomplete]
+        kinds = (("failed", lost), ("incomplete", incomplete))
+        said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
+        error = SeveralError(f"of {len(self._services)} services {said}")
+        codes = [self.failed[name].exit_code for name in lost or incomplete]
+        error.exit_code = max(codes)
+        raise error
