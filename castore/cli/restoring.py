@@ -38,7 +38,8 @@ _numeric_option = click.option(
 @click.option(
     "--in-place",
     is_flag=True,
-    help="Make DEST, a directory that is there, equal to the tree; only what differs is touched.",
+    help="Make the existing directory DEST equal to the tree, or replace the file DEST by the selected "
+    "one; only what differs is touched.",
 )
 @click.option("--dry-run", is_flag=True, help="With --in-place: say what would be done, and do nothing.")
 @click.option(
@@ -146,7 +147,8 @@ def _in_place(
     elif not wanted:
         print("nothing was changed")
     else:
-        print(f"{plan.top}: {len(plan.steps)} steps, {text.size(tally.read)} written")
+        where = text.printable(os.fsencode(os.path.abspath(top)))
+        print(f"{where}: {len(plan.steps)} steps, {text.size(tally.read)} written")
     context.report_restored(problems, [])
 
 

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 import msgspec
 
 from castore.content.attributes import Ownership, replace_attributes
+from castore.content.copying import check_overwritable, copy, overwrite
 from castore.content.live import OPEN_DIRECTORY, OPEN_FILE, open_below
+from castore.content.removing import remove, remove_tree
 from castore.errors import CastoreError, UsageError
 from castore.kernel.files import sync_file_system
 from castore.model.tree import Entry, Owners
+from castore.storage.files import sync_restored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +39,11 @@ _MAGIC: Final = b"castorej"
 _HEADER: Final = struct.Struct("<8sII")
 """Magic, version, length of the journal."""
 _VERSION: Final = 1
+_PART: Final = b".part"
+_NEW: Final = b"new"
+_BACK: Final = b".castore-back-"
+_UNMOVABLE: Final = {errno.EXDEV, errno.EBUSY}
+"""What rename(2) answers for another file system, a layer below of an overlay, and a mount point."""
 _BEGUN: Final = b"."
 _DONE: Final = b"!"
 
@@ -61,6 +69,8 @@ class Aside:
         self._fd = fd
         self._journal = journal
         self._begun = begun
+        self.copied = False
+        """Whether anything could not be renamed; several file systems may have changed."""
         self._log = os.open(_JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=fd)
 
     @classmethod
@@ -91,8 +101,8 @@ class Aside:
             os.fsync(file)
         finally:
             os.close(file)
-        _sync_directory(fd)
-        _sync_directory(top)
+        sync_restored(fd)
+        sync_restored(top)
         return fd
 
     @property
@@ -105,14 +115,61 @@ class Aside:
         os.write(self._log, _BEGUN)
         self._begun += 1
 
-    def take(self, path: Path) -> None:
-        """Move what is at `path` aside, in the step that was begun last."""
+    def take(self, path: Path) -> bool:
+        """Move what is at `path` aside, in the step that was begun last.
+
+        False: it is a mount point, which cannot be moved; it was copied aside and has to be overwritten.
+        """
         fd = open_below(self._top, path[:-1])
+        name = path[-1]
         try:
             number = b"%d" % (self._begun - 1)
-            os.rename(path[-1], number, src_dir_fd=fd, dst_dir_fd=self._fd)
+            try:
+                os.rename(name, number, src_dir_fd=fd, dst_dir_fd=self._fd)
+            except OSError as error:
+                if error.errno not in _UNMOVABLE:
+                    raise
+                return self._copy_aside(fd, name, number, mounted=error.errno == errno.EBUSY)
+            return True
         finally:
             os.close(fd)
+
+    def _copy_aside(self, fd: int, name: bytes, number: bytes, *, mounted: bool) -> bool:
+        """Copy a file or directory aside, and remove it unless it is a mount point."""
+        if mounted:
+            check_overwritable(fd, name)
+        self.copied = True
+        part = number + _PART
+        copy(fd, name, self._fd, part)
+        sync_file_system(self._fd)
+        # From here on the original may be touched.
+        os.rename(part, number, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        if not mounted:
+            try:
+                remove(name, fd)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                check_overwritable(fd, name)
+                mounted = True
+        return not mounted
+
+    def replace_mounted(
+        self, path: Path, make: Callable[[int, Path], None]
+    ) -> None:
+        """Overwrite the mount point at `path` with a file that is made aside first.
+
+        make: makes the file in a directory, given open, at a path below the top.
+        """
+        make(self._fd, (self._name, _NEW))
+        if not _exists(_NEW, self._fd):
+            return  # reported by who makes it
+        fd = open_below(self._top, path[:-1])
+        try:
+            overwrite(self._fd, _NEW, fd, path[-1])
+        finally:
+            os.close(fd)
+        os.unlink(_NEW, dir_fd=self._fd)
 
     def open_taken(self) -> int | None:
         """Open the regular file that was moved aside last; None if it is none, or cannot be read."""
@@ -130,14 +187,10 @@ class Aside:
         for number in reversed(range(self._begun)):
             action, path = self._journal.steps[number]
             kept = _exists(b"%d" % number, self._fd)
-            if action == "create" or (action == "replace" and kept):
+            if action == "create" or kept:
                 self._remove(path)
             if kept:
-                fd = open_below(self._top, path[:-1])
-                try:
-                    os.rename(b"%d" % number, path[-1], src_dir_fd=self._fd, dst_dir_fd=fd)
-                finally:
-                    os.close(fd)
+                self._return(b"%d" % number, path)
         ownership = Ownership(change=os.geteuid() == 0, numeric=True)
         top = [one for one in self._journal.before if one[0] == (b".",)]
         for path, entry in [one for one in self._journal.before if one not in top]:
@@ -146,15 +199,45 @@ class Aside:
         for path, entry in top:
             self._set(path, entry, ownership, warn)
 
-    def finish(self) -> None:
-        """Let it all stay, and clear up."""
+    def finish(self) -> list[tuple[Path, str]]:
+        """Let it all stay, and clear up; return (path, reason) of what could not be removed."""
         # What takes the place of what is going to be removed has to be there, whatever happens.
-        sync_file_system(self._top)
+        if self.copied:
+            os.sync()  # several file systems
+        else:
+            sync_file_system(self._top)
         os.write(self._log, _DONE)
         os.fsync(self._log)
+        left = self._return_unremovable()
         self._clear()
         if self._journal.time is not None:
             os.utime(b".", ns=(self._journal.time, self._journal.time), dir_fd=self._top)
+        return left
+
+    def _return_unremovable(self) -> list[tuple[Path, str]]:
+        """Remove what was moved aside; move back what cannot be removed, where nothing has its place.
+
+        Returns (path, reason) of what was moved back.
+        """
+        left = []
+        for number in map(os.fsencode, os.listdir(self._fd)):
+            if not number.isdigit():
+                continue
+            try:
+                remove(number, self._fd)
+            except PermissionError as error:
+                action, path = self._journal.steps[int(number)]
+                if action != "remove":
+                    raise
+                fd = open_below(self._top, path[:-1])
+                try:
+                    if _exists(path[-1], fd):
+                        raise
+                    os.rename(number, path[-1], src_dir_fd=self._fd, dst_dir_fd=fd)
+                finally:
+                    os.close(fd)
+                left.append((path, f"cannot be removed: {_why(error)}; what cannot be removed was left"))
+        return left
 
     def close(self) -> None:
         """Close what is open."""
@@ -185,15 +268,44 @@ class Aside:
             remove(path[-1], fd)
         except FileNotFoundError:
             pass
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise  # a mount point is overwritten
         finally:
             os.close(fd)
+
+    def _return(self, number: bytes, path: Path) -> None:
+        """Move to its place what was kept aside, or copy it where it cannot be moved."""
+        fd = open_below(self._top, path[:-1])
+        try:
+            try:
+                os.rename(number, path[-1], src_dir_fd=self._fd, dst_dir_fd=fd)
+            except OSError as error:
+                if error.errno not in _UNMOVABLE:
+                    raise
+                self._copy_back(number, fd, path[-1])
+        finally:
+            os.close(fd)
+
+    def _copy_back(self, number: bytes, fd: int, name: bytes) -> None:
+        if _exists(name, fd):
+            overwrite(self._fd, number, fd, name)
+        else:
+            back = _BACK + self._name.removeprefix(os.fsencode(_ASIDE)) + b"-" + number
+            with contextlib.suppress(FileNotFoundError):
+                remove(back, fd)
+            copy(self._fd, number, fd, back)
+            sync_file_system(fd)
+            os.rename(back, name, src_dir_fd=fd, dst_dir_fd=fd)
+        # It must not count as kept while it is being removed: half of it would be moved back again.
+        os.rename(number, number + _PART, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def _clear(self) -> None:
         """Remove it, the journal last: until then whoever comes next can tell what is to be done."""
         for below in map(os.fsencode, os.listdir(self._fd)):
             if below != _JOURNAL:
                 remove(below, self._fd)
-        _sync_directory(self._fd)
+        sync_restored(self._fd)
         remove_tree(self._name, self._top)
 
 
@@ -250,6 +362,7 @@ def _recover(top: int, path: str, name: str, keep: bool, owned: bool) -> str:
     shown = os.path.join(path, name)
     fd = os.open(name, OPEN_DIRECTORY, dir_fd=top)
     aside: Aside | None = None
+    found = None
     try:
         found = _read(fd)
         if found is None:
@@ -261,7 +374,7 @@ def _recover(top: int, path: str, name: str, keep: bool, owned: bool) -> str:
             remove_tree(os.fsencode(name), top)
             return "nothing had been touched, or all that was is done: only an empty folder was left"
         journal, begun, done = found
-        if journal.owner and not owned:
+        if journal.owner and not (owned or done):
             raise CastoreError(
                 f"{shown} is part of a roll-back of {journal.owner!r}, which is recovered as a whole: "
                 f"castore recover {journal.owner} (if that knows of none any more: "
@@ -269,15 +382,21 @@ def _recover(top: int, path: str, name: str, keep: bool, owned: bool) -> str:
             )
         aside = Aside(top, os.fsencode(name), os.dup(fd), journal, begun)
         if done or (keep and begun == len(journal.steps)):
-            aside.finish()
-            return "all had been restored; what it replaced is removed"
+            left = aside.finish()
+            kept = "".join(f"; {os.fsdecode(b'/'.join(where))}: {why}" for where, why in left)
+            return f"all had been restored; what it replaced is removed{kept}"
         problems: list[str] = []
         aside.put_back(lambda where, why: problems.append(f"{os.fsdecode(b'/'.join(where))}: {why}"))
         return f"put back as it was, {begun} steps undone" + "".join(f"; {one}" for one in problems)
     except OSError as error:
+        if found is not None and found[2]:
+            raise CastoreError(
+                f"{path} is restored, but {shown} cannot be removed: {_why(error)}; remove it by hand, or "
+                "run this again when the cause is fixed"
+            ) from error
         raise CastoreError(
-            f"{path} could not be put back as it was ({error.strerror}): what was moved aside is in {shown}; "
-            "when the cause is mended, run this again"
+            f"the previous state of {path} could not be restored ({error.strerror}): what was moved aside is "
+            f"in {shown}; when the cause is fixed, run this again"
         ) from error
     finally:
         os.close(fd)
@@ -307,61 +426,11 @@ def _read(fd: int) -> tuple[Journal, int, bool] | None:
     return journal, begun, data[end:].endswith(_DONE)
 
 
-def remove(name: bytes, parent: int) -> None:
-    """Remove what is called `name` in the directory open as `parent`. Raises OSError."""
-    if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-        remove_tree(name, parent)
-    else:
-        os.unlink(name, dir_fd=parent)
-
-
-def remove_tree(name: bytes, parent: int) -> None:
-    """Remove the directory `name` in the one open as `parent`, but nothing of another file system in it.
-
-    Directories that do not allow it are made to. Raises OSError.
-    """
-    device = os.stat(name, dir_fd=parent, follow_symlinks=False).st_dev
-    stack = [(name, _open_to_empty(name, parent, device))]
-    try:
-        while stack:
-            current, fd = stack[-1]
-            for below in map(os.fsencode, os.listdir(fd)):
-                info = os.stat(below, dir_fd=fd, follow_symlinks=False)
-                if stat.S_ISDIR(info.st_mode):
-                    stack.append((below, _open_to_empty(below, fd, device)))
-                    break
-                os.unlink(below, dir_fd=fd)
-            else:
-                stack.pop()
-                os.close(fd)
-                os.rmdir(current, dir_fd=stack[-1][1] if stack else parent)
-    finally:
-        for _, fd in stack:
-            os.close(fd)
-
-
-def _open_to_empty(name: bytes, parent: int, device: int) -> int:
-    try:
-        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
-    except PermissionError:
-        os.chmod(name, 0o700, dir_fd=parent)
-        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
-    info = os.fstat(fd)
-    if info.st_dev != device:
-        os.close(fd)
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-    if info.st_mode & 0o700 != 0o700:
-        os.fchmod(fd, 0o700)
-    return fd
-
-
-def _sync_directory(fd: int) -> None:
-    """Make a directory durable, where its file system can (some network and FUSE ones answer EINVAL)."""
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
-            raise
+def _why(error: OSError) -> str:
+    """Say why something cannot be removed, and what to do where root is refused."""
+    refused = error.errno == errno.EPERM and os.geteuid() == 0
+    hint = " (an immutable file? lsattr shows it, chattr -i allows it)" if refused else ""
+    return f"{error.strerror}{hint}"
 
 
 def _exists(name: bytes, fd: int) -> bool:

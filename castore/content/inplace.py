@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from castore.content.aside import Aside, Journal
 from castore.content.attributes import drop_inherited, mode_of, replace_attributes
-from castore.content.live import open_below, read_xattrs_at
-from castore.content.restore import TreeWriter
+from castore.content.copying import live_entry
+from castore.content.live import OPEN_FILE, is_protected, open_below
+from castore.content.restore import TreeWriter, named
 from castore.errors import CastoreError
-from castore.model.tree import Content, Entry, Extra
 
 if TYPE_CHECKING:
     from castore.content.aside import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from castore.content.streams import StreamReader
     from castore.content.treeplan import Step, TreePlan
     from castore.model.tally import Tally
+    from castore.model.tree import Entry
 
 _LARGE: Final = 1 << 20
 """A file of this size keeps what it has, where it is replaced."""
@@ -61,7 +62,7 @@ class InPlace:
             return
         # Before anything is touched, since what is done in a directory changes its time.
         steps = [(step.action, step.path or (b".",)) for step in self._plan.steps]
-        before = [(path, self._live_entry(path)) for action, path in steps if action == "metadata"]
+        before = [(path, self._entry_of(path)) for action, path in steps if action == "metadata"]
         last = self._plan.steps[-1]
         time = last.child.entry.mtime if last.child is not None and not last.path else None
         try:
@@ -73,7 +74,10 @@ class InPlace:
                 self._do(self._aside, step)
             except OSError as error:
                 shown = os.path.join(self._plan.top, os.fsdecode(b"/".join(step.path)))
-                raise CastoreError(f"cannot {step.action} {shown}: {error.strerror}") from error
+                hint = ""
+                if isinstance(error, PermissionError) and step.path and self._is_protected(step.path):
+                    hint = ": it, or its directory, is immutable or append-only; allow it with chattr -i"
+                raise CastoreError(f"cannot {step.action} {shown}: {error.strerror}{hint}") from error
         report = self._writer.report
         if lacking := [*report.damaged, *report.unmade]:
             where, reason = lacking[0]
@@ -83,9 +87,21 @@ class InPlace:
     def _do(self, aside: Aside, step: Step) -> None:
         path = step.path or (b".",)
         aside.begin()
+        moved = True
         if step.action in {"remove", "replace"}:
-            aside.take(path)
+            try:
+                moved = aside.take(path)
+            except PermissionError as error:
+                if step.action == "replace" or not self._is_protected(path):
+                    raise
+                reason = "is immutable or append-only (see lsattr): it cannot be removed and was left"
+                self._writer.report.warnings.append((b"/".join(path), reason))
+                del error
         if step.child is None:
+            return
+        if not moved:
+            child = step.child
+            aside.replace_mounted(path, lambda fd, new: self._writer.make(fd, new, named(child, new[-1])))
             return
         large = step.action == "replace" and step.child.entry.is_file and step.size >= _LARGE
         old = aside.open_taken() if large else None
@@ -120,18 +136,29 @@ class InPlace:
             mode |= child.entry.mode & now & (stat.S_ISUID | stat.S_ISGID)
         replace_attributes(fd, path[-1], child.entry, child.owners, self._ownership, warn, mode=mode)
 
-    def _live_entry(self, path: Path) -> Entry:
-        """What undoing needs to know of a live file."""
+    def _entry_of(self, path: Path) -> Entry:
+        """Return what undoing needs to know of a live file."""
         fd = open_below(self._top, path[:-1])
         try:
-            info = os.stat(path[-1], dir_fd=fd, follow_symlinks=False)
-            extra = Extra(xattrs=read_xattrs_at(fd, path[-1]))
+            return live_entry(fd, path[-1])
         finally:
             os.close(fd)
-        mode = stat.S_IMODE(info.st_mode)
-        ids = info.st_uid, info.st_gid
-        kind = info.st_mode >> 12
-        return Entry(path[-1], kind, mode, *ids, info.st_mtime_ns, 0, Content.NONE, extra)
+
+    def _is_protected(self, path: Path) -> bool:
+        """Whether a file, or its directory, is immutable or append-only."""
+        parent = open_below(self._top, path[:-1])
+        try:
+            if is_protected(parent):
+                return True
+            fd = os.open(path[-1], OPEN_FILE, dir_fd=parent)
+        except OSError:
+            return False  # a link, a device: they have no such flags
+        finally:
+            os.close(parent)
+        try:
+            return is_protected(fd)
+        finally:
+            os.close(fd)
 
     def undo(self) -> None:
         """Put everything back as it was. Raises CastoreError if even that fails."""
@@ -142,8 +169,8 @@ class InPlace:
         except OSError as error:
             name = self._aside.name if self._aside is not None else ""
             raise CastoreError(
-                f"{self._plan.top} could not be put back as it was ({error.strerror}): what was moved "
-                f"aside is in {name} there; when the cause is mended: castore recover {self._plan.top}"
+                f"the previous state of {self._plan.top} could not be restored ({error.strerror}): what was "
+                f"moved aside is in {name} there; when the cause is fixed: castore recover {self._plan.top}"
             ) from error
         finally:
             self._close()
@@ -152,7 +179,9 @@ class InPlace:
         """Let it stay: remove what was kept aside."""
         try:
             if self._aside is not None:
-                self._aside.finish()
+                self._aside.copied |= self._plan.crosses
+                left = self._aside.finish()
+                self._writer.report.warnings += [(b"/".join(path), reason) for path, reason in left]
         except OSError as error:
             # All is restored; the next one says that this is left, and `recover` tries again.
             name = os.fsencode(self._aside.name if self._aside is not None else "")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import grp
 import os
 import pwd
 import re
 import resource
 import stat
+import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +25,10 @@ OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOE
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """How a file is opened that may have become a link, a fifo or a terminal since it was listed."""
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
+_GET_FLAGS: Final = 0x80086601
+"""FS_IOC_GETFLAGS of ioctl(2)."""
+_PROTECTING: Final = 0x30
+"""FS_IMMUTABLE_FL and FS_APPEND_FL."""
 _NO_XATTRS: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
 
 
@@ -56,6 +62,15 @@ def mounts_below(top: str) -> set[tuple[bytes, ...]]:
             if point.startswith(above):
                 found.add(tuple(point[len(above) :].split(b"/")))
     return found
+
+
+def is_protected(fd: int) -> bool:
+    """Whether an open file or directory is immutable or append-only, so that not even root removes it."""
+    try:
+        flags = fcntl.ioctl(fd, _GET_FLAGS, bytes(8))
+    except OSError:
+        return False  # a file system without such flags
+    return bool(int.from_bytes(flags[:4], sys.byteorder) & _PROTECTING)
 
 
 def is_cache(fd: int) -> bool:

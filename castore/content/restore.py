@@ -428,6 +428,13 @@ def restore_file(
 ) -> Report:
     """Make the stored file `child`, which is no directory, as `name` in the directory `top`."""
     writer = TreeWriter(reader, top, ownership, tally)
-    named = child._replace(entry=msgspec.structs.replace(child.entry, name=name))
-    writer.make(top, (name,), named)
+    writer.make(top, (name,), named(child, name))
     return writer.report
+
+
+def named(child: Child, name: bytes) -> Child:
+    """Return a stored file under another name, which is the only one that it has."""
+    extra = child.entry.extra
+    if extra.link is not None:
+        extra = msgspec.structs.replace(extra, link=None)
+    return child._replace(entry=msgspec.structs.replace(child.entry, name=name, extra=extra))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -70,6 +70,8 @@ class TreePlan:
     """Of files with several names that stay: one name of each."""
     skipped: tuple[tuple[bytes, str], ...] = ()
     """(path, reason) of what is left alone because there may be no copy of it."""
+    one_file: bool = False
+    """Whether it is about one file in the directory `top`, which has to change in one step."""
     crosses: bool = False
     """Whether a step is on another file system, mounted below the top."""
 
@@ -149,7 +151,7 @@ def plan_entry(
         raise UsageError(f"cannot compare {path}: {error.strerror}") from error
     finally:
         os.close(fd)
-    return planner.plan(top)
+    return replace(planner.plan(top), one_file=True)
 
 
 def plan_removal(top: str, comparison: Comparison, reader: StreamReader) -> TreePlan | None:
@@ -225,13 +227,13 @@ class _Planner:
             shown = os.fsdecode(child.entry.name)
             raise UsageError(f"{os.fsdecode(name)!r} is a directory: name the file in it, as in {shown}")
         if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
-            self.steps.append(Step("replace", (name,), found))
+            self.steps.append(Step("replace", (name,), found, removed=1))
             return
         # Its other names are not restored with it.
         alone = msgspec.structs.replace(entry, extra=msgspec.structs.replace(entry.extra, link=None))
         single = info._replace(nlink=1)
         if not self._same(fd, (name,), child._replace(entry=alone), single):
-            self.steps.append(Step("replace", (name,), found))
+            self.steps.append(Step("replace", (name,), found, removed=1))
         elif self.metadata_differs(fd, found, info):
             self.steps.append(Step("metadata", (name,), found))
 

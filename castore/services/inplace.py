@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from castore.content import onefile
 from castore.content.inplace import InPlace
 from castore.content.streams import StreamReader
-from castore.content.treeplan import Comparison, plan_tree
+from castore.content.treeplan import Comparison, plan_entry, plan_tree
 from castore.errors import StoppedError, UsageError
 from castore.model.generation import Origin, decode_details
 from castore.services.interrupts import Shield
@@ -34,7 +35,7 @@ def plan_in_place(
     checksum: bool = False,
     leave_out: Sequence[str] = (),
 ) -> TreePlan:
-    """Compare the directory `top` with a selected tree, or directory in one.
+    """Compare the directory `top` with a selected tree, or directory in one; or the file `top` with a file.
 
     What snapshots of it leave out is left alone, and so are the directories `leave_out`, castore's own.
     checksum: files are compared by what is in them, where their sizes and times are the same, too. Raises
@@ -46,8 +47,10 @@ def plan_in_place(
     generation = selection.generation
     with StreamReader(store) as reader:
         child = child_of(reader, part, selection.path)
-        if child is None or not child.entry.is_dir:
-            raise UsageError(f"{selection.path!r} is no directory: restore it into a new one")
+        if child is None:
+            raise UsageError(f"{part.name!r} is a dump: restore it into a new directory")
+        if not child.entry.is_dir:
+            return plan_entry(reader, child, top, ownership, checksum=checksum)
         details = decode_details(reader.read_all(generation.details.ref))
         rules = rules_of(details.origins.get(part.name, Origin()), left_out(store, leave_out))
         below = os.fsencode(selection.path).strip(b"/")
@@ -86,6 +89,8 @@ def restore_in_place(
     What is replaced or removed is kept aside in the directory itself until the end.
     """
     with StreamReader(store) as reader:
+        if plan.one_file:
+            return onefile.carry_out(reader, plan, ownership, tally)
         tree = InPlace(reader, plan, ownership, tally)
         try:
             tree.apply()

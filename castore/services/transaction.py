@@ -15,6 +15,7 @@ import msgspec
 
 from castore.content import aside
 from castore.content.inplace import InPlace
+from castore.content.removing import remove
 from castore.content.streams import StreamReader
 from castore.errors import CastoreError, FormatError, NotFoundError, NotIntactError, ProgramError
 from castore.model.generation import Origin
@@ -22,7 +23,7 @@ from castore.services.engines.contract import SWITCHING, Contents, Memo
 from castore.services.events import event
 from castore.services.programs import run
 from castore.services.snapshot import EngineSource, engine_of
-from castore.storage.local import sync_directory
+from castore.storage.files import sync_restored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -243,7 +244,7 @@ class TreeRemoval(Change):
         live, old = self.memo["path"], self.memo["old"]
         try:
             os.rename(live, old)
-            sync_directory(os.path.dirname(live))
+            sync_restored(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(
                 f"{live} was not there before, and cannot be moved aside: {error.strerror}"
@@ -255,7 +256,7 @@ class TreeRemoval(Change):
         try:
             if os.path.lexists(old):
                 os.rename(old, live)
-                sync_directory(os.path.dirname(live))
+                sync_restored(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(
                 f"{live} could not be put back ({error.strerror}): what it was is in {old}"
@@ -266,7 +267,7 @@ class TreeRemoval(Change):
         folder, name = os.path.split(os.fsencode(self.memo["old"]))
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            aside.remove(name, fd)
+            remove(name, fd)
         except FileNotFoundError:
             pass
         finally:
@@ -358,8 +359,9 @@ def undo(store: Store, journal: Journal, changes: list[Change], *, later: bool =
 
 
 def finish(store: Store, journal: Journal, changes: list[Change]) -> list[tuple[str, bytes, str]]:
-    """Remove what was replaced; return what could not be. The journal stays if anything is left."""
+    """Remove what was replaced; return what could not be. The journal stays if an engine has to try again."""
     problems = []
+    left = False
     for part, change in zip(journal.parts, changes, strict=True):
         try:
             if SWITCHING in part.memo:
@@ -368,7 +370,10 @@ def finish(store: Store, journal: Journal, changes: list[Change]) -> list[tuple[
                 change.undo()  # it was equal: what was staged goes
         except (CastoreError, OSError) as error:
             problems.append((part.name, b".", f"what was replaced cannot be removed: {error}"))
-    if not problems:
+            # Of a tree only files are left over, which another try could not remove either, and which must
+            # not block the next command.
+            left = left or isinstance(change, EngineChange)
+    if not left:
         store.forget_rollback(journal.service)
     return problems
 

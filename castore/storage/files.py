@@ -14,6 +14,8 @@ from typing import Final
 
 from castore.kernel.files import network_of
 
+NO_SYNC: Final = {errno.EINVAL, errno.ENOTSUP}
+"""What fsync(2) of a directory answers where the file system cannot do it."""
 _NO_FLOCK: Final = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -24,6 +26,22 @@ def sync_directory(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_restored(directory: str | int) -> None:
+    """Make durable which names a live directory holds, where its file system can. Raises OSError.
+
+    directory: its path, or the open directory. Some network and FUSE file systems answer EINVAL or ENOTSUP:
+    what is restored there is no less complete.
+    """
+    try:
+        if isinstance(directory, int):
+            os.fsync(directory)
+        else:
+            sync_directory(directory)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 class Files:

@@ -21,7 +21,7 @@ from castore.errors import (
     StorageFullError,
 )
 from castore.storage.contract import Storage, Writer
-from castore.storage.files import FILES, sync_directory
+from castore.storage.files import FILES, NO_SYNC, sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,6 +53,8 @@ def _refusal(doing: str, path: str, error: OSError) -> StorageError:
         errno.EACCES: "; run castore as a user who may",
         errno.EPERM: "; run castore as a user who may",
     }.get(error.errno or 0, "")
+    if doing == "make durable" and error.errno in NO_SYNC:
+        hint = "; its file system does not support fsync there: keep the store on one that does"
     kind = StorageFullError if error.errno in _FULL else StorageError
     return kind(f"cannot {doing} {path}: {error.strerror or error}{hint}")
 

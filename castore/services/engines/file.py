@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from castore.errors import CastoreError, UsageError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.process import enlarge_pipe
-from castore.storage.local import sync_directory
+from castore.storage.files import sync_restored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +99,7 @@ class File(Engine, frozen=True):
         try:
             self._move_aside(memo)
             os.rename(new, live)
-            sync_directory(os.path.dirname(live))
+            sync_restored(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(f"cannot exchange {live}: {error.strerror}") from error
 
@@ -107,7 +107,7 @@ class File(Engine, frozen=True):
         """Move the live file aside."""
         try:
             self._move_aside(memo)
-            sync_directory(os.path.dirname(memo["path"]))
+            sync_restored(os.path.dirname(memo["path"]))
         except OSError as error:
             raise CastoreError(f"cannot move {memo['path']} aside: {error.strerror}") from error
 
@@ -131,7 +131,7 @@ class File(Engine, frozen=True):
                 if not os.path.lexists(live + ending):
                     _rename(old + ending, live + ending)
             self._remove(new, ("", *self.beside))
-            sync_directory(os.path.dirname(live))
+            sync_restored(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(
                 f"{live} could not be put back ({error.strerror}): what it was is in {old}"

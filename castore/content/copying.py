@@ -1,0 +1,176 @@
+"""Copy live files with all their metadata, where a rename cannot move them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Any, Final
+
+from castore.content.attributes import Ownership, replace_attributes
+from castore.content.depth import run
+from castore.content.live import (
+    OPEN_DIRECTORY,
+    OPEN_FILE,
+    data_extents,
+    is_protected,
+    open_below,
+    read_xattrs_at,
+)
+from castore.content.removing import remove
+from castore.model.tree import Content, Entry, Extra, Owners
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+Path = tuple[bytes, ...]
+
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OVERWRITE: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+def live_entry(fd: int, name: bytes) -> Entry:
+    """Return the metadata of a live file in the directory open as `fd`. Raises OSError."""
+    info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    extra = Extra(xattrs=read_xattrs_at(fd, name))
+    ids = info.st_uid, info.st_gid
+    kind = info.st_mode >> 12
+    return Entry(name, kind, stat.S_IMODE(info.st_mode), *ids, info.st_mtime_ns, 0, Content.NONE, extra)
+
+
+def copy(source: int, name: bytes, target: int, new: bytes) -> None:
+    """Copy the file or directory `name` in the directory open as `source`, as `new` in `target`.
+
+    Owners, modes, times, attributes, holes and hard links are copied, too. Raises OSError, and leaves
+    nothing, where that cannot be done completely, or where the original could not be removed afterwards.
+    """
+    try:
+        run(_copy(source, name, target, (new,), target, {}))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(new, target)
+        raise
+
+
+def overwrite(source: int, name: bytes, target: int, old: bytes) -> None:
+    """Give the regular file `old` in `target` the content and metadata of another, without moving it.
+
+    For what cannot be renamed: a mount point. Raises OSError.
+    """
+    file = os.open(name, OPEN_FILE, dir_fd=source)
+    try:
+        into = os.open(old, _OVERWRITE, dir_fd=target)
+        try:
+            _refuse_special(into)
+            os.ftruncate(into, 0)
+            _copy_data(file, into)
+            os.fsync(into)
+        finally:
+            os.close(into)
+    finally:
+        os.close(file)
+    _copy_metadata(source, name, target, old)
+
+
+def check_overwritable(fd: int, name: bytes) -> None:
+    """Raise OSError unless `name` is a regular file that can be written."""
+    into = os.open(name, _OVERWRITE, dir_fd=fd)
+    try:
+        _refuse_special(into)
+    finally:
+        os.close(into)
+
+
+def _refuse_special(fd: int) -> None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def _copy(
+    source: int, name: bytes, target: int, path: Path, top: int, links: dict[tuple[int, int], Path]
+) -> Generator[Any, Any, None]:
+    """Copy one file or directory. A generator for `run`.
+
+    path: of the copy, below the directory open as `top`. links: copies of files with several names.
+    """
+    info = os.stat(name, dir_fd=source, follow_symlinks=False)
+    new = path[-1]
+    if stat.S_ISDIR(info.st_mode):
+        below = os.open(name, OPEN_DIRECTORY, dir_fd=source)
+        try:
+            _refuse_protected(below)
+            os.mkdir(new, 0o700, dir_fd=target)
+            into = os.open(new, OPEN_DIRECTORY, dir_fd=target)
+            try:
+                for one in map(os.fsencode, os.listdir(below)):
+                    yield _copy(below, one, into, (*path, one), top, links)
+            finally:
+                os.close(into)
+        finally:
+            os.close(below)
+    elif info.st_nlink > 1 and (info.st_dev, info.st_ino) in links:
+        _link(links[info.st_dev, info.st_ino], target, new, top)
+        return
+    else:
+        _copy_file(source, name, info, target, new)
+        links[info.st_dev, info.st_ino] = path
+    _copy_metadata(source, name, target, new)
+
+
+def _link(first: Path, target: int, new: bytes, top: int) -> None:
+    at = open_below(top, first[:-1])
+    try:
+        os.link(first[-1], new, src_dir_fd=at, dst_dir_fd=target, follow_symlinks=False)
+    finally:
+        os.close(at)
+
+
+def _copy_file(source: int, name: bytes, info: os.stat_result, target: int, new: bytes) -> None:
+    if stat.S_ISLNK(info.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source), new, dir_fd=target)
+        return
+    if not stat.S_ISREG(info.st_mode):
+        os.mknod(new, stat.S_IFMT(info.st_mode) | 0o600, info.st_rdev, dir_fd=target)
+        return
+    file = os.open(name, OPEN_FILE, dir_fd=source)
+    try:
+        _refuse_protected(file)
+        into = os.open(new, _CREATE, 0o600, dir_fd=target)
+        try:
+            _copy_data(file, into)
+            os.fsync(into)
+        finally:
+            os.close(into)
+    finally:
+        os.close(file)
+
+
+def _copy_data(file: int, into: int) -> None:
+    """Copy the content of a file into an empty one, with its holes."""
+    info = os.fstat(file)
+    extents = data_extents(file, info.st_size, info.st_blocks)
+    for start, length in ((0, info.st_size),) if extents is None else extents:
+        position, end = start, start + length
+        os.lseek(into, start, os.SEEK_SET)
+        while position < end and (count := os.sendfile(into, file, position, end - position)):
+            position += count
+    os.ftruncate(into, info.st_size)
+
+
+def _refuse_protected(fd: int) -> None:
+    if is_protected(fd):
+        raise PermissionError(errno.EPERM, "it is immutable or append-only (see lsattr)")
+
+
+def _copy_metadata(source: int, name: bytes, target: int, new: bytes) -> None:
+    """Give a copy the metadata of its original. Raises OSError if any of it cannot be set."""
+    entry = live_entry(source, name)
+    failed: list[str] = []
+    ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+    replace_attributes(target, new, entry, Owners(), ownership, failed.append, mode=entry.mode)
+    info = os.stat(new, dir_fd=target, follow_symlinks=False)
+    if (info.st_uid, info.st_gid) != (entry.uid, entry.gid):
+        failed.append("owner cannot be set: only root can")
+    if failed:
+        raise OSError(errno.ENOTSUP, f"a copy of it cannot have its metadata: {failed[0]}")

@@ -1,0 +1,57 @@
+"""Remove files and directories below a directory that is open."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from castore.content.live import OPEN_DIRECTORY
+
+
+def remove(name: bytes, parent: int) -> None:
+    """Remove what is called `name` in the directory open as `parent`. Raises OSError."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+        remove_tree(name, parent)
+    else:
+        os.unlink(name, dir_fd=parent)
+
+
+def remove_tree(name: bytes, parent: int) -> None:
+    """Remove the directory `name` in the one open as `parent`, but nothing of another file system in it.
+
+    Directories that do not allow it are made to. Raises OSError.
+    """
+    device = os.stat(name, dir_fd=parent, follow_symlinks=False).st_dev
+    stack = [(name, _open_to_empty(name, parent, device))]
+    try:
+        while stack:
+            current, fd = stack[-1]
+            for below in map(os.fsencode, os.listdir(fd)):
+                info = os.stat(below, dir_fd=fd, follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode):
+                    stack.append((below, _open_to_empty(below, fd, device)))
+                    break
+                os.unlink(below, dir_fd=fd)
+            else:
+                stack.pop()
+                os.close(fd)
+                os.rmdir(current, dir_fd=stack[-1][1] if stack else parent)
+    finally:
+        for _, fd in stack:
+            os.close(fd)
+
+
+def _open_to_empty(name: bytes, parent: int, device: int) -> int:
+    try:
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=parent)
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+    info = os.fstat(fd)
+    if info.st_dev != device:
+        os.close(fd)
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    if info.st_mode & 0o700 != 0o700:
+        os.fchmod(fd, 0o700)
+    return fd
