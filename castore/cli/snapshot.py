@@ -183,7 +183,9 @@ def _chosen_services(
         raise UsageError(f"--all is every service of castore.toml: leave out {names[0]!r}, or --all")
     if not everything:
         if not names:
-            raise UsageError("name a SERVICE, or --all for every service that castore.toml describes")
+            raise click.UsageError(
+                "name a SERVICE, or --all for every service of castore.toml", click.get_current_context()
+            )
         return names
     settings = context.required_settings()
     names = [*settings.faults, *(name for name, one in settings.service.items() if one.parts)]

@@ -99,7 +99,7 @@ def test_help_explains_commands_and_exit_codes():
     [
         (["nothing"], "castore: No such command 'nothing' (see 'castore --help')\n"),
         (["log", "--foo"], "castore: No such option"),
-        (["snapshot"], "castore: Missing argument 'SERVICE' (see 'castore snapshot --help')\n"),
+        (["snapshot"], "castore: name a SERVICE, or --all for every service of castore.toml (see 'castore snapshot --help')\n"),
     ],
 )
 def test_wrong_usage_is_one_line_and_a_hint(arguments, message):
