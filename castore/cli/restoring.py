@@ -257,7 +257,7 @@ def rollback(
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.plan import plan_rollback
-    from castore.services.rollback import check_plan, missing_folders, roll_back
+    from castore.services.rollback import check_plan, creations, missing_folders, roll_back
     from castore.services.select import find, undo_of
     from castore.services.state_revision import state_revision
 
@@ -274,6 +274,8 @@ def rollback(
             for folder in missing_folders(plan, origins):
                 shown = text.printable(os.fsencode(folder))
                 click.echo(f"castore: would make the directory {shown}", err=True)
+            for line in creations(store, plan):
+                click.echo(f"castore: would make {text.one_line(line)}", err=True)
             _print_plan(plan, context.service_settings(service), as_json, safety=not no_safety)
             return
         configured = _revision_if_known(context, service)
@@ -290,7 +292,7 @@ def rollback(
                 revision=revision,
                 leave_out=own_folders(),
                 progress=progress,
-                say=lambda line: click.echo(f"castore: {line}", err=True),
+                say=lambda line: click.echo(f"castore: {text.one_line(line)}", err=True),
                 tally=tally,
             )
         _tell_follow(context, service, target)

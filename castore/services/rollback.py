@@ -180,6 +180,16 @@ def missing_folders(plan: RollbackPlan, origins: dict[str, Origin]) -> list[str]
     return [os.fsdecode(one.path) for one in folders.missing(_wanted(plan, origins))]
 
 
+def creations(store: Store, plan: RollbackPlan) -> list[str]:
+    """Return what engines would create for a rollback, each as "PART: the role NAME"."""
+    found = []
+    with StreamReader(store) as reader:
+        for dump in plan.dumps:
+            contents = partial(reader.read, dump.part.content)
+            found += [f"{dump.part.name}: {one}" for one in dump.source.engine.creates(contents)]
+    return found
+
+
 def check_plan(plan: RollbackPlan, origins: dict[str, Origin], *, with_safety: bool) -> None:
     """Raise CastoreError where a rollback would be refused before it touches anything."""
     for dump in plan.dumps:
@@ -309,8 +319,7 @@ class _Transaction:
         try:
             for part, change in zip(journal.parts, self._changes, strict=True):
                 change.stage()
-                for line in filter(None, part.memo.get("made", "").split("\n")):
-                    self._say(f"{part.name}: {line}")
+                self._report_made(part)
             self._stop()
             memos = {part.name: part.memo for part in journal.parts if part.engine}
             self.safety = self._keep(memos, self._made)
@@ -325,6 +334,7 @@ class _Transaction:
                 changed.append(part.name)
                 self._save()
                 change.switch()
+                self._report_made(part)
             self.changed = tuple(changed)
             self._start()
             # An interrupt from here on would leave a rollback that is done but looks interrupted.
@@ -338,6 +348,10 @@ class _Transaction:
                 self._save()
             self._take_back(error)
             raise
+
+    def _report_made(self, part: PartJournal) -> None:
+        for line in filter(None, part.memo.pop("made", "").split("\n")):
+            self._say(f"{part.name}: {line}")
 
     def _defer(self) -> None:
         self._say("all is restored, and what it replaced is being removed; interrupt again to stop that")

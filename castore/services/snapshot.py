@@ -425,11 +425,22 @@ def merged_origins(
 ) -> dict[str, Origin]:
     """Return where parts belong: as recorded, but castore.toml knows better; what made them is recorded."""
     found = dict(recorded)
-    for name, one in configured.items():
+    for name, one in _of_generation(recorded, configured).items():
         before = recorded.get(name, Origin())
         found[name] = msgspec.structs.replace(one, made_by=before.made_by)
         if path_of(before) == path_of(one):
             found[name] = msgspec.structs.replace(found[name], above=before.above, file=before.file)
+    return found
+
+
+def _of_generation(recorded: dict[str, Origin], configured: dict[str, Origin]) -> dict[str, Origin]:
+    """Return the configured parts, and for one that stands for several those that a generation has."""
+    found = dict(configured)
+    settings = {name: one.settings for name, one in recorded.items()}
+    for name, one in configured.items():
+        source = engine_of(one) if one.engine else None
+        parts = source.engine.recorded(name, settings) if source is not None else {}
+        found |= {part: origin(EngineSource(kind, engine)) for part, (kind, engine) in parts.items()}
     return found
 
 

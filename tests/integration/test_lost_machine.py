@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from castore.services.engines import mariadb_accounts
+from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -87,3 +89,178 @@ def test_a_postgresql_database_and_its_roles_come_back_in_a_new_cluster(home: Pa
         assert fresh.psql("SELECT tableowner FROM pg_tables WHERE tablename = 't'", "app") == "owner"
         assert fresh.psql("SELECT rolcanlogin, rolcreatedb FROM pg_roles WHERE rolname = 'owner'") == "t|t"
         assert fresh.psql("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'app'") == "owner"
+
+
+CLUSTER = """
+CREATE ROLE owner LOGIN CREATEDB PASSWORD 'of the owner'; CREATE ROLE team; CREATE ROLE app LOGIN PASSWORD 'of the app';
+GRANT team TO app; CREATE ROLE boss SUPERUSER CREATEROLE; GRANT boss TO team; CREATE DATABASE app OWNER owner TEMPLATE template0;
+"""
+
+
+def test_roles_come_back_with_passwords_and_memberships_but_no_power(home: Path, castore: Run, tmp_path: Path) -> None:
+    config = home / "castore.toml"
+    hashes = "SELECT string_agg(rolname || rolpassword, ' ' ORDER BY rolname) FROM pg_authid WHERE rolname IN ('app', 'owner')"
+
+    def describe(server: Postgres) -> None:
+        config.write_text(
+            f'store = "{tmp_path}/store"\n[service.app.parts.db]\nengine = "postgresql"\ndatabase = "app"\n'
+            f'user = "postgres"\nhost = "{server.socket_folder}"\n'
+        )
+
+    with Postgres() as lost:
+        describe(lost)
+        for statement in CLUSTER.split(";")[:-1]:
+            lost.psql(statement)
+        lost.psql("CREATE TABLE t (x int); GRANT SELECT ON t TO team; CREATE TABLE b (x int); GRANT SELECT ON b TO boss", "app")
+        before = lost.psql(hashes)
+        castore("init", tmp_path / "store")
+        castore("snapshot", "app")
+    lose(home)
+    with Postgres() as fresh:
+        describe(fresh)
+        castore("key", "adopt")
+        planned = castore("rollback", "app", "--to", "latest", "--dry-run").stderr
+        for made in ("the database app", "the role app", "the role owner", "the role team"):
+            assert f"would make db: {made}\n" in planned
+        assert fresh.psql("SELECT count(*) FROM pg_roles WHERE rolname IN ('app', 'owner', 'team')") == "0"
+        done = castore("rollback", "app", "--to", "latest").stderr
+        assert "made the role app, with the recorded password hash" in done
+        assert fresh.psql(hashes) == before
+        assert fresh.psql("SELECT pg_has_role('app', 'team', 'MEMBER')") == "t"
+        assert fresh.psql("SELECT bool_or(rolsuper OR rolcreaterole) FROM pg_roles WHERE rolname IN ('app', 'boss', 'owner', 'team')") == "f"
+
+
+def test_a_failed_rollback_leaves_no_roles(home: Path, castore: Run, tmp_path: Path) -> None:
+    with Postgres() as server:
+        text = (
+            f'store = "{tmp_path}/store"\n[service.app.parts.db]\nengine = "postgresql"\ndatabase = "app"\n'
+            f'user = "postgres"\nhost = "{server.socket_folder}"\n'
+        )
+        (home / "castore.toml").write_text(text)
+        server.psql("CREATE ROLE owner LOGIN PASSWORD 'x'")
+        server.psql("CREATE DATABASE app OWNER owner")
+        castore("init", tmp_path / "store")
+        castore("snapshot", "app")
+        server.psql("DROP DATABASE app")
+        server.psql("DROP ROLE owner")
+        (home / "castore.toml").write_text(text.replace("[service.app.parts.db]", '[service.app]\nhealth = ["false"]\nhealth-timeout = 0.1\n[service.app.parts.db]'))
+        castore("rollback", "app", "--to", "latest", expect=4)
+        assert server.psql("SELECT count(*) FROM pg_roles WHERE rolname = 'owner'") == "0"
+
+
+def test_a_cluster_comes_back_on_an_empty_server(home: Path, castore: Run, tmp_path: Path) -> None:
+    config = home / "castore.toml"
+
+    def describe(server: Postgres) -> None:
+        config.write_text(
+            f'store = "{tmp_path}/store"\n[service.pg.parts.db]\nengine = "postgresql"\ncluster = true\n'
+            f'user = "postgres"\nhost = "{server.socket_folder}"\n'
+        )
+
+    with Postgres() as lost:
+        describe(lost)
+        for statement in CLUSTER.split(";")[:-1]:
+            lost.psql(statement)
+        lost.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (7); ALTER TABLE t OWNER TO team", "app")
+        castore("init", tmp_path / "store")
+        castore("snapshot", "pg")
+    lose(home)
+    with Postgres() as fresh:
+        describe(fresh)
+        castore("key", "adopt")
+        planned = castore("rollback", "pg", "--to", "latest", "--dry-run").stderr
+        assert "would make db.app: the database app" in planned
+        assert "would make db: the role boss" in planned
+        castore("rollback", "pg", "--to", "latest")
+        assert fresh.psql("SELECT x FROM t", "app") == "7"
+        assert fresh.psql("SELECT tableowner FROM pg_tables WHERE tablename = 't'", "app") == "team"
+        assert fresh.psql("SELECT rolsuper FROM pg_roles WHERE rolname = 'boss'") == "t"
+        assert fresh.psql("SELECT pg_has_role('app', 'team', 'MEMBER')") == "t"
+        castore("snapshot", "pg")
+        castore("drill", "pg")
+
+
+ACCOUNTS = """
+CREATE DATABASE app_x CHARACTER SET latin1 COLLATE latin1_german2_ci; CREATE TABLE app_x.t (x INT, y INT); INSERT INTO app_x.t VALUES (7, 8);
+CREATE PROCEDURE app_x.p() SELECT 1;
+CREATE USER 'u''q'@'localhost' IDENTIFIED BY 'pw'; GRANT ALL ON app_x.* TO 'u''q'@'localhost' WITH GRANT OPTION;
+CREATE ROLE r; GRANT SELECT ON app_x.t TO r; CREATE USER m@localhost IDENTIFIED BY 'm'; GRANT r TO m@localhost; SET DEFAULT ROLE r FOR m@localhost;
+CREATE USER v@'%' IDENTIFIED BY 'x' REQUIRE SSL ACCOUNT LOCK; GRANT SELECT (x) ON app_x.t TO v@'%'; GRANT UPDATE ON `app%`.* TO v@'%';
+CREATE USER s@localhost IDENTIFIED VIA unix_socket; GRANT EXECUTE ON PROCEDURE app_x.p TO s@localhost; CREATE USER other@localhost IDENTIFIED BY 'o';
+GRANT SELECT ON *.* TO r;
+"""
+
+
+def grants(server: MariaDBServer) -> str:
+    """Return what the users of the database may do, and how they log in."""
+    who = ("'u''q'@'localhost'", "m@localhost", "v@'%'", "s@localhost", "r")
+    shown = [server.sql(f"SHOW GRANTS FOR {one}") for one in who]
+    shown += [server.sql(f"SHOW CREATE USER {one}") for one in who[:-1]]
+    return "\n".join(line for one in shown for line in sorted(one.splitlines()))
+
+
+def test_a_mariadb_database_and_its_users_come_back_on_an_empty_server(home: Path, castore: Run, tmp_path: Path) -> None:
+    config = home / "castore.toml"
+
+    def describe(server: MariaDBServer) -> None:
+        config.write_text(
+            f'store = "{tmp_path}/store"\n[service.app.parts.db]\nengine = "mariadb"\ndatabase = "app_x"\n'
+            f'user = "root"\nsocket = "{server.socket}"\n'
+        )
+
+    with MariaDBServer() as lost:
+        describe(lost)
+        lost.sql(ACCOUNTS)
+        # What only the whole server's administrator may give does not come back.
+        before = grants(lost).replace("GRANT SELECT ON *.* TO `r`", "GRANT USAGE ON *.* TO `r`").replace("`app%`", "`app\\_x`").replace("`app_x`.*", "`app\\_x`.*")
+        castore("init", tmp_path / "store")
+        castore("snapshot", "app")
+        castore("snapshot", "app")
+    lose(home)
+    with MariaDBServer() as fresh:
+        describe(fresh)
+        fresh.sql("CREATE USER v@'%' IDENTIFIED BY 'x' REQUIRE SSL ACCOUNT LOCK")
+        castore("key", "adopt")
+        planned = castore("rollback", "app", "--to", "latest", "--dry-run").stderr
+        for made in ("the database app_x", "the role r", "the user m@localhost", "the user u'q@localhost"):
+            assert f"would make db: {made}\n" in planned
+        assert "v@%" not in planned
+        assert "other" not in planned
+        done = castore("rollback", "app", "--to", "latest").stderr
+        assert "made the user m@localhost, with the recorded password hash" in done
+        assert "made the user s@localhost, who logs in by unix_socket" in done
+        assert fresh.sql("SELECT * FROM app_x.t") == "7\t8"
+        assert "latin1_german2_ci" in fresh.sql("SHOW CREATE DATABASE app_x")
+        assert sorted(grants(fresh).splitlines()) == sorted(before.splitlines())
+
+
+def test_users_of_a_hostile_dump_get_nothing_but_its_database() -> None:
+    script: list[str] = []
+
+    def query(sql: str) -> list[list[str]]:
+        script.append(sql)
+        return [["admin", ""]] if "mysql.user" in sql else []
+
+    told = {
+        "accounts": {
+            "accounts": [
+                {"user": "a`; DROP DATABASE mysql; --", "host": "%", "plugin": "mysql_native_password", "secret": b"x' OR 1".hex(), "roles": ["admin"]},
+                {"user": "b", "host": "%", "plugin": "x; SHUTDOWN", "secret": "00", "require": "; SHUTDOWN"},
+            ],
+            "rights": [
+                ["b", "%", "SUPER", False], ["b", "%", "SELECT ON *.* TO b; --", True], ["b", "%", "SELECT", False, "", "x", ""],
+                ["b", "%", "SELECT", False, "DATABASE mysql.* TO b; --", "x", ""], ["b", "%", "SELECT", False, "TABLE", "x` TO b; SHUTDOWN; --", "c) ON *.*"],
+            ],
+        }
+    }
+    recorded = mariadb_accounts.decode(told)
+    assert recorded is not None
+    created, lines = mariadb_accounts.create(query, mariadb_accounts.missing(query, recorded))
+    assert all("locked" in line for line in lines)
+    left = mariadb_accounts.grant(query, "a%p", recorded, created)
+    assert any("was not made a member of admin" in line for line in left)
+    assert script[1:] == [
+        "CREATE USER `a``; DROP DATABASE mysql; --`@`%` ACCOUNT LOCK",
+        "CREATE USER `b`@`%` ACCOUNT LOCK",
+        "GRANT SELECT ON `a\\%p`.* TO `b`@`%`;\nGRANT SELECT (`c) ON *.*`) ON TABLE `a%p`.`x`` TO b; SHUTDOWN; --` TO `b`@`%`",
+    ]

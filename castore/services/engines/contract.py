@@ -47,6 +47,8 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     staged is not there any more. `undo` and `finish` may be called again after a crash, in another process,
     however far an earlier call got; they then do what is left.
 
+    What `stage` and `switch` leave under `made` in a memo is reported, a line each.
+
     What a memo holds under `path` or `live`, `new` and `old` is, where it is an absolute path, what a tree
     around it leaves alone.
     """
@@ -64,6 +66,14 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
         """Return the parts that the part `name` stands for, now, each with its engine's name; {}: itself."""
         del name
+        return {}
+
+    def recorded(self, name: str, settings: dict[str, dict[str, Any]]) -> dict[str, tuple[str, Engine]]:
+        """Return the parts that the part `name` stands for in a generation; {}: itself.
+
+        settings: of each part of the generation, as recorded. Nothing is asked of a server.
+        """
+        del name, settings
         return {}
 
     def there(self) -> bool:
@@ -100,6 +110,11 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
     def ready(self) -> None:
         """Raise CastoreError where what a roll-back needs is not there: a program, a server."""
+
+    def creates(self, contents: Callable[[], Iterable[Bytes]]) -> list[str]:
+        """Return what a rollback to a dump would create first, for messages. contents: gives the dump."""
+        del contents
+        return []
 
     def begin(self) -> Memo:
         """Return what `switch`, `undo` and `finish` will need. Nothing is made yet."""
@@ -208,7 +223,10 @@ class Reader:
 
 
 def introduction_of(chunks: Iterable[Bytes]) -> dict[str, Any]:
-    """Return what the first line of a dump tells; {}: it was taken by a castore that wrote none."""
+    """Return what the first line of a dump records; {}: it was taken by a castore that wrote none.
+
+    Raises CastoreError if the line is not valid.
+    """
     line = b""
     for chunk in chunks:
         line += bytes(chunk[: _MOST_INTRODUCED - len(line)])
@@ -217,7 +235,14 @@ def introduction_of(chunks: Iterable[Bytes]) -> dict[str, Any]:
     text = line.partition(b"\n")[0]
     if not text.startswith(_INTRODUCTION):
         return {}
-    found: dict[str, Any] = json.loads(text[len(_INTRODUCTION) :])
+    try:
+        found = json.loads(text[len(_INTRODUCTION) :])
+        # JSON may hold lone surrogates, which no program can be given.
+        json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise CastoreError("the first line of the dump, which castore wrote, is damaged")
     return found
 
 

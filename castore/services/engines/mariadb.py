@@ -14,9 +14,12 @@ import re
 import shutil
 import signal
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+
+import msgspec
 
 from castore.errors import CastoreError, ProgramError
+from castore.services.engines import mariadb_accounts as accounts
 from castore.services.engines.contract import (
     SWITCHING,
     Contents,
@@ -35,7 +38,7 @@ from castore.services.programs import feed, output_of, run_dump
 from castore.services.servers import give, running, socket_folder, unprivileged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from castore.services.engines.contract import Readinto
     from castore.services.process import Filter
@@ -150,6 +153,10 @@ class MariaDB(Engine, frozen=True):
         lines = [line for line in out.decode().split("\n") if line]
         return [[unescaped(value) for value in line.split("\t")] for line in lines]
 
+    def _quietly(self, sql: str) -> list[list[str]]:
+        """Run SQL whose failure is expected, and is in the error only."""
+        return self._query(sql, only=lambda _line: None)
+
     def _feed(self, database: str, chunks: Iterable[bytes | memoryview]) -> None:
         script = itertools.chain([_UNCHECKED], led_into(database, chunks))
         with self._argv(1) as (argv, kept):
@@ -184,7 +191,10 @@ class MariaDB(Engine, frozen=True):
         """Give a function that reads what the dump program writes: one moment of the database."""
         odd = self._odd_views(self.database)
         most = int(self._query("SELECT @@GLOBAL.max_allowed_packet")[0][0])
-        told = {"charset": self._charset(self.database), "views": odd}
+        told: dict[str, object] = {"charset": self._charset(self.database), "views": odd}
+        # Without the right to read the schema mysql, the users are not recorded.
+        with contextlib.suppress(ProgramError):
+            told["accounts"] = msgspec.to_builtins(accounts.read_accounts(self._quietly, self.database))
         with self._argv(0) as (argv, kept):
             options = [
                 *("--single-transaction", "--skip-dump-date", "--hex-blob", "--no-tablespaces"),
@@ -310,10 +320,36 @@ class MariaDB(Engine, frozen=True):
         # Its events would run, and its triggers would keep its tables from being moved.
         self._keep_code(memo, "new")
         self._drop_code(new)
+        if not memo["existed"]:
+            memo["made"] = "\n".join(self._make_accounts(memo, told))
+
+    def _make_accounts(self, memo: Memo, told: dict[str, Any]) -> list[str]:
+        """Create the recorded users that do not exist; return a line for each."""
+        recorded = accounts.decode(told)
+        if recorded is None:
+            line = (
+                f"the dump does not record the users of the database {memo['live']}: create those that it "
+                "needs (they are recorded where the dumping user may read the schema mysql)"
+            )
+            return [line]
+        try:
+            lacking = accounts.missing(self._quietly, recorded)
+        except ProgramError as error:
+            return [f"cannot see which users exist: {error}; create those that the database needs"]
+        created, lines = accounts.create(self._query, lacking)
+        memo["accounts"] = json.dumps([msgspec.to_builtins(one) for one in created])
+        return lines
+
+    def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
+        """Return the database and the users that a rollback would create."""
+        if self.there():
+            return []
+        recorded = accounts.decode(introduction_of(contents()))
+        users = accounts.missing(self._query, recorded) if recorded is not None else []
+        return [f"the database {self.database}", *(one.shown for one in users)]
 
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Move the live tables aside and the new ones in, with what hangs on them."""
-        del contents
         live, new, old = memo["live"], memo["new"], memo["old"]
         if not memo["existed"]:
             charset = _charset_of(self._charset(new))
@@ -328,6 +364,14 @@ class MariaDB(Engine, frozen=True):
         self._drop_code(live)
         self._set_charset(live, new)
         self._make_code(memo, "new")
+        if not memo["existed"] and (recorded := accounts.decode(introduction_of(contents.target()))):
+            lines = accounts.grant(self._query, live, recorded, self._created(memo))
+            memo["made"] = "\n".join(lines)
+
+    @staticmethod
+    def _created(memo: Memo) -> list[accounts.Account]:
+        """Return the accounts that this rollback has created."""
+        return msgspec.convert(json.loads(memo.get("accounts", "[]")), list[accounts.Account])
 
     def undo(self, memo: Memo, contents: Contents) -> None:
         """Move them back."""
@@ -349,6 +393,9 @@ class MariaDB(Engine, frozen=True):
                     self._query(_renaming(live, aside, name))
             if not memo["existed"] and self._has(live) and not self._tables(live):
                 self._query(f"DROP DATABASE {_name(live)}")
+        # An account that stays is no damage: the next rollback finds it.
+        with contextlib.suppress(ProgramError):
+            accounts.drop(self._quietly, self._created(memo))
         if self._tables(old):
             raise CastoreError(f"the live tables of {live} are in {old}, and were not moved back")
         self.finish(memo)

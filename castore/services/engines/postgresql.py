@@ -28,20 +28,23 @@ from castore.services.engines.contract import (
 )
 from castore.services.engines.postgresql_sql import (
     COLUMNS,
+    PASSWORDS,
     PROPERTIES,
     adornments,
     creation,
     dbname_argument,
+    memberships,
     missing_roles,
     plain,
     quoted_name,
     quoted_text,
+    role_creation,
 )
 from castore.services.programs import feed, output_of, run_dump
 from castore.services.servers import give, running, socket_folder, unprivileged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from castore.services.engines.contract import Readinto
     from castore.services.process import Filter
@@ -55,6 +58,15 @@ _ELSEWHERE: Final = ("-C", "--create")
 _WHOLE: Final = b"-- PostgreSQL database dump complete"
 _SAME_KEY: Final = "castore"
 """pg_dump guards what it writes with a random word since 2025; a word that stays dedups."""
+
+
+@contextlib.contextmanager
+def _valid_record() -> Iterator[None]:
+    """Raise CastoreError where what a dump records of its database is not of the expected form."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CastoreError(f"what the dump records of its database is damaged: {error!r}") from None
 
 
 @contextlib.contextmanager
@@ -104,11 +116,7 @@ class PostgreSQL(Engine, frozen=True):
         if not self.cluster:
             return {}
         every = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1;"
-        common = {
-            field: getattr(self, field)
-            for field in self.__struct_fields__
-            if field not in {"database", "cluster"}
-        }
+        common = self._shared()
         found: dict[str, tuple[str, Engine]] = {name: ("postgresql-roles", PostgreSQLRoles(**common))}
         for database in self._query(every):
             plain = re.sub("[^A-Za-z0-9_.-]", "_", database)
@@ -117,6 +125,27 @@ class PostgreSQL(Engine, frozen=True):
                 part += "-" + hashlib.sha256(database.encode()).hexdigest()[:8]
             found[part] = ("postgresql", PostgreSQL(database=database, **common))
         return found
+
+    def recorded(self, name: str, settings: dict[str, dict[str, Any]]) -> dict[str, tuple[str, Engine]]:
+        """Return the parts of a whole cluster that a generation has, on this server."""
+        if not self.cluster:
+            return {}
+        found: dict[str, tuple[str, Engine]] = {
+            name: ("postgresql-roles", PostgreSQLRoles(**self._shared()))
+        }
+        for part, known in settings.items():
+            database = known.get("database")
+            if part.startswith(f"{name}.") and isinstance(database, str) and database:
+                found[part] = ("postgresql", PostgreSQL(database=database, **self._shared()))
+        return found
+
+    def _shared(self) -> dict[str, Any]:
+        """Return the settings that the parts of a cluster have in common."""
+        return {
+            field: getattr(self, field)
+            for field in self.__struct_fields__
+            if field not in {"database", "cluster"}
+        }
 
     def _program(self, name: str) -> str:
         path = f"{self.program_path}/{name}" if self.program_path else name
@@ -217,6 +246,11 @@ class PostgreSQL(Engine, frozen=True):
         # It had another name before PostgreSQL 17.
         if locale := row.get("datlocale") or row.get("daticulocale"):
             told["locale"] = locale
+        if self._query("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT');") == ["t"]:
+            found = self._query(PASSWORDS)
+            hashes = json.loads(found[0]) if found else {}
+            for role in told["roles"] or ():
+                role["password"] = hashes.get(role["name"])
         return told
 
     def _same_key(self, program: str) -> Sequence[str]:
@@ -240,21 +274,48 @@ class PostgreSQL(Engine, frozen=True):
         # An older castore did not record what the database was: then it is as the live one.
         was = introduction_of(contents.target()) or self._properties()
         version = int(self._query("SHOW server_version_num;")[0])
-        if was is not None:
-            made = []
-            for role, sql in missing_roles(was, set(self._query("SELECT rolname FROM pg_roles;"))):
-                self._query(sql + ";")
-                made.append(f"made the role {role}, without a password: set one if it logs in with one")
-            memo["made"] = "\n".join(made)
-        self._query(creation(new, was, version) + ";")
+        with _valid_record():
+            if was is not None:
+                self._make_roles(memo, was)
+            sql = creation(new, was, version)
+        self._query(sql + ";")
         # Not as one transaction: where there are large objects, pg_dump brings some of its own.
         argv = [*self._psql(new), "--output=/dev/null"]
         feed(argv, contents.target(), env=self._env(), timeout=self.timeout, only=plain)
         self._query("ANALYZE;", database=new)
         if was is not None:
-            roles = set(self._query("SELECT rolname FROM pg_roles;"))
-            for line in adornments(new, was, roles):
+            with _valid_record():
+                lines = list(adornments(new, was, self._roles()))
+            for line in lines:
                 self._query(line + ";")
+
+    def _roles(self) -> set[str]:
+        return set(self._query("SELECT rolname FROM pg_roles;"))
+
+    def _make_roles(self, memo: Memo, was: dict[str, Any]) -> None:
+        """Make the recorded roles that do not exist, and note them in the memo."""
+        lines, made = [], set()
+        for role in missing_roles(was, self._roles()):
+            # Where the database exists, a role that does not was removed on purpose: nobody logs in as it
+            # until it gets a password.
+            sql, hashed = role_creation(was, role, password=not memo["existed"])
+            self._query(sql + ";")
+            made.add(role)
+            memo["roles"] = json.dumps(sorted(made))
+            lacking = "without a password: set one if it logs in with one"
+            how = "with the recorded password hash" if hashed else lacking
+            lines.append(f"made the role {role}, {how}")
+        script, left = memberships(was, made)
+        if script:
+            self._query("".join(line + ";" for line in script))
+        memo["made"] = "\n".join([*lines, *left])
+
+    def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
+        """Return the database and the roles that a rollback would create."""
+        found = [] if self.there() else [f"the database {self.database}"]
+        with _valid_record():
+            lacking = missing_roles(introduction_of(contents()), self._roles())
+        return [*found, *(f"the role {role}" for role in lacking)]
 
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Exchange the names of the two databases, in one transaction."""
@@ -276,6 +337,10 @@ class PostgreSQL(Engine, frozen=True):
             self._rename([(live, new)])
         self._let_in(live)
         self._drop(new)
+        for role in json.loads(memo.get("roles", "[]")):
+            # A role that somebody already uses stays.
+            with contextlib.suppress(ProgramError):
+                self._query(f"DROP ROLE IF EXISTS {quoted_name(role)};")
 
     def finish(self, memo: Memo) -> None:
         """Remove what was replaced."""
@@ -382,6 +447,12 @@ class PostgreSQL(Engine, frozen=True):
             self._query(f"DROP DATABASE {name};")
 
 
+def _created_role(line: bytes) -> str | None:
+    """Return the name of the role that a line of pg_dumpall creates; None for every other line."""
+    found = re.fullmatch(r'CREATE ROLE (?:"((?:[^"]|"")*)"|([^ ;"]+));\s*', line.decode("utf-8", "replace"))
+    return (found[1].replace('""', '"') if found[1] else found[2]) if found else None
+
+
 class PostgreSQLRoles(PostgreSQL, frozen=True):
     """The roles of a cluster, with their passwords as the server keeps them, and tablespaces.
 
@@ -409,15 +480,18 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         """Nothing is made beside."""
         return {}
 
+    def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
+        """Return the roles that a rollback would create."""
+        there = self._roles()
+        lines = b"".join(map(bytes, contents())).splitlines()
+        named = [role for line in lines if (role := _created_role(line)) is not None]
+        return [f"the role {role}" for role in named if role not in there]
+
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Make roles that are missing: databases that are staged may belong to them."""
         del memo
-        made = b"".join(
-            line
-            for line in b"".join(map(bytes, contents.target())).splitlines(keepends=True)
-            if line.startswith(b"CREATE ROLE ")
-        )
-        self._load([made])
+        lines = b"".join(map(bytes, contents.target())).splitlines(keepends=True)
+        self._load([line for line in lines if _created_role(line) is not None])
 
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Set roles to what they were."""
@@ -434,9 +508,12 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
 
     def _load(self, chunks: Iterable[bytes | memoryview]) -> None:
         argv = [*self._psql(self._elsewhere), "--output=/dev/null"]
-        # A role that is there cannot be made: that is no failure.
+        # A tablespace that exists cannot be made: that is no failure.
         argv = [one for one in argv if one != "--set=ON_ERROR_STOP=1"]
-        feed(argv, chunks, env=self._env(), timeout=self.timeout, only=plain)
+        there = self._roles()
+        lines = b"".join(map(bytes, chunks)).splitlines(keepends=True)
+        wanted = [line for line in lines if _created_role(line) not in there]
+        feed(argv, wanted, env=self._env(), timeout=self.timeout, only=plain)
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:

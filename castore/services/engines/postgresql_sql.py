@@ -19,14 +19,29 @@ SELECT json_build_object('row', row_to_json(d), 'owner', pg_get_userbyid(d.datdb
       ORDER BY g.rolname NULLS FIRST, a.privilege_type, a.is_grantable)
     FROM aclexplode(d.datacl) a LEFT JOIN pg_roles g ON g.oid = a.grantee
     WHERE a.grantee = 0 OR g.rolname IS NOT NULL),
-  'roles', (SELECT json_agg(json_build_object('name', r.rolname, 'login', r.rolcanlogin,
-      'inherit', r.rolinherit, 'createdb', r.rolcreatedb, 'limit', r.rolconnlimit) ORDER BY r.rolname)
-    FROM pg_roles r WHERE r.rolname !~ '^pg_' AND (r.oid = d.datdba OR r.oid IN (SELECT refobjid
-      FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND dbid = d.oid))))
+  'roles', (WITH RECURSIVE need (oid) AS (
+      SELECT r.oid FROM pg_roles r WHERE r.oid = d.datdba OR r.oid IN (SELECT refobjid
+        FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND dbid = d.oid)
+      UNION SELECT m.member FROM need JOIN pg_auth_members m ON m.roleid = need.oid
+        JOIN pg_roles g ON g.oid = m.roleid WHERE NOT g.rolsuper)
+    SELECT json_agg(json_build_object('name', r.rolname, 'login', r.rolcanlogin,
+      'inherit', r.rolinherit, 'createdb', r.rolcreatedb, 'limit', r.rolconnlimit, 'until', r.rolvaliduntil,
+      'groups', (SELECT json_agg(g.rolname ORDER BY g.rolname) FROM pg_auth_members m
+        JOIN pg_roles g ON g.oid = m.roleid WHERE m.member = r.oid AND g.oid IN (SELECT oid FROM need)))
+      ORDER BY r.rolname) FROM pg_roles r WHERE r.rolname !~ '^pg_' AND r.oid IN (SELECT oid FROM need)))
 FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace WHERE d.datname = :'live';
 """
 """What a database is beside what it holds, which pg_dump does not write."""
+PASSWORDS: Final = """
+SELECT json_object_agg(rolname, rolpassword) FROM pg_authid WHERE rolpassword IS NOT NULL;
+"""
+"""The password hashes of all roles; only superusers may read them."""
 COLUMNS: Final = ("datcollate", "datctype", "datconnlimit", "datistemplate", "datlocprovider", "daticurules")
+_HASH: Final = re.compile(
+    r"md5[0-9a-f]{32}|SCRAM-SHA-256\$[1-9][0-9]{0,6}:[A-Za-z0-9+/]{1,64}={0,2}"
+    r"\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}="
+)
+"""What the server stores of a password: anything else would be taken for the password itself."""
 _PROVIDERS: Final = {"c": "libc", "i": "icu", "b": "builtin"}
 _REST: Final = ("NOTICE", "DETAIL", "CONTEXT", "HINT", "QUERY", "STATEMENT", "LOCATION", "LINE")
 _LISTS: Final = ("search_path", "temp_tablespaces", "unix_socket_directories")
@@ -76,21 +91,44 @@ def creation(new: str, was: dict[str, Any] | None, version: int) -> str:
     return sql
 
 
-def missing_roles(was: dict[str, Any], roles: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the name of each recorded role that does not exist, and the SQL that makes it.
+def missing_roles(was: dict[str, Any], roles: set[str]) -> list[str]:
+    """Return the names of the recorded roles that do not exist."""
+    return [role["name"] for role in was.get("roles") or () if role["name"] not in roles]
 
-    A dump's contents may be hostile: no role becomes a superuser, may make roles or has a password.
+
+def role_creation(was: dict[str, Any], name: str, *, password: bool) -> tuple[str, bool]:
+    """Return the SQL that makes a recorded role, and whether it gets the recorded password hash.
+
+    A dump's contents may be hostile: no role becomes a superuser or may make roles.
     """
+    (role,) = [one for one in was["roles"] if one["name"] == name][:1]
+    words = [
+        "LOGIN" if role["login"] else "NOLOGIN",
+        "INHERIT" if role["inherit"] else "NOINHERIT",
+        "CREATEDB" if role["createdb"] else "NOCREATEDB",
+        f"CONNECTION LIMIT {int(role['limit'])}",
+    ]
+    hashed = password and _HASH.fullmatch(role.get("password") or "") is not None
+    if hashed:
+        words.append(f"PASSWORD {quoted_text(role['password'])}")
+    if role.get("until"):
+        words.append(f"VALID UNTIL {quoted_text(role['until'])}")
+    return f"CREATE ROLE {quoted_name(name)} {' '.join(words)}", hashed
+
+
+def memberships(was: dict[str, Any], made: set[str]) -> tuple[list[str], list[str]]:
+    """Return the SQL that makes recorded roles members of those just made, and what is left to do by hand.
+
+    Nobody becomes a member of a role that existed before: it may have rights elsewhere.
+    """
+    script, left = [], []
     for role in was.get("roles") or ():
-        if role["name"] in roles:
-            continue
-        words = [
-            "LOGIN" if role["login"] else "NOLOGIN",
-            "INHERIT" if role["inherit"] else "NOINHERIT",
-            "CREATEDB" if role["createdb"] else "NOCREATEDB",
-            f"CONNECTION LIMIT {int(role['limit'])}",
-        ]
-        yield role["name"], f"CREATE ROLE {quoted_name(role['name'])} {' '.join(words)}"
+        for group in role.get("groups") or ():
+            if group in made:
+                script.append(f"GRANT {quoted_name(group)} TO {quoted_name(role['name'])}")
+            elif role["name"] in made:
+                left.append(f"{role['name']} was not made a member of {group}, which existed before")
+    return script, left
 
 
 def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
