@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from castore.cli.options import answered, common, json_option, print_json
+from castore.cli.options import LocalPath, answered, common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -33,7 +33,7 @@ def _new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
 
 
 @click.command(epilog="Example: castore init /var/backups/castore")
-@click.argument("path", metavar="[STORE]", required=False)
+@click.argument("path", metavar="[STORE]", required=False, type=LocalPath())
 @click.option(
     "--recipient",
     "recipients",
@@ -85,7 +85,7 @@ def key() -> None:
 
 
 @key.command(epilog="Example: castore key new /media/usb/identity --passphrase")
-@click.argument("file")
+@click.argument("file", type=LocalPath())
 @click.option("--passphrase", is_flag=True, help="Protect it with a passphrase.")
 def new(file: str, passphrase: bool) -> None:
     """Make an identity in FILE, and print its public key."""
@@ -201,7 +201,10 @@ def rotate_writer(context: Common, new_ids: bool) -> None:
 
 @key.command(epilog="Example: castore key paper --out sheet.html")
 @click.option(
-    "--out", metavar="FILE", help="Write a .html page, .svg picture or .txt file; else it is printed here."
+    "--out",
+    metavar="FILE",
+    type=LocalPath(),
+    help="Write a .html page, .svg picture or .txt file; else it is printed here.",
 )
 @common
 def paper(context: Common, out: str | None) -> None:
@@ -257,7 +260,7 @@ def _sheet(context: Common) -> Sheet:
 
 
 @key.command(epilog="Example: castore key enter ./identity")
-@click.argument("file")
+@click.argument("file", type=LocalPath())
 def enter(file: str) -> None:
     """Make FILE of an identity that is typed, or pasted, from a sheet of 'castore key paper'.
 
@@ -292,7 +295,7 @@ def enter(file: str) -> None:
 
 
 @key.command(epilog="Example: castore key passphrase /media/usb/identity")
-@click.argument("file", required=False)
+@click.argument("file", required=False, type=LocalPath())
 @click.option("--remove", is_flag=True, help="Leave the identity without a passphrase.")
 @common
 def passphrase(context: Common, file: str | None, remove: bool) -> None:

@@ -195,10 +195,20 @@ def _explain(error: BaseException) -> int:
         return _say("there is not enough memory", 1)
     if isinstance(error, OSError):
         named = isinstance(error.filename, str | bytes)
+        if isinstance(error, FileNotFoundError) and not named and _lost_working_directory():
+            return _say("the working directory was deleted: change to one that exists", 2)
         where = f"{os.fsdecode(error.filename)}: " if named else ""
         return _say(f"{where}{error.strerror or error}", 1)
     kind = type(error).__name__
     return _say(f"a mistake in castore: {kind}: {error} (CASTORE_DEBUG=1 tells where)", 1)
+
+
+def _lost_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def _explain_usage(error: click.ClickException) -> int:

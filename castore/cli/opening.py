@@ -51,7 +51,7 @@ class Common:
         """Return where the store is, or would be made."""
         explicit = argument or self.store or places.store_from_environment()
         if explicit:
-            return os.path.abspath(explicit)
+            return places.absolute(explicit)
         configured = self.settings.store if self.settings is not None else None
         return configured or places.default_store()
 
@@ -115,7 +115,7 @@ class Common:
             raise UsageError("give --recipient or --identity: with recipients no identity is made")
         identity = None
         if not to:
-            if self.identity_file and os.path.exists(self.identity_file):
+            if self.identity_file and os.path.exists(places.expanded(self.identity_file)):
                 to = [(places.read_identity(self.identity_file).recipient, "")]
             else:
                 identity = Identity.generate()
@@ -128,7 +128,7 @@ class Common:
             # Before the store is one: nobody could ever read what is put into a store without it.
             nonlocal written
             if identity is not None:
-                written = self.identity_file or places.identity_path(store_id)
+                written = places.expanded(self.identity_file or places.identity_path(store_id))
                 places.write_identity(written, identity, phrase)
 
         places.refuse_others(path)

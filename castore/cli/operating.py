@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import text
-from castore.cli.options import common, json_option, print_json
+from castore.cli.options import LocalPath, common, json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,7 +153,12 @@ def revision(context: Common, service: str, as_json: bool) -> None:
 
 @click.command(epilog="Example: castore drill drupal")
 @click.argument("what", metavar="SERVICE[@SEL]")
-@click.option("--scratch", metavar="DIR", help="Where to restore to; else the system's temporary folder.")
+@click.option(
+    "--scratch",
+    metavar="DIR",
+    type=LocalPath(),
+    help="Where to restore to; else the system's temporary folder.",
+)
 @json_option
 @common
 def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> None:

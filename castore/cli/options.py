@@ -12,8 +12,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     _Floats = click.ParamType[float]
+    _Texts = click.ParamType[str]
 else:
-    _Floats = click.ParamType  # generic from click 8.5 on
+    _Floats = _Texts = click.ParamType  # generic from click 8.5 on
+
+class LocalPath(_Texts):
+    """A path on this machine; a leading `~`, which shells leave in --option=~/dir, is replaced."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
+        """Return the path."""
+        from castore.cli.places import absolute, expanded
+
+        absolute(value)  # refuses a relative one in a deleted working directory
+        return expanded(value)
+
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes, times in ns since 1970."
@@ -21,15 +35,19 @@ json_option = click.option(
 """Adds --json, as the argument `as_json`."""
 
 _store_option = click.option(
-    "--store", metavar="PATH", help="The store's directory; else CASTORE_STORE, or castore.toml's."
+    "--store",
+    metavar="PATH",
+    type=LocalPath(),
+    help="The store's directory; else CASTORE_STORE, or castore.toml's.",
 )
 _config_option = click.option(
-    "--config", metavar="FILE", help="The castore.toml to read; else CASTORE_CONFIG."
+    "--config", metavar="FILE", type=LocalPath(), help="The castore.toml to read; else CASTORE_CONFIG."
 )
 _identity_option = click.option(
     "--identity",
     "identity_file",
     metavar="FILE",
+    type=LocalPath(),
     help="The identity to read with; else CASTORE_IDENTITY or CASTORE_IDENTITY_COMMAND.",
 )
 _older_option = click.option(

@@ -46,14 +46,16 @@ def find_config(option: str | None) -> str | None:
     option: what --config says. One that is asked for is returned though it may not be there.
     """
     if asked := option or _variable("CASTORE_CONFIG"):
-        return os.path.abspath(os.path.expanduser(asked))
-    here = os.path.abspath(_FILE)
-    if os.path.exists(here):
-        _refuse_a_strangers(here)
-        return here
-    own = os.path.join(_own_config(), _FILE)
-    if os.path.exists(own):
-        return own
+        return absolute(asked)
+    with contextlib.suppress(FileNotFoundError):  # the working directory may have been deleted
+        here = os.path.abspath(_FILE)
+        if os.path.exists(here):
+            _refuse_a_strangers(here)
+            return here
+    with contextlib.suppress(NoHomeError):
+        own = os.path.join(_own_config(), _FILE)
+        if os.path.exists(own):
+            return own
     # The machine's may be for root only; who has a store of his own does not need it.
     return _SYSTEM_FILE if os.access(_SYSTEM_FILE, os.R_OK) else None
 
@@ -83,10 +85,45 @@ def complete_path() -> None:
     os.environ["PATH"] = os.pathsep.join([*own, *usual])
 
 
+class NoHomeError(UsageError):
+    """A home directory is needed, and neither HOME nor the user database has one."""
+
+
 def home() -> str | None:
-    """Return the home directory; None where neither HOME nor the user database has one."""
-    path = os.path.expanduser("~")
+    """Return the user's home directory; None where neither HOME nor the user database has one."""
+    import pwd
+
+    path = os.environ.get("HOME", "")
+    if not os.path.isabs(path):
+        try:
+            path = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            return None
     return path if os.path.isabs(path) else None
+
+
+def expanded(path: str) -> str:
+    """Return a path with a leading `~` replaced by the home directory. Raises NoHomeError.
+
+    Shells replace it only at the beginning of a word: not in --store=~/backup, NAME=~/dir, or a crontab.
+    """
+    if path != "~" and not path.startswith("~/"):
+        return path
+    own = home()
+    if own is None:
+        raise NoHomeError(f"{path!r}: no home directory is known: set HOME, or name an absolute path")
+    return own.rstrip("/") + path[1:] or "/"
+
+
+def absolute(path: str) -> str:
+    """Return an absolute path, with a leading `~` replaced. Raises UsageError."""
+    try:
+        return os.path.abspath(expanded(path))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path!r} is relative to the working directory, which was deleted: change to one that exists, "
+            "or name an absolute path"
+        ) from None
 
 
 def store_from_environment() -> str | None:
@@ -96,16 +133,15 @@ def store_from_environment() -> str | None:
 
 def default_store() -> str:
     """Return where the store is when nothing says otherwise."""
-    return os.path.join(_base("XDG_DATA_HOME", "~/.local/share"), "castore")
+    return os.path.join(_base("XDG_DATA_HOME", ".local/share"), "castore")
 
 
 def places() -> Places:
     """Return the folders that hold something for each store."""
     from castore.store.places import Places
 
-    root = os.geteuid() == 0
-    state = _base("XDG_STATE_HOME", "/var/lib" if root else "~/.local/state")
-    cache = _base("XDG_CACHE_HOME", "/var/cache" if root else "~/.cache")
+    state = _base("XDG_STATE_HOME", ".local/state", root="/var/lib")
+    cache = _base("XDG_CACHE_HOME", ".cache", root="/var/cache")
     return Places(os.path.join(state, "castore"), os.path.join(cache, "castore"))
 
 
@@ -136,7 +172,7 @@ def identity_text(option: str | None, default: Callable[[], str]) -> tuple[str, 
     if (printed := _printed("CASTORE_IDENTITY_COMMAND")) is not None:
         return printed, "what CASTORE_IDENTITY_COMMAND prints"
     path = None
-    with contextlib.suppress(NotFoundError):
+    with contextlib.suppress(NotFoundError, NoHomeError):
         path = default()
     if path is not None and os.path.exists(path):
         return _file_text(path), path
@@ -168,7 +204,7 @@ def read_identity(path: str) -> Identity:
 
 def _file_text(path: str) -> str:
     try:
-        with open(os.path.expanduser(path), "rb") as file:
+        with open(expanded(path), "rb") as file:
             return file.read(_MAX_IDENTITY_BYTES).decode(errors="replace")
     except OSError as error:
         raise IdentityError(f"cannot read the identity {path}: {error.strerror}") from error
@@ -242,7 +278,7 @@ def write_secret(path: str, body: str) -> None:
     from castore.storage.files import sync_directory
     from castore.store.places import make_private_directory
 
-    path = os.path.abspath(path)
+    path = absolute(path)
     part = f"{path}.{os.urandom(8).hex()}"
     try:
         make_private_directory(os.path.dirname(path))
@@ -287,7 +323,7 @@ def change_passphrase(path: str, new: Callable[[], str | None]) -> Identity:
     from castore.sealing.keys import Identity, check_identity
     from castore.store.places import write_private
 
-    path = os.path.realpath(os.path.expanduser(path))  # a link stays one
+    path = os.path.realpath(expanded(path))  # a link stays one
     text = _file_text(path)
     identity = _parse(text, path)
     passphrase = new()
@@ -378,10 +414,23 @@ def _variable(name: str) -> str | None:
 
 
 def _own_config() -> str:
-    return os.path.join(_base("XDG_CONFIG_HOME", "~/.config"), "castore")
+    return os.path.join(_base("XDG_CONFIG_HOME", ".config"), "castore")
 
 
-def _base(variable: str, default: str) -> str:
-    """Return a base directory; by the XDG specification a relative one is to be ignored."""
+def _base(variable: str, below_home: str, *, root: str | None = None) -> str:
+    """Return a base directory; by the XDG specification a relative one is to be ignored.
+
+    root: the one of root. Raises NoHomeError.
+    """
     path = os.environ.get(variable, "")
-    return path if os.path.isabs(path) else os.path.expanduser(default)
+    if os.path.isabs(path):
+        return path
+    if root is not None and os.geteuid() == 0:
+        return root
+    own = home()
+    if own is None:
+        raise NoHomeError(
+            f"no home directory is known for the user id {os.getuid()}: set HOME, or {variable}, to an "
+            "absolute path"
+        )
+    return os.path.join(own, below_home)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import text
-from castore.cli.options import common, json_option, print_json
+from castore.cli.options import LocalPath, common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -34,7 +34,7 @@ _numeric_option = click.option(
 
 @click.command(epilog="Example: castore restore drupal@12:sites /tmp/look")
 @click.argument("what", metavar="SERVICE@SEL[:PART[/PATH]]")
-@click.argument("destination", metavar="DEST")
+@click.argument("destination", metavar="DEST", type=LocalPath())
 @click.option(
     "--in-place",
     is_flag=True,
@@ -177,7 +177,7 @@ def _is_wanted(plan: TreePlan, place: str, origin: str) -> bool:
 
 
 @click.command(epilog="Example: castore recover drupal")
-@click.argument("what", metavar="[SERVICE|DIR]...", nargs=-1)
+@click.argument("what", metavar="[SERVICE|DIR]...", nargs=-1, type=LocalPath())
 @click.option(
     "--forget",
     is_flag=True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from castore.cli.options import common, json_option, print_json
+from castore.cli.options import LocalPath, common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -66,6 +66,7 @@ def split_program(option: str, text: str) -> tuple[str, ...]:
     "--exclude-file",
     "exclude_files",
     metavar="FILE",
+    type=LocalPath(),
     multiple=True,
     help="Read such patterns from a file, one per line.",
 )
@@ -146,6 +147,7 @@ def _given_sources(
     trees: tuple[str, ...], dumps: tuple[str, ...], programs: tuple[str, ...], limits: TreeLimits
 ) -> dict[str, Source]:
     """Return the parts that options name. Raises UsageError."""
+    from castore.cli.places import expanded
     from castore.errors import UsageError
     from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
 
@@ -158,12 +160,12 @@ def _given_sources(
 
     for text in trees:
         name, path = split_named("--tree", text)
-        add(name, TreeSource(path, *limits))
+        add(name, TreeSource(expanded(path), *limits))
     for text in dumps:
         name, path = split_named("--dump", text)
         if path == "-" and any(isinstance(source, StreamSource) for source in sources.values()):
             raise UsageError("standard input can be one part only")
-        add(name, StreamSource(sys.stdin.fileno()) if path == "-" else FileSource(path))
+        add(name, StreamSource(sys.stdin.fileno()) if path == "-" else FileSource(expanded(path)))
     for text in programs:
         name, argv = split_named("--exec", text)
         add(name, ProgramSource(split_program("--exec", argv)))
