@@ -50,6 +50,9 @@ _numeric_option = click.option(
 @click.option(
     "--yes", is_flag=True, help="With --in-place: do not ask where DEST is not where the tree came from."
 )
+@click.option(
+    "--resume", is_flag=True, help="Continue in DEST a restore of the same that was interrupted there."
+)
 @_numeric_option
 @json_option
 @common
@@ -61,6 +64,7 @@ def restore(
     dry_run: bool,
     checksum: bool,
     yes: bool,
+    resume: bool,
     numeric_ids: bool,
     as_json: bool,
 ) -> None:
@@ -73,6 +77,8 @@ def restore(
     not what snapshots of it leave out. If anything fails, DEST is restored to its previous state. Where DEST
     is not the directory that the tree came from, castore shows what would change and asks first.
     """
+    import time
+
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.restoring import restore as put
@@ -80,6 +86,9 @@ def restore(
 
     if not in_place and (dry_run or checksum or yes):
         raise click.UsageError("--dry-run, --checksum and --yes are for --in-place only")
+    if in_place and resume:
+        raise click.UsageError("--in-place has nothing to resume: it is undone where it is interrupted")
+    began = time.monotonic()
     with context.open_store() as store:
         store.sync_generations()
         selection = select(store, what)
@@ -91,17 +100,24 @@ def restore(
             return
         with watching() as progress:
             progress("restoring", tally)
-            done = put(store, selection, destination, _ownership(numeric_ids), tally)
+            done = put(store, selection, destination, _ownership(numeric_ids), tally, resume=resume)
+    seconds = time.monotonic() - began
+    problems = len(done.report.warnings) + len(done.report.damaged)
     if as_json:
         print_json({
             "placed": done.placed,
+            "files": tally.files,
             "bytes": tally.read,
+            "seconds": round(seconds, 3),
             "warnings": [[text.printable(path), reason] for path, reason in done.report.warnings],
             "damaged": [[text.printable(path), reason] for path, reason in done.report.damaged],
         })
     else:
         for path in done.placed:
             print(path)
+        shown = f"; {text.count(problems, 'problem')}" if problems else ""
+        files = text.count(tally.files, "file")
+        print(f"restored {files}, {text.size(tally.read)}, in {seconds:.1f} s{shown}")
     context.report_restored(done.report.warnings, done.report.damaged)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from castore.content.aside import Path
     from castore.content.attributes import Ownership
     from castore.content.directories import Child
+    from castore.content.restore import Report
     from castore.content.streams import StreamReader
     from castore.content.treeplan import Step, TreePlan
     from castore.model.tally import Tally
@@ -31,7 +32,52 @@ _LARGE: Final = 1 << 20
 """A file of this size keeps what it has, where it is replaced."""
 
 
-class InPlace:
+class PlanWriter:
+    """Writes what the steps of a plan need below its top directory, which is open as `top`."""
+
+    def __init__(
+        self, reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Tally
+    ) -> None:
+        self._ownership = ownership
+        self.top = os.open(plan.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._writer = TreeWriter(reader, self.top, ownership, tally)
+        self._writer.know_links(plan.kept_links)
+
+    @property
+    def report(self) -> Report:
+        """What could not be done."""
+        return self._writer.report
+
+    def make(self, fd: int, path: Path, child: Child, old: int | None) -> None:
+        """Make a stored file or directory at `path`. old: a file that may have some of it, open."""
+        if not child.entry.is_dir:
+            self._writer.make(fd, path, child, old)
+            return
+        os.mkdir(path[-1], 0o700, dir_fd=fd)
+        drop_inherited(fd, path[-1])
+        self._writer.fill(child, path)
+        self.set(fd, path, child)
+
+    def set(self, fd: int, path: Path, child: Child) -> None:
+        """Set the metadata of what is at `path`."""
+        def warn(reason: str) -> None:
+            self.report.warnings.append((b"/".join(path), reason))
+
+        mode = mode_of(child.entry, self._ownership)
+        if not self._ownership.change:
+            # What belongs to whoever restores, and has these bits, may keep them.
+            now = os.stat(path[-1], dir_fd=fd, follow_symlinks=False).st_mode
+            mode |= child.entry.mode & now & (stat.S_ISUID | stat.S_ISGID)
+        replace_attributes(fd, path[-1], child.entry, child.owners, self._ownership, warn, mode=mode)
+
+    def close(self) -> None:
+        """Close the directory."""
+        if self.top >= 0:
+            os.close(self.top)
+            self.top = -1
+
+
+class InPlace(PlanWriter):
     """Carries out a plan, and takes it back unless told that it is to stay."""
 
     def __init__(
@@ -42,18 +88,15 @@ class InPlace:
         tally: Tally,
         owner: str = "",
     ) -> None:
+        super().__init__(reader, plan, ownership, tally)
         self._plan = plan
         self._owner = owner
-        self._ownership = ownership
-        self._top = os.open(plan.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._aside: Aside | None = None
-        self._writer = TreeWriter(reader, self._top, ownership, tally)
-        self._writer.know_links(plan.kept_links)
 
     @property
     def problems(self) -> list[tuple[bytes, str]]:
         """(path, reason) of what could not be made as it was stored."""
-        report = self._writer.report
+        report = self.report
         return [*self._plan.skipped, *report.damaged, *report.warnings]
 
     def apply(self) -> None:
@@ -66,7 +109,7 @@ class InPlace:
         last = self._plan.steps[-1]
         time = last.child.entry.mtime if last.child is not None and not last.path else None
         try:
-            self._aside = Aside.create(self._top, Journal(tuple(steps), tuple(before), time, self._owner))
+            self._aside = Aside.create(self.top, Journal(tuple(steps), tuple(before), time, self._owner))
         except OSError as error:
             raise CastoreError(f"cannot begin in {self._plan.top}: {error.strerror}") from error
         for step in self._plan.steps:
@@ -78,7 +121,7 @@ class InPlace:
                 if isinstance(error, PermissionError) and step.path and self._is_protected(step.path):
                     hint = ": it, or its directory, is immutable or append-only; allow it with chattr -i"
                 raise CastoreError(f"cannot {step.action} {shown}: {error.strerror}{hint}") from error
-        report = self._writer.report
+        report = self.report
         if lacking := [*report.damaged, *report.unmade]:
             where, reason = lacking[0]
             shown = where.decode(errors="backslashreplace")
@@ -95,7 +138,7 @@ class InPlace:
                 if step.action == "replace" or not self._is_protected(path):
                     raise
                 reason = "is immutable or append-only (see lsattr): it cannot be removed and was left"
-                self._writer.report.warnings.append((b"/".join(path), reason))
+                self.report.warnings.append((b"/".join(path), reason))
                 del error
         if step.child is None:
             return
@@ -105,40 +148,20 @@ class InPlace:
             return
         large = step.action == "replace" and step.child.entry.is_file and step.size >= _LARGE
         old = aside.open_taken() if large else None
-        fd = open_below(self._top, path[:-1])
+        fd = open_below(self.top, path[:-1])
         try:
             if step.action == "metadata":
-                self._set(fd, path, step.child)
+                self.set(fd, path, step.child)
             else:
-                self._make(fd, path, step.child, old)
+                self.make(fd, path, step.child, old)
         finally:
             os.close(fd)
             if old is not None:
                 os.close(old)
 
-    def _make(self, fd: int, path: Path, child: Child, old: int | None) -> None:
-        if not child.entry.is_dir:
-            self._writer.make(fd, path, child, old)
-            return
-        os.mkdir(path[-1], 0o700, dir_fd=fd)
-        drop_inherited(fd, path[-1])
-        self._writer.fill(child, path)
-        self._set(fd, path, child)
-
-    def _set(self, fd: int, path: Path, child: Child) -> None:
-        def warn(reason: str) -> None:
-            self._writer.report.warnings.append((b"/".join(path), reason))
-
-        mode = mode_of(child.entry, self._ownership)
-        if not self._ownership.change:
-            # What belongs to whoever restores, and has these bits, may keep them.
-            now = os.stat(path[-1], dir_fd=fd, follow_symlinks=False).st_mode
-            mode |= child.entry.mode & now & (stat.S_ISUID | stat.S_ISGID)
-        replace_attributes(fd, path[-1], child.entry, child.owners, self._ownership, warn, mode=mode)
-
     def _entry_of(self, path: Path) -> Entry:
         """Return what undoing needs to know of a live file."""
-        fd = open_below(self._top, path[:-1])
+        fd = open_below(self.top, path[:-1])
         try:
             return live_entry(fd, path[-1])
         finally:
@@ -146,7 +169,7 @@ class InPlace:
 
     def _is_protected(self, path: Path) -> bool:
         """Whether a file, or its directory, is immutable or append-only."""
-        parent = open_below(self._top, path[:-1])
+        parent = open_below(self.top, path[:-1])
         try:
             if is_protected(parent):
                 return True
@@ -162,7 +185,7 @@ class InPlace:
 
     def undo(self) -> None:
         """Put everything back as it was. Raises CastoreError if even that fails."""
-        warnings = self._writer.report.warnings
+        warnings = self.report.warnings
         try:
             if self._aside is not None:
                 self._aside.put_back(lambda path, why: warnings.append((b"/".join(path), why)))
@@ -181,11 +204,11 @@ class InPlace:
             if self._aside is not None:
                 self._aside.copied |= self._plan.crosses
                 left = self._aside.finish()
-                self._writer.report.warnings += [(b"/".join(path), reason) for path, reason in left]
+                self.report.warnings += [(b"/".join(path), reason) for path, reason in left]
         except OSError as error:
             # All is restored; the next one says that this is left, and `recover` tries again.
             name = os.fsencode(self._aside.name if self._aside is not None else "")
-            self._writer.report.warnings.append((name, f"cannot be removed: {error.strerror}"))
+            self.report.warnings.append((name, f"cannot be removed: {error.strerror}"))
         finally:
             self._close()
 
@@ -193,6 +216,4 @@ class InPlace:
         if self._aside is not None:
             self._aside.close()
             self._aside = None
-        if self._top >= 0:
-            os.close(self._top)
-            self._top = -1
+        self.close()

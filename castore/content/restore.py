@@ -387,7 +387,7 @@ class TreeWriter:
 
 
 def open_destination(path: str | bytes) -> int:
-    """Open the directory to restore into, which must be new or empty; make it if it is not there."""
+    """Open the directory to restore into; make it if it does not exist. Raises UsageError."""
     shown = os.fsdecode(path)
     try:
         made = not os.path.lexists(path)
@@ -403,10 +403,6 @@ def open_destination(path: str | bytes) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"cannot restore into {shown}: {error.strerror}") from None
-    # A new file system has a lost+found, which belongs to it and not to a user.
-    if set(os.listdir(fd)) - {"lost+found"}:
-        os.close(fd)
-        raise UsageError(f"{shown} is not empty; restore into a new or an empty directory")
     return fd
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from castore.content import onefile
+from castore.content.attributes import drop_inherited
 from castore.content.directories import Child, look_up, open_top, read_file
 from castore.content.live import OPEN_DIRECTORY
-from castore.content.restore import Report, open_destination, restore_directory, restore_file
+from castore.content.restore import Report, restore_directory, restore_file
+from castore.content.resuming import complete
 from castore.content.streams import StreamReader
-from castore.errors import StorageError, UsageError
+from castore.content.treeplan import plan_entry
+from castore.errors import CastoreError, StoppedError, StorageError, UsageError
+from castore.services.begun import Begun, Destination, begin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,9 +40,17 @@ class Restored:
 
 
 def restore(
-    store: Store, selection: Selection, destination: str, ownership: Ownership, tally: Tally
+    store: Store,
+    selection: Selection,
+    destination: str,
+    ownership: Ownership,
+    tally: Tally,
+    *,
+    resume: bool = False,
 ) -> Restored:
     """Put what is selected into `destination`, which must be new or empty.
+
+    resume: it may also be one that an interrupted restore of the same selection began to fill.
 
     A whole generation: each tree and each dump under its part's name. A part or path that is a
     directory: what is in it. A dump, or one file of a tree: as a file of its name. Files that are
@@ -48,23 +62,44 @@ def restore(
         children = {part.name: child_of(reader, part, selection.path) for part in parts}
         # A wrong identity, too.
         store.identity()
-        made = not os.path.lexists(destination)
-        top = open_destination(destination)
+        begun = Begun.of(store, selection)
+        top = begin(destination, begun, resume=resume)
         try:
             result = Restored()
             for part in parts:
                 into = None if selection.part else os.fsencode(part.name)
                 _restore_part(reader, top, part, children[part.name], into, ownership, tally, result)
-        except BaseException:
-            if made:
-                # If nothing is in it: it would stand in the way of the next try.
-                with contextlib.suppress(OSError):
-                    os.rmdir(destination)
-            raise
+            _end(top, children if selection.part else {})
+        except BaseException as error:
+            if top.is_empty:
+                # It would stand in the way of the next try.
+                top.discard()
+                raise
+            raise _continued(error, f"to continue: {begun.command(destination)}") from error
         finally:
-            os.close(top)
+            os.close(top.fd)
     result.placed = [os.path.join(destination, name) for name in result.placed]
     return result
+
+
+def _end(top: Destination, children: dict[str, Child | None]) -> None:
+    """Say that a restore has ended, and set the time of its directory, which that has changed."""
+    top.unmark()
+    for child in children.values():
+        if child is not None and child.entry.is_dir:
+            with contextlib.suppress(OSError, OverflowError):
+                os.utime(top.fd, ns=(child.entry.mtime, child.entry.mtime))
+
+
+def _continued(error: BaseException, how: str) -> BaseException:
+    """Return an error that says how the restore that it ended is continued."""
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedError(f"the restore was interrupted and is incomplete; {how}")
+    if isinstance(error, CastoreError):
+        return type(error)(f"{error}; the restore is incomplete; {how}")
+    if isinstance(error, OSError):
+        return CastoreError(f"{error}; the restore is incomplete; {how}")
+    return error
 
 
 def child_of(reader: StreamReader, part: Part, path: str) -> Child | None:
@@ -82,7 +117,7 @@ def child_of(reader: StreamReader, part: Part, path: str) -> Child | None:
 
 def _restore_part(
     reader: StreamReader,
-    top: int,
+    top: Destination,
     part: Part,
     child: Child | None,
     into: bytes | None,
@@ -95,16 +130,16 @@ def _restore_part(
         result.placed.append(part.name)
         return
     if not child.entry.is_dir:
-        report = restore_file(reader, top, child.entry.name, child, ownership, tally)
+        report = _restore_file(reader, top, child, ownership, tally)
         result.placed.append(os.fsdecode(child.entry.name))
     elif into is None:
-        report = restore_directory(reader, top, child, ownership, tally)
+        report = _restore_tree(reader, top, top.fd, top.path, child, ownership, tally)
         result.placed.append("")
     else:
-        os.mkdir(into, 0o700, dir_fd=top)
-        fd = os.open(into, OPEN_DIRECTORY, dir_fd=top)
+        fd = _open_part(top, into)
         try:
-            report = restore_directory(reader, fd, child, ownership, tally)
+            path = os.path.join(top.path, part.name)
+            report = _restore_tree(reader, top, fd, path, child, ownership, tally)
         finally:
             os.close(fd)
         result.placed.append(part.name)
@@ -113,25 +148,77 @@ def _restore_part(
     result.report.damaged += [(prefix + path, reason) for path, reason in report.damaged]
 
 
-def _restore_dump(reader: StreamReader, top: int, part: Part, tally: Tally) -> None:
-    """Write a dump under another name until it is whole: half a dump must not look like one."""
+def _open_part(top: Destination, name: bytes) -> int:
+    """Open the directory of a tree; make it unless an earlier restore did."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=top.fd)
+        # A default ACL of the destination is not the restored directory's.
+        drop_inherited(top.fd, name)
+    return os.open(name, OPEN_DIRECTORY, dir_fd=top.fd)
+
+
+def _restore_tree(
+    reader: StreamReader,
+    top: Destination,
+    fd: int,
+    path: str,
+    child: Child,
+    ownership: Ownership,
+    tally: Tally,
+) -> Report:
+    """Fill the directory at `path`, open as `fd`."""
+    own = top.own if fd == top.fd else frozenset()
+    if {os.fsencode(name) for name in os.listdir(fd)} - top.own:
+        return complete(reader, child, path, ownership, tally, trusted=top.trusted, own=own)
+    return restore_directory(reader, fd, child, ownership, tally)
+
+
+def _restore_file(
+    reader: StreamReader, top: Destination, child: Child, ownership: Ownership, tally: Tally
+) -> Report:
+    name = child.entry.name
+    if not os.path.lexists(os.path.join(os.fsencode(top.path), name)):
+        return restore_file(reader, top.fd, name, child, ownership, tally)
+    path = os.path.join(top.path, os.fsdecode(name))
+    plan = plan_entry(reader, child, path, ownership, checksum=not top.trusted)
+    return Report(warnings=onefile.carry_out(reader, plan, ownership, tally))
+
+
+def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Tally) -> None:
+    """Write a dump under another name until it is complete: half a dump must not look like one."""
+    tally.files += 1
+    if top.resumed and _is_complete_dump(top, part):
+        return
     partial = part.name + ".partial"
-    fd = os.open(partial, _CREATE, 0o600, dir_fd=top)
+    if top.resumed:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial, dir_fd=top.fd)
+    fd = os.open(partial, _CREATE, 0o600, dir_fd=top.fd)
     try:
+        drop_inherited(top.fd, os.fsencode(partial))
         for data in reader.read(part.content):
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(fd, rest) :]
             tally.read += len(data)
-        os.rename(partial, part.name, src_dir_fd=top, dst_dir_fd=top)
+        os.rename(partial, part.name, src_dir_fd=top.fd, dst_dir_fd=top.fd)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            os.unlink(partial, dir_fd=top)
+            os.unlink(partial, dir_fd=top.fd)
         if isinstance(error, OSError):
             raise StorageError(f"cannot write {partial}: {error.strerror}") from error
         raise
     finally:
         os.close(fd)
+
+
+def _is_complete_dump(top: Destination, part: Part) -> bool:
+    """Whether an earlier restore wrote a dump to its end."""
+    try:
+        info = os.stat(part.name, dir_fd=top.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return top.trusted and stat.S_ISREG(info.st_mode) and info.st_size == part.size
 
 
 def read(reader: StreamReader, selection: Selection) -> Iterator[bytes]:

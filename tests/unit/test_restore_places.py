@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from castore.storage import LocalStorage
+from castore.store import Store
+from tests.support.forest import plant
+from tests.support.walker import compare, walk
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -185,3 +196,115 @@ def test_one_file_is_never_missing_or_incomplete_while_it_is_restored(store: Run
     while running.poll() is None:
         assert large.stat().st_size == size
     assert running.returncode == 0
+
+
+@pytest.fixture
+def several(store: Run, tmp_path: Path) -> Path:
+    """A generation s@1 of a tree with everything and many files, and of a dump."""
+    plant(tmp_path / "live", many=50)
+    rng = random.Random(1)
+    for number in range(400):
+        (tmp_path / "live" / f"d{number % 7}").mkdir(exist_ok=True)
+        (tmp_path / "live" / f"d{number % 7}" / f"f{number}").write_bytes(rng.randbytes(rng.randrange(60_000)))
+    (tmp_path / "dump").write_bytes(rng.randbytes(3 << 20))
+    store("snapshot", "s", "--tree", f"t={tmp_path / 'live'}", "--dump", f"d={tmp_path / 'dump'}")
+    return tmp_path / "live"
+
+
+IGNORED = ["blocks", "extents", "inode"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_restore_is_continued(store: Run, several: Path, tmp_path: Path, number: int) -> None:
+    target = tmp_path / "target"
+    continued = 0
+    for share in (1, 2, 3, 4, 6, 8, 11, 14):
+        command = [sys.executable, "-m", "castore", "restore", "--numeric-ids", "s@latest", str(target)]
+        running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        # Wait for the first files, then a little.
+        while running.poll() is None and not (target.is_dir() and len(os.listdir(target)) > 1):
+            time.sleep(0.002)
+        time.sleep(share * 0.01)
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=60)
+        assert "Traceback" not in errors
+        assert "mistake" not in errors
+        if running.returncode == 0:
+            shutil.rmtree(target)
+            continue
+        continued += 1
+        if number == signal.SIGINT:
+            assert running.returncode == 130, errors
+            assert f"castore restore --resume s@1 {target}" in errors
+        refused = store("restore", "s@1", target, expect=2)
+        assert f"castore restore --resume s@1 {target}" in refused.stderr
+        assert f"castore restore --resume s@1 {target}" in store("restore", "--resume", "s@1:t", target, expect=2).stderr
+        done = store("restore", "--resume", "--numeric-ids", "s@1", target)
+        assert sorted(os.listdir(target)) == ["d", "t"]
+        assert compare(walk(several), walk(target / "t"), ignore=IGNORED) == []
+        assert (target / "d").read_bytes() == (tmp_path / "dump").read_bytes()
+        assert "restored" in done.stdout
+        shutil.rmtree(target)
+    assert continued > 2
+
+
+def test_a_continued_restore_writes_again_what_is_incomplete_and_leaves_what_is_not_its_own(
+    store: Run, several: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    store("restore", "--numeric-ids", "s@1:t", target)
+    complete = target / "d1" / "f1"
+    inode = complete.stat().st_ino
+    (target / "d2" / "f2").write_bytes(b"incomplete")
+    shutil.rmtree(target / "d3")
+    (target / "precious").write_text("not of the tree")
+    mark = {"service": "s", "number": 1, "part": "t", "path": "", "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip()}
+    mark["store"] = store_id(tmp_path)
+    (target / ".castore-restore-0123456789abcdef").write_text(json.dumps(mark))
+    done = store("restore", "--resume", "--numeric-ids", "s@1:t", target, expect=3)
+    assert "precious" in done.stderr
+    assert complete.stat().st_ino == inode
+    assert (target / "precious").read_text() == "not of the tree"
+    (target / "precious").unlink()
+    os.utime(target, ns=(several.stat().st_atime_ns, several.stat().st_mtime_ns))
+    assert compare(walk(several), walk(target), ignore=IGNORED) == []
+    # After a restart of the machine, contents are compared.
+    changed = complete.read_bytes()
+    times = complete.stat().st_atime_ns, complete.stat().st_mtime_ns
+    complete.write_bytes(bytes(len(changed)))
+    os.utime(complete, ns=times)
+    (target / ".castore-restore-0123456789abcdef").write_text(json.dumps(mark | {"boot": "another"}))
+    store("restore", "--resume", "--numeric-ids", "s@1:t", target)
+    assert complete.read_bytes() == changed
+
+
+def store_id(tmp_path: Path) -> str:
+    return Store.read_id(LocalStorage(str(tmp_path / "store"))).hex()
+
+
+def test_resume_is_refused_where_castore_did_not_begin(store: Run, several: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("precious")
+    assert "began" in store("restore", "--resume", "s@1:t", tmp_path / "other", expect=2).stderr
+    store("restore", "--resume", "s@1:t", tmp_path / "new")
+    assert compare(walk(several), walk(tmp_path / "new"), ignore=IGNORED) == []
+    store("restore", "--resume", "--in-place", "s@1:t", tmp_path / "new", expect=2)
+
+
+def test_a_restore_ends_with_a_summary(store: Run, several: Path, tmp_path: Path) -> None:
+    lines = store("restore", "s@1", tmp_path / "new").stdout.splitlines()
+    assert re.fullmatch(r"restored [\d,]+ files, [\d.,]+ \w+, in [\d.]+ s", lines[-1]), lines
+    told = json.loads(store("restore", "--json", "s@1", tmp_path / "again").stdout)
+    assert told["files"] > 400
+    assert told["bytes"] > 3 << 20
+    assert told["seconds"] > 0
+
+
+def test_a_part_does_not_inherit_the_default_acl_of_its_destination(
+    store: Run, several: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "target").mkdir()
+    subprocess.run(["setfacl", "-d", "-m", "u:4711:rwx", tmp_path / "target"], check=True)
+    store("restore", "--numeric-ids", "s@1", tmp_path / "target")
+    assert compare(walk(several), walk(tmp_path / "target" / "t"), ignore=IGNORED) == []
+    assert "system.posix_acl_access" not in os.listxattr(tmp_path / "target" / "d")

@@ -1,0 +1,181 @@
+"""Mark a directory as the destination of a restore that has not ended, so that it can be continued."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import stat
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+
+from castore.content.live import OPEN_FILE
+from castore.content.restore import open_destination
+from castore.errors import UsageError
+
+if TYPE_CHECKING:
+    from castore.services.select import Selection
+    from castore.store import Store
+
+_PREFIX: Final = ".castore-restore-"
+_MOST: Final = 1 << 16
+_OWN: Final = "lost+found"
+"""Belongs to a file system, not to a user."""
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """What is restored into the directory that holds this."""
+
+    store: str
+    service: str
+    number: int
+    part: str
+    path: str
+    boot: str = ""
+    """Of the machine, when the restore began: after another one, files may have lost their content."""
+
+    @classmethod
+    def of(cls, store: Store, selection: Selection) -> Self:
+        """Return what a restore of a selection writes into its destination."""
+        part = selection.part.name if selection.part is not None else ""
+        generation = selection.generation
+        path = selection.path.strip("/")
+        shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return cls(store.store_id.hex(), generation.service, generation.number, part, shown, _boot())
+
+    @property
+    def name(self) -> str:
+        """What is restored, as a person names it."""
+        part = f":{self.part}" if self.part else ""
+        path = f"/{self.path}" if self.path else ""
+        return f"{self.service}@{self.number}{part}{path}"
+
+    def command(self, destination: str) -> str:
+        """Return the command that continues the restore."""
+        return f"castore restore --resume {shlex.quote(self.name)} {shlex.quote(destination)}"
+
+    def same(self, other: Begun) -> bool:
+        """Whether two restores are of the same selection of the same store."""
+        return msgspec.structs.replace(self, boot="") == msgspec.structs.replace(other, boot="")
+
+
+class Destination:
+    """The directory that a restore fills, open as `fd`."""
+
+    def __init__(self, path: str, fd: int, marker: str, *, made: bool, resumed: bool, trusted: bool) -> None:
+        self.path = path
+        self.fd = fd
+        self.resumed = resumed
+        """Whether an earlier restore began to fill it."""
+        self.trusted = trusted
+        """Whether files that look complete are: the machine has not been started again since."""
+        self._marker = marker
+        self._made = made
+
+    @property
+    def own(self) -> frozenset[bytes]:
+        """Names in it that are not of what is restored."""
+        return frozenset({os.fsencode(self._marker), _OWN.encode()})
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been restored yet."""
+        return not {os.fsencode(name) for name in os.listdir(self.fd)} - self.own
+
+    def unmark(self) -> None:
+        """Remove the mark: the restore has ended."""
+        mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
+        try:
+            os.unlink(self._marker, dir_fd=self.fd)
+        except PermissionError:
+            # What was restored may not be written to.
+            os.fchmod(self.fd, mode | stat.S_IRWXU)
+            os.unlink(self._marker, dir_fd=self.fd)
+            os.fchmod(self.fd, mode)
+
+    def discard(self) -> None:
+        """Remove the mark, and the directory if this restore made it: nothing was restored."""
+        with contextlib.suppress(OSError):
+            self.unmark()
+            if self._made:
+                os.rmdir(self.path)
+
+
+def begin(path: str, wanted: Begun, *, resume: bool) -> Destination:
+    """Open the directory to restore into and mark it.
+
+    It must be new, or empty, or with `resume` one where a restore of the same began. Raises UsageError.
+    """
+    made = not os.path.lexists(path)
+    fd = open_destination(path)
+    try:
+        names = set(os.listdir(fd)) - {_OWN}
+        marks = {name: _read(fd, name) for name in names if name.startswith(_PREFIX)}
+        for name in [name for name, found in marks.items() if found is None]:
+            # A restore was killed while it wrote the mark, which comes first.
+            if names == {name}:
+                os.unlink(name, dir_fd=fd)
+                names.discard(name)
+        if names:
+            return _continue(path, fd, marks, wanted, resume=resume)
+        return Destination(path, fd, _mark(fd, path, wanted), made=made, resumed=False, trusted=True)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _continue(
+    path: str, fd: int, marks: dict[str, Begun | None], wanted: Begun, *, resume: bool
+) -> Destination:
+    found = {name: one for name, one in marks.items() if one is not None}
+    same = [name for name, one in found.items() if one.same(wanted)]
+    if resume and same:
+        trusted = bool(wanted.boot) and found[same[0]].boot == wanted.boot
+        return Destination(path, fd, same[0], made=False, resumed=True, trusted=trusted)
+    for one in found.values():
+        again = one.command(path)
+        raise UsageError(
+            f"{path} holds an unfinished restore of {one.name}: continue it with: {again}; or restore into "
+            "another directory"
+        )
+    if resume:
+        raise UsageError(f"{path} is not the destination of a restore that castore began: it has no mark")
+    raise UsageError(f"{path} is not empty; restore into a new or an empty directory")
+
+
+def _mark(fd: int, path: str, wanted: Begun) -> str:
+    name = f"{_PREFIX}{os.urandom(8).hex()}"
+    try:
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        try:
+            os.write(file, msgspec.json.encode(wanted))
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise UsageError(f"cannot restore into {path}: {error.strerror}") from None
+    return name
+
+
+def _read(fd: int, name: str) -> Begun | None:
+    """Return what a mark says; None if it is incomplete, or another user wrote it."""
+    try:
+        file = os.open(name, OPEN_FILE, dir_fd=fd)
+    except OSError:
+        return None
+    with open(file, "rb") as mark:
+        info = os.fstat(file)
+        if info.st_uid != os.geteuid() or not stat.S_ISREG(info.st_mode):
+            return None
+        try:
+            return msgspec.json.decode(mark.read(_MOST), type=Begun)
+        except msgspec.MsgspecError:
+            return None
+
+
+def _boot() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
