@@ -32,6 +32,8 @@ def plain(generation: Generation, drilled: _Drills | None = None) -> dict[str, A
         "parent": generation.parent,
         "safety": generation.safety,
         "interrupted": generation.interrupted,
+        "partial": generation.partial,
+        "lacks": list(generation.lacks),
         "duration": generation.duration,
         "session": generation.session.hex(),
         "size": generation.size,
@@ -66,6 +68,7 @@ def describe(generation: Generation) -> str:
         f"{generation.service}@{generation.number}{revision}: {text.size(generation.size)} in "
         f"{len(generation.parts)} part{'s' if len(generation.parts) != 1 else ''}, "
         f"{text.size(new)} new, {text.size(stored)} stored, {text.duration(generation.duration)}"
+        + (f"; partial: without {', '.join(generation.lacks)}" if generation.partial else "")
     )
 
 
@@ -84,6 +87,8 @@ def table(generations: list[Generation], drilled: _Drills) -> str:
             names += " (after an unfinished rollback)"
         elif generation.safety:
             names += " (safety)"
+        if generation.partial:
+            names += " (partial)"
         if missed:
             names += " (incomplete)"
         rows.append([

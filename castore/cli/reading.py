@@ -78,6 +78,8 @@ def show(context: Common, what: str, as_json: bool) -> None:
         print("warning   taken after a rollback that has not ended: its state may be inconsistent")
     elif generation.safety:
         print("safety    taken by a roll-back, of what it replaced")
+    if generation.partial:
+        print(f"partial   without {', '.join(generation.lacks)}: only its number selects it")
     print()
     print(parts_table(generation))
     for warning in warnings:

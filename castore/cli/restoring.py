@@ -285,14 +285,17 @@ def rollback(
         origins = _origins(context, store, target, programs)
         ownership = _ownership(numeric_ids)
         if dry_run:
-            plan = plan_rollback(store, target, origins, ownership, leave_out=own_folders())
+            settings = context.service_settings(service)
+            plan = plan_rollback(
+                store, target, origins, ownership, leave_out=own_folders(), settings=settings
+            )
             check_plan(plan, origins, with_safety=not no_safety)
             for folder in missing_folders(plan, origins):
                 shown = text.printable(os.fsencode(folder))
                 click.echo(f"castore: would make the directory {shown}", err=True)
             for line in creations(store, plan):
                 click.echo(f"castore: would make {text.one_line(line)}", err=True)
-            _print_plan(plan, context.service_settings(service), as_json, safety=not no_safety)
+            _print_plan(plan, settings, as_json, safety=not no_safety)
             return
         configured = _revision_if_known(context, service)
         with store.lock(service), watching() as progress:
@@ -428,7 +431,7 @@ def _print_plan(
     if as_json:
         print_json({
             "number": target.number, "safety": safety, "hooks": hooks, "trees": trees, "dumps": dumps,
-            "removed": removed,
+            "removed": removed, "untouched": list(plan.untouched),
         })
         return
     print(f"would put {target.service} back to generation {target.number}{_of(target)}")
@@ -444,3 +447,5 @@ def _print_plan(
             print(f"  beware: {dump['warning']}")
     for name, path in removed.items():
         print(f"{name}: was not there: {path} is removed")
+    for name in plan.untouched:
+        print(f"{name}: not in generation {target.number}: it is left as it is")

@@ -235,11 +235,12 @@ def _take(
     from castore.cli.opening import own_folders
     from castore.cli.progress import watching
     from castore.errors import IncompleteError, StorageError
+    from castore.services.snapshot import lacking, unrestorable
     from castore.services.snapshot import snapshot as take
-    from castore.services.snapshot import unrestorable
     from castore.services.state_revision import filed_under
     from castore.services.transaction import unfinished
 
+    lacks = lacking(context.service_settings(service), sources)
     configured = context.present_revision(service)
     context.check_recipients(store)
     with store.lock(service), watching() as progress:
@@ -254,6 +255,7 @@ def _take(
             sources,
             revision=filed,
             interrupted=interrupted,
+            lacks=lacks,
             leave_out=own_folders(),
             around=around,
             progress=progress,
@@ -261,7 +263,8 @@ def _take(
         failures = list(around.failures)
         if interrupted:
             failures.append(f"it is marked, and only its number selects it: {unfinished(service)}")
-        elif noting:
+        elif noting and not (lacks and revision is not None):
+            # A revision given by hand with some of the parts says nothing about the others.
             try:
                 store.set_live_revision(service, taken.revision)
             except StorageError as error:
@@ -270,6 +273,12 @@ def _take(
         print(
             f"castore: note: no program is known that restores the part {name!r}: a rollback needs "
             f"--restore {name}='PROGRAM ...', or 'restore' of the part in castore.toml",
+            file=sys.stderr,
+        )
+    if lacks:
+        print(
+            f"castore: note: partial, since castore.toml also describes {', '.join(lacks)}: only the "
+            f"number selects {service}@{taken.number}",
             file=sys.stderr,
         )
     entry = plain(taken)

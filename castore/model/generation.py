@@ -84,6 +84,8 @@ class Generation(msgspec.Struct, frozen=True):
     interrupted: bool = False
     """Taken after a rollback that failed or was killed: the state may be inconsistent. Such a generation
     is a safety generation, too, so that only its number selects it."""
+    lacks: tuple[str, ...] = ()
+    """Parts that castore.toml described and that were not taken: the generation is partial."""
     duration: int = 0
     """Nanoseconds from its beginning to its record."""
     version: int = _VERSION
@@ -97,6 +99,16 @@ class Generation(msgspec.Struct, frozen=True):
     def missed(self) -> int:
         """Files of all parts that are missing or doubtful in it."""
         return sum(part.missed for part in self.parts)
+
+    @property
+    def partial(self) -> bool:
+        """Whether it has only some of the parts that castore.toml described."""
+        return bool(self.lacks)
+
+    @property
+    def number_only(self) -> bool:
+        """Whether only its number selects it: it never stands for the state of a revision, or the latest."""
+        return self.safety or self.partial
 
     def part(self, name: str) -> Part | None:
         """Return the part of that name, or None."""

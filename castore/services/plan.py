@@ -19,6 +19,7 @@ from castore.services.snapshot import (
     Source,
     TreeSource,
     engine_of,
+    lacking,
     last_scan,
     left_out,
     origin,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from castore.content.attributes import Ownership
     from castore.model.generation import Generation, Part
+    from castore.services.config import Service
     from castore.store import Store
 
 
@@ -88,6 +90,8 @@ class RollbackPlan:
     trees: dict[str, TreePlan] = field(default_factory=dict)
     dumps: tuple[DumpPlan, ...] = ()
     removals: tuple[RemovalPlan, ...] = ()
+    untouched: tuple[str, ...] = ()
+    """Live parts of the service that `target` does not have."""
 
 
 def read_details(store: Store, generation: Generation) -> Details:
@@ -103,11 +107,12 @@ def plan_rollback(
     ownership: Ownership,
     *,
     leave_out: Sequence[str] = (),
+    settings: Service | None = None,
 ) -> RollbackPlan:
     """Compare the live state with `target` and return what is to be done; nothing is touched.
 
-    origins: where each part belongs now. leave_out: directories that are left alone: castore's own. Raises
-    UsageError for a part that has nowhere to go.
+    origins: where each part belongs now. leave_out: directories that are left alone: castore's own. settings:
+    what castore.toml says of the service. Raises UsageError for a part that has nowhere to go.
     """
     dumps = [
         _plan_dump(part, origins.get(part.name, Origin())) for part in target.parts if part.kind == "dump"
@@ -133,7 +138,9 @@ def plan_rollback(
                     refuse_without_folder(os.fsdecode(found.path))
                 given = (store, reader, target, part, found, ownership, None, leave_out)
                 trees[part.name] = plan_live_tree(*given, below(os.fsdecode(found.path), others))
-    return RollbackPlan(target, trees, tuple(dumps), removals)
+    covered = {part.name for part in target.parts} | {one.name for one in removals}
+    untouched = [*lacking(settings, covered), *(name for name in target.lacks if name not in covered)]
+    return RollbackPlan(target, trees, tuple(dumps), removals, tuple(dict.fromkeys(untouched)))
 
 
 def _plan_removals(

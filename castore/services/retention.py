@@ -62,32 +62,57 @@ def judge(
         rules[number].append("pinned")
     if found:
         rules[found[-1].number].append("newest")
+    complete = [one for one in found if not one.number_only]
+    if complete and "newest" not in rules[complete[-1].number]:
+        rules[complete[-1].number].append("newest")
     safeties = [one.number for one in found if one.safety and not one.interrupted]
     if safeties:
         rules[safeties[-1]].append("undo")
     within = parse_span(keep.within) if keep is not None and keep.within is not None else None
     for host in {generation.host for generation in found}:
         own = [generation for generation in found if generation.host == host]
-        counted = []
+        counted: list[Generation] = []
+        partial: list[Generation] = []
         latest = 0
         for generation in own:
             if generation.time < latest or generation.time > now + _AHEAD:
                 rules[generation.number].append("clock")
             else:
                 latest = generation.time
-                # What roll-backs keep is found by number only, and stands for no day of its own.
+                # A pre-rollback generation is selected by number only, and stands for no day of its own.
                 if not generation.safety or keep is None:
-                    counted.append(generation)
+                    (partial if generation.partial else counted).append(generation)
                 elif within is not None and generation.time >= now - within * _SECOND:
                     rules[generation.number].append("within")
         if keep is not None:
             _count(counted[::-1], keep, now, rules, zone)
-    taken = [generation for generation in reversed(found) if not generation.safety]
+            _count_partial(counted, partial, keep, now, rules, zone)
+    taken = complete[::-1]
     for revision in live:
         newest = next((one for one in taken if one.revision == revision), None)
         if newest is not None:
             rules[newest.number].append("live revision")
     return [Verdict(generation, tuple(rules[generation.number])) for generation in reversed(found)]
+
+
+def _count_partial(
+    counted: list[Generation],
+    partial: list[Generation],
+    keep: Keep,
+    now: int,
+    rules: dict[int, list[str]],
+    zone: dt.tzinfo | None,
+) -> None:
+    """Keep a partial generation as long as it would be kept if it were complete.
+
+    The complete ones are counted without it, so that it never takes the place of one.
+    """
+    both: dict[int, list[str]] = {one.number: [] for one in [*counted, *partial]}
+    newest_first = sorted([*counted, *partial], key=lambda one: one.number, reverse=True)
+    if partial:
+        _count(newest_first, keep, now, both, zone)
+    for generation in partial:
+        rules[generation.number] += both[generation.number]
 
 
 def _count(

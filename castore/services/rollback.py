@@ -37,6 +37,7 @@ from castore.services.snapshot import (
     TreeSource,
     snapshot,
 )
+from castore.services.state_revision import after_rollback
 from castore.services.transaction import (
     Change,
     EngineChange,
@@ -126,8 +127,10 @@ def _roll_back(
     with_safety: bool,
 ) -> RolledBack:
     # Before anything is touched: every part has a place to go to.
-    plan = plan_rollback(store, target, origins, ownership, leave_out=leave_out)
+    plan = plan_rollback(store, target, origins, ownership, leave_out=leave_out, settings=service)
     check_plan(plan, origins, with_safety=with_safety)
+    if plan.untouched:
+        say(f"not in generation {target.number}, and left as they are: {', '.join(plan.untouched)}")
     folders.make_missing(_wanted(plan, origins), ownership, say)
     for dump in plan.dumps:
         if dump.warning:
@@ -155,6 +158,7 @@ def _roll_back(
                 now,
                 revision=revision,
                 safety=True,
+                lacks=plan.untouched,
                 leave_out=leave_out,
                 around=around,
                 absent=absent,
@@ -243,7 +247,7 @@ class _Transaction:
             service.stop,
             service.start,
             service.timeout,
-            revision=target.revision,
+            revision=after_rollback(store, target, revision),
             before=revision,
         )
         self._origins = origins

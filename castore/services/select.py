@@ -131,8 +131,8 @@ def _find(store: Store, service: str, selector: str) -> Generation:
     `latest`; a number (or `#NUMBER`); a revision (or `=REVISION`) or a unique beginning of one (of a
     path in the store of Guix or Nix also of its base name): its newest generation; a date or
     time (`dates.parse_date`): the newest at or before it; any of these with `~N`: N generations earlier, of
-    the same revision where a revision was named. Safety generations, which rollbacks take, are found by
-    number only. Raises NotFoundError, UsageError if several are meant.
+    the same revision where a revision was named. Pre-rollback and partial generations are found by number
+    only. Raises NotFoundError, UsageError if several are meant.
     """
     quick = _found_at_once(store, service, selector)
     if quick is not None:
@@ -141,7 +141,33 @@ def _find(store: Store, service: str, selector: str) -> Generation:
     if not generations:
         known = ", ".join(store.services()) or "none"
         raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
-    regular = [generation for generation in generations if not generation.safety]
+    regular = [generation for generation in generations if not generation.number_only]
+    try:
+        return _meant(store, service, selector, generations, regular)
+    except NotFoundError as error:
+        raise NotFoundError(f"{error}{_hint(generations, selector)}") from None
+
+
+def _hint(generations: list[Generation], selector: str) -> str:
+    """Say which generations, selected only by number, a selector could mean."""
+    revision = "" if selector == "latest" else selector.removeprefix("=")
+    found = [one for one in generations if one.number_only and revision_begins(one.revision, revision)]
+    if not found:
+        return ""
+    shown = ", ".join(
+        f"{one.number} ({'pre-rollback' if one.safety else 'partial'})" for one in found[:_SHOWN]
+    )
+    return f"; only their numbers select: {shown}{', ...' if len(found) > _SHOWN else ''}"
+
+
+def _meant(
+    store: Store,
+    service: str,
+    selector: str,
+    generations: list[Generation],
+    regular: list[Generation],
+) -> Generation:
+    """Return what `selector` means, as `_find` says, of all generations or of the regular ones."""
     counted = re.fullmatch(r"(.+)~([0-9]{0,9})", selector, re.DOTALL)
     if counted and not _has_revision(regular, selector.removeprefix("=")):
         return _earlier(store, service, counted[1], int(counted[2] or "1"))
@@ -150,7 +176,7 @@ def _find(store: Store, service: str, selector: str) -> Generation:
     if selector.startswith("="):
         return _of_revision(regular, service, selector[1:])
     if selector == "latest":
-        return _newest(regular, f"{service!r} has only safety generations; name one by number")
+        return _newest(regular, f"{service!r} has no complete generation")
     if selector.isascii() and selector.isdigit():
         return _number_or_revision(generations, regular, service, selector)
     if _has_revision(regular, selector):
@@ -164,12 +190,12 @@ def _find(store: Store, service: str, selector: str) -> Generation:
 def _earlier(store: Store, service: str, selector: str, steps: int) -> Generation:
     """Return the generation `steps` before the one that `selector` names."""
     named = _find(store, service, selector)
-    earlier = [g for g in store.generations(service) if not g.safety and g.number <= named.number]
+    earlier = [g for g in store.generations(service) if not g.number_only and g.number <= named.number]
     what = f"generation {named.number}"
     if _names_revision(selector, named):
         earlier = [generation for generation in earlier if generation.revision == named.revision]
         what += f" that have revision {short_revision(named.revision)}"
-    if named.safety:
+    if named.number_only:
         earlier.append(named)
     earlier.sort(key=lambda generation: generation.number, reverse=True)
     if steps < len(earlier):
@@ -191,7 +217,7 @@ def _names_revision(selector: str, found: Generation) -> bool:
 def _found_at_once(store: Store, service: str, selector: str) -> Generation | None:
     """Return what is meant where the index tells without a look at every generation of the service."""
     if selector == "latest":
-        return next((one for one in store.newest_first(service) if not one.safety), None)
+        return next((one for one in store.newest_first(service) if not one.number_only), None)
     if selector.startswith("#") and (number := selector[1:]).isascii() and number.isdecimal():
         return store.generation(service, int(number)) if len(number) <= _MAX_DIGITS else None
     revision = selector.removeprefix("=")

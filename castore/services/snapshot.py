@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from contextlib import ExitStack
@@ -35,7 +36,7 @@ from castore.store.condemned import FOLDER as CONDEMNED
 from castore.store.graph import is_whole, roots_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from castore.model.refs import Ref
     from castore.services.engines.contract import Engine
@@ -96,6 +97,8 @@ class StreamSource:
 
 Source = TreeSource | EngineSource | StreamSource
 _NONE_ABSENT: Final = Absent()
+_LOOKED_AT: Final = 100
+"""Generations in which the last state of a part is looked for: partial ones may lack it."""
 
 
 def snapshot(
@@ -106,6 +109,7 @@ def snapshot(
     revision: str = "",
     safety: bool = False,
     interrupted: bool = False,
+    lacks: Sequence[str] = (),
     leave_out: Sequence[str] = (),
     around: Around | None = None,
     absent: Absent = _NONE_ABSENT,
@@ -116,6 +120,7 @@ def snapshot(
     leave_out: directories that trees keep empty: where castore keeps its own things. around: programs that
     are run before and after the parts are taken; of those after, `around.failures` tells which failed.
     interrupted: an earlier rollback of the service has not ended, and the generation is marked so.
+    lacks: parts of the service that are not taken, so that the generation is partial.
     absent: what a safety generation is to tell of parts that are not there.
     The caller holds the service's lock. Raises UsageError, ProgramError, StorageError; then nothing
     was committed, and what was stored is found again by the next try.
@@ -126,7 +131,7 @@ def snapshot(
         for tries_left in (2, 1, 0):
             try:
                 taken = _snapshot(
-                    *(store, service, sources, revision, safety, interrupted),
+                    *(store, service, sources, revision, safety, interrupted, tuple(lacks)),
                     *(leave_out, around, absent, progress),
                 )
                 break
@@ -136,6 +141,7 @@ def snapshot(
         note.of(taken)
         stored = sum(part.stored_bytes for part in taken.parts)
         marks = (", safety" if safety else "") + (", after an unfinished rollback" if interrupted else "")
+        marks += f", partial: without {', '.join(lacks)}" if lacks else ""
         note.text = f"{taken.size} bytes, {stored} stored{marks}"
     return taken
 
@@ -147,6 +153,7 @@ def _snapshot(
     revision: str,
     safety: bool,
     interrupted: bool,
+    lacks: tuple[str, ...],
     leave_out: Sequence[str],
     around: Around | None,
     absent: Absent,
@@ -166,7 +173,6 @@ def _snapshot(
     skip = left_out(store, leave_out)
     parts = []
     origins = dict(absent.origins)
-    before = _last(store, service)
     warnings: list[tuple[str, bytes, str]] = []
     with ExitStack() as stack, store.session() as session:
         scans: list[NewScan] = []
@@ -184,7 +190,7 @@ def _snapshot(
                         store, session, service, name, source.path, rules, scans[-1], tally
                     )
                 else:
-                    parent = before.part(name) if before is not None else None
+                    parent = _last_part(store, service, name)
                     root = _store_dump(store, session, source, parent, tally)
                 parts.append(_part(name, source, root, tally))
                 origins[name] = _dated(origin(source), source)
@@ -203,6 +209,7 @@ def _snapshot(
             session=session.id,
             safety=safety or interrupted,
             interrupted=interrupted,
+            lacks=lacks,
             duration=time.monotonic_ns() - clock,
         )
         generation = _commit(store, generation, epoch)
@@ -287,8 +294,7 @@ def last_scan(
 
     None, if this machine did not take it so.
     """
-    last = _last(store, service)
-    found = last.part(part) if last is not None else None
+    found = _last_part(store, service, part)
     root = found.content if found is not None and found.kind == "tree" else None
     old = None
     with contextlib.suppress(OSError):
@@ -302,9 +308,10 @@ def scan_path(store: Store, service: str, part: str) -> str:
     return os.path.join(store.places.scans_of(store.store_id, store.storage.place), f"{service}:{part}")
 
 
-def _last(store: Store, service: str) -> Generation | None:
-    """Return the newest generation of a service: what the next is compared with."""
-    return store.newest(service)
+def _last_part(store: Store, service: str, name: str) -> Part | None:
+    """Return a part as the newest generation that has it: what the next is compared with."""
+    newest = itertools.islice(store.newest_first(service), _LOOKED_AT)
+    return next((part for one in newest if (part := one.part(name)) is not None), None)
 
 
 def _store_dump(
@@ -413,6 +420,14 @@ def unrestorable(sources: dict[str, Source]) -> list[str]:
         for name, source in sources.items()
         if isinstance(source, StreamSource) or (isinstance(source, EngineSource) and source.engine.refusal())
     ]
+
+
+def lacking(settings: Service | None, parts: Collection[str]) -> tuple[str, ...]:
+    """Return the names of the parts that castore.toml describes and that are not among `parts`.
+
+    A part that stands for several, as a cluster of databases does, has one of its own name among them.
+    """
+    return tuple(name for name in (settings.parts if settings is not None else ()) if name not in parts)
 
 
 def configured_origins(settings: Service) -> dict[str, Origin]:

@@ -99,8 +99,19 @@ def _is_statement(given: str, configured: str | None) -> bool:
     return not configured or given == configured
 
 
+def after_rollback(store: Store, target: Generation, before: str) -> str:
+    """Return the revision that the state belongs to when `target` has been restored.
+
+    before: the one that it belongs to now. A partial generation changes only some parts, so that the state
+    still belongs to that revision; undoing such a rollback reverts exactly what it changed.
+    """
+    if target.partial and target.number != store.undo_number(target.service):
+        return before
+    return target.revision
+
+
 def newest_of(store: Store, service: str, revision: str) -> Generation | None:
-    """Return the newest generation of exactly this revision, or None.
+    """Return the newest complete generation of exactly this revision, or None.
 
     Where only a pre-rollback generation holds the state of the revision, it is that one.
     """
@@ -108,7 +119,11 @@ def newest_of(store: Store, service: str, revision: str) -> Generation | None:
     found = next((one for one in indexed if one.revision == revision and not one.interrupted), None)
     if found is not None:
         return found
-    # An interrupted rollback leaves parts of two revisions.
-    kept = (one for one in store.newest_first(service) if one.safety and not one.interrupted)
+    # An interrupted rollback leaves parts of two revisions, and a partial one lacks parts.
+    kept = (
+        one
+        for one in store.newest_first(service)
+        if one.safety and not one.interrupted and not one.partial
+    )
     found = next((one for one in kept if one.revision == revision), None)
     return None if found is None else store.confirmed(found)

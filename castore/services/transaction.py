@@ -73,7 +73,7 @@ class Journal(msgspec.Struct):
     timeout: float | None = None
     phase: Literal["begun", "stopped", "started", "done"] = "begun"
     revision: str = ""
-    """Of the target."""
+    """What the state belongs to when the rollback is done."""
     before: str = ""
     """The revision that the replaced state belonged to."""
     version: int = _VERSION

@@ -215,7 +215,7 @@ class History(Keyed):
     def by_revision(self, service: str, prefix: str) -> list[Generation]:
         """Return the generations whose revision begins with `prefix`, newest first.
 
-        Safety generations, which roll-backs take, are found by number only.
+        Pre-rollback and partial generations are found by number only.
         """
         numbers = self.index.numbers_by_revision(service, prefix)
         found = (self.generation(service, number) for number in numbers)

@@ -15,6 +15,9 @@ from castore.store.graph import Walk, mark, roots_of
 from castore.store.pack import CHUNK
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.model.generation import Generation
     from castore.model.refs import PackId
     from castore.store import Store
 
@@ -33,8 +36,8 @@ def trim_base_cache(store: Store) -> None:
     marks = Marks()
     known = True
     try:
-        newest = [store.newest(service) for service in store.services()]
-        roots = itertools.chain.from_iterable(roots_of(one) for one in newest if one is not None)
+        newest = itertools.chain.from_iterable(_last(store, service) for service in store.services())
+        roots = itertools.chain.from_iterable(map(roots_of, newest))
         mark(Walk(store), roots, marks)
         store.index.mark_bases(marks)
     except (DamageError, FormatError):
@@ -46,6 +49,15 @@ def trim_base_cache(store: Store) -> None:
             elif known:
                 with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
                     trim(pack, _live(store, pack, marks))
+
+
+def _last(store: Store, service: str) -> Iterator[Generation]:
+    """Yield the newest generation of a service; before a partial one, the newest complete one, too."""
+    for position, generation in enumerate(store.newest_first(service)):
+        if position == 0 or not generation.partial:
+            yield generation
+        if not generation.partial:
+            return
 
 
 def _live(store: Store, pack: PackId, marks: Marks) -> list[tuple[int, int]]:

@@ -19,8 +19,10 @@ NOW = int(dt.datetime(2026, 3, 20, 12, tzinfo=dt.UTC).timestamp()) * SECOND
 DETAILS = StoredRef(RefKind.CHUNK, bytes(32), 1)
 
 
-def generation(number: int, time: int, revision: str = "", host: str = "a", *, safety: bool = False) -> Generation:
-    return Generation("s", number, time, revision, host, (), DETAILS, b"", safety=safety)
+def generation(
+    number: int, time: int, revision: str = "", host: str = "a", *, safety: bool = False, lacks: tuple[str, ...] = ()
+) -> Generation:
+    return Generation("s", number, time, revision, host, (), DETAILS, b"", safety=safety, lacks=lacks)
 
 
 def kept(generations: list[Generation], keep: Keep | None, **options) -> dict[int, tuple[str, ...]]:
@@ -117,3 +119,26 @@ def test_more_is_never_kept_for_less_and_each_stands_for_its_bucket(drawn, keep)
         assert count == len(days)
     more = kept(generations, msgspec.structs.replace(keep, daily=keep.daily + 1, last=keep.last + 1))
     assert set(found) <= set(more)
+
+
+def test_a_partial_generation_never_takes_the_place_of_a_complete_one():
+    complete = [generation(n, NOW - (10 - n) * DAY, "r") for n in range(1, 5)]
+    partial = [generation(n, NOW - (10 - n) * DAY, "r", lacks=("two",)) for n in range(5, 9)]
+    every = [
+        Keep(last=2, per_revision=0), Keep(daily=2, per_revision=0), Keep(yearly=1, per_revision=0),
+        Keep(per_revision=1), Keep(within="1h", per_revision=0),
+    ]
+    for keep in every:
+        alone = kept(complete, keep, live=["r"])
+        both = kept([*complete, *partial], keep, live=["r"])
+        assert alone.keys() <= both.keys()
+        assert "live revision" in both[4]
+
+
+def test_a_partial_generation_is_kept_as_long_as_a_complete_one_would_be():
+    nights = nightly(20)
+    partial = msgspec.structs.replace(nights[15], lacks=("two",))
+    mixed = [*nights[:15], partial, *nights[16:]]
+    assert "daily" in kept(mixed, Keep(daily=5, per_revision=0))[16]
+    assert 16 not in kept(mixed, Keep(daily=4, per_revision=0))
+    assert sum("daily" in rules for rules in kept(mixed, Keep(daily=5, per_revision=0)).values()) == 6

@@ -292,7 +292,7 @@ def test_safety_generations_are_found_by_number_only(shelf):
 def test_only_safety_generations(shelf):
     shelf.put("r1", safety=True)
     assert shelf.number("1") == 1
-    with pytest.raises(NotFoundError, match="only safety generations"):
+    with pytest.raises(NotFoundError, match=r"no complete generation; only their numbers select: 1 \(pre-rollback\)"):
         shelf.number("latest")
     with pytest.raises(NotFoundError):
         shelf.number("r1")

@@ -47,7 +47,7 @@ class Catalog(Tables):
             key = generation.service.encode() + b"\0" + number
             txn.put(key, plain, db=self._tables["generations"])
             txn.put(name.encode(), key, db=self._tables["records"])
-            if not generation.safety:
+            if not generation.number_only:
                 revision = _revision_key(generation.service, generation.revision)
                 txn.put(revision + b"\0" + number, b"", db=self._tables["revisions"])
 
