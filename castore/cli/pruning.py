@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,9 +11,10 @@ from castore.cli import text
 from castore.cli.options import Percent, agreed, common, json_option, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from castore.cli.opening import Common
+    from castore.services.config import Keep, Service
     from castore.services.retention import Verdict
     from castore.store import Store
     from castore.upkeep.compact import Compacted, Limits, Plan
@@ -48,6 +50,74 @@ def _compacting(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+_KEPT = {
+    "last": "Keep the newest N.",
+    "hourly": "Keep the newest of each of the last N hours that have one.",
+    "daily": "Keep the newest of each of the last N days that have one.",
+    "weekly": "Keep the newest of each of the last N weeks that have one.",
+    "monthly": "Keep the newest of each of the last N months that have one.",
+    "yearly": "Keep the newest of each of the last N years that have one.",
+    "per-revision": "Keep the newest N of each revision; 1 unless said.",
+}
+
+
+def _keeping(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --keep-last and so on; `keep` is what they say together, None where none is given."""
+
+    @functools.wraps(command)
+    def with_rules(*, keep_within: str | None, **others: Any) -> Any:
+        rules = {name: others.pop(f"keep_{name.replace('-', '_')}") for name in _KEPT}
+        given = {name.replace("-", "_"): count for name, count in rules.items() if count is not None}
+        return command(keep=_rules_given(given, keep_within), **others)
+
+    wrapped: Callable[..., Any] = click.option(
+        "--keep-within", metavar="SPAN", help="Keep all that are not older than this: 36h, 14d, 8w, 6m, 1y."
+    )(with_rules)
+    for name, meaning in reversed(_KEPT.items()):
+        wrapped = click.option(f"--keep-{name}", type=click.IntRange(0), metavar="N", help=meaning)(wrapped)
+    return wrapped
+
+
+def _rules_given(rules: dict[str, int], within: str | None) -> Keep | None:
+    from castore.errors import UsageError
+    from castore.services.config import Keep, parse_span
+
+    if not rules and within is None:
+        return None
+    if within is not None and parse_span(within) is None:
+        raise UsageError(f'--keep-within: a span like "36h" or "14d" was expected, not {within!r}')
+    if not any(rules.values()) and within is None:
+        raise UsageError(
+            "no --keep rule keeps anything; to delete all generations: castore forget --all SERVICE"
+        )
+    return Keep(within=within, **rules)
+
+
+def _rules_of(
+    context: Common, services: Sequence[str], known: Sequence[str], keep: Keep | None
+) -> tuple[dict[str, Service | None], list[str]]:
+    """Return the settings of the services to prune, and why some of them were left out.
+
+    keep: the rules of every service, in the place of castore.toml's. Raises ConfigError where a service was
+    named whose description has mistakes.
+    """
+    from castore.errors import ConfigError
+    from castore.services.config import Service
+
+    if keep is not None:
+        return {service: Service(keep=keep) for service in services or known}, []
+    chosen: dict[str, Service | None] = {}
+    refused = []
+    for service in services or known:
+        try:
+            chosen[service] = context.service_settings(service)
+        except ConfigError as error:
+            if services:
+                raise
+            refused.append(f"{service}: nothing was deleted: {error}")
+    return chosen, refused
 
 
 @click.command(epilog="Example: castore pin drupal@12 --note 'before the move to PHP 9'")
@@ -122,26 +192,29 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool) 
 
 @click.command(epilog="Example: castore prune --dry-run drupal")
 @click.argument("services", metavar="[SERVICE]...", nargs=-1)
+@_keeping
 @_compacting
 @json_option
 @common
 def prune(
     context: Common,
     services: tuple[str, ...],
+    keep: Keep | None,
     dry_run: bool,
     max_unused: float,
     grace: float,
     unfinished: bool,
     as_json: bool,
 ) -> None:
-    """Remove the generations that the `keep` rules of castore.toml let go, and give the space back.
+    """Delete generations that no retention rule keeps, and reclaim their space.
 
-    Services without rules keep all. Needs no identity; interrupted anywhere, the next run goes on.
+    The rules are those of castore.toml, or for this run those of --keep-*, for every SERVICE. Services
+    without rules keep all. Needs no identity; interrupted anywhere, the next run goes on.
     """
     import time
 
     from castore.cli.progress import watching
-    from castore.errors import BusyError, NotFoundError
+    from castore.errors import BusyError, ConfigError, NotFoundError
     from castore.model.tally import Tally
     from castore.services.pruning import judged
     from castore.services.pruning import prune as remove
@@ -153,7 +226,7 @@ def prune(
         if unknown := [service for service in services if service not in known]:
             there = ", ".join(known) or "none"
             raise NotFoundError(f"there is no service {unknown[0]!r} in {store.location}; it holds: {there}")
-        chosen = {service: context.service_settings(service) for service in services or known}
+        chosen, refused = _rules_of(context, services, known, keep)
         if dry_run:
             verdicts = [
                 verdict
@@ -167,6 +240,8 @@ def prune(
                 without=lambda one: (one.service, one.number) in gone,
             )
             _print_plan(store, verdicts, planned, as_json=as_json)
+            if refused:
+                raise ConfigError("; ".join(refused))
             return
         tally = Tally()
         with watching() as progress:
@@ -181,6 +256,8 @@ def prune(
         _print_forgotten([(one.service, one.number) for one in gone_now])
         _print_done(done)
     _refuse_damaged(done)
+    if refused:
+        raise ConfigError("; ".join([*refused, *busy]))
     if busy:
         raise BusyError("; ".join(busy))
 

@@ -246,7 +246,7 @@ class _Reader:
         return msgspec.structs.replace(found, service=services, faults=faults, partial=partial)
 
     def _top(self, document: dict[str, Any]) -> Settings:
-        top = self._convert(document, _TopTable, ())
+        top = self._convert_partly(document, _TopTable, ())
         store = size = None
         recipients: tuple[str, ...] = ()
         with self._collecting():
@@ -296,7 +296,7 @@ class _Reader:
         self._checked = self._programs if isinstance(self._programs, bool) else name in self._programs
         if not isinstance(table, dict):
             raise self._error(keys, f"expected a table, got {_kind_of(table)}")
-        service = self._convert(table, _ServiceTable, keys)
+        service = self._convert_partly(table, _ServiceTable, keys)
         self._check_keys(service, keys)
         revision = keep = None
         with self._collecting():
@@ -308,7 +308,10 @@ class _Reader:
         parts = {}
         for part, part_table in service.parts.items():
             with self._collecting():
-                parts[part] = self._part(part, part_table, service.timeout, (*keys, "parts", part))
+                before = len(self._problems)
+                found = self._part(part, part_table, service.timeout, (*keys, "parts", part))
+                if len(self._problems) == before:
+                    parts[part] = found
         plain = {field: getattr(service, field) for field in _ServiceKeys.__struct_fields__}
         return Service(revision=revision, keep=keep, parts=parts, **plain)
 
@@ -392,7 +395,7 @@ class _Reader:
                     self._program(argv, (*keys, key))
         own = {key: value for key, value in table.items() if key not in {"engine", "before", "after"}}
         if engine == "tree":
-            tree = self._convert(own, TreePart, keys)
+            tree = self._convert_partly(own, TreePart, keys)
             path = self._absolute(tree.path, (*keys, "path"))
             source: TreePart | Engine = msgspec.structs.replace(tree, path=path)
         else:
@@ -408,7 +411,7 @@ class _Reader:
             kind = engines.find(name)
         except UsageError as error:
             raise self._error((*keys, "engine"), str(error)) from error
-        part: Engine = self._convert(table, kind, keys)
+        part: Engine = self._convert_partly(table, kind, keys)
         changes: dict[str, Any] = {}
         with self._collecting():
             self._check_seconds(part.timeout, (*keys, "timeout"))
@@ -462,9 +465,22 @@ class _Reader:
             raise self._error((*keys, 0), f"there is no program {program!r} {where}")
 
     def _convert(self, table: dict[str, Any], kind: type[_Decoded], keys: _Keys) -> _Decoded:
+        """Decode a table. Raises ConfigProblemsError with what is wrong with each of its keys."""
+        before, self._problems = self._problems, []
+        try:
+            with self._collecting():
+                decoded = self._convert_partly(table, kind, keys)
+            found = self._problems
+        finally:
+            self._problems = before
+        if found:
+            raise ConfigProblemsError(*found)
+        return decoded
+
+    def _convert_partly(self, table: dict[str, Any], kind: type[_Decoded], keys: _Keys) -> _Decoded:
         """Decode a table; note what is wrong with each key, and decode the others.
 
-        Raises ConfigError where nothing can be decoded: a key is missing or unusable that is required.
+        Raises ConfigProblemsError where a key is missing or unusable that is required.
         """
         left = dict(table)
         while True:

@@ -60,7 +60,7 @@ def test_the_service_whose_description_is_wrong_is_refused_with_all_mistakes(cas
 
 def test_config_check_reports_the_mistakes_of_all_services(castore, configured):
     configured(
-        '[service.a]\ntimeout = -1\nhealth-timeout = "x"\nkeep = { last = -1 }\n'
+        '[service.a]\ntimeout = -1\nhealth-timeout = "x"\nkeep = { last = -1 }\nrevision = { file = "x" }\n'
         '[service.a.parts.p]\nengine = "tree"\npath = "x"\nexcluded = []\n'
         '[service.a.parts.q]\nengine = "command"\ndump = ["no-such-program"]\nbefore = ["neither-is-this"]\n'
         '[service.b]\nschedule = "25:00"\n[service.b.parts.t]\nengine = "tree"\npath = "/no/such/tree"\n' + GOOD
@@ -71,6 +71,7 @@ def test_config_check_reports_the_mistakes_of_all_services(castore, configured):
         "service.a.timeout: ",
         "service.a.health-timeout: ",
         "service.a.keep.last: ",
+        "service.a.revision.file: unknown key",
         "service.a.parts.p.excluded: unknown key",
         "service.a.parts.p.path: 'x' is a relative path",
         "service.a.parts.q.dump[0]: there is no program 'no-such-program'",
