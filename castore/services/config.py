@@ -160,6 +160,15 @@ class _ServiceTable(_ServiceKeys, frozen=True):
     keep: dict[str, Any] | None = None
 
 
+class _DefaultsTable(_ServiceKeys, frozen=True):
+    """What holds for every service that does not say otherwise."""
+
+    revision: dict[str, Any] | None = None
+    keep: dict[str, Any] | None = None
+    exclude: tuple[str, ...] = ()
+    """Patterns of every tree, which come before its own."""
+
+
 class _HooksTable(_Table, frozen=True):
     """What a part's table holds beside its engine's keys."""
 
@@ -174,6 +183,7 @@ class _TopTable(_Table, frozen=True):
     recipients: tuple[str, ...] = ()
     reference_cache: str | None = None
     service: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
 
 
 def load(
@@ -222,6 +232,9 @@ class _Reader:
         self._path = path
         self._home = home
         self._programs = programs
+        self._defaults: dict[str, Any] = {}
+        """The keys that a service gets where it has none of its own."""
+        self._exclude: tuple[str, ...] = ()
         self._checked = False
         """Whether the service's programs are looked for."""
         self._problems: list[str] = []
@@ -253,9 +266,24 @@ class _Reader:
             store = None if top.store is None else self._absolute(top.store, ("store",))
         with self._collecting():
             recipients = self._recipients(top.recipients)
+        self._read_defaults(top.defaults)
         with self._collecting():
             size = self._size(top.reference_cache, ("reference-cache",))
         return Settings(store=store, recipients=recipients, reference_cache=size, service={}, path=self._path)
+
+    def _read_defaults(self, table: dict[str, Any]) -> None:
+        keys: _Keys = ("defaults",)
+        with self._collecting():
+            defaults = self._convert(table, _DefaultsTable, keys)
+            with self._collecting():
+                if defaults.revision is not None:
+                    self._revision(defaults.revision, (*keys, "revision"))
+            with self._collecting():
+                if defaults.keep is not None:
+                    self._keep(defaults.keep, (*keys, "keep"))
+            self._check_keys(defaults, keys)
+            self._exclude = defaults.exclude
+            self._defaults = {key: value for key, value in table.items() if key != "exclude"}
 
     @contextlib.contextmanager
     def _collecting(self) -> Iterator[None]:
@@ -296,7 +324,7 @@ class _Reader:
         self._checked = self._programs if isinstance(self._programs, bool) else name in self._programs
         if not isinstance(table, dict):
             raise self._error(keys, f"expected a table, got {_kind_of(table)}")
-        service = self._convert_partly(table, _ServiceTable, keys)
+        service = self._convert_partly({**self._defaults, **table}, _ServiceTable, keys)
         self._check_keys(service, keys)
         revision = keep = None
         with self._collecting():
@@ -315,7 +343,7 @@ class _Reader:
         plain = {field: getattr(service, field) for field in _ServiceKeys.__struct_fields__}
         return Service(revision=revision, keep=keep, parts=parts, **plain)
 
-    def _check_keys(self, service: _ServiceTable, keys: _Keys) -> None:
+    def _check_keys(self, service: _ServiceKeys, keys: _Keys) -> None:
         for key in _PROGRAMS:
             if argv := getattr(service, key.replace("-", "_")):
                 with self._collecting():
@@ -397,7 +425,8 @@ class _Reader:
         if engine == "tree":
             tree = self._convert_partly(own, TreePart, keys)
             path = self._absolute(tree.path, (*keys, "path"))
-            source: TreePart | Engine = msgspec.structs.replace(tree, path=path)
+            exclude = (*self._exclude, *tree.exclude)
+            source: TreePart | Engine = msgspec.structs.replace(tree, path=path, exclude=exclude)
         else:
             source = self._engine(engine, own, timeout, keys)
         return PartSettings(engine, source, around.before, around.after)
