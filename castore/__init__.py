@@ -18,13 +18,13 @@ Errors are those of `castore.errors`. Names are imported when they are first use
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from castore.version import __version__
 
+# What is imported here delays every command: typing alone takes longer than all else in this file.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from castore.content.attributes import Ownership
     from castore.model.generation import Generation, Part
@@ -92,6 +92,8 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
     if name not in _WHERE:
         raise AttributeError(f"module 'castore' has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE[name]), name)

@@ -1,5 +1,40 @@
-"""`python -m castore`."""
+"""The program: `python -m castore`, and the script `castore`."""
 
-from castore.cli.main import main
+from __future__ import annotations
 
-main()
+import _signal  # type: ignore[import-not-found]  # signal without the time that its enums take
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    os._exit(130)
+
+
+# Nothing has begun while modules are imported: Ctrl-C ends that without a traceback. Whoever started castore
+# may want it ignored.
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _leave)
+
+
+def main() -> NoReturn:
+    """Run castore with the arguments of this process, and exit."""
+    from castore.cli.main import main as run  # noqa: PLC0415 - after the handler is set
+
+    try:
+        run()
+    finally:
+        # All is done: an interrupt would only show where the interpreter ends.
+        _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+        # Python kills itself with SIGINT, whatever the exit code, if a KeyboardInterrupt ever passed through
+        # exec() of a string, as dataclasses use while they are defined. Another exec() forgets that.
+        exec("")  # noqa: S102
+
+
+if __name__ == "__main__":
+    main()

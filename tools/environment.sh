@@ -74,7 +74,7 @@ is_usable() {
 # run_castore_module ARGUMENTS: in the place of this shell, without bin/castore, whose first line has the path that .venv was made at.
 run_castore_module() {
     exec "$venv/bin/python" -P -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); import castore.kernel
-from castore.cli.main import main; main()' "$root" "$@"
+from castore.__main__ import main; main()' "$root" "$@"
 }
 
 # install REQUIREMENT [OPTIONS OF PIP]...: into .venv.

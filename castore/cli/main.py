@@ -131,13 +131,20 @@ def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
 
 def main() -> NoReturn:
     """Run castore with the arguments of this process, and exit."""
-    _open_standard_files()
-    _interrupt_on_signals()
     try:
-        code = _run()
-    except BaseException as error:  # noqa: BLE001 - every error ends as a line and a code
-        code = _explain(error)
+        code = _run_explained()
+    except KeyboardInterrupt:
+        os._exit(130)  # another one, while the first was explained
     sys.exit(code)
+
+
+def _run_explained() -> int:
+    try:
+        _interrupt_on_signals()
+        _open_standard_files()
+        return _run()
+    except BaseException as error:  # noqa: BLE001 - every error ends as a line and a code
+        return _explain(error)
 
 
 def _run() -> int:
@@ -165,10 +172,23 @@ def _interrupt_on_signals() -> None:
     """Let the end of the session or of the machine work like Ctrl-C: programs are ended."""
     import signal
 
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.unraisablehook = _unraisable
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Unless whoever started castore wants it ignored, as nohup does.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
+
+
+def _unraisable(told: sys.UnraisableHookArgs) -> None:
+    """Interrupt the program where an interrupt came in a place that cannot raise, a destructor say."""
+    import _thread
+
+    if issubclass(told.exc_type, KeyboardInterrupt):
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(told)
 
 
 def _explain(error: BaseException) -> int:

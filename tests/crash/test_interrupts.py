@@ -1,0 +1,212 @@
+"""Ctrl-C at many moments of every command: it ends with 130 or 0, and the next command works."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.walker import compare, walk
+
+MOMENTS = 3
+MANY = 60
+CASTORE = [sys.executable, "-m", "castore"]
+
+
+@dataclass
+class World:
+    """A machine whose state can be had again as it was."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def live(self) -> Path:
+        return self.folder / "world" / "live"
+
+    def keep(self) -> None:
+        """Remember the present state."""
+        shutil.rmtree(self.folder / "base", ignore_errors=True)
+        subprocess.run(["cp", "-a", self.folder / "world", self.folder / "base"], check=True)
+
+    def again(self) -> None:
+        """Restore the remembered state."""
+        shutil.rmtree(self.folder / "world")
+        subprocess.run(["cp", "-a", self.folder / "base", self.folder / "world"], check=True)
+
+    def run(self, *words: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [*CASTORE, *map(str, words)]
+        options = {"capture_output": True, "text": True, "errors": "replace", "env": self.environment}
+        done = subprocess.run(command, check=False, timeout=120, **options)
+        assert done.returncode == expect, (words, done.stdout, done.stderr)
+        return done
+
+    def interrupt(self, after: float, words: tuple[object, ...]) -> tuple[int, str]:
+        """Run castore and send Ctrl-C to it and its children, as a terminal does; return code and errors."""
+        running = subprocess.Popen(
+            [*CASTORE, *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+            start_new_session=True,
+        )
+        time.sleep(after)
+        try:
+            os.killpg(running.pid, signal.SIGINT)
+        except ProcessLookupError:
+            pass
+        _, errors = running.communicate(timeout=120)
+        return running.returncode, errors
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    folder = tmp_path / "world"
+    folder.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CASTORE_", "XDG_"))}
+    environment |= {"HOME": str(folder), "CASTORE_STORE": str(folder / "store"), "LC_ALL": "C.UTF-8"}
+    environment |= {f"XDG_{kind}_HOME": str(folder / kind) for kind in ("DATA", "STATE", "CACHE", "CONFIG")}
+    made = World(tmp_path, environment)
+    made.run("init", folder / "store")
+    rng = random.Random(1)
+    for number in range(150):
+        (made.live / f"d{number % 10}").mkdir(parents=True, exist_ok=True)
+        (made.live / f"d{number % 10}" / f"f{number}").write_bytes(rng.randbytes(rng.randrange(40_000)))
+    (made.live / "large").write_bytes(rng.randbytes(12 << 20))
+    (folder / "dump").write_bytes(rng.randbytes(3 << 20))
+    (folder / "castore.toml").write_text(f"""
+[service.s]
+stop = ["true"]
+start = ["true"]
+[service.s.keep]
+last = 1
+[service.s.parts.t]
+engine = "tree"
+path = "{made.live}"
+[service.s.parts.d]
+engine = "file"
+path = "{folder}/dump"
+[service.s.parts.e]
+engine = "command"
+dump = ["cat", "{folder}/dump"]
+restore = ["sh", "-c", "cat > {folder}/restored"]
+""")
+    environment["CASTORE_CONFIG"] = str(folder / "castore.toml")
+    made.run("snapshot", "s", "--revision", "r1")
+    for number in range(0, 150, 3):
+        (made.live / f"d{number % 10}" / f"f{number}").write_bytes(rng.randbytes(20_000))
+    shutil.rmtree(made.live / "d4")
+    (made.live / "new").mkdir()
+    with (made.live / "large").open("r+b") as file:
+        file.write(rng.randbytes(2 << 20))
+    (folder / "dump").write_bytes(rng.randbytes(3 << 20))
+    made.run("snapshot", "s", "--revision", "r2")
+    return made
+
+
+def interrupted_rollback(world: World) -> None:
+    """Leave a rollback that was killed."""
+    config = world.folder / "world" / "killing.toml"
+    text = (world.folder / "world" / "castore.toml").read_text()
+    config.write_text(text.replace('start = ["true"]', 'start = ["true"]\nhealth = ["sh", "-c", "kill -9 $PPID"]'))
+    world.run("rollback", "--config", config, "s", "--to", "r1", expect=-9)
+
+
+NAMES = ["snapshot", "restore", "in place", "rollback", "recover", "prune", "compact", "verify", "diff", "cat", "ls", "reindex"]
+
+
+def commands(world: World, name: str) -> tuple[tuple[object, ...], list[tuple[object, ...]]]:
+    """Return a command, and what has to work after it, whenever it was interrupted."""
+    again = ("snapshot", "s", "--revision", "r2")
+    out = world.folder / "world" / "out"
+    return {
+        "snapshot": (("snapshot", "s"), [again]),
+        "restore": (("restore", "s@r1", out), [again]),
+        "in place": (
+            ("restore", "--in-place", "s@r1:t", world.live),
+            [("restore", "--in-place", "s@r1:t", world.live), again],
+        ),
+        "rollback": (("rollback", "s", "--to", "r1"), [again, ("rollback", "s", "--to", "r1")]),
+        "recover": (("recover",), [("recover",), again]),
+        "prune": (("prune",), [("prune",), again]),
+        "compact": (("compact",), [("compact",), again]),
+        "verify": (("verify", "--read-data"), [("verify", "--read-data"), again]),
+        "diff": (("diff", "s@r1", "s@r2"), [again]),
+        "cat": (("cat", "s@r1:t/d1/f1"), [again]),
+        "ls": (("ls", "-R", "s@r1:t"), [again]),
+        "reindex": (("reindex",), [again]),
+    }[name]
+
+
+def sweep(world: World, name: str, moments: int) -> None:
+    if name == "recover":
+        interrupted_rollback(world)
+    world.keep()
+    command, following = commands(world, name)
+    began = time.monotonic()
+    world.run(*command)
+    took = time.monotonic() - began
+    rng = random.Random(name)
+    outcomes = set()
+    for number in range(moments):
+        world.again()
+        after = took * (number + rng.random()) / moments
+        code, errors = world.interrupt(after, command)
+        shown = f"{name} after {after:.3f} s of {took:.3f}: {code}, {errors}"
+        if "Traceback" in errors and not re.search("/castore/(cli|content|services|store|kernel)/", errors):
+            continue  # the interpreter itself had not started
+        if code == -signal.SIGINT and not errors:
+            continue  # even earlier
+        assert code in {0, 130}, shown
+        assert "Traceback" not in errors, shown
+        assert "mistake" not in errors, shown
+        assert "ignored" not in errors, shown
+        outcomes.add(code)
+        if name == "restore":
+            restored(world, code)
+        for one in following:
+            done = world.run(*one)
+            assert "interrupted" not in done.stderr, (shown, one, done.stderr)
+        if name in {"in place", "rollback"}:
+            world.run("restore", "--numeric-ids", "s@r1:t", world.folder / "world" / "compare")
+            left = ["blocks", "extents", "inode"]
+            assert compare(walk(world.folder / "world" / "compare"), walk(world.live), ignore=left) == [], shown
+        world.run("verify")
+    assert 130 in outcomes or moments < MANY
+
+
+def restored(world: World, code: int) -> None:
+    """Check that an interrupted restore can be continued, unless it was complete."""
+    out = world.folder / "world" / "out"
+    marked = out.is_dir() and any(one.startswith(".castore-restore-") for one in os.listdir(out))
+    assert code == 130 or not marked
+    if code == 130 and (marked or not out.is_dir() or not os.listdir(out)):
+        world.run("restore", "--resume", "s@r1", out)
+    assert sorted(os.listdir(out)) == ["d", "e", "t"]
+    world.run("restore", "s@r1:t", world.folder / "world" / "compare")
+    left = ["blocks", "extents", "inode"]
+    assert compare(walk(world.folder / "world" / "compare"), walk(out / "t"), ignore=left) == []
+    shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupt_leaves_a_state_in_which_the_next_command_works(world: World, name: str) -> None:
+    sweep(world, name, MOMENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupt_at_many_moments(world: World, name: str) -> None:
+    sweep(world, name, MANY)
