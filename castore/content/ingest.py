@@ -85,11 +85,13 @@ class _Batch:
 class Ingest:
     """Stores streams, one after the other, through `session`; counts in `tally`.
 
+    deltas: whether chunks may be stored as deltas of chunks in earlier packs.
     Use it in a `with` block. Its end waits for all that was fed, unless an error leaves it.
     """
 
-    def __init__(self, session: Session, cutter: Cutter, tally: Tally) -> None:
+    def __init__(self, session: Session, cutter: Cutter, tally: Tally, *, deltas: bool = True) -> None:
         self.tally = tally
+        self._deltas = deltas
         self._session = session
         self._cutter = cutter
         # The kernel copies two to three times faster to where a page begins, on Zen 3 at least.
@@ -373,7 +375,9 @@ class Ingest:
     def _seal(self, batch: _Batch) -> list[Sealed]:
         """Seal the chunks of a batch that the store does not have; runs on a worker."""
         session, window = self._session, batch.window
-        new = session.resemble(batch.buffer, [chunk for chunk, _ in batch.new])
+        new = [chunk for chunk, _ in batch.new]
+        if self._deltas:
+            new = session.resemble(batch.buffer, new)
         if window is not None:
             for chunk, (_, offset) in zip(new, batch.new, strict=True):
                 if chunk.alike:

@@ -367,11 +367,11 @@ class _Reader:
 
     def _keep(self, table: dict[str, Any], keys: _Keys) -> Keep:
         keep = self._convert(table, Keep, keys)
-        for name in table:
-            value = getattr(keep, name.replace("-", "_"))
+        rules = {field.encode_name: getattr(keep, field.name) for field in msgspec.structs.fields(Keep)}
+        for name, value in rules.items():
             if isinstance(value, int) and value < 0:
                 raise self._error((*keys, name), f"a number from 0 on was expected, not {value}")
-        if not any(table.values()):
+        if not any(rules.get(name) for name in table):
             reason = "no rule in it keeps anything: say how many, as in { daily = 7 }; without it all stay"
             raise self._error(keys, reason)
         if keep.within is not None and parse_span(keep.within) is None:

@@ -339,7 +339,8 @@ def _store_dump(
 
 def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:
     found: list[Ref | None] = []
-    with Ingest(session, store.cutter, Tally()) as ingest:
+    # A delta would save a few bytes, and keep packs of earlier generations in use.
+    with Ingest(session, store.cutter, Tally(), deltas=False) as ingest:
         ingest.write(data)
         ingest.end_stream(found.append)
     stored = StoredRef.of(found[0])
