@@ -74,6 +74,9 @@ def split_program(option: str, text: str) -> tuple[str, ...]:
 @click.option(
     "--exclude-caches", is_flag=True, help="Of directories with a CACHEDIR.TAG, keep only that."
 )
+@click.option(
+    "--allow-empty", is_flag=True, help="Accept a dump from standard input or a pipe that is empty."
+)
 @json_option
 @common
 def snapshot(
@@ -88,6 +91,7 @@ def snapshot(
     exclude_files: tuple[str, ...],
     one_file_system: bool,
     exclude_caches: bool,
+    allow_empty: bool,
     as_json: bool,
 ) -> None:
     """Take one generation of each SERVICE, with all its parts.
@@ -101,7 +105,7 @@ def snapshot(
 
     patterns = (*(one for file in exclude_files for one in _read_patterns(file)), *exclude)
     limits = TreeLimits(patterns, one_file_system, exclude_caches)
-    given = _given_sources(trees, dumps, programs, limits)
+    given = _given_sources(trees, dumps, programs, limits, allow_empty=allow_empty)
     names = _chosen_services(context, services, everything=everything, given=bool(given))
     several = Several(names, apart=everything or len(names) > 1)
     wanted: dict[str, tuple[dict[str, Source], Around]] = {}
@@ -144,14 +148,21 @@ def _read_patterns(path: str) -> list[str]:
 
 
 def _given_sources(
-    trees: tuple[str, ...], dumps: tuple[str, ...], programs: tuple[str, ...], limits: TreeLimits
+    trees: tuple[str, ...],
+    dumps: tuple[str, ...],
+    programs: tuple[str, ...],
+    limits: TreeLimits,
+    *,
+    allow_empty: bool,
 ) -> dict[str, Source]:
     """Return the parts that options name. Raises UsageError."""
     from castore.cli.places import expanded
     from castore.errors import UsageError
+    from castore.services.regular import descriptor_of, open_stream
     from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
 
     sources: dict[str, Source] = {}
+    read: set[int] = set()
 
     def add(name: str, source: Source) -> None:
         if name in sources:
@@ -163,9 +174,13 @@ def _given_sources(
         add(name, TreeSource(expanded(path), *limits))
     for text in dumps:
         name, path = split_named("--dump", text)
-        if path == "-" and any(isinstance(source, StreamSource) for source in sources.values()):
-            raise UsageError("standard input can be one part only")
-        add(name, StreamSource(sys.stdin.fileno()) if path == "-" else FileSource(expanded(path)))
+        number = 0 if path == "-" else descriptor_of(expanded(path))
+        if number in read:
+            raise UsageError(f"the open file {path!r} can be one part only")
+        if number is not None:
+            read.add(number)
+        descriptor = sys.stdin.fileno() if path == "-" else open_stream(expanded(path))
+        add(name, FileSource(expanded(path)) if descriptor is None else StreamSource(descriptor, allow_empty))
     for text in programs:
         name, argv = split_named("--exec", text)
         add(name, ProgramSource(split_program("--exec", argv)))

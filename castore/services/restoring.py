@@ -14,13 +14,14 @@ from castore.content.directories import Child, look_up, open_top, read_file
 from castore.content.live import OPEN_DIRECTORY
 from castore.content.restore import Report, restore_directory, restore_file
 from castore.content.resuming import complete
+from castore.content.sparse import write_sparse
 from castore.content.streams import StreamReader
 from castore.content.treeplan import plan_entry
 from castore.errors import CastoreError, StoppedError, StorageError, UsageError
 from castore.services.begun import Begun, Destination, begin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from castore.content.attributes import Ownership
     from castore.model.generation import Part
@@ -196,11 +197,7 @@ def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Tal
     fd = os.open(partial, _CREATE, 0o600, dir_fd=top.fd)
     try:
         drop_inherited(top.fd, os.fsencode(partial))
-        for data in reader.read(part.content):
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
-            tally.read += len(data)
+        write_sparse(fd, _counted(reader.read(part.content), tally))
         os.rename(partial, part.name, src_dir_fd=top.fd, dst_dir_fd=top.fd)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -219,6 +216,12 @@ def _is_complete_dump(top: Destination, part: Part) -> bool:
     except FileNotFoundError:
         return False
     return top.trusted and stat.S_ISREG(info.st_mode) and info.st_size == part.size
+
+
+def _counted(pieces: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
+    for data in pieces:
+        yield data
+        tally.read += len(data)
 
 
 def read(reader: StreamReader, selection: Selection) -> Iterator[bytes]:

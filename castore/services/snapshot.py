@@ -20,7 +20,7 @@ from castore.content.parent import Parent
 from castore.content.scan import ScanRules, store_tree
 from castore.content.scancache import NewScan, OldScan
 from castore.content.streams import store_stream
-from castore.errors import BusyError, DamageError, StorageError, UsageError
+from castore.errors import BusyError, DamageError, ProgramError, StorageError, UsageError
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
 from castore.model.names import check_name, check_revision
 from castore.model.tally import Tally
@@ -93,6 +93,8 @@ class StreamSource:
     """An open file, standard input mostly, that is read to its end."""
 
     descriptor: int
+    allow_empty: bool = False
+    """Else an empty stream is refused: a pipeline whose first program failed looks the same."""
 
 
 Source = TreeSource | EngineSource | StreamSource
@@ -324,17 +326,31 @@ def _store_dump(
         if isinstance(source, EngineSource):
             readinto = stack.enter_context(source.engine.dump())
         elif isinstance(source, StreamSource):
-            descriptor = source.descriptor
-            enlarge_pipe(descriptor)
-
-            def readinto(view: memoryview) -> int:
-                return os.readv(descriptor, [view])
-
+            readinto = _stream_reader(source)
         else:
             raise TypeError(source)
         store_stream(ingest, readinto, roots.append)
         tally.warnings += getattr(readinto, "warnings", ())
     return roots[0]
+
+
+def _stream_reader(source: StreamSource) -> Callable[[memoryview], int]:
+    """Return what reads an open file; it raises ProgramError at the end of an empty one."""
+    enlarge_pipe(source.descriptor)
+    empty = not source.allow_empty
+
+    def readinto(view: memoryview) -> int:
+        nonlocal empty
+        count = os.readv(source.descriptor, [view])
+        if not count and empty:
+            raise ProgramError(
+                "the dump that was read from standard input or a pipe is empty: the program that writes it "
+                "may have failed; nothing was committed (if it is to be empty: --allow-empty)"
+            )
+        empty = False
+        return count
+
+    return readinto
 
 
 def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:

@@ -22,6 +22,7 @@ from castore.model.generation import Origin
 from castore.services.engines.contract import SWITCHING, Contents, Memo
 from castore.services.events import event
 from castore.services.programs import run
+from castore.services.regular import temporary_names
 from castore.services.snapshot import EngineSource, engine_of
 from castore.storage.files import sync_restored
 
@@ -235,7 +236,7 @@ class TreeRemoval(Change):
     def __init__(self, path: bytes, memo: Memo | None = None) -> None:
         self.problems = []
         live = os.fsdecode(path)
-        self.memo: Memo = {"path": live, "old": f"{live}.castore-old-{os.urandom(6).hex()}"}
+        self.memo: Memo = {"path": live, "old": temporary_names(live)[1]}
         if memo is not None:
             self.memo = memo
 

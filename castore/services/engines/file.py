@@ -8,9 +8,10 @@ import os
 import stat
 from typing import TYPE_CHECKING, ClassVar
 
+from castore.content.sparse import write_sparse
 from castore.errors import CastoreError, UsageError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
-from castore.services.process import enlarge_pipe
+from castore.services.regular import descriptor_of, kind_of, refuse_irregular, temporary_names
 from castore.storage.files import sync_restored
 
 if TYPE_CHECKING:
@@ -39,19 +40,30 @@ class File(Engine, frozen=True):
     def dump(self) -> Iterator[Readinto]:
         """Give a function that reads the file."""
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            # Without waiting for another process, should it be a pipe.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise UsageError(f"cannot read the dump {self.path}: {error.strerror}") from None
         try:
-            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-                raise UsageError(f"{self.path} is a directory: take it with --tree")
-            enlarge_pipe(descriptor)
-            yield lambda view: os.readv(descriptor, [view])
+            self._refuse_other(os.fstat(descriptor).st_mode)
+            yield _Reading(descriptor)
         finally:
             os.close(descriptor)
 
+    def _refuse_other(self, mode: int) -> None:
+        """Raise UsageError where what is to be dumped could not be restored."""
+        kind = "an open file of a process" if descriptor_of(self.path) is not None else kind_of(mode)
+        if kind == "a directory":
+            raise UsageError(f"{self.path} is a directory: take it with --tree")
+        if kind:
+            raise UsageError(
+                f"{self.path} is {kind}, which a rollback cannot restore: take what it gives with --dump "
+                "NAME=-, or with a program (--exec)"
+            )
+
     def ready(self) -> None:
-        """See whether there is a folder to write it in."""
+        """See whether there is a folder to write it in, and what is replaced is a regular file."""
+        refuse_irregular(self.path)
         folder, name = os.path.split(os.path.realpath(self.path))
         if not os.path.isdir(folder):
             raise CastoreError(
@@ -61,15 +73,11 @@ class File(Engine, frozen=True):
 
     def begin(self) -> Memo:
         """Return the names of the files that are made."""
-        mark = os.urandom(6).hex()
+        refuse_irregular(self.path)
         # Of a symbolic link, what it leads to is written: that is what was taken.
         path = os.path.realpath(self.path)
-        return {
-            "path": path,
-            "existed": "yes" if os.path.lexists(path) else "",
-            "new": f"{path}.castore-new-{mark}",
-            "old": f"{path}.castore-old-{mark}",
-        }
+        new, old = temporary_names(path)
+        return {"path": path, "existed": "yes" if os.path.lexists(path) else "", "new": new, "old": old}
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Write it beside the live one, durably."""
@@ -77,7 +85,7 @@ class File(Engine, frozen=True):
         try:
             with open(new, "xb") as file:
                 os.fchmod(file.fileno(), 0o600)
-                file.writelines(contents.target())
+                write_sparse(file.fileno(), contents.target())
                 # It belongs to whom the live one does, or, where there is none, its folder.
                 info = os.stat(live if memo["existed"] else os.path.dirname(live))
                 if os.geteuid() == 0:
@@ -85,7 +93,6 @@ class File(Engine, frozen=True):
                 if memo["existed"]:
                     os.fchmod(file.fileno(), stat.S_IMODE(info.st_mode))
                     _copy_attributes(live, file.fileno())
-                file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise CastoreError(f"cannot write {new}: {error.strerror}") from error
@@ -112,6 +119,7 @@ class File(Engine, frozen=True):
             raise CastoreError(f"cannot move {memo['path']} aside: {error.strerror}") from error
 
     def _move_aside(self, memo: Memo) -> None:
+        refuse_irregular(memo["path"])
         # What lies beside the live one belongs to it, and goes first: so whoever undoes this can
         # tell from where the file itself is what is whose.
         for ending in (*self.beside, ""):
@@ -146,6 +154,26 @@ class File(Engine, frozen=True):
         for ending in endings:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + ending)
+
+
+class _Reading:
+    """What reads a file, and notices when it is changed meanwhile."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.warnings: list[tuple[bytes, str]] = []
+        self._descriptor = descriptor
+        self._before = self._state()
+
+    def __call__(self, view: memoryview) -> int:
+        """Fill the beginning of a buffer; return how many bytes that were, 0 at the end."""
+        count = os.readv(self._descriptor, [view])
+        if not count and not self.warnings and self._state() != self._before:
+            self.warnings.append((b".", "changed while being read; what was read is kept"))
+        return count
+
+    def _state(self) -> tuple[int, int, int]:
+        info = os.fstat(self._descriptor)
+        return info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 def _copy_attributes(path: str, descriptor: int) -> None:

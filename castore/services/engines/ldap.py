@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.programs import feed, output_of, run_dump
+from castore.services.regular import temporary_names
 from castore.storage.files import sync_restored
 
 if TYPE_CHECKING:
@@ -88,14 +89,9 @@ class LDAP(Engine, frozen=True):
     def begin(self) -> Memo:
         """Return the names of the directories that are made."""
         live = os.path.realpath(self._directory())
-        mark = os.urandom(6).hex()
+        new, old = temporary_names(live)
         existed = "yes" if os.path.isdir(live) else ""
-        return {
-            "live": live,
-            "existed": existed,
-            "new": f"{live}.castore-new-{mark}",
-            "old": f"{live}.castore-old-{mark}",
-        }
+        return {"live": live, "existed": existed, "new": new, "old": old}
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Load the entries into a directory beside the live one."""

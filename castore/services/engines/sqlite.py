@@ -8,7 +8,7 @@ import sqlite3
 from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import quote
 
-from castore.errors import CastoreError, ProgramError
+from castore.errors import CastoreError, ProgramError, UsageError
 from castore.services.engines.file import File
 from castore.services.scratch import scratch_folder, sweep
 
@@ -38,8 +38,12 @@ class SQLite(File, frozen=True):
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        if not os.path.isfile(self.path):
+        if not os.path.lexists(self.path):
             raise ProgramError(f"there is no database {self.path}")
+        try:
+            self._refuse_other(os.stat(self.path).st_mode)
+        except OSError as error:
+            raise ProgramError(f"{self.path} cannot be taken: {error.strerror}") from None
         uri = f"file:{quote(self.path)}?mode=rw"
         try:
             with contextlib.closing(
@@ -77,7 +81,7 @@ class SQLite(File, frozen=True):
     def begin(self) -> Memo:
         """Return the names of the files that are made, and the mode that the database is in."""
         mode = ""
-        with contextlib.suppress(ProgramError), self._opened() as database:
+        with contextlib.suppress(ProgramError, UsageError), self._opened() as database:
             (mode,) = database.execute("PRAGMA journal_mode").fetchone()
         return {**super().begin(), "mode": mode}
 
