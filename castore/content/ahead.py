@@ -57,6 +57,9 @@ class Taken(NamedTuple):
     slot: _Slot
 
 
+_SIGNALS: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
 @dataclass
 class _Slot:
     """A part of the ring, up to `end`."""
@@ -93,7 +96,14 @@ class Ahead:
             with warnings.catch_warnings():
                 # Other threads may be there: this one takes no lock that they might hold.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                self._child = os.fork()
+                # An interrupt in the new process must not run on what its parent has begun.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+                try:
+                    self._child = os.fork()
+                    if self._child == 0:
+                        signal.signal(signal.SIGINT, signal.SIG_IGN)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
         except OSError:
             for fd in pipes:
                 os.close(fd)
@@ -102,7 +112,6 @@ class Ahead:
             try:
                 os.close(self._messages)
                 os.close(self._freed)
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
                 with store.reopened() as own:
                     _Opener(own, self._ring, to_parent, to_child).run(ref)
             finally:

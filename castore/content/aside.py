@@ -42,7 +42,7 @@ _VERSION: Final = 1
 _PART: Final = b".part"
 _NEW: Final = b"new"
 _BACK: Final = b".castore-back-"
-_UNMOVABLE: Final = {errno.EXDEV, errno.EBUSY}
+UNMOVABLE: Final = {errno.EXDEV, errno.EBUSY}
 """What rename(2) answers for another file system, a layer below of an overlay, and a mount point."""
 _BEGUN: Final = b"."
 _DONE: Final = b"!"
@@ -127,7 +127,7 @@ class Aside:
             try:
                 os.rename(name, number, src_dir_fd=fd, dst_dir_fd=self._fd)
             except OSError as error:
-                if error.errno not in _UNMOVABLE:
+                if error.errno not in UNMOVABLE:
                     raise
                 return self._copy_aside(fd, name, number, mounted=error.errno == errno.EBUSY)
             return True
@@ -281,7 +281,7 @@ class Aside:
             try:
                 os.rename(number, path[-1], src_dir_fd=self._fd, dst_dir_fd=fd)
             except OSError as error:
-                if error.errno not in _UNMOVABLE:
+                if error.errno not in UNMOVABLE:
                     raise
                 self._copy_back(number, fd, path[-1])
         finally:

@@ -154,19 +154,23 @@ def plan_entry(
     return replace(planner.plan(top), one_file=True)
 
 
-def plan_removal(top: str, comparison: Comparison, reader: StreamReader) -> TreePlan | None:
-    """Return how to remove all that is in the directory `top` but for what has to stay.
+def plan_removal(reader: StreamReader, top: str, comparison: Comparison) -> tuple[TreePlan, bool]:
+    """Return how to remove what is in the directory `top`, and whether nothing in it has to stay.
 
-    None: nothing in it has to stay.
+    Raises CastoreError.
     """
     folder, name = os.path.split(top)
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    allow_descriptors()
     try:
-        planner = _Planner(reader, Ownership(change=False), comparison, mounts_below(top))
-        found = planner.all_of(fd, os.fsencode(name))
-    finally:
-        os.close(fd)
-    return None if found else planner.plan(top)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            planner = _Planner(reader, Ownership(change=False), comparison, mounts_below(top))
+            whole = planner.all_of(fd, os.fsencode(name))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise CastoreError(f"cannot list {top}, which is to be removed: {error.strerror}") from error
+    return planner.plan(top), whole
 
 
 class _Removal(NamedTuple):

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from castore.content.inplace import InPlace
 from castore.content.streams import StreamReader
+from castore.content.treeplan import Comparison, plan_removal
 from castore.errors import CastoreError, NotIntactError, StoppedError
 from castore.model.generation import Origin
 from castore.services import folders
@@ -35,6 +37,8 @@ from castore.services.programs import run
 from castore.services.snapshot import (
     EngineSource,
     TreeSource,
+    left_out,
+    rules_of,
     snapshot,
 )
 from castore.services.state_revision import after_rollback
@@ -55,6 +59,7 @@ from castore.services.transaction import (
     ways_out,
     write_journal,
 )
+from castore.services.unread import unread_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -273,12 +278,15 @@ class _Transaction:
             if not removal.there:
                 continue
             if removal.source is None:
-                gone = TreeRemoval(os.fsencode(removal.path))
+                path = os.fsencode(removal.path)
+                work = partial(self._removal, removal.name, removal.path, ownership, leave_out, tally)
+                gone = TreeRemoval(path, work=work)
                 self._add(gone, PartJournal(removal.name, path=os.fsencode(removal.path), memo=gone.memo))
                 continue
             journal = self._journal_of(removal.name, removal.source)
             contents = contents_of(self._reader, None, lambda: self.safety)
-            change = EngineRemoval(removal.source, journal.memo, contents)
+            kept = partial(self._has_all_of, removal.name)
+            change = EngineRemoval(removal.source, journal.memo, contents, kept)
             self._add(change, journal, removal.source.engine.beside)
         refuse_same(self._lies)
 
@@ -309,6 +317,26 @@ class _Transaction:
         others = [path for name, paths in self._apart.items() if name != part.name for path in paths]
         apart = below(os.fsdecode(found.path), [*others, *self._made])
         return plan_live_tree(*given, self.safety, leave_out, apart)
+
+    def _removal(
+        self, name: str, path: str, ownership: Ownership, leave_out: Sequence[str], tally: Tally
+    ) -> tuple[InPlace, bool]:
+        """Return what removes a tree in place, and whether nothing in it has to stay."""
+        rules = rules_of(self._origins.get(name, Origin()), left_out(self._store, leave_out))
+        # What is removed with it is no reason to keep its directory.
+        kept = [where for part in self._target.parts for where in self._apart.get(part.name, [])]
+        apart = below(path, kept)
+        if apart:
+            apart = below(path, [*kept, *self._made])
+        unread = unread_paths(self._reader, self.safety, name)
+        comparison = Comparison(rules=rules, apart=apart, unread=unread)
+        plan, whole = plan_removal(self._reader, path, comparison)
+        return InPlace(self._reader, plan, ownership, tally, self._target.service), whole
+
+    def _has_all_of(self, name: str) -> bool:
+        """Whether the pre-rollback generation, if one was to be taken, has all of a part."""
+        part = self.safety.part(name) if self.safety is not None else None
+        return self.safety is None or (part is not None and not part.missed)
 
     def run(self) -> None:
         """Do it all, or take it back and raise."""

@@ -41,6 +41,8 @@ _VERSION: Final = 2
 """2: a part may be one that is to be gone."""
 _UNDONE: Final = "undone"
 _EXISTED: Final = "existed"
+_LEFT: Final = "left"
+"""In a memo: what was moved aside is not removed, because no generation has all of it."""
 _MADE: Final = {"new", "old", "code"}
 """Of memos: names of what a roll-back makes."""
 
@@ -143,6 +145,10 @@ class EngineChange(Change):
 
     def finish(self) -> None:
         """Remove what was replaced."""
+        if self._memo.get(_LEFT):
+            old = self._memo.get("old", "")
+            self.problems = [(b".", f"a snapshot could not read all of it: it was moved to {old}")]
+            return
         self._engine.finish(self._memo)
 
 
@@ -231,40 +237,75 @@ def refuse_without_folder(path: str) -> None:
 
 
 class TreeRemoval(Change):
-    """A tree that was not there in the state that is gone back to: it is moved aside, beside itself."""
+    """A tree that did not exist in the state to go back to: it is moved aside, next to itself.
 
-    def __init__(self, path: bytes, memo: Memo | None = None) -> None:
+    What no snapshot has of it stays where it is.
+    """
+
+    def __init__(
+        self, path: bytes, memo: Memo | None = None, work: Callable[[], tuple[InPlace, bool]] | None = None
+    ) -> None:
+        """work: returns what removes the tree in place, and whether nothing in it has to stay."""
         self.problems = []
         live = os.fsdecode(path)
         self.memo: Memo = {"path": live, "old": temporary_names(live)[1]}
         if memo is not None:
             self.memo = memo
+        self._prepare = work
+        self._work: InPlace | None = None
+        self._whole = False
 
     def switch(self) -> None:
-        """Let it be gone."""
+        """Move it aside, or remove what may go."""
         live, old = self.memo["path"], self.memo["old"]
-        try:
-            os.rename(live, old)
-            sync_restored(os.path.dirname(live))
-        except OSError as error:
-            raise CastoreError(
-                f"{live} was not there before, and cannot be moved aside: {error.strerror}"
-            ) from error
+        work = None
+        if self._prepare is not None and os.path.isdir(live) and not os.path.islink(live):
+            work, self._whole = self._prepare()
+        if work is None or self._whole:
+            try:
+                os.rename(live, old)
+                sync_restored(os.path.dirname(live))
+            except OSError as error:
+                if work is None or error.errno not in aside.UNMOVABLE:
+                    raise CastoreError(
+                        f"{live} did not exist before, and cannot be moved aside: {error.strerror}"
+                    ) from error
+            else:
+                if work is not None:
+                    work.close()
+                return
+        self._work = work
+        work.apply()
 
     def undo(self) -> None:
         """Move it back."""
         live, old = self.memo["path"], self.memo["old"]
+        work, self._work = self._work, None
+        if work is not None:
+            work.undo()
+        elif os.path.isdir(live) and not os.path.islink(live):
+            aside.recover(live, owned=True)
         try:
             if os.path.lexists(old):
                 os.rename(old, live)
                 sync_restored(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(
-                f"{live} could not be put back ({error.strerror}): what it was is in {old}"
+                f"{live} could not be restored ({error.strerror}): its previous state is in {old}"
             ) from error
 
     def finish(self) -> None:
         """Remove it."""
+        live = self.memo["path"]
+        work, self._work = self._work, None
+        if work is not None:
+            work.keep()
+            self.problems = work.problems
+            if self._whole:
+                with contextlib.suppress(OSError):
+                    os.rmdir(live)
+        elif os.path.isdir(live) and not os.path.islink(live):
+            aside.recover(live, keep=True, owned=True)
         folder, name = os.path.split(os.fsencode(self.memo["old"]))
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -276,13 +317,22 @@ class TreeRemoval(Change):
 
 
 class EngineRemoval(EngineChange):
-    """A part of an engine that was not there in the state that is gone back to."""
+    """A part of an engine that did not exist in the state to go back to."""
+
+    def __init__(
+        self, source: EngineSource, memo: Memo, contents: Contents, is_kept: Callable[[], bool]
+    ) -> None:
+        """is_kept: whether the pre-rollback generation has all of it."""
+        super().__init__(source, memo, contents)
+        self._is_kept = is_kept
 
     def stage(self) -> None:
         """Make nothing."""
 
     def switch(self) -> None:
-        """Let it be gone."""
+        """Remove it."""
+        if not self._is_kept():
+            self._memo[_LEFT] = "yes"
         self._engine.remove(self._memo)
 
 

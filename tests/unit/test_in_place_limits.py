@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import castore as castore_package
+from castore.content import treeplan
+from castore.services.inplace import plan_in_place, restore_in_place
+from tests.support.stores import Lab
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -80,6 +87,68 @@ def test_rollback_keeps_what_its_pre_rollback_generation_could_not_read(tree: Pa
     check_kept(tree)
 
 
+def test_undo_keeps_what_no_snapshot_could_read_of_a_tree_that_did_not_exist(
+    store: Run, tree: Path, tmp_path: Path
+) -> None:
+    (tree / "closed").chmod(0o700)
+    (tree / "closed").rename(tmp_path / "closed")
+    (tree / "open").rename(tmp_path / "open")
+    limited("snapshot", "s", "--tree", f"t={tree}", "--revision", "r1", expect=0)
+    shutil.rmtree(tree)
+    limited("rollback", "s", "--to", "r1", expect=0)
+    (tmp_path / "closed").rename(tree / "closed")
+    (tmp_path / "open").rename(tree / "open")
+    (tree / "closed").chmod(0)
+    errors = limited("rollback", "s", "--undo", expect=3)
+    assert "closed" in errors
+    assert not (tree / "plain").exists()
+    check_kept(tree)
+    assert sorted(os.listdir(tree.parent / "live")) == ["closed", "open"]
+
+
+def test_undo_removes_all_of_a_tree_that_did_not_exist(store: Run, tmp_path: Path) -> None:
+    top = tmp_path / "live"
+    (top / "sub").mkdir(parents=True)
+    (top / "sub" / "file").write_text("stored")
+    store("snapshot", "s", "--tree", f"t={top}", "--revision", "r1")
+    shutil.rmtree(top)
+    store("rollback", "s", "--to", "r1")
+    assert (top / "sub" / "file").read_text() == "stored"
+    store("rollback", "s", "--undo")
+    assert not top.exists()
+    assert [name for name in os.listdir(tmp_path) if "castore-old" in name] == []
+
+
+def test_what_cannot_be_compared_is_left_alone_and_its_neighbours_are_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(tmp_path / "lab", average=4096)
+    top = tmp_path / "live"
+    (top / "sub").mkdir(parents=True)
+    for name in ("a", "bad", "c"):
+        (top / "sub" / name).write_text("stored")
+        os.setxattr(top / "sub" / name, "user.x", b"1")
+    lab.snapshot("s", {"t": castore_package.TreeSource(str(top))})
+    for name in ("a", "c"):
+        (top / "sub" / name).write_text("changed, and longer")
+    os.chmod(top / "sub" / "bad", 0o600)
+    real = treeplan.read_xattrs_at
+
+    def fail(fd: int, name: bytes) -> object:
+        if name == b"bad":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, name)
+
+    monkeypatch.setattr(treeplan, "read_xattrs_at", fail)
+    os.utime(top / "sub" / "bad", ns=(1, os.stat(top / "sub" / "bad").st_mtime_ns))
+    os.chmod(top / "sub" / "bad", 0o644)
+    with lab.open() as opened:
+        plan = plan_in_place(opened, castore_package.select(opened, "s@1:t"), str(top), lab.ownership)
+        problems = restore_in_place(opened, plan, lab.ownership, castore_package.Tally())
+    assert [path for path, _ in problems] == [b"sub/bad"]
+    assert (top / "sub" / "a").read_text() == (top / "sub" / "c").read_text() == "stored"
+
+
 def test_restore_in_place_leaves_what_it_cannot_read(tree: Path) -> None:
     (tree / "closed").chmod(0o700)
     limited("snapshot", "s", "--tree", f"t={tree}", "--revision", "r1", expect=3)
@@ -117,6 +186,13 @@ def test_a_tree_of_1200_levels_is_compared_and_rolled_back(store: Run, tmp_path:
     store("restore", "s@r1:t", tmp_path / "copy")
     store("rollback", "s", "--to", "r1")
     assert os.stat("f", dir_fd=fd).st_size == 3
+    file = os.open("f", os.O_WRONLY | os.O_TRUNC, dir_fd=fd)
+    os.write(file, b"newer")
+    os.close(file)
+    store("restore", "--in-place", "s@r1:t", top)
+    assert os.stat("f", dir_fd=fd).st_size == 3
+    assert store("cat", "s@r1:t" + "/d" * 1200 + "/f").stdout == "old"
+    store("verify", "--read-data")
     os.close(fd)
 
 
