@@ -77,6 +77,9 @@ def split_program(option: str, text: str) -> tuple[str, ...]:
 @click.option(
     "--allow-empty", is_flag=True, help="Accept a dump from standard input or a pipe that is empty."
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would be taken: no program is run, nothing is stored."
+)
 @json_option
 @common
 def snapshot(
@@ -92,6 +95,7 @@ def snapshot(
     one_file_system: bool,
     exclude_caches: bool,
     allow_empty: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Take one generation of each SERVICE, with all its parts.
@@ -112,7 +116,13 @@ def snapshot(
     for name in names:
         with several.service(name):
             wanted[name] = _wanted(context, name, given, limits)
-    if wanted:
+    if dry_run:
+        from castore.cli.previewing import show_preview
+
+        for name, (sources, _) in wanted.items():
+            with several.service(name):
+                show_preview(context, name, sources, revision, several, as_json=as_json)
+    elif wanted:
         with context.open_store(make=True) as store:
             try:
                 for name, (sources, around) in wanted.items():

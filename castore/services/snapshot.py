@@ -367,7 +367,7 @@ def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:
 
 def left_out(store: Store, folders: Sequence[str]) -> frozenset[tuple[int, int]]:
     """Return (device, inode) of the directories that trees keep empty: the store's and these."""
-    return frozenset(_directory_ids([store.location, *folders]))
+    return frozenset(directory_ids([store.location, *folders]))
 
 
 def rules_of(source: TreeSource | Origin, skip: frozenset[tuple[int, int]]) -> ScanRules:
@@ -500,7 +500,8 @@ def engine_of(origin: Origin) -> EngineSource | None:
     return None
 
 
-def _directory_ids(paths: Sequence[str]) -> list[tuple[int, int]]:
+def directory_ids(paths: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (device, inode) of those paths that exist."""
     found = []
     for path in paths:
         try:

@@ -1,0 +1,92 @@
+"""castore snapshot --dry-run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from castore.cli import text
+from castore.cli.options import print_json
+
+if TYPE_CHECKING:
+    from castore.cli.opening import Common
+    from castore.cli.several import Several
+    from castore.services.preview import PartPreview
+    from castore.services.snapshot import Source
+
+_SHOWN = 10
+
+
+def show_preview(
+    context: Common,
+    service: str,
+    sources: dict[str, Source],
+    revision: str | None,
+    several: Several,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what a snapshot of a service would take. Raises UsageError where it would fail."""
+    from castore.cli.opening import own_folders
+    from castore.errors import UsageError
+    from castore.services.preview import preview
+
+    filed = _revision(context, service, revision)
+    parts = list(preview(sources, [context.store_path(), *own_folders()]))
+    plain = [_plain(part) for part in parts]
+    entry = {"service": service, "revision": filed, "dry_run": True, "parts": plain}
+    several.results.append(entry)
+    if as_json:
+        if not several.apart:
+            print_json(entry)
+    else:
+        revised = f" of revision {filed}" if filed else ""
+        print(f"{service}{revised}: nothing was stored, no dump program was run")
+        for part in parts:
+            _print(part)
+    if failing := [part for part in parts if part.error]:
+        reasons = [f"the part {part.name!r} cannot be taken: {part.error}" for part in failing]
+        raise UsageError("; ".join(reasons))
+
+
+def _revision(context: Common, service: str, revision: str | None) -> str:
+    """Return what a generation would be filed under."""
+    from castore.errors import NotFoundError
+    from castore.services.state_revision import filed_under
+
+    configured = context.present_revision(service)
+    try:
+        with context.open_store() as store:
+            return filed_under(store, service, revision, configured)[0]
+    except NotFoundError:  # the first snapshot makes the store
+        return revision or configured or ""
+
+
+def _plain(part: PartPreview) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(part),
+        "excluded_paths": [text.printable(path) for path in part.excluded_paths],
+        "unreadable": [{"path": text.printable(path), "reason": reason} for path, reason in part.unreadable],
+    }
+
+
+def _print(part: PartPreview) -> None:
+    facts = []
+    if part.files is not None:
+        facts.append(text.count(part.files, "file"))
+    if part.size is not None:
+        facts.append(text.size(part.size))
+    if part.excluded:
+        facts.append(f"{part.excluded} excluded")
+    if part.unreadable:
+        facts.append(f"{len(part.unreadable)} unreadable")
+    said = f": {', '.join(facts)}" if facts else ""
+    print(f"  {part.name}  {part.kind}  {text.one_line(part.source)}{said}")
+    for path in part.excluded_paths[:_SHOWN]:
+        print(f"    excluded: {text.printable(path)}")
+    if part.excluded > _SHOWN:
+        print(f"    and {part.excluded - _SHOWN} more excluded")
+    for path, reason in part.unreadable[:_SHOWN]:
+        print(f"    unreadable: {text.printable(path)}: {reason}")
+    if len(part.unreadable) > _SHOWN:
+        print(f"    and {len(part.unreadable) - _SHOWN} more unreadable")

@@ -1,0 +1,84 @@
+"""What a snapshot would take, part by part: nothing is stored, and no program is run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from castore.content.aside import refuse_leftovers
+from castore.content.preview import preview_tree
+from castore.errors import CastoreError
+from castore.services.engines.command import Command
+from castore.services.snapshot import EngineSource, TreeSource, directory_ids, rules_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from castore.services.snapshot import Source
+
+
+@dataclass
+class PartPreview:
+    """What would be taken as one part."""
+
+    name: str
+    kind: Literal["tree", "dump"]
+    source: str
+    """The path, the program, or the engine and what it dumps."""
+    path: str | None = None
+    size: int | None = None
+    """Bytes; None: not known without running a program."""
+    files: int | None = None
+    """Of a tree: names below its top."""
+    excluded: int = 0
+    excluded_paths: list[bytes] = field(default_factory=list)
+    unreadable: list[tuple[bytes, str]] = field(default_factory=list)
+    error: str = ""
+    """Why a snapshot would fail."""
+
+
+def preview(sources: dict[str, Source], leave_out: Sequence[str]) -> Iterator[PartPreview]:
+    """Give what a snapshot would take of each part; leave_out: directories that trees keep empty."""
+    skip = frozenset(directory_ids(leave_out))
+    for name, source in sources.items():
+        if isinstance(source, TreeSource):
+            yield _tree(name, source, skip)
+        else:
+            yield _dump(name, source)
+
+
+def _tree(name: str, source: TreeSource, skip: frozenset[tuple[int, int]]) -> PartPreview:
+    path = os.path.abspath(source.path)
+    part = PartPreview(name, "tree", path, path)
+    try:
+        refuse_leftovers(source.path)
+        found = preview_tree(source.path, rules_of(source, skip))
+    except CastoreError as error:
+        part.error = str(error)
+        return part
+    part.size, part.files, part.unreadable = found.size, found.files, found.unreadable
+    part.excluded, part.excluded_paths = found.excluded, found.excluded_paths
+    return part
+
+
+def _dump(name: str, source: Source) -> PartPreview:
+    if not isinstance(source, EngineSource):
+        return PartPreview(name, "dump", "standard input")
+    engine = source.engine
+    if isinstance(engine, Command):
+        return PartPreview(name, "dump", f"not run: {shlex.join(engine.program)}")
+    path = getattr(engine, "path", None)
+    if not path:
+        what = getattr(engine, "database", None) or getattr(engine, "suffix", None) or ""
+        return PartPreview(name, "dump", f"not run: the dump program of {source.name} {what}".rstrip())
+    part = PartPreview(name, "dump", path, path)
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        part.error = f"cannot read {path}: {error.strerror}"
+        return part
+    part.size = info.st_size if stat.S_ISREG(info.st_mode) else None
+    return part
