@@ -14,6 +14,7 @@ from castore.model.generation import Origin, decode_details
 from castore.services.interrupts import Shield
 from castore.services.restoring import child_of
 from castore.services.snapshot import last_scan, left_out, rules_of
+from castore.services.underway import recorded, refuse_unfinished
 from castore.services.unread import unread_paths
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def plan_in_place(
             raise UsageError(f"{part.name!r} is a dump: restore it into a new directory")
         if not child.entry.is_dir:
             return plan_entry(reader, child, top, ownership, checksum=checksum)
+        refuse_unfinished(store, top)
         details = decode_details(reader.read_all(generation.details.ref))
         rules = rules_of(details.origins.get(part.name, Origin()), left_out(store, leave_out))
         below = os.fsencode(selection.path).strip(b"/")
@@ -91,21 +93,32 @@ def restore_in_place(
     with StreamReader(store) as reader:
         if plan.one_file:
             return onefile.carry_out(reader, plan, ownership, tally)
-        tree = InPlace(reader, plan, ownership, tally)
-        try:
-            tree.apply()
-        except BaseException as error:
-            _revert(tree, plan.top, error)
-            raise
-        try:
-            with Shield(lambda: say("all is restored, and what it replaced is being removed")):
-                tree.keep()
-        except KeyboardInterrupt:
-            raise StoppedError(
-                f"all is restored; removing what it replaced was interrupted: castore recover {plan.top}"
-            ) from None
-        # Read after the cleanup, which adds what it could not remove.
-        return tree.problems
+        with recorded(store, plan.top):
+            return _carry_out(reader, plan, ownership, tally, say)
+
+
+def _carry_out(
+    reader: StreamReader,
+    plan: TreePlan,
+    ownership: Ownership,
+    tally: Tally,
+    say: Callable[[str], None],
+) -> list[tuple[bytes, str]]:
+    tree = InPlace(reader, plan, ownership, tally)
+    try:
+        tree.apply()
+    except BaseException as error:
+        _revert(tree, plan.top, error)
+        raise
+    try:
+        with Shield(lambda: say("all is restored, and what it replaced is being removed")):
+            tree.keep()
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"all is restored; removing what it replaced was interrupted: castore recover {plan.top}"
+        ) from None
+    # Read after the cleanup, which adds what it could not remove.
+    return tree.problems
 
 
 def _revert(tree: InPlace, top: str, cause: BaseException) -> None:

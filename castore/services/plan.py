@@ -27,6 +27,7 @@ from castore.services.snapshot import (
     taker_of,
 )
 from castore.services.transaction import refuse_without_folder
+from castore.services.underway import refuse_unfinished
 from castore.services.unread import unread_paths
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def plan_live_tree(
     if not os.path.lexists(live):
         # A roll-back makes it; this is for whoever wants to see what that does.
         return TreePlan(live, (Step("create", (), open_top(reader, part.content)),), {})
+    refuse_unfinished(store, live)
     rules = rules_of(found, left_out(store, leave_out))
     with last_scan(store, target.service, part.name, live, rules) as scan:
         unread = unread_paths(reader, target, part.name) | unread_paths(reader, safety, part.name)

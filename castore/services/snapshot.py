@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from castore.content.aside import refuse_leftovers
 from castore.content.exclude import Exclude
 from castore.content.ingest import Ingest
 from castore.content.lists import iter_runs_of_chunks
@@ -32,6 +31,7 @@ from castore.services.engines.file import File
 from castore.services.events import event
 from castore.services.folders import above, owner_of, path_of
 from castore.services.process import enlarge_pipe
+from castore.services.underway import refuse_unfinished
 from castore.store.condemned import FOLDER as CONDEMNED
 from castore.store.graph import is_whole, roots_of
 
@@ -184,7 +184,7 @@ def _snapshot(
                 progress(check_name("part", name), tally)
                 if isinstance(source, TreeSource):
                     if not interrupted:
-                        refuse_leftovers(source.path)
+                        refuse_unfinished(store, source.path)
                     scans.append(NewScan(scan_path(store, service, name), store.index.epoch()))
                     stack.callback(scans[-1].discard)
                     rules = rules_of(source, skip)

@@ -225,3 +225,42 @@ def test_a_file_system_with_only_lost_and_found_counts_as_empty(store: Run, tmp_
     (tmp_path / "new" / "lost+found").mkdir(parents=True)
     store("restore", "s@latest:t", tmp_path / "new")
     assert (tmp_path / "new" / "file").read_text() == "x"
+
+
+def test_an_interrupted_restore_below_a_tree_is_noticed(
+    store: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = tmp_path / "live"
+    (top / "a" / "b").mkdir(parents=True)
+    for number in range(40):
+        (top / "a" / "b" / f"f{number}").write_bytes(os.urandom(1000))
+    store("snapshot", "s", "--tree", f"t={top}", "--revision", "r1")
+    for number in range(40):
+        (top / "a" / "b" / f"f{number}").write_text("changed")
+    below = top / "a" / "b"
+    script = (
+        "import os, signal\n"
+        "from castore.content import aside\n"
+        "aside.Aside.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from castore.cli.main import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "restore", "--in-place", "s@r1:t/a/b", str(below)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    for words in (
+        ["snapshot", "s", "--tree", f"t={top}"],
+        ["snapshot", "other", "--tree", f"t={top / 'a'}"],
+        ["rollback", "s", "--to", "r1"],
+        ["restore", "--in-place", "s@r1:t", top],
+    ):
+        assert f"castore recover {below}" in store(*words, expect=1).stderr
+    (tmp_path / "elsewhere").mkdir()
+    store("snapshot", "elsewhere", "--tree", f"t={tmp_path / 'elsewhere'}")
+    store("recover", below)
+    store("snapshot", "s", "--tree", f"t={top}")
+    (below / "f1").write_text("changed again")
+    store("restore", "--in-place", "s@r1:t/a/b", below)
+    store("rollback", "s", "--to", "r1")
+    records = [one for _, folders, _ in os.walk(tmp_path) for one in folders if one == "in-place"]
+    assert len(records) == 1
+    assert [names for folder, _, names in os.walk(tmp_path) if folder.endswith("/in-place")] == [[]]
