@@ -31,6 +31,8 @@ _COMMANDS: Final = {
     "show": _Lazy("reading", "Show one generation: parts, sizes, reuse."),
     "ls": _Lazy("reading", "List what a stored tree holds."),
     "cat": _Lazy("reading", "Write a stored dump or file to standard output."),
+    "find": _Lazy("finding", "Search all generations for paths."),
+    "history": _Lazy("finding", "List the versions of a file, a directory or a part."),
     "diff": _Lazy("reading", "Tell how two generations differ."),
     "restore": _Lazy("restoring", "Put a generation, or a part of it, into a new place."),
     "recover": _Lazy("restoring", "End a roll-back or restore in place that was interrupted."),

@@ -59,9 +59,9 @@ def _width(text: str) -> int:
 
 
 @lru_cache(maxsize=1 << 16)
-def count(number: int, what: str) -> str:
-    """Return a number of things: `1 pack`, `2 packs`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def count(number: int, what: str, several: str = "") -> str:
+    """Return a number of things: `1 pack`, `2 packs`, `12,000 packs`; several: an irregular plural."""
+    return f"{number:,} {what if number == 1 else several or what + 's'}"
 
 
 def size(count: int) -> str:

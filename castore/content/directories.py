@@ -52,7 +52,7 @@ def open_directory(reader: StreamReader, ref: Ref | None) -> list[Child]:
     """
     if ref is None:
         return []
-    refs = _references(reader, ref)
+    refs = references(reader, ref)
     first = _first(refs, ref)
     owners, entries = decode_entries(reader.read_all(first))
     offset = 0
@@ -95,7 +95,7 @@ def fetch_directory(reader: StreamReader, ref: Ref, room: int) -> Fetched:
     What is in one directory was stored together, so it is read with few requests. Raises as
     `open_directory`; of chunks that are damaged there are none.
     """
-    refs = _references(reader, ref)
+    refs = references(reader, ref)
     wanted = []
     for one in refs:
         if one.kind is RefKind.CHUNK and one.size <= room:
@@ -123,7 +123,7 @@ def open_fetched(reader: StreamReader, ref: Ref, fetched: Fetched) -> Opened:
     return Opened(others, split, bundle, owners, chunks)
 
 
-def _references(reader: StreamReader, ref: Ref) -> list[Ref]:
+def references(reader: StreamReader, ref: Ref) -> list[Ref]:
     """Return what a directory refers to. Raises DamageError.
 
     Few nodes that name each other often can stand for more than any machine has room for: no more is

@@ -14,7 +14,7 @@ from castore.kernel import _ADDRESS, _SIZE, _TOO_MANY, _U32, _U64, _function
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     Bytes = bytes | memoryview
 
@@ -153,6 +153,13 @@ class Split:
             for at, _, _, offset, *_, length, _, plain, _ in _PLACE.iter_unpack(places)
             if plain
         ]
+
+    def named(self, matches: Callable[[bytes], bool]) -> Iterator[tuple[bytes, bytes, int]]:
+        """Yield name, encoded entry, and place in the bundle of the plain files whose name matches."""
+        data = self._data
+        for at, start, _, offset, *_, length, name_length, plain, _ in _PLACE.iter_unpack(self._places):
+            if plain and matches(name := data[start : start + name_length]):
+                yield name, data[at : at + length], offset
 
     def write(self, fd: int, first: int, end: int, new: NewOwners, content: Bytes, start: int) -> int:
         """Make the plain files of entries [first, end) in the directory open as `fd`; nothing is replaced.

@@ -28,6 +28,8 @@ SessionId = NewType("SessionId", bytes)
 
 ID_BYTES = 32
 _REF = struct.Struct("<32sQ")
+REF_BYTES = _REF.size
+"""Bytes of a reference in a node; the last one is its kind."""
 _SIZE_BITS = 56
 MAX_NODE_REFS = 512
 """No node has more references than this."""

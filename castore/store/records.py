@@ -15,7 +15,7 @@ from castore.model.refs import RecordId
 from castore.store.chains import Layer, apply, assemble
 from castore.store.codecs import Codecs, Groups, member_of
 from castore.store.index import Place
-from castore.store.pack import CHUNK, DELTA, DICTIONARY, GROUPED, MAX_CHAIN, pack_name, record_names
+from castore.store.pack import CHUNK, DELTA, DICTIONARY, GROUPED, MAX_CHAIN, NODE, pack_name, record_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -95,6 +95,24 @@ class RecordReader:
         opened = kept.keys() - before.keys()
         self._local.bases = {chunk: kept[chunk] for chunk in opened.difference(chunks)}
         return found
+
+    def read_nodes(self, nodes: Sequence[RecordId]) -> list[bytes] | None:
+        """Return the plaintexts of nodes, read together; None if that does not succeed, as `read_chunks`."""
+        opened: dict[RecordId, bytes] = {}
+        try:
+            places = self._index.locate_chunks(nodes, kind=NODE)
+            at = {(place.pack, place.offset): (node, place) for node, place in places.items()}
+            for where, sealed in self._fetch(sorted(place[:3] for place in places.values())):
+                node, place = at[where]
+                plain = self._codecs.body(
+                    place.codec, self._unseal(NODE, node, place, sealed), place.plain_length
+                )
+                if place.bases or not self._is_named(NODE, plain, node):
+                    return None
+                opened[node] = plain
+            return [opened[node] for node in nodes]
+        except (KeyError, DamageError, FormatError, StorageError):
+            return None
 
     def broken(
         self, pack: PackId, entries: Sequence[PackEntry]

@@ -273,6 +273,11 @@ class Store(History):
         """Return the plaintext of a node. Raises MissingError, DamageError."""
         return self._read(NODE, node)
 
+    def read_nodes_bytes(self, nodes: Sequence[RecordId]) -> list[bytes]:
+        """Return the plaintexts of nodes, read together. Raises MissingError, DamageError."""
+        found = self._records.read_nodes(nodes)
+        return found if found is not None else [self.read_node_bytes(node) for node in nodes]
+
     def _read(self, kind: int, record_id: RecordId) -> bytes:
         gone = ""
         for _attempt in range(2):

@@ -214,21 +214,22 @@ class LookUp(Tables):
             raise self.refusal(error) from error
 
     def locate_chunks(
-        self, chunks: Iterable[RecordId], kept: Container[RecordId] = ()
+        self, chunks: Iterable[RecordId], kept: Container[RecordId] = (), kind: int = CHUNK
     ) -> dict[RecordId, Place]:
-        """Return where chunks lie, and all that they rest on, as far as it is indexed.
+        """Return where chunks are, and all that they depend on, as far as it is indexed; or nodes, by `kind`.
 
-        kept: what to leave out, and what only that rests on.
+        kept: what to leave out, and what only that depends on.
         """
         found: dict[RecordId, Place] = {}
         todo = [chunk for chunk in chunks if chunk not in kept]
         names: dict[int, tuple[bytes, PackId]] = {}
         sessions: dict[int, SessionId] = {}
         unpack, bases_of = PLACE.unpack, self._tables["bases"]
+        table = self._tables["chunks" if kind == CHUNK else "nodes"]
         with self._transaction() as txn:
             while todo:
                 chunk = todo.pop()
-                value = None if chunk in found else txn.get(chunk, db=self._tables["chunks"])
+                value = None if chunk in found else txn.get(chunk, db=table)
                 if value is None:
                     continue
                 pack, offset, sealed, plain, counter, session, codec, member, _ = unpack(value)

@@ -1,0 +1,219 @@
+"""castore find, history."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli import text
+from castore.cli.options import common, json_option, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.cli.opening import Common
+    from castore.model.generation import Generation
+    from castore.services.find import Hit, Span
+
+
+@click.command(epilog="Example: castore find '*.conf' etc")
+@click.argument("pattern")
+@click.argument("service", required=False)
+@click.option("--part", default="", metavar="PART", help="Only in this part.")
+@click.option("-i", "--ignore-case", is_flag=True, help="Match upper and lower case alike.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N paths.")
+@json_option
+@common
+def find(
+    context: Common,
+    pattern: str,
+    service: str | None,
+    part: str,
+    ignore_case: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """List the paths that match PATTERN in any generation: of SERVICE, or of all services.
+
+    PATTERN matches names at every depth ('*.log', 'conf.d/*'); with a leading '/', from the top of a tree, or
+    of the file system where a tree is from there. '**' matches any number of directories; a '/' at the end,
+    directories only. A path's versions are those of different size, time, mode or owner.
+    """
+    from castore.content.streams import StreamReader
+    from castore.errors import NotFoundError
+    from castore.services.find import find_paths
+
+    rows: list[dict[str, Any]] = []
+    count = 0
+    damaged: list[str] = []
+    with context.open_store() as store, StreamReader(store) as reader:
+        store.sync_generations()
+        services = [service] if service is not None else store.services()
+        if service is not None and store.newest(service) is None:
+            known = ", ".join(store.services()) or "none"
+            raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+        store.identity()
+        for name in services:
+            generations = store.generations(name)
+            hosts = len({one.host for one in generations}) > 1
+            found = find_paths(reader, generations, pattern, part=part, ignore_case=ignore_case)
+            for hit in _undamaged(name, found, damaged):
+                count += 1
+                if as_json:
+                    rows.append({"service": name, **_plain(hit)})
+                else:
+                    print(_find_line(name, hit, hosts=hosts))
+                if count == limit:
+                    break
+            if count == limit:
+                break
+        context.warn_damaged(store)
+    if as_json:
+        print_json(rows)
+    _report_damaged(damaged)
+    if not count and not as_json:
+        where = f"a generation of {service!r}" if service is not None else "any generation"
+        raise NotFoundError(f"nothing matches {pattern!r} in {where}")
+
+
+def _undamaged(service: str, found: Any, damaged: list[str]) -> Iterator[Hit]:
+    """Yield what was found; directories that could not be read are added to `damaged`."""
+    from castore.services.find import Hit
+
+    for one in found:
+        if isinstance(one, Hit):
+            yield one
+        else:
+            part, (path, reason) = one
+            damaged.append(f"{service}:{part}/{text.printable(path)}: {reason}")
+
+
+def _report_damaged(damaged: list[str]) -> None:
+    from castore.errors import DamageError
+
+    for line in damaged:
+        print(f"castore: {line}", file=sys.stderr)
+    if damaged:
+        raise DamageError(
+            f"{text.count(len(damaged), 'directory', 'directories')} could not be read and not searched; "
+            "'castore verify' says which generations are damaged"
+        )
+
+
+def _ranges(generations: list[Generation]) -> str:
+    """Return the numbers of generations, the oldest first: `3-7`."""
+    first, last = generations[0].number, generations[-1].number
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
+def _path(service: str, hit: Hit) -> str:
+    return f"{service}:{hit.part}" + (f"/{text.printable(hit.path)}" if hit.path else "")
+
+
+def _find_line(service: str, hit: Hit, *, hosts: bool) -> str:
+    newest = hit.spans[-1]
+    runs: list[list[Generation]] = []
+    for span in hit.spans:
+        if runs and span.follows:
+            runs[-1] = [runs[-1][0], span.generations[-1]]
+        else:
+            runs.append([span.generations[0], span.generations[-1]])
+    numbers = ",".join(map(_ranges, runs))
+    entry = newest.entry
+    kind = text.mode_text(entry.st_mode)[0] if entry is not None else "-"
+    modified = text.local_time(entry.mtime) if entry is not None else "-"
+    versions = text.count(len(hit.spans), "version")
+    host = f"  {text.printable(hit.host)}" if hosts else ""
+    return (
+        f"{numbers:>9}  {_date(hit.spans[0].generations[0])}  {_date(newest.generations[-1])}  {kind} "
+        f"{text.size(newest.size):>8}  {modified}  {versions:>12}{host}  {_path(service, hit)}"
+    )
+
+
+def _date(generation: Generation) -> str:
+    return text.local_time(generation.time)[:10]
+
+
+@click.command(epilog="Example: castore history etc:etc/passwd")
+@click.argument("what", metavar="SERVICE:PART[/PATH]")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most the N newest versions.")
+@json_option
+@common
+def history(context: Common, what: str, limit: int | None, as_json: bool) -> None:
+    """List the versions of a part, a directory or a file over all generations, newest first.
+
+    A version is a row of generations in which nothing of it changed: content, metadata, what is below a
+    directory.
+    """
+    from castore.content.streams import StreamReader
+    from castore.errors import NotFoundError, UsageError
+    from castore.services.find import path_history
+
+    service, colon, rest = what.partition(":")
+    part, _, path = rest.partition("/")
+    if not colon or not part or "@" in service:
+        raise UsageError(
+            f"{what!r} names no part: write SERVICE:PART or SERVICE:PART/PATH, without a generation"
+        )
+    damaged: list[str] = []
+    with context.open_store() as store, StreamReader(store) as reader:
+        store.sync_generations()
+        generations = store.generations(service)
+        if not generations:
+            known = ", ".join(store.services()) or "none"
+            raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+        store.identity()
+        hits = list(_undamaged(service, path_history(reader, generations, part, path), damaged))
+        context.warn_damaged(store)
+    for hit in hits:
+        hit.spans[:] = hit.spans[::-1][:limit]
+    if as_json:
+        print_json([{"service": service, **_plain(hit)} for hit in hits])
+    else:
+        for hit in hits:
+            if len(hits) > 1:
+                print(f"host {text.printable(hit.host)}")
+            print(_history_table(hit))
+    _report_damaged(damaged)
+
+
+def _history_table(hit: Hit) -> str:
+    rows = [
+        [
+            _ranges(span.generations),
+            text.local_time(span.generations[0].time),
+            "-" if span.exists is False else text.size(span.size),
+            text.local_time(span.entry.mtime) if span.entry is not None else "-",
+            _shown_change(span),
+        ]
+        for span in hit.spans
+    ]
+    return text.table(rows, header=["generations", "from", "size", "modified", "change"], right={0, 2})
+
+
+def _shown_change(span: Span) -> str:
+    return span.change or ("first" if span.exists else "absent")
+
+
+def _plain(hit: Hit) -> dict[str, Any]:
+    return {
+        "host": hit.host,
+        "part": hit.part,
+        "path": text.printable(hit.path),
+        "versions": [
+            {
+                "first": span.generations[0].number,
+                "last": span.generations[-1].number,
+                "from": span.generations[0].time,
+                "to": span.generations[-1].time,
+                "exists": span.exists,
+                "size": span.size,
+                "mode": span.entry.st_mode if span.entry is not None else None,
+                "mtime": span.entry.mtime if span.entry is not None else None,
+                "change": span.change or None,
+            }
+            for span in hit.spans
+        ],
+    }

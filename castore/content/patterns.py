@@ -1,0 +1,101 @@
+"""Patterns for paths in a tree: `*.log`, `/etc/*.conf`, `/home/**/*.key`."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from castore.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+States: TypeAlias = frozenset[int]
+"""Numbers of the components that the next name on a path may match."""
+
+_ANY_DEPTH: Final = "**"
+
+
+class PathPattern:
+    """A pattern, matched one name after the other from the root of a tree down.
+
+    A pattern that begins with `/` matches from the top of the tree, any other at every depth. `*`, `?` and
+    `[...]` match within a name, a component `**` matches any number of directories, and a `/` at the end
+    matches directories only. The first name on every path is that of the root's only entry: none.
+    """
+
+    def __init__(self, pattern: str, *, ignore_case: bool = False) -> None:
+        """Compile a pattern. Raises UsageError."""
+        names = [name for name in pattern.split("/") if name not in {"", "."}]
+        if ".." in names:
+            raise UsageError(f"the pattern {pattern!r} has '..' in it: write the path without")
+        if "\0" in pattern or not names:
+            raise UsageError(f"the pattern {pattern!r} matches no path")
+        if not pattern.startswith("/"):
+            names.insert(0, _ANY_DEPTH)
+        self.directories_only = pattern.endswith("/")
+        self._build(["", *names], [_matcher(name, ignore_case) for name in ["", *names]])
+        self._needle = b"" if ignore_case else _longest(names[-1])
+
+    @classmethod
+    def literal(cls, path: str) -> PathPattern:
+        """Return the pattern that matches exactly one path; empty: the top of the tree."""
+        self = cls.__new__(cls)
+        names = ["", *(name for name in path.split("/") if name not in {"", "."})]
+        self.directories_only = False
+        self._build(["/"] * len(names), [name.__eq__ for name in names])
+        self._needle = os.fsencode(names[-1])
+        return self
+
+    def _build(self, names: list[str], matchers: list[Callable[[str], bool]]) -> None:
+        self._deep = [name == _ANY_DEPTH for name in names]
+        self._matchers = matchers
+        self.start = self._closed({0})
+        final = matchers[-1]
+        # Most names are in many generations.
+        cached = lru_cache(maxsize=1 << 16)
+        self._last: Callable[[bytes], bool] = cached(lambda name: final(os.fsdecode(name)))
+        self.after: Callable[[States, bytes], States] = cached(self._after)
+
+    def _closed(self, states: set[int]) -> States:
+        """Return the states, and those that they reach without a name."""
+        found = set(states)
+        for state in sorted(states):
+            passed = state
+            while passed < len(self._deep) and self._deep[passed]:
+                passed += 1
+                found.add(passed)
+        return frozenset(found - {len(self._deep)})
+
+    def _after(self, states: States, name: bytes) -> States:
+        """Return the states after a directory's name; none if nothing in it can match."""
+        text = os.fsdecode(name)
+        found = {state for state in states if self._deep[state]}
+        found.update(state + 1 for state in states if not self._deep[state] and self._matchers[state](text))
+        return self._closed(found)
+
+    def last(self, states: States) -> Callable[[bytes], bool] | None:
+        """Return what decides whether a name ends a match here; None if none does."""
+        return self._last if len(self._deep) - 1 in states else None
+
+    def leads(self, states: States) -> bool:
+        """Whether a match can be below a directory here."""
+        return any(self._deep[state] or state + 1 < len(self._deep) for state in states)
+
+    def needle(self, states: States) -> bytes:
+        """Return bytes that are in every name which ends a match here."""
+        return self._needle if len(self._deep) - 1 in states else b""
+
+
+def _matcher(name: str, ignore_case: bool) -> Callable[[str], bool]:
+    flags = re.IGNORECASE if ignore_case else 0
+    matched = re.compile(fnmatch.translate(name), flags).match
+    return lambda text: matched(text) is not None
+
+
+def _longest(name: str) -> bytes:
+    """Return the longest run of bytes that every name has which a component matches."""
+    return os.fsencode(max(re.split(r"\[.*\]|[*?\[\]]", name), key=len))

@@ -1,0 +1,213 @@
+"""Where and when a path is in the generations of a service, and how it changed."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from castore.content.directories import read_file
+from castore.content.find import Damaged, Found, Version, find
+from castore.content.patterns import PathPattern
+from castore.errors import NotFoundError
+from castore.model.tree import Content
+from castore.services.plan import read_details
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.content.find import Seen
+    from castore.content.streams import StreamReader
+    from castore.model.generation import Generation, Part
+    from castore.model.tree import Entry
+
+Change: TypeAlias = Literal["", "added", "content", "metadata", "removed"]
+
+
+class Span(NamedTuple):
+    """Generations in a row that have the same version of a path."""
+
+    generations: list[Generation]
+    """The oldest first."""
+    entry: Entry | None
+    """None: of a dump, or where the path does not exist."""
+    size: int
+    change: Change = ""
+    """Against the span before; empty: not compared."""
+    exists: bool = True
+    follows: bool = False
+    """Whether the path existed in the generation before, too."""
+
+
+class Hit(NamedTuple):
+    """A path of a part on one host, and its versions."""
+
+    host: str
+    part: str
+    path: bytes
+    spans: list[Span]
+
+
+class _Series(NamedTuple):
+    """The generations of one host, oldest first."""
+
+    host: str
+    generations: list[Generation]
+
+
+def _series(generations: list[Generation]) -> list[_Series]:
+    hosts: dict[str, list[Generation]] = {}
+    for generation in sorted(generations, key=lambda one: one.number):
+        hosts.setdefault(generation.host, []).append(generation)
+    return [_Series(host, found) for host, found in hosts.items()]
+
+
+def _tree(generation: Generation, name: str) -> Part | None:
+    part = generation.part(name)
+    return part if part is not None and part.kind == "tree" else None
+
+
+def find_paths(
+    reader: StreamReader,
+    generations: list[Generation],
+    pattern: str,
+    *,
+    part: str = "",
+    ignore_case: bool = False,
+) -> Iterator[Hit | tuple[str, Damaged]]:
+    """Yield the paths of a service that match in any generation; and what could not be read, with its part.
+
+    pattern: an absolute path that begins with the path of a tree is taken relative to it. Raises UsageError,
+    IdentityError.
+    """
+    for host, series in _series(generations):
+        names = dict.fromkeys(one.name for g in series for one in g.parts if one.kind == "tree")
+        for name in names:
+            if part in {"", name}:
+                compiled = PathPattern(_relative(reader, series, name, pattern), ignore_case=ignore_case)
+                for found in _find(reader, series, name, compiled):
+                    if isinstance(found, Damaged):
+                        yield name, found
+                    else:
+                        yield Hit(host, name, found.path, list(_spans(series, found.versions)))
+
+
+def _relative(reader: StreamReader, series: list[Generation], name: str, pattern: str) -> str:
+    """Return a pattern relative to the tree's top, where it names the directory that the tree is of."""
+    if not pattern.startswith("/"):
+        return pattern
+    newest = next(one for one in reversed(series) if _tree(one, name))
+    origin = read_details(reader.store, newest).origins.get(name)
+    top = os.fsdecode(origin.path).rstrip("/") if origin is not None else ""
+    return pattern.removeprefix(top) if top and pattern.startswith(top + "/") else pattern
+
+
+def _find(
+    reader: StreamReader, series: list[Generation], name: str, pattern: PathPattern, *, exact: bool = False
+) -> Iterator[Found | Damaged]:
+    parts = [(one.time, _tree(one, name)) for one in series]
+    roots = [(time, part.content if part else None) for time, part in parts]
+    return find(reader, roots, pattern, exact=exact)
+
+
+def _spans(series: list[Generation], versions: list[Version]) -> Iterator[Span]:
+    """Yield what versions are, in generations; not where the path does not exist."""
+    ends = [version.first for version in versions[1:]] + [len(series)]
+    before = None
+    for (first, seen), end in zip(versions, ends, strict=True):
+        if seen is not None:
+            entry = seen.child.entry
+            yield Span(series[first:end], entry, entry.size, follows=before is not None)
+        before = seen
+
+
+def path_history(
+    reader: StreamReader, generations: list[Generation], name: str, path: str
+) -> Iterator[Hit | tuple[str, Damaged]]:
+    """Yield for each host how a part, or a path of it, changed from generation to generation.
+
+    Content of small files is compared byte by byte. Raises NotFoundError, IdentityError, DamageError.
+    """
+    if not any(generation.part(name) for generation in generations):
+        known = ", ".join(dict.fromkeys(part.name for one in generations for part in one.parts))
+        raise NotFoundError(f"no generation has a part {name!r}; the parts are: {known}")
+    there = False
+    for host, series in _series(generations):
+        if any(_tree(one, name) for one in series):
+            for found in _find(reader, series, name, PathPattern.literal(path), exact=True):
+                if isinstance(found, Damaged):
+                    yield name, found
+                else:
+                    there = True
+                    yield Hit(host, name, found.path, list(_changes(reader, series, found.versions)))
+        elif not path:
+            there = True
+            yield Hit(host, name, b"", list(_dump_changes(series, name)))
+    if not there:
+        raise NotFoundError(
+            f"no generation has {path!r} in the part {name!r}; 'castore find' searches for names"
+        )
+
+
+def _changes(
+    reader: StreamReader, series: list[Generation], versions: list[Version]
+) -> Iterator[Span]:
+    """Yield the versions of a path, each with how it differs from the one before."""
+    if versions[0].first:
+        yield Span(series[: versions[0].first], None, 0, exists=False)
+    ends = [version.first for version in versions[1:]] + [len(series)]
+    before: Seen | None = None
+    span: Span | None = None
+    for (first, seen), end in zip(versions, ends, strict=True):
+        change: Change = "added" if before is None else "removed"
+        if seen is not None and before is not None:
+            change = _change(reader, before, seen)
+        before = seen
+        if not change and span is not None:
+            span.generations.extend(series[first:end])
+            continue
+        if span is not None:
+            yield span
+        entry = seen.child.entry if seen is not None else None
+        span = Span(series[first:end], entry, entry.size if entry else 0, change, exists=entry is not None)
+    if span is not None:
+        yield span
+
+
+def _change(reader: StreamReader, before: Seen, after: Seen) -> Change:
+    """Return how two versions differ; of a directory, content is what is in it at any depth."""
+    old, new = before.child, after.child
+    one, other = old.entry, new.entry
+    otherwise: Change = "" if before.frame == after.frame else "metadata"
+    if (one.type, one.size, one.extra.target) != (other.type, other.size, other.extra.target):
+        return "content"
+    if (old.ref, old.offset) == (new.ref, new.offset):
+        return otherwise
+    if not other.is_file or (one.content == other.content == Content.OWN):
+        return "content"
+    same = b"".join(read_file(reader, old)) == b"".join(read_file(reader, new))
+    return otherwise if same else "content"
+
+
+def _dump_changes(series: list[Generation], name: str) -> Iterator[Span]:
+    """Yield the versions of a dump, by its reference."""
+    run: list[Generation] = []
+    before: Part | None = None
+    change: Change = ""
+    for generation in series:
+        part = generation.part(name)
+        if run and _is_same_dump(before, part):
+            run.append(generation)
+            continue
+        if run:
+            yield Span(run, None, before.size if before else 0, change, exists=before is not None)
+        change = "removed" if part is None else "added" if before is None else "content"
+        if part is None and not run:
+            change = ""
+        run, before = [generation], part
+    yield Span(run, None, before.size if before else 0, change, exists=before is not None)
+
+
+def _is_same_dump(one: Part | None, other: Part | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.root == other.root
