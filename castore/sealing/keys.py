@@ -398,6 +398,11 @@ class WriterKey:
         """The numbers that sketches are drawn with: 192 bytes."""
         return blake3(b"", key=derive("castore 1 sketch", self.ids)).digest(192)
 
+    def dump_key(self, service: str, part: str) -> str:
+        """Return a secret word for a dump program: the same each time for one part of one service."""
+        part_of = len(service.encode()).to_bytes(4, "little") + service.encode() + part.encode()
+        return blake3(part_of, key=derive("castore 1 dump", self.store_id + self.secret)).hexdigest()
+
     @property
     def id_keys(self) -> list[tuple[bytes, bytes]]:
         """The keys of ids of chunks and nodes: of those that are given now, then of former ones."""

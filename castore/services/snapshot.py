@@ -193,7 +193,8 @@ def _snapshot(
                     )
                 else:
                     parent = _last_part(store, service, name)
-                    root = _store_dump(store, session, source, parent, tally)
+                    secret = store.writer_key.dump_key(service, name)
+                    root = _store_dump(store, session, source, secret, parent, tally)
                 parts.append(_part(name, source, root, tally))
                 origins[name] = _dated(origin(source), source)
                 warnings += [(name, path, reason) for path, reason in tally.warnings]
@@ -317,14 +318,14 @@ def _last_part(store: Store, service: str, name: str) -> Part | None:
 
 
 def _store_dump(
-    store: Store, session: Session, source: Source, parent: Part | None, tally: Tally
+    store: Store, session: Session, source: Source, secret: str, parent: Part | None, tally: Tally
 ) -> Ref | None:
     roots: list[Ref | None] = []
     with Ingest(session, store.cutter, tally) as ingest, ExitStack() as stack:
         if parent is not None and parent.kind == "dump":
             ingest.compare_with(Parent(iter_runs_of_chunks(store, parent.content)))
         if isinstance(source, EngineSource):
-            readinto = stack.enter_context(source.engine.dump())
+            readinto = stack.enter_context(source.engine.stable_dump(secret))
         elif isinstance(source, StreamSource):
             readinto = _stream_reader(source)
         else:

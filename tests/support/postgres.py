@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _PROGRAMS = "/usr/lib/postgresql/*/bin"
 _PATIENCE = 60
+_RESTRICT_KEY = os.urandom(16).hex()
 _QUIET = (
     "listen_addresses=",
     "fsync=off",
@@ -210,7 +211,7 @@ class Postgres:
         dump = self._program("pg_dump")
         options = ["--clean", "--if-exists"]
         if "--restrict-key" in self._run([dump, "--help"]):  # else a random one is drawn for each dump
-            options.append("--restrict-key=castore")
+            options.append(f"--restrict-key={_RESTRICT_KEY}")
         return [dump, *self._connection(), *options, database]
 
     def restore_argv(self, database: str) -> list[str]:

@@ -11,12 +11,15 @@ import msgspec
 
 from castore.errors import ProgramError, UsageError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
+from castore.services.engines.mariadb import refusing_commands
+from castore.services.engines.postgresql_script import without_commands
 from castore.services.programs import feed, output_of, run_dump
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from contextlib import AbstractContextManager
 
-    from castore.services.engines.contract import Readinto
+    from castore.services.engines.contract import Bytes, Readinto
 
 _TABLES: Final = "SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
 _CLEARS: Final = ("--clean", "-c", "--data-only", "-a", "--create", "-C")
@@ -80,10 +83,23 @@ class Command(Engine, frozen=True):
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Feed the dump to its program."""
         del memo
-        feed(self.restore, contents.target(), timeout=self.timeout)
+        self._load(contents.target())
 
     def undo(self, memo: Memo, contents: Contents) -> None:
         """Feed the dump that was taken before to the program."""
         if SWITCHING not in memo:
             return
-        feed(self.restore, contents.before(), timeout=self.timeout)
+        self._load(contents.before())
+
+    def _load(self, chunks: Iterable[Bytes]) -> None:
+        """Feed a dump to its program; to a client of a database so that it runs no command in it."""
+        argv = list(self.restore)
+        name = os.path.basename(argv[0])
+        if any(os.path.basename(word) == "psql" for word in argv):
+            chunks = without_commands(chunks)
+        elif name in {"mariadb", "mysql"}:
+            at = argv.index("--") if "--" in argv else len(argv)
+            argv[at:at] = refusing_commands(argv[0])
+        elif name == "sqlite3" and b"-safe" in output_of([argv[0], "-help"]):
+            argv.insert(1, "-safe")
+        feed(argv, chunks, timeout=self.timeout)

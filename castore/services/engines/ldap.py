@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import itertools
 import os
 import re
 import shutil
@@ -20,11 +21,14 @@ from castore.services.regular import temporary_names
 from castore.storage.files import sync_restored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from castore.services.engines.contract import Readinto
 
 
+_BEGINNING: Final = 4096
+"""More than the name of an attribute with its options."""
+_READS_FILE: Final = re.compile(rb"[^:]*:[ \t\r]*<|include:", re.IGNORECASE)
 _END_SECONDS: Final = 5.0
 """How long slapd may take to be gone when `stop` has ended."""
 
@@ -117,7 +121,7 @@ class LDAP(Engine, frozen=True):
             program = self._program("slapadd")
             feed([program, "-F", config, "-n", "0"], ["\n\n".join(entries).encode()], timeout=self.timeout)
             argv = [program, "-q", "-F", config, "-b", self.suffix]
-            feed(argv, contents.target(), timeout=self.timeout, only=_plain)
+            feed(argv, without_files(contents.target()), timeout=self.timeout, only=_plain)
         finally:
             shutil.rmtree(config, ignore_errors=True)
 
@@ -178,6 +182,32 @@ class LDAP(Engine, frozen=True):
         data = os.path.join(folder, "data")
         self._load(data, os.path.join(folder, "conf"), contents._replace(target=counted))
         yield f"{count} entries taken by slapadd", {"PATH": data}
+
+
+def without_files(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """Yield LDIF line by line. Raises CastoreError where slapadd would read another file for it.
+
+    That is `attribute:< URL` and `include: URL`, each of which may be folded; slapcat writes neither.
+    """
+    rest, began = b"", b""
+    for chunk in itertools.chain(chunks, [None]):
+        rest += b"" if chunk is None else bytes(chunk)
+        lines = rest.split(b"\n")
+        # What follows the last end of a line is looked at with the next piece.
+        rest = lines.pop()
+        if chunk is None and rest:
+            lines.append(rest)
+        for line in lines:
+            folded = line.startswith(b" ")
+            began = (began + line[1:] if folded else line)[:_BEGINNING]
+            if _READS_FILE.match(began) or _READS_FILE.match(line) or b"\0" in line:
+                shown = line[:40].decode(errors="backslashreplace")
+                raise CastoreError(
+                    f"the LDIF has the line {shown!r}, by which slapadd would read another file, or stop "
+                    "reading: no such dump is loaded"
+                )
+        if lines:
+            yield b"\n".join(lines) + (b"" if chunk is None else b"\n")
 
 
 def _unfolded(ldif: bytes) -> str:

@@ -78,6 +78,21 @@ _KINDS: Final = {
 }
 
 
+def refusing_commands(client: str) -> list[str]:
+    """Return the options by which the client runs no command of a dump, and reads no local file for it.
+
+    Raises ProgramError for a client without such options.
+    """
+    usage = output_of([client, "--help"])
+    for option in (b"--sandbox", b"--binary-mode"):
+        # Older clients and MySQL's have the second only. It leaves DELIMITER, which routines need.
+        if re.search(rb"(?m)^ *(?:-\w, )?" + option + rb"\b", usage):
+            return [option.decode(), "--local-infile=0"]
+    raise ProgramError(
+        f"{client} has neither --sandbox nor --binary-mode: a dump could start programs; use a newer one"
+    )
+
+
 class _View(NamedTuple):
     """A view that the dump program does not take as it is: it, or whom it is run for, lacks something."""
 
@@ -139,6 +154,7 @@ class MariaDB(Engine, frozen=True):
                 if value is not None:
                     argv.append(f"--{option}={value}")
             if which == 1:
+                argv += refusing_commands(argv[0])
                 # Somebody's idle transaction would else hold it up for a day.
                 argv.append(f"--init-command=SET SESSION lock_wait_timeout = {_LOCK_SECONDS}")
             yield argv, kept

@@ -26,6 +26,7 @@ from castore.services.engines.contract import (
     refuse_filters,
     trailing,
 )
+from castore.services.engines.postgresql_script import guarded
 from castore.services.engines.postgresql_sql import (
     COLUMNS,
     PASSWORDS,
@@ -44,9 +45,10 @@ from castore.services.programs import feed, output_of, run_dump
 from castore.services.servers import give, running, socket_folder, unprivileged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
-    from castore.services.engines.contract import Readinto
+    from castore.services.engines.contract import Bytes, Readinto
     from castore.services.process import Filter
 
 _FILTERS: Final = (
@@ -56,8 +58,6 @@ _FILTERS: Final = (
 """Options of pg_dump that leave something out."""
 _ELSEWHERE: Final = ("-C", "--create")
 _WHOLE: Final = b"-- PostgreSQL database dump complete"
-_SAME_KEY: Final = "castore"
-"""pg_dump guards what it writes with a random word since 2025; a word that stays dedups."""
 
 
 @contextlib.contextmanager
@@ -225,11 +225,15 @@ class PostgreSQL(Engine, frozen=True):
             return ""
         return f"it was dumped from PostgreSQL {then}, and the server here is {now}: it may not take it"
 
-    @contextlib.contextmanager
-    def dump(self) -> Iterator[Readinto]:
+    def dump(self) -> AbstractContextManager[Readinto]:
         """Give a function that reads what pg_dump writes."""
+        return self.stable_dump("")
+
+    @contextlib.contextmanager
+    def stable_dump(self, secret: str) -> Iterator[Readinto]:
+        """Give a function that reads what pg_dump writes, guarded by a word that stays the same."""
         program = self._program("pg_dump")
-        argv = [program, *self._where(), "--format=plain", *self._same_key(program), *self.options]
+        argv = [program, *self._where(), "--format=plain", *_key(program, secret), *self.options]
         argv.append(dbname_argument(self.database))
         properties = self._properties() or {}
         with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
@@ -253,9 +257,13 @@ class PostgreSQL(Engine, frozen=True):
                 role["password"] = hashes.get(role["name"])
         return told
 
-    def _same_key(self, program: str) -> Sequence[str]:
-        usage = output_of([program, "--help"])
-        return (f"--restrict-key={_SAME_KEY}",) if b"--restrict-key" in usage else ()
+    def _load_into(self, database: str, chunks: Iterable[Bytes], *, stops: bool = True) -> None:
+        """Feed a dump to psql, which runs no command in it. stops: at the first error."""
+        argv = [*self._psql(database), "--output=/dev/null"]
+        if not stops:
+            argv.append("--set=ON_ERROR_STOP=0")
+        script = guarded(argv[0], chunks, stops=stops)
+        feed(argv, script, env=self._env(), timeout=self.timeout, only=plain)
 
     def ready(self) -> None:
         """See whether the server answers, and a roll-back would bring all back."""
@@ -280,8 +288,7 @@ class PostgreSQL(Engine, frozen=True):
             sql = creation(new, was, version)
         self._query(sql + ";")
         # Not as one transaction: where there are large objects, pg_dump brings some of its own.
-        argv = [*self._psql(new), "--output=/dev/null"]
-        feed(argv, contents.target(), env=self._env(), timeout=self.timeout, only=plain)
+        self._load_into(new, contents.target())
         self._query("ANALYZE;", database=new)
         if was is not None:
             with _valid_record():
@@ -359,8 +366,7 @@ class PostgreSQL(Engine, frozen=True):
                 own._query("DROP DATABASE IF EXISTS drill;")
                 own._query("CREATE DATABASE drill TEMPLATE template0 ENCODING 'UTF8';")
                 try:
-                    argv = [*own._psql("drill"), "--output=/dev/null"]
-                    feed(argv, contents.target(), env=own._env(), timeout=self.timeout, only=plain)
+                    own._load_into("drill", contents.target())
                     break
                 except ProgramError as error:
                     # Roles are the server's, not the database's: they are not in its dump.
@@ -453,6 +459,16 @@ def _created_role(line: bytes) -> str | None:
     return (found[1].replace('""', '"') if found[1] else found[2]) if found else None
 
 
+def _key(program: str, secret: str) -> tuple[str, ...]:
+    """Return the option of pg_dump or pg_dumpall that names the word between restricted parts.
+
+    It has to be secret: a server that knows it can put commands for psql into the dump.
+    """
+    if not secret or b"--restrict-key" not in output_of([program, "--help"]):
+        return ()
+    return (f"--restrict-key={secret}",)
+
+
 class PostgreSQLRoles(PostgreSQL, frozen=True):
     """The roles of a cluster, with their passwords as the server keeps them, and tablespaces.
 
@@ -469,10 +485,10 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         return {}
 
     @contextlib.contextmanager
-    def dump(self) -> Iterator[Readinto]:
+    def stable_dump(self, secret: str) -> Iterator[Readinto]:
         """Give a function that reads what pg_dumpall writes of all but databases."""
         program = self._program("pg_dumpall")
-        argv = [program, *self._where(), "--globals-only", *self._same_key(program)]
+        argv = [program, *self._where(), "--globals-only", *_key(program, secret)]
         with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
             yield trailing(readinto, b"-- PostgreSQL database cluster dump complete", program)
 
@@ -506,14 +522,12 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
     def finish(self, memo: Memo) -> None:
         """Nothing was replaced."""
 
-    def _load(self, chunks: Iterable[bytes | memoryview]) -> None:
-        argv = [*self._psql(self._elsewhere), "--output=/dev/null"]
-        # A tablespace that exists cannot be made: that is no failure.
-        argv = [one for one in argv if one != "--set=ON_ERROR_STOP=1"]
+    def _load(self, chunks: Iterable[Bytes]) -> None:
         there = self._roles()
         lines = b"".join(map(bytes, chunks)).splitlines(keepends=True)
         wanted = [line for line in lines if _created_role(line) not in there]
-        feed(argv, wanted, env=self._env(), timeout=self.timeout, only=plain)
+        # A tablespace that exists cannot be created: that is no failure.
+        self._load_into(self._elsewhere, wanted, stops=False)
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:

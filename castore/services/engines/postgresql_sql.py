@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from castore.errors import CastoreError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -48,15 +50,27 @@ _LISTS: Final = ("search_path", "temp_tablespaces", "unix_socket_directories")
 """Settings that are lists, as is every one that ends in _libraries."""
 
 
+_RIGHTS: Final = {"CREATE", "CONNECT", "TEMPORARY"}
+"""Privileges on a database."""
+
+
 def quoted_name(name: str) -> str:
-    """Return a name as SQL has it."""
+    """Return a name as SQL has it. Raises CastoreError for one that no name can be."""
+    _refuse_zero(name)
     return '"' + name.replace('"', '""') + '"'
 
 
 def quoted_text(text: str) -> str:
-    """Return a text as SQL has it."""
+    """Return a text as SQL has it. Raises CastoreError for one that no text can be."""
+    _refuse_zero(text)
     quoted = text.replace("'", "''").replace("\\", "\\\\")
     return f"E'{quoted}'" if "\\" in text else f"'{quoted}'"
+
+
+def _refuse_zero(text: str) -> None:
+    """Raise CastoreError for a zero byte: psql reads a line up to it, and the next with a quote open."""
+    if "\0" in text:
+        raise CastoreError(f"the first line of the dump has a zero byte in {text!r}: it is damaged")
 
 
 def dbname_argument(database: str) -> str:
@@ -151,6 +165,8 @@ def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
         yield f"REVOKE ALL ON {database} FROM PUBLIC"
         yield f"REVOKE ALL ON {database} FROM {quoted_name(was['owner'])}"
     for role, right, grantable in was["rights"] or ():
+        if right not in _RIGHTS:
+            raise CastoreError(f"the first line of the dump grants {right!r}, not a right to a database")
         if role is None or role in roles:
             option = " WITH GRANT OPTION" if grantable else ""
             yield f"GRANT {right} ON {database} TO {'PUBLIC' if role is None else quoted_name(role)}{option}"

@@ -1,0 +1,327 @@
+"""A stored dump that somebody filled with commands: no engine runs them, in a rollback or in a drill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sqlite3
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from castore.content.attributes import Ownership
+from castore.errors import CastoreError
+from castore.services import drill
+from castore.services.config import Service
+from castore.services.engines.command import Command
+from castore.services.engines.contract import Contents, Engine
+from castore.services.engines.ldap import LDAP, without_files
+from castore.services.engines.mariadb import MariaDB
+from castore.services.engines.postgresql import PostgreSQL, PostgreSQLRoles
+from castore.services.engines.redis import Redis
+from castore.services.engines.sqlite import SQLite
+from castore.services.snapshot import EngineSource
+from tests.support.mariadb import MariaDBServer
+from tests.support.postgres import Postgres
+from tests.support.stores import Lab
+
+END = b"\n--\n-- PostgreSQL database dump complete\n--\n\n"
+PSQL = {
+    "alone": b"\\! touch MARK\n",
+    "with its own key": b"\\restrict castore\n\n\\unrestrict castore\n\\! touch MARK\n",
+    "after a pair around nothing": b"\\restrict a\nSELECT 1;\n\\unrestrict a\n\\! touch MARK\n\\unrestrict a\n",
+    "in a query": b"SELECT 1 \\g |touch MARK\n",
+    "after COPY data": b"CREATE TABLE x (a text);\nCOPY x FROM stdin;\n1\n\\.\n\\! touch MARK\n",
+    "in the data of a COPY that fails": b"COPY missing FROM stdin;\n\\! touch MARK\n\\.\n",
+    "by a backtick": b"\\set x `touch MARK`\n",
+    "as the output": b"\\o |touch MARK\nSELECT 1;\n",
+}
+MYSQL = {
+    "backslash": b"\\! touch MARK\n",
+    "system": b"system touch MARK\n",
+    "after a statement": b"SELECT 1; system touch MARK;\n",
+    "after a row": b"INSERT INTO t VALUES ('a'); \\! touch MARK\nINSERT INTO t VALUES ('b');\n",
+    "after a comment": b"/* c */ system touch MARK;\n",
+    "tee": b"tee MARK\nSELECT 1;\n",
+    "source": b"source SCRIPT\n",
+    "with another delimiter": b"DELIMITER ;;\nSELECT 1;; system touch MARK;;\n",
+    "a local file": b"LOAD DATA LOCAL INFILE 'SCRIPT' INTO TABLE t;\n",
+}
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[MariaDBServer]:
+    with MariaDBServer() as server:
+        yield server
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that servers of other users can reach, as they cannot reach pytest's."""
+    folder = Path(tempfile.mkdtemp(prefix="castore-hostile-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def mark() -> Iterator[Path]:
+    """A file that a command makes, if one is run."""
+    folder = Path(tempfile.mkdtemp(prefix="castore-mark-", dir="/tmp"))
+    folder.chmod(0o777)
+    yield folder / "ran"
+    left = list(folder.iterdir())
+    shutil.rmtree(folder)
+    assert left == []
+
+
+def try_all(engine: Engine, dump: bytes, *, drilled: bool = True) -> list[str]:
+    """Roll back to a dump, and drill it; return what was said."""
+    contents = Contents(lambda: [dump], lambda: [dump])
+    said = []
+    memo = engine.begin()
+    try:
+        with contextlib.suppress(CastoreError):
+            engine.ready()
+        try:
+            engine.stage(memo, contents)
+            engine.switch(memo, contents)
+        except CastoreError as error:
+            said.append(str(error))
+    finally:
+        engine.undo(memo, contents)
+    if not drilled:
+        return said
+    with drill_folder() as folder:
+        try:
+            with engine.drill(folder, contents):
+                pass
+        except CastoreError as error:
+            said.append(str(error))
+    assert "did not start" not in "".join(said)
+    assert "Permission denied" not in "".join(said)
+    return said
+
+
+@contextlib.contextmanager
+def drill_folder() -> Iterator[str]:
+    """Make a directory that a server of another user can reach."""
+    top = tempfile.mkdtemp(prefix="castore-hostile-", dir="/tmp")
+    try:
+        os.chmod(top, 0o711)
+        folder = os.path.join(top, "drill")
+        os.mkdir(folder, 0o711)
+        yield folder
+    finally:
+        shutil.rmtree(top)
+
+
+def wrapped(folder: Path, real: str, hidden: str, name: str) -> str:
+    """Make a directory of programs in which one does not know an option; return it."""
+    folder.mkdir()
+    folder.chmod(0o755)
+    for path in Path(real).iterdir():
+        (folder / path.name).symlink_to(path)
+    program = folder / name
+    program.unlink()
+    program.write_text(
+        f'#!/bin/sh\ncase "$1" in --help*) {real}/{name} "$@" | grep -v -e "{hidden}"; exit;; esac\nexec {real}/{name} "$@"\n'
+    )
+    program.chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["psql with restrict", "older psql"])
+def test_a_postgresql_dump_runs_no_command(postgres: Postgres, mark: Path, public: Path, old: bool):
+    programs = wrapped(public / "bin", postgres.programs, "restrict", "psql") if old else postgres.programs
+    postgres.createdb("victim")
+    try:
+        engine = PostgreSQL(database="victim", host=postgres.socket_folder, user="postgres", program_path=programs)
+        for name, script in PSQL.items():
+            drilled = name in {"alone", "with its own key"}  # a server of its own takes a second
+            dump = script.replace(b"MARK", str(mark).encode()) + END
+            assert len(try_all(engine, dump, drilled=drilled)) == 1 + drilled, name
+            assert not mark.exists(), name
+        roles = PostgreSQLRoles(host=postgres.socket_folder, user="postgres", program_path=programs)
+        for name, script in PSQL.items():
+            try_all_roles(roles, script.replace(b"MARK", str(mark).encode()))
+            assert not mark.exists(), name
+    finally:
+        postgres.dropdb("victim")
+
+
+def try_all_roles(roles: PostgreSQLRoles, dump: bytes) -> None:
+    contents = Contents(lambda: [b"CREATE ROLE hostile; \n" + dump], lambda: [dump])
+    with contextlib.suppress(CastoreError):
+        roles.switch({}, contents)
+    with contextlib.suppress(CastoreError):
+        roles.stage({}, Contents(lambda: [b"CREATE ROLE hostile; " + dump], lambda: [dump]))
+
+
+def test_the_word_in_a_postgresql_dump_is_secret_and_stays(postgres: Postgres, tmp_path: Path):
+    postgres.createdb("worded")
+    try:
+        engine = PostgreSQL(database="worded", host=postgres.socket_folder, user="postgres", program_path=postgres.programs)
+        words = []
+        for lab in (Lab(tmp_path / "one"), Lab(tmp_path / "two")):
+            for service, part in (("s", "db"), ("s", "db"), ("s", "other"), ("t", "db")):
+                lab.snapshot(service, {part: EngineSource("postgresql", engine)})
+                number = max(one.number for one in lab.open(identity=False).generations(service))
+                lab.restore(f"{service}@{number}:{part}", tmp_path / "out")
+                text = (tmp_path / "out" / part).read_text()
+                shutil.rmtree(tmp_path / "out")
+                (word,) = {line.split()[1] for line in text.splitlines() if line.startswith(("\\restrict ", "\\unrestrict "))}
+                words.append(word)
+        assert words[0] == words[1]
+        assert words[4] == words[5]
+        assert len(set(words)) == 6
+        assert all(len(word) == 64 for word in words)
+    finally:
+        postgres.dropdb("worded")
+
+
+def test_the_first_line_of_a_postgresql_dump_grants_rights_only():
+    from castore.services.engines.postgresql_sql import adornments, quoted_text
+
+    was = {"settings": None, "datconnlimit": -1, "comment": None, "restricted": False, "rights": [[None, "CONNECT ON DATABASE x TO y; \\! touch x --", False]]}
+    with pytest.raises(CastoreError, match="not a right to a database"):
+        list(adornments("new", was, set()))
+    with pytest.raises(CastoreError, match="zero byte"):
+        quoted_text("a\0b")
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["client with a sandbox", "older client"])
+def test_a_mariadb_dump_runs_no_command(mariadb: MariaDBServer, mark: Path, public: Path, old: bool):
+    name = f"victim{random.randrange(10**9)}"
+    mariadb.sql(f"CREATE DATABASE {name}; CREATE TABLE {name}.t (a text)")
+    programs = wrapped(public / "bin", "/usr/bin", "--sandbox", "mariadb") if old else None
+    script = public / "script"
+    script.write_text(f"\\! touch {mark}\n")
+    script.chmod(0o644)
+    engine = MariaDB(database=name, socket=mariadb.socket, user="root", program_path=programs)
+    table = b"CREATE TABLE t (a text);\n"
+    for case, text in MYSQL.items():
+        dump = table + text.replace(b"MARK", str(mark).encode()).replace(b"SCRIPT", str(script).encode())
+        drilled = case in {"backslash", "a local file"}
+        assert len(try_all(engine, dump, drilled=drilled)) == 1 + drilled, case
+        assert not mark.exists(), case
+    view = f'-- castore: {{"views": [["v", "CREATE VIEW v AS SELECT 1; system touch {mark};", false]]}}\n'.encode()
+    assert len(try_all(engine, view + table)) == 2
+    mariadb.sql(f"DROP DATABASE {name}")
+
+
+def test_a_mariadb_client_that_cannot_refuse_commands_is_not_used(mariadb: MariaDBServer, public: Path):
+    programs = wrapped(public / "bin", "/usr/bin", "--sandbox\\|--binary-mode", "mariadb")
+    with pytest.raises(CastoreError, match="neither --sandbox nor --binary-mode"):
+        MariaDB(database="mysql", socket=mariadb.socket, user="root", program_path=programs).check()
+
+
+EXTENSION = """
+#include <fcntl.h>
+__attribute__((constructor)) static void run(void) { open("MARK", O_CREAT | O_WRONLY, 0644); }
+int sqlite3_extension_init(void *a, void *b, void *c) { return 0; }
+"""
+
+
+def test_a_sqlite_database_loads_no_extension(mark: Path, tmp_path: Path):
+    source, library, path = tmp_path / "e.c", tmp_path / "e.so", tmp_path / "live.db"
+    source.write_text(EXTENSION.replace("MARK", str(mark)))
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    for made in ("CREATE TABLE t (a CHECK (load_extension('LIB') IS NULL))", "CREATE TABLE t (a, b AS (load_extension('LIB')))"):
+        hostile = tmp_path / "hostile.db"
+        with contextlib.closing(sqlite3.connect(hostile)) as database:
+            database.executescript("CREATE TABLE t (a); INSERT INTO t VALUES (1); PRAGMA writable_schema = ON")
+            database.execute("UPDATE sqlite_schema SET sql = ?", (made.replace("LIB", str(library)),))
+            database.commit()
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.executescript("CREATE TABLE IF NOT EXISTS live (a)")
+        try_all(SQLite(path=str(path)), hostile.read_bytes())
+        hostile.unlink()
+        assert not mark.exists()
+
+
+@pytest.mark.parametrize("line", ["description:< file://FILE", "description: < file://FILE", "desc\n ription:\n < file://FILE", "include: file://FILE", "inc\n lude: file://FILE"])
+@pytest.mark.parametrize("size", [1, 5, 10_000])
+def test_ldif_reads_no_other_file(line: str, size: int):
+    text = f"dn: cn=x\nobjectClass: person\ndescription: a <b\n # c:<d\n{line}\n\n".encode()
+    with pytest.raises(CastoreError, match="read another file"):
+        list(without_files(text[at : at + size] for at in range(0, len(text), size)))
+
+
+def test_harmless_ldif_passes_unchanged():
+    text = b"dn: cn=x\ndescription: a:<b\n\njpegPhoto:: AAAA\n BBBB\nseeAlso: ldap:///<\nlast: without end"
+    for size in (1, 3, 1000):
+        assert b"".join(without_files(text[at : at + size] for at in range(0, len(text), size))) == text
+
+
+def test_slapadd_does_not_put_a_local_file_into_the_directory(tmp_path: Path):
+    if shutil.which("slapadd", path="/usr/sbin:/usr/bin:" + os.environ["PATH"]) is None:
+        pytest.skip("there is no slapadd")
+    secret, conf, data = tmp_path / "secret", tmp_path / "conf", tmp_path / "data"
+    secret.write_text("a secret")
+    conf.mkdir()
+    data.mkdir()
+    config = (
+        "dn: cn=config\nobjectClass: olcGlobal\ncn: config\n\ndn: cn=module,cn=config\nobjectClass: olcModuleList\ncn: module\n"
+        "olcModulePath: /usr/lib/ldap\nolcModuleLoad: back_mdb\n\ndn: cn=schema,cn=config\nobjectClass: olcSchemaConfig\ncn: schema\n\n"
+        "include: file:///etc/ldap/schema/core.ldif\n\ndn: olcDatabase=mdb,cn=config\nobjectClass: olcDatabaseConfig\nobjectClass: olcMdbConfig\n"
+        f"olcDatabase: mdb\nolcSuffix: dc=x\nolcDbDirectory: {data}\n"
+    )
+    subprocess.run(["/usr/sbin/slapadd", "-F", str(conf), "-n", "0"], input=config.encode(), check=True, capture_output=True)
+    dump = f"dn: dc=x\nobjectClass: dcObject\nobjectClass: organization\ndc: x\no: x\ndescription:< file://{secret}\n\n".encode()
+    said = try_all(LDAP(suffix="dc=x", config=str(conf)), dump)
+    assert len(said) == 2
+    assert all("read another file" in one for one in said)
+
+
+def test_a_redis_file_that_is_none_is_refused_in_a_server_of_its_own(mark: Path, tmp_path: Path):
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server")
+    dump = b"REDIS0009\xfa\nredis-ver\x056.0.0" + f"\n\\! touch {mark}\nEVAL \"os.execute('touch {mark}')\" 0\n".encode()
+    with drill_folder() as folder, pytest.raises(CastoreError, match="did not start"):
+        with Redis().drill(folder, Contents(lambda: [dump], lambda: [dump])):
+            pass
+
+
+@pytest.mark.parametrize("program", ["psql", "mariadb", "sqlite3"])
+def test_a_client_that_a_user_names_runs_no_command_either(
+    program: str, postgres: Postgres, mariadb: MariaDBServer, mark: Path, tmp_path: Path
+):
+    restore = {
+        "psql": (f"{postgres.programs}/psql", "-X", "-h", postgres.socket_folder, "-U", "postgres", "-d", "postgres"),
+        "mariadb": ("mariadb", "--no-defaults", f"--socket={mariadb.socket}", "--user=root", "mysql"),
+        "sqlite3": ("sqlite3", str(tmp_path / "x.db")),
+    }[program]
+    text = {"psql": "\\! touch MARK\n", "mariadb": "system touch MARK\n", "sqlite3": ".shell touch MARK\n"}[program]
+    dump = text.replace("MARK", str(mark)).encode()
+    engine = Command(program=("true",), restore=restore)
+    with pytest.raises(CastoreError):
+        engine.switch({}, Contents(lambda: [dump], lambda: [dump]))
+
+
+def test_a_hostile_dump_in_a_store_is_not_drilled(postgres: Postgres, mark: Path, public: Path, tmp_path: Path):
+    lab = Lab(tmp_path / "lab")
+    hostile = public / "pg_dump"
+    hostile.write_text(f"#!/bin/sh\n[ \"$1\" = --help ] && exit\ncat <<'X'\n\\! touch {mark}\n{END.decode()}\nX\n")
+    for path in Path(postgres.programs).iterdir():
+        if path.name != "pg_dump":
+            (public / path.name).symlink_to(path)
+    hostile.chmod(hostile.stat().st_mode | stat.S_IXUSR)
+    engine = PostgreSQL(database="postgres", host=postgres.socket_folder, user="postgres", program_path=str(public))
+    taken = lab.snapshot("s", {"db": EngineSource("postgresql", engine)})
+    with lab.open() as store, pytest.raises(CastoreError, match="s@1:db: "):
+        drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0))
+    with pytest.raises(CastoreError):
+        lab.roll_back(1, with_safety=False)
