@@ -25,7 +25,7 @@ from castore.content.removing import remove, remove_tree
 from castore.errors import CastoreError, UsageError
 from castore.kernel.files import sync_file_system
 from castore.model.tree import Entry, Owners
-from castore.storage.files import sync_restored
+from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,8 +101,8 @@ class Aside:
             os.fsync(file)
         finally:
             os.close(file)
-        sync_restored(fd)
-        sync_restored(top)
+        sync_if_supported(fd)
+        sync_if_supported(top)
         return fd
 
     @property
@@ -305,7 +305,7 @@ class Aside:
         for below in map(os.fsencode, os.listdir(self._fd)):
             if below != _JOURNAL:
                 remove(below, self._fd)
-        sync_restored(self._fd)
+        sync_if_supported(self._fd)
         remove_tree(self._name, self._top)
 
 

@@ -14,7 +14,7 @@ from castore.content.live import OPEN_FILE
 from castore.content.removing import remove
 from castore.content.restore import TreeWriter, named
 from castore.errors import CastoreError, DamageError
-from castore.storage.files import sync_restored
+from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
     from castore.content.attributes import Ownership
@@ -67,7 +67,7 @@ def _do(
     try:
         _make(writer, top, new, name, child)
         _exchange(top, new, name)
-        sync_restored(top)
+        sync_if_supported(top)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             remove(new, top)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from castore.errors import CastoreError
 from castore.model.generation import FileOwner, Origin
-from castore.storage.files import sync_restored
+from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -67,7 +67,7 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
         try:
             os.mkdir(path, 0o700)
             give(path, one, ownership)
-            sync_restored(os.path.dirname(path))
+            sync_if_supported(os.path.dirname(path))
         except OSError as error:
             raise CastoreError(
                 f"cannot make the directory {path}, of a part: {error.strerror}; make it and try again"

@@ -24,7 +24,7 @@ from castore.services.events import event
 from castore.services.programs import run
 from castore.services.regular import temporary_names
 from castore.services.snapshot import EngineSource, engine_of
-from castore.storage.files import sync_restored
+from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -264,7 +264,7 @@ class TreeRemoval(Change):
         if work is None or self._whole:
             try:
                 os.rename(live, old)
-                sync_restored(os.path.dirname(live))
+                sync_if_supported(os.path.dirname(live))
             except OSError as error:
                 if work is None or error.errno not in aside.UNMOVABLE:
                     raise CastoreError(
@@ -288,7 +288,7 @@ class TreeRemoval(Change):
         try:
             if os.path.lexists(old):
                 os.rename(old, live)
-                sync_restored(os.path.dirname(live))
+                sync_if_supported(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(
                 f"{live} could not be restored ({error.strerror}): its previous state is in {old}"

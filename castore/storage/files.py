@@ -28,11 +28,11 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
-def sync_restored(directory: str | int) -> None:
-    """Make durable which names a live directory holds, where its file system can. Raises OSError.
+def sync_if_supported(directory: str | int) -> None:
+    """Make durable which names a directory holds, where its file system can. Raises OSError.
 
-    directory: its path, or the open directory. Some network and FUSE file systems answer EINVAL or ENOTSUP:
-    what is restored there is no less complete.
+    directory: its path, or the open directory. Some network and FUSE file systems answer EINVAL or ENOTSUP.
+    That is accepted for live and machine state; a store needs `sync_directory`.
     """
     try:
         if isinstance(directory, int):

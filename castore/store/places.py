@@ -10,7 +10,7 @@ from typing import Final
 from blake3 import blake3
 
 from castore.errors import StorageError
-from castore.storage.local import sync_directory
+from castore.storage.files import sync_if_supported
 
 _WRITER_KEY: Final = "writer.key"
 _PLACES: Final = "places"
@@ -111,7 +111,7 @@ def make_private_directory(path: str) -> None:
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(step, 0o700)
-            sync_directory(os.path.dirname(step))
+            sync_if_supported(os.path.dirname(step))
         except OSError as error:
             raise refusal("make the directory", step, error) from error
 
@@ -134,9 +134,9 @@ def write_private(path: str, data: bytes) -> None:
         finally:
             os.close(descriptor)
         os.rename(part, path)
-        sync_directory(folder)
+        sync_if_supported(folder)
         # Whoever made the folder may have been killed before its name was synced.
-        sync_directory(os.path.dirname(folder))
+        sync_if_supported(os.path.dirname(folder))
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(part)

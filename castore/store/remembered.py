@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from castore.errors import StorageError
-from castore.storage.local import sync_directory
+from castore.storage.files import sync_if_supported
 from castore.store.ages import Ages
 from castore.store.eventlog import EventLog
 from castore.store.locks import named_lock
@@ -107,7 +107,7 @@ class Remembered:
         path = self._state_file("rollbacks", service)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-            sync_directory(os.path.dirname(path))
+            sync_if_supported(os.path.dirname(path))
 
     def undo_number(self, service: str) -> int | None:
         """Return the generation that the last roll-back of a service kept; None if it kept none."""

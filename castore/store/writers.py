@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, IdentityError, StorageError, UsageError
 from castore.sealing import WriterKey
-from castore.storage.local import sync_directory
+from castore.storage.files import sync_if_supported
 from castore.store.keyring import wrong_identity
 from castore.store.places import read_private, refusal, write_private
 
@@ -51,7 +51,7 @@ def drop_next(path: str) -> None:
     """Remove the key that was about to take the place of that at `path`, if there is one."""
     try:
         os.unlink(next_of(path))
-        sync_directory(os.path.dirname(path))
+        sync_if_supported(os.path.dirname(path))
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -16,13 +16,13 @@ from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
 
-def without_sync(monkeypatch: pytest.MonkeyPatch, top: Path, code: int) -> None:
-    """Let fsync of directories below `top` fail."""
+def without_sync(monkeypatch: pytest.MonkeyPatch, tops: list[Path], code: int) -> None:
+    """Let fsync of directories below `tops` fail."""
     real = os.fsync
 
     def fsync(fd: int) -> None:
         where = os.readlink(f"/proc/self/fd/{fd}")
-        if stat.S_ISDIR(os.fstat(fd).st_mode) and (where + "/").startswith(f"{top}/"):
+        if stat.S_ISDIR(os.fstat(fd).st_mode) and any((where + "/").startswith(f"{top}/") for top in tops):
             raise OSError(code, os.strerror(code))
         real(fd)
 
@@ -44,7 +44,7 @@ def test_live_state_is_restored_where_directories_cannot_be_synced(
     }
     lab.snapshot("s", sources)
     before = walk(live)
-    without_sync(monkeypatch, tmp_path / "files", code)
+    without_sync(monkeypatch, [tmp_path / "files", tmp_path / "lab" / "state", tmp_path / "lab" / "cache"], code)
     (live / "sub" / "file").write_text("changed, and longer")
     (tmp_path / "files" / "dump").write_text("changed")
     lab.roll_back(1, Service())
@@ -60,6 +60,6 @@ def test_live_state_is_restored_where_directories_cannot_be_synced(
 def test_a_store_says_that_its_file_system_cannot_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(tmp_path / "lab", average=4096)
     (tmp_path / "live").mkdir()
-    without_sync(monkeypatch, lab.store, errno.EINVAL)
+    without_sync(monkeypatch, [lab.store], errno.EINVAL)
     with pytest.raises(StorageError, match="does not support fsync"):
         lab.snapshot("s", {"t": castore.TreeSource(str(tmp_path / "live"))})

@@ -12,7 +12,7 @@ from castore.content.sparse import write_sparse
 from castore.errors import CastoreError, UsageError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.regular import descriptor_of, kind_of, refuse_irregular, temporary_names
-from castore.storage.files import sync_restored
+from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +106,7 @@ class File(Engine, frozen=True):
         try:
             self._move_aside(memo)
             os.rename(new, live)
-            sync_restored(os.path.dirname(live))
+            sync_if_supported(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(f"cannot exchange {live}: {error.strerror}") from error
 
@@ -114,7 +114,7 @@ class File(Engine, frozen=True):
         """Move the live file aside."""
         try:
             self._move_aside(memo)
-            sync_restored(os.path.dirname(memo["path"]))
+            sync_if_supported(os.path.dirname(memo["path"]))
         except OSError as error:
             raise CastoreError(f"cannot move {memo['path']} aside: {error.strerror}") from error
 
@@ -139,7 +139,7 @@ class File(Engine, frozen=True):
                 if not os.path.lexists(live + ending):
                     _rename(old + ending, live + ending)
             self._remove(new, ("", *self.beside))
-            sync_restored(os.path.dirname(live))
+            sync_if_supported(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(
                 f"{live} could not be put back ({error.strerror}): what it was is in {old}"

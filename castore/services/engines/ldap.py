@@ -18,7 +18,7 @@ from castore.errors import CastoreError, ProgramError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.programs import feed, output_of, run_dump
 from castore.services.regular import temporary_names
-from castore.storage.files import sync_restored
+from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -135,7 +135,7 @@ class LDAP(Engine, frozen=True):
             if os.path.isdir(memo["live"]):
                 os.rename(memo["live"], memo["old"])
             os.rename(memo["new"], memo["live"])
-            sync_restored(os.path.dirname(memo["live"]))
+            sync_if_supported(os.path.dirname(memo["live"]))
         except OSError as error:
             raise CastoreError(f"cannot exchange {memo['live']}: {error.strerror}") from error
 
@@ -153,7 +153,7 @@ class LDAP(Engine, frozen=True):
             for made in (new, f"{new}.conf"):
                 if os.path.isdir(made):
                     shutil.rmtree(made)
-            sync_restored(os.path.dirname(live))
+            sync_if_supported(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(
                 f"{live} could not be put back ({error.strerror}): what it was is in {old}"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import lmdb
 
-from castore.storage.local import sync_directory
+from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -258,7 +258,7 @@ class Environment:
                         kept_in_place(self.path, fcntl.LOCK_EX),
                     ):
                         os.rename(self.path, olds[-1])
-                sync_directory(os.path.dirname(self.path))
+                sync_if_supported(os.path.dirname(self.path))
             self.close()
             with kept_in_place(self.path, fcntl.LOCK_SH):
                 self._take(self.path, durable=True)
