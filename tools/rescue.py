@@ -385,6 +385,9 @@ class Stream:  # the bytes of a stream, in order
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        sys.exit(0)
     need(len(sys.argv) in {4, 7} and sys.argv[2] == "--identity", __doc__, 2)
     _, path, _, identity, *wanted = sys.argv
     sys.setrecursionlimit(1_000_000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import text
@@ -10,16 +10,18 @@ from castore.model.names import short_revision
 
 if TYPE_CHECKING:
     from castore.model.events import Event
-    from castore.model.generation import Generation
+    from castore.model.generation import Generation, Part
 
 
 _Drills = Mapping[tuple[str, int], "Event"]
 
 
-def plain(generation: Generation, drilled: _Drills | None = None) -> dict[str, Any]:
+def plain(
+    generation: Generation, drilled: _Drills | None = None, pins: Mapping[int, str] | None = None
+) -> dict[str, Any]:
     """Return a generation as JSON tells it: times in nanoseconds since 1970, sizes in bytes.
 
-    drilled: the last drills, by service and number.
+    drilled: the last drills, by service and number. pins: notes of the service's pins, by number.
     """
     last = (drilled or {}).get((generation.service, generation.number))
     return {
@@ -32,6 +34,8 @@ def plain(generation: Generation, drilled: _Drills | None = None) -> dict[str, A
         "parent": generation.parent,
         "safety": generation.safety,
         "interrupted": generation.interrupted,
+        "pinned": None if pins is None else generation.number in pins,
+        "pin_note": None if pins is None else pins.get(generation.number),
         "partial": generation.partial,
         "lacks": list(generation.lacks),
         "duration": generation.duration,
@@ -72,8 +76,13 @@ def describe(generation: Generation) -> str:
     )
 
 
-def table(generations: list[Generation], drilled: _Drills) -> str:
-    """Return the table of `castore log`; when each was last drilled, if any was."""
+def table(
+    generations: list[Generation], drilled: _Drills, pinned: Mapping[str, Mapping[int, str]]
+) -> str:
+    """Return the table of `castore log`; when each was last drilled, if any was.
+
+    pinned: notes of pins, by service and number.
+    """
     rows = []
     for generation in generations:
         total = new = stored = missed = 0
@@ -91,6 +100,9 @@ def table(generations: list[Generation], drilled: _Drills) -> str:
             names += " (partial)"
         if missed:
             names += " (incomplete)"
+        if generation.number in pinned[generation.service]:
+            note = pinned[generation.service][generation.number]
+            names += f" (pinned: {text.printable(note)})" if note else " (pinned)"
         rows.append([
             generation.service,
             str(generation.number),
@@ -110,10 +122,10 @@ def table(generations: list[Generation], drilled: _Drills) -> str:
     return text.table(rows, header=header, right={1, 5, 6, 7})
 
 
-def parts_table(generation: Generation) -> str:
+def parts_table(parts: Sequence[Part]) -> str:
     """Return the table of `castore show`."""
     rows = []
-    for part in generation.parts:
+    for part in parts:
         reused = part.chunks - part.new_chunks
         share = f"{100 * reused / part.chunks:.1f} %" if part.chunks else "-"
         rows.append([

@@ -154,17 +154,20 @@ def unpin(context: Common, what: str) -> None:
     print(f"{service}@{number} is not pinned any more")
 
 
-@click.command(epilog="Example: castore forget drupal@7 drupal@8")
+@click.command(epilog="Example: castore forget drupal@7 drupal@20-29")
 @click.argument("what", metavar="SERVICE@SELECTOR...", nargs=-1, required=True)
 @click.option("--all", "everything", is_flag=True, help="Forget all generations of SERVICE.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool) -> None:
-    """Remove generations for good. 'castore compact' gives back the space that only they needed."""
+    """Remove generations for good. 'castore compact' reclaims the space that only they needed.
+
+    SERVICE@3-7 names the generations with the numbers 3 to 7.
+    """
     from castore.errors import UsageError
     from castore.services.pruning import forget as remove
     from castore.services.pruning import spans
-    from castore.services.select import find
+    from castore.services.select import find_range
     from castore.services.transaction import refuse_interrupted
 
     with context.open_store() as store:
@@ -177,7 +180,7 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool) 
             if not everything and not selector:
                 raise UsageError(f"which generation of {one!r}? Say {one}@NUMBER, or --all")
             found = store.generations(service) if everything else []
-            for generation in found or [find(store, service, selector or "latest")]:
+            for generation in found or find_range(store, service, selector or "latest"):
                 chosen.setdefault(service, {})[generation.number] = generation
         told = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
         if not (yes or agreed(f"Remove {told} for good?")):

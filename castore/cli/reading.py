@@ -13,7 +13,7 @@ from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
-    from castore.model.generation import Generation
+    from castore.model.generation import Generation, Part
     from castore.services.select import Selection
     from castore.store import Store
 
@@ -46,28 +46,39 @@ def log(
         generations = list(islice(found, limit))
         context.warn_damaged(store)
         drilled = drills(store)
+        pinned = {name: store.pins(name) for name in {one.service for one in generations}}
     if as_json:
-        print_json([plain(generation, drilled) for generation in generations])
+        print_json([plain(one, drilled, pinned[one.service]) for one in generations])
     elif generations:
-        print(table(generations, drilled))
+        print(table(generations, drilled, pinned))
 
 
 @click.command(epilog="Example: castore show drupal@latest")
-@click.argument("what", metavar="SERVICE@SEL")
+@click.argument("what", metavar="SERVICE@SEL[:PART[/PATH]]")
 @json_option
 @common
 def show(context: Common, what: str, as_json: bool) -> None:
-    """Show one generation: its parts, their sizes, and how much of them was there before."""
+    """Show one generation, or a part or path of it: sizes, and how much the store had already."""
     from castore.cli.generations import parts_table, plain
     from castore.model.names import short_revision
     from castore.services.select import select
 
     with context.open_store() as store:
         store.sync_generations()
-        generation = select(store, what).generation
-        warnings = _warnings(store, generation) if generation.missed else []
+        selection = select(store, what)
+        generation = selection.generation
+        parts = [selection.part] if selection.part else list(generation.parts)
+        warnings = _warnings(store, generation) if any(part.missed for part in parts) else []
+        warnings = [one for one in warnings if _concerns(one, selection)]
+        entry = _entry_of(store, selection) if selection.path else None
+        pins = store.pins(generation.service)
     if as_json:
-        print_json({**plain(generation), "warnings": warnings})
+        shown = plain(generation, pins=pins)
+        names = {part.name for part in parts}
+        shown["parts"] = [part for part in shown["parts"] if part["name"] in names]
+        if entry is not None:
+            shown["entry"] = _plain_entry(os.fsencode(selection.path), entry)
+        print_json({**shown, "warnings": warnings})
         return
     print(f"{generation.service}@{generation.number}  {text.local_time(generation.time)}")
     short = short_revision(generation.revision)
@@ -80,10 +91,33 @@ def show(context: Common, what: str, as_json: bool) -> None:
         print("safety    taken by a roll-back, of what it replaced")
     if generation.partial:
         print(f"partial   without {', '.join(generation.lacks)}: only its number selects it")
+    if generation.number in pins:
+        print(f"pinned    {text.printable(pins[generation.number]) or 'yes'}")
     print()
-    print(parts_table(generation))
+    print(parts_table(parts))
+    if entry is not None:
+        print(_line(os.fsencode(selection.path), entry))
     for warning in warnings:
         print(f"missed: {warning['part']}:{warning['path']}: {warning['reason']}")
+
+
+def _entry_of(store: Store, selection: Selection) -> Any:
+    """Return what is at the path of a selection. Raises NotFoundError, UsageError."""
+    from castore.content.streams import StreamReader
+    from castore.services.restoring import child_of
+
+    assert selection.part is not None
+    with StreamReader(store) as reader:
+        return child_of(reader, selection.part, selection.path)
+
+
+def _concerns(warning: dict[str, str], selection: Selection) -> bool:
+    """Whether a warning is about the part and path of a selection, or what is below."""
+    if selection.part is None:
+        return True
+    path = selection.path.strip("/")
+    below = not path or warning["path"] == path or warning["path"].startswith(path + "/")
+    return below and warning["part"] == selection.part.name
 
 
 def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
@@ -211,26 +245,25 @@ def cat(context: Common, what: str) -> None:
 
 
 @click.command(epilog="Example: castore diff drupal@11 drupal@12")
-@click.argument("old", metavar="SERVICE@A")
-@click.argument("new", metavar="SERVICE@B")
+@click.argument("old", metavar="SERVICE@A[:PART[/PATH]]")
+@click.argument("new", metavar="SERVICE@B[:PART[/PATH]]")
 @json_option
 @common
 def diff(context: Common, old: str, new: str, as_json: bool) -> None:
-    """Say what differs: paths added (+), removed (-), changed (M), metadata only (m); bytes of dumps."""
+    """Say what differs: paths added (+), removed (-), changed (M), metadata only (m); bytes of dumps.
+
+    With a part or path in one of the two names, the other one's is the same unless it is named.
+    """
     from castore.content.streams import StreamReader
     from castore.services.select import select
 
     rows: list[dict[str, Any]] = []
     with context.open_store() as store, StreamReader(store) as reader:
         store.sync_generations()
-        before, after = select(store, old).generation, select(store, new).generation
-        names = [part.name for part in before.parts]
-        names += [part.name for part in after.parts if part.name not in names]
-        for name in names:
-            for row in _part_rows(reader, name, before, after):
-                rows.append(row)
-                if not as_json:
-                    print(_diff_line(row))
+        for row in _diff_rows(reader, select(store, old), select(store, new)):
+            rows.append(row)
+            if not as_json:
+                print(_diff_line(row))
     if as_json:
         print_json(rows)
 
@@ -238,10 +271,50 @@ def diff(context: Common, old: str, new: str, as_json: bool) -> None:
 _MARKS = {"added": "+", "removed": "-", "content": "M", "metadata": "m"}
 
 
-def _part_rows(reader: Any, name: str, before: Generation, after: Generation) -> Any:
+def _diff_rows(reader: Any, old: Selection, new: Selection) -> Any:
+    before, after = old.generation, new.generation
+    if old.part is None and new.part is None:
+        names = [part.name for part in before.parts]
+        names += [part.name for part in after.parts if part.name not in names]
+        for name in names:
+            yield from _part_rows(reader, name, before.part(name), after.part(name))
+        return
+    named = old.part or new.part
+    assert named is not None
+    first = old.part or before.part(named.name)
+    second = new.part or after.part(named.name)
+    paths = [one.path if one.part else other.path for one, other in ((old, new), (new, old))]
+    if any(paths) and first is not None and second is not None:
+        yield from _path_rows(reader, named.name, (first, paths[0]), (second, paths[1]))
+    else:
+        yield from _part_rows(reader, named.name, first, second)
+
+
+def _path_rows(reader: Any, name: str, old: tuple[Part, str], new: tuple[Part, str]) -> Any:
+    """Yield what differs at a path of two trees, and below. Raises NotFoundError if neither has it."""
+    from castore.content.diff import diff_entries
+    from castore.errors import NotFoundError, UsageError
+    from castore.services.restoring import child_of
+
+    children: list[Any] = []
+    missing: list[NotFoundError | UsageError] = []
+    for part, path in (old, new):
+        try:
+            children.append(child_of(reader, part, path))
+        except (NotFoundError, UsageError) as error:
+            children.append(None)
+            missing.append(error)
+    if len(missing) == len(children):
+        raise missing[0]
+    shown = os.fsencode((new[1] or old[1]).strip("/"))
+    before, after = children
+    for difference in diff_entries(reader, before, after, shown):
+        yield {"part": name, "change": difference.change, "path": text.printable(difference.path)}
+
+
+def _part_rows(reader: Any, name: str, old: Part | None, new: Part | None) -> Any:
     from castore.content.diff import diff_streams, diff_trees
 
-    old, new = before.part(name), after.part(name)
     if old is None or new is None or old.kind != new.kind:
         change = "added" if old is None else "removed" if new is None else "content"
         yield {"part": name, "change": change, "path": None}

@@ -38,6 +38,21 @@ def diff_trees(reader: StreamReader, old: Ref, new: Ref) -> Iterator[Difference]
     yield from _flattened(_compare(reader, open_top(reader, old), open_top(reader, new), b"", contents))
 
 
+def diff_entries(
+    reader: StreamReader, old: Child | None, new: Child | None, path: bytes
+) -> Iterator[Difference]:
+    """Yield what differs between two entries at `path` and below; None: there is none."""
+    contents = _Contents(reader)
+    if old is not None and new is not None:
+        yield from _flattened(_compare(reader, old, new, path, contents))
+    elif old is not None:
+        yield Difference("removed", path)
+        yield from _flattened(_all(reader, old, path, "removed"))
+    elif new is not None:
+        yield Difference("added", path)
+        yield from _flattened(_all(reader, new, path, "added"))
+
+
 def _flattened(differences: Iterator[_Nested]) -> Iterator[Difference]:
     """Yield the differences of nested iterators in order, without recursion: trees may be deep."""
     stack = [differences]

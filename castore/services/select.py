@@ -109,6 +109,29 @@ def find(store: Store, service: str, selector: str) -> Generation:
     return confirmed if confirmed == found else _find(store, service, selector)
 
 
+def find_range(store: Store, service: str, selector: str) -> list[Generation]:
+    """Return what `selector` means: one generation, or for `3-7` those numbers.
+
+    A beginning of a revision goes first. Raises NotFoundError, UsageError, DamageError, FormatError.
+    """
+    numbers = re.fullmatch(r"#?([0-9]{1,10})-#?([0-9]{1,10})", selector)
+    if numbers is None or parse_date(selector) is not None:
+        return [find(store, service, selector)]
+    generations = store.generations(service)
+    if any(revision_begins(one.revision, selector) for one in generations) or not generations:
+        return [find(store, service, selector)]
+    first, last = int(numbers[1]), int(numbers[2])
+    if first > last:
+        raise UsageError(f"{service}@{selector}: the range ends before it begins; write {last}-{first}")
+    found = [one for one in generations if first <= one.number <= last]
+    if not found:
+        raise NotFoundError(
+            f"no generation of {service!r} has a number from {first} to {last}; "
+            f"'castore log {service}' lists them"
+        )
+    return [store.confirmed(one) for one in found]
+
+
 def _refuse_damaged(store: Store, service: str, older: int) -> None:
     """Raise what is wrong with a record of the service with a number above `older`, if any is."""
     tags = store.writer_key.tags(service)
