@@ -220,6 +220,40 @@ def config() -> None:
     """Check castore.toml, and show what it means."""
 
 
+@config.command("init", epilog="Example: castore config init /etc/castore/castore.toml")
+@click.argument("file", required=False, type=LocalPath())
+@common
+def write_config(context: Common, file: str | None) -> None:
+    """Write a commented castore.toml for the services found on this machine.
+
+    FILE is by default /etc/castore/castore.toml for root, else ~/.config/castore/castore.toml; `-` prints it.
+    An existing file is never overwritten.
+    """
+    from castore.cli import places
+    from castore.errors import UsageError
+    from castore.services.config import load
+    from castore.services.detect import detect, document
+    from castore.store.places import make_private_directory
+
+    path = file or places.config_to_write(context.config)
+    if path != "-" and os.path.lexists(path):
+        raise UsageError(f"{path} exists, and is not overwritten; print one with: castore config init -")
+    store = context.store or places.store_from_environment()
+    found = list(detect())
+    body = document(places.absolute(store) if store else None, found)
+    if path == "-":
+        click.echo(body, nl=False)
+        return
+    path = places.absolute(path)
+    make_private_directory(os.path.dirname(path))
+    with open(path, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as written:
+        written.write(body)
+    load(path, home=places.home(), programs=False)
+    for one in found:
+        click.echo(f"{one.name}: {one.why}{'' if one.usable else ' Its lines are comments.'}")
+    click.echo(f"wrote {path}; change it where needed, then: castore config check")
+
+
 @config.command(epilog="Example: castore config show")
 @common
 def show(context: Common) -> None:

@@ -60,6 +60,13 @@ def find_config(option: str | None) -> str | None:
     return _SYSTEM_FILE if os.access(_SYSTEM_FILE, os.R_OK) else None
 
 
+def config_to_write(option: str | None) -> str:
+    """Return where a new castore.toml belongs; option: what --config says. Raises UsageError."""
+    if asked := option or _variable("CASTORE_CONFIG"):
+        return absolute(asked)
+    return _SYSTEM_FILE if os.geteuid() == 0 else os.path.join(_own_config(), _FILE)
+
+
 def _refuse_a_strangers(path: str) -> None:
     """Refuse the working directory's file if another user could have laid it there.
 
