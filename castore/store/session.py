@@ -23,6 +23,7 @@ from castore.model.refs import RecordId, SessionId, encode_node
 from castore.sealing import RecordSealer, best_cipher, random_key
 from castore.store.bases import Bases, Pending
 from castore.store.codecs import Codecs
+from castore.store.counter import RecordCounter
 from castore.store.deltas import Deltas
 from castore.store.pack import (
     CHUNK,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 _OUTSTANDING: Final = 2
 _RECENT: Final = 1 << 16
 """Ids: far more than are on their way from the question whether they are known to their pack."""
-_MAX_COUNTER: Final = 0xFFFFFFFF
 
 
 class Sealed(NamedTuple):
@@ -93,10 +93,8 @@ class Session:
         self._recorded = False
         self._chunk_sealer = RecordSealer(cipher, data_key, writer.store_id)
         self._node_sealer = RecordSealer(cipher, writer.node_key(self.id), writer.store_id)
-        # The next value of a count is taken in one step of the interpreter, so two threads never
-        # get the same: a counter is a nonce.
-        self._chunk_counter = itertools.count()
-        self._node_counter = itertools.count()
+        self._chunk_counter = RecordCounter()
+        self._node_counter = RecordCounter()
         self._codecs = Codecs()
         self._references = references
         self._sketcher = sketcher
@@ -184,7 +182,7 @@ class Session:
         return [max(votes, key=votes.count)] if votes else []
 
     def _sealed(self, data: bytes | memoryview, members: list[Member]) -> Sealed:
-        counter = self._count(self._chunk_counter)
+        counter = self._chunk_counter.take()
         first = members[0]
         names = record_names(first.id, first.bases, first.length, CHUNK, first.codec)
         record = self._chunk_sealer.seal(counter, *names, data)
@@ -225,7 +223,7 @@ class Session:
         if record_id in self._pending or self._index.has_node(record_id):
             return record_id, 0
         codec, data = self._codecs.compress(plain)
-        counter = self._count(self._node_counter)
+        counter = self._node_counter.take()
         length = len(plain)
         record = self._node_sealer.seal(counter, record_id, NO_BASE, length, NODE, codec, data)
         self._append(
@@ -267,13 +265,6 @@ class Session:
         self._pending.clear()
         self._pending_features.clear()
         self._error = self._error or StorageError("this session has ended")
-
-    @staticmethod
-    def _count(counter: itertools.count[int]) -> int:
-        number = next(counter)
-        if number > _MAX_COUNTER:
-            raise StorageError("this session is full: it has 2^32 records; take the parts apart")
-        return number
 
     def _append(
         self,

@@ -331,14 +331,14 @@ class Hostile:
 
         own = RecordId(record_id or blake3(plain, key=self.store.writer_key.node_id_key).digest())
         codec, data = session._codecs.compress(plain)
-        counter = session._count(session._node_counter)
+        counter = session._node_counter.take()
         record = session._node_sealer.seal(counter, own, packs.NO_BASE, len(plain), NODE, codec, data)
         session._append([PackEntry(own, NODE, codec, len(plain), len(record), counter, session.id)], record)
         return own
 
     def chunk(self, session: Session, record_id: bytes, codec: int, data: bytes, length: int, bases: tuple[bytes, ...]) -> None:
         """Put a chunk's record as it is: whatever its id, its length and its bases are."""
-        counter = session._count(session._chunk_counter)
+        counter = session._chunk_counter.take()
         names = packs.record_names(RecordId(record_id), bases, length, CHUNK, codec)
         record = session._chunk_sealer.seal(counter, *names, data)
         entry = PackEntry(RecordId(record_id), CHUNK, codec, length, len(record), counter, session.id, 0, bases)
