@@ -137,8 +137,13 @@ class Ahead:
             child, self._child = self._child, 0
             if not child:
                 return
+            # Nobody else waits for it, so that its number is its own until here.
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+                descriptor = os.pidfd_open(child)
+                try:
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                finally:
+                    os.close(descriptor)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child, 0)
             os.close(self._messages)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from castore.errors import ProgramError
@@ -136,6 +137,7 @@ class Program:
         try:
             with unheard():
                 self._process = self._start(argv, given, stdout, env, account, cwd)
+            self._pidfd = _pidfd_of(self._process)
         except BaseException:
             if self._errors is not None:
                 self._errors.close()
@@ -227,7 +229,7 @@ class Program:
 
     def _end_late(self) -> None:
         self._late = True
-        _kill(self._process.pid, self._mark)
+        _kill(self._process.pid, self._pidfd, self._mark)
         assert self._alarm is not None
         os.eventfd_write(self._alarm, 1)
 
@@ -260,7 +262,7 @@ class Program:
         process = self._process
         try:
             if process.poll() is None:
-                process.terminate()
+                _send(self._pidfd, signal.SIGTERM)
                 # Closed now: a program that writes to a pipe that nobody reads would not see the
                 # signal if it handles it by writing on. Its input stays open until it is gone.
                 if process.stdout is not None:
@@ -269,7 +271,7 @@ class Program:
                     process.wait(self._grace)
         finally:
             if process.poll() is None:
-                _kill(process.pid, self._mark)
+                _kill(process.pid, self._pidfd, self._mark)
                 process.wait()
             if self._timer is not None:
                 self._timer.cancel()
@@ -277,6 +279,9 @@ class Program:
             if self._alarm is not None:
                 os.close(self._alarm)
                 self._alarm = None
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     pipe.close()
@@ -302,38 +307,101 @@ def run_as(account: pwd.struct_passwd | None) -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
-def _kill(pid: int, mark: str = "") -> None:
-    """Kill a program, what it has started and still is its own, and all that bears its mark."""
-    found = [pid]
-    for one in found:
-        # What is stopped starts no other while its children are looked for: of each of its threads.
-        _send(one, signal.SIGSTOP)
-        for children in glob.glob(f"/proc/{one}/task/*/children"):
-            with contextlib.suppress(OSError), open(children, encoding="ascii") as file:
-                found += map(int, file.read().split())
-    # Those whose parent has ended are somebody else's children now.
-    while more := [one for one in _marked(mark) if one not in found]:
-        for one in more:
-            _send(one, signal.SIGSTOP)
-        found += more
-    for one in found:
-        _send(one, signal.SIGKILL)
+def _pidfd_of(process: subprocess.Popen[bytes]) -> int:
+    """Return a descriptor of a process that nobody has waited for: its number is its own until then."""
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError as error:
+        process.kill()
+        process.wait()
+        raise ProgramError(f"cannot watch a program that was started: {error.strerror}") from error
 
 
-def _send(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
+def _kill(pid: int, pidfd: int, mark: str = "") -> None:
+    """Kill a program, what it has started and still is its own, and all that bears its mark.
+
+    Each is held by a descriptor first and then looked at again: a number alone may be another process by now.
+    """
+    held, left = {pid: pidfd}, [pid]
+    try:
+        while left:
+            while left:
+                one = left.pop()
+                # What is stopped starts no other while its children are looked for: of each of its threads.
+                _send(held[one], signal.SIGSTOP)
+                left += _hold(held, _children(one), partial(_is_child, one, held[one]))
+            # Those whose parent has ended are somebody else's children now.
+            left += _hold(held, _marked(mark), partial(_bears, mark))
+        for descriptor in held.values():
+            _send(descriptor, signal.SIGKILL)
+    finally:
+        for descriptor in held.values():
+            if descriptor != pidfd:
+                os.close(descriptor)
+
+
+def _hold(held: dict[int, int], found: Iterable[int], is_own: Callable[[int], bool]) -> list[int]:
+    """Add descriptors of processes to `held`, if they still are what they were; return those added."""
+    added = []
+    for pid in found:
+        if pid in held:
+            continue
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        if is_own(pid):
+            held[pid] = descriptor
+            added.append(pid)
+        else:
+            os.close(descriptor)
+    return added
+
+
+def _send(pidfd: int, number: int) -> bool:
+    """Send a signal; return whether that process still has its number."""
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for children in glob.glob(f"/proc/{pid}/task/*/children"):
+        with contextlib.suppress(OSError), open(children, encoding="ascii") as file:
+            found += map(int, file.read().split())
+    return found
+
+
+def _is_child(parent: int, parent_fd: int, pid: int) -> bool:
+    """Whether a process is the child of one that still has its number."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # After the name, which may hold anything: the state, and the parent.
+            is_child = int(file.read().rpartition(b")")[2].split()[1]) == parent
+    except (OSError, IndexError):
+        return False
+    return is_child and _send(parent_fd, 0)
+
+
+def _bears(mark: str, pid: int) -> bool:
+    """Whether a process has inherited the mark of a program."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return f"{_MARK}={mark}".encode() in file.read().split(b"\0")
+    except OSError:
+        return False
 
 
 def _marked(mark: str) -> list[int]:
     """Return the processes that have inherited the mark of a program."""
-    wanted = f"{_MARK}={mark}".encode()
-    found = []
-    for path in glob.glob("/proc/[0-9]*/environ") if mark else ():
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            if wanted in file.read().split(b"\0"):
-                found.append(int(path.split("/")[2]))
-    return found
+    if not mark:
+        return []
+    return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _bears(mark, pid)]
 
 
 def enlarge_pipe(descriptor: int) -> None:
