@@ -64,7 +64,7 @@ class Keyed(Remembered):
         self._sealed = sealed
         self.writer_key = with_past(writer, config, self.storage)
         self.cutter = Cutter(self.writer_key.gear, config.average)
-        self._keyring = Keyring(self.storage, self.writer_key, self._identity, lambda: self.config)
+        self._keyring = Keyring(self.storage, self.writer_key, self._identity, config)
         self.__dict__.pop("_records", None)
         if self.index.era() != config.era:
             self._enter_era()
@@ -94,6 +94,7 @@ class Keyed(Remembered):
                 # Of the same keys another list counts now.
                 self._hold(WriterKey(self.store_id, self.writer_key.secret), config, sealed)
             self.config, self._sealed = config, sealed
+            self._keyring.config = config
             self._seen.config(sealed.number, accept=False)
 
     def kept_twice(self) -> Iterator[tuple[str, int, Callable[[], bytes]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,18 @@ class IdentitySource:
                 try:
                     self._found = self._provider()
                 except CastoreError as error:
-                    self._found = error
+                    # A copy has no traceback: its frames could hold a passphrase or a key.
+                    self._found = copy.copy(error)
+                    raise
             if isinstance(self._found, CastoreError):
-                raise self._found
+                raise copy.copy(self._found)
             return self._found
+
+    def close(self) -> None:
+        """Drop the identity, which is wiped then, and never ask for it again."""
+        with self._lock:
+            self._found = None
+            self._provider = None
 
 
 class Keyring:
@@ -63,17 +72,25 @@ class Keyring:
         storage: Storage,
         writer: WriterKey,
         identity: IdentitySource,
-        config: Callable[[], StoreConfig],
+        config: StoreConfig,
     ) -> None:
+        # Not the store itself: a reference cycle would keep the keys until the cyclic collector runs.
+        self.config = config
         self._storage = storage
         self.writer = writer
         self._identity = identity
-        self._config = config
         self._lock = threading.Lock()
         self._numbers: dict[SessionId, list[int]] = {}
         self._records: dict[SessionId, tuple[str, SessionRecord]] = {}
         self._node_sealers: dict[SessionId, RecordSealer] = {}
         self._chunk_sealers: dict[SessionId, RecordSealer] = {}
+
+    def close(self) -> None:
+        """Drop the keys and the identity."""
+        self._identity.close()
+        with self._lock:
+            for kept in (self._numbers, self._records, self._node_sealers, self._chunk_sealers):
+                kept.clear()
 
     def nodes(self, session: SessionId) -> RecordSealer:
         """Return what opens a session's nodes. Raises DamageError, naming the session."""
@@ -104,13 +121,13 @@ class Keyring:
             raise DamageError(f"{name} is damaged: its seal does not open") from None
         if key is not None:
             return key
-        recipients = self._config().recipients
+        recipients = self.config.recipients
         if any(entry.key == identity.recipient.key for entry in recipients):
             raise IdentityError(
                 f"{name} is not sealed to this identity, although the store is: adding its "
                 "recipient did not end; repeat 'castore key add' with an identity that opens it"
             )
-        raise IdentityError(wrong_identity(self._storage, identity, self._config()))
+        raise IdentityError(wrong_identity(self._storage, identity, self.config))
 
     def _record(self, session: SessionId) -> tuple[str, SessionRecord]:
         with self._lock:

@@ -187,7 +187,12 @@ class Store(History):
         return SealedConfig.read(storage).store_id
 
     def close(self) -> None:
-        """Give the index up."""
+        """Close the index, and wipe the identity and the keys of sessions."""
+        self.__dict__.pop("_records", None)
+        keyring = self.__dict__.pop("_keyring", None)
+        if keyring is not None:
+            keyring.close()
+        self._identity.close()
         self.references.close()
         self.index.close()
 

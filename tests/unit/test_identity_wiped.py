@@ -1,0 +1,140 @@
+"""A closed store keeps no identity: not by a reference, and not in memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+
+import castore
+from castore.errors import IdentityError
+from castore.sealing import Identity
+from castore.services.snapshot import FileSource
+from castore.store.keyring import IdentitySource
+from tests.support.stores import Lab
+
+CHILD = """
+import sys
+import castore
+from castore.sealing import Identity
+from castore.services.plan import read_details
+from castore.store import Places
+
+store_path, state, cache, masked, mask = sys.argv[1:]
+masked, mask = bytes.fromhex(masked), bytes.fromhex(mask)
+
+def provide():
+    key = bytearray(32)
+    for at in range(32):
+        key[at] = masked[at] ^ mask[at]
+    identity = Identity(key)
+    for at in range(32):
+        key[at] = 0
+    return identity
+
+store = castore.open_store(store_path, Places(state, cache), provide)
+read_details(store, store.generation("s", 1))
+print("open", flush=True)
+sys.stdin.readline()
+store.close()
+print("closed", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    lab = Lab(tmp_path / "lab")
+    (tmp_path / "file").write_bytes(b"state" * 1000)
+    lab.snapshot("s", {"f": FileSource(str(tmp_path / "file"))})
+    return lab
+
+
+def test_a_closed_store_holds_no_identity_without_the_cyclic_collector(lab: Lab):
+    secret = bytearray(bytes(lab.identity._secret))
+    given: list[weakref.ref] = []
+
+    def provide() -> Identity:
+        identity = Identity(bytes(secret))
+        given.append(weakref.ref(identity))
+        return identity
+
+    gc.collect()
+    gc.disable()
+    try:
+        store = castore.open_store(str(lab.store), lab.places, provide)
+        castore.restore(store, castore.select(store, "s@1:f"), str(lab.folder / "out"), lab.ownership, castore.Tally())
+        assert given[0]() is not None
+        keyring = weakref.ref(store._keyring)
+        store.close()
+        assert given[0]() is None
+        assert keyring() is None
+        gone = weakref.ref(store)
+        del store
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert len(given) == 1
+
+
+def _holds(pid: int, key: bytes) -> bool:
+    with open(f"/proc/{pid}/maps", encoding="ascii") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            place, rights = line.split()[:2]
+            if not rights.startswith("rw"):
+                continue
+            start, end = (int(one, 16) for one in place.split("-"))
+            try:
+                memory.seek(start)
+                if key in memory.read(end - start):
+                    return True
+            except (OSError, OverflowError):
+                continue
+    return False
+
+
+def test_a_closed_store_leaves_no_identity_in_memory(lab: Lab):
+    key = bytes(lab.identity._secret)
+    mask = os.urandom(32)
+    masked = bytes(one ^ other for one, other in zip(key, mask, strict=True))
+    argv = [sys.executable, "-c", CHILD, str(lab.store), lab.places.state, lab.places.cache, masked.hex(), mask.hex()]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == "open\n"
+        assert _holds(child.pid, key)
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "closed\n"
+        assert not _holds(child.pid, key)
+        child.stdin.write("\n")
+        child.stdin.flush()
+
+
+def test_a_failure_to_get_the_identity_keeps_no_frame_of_it():
+    class Held:
+        """Something secret in a local variable."""
+
+    held: list[weakref.ref] = []
+
+    def provide() -> Identity:
+        secret = Held()
+        held.append(weakref.ref(secret))
+        raise IdentityError("wrong passphrase")
+
+    source = IdentitySource(provide)
+    for _ in range(2):
+        with pytest.raises(IdentityError, match="wrong passphrase") as caught:
+            source.get()
+        del caught
+    gc.collect()
+    assert len(held) == 1
+    assert held[0]() is None
+    source.close()
+    with pytest.raises(IdentityError, match="none was given"):
+        source.get()
