@@ -220,7 +220,7 @@ class Aside:
         Returns (path, reason) of what was moved back.
         """
         left = []
-        for number in map(os.fsencode, os.listdir(self._fd)):
+        for number in {os.fsencode(one) for one in os.listdir(self._fd)}:
             if not number.isdigit():
                 continue
             try:
@@ -302,7 +302,7 @@ class Aside:
 
     def _clear(self) -> None:
         """Remove it, the journal last: until then whoever comes next can tell what is to be done."""
-        for below in map(os.fsencode, os.listdir(self._fd)):
+        for below in {os.fsencode(one) for one in os.listdir(self._fd)}:
             if below != _JOURNAL:
                 remove(below, self._fd)
         sync_if_supported(self._fd)

@@ -153,10 +153,15 @@ def replace_attributes(
     warn: Callable[[str], None],
     *,
     mode: int | None = None,
+    keep: bool = False,
 ) -> None:
-    """Give a live file an entry's owner, mode (or this one), attributes and time, and no other attributes."""
+    """Give a live file an entry's owner, mode (or this one), attributes and time.
+
+    keep: leave attributes that the entry does not have; else they are removed. What cannot be read or set is
+    passed to `warn`.
+    """
     stored = {key for key, _ in entry.extra.xattrs}
-    for key, _ in read_xattrs_at(fd, name):
+    for key, _ in () if keep else read_xattrs_at(fd, name, warn):
         if key not in stored:
             with contextlib.suppress(OSError):
                 os.removexattr(b"/proc/self/fd/%d/%s" % (fd, name), key, follow_symlinks=False)

@@ -19,10 +19,10 @@ from castore.content.live import (
     read_xattrs_at,
 )
 from castore.content.removing import remove
-from castore.model.tree import Content, Entry, Extra, Owners
+from castore.model.tree import Content, Entry, Extra, Owners, clamped_time
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
 Path = tuple[bytes, ...]
 
@@ -30,13 +30,17 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLO
 _OVERWRITE: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-def live_entry(fd: int, name: bytes) -> Entry:
-    """Return the metadata of a live file in the directory open as `fd`. Raises OSError."""
+def live_entry(fd: int, name: bytes, warn: Callable[[str], None]) -> Entry:
+    """Return the metadata of a live file in the directory open as `fd`. Raises OSError.
+
+    Attributes that cannot be read are passed to `warn`.
+    """
     info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    extra = Extra(xattrs=read_xattrs_at(fd, name))
+    extra = Extra(xattrs=read_xattrs_at(fd, name, warn))
     ids = info.st_uid, info.st_gid
     kind = info.st_mode >> 12
-    return Entry(name, kind, stat.S_IMODE(info.st_mode), *ids, info.st_mtime_ns, 0, Content.NONE, extra)
+    time = clamped_time(info.st_mtime_ns)
+    return Entry(name, kind, stat.S_IMODE(info.st_mode), *ids, time, 0, Content.NONE, extra)
 
 
 def copy(source: int, name: bytes, target: int, new: bytes) -> None:
@@ -103,7 +107,7 @@ def _copy(
             os.mkdir(new, 0o700, dir_fd=target)
             into = os.open(new, OPEN_DIRECTORY, dir_fd=target)
             try:
-                for one in map(os.fsencode, os.listdir(below)):
+                for one in {os.fsencode(each) for each in os.listdir(below)}:
                     yield _copy(below, one, into, (*path, one), top, links)
             finally:
                 os.close(into)
@@ -165,8 +169,8 @@ def _refuse_protected(fd: int) -> None:
 
 def _copy_metadata(source: int, name: bytes, target: int, new: bytes) -> None:
     """Give a copy the metadata of its original. Raises OSError if any of it cannot be set."""
-    entry = live_entry(source, name)
     failed: list[str] = []
+    entry = live_entry(source, name, failed.append)
     ownership = Ownership(change=os.geteuid() == 0, numeric=True)
     replace_attributes(target, new, entry, Owners(), ownership, failed.append, mode=entry.mode)
     info = os.stat(new, dir_fd=target, follow_symlinks=False)

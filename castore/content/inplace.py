@@ -58,8 +58,8 @@ class PlanWriter:
         self._writer.fill(child, path)
         self.set(fd, path, child)
 
-    def set(self, fd: int, path: Path, child: Child) -> None:
-        """Set the metadata of what is at `path`."""
+    def set(self, fd: int, path: Path, child: Child, *, keep: bool = False) -> None:
+        """Set the metadata of what is at `path`; keep: leave attributes that are not stored."""
         def warn(reason: str) -> None:
             self.report.warnings.append((b"/".join(path), reason))
 
@@ -68,7 +68,8 @@ class PlanWriter:
             # What belongs to whoever restores, and has these bits, may keep them.
             now = os.stat(path[-1], dir_fd=fd, follow_symlinks=False).st_mode
             mode |= child.entry.mode & now & (stat.S_ISUID | stat.S_ISGID)
-        replace_attributes(fd, path[-1], child.entry, child.owners, self._ownership, warn, mode=mode)
+        given = (fd, path[-1], child.entry, child.owners, self._ownership, warn)
+        replace_attributes(*given, mode=mode, keep=keep)
 
     def close(self) -> None:
         """Close the directory."""
@@ -151,7 +152,7 @@ class InPlace(PlanWriter):
         fd = open_below(self.top, path[:-1])
         try:
             if step.action == "metadata":
-                self.set(fd, path, step.child)
+                self.set(fd, path, step.child, keep=step.keep_attributes)
             else:
                 self.make(fd, path, step.child, old)
         finally:
@@ -163,7 +164,8 @@ class InPlace(PlanWriter):
         """Return what undoing needs to know of a live file."""
         fd = open_below(self.top, path[:-1])
         try:
-            return live_entry(fd, path[-1])
+            # Attributes that cannot be read are reported when the step is carried out.
+            return live_entry(fd, path[-1], lambda _: None)
         finally:
             os.close(fd)
 

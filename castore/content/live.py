@@ -19,17 +19,28 @@ from castore.content.exclude import CACHE_TAG, CACHE_TAG_CONTENT
 from castore.model.tree import NO_EXTRA, Extra
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from castore.kernel.files import Listed
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """How a file is opened that may have become a link, a fifo or a terminal since it was listed."""
+ATTRIBUTE: Final = "attribute"
+"""How the reason begins why attributes of a file are not stored, though the file is."""
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 _GET_FLAGS: Final = 0x80086601
 """FS_IOC_GETFLAGS of ioctl(2)."""
 _PROTECTING: Final = 0x30
 """FS_IMMUTABLE_FL and FS_APPEND_FL."""
-_NO_XATTRS: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
+_NO_XATTRS: Final = {errno.ENOTSUP, errno.ENOSYS}
+_WELL_KNOWN: Final = (
+    b"security.capability",
+    b"security.selinux",
+    b"system.posix_acl_access",
+    b"system.posix_acl_default",
+)
+"""Attributes that are read although the names cannot be listed: access depends on them."""
 
 
 def open_below(top: int, path: tuple[bytes, ...]) -> int:
@@ -129,31 +140,41 @@ def extra_of(
     return Extra(target, number, link, xattrs, extents)
 
 
-def read_xattrs_at(fd: int, name: bytes) -> tuple[tuple[bytes, bytes], ...]:
+def read_xattrs_at(
+    fd: int, name: bytes, warn: Callable[[str], None]
+) -> tuple[tuple[bytes, bytes], ...]:
     """Read the extended attributes of `name` in the directory open as `fd`, links not followed.
 
-    It is not opened for that, since it may be a device; there is no listxattrat(2) here.
+    It is not opened for that, since it may be a device; there is no listxattrat(2) here. What cannot be read
+    is passed to `warn`.
     """
-    return read_xattrs(b"/proc/self/fd/%d/%s" % (fd, name))
+    return read_xattrs(b"/proc/self/fd/%d/%s" % (fd, name), warn)
 
 
-def read_xattrs(file: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Read extended attributes, sorted by name; none where they are not supported."""
+def read_xattrs(file: int | bytes, warn: Callable[[str], None]) -> tuple[tuple[bytes, bytes], ...]:
+    """Read extended attributes, sorted by name; none where they are not supported.
+
+    What cannot be read is passed to `warn`, and left out.
+    """
     follow = isinstance(file, int)
     try:
-        names = os.listxattr(file, follow_symlinks=follow)
+        names = sorted(map(os.fsencode, os.listxattr(file, follow_symlinks=follow)))
+        listed = True
     except OSError as error:
         if error.errno in _NO_XATTRS:
             return ()
-        raise
+        # E2BIG: the kernel returns no list of names of more than 64 KiB.
+        warn(f"{ATTRIBUTE}s cannot be listed: {error.strerror}")
+        names, listed = list(_WELL_KNOWN), False
     found = []
-    for name in sorted(map(os.fsencode, names)):
+    for name in names:
         try:
             found.append((name, os.getxattr(file, name, follow_symlinks=follow)))
         except OSError as error:
-            # Removed since it was listed, or not for this user to read.
-            if error.errno not in _NO_XATTRS | {errno.ENODATA}:
-                raise
+            # ENODATA: removed since it was listed.
+            if listed and error.errno != errno.ENODATA:
+                shown = name.decode(errors="backslashreplace")
+                warn(f"{ATTRIBUTE} {shown} cannot be read: {error.strerror}")
     return tuple(found)
 
 

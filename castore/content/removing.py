@@ -27,7 +27,8 @@ def remove_tree(name: bytes, parent: int) -> None:
     try:
         while stack:
             current, fd = stack[-1]
-            for below in map(os.fsencode, os.listdir(fd)):
+            # Some file systems list a name more than once.
+            for below in {os.fsencode(one) for one in os.listdir(fd)}:
                 info = os.stat(below, dir_fd=fd, follow_symlinks=False)
                 if stat.S_ISDIR(info.st_mode):
                     stack.append((below, _open_to_empty(below, fd, device)))

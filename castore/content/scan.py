@@ -14,10 +14,11 @@ files that are as they were keep their streams.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
@@ -27,8 +28,6 @@ from castore.content.live import (
     allow_descriptors,
     extra_of,
     is_cache,
-    read_xattrs,
-    read_xattrs_at,
 )
 from castore.content.scancache import LINKED, Told, is_racy, told_of
 from castore.content.scanfiles import SMALL, FileScanner, Scanned, joined
@@ -58,6 +57,11 @@ if TYPE_CHECKING:
     from castore.content.scancache import NewScan, OldScan
     from castore.kernel.files import Listed, Record
     from castore.model.refs import Ref
+
+
+UNLISTED: Final = "cannot be listed"
+"""How the reason begins why a directory is stored empty."""
+_MAYBE_DIRECTORY: Final = {0, stat.S_IFDIR}
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ class _Scanner:
             self._old.compare(fd)
         top = listed_of(ROOT_NAME, info)
         root.take = bytearray(1)
-        self._files.add(root, 0, top, Content.OWN, extra=extra_of(top, 0, read_xattrs(fd)))
+        extra = extra_of(top, 0, self._files.xattrs(root, 0, ROOT_NAME, fd))
+        self._files.add(root, 0, top, Content.OWN, extra=extra)
         at = self._old.top if self._old is not None else None
         stack.append(self._begin(fd, b"", root.directories.append, (info.st_dev, info.st_ino), at))
         try:
@@ -177,7 +182,7 @@ class _Scanner:
             else:
                 directory.listing = list_directory(fd)
         except OSError as error:
-            self._files.doubt(directory, f"cannot be listed: {error.strerror}")
+            self._files.doubt(directory, f"{UNLISTED}: {error.strerror}")
         if record is not None and self._old is not None:
             directory.below = self._old.below(record)
         if record is not None and self._keep(directory, record):
@@ -270,16 +275,21 @@ class _Scanner:
         return taken
 
     def _allowed(self, directory: Scanned, position: int) -> bool:
-        if directory.kinds[position] == FAILED:
-            entry = directory.listed(position)
-            self._files.warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
-            return False
         path = joined(directory.path, name_at(directory.listing, directory.places[position]))
         if path in self._rules.own:
             directory.distrust = True
             return False
+        kind = directory.kinds[position]
+        entry = directory.listed(position) if kind == FAILED else None
+        # What cannot be looked at may still be excluded. Most often it is a directory that another file
+        # system is mounted on; where the type is unknown, patterns of directories match, too.
+        is_dir = entry.mode in _MAYBE_DIRECTORY if entry is not None else kind == DIRECTORY
         exclude = self._rules.exclude
-        return exclude is None or not exclude.matches(path, is_dir=directory.kinds[position] == DIRECTORY)
+        if exclude is not None and exclude.matches(path, is_dir=is_dir):
+            return False
+        if entry is not None:
+            self._files.warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
+        return entry is None
 
     def _next_child(self, directory: Scanned) -> Scanned | None:
         """Enter the next subdirectory that is not as it was, if any is left."""
@@ -324,10 +334,7 @@ class _Scanner:
         if old is None or not old.is_same(at, directory.fd, entry.name, moved=moved):
             return False
         if directory.kept is None:
-            try:
-                xattrs = read_xattrs_at(directory.fd, entry.name)
-            except OSError:
-                return False
+            xattrs = self._files.xattrs(directory, position, entry.name)
             extra = extra_of(entry, self._files.device, xattrs)
             self._files.add(directory, position, entry, Content.OWN, extra=extra)
         record = old.record(at)
@@ -355,7 +362,8 @@ class _Scanner:
             info = os.fstat(fd)
             if directory.kept is None:
                 now = listed_of(entry.name, info)
-                extra = extra_of(now, self._files.device, read_xattrs(fd))
+                xattrs = self._files.xattrs(directory, position, entry.name, fd)
+                extra = extra_of(now, self._files.device, xattrs)
                 self._files.add(directory, position, now, Content.OWN, extra=extra)
         except OSError:
             os.close(fd)

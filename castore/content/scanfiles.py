@@ -31,6 +31,7 @@ from castore.kernel.files import (
     HAS_CONTENT,
     HAS_XATTRS,
     PLAIN_FILE,
+    REPEATED,
     entry_at,
     listed_of,
     name_at,
@@ -38,7 +39,7 @@ from castore.kernel.files import (
     raw_at,
     read_files,
 )
-from castore.model.tree import Content, Entry, Owners, encode_entries, encode_owners
+from castore.model.tree import Content, Entry, Owners, clamped_time, encode_entries, encode_owners
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from castore.model.tree import Extra
 
 _CONTENT: Final = (Content.NONE, Content.BUNDLE)
+_CLAMPED: Final = "modification time out of range: stored as the nearest possible one, in"
 _CHANGED: Final = "changed while being read; what was read is kept"
 SMALL: Final = 1 << 16
 _FILES_AT_ONCE: Final = 1024
@@ -144,10 +146,10 @@ class FileScanner:
         try:
             if stat.S_ISLNK(entry.mode):
                 target = os.readlink(entry.name, dir_fd=directory.fd)
-            xattrs = read_xattrs_at(directory.fd, entry.name)
         except OSError as error:
             self.warn(directory, entry.name, error)
             return
+        xattrs = self.xattrs(directory, position, entry.name)
         extra = extra_of(entry, self.device, xattrs, target=target)
         self.add(directory, position, entry, Content.NONE, extra=extra)
 
@@ -191,13 +193,25 @@ class FileScanner:
     def _as_listed(self, directory: Scanned, position: int, *, attributed: bool) -> None:
         """Take a small file that was read as it was listed, and is not plain, or may not be."""
         entry = directory.listed(position)
-        xattrs: tuple[tuple[bytes, bytes], ...] = ()
-        try:
-            if attributed:
-                xattrs = read_xattrs_at(directory.fd, entry.name)
-        except OSError:
-            directory.distrust = True
+        xattrs = self.xattrs(directory, position, entry.name) if attributed else ()
         self._bundle(directory, position, entry, entry.size, xattrs)
+
+    def xattrs(
+        self, directory: Scanned, position: int, name: bytes, fd: int = -1
+    ) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the attributes of an entry; those that cannot be read are reported, and left out.
+
+        fd: the entry, where it is open.
+        """
+        failed: list[str] = []
+        warn = failed.append
+        found = read_xattrs(fd, warn) if fd >= 0 else read_xattrs_at(directory.fd, name, warn)
+        for reason in failed:
+            self.doubt(directory, reason, name)
+        if (found or failed) and directory.marks:
+            # The next scan looks at them, though the file is as it was.
+            directory.marks[position] |= _XATTRS
+        return found
 
     def _bundle(
         self,
@@ -209,7 +223,7 @@ class FileScanner:
     ) -> None:
         extra = extra_of(entry, self.device, xattrs)
         self.add(directory, position, entry, _CONTENT[size > 0], size=size, extra=extra)
-        directory.marks[position] |= (_BUNDLED if size else 0) | (_XATTRS if xattrs else 0)
+        directory.marks[position] |= _BUNDLED if size else 0
 
     def _small_file(self, directory: Scanned, position: int, name: bytes) -> int | None:
         """Read one file into the bundle; return how many bytes, or None if it is not small after all."""
@@ -226,7 +240,7 @@ class FileScanner:
             room = self._ingest.room(SMALL)
             count = _read_up_to(fd, room[: info.st_size])
             after = os.fstat(fd)
-            xattrs = read_xattrs(fd)
+            xattrs = self.xattrs(directory, position, name, fd)
         except OSError as error:
             self.warn(directory, name, error)
             return 0
@@ -242,10 +256,7 @@ class FileScanner:
         """Take a large file that is as the last scan read it; say whether that was possible."""
         entry = directory.listed(position)
         extents = None
-        xattrs: tuple[tuple[bytes, bytes], ...] = ()
         try:
-            if mark & _XATTRS:
-                xattrs = read_xattrs_at(directory.fd, entry.name)
             if mark & _SPARSE:
                 fd = os.open(entry.name, OPEN_FILE, dir_fd=directory.fd)
                 try:
@@ -260,6 +271,7 @@ class FileScanner:
         if sum(length for _, length in extents or ((0, entry.size),)) != ref.size:
             return False
         directory.marks[position] = mark
+        xattrs = self.xattrs(directory, position, entry.name) if mark & _XATTRS else ()
         directory.size += ref.size
         self._tally.read += ref.size
 
@@ -287,7 +299,7 @@ class FileScanner:
                 linked = self._read_large(directory, position, name, fd, info)
                 if info.st_nlink > 1:
                     self._links[key] = linked
-            xattrs = read_xattrs(fd)
+            xattrs = self.xattrs(directory, position, name, fd)
         except OSError as error:
             self.warn(directory, name, error)
             return
@@ -311,9 +323,7 @@ class FileScanner:
         self.add(directory, position, entry, content, size=taken.size, extra=extra)
         directory.size += taken.stored
         directory.marks[position] |= (
-            (_OWN if taken.stored else 0)
-            | (_XATTRS if xattrs else 0)
-            | (_SPARSE if linked.extents is not None else 0)
+            (_OWN if taken.stored else 0) | (_SPARSE if linked.extents is not None else 0)
         )
 
     def _read_large(
@@ -368,9 +378,11 @@ class FileScanner:
             return -1
 
     def warn(self, directory: Scanned, name: bytes, error: OSError) -> None:
-        """Tell of a file that cannot be taken."""
+        """Report a file that cannot be taken."""
         reason = (
-            "vanished while being scanned"
+            "is listed more than once by its file system; it is stored once"
+            if error.errno == REPEATED
+            else "vanished while being scanned"
             if error.errno == errno.ENOENT
             else f"cannot be read: {error.strerror}"
         )
@@ -379,7 +391,8 @@ class FileScanner:
     def doubt(self, directory: Scanned, reason: str, name: bytes = b"") -> None:
         """Warn, and have the next scan look at this directory again."""
         directory.distrust = True
-        self._tally.warn(joined(directory.path, name) if name else directory.path, reason)
+        path = joined(directory.path, name) if name else directory.path
+        self._tally.warn(path or b".", reason)
 
     def add(
         self,
@@ -392,7 +405,10 @@ class FileScanner:
         extra: Extra,
     ) -> None:
         """Make the entry. A directory's own entry may be given before what is in it is read."""
-        name, _, _, _, mtime, _, _, _, mode, uid, gid, _, _, _ = entry
+        name, _, _, _, time, _, _, _, mode, uid, gid, _, _, _ = entry
+        mtime = clamped_time(time)
+        if mtime != time:
+            self.doubt(directory, f"{_CLAMPED} {'1677' if time < 0 else '2554'}", name)
         directory.entries[position] = Entry(
             name, mode >> 12, mode & 0o7777, uid, gid, mtime, size, content, extra
         )

@@ -27,7 +27,7 @@ from castore.content.scanfiles import without_xattrs
 from castore.content.streams import RangeReader
 from castore.errors import CastoreError, UsageError
 from castore.kernel.files import entries_of, list_directory, listed_of
-from castore.model.tree import Content
+from castore.model.tree import Content, clamped_time
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -51,6 +51,8 @@ class Step:
     """What is to be there; None to remove."""
     removed: int = 0
     """How many live files and directories go."""
+    keep_attributes: bool = False
+    """Of what is changed in place, keep the attributes that are not stored: there may be no copy of them."""
 
     @property
     def size(self) -> int:
@@ -100,6 +102,8 @@ class Comparison:
     """Paths below the top that are left alone, stored or not: what other parts keep in this tree."""
     unread: AbstractSet[bytes] = frozenset()
     """Paths below the top that a snapshot could not read: they and all below them are left alone."""
+    unread_attributes: AbstractSet[bytes] = frozenset()
+    """Paths of which a snapshot could not read some attribute: none of theirs are removed."""
     below: bytes = b""
     """The path of the stored directory in its tree, which patterns are relative to."""
     scan: OldScan | None = None
@@ -123,8 +127,8 @@ def plan_tree(
         refuse_leftovers(top)
         run(planner.directory(fd, (), child, planner.top_record(fd)))
         steps = planner.steps
-        if steps or planner.metadata_differs(fd, child, listed_of(b".", os.fstat(fd))):
-            steps.append(Step("metadata", (), child))
+        if steps or planner.metadata_differs(fd, (), child, listed_of(b".", os.fstat(fd))):
+            steps.append(planner.metadata((), child))
     except OSError as error:
         raise CastoreError(f"cannot compare {top}: {error}") from error
     finally:
@@ -238,8 +242,8 @@ class _Planner:
         single = info._replace(nlink=1)
         if not self._same(fd, (name,), child._replace(entry=alone), single):
             self.steps.append(Step("replace", (name,), found, removed=1))
-        elif self.metadata_differs(fd, found, info):
-            self.steps.append(Step("metadata", (name,), found))
+        elif self.metadata_differs(fd, (name,), found, info):
+            self.steps.append(self.metadata((name,), found))
 
     def all_of(self, fd: int, name: bytes) -> bool:
         """Add the steps that remove all below a directory that may go; say whether all of it may."""
@@ -335,11 +339,13 @@ class _Planner:
             self._skip(path)
             return True
         exclude = self._comparison.rules.exclude
-        if exclude is None:
-            return False
         below = self._comparison.below
         whole = b"/".join([below, *path] if below else path)
-        return exclude.matches(whole, is_dir=stat.S_ISDIR(entry.mode))
+        if exclude is not None and exclude.matches(whole, is_dir=stat.S_ISDIR(entry.mode)):
+            return True
+        if entry.error:
+            self._skip(path, f"cannot be read: {os.strerror(entry.error)}")
+        return bool(entry.error)
 
     def _is_as_scanned(self, fd: int, found: Child, at: int | None) -> bool:
         """Whether a live directory is what the last snapshot stored, and that is the stored one."""
@@ -357,6 +363,9 @@ class _Planner:
     ) -> Generator[Any, Any, None]:
         """Add the steps for what is stored and live. A generator for `run`."""
         entry = found.entry
+        if info.error:
+            self._skip(path, f"cannot be read: {os.strerror(info.error)}")
+            return
         try:
             if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
                 yield self._exchange(fd, path, found, info)
@@ -372,8 +381,8 @@ class _Planner:
                 self._kept_links.setdefault(entry.extra.link, path)
             # What was done in a directory has changed its time.
             changed = len(self.steps) > before
-            if changed or self.metadata_differs(fd, found, info, bare=bare):
-                self.steps.append(Step("metadata", path, found))
+            if changed or self.metadata_differs(fd, path, found, info, bare=bare):
+                self.steps.append(self.metadata(path, found))
         except OSError as error:
             self._skip(path, f"cannot be read: {error.strerror}")
 
@@ -425,7 +434,7 @@ class _Planner:
         entry = found.entry
         if b"/".join(path) in self._comparison.changed:
             return False
-        if entry.is_file and (info.size, info.mtime_ns) != (entry.size, entry.mtime):
+        if entry.is_file and (info.size, clamped_time(info.mtime_ns)) != (entry.size, entry.mtime):
             return False
         if entry.is_file and self._comparison.checksum and not self._holds(fd, found):
             return False
@@ -457,8 +466,13 @@ class _Planner:
         with open(file, "rb") as live:
             return all(live.read(len(data)) == data for data in stored) and not live.read(1)
 
+    def metadata(self, path: Path, child: Child) -> Step:
+        """Return the step that sets the metadata of what is at a path."""
+        keep = b"/".join(path) in self._comparison.unread_attributes
+        return Step("metadata", path, child, keep_attributes=keep)
+
     def metadata_differs(
-        self, fd: int, child: Child, info: Listed, *, bare: bool = False
+        self, fd: int, path: Path, child: Child, info: Listed, *, bare: bool = False
     ) -> bool:
         """Whether a live file's owner, mode, time or attributes are not the stored ones.
 
@@ -471,8 +485,12 @@ class _Planner:
             return True
         is_link = stat.S_ISLNK(info.mode)
         kept = ~0 if self._ownership.change else ~(stat.S_ISUID | stat.S_ISGID)
-        if info.mtime_ns != entry.mtime or (
+        if clamped_time(info.mtime_ns) != entry.mtime or (
             not is_link and (stat.S_IMODE(info.mode) ^ entry.mode) & kept
         ):
             return True
-        return (() if bare else read_xattrs_at(fd, info.name)) != entry.extra.xattrs
+        failed: list[str] = []
+        live = () if bare else read_xattrs_at(fd, info.name, failed.append)
+        if b"/".join(path) in self._comparison.unread_attributes:
+            return not set(entry.extra.xattrs) <= set(live)
+        return bool(failed) or live != entry.extra.xattrs

@@ -32,10 +32,13 @@ LARGE_FILE: Final = 3
 DIRECTORY: Final = 4
 SPECIAL: Final = 5
 FAILED: Final = 6
-"""What could not be looked at."""
+"""A name whose lstat failed, or that its directory lists more than once."""
+REPEATED: Final = 17
+"""The error of such a name, in its second entry; lstat never fails with it."""
 
 # What files have that were read.
 HAS_XATTRS: Final = 1
+"""Or they cannot be listed."""
 HAS_CONTENT: Final = 2
 
 DISTRUST: Final = 1
@@ -97,7 +100,7 @@ _scan_file_system: Final = _function("scan_file_system", ctypes.c_int64, ctypes.
 
 
 class Listed(NamedTuple):
-    """One name in a listing, and what lstat tells of it; error: the errno of lstat instead."""
+    """One name in a listing, with what lstat returned; where that failed, `error`, and the type in `mode`."""
 
     name: bytes
     ino: int
@@ -144,8 +147,9 @@ def list_directory(fd: int) -> bytes:
 
 
 def entries_of(listing: bytes) -> list[Listed]:
-    """Return what a listing tells, in order of names."""
-    return [entry_at(listing, at) for at in places_of(listing)]
+    """Return the entries of a listing in the order of names, each name once."""
+    entries = (entry_at(listing, at) for at in places_of(listing))
+    return [entry for entry in entries if entry.error != REPEATED]
 
 
 def entry_at(listing: bytes, at: int) -> Listed:

@@ -69,7 +69,19 @@ by_name(const void *a, const void *b)
 	return (strcmp(*(const char *const *)a, *(const char *const *)b));
 }
 
-/* Collects the names of the directory open as fd, sorted.  Returns 0 or errno. */
+/* Drops the names that a directory lists more than twice: the second of two says that there were more. */
+static void
+drop_repeated(struct pile *pile)
+{
+	size_t kept = 0, i;
+
+	for (i = 0; i < pile->count; i++)
+		if (kept < 2 || strcmp(pile->sorted[i], pile->sorted[kept - 2]) != 0)
+			pile->sorted[kept++] = pile->sorted[i];
+	pile->count = kept;
+}
+
+/* Collects the names of the directory open as fd, sorted, with the type before each.  Returns 0 or errno. */
 static int
 names_of(int fd, struct pile *pile)
 {
@@ -93,9 +105,10 @@ names_of(int fd, struct pile *pile)
 			at += entry->reclen;
 			if (entry->name[0] == '.' && (len == 2 || (len == 3 && entry->name[1] == '.')))
 				continue;
-			if (grow(&pile->names, &pile->names_room, pile->names_len + len, 1) != 0 ||
+			if (grow(&pile->names, &pile->names_room, pile->names_len + 1 + len, 1) != 0 ||
 			    grow(&pile->starts, &pile->count_room, pile->count + 1, sizeof(*pile->starts)) != 0)
 				return (ENOMEM);
+			pile->names[pile->names_len++] = (char)entry->type;
 			memcpy(pile->names + pile->names_len, entry->name, len);
 			pile->starts[pile->count++] = pile->names_len;
 			pile->names_len += len;
@@ -106,6 +119,7 @@ names_of(int fd, struct pile *pile)
 	for (i = 0; i < pile->count; i++)
 		pile->sorted[i] = pile->names + pile->starts[i];
 	qsort(pile->sorted, pile->count, sizeof(*pile->sorted), by_name);
+	drop_repeated(pile);
 	return (0);
 }
 
@@ -152,10 +166,15 @@ list_of(int fd, struct pile *pile)
 		size_t name_len = strlen(pile->sorted[i]);
 
 		memset(&entry, 0, sizeof(entry));
-		if (fstatat(fd, pile->sorted[i], &info, AT_SYMLINK_NOFOLLOW) == 0)
+		if (i > 0 && strcmp(pile->sorted[i], pile->sorted[i - 1]) == 0) {
+			entry.error = SCAN_REPEATED;
+		} else if (fstatat(fd, pile->sorted[i], &info, AT_SYMLINK_NOFOLLOW) == 0) {
 			tell(&entry, &info);
-		else
+		} else {
 			entry.error = (uint32_t)errno;
+			/* A type of dirent is that of a mode, without its lower bits. */
+			entry.mode = (uint32_t)(uint8_t)pile->sorted[i][-1] << 12;
+		}
 		entry.name_len = (uint32_t)name_len;
 		memcpy(pile->listing + len, &entry, sizeof(entry));
 		len += sizeof(entry);
@@ -328,6 +347,15 @@ as_listed(const struct scan_entry *entry, const struct stat *info)
 	return (memcmp(&now, entry, sizeof(now)) == 0);
 }
 
+/* Whether an open file has attributes, or may have some that cannot be listed. */
+static int
+has_xattrs(int file)
+{
+	ssize_t len = flistxattr(file, NULL, 0);
+
+	return (len > 0 || (len < 0 && errno != ENOTSUP && errno != ENOSYS));
+}
+
 size_t
 scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room, uint8_t *has,
     uint64_t *total)
@@ -354,7 +382,7 @@ scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count,
 		while (same && done < entry.size && (got = read(file, out + done, entry.size - done)) > 0)
 			done += (size_t)got;
 		same = same && done == entry.size && fstat(file, &info) == 0 && as_listed(&entry, &info);
-		has[i] = (flistxattr(file, NULL, 0) > 0 ? SCAN_HAS_XATTRS : 0) | (done > 0 ? SCAN_HAS_CONTENT : 0);
+		has[i] = (has_xattrs(file) ? SCAN_HAS_XATTRS : 0) | (done > 0 ? SCAN_HAS_CONTENT : 0);
 		close(file);
 		if (!same)
 			break;

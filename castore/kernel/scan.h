@@ -12,9 +12,12 @@ struct scan_entry {
 	uint64_t blocks, rdev;
 	uint32_t mtime_ns, ctime_ns;
 	uint32_t mode, uid, gid, nlink;
-	uint32_t error; /* errno of lstat; all above are 0 then */
+	uint32_t error; /* errno of lstat, or SCAN_REPEATED; all above but the type in mode are 0 then */
 	uint32_t name_len;
 };
+
+/* lstat never fails with it: the directory lists the name of the entry before more than once. */
+#define SCAN_REPEATED 17u
 
 /*
  * What a scan cache holds of a directory; its listing follows, then a byte an
@@ -65,7 +68,7 @@ int scan_differ(int fd, const char *name, const uint8_t *cache, uint64_t cache_l
 __attribute__((visibility("default")))
 void scan_forget(struct scan_changes *changes);
 
-#define SCAN_HAS_XATTRS 1u
+#define SCAN_HAS_XATTRS 1u /* or they cannot be listed */
 #define SCAN_HAS_CONTENT 2u
 
 /*

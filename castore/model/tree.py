@@ -24,6 +24,16 @@ ROOT_NAME: Final = b""
 """The name of the one entry of a part's root, which describes the top directory itself."""
 
 
+FIRST_TIME: Final = -(1 << 63)
+LAST_TIME: Final = (1 << 64) - 1
+"""The nanoseconds that a modification time can have: from 1677 to 2554."""
+
+
+def clamped_time(time: int) -> int:
+    """Return the storable modification time (ns since 1970) that is nearest to a live one."""
+    return min(max(time, FIRST_TIME), LAST_TIME)
+
+
 class Content(IntEnum):
     """Where an entry's content is."""
 
@@ -203,5 +213,5 @@ def _check_ranges(entry: Entry) -> None:
         raise DamageError(f"entry {entry.name!r} has an impossible size, mode or type")
     if not (0 <= entry.uid < 1 << 32 and 0 <= entry.gid < 1 << 32):
         raise DamageError(f"entry {entry.name!r} has an impossible owner")
-    if not -1 << 63 <= entry.mtime < 1 << 64 or entry.extra.device < 0:
+    if not FIRST_TIME <= entry.mtime <= LAST_TIME or entry.extra.device < 0:
         raise DamageError(f"entry {entry.name!r} has an impossible time or device number")

@@ -60,7 +60,12 @@ def plan_in_place(
             seen = None if below else scan
             unread = unread_paths(reader, generation, part.name, selection.path)
             comparison = Comparison(
-                checksum=checksum, rules=rules, unread=unread, below=below, scan=seen
+                checksum=checksum,
+                rules=rules,
+                unread=unread.paths,
+                unread_attributes=unread.attributes,
+                below=below,
+                scan=seen,
             )
             return plan_tree(reader, child, top, ownership, comparison)
 

@@ -193,9 +193,14 @@ def plan_live_tree(
     refuse_unfinished(store, live)
     rules = rules_of(found, left_out(store, leave_out))
     with last_scan(store, target.service, part.name, live, rules) as scan:
-        unread = unread_paths(reader, target, part.name) | unread_paths(reader, safety, part.name)
+        unread = [unread_paths(reader, one, part.name) for one in (target, safety)]
         comparison = Comparison(
-            _changed(reader, safety, part), rules=rules, apart=apart, unread=unread, scan=scan
+            _changed(reader, safety, part),
+            rules=rules,
+            apart=apart,
+            unread=unread[0].paths | unread[1].paths,
+            unread_attributes=unread[0].attributes | unread[1].attributes,
+            scan=scan,
         )
         return plan_tree(reader, open_top(reader, part.content), live, ownership, comparison)
 

@@ -329,7 +329,7 @@ class _Transaction:
         if apart:
             apart = below(path, [*kept, *self._made])
         unread = unread_paths(self._reader, self.safety, name)
-        comparison = Comparison(rules=rules, apart=apart, unread=unread)
+        comparison = Comparison(rules=rules, apart=apart, unread=unread.paths)
         plan, whole = plan_removal(self._reader, path, comparison)
         return InPlace(self._reader, plan, ownership, tally, self._target.service), whole
 

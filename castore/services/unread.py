@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from castore.content.directories import look_up, open_directory
+from castore.content.live import ATTRIBUTE
+from castore.content.scan import UNLISTED
 from castore.errors import NotFoundError, UsageError
 from castore.model.generation import decode_details
 
@@ -14,29 +16,43 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation
 
 
+class Unread(NamedTuple):
+    """What a snapshot could not read of a tree."""
+
+    paths: set[bytes]
+    """Those whose content is not in the generation."""
+    attributes: set[bytes]
+    """Those that are in it without some of their attributes."""
+
+
 def unread_paths(
     reader: StreamReader, generation: Generation | None, part: str, below: str = ""
-) -> set[bytes]:
-    """Return the paths of a tree whose content is not in a generation because reading it failed.
+) -> Unread:
+    """Return the paths of a tree that are not in a generation, or incomplete, because reading them failed.
 
     below: a directory in the tree, which the paths are relative to.
     """
     found = generation.part(part) if generation is not None else None
     if generation is None or found is None or not found.missed or found.content is None:
-        return set()
+        return Unread(set(), set())
     details = decode_details(reader.read_all(generation.details.ref))
     prefix = os.fsencode(below).strip(b"/")
     prefix = prefix + b"/" if prefix else b""
-    unread = set()
-    for name, path, _ in details.warnings:
-        if name != part or not path.startswith(prefix) or path in {b"", b"."}:
+    unread = Unread(set(), set())
+    for name, shown, reason in details.warnings:
+        if name != part:
+            continue
+        path = b"" if shown == b"." else shown
+        if reason.startswith(ATTRIBUTE) and (path + b"/").startswith(prefix):
+            unread.attributes.add(path[len(prefix) :])
+        if not path.startswith(prefix) or not path:
             continue
         try:
             child = look_up(reader, found.content, path)
         except (NotFoundError, UsageError):
-            unread.add(path[len(prefix) :])
+            unread.paths.add(path[len(prefix) :])
             continue
         # A directory that could not be listed is stored empty.
-        if child.entry.is_dir and not open_directory(reader, child.ref):
-            unread.add(path[len(prefix) :])
+        if reason.startswith(UNLISTED) and not open_directory(reader, child.ref):
+            unread.paths.add(path[len(prefix) :])
     return unread

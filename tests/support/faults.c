@@ -9,6 +9,8 @@
  *	FAULTS_ON	any: and all behind it
  *	FAULTS_DO	kill, short, lie, or an errno's number
  *	FAULTS_FROM	a file's content from this byte on: read, readv and preadv fail there with EIO, as on a bad sector
+ *	FAULTS_TWICE	a name that directories list twice
+ *	FAULTS_XATTR	an attribute that cannot be read, or "list": the names of the attributes cannot be; EIO
  *	FAULTS_LOG	a file: a line is appended for each call: number, kind, path, and ! if it is struck
  */
 #define _GNU_SOURCE
@@ -27,6 +29,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 enum { CHANGE = 1, READ = 2 };
@@ -220,6 +223,32 @@ int fstatat64(int fd, const char *name, struct stat64 *out, int flags) { FAIL_IF
 int fstatat(int fd, const char *name, struct stat *out, int flags) { FAIL_IF(strike(READ, "stat", fd, name)); return (REAL(fstatat)(fd, name, out, flags)); }
 int fstat(int fd, struct stat *out) { FAIL_IF(strike(READ, "fstat", fd, NULL)); return (REAL(fstat)(fd, out)); }
 
+/* Appends the entry of FAULTS_TWICE once more to a listing, if it has it and there is room. */
+static long
+repeated(int fd, char *listing, long room, long len)
+{
+	const char *name = getenv("FAULTS_TWICE");
+	char path[PATH_MAX + 256];
+	long at;
+	int saved = errno;
+
+	if (name == NULL || len <= 0)
+		return (len);
+	where_is(fd, NULL, path, sizeof(path));
+	errno = saved;
+	if (!is_under(path))
+		return (len);
+	for (at = 0; at < len; at += ((struct dirent64 *)(listing + at))->d_reclen) {
+		struct dirent64 *entry = (void *)(listing + at);
+
+		if (strcmp(entry->d_name, name) == 0 && room - len >= entry->d_reclen) {
+			memcpy(listing + len, entry, entry->d_reclen);
+			return (len + entry->d_reclen);
+		}
+	}
+	return (len);
+}
+
 long
 syscall(long number, ...)
 {
@@ -231,10 +260,41 @@ syscall(long number, ...)
 	for (i = 0; i < 6; i++)
 		a[i] = va_arg(ap, long);
 	va_end(ap);
-	if (number == SYS_getdents64)
+	if (number == SYS_getdents64) {
 		FAIL_IF(strike(READ, "getdents", (int)a[0], NULL));
+		return (repeated((int)a[0], (char *)a[1], a[2], REAL(syscall)(number, a[0], a[1], a[2], 0, 0, 0)));
+	}
 	return (REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]));
 }
+
+/* Whether reading an attribute of a file, or listing them, fails; path may be /proc/self/fd/N/NAME. */
+static int
+no_attribute(int fd, const char *path, const char *attribute)
+{
+	const char *wanted = getenv("FAULTS_XATTR");
+	char where[PATH_MAX + 256];
+	int end = 0, saved = errno;
+
+	if (wanted == NULL || strcmp(wanted, attribute) != 0)
+		return (0);
+	if (path != NULL && sscanf(path, "/proc/self/fd/%d/%n", &fd, &end) == 1 && end > 0)
+		path += end;
+	where_is(fd, path, where, sizeof(where));
+	errno = saved;
+	if (!is_under(where))
+		return (0);
+	errno = EIO;
+	return (1);
+}
+
+#define LISTS(name, of, fd, path) ssize_t name(of, char *p, size_t len) { return (no_attribute(fd, path, "list") ? -1 : REAL(name)(file, p, len)); }
+LISTS(listxattr, const char *file, AT_FDCWD, file)
+LISTS(llistxattr, const char *file, AT_FDCWD, file)
+LISTS(flistxattr, int file, file, NULL)
+#define GETS(name, of, fd, path) ssize_t name(of, const char *key, void *p, size_t len) { return (no_attribute(fd, path, key) ? -1 : REAL(name)(file, key, p, len)); }
+GETS(getxattr, const char *file, AT_FDCWD, file)
+GETS(lgetxattr, const char *file, AT_FDCWD, file)
+GETS(fgetxattr, int file, file, NULL)
 
 DIR *
 opendir(const char *name)
