@@ -134,10 +134,10 @@ def test_what_cannot_be_compared_is_left_alone_and_its_neighbours_are_restored(
     os.chmod(top / "sub" / "bad", 0o600)
     real = treeplan.read_xattrs_at
 
-    def fail(fd: int, name: bytes) -> object:
+    def fail(fd: int, name: bytes, warn: Callable[[str], None]) -> object:
         if name == b"bad":
             raise OSError(errno.EIO, "Input/output error")
-        return real(fd, name)
+        return real(fd, name, warn)
 
     monkeypatch.setattr(treeplan, "read_xattrs_at", fail)
     os.utime(top / "sub" / "bad", ns=(1, os.stat(top / "sub" / "bad").st_mtime_ns))
