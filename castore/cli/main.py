@@ -10,11 +10,14 @@ import contextlib
 import importlib
 import os
 import sys
-from typing import Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 import click
 
 from castore.version import __version__
+
+if TYPE_CHECKING:
+    from castore.cli.document import Document
 
 
 class _Lazy(NamedTuple):
@@ -88,7 +91,8 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: castore snapshot etc --tree etc=/etc   (see also 'castore help exit-codes')",
+    epilog="Example: castore snapshot etc --tree etc=/etc   (see also 'castore help exit-codes', 'castore help "
+    "json')",
 )
 @click.version_option(__version__, message="castore %(version)s", prog_name="castore")
 def cli() -> None:
@@ -107,20 +111,16 @@ def cli() -> None:
 
 
 @cli.command("help")
-@click.argument("topic", nargs=-1, metavar="[COMMAND... | exit-codes]")
+@click.argument("topic", nargs=-1, metavar="[COMMAND... | exit-codes | json]")
 @click.pass_context
 def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
-    """Explain a command, or exit codes.
+    """Explain a command, the exit codes, or the fields of --json.
 
     Example: castore help key add
     """
     assert ctx.parent is not None
-    if topic == ("exit-codes",):
-        from castore.cli.text import table
-        from castore.errors import EXIT_CODES
-
-        rows = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
-        click.echo(table(rows, header=("code", "meaning"), right=(0,)))
+    if len(topic) == 1 and (page := _TOPICS.get(topic[0])) is not None:
+        click.echo(page())
         return
     context, command = ctx.parent, ctx.parent.command
     for name in topic:
@@ -129,6 +129,24 @@ def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
             raise click.UsageError(f"there is no command '{' '.join(topic)}'", ctx)
         context, command = click.Context(inner, parent=context, info_name=name), inner
     click.echo(command.get_help(context))
+
+
+def _exit_codes() -> str:
+    from castore.cli.text import table
+    from castore.errors import EXIT_CODES
+
+    rows = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
+    return table(rows, header=("code", "meaning"), right=(0,))
+
+
+def _json_page() -> str:
+    from importlib.resources import files
+
+    return files("castore").joinpath("docs/json.md").read_text(encoding="utf-8").rstrip("\n")
+
+
+_TOPICS: Final = {"exit-codes": _exit_codes, "json": _json_page}
+"""What `castore help` explains that is not a command."""
 
 
 def main() -> NoReturn:
@@ -141,12 +159,26 @@ def main() -> NoReturn:
 
 
 def _run_explained() -> int:
+    document: Document | None = None
     try:
         _interrupt_on_signals()
         _open_standard_files()
-        return _run()
+        document = _document()
+        code = _run()
+        if document is not None:
+            document.finish()
     except BaseException as error:  # noqa: BLE001 - every error ends as a line and a code
-        return _explain(error)
+        return _explain(error, document)
+    return code
+
+
+def _document() -> Document | None:
+    """Return the document that standard output is for, where --json is given."""
+    if "--json" not in sys.argv:
+        return None
+    from castore.cli.document import Document, is_wanted
+
+    return Document() if is_wanted(sys.argv[1:]) else None
 
 
 def _run() -> int:
@@ -193,12 +225,13 @@ def _unraisable(told: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(told)
 
 
-def _explain(error: BaseException) -> int:
-    """Say in one line what went wrong; return the exit code."""
+def _explain(error: BaseException, document: Document | None = None) -> int:
+    """Say in one line what went wrong, and in the document; return the exit code."""
     from castore.cli import places
-    from castore.errors import EXIT_INTERRUPTED, CastoreError
 
     if isinstance(error, SystemExit):
+        if document is not None:
+            document.finish()
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, BrokenPipeError):
         _close_stdout()
@@ -207,22 +240,38 @@ def _explain(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
+    message, code = _described(error)
+    # Standard output may be what is broken: what it still holds must not follow the message.
+    _close_stdout()
+    if document is not None:
+        from castore.cli.document import error_fields
+
+        with contextlib.suppress(OSError):
+            document.finish(error_fields(error, code, message))
+    _say(error, message)
+    return code
+
+
+def _described(error: BaseException) -> tuple[str, int]:
+    """Return what to say of an error, and the exit code."""
+    from castore.errors import EXIT_INTERRUPTED, CastoreError
+
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return _say("interrupted", EXIT_INTERRUPTED)
+        return "interrupted", EXIT_INTERRUPTED
     if isinstance(error, CastoreError):
-        return _say(str(error), error.exit_code)
+        return str(error), error.exit_code
     if isinstance(error, click.ClickException):
-        return _explain_usage(error)
+        return _described_usage(error), error.exit_code
     if isinstance(error, MemoryError):
-        return _say("there is not enough memory", 1)
+        return "there is not enough memory", 1
     if isinstance(error, OSError):
         named = isinstance(error.filename, str | bytes)
         if isinstance(error, FileNotFoundError) and not named and _lost_working_directory():
-            return _say("the working directory was deleted: change to one that exists", 2)
+            return "the working directory was deleted: change to one that exists", 2
         where = f"{os.fsdecode(error.filename)}: " if named else ""
-        return _say(f"{where}{error.strerror or error}", 1)
+        return f"{where}{error.strerror or error}", 1
     kind = type(error).__name__
-    return _say(f"a mistake in castore: {kind}: {error} (CASTORE_DEBUG=1 tells where)", 1)
+    return f"a mistake in castore: {kind}: {error} (CASTORE_DEBUG=1 tells where)", 1
 
 
 def _lost_working_directory() -> bool:
@@ -233,24 +282,25 @@ def _lost_working_directory() -> bool:
     return False
 
 
-def _explain_usage(error: click.ClickException) -> int:
+def _is_usage_page(error: BaseException) -> bool:
+    """Return whether a group was called without a command: the message is then how to use it."""
+    return isinstance(error, click.UsageError) and "\n" in error.message and error.ctx is not None
+
+
+def _described_usage(error: click.ClickException) -> str:
+    if _is_usage_page(error):
+        return error.message
     context = error.ctx if isinstance(error, click.UsageError) else None
-    # A group called without a command says as its message how it is used.
-    if "\n" in error.message and context is not None:
-        click.echo(error.message, err=True)
-        return error.exit_code
     hint = f" (see '{context.command_path} --help')" if context is not None else ""
-    return _say(error.format_message().removesuffix(".") + hint, error.exit_code)
+    return error.format_message().removesuffix(".") + hint
 
 
-def _say(message: str, code: int) -> int:
+def _say(error: BaseException, message: str) -> None:
     from castore.cli.text import one_line
 
-    # Standard output may be what is broken: what it still holds must not follow the message.
-    _close_stdout()
+    line = message if _is_usage_page(error) else f"castore: {one_line(message)}"
     with contextlib.suppress(OSError):
-        print(f"castore: {one_line(message)}", file=sys.stderr, flush=True)
-    return code
+        print(line, file=sys.stderr, flush=True)
 
 
 def _close_stdout() -> None:

@@ -30,7 +30,7 @@ class LocalPath(_Texts):
 
 
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes, times in ns since 1970."
+    "--json", "as_json", is_flag=True, help="Print JSON, errors included: see 'castore help json'."
 )
 """Adds --json, as the argument `as_json`."""
 
@@ -121,10 +121,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON, in ASCII; a list with one element a line."""
-    import json
+    """Make `value` the JSON result of this run."""
+    from castore.cli import document
 
-    if isinstance(value, list) and value:
-        click.echo("[\n" + ",\n".join(map(json.dumps, value)) + "\n]")
-    else:
-        click.echo(json.dumps(value, indent=2))
+    document.print_json(value)

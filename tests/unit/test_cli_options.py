@@ -34,7 +34,7 @@ def test_a_command_gets_the_shared_options_first_and_its_own_by_name():
 
 
 def test_json_is_ascii_and_lists_have_a_line_an_element(capsys):
-    for value in ({"a": "\udcffü", "b": [1]}, [], [{"a": 1}, {"b": None}]):
+    for value in ({"a": "ü\U0001f600", "b": [1]}, [], [{"a": 1}, {"b": None}]):
         print_json(value)
         out = capsys.readouterr().out
         assert out.isascii()

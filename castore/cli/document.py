@@ -1,0 +1,152 @@
+"""The JSON document of a run with --json: standard output has this document and nothing else.
+
+While it is being made, descriptor 1 is standard error: whatever a command, a hook or a deployment prints
+cannot get into the document. `main` writes the document at the end, with the error of the run in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_EXACT: Final = 1 << 53
+"""Readers that hold numbers as binary64, jq among them, know integers up to this."""
+# Neither has false negatives; where one matches, the whole value is looked through.
+_SURROGATE: Final = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
+_LONG_NUMBER: Final = re.compile(r"[\[ -]\d{16}")
+_KINDS: Final = {"TakenBackError": "deployment-failed", "CastoreError": "failed"}
+
+_unset: Final = object()
+_kept: list[Document] = []
+"""The document of this run, if it has one."""
+
+
+def is_wanted(words: Sequence[str]) -> bool:
+    """Return whether the arguments of castore ask for JSON, even where they are wrong otherwise."""
+    own = list(words[: words.index("--")] if "--" in words else words)
+    return "--json" in own and not {"--help", "-h", "--version"}.intersection(own)
+
+
+class Document:
+    """Holds the result until the run ends, and what was standard output."""
+
+    def __init__(self) -> None:
+        """Take standard output over: from now on what is printed goes to standard error."""
+        import os
+
+        self._value: Any = _unset
+        self._out = os.dup(1)
+        os.dup2(2, 1)
+        _kept.append(self)
+
+    def keep(self, value: Any) -> None:
+        """Note the result; a later one replaces it."""
+        self._value = value
+
+    def finish(self, error: Mapping[str, Any] | None = None) -> None:
+        """Write the result, with the error of the run, if any. Raises OSError."""
+        if self._out < 0:
+            return
+        value = {} if self._value is _unset else self._value
+        if error is not None and isinstance(value, dict):
+            value = {**value, "error": error}
+        out, self._out = self._out, -1
+        _kept.remove(self)
+        with open(out, "w", encoding="ascii") as file:
+            file.write(as_text(value) + "\n")
+
+
+def print_json(value: Any) -> None:
+    """Make `value` the JSON result of this run."""
+    if _kept:
+        _kept[-1].keep(value)
+    else:
+        import click
+
+        click.echo(as_text(value))
+
+
+def as_text(value: Any) -> str:
+    """Return a value as JSON, in ASCII; a list with one element per line."""
+    text = _dumped(value)
+    if _SURROGATE.search(text) or _LONG_NUMBER.search(text):
+        text = _dumped(_readable(value))
+    return text
+
+
+def _dumped(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(json.dumps(one, default=_escaped) for one in value) + "\n]"
+    return json.dumps(value, indent=2, default=_escaped)
+
+
+def _escaped(value: Any) -> str:
+    """Encode the name of a file, which may have any bytes."""
+    from castore.cli import text
+
+    if not isinstance(value, bytes):
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+    return text.printable(value)
+
+
+def _readable(value: Any) -> Any:
+    """Return a value in which every reader gets every integer and every string as it is."""
+    if isinstance(value, dict):
+        return {_readable(key): _readable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(one) for one in value]
+    if isinstance(value, str):
+        return "".join(_valid(char) for char in value)
+    if isinstance(value, int) and not -_EXACT <= value <= _EXACT:
+        return str(value)
+    return value
+
+
+def _valid(char: str) -> str:
+    code = ord(char)
+    if not 0xD800 <= code <= 0xDFFF:
+        return char
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def times(name: str, ns: int | None) -> dict[str, str | None]:
+    """Return the two fields of a moment, in ns since 1970: `name` by RFC 3339, and `name`_ns as digits."""
+    if ns is None:
+        return {name: None, f"{name}_ns": None}
+    return {name: rfc3339(ns), f"{name}_ns": str(ns)}
+
+
+def rfc3339(ns: int) -> str:
+    """Return a moment, in ns since 1970, as RFC 3339 has it, in UTC: `2026-11-20T01:30:00.000000000Z`."""
+    import datetime as dt
+
+    seconds, rest = divmod(ns, 1_000_000_000)
+    moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(seconds=seconds)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:09}Z"
+
+
+def error_fields(error: BaseException, code: int, message: str) -> dict[str, Any]:
+    """Return how an error is encoded: its exit code, its kind for programs, its message for people."""
+    return {"code": code, "kind": kind_of(error), "message": message}
+
+
+def kind_of(error: BaseException) -> str:
+    """Return the stable name of a kind of error: that of its class, as `not-found`."""
+    import click
+
+    from castore.errors import CastoreError
+
+    if isinstance(error, CastoreError):
+        name = type(error).__name__
+        return _KINDS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name.removesuffix("Error")).lower()
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, click.UsageError):
+        return "usage"
+    if isinstance(error, MemoryError):
+        return "memory"
+    return "system" if isinstance(error, OSError) else "internal"
