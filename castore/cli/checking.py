@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from castore.cli import text
+from castore.cli.document import times
 from castore.cli.options import Percent, agreed, common, json_option, print_json
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ def verify(
 
     A run that was interrupted is gone on with by the next of the same depth.
     """
-    import msgspec
-
     from castore.cli.progress import watching
     from castore.errors import DamageError, UsageError
     from castore.model.tally import Tally
@@ -67,9 +66,7 @@ def verify(
                 begin=progress.expect,
             )
     if as_json:
-        builtins = msgspec.to_builtins(found)
-        del builtins["damaged_packs"]
-        print_json(builtins)
+        print_json(_plain(found))
     else:
         _print_findings(found)
         depth = "chunks opened" if read_data else "bytes compared"
@@ -84,6 +81,18 @@ def verify(
         )
     if not found.sound:
         raise DamageError(_summary(found))
+
+
+def _plain(found: Verification) -> dict[str, Any]:
+    import msgspec
+
+    fields = msgspec.to_builtins(found)
+    del fields["damaged_packs"]
+    resumed = times("resumed", found.resumed or None)
+    affected = [
+        {**one, "paths": [text.printable(path) for path in one["paths"]]} for one in fields["affected"]
+    ]
+    return {**fields, **resumed, "affected": affected, "sound": found.sound}
 
 
 def _summary(found: Verification) -> str:
@@ -118,8 +127,6 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
     What generations lost is stored again by the next snapshot that still finds it. Exit code 5 if anything
     is lost.
     """
-    import msgspec
-
     from castore.cli.progress import hushed, watching
     from castore.errors import DamageError
     from castore.model.tally import Tally
@@ -148,8 +155,6 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
             progress("looking at everything", tally)
             done, after = mend(store, tally, agree=agree, begin=progress.expect)
     if as_json:
-        builtins = msgspec.to_builtins(after)
-        del builtins["damaged_packs"]
         rewritten = [pack.hex() for pack in done.rewrite]
         print_json({
             "done": done.done,
@@ -158,7 +163,7 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
             "rewritten": rewritten,
             "kept_records": done.kept_records,
             "lost_records": done.lost_records,
-            "left": builtins,
+            "left": _plain(after),
         })
     elif done.done:
         print(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import text
+from castore.cli.document import times
 from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
@@ -206,12 +207,12 @@ def _plain(hit: Hit) -> dict[str, Any]:
             {
                 "first": span.generations[0].number,
                 "last": span.generations[-1].number,
-                "from": span.generations[0].time,
-                "to": span.generations[-1].time,
+                **times("from", span.generations[0].time),
+                **times("to", span.generations[-1].time),
                 "exists": span.exists,
                 "size": span.size,
                 "mode": span.entry.st_mode if span.entry is not None else None,
-                "mtime": span.entry.mtime if span.entry is not None else None,
+                **times("mtime", span.entry.mtime if span.entry is not None else None),
                 "change": span.change or None,
             }
             for span in hit.spans

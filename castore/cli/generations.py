@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import text
+from castore.cli.document import times
 from castore.model.names import short_revision
 
 if TYPE_CHECKING:
@@ -19,16 +20,16 @@ _Drills = Mapping[tuple[str, int], "Event"]
 def plain(
     generation: Generation, drilled: _Drills | None = None, pins: Mapping[int, str] | None = None
 ) -> dict[str, Any]:
-    """Return a generation as JSON tells it: times in nanoseconds since 1970, sizes in bytes.
+    """Return a generation as JSON has it: castore/docs/json.md names the fields.
 
     drilled: the last drills, by service and number. pins: notes of the service's pins, by number.
     """
     last = (drilled or {}).get((generation.service, generation.number))
     return {
-        "drilled": None if last is None else {"time": last.time, "ok": last.ok, "text": last.text},
+        "drilled": None if last is None else {**times("time", last.time), "ok": last.ok, "text": last.text},
         "service": generation.service,
         "number": generation.number,
-        "time": generation.time,
+        **times("time", generation.time),
         "revision": generation.revision,
         "host": generation.host,
         "parent": generation.parent,

@@ -87,14 +87,18 @@ def key() -> None:
 @key.command(epilog="Example: castore key new /media/usb/identity --passphrase")
 @click.argument("file", type=LocalPath())
 @click.option("--passphrase", is_flag=True, help="Protect it with a passphrase.")
-def new(file: str, passphrase: bool) -> None:
+@json_option
+def new(file: str, passphrase: bool, as_json: bool) -> None:
     """Make an identity in FILE, and print its public key."""
     from castore.cli.places import write_identity
     from castore.sealing import Identity
 
     identity = Identity.generate()
     write_identity(file, identity, _new_passphrase() if passphrase else None)
-    print(identity.recipient.text)
+    if as_json:
+        print_json({"identity": file, "recipient": identity.recipient.text})
+    else:
+        print(identity.recipient.text)
 
 
 @key.command(epilog="Example: castore key show --identity /media/usb/identity")
@@ -126,8 +130,9 @@ def list_(context: Common, as_json: bool) -> None:
 @key.command(epilog="Example: castore key add castore-pub-... --label 'offsite, 2026'")
 @click.argument("recipient", metavar="PUB")
 @click.option("--label", default="", help="A word on whose it is.")
+@json_option
 @common
-def add(context: Common, recipient: str, label: str) -> None:
+def add(context: Common, recipient: str, label: str, as_json: bool) -> None:
     """Seal the store's sessions to one more recipient. Needs an identity; no data is rewritten."""
     from castore.errors import UsageError
     from castore.sealing import Recipient
@@ -138,13 +143,17 @@ def add(context: Common, recipient: str, label: str) -> None:
             store.reseal([*store.recipients, (added, label)])
         elif not store.reseal(store.recipients):  # else an earlier try did not end, and now has
             raise UsageError(f"{added.text} is a recipient of this store already")
-    print(f"{added.text} opens this store now, all of its past included")
+    if as_json:
+        print_json({"recipient": added.text, "label": label})
+    else:
+        print(f"{added.text} opens this store now, all of its past included")
 
 
 @key.command(epilog="Example: castore key remove castore-pub-...")
 @click.argument("recipient", metavar="PUB")
+@json_option
 @common
-def remove(context: Common, recipient: str) -> None:
+def remove(context: Common, recipient: str, as_json: bool) -> None:
     """Seal the store's sessions to one recipient less. Needs an identity of another.
 
     What was sealed before may have been read before: a copy of an old session still opens for whoever
@@ -162,27 +171,36 @@ def remove(context: Common, recipient: str) -> None:
             raise UsageError("that is the recipient of the identity in use: use an identity that stays")
         if not store.reseal(rest):  # what an earlier try did not end has ended otherwise
             raise NotFoundError(f"{removed.text} is no recipient of this store; see 'castore key list'")
-    print(f"{removed.text} is no recipient of this store any more")
+    if as_json:
+        print_json({"recipient": removed.text})
+    else:
+        print(f"{removed.text} is no recipient of this store any more")
 
 
 @key.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")
+@json_option
 @common
-def adopt(context: Common) -> None:
+def adopt(context: Common, as_json: bool) -> None:
     """Make this machine a writer of the store, by an identity.
 
     A writer key that is here already, because the store has another one since, is replaced.
     """
     with context.open_store(local_key=False) as store:
         store.adopt()
-        print(f"this machine may add to {store.location} now")
+        location = store.location
+    if as_json:
+        print_json({"store": location})
+    else:
+        print(f"this machine may add to {location} now")
 
 
 @key.command(name="rotate-writer", epilog="Example: castore key rotate-writer")
 @click.option(
     "--new-ids", is_flag=True, help="Also name chunks anew: nothing stored now is found again later."
 )
+@json_option
 @common
-def rotate_writer(context: Common, new_ids: bool) -> None:
+def rotate_writer(context: Common, new_ids: bool, as_json: bool) -> None:
     """Draw a new writer key, after a machine that had it was lost. Needs no identity.
 
     What is stored stays, and restores. What is sealed under the former key from now on does not count,
@@ -194,6 +212,9 @@ def rotate_writer(context: Common, new_ids: bool) -> None:
         store.rotate_writer(new_ids=new_ids)
         context.warn_damaged(store)
         location = store.location
+    if as_json:
+        print_json({"store": location, "new_ids": new_ids})
+        return
     print(f"the store at {location} has a new writer key, and so has this machine")
     print("every other machine that adds to it needs, once, with an identity:")
     print(f"    castore key adopt --store {location} --identity FILE")
@@ -261,7 +282,8 @@ def _sheet(context: Common) -> Sheet:
 
 @key.command(epilog="Example: castore key enter ./identity")
 @click.argument("file", type=LocalPath())
-def enter(file: str) -> None:
+@json_option
+def enter(file: str, as_json: bool) -> None:
     """Make FILE of an identity that is typed, or pasted, from a sheet of 'castore key paper'.
 
     Case, spaces, dashes and line ends do not matter. If the check does not match, the group that is
@@ -287,18 +309,25 @@ def enter(file: str) -> None:
     note = "# castore identity, typed from paper"
     if is_locked(line):
         write_secret(file, f"{note}; it takes its passphrase\n{line}\n")
-        print(f"{file} holds the identity, locked with its passphrase")
+        if as_json:
+            print_json({"identity": file, "recipient": None, "locked": True})
+        else:
+            print(f"{file} holds the identity, locked with its passphrase")
         return
     recipient = Identity.parse(line, None).recipient.text
     write_secret(file, f"{note}: opens all state sealed to\n# {recipient}\n{line}\n")
-    print(recipient)
+    if as_json:
+        print_json({"identity": file, "recipient": recipient, "locked": False})
+    else:
+        print(recipient)
 
 
 @key.command(epilog="Example: castore key passphrase /media/usb/identity")
 @click.argument("file", required=False, type=LocalPath())
 @click.option("--remove", is_flag=True, help="Leave the identity without a passphrase.")
+@json_option
 @common
-def passphrase(context: Common, file: str | None, remove: bool) -> None:
+def passphrase(context: Common, file: str | None, remove: bool, as_json: bool) -> None:
     """Set, change or remove the passphrase of an identity's file.
 
     That is FILE, --identity, or where init wrote it. CASTORE_PASSPHRASE_COMMAND prints the present one,
@@ -310,5 +339,8 @@ def passphrase(context: Common, file: str | None, remove: bool) -> None:
     path = file or context.identity_file or context.default_identity()
     variable = "CASTORE_NEW_PASSPHRASE_COMMAND"
     identity = change_passphrase(path, lambda: None if remove else _new_passphrase(variable))
+    if as_json:
+        print_json({"identity": path, "recipient": identity.recipient.text, "locked": not remove})
+        return
     state = "no passphrase" if remove else "a new passphrase"
     print(f"{path} has {state} now; it is the identity of {identity.recipient.text} as before")

@@ -91,8 +91,8 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: castore snapshot etc --tree etc=/etc   (see also 'castore help exit-codes', 'castore help "
-    "json')",
+    epilog="Example: castore snapshot etc --tree etc=/etc   (see also 'castore help exit-codes', "
+    "'castore help json')",
 )
 @click.version_option(__version__, message="castore %(version)s", prog_name="castore")
 def cli() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import text
+from castore.cli.document import times
 from castore.cli.options import LocalPath, common, json_option, print_json
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from castore.cli.progress import Watch
     from castore.model.generation import Generation
     from castore.services.config import Service, TreePart
-    from castore.services.deployment import Work
+    from castore.services.deployment import Guarded, Work
     from castore.store import Store
 
 
@@ -46,9 +47,10 @@ def _work(context: Common, store: Store, progress: Watch, services: Sequence[str
     epilog="Example: castore guard drupal -- guix system reconfigure config.scm",
 )
 @click.option("--restore", "restoring", is_flag=True, help="Restore without asking what is known of before.")
+@json_option
 @common
 @click.argument("words", metavar="SERVICE... -- COMMAND", nargs=-1, required=True, type=click.UNPROCESSED)
-def guard(context: Common, restoring: bool, words: tuple[str, ...]) -> None:
+def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: bool) -> None:
     """Run a deployment COMMAND between a snapshot of each SERVICE and its health check.
 
     If the command or a check fails, `undo` of castore.toml is run, the state that was kept is put back, and
@@ -77,12 +79,25 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...]) -> None:
             return False
 
         done = run_guarded(work, services, command, wanted)
+        if as_json:
+            print_json({"services": [_guarded(service, done) for service in done.taken]})
         if done.failure:
             raise TakenBackError(f"{done.failure}; it was taken back, and the state of before is there")
         for service in done.restored:
             generation = done.known[service]
             back = f"generation {generation.number} of revision {short_revision(generation.revision)}"
             click.echo(f"{service} is back at {back}")
+
+
+def _guarded(service: str, done: Guarded) -> dict[str, Any]:
+    known = done.known.get(service)
+    return {
+        "service": service,
+        "number": done.taken[service].number,
+        "reverted": bool(done.failure),
+        "known": known.number if known is not None else None,
+        "restored": service in done.restored,
+    }
 
 
 def _split_command(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -206,7 +221,7 @@ def events(context: Common, service: str | None, limit: int, as_json: bool) -> N
     with context.open_store() as store:
         found = store.event_log.read(service)[:limit]
     if as_json:
-        print_json([msgspec.to_builtins(one) for one in found])
+        print_json([{**msgspec.to_builtins(one), **times("time", one.time)} for one in found])
         return
     for one in found:
         number = f"@{one.number}" if one.number is not None else ""
@@ -255,8 +270,9 @@ def write_config(context: Common, file: str | None) -> None:
 
 
 @config.command(epilog="Example: castore config show")
+@json_option
 @common
-def show(context: Common) -> None:
+def show(context: Common, as_json: bool) -> None:  # noqa: ARG001 - it is JSON anyway
     """Print the configuration as it is understood, with all that was left out."""
     import msgspec
 
@@ -270,8 +286,9 @@ def show(context: Common) -> None:
 
 
 @config.command(epilog="Example: castore config check")
+@json_option
 @common
-def check(context: Common) -> None:
+def check(context: Common, as_json: bool) -> None:
     """See whether all that castore.toml names is there: programs, databases, paths, store, identity."""
     from castore.cli import places
     from castore.errors import CastoreError, ConfigError
@@ -281,12 +298,13 @@ def check(context: Common) -> None:
 
     settings = context.required_settings()
     faults = load(settings.path, home=places.home(), tolerant=True).faults  # with missing programs
-    failed = sum(map(len, faults.values()))
+    found: list[dict[str, Any]] = []
 
-    def told(what: str, error: CastoreError | None) -> None:
-        nonlocal failed
-        failed += error is not None
-        print(f"{what}: {'ok' if error is None else error}")
+    def told(what: str, error: CastoreError | str | None, *, needed: bool = True) -> None:
+        problem = None if error is None else str(error)
+        found.append({"what": what, "ok": problem is None, "needed": needed, "problem": problem})
+        if not as_json:
+            print(f"{what}: {'ok' if problem is None else problem}")
 
     def tried(what: str, action: Any) -> None:
         try:
@@ -301,9 +319,10 @@ def check(context: Common) -> None:
             try:
                 store.identity()
             except CastoreError as error:
-                print(f"identity: not reachable, which restore and rollback need ({error})")
+                reason = f"not reachable, which restore and rollback need ({error})"
+                told("identity", reason, needed=False)
             else:
-                print("identity: ok")
+                told("identity", None)
 
     def tree(service: Service, part: str, own: TreePart) -> None:
         if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):
@@ -311,15 +330,18 @@ def check(context: Common) -> None:
         refuse_overlaps(service, part)
 
     tried("store", open_store)
-    for problems in faults.values():
-        print("\n".join(problem.removeprefix(f"{settings.path}: ") for problem in problems))
+    for problem in (one for problems in faults.values() for one in problems):
+        where, _, what = problem.removeprefix(f"{settings.path}: ").partition(": ")
+        told(where, what)
     for name, service in {**settings.service, **settings.partial}.items():
         tried(f"{name}: revision", lambda service=service: current(service.revision))
-        for part, found in service.parts.items():
-            own = found.source
+        for part, described in service.parts.items():
+            own = described.source
             if isinstance(own, TreePart):
                 tried(f"{name}: {part}", lambda service=service, part=part, own=own: tree(service, part, own))
             else:
                 tried(f"{name}: {part}", own.check)
-    if failed:
+    if as_json:
+        print_json({"path": settings.path, "checks": found})
+    if failed := sum(one["needed"] and not one["ok"] for one in found):
         raise ConfigError(f"{settings.path}: {failed} thing{'s' if failed != 1 else ''} as said above")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import text
+from castore.cli.document import times
 from castore.cli.options import Percent, agreed, common, json_option, print_json
 
 if TYPE_CHECKING:
@@ -123,8 +124,9 @@ def _rules_of(
 @click.command(epilog="Example: castore pin drupal@12 --note 'before the move to PHP 9'")
 @click.argument("what", metavar="SERVICE@SELECTOR")
 @click.option("--note", default="", metavar="TEXT", help="Why; 'castore prune --dry-run' shows it.")
+@json_option
 @common
-def pin(context: Common, what: str, note: str) -> None:
+def pin(context: Common, what: str, note: str, as_json: bool) -> None:
     """Keep a generation whatever the rules say, until it is unpinned."""
     from castore.services.select import find
 
@@ -133,13 +135,17 @@ def pin(context: Common, what: str, note: str) -> None:
         store.sync_generations()
         number = find(store, service, selector or "latest").number
         fresh = store.pin(service, number, note)
-    print(f"{service}@{number} is {'' if fresh else 'already '}pinned")
+    if as_json:
+        print_json({"service": service, "number": number, "pinned": True, "changed": bool(fresh)})
+    else:
+        print(f"{service}@{number} is {'' if fresh else 'already '}pinned")
 
 
 @click.command(epilog="Example: castore unpin drupal@12")
 @click.argument("what", metavar="SERVICE@SELECTOR")
+@json_option
 @common
-def unpin(context: Common, what: str) -> None:
+def unpin(context: Common, what: str, as_json: bool) -> None:
     """Let the rules decide about a generation again."""
     from castore.errors import NotFoundError
     from castore.services.select import find
@@ -151,15 +157,19 @@ def unpin(context: Common, what: str) -> None:
         if not store.unpin(service, number):
             pinned = ", ".join(map(str, sorted(store.pins(service)))) or "none"
             raise NotFoundError(f"{service}@{number} is not pinned; pinned of {service!r}: {pinned}")
-    print(f"{service}@{number} is not pinned any more")
+    if as_json:
+        print_json({"service": service, "number": number, "pinned": False, "changed": True})
+    else:
+        print(f"{service}@{number} is not pinned any more")
 
 
 @click.command(epilog="Example: castore forget drupal@7 drupal@20-29")
 @click.argument("what", metavar="SERVICE@SELECTOR...", nargs=-1, required=True)
 @click.option("--all", "everything", is_flag=True, help="Forget all generations of SERVICE.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
 @common
-def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool) -> None:
+def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> None:
     """Remove generations for good. 'castore compact' reclaims the space that only they needed.
 
     SERVICE@3-7 names the generations with the numbers 3 to 7.
@@ -184,13 +194,17 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool) 
                 chosen.setdefault(service, {})[generation.number] = generation
         told = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
         if not (yes or agreed(f"Remove {told} for good?")):
-            print("nothing was removed")
+            print_json({"forgotten": []}) if as_json else print("nothing was removed")
             return
         for service, generations in chosen.items():
             with store.lock(service):
                 refuse_interrupted(store, service)
                 remove(store, service, list(generations.values()))
-    print(f"forgotten: {told}")
+    if as_json:
+        numbers = [(service, number) for service, found in chosen.items() for number in found]
+        print_json({"forgotten": [{"service": service, "number": number} for service, number in numbers]})
+    else:
+        print(f"forgotten: {told}")
 
 
 @click.command(epilog="Example: castore prune --dry-run drupal")
@@ -307,7 +321,7 @@ def _print_plan(store: Store, verdicts: list[Verdict], planned: Plan, *, as_json
         {
             "service": found.generation.service,
             "number": found.generation.number,
-            "time": found.generation.time,
+            **times("time", found.generation.time),
             "revision": found.generation.revision,
             "kept_by": list(found.rules),
         }

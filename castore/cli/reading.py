@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import text
+from castore.cli.document import times
 from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _plain_entry(shown: bytes, child: Any) -> dict[str, Any]:
         "user": child.owners.users.get(entry.uid),
         "group": child.owners.groups.get(entry.gid),
         "size": entry.size,
-        "mtime": entry.mtime,
+        **times("mtime", entry.mtime),
         "target": text.printable(entry.extra.target) if entry.extra.target else None,
         "xattrs": [text.printable(name) for name, _ in entry.extra.xattrs],
     }

@@ -200,8 +200,9 @@ def _is_wanted(plan: TreePlan, place: str, origin: str) -> bool:
     help="Of a SERVICE: touch nothing, it was put right by hand. Of a DIR: put it back by itself, though it "
     "is part of a service's roll-back.",
 )
+@json_option
 @common
-def recover(context: Common, what: tuple[str, ...], forget: bool) -> None:
+def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool) -> None:
     """End what was interrupted: a roll-back of a SERVICE, or a restore in place into a DIR.
 
     What had not come to its end is put back as it was; where only what it replaced was still to be
@@ -214,11 +215,21 @@ def recover(context: Common, what: tuple[str, ...], forget: bool) -> None:
 
     if forget and not what:
         raise click.UsageError("name the SERVICE whose interrupted roll-back is to be forgotten")
+    recovered: list[dict[str, str | None]] = []
+    if as_json:
+        print_json({"recovered": recovered})  # also what is done before one of them fails
+
+    def report(kind: str, name: str, line: str) -> None:
+        recovered.append({"service": None, "path": None, kind: name, "text": line})
+        if not as_json:
+            print(line)
+
     folders = [one for one in what if "/" in one or one in {".", ".."}]
     for path in what:
         if path in folders:
-            done = recover_directory(os.path.abspath(path), owned=forget)
-            print("\n".join(done) or f"{os.path.abspath(path)}: there is nothing to recover")
+            top = os.path.abspath(path)
+            done = recover_directory(top, owned=forget)
+            report("path", top, "\n".join(done) or f"{top}: there is nothing to recover")
     services = [one for one in what if one not in folders]
     if what and not services:
         return
@@ -228,11 +239,9 @@ def recover(context: Common, what: tuple[str, ...], forget: bool) -> None:
             services = [one for one in store.services() if store.begun_rollback(one) is not None]
         for service in services:
             with store.lock(service):
-                if forget:
-                    print(forget_rollback(store, service))
-                else:
-                    print(recover_service(store, service))
-        if not services:
+                end = forget_rollback if forget else recover_service
+                report("service", service, end(store, service))
+        if not services and not as_json:
             print("no roll-back was interrupted")
 
 

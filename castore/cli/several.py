@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import text
+from castore.cli.document import error_fields
 from castore.errors import CastoreError, IncompleteError, SeveralError, StoppedError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Several:
             if entry is None:
                 entry = {"service": name}
                 self.results.append(entry)
-            entry |= {"error": str(error), "exit_code": error.exit_code}
+            entry["error"] = error_fields(error, error.exit_code, str(error))
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
                 print(f"castore: {name}: {text.one_line(str(error))}", file=sys.stderr, flush=True)

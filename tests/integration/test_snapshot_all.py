@@ -50,10 +50,10 @@ def test_failures_do_not_stop_the_others_and_the_worst_is_the_exit_code(castore,
     done = castore("snapshot", "--all", "--json", expect=4)
     results = {one["service"]: one for one in json.loads(done.stdout)}
     assert results["good"]["number"] == 1
-    assert {name: one.get("exit_code") for name, one in results.items()} == {
+    assert {name: one.get("error", {}).get("code") for name, one in results.items()} == {
         "fails": 4, "wrong": 2, "missing": 2, "good": None,
     }
-    assert "unknown key" in results["wrong"]["error"]
+    assert "unknown key" in results["wrong"]["error"]["message"]
     assert "castore: fails: " in done.stderr
     assert "failed: wrong, fails, missing" in done.stderr
     assert numbers(castore) == {("good", 1)}
@@ -64,7 +64,7 @@ def test_an_incomplete_generation_is_less_than_a_failure(castore, configure, hom
     configure(hook, TREE.format("late", home / "tree"), TREE.format("good", home / "tree"))
     done = castore("snapshot", "late", "good", "--json", expect=3)
     late, good = json.loads(done.stdout)
-    assert (late["number"], late["exit_code"], good["number"]) == (1, 3, 1)
+    assert (late["number"], late["error"]["code"], good["number"]) == (1, 3, 1)
     castore("snapshot", "late", "nobody", expect=2)
 
 

@@ -71,10 +71,10 @@ def test_parts_that_a_snapshot_cannot_take_are_reported(castore, home, tree):
     )
     done = castore("snapshot", "--all", "--dry-run", "--json", expect=2)
     bad, good = json.loads(done.stdout)
-    assert (bad["service"], bad["exit_code"]) == ("bad", 2)
+    assert (bad["service"], bad["error"]["code"]) == ("bad", 2)
     assert good["parts"][0]["files"] > 0
     for path in ("none", "missing"):
-        assert f"{home}/{path}" in bad["error"]
+        assert f"{home}/{path}" in bad["error"]["message"]
 
 
 def test_the_store_and_castores_own_folders_are_left_empty(castore, home):
