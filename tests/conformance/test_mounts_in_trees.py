@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +144,47 @@ def test_a_bind_mounted_file_is_overwritten_where_it_is(store: Run, tmp_path: Pa
         assert sorted(os.listdir(live)) == ["bound", "other"]
     finally:
         subprocess.run(["umount", "--lazy", live / "bound"], check=True)
+
+
+@pytest.mark.parametrize("engine", ["file", "sqlite"])
+def test_a_dump_that_is_a_bind_mounted_file_is_exchanged(store: Run, tmp_path: Path, engine: str) -> None:
+    (tmp_path / "live").mkdir()
+    outside, live = tmp_path / "outside", tmp_path / "live" / "data"
+
+    def write(value: str) -> None:
+        if engine == "file":
+            live.write_text(value)
+            return
+        with contextlib.closing(sqlite3.connect(live)) as database, database:
+            database.execute("create table if not exists t (v)")
+            database.execute("delete from t")
+            database.execute("insert into t values (?)", [value])
+
+    def read() -> str:
+        if engine == "file":
+            return live.read_text()
+        with contextlib.closing(sqlite3.connect(live)) as database:
+            return database.execute("select v from t").fetchone()[0]
+
+    outside.touch()
+    live.touch()
+    mount("--bind", outside, live)
+    try:
+        config = tmp_path / "castore.toml"
+        part = f'[service.s.parts.d]\nengine = "{engine}"\npath = "{live}"\n'
+        config.write_text(part)
+        write("stored")
+        store("snapshot", "--config", config, "s", "--revision", "r1")
+        write("changed")
+        store("rollback", "--config", config, "s", "--to", "r1")
+        assert read() == "stored"
+        write("kept after a failure")
+        config.write_text(f'[service.s]\nhealth = ["false"]\nhealth-timeout = 0.1\n{part}')
+        store("rollback", "--config", config, "s", "--to", "r1", expect=4)
+        assert read() == "kept after a failure"
+        assert os.listdir(tmp_path / "live") == ["data"]
+    finally:
+        subprocess.run(["umount", "--lazy", live], check=True)
 
 
 def test_a_file_system_mounted_in_the_tree_is_restored_with_it(store: Run, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, ClassVar
 
+from castore.content.copying import check_overwritable, copy, overwrite
 from castore.content.sparse import write_sparse
 from castore.errors import CastoreError, UsageError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
@@ -104,11 +105,54 @@ class File(Engine, frozen=True):
         if not os.path.lexists(new):
             raise CastoreError(f"what was to take the place of {live} is gone: somebody has removed {new}")
         try:
-            self._move_aside(memo)
-            os.rename(new, live)
+            try:
+                self._move_aside(memo)
+                os.rename(new, live)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                self._exchange_mounted(memo)
             sync_if_supported(os.path.dirname(live))
         except OSError as error:
             raise CastoreError(f"cannot exchange {live}: {error.strerror}") from error
+
+    @staticmethod
+    def _exchange_mounted(memo: Memo) -> None:
+        """Copy a mount point aside, which cannot be moved, and overwrite it with the new file."""
+        folder, name = os.path.split(os.fsencode(memo["path"]))
+        new, old = (os.path.basename(os.fsencode(memo[one])) for one in ("new", "old"))
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            check_overwritable(fd, name)
+            part = old + b"-part"
+            try:
+                copy(fd, name, fd, part)
+                # From here on the live file may be touched.
+                os.rename(part, old, src_dir_fd=fd, dst_dir_fd=fd)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(part, dir_fd=fd)
+                raise
+            overwrite(fd, new, fd, name)
+            os.unlink(new, dir_fd=fd)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _return(old: str, live: str) -> None:
+        """Move a file back; overwrite a mount point with it."""
+        try:
+            _rename(old, live)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            folder, name = os.path.split(os.fsencode(live))
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                overwrite(fd, os.path.basename(os.fsencode(old)), fd, name)
+            finally:
+                os.close(fd)
+            os.unlink(old)
 
     def remove(self, memo: Memo) -> None:
         """Move the live file aside."""
@@ -132,7 +176,7 @@ class File(Engine, frozen=True):
         try:
             if os.path.lexists(old):
                 self._remove(live, self.beside)
-                _rename(old, live)
+                self._return(old, live)
             elif not memo["existed"] and SWITCHING in memo and not os.path.lexists(new):
                 self._remove(live, ("", *self.beside))
             for ending in self.beside:
