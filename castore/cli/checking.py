@@ -97,8 +97,8 @@ def _plain(found: Verification) -> dict[str, Any]:
 
 def _summary(found: Verification) -> str:
     told = (
-        f"{len(found.damage)} objects or chunks are damaged, "
-        f"{len(found.affected)} parts of generations do not restore whole; "
+        f"{text.count(len(found.damage), 'object or chunk is', 'objects or chunks are')} damaged, "
+        f"{text.count(len(found.affected), 'part', 'parts')} of generations cannot be restored completely; "
     )
     if found.damage:
         return told + "'castore repair' drops what cannot be read"
@@ -167,8 +167,9 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
         })
     elif done.done:
         print(
-            f"{len(done.mend)} objects mended, {len(done.drop)} dropped, {len(done.rewrite)} packs written "
-            f"anew: {done.kept_records} records kept, {done.lost_records} lost"
+            f"{text.count(len(done.mend), 'object')} repaired, {len(done.drop)} dropped, "
+            f"{text.count(len(done.rewrite), 'pack')} rewritten: "
+            f"{text.count(done.kept_records, 'record')} kept, {done.lost_records} lost"
         )
         _print_findings(after)
     elif not dry_run and after.sound:
@@ -189,4 +190,4 @@ def reindex(context: Common, as_json: bool) -> None:
     if as_json:
         print_json({"chunks": count})
     else:
-        print(f"the index holds {count} chunks")
+        print(f"the index holds {text.count(count, 'chunk')}")

@@ -71,7 +71,7 @@ def describe(generation: Generation) -> str:
     stored = sum(part.stored_bytes for part in generation.parts)
     return (
         f"{generation.service}@{generation.number}{revision}: {text.size(generation.size)} in "
-        f"{len(generation.parts)} part{'s' if len(generation.parts) != 1 else ''}, "
+        f"{text.count(len(generation.parts), 'part')}, "
         f"{text.size(new)} new, {text.size(stored)} stored, {text.duration(generation.duration)}"
         + (f"; partial: without {', '.join(generation.lacks)}" if generation.partial else "")
     )

@@ -228,8 +228,8 @@ class Common:
         for part, path, reason in warnings[:_SHOWN]:
             print(f"castore: {part}:{text.printable(path)}: {reason}", file=sys.stderr)
         raise IncompleteError(
-            f"{taken.service}@{taken.number} is committed, but {taken.missed} "
-            f"file{'s are' if taken.missed != 1 else ' is'} missing or doubtful in it; "
+            f"{taken.service}@{taken.number} is committed, but "
+            f"{text.count(taken.missed, 'file is', 'files are')} missing or doubtful in it; "
             f"'castore show {taken.service}@{taken.number}' lists them"
         )
 
@@ -243,6 +243,9 @@ class Common:
         for path, reason in [*damaged, *warnings[:_SHOWN]]:
             print(f"castore: {text.printable(path)}: {reason}", file=sys.stderr)
         if damaged:
-            raise DamageError(f"{len(damaged)} files are damaged in the store and were not restored")
+            raise DamageError(
+                f"not restored, since damaged in the store: {text.count(len(damaged), 'file')}"
+            )
         if warnings:
-            raise IncompleteError(f"restored, but not wholly: {len(warnings)} things as said above")
+            problems = text.count(len(warnings), "problem")
+            raise IncompleteError(f"restored, but not completely: {problems}, as said above")

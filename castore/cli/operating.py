@@ -344,4 +344,4 @@ def check(context: Common, as_json: bool) -> None:
     if as_json:
         print_json({"path": settings.path, "checks": found})
     if failed := sum(one["needed"] and not one["ok"] for one in found):
-        raise ConfigError(f"{settings.path}: {failed} thing{'s' if failed != 1 else ''} as said above")
+        raise ConfigError(f"{settings.path}: {text.count(failed, 'problem')}, as said above")

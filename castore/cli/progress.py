@@ -126,7 +126,7 @@ class Watch:
         rate = int((tally.read - before) / (now - began)) if now > began else 0
         numbers = [text.size(tally.read), f"{text.size(rate)}/s"]
         if tally.files:
-            numbers.append(f"{tally.files:,} files")
+            numbers.append(text.count(tally.files, "file"))
         if tally.chunks:
             numbers.append(f"{text.size(tally.new_bytes)} new")
         return "  ".join(numbers)

@@ -389,10 +389,11 @@ def stats(context: Common, as_json: bool) -> None:
         f"{text.count(records.chunks, 'chunk')}, {text.size(records.node_bytes)} in nodes, "
         f"{text.size(found.overhead)} in footers and padding"
     )
-    print(f"{records.deltas} chunks are deltas, of {text.size(records.delta_bytes)}")
+    deltas = text.count(records.deltas, "chunk is a delta", "chunks are deltas")
+    print(f"{deltas}, of {text.size(records.delta_bytes)}")
     print(
-        f"{records.bases_only} chunks of {text.size(records.bases_only_bytes)} are kept only because "
-        "deltas rest on them"
+        f"kept only as bases of deltas: {text.count(records.bases_only, 'chunk')} of "
+        f"{text.size(records.bases_only_bytes)}"
     )
     print(
         f"on this machine: index {text.size(found.index_bytes)}, "

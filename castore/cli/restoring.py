@@ -164,7 +164,7 @@ def _in_place(
         print("nothing was changed")
     else:
         where = text.printable(os.fsencode(os.path.abspath(top)))
-        print(f"{where}: {len(plan.steps)} steps, {text.size(tally.read)} written")
+        print(f"{where}: {text.count(len(plan.steps), 'step')}, {text.size(tally.read)} written")
     context.report_restored(problems, [])
 
 
@@ -180,8 +180,8 @@ def _is_wanted(plan: TreePlan, place: str, origin: str) -> bool:
     shown = text.printable(os.fsencode(place))
     source = f"came from {text.printable(os.fsencode(origin))}" if origin else "has no recorded place"
     told = (
-        f"{shown} is not where this was taken, which {source}: {added} entries would be added, {changed} "
-        f"changed, {removed} removed"
+        f"{shown} is not where this was taken, which {source}: "
+        f"{text.count(added, 'entry', 'entries')} would be added, {changed} changed, {removed} removed"
     )
     if not sys.stdin.isatty():
         raise UsageError(
@@ -409,7 +409,7 @@ def _tree_steps(tree: TreePlan) -> dict[str, Any]:
 
 
 def _print_steps(tree: dict[str, Any]) -> None:
-    print(f"{tree['path']}: {len(tree['steps'])} steps, {text.size(tree['bytes'])}")
+    print(f"{tree['path']}: {text.count(len(tree['steps']), 'step')}, {text.size(tree['bytes'])}")
     for step in tree["steps"][:_SHOWN_STEPS]:
         print(f"  {step['action']:8} {step['path']}")
     if len(tree["steps"]) > _SHOWN_STEPS:

@@ -11,6 +11,8 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from castore.model.counting import count as count  # noqa: PLC0414 - for commands
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
@@ -56,12 +58,6 @@ def _width(text: str) -> int:
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     marks = sum(unicodedata.combining(char) != 0 for char in text)
     return len(text) + wide - marks
-
-
-@lru_cache(maxsize=1 << 16)
-def count(number: int, what: str, several: str = "") -> str:
-    """Return a number of things: `1 pack`, `2 packs`, `12,000 packs`; several: an irregular plural."""
-    return f"{number:,} {what if number == 1 else several or what + 's'}"
 
 
 def size(count: int) -> str:

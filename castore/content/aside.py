@@ -24,6 +24,7 @@ from castore.content.live import OPEN_DIRECTORY, OPEN_FILE, open_below
 from castore.content.removing import remove, remove_tree
 from castore.errors import CastoreError, UsageError
 from castore.kernel.files import sync_file_system
+from castore.model.counting import count as counted
 from castore.model.tree import Entry, Owners
 from castore.storage.files import sync_if_supported
 
@@ -387,7 +388,8 @@ def _recover(top: int, path: str, name: str, keep: bool, owned: bool) -> str:
             return f"all had been restored; what it replaced is removed{kept}"
         problems: list[str] = []
         aside.put_back(lambda where, why: problems.append(f"{os.fsdecode(b'/'.join(where))}: {why}"))
-        return f"put back as it was, {begun} steps undone" + "".join(f"; {one}" for one in problems)
+        undone = counted(begun, "step")
+        return f"put back as it was, {undone} undone" + "".join(f"; {one}" for one in problems)
     except OSError as error:
         if found is not None and found[2]:
             raise CastoreError(

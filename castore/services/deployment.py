@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from castore.errors import CastoreError, ProgramError, StoppedError, UsageError
+from castore.model.counting import count as counted
 from castore.model.names import short_revision
 from castore.model.tally import Tally
 from castore.services.events import event
@@ -100,7 +101,8 @@ class Work:
                 tally=Tally(),
             )
         if done.problems:
-            self.say(f"{service}: {len(done.problems)} things could not be restored as they were")
+            problems = counted(len(done.problems), "file or attribute", "files or attributes")
+            self.say(f"{service}: not restored as before: {problems}")
 
     def _configured(self, settings: Service) -> str | None:
         """Return the configured revision; None if its source fails, which stops no rollback."""

@@ -12,6 +12,7 @@ from castore.content.directories import open_top
 from castore.content.restore import restore_directory
 from castore.content.streams import StreamReader
 from castore.errors import CastoreError, DamageError
+from castore.model.counting import count as counted
 from castore.model.generation import Origin
 from castore.model.tally import Tally
 from castore.services.events import event
@@ -109,11 +110,12 @@ def _tree(
     if report.damaged:
         path, reason = report.damaged[0]
         where = path.decode(errors="backslashreplace")
-        raise DamageError(f"{len(report.damaged)} files are damaged, {where} the first: {reason}")
+        damaged = counted(len(report.damaged), "file is", "files are")
+        raise DamageError(f"{damaged} damaged, {where} the first: {reason}")
     if tally.files != part.files:
-        raise DamageError(f"{tally.files} files came back, of {part.files}")
+        raise DamageError(f"{counted(tally.files, 'file was', 'files were')} restored, of {part.files}")
     warned = f", {len(report.warnings)} of them not with all their metadata" if report.warnings else ""
-    return f"{tally.files} files, {tally.read} bytes{warned}", {"PATH": folder}
+    return f"{counted(tally.files, 'file')}, {counted(tally.read, 'byte')}{warned}", {"PATH": folder}
 
 
 def _dump(
@@ -131,5 +133,5 @@ def _dump(
         for piece in contents.target():
             count += file.write(piece)
     if count != part.size:
-        raise DamageError(f"{count} bytes came back, of {part.size}")
-    return f"{count} bytes", {"PATH": path}
+        raise DamageError(f"{counted(count, 'byte was', 'bytes were')} restored, of {part.size}")
+    return counted(count, "byte"), {"PATH": path}

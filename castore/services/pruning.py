@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from castore.errors import BusyError, NotIntactError, UsageError
+from castore.model.counting import count as counted
 from castore.services.events import event
 from castore.services.retention import judge
 from castore.services.transaction import refuse_interrupted
@@ -73,7 +74,8 @@ def give_back(store: Store, tally: Tally, *, grace: float, **limits: Unpack[Limi
         done = compact(store, tally, grace=grace, **limits)
         trim_base_cache(store)
         note.text = (
-            f"{done.removed} packs, {done.removed_bytes} bytes removed; {done.written_bytes} written anew"
+            f"{counted(done.removed, 'pack')}, {counted(done.removed_bytes, 'byte')} removed; "
+            f"{counted(done.written_bytes, 'byte')} rewritten"
         )
     return done
 

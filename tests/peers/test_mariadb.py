@@ -108,7 +108,7 @@ def test_a_view_that_a_deployment_broke_keeps_nobody_from_going_back(lab: Lab, s
     assert server.sql("SELECT * FROM over_v", app) == "1"
     assert server.sql("SELECT * FROM uses_f", app) == "2"
     assert server.databases() == [app]
-    assert drilled(lab, 1).startswith("1 rows in 2 tables")
+    assert drilled(lab, 1).startswith("1 row in 2 tables")
     assert done.safety is not None
     assert done.safety.missed > 0
     assert {reason for _, _, reason in warnings(lab, done.safety.number)} == {mariadb._LACKING}
@@ -165,7 +165,7 @@ def test_code_that_is_older_than_the_character_set_of_its_database_comes_back(la
     first = charsets(server, app)
     assert "latin1_swedish_ci" in first
     take(lab, server, app)
-    assert drilled(lab, 1).startswith("1 rows in 1 tables")
+    assert drilled(lab, 1).startswith("1 row in 1 table")
     server.sql(f"INSERT INTO a VALUES (2, 'y'); ALTER DATABASE {app} COLLATE utf8mb4_bin", app)
     second = charsets(server, app)
     for number in (0, 1):
@@ -208,7 +208,7 @@ def test_a_row_that_no_packet_holds_is_told_and_still_drilled(lab: Lab, server: 
     assert taken.missed == 1
     ((_, _, reason),) = warnings(lab, taken.number)
     assert "raise max_allowed_packet" in reason
-    assert drilled(lab, taken.number).startswith("1 rows in 1 tables")
+    assert drilled(lab, taken.number).startswith("1 row in 1 table")
     server.sql("DELETE FROM a", app)
     with pytest.raises(ProgramError, match="packet|gone away"):
         lab.roll_back(taken.number)

@@ -247,7 +247,7 @@ def test_extensions_and_tablespaces_come_back_and_are_drilled(server: Postgres, 
                 "ext",
             )
             lab.snapshot("s", source(server, "ext"))
-            assert drilled(lab, 1).startswith("1 rows in 1 tables")
+            assert drilled(lab, 1).startswith("1 row in 1 table")
             server.psql("DROP TABLE t; DROP EXTENSION pg_trgm", "ext")
             lab.roll_back(1)
             assert server.psql("SELECT tablespace FROM pg_tables WHERE tablename = 't'", "ext") == "fast"

@@ -185,7 +185,7 @@ def test_state_follows_the_configuration(app: App):
     assert app.get()["files"] == ["first", "second", "third"]
 
     drilled = app.castore("drill", "app")
-    assert "3 rows in 1 tables" in drilled.stdout
+    assert "3 rows in 1 table" in drilled.stdout
     assert "is sound" in drilled.stdout
     events = json.loads(app.castore("events", "--json").stdout)
     assert [event["kind"] for event in events if event["kind"] != "snapshot"][:3] == ["drill", "rollback", "follow"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import castore
 from castore.cli import text
 
 
@@ -117,3 +120,32 @@ def test_a_message_keeps_its_words():
 def test_modes_are_those_of_ls():
     assert text.mode_text(0o104755) == "-rwsr-xr-x"
     assert text.mode_text(0o41777) == "drwxrwxrwt"
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "expected"),
+    [
+        (0, ("pack",), "0 packs"),
+        (1, ("pack",), "1 pack"),
+        (2, ("pack",), "2 packs"),
+        (12000, ("pack",), "12,000 packs"),
+        (1, ("entry", "entries"), "1 entry"),
+        (2, ("file is", "files are"), "2 files are"),
+    ],
+)
+def test_count_has_a_singular_and_a_plural(number, words, expected):
+    assert text.count(number, *words) == expected
+
+
+def test_no_message_counts_things_without_a_singular():
+    """A number before a plural noun in a message goes through `count`."""
+    nouns = "files|steps|objects|parts|chunks|generations|packs|things|entries|rows|directories|problems|records"
+    counted = re.compile(r"(?<!\{)\{[^{}\"]*\} (" + nouns + r")\b")
+    root = Path(castore.__file__).parent
+    found = [
+        f"{path.relative_to(root)}:{number}: {line.strip()}"
+        for path in sorted(root.rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if 'f"' in line and counted.search(line)
+    ]
+    assert found == []

@@ -432,7 +432,7 @@ def test_a_tree_that_is_gone_is_made_again(app: App):
     app.run("snapshot", "app")
     (app.top / "up" / "file").unlink()
     (app.top / "up").rmdir()
-    assert "1 steps" in app.run("rollback", "app", "--to", "1", "--dry-run").stdout
+    assert "1 step," in app.run("rollback", "app", "--to", "1", "--dry-run").stdout
     app.run("rollback", "app", "--to", "1")
     assert app.state == FIRST
     failed = app.run("guard", "app", "--", "sh", "-c", f"rm -r {app.top}/up; exit 1", expect=9)

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
+from castore.model import counting
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.programs import feed, output_of, run_dump
 from castore.services.regular import temporary_names
@@ -181,7 +182,7 @@ class LDAP(Engine, frozen=True):
 
         data = os.path.join(folder, "data")
         self._load(data, os.path.join(folder, "conf"), contents._replace(target=counted))
-        yield f"{count} entries taken by slapadd", {"PATH": data}
+        yield f"{counting.count(count, 'entry', 'entries')} taken by slapadd", {"PATH": data}
 
 
 def without_files(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:

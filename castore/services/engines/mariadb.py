@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 import msgspec
 
 from castore.errors import CastoreError, ProgramError
+from castore.model.counting import count as counted
 from castore.services.engines import mariadb_accounts as accounts
 from castore.services.engines.contract import (
     SWITCHING,
@@ -445,7 +446,8 @@ class MariaDB(Engine, frozen=True):
                 if checked[-1][-1] != "OK" and "doesn't support" not in checked[-1][-1]:
                     raise CastoreError(f"the table {table}: {checked[-1][-1]}")
                 rows += int(own._query(f"SELECT count(*) FROM {_name(table)}", "drill")[0][0])
-            told = f"{rows} rows in {len(tables)} tables, CHECK TABLE ok, in a server of its own"
+            told = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}"
+            told += ", CHECK TABLE ok, in a server of its own"
             yield told, {"SOCKET": socket, "DATABASE": "drill", "USER": "root"}
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ import signal
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
+from castore.model.counting import count as counted
 from castore.services.engines.contract import (
     SWITCHING,
     Contents,
@@ -388,7 +389,8 @@ class PostgreSQL(Engine, frozen=True):
             )
             rows = sum(int(own._query(table + ";", database="drill")[0]) for table in tables)
             size = own._query("SELECT pg_database_size('drill');")[0]
-            told = f"{rows} rows in {len(tables)} tables, {size} bytes in a server of its own"
+            told = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}, "
+            told += f"{counted(int(size), 'byte')} in a server of its own"
             yield told, {"HOST": socket, "DATABASE": "drill", "USER": "postgres"}
 
     def _server_programs(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import quote
 
 from castore.errors import CastoreError, ProgramError, UsageError
+from castore.model.counting import count as counted
 from castore.services.engines.file import File
 from castore.services.scratch import scratch_folder, sweep
 
@@ -154,4 +155,5 @@ class SQLite(File, frozen=True):
         with open(path, "xb") as file:
             file.writelines(contents.target())
         rows = self._look(path, "integrity_check")
-        yield f"{rows} rows, {os.path.getsize(path)} bytes, integrity_check ok", {"PATH": path}
+        size = counted(os.path.getsize(path), "byte")
+        yield f"{counted(rows, 'row')}, {size}, integrity_check ok", {"PATH": path}
