@@ -31,6 +31,7 @@ def main() -> NoReturn:
     finally:
         # All is done: an interrupt would only show where the interpreter ends.
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+        _signal.signal(_signal.SIGALRM, _signal.SIG_IGN)
         # Python kills itself with SIGINT, whatever the exit code, if a KeyboardInterrupt ever passed through
         # exec() of a string, as dataclasses use while they are defined. Another exec() forgets that.
         exec("")  # noqa: S102

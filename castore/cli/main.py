@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from castore.cli.document import Document
 
 
+_LATER_SECONDS: Final = 0.005
+
+
 class _Lazy(NamedTuple):
     """A subcommand that is not imported yet: an object of its own name in `module`."""
 
@@ -208,7 +211,8 @@ def _interrupt_on_signals() -> None:
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.unraisablehook = _unraisable
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Unless whoever started castore wants it ignored, as nohup does.
         if signal.getsignal(number) is signal.SIG_DFL:
@@ -217,10 +221,12 @@ def _interrupt_on_signals() -> None:
 
 def _unraisable(told: sys.UnraisableHookArgs) -> None:
     """Interrupt the program where an interrupt came in a place that cannot raise, a destructor say."""
-    import _thread
+    import signal
 
     if issubclass(told.exc_type, KeyboardInterrupt):
-        _thread.interrupt_main()
+        # Later: raised in here, it would be ignored, too.
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
     else:
         sys.__unraisablehook__(told)
 

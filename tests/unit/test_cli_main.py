@@ -233,3 +233,24 @@ def test_standard_files_that_are_closed_are_no_reason_to_fail(closed, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost():
+    script = (
+        "import click, os, signal, time\n"
+        "from castore.cli import main\n"
+        "class Destroyed:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        for _ in range(1000): pass\n"
+        "@main.cli.command()\n"
+        "def wait():\n"
+        "    one = Destroyed()\n"
+        "    del one\n"
+        "    time.sleep(30)\n"
+        "main.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "wait"], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "castore: interrupted")
