@@ -291,6 +291,7 @@ def show(context: Common, as_json: bool) -> None:  # noqa: ARG001 - it is JSON a
 def check(context: Common, as_json: bool) -> None:
     """See whether all that castore.toml names is there: programs, databases, paths, store, identity."""
     from castore.cli import places
+    from castore.content.exclude import Exclude
     from castore.errors import CastoreError, ConfigError
     from castore.services.config import TreePart, load
     from castore.services.overlap import refuse_overlaps
@@ -327,6 +328,8 @@ def check(context: Common, as_json: bool) -> None:
     def tree(service: Service, part: str, own: TreePart) -> None:
         if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):
             raise ConfigError(f"cannot read the tree {own.path}")
+        if own.exclude:
+            Exclude(own.exclude, own.path)
         refuse_overlaps(service, part)
 
     tried("store", open_store)

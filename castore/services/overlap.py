@@ -89,7 +89,7 @@ def _leaves_out(tree: TreePart, relative: bytes, *, is_dir: bool) -> bool:
     """Whether patterns match a path in a tree, or a folder that it is in."""
     if not tree.exclude:
         return False
-    exclude = Exclude(tree.exclude)
+    exclude = Exclude(tree.exclude, tree.path)
     parts = relative.split(b"/")
     return any(
         exclude.matches(b"/".join(parts[:count]), is_dir=is_dir or count < len(parts))

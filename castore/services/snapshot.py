@@ -373,7 +373,8 @@ def left_out(store: Store, folders: Sequence[str]) -> frozenset[tuple[int, int]]
 
 def rules_of(source: TreeSource | Origin, skip: frozenset[tuple[int, int]]) -> ScanRules:
     """Return what of a tree is taken; skip: as `left_out` says."""
-    exclude = Exclude(source.exclude) if source.exclude else None
+    top = os.path.abspath(os.fsdecode(source.path))
+    exclude = Exclude(source.exclude, top) if source.exclude else None
     own = source.own if isinstance(source, TreeSource) else frozenset()
     return ScanRules(exclude, source.one_file_system, source.exclude_caches, skip, own)
 
