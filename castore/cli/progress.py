@@ -34,19 +34,26 @@ class Watch:
 
     def __init__(self, total: int | None = None) -> None:
         self._total = total
+        self._totals: dict[str, int] = {}
+        """Of each part, by its name."""
         self._tallies: list[tuple[str, Tally]] = []
         self._done = threading.Event()
         self._drawing = threading.Lock()
         self._live: Live | None = None
+        self._began = time.monotonic()
         self._past: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS)
 
     def __call__(self, name: str, tally: Tally) -> None:
         """Turn to the work on `name`, which counts in `tally`."""
         self._tallies.append((name, tally))
+        self._began = time.monotonic()
 
-    def expect(self, total: int) -> None:
-        """Show the share of so many bytes read from now on."""
-        self._total = total
+    def expect(self, total: int, name: str = "") -> None:
+        """Show the share of so many bytes, and the time that is left: of the work on `name`, or of all."""
+        if name:
+            self._totals[name] = total
+        else:
+            self._total = total
 
     @property
     def warnings(self) -> list[tuple[str, bytes, str]]:
@@ -109,12 +116,15 @@ class Watch:
         name, tally = self._tallies[-1]
         line = Text(f"{text.printable(name)}  {self._numbers(tally)}", no_wrap=True)
         line.overflow = "ellipsis"
-        if not self._total:
+        total = self._totals.get(name, self._total)
+        if not total:
             return line
         grid = Table.grid(padding=(0, 1))
-        done = min(tally.read, self._total)
-        share = f"{100 * done // self._total:3} %"
-        grid.add_row(ProgressBar(self._total, done, width=20), Text(share), line)
+        # What is expected may be an estimate: work that is not done does not show 100 %.
+        done = min(tally.read, total - 1) if tally.read != total else total
+        share = f"{100 * done // total:3} %"
+        left = remaining(done, total, time.monotonic() - self._began)
+        grid.add_row(ProgressBar(total, done, width=20), Text(share), Text(left), line)
         return grid
 
     def _numbers(self, tally: Tally) -> str:
@@ -130,6 +140,14 @@ class Watch:
         if tally.chunks:
             numbers.append(f"{text.size(tally.new_bytes)} new")
         return "  ".join(numbers)
+
+
+def remaining(done: int, total: int, seconds: float) -> str:
+    """Return how long the rest of some work takes at its rate so far; "" if not known."""
+    if done <= 0 or seconds < _FIRST_SECONDS:
+        return ""
+    left = round(seconds * (total - done) / done)
+    return f"about {left} s left" if left < 60 else f"about {text.duration(left * 1_000_000_000)} left"
 
 
 _shown: list[Watch] = []

@@ -98,7 +98,7 @@ def restore(
             options = (dry_run, checksum, yes, as_json)
             _in_place(context, store, selection, destination, ownership, *options)
             return
-        with watching() as progress:
+        with watching(_size_of(selection)) as progress:
             progress("restoring", tally)
             done = put(store, selection, destination, _ownership(numeric_ids), tally, resume=resume)
     seconds = time.monotonic() - began
@@ -119,6 +119,13 @@ def restore(
         files = text.count(tally.files, "file")
         print(f"restored {files}, {text.size(tally.read)}, in {seconds:.1f} s{shown}")
     context.report_restored(done.report.warnings, done.report.damaged)
+
+
+def _size_of(selection: Selection) -> int | None:
+    """Return how many bytes a restore writes; None of a path, whose size is not known before."""
+    if selection.path:
+        return None
+    return selection.part.size if selection.part is not None else selection.generation.size
 
 
 def _in_place(

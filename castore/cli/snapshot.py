@@ -274,6 +274,9 @@ def _take(
         filed, noting, warning = filed_under(store, service, revision, configured)
         if warning:
             print(f"castore: {warning}", file=sys.stderr)
+        previous = store.newest(service)
+        for part in previous.parts if previous is not None else ():
+            progress.expect(part.size, part.name)  # an estimate
         taken = take(
             store,
             service,

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from castore.cli.progress import Watch, hushed, watching
+from castore.cli.progress import Watch, hushed, remaining, watching
 from castore.model.tally import Tally
 
 WORK = """
@@ -82,7 +82,27 @@ def test_long_work_is_shown_on_a_terminal():
 
 def test_work_of_a_known_size_has_a_share():
     _, drawn = on_terminal(WORK.format(steps=15, total=30 << 20))
-    assert re.search(r"\x1b?.*4\d %.*1\d MiB", drawn)
+    assert re.search(r"\x1b?.*4\d %.*about \d s left.*1\d MiB", drawn)
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "expected"),
+    [
+        (0, 100, 10, ""),
+        (50, 100, 0.1, ""),
+        (50, 100, 10, "about 10 s left"),
+        (10, 100, 60, "about 9 min 00 s left"),
+    ],
+)
+def test_the_time_that_is_left(done, total, seconds, expected):
+    assert remaining(done, total, seconds) == expected
+
+
+def test_every_part_has_a_share_of_its_own():
+    expected = "    progress.expect(60 << 20, 'sites\\x1b')\n    tally = Tally()"
+    script = WORK.format(steps=15, total="").replace("    tally = Tally()", expected)
+    _, drawn = on_terminal(script)
+    assert re.search(r"2\d %.*left", drawn)
 
 
 def test_short_work_is_not_shown():
