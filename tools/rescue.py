@@ -80,7 +80,7 @@ def unbox(box, key, associated=b""):
 
 
 def read_identity(path):  # the secret key in an identity file, section 1, or as it was typed from paper
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         text = "".join(re.sub(r"[\s-]", "", line) for line in file if not line.startswith("#")).lower()
     match = re.fullmatch(r"castore(identity|locked)([a-z2-7]{58}|[a-z2-7]{160})", text)
     raw = base64.b32decode(match[2].upper() + "=" * (-len(match[2]) % 8)) if match else b""

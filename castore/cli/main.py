@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import click
 
@@ -65,6 +65,15 @@ _COMMANDS: Final = {
 class _Group(click.Group):
     """A group whose commands are imported when they are called."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Refuse what no file name or text can hold, before anything looks at it."""
+        for arg in args:
+            if not _is_sound(arg):
+                raise click.UsageError(f"the argument {arg[:80]!a} has a NUL or a surrogate in it")
+        return super().make_context(info_name, args, parent, **extra)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order in which a newcomer meets them."""
         return [*_COMMANDS, *super().list_commands(ctx)]
@@ -89,6 +98,14 @@ class _Group(click.Group):
             rows.append((name, command.get_short_help_str()))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+def _is_sound(arg: str) -> bool:
+    """Whether the operating system can give castore such an argument."""
+    try:
+        return "\0" not in arg and bool(arg.isascii() or os.fsencode(arg))
+    except UnicodeEncodeError:
+        return False
 
 
 @click.group(
@@ -276,6 +293,9 @@ def _described(error: BaseException) -> tuple[str, int]:
             return "the working directory was deleted: change to one that exists", 2
         where = f"{os.fsdecode(error.filename)}: " if named else ""
         return f"{where}{error.strerror or error}", 1
+    if isinstance(error, UnicodeEncodeError) and any(error.object in arg for arg in sys.argv):
+        # Only paths may have bytes that are not UTF-8; wherever another argument is used, it cannot be.
+        return f"the argument {error.object[:80]!a} is not valid UTF-8", 2
     kind = type(error).__name__
     return f"a mistake in castore: {kind}: {error} (CASTORE_DEBUG=1 tells where)", 1
 

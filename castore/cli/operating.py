@@ -9,7 +9,7 @@ import click
 
 from castore.cli import text
 from castore.cli.document import times
-from castore.cli.options import LocalPath, common, json_option, print_json
+from castore.cli.options import Count, LocalPath, common, json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -211,7 +211,7 @@ def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> Non
 
 @click.command(epilog="Example: castore events drupal")
 @click.argument("service", required=False)
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Show the newest N.")
+@click.option("--limit", type=Count(1), default=50, show_default=True, help="Show the newest N.")
 @json_option
 @common
 def events(context: Common, service: str | None, limit: int, as_json: bool) -> None:

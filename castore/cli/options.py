@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,6 +56,35 @@ _older_option = click.option(
     is_flag=True,
     help="Take a store that is older than this machine has seen it, and remember it as it is.",
 )
+
+
+class Count(click.IntRange):
+    """A number of things, in decimal digits, that fits in 64 bits."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(least, (1 << 63) - 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        if isinstance(value, str) and not (value.isascii() and value.lstrip("-").isdecimal()):
+            self.fail(f"{value[:40]!r} is not a number", param, ctx)
+        if isinstance(value, str) and len(value) > 40:
+            self.fail("the number is too large", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Days(click.FloatRange):
+    """A number of days, up to a century."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 36525)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        found = super().convert(value, param, ctx)
+        if isnan(found):
+            self.fail("a number of days is meant", param, ctx)
+        return found
 
 
 class Percent(_Floats):

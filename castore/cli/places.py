@@ -201,7 +201,7 @@ def take_secrets() -> None:
 
 
 def _is_identity_text(text: str) -> bool:
-    return text.strip().lower().startswith(_IDENTITY_TEXTS)
+    return text.removeprefix("\ufeff").strip().lower().startswith(_IDENTITY_TEXTS)
 
 
 def read_identity(path: str) -> Identity:
@@ -337,7 +337,7 @@ def change_passphrase(path: str, new: Callable[[], str | None]) -> Identity:
     line = identity.text() if passphrase is None else identity.locked_text(passphrase)
     if Identity.parse(line, lambda: passphrase or "").recipient != identity.recipient:
         raise IdentityError(f"{path}: the new form does not open; the file is as it was")
-    notes = [one for one in text.splitlines() if one.lstrip().startswith("#")]
+    notes = [one for one in text.removeprefix("\ufeff").splitlines() if one.lstrip().startswith("#")]
     owner = os.stat(path)
     write_private(path, "".join(f"{one}\n" for one in [*notes, check_identity(line)]).encode())
     if owner.st_uid != os.geteuid():

@@ -9,7 +9,7 @@ import click
 
 from castore.cli import text
 from castore.cli.document import times
-from castore.cli.options import Percent, agreed, common, json_option, print_json
+from castore.cli.options import Count, Days, Percent, agreed, common, json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def _compacting(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--grace",
-            type=click.FloatRange(0),
+            type=Days(),
             default=_DAY,
             show_default=True,
             metavar="SECONDS",
@@ -77,7 +77,7 @@ def _keeping(command: Callable[..., Any]) -> Callable[..., Any]:
         "--keep-within", metavar="SPAN", help="Keep all that are not older than this: 36h, 14d, 8w, 6m, 1y."
     )(with_rules)
     for name, meaning in reversed(_KEPT.items()):
-        wrapped = click.option(f"--keep-{name}", type=click.IntRange(0), metavar="N", help=meaning)(wrapped)
+        wrapped = click.option(f"--keep-{name}", type=Count(0), metavar="N", help=meaning)(wrapped)
     return wrapped
 
 

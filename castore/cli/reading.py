@@ -10,7 +10,7 @@ import click
 
 from castore.cli import text
 from castore.cli.document import times
-from castore.cli.options import common, json_option, print_json
+from castore.cli.options import Count, common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: castore log drupal --revision r1")
 @click.argument("service", required=False)
 @click.option("--revision", metavar="REV", help="Only of revisions that begin with REV.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most the N newest.")
+@click.option("--limit", type=Count(1), metavar="N", help="At most the N newest.")
 @json_option
 @common
 def log(

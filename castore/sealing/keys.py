@@ -49,7 +49,8 @@ def _write(prefix: str, data: bytes) -> str:
 
 def _line(text: str) -> str:
     """Return a key file's one line that is neither empty nor a comment; "" if it has not one."""
-    lines = [line.strip() for line in text.splitlines()]
+    # An editor may have put a byte-order mark at the beginning.
+    lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     return found[0] if len(found) == 1 else ""
 
@@ -76,6 +77,7 @@ def typed_identity(text: str) -> str:
     It may have any case, spaces and dashes in it, stand on several lines, and lack its beginning, which
     its length tells.
     """
+    text = text.removeprefix("\ufeff")
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     # What a sheet has in front of each line.
     lines = [re.sub(r"^\s*(begins|[0-9]+\s+to\s+[0-9]+)\s", "", line) for line in lines]

@@ -205,8 +205,9 @@ def load(
     import tomllib  # noqa: PLC0415 - 10 ms, and most commands read no castore.toml
 
     try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
+        # An editor may have put a byte-order mark at its beginning.
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            document = tomllib.loads(file.read())
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -304,7 +305,8 @@ class _Reader:
             raise self._error(
                 keys, f'a size such as "5 GB" or "500 MiB", or "off", was expected, not {text!r}'
             )
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+        # No disk is larger.
+        return int(min(float(match[1]) * _UNITS[match[2].upper()], 1 << 62))
 
     def _recipients(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         if texts:
@@ -561,7 +563,7 @@ _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | 
 }
 _SIZE: Final = re.compile("([0-9]+(?:[.][0-9]+)?) ?(" + "|".join(_UNITS) + ")", re.IGNORECASE)
 _TIME: Final = re.compile("([01]?[0-9]|2[0-3]):[0-5][0-9]")
-_SPAN: Final = re.compile("([0-9]+) ?([hdwmy])")
+_SPAN: Final = re.compile("([0-9]{1,9}) ?([hdwmy])")
 _HOURS: Final = {"h": 1, "d": 24, "w": 7 * 24, "m": 31 * 24, "y": 366 * 24}
 _MISSING: Final = re.compile("Object missing required field `(.*?)`")
 _STEP: Final = re.compile(r"\.([A-Za-z0-9_-]+)|\[(\d+|\.\.\.)\]")

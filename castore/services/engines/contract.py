@@ -197,7 +197,7 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
                 )
             path = os.path.join(folder, self.credential)
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 return file.read().rstrip("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the password in {path}: {error}") from error
