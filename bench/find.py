@@ -6,6 +6,17 @@
 Each generation changes 1 % of the files: of a few directories (clustered) or of all of them (spread, where
 about 630 of 1,000 directories change each time). Times are those of whole commands, start-up included; the
 page cache is warm. --folder keeps the stores, and a second run uses them again.
+
+Of 100 generations of 100,000 files, on 2 cores that other work kept busy (load 6):
+
+    clustered  find, any name                1.5 to 1.9 s
+    clustered  history of a file             1.0 s
+    spread     find, any name                2.2 to 3.8 s
+    spread     find, one directory of ten    2.7 s
+    spread     history of a file             0.9 s
+
+Spread over all directories, a pattern that matches names in most of them ('*7.txt') reads every version of
+every directory, 63,000, which takes 10 to 20 s.
 """
 
 from __future__ import annotations
@@ -88,7 +99,9 @@ def run(folder: str, *arguments: str) -> tuple[float, int]:
     for _ in range(3):
         began = time.perf_counter()
         argv = [sys.executable, "-m", "castore", *arguments]
-        done = subprocess.run(argv, env=environment, capture_output=True, check=True)
+        done = subprocess.run(argv, env=environment, capture_output=True, check=False)
+        if done.returncode not in {0, 6}:  # 6: nothing matches
+            raise SystemExit(done.stderr.decode())
         times.append(time.perf_counter() - began)
     return min(times), done.stdout.count(b"\n")
 
@@ -98,7 +111,7 @@ def measure(folder: str, files: int, kind: str) -> None:
     commands = [
         ("find", "*.log", "s"),
         ("find", f"{files // 2:07}.txt"),
-        ("find", f"{some[:3]}/*/*7.txt"),
+        ("find", f"/{some[:3]}/*/*7.txt"),
         ("find", "no-such-name"),
         ("history", f"s:t/{some}"),
         ("history", f"s:t/{os.path.dirname(some)}"),
