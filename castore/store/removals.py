@@ -84,6 +84,22 @@ def open_removal(name: str, data: bytes, writer: WriterKey) -> Removal:
     return record
 
 
+def damaged_removals(storage: Storage, writer: WriterKey) -> dict[str, str]:
+    """Return what is wrong with the records of all services, by name. Raises StorageError."""
+    found = {}
+    for short in storage.list(REMOVALS):
+        if _NAME.fullmatch(short) is None:
+            continue
+        name = f"{REMOVALS}/{short}"
+        try:
+            open_removal(name, storage.get(name), writer)
+        except ObjectMissingError:
+            continue  # replaced by a newer record meanwhile
+        except (DamageError, FormatError, StorageError) as error:
+            found[name] = str(error)
+    return found
+
+
 def _read(storage: Storage, writer: WriterKey, service: str) -> dict[str, Removal]:
     """Return the records of a service, by name. A damaged one explains nothing, and is left out."""
     tags = {tag.hex() for tag in writer.tags(service)}

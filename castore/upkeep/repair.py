@@ -15,6 +15,7 @@ from castore.model.refs import PackId, SessionId
 from castore.store.condemned import open_condemned
 from castore.store.generations import open_generation
 from castore.store.pack import CHUNK, pack_name
+from castore.store.removals import REMOVALS, damaged_removals, open_removal
 from castore.store.sessions import decode_session, session_name, session_numbers
 from castore.upkeep.moving import Mover, record_in, records_of
 from castore.upkeep.verify import Verification, damaged_of_two, verify
@@ -101,7 +102,7 @@ def _can_read(store: Store) -> bool:
 def _plan(store: Store, found: Verification) -> Repair:
     planned = Repair(mend=sorted(damaged_of_two(store)))
     packs = {*found.damaged_packs}
-    for name in [*store.damaged, *_generations(store), *_sessions(store)]:
+    for name in [*store.damaged, *_generations(store), *_sessions(store), *_removals(store)]:
         if not _is_damaged(store, name):
             continue
         if name.startswith("packs/"):
@@ -126,6 +127,10 @@ def _sessions(store: Store) -> list[str]:
     return [session_name(session, number) for session in numbers for number in numbers[session]]
 
 
+def _removals(store: Store) -> list[str]:
+    return list(damaged_removals(store.storage, store.writer_key))
+
+
 def _is_damaged(store: Store, name: str) -> bool:
     """Whether an object is not what was written. What is of a newer castore is not damaged."""
     try:
@@ -135,6 +140,8 @@ def _is_damaged(store: Store, name: str) -> bool:
             open_generation(name, store.storage.get(name), store.writer_key)
         elif name.startswith("condemned/"):
             open_condemned(name, store.storage.get(name), store.writer_key)
+        elif name.startswith(f"{REMOVALS}/"):
+            open_removal(name, store.storage.get(name), store.writer_key)
         else:
             session, _, number = name.removeprefix("sessions/").partition(".")
             session_id = SessionId(bytes.fromhex(session))

@@ -31,6 +31,7 @@ from castore.model.refs import RecordId
 from castore.store import twice
 from castore.store.generations import NAME, open_generation
 from castore.store.pack import CHUNK, pack_name
+from castore.store.removals import damaged_removals
 from castore.store.sessions import read_session, session_numbers
 from castore.upkeep.affected import Affected, Reasons, affected
 
@@ -100,6 +101,7 @@ def verify(
     found.damage += [f"{name}: {reason}" for name, reason in damaged_of_two(store).items()]
     _verify_generations(store, found)
     _verify_sessions(store, found)
+    found.damage += damaged_removals(store.storage, store.writer_key).values()
     bad: dict[bytes, str] = {}
     whole = []
     for pack, size in store.packs():

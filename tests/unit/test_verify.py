@@ -13,6 +13,7 @@ from castore.content.streams import StreamReader
 from castore.errors import IdentityError
 from castore.kernel.marks import Marks
 from castore.model.tally import Tally
+from castore.services.pruning import forget
 from castore.services.restoring import read
 from castore.store.pack import CHUNK
 from castore.upkeep import verify as module
@@ -348,3 +349,23 @@ def test_a_prune_beside_damage_that_was_found_loses_nothing(lab, tree):
     out = lab.folder / "out"
     assert lab.restore("web@1", out).report.damaged == []
     assert (out / "t" / "b" / "large").read_bytes() == content
+
+
+def test_a_damaged_record_of_removals_is_reported_and_dropped(lab, tree):
+    for _ in range(2):
+        take(lab, tree)
+    with lab.open() as store:
+        store.sync_generations()
+        forget(store, "web", [store.generation("web", 1)])
+    (record,) = (lab.store / "removals").iterdir()
+    assert look(lab, identity=False).sound
+    flip(record, record.stat().st_size - 1)
+    found = look(lab, identity=False)
+    assert any(f"removals/{record.name}" in line for line in found.damage)
+    planned, after = mend(lab)
+    assert planned.drop == [f"removals/{record.name}"]
+    assert after.sound
+    assert not record.exists()
+    with lab.open() as store:
+        store.sync_generations()
+        assert [one.number for one in store.generations("web")] == [2]
