@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from castore.cli import text
 from castore.cli.document import times
 from castore.model.names import short_revision
+from castore.store.hosts import HostGroups
 
 if TYPE_CHECKING:
     from castore.model.events import Event
@@ -32,6 +33,7 @@ def plain(
         **times("time", generation.time),
         "revision": generation.revision,
         "host": generation.host,
+        "host_id": generation.host_id,
         "parent": generation.parent,
         "safety": generation.safety,
         "interrupted": generation.interrupted,
@@ -85,6 +87,8 @@ def table(
     pinned: notes of pins, by service and number.
     """
     rows = []
+    groups = HostGroups(generations)
+    with_host = len(groups.names()) > 1
     for generation in generations:
         total = new = stored = missed = 0
         for part in generation.parts:
@@ -109,6 +113,7 @@ def table(
             str(generation.number),
             text.local_time(generation.time),
             short_revision(generation.revision) or "-",
+            *([generation.host] if with_host else []),
             names,
             text.size(total),
             text.size(new),
@@ -118,9 +123,11 @@ def table(
             last = drilled.get((generation.service, generation.number))
             failed = "" if last is None or last.ok else " FAILED"
             rows[-1].append("-" if last is None else text.local_time(last.time) + failed)
-    header = ["service", "number", "time", "revision", "parts", "total", "new", "stored"]
+    header = ["service", "number", "time", "revision", *(["host"] if with_host else [])]
+    header += ["parts", "total", "new", "stored"]
+    right = {1, *range(len(header) - 3, len(header))}
     header += ["drilled"] if drilled else []
-    return text.table(rows, header=header, right={1, 5, 6, 7})
+    return text.table(rows, header=header, right=right)
 
 
 def parts_table(parts: Sequence[Part]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import places, text
@@ -36,6 +36,7 @@ class Common:
     config: str | None
     identity_file: str | None
     accept_older: bool = False
+    host: str | None = None
 
     @cached_property
     def settings(self) -> Settings | None:
@@ -77,6 +78,9 @@ class Common:
             raise NotFoundError(f"{error}: {places.instead_of(path)}") from None
         if self.settings is not None and self.settings.reference_cache is not None:
             store.references.limit = self.settings.reference_cache
+        store.configured_host = (self.settings.host if self.settings is not None else None) or ""
+        store.chosen_host = self.host
+        store.say = lru_cache(None)(lambda line: print(f"castore: note: {line}", file=sys.stderr))
         return store
 
     def identity(self) -> Callable[[], Identity]:

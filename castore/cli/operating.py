@@ -9,7 +9,7 @@ import click
 
 from castore.cli import text
 from castore.cli.document import times
-from castore.cli.options import Count, LocalPath, common, json_option, print_json
+from castore.cli.options import Count, LocalPath, common, host_option, json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -176,6 +176,7 @@ def revision(context: Common, service: str, as_json: bool) -> None:
 )
 @json_option
 @common
+@host_option
 def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> None:
     """Restore a generation of SERVICE, the newest if none is named, into a scratch place and check it.
 

@@ -58,6 +58,22 @@ _older_option = click.option(
 )
 
 
+def host_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --host, which chooses whose generations a command selects; it goes below `common`."""
+
+    @functools.wraps(command)
+    def with_host(context: Any, *, host: str | None, **others: Any) -> Any:
+        import dataclasses
+
+        return command(dataclasses.replace(context, host=host), **others)
+
+    return click.option(
+        "--host",
+        metavar="NAME",
+        help="Select generations of this host, '*' of every host; else of this machine.",
+    )(with_host)
+
+
 class Count(click.IntRange):
     """A number of things, in decimal digits, that fits in 64 bits."""
 

@@ -9,7 +9,7 @@ import click
 
 from castore.cli import text
 from castore.cli.document import times
-from castore.cli.options import Count, Days, Percent, agreed, common, json_option, print_json
+from castore.cli.options import Count, Days, Percent, agreed, common, host_option, json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -126,6 +126,7 @@ def _rules_of(
 @click.option("--note", default="", metavar="TEXT", help="Why; 'castore prune --dry-run' shows it.")
 @json_option
 @common
+@host_option
 def pin(context: Common, what: str, note: str, as_json: bool) -> None:
     """Keep a generation whatever the rules say, until it is unpinned."""
     from castore.services.select import find
@@ -145,6 +146,7 @@ def pin(context: Common, what: str, note: str, as_json: bool) -> None:
 @click.argument("what", metavar="SERVICE@SELECTOR")
 @json_option
 @common
+@host_option
 def unpin(context: Common, what: str, as_json: bool) -> None:
     """Let the rules decide about a generation again."""
     from castore.errors import NotFoundError
@@ -169,12 +171,14 @@ def unpin(context: Common, what: str, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @common
+@host_option
 def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> None:
     """Remove generations for good. 'castore compact' reclaims the space that only they needed.
 
     SERVICE@3-7 names the generations with the numbers 3 to 7.
     """
     from castore.errors import UsageError
+    from castore.services.hosts import chosen as chosen_host
     from castore.services.pruning import forget as remove
     from castore.services.pruning import spans
     from castore.services.select import find_range
@@ -189,8 +193,8 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, 
                 raise UsageError(f"--all is of a service: {service}, not {one}")
             if not everything and not selector:
                 raise UsageError(f"which generation of {one!r}? Say {one}@NUMBER, or --all")
-            found = store.generations(service) if everything else []
-            for generation in found or find_range(store, service, selector or "latest"):
+            found = filter(chosen_host(store, service), store.generations(service)) if everything else ()
+            for generation in list(found) or find_range(store, service, selector or "latest"):
                 chosen.setdefault(service, {})[generation.number] = generation
         told = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
         if not (yes or agreed(f"Remove {told} for good?")):
@@ -213,6 +217,7 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, 
 @_compacting
 @json_option
 @common
+@host_option
 def prune(
     context: Common,
     services: tuple[str, ...],
@@ -244,6 +249,8 @@ def prune(
             there = ", ".join(known) or "none"
             raise NotFoundError(f"there is no service {unknown[0]!r} in {store.location}; it holds: {there}")
         chosen, refused = _rules_of(context, services, known, keep)
+        if not services:
+            chosen = {service: one for service, one in chosen.items() if _is_clear(store, service)}
         if dry_run:
             verdicts = [
                 verdict
@@ -277,6 +284,19 @@ def prune(
         raise ConfigError("; ".join([*refused, *busy]))
     if busy:
         raise BusyError("; ".join(busy))
+
+
+def _is_clear(store: Store, service: str) -> bool:
+    """Whether it is clear of which host to prune; print why not."""
+    from castore.errors import NotFoundError
+    from castore.services.hosts import chosen
+
+    try:
+        chosen(store, service, mine=store.is_of_this_host)
+    except NotFoundError as error:
+        store.say(f"{service} is left alone: {error}")
+        return False
+    return True
 
 
 @click.command(epilog="Example: castore compact --dry-run")

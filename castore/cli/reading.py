@@ -10,9 +10,11 @@ import click
 
 from castore.cli import text
 from castore.cli.document import times
-from castore.cli.options import Count, common, json_option, print_json
+from castore.cli.options import Count, common, host_option, json_option, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from castore.cli.opening import Common
     from castore.model.generation import Generation, Part
     from castore.services.select import Selection
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=Count(1), metavar="N", help="At most the N newest.")
 @json_option
 @common
+@host_option
 def log(
     context: Common, service: str | None, revision: str | None, limit: int | None, as_json: bool
 ) -> None:
@@ -42,6 +45,8 @@ def log(
             known = ", ".join(store.services()) or "none"
             raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
         found = store.newest_first(service) if service is not None else iter(store.generations())
+        if context.host is not None:
+            found = filter(_of_hosts(store, service), found)
         if revision is not None:
             found = (g for g in found if revision_begins(g.revision, revision))
         generations = list(islice(found, limit))
@@ -54,10 +59,26 @@ def log(
         print(table(generations, drilled, pinned))
 
 
+def _of_hosts(store: Store, service: str | None) -> Callable[[Generation], bool]:
+    """Return which generations are of the chosen host. Raises NotFoundError where a service has none."""
+    from castore.errors import NotFoundError
+    from castore.services.hosts import chosen
+
+    wanted = {}
+    for one in [service] if service is not None else store.services():
+        try:
+            wanted[one] = chosen(store, one)
+        except NotFoundError:
+            if service is not None:
+                raise
+    return lambda generation: generation.service in wanted and wanted[generation.service](generation)
+
+
 @click.command(epilog="Example: castore show drupal@latest")
 @click.argument("what", metavar="SERVICE@SEL[:PART[/PATH]]")
 @json_option
 @common
+@host_option
 def show(context: Common, what: str, as_json: bool) -> None:
     """Show one generation, or a part or path of it: sizes, and how much the store had already."""
     from castore.cli.generations import parts_table, plain
@@ -73,6 +94,7 @@ def show(context: Common, what: str, as_json: bool) -> None:
         warnings = [one for one in warnings if _concerns(one, selection)]
         entry = _entry_of(store, selection) if selection.path else None
         pins = store.pins(generation.service)
+        own = store.is_own(generation)
     if as_json:
         shown = plain(generation, pins=pins)
         names = {part.name for part in parts}
@@ -84,7 +106,7 @@ def show(context: Common, what: str, as_json: bool) -> None:
     print(f"{generation.service}@{generation.number}  {text.local_time(generation.time)}")
     short = short_revision(generation.revision)
     print(f"revision  {short or '-'}{f'  ({generation.revision})' if short != generation.revision else ''}")
-    print(f"host      {generation.host}")
+    print(f"host      {generation.host}{'' if own else '  (not this one)'}")
     print(f"took      {text.duration(generation.duration)}")
     if generation.interrupted:
         print("warning   taken after a rollback that has not ended: its state may be inconsistent")
@@ -142,6 +164,7 @@ def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
 @click.option("-R", "--recursive", is_flag=True, help="And everything below.")
 @json_option
 @common
+@host_option
 def ls(context: Common, what: str, recursive: bool, as_json: bool) -> None:
     """List what is in a generation, a part, or a directory of it."""
     from castore.content.streams import StreamReader
@@ -231,6 +254,7 @@ _TYPES = {1: "fifo", 2: "char", 4: "dir", 6: "block", 8: "file", 10: "link", 12:
 @click.command(epilog="Example: castore cat drupal@r1:db | less")
 @click.argument("what", metavar="SERVICE@SEL:PART[/PATH]")
 @common
+@host_option
 def cat(context: Common, what: str) -> None:
     """Write a dump, or a file of a tree, to standard output."""
     from castore.content.streams import StreamReader
@@ -250,6 +274,7 @@ def cat(context: Common, what: str) -> None:
 @click.argument("new", metavar="SERVICE@B[:PART[/PATH]]")
 @json_option
 @common
+@host_option
 def diff(context: Common, old: str, new: str, as_json: bool) -> None:
     """Say what differs: paths added (+), removed (-), changed (M), metadata only (m); bytes of dumps.
 

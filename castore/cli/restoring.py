@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import text
-from castore.cli.options import LocalPath, common, json_option, print_json
+from castore.cli.options import LocalPath, agreed, common, host_option, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -56,6 +56,7 @@ _numeric_option = click.option(
 @_numeric_option
 @json_option
 @common
+@host_option
 def restore(
     context: Common,
     what: str,
@@ -195,8 +196,8 @@ def _is_wanted(plan: TreePlan, place: str, origin: str) -> bool:
             f"{told}; nothing was touched: --dry-run lists the steps, --yes carries them out"
         )
     click.echo(f"castore: {told}", err=True)
-    agreed: bool = click.confirm("Go on?", err=True)
-    return agreed
+    going_on: bool = click.confirm("Go on?", err=True)
+    return going_on
 
 
 @click.command(epilog="Example: castore recover drupal")
@@ -257,6 +258,7 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
 @click.option("--to", "selector", metavar="SEL", help="Revision, number, date, latest.")
 @click.option("--undo", is_flag=True, help="Go back to what the last roll-back replaced.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask where the generation is of another host or place.")
 @click.option("--no-safety", is_flag=True, help="Do not take a generation of the present state first.")
 @click.option(
     "--restore",
@@ -268,12 +270,14 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
 @_numeric_option
 @json_option
 @common
+@host_option
 def rollback(
     context: Common,
     service: str,
     selector: str | None,
     undo: bool,
     dry_run: bool,
+    yes: bool,
     no_safety: bool,
     programs: tuple[str, ...],
     numeric_ids: bool,
@@ -288,7 +292,8 @@ def rollback(
     from castore.cli.opening import own_folders
     from castore.cli.progress import watching
     from castore.model.tally import Tally
-    from castore.services.plan import plan_rollback
+    from castore.services.doubts import doubts
+    from castore.services.plan import plan_rollback, read_details
     from castore.services.rollback import check_plan, creations, missing_folders, roll_back
     from castore.services.select import find, undo_of
     from castore.services.state_revision import state_revision
@@ -298,10 +303,14 @@ def rollback(
     with context.open_store() as store:
         store.sync_generations()
         target = undo_of(store, service) if selector is None else find(store, service, selector)
-        origins = _origins(context, store, target, programs)
+        recorded = read_details(store, target).origins
+        origins = _origins(context, target, recorded, programs)
         ownership = _ownership(numeric_ids)
+        settings = context.service_settings(service)
+        doubted = doubts(store, target, recorded, origins)
+        for line in doubted:
+            click.echo(f"castore: {line}", err=True)
         if dry_run:
-            settings = context.service_settings(service)
             plan = plan_rollback(
                 store, target, origins, ownership, leave_out=own_folders(), settings=settings
             )
@@ -313,6 +322,9 @@ def rollback(
                 click.echo(f"castore: would make {text.one_line(line)}", err=True)
             _print_plan(plan, settings, as_json, safety=not no_safety)
             return
+        if doubted and not (yes or agreed(f"Restore {service}@{target.number} all the same?")):
+            print("nothing was touched")
+            return
         configured = _revision_if_known(context, service)
         with store.lock(service), watching() as progress:
             revision = state_revision(store, service, configured).revision
@@ -322,7 +334,7 @@ def rollback(
                 target,
                 origins,
                 ownership,
-                settings=context.service_settings(service),
+                settings=settings,
                 with_safety=not no_safety,
                 revision=revision,
                 leave_out=own_folders(),
@@ -380,7 +392,7 @@ def _of(generation: Generation) -> str:
 
 
 def _origins(
-    context: Common, store: Store, target: Generation, programs: tuple[str, ...]
+    context: Common, target: Generation, recorded: dict[str, Origin], programs: tuple[str, ...]
 ) -> dict[str, Origin]:
     """Return where each part belongs: as recorded, but castore.toml, and then --restore, know better."""
     import msgspec
@@ -388,10 +400,8 @@ def _origins(
     from castore.cli.snapshot import split_named, split_program
     from castore.errors import UsageError
     from castore.model.generation import Origin
-    from castore.services.plan import read_details
     from castore.services.snapshot import merged_origins
 
-    recorded = read_details(store, target).origins
     origins = merged_origins(recorded, context.configured_origins(target.service))
     for text_ in programs:
         name, argv = split_named("--restore", text_)

@@ -84,6 +84,8 @@ class Generation(msgspec.Struct, frozen=True):
     interrupted: bool = False
     """Taken after a rollback that failed or was killed: the state may be inconsistent. Such a generation
     is a safety generation, too, so that only its number selects it."""
+    host_id: str = ""
+    """What its host is known by; empty in records of older castores."""
     lacks: tuple[str, ...] = ()
     """Parts that castore.toml described and that were not taken: the generation is partial."""
     duration: int = 0

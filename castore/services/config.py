@@ -131,6 +131,8 @@ class Settings(_Table, frozen=True):
     """To whom a store made with these settings is sealed: castore-pub-..."""
     reference_cache: int | None = None
     """Bytes that this machine may keep unsealed to make deltas with; 0: none; None: as it sees fit."""
+    host: str | None = None
+    """What this machine is known by; None: its machine id."""
     service: dict[str, Service] = {}
     """The services that are described without a mistake."""
     path: str = ""
@@ -182,6 +184,7 @@ class _TopTable(_Table, frozen=True):
     store: str | None = None
     recipients: tuple[str, ...] = ()
     reference_cache: str | None = None
+    host: str | None = None
     service: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
 
@@ -270,7 +273,23 @@ class _Reader:
         self._read_defaults(top.defaults)
         with self._collecting():
             size = self._size(top.reference_cache, ("reference-cache",))
-        return Settings(store=store, recipients=recipients, reference_cache=size, service={}, path=self._path)
+        with self._collecting():
+            self._check_host(top.host)
+        return Settings(
+            store=store,
+            recipients=recipients,
+            reference_cache=size,
+            host=top.host,
+            service={},
+            path=self._path,
+        )
+
+    def _check_host(self, host: str | None) -> None:
+        if host is None:
+            return
+        if host in {"", "*"} or not host.isprintable() or host != host.strip() or len(host) > 255:
+            reason = f"the name of a host, 1 to 255 printable characters, was expected, not {host!r}"
+            raise self._error(("host",), reason)
 
     def _read_defaults(self, table: dict[str, Any]) -> None:
         keys: _Keys = ("defaults",)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from castore.errors import BusyError, NotIntactError, UsageError
 from castore.model.counting import count as counted
 from castore.services.events import event
+from castore.services.hosts import chosen
 from castore.services.retention import judge
 from castore.services.transaction import refuse_interrupted
 from castore.upkeep.compact import compact
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
 
 
 def judged(store: Store, service: str, settings: Service | None, now: int) -> list[Verdict]:
-    """Return what the rules of a service say of each of its generations, newest first.
+    """Return what the rules of a service say of each generation of the chosen host, newest first.
 
-    now: ns since 1970. Raises StorageError.
+    now: ns since 1970. Raises StorageError, NotFoundError where no host is chosen and several others than
+    this one have generations.
     """
+    wanted = chosen(store, service, mine=store.is_of_this_host)
     live = store.live_revision(service)
     return judge(
-        store.generations(service),
+        filter(wanted, store.generations(service)),
         settings.keep if settings is not None else None,
         now,
         live=[live] if live else [],

@@ -11,6 +11,7 @@ import datetime as dt
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.services.config import parse_span
+from castore.store.hosts import HostGroups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -60,17 +61,11 @@ def judge(
             kept.append("no rule")
     for number in pinned & rules.keys():
         rules[number].append("pinned")
-    if found:
-        rules[found[-1].number].append("newest")
-    complete = [one for one in found if not one.number_only]
-    if complete and "newest" not in rules[complete[-1].number]:
-        rules[complete[-1].number].append("newest")
-    safeties = [one.number for one in found if one.safety and not one.interrupted]
-    if safeties:
-        rules[safeties[-1]].append("undo")
     within = parse_span(keep.within) if keep is not None and keep.within is not None else None
-    for host in {generation.host for generation in found}:
-        own = [generation for generation in found if generation.host == host]
+    groups = HostGroups(found)
+    for host in sorted(groups.names()):
+        own = [generation for generation in found if groups.key(generation) == host]
+        _always(own, live, rules)
         counted: list[Generation] = []
         partial: list[Generation] = []
         latest = 0
@@ -87,12 +82,21 @@ def judge(
         if keep is not None:
             _count(counted[::-1], keep, now, rules, zone)
             _count_partial(counted, partial, keep, now, rules, zone)
-    taken = complete[::-1]
+    return [Verdict(generation, tuple(rules[generation.number])) for generation in reversed(found)]
+
+
+def _always(own: list[Generation], live: Sequence[str], rules: dict[int, list[str]]) -> None:
+    """Keep what is kept of a host whatever the rules say; own: its generations, in order."""
+    complete = [one for one in own if not one.number_only]
+    for number in {one.number for one in (*own[-1:], *complete[-1:])}:
+        rules[number].append("newest")
+    safeties = [one.number for one in own if one.safety and not one.interrupted]
+    if safeties:
+        rules[safeties[-1]].append("undo")
     for revision in live:
-        newest = next((one for one in taken if one.revision == revision), None)
+        newest = next((one for one in reversed(complete) if one.revision == revision), None)
         if newest is not None:
             rules[newest.number].append("live revision")
-    return [Verdict(generation, tuple(rules[generation.number])) for generation in reversed(found)]
 
 
 def _count_partial(

@@ -8,6 +8,7 @@ killed before the end is undone, and behind that point finished, by this process
 
 from __future__ import annotations
 
+import contextlib
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Final
 from castore.content.inplace import InPlace
 from castore.content.streams import StreamReader
 from castore.content.treeplan import Comparison, plan_removal
-from castore.errors import CastoreError, NotIntactError, StoppedError
+from castore.errors import CastoreError, NotIntactError, StoppedError, StorageError
 from castore.model.generation import Origin
 from castore.services import folders
 from castore.services.config import Service
 from castore.services.engines.contract import SWITCHING, Memo, settings_of
 from castore.services.events import event
 from castore.services.hooks import Around
+from castore.services.hosts import take_over
 from castore.services.interrupts import Shield
 from castore.services.overlap import (
     below,
@@ -177,6 +179,8 @@ def _roll_back(
         work = _Transaction(store, reader, plan, service, origins, keep, say, revision)
         work.prepare(ownership, leave_out, tally)
         work.run()
+    with contextlib.suppress(StorageError):  # the state is restored: only selection depends on it
+        take_over(store, target)
     return RolledBack(target, work.safety, work.problems, work.changed)
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from castore.errors import DamageError, FormatError, NotFoundError, ObjectMissingError, UsageError
 from castore.model.names import check_name, revision_begins, revision_is, revision_names, short_revision
 from castore.services.dates import parse_date
+from castore.services.hosts import chosen, own
 from castore.store.generations import open_generation, split_name
+from castore.store.hosts import HostGroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from castore.model.generation import Generation, Part
+    from castore.services.hosts import Predicate
     from castore.store import Store
 
 _SHOWN = 5
@@ -157,18 +160,51 @@ def _find(store: Store, service: str, selector: str) -> Generation:
     the same revision where a revision was named. Pre-rollback and partial generations are found by number
     only. Raises NotFoundError, UsageError if several are meant.
     """
-    quick = _found_at_once(store, service, selector)
+    chosen_host = _Chosen(store, service)
+    quick = _found_at_once(store, service, selector, chosen_host)
     if quick is not None:
         return quick
     generations = store.generations(service)
     if not generations:
         known = ", ".join(store.services()) or "none"
         raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
-    regular = [generation for generation in generations if not generation.number_only]
+    by_number = _is_number(selector) and store.chosen_host is None
+    wanted: Predicate = own(store, service) if by_number else chosen_host
+    regular = [one for one in generations if not one.number_only and wanted(one)]
     try:
         return _meant(store, service, selector, generations, regular)
     except NotFoundError as error:
-        raise NotFoundError(f"{error}{_hint(generations, selector)}") from None
+        hint = _hint(generations, selector) or _other_hosts(generations, regular, selector)
+        raise NotFoundError(f"{error}{hint}") from None
+
+
+class _Chosen:
+    """Whether a generation is of the chosen host; what that needs is read when it is first asked."""
+
+    def __init__(self, store: Store, service: str) -> None:
+        self._store = store
+        self._service = service
+        self._found: Predicate | None = None
+
+    def __call__(self, generation: Generation) -> bool:
+        if self._found is None:
+            self._found = chosen(self._store, self._service)
+        return self._found(generation)
+
+
+def _is_number(selector: str) -> bool:
+    number = selector.removeprefix("#")
+    return number.isascii() and number.isdecimal()
+
+
+def _other_hosts(generations: list[Generation], regular: list[Generation], selector: str) -> str:
+    """Say which other hosts have a revision that the chosen one does not have."""
+    if selector == "latest":
+        return ""
+    seen = {one.number for one in regular}
+    others = (one for one in generations if not one.number_only and one.number not in seen)
+    names = {one.host for one in others if revision_begins(one.revision, selector.removeprefix("="))}
+    return f"; other hosts have it: {', '.join(sorted(names))} (choose one with --host NAME)" if names else ""
 
 
 def _hint(generations: list[Generation], selector: str) -> str:
@@ -213,7 +249,12 @@ def _meant(
 def _earlier(store: Store, service: str, selector: str, steps: int) -> Generation:
     """Return the generation `steps` before the one that `selector` names."""
     named = _find(store, service, selector)
-    earlier = [g for g in store.generations(service) if not g.number_only and g.number <= named.number]
+    generations = store.generations(service)
+    groups = HostGroups(generations)
+    host = groups.key(named)
+    # This host's generations include those that it took over.
+    same = store.is_own if store.is_own(named) else lambda one: groups.key(one) == host
+    earlier = [g for g in generations if not g.number_only and g.number <= named.number and same(g)]
     what = f"generation {named.number}"
     if _names_revision(selector, named):
         earlier = [generation for generation in earlier if generation.revision == named.revision]
@@ -237,17 +278,21 @@ def _names_revision(selector: str, found: Generation) -> bool:
     return not by_number and selector != "latest" and revision_begins(found.revision, selector)
 
 
-def _found_at_once(store: Store, service: str, selector: str) -> Generation | None:
+def _found_at_once(
+    store: Store, service: str, selector: str, chosen_host: Predicate
+) -> Generation | None:
     """Return what is meant where the index tells without a look at every generation of the service."""
     if selector == "latest":
-        return next((one for one in store.newest_first(service) if not one.number_only), None)
+        newest_first = (one for one in store.newest_first(service) if not one.number_only)
+        return next((one for one in newest_first if chosen_host(one)), None)
     if selector.startswith("#") and (number := selector[1:]).isascii() and number.isdecimal():
         return store.generation(service, int(number)) if len(number) <= _MAX_DIGITS else None
     revision = selector.removeprefix("=")
     if selector.startswith("=") or not (selector.isascii() and selector.isdigit()):
         numbers = store.index.numbers_by_revision(service, revision)
         found = (store.generation(service, number) for number in numbers)
-        return next((one for one in found if one is not None and one.revision == revision), None)
+        exact = (one for one in found if one is not None and one.revision == revision)
+        return next((one for one in exact if chosen_host(one)), None)
     return None
 
 

@@ -206,7 +206,8 @@ def _snapshot(
             number=0,
             time=started,
             revision=revision,
-            host=os.uname().nodename,
+            host=store.host.name,
+            host_id=store.host.id,
             parts=tuple(parts),
             details=details,
             session=session.id,
@@ -243,7 +244,7 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
                 f"what this snapshot of {generation.service!r} shares with older ones was removed from the "
                 "store while it was taken; nothing was committed, try again"
             )
-        newest = store.newest(generation.service)
+        newest = next(filter(store.is_own, store.newest_first(generation.service)), None)
         generation = msgspec.structs.replace(
             generation,
             number=store.next_number(generation.service),
@@ -312,9 +313,10 @@ def scan_path(store: Store, service: str, part: str) -> str:
 
 
 def _last_part(store: Store, service: str, name: str) -> Part | None:
-    """Return a part as the newest generation that has it: what the next is compared with."""
-    newest = itertools.islice(store.newest_first(service), _LOOKED_AT)
-    return next((part for one in newest if (part := one.part(name)) is not None), None)
+    """Return a part as this host's newest generation that has it: what the next is compared with."""
+    newest = [one for one in itertools.islice(store.newest_first(service), _LOOKED_AT) if one.part(name)]
+    found = next(filter(store.is_own, newest), newest[0] if newest else None)
+    return None if found is None else found.part(name)
 
 
 def _store_dump(

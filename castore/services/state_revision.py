@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from castore.model.names import short_revision
+from castore.services.hosts import own
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,11 +112,12 @@ def after_rollback(store: Store, target: Generation, before: str) -> str:
 
 
 def newest_of(store: Store, service: str, revision: str) -> Generation | None:
-    """Return the newest complete generation of exactly this revision, or None.
+    """Return this host's newest complete generation of exactly this revision, or None.
 
     Where only a pre-rollback generation holds the state of the revision, it is that one.
     """
-    indexed = map(store.confirmed, store.by_revision(service, revision))
+    mine = own(store, service)
+    indexed = map(store.confirmed, filter(mine, store.by_revision(service, revision)))
     found = next((one for one in indexed if one.revision == revision and not one.interrupted), None)
     if found is not None:
         return found
@@ -123,7 +125,7 @@ def newest_of(store: Store, service: str, revision: str) -> Generation | None:
     kept = (
         one
         for one in store.newest_first(service)
-        if one.safety and not one.interrupted and not one.partial
+        if one.safety and not one.interrupted and not one.partial and mine(one)
     )
     found = next((one for one in kept if one.revision == revision), None)
     return None if found is None else store.confirmed(found)

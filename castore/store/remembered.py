@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,12 +13,15 @@ from castore.errors import StorageError
 from castore.storage.files import sync_if_supported
 from castore.store.ages import Ages
 from castore.store.eventlog import EventLog
+from castore.store.hosts import Host, host_key, this_host
 from castore.store.locks import named_lock
 from castore.store.places import read_private, write_private
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
 
+    from castore.model.generation import Generation
     from castore.sealing import WriterKey
     from castore.storage import Storage
     from castore.store.index import Index
@@ -36,6 +40,47 @@ class Remembered:
     store_id: bytes
     writer_key: WriterKey
     index: Index
+    configured_host: str = ""
+    """`host` of castore.toml."""
+    chosen_host: str | None = None
+    """The host whose generations are selected, and ALL_HOSTS for every one; None: this one."""
+    say: Callable[[str], None] = staticmethod(lambda _text: None)
+    """Receives what the user should know of a selection."""
+
+    @cached_property
+    def host(self) -> Host:
+        """This host, as generations record it."""
+        return this_host(self.store_id, self.places.state, self.configured_host)
+
+    def is_own(self, generation: Generation) -> bool:
+        """Whether a generation belongs to this host, or to one that it took over from."""
+        return self.is_of_this_host(generation) or generation.number <= self._taken_over(
+            generation.service
+        ).get(host_key(generation), 0)
+
+    def is_of_this_host(self, generation: Generation) -> bool:
+        """Whether a generation was taken on this host."""
+        if generation.host_id:
+            return generation.host_id == self.host.id
+        return generation.host == self.host.name
+
+    def _taken_over(self, service: str) -> dict[str, int]:
+        """Return the last generation that counts as this host's own, by the key of its former host."""
+        if service not in self._overtaken:
+            text = read_private(self._state_file("taken-over", service)) or ""
+            lines = (line.partition(" ") for line in text.splitlines())
+            self._overtaken[service] = {key: int(number) for number, _, key in lines if number.isdecimal()}
+        return self._overtaken[service]
+
+    @cached_property
+    def _overtaken(self) -> dict[str, dict[str, int]]:
+        return {}
+
+    def take_over(self, service: str, keys: Collection[str], number: int) -> None:
+        """Let other hosts' generations, up to a number, count as this host's own. Raises StorageError."""
+        lines = "".join(f"{number} {key}\n" for key in sorted(keys))
+        write_private(self._state_file("taken-over", service), lines.encode("utf-8", "surrogateescape"))
+        self._overtaken.pop(service, None)
 
     def lock(self, service: str) -> AbstractContextManager[None]:
         """Hold the lock of a service on this machine. Raises BusyError."""

@@ -52,8 +52,13 @@ def trim_base_cache(store: Store) -> None:
 
 
 def _last(store: Store, service: str) -> Iterator[Generation]:
-    """Yield the newest generation of a service; before a partial one, the newest complete one, too."""
-    for position, generation in enumerate(store.newest_first(service)):
+    """Yield this host's newest generation of a service; if it is partial, the newest complete one, too.
+
+    Where it has none, yield the newest of any host: the next snapshot is compared with it.
+    """
+    first = next(filter(store.is_own, store.newest_first(service)), None)
+    mine = filter(store.is_own, store.newest_first(service)) if first else store.newest_first(service)
+    for position, generation in enumerate(mine):
         if position == 0 or not generation.partial:
             yield generation
         if not generation.partial:

@@ -1,0 +1,80 @@
+"""What a rollback should not do without asking: replace the state of another host, or of another place."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from castore.services.engines.command import Command
+from castore.services.engines.contract import settings_of
+from castore.services.snapshot import engine_of, taker_of
+
+if TYPE_CHECKING:
+    from castore.model.generation import Generation, Origin, Part
+    from castore.store import Store
+
+_NOT_A_PLACE: Final = {
+    *("timeout", "password", "user", "options", "program-path", "maintenance-database", "run-as"),
+}
+"""Settings of engines that do not say where the state is."""
+
+
+def doubts(
+    store: Store, target: Generation, recorded: dict[str, Origin], origins: dict[str, Origin]
+) -> list[str]:
+    """Return why a rollback may replace state that the target is not of; a part that does not exist has none.
+
+    recorded: where the parts came from. origins: where they would be restored. Raises ProgramError.
+    """
+    found = []
+    if not store.is_own(target) and any(_is_live(part, origins) for part in target.parts):
+        found.append(
+            f"{target.service}@{target.number} was taken on host {target.host}, and this is {store.host.name}"
+        )
+    for part in target.parts:
+        before, now = recorded.get(part.name), origins.get(part.name)
+        places = _different(before, now) if before is not None and now is not None else None
+        if places is not None and _is_live(part, origins):
+            found.append(f"{part.name} was taken from {places[0]}, and would be restored to {places[1]}")
+    return found
+
+
+def _is_live(part: Part, origins: dict[str, Origin]) -> bool:
+    """Whether there is anything that restoring a part replaces."""
+    found = origins.get(part.name)
+    if found is None:
+        return False
+    if part.kind == "dump":
+        source = taker_of(found)
+        return source is not None and source.engine.there()
+    try:
+        with os.scandir(found.path) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return os.path.lexists(found.path)
+
+
+def _different(before: Origin, now: Origin) -> tuple[str, str] | None:
+    """Return the two places, for people, if two origins are not of one place."""
+    old, new = engine_of(before), engine_of(now)
+    if old is None or new is None:
+        paths = _shown(before.path), _shown(now.path)
+        return paths if before.path and now.path and before.path != now.path else None
+    if isinstance(old.engine, Command) and isinstance(new.engine, Command):
+        return None
+    mine, other = settings_of(old.engine), settings_of(new.engine)
+    if not (isinstance(old.engine, type(new.engine)) or isinstance(new.engine, type(old.engine))):
+        return f"the engine {old.name}", f"the engine {new.name}"
+    differing = [
+        key
+        for key in mine
+        if key in other and key not in _NOT_A_PLACE and mine[key] != other[key]
+    ]
+    if not differing:
+        return None
+    shown = [", ".join(f"{key} {one[key]!r}" for key in differing) for one in (mine, other)]
+    return shown[0], shown[1]
+
+
+def _shown(path: bytes) -> str:
+    return ascii(os.fsdecode(path))[1:-1]

@@ -1,0 +1,208 @@
+"""Several hosts that use one service name in one store, and one host that changes its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass
+class Machine:
+    """One machine: its own castore.toml, state, cache and directory of the service."""
+
+    home: Path
+    store: Path
+    identity: Path
+
+    def describe(self, host: str, *, top: Path | None = None, more: str = "") -> None:
+        name = f'host = "{host}"\n' if host else ""
+        (self.home / "castore.toml").write_text(
+            f'store = "{self.store}"\n{name}[service.web]\nrevision = {{ link = "{self.home}/revision" }}\n{more}'
+            f'[service.web.parts.www]\nengine = "tree"\npath = "{top or self.top}"\n'
+        )
+
+    @property
+    def top(self) -> Path:
+        return self.home / "www"
+
+    def run(self, *arguments: str, expect: int = 0, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {
+            "HOME": str(self.home),
+            **{f"XDG_{kind}_HOME": str(self.home / kind.lower()) for kind in ("STATE", "CACHE", "CONFIG", "DATA")},
+            "CASTORE_IDENTITY": str(self.identity),
+        }
+        ended = subprocess.run(
+            [*before, sys.executable, "-m", "castore", *arguments],
+            env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=self.home, check=False,
+        )
+        assert ended.returncode == expect, (arguments, ended.returncode, ended.stdout, ended.stderr)
+        return ended
+
+    def take(self, content: str, revision: str = "r1", **options) -> None:
+        self.top.mkdir(exist_ok=True)
+        (self.top / "file").write_text(content)
+        self.configure(revision)
+        self.run("snapshot", "web", **options)
+
+    def configure(self, revision: str) -> None:
+        (self.home / "revision").unlink(missing_ok=True)
+        (self.home / "revision").symlink_to(revision)
+
+    def read(self, selector: str, *more: str) -> str:
+        return self.run("cat", f"web@{selector}:www/file", *more).stdout
+
+    def log(self, *more: str) -> list[dict]:
+        return json.loads(self.run("log", "web", "--json", *more).stdout)
+
+
+def machine(tmp_path: Path, name: str, host: str, *, first: bool = False) -> Machine:
+    made = Machine(tmp_path / name, tmp_path / "store", tmp_path / "identity")
+    made.home.mkdir()
+    made.describe(host)
+    made.configure("r1")
+    if first:
+        made.run("init", str(made.store), "--identity", str(made.identity))
+    else:
+        made.run("key", "adopt")
+    return made
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Machine, Machine]:
+    """Two live machines; b wrote last."""
+    a, b = machine(tmp_path, "one", "a", first=True), machine(tmp_path, "two", "b")
+    a.take("a1")
+    b.take("b2")
+    a.take("a3", "r2")
+    b.take("b4")
+    return a, b
+
+
+def test_a_selection_means_the_generations_of_this_host(two: tuple[Machine, Machine]) -> None:
+    a, b = two
+    assert [a.read(sel) for sel in ("latest", "r1", "=r1", "latest~1", "today")] == ["a3", "a1", "a1", "a1", "a3"]
+    assert [b.read(sel) for sel in ("latest", "r1", "latest~1", "today")] == ["b4", "b4", "b2", "b4"]
+    assert "other hosts have it: a" in b.run("cat", "web@r2:www/file", expect=6).stderr
+    assert b.read("3") == a.read("#3") == "a3", "a number is of any host"
+    assert b.read("latest", "--host", "a") == b.read("r2", "--host", "*") == "a3"
+    assert b.read("3~1") == "a1"
+    assert "its hosts: a, b" in b.run("cat", "web@latest:www/file", "--host", "c", expect=6).stderr
+
+
+def test_log_shows_hosts_where_there_are_several(two: tuple[Machine, Machine]) -> None:
+    a, _ = two
+    lines = a.run("log", "web").stdout.splitlines()
+    assert lines[0].split()[4] == "host"
+    assert [one["host"] for one in a.log()] == ["b", "a", "b", "a"]
+    assert [one["number"] for one in a.log("--host", "b")] == [4, 2]
+    assert [one["parent"] for one in a.log()] == [2, 1, 0, 0]
+    assert "host" not in a.run("log", "web", "--host", "a").stdout.splitlines()[0]
+    assert "host      b  (not this one)" in a.run("show", "web@4").stdout
+
+
+def test_prune_counts_and_removes_generations_of_this_host(two: tuple[Machine, Machine]) -> None:
+    a, b = two
+    a.describe("a", more="keep = { last = 1, per-revision = 0 }\n")
+    a.run("prune")
+    assert [one["number"] for one in b.log()] == [4, 3, 2]
+    a.run("prune", "--host", "b")
+    assert [one["number"] for one in b.log()] == [4, 3]
+
+
+def test_forget_all_removes_generations_of_this_host(two: tuple[Machine, Machine]) -> None:
+    a, b = two
+    a.run("forget", "--all", "--yes", "web")
+    assert [one["number"] for one in b.log()] == [4, 2]
+
+
+def test_a_rollback_to_another_host_asks(two: tuple[Machine, Machine]) -> None:
+    a, b = two
+    b.describe("b", top=b.top)
+    refused = b.run("rollback", "web", "--to", "3", expect=2)
+    assert "web@3 was taken on host a, and this is b" in refused.stderr
+    assert "www was taken from" in refused.stderr
+    assert (b.top / "file").read_text() == "b4"
+    assert "was taken on host a" in b.run("rollback", "web", "--to", "3", "--dry-run").stderr
+    b.run("rollback", "web", "--to", "3", "--yes")
+    assert (b.top / "file").read_text() == "a3"
+    assert b.read("latest") == "b4", "the other host's generations do not become this one's"
+    assert a.read("latest") == "a3"
+
+
+def test_a_rollback_to_another_place_asks(two: tuple[Machine, Machine]) -> None:
+    a, _ = two
+    elsewhere = a.home / "elsewhere"
+    a.describe("a", top=elsewhere)
+    elsewhere.mkdir()
+    a.run("rollback", "web", "--to", "1", "--dry-run")
+    (elsewhere / "precious").write_text("x")
+    refused = a.run("rollback", "web", "--to", "1", expect=2)
+    assert f"would be restored to path '{elsewhere}'" in refused.stderr
+    assert "--yes" in refused.stderr
+    assert (elsewhere / "precious").exists()
+    a.run("rollback", "web", "--to", "1", "--yes")
+    assert (elsewhere / "file").read_text() == "a1"
+
+
+def test_follow_and_drill_use_generations_of_this_host(two: tuple[Machine, Machine]) -> None:
+    a, b = two
+    assert "web@4 is sound" in b.run("drill", "web").stdout
+    assert "web@3 is sound" in a.run("drill", "web").stdout
+    b.configure("r2")
+    assert "is new" in b.run("follow", "web").stdout, "r2 was on the other host only"
+
+
+def test_a_machine_that_takes_over_uses_and_continues_what_there_is(tmp_path: Path) -> None:
+    lost = machine(tmp_path, "lost", "old", first=True)
+    lost.take("r1 of old")
+    lost.take("r2 of old", "r2")
+    top = lost.top
+    shutil.rmtree(lost.home)
+    fresh = machine(tmp_path, "fresh", "new")
+    fresh.describe("new", top=top)
+    fresh.configure("r2")
+    top.parent.mkdir()
+    told = fresh.run("rollback", "web", "--to", "latest").stderr
+    assert "this host, new, has no complete generation of 'web': old's are used" in told
+    assert (top / "file").read_text() == "r2 of old"
+    fresh.run("snapshot", "web")
+    assert fresh.read("r1") == "r1 of old"
+    fresh.configure("r1")
+    assert "state still belongs to revision r2" in fresh.run("snapshot", "web").stderr
+    assert "web@1" in fresh.run("follow", "web").stdout
+
+
+def test_a_machine_without_generations_chooses_between_several_hosts(two: tuple[Machine, Machine], tmp_path: Path) -> None:
+    new = machine(tmp_path, "three", "c")
+    refused = new.run("cat", "web@latest:www/file", expect=6).stderr
+    assert "several others have (a, b)" in refused
+    assert "--host" in refused
+    assert new.read("4") == "b4"
+    assert new.read("latest", "--host", "a") == "a3"
+    new.take("c5")
+    assert new.read("latest") == "c5"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="unshare needs root")
+def test_a_machine_whose_host_name_changes_is_one_host(tmp_path: Path) -> None:
+    cloud = machine(tmp_path, "cloud", "", first=True)
+    cloud.describe("", more="keep = { last = 2, per-revision = 0 }\n")
+    for n in range(6):
+        cloud.take(f"{n}", before=("unshare", "--uts", "sh", "-c", f'hostname node-{n}; exec "$@"', "-"))
+    assert [one["host"] for one in cloud.log()] == [f"node-{n}" for n in (5, 4, 3, 2, 1, 0)]
+    assert len({one["host_id"] for one in cloud.log()}) == 1
+    assert "host" not in cloud.run("log", "web").stdout.splitlines()[0]
+    assert cloud.read("latest~5") == "0"
+    assert len(cloud.log("--host", "node-3")) == 6
+    machine_id = Path("/etc/machine-id")
+    if machine_id.exists():
+        assert machine_id.read_text().strip() not in cloud.run("log", "web", "--json").stdout
+    cloud.run("prune")
+    assert [one["number"] for one in cloud.log()] == [6, 5]
