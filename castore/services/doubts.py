@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation, Origin, Part
     from castore.store import Store
 
-_NOT_A_PLACE: Final = {
+_NOT_A_PLACE: Final = frozenset({
     *("timeout", "password", "user", "options", "program-path", "maintenance-database", "run-as"),
-}
+})
 """Settings of engines that do not say where the state is."""
+_ADDRESS: Final = frozenset({"host", "port", "socket"})
+"""Settings that say which server has it."""
 
 
 def doubts(
@@ -27,13 +29,15 @@ def doubts(
     recorded: where the parts came from. origins: where they would be restored. Raises ProgramError.
     """
     found = []
+    # A new machine remembers no state of the service, and its servers have other addresses.
+    same = _NOT_A_PLACE if store.live_revision(target.service) is not None else _NOT_A_PLACE | _ADDRESS
     if not store.is_own(target) and any(_is_live(part, origins) for part in target.parts):
         found.append(
             f"{target.service}@{target.number} was taken on host {target.host}, and this is {store.host.name}"
         )
     for part in target.parts:
         before, now = recorded.get(part.name), origins.get(part.name)
-        places = _different(before, now) if before is not None and now is not None else None
+        places = _different(before, now, same) if before is not None and now is not None else None
         if places is not None and _is_live(part, origins):
             found.append(f"{part.name} was taken from {places[0]}, and would be restored to {places[1]}")
     return found
@@ -54,8 +58,8 @@ def _is_live(part: Part, origins: dict[str, Origin]) -> bool:
         return os.path.lexists(found.path)
 
 
-def _different(before: Origin, now: Origin) -> tuple[str, str] | None:
-    """Return the two places, for people, if two origins are not of one place."""
+def _different(before: Origin, now: Origin, same: frozenset[str]) -> tuple[str, str] | None:
+    """Return the two places, for people, if two origins differ; same: settings that may differ."""
     old, new = engine_of(before), engine_of(now)
     if old is None or new is None:
         paths = _shown(before.path), _shown(now.path)
@@ -68,7 +72,7 @@ def _different(before: Origin, now: Origin) -> tuple[str, str] | None:
     differing = [
         key
         for key in mine
-        if key in other and key not in _NOT_A_PLACE and mine[key] != other[key]
+        if key in other and key not in same and mine[key] != other[key]
     ]
     if not differing:
         return None
