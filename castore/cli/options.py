@@ -89,17 +89,17 @@ class Count(click.IntRange):
         return super().convert(value, param, ctx)
 
 
-class Days(click.FloatRange):
-    """A number of days, up to a century."""
+class Seconds(click.FloatRange):
+    """A number of seconds, up to a century."""
 
     def __init__(self) -> None:
-        super().__init__(0, 36525)
+        super().__init__(0, 36525 * 86400)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number."""
         found = super().convert(value, param, ctx)
         if isnan(found):
-            self.fail("a number of days is meant", param, ctx)
+            self.fail("a number of seconds is meant", param, ctx)
         return found
 
 

@@ -9,7 +9,7 @@ import click
 
 from castore.cli import text
 from castore.cli.document import times
-from castore.cli.options import Count, Days, Percent, agreed, common, host_option, json_option, print_json
+from castore.cli.options import Count, Percent, Seconds, agreed, common, host_option, json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def _compacting(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--grace",
-            type=Days(),
+            type=Seconds(),
             default=_DAY,
             show_default=True,
             metavar="SECONDS",
