@@ -406,7 +406,7 @@ def test_in_place_is_for_a_tree_and_a_directory(lab, live, tmp_path):
         store.sync()
         for what, into, message in (
             ("s@1", live, "name the tree"),
-            ("s@1:t/1/1/large", live, "no directory"),
+            ("s@1:t/1/1/large", live, "is a directory: name the file in it"),
             ("s@1:t", tmp_path / "none", "No such file"),
             ("s@1:t", live / "1" / "1" / "large", "Not a directory"),
         ):
