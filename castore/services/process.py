@@ -37,6 +37,25 @@ _FILTERED_LINE: Final = 4096
 """What a filter sees of a line: its beginning."""
 _MARK: Final = "CASTORE_PROGRAM"
 """In the environment of a program and of all that it starts: what is its own, wherever it has got to."""
+_CLIENT_SETTINGS: Final = ("PG", "PSQL", "MYSQL", "MARIADB", "LIBMYSQL", "LDAP", "REDISCLI", "SQLITE", "LC_")
+"""Beginnings of the environment variables that change what clients of databases do."""
+_LOCALE: Final = ("LANG", "LANGUAGE", "TZ", "OUTPUT_CHARSET", "POSIXLY_CORRECT")
+
+
+def client_environment(**own: str) -> dict[str, str | None]:
+    """Return the environment changes with which engines run the clients of a database, and servers of drills.
+
+    The administrator's settings must not change a dump or how it is loaded: a variable, the locale, the
+    language of messages, the time zone. None: the variable is removed. own: variables that are set.
+    """
+    removed = (name for name in os.environ if name.startswith(_CLIENT_SETTINGS) or name in _LOCALE)
+    return {**dict.fromkeys(removed), "LC_ALL": "C", **own}
+
+
+def environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Return castore's own environment with changes; None removes a variable."""
+    changed = {**os.environ, **changes}
+    return {name: value for name, value in changed.items() if value is not None}
 
 
 class _Errors:
@@ -114,7 +133,7 @@ class Program:
         stdin: int | None,
         stdout: int | None,
         *,
-        env: Mapping[str, str] | None,
+        env: Mapping[str, str | None] | None,
         timeout: float | None,
         interactive: bool = False,
         captured: bool = True,
@@ -156,7 +175,7 @@ class Program:
         argv: Sequence[str],
         stdin: int | None,
         stdout: int | None,
-        env: Mapping[str, str] | None,
+        env: Mapping[str, str | None] | None,
         account: pwd.struct_passwd | None,
         cwd: str | None,
     ) -> subprocess.Popen[bytes]:
@@ -171,7 +190,7 @@ class Program:
                 stdout=stdout,
                 stderr=None if self._errors is None else self._errors.write,
                 bufsize=0,
-                env={**os.environ, **(env or {}), **({_MARK: self._mark} if self._mark else {})},
+                env=environment({**(env or {}), **({_MARK: self._mark} if self._mark else {})}),
                 cwd=cwd,
                 pass_fds=self._kept,
                 **run_as(account),

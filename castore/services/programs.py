@@ -28,7 +28,7 @@ _MAX_LINE_BYTES: Final = 1 << 20
 def run_dump(
     argv: Sequence[str],
     *,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     timeout: float | None = None,
     kept: Sequence[int] = (),
 ) -> Iterator[Callable[[memoryview], int]]:
@@ -59,7 +59,7 @@ def feed(
     argv: Sequence[str],
     chunks: Iterable[bytes | memoryview],
     *,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     timeout: float | None = None,
     kept: Sequence[int] = (),
     only: Filter | None = None,
@@ -88,7 +88,7 @@ def output_of(
     argv: Sequence[str],
     *,
     interactive: bool = False,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     timeout: float | None = None,
     given: bytes | None = None,
     account: pwd.struct_passwd | None = None,
@@ -133,7 +133,7 @@ def run(
     argv: Sequence[str],
     *,
     timeout: float | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     grace: float | None = GRACE_SECONDS,
 ) -> None:
     """Run a program for what it does; it may leave others running. Raises ProgramError.

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from castore.errors import ProgramError
-from castore.services.process import TOLD_LINES, run_as
+from castore.services.process import TOLD_LINES, client_environment, environment, run_as
 from castore.services.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class Running:
         """Wait until a program that asks it exits with 0. Raises ProgramError, with the end of its log."""
         end = time.monotonic() + _START_SECONDS
         null = subprocess.DEVNULL
-        while subprocess.run(question, check=False, stdin=null, stdout=null, stderr=null).returncode:
+        own = environment(client_environment())
+        while subprocess.run(question, check=False, stdin=null, stdout=null, stderr=null, env=own).returncode:
             if self._process.poll() is not None or time.monotonic() > end:
                 with open(self._log, encoding="utf-8", errors="replace") as file:
                     told = "; ".join(file.read().splitlines()[-TOLD_LINES:])
@@ -60,6 +61,7 @@ def running(
                 stdout=file,
                 stderr=file,
                 cwd=cwd,
+                env=environment(client_environment()),
                 process_group=0,
                 # Whatever ends castore ends the server: a killed drill leaves none behind.
                 preexec_fn=_ends_with_castore(ending),  # noqa: PLW1509 - one system call, nothing else

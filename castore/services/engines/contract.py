@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 Memo = dict[str, str]
 """What an engine has to know of a roll-back that another process may have begun."""
 
+Inventory = dict[str, str]
+"""What a database holds: by "KIND NAME" a fingerprint of a definition; by "rows of NAME" a number."""
+
+INVENTORY: Final = "inventory"
+"""The key under which the first line of a dump holds the inventory of the database, where it has one."""
+
 _INTRODUCTION: Final = b"-- castore: "
+_MOST_NAMED: Final = 8
+"""Of objects that differ, in a message."""
 _MOST_INTRODUCED: Final = 1 << 24
 
 SWITCHING: Final = "switching"
@@ -252,6 +260,36 @@ def introduction_of(chunks: Iterable[Bytes]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CastoreError("the first line of the dump, which castore wrote, is damaged")
     return found
+
+
+def differences(expected: Inventory, found: Inventory) -> list[str]:
+    """Return what of `found` is not as expected, each as "the view a.b is missing"."""
+    return [
+        *(f"the {name} is missing" for name in sorted(expected.keys() - found.keys())),
+        *(f"the {name} should not exist" for name in sorted(found.keys() - expected.keys())),
+        *(
+            f"the {name}: {found[name]} instead of {expected[name]}"
+            if name.startswith("rows of ")
+            else f"the {name} has another definition"
+            for name in sorted(expected.keys() & found.keys())
+            if expected[name] != found[name]
+        ),
+    ]
+
+
+def refuse_difference(what: str, expected: Inventory, found: Inventory) -> None:
+    """Raise CastoreError where a staged database is not what was recorded when its dump was taken.
+
+    what: the database, for the message.
+    """
+    named = differences(expected, found)
+    if named:
+        more = f"; and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        raise CastoreError(
+            f"the dump of {what} does not restore to what was recorded when it was taken: "
+            f"{'; '.join(named[:_MOST_NAMED])}{more}; nothing was replaced (castore restore writes the dump "
+            "to a file, to load it by hand)"
+        )
 
 
 def settings_of(engine: Engine) -> dict[str, Any]:
