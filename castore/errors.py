@@ -44,7 +44,7 @@ EXIT_CODES: Final[dict[int, str]] = {
     6: "no such store, service, generation or part",
     7: "an identity is needed, or the wrong one was given",
     8: "busy: another castore is at work on the same service",
-    9: "the deployment that was guarded failed; it was taken back, and the state of before is there",
+    9: "the guarded deployment failed; it was reverted, and the previous state is restored",
     10: "the store is older than this machine has seen it: a copy of before may stand in its place",
     11: "a rollback failed or was interrupted, and the state of the service may be inconsistent: "
     "'castore recover SERVICE', or 'castore recover --forget SERVICE'",

@@ -46,16 +46,16 @@ def _work(context: Common, store: Store, progress: Watch, services: Sequence[str
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
     epilog="Example: castore guard drupal -- guix system reconfigure config.scm",
 )
-@click.option("--restore", "restoring", is_flag=True, help="Restore without asking what is known of before.")
+@click.option("--restore", "restoring", is_flag=True, help="Restore an earlier revision's state unasked.")
 @json_option
 @common
 @click.argument("words", metavar="SERVICE... -- COMMAND", nargs=-1, required=True, type=click.UNPROCESSED)
 def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: bool) -> None:
     """Run a deployment COMMAND between a snapshot of each SERVICE and its health check.
 
-    If the command or a check fails, `undo` of castore.toml is run, the state that was kept is put back, and
-    the exit code is 9. If the revision is one that was here before (the deployment was a roll-back of the
-    system), its newest generation is offered to be restored.
+    If the revision is one that was configured before (COMMAND was a rollback of the system), its newest
+    generation is offered to be restored, before the health check. If the command or a check fails, `undo` of
+    castore.toml is run, the state that was kept is restored, and the exit code is 9.
     """
     import sys
 
@@ -72,21 +72,20 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: boo
 
         def wanted(service: str, generation: Generation) -> bool:
             short = short_revision(generation.revision)
-            told = f"revision {short} was here before, as {service}@{generation.number}"
-            if restoring or (sys.stdin.isatty() and click.confirm(f"{told}. Restore its state?", err=True)):
+            known = f"revision {short} was here before, as {service}@{generation.number}"
+            if restoring or (sys.stdin.isatty() and click.confirm(f"{known}. Restore its state?", err=True)):
                 return True
-            click.echo(f"{told}; not restored: castore follow {service}, or castore rollback", err=True)
+            click.echo(f"{known}; not restored: castore follow {service}, or castore rollback", err=True)
             return False
 
         done = run_guarded(work, services, command, wanted)
         if as_json:
             print_json({"services": [_guarded(service, done) for service in done.taken]})
         if done.failure:
-            raise TakenBackError(f"{done.failure}; it was taken back, and the state of before is there")
-        for service in done.restored:
-            generation = done.known[service]
-            back = f"generation {generation.number} of revision {short_revision(generation.revision)}"
-            click.echo(f"{service} is back at {back}")
+            outcome = "; ".join(f"{service}: {said}" for service, said in done.outcome.items())
+            raise TakenBackError(f"{done.failure}; the deployment was reverted: {outcome}")
+        for service, said in done.outcome.items():
+            click.echo(f"{service}: {said}", err=as_json)
 
 
 def _guarded(service: str, done: Guarded) -> dict[str, Any]:

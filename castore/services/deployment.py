@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from castore.errors import CastoreError, ProgramError, StoppedError, UsageError
 from castore.model.counting import count as counted
@@ -24,7 +27,7 @@ from castore.services.state_revision import newest_of, state_revision
 from castore.services.transaction import check_health, refuse_interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from castore.content.attributes import Ownership
@@ -79,9 +82,13 @@ class Work:
             self.say(f"{service}: {failure}")
         return taken
 
-    def restore(self, service: str, target: Generation, *, with_safety: bool = True) -> None:
-        """Put a generation of a service back."""
+    def restore(
+        self, service: str, target: Generation, *, with_safety: bool = True, health: bool = True
+    ) -> None:
+        """Restore a generation of a service. health: check the service's health then."""
         settings = self.of(service)
+        if not health:
+            settings = msgspec.structs.replace(settings, health=())
         recorded = read_details(self.store, target).origins
         origins = merged_origins(recorded, configured_origins(settings))
         configured = self._configured(settings)
@@ -122,26 +129,33 @@ class Guarded:
     """How a deployment went."""
 
     taken: dict[str, Generation] = field(default_factory=dict)
-    """What was kept before, by service."""
+    """The generation that was taken before, by service."""
     failure: str = ""
-    """Why it was taken back; empty: it was not."""
+    """Why it was reverted; empty: it was not."""
     known: dict[str, Generation] = field(default_factory=dict)
-    """Of services whose revision is now one that was here before: its newest generation."""
-    restored: list[str] = field(default_factory=list)
-    """Those of them of which that was put back."""
+    """The newest generation of the configured revision, of services that had this revision before."""
+    restored: dict[str, str] = field(default_factory=dict)
+    """Of those, by service: the revision that the state belonged to before it was restored."""
+    outcome: dict[str, str] = field(default_factory=dict)
+    """By service: what was restored, which revision is live, and what is left to do."""
+
+
+Wanted = Callable[[str, "Generation"], bool]
 
 
 def guard(
     work: Work,
     services: Sequence[str],
     command: Sequence[str],
-    wanted: Callable[[str, Generation], bool] = lambda _service, _generation: False,
+    wanted: Wanted = lambda _service, _generation: False,
 ) -> Guarded:
-    """Run a deployment between a snapshot and a health check of services; take all back if it fails.
+    """Run a deployment between a snapshot and a health check of services; revert all if it fails.
 
-    wanted: whether the newest generation of a revision that was here before is to be restored. Raises
-    CastoreError if the state could not be put back, or the snapshot fails: then the command was not
-    run. Raises BusyError if another guards one of the services: what it takes back would be of both.
+    If the deployment went back to a revision that was configured before, its state is restored before the
+    health check: the earlier programs do not have to work with the later state. wanted: whether the newest
+    generation of such a revision is to be restored. Raises CastoreError if the state could not be reverted,
+    or the snapshot fails: then the command was not run. Raises BusyError if another guard is at work on one
+    of the services: what it reverts would be of both.
     """
     services = list(dict.fromkeys(services))
     if not services or not command:
@@ -151,15 +165,10 @@ def guard(
     with ExitStack() as stack:
         for service in services:
             stack.enter_context(work.store.guard_lock(service))
-        done = _guard(work, services, command)
-        for service, generation in done.known.items():
-            if wanted(service, generation):
-                work.restore(service, generation)
-                done.restored.append(service)
-    return done
+        return _guard(work, services, command, wanted)
 
 
-def _guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guarded:
+def _guard(work: Work, services: Sequence[str], command: Sequence[str], wanted: Wanted) -> Guarded:
     done = Guarded()
     for service in services:
         done.taken[service] = work.snapshot(service)
@@ -167,38 +176,94 @@ def _guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guard
     try:
         with work.hushed():
             run(command, grace=None)
+        revisions = {service: _configured_now(work, service) for service in services}
+        _restore_known(work, revisions, done, wanted)
         for service in services:
             check_health(work.of(service))
+    except StoppedError as error:
+        done.failure = str(error)
+        raise StoppedError(_stopped(work, done, _undos(work, services), services)) from None
     except (CastoreError, KeyboardInterrupt) as error:
-        done.failure = str(error) or "interrupted"
+        done.failure = (str(error) or "interrupted") + _hint(done)
         _take_back(work, services, done)
         return done
-    for service in services:
-        try:
-            now = current(work.of(service).revision)
-        except CastoreError as error:
-            raise CastoreError(f"deployed, but the revision of {service!r} is not known: {error}") from error
-        before = done.taken[service]
-        with event(work.store, "guard", service) as note:
-            note.number, note.revision = before.number, now or ""
-            note.text = f"deployed; before it: {short_revision(before.revision) or 'no revision'}"
-        if now is None:
-            continue
-        state = state_revision(work.store, service, now)
-        if state.left_behind:
-            found = work.newest_of(service, now)
-            assert found is not None
-            done.known[service] = found
-        elif state.revision != state.noted:
-            work.store.set_live_revision(service, state.revision)
+    for service, now in revisions.items():
+        if isinstance(now, CastoreError):
+            raise CastoreError(f"deployed, but the revision of {service!r} is not known: {now}") from now
+        _note_deployment(work, service, now, done)
     return done
 
 
+def _configured_now(work: Work, service: str) -> str | CastoreError | None:
+    """Return the configured revision, or why it is not known; None: castore.toml names no source of it."""
+    try:
+        return current(work.of(service).revision)
+    except CastoreError as error:
+        return error
+
+
+def _restore_known(
+    work: Work, revisions: dict[str, str | CastoreError | None], done: Guarded, wanted: Wanted
+) -> None:
+    """Restore the state of each service whose configured revision is an earlier one, if that is wanted."""
+    for service, now in revisions.items():
+        if not isinstance(now, str):
+            continue
+        state = state_revision(work.store, service, now)
+        found = work.newest_of(service, now) if state.left_behind else None
+        if found is None:
+            continue
+        done.known[service] = found
+        if wanted(service, found):
+            # Services may depend on each other: health is checked when all of them are restored.
+            work.restore(service, found, health=False)
+            done.restored[service] = state.revision
+
+
+def _hint(done: Guarded) -> str:
+    """Say of which services the state was not restored, so that earlier programs had the later state."""
+    return "".join(
+        f"; revision {short_revision(one.revision)} was configured before, and the state of {service!r} was "
+        "not restored before the health check: castore guard --restore does that"
+        for service, one in done.known.items()
+        if service not in done.restored
+    )
+
+
+def _note_deployment(work: Work, service: str, now: str | None, done: Guarded) -> None:
+    """Record a deployment that succeeded, and say what is live and what is left to do."""
+    before = done.taken[service]
+    earlier = short_revision(before.revision) or "no revision"
+    with event(work.store, "guard", service) as note:
+        note.number, note.revision = before.number, now or ""
+        note.text = f"deployed; before it: {earlier}"
+    if now is not None and service not in done.known:
+        state = state_revision(work.store, service, now)
+        if state.revision != state.noted:
+            work.store.set_live_revision(service, state.revision)
+    healthy = "healthy" if work.of(service).health else "castore.toml names no health check"
+    live = f"deployed, {healthy}; revision {short_revision(now or '') or 'unknown'} is live"
+    if service in done.restored:
+        known = done.known[service]
+        text = f"{live}, its state restored from generation {known.number}; to undo that: "
+        done.outcome[service] = text + f"castore rollback --undo {service}"
+    elif service in done.known:
+        text = f"{live}, but the state still belongs to revision {earlier}; left to do: "
+        done.outcome[service] = text + f"castore follow {service}, or castore rollback {service}"
+    else:
+        text = f"{live}; before it: generation {before.number} of {earlier}; to restore that state: "
+        done.outcome[service] = text + f"castore rollback {service} --to {before.number}"
+
+
+def _undos(work: Work, services: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(dict.fromkeys(work.of(service).undo for service in services if work.of(service).undo))
+
+
 def _take_back(work: Work, services: Sequence[str], done: Guarded) -> None:
-    """Take the deployment back, then the state of all services."""
+    """Revert the deployment, then the state of all services."""
     failed = []
     work.say(f"failed: {done.failure}")
-    undos = list(dict.fromkeys(work.of(service).undo for service in services if work.of(service).undo))
+    undos = _undos(work, services)
     left = list(services)
 
     def tell() -> None:
@@ -228,6 +293,24 @@ def _take_back(work: Work, services: Sequence[str], done: Guarded) -> None:
         raise StoppedError(_stopped(work, done, undos, left)) from None
     if failed:
         raise CastoreError(f"{done.failure}; and not all could be taken back: {'; '.join(failed)}")
+    done.outcome = {service: _reverted(work, service, done.taken[service]) for service in services}
+
+
+def _reverted(work: Work, service: str, taken: Generation) -> str:
+    """Say which state and which revision are live after a deployment was reverted, and what is left to do."""
+    text = f"the state of generation {taken.number}"
+    if taken.revision:
+        text += f" (revision {short_revision(taken.revision)})"
+    text += " is restored"
+    undo = work.of(service).undo
+    text += "; `undo` was run" if undo else "; castore.toml names no `undo`"
+    now = _configured_now(work, service)
+    if not isinstance(now, str):
+        return text if undo else f"{text}: revert the configuration, if the deployment changed it"
+    live = f"{text}; revision {short_revision(now)} is live"
+    if now == taken.revision or not taken.revision:
+        return f"{live}; nothing is left to do"
+    return f"{live}, but the state belongs to another; left to do: revert the configuration"
 
 
 def _stopped(work: Work, done: Guarded, undos: Sequence[tuple[str, ...]], left: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from castore.content.streams import StreamReader
 from castore.content.treeplan import Comparison, plan_removal
 from castore.errors import CastoreError, NotIntactError, StoppedError, StorageError
 from castore.model.generation import Origin
+from castore.model.names import short_revision
 from castore.services import folders
 from castore.services.config import Service
 from castore.services.engines.contract import SWITCHING, Memo, settings_of
@@ -383,7 +384,16 @@ class _Transaction:
                 journal.phase = "started"
                 self._save()
             self._take_back(error)
+            if isinstance(error, CastoreError):
+                error.args = (f"{error}; {self._reverted()}",)
             raise
+
+    def _reverted(self) -> str:
+        """Say which state is live after a rollback failed and was reverted."""
+        if self._journal.phase == "begun":
+            return f"nothing was replaced: the state of {self._target.service!r} is as before"
+        of = f" (revision {short_revision(self._journal.before)})" if self._journal.before else ""
+        return f"the previous state of {self._target.service!r}{of} is restored"
 
     def _report_made(self, part: PartJournal) -> None:
         for line in filter(None, part.memo.pop("made", "").split("\n")):

@@ -160,7 +160,8 @@ def test_a_deployment_that_goes_well_stays(app: App):
 @pytest.mark.parametrize("failing", ["; touch {0}/broken", "; exit 5", "; kill -9 $$"])
 def test_a_deployment_that_fails_is_taken_back_with_its_state(app: App, failing: str):
     failed = app.run("guard", "app", "--", "sh", "-c", (app.deploy + failing).format(app.top), expect=9)
-    assert "taken back" in failed.stderr
+    assert "the deployment was reverted: app: the state of generation 1 (revision one) is restored" in failed.stderr
+    assert "`undo` was run; revision one is live; nothing is left to do" in failed.stderr
     assert app.state == FIRST
     assert os.readlink(app.top / "current") == "one"
     hooks = app.hooks()
@@ -251,6 +252,68 @@ def test_a_guarded_roll_back_of_the_system_restores_its_state(app: App):
     assert app.state == FIRST
     assert "as before" in app.run("follow", "app").stdout
     app.run("rollback", "--undo", "app")
+    assert app.state == SECOND
+
+
+OLD_CODE = """health = ["sh", "-c", "test $(readlink {top}/current) = $(cat {top}/up/file)"]"""
+"""The programs of a revision work with its own state only."""
+
+
+def strict(app: App, more: str = "") -> None:
+    """Let the service be healthy only with the state of its configured revision."""
+    app.configure(more=more)
+    path = app.top / "castore.toml"
+    text = path.read_text().replace(f'health = ["test", "!", "-e", "{app.top}/broken"]', OLD_CODE.format(top=app.top))
+    path.write_text(text)
+
+
+def test_a_guarded_rollback_of_the_system_restores_before_it_checks_health(app: App):
+    strict(app)
+    deployed = app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top)).stdout
+    assert "app: deployed, healthy; revision two is live; before it: generation 1 of one" in deployed
+    assert "castore rollback app --to 1" in deployed
+    told = app.run("guard", "--restore", "app", "--", "ln", "-sfn", "one", str(app.top / "current"))
+    assert "revision one is live, its state restored from generation 1" in told.stdout
+    assert "castore rollback --undo app" in told.stdout
+    assert app.state == FIRST
+    assert app.events()[0] == ("guard", True)
+
+
+def test_a_guarded_rollback_of_the_system_whose_restored_state_is_not_healthy_is_reverted(app: App):
+    strict(app)
+    app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top))
+    text = (app.top / "castore.toml").read_text().replace("ln -sfn one", "ln -sfn two")
+    (app.top / "castore.toml").write_text(text.replace("$(cat", "two -a two = $(cat"))
+    failed = app.run("guard", "--restore", "app", "--", "ln", "-sfn", "one", str(app.top / "current"), expect=9)
+    assert "(revision two) is restored; `undo` was run; revision two is live; nothing is left to do" in failed.stderr
+    assert app.state == SECOND
+
+
+def test_a_guarded_rollback_of_the_system_without_restore_names_the_option(app: App):
+    strict(app)
+    app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top))
+    (app.top / "castore.toml").write_text((app.top / "castore.toml").read_text().replace("ln -sfn one", "ln -sfn two"))
+    failed = app.run("guard", "app", "--", "ln", "-sfn", "one", str(app.top / "current"), expect=9)
+    assert "castore guard --restore does that" in failed.stderr
+    assert "revision two is live; nothing is left to do" in failed.stderr
+    assert app.state == SECOND
+
+
+def test_a_reverted_deployment_whose_configuration_was_not_reverted_says_so(app: App):
+    text = (app.top / "castore.toml").read_text()
+    (app.top / "castore.toml").write_text("\n".join(line for line in text.splitlines() if not line.startswith(("undo", "health"))))
+    failed = app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top) + "; exit 5", expect=9)
+    assert "castore.toml names no `undo`; revision two is live, but the state belongs to another; left to do: revert the configuration" in failed.stderr
+
+
+def test_a_failed_rollback_says_which_state_is_live(app: App):
+    app.run("snapshot", "app")
+    subprocess.run(["sh", "-c", app.deploy.format(app.top)], check=True)
+    app.run("follow", "app")
+    (app.top / "broken").touch()
+    failed = app.run("rollback", "app", "--to", "1", expect=4)
+    assert "the health check failed" in failed.stderr
+    assert "the previous state of 'app' (revision two) is restored" in failed.stderr
     assert app.state == SECOND
 
 
