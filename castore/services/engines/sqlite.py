@@ -11,6 +11,8 @@ from urllib.parse import quote
 from castore.errors import CastoreError, ProgramError, UsageError
 from castore.model.counting import count as counted
 from castore.services.engines.file import File
+from castore.services.engines.sqlite_check import look
+from castore.services.open_files import refuse_open
 from castore.services.scratch import scratch_folder, sweep
 
 if TYPE_CHECKING:
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
 _SCRATCH: Final = ".castore-dump-"
 _WAIT_SECONDS: Final = 60.0
 _SWITCH_SECONDS: Final = 5.0
+
+
+def _inventory(database: sqlite3.Connection) -> tuple[object, ...]:
+    """Return what a database has, as SQLite's own tables say; each call begins a read, if none has begun."""
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    columns = "type, name, tbl_name, sql"
+    return pages, database.execute(f"SELECT {columns} FROM sqlite_master ORDER BY {columns}").fetchall()
 
 
 class SQLite(File, frozen=True):
@@ -66,17 +75,20 @@ class SQLite(File, frozen=True):
                 # A read that has begun is not held up by writers, and waits no longer than it may to begin;
                 # all pages in one step, else a writer makes it begin again, and again.
                 live.execute("BEGIN")
-                live.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                before = _inventory(live)
                 live.backup(target)
                 # The copy is in the live one's mode; in this one it is a single file.
                 target.execute("PRAGMA journal_mode = DELETE")
+                if _inventory(target) != before:
+                    raise ProgramError(f"SQLite's copy of {self.path} has not all that the database has")
             with open(copy, "rb", buffering=0) as file:
                 yield lambda view: file.readinto(view) or 0
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Write the database beside the live one, and let SQLite look at it."""
         super().stage(memo, contents)
-        self._look(memo["new"], "quick_check")
+        sound = look(memo["new"], self.path)
+        memo["made"] = sound.told
         self._set_mode(memo["new"], memo["mode"])
 
     def begin(self) -> Memo:
@@ -118,9 +130,11 @@ class SQLite(File, frozen=True):
         except sqlite3.OperationalError as error:
             raise CastoreError(f"somebody has {path} open, stop what uses it: {error}") from error
         except sqlite3.DatabaseError:
-            return  # it is no database any more
+            mode = "delete"  # it is not a valid database any more
         if mode != "delete":
             raise CastoreError(f"somebody has {path} open: stop what uses it")
+        # An idle connection without a log holds no lock.
+        refuse_open(path)
 
     @staticmethod
     def _set_mode(path: str, mode: str) -> None:
@@ -128,32 +142,13 @@ class SQLite(File, frozen=True):
             with contextlib.closing(sqlite3.connect(path)) as database:
                 database.execute("PRAGMA journal_mode = WAL")
 
-    def _look(self, path: str, check: str) -> int:
-        """Let SQLite check a database that nobody uses; return the number of its rows."""
-        rows = 0
-        uri = f"file:{quote(path)}?mode=ro&immutable=1"
-        try:
-            with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
-                # What its schema calls while it is checked comes from the dump.
-                database.execute("PRAGMA trusted_schema = OFF")
-                (found,) = database.execute(f"PRAGMA {check}(1)").fetchone()
-                if check == "integrity_check":
-                    tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-                    for (table,) in tables.fetchall():
-                        name = table.replace('"', '""')
-                        rows += database.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
-        except sqlite3.Error as error:
-            found = str(error)
-        if found != "ok":
-            raise CastoreError(f"what was stored of {self.path} is no sound database: {found}")
-        return rows
-
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
         """Write the database, and let SQLite check all of it."""
         path = os.path.join(folder, os.path.basename(self.path))
         with open(path, "xb") as file:
             file.writelines(contents.target())
-        rows = self._look(path, "integrity_check")
+        sound = look(path, self.path, thorough=True)
         size = counted(os.path.getsize(path), "byte")
-        yield f"{counted(rows, 'row')}, {size}, integrity_check ok", {"PATH": path}
+        told = f"{counted(sound.rows, 'row')}, {size}, integrity_check ok"
+        yield f"{told}; {sound.told}" if sound.told else told, {"PATH": path}

@@ -1,0 +1,122 @@
+"""Whether a SQLite database that nobody uses is sound, as far as SQLite alone can say.
+
+Collations, functions and virtual tables may exist only in the application. What needs them is not checked,
+and is named: it is no reason to refuse a database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from castore.errors import CastoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_COLLATION: Final = re.compile("no such collation sequence: (.+)")
+_ONLY_THERE: Final = re.compile(
+    "no such (?:collation sequence|module|function|tokenizer)|unknown (?:function|tokenizer)|unsafe use of"
+)
+"""Messages of SQLite about what only the application has."""
+_MOST_COLLATIONS: Final = 1000
+
+
+@dataclass
+class Soundness:
+    """What a check found."""
+
+    rows: int = 0
+    collations: list[str] = field(default_factory=list)
+    """Collations that only the application has: the order of indexes that use them was not checked."""
+    unchecked: list[str] = field(default_factory=list)
+    """Tables of which more than that was not checked."""
+
+    @property
+    def told(self) -> str:
+        """What was not checked, for people; empty: all was."""
+        found = [f"collation {name}" for name in self.collations]
+        text = f"indexes that use the {', '.join(found)} of the application were not checked" if found else ""
+        if self.unchecked:
+            text += "; " if text else ""
+            text += f"tables that need the application were not fully checked: {', '.join(self.unchecked)}"
+        return text
+
+
+def look(path: str, what: str, *, thorough: bool = False) -> Soundness:
+    """Check a database; thorough: compare indexes with tables, too, and count rows.
+
+    what: the database that the file is a copy of, for messages. Raises CastoreError if it is not sound.
+    """
+    sound = Soundness()
+    try:
+        with _opened(path) as database:
+            _refuse(what, _quick_check(database, sound))
+            if thorough:
+                _check_all(path, database, sound, what)
+    except sqlite3.Error as error:
+        _refuse(what, str(error))
+    return sound
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[sqlite3.Connection]:
+    uri = f"file:{quote(path)}?mode=ro&immutable=1"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+        # What its schema calls while it is checked comes from the dump.
+        database.execute("PRAGMA trusted_schema = OFF")
+        yield database
+
+
+def _refuse(what: str, found: str) -> None:
+    if found != "ok":
+        raise CastoreError(
+            f"what was stored of {what} is no sound database: {found} (checked by SQLite "
+            f"{sqlite3.sqlite_version})"
+        )
+
+
+def _quick_check(database: sqlite3.Connection, sound: Soundness) -> str:
+    """Check pages and rows, with stand-ins for unknown collations: the order of indexes is not compared."""
+    for _ in range(_MOST_COLLATIONS):
+        try:
+            return str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            lacking = _COLLATION.fullmatch(str(error))
+            if lacking is None:
+                raise
+            sound.collations.append(lacking[1])
+            database.create_collation(lacking[1], lambda one, other: (one > other) - (one < other))
+    return f"it has more than {_MOST_COLLATIONS} unknown collations"
+
+
+def _check_all(path: str, database: sqlite3.Connection, sound: Soundness, what: str) -> None:
+    found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
+    names = {name: '"' + name.replace('"', '""') + '"' for (name,) in found}
+    with _opened(path) as plain:
+        try:
+            _refuse(what, plain.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if not _ONLY_THERE.search(str(error)):
+                raise
+            for name, quoted in names.items():
+                check = f"PRAGMA integrity_check({quoted})"
+                _refuse(what, str(_unless_lacking(plain, check, name, sound) or "ok"))
+    for name, quoted in names.items():
+        sound.rows += _unless_lacking(database, f"SELECT count(*) FROM {quoted}", name, sound) or 0
+
+
+def _unless_lacking(database: sqlite3.Connection, sql: str, name: str, sound: Soundness) -> Any:
+    """Return the first value that SQL gives; None where it needs what only the application has."""
+    try:
+        return database.execute(sql).fetchone()[0]
+    except sqlite3.OperationalError as error:
+        if not _ONLY_THERE.search(str(error)):
+            raise
+        if name not in sound.unchecked and not _COLLATION.fullmatch(str(error)):
+            sound.unchecked.append(name)
+        return None

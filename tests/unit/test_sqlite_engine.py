@@ -1,0 +1,107 @@
+"""SQLite databases with what only their application has, and with somebody who has them open."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from castore.errors import CastoreError
+from castore.services.engines.sqlite import SQLite
+from castore.services.engines.sqlite_check import look
+from castore.services.snapshot import EngineSource
+from tests.support.stores import Lab
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+ANKI = """
+CREATE TABLE notes (id INTEGER PRIMARY KEY, sfld TEXT COLLATE unicase, body TEXT CHECK (known(body)));
+CREATE UNIQUE INDEX by_sfld ON notes (sfld); CREATE INDEX by_body ON notes (known(body));
+CREATE TABLE tags (tag TEXT PRIMARY KEY COLLATE unicase, n INT, m AS (known(n))) WITHOUT ROWID;
+CREATE TABLE plain (x INTEGER PRIMARY KEY, y TEXT UNIQUE);
+CREATE VIEW v AS SELECT known(sfld) FROM notes ORDER BY sfld COLLATE unicase;
+INSERT INTO notes VALUES (1, 'b', 'x'), (2, 'A', 'y'), (3, 'ß', 'z'); INSERT INTO tags (tag, n) VALUES ('T', 1), ('a', 2);
+INSERT INTO plain VALUES (1, 'one'), (2, 'two');
+"""
+
+
+@contextlib.contextmanager
+def application(path: Path):
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.create_collation("unicase", lambda a, b: (a.lower() > b.lower()) - (a.lower() < b.lower()))
+        database.create_function("known", 1, lambda value: 1, deterministic=True)
+        yield database
+
+
+def state(path: Path) -> list:
+    with application(path) as database:
+        return [database.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall() for table in ("notes", "tags", "plain", "v")]
+
+
+@pytest.fixture
+def anki(tmp_path: Path) -> Path:
+    (tmp_path / "anki").mkdir()
+    path = tmp_path / "anki" / "collection.anki2"
+    with application(path) as database:
+        database.executescript(ANKI)
+    return path
+
+
+def test_a_database_with_collations_and_functions_of_its_application_goes_back(anki: Path, tmp_path: Path):
+    lab = Lab(tmp_path / "lab")
+    lab.snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(anki)))})
+    first = state(anki)
+    with application(anki) as database:
+        database.executescript("DELETE FROM notes WHERE id = 1; ALTER TABLE tags ADD COLUMN more")
+    second = state(anki)
+    said: list[str] = []
+    done = lab.roll_back(1, say=said.append)
+    assert state(anki) == first
+    assert any("collation unicase of the application were not checked" in line for line in said)
+    lab.roll_back(done.safety.number)
+    assert state(anki) == second
+
+
+def test_a_drill_checks_what_can_be_checked_without_the_application(anki: Path):
+    sound = look(str(anki), "it", thorough=True)
+    assert sound.rows == 7
+    assert sound.collations == ["unicase"]
+    with application(anki) as database:
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute("UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name = 'by_sfld') WHERE name = 'sqlite_autoindex_plain_1'")
+        database.commit()
+    with pytest.raises(CastoreError, match="no sound database"):
+        look(str(anki), "it", thorough=True)
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "PERSIST", "WAL"])
+def test_an_idle_connection_is_not_left_with_the_old_file(mode: str, tmp_path: Path, castore: Run, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "app" / "app.db"
+    path.parent.mkdir()
+    monkeypatch.setenv("CASTORE_STORE", str(tmp_path / "store"))
+    castore("init")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(f"PRAGMA journal_mode = {mode}; CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+    config = tmp_path / "castore.toml"
+    config.write_text(f'[service.app.parts.db]\nengine = "sqlite"\npath = "{path}"\n')
+    castore("snapshot", "--config", config, "app")
+    program = f"import sqlite3, sys; d = sqlite3.connect({str(path)!r}, isolation_level=None); d.execute('INSERT INTO t VALUES (2)'); print(); input(); d.execute('INSERT INTO t VALUES (3)')"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as idle:
+        idle.stdout.readline()
+        failed = castore("rollback", "--config", config, "app", "--to", "1", expect=1)
+        assert "somebody has" in failed.stderr
+        assert mode == "WAL" or f"process {idle.pid} python" in failed.stderr
+        idle.communicate(b"\n")
+        assert idle.returncode == 0
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT x FROM t").fetchall() == [(1,), (2,), (3,)]
+    castore("rollback", "--config", config, "app", "--to", "1")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT x FROM t").fetchall() == [(1,)]
+    assert [name for name in os.listdir(path.parent) if "castore" in name] == []
