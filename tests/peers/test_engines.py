@@ -585,7 +585,7 @@ def test_generations_are_drilled_in_servers_of_their_own(lab: Lab, live: Live):
         done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0), scratch=scratch)
     os.rmdir(scratch)  # it is empty again
     told = done.parts["db"]
-    assert told.startswith({"postgresql": "2300 rows", "mariadb": "1005 rows", "sqlite": "4000 rows"}[live.name]), told
+    assert told.startswith({"postgresql": "2,300 rows", "mariadb": "1,005 rows", "sqlite": "4,000 rows"}[live.name]), told
     assert live.fingerprint() == before
 
 
@@ -645,9 +645,9 @@ def test_a_foreign_key_from_elsewhere_is_refused_before_anything_is_touched(
 def test_a_transaction_that_holds_a_table_ends_the_roll_back_and_all_is_as_it_was(
     lab: Lab, mariadb: MariaDBServer, mariadb_database: Live, monkeypatch: pytest.MonkeyPatch
 ):
-    from castore.services.engines import mariadb as engine
+    from castore.services.engines import mariadb_client as engine
 
-    monkeypatch.setattr(engine, "_LOCK_SECONDS", 1)
+    monkeypatch.setattr(engine, "LOCK_SECONDS", 1)
     name = mariadb_database.engine.database
     lab.snapshot("s", {"db": mariadb_database.source})
     mariadb_database.migrate()

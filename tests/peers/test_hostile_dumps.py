@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from castore.content.attributes import Ownership
@@ -115,6 +117,17 @@ def try_all(engine: Engine, dump: bytes, *, drilled: bool = True) -> list[str]:
     return said
 
 
+def mariadb_dump(name: str, script: bytes, view: str, **changed: str) -> bytes:
+    """Return a dump as the engine stores it, with a script after its table, and a view."""
+    introduction = {"charset": ["utf8mb4", "utf8mb4_bin"], "database": name, "mark": "ab"}
+    program = {"kind": "view", "name": "v", "text": view.encode(), "charset": "utf8mb4", "collation": "utf8mb4_bin", **changed}
+    records = [{"type": "table", "name": "t", "kind": "BASE TABLE"}, {"type": "end", "version": "10.11.0-MariaDB"}]
+    records += [{"type": "program", **program}] if view else []
+    tail = b"".join(b"-- castore ab: " + msgspec.json.encode(one) + b"\n" for one in records)
+    text = f"-- castore: {json.dumps(introduction)}\nCREATE TABLE `t` (\n  `a` text DEFAULT NULL\n);\n".encode()
+    return text + script + b"\n-- castore ab: views\n" + tail
+
+
 @contextlib.contextmanager
 def drill_folder() -> Iterator[str]:
     """Make a directory that a server of another user can reach."""
@@ -211,14 +224,16 @@ def test_a_mariadb_dump_runs_no_command(mariadb: MariaDBServer, mark: Path, publ
     script.write_text(f"\\! touch {mark}\n")
     script.chmod(0o644)
     engine = MariaDB(database=name, socket=mariadb.socket, user="root", program_path=programs)
-    table = b"CREATE TABLE t (a text);\n"
     for case, text in MYSQL.items():
-        dump = table + text.replace(b"MARK", str(mark).encode()).replace(b"SCRIPT", str(script).encode())
+        hostile = text.replace(b"MARK", str(mark).encode()).replace(b"SCRIPT", str(script).encode())
         drilled = case in {"backslash", "a local file"}
-        assert len(try_all(engine, dump, drilled=drilled)) == 1 + drilled, case
-        assert not mark.exists(), case
-    view = f'-- castore: {{"views": [["v", "CREATE VIEW v AS SELECT 1; system touch {mark};", false]]}}\n'.encode()
-    assert len(try_all(engine, view + table)) == 2
+        for dump in (mariadb_dump(name, hostile, ""), mariadb_dump(name, b"", hostile.decode())):
+            assert len(try_all(engine, dump, drilled=drilled)) == 1 + drilled, case
+            assert not mark.exists(), case
+    assert len(try_all(engine, b"CREATE TABLE t (a text);\n")) == 2
+    for changed in ({"charset": f"utf8mb4;\nsystem touch {mark}\n"}, {"mode": f"';\nsystem touch {mark}\n"}, {"kind": "user"}):
+        dump = mariadb_dump(name, b"", "CREATE VIEW v AS SELECT 1", **changed)
+        assert all("is not valid" in said for said in try_all(engine, dump))
     mariadb.sql(f"DROP DATABASE {name}")
 
 

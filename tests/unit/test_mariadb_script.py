@@ -1,87 +1,98 @@
-"""What MariaDB's programs write: scripts led into another database, and messages without values."""
+"""What MariaDB's programs write: scripts of tables, sections, and messages without values."""
 
 from __future__ import annotations
 
 import pytest
 
 from castore.errors import CastoreError
-from castore.services.engines.mariadb_script import Measured, led_into, plain, unescaped, unqualified
+from castore.services.engines.mariadb_script import (
+    Observed,
+    Sections,
+    TableScript,
+    normal,
+    plain,
+    record_line,
+    unescaped,
+    unqualified,
+)
 
-ALTER = b"ALTER DATABASE `live` CHARACTER SET latin1 COLLATE latin1_swedish_ci ;\n"
-LED = b"ALTER DATABASE `new` CHARACTER SET latin1 COLLATE latin1_swedish_ci ;\n"
-BODY = b"""DELIMITER ;;
-CREATE DEFINER=`root`@`localhost` PROCEDURE `p`()
-BEGIN
--- it's a comment that opens nothing
-# nor does this "one
-SELECT 'a string;;
-ALTER DATABASE `live` CHARACTER SET latin1 COLLATE latin1_swedish_ci ;
-\\' DELIMITER ;
-ALTER DATABASE `live` CHARACTER SET latin1 COLLATE latin1_swedish_ci ;;
-';
-/* a comment
-DELIMITER ;
-ALTER DATABASE `live` CHARACTER SET latin1 COLLATE latin1_swedish_ci ;
-*/
-ALTER DATABASE `live` CHARACTER SET latin1 COLLATE latin1_swedish_ci ;
-END ;;
-"""
-ROWS = b"""INSERT INTO `a` VALUES
-(1,'ALTER DATABASE `live` CHARACTER SET latin1 COLLATE latin1_swedish_ci ;\\n'),
-(2,'it\\'s; \\"odd'),
-(3,0x00);
-INSERT INTO `a` VALUES (4,'x');
-"""
 HEAD = b"""-- castore: {"charset": ["utf8mb4", "utf8mb4_bin"]}
 /*M!999999\\- enable the sandbox mode */
+-- MariaDB dump 10.19  Distrib 10.11.19-MariaDB, for debian-linux-gnu (x86_64)
 -- Host: localhost    Database: it's
 --
 /*!40101 SET NAMES utf8mb4 */;
-CREATE TABLE `a` (
-  `x` int(11) DEFAULT NULL COMMENT 'don''t; -- "',
-) ENGINE=InnoDB;
+CREATE SEQUENCE `seq` start with 1 minvalue 1 ENGINE=InnoDB;
+DO SETVAL(`seq`, 77, 0);
+CREATE TABLE `a``b` (
+  `x` bigint(11) DEFAULT nextval(`li``ve`.`seq`) COMMENT 'don''t; -- nextval(`li``ve`.`seq`)
+INSERT INTO `no` VALUES
+(1);
+',
+  `y` text DEFAULT 'CREATE TABLE `no` (',
+) ENGINE=InnoDB AUTO_INCREMENT=7 DEFAULT CHARSET=latin1;
 """
-EVENT = b"""DELIMITER ;
-DELIMITER ;;
-ALTER DATABASE `li``ve` CHARACTER SET latin1 COLLATE latin1_swedish_ci ;;
-/*!50106 CREATE*/ /*!50106 EVENT `e` ON SCHEDULE EVERY 1 DAY DO SELECT "x;;
-ALTER DATABASE `live` CHARACTER SET latin1 COLLATE latin1_swedish_ci ;;
-" */ ;;
-ALTER DATABASE `live` CHARACTER SET latin1 COLLATE latin1_swedish_ci ;;
-DELIMITER ;
+ROWS = b"""INSERT INTO `a``b` VALUES
+(1,'INSERT INTO `no` VALUES (5);\\n'),
+(2,'it\\'s; \\"odd'),
+(3,0x00);
+INSERT INTO `c` (`id`, `a)`) VALUES (4,'x'),
+(5,'y');
+CREATE TABLE `empty` (
+  `x` int(11)
+);
+INSERT INTO `a``b` VALUES
+(4,'x');
 """
-LED_EVENT = EVENT.replace(b"ALTER DATABASE `li``ve`", b"ALTER DATABASE `new`").replace(
-    b"*/ ;;\nALTER DATABASE `live`", b"*/ ;;\nALTER DATABASE `new`"
-)
-SCRIPT = HEAD + ROWS + ALTER + BODY + EVENT + ROWS + ALTER + b"-- Dump completed\n"
-WANTED = HEAD + ROWS + LED + BODY + LED_EVENT + ROWS + LED + b"-- Dump completed\n"
+SCRIPT = HEAD + ROWS + b"-- Dump completed\n"
+WANTED = SCRIPT.replace(b"DEFAULT nextval(`li``ve`.`seq`)", b"DEFAULT nextval(`seq`)")
+SIZES = [1, 2, 7, 64, 100, 1 << 20]
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 64, 100, 1 << 20])
-def test_statements_that_alter_a_database_are_led_elsewhere_and_nothing_else(size: int):
-    pieces = [memoryview(SCRIPT)[at : at + size] for at in range(0, len(SCRIPT), size)]
-    assert b"".join(led_into("new", pieces)) == WANTED
+def pieces(script: bytes, size: int) -> list[bytes]:
+    return [script[at : at + size] for at in range(0, len(script), size)]
 
 
-def test_a_backslash_is_nothing_special_where_the_mode_says_so():
-    script = b"/*!50003 SET sql_mode              = 'ANSI,NO_BACKSLASH_ESCAPES' */ ;\nSELECT 'x\\';\n" + ALTER
-    assert b"".join(led_into("new", [script])).endswith(LED)
-    script = b"/*!50003 SET sql_mode              = '' */ ;\nSELECT 'x\\';\n" + ALTER
-    assert b"".join(led_into("new", [script])) == script
+@pytest.mark.parametrize("size", SIZES)
+def test_definitions_and_rows_are_found_and_names_of_the_database_left_out(size: int):
+    script = TableScript("li`ve")
+    out = b"".join(b"".join(script.feed(piece)) for piece in pieces(SCRIPT, size)) + b"".join(script.close())
+    assert out == WANTED
+    assert list(script.created) == ["seq", "a`b", "empty"]
+    assert script.created["a`b"].endswith(b"AUTO_INCREMENT=7 DEFAULT CHARSET=latin1")
+    assert script.rows == {"a`b": 4, "c": 2}
+    assert script.values == {"seq": 77}
 
 
-def test_a_name_is_quoted_and_what_has_no_last_line_end_is_whole():
-    assert b"".join(led_into("n`w", [ALTER.rstrip(b"\n")])) == LED.replace(b"`new`", b"`n``w`")
-    assert b"".join(led_into("new", [ROWS.rstrip(b"\n")])) == ROWS.rstrip(b"\n")
-    assert list(led_into("new", [])) == []
+def test_a_backslash_has_no_meaning_where_the_mode_says_so():
+    modes = b"/*!50003 SET sql_mode              = 'ANSI,NO_BACKSLASH_ESCAPES' */ ;\n", b"/*!50003 SET sql_mode              = '' */ ;\n"
+    for mode, found in zip(modes, (["t"], []), strict=True):
+        script = TableScript("live")
+        list(script.feed(mode + b"SELECT 'x\\';\nCREATE TABLE `t` (x INT);\n"))
+        assert list(script.created) == found
 
 
 @pytest.mark.parametrize("line", [b"USE `live`;\n", b"CREATE DATABASE /*!32312 IF NOT EXISTS*/ `live`;\n"])
 def test_a_script_that_goes_elsewhere_is_refused(line: bytes):
-    with pytest.raises(CastoreError, match="which database it goes into"):
-        list(led_into("new", [HEAD + line]))
-    quoted = b"SELECT '\n" + line + b"';\n"
-    assert b"".join(led_into("new", [quoted])) == quoted
+    with pytest.raises(CastoreError, match="names the database that it goes into"):
+        list(TableScript("new").feed(ROWS + line))
+    assert list(TableScript("new").feed(b"SELECT '\n" + line + b"';\n"))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_dump_is_split_where_its_mark_says(size: int):
+    tail = b"\n" + record_line("a1", b"views") + record_line("a1", b"1") + b"-- castore b2: 2\nCREATE ...\n" + record_line("a1", b"3")
+    sections = Sections(pieces(SCRIPT + tail, size), "a1")
+    assert b"".join(sections.tables()) == SCRIPT + b"\n"
+    assert list(sections.records()) == [b"1", b"3"]
+    with pytest.raises(CastoreError, match="not complete"):
+        list(Sections(pieces(SCRIPT + tail, size), "c3").tables())
+
+
+def test_definitions_are_compared_without_what_moves():
+    one = b"CREATE TABLE `t` (\n  `x` int DEFAULT nextval(`a`.`s`)\n) ENGINE=InnoDB AUTO_INCREMENT=7 COMMENT='`a`.`s`'"
+    assert normal(one, "a") == b"CREATE TABLE `t` (\n  `x` int DEFAULT nextval(`s`)\n) ENGINE=InnoDB COMMENT='`a`.`s`'"
+    assert unqualified(b"x `b`.`s` `a`.`t` '\\'`a`.`t`' `a.`", "a") == b"x `b`.`s` `t` '\\'`a`.`t`' `a.`"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,7 @@ def test_a_script_that_goes_elsewhere_is_refused(line: bytes):
     ],
 )
 def test_columns_of_a_view_lose_the_name_of_their_database(text: str, wanted: str):
-    assert unqualified(text, "`app`") == wanted
+    assert unqualified(text.encode(), "app", parts=3).decode() == wanted
 
 
 @pytest.mark.parametrize(
@@ -117,7 +128,7 @@ def test_of_what_the_client_says_the_reason_is_told_and_no_value(line: str, told
 
 
 def test_what_the_client_escapes_is_read_back():
-    assert unescaped(r"a\\tb\tc\nd\0e\x") == "a\\tb\tc\nd\0e\\x"
+    assert unescaped(rb"a\\tb\tc\nd\0e\x") == b"a\\tb\tc\nd\0e\\x"
 
 
 @pytest.mark.parametrize("room", [7, 100, 10_000])
@@ -132,7 +143,7 @@ def test_a_row_that_is_longer_than_a_packet_is_told(room: int):
             at += len(piece)
             return len(piece)
 
-        measured = Measured(readinto, 30_000)
+        measured = Observed(readinto, 30_000)
         while measured(memoryview(bytearray(room))):
             pass
         measured(memoryview(bytearray(room)))

@@ -11,7 +11,7 @@ import msgspec
 
 from castore.errors import ProgramError, UsageError
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
-from castore.services.engines.mariadb import refusing_commands
+from castore.services.engines.mariadb_client import refusing_commands
 from castore.services.engines.postgresql_script import without_commands
 from castore.services.programs import feed, output_of, run_dump
 

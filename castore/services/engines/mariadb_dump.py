@@ -1,0 +1,391 @@
+"""One dump of a MariaDB or MySQL database: at one moment, complete, and compared with what the server has."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from contextlib import ExitStack
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from castore.errors import CastoreError, ProgramError
+from castore.services.engines import mariadb_accounts as accounts
+from castore.services.engines import mariadb_inventory as inventory
+from castore.services.engines import mariadb_programs as programs
+from castore.services.engines import mariadb_swap as swap
+from castore.services.engines.contract import Reader, refuse_filters, trailing
+from castore.services.engines.mariadb_client import DUMP, LENIENT, MOST, environment
+from castore.services.engines.mariadb_programs import Program, quoted
+from castore.services.engines.mariadb_rights import Rights
+from castore.services.engines.mariadb_script import Observed, Sections, TableScript, normal, record_line
+from castore.services.programs import output_of, run_dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from castore.services.engines.contract import Readinto
+    from castore.services.engines.mariadb_client import Client
+
+FILTERS: Final = (
+    *("-d", "-t", "-w", "--ignore", "--where", "--no-data", "--no-create-info", "--tables", "--skip-opt"),
+    *("--skip-create-options", "--skip-hex-blob", "--skip-tz-utc", "--skip-extended-insert", "--as-of"),
+)
+"""Options of the dump program that leave something out, or change what is read."""
+_END: Final = b"-- Dump completed"
+LACKING: Final = "this view refers to what does not exist, or may not be used: only its text is kept"
+STRANGE: Final = (
+    "this name has a tab, an end of a line or another control character in it, and could not be rolled back: "
+    "rename it"
+)
+_LEFT_OUT: Final = "the dump program has left it out"
+_CHANGED: Final = "it was changed, created or dropped while the dump was taken"
+_OTHERWISE: Final = "its definition in the dump is not the one that the server has"
+_UNSEEN: Final = "the account may not see its text, which is not in the dump; missing: "
+_PIECE: Final = 1 << 16
+_HEADER_MODE: Final = re.compile(rb"(?m)^/\*!40101 SET @OLD_SQL_MODE=[^\n]*\n")
+_MODES: Final = (
+    b"/*!50003 SET SESSION SQL_MODE='NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,NO_ENGINE_SUBSTITUTION' */;\n"
+)
+_NO_LIMIT: Final = "18446744073709551615"
+
+
+class _State:
+    """What the server says that a database has."""
+
+    def __init__(self, client: Client, database: str) -> None:
+        self.database = database
+        self.tables = inventory.tables(client, database)
+        self.definitions = inventory.definitions(client, database, self.tables.values())
+        self.programs, self.unseen = programs.read(client, database)
+
+    def changes(self, later: _State) -> list[str]:
+        """Return the names of what is not the same later."""
+        names = {
+            name
+            for name in self.definitions.keys() | later.definitions.keys()
+            if self.definitions.get(name) != later.definitions.get(name)
+        }
+        lines, _ = programs.differences(self.programs, later.programs)
+        changed = {one.name for one in {*self.programs} ^ {*later.programs}} if lines else set()
+        return sorted(names | changed)
+
+
+class _Introduction(msgspec.Struct):
+    """What the first line of a dump says of it; and of its users, which is read elsewhere."""
+
+    mark: str
+    database: str
+    charset: list[str]
+    """And collation."""
+
+
+class Contents:
+    """A stored dump, read and decoded: its records come after the script of its tables.
+
+    Raises CastoreError for a dump that is not complete.
+    """
+
+    def __init__(self, introduction: dict[str, Any], chunks: Iterable[bytes | memoryview]) -> None:
+        try:
+            begin = msgspec.convert(introduction, _Introduction)
+        except msgspec.ValidationError:
+            begin = _Introduction("", "", [])
+        words = [begin.mark, *begin.charset]
+        if len(words) != 3 or not all(re.fullmatch(r"\w+", word) for word in words):
+            raise CastoreError(
+                "the dump was not taken by castore's engine for MariaDB, so it cannot be rolled back to; its "
+                "text can be restored: castore cat"
+            )
+        self.database, self.charset = begin.database, begin.charset
+        self.script = TableScript(self.database)
+        self.tables: list[inventory.Table] = []
+        self.programs: list[Program] = []
+        self.end: inventory.End | None = None
+        self._sections = Sections(chunks, begin.mark)
+
+    def load(self) -> Iterator[bytes]:
+        """Yield the script of the tables, to be fed into any database, and read the records."""
+        yield LENIENT
+        for chunk in self._sections.tables():
+            yield from self.script.feed(chunk)
+        yield from self.script.close()
+        for line in self._sections.records():
+            try:
+                record = msgspec.json.decode(line, type=inventory.Table | Program | inventory.End)
+            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+                raise CastoreError(f"a record of the dump is not valid: {error}") from None
+            if isinstance(record, inventory.Table):
+                self.tables.append(record)
+            elif isinstance(record, Program):
+                self.programs.append(_safe(record))
+            else:
+                self.end = record
+        if self.end is None:
+            raise CastoreError("the dump is not complete: the record of its end is missing")
+
+    def differences(self, client: Client, database: str) -> list[str]:
+        """Return how a database that the dump was loaded into differs from the dump's tables."""
+        assert self.end is not None
+        found = inventory.tables(client, database)
+        expected = {name: normal(text, self.database) for name, text in self.script.created.items()}
+        lines = [
+            f"the table {one.name} is not in the dump" for one in self.tables if one.name not in expected
+        ]
+        if inventory.release(self.end.version) == inventory.release(client.query("SELECT VERSION()")[0][0]):
+            lines += inventory.compared(expected, inventory.definitions(client, database, found.values()))
+        else:
+            # Another server writes the same definition in another way.
+            lines += [f"the table {name} is missing" for name in expected if name not in found]
+        return lines + inventory.miscounted(self.tables, inventory.count(client, database, found.values()))
+
+
+def _safe(program: Program) -> Program:
+    """Return a program whose settings are words, as the server gives them. Raises CastoreError."""
+    words = (program.charset, program.collation, program.database_collation)
+    kinds = program.kind in programs.KINDS and program.header in {"", *_HEADERS}
+    if not kinds or not all(re.fullmatch(r"\w*", word) for word in words):
+        raise CastoreError(f"the record of {program.name!r} in the dump is not valid")
+    if not re.fullmatch(r"[\w,]*", program.mode) or not re.fullmatch(r"[\w/:+-]*", program.time_zone):
+        raise CastoreError(f"the record of {program.name!r} in the dump is not valid")
+    return program
+
+
+_HEADERS: Final = tuple(
+    f"{time} {event}" for time in ("BEFORE", "AFTER") for event in ("INSERT", "UPDATE", "DELETE")
+)
+
+
+@contextlib.contextmanager
+def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> Iterator[Readinto]:
+    """Give a function that reads a dump. mark: what begins the lines that castore writes into it."""
+    _refuse_limits(client)
+    before = _State(client, database)
+    rights = Rights(client)
+    warnings, unseen = _unseen(rights, database, before)
+    charset = swap.charset(client, database)
+    introduction: dict[str, Any] = {"charset": charset, "database": database, "mark": mark}
+    # Without the right to read the schema mysql, the users are not recorded.
+    with contextlib.suppress(ProgramError):
+        introduction["accounts"] = msgspec.to_builtins(accounts.read_accounts(client.quietly, database))
+    most = int(client.query("SELECT @@GLOBAL.max_allowed_packet")[0][0])
+    with ExitStack() as stack:
+        warnings += _lock_others(client, database, before, stack)
+        argv, kept = stack.enter_context(client.argv(DUMP))
+        views = [one.name for one in before.programs if one.kind == "view"]
+        views += [name for kind, name in before.unseen if kind == "view"]
+        argv += [
+            *(
+                "--single-transaction",
+                "--skip-dump-date",
+                "--hex-blob",
+                "--no-tablespaces",
+                "--skip-triggers",
+            ),
+            *("--skip-routines", "--skip-events", "--skip-add-locks", *history(client), *options),
+            *(f"--ignore-table={database}.{view}" for view in views),
+            *("--", database),
+        ]
+        readinto = stack.enter_context(run_dump(argv, timeout=client.timeout, kept=kept, env=environment()))
+        observed = Observed(_with_modes(trailing(readinto, _END, argv[0])), most)
+
+        def tail() -> bytes:
+            later = _State(client, database)
+            reader.warnings += _compare(observed, before, later)
+            return b"".join(_tail(client, mark, observed, before, charset[1], unseen))
+
+        reader = Reader(_continued(observed, tail), introduction)
+        observed.warnings = reader.warnings
+        reader.warnings += warnings
+        reader.warnings += [(one.name.encode(), LACKING) for one in before.programs if one.broken]
+        reader.warnings += [(name.encode(), STRANGE) for name in strange_names(client, database)]
+        yield reader
+
+
+def _with_modes(readinto: Readinto) -> Readinto:
+    """Return what reads a dump in which a statement after the header sets the modes that its rows need.
+
+    The header of the dump program would have the server replace dates that are not valid, and engines that
+    it does not have.
+    """
+    waiting: memoryview | None = None
+
+    def read(view: memoryview) -> int:
+        nonlocal waiting
+        if waiting is None:
+            beginning = b""
+            room = memoryview(bytearray(_PIECE))
+            while not (found := _HEADER_MODE.search(beginning)) and len(beginning) < _PIECE:
+                count = readinto(room)
+                if not count:
+                    break
+                beginning += room[:count]
+            at = found.end() if found else 0
+            waiting = memoryview(beginning[:at] + (_MODES if found else b"") + beginning[at:])
+        if waiting:
+            count = min(len(waiting), len(view))
+            view[:count] = waiting[:count]
+            waiting = waiting[count:]
+            return count
+        return readinto(view)
+
+    return read
+
+
+def _continued(readinto: Readinto, tail: Callable[[], bytes]) -> Readinto:
+    """Return what reads a stream, and then what `tail` returns at its end."""
+    rest: memoryview | None = None
+
+    def read(view: memoryview) -> int:
+        nonlocal rest
+        if rest is None:
+            if count := readinto(view):
+                return count
+            rest = memoryview(tail())
+        count = min(len(rest), len(view))
+        view[:count] = rest[:count]
+        rest = rest[count:]
+        return count
+
+    return read
+
+
+def _tail(
+    client: Client,
+    mark: str,
+    observed: Observed,
+    state: _State,
+    collation: str,
+    unseen: list[str],
+) -> Iterator[bytes]:
+    """Yield the section after the tables: programs as SQL, for any client, and the records."""
+    yield b"\n" + record_line(mark, b"views, triggers, routines and events")
+    rows = observed.rows
+    for name, table in state.tables.items():
+        counted = rows.get(name, 0) if rows is not None and not inventory.is_elsewhere(table) else None
+        if table.kind == "SEQUENCE":
+            counted = None
+        record = msgspec.structs.replace(table, rows=counted, value=observed.script.values.get(name))
+        yield record_line(mark, msgspec.json.encode(record))
+    for one in state.programs:
+        yield record_line(mark, msgspec.json.encode(one))
+    yield from programs.script(programs.ordered(one for one in state.programs if not one.broken), collation)
+    version = client.query("SELECT VERSION()")[0][0]
+    end = inventory.End(version, tuple(unseen))
+    yield b"\n" + record_line(mark, msgspec.json.encode(end))
+
+
+def _refuse_limits(client: Client) -> None:
+    """Raise ProgramError where the defaults of sessions would let the dump program read less than all.
+
+    The dump program cannot be given commands for the beginning of its session.
+    """
+    limit, connect = client.query("SELECT @@GLOBAL.sql_select_limit, @@GLOBAL.init_connect")[0]
+    if limit != _NO_LIMIT:
+        raise ProgramError(
+            f"the server lets a SELECT return {limit} rows at most (sql_select_limit), so a dump would not "
+            "be complete: SET GLOBAL sql_select_limit = DEFAULT"
+        )
+    if re.search(r"sql_select_limit|system_versioning_asof", connect, re.IGNORECASE):
+        raise ProgramError(
+            f"the server's init_connect changes what a SELECT returns ({connect}), so a dump would not be "
+            "complete: remove that from it, or dump with an account that has CONNECTION ADMIN"
+        )
+    with contextlib.suppress(ProgramError):
+        moment = client.quietly("SELECT @@GLOBAL.system_versioning_asof")[0][0]
+        if moment != "DEFAULT":
+            raise CastoreError(
+                f"the server shows tables with system versioning as of {moment} (system_versioning_asof): "
+                "SET GLOBAL system_versioning_asof = DEFAULT"
+            )
+
+
+def _unseen(rights: Rights, database: str, state: _State) -> tuple[list[tuple[bytes, str]], list[str]]:
+    """Return what of the database the account may not see, as warnings, and the kinds of it."""
+    routines = any(
+        kind in programs.ROUTINES for kind, _ in [*state.unseen, *(one.identity for one in state.programs)]
+    )
+    hidden = any(kind in programs.ROUTINES for kind, _ in state.unseen)
+    lacks = rights.lacking_to_dump(database, list(state.tables), routines=routines and hidden)
+    warnings = []
+    kinds = []
+    for lack in lacks:
+        reason = (
+            f"the account {rights.account} may not see all {lack.without} of {database}: those that it does "
+            f"not see are not in the dump; {rights.grants([lack])}"
+        )
+        warnings.append((lack.without.encode(), reason))
+        kinds.append(lack.without)
+    for kind, name in state.unseen:
+        grants = rights.grants(lacks) or "more rights to it"
+        warnings.append((name.encode(), f"{kind}: {_UNSEEN}{grants}"))
+    return warnings, kinds
+
+
+def _lock_others(client: Client, database: str, state: _State, stack: ExitStack) -> list[tuple[bytes, str]]:
+    """Lock the tables whose engine knows no transactions for the duration of the dump.
+
+    Returns a warning for each that could not be locked. The dump program's own transaction covers the rest.
+    """
+    safe = {
+        row[0]
+        for row in client.query("SELECT ENGINE FROM information_schema.ENGINES WHERE TRANSACTIONS = 'YES'")
+    }
+    others = [name for name, table in state.tables.items() if table.engine not in safe and table.engine]
+    if not others or len(state.tables) == 1:
+        return []
+    tables = ", ".join(f"{quoted(database)}.{quoted(name)}" for name in others)
+    try:
+        # LOCK TABLES would let a waiting writer hold up the dump program, which holds up the writer.
+        stack.enter_context(client.holding(f"FLUSH TABLES {tables} WITH READ LOCK;"))
+    except ProgramError as error:
+        reason = (
+            f"its engine knows no transactions, and it could not be locked ({error}): it may be of another "
+            "moment than the other tables; GRANT RELOAD, LOCK TABLES ON *.* to the account, or ALTER TABLE "
+            "... ENGINE=InnoDB"
+        )
+        return [(name.encode(), reason) for name in others]
+    return []
+
+
+def _compare(observed: Observed, before: _State, later: _State) -> list[tuple[bytes, str]]:
+    """Return what is not in the dump as the server has it, as warnings."""
+    changed = before.changes(later)
+    warnings = [(name.encode(), _CHANGED) for name in changed]
+    for name, text in before.definitions.items():
+        if name in changed:
+            continue
+        dumped = observed.script.created.get(name)
+        if dumped is None:
+            warnings.append((name.encode(), _LEFT_OUT))
+        elif normal(dumped, later.database) != text:
+            warnings.append((name.encode(), _OTHERWISE))
+    return warnings
+
+
+def history(client: Client) -> list[str]:
+    """Return the option by which the history of system-versioned tables is dumped, too."""
+    usage = _usage(client.program(DUMP))
+    return ["--dump-history"] if b"--dump-history" in usage else []
+
+
+@lru_cache(maxsize=16)
+def _usage(program: str) -> bytes:
+    try:
+        return output_of([program, "--help"], limit=MOST, env=environment())
+    except ProgramError:  # an option file of the machine is not valid
+        return output_of([program, "--no-defaults", "--help"], limit=MOST, env=environment())
+
+
+def strange_names(client: Client, database: str) -> list[str]:
+    """Return the names in the database that the programs' output and scripts cannot be trusted with."""
+    found = {name for _, name in programs.names(client, database)} | inventory.tables(client, database).keys()
+    found |= {column for names in inventory.columns(client, database).values() for column in names}
+    return sorted(name for name in found if re.search("[\0-\x1f\x7f]", name))
+
+
+def refuse_options(client: Client, options: tuple[str, ...]) -> None:
+    """Raise CastoreError where options leave out what a rollback would not restore."""
+    refuse_filters(options, FILTERS)
+    refuse_filters(tuple(client.file_options()), FILTERS)
