@@ -124,6 +124,9 @@ def _postgresql() -> Iterator[Found]:
         why = f"The PostgreSQL server at {path}: a part for each database."
         sql = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
         keys: dict[str, str | int] = {"engine": "postgresql", "host": host, "port": port}
+        if user := os.environ.get("PGUSER"):
+            # The environment does not reach the clients that engines run.
+            keys["user"] = user
         try:
             databases = _asked("psql", "-XAtwqh", host, "-p", str(port), "-d", "postgres", "-c", sql)
         except CastoreError as error:

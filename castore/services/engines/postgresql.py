@@ -10,24 +10,34 @@ import os
 import re
 import shutil
 import signal
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from castore.errors import CastoreError, ProgramError
 from castore.model.counting import count as counted
+from castore.services.engines import postgresql_checks as checks
+from castore.services.engines import postgresql_inventory as catalogue
 from castore.services.engines.contract import (
+    INVENTORY,
     SWITCHING,
     Contents,
     Engine,
+    Inventory,
     Memo,
     Reader,
     Secret,
     introduction_of,
     new_name,
-    refuse_elsewhere,
-    refuse_filters,
+    refuse_difference,
     trailing,
 )
 from castore.services.engines.postgresql_script import guarded
+from castore.services.engines.postgresql_session import (
+    DEFERRABLE,
+    OPTIONS,
+    PREAMBLE,
+    reading,
+    refuse_options,
+)
 from castore.services.engines.postgresql_sql import (
     COLUMNS,
     PASSWORDS,
@@ -42,6 +52,7 @@ from castore.services.engines.postgresql_sql import (
     quoted_text,
     role_creation,
 )
+from castore.services.process import client_environment
 from castore.services.programs import feed, output_of, run_dump
 from castore.services.servers import give, running, socket_folder, unprivileged
 
@@ -52,13 +63,11 @@ if TYPE_CHECKING:
     from castore.services.engines.contract import Bytes, Readinto
     from castore.services.process import Filter
 
-_FILTERS: Final = (
-    *("-t", "-T", "-n", "-N", "-a", "-s", "-e", "-B", "--table", "--exclude", "--schema", "--data-only"),
-    *("--section", "--no-data", "--no-schema", "--filter", "--no-large-objects", "--no-blobs", "--extension"),
-)
-"""Options of pg_dump that leave something out."""
-_ELSEWHERE: Final = ("-C", "--create")
 _WHOLE: Final = b"-- PostgreSQL database dump complete"
+_SUBSCRIBED: Final = """SELECT subname FROM pg_subscription
+WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = :'name');"""
+_NO_FILE: Final = "/nonexistent"
+"""Instead of files in the home directory that libpq reads by itself."""
 
 
 @contextlib.contextmanager
@@ -77,7 +86,8 @@ def scratch_server(programs: str, folder: str) -> Iterator[str]:
     give(folder, account)
     data = os.path.join(folder, "data")
     make = ["initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
-    output_of([f"{programs}/{make[0]}", *make[1:]], account=account, cwd=folder)
+    own = client_environment()
+    output_of([f"{programs}/{make[0]}", *make[1:]], account=account, cwd=folder, env=own)
     with socket_folder(account) as socket:
         quiet = [f"-c{one}" for one in ("listen_addresses=", "fsync=off", "autovacuum=off")]
         argv = [f"{programs}/postgres", "-D", data, "-k", socket, *quiet]
@@ -104,8 +114,22 @@ class PostgreSQL(Engine, frozen=True):
     """The directory of pg_dump and psql."""
     maintenance_database: str = "postgres"
     """What is connected to while databases are renamed."""
+    sslmode: str | None = None
+    sslrootcert: str | None = None
+    sslcert: str | None = None
+    sslkey: str | None = None
+    passfile: str | None = None
+    """A file like ~/.pgpass, which is not read by itself."""
+    service: str | None = None
+    """The name of a connection service."""
+    service_file: str | None = None
+    """The file that describes it."""
+    inventory: Literal["full", "objects", "off"] = "full"
+    """What is compared after a dump was staged: objects and numbers of rows, objects, or nothing."""
 
-    paths: ClassVar[tuple[str, ...]] = ("program_path",)
+    paths: ClassVar[tuple[str, ...]] = (
+        *("program_path", "sslrootcert", "sslcert", "sslkey", "passfile", "service_file"),
+    )
 
     def __post_init__(self) -> None:
         """Refuse neither and both."""
@@ -161,13 +185,19 @@ class PostgreSQL(Engine, frozen=True):
                 found.append(f"{option}={value}")
         return found
 
-    def _env(self) -> dict[str, str]:
-        # What is set for a database or a role would otherwise hold up what is done to it here.
-        options = "-c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off"
-        env = {"PGAPPNAME": "castore", "PGCLIENTENCODING": "UTF8", "PGOPTIONS": options}
+    def _env(self, encoding: str | None = "UTF8") -> dict[str, str | None]:
+        """Return the environment of a client. encoding: of the client; None: that of the database."""
+        own = {"PGAPPNAME": "castore", "PGOPTIONS": OPTIONS}
+        own |= dict.fromkeys(("PGPASSFILE", "PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT"), _NO_FILE)
+        if encoding is not None:
+            own["PGCLIENTENCODING"] = encoding
+        for name in ("sslmode", "sslrootcert", "sslcert", "sslkey", "passfile", "service", "service_file"):
+            value = getattr(self, name)
+            if value is not None:
+                own["PG" + name.replace("_", "").upper()] = value
         if self.password is not None:
-            env["PGPASSWORD"] = self.password.get()
-        return env
+            own["PGPASSWORD"] = self.password.get()
+        return client_environment(**own)
 
     @property
     def _elsewhere(self) -> str:
@@ -188,7 +218,7 @@ class PostgreSQL(Engine, frozen=True):
     ) -> list[str]:
         """Run SQL; return the records that it gives. names: what :'name' in it stands for.
 
-        detail: tell what a failure's DETAIL says, too: of what has nothing to do with rows.
+        detail: include a failure's DETAIL: of what has nothing to do with rows.
         """
         argv = [*self._psql(database or self._elsewhere), "--tuples-only", "--no-align"]
         argv.append("--record-separator-zero")
@@ -197,8 +227,15 @@ class PostgreSQL(Engine, frozen=True):
         if detail:
             argv.append("--set=VERBOSITY=default")
             only = None
-        out = output_of(argv, env=self._env(), timeout=self.timeout, given=sql.encode(), only=only)
-        return [record.strip("\n") for record in out.decode().split("\0") if record.strip("\n")]
+        # The names in a database in SQL_ASCII may be of any encoding.
+        env = self._env("SQL_ASCII" if database and self._encoding(database) == "SQL_ASCII" else "UTF8")
+        out = output_of(argv, env=env, timeout=self.timeout, given=sql.encode(), only=only)
+        text = out.decode(errors="backslashreplace")
+        return [record.strip("\n") for record in text.split("\0") if record.strip("\n")]
+
+    def _encoding(self, database: str) -> str:
+        sql = "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = :'name';"
+        return "".join(self._query(sql, {"name": database}))
 
     def there(self) -> bool:
         """Whether the server has this database."""
@@ -208,9 +245,31 @@ class PostgreSQL(Engine, frozen=True):
         return bool(self._query(sql, {"live": self.database}))
 
     def check(self) -> None:
-        """Connect to the database."""
-        self._program("pg_dump")
-        self._query("SELECT 1;", database=self.database or None)
+        """Raise CastoreError where the database could not be dumped, or a rollback would be refused."""
+        program = self._program("pg_dump")
+        if self.cluster:
+            problems = []
+            for part, (_, engine) in self.expand("").items():
+                try:
+                    engine.check()
+                except CastoreError as error:
+                    problems.append(f"{part.removeprefix('.') or 'roles'}: {error}")
+            if problems:
+                raise CastoreError("; ".join(problems))
+            return
+        own = re.search(rb"\) (\d+)", output_of([program, "--version"], env=client_environment()))
+        server = int(self.version().split()[1]) // 10000
+        if own is not None and int(own[1]) < server:
+            raise CastoreError(
+                f"{program} is of PostgreSQL {int(own[1])} and cannot dump from version {server}: "
+                f"install the clients of PostgreSQL {server}, or name their directory as `program-path`"
+            )
+        self._refuse("dumped", self._query(checks.READABLE, database=self.database))
+        self.ready()
+
+    def _refuse(self, what: str, problems: list[str]) -> None:
+        if problems:
+            raise CastoreError(f"the database {self.database} cannot be {what}: {'; '.join(problems)}")
 
     def version(self) -> str:
         """Return the server's version."""
@@ -235,10 +294,72 @@ class PostgreSQL(Engine, frozen=True):
         """Give a function that reads what pg_dump writes, guarded by a word that stays the same."""
         program = self._program("pg_dump")
         argv = [program, *self._where(), "--format=plain", *_key(program, secret), *self.options]
-        argv.append(dbname_argument(self.database))
-        properties = self._properties() or {}
-        with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
-            yield Reader(trailing(readinto, _WHOLE, program), properties)
+        first = self._properties() or {}
+        with contextlib.ExitStack() as stack:
+            found, rest = stack.enter_context(self._snapshot(first.get("encoding", "")))
+            first |= {INVENTORY: catalogue.condensed(found), "server": int(self.version().split()[1])}
+            first["extensions"] = rest["extension"]
+            if snapshot := rest["snapshot"].get(""):
+                argv.append(f"--snapshot={snapshot}")
+            argv.append(dbname_argument(self.database))
+            readinto = stack.enter_context(run_dump(argv, env=self._env(None), timeout=self.timeout))
+            reader = Reader(trailing(readinto, _WHOLE, program), first)
+            reader.warnings += [
+                (name.encode(), f"the {name} is not in the dump: {reason}")
+                for name, reason in rest["missing"].items()
+            ]
+            yield reader
+
+    @contextlib.contextmanager
+    def _snapshot(
+        self, encoding: str, database: str | None = None
+    ) -> Iterator[tuple[Inventory, dict[str, dict[str, str]]]]:
+        """Give the inventory of a database, the live one where none is named, and what `split` gives with it.
+
+        The transaction that it was taken in lasts as long as the block; its snapshot is exported.
+        """
+        level = "SERIALIZABLE" if DEFERRABLE in self.options else "REPEATABLE READ"
+        deferrable = " DEFERRABLE" if DEFERRABLE in self.options else ""
+        role = [option.removeprefix("--role=") for option in self.options if option.startswith("--role=")]
+        script = [PREAMBLE.removesuffix(";") + " \\g /dev/null"]
+        if role and database is None:
+            script.append(f"SET ROLE {quoted_name(role[-1])};")
+        script.append(f"BEGIN ISOLATION LEVEL {level} READ ONLY{deferrable};")
+        script += [catalogue.EXPORT, catalogue.EXTENSIONS]
+        if database is None:
+            script.append(catalogue.LEFT_OUT)
+        if self.inventory != "off":
+            script.append(catalogue.OBJECTS)
+        if self.inventory == "full":
+            script.append(catalogue.ROWS)
+        argv = self._psql(database or self.database)
+        env = self._env("SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
+        with reading(argv, "\n".join(script), env=env, timeout=self.timeout) as pairs:
+            yield catalogue.split(pairs)
+
+    def _verify(self, database: str, was: dict[str, Any]) -> tuple[list[str], Inventory]:
+        """Compare a database that a dump was loaded into with what was recorded of the dumped one.
+
+        Return what differs and is no reason to refuse it, and the inventory. Raises CastoreError.
+        """
+        expected = was.get(INVENTORY) or {}
+        with self._snapshot(was.get("encoding", ""), database) as (whole, rest):
+            found = whole
+        if "(all " in next(iter(expected), ""):
+            found = catalogue.condensed(found, always=True)
+        if was.get("server", 0) // 10000 != int(self.version().split()[1]) // 10000:
+            expected, found = catalogue.names_only(expected), catalogue.names_only(found)
+        if self.inventory != "full":
+            expected, found = catalogue.without_rows(expected), catalogue.without_rows(found)
+        if expected and self.inventory != "off":
+            refuse_difference(self.database, expected, found)
+        versions = was.get("extensions") or {}
+        differing = [
+            f"the extension {name} is of version {version}, and was of {versions[name]}"
+            for name, version in rest["extension"].items()
+            if versions.get(name, version) != version
+        ]
+        return differing, whole
 
     def _properties(self) -> dict[str, Any] | None:
         """Return what the live database is beside what it holds; None if there is none."""
@@ -260,17 +381,35 @@ class PostgreSQL(Engine, frozen=True):
 
     def _load_into(self, database: str, chunks: Iterable[Bytes], *, stops: bool = True) -> None:
         """Feed a dump to psql, which runs no command in it. stops: at the first error."""
-        argv = [*self._psql(database), "--output=/dev/null"]
+        argv = [*self._psql(database), "--output=/dev/null", f"--command={PREAMBLE}", "--file=-"]
         if not stops:
             argv.append("--set=ON_ERROR_STOP=0")
         script = guarded(argv[0], chunks, stops=stops)
         feed(argv, script, env=self._env(), timeout=self.timeout, only=plain)
 
     def ready(self) -> None:
-        """See whether the server answers, and a roll-back would bring all back."""
-        refuse_filters(self.options, _FILTERS)
-        refuse_elsewhere(self.options, _ELSEWHERE)
+        """Raise CastoreError where a rollback would be refused: for options, rights, replication, space."""
+        refuse_options(self.options)
         self.version()
+        names = {"live": self.database}
+        problems = [*self._query(checks.BLOCKERS, names), *self._query(checks.RIGHTS, names)]
+        if self.there() and not any("ALLOW_CONNECTIONS" in one for one in problems):
+            problems += self._query(checks.INSIDE, database=self.database)
+        self._refuse("rolled back", [*problems, *self._lacking_space()])
+
+    def _lacking_space(self) -> list[str]:
+        """Say where the file system of a server on this machine is too small for a second database."""
+        if self.host is not None and not self.host.startswith("/"):
+            return []
+        for record in self._query(checks.SPACE, {"live": self.database}):
+            size, _, folder = record.partition("|")
+            with contextlib.suppress(OSError):
+                info = os.statvfs(folder)
+                free = info.f_bavail * info.f_frsize
+                if free < int(size):
+                    needed = f"a rollback needs {counted(int(size), 'byte')} for a second database"
+                    return [f"{needed}, and {folder} has {counted(free, 'byte')} free"]
+        return []
 
     def begin(self) -> Memo:
         """Return the names of the databases that are made."""
@@ -285,17 +424,42 @@ class PostgreSQL(Engine, frozen=True):
         version = int(self._query("SHOW server_version_num;")[0])
         with _valid_record():
             if was is not None:
+                self._refuse_lacking(was)
                 self._make_roles(memo, was)
             sql = creation(new, was, version)
         self._query(sql + ";")
         # Not as one transaction: where there are large objects, pg_dump brings some of its own.
         self._load_into(new, contents.target())
+        with _valid_record():
+            differing, _ = self._verify(new, was or {})
+        disabled = [
+            f"the subscription {name} is disabled: ALTER SUBSCRIPTION {quoted_name(name)} ENABLE"
+            for name in self._query(_SUBSCRIBED, {"name": new})
+        ]
+        memo["made"] = "\n".join(filter(None, [memo.get("made", ""), *differing, *disabled]))
         self._query("ANALYZE;", database=new)
+        memo["oid"] = self._oid(new)
         if was is not None:
             with _valid_record():
                 lines = list(adornments(new, was, self._roles()))
             for line in lines:
                 self._query(line + ";")
+
+    def _oid(self, database: str) -> str:
+        sql = "SELECT oid FROM pg_database WHERE datname = :'name';"
+        return "".join(self._query(sql, {"name": database}))
+
+    def _refuse_lacking(self, was: dict[str, Any]) -> None:
+        """Raise CastoreError where the server lacks what the dumped database needs."""
+        there = set(self._query("SELECT name FROM pg_available_extensions;"))
+        needed = [name for name in was.get("extensions") or () if name not in there]
+        lacking = [f"the extension {name}: install its package" for name in needed]
+        spaces = self._query("SELECT spcname FROM pg_tablespace;")
+        if was["tablespace"] not in spaces:
+            name = quoted_name(was["tablespace"])
+            lacking.append(f"the tablespace {was['tablespace']}: CREATE TABLESPACE {name} LOCATION '...';")
+        if lacking:
+            raise CastoreError(f"the server lacks what {self.database} had: {'; '.join(lacking)}")
 
     def _roles(self) -> set[str]:
         return set(self._query("SELECT rolname FROM pg_roles;"))
@@ -330,9 +494,12 @@ class PostgreSQL(Engine, frozen=True):
         del contents
         live, new, old = memo["live"], memo["new"], memo["old"]
         there = self._there(memo)
+        self._refuse("rolled back", self._query(checks.BLOCKERS, {"live": live}))
         if new in there:
             self._rename([(one, to) for one, to in ((live, old), (new, live)) if one in there])
         self._let_in(live)
+        if self._oid(live) != memo.get("oid"):
+            raise CastoreError(f"the database that was restored does not have the name {live}")
 
     def undo(self, memo: Memo, contents: Contents) -> None:
         """Exchange them back, and remove the new one."""
@@ -363,9 +530,11 @@ class PostgreSQL(Engine, frozen=True):
                 database="drill", host=socket, user="postgres", program_path=self.program_path
             )
             spaces = 0
+            was = introduction_of(contents.target())
+            encoding = str(was.get("encoding", "UTF8"))
             while True:
                 own._query("DROP DATABASE IF EXISTS drill;")
-                own._query("CREATE DATABASE drill TEMPLATE template0 ENCODING 'UTF8';")
+                own._query(f"CREATE DATABASE drill TEMPLATE template0 ENCODING {quoted_text(encoding)};")
                 try:
                     own._load_into("drill", contents.target())
                     break
@@ -382,15 +551,13 @@ class PostgreSQL(Engine, frozen=True):
                         spaces += 1
                     else:
                         raise
-            tables = own._query(
-                "SELECT format('SELECT count(*) FROM %I.%I', schemaname, tablename) FROM pg_tables "
-                "WHERE schemaname NOT IN ('pg_catalog', 'information_schema');",
-                database="drill",
-            )
-            rows = sum(int(own._query(table + ";", database="drill")[0]) for table in tables)
+            with _valid_record():
+                differing, found = own._verify("drill", was)
+            rows = [int(text) for name, text in found.items() if name.startswith("rows of ")]
             size = own._query("SELECT pg_database_size('drill');")[0]
-            told = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}, "
+            told = f"{counted(sum(rows), 'row')} in {counted(len(rows), 'table')}, "
             told += f"{counted(int(size), 'byte')} in a server of its own"
+            told = "; ".join([told, *differing])
             yield told, {"HOST": socket, "DATABASE": "drill", "USER": "postgres"}
 
     def _server_programs(self) -> str:
@@ -451,6 +618,11 @@ class PostgreSQL(Engine, frozen=True):
             raise AssertionError(name)  # nothing else is ever dropped
         if self._query("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
             self._query(f"ALTER DATABASE {name} IS_TEMPLATE false;")
+            if name.startswith("castore_new") and self._query(_SUBSCRIBED, {"name": name}):
+                self._let_in(name)
+                for line in self._query(checks.SUBSCRIPTIONS, database=name):
+                    for statement in line.split("; "):
+                        self._query(statement.removesuffix(";") + ";", database=name)
             self._close(name)
             self._query(f"DROP DATABASE {name};")
 
@@ -493,6 +665,19 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         argv = [program, *self._where(), "--globals-only", *_key(program, secret)]
         with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
             yield trailing(readinto, b"-- PostgreSQL database cluster dump complete", program)
+
+    def check(self) -> None:
+        """Raise CastoreError where the roles could not be dumped or set."""
+        self._program("pg_dumpall")
+        self.ready()
+
+    def ready(self) -> None:
+        """Raise CastoreError where the account may not read and set roles."""
+        sql = "SELECT current_user FROM pg_roles WHERE rolname = current_user AND NOT rolsuper;"
+        for name in self._query(sql):
+            raise CastoreError(
+                f"only a superuser reads and sets all roles: ALTER ROLE {quoted_name(name)} SUPERUSER;"
+            )
 
     def begin(self) -> Memo:
         """Nothing is made beside."""

@@ -1,0 +1,251 @@
+"""PostgreSQL databases that real installations have: rights, replication, encodings, settings, environments."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from castore.errors import CastoreError, ProgramError
+from castore.services.engines.postgresql import PostgreSQL
+from castore.services.plan import read_details
+from castore.services.snapshot import EngineSource
+from tests.support.postgres import Postgres
+from tests.support.stores import Lab
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with Postgres() as found:
+        found.psql("ALTER SYSTEM SET wal_level = logical")
+        found.restart()
+        yield found
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path / "lab")
+
+
+@contextlib.contextmanager
+def database(server: Postgres, name: str, options: str = "") -> Iterator[dict[str, EngineSource]]:
+    server.psql(f'CREATE DATABASE "{name}" TEMPLATE template0 {options}')
+    engine = PostgreSQL(database=name, host=server.socket_folder, user="postgres", program_path=server.programs)
+    try:
+        yield {"db": EngineSource("postgresql", engine)}
+    finally:
+        server.psql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def left(server: Postgres) -> str:
+    return server.psql("SELECT datname FROM pg_database WHERE datname LIKE 'castore%'")
+
+
+def warnings(lab: Lab, number: int) -> list[str]:
+    with lab.open() as store:
+        return [reason for _, _, reason in read_details(store, store.generation("s", number)).warnings]
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JIS_2004", "UTF8"])
+def test_a_database_of_any_encoding_comes_back_and_is_drilled(server: Postgres, lab: Lab, encoding: str):
+    data = {"SQL_ASCII": "\\xe4ff41", "LATIN1": "\\xe4ff", "EUC_JIS_2004": "\\xa4a2", "UTF8": "\\xc3a4"}[encoding]
+    with database(server, "app", f"ENCODING '{encoding}' LOCALE 'C'") as source:
+        literal = f"E'{data}'" if encoding == "SQL_ASCII" else f"convert_from('{data}', '{encoding}')"
+        if encoding == "SQL_ASCII":
+            literal = "E'\\xe4\\xff'"
+        named = 'CREATE TABLE "n\udce4me" (x int);' if encoding == "SQL_ASCII" else ""
+        text = f"CREATE TABLE t (x text); INSERT INTO t VALUES ({literal}); {named}"
+        subprocess.run(
+            [f"{server.programs}/psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", server.socket_folder, "-U", "postgres", "-d", "app"],
+            input=text.encode("utf-8", "surrogateescape"), check=True,
+        )
+        asked = "SELECT encode(textsend(x), 'hex') FROM t"
+        first = server.psql(asked, "app")
+        source["db"].engine.check()
+        lab.snapshot("s", source)
+        server.psql("DELETE FROM t", "app")
+        lab.roll_back(1)
+        assert server.psql(asked, "app") == first
+        assert server.psql("SHOW server_encoding", "app") == encoding
+        import castore
+        from castore.services.config import Service
+        from castore.services.drill import drill
+
+        with lab.open() as store:
+            target = store.generation("s", 1)
+            drill(store, target, dict(read_details(store, target).origins), Service(), castore.Ownership(change=False))
+
+
+def test_a_database_with_a_subscription_is_not_rolled_back_until_it_is_dropped(server: Postgres, lab: Lab):
+    with database(server, "app") as source:
+        server.psql("CREATE TABLE t (x int)", "app")
+        lab.snapshot("s", source)
+        server.psql("CREATE SUBSCRIPTION sub CONNECTION 'dbname=nowhere' PUBLICATION p WITH (connect = false)", "app")
+        lab.snapshot("s", source)
+        for number in (1, 2):
+            with pytest.raises(CastoreError, match="ALTER SUBSCRIPTION sub SET .slot_name = NONE.; DROP SUBSCRIPTION sub;"):
+                lab.roll_back(number)
+        with pytest.raises(CastoreError, match="DROP SUBSCRIPTION"):
+            source["db"].engine.check()
+        assert left(server) == ""
+        server.psql("ALTER SUBSCRIPTION sub SET (slot_name = NONE)", "app")
+        server.psql("DROP SUBSCRIPTION sub; INSERT INTO t VALUES (1)", "app")
+        from castore.services.config import Service
+
+        # A failure after the swap, when the database that is dropped has the subscription of the dump.
+        with pytest.raises(ProgramError, match="health"):
+            lab.roll_back(2, Service(health=("false",), health_timeout=0.1))
+        assert left(server) == ""
+        assert server.psql("SELECT count(*) FROM t", "app") == "1"
+        said: list[str] = []
+        assert lab.roll_back(2, say=said.append).problems == []
+        assert any('ALTER SUBSCRIPTION "sub" ENABLE' in line for line in said)
+        assert server.psql("SELECT subname, subenabled FROM pg_subscription") == "sub|f"
+        server.psql("ALTER SUBSCRIPTION sub SET (slot_name = NONE)", "app")
+        server.psql("DROP SUBSCRIPTION sub", "app")
+
+
+def test_a_logical_replication_slot_is_reported_and_never_dropped(server: Postgres, lab: Lab):
+    with database(server, "app") as source:
+        server.psql("SELECT pg_create_logical_replication_slot('debezium', 'pgoutput')", "app")
+        taken = lab.snapshot("s", source)
+        assert taken.parts[0].missed == 1
+        assert "the logical replication slot debezium is not in the dump" in warnings(lab, 1)[0]
+        with pytest.raises(CastoreError, match=r"pg_drop_replication_slot\('debezium'\)"):
+            lab.roll_back(1)
+        assert server.psql("SELECT slot_name FROM pg_replication_slots") == "debezium"
+        server.psql("SELECT pg_drop_replication_slot('debezium')")
+
+
+HOSTILE = {
+    "lc_monetary": "en_US.UTF-8", "DateStyle": "'SQL, DMY'", "IntervalStyle": "sql_standard", "TimeZone": "'Asia/Tokyo'",
+    "bytea_output": "escape", "array_nulls": "off", "transform_null_equals": "on", "default_transaction_read_only": "on",
+    "statement_timeout": "'1ms'", "search_path": "evil", "row_security": "on", "extra_float_digits": "-15", "xmlbinary": "hex",
+    "default_transaction_isolation": "serializable", "quote_all_identifiers": "on", "standard_conforming_strings": "off",
+    "idle_session_timeout": "'300ms'", "lock_timeout": "'1ms'",
+}
+VALUES = """
+CREATE TABLE t (m money, d date, i interval, z timestamptz, b bytea, a text[], f float8, x xml);
+INSERT INTO t VALUES ('-1234.56', '2001-02-03', '-1 day +02:03:04', '2001-02-03 04:05:06+07', '\\x005c27ff', '{"NULL",NULL}', 1e-300, '<a>ä</a>');
+CREATE VIEW v AS SELECT d = NULL AS never FROM t; CREATE TABLE k (i int PRIMARY KEY CHECK (i <> 3 OR i = NULL));
+"""
+SEEN = "SET TimeZone = 'UTC'; SELECT t::text FROM t; SELECT pg_get_viewdef('v'); SELECT pg_get_constraintdef(oid) FROM pg_constraint ORDER BY conname"
+
+
+def test_settings_of_roles_and_databases_change_nothing(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
+    with database(server, "app") as source:
+        server.psql(VALUES, "app")
+        plainly = server.psql(SEEN, "app")
+        lab.snapshot("s", source)
+        known = subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout
+        usable = [name for name in HOSTILE if name != "lc_monetary" or "en_US.utf8" in known]
+        server.psql("DROP VIEW v; DROP TABLE k", "app")
+        try:
+            server.psql("".join(f"ALTER ROLE postgres SET {name} = {HOSTILE[name]};" for name in usable))
+            lab.roll_back(1)
+            again = lab.snapshot("s", source)
+        finally:
+            with monkeypatch.context() as calm:
+                calm.setenv("PGOPTIONS", "-c default_transaction_read_only=off -c statement_timeout=0")
+                server.psql("ALTER ROLE postgres RESET ALL")
+        assert server.psql(SEEN, "app") == plainly
+        assert again.parts[0].new_bytes == 0
+
+
+def test_the_environment_and_the_home_directory_change_nothing(
+    server: Postgres, tmp_path: Path, home: Path, castore: Run, monkeypatch: pytest.MonkeyPatch
+):
+    (home / ".psqlrc").write_text("\\echo hello\n\\set ON_ERROR_STOP 0\nSET search_path = evil;\n")
+    (home / ".pgpass").write_text("*:*:*:*:wrong\n")
+    (home / ".pgpass").chmod(0o600)
+    (home / ".pg_service.conf").write_text("[evil]\nhost=127.0.0.1\nport=1\n")
+    (home / ".postgresql").mkdir()
+    (home / ".postgresql" / "root.crt").write_text("not a certificate\n")
+    config = tmp_path / "castore.toml"
+    config.write_text(
+        f'store = "{tmp_path}/store"\n[service.s.parts.db]\nengine = "postgresql"\ndatabase = "app"\nuser = "postgres"\n'
+        f'host = "{server.socket_folder}"\nprogram-path = "{server.programs}"\n'
+    )
+    monkeypatch.setenv("CASTORE_CONFIG", str(config))
+    castore("init", tmp_path / "store")
+    hostile = {
+        "PGSERVICE": "evil", "PGHOST": "nowhere.invalid", "PGPORT": "1", "PGDATABASE": "other", "PGUSER": "nobody", "PGCLIENTENCODING": "LATIN1",
+        "PGDATESTYLE": "SQL, DMY", "PGTZ": "Asia/Tokyo", "PGSSLMODE": "verify-full", "PGOPTIONS": "-c default_transaction_read_only=on",
+        "PSQLRC": str(home / ".psqlrc"), "LANG": "de_DE.UTF-8", "LC_ALL": "tr_TR.UTF-8", "LANGUAGE": "de", "PGAPPNAME": "x", "PGCONNECT_TIMEOUT": "1",
+    }
+    with database(server, "app"):
+        server.psql(VALUES.replace("'<a>ä</a>'", "'<a/>'"), "app")
+        before = server.psql(SEEN, "app")
+        castore("snapshot", "s")
+        assert json.loads(castore("snapshot", "s", "--json", env=hostile).stdout)["new_bytes"] == 0
+        server.psql("DELETE FROM t; DROP VIEW v", "app")
+        castore("config", "check", env=hostile)
+        castore("rollback", "s", "--to", "1", env=hostile)
+        castore("drill", "s", env=hostile)
+        assert server.psql(SEEN, "app") == before
+
+
+def test_what_the_options_name_is_used(server: Postgres, tmp_path: Path):
+    service = tmp_path / "service.conf"
+    service.write_text(f"[here]\nhost={server.socket_folder}\nuser=postgres\n")
+    engine = PostgreSQL(database="postgres", service="here", service_file=str(service), program_path=server.programs)
+    engine.check()
+    env = PostgreSQL(database="x", passfile="/p", sslcert="/c")._env()
+    assert (env["PGPASSFILE"], env["PGSSLCERT"], env["PGSSLKEY"]) == ("/p", "/c", "/nonexistent")
+
+
+def test_missing_rights_are_named_with_statements(server: Postgres, lab: Lab):
+    server.psql("CREATE ROLE backup LOGIN; CREATE ROLE app_owner; CREATE ROLE other_owner")
+    with database(server, "app"):
+        server.psql(
+            "ALTER DATABASE app OWNER TO app_owner; CREATE TABLE t (x int); ALTER TABLE t OWNER TO other_owner; CREATE TABLE s (x int); ALTER TABLE s ENABLE ROW LEVEL SECURITY;"
+            "GRANT SELECT ON s TO backup; CREATE EXTENSION file_fdw; SELECT lo_from_bytea(77, 'x'); CREATE FUNCTION et() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';"
+            "CREATE EVENT TRIGGER e ON ddl_command_start EXECUTE FUNCTION et()", "app"
+        )
+        engine = PostgreSQL(database="app", host=server.socket_folder, user="backup", program_path=server.programs)
+        with pytest.raises(CastoreError) as caught:
+            engine.check()
+        assert "GRANT SELECT ON public.t TO backup;" in str(caught.value)
+        assert "ALTER ROLE backup BYPASSRLS;" in str(caught.value)
+        assert "GRANT SELECT ON LARGE OBJECT 77 TO backup;" in str(caught.value)
+        with pytest.raises(CastoreError) as caught:
+            engine.ready()
+        for statement in ("ALTER ROLE backup CREATEDB;", "GRANT app_owner TO backup;", "GRANT other_owner TO backup;", "objects of the schema public belong to other_owner", "the extension file_fdw", "the event trigger e"):
+            assert statement in str(caught.value)
+        # What is named is enough for a database without what only superusers make.
+        server.psql("DROP EVENT TRIGGER e; DROP EXTENSION file_fdw; ALTER FUNCTION et() OWNER TO app_owner; ALTER TABLE s OWNER TO app_owner; SELECT lo_unlink(77); CREATE SCHEMA o AUTHORIZATION other_owner; ALTER TABLE t SET SCHEMA o", "app")
+        server.psql("ALTER ROLE backup CREATEDB BYPASSRLS; GRANT app_owner TO backup; GRANT other_owner TO backup")
+        engine.check()
+        lab.snapshot("s", {"db": EngineSource("postgresql", engine)})
+        server.psql("DROP TABLE o.t", "app")
+        lab.roll_back(1)
+        assert server.psql("SELECT tableowner FROM pg_tables WHERE tablename IN ('t', 's') ORDER BY 1", "app") == "app_owner\nother_owner"
+    server.psql("DROP ROLE backup; DROP ROLE app_owner; DROP ROLE other_owner")
+
+
+def test_what_pg_dump_leaves_out_is_reported_by_name(server: Postgres, lab: Lab):
+    with database(server, "app") as source:
+        server.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1), (1)", "app")
+        with pytest.raises(AssertionError, match="could not create unique index"):
+            server.psql("CREATE UNIQUE INDEX CONCURRENTLY broken ON t (x)", "app")
+        server.psql("CREATE EXTENSION hstore; CREATE TABLE member (x int); INSERT INTO member VALUES (1); ALTER EXTENSION hstore ADD TABLE member", "app")
+        taken = lab.snapshot("s", source)
+        assert taken.parts[0].missed == 2
+        assert sorted(line.split(" is not in the dump")[0] for line in warnings(lab, 1)) == ["the index public.broken", "the rows of public.member"]
+        server.psql("DELETE FROM t", "app")
+        lab.roll_back(1)
+        assert server.psql("SELECT count(*) FROM t", "app") == "2"
+
+
+@pytest.mark.parametrize("option", ["--exclude-table-data=x", "--exc=x", "-vTx", "--enable-row-security", "-O", "--no-acl", "--no-comments", "-tx", "--no-unlogged-table-data", "x", "--snapshot=1"])
+def test_an_option_that_may_leave_something_out_is_refused(option: str):
+    with pytest.raises(CastoreError, match="leaves something out"):
+        from castore.services.engines.postgresql_session import refuse_options
+
+        refuse_options(("--verbose", "--role", "x", "--lock-wait-timeout=3", option))
