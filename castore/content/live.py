@@ -180,17 +180,21 @@ def read_xattrs(file: int | bytes, warn: Callable[[str], None]) -> tuple[tuple[b
 
 @lru_cache(maxsize=4096)
 def user_name(uid: int) -> str | None:
-    """Return the name of a user of this machine."""
+    """Return the name of a user of this machine; None for a name that is not UTF-8, too."""
     try:
-        return pwd.getpwuid(uid).pw_name
+        return _text(pwd.getpwuid(uid).pw_name)
     except KeyError:
         return None
 
 
 @lru_cache(maxsize=4096)
 def group_name(gid: int) -> str | None:
-    """Return the name of a group of this machine."""
+    """Return the name of a group of this machine; None for a name that is not UTF-8, too."""
     try:
-        return grp.getgrgid(gid).gr_name
+        return _text(grp.getgrgid(gid).gr_name)
     except KeyError:
         return None
+
+
+def _text(name: str) -> str | None:
+    return None if any("\ud800" <= one <= "\udfff" for one in name) else name

@@ -12,6 +12,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from castore.content.acl import acl_ids
 from castore.content.lists import iter_chunks
 from castore.content.live import (
     OPEN_FILE,
@@ -121,10 +122,14 @@ class Scanned:
         for position in self.entries:
             self.take[position] = GIVEN
         entries, ids = join_entries(self.listing, self.places, bytes(self.take), given)
-        ids += [(entry.uid, entry.gid) for entry in self.entries.values()]
+        uids, gids = {uid for uid, _ in ids}, {gid for _, gid in ids}
+        for entry in self.entries.values():
+            named = acl_ids(entry.extra.xattrs)
+            uids |= {entry.uid, *named[0]}
+            gids |= {entry.gid, *named[1]}
         self.entries.clear()
-        users = {uid: name for uid in sorted({uid for uid, _ in ids}) if (name := user_name(uid))}
-        groups = {gid: name for gid in sorted({gid for _, gid in ids}) if (name := group_name(gid))}
+        users = {uid: name for uid in sorted(uids) if (name := user_name(uid))}
+        groups = {gid: name for gid in sorted(gids) if (name := group_name(gid))}
         return encode_owners(Owners(users=users, groups=groups)) + entries
 
 

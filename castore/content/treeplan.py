@@ -491,6 +491,7 @@ class _Planner:
             return True
         failed: list[str] = []
         live = () if bare else read_xattrs_at(fd, info.name, failed.append)
+        wanted = self._ownership.xattrs_of(entry, child.owners)
         if b"/".join(path) in self._comparison.unread_attributes:
-            return not set(entry.extra.xattrs) <= set(live)
-        return bool(failed) or live != entry.extra.xattrs
+            return not set(wanted) <= set(live)
+        return bool(failed) or live != wanted
