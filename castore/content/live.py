@@ -75,6 +75,18 @@ def mounts_below(top: str) -> set[tuple[bytes, ...]]:
     return found
 
 
+def is_mount_point(fd: int, name: bytes) -> bool:
+    """Whether another file system is mounted on a name in the directory open as `fd`.
+
+    The mount table answers also for one that cannot be looked at: another user's FUSE, a server that is down.
+    """
+    try:
+        folder = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return False
+    return (name,) in mounts_below(folder)
+
+
 def is_protected(fd: int) -> bool:
     """Whether an open file or directory is immutable or append-only, so that not even root removes it."""
     try:

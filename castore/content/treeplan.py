@@ -364,7 +364,9 @@ class _Planner:
         """Add the steps for what is stored and live. A generator for `run`."""
         entry = found.entry
         if info.error:
-            self._skip(path, f"cannot be read: {os.strerror(info.error)}")
+            crosses = self._comparison.rules.one_file_system and path in self._mounts
+            if not (crosses and entry.content is Content.NONE):
+                self._skip(path, f"cannot be read: {os.strerror(info.error)}")
             return
         try:
             if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
