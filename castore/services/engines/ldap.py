@@ -201,7 +201,9 @@ def without_files(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
         for line in lines:
             folded = line.startswith(b" ")
             began = (began + line[1:] if folded else line)[:_BEGINNING]
-            if _READS_FILE.match(began) or _READS_FILE.match(line) or b"\0" in line:
+            # No name of an attribute is as long as what is looked at.
+            odd = b"\0" in line or (folded and len(began) == _BEGINNING and b":" not in began)
+            if odd or _READS_FILE.match(began) or _READS_FILE.match(line):
                 shown = line[:40].decode(errors="backslashreplace")
                 raise CastoreError(
                     f"the LDIF has the line {shown!r}, by which slapadd would read another file, or stop "

@@ -79,18 +79,18 @@ _KINDS: Final = {
 }
 
 
-def refusing_commands(client: str) -> list[str]:
+def refusing_commands(*client: str) -> list[str]:
     """Return the options by which the client runs no command of a dump, and reads no local file for it.
 
-    Raises ProgramError for a client without such options.
+    client: the arguments up to its name. Raises ProgramError for a client without such options.
     """
-    usage = output_of([client, "--help"])
+    usage = output_of([*client, "--help"])
     for option in (b"--sandbox", b"--binary-mode"):
         # Older clients and MySQL's have the second only. It leaves DELIMITER, which routines need.
         if re.search(rb"(?m)^ *(?:-\w, )?" + option + rb"\b", usage):
             return [option.decode(), "--local-infile=0"]
     raise ProgramError(
-        f"{client} has neither --sandbox nor --binary-mode: a dump could start programs; use a newer one"
+        f"{client[-1]} has neither --sandbox nor --binary-mode: a dump could start programs; use a newer one"
     )
 
 

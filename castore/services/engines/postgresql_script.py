@@ -37,8 +37,15 @@ _CLOSING_ESCAPED: Final = re.compile(rb"[\x80-\xff]\\'|\\.|''|'", re.DOTALL)
 _COPY: Final = re.compile(r"copy( [^ ();]+){1,3}( \([^()]*\))? from stdin")
 _COPY_END: Final = re.compile(rb"(?m)^\\\.\r?\n")
 _KEPT_TOKENS: Final = 4096
-_OWN_COMMANDS: Final = re.compile(rb"\\(?:connect|restrict|unrestrict) [^`\\\n]*\n")
-"""What pg_dump and pg_dumpall write outside COPY data."""
+_OWN_COMMANDS: Final = re.compile(
+    rb"""\\(?:(?:un)?restrict [A-Za-z0-9]{1,255}"""
+    rb"""|connect (?:"[A-Za-z0-9_.]+"|[a-z0-9_.]+"""
+    rb"""|-reuse-previous=on "dbname='(?:[^'"`\\\r\n]|"")*'"))[ \r]*\n"""
+)
+r"""What pg_dump and pg_dumpall write outside COPY data.
+
+\connect with anything but the name of a database could lead to another server, or have libpq load a library.
+"""
 
 
 def guarded(psql: str, chunks: Iterable[Bytes], *, stops: bool = True) -> Iterator[Bytes]:
