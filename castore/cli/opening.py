@@ -78,7 +78,9 @@ class Common:
             raise NotFoundError(f"{error}: {places.instead_of(path)}") from None
         if self.settings is not None and self.settings.reference_cache is not None:
             store.references.limit = self.settings.reference_cache
-        store.configured_host = (self.settings.host if self.settings is not None else None) or ""
+        if self.settings is not None:
+            store.configured_host = self.settings.host or ""
+            store.former_hosts = frozenset(self.settings.former_hosts)
         store.chosen_host = self.host
         store.say = lru_cache(None)(lambda line: print(f"castore: note: {line}", file=sys.stderr))
         return store

@@ -48,7 +48,8 @@ _numeric_option = click.option(
     help="With --in-place: compare what is in files, not only their sizes and times.",
 )
 @click.option(
-    "--yes", is_flag=True, help="With --in-place: do not ask where DEST is not where the tree came from."
+    "--yes", is_flag=True,
+    help="With --in-place: do not ask where DEST, or this host, is not where the tree came from.",
 )
 @click.option(
     "--resume", is_flag=True, help="Continue in DEST a restore of the same that was interrupted there."
@@ -161,7 +162,8 @@ def _in_place(
         if wanted and not yes:
             with hushed():
                 place = os.path.abspath(top)
-                wanted = _is_wanted(plan, place, origin_of(store, selection, configured))
+                own = store.is_own(selection.generation)
+                wanted = _is_wanted(plan, place, origin_of(store, selection, configured), own=own)
         problems = restore_in_place(store, plan, ownership, tally) if wanted else []
     told = _tree_steps(plan)
     if as_json:
@@ -176,17 +178,22 @@ def _in_place(
     context.report_restored(problems, [])
 
 
-def _is_wanted(plan: TreePlan, place: str, origin: str) -> bool:
-    """Ask before live files change in a place that the tree did not come from. Raises UsageError."""
+def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
+    """Ask before live files change in a place that the tree did not come from. Raises UsageError.
+
+    own: whether it came from this host.
+    """
     import sys
 
     from castore.errors import UsageError
 
     added, changed, removed = plan.summary
-    if not (changed or removed) or (origin and os.path.realpath(origin) == os.path.realpath(place)):
+    same = bool(origin) and os.path.realpath(origin) == os.path.realpath(place)
+    if not (changed or removed) or (own and same):
         return True
     shown = text.printable(os.fsencode(place))
     source = f"came from {text.printable(os.fsencode(origin))}" if origin else "has no recorded place"
+    source += "" if own else ", on another host"
     told = (
         f"{shown} is not where this was taken, which {source}: "
         f"{text.count(added, 'entry', 'entries')} would be added, {changed} changed, {removed} removed"

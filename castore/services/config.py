@@ -133,6 +133,8 @@ class Settings(_Table, frozen=True):
     """Bytes that this machine may keep unsealed to make deltas with; 0: none; None: as it sees fit."""
     host: str | None = None
     """What this machine is known by; None: its machine id."""
+    former_hosts: tuple[str, ...] = ()
+    """Names, or beginnings of ids, that this machine was known by before."""
     service: dict[str, Service] = {}
     """The services that are described without a mistake."""
     path: str = ""
@@ -185,6 +187,7 @@ class _TopTable(_Table, frozen=True):
     recipients: tuple[str, ...] = ()
     reference_cache: str | None = None
     host: str | None = None
+    former_hosts: tuple[str, ...] = ()
     service: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
 
@@ -274,22 +277,26 @@ class _Reader:
         with self._collecting():
             size = self._size(top.reference_cache, ("reference-cache",))
         with self._collecting():
-            self._check_host(top.host)
+            self._check_host(top.host, ("host",))
+        for name in top.former_hosts:
+            with self._collecting():
+                self._check_host(name, ("former-hosts",))
         return Settings(
             store=store,
             recipients=recipients,
             reference_cache=size,
             host=top.host,
+            former_hosts=top.former_hosts,
             service={},
             path=self._path,
         )
 
-    def _check_host(self, host: str | None) -> None:
+    def _check_host(self, host: str | None, keys: _Keys) -> None:
         if host is None:
             return
         if host in {"", "*"} or not host.isprintable() or host != host.strip() or len(host) > 255:
             reason = f"the name of a host, 1 to 255 printable characters, was expected, not {host!r}"
-            raise self._error(("host",), reason)
+            raise self._error(keys, reason)
 
     def _read_defaults(self, table: dict[str, Any]) -> None:
         keys: _Keys = ("defaults",)

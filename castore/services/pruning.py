@@ -40,6 +40,7 @@ def judged(store: Store, service: str, settings: Service | None, now: int) -> li
         now,
         live=[live] if live else [],
         pinned=frozenset(store.pins(service)),
+        key=store.host_key,
     )
 
 

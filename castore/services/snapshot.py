@@ -30,6 +30,7 @@ from castore.services.engines.contract import settings_of
 from castore.services.engines.file import File
 from castore.services.events import event
 from castore.services.folders import above, owner_of, path_of
+from castore.services.hosts import note_taken
 from castore.services.process import enlarge_pipe
 from castore.services.underway import refuse_unfinished
 from castore.store.condemned import FOLDER as CONDEMNED
@@ -250,6 +251,8 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
             number=store.next_number(generation.service),
             parent=newest.number if newest is not None else 0,
         )
+        with contextlib.suppress(StorageError):
+            note_taken(store, generation.service, generation.number)
         store.commit(generation)
     return generation
 
