@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shlex
 import shutil
 import sqlite3
 import stat
@@ -374,3 +375,33 @@ def test_a_hostile_dump_in_a_store_is_not_drilled(postgres: Postgres, mark: Path
         drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0))
     with pytest.raises(CastoreError):
         lab.roll_back(1, with_safety=False)
+
+
+@pytest.mark.parametrize("around", ["{}", "env X=1 {}", "sh -c '{}'"])
+@pytest.mark.parametrize("kind", ["psql", "mariadb", "sqlite3"])
+def test_a_dump_that_deletes_no_tables_is_refused_where_tables_exist(
+    kind: str, around: str, postgres: Postgres, mariadb: MariaDBServer, tmp_path: Path
+):
+    name = f"plain{random.randrange(10**9)}"
+    postgres.createdb(name)
+    mariadb.sql(f"CREATE DATABASE {name}")
+    server = f"-h {postgres.socket_folder} -U postgres {name}"
+    local = f"--no-defaults --socket={mariadb.socket} --user=root"
+    dump, restore, make = {
+        "psql": (f"{postgres.programs}/pg_dump {server}", f"{postgres.programs}/psql -X -q -v ON_ERROR_STOP=1 {server}", "-c"),
+        "mariadb": (f"mariadb-dump {local} --skip-add-drop-table {name}", f"mariadb {local} {name}", "-e"),
+        "sqlite3": (f"sqlite3 {tmp_path}/x.db .dump", f"sqlite3 {tmp_path}/x.db", ""),
+    }[kind]
+    table = "CREATE TABLE t (a int)"
+    subprocess.run([*restore.split(), *([make] if make else []), table], check=True)
+    taken = subprocess.run(dump.split(), check=True, capture_output=True).stdout
+    engine = Command(program=tuple(shlex.split(around.format(dump))), restore=tuple(shlex.split(around.format(restore))))
+    with pytest.raises(CastoreError, match="the database has tables"):
+        engine.ready()
+    subprocess.run([*restore.split(), *([make] if make else []), "DROP TABLE t"], check=True)
+    engine.ready()
+    engine.switch({}, Contents(lambda: [taken], lambda: []))
+    with pytest.raises(CastoreError, match="the database has tables"):
+        engine.ready()
+    postgres.dropdb(name)
+    mariadb.sql(f"DROP DATABASE {name}")
