@@ -81,7 +81,7 @@ def test_config_check_reports_the_mistakes_of_all_services(castore, configured):
         "good: t: ok",
     ):
         assert mistake in done.stdout, mistake
-    assert "things" in done.stderr
+    assert "10 problems" in done.stderr
 
 
 def test_mistakes_that_concern_all_services_stop_all(castore, configured):

@@ -584,8 +584,8 @@ def test_generations_are_drilled_in_servers_of_their_own(lab: Lab, live: Live):
     with lab.open() as store:
         done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0), scratch=scratch)
     os.rmdir(scratch)  # it is empty again
-    told = done.parts["db"]
-    assert told.startswith({"postgresql": "2300 rows", "mariadb": "1005 rows", "sqlite": "4000 rows"}[live.name]), told
+    result = done.parts["db"]
+    assert result.startswith({"postgresql": "2,300 rows", "mariadb": "1,005 rows", "sqlite": "4,000 rows"}[live.name])
     assert live.fingerprint() == before
 
 

@@ -305,7 +305,7 @@ def test_the_configuration_is_checked_and_shown(app: App):
     failed = app.run("config", "check", expect=2)
     assert "there is no database" in failed.stdout
     assert "cannot read the tree" in failed.stdout
-    assert "2 things" in failed.stderr
+    assert "2 problems" in failed.stderr
 
 
 def test_the_revision_is_told_and_may_be_a_hash_over_paths(app: App):
