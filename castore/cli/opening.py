@@ -177,7 +177,7 @@ class Common:
         from castore.services.revision import current
 
         settings = self.service_settings(service)
-        return current(settings.revision) if settings is not None else None
+        return current(settings.revision, settings.timeout) if settings is not None else None
 
     def configured_sources(self, service: str) -> dict[str, Source]:
         """Return the parts of a service as castore.toml describes them. Raises UsageError."""

@@ -120,25 +120,28 @@ def follow(context: Common, services: tuple[str, ...], dry_run: bool, as_json: b
     newest generation is restored, where castore.toml says follow = "restore"; else that is only said.
     """
     from castore.cli.progress import watching
+    from castore.cli.several import Several
     from castore.services.deployment import follow as run_follow
 
+    several = Several(services, apart=len(services) > 1)
     with context.open_store() as store, watching() as progress:
         store.sync_generations()
-        found = run_follow(_work(context, store, progress, services), services, dry_run=dry_run)
+        for service in services:
+            with several.service(service):
+                work = _work(context, store, progress, (service,))
+                (one,) = run_follow(work, (service,), dry_run=dry_run)
+                several.results.append({
+                    "service": one.service,
+                    "revision": one.revision,
+                    "before": one.before,
+                    "number": one.generation.number if one.generation is not None else None,
+                    "restored": one.restored,
+                })
+                if not as_json:
+                    print(one.text, flush=True)
     if as_json:
-        print_json([
-            {
-                "service": one.service,
-                "revision": one.revision,
-                "before": one.before,
-                "number": one.generation.number if one.generation is not None else None,
-                "restored": one.restored,
-            }
-            for one in found
-        ])
-    else:
-        for one in found:
-            print(one.text)
+        print_json(several.results)
+    several.finish()
 
 
 @click.command(epilog="Example: castore revision drupal")
@@ -154,7 +157,7 @@ def revision(context: Common, service: str, as_json: bool) -> None:
     settings = context.required_settings().of(service)
     if settings is None or settings.revision is None:
         raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
-    now = current(settings.revision) or ""
+    now = current(settings.revision, settings.timeout) or ""
     source = source_of(settings.revision)
     with context.open_store() as store:
         live = store.live_revision(service)
@@ -338,7 +341,7 @@ def check(context: Common, as_json: bool) -> None:
         where, _, what = problem.removeprefix(f"{settings.path}: ").partition(": ")
         told(where, what)
     for name, service in {**settings.service, **settings.partial}.items():
-        tried(f"{name}: revision", lambda service=service: current(service.revision))
+        tried(f"{name}: revision", lambda service=service: current(service.revision, service.timeout))
         for part, described in service.parts.items():
             own = described.source
             if isinstance(own, TreePart):

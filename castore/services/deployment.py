@@ -57,7 +57,7 @@ class Work:
     def snapshot(self, service: str) -> Generation:
         """Take a generation, filed under the revision that the state belongs to."""
         settings = self.of(service)
-        configured = current(settings.revision)
+        configured = current(settings.revision, settings.timeout)
         with self.store.lock(service):
             refuse_interrupted(self.store, service)
             state = state_revision(self.store, service, configured)
@@ -107,7 +107,7 @@ class Work:
     def _configured(self, settings: Service) -> str | None:
         """Return the configured revision; None if its source fails, which stops no rollback."""
         try:
-            return current(settings.revision)
+            return current(settings.revision, settings.timeout)
         except CastoreError as error:
             self.say(f"the configured revision is unknown: {error}")
             return None
@@ -175,7 +175,8 @@ def _guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guard
         return done
     for service in services:
         try:
-            now = current(work.of(service).revision)
+            settings = work.of(service)
+            now = current(settings.revision, settings.timeout)
         except CastoreError as error:
             raise CastoreError(f"deployed, but the revision of {service!r} is not known: {error}") from error
         before = done.taken[service]
@@ -307,7 +308,7 @@ def follow(work: Work, services: Sequence[str], *, dry_run: bool = False) -> lis
     found = []
     for service in services:
         settings = work.of(service)
-        now = current(settings.revision)
+        now = current(settings.revision, settings.timeout)
         if now is None:
             raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
         # Where it is not known what the state belongs to (a new machine), it is not replaced unasked.
