@@ -469,8 +469,9 @@ def _print_plan(
         return
     print(f"would put {target.service} back to generation {target.number}{_of(target)}")
     print("first: " + ("a safety generation of the present state" if safety else "no safety generation"))
+    who = f" (as {settings.run_as})" if settings is not None and settings.run_as is not None else ""
     for name, argv in hooks.items():
-        print(f"{name}: {shlex.join(argv)}")
+        print(f"{name}: {shlex.join(argv)}{who}")
     for name, tree in trees.items():
         print(f"tree {name}: ", end="")
         _print_steps(tree)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from castore.errors import CastoreError
 from castore.services.programs import output_of
+from castore.services.users import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -89,9 +91,11 @@ def _quoted(value: str | int | list[str]) -> str:
     return json.dumps(value, ensure_ascii=True)
 
 
-def _asked(*argv: str) -> list[str]:
-    """Return the lines that a client prints. Raises CastoreError."""
-    return output_of(argv, timeout=_SECONDS, only=lambda _: None).decode(errors="replace").splitlines()
+def _asked(*argv: str, run_as: str | None = None) -> list[str]:
+    """Return the lines that a client prints; run_as: the user that it is run as. Raises CastoreError."""
+    account = account_of(run_as)
+    printed = output_of(argv, timeout=_SECONDS, account=account, only=lambda _: None)
+    return printed.decode(errors="replace").splitlines()
 
 
 def _name_of(text: str) -> str:
@@ -124,12 +128,21 @@ def _postgresql() -> Iterator[Found]:
         why = f"The PostgreSQL server at {path}: a part for each database."
         sql = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
         keys: dict[str, str | int] = {"engine": "postgresql", "host": host, "port": port}
+        ask = ("psql", "-XAtwqh", host, "-p", str(port), "-d", "postgres", "-c", sql)
         try:
-            databases = _asked("psql", "-XAtwqh", host, "-p", str(port), "-d", "postgres", "-c", sql)
+            databases = _asked(*ask)
         except CastoreError as error:
-            notes = (f"It could not be asked for its databases: {_short(error)}",)
-            yield Found(name, why, _parts(["mydatabase"], **keys), notes, usable=False)
-            continue
+            # With peer authentication the server takes the name of the system's user for the role.
+            owner = _owner_of(path)
+            try:
+                databases = _asked(*ask, run_as=owner) if owner else []
+            except CastoreError:
+                databases = []
+            if not databases:
+                notes = (f"It could not be asked for its databases: {_short(error)}",)
+                yield Found(name, why, _parts(["mydatabase"], **keys), notes, usable=False)
+                continue
+            keys["run-as"] = str(owner)
         # The database that servers come with is empty, unless it is the only one.
         chosen = [one for one in databases if one != "postgres"] or databases
         yield Found(name, why, _parts(chosen, **keys))
@@ -226,6 +239,17 @@ def _folders() -> Iterator[Found]:
         if names:
             keys: dict[str, str | int | list[str]] = {"engine": "tree", "path": path}
             yield Found(_name_of(path), f"The directory {path}.", {"files": keys})
+
+
+def _owner_of(path: str) -> str | None:
+    """Return the user that a server runs as, by its socket; None: no program can be run as that."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        owner = pwd.getpwuid(os.stat(path).st_uid)
+    except (OSError, KeyError):
+        return None
+    return owner.pw_name if owner.pw_uid else None
 
 
 def _is_socket(path: str) -> bool:

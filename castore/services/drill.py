@@ -21,8 +21,10 @@ from castore.services.programs import run
 from castore.services.scratch import scratch_folder
 from castore.services.snapshot import engine_of, merged_origins
 from castore.services.transaction import contents_of
+from castore.services.users import account_of
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Callable
 
     from castore.content.attributes import Ownership
@@ -89,11 +91,32 @@ def drill(
             env |= {f"CASTORE_DRILL_{name}_{key}": value for key, value in more.items()}
             say(f"{part.name}: {told}")
         if settings.drill_check:
-            run(settings.drill_check, timeout=settings.timeout, env=env)
+            account = account_of(settings.run_as)
+            if account is not None:
+                _let_in(account, env)
+            run(settings.drill_check, timeout=settings.timeout, env=env, account=account)
             done.parts["drill-check"] = "passed"
         done.seconds = time.monotonic() - clock
         note.text = done.text
     return done
+
+
+def _let_in(account: pwd.struct_passwd, env: dict[str, str]) -> None:
+    """Let the user that `drill-check` is run as reach sockets, and files that belong to castore's own user.
+
+    A restored tree keeps its owners and modes.
+    """
+    for key, path in env.items():
+        name = key.rpartition("_")[2]
+        if name in {"SOCKET", "HOST"} and os.path.isabs(path):
+            folder = path if name == "HOST" else os.path.dirname(path)
+            if os.stat(folder).st_uid != account.pw_uid:
+                # Its owner is the server's user; the group is let in.
+                os.chown(folder, -1, account.pw_gid)
+                os.chmod(folder, 0o710)  # noqa: S103 - that user's own
+        elif name == "PATH" and os.path.isfile(path) and os.stat(path).st_uid == os.geteuid():
+            for one in (os.path.dirname(path), path):
+                os.chown(one, account.pw_uid, account.pw_gid)
 
 
 def _tree(

@@ -62,6 +62,7 @@ from castore.services.transaction import (
     write_journal,
 )
 from castore.services.unread import unread_paths
+from castore.services.users import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -256,6 +257,7 @@ class _Transaction:
             service.stop,
             service.start,
             service.timeout,
+            service.run_as,
             revision=after_rollback(store, target, revision),
             before=revision,
         )
@@ -415,13 +417,15 @@ class _Transaction:
         self._journal.phase = "stopped"
         self._save()
         if self._service.stop:
-            run(self._service.stop, timeout=self._service.timeout)
+            account = account_of(self._service.run_as)
+            run(self._service.stop, timeout=self._service.timeout, account=account)
 
     def _start(self) -> None:
         self._journal.phase = "started"
         self._save()
         if self._service.start:
-            run(self._service.start, timeout=self._service.timeout)
+            account = account_of(self._service.run_as)
+            run(self._service.start, timeout=self._service.timeout, account=account)
         check_health(self._service)
 
     def _take_back(self, cause: BaseException) -> None:

@@ -488,7 +488,8 @@ def taker_of(origin: Origin) -> EngineSource | None:
     if origin.restore:
         # Whatever took it, this program takes it in.
         timeout = origin.settings.get("timeout")
-        command = Command(program=origin.dump, restore=origin.restore, timeout=timeout)
+        run_as = origin.settings.get("run-as")
+        command = Command(program=origin.dump, restore=origin.restore, timeout=timeout, run_as=run_as)
         return EngineSource("command", command)
     return engine_of(origin)
 

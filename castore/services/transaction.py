@@ -24,6 +24,7 @@ from castore.services.events import event
 from castore.services.programs import run
 from castore.services.regular import temporary_names
 from castore.services.snapshot import EngineSource, engine_of
+from castore.services.users import account_of
 from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Journal(msgspec.Struct):
     stop: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
     timeout: float | None = None
+    run_as: str | None = None
+    """The user that `stop` and `start` are run as; None: castore's own."""
     phase: Literal["begun", "stopped", "started", "done"] = "begun"
     revision: str = ""
     """What the state belongs to when the rollback is done."""
@@ -361,7 +364,7 @@ def check_health(service: Service) -> None:
     end = time.monotonic() + service.health_timeout
     while True:
         try:
-            run(service.health, timeout=service.timeout)
+            run(service.health, timeout=service.timeout, account=account_of(service.run_as))
         except ProgramError as error:
             if time.monotonic() >= end:
                 raise ProgramError(f"the health check failed: {error}") from error
@@ -381,7 +384,7 @@ def undo(store: Store, journal: Journal, changes: list[Change], *, later: bool =
         runs = any(part.switched for part in journal.parts)
     if runs and journal.stop:
         try:
-            run(journal.stop, timeout=journal.timeout)
+            run(journal.stop, timeout=journal.timeout, account=account_of(journal.run_as))
         except CastoreError as error:
             failed.append(str(error))
     left = []
@@ -401,7 +404,7 @@ def undo(store: Store, journal: Journal, changes: list[Change], *, later: bool =
         failed.append(f"so {journal.service!r} is not started")
     elif journal.phase != "begun" and journal.start:
         try:
-            run(journal.start, timeout=journal.timeout)
+            run(journal.start, timeout=journal.timeout, account=account_of(journal.run_as))
         except CastoreError as error:
             failed.append(str(error))
     if not failed:

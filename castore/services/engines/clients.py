@@ -17,6 +17,7 @@ from castore.services.engines.postgresql_script import without_commands
 from castore.services.programs import output_of
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Iterable, Sequence
 
     from castore.services.engines.contract import Bytes
@@ -51,10 +52,14 @@ _ADVICE: Final = {
 
 
 def guarded_client(
-    restore: Sequence[str], chunks: Iterable[Bytes], timeout: float | None
+    restore: Sequence[str],
+    chunks: Iterable[Bytes],
+    timeout: float | None,
+    account: pwd.struct_passwd | None = None,
 ) -> tuple[list[str], Iterable[Bytes]]:
     """Return the arguments and the dump with which a known client runs no command that is in the dump.
 
+    account: the user that the client is run as; None: castore's own.
     Raises ProgramError for a client that cannot be kept from it.
     """
     argv = list(restore)
@@ -65,10 +70,11 @@ def guarded_client(
     if client in _LDIF:
         return argv, without_files(chunks)
     if client in {"mariadb", "mysql"}:
-        return _with(argv, at, client, refusing_commands(*program)), chunks
+        return _with(argv, at, client, refusing_commands(*program, account=account)), chunks
     if client == "sqlite3":
         try:
-            output_of([*program, "-safe", ":memory:", "SELECT 1"], timeout=timeout, only=lambda _line: None)
+            safely = [*program, "-safe", ":memory:", "SELECT 1"]
+            output_of(safely, timeout=timeout, account=account, only=lambda _line: None)
         except ProgramError as error:
             raise ProgramError(
                 f"{program[-1]} does not run with -safe, without which a dump could start programs: use "
@@ -78,9 +84,15 @@ def guarded_client(
     return argv, chunks
 
 
-def refusal_of_tables(dump: Sequence[str], restore: Sequence[str], timeout: float | None) -> str:
+def refusal_of_tables(
+    dump: Sequence[str],
+    restore: Sequence[str],
+    timeout: float | None,
+    account: pwd.struct_passwd | None = None,
+) -> str:
     """Return why the dump cannot be restored into a database that has tables; empty if it can, or has none.
 
+    account: the user that the client is run as; None: castore's own.
     These dumps create tables, and delete none first: the client would fail at the first that exists.
     """
     client, at = _client_of(list(restore))
@@ -97,7 +109,8 @@ def refusal_of_tables(dump: Sequence[str], restore: Sequence[str], timeout: floa
         "sqlite3": [_COUNTS["sqlite3"]],
     }[kind]
     try:
-        tables = output_of(_with(list(restore), at, client, options), timeout=timeout).strip()
+        ask = _with(list(restore), at, client, options)
+        tables = output_of(ask, timeout=timeout, account=account).strip()
     except ProgramError:
         return ""  # a database that cannot be asked is reported when the dump is restored
     if tables in {b"", b"0"}:

@@ -31,11 +31,12 @@ class Command(Engine, frozen=True):
     restore: tuple[str, ...] = ()
     """The program that takes it in on its standard input; empty: it cannot be rolled back."""
 
+    runs_programs: ClassVar[bool] = True
     programs: ClassVar[tuple[str, ...]] = ("program", "restore")
 
     def dump(self) -> AbstractContextManager[Readinto]:
         """Give a function that reads the dump."""
-        return run_dump(self.program, timeout=self.timeout)
+        return run_dump(self.program, timeout=self.timeout, account=self.account)
 
     def refusal(self) -> str:
         """Return why it cannot be put back."""
@@ -46,7 +47,7 @@ class Command(Engine, frozen=True):
         program = self.restore[0]
         if shutil.which(program) is None:
             raise UsageError(f"there is no program {program!r} to take the dump in: nothing was touched")
-        if reason := refusal_of_tables(self.program, self.restore, self.timeout):
+        if reason := refusal_of_tables(self.program, self.restore, self.timeout, self.account):
             raise UsageError(reason)
 
     def stage(self, memo: Memo, contents: Contents) -> None:
@@ -65,5 +66,6 @@ class Command(Engine, frozen=True):
 
     def _load(self, chunks: Iterable[Bytes]) -> None:
         """Feed a dump to its program; to a client of a database so that it runs no command in it."""
-        argv, safe = guarded_client(self.restore, chunks, self.timeout)
-        feed(argv, safe, timeout=self.timeout)
+        account = self.account
+        argv, safe = guarded_client(self.restore, chunks, self.timeout, account)
+        feed(argv, safe, timeout=self.timeout, account=account)

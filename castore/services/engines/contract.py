@@ -12,8 +12,10 @@ import msgspec
 
 from castore.errors import CastoreError, ConfigError, ProgramError
 from castore.services.programs import output_of
+from castore.services.users import account_of
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
@@ -55,13 +57,22 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
     timeout: float | None = None
     """Seconds that a program may take."""
+    run_as: str | None = None
+    """The user that programs which dump and restore are run as; None: castore's own."""
 
+    runs_programs: ClassVar[bool] = False
+    """Whether it runs programs, as `account`."""
     paths: ClassVar[tuple[str, ...]] = ()
     """Fields that are paths."""
     programs: ClassVar[tuple[str, ...]] = ()
     """Fields that are argument lists."""
     beside: ClassVar[tuple[str, ...]] = ()
     """Endings of files that lie beside the paths of a memo, and belong to them."""
+
+    @property
+    def account(self) -> pwd.struct_passwd | None:
+        """The user that programs are run as; None: castore's own. Raises ConfigError."""
+        return account_of(self.run_as)
 
     def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
         """Return the parts that the part `name` stands for, now, each with its engine's name; {}: itself."""

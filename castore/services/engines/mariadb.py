@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import msgspec
@@ -39,6 +38,7 @@ from castore.services.programs import feed, output_of, run_dump
 from castore.services.servers import give, running, socket_folder, unprivileged
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Callable, Iterable, Iterator
 
     from castore.services.engines.contract import Readinto
@@ -79,12 +79,13 @@ _KINDS: Final = {
 }
 
 
-def refusing_commands(*client: str) -> list[str]:
+def refusing_commands(*client: str, account: pwd.struct_passwd | None = None) -> list[str]:
     """Return the options by which the client runs no command of a dump, and reads no local file for it.
 
-    client: the arguments up to its name. Raises ProgramError for a client without such options.
+    client: the arguments up to its name. account: the user that it is run as; None: castore's own. Raises
+    ProgramError for a client without such options.
     """
-    usage = output_of([*client, "--help"])
+    usage = output_of([*client, "--help"], account=account)
     for option in (b"--sandbox", b"--binary-mode"):
         # Older clients and MySQL's have the second only. It leaves DELIMITER, which routines need.
         if re.search(rb"(?m)^ *(?:-\w, )?" + option + rb"\b", usage):
@@ -118,6 +119,7 @@ class MariaDB(Engine, frozen=True):
     program_path: str | None = None
     """The directory of the programs."""
 
+    runs_programs: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("program_path", "socket")
     names: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (
         ("mariadb-dump", "mysqldump"),
@@ -144,6 +146,9 @@ class MariaDB(Engine, frozen=True):
                 fd = os.memfd_create("castore", 0)
                 stack.callback(os.close, fd)
                 os.fchmod(fd, 0o600)
+                if (account := self.account) is not None:
+                    # The client opens it by its name in /proc.
+                    os.fchown(fd, account.pw_uid, account.pw_gid)
                 secret = self.password.get().replace("\\", "\\\\").replace('"', '\\"')
                 os.write(fd, f'[client]\npassword="{secret}"\n'.encode())
                 argv.append(f"--defaults-extra-file=/proc/self/fd/{fd}")
@@ -155,10 +160,14 @@ class MariaDB(Engine, frozen=True):
                 if value is not None:
                     argv.append(f"--{option}={value}")
             if which == 1:
-                argv += refusing_commands(argv[0])
+                argv += refusing_commands(argv[0], account=self.account)
                 # Somebody's idle transaction would else hold it up for a day.
                 argv.append(f"--init-command=SET SESSION lock_wait_timeout = {_LOCK_SECONDS}")
             yield argv, kept
+
+    def _process(self, kept: list[int]) -> dict[str, Any]:
+        """Return what every client is run with; kept: descriptors that it needs."""
+        return {"timeout": self.timeout, "account": self.account, "kept": kept}
 
     def _query(self, sql: str, database: str | None = None, only: Filter = plain) -> list[list[str]]:
         """Run SQL; return the rows that it gives. only: what of the client's messages is told."""
@@ -166,7 +175,8 @@ class MariaDB(Engine, frozen=True):
             options = ["--batch", "--skip-column-names", "--silent"]
             options += [f"--database={database}"] if database else []
             run = [*argv, *options]
-            out = output_of(run, timeout=self.timeout, given=sql.encode(), limit=_MOST, only=only, kept=kept)
+            given = sql.encode()
+            out = output_of(run, **self._process(kept), given=given, limit=_MOST, only=only)
         lines = [line for line in out.decode().split("\n") if line]
         return [[unescaped(value) for value in line.split("\t")] for line in lines]
 
@@ -178,7 +188,7 @@ class MariaDB(Engine, frozen=True):
         script = itertools.chain([_UNCHECKED], led_into(database, chunks))
         with self._argv(1) as (argv, kept):
             run = [*argv, "--batch", f"--database={database}"]
-            feed(run, script, timeout=self.timeout, only=plain, kept=kept)
+            feed(run, script, **self._process(kept), only=plain)
 
     def there(self) -> bool:
         """Whether the server has this database."""
@@ -218,7 +228,7 @@ class MariaDB(Engine, frozen=True):
                 *("--routines", "--triggers", "--events", *self._history(argv[0]), *self.options),
                 *(*_ignoring(self.database, [view.name for view in odd]), "--", self.database),
             ]
-            with run_dump([*argv, *options], timeout=self.timeout, kept=kept) as readinto:
+            with run_dump([*argv, *options], **self._process(kept)) as readinto:
                 measured = Measured(trailing(readinto, _WHOLE, argv[0]), most)
                 reader = Reader(measured, told)
                 measured.warnings = reader.warnings
@@ -527,11 +537,11 @@ class MariaDB(Engine, frozen=True):
             ignored = [view.name for view in odd] + (self._asides(memo) if which == "live" else [])
             options = ["--skip-dump-date", "--skip-lock-tables", "--no-data", *_ignoring(database, ignored)]
             hanging = ["--no-create-info", "--routines", "--triggers", "--events", "--", database]
-            given = partial(output_of, timeout=self.timeout, limit=_MOST, kept=kept)
-            text = given([*argv, *options, *hanging])
+            process = self._process(kept)
+            text = output_of([*argv, *options, *hanging], **process, limit=_MOST)
             if views := [name for name in self._views(database) if name not in ignored]:
                 named = ["--skip-triggers", "--", database, *views]
-                text += given([*argv, *options, *named])
+                text += output_of([*argv, *options, *named], **process, limit=_MOST)
         if which == "live":
             self._write_down(memo, "grants", "\n".join(self._grants(database)).encode())
         self._write_down(memo, which, text)

@@ -105,6 +105,7 @@ class PostgreSQL(Engine, frozen=True):
     maintenance_database: str = "postgres"
     """What is connected to while databases are renamed."""
 
+    runs_programs: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("program_path",)
 
     def __post_init__(self) -> None:
@@ -169,6 +170,10 @@ class PostgreSQL(Engine, frozen=True):
             env["PGPASSWORD"] = self.password.get()
         return env
 
+    def _process(self) -> dict[str, Any]:
+        """Return what every client is run with."""
+        return {"env": self._env(), "timeout": self.timeout, "account": self.account}
+
     @property
     def _elsewhere(self) -> str:
         """Another database than the one that may have to be renamed."""
@@ -197,7 +202,8 @@ class PostgreSQL(Engine, frozen=True):
         if detail:
             argv.append("--set=VERBOSITY=default")
             only = None
-        out = output_of(argv, env=self._env(), timeout=self.timeout, given=sql.encode(), only=only)
+        given = sql.encode()
+        out = output_of(argv, **self._process(), given=given, only=only)
         return [record.strip("\n") for record in out.decode().split("\0") if record.strip("\n")]
 
     def there(self) -> bool:
@@ -237,7 +243,7 @@ class PostgreSQL(Engine, frozen=True):
         argv = [program, *self._where(), "--format=plain", *_key(program, secret), *self.options]
         argv.append(dbname_argument(self.database))
         properties = self._properties() or {}
-        with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
+        with run_dump(argv, **self._process()) as readinto:
             yield Reader(trailing(readinto, _WHOLE, program), properties)
 
     def _properties(self) -> dict[str, Any] | None:
@@ -264,7 +270,7 @@ class PostgreSQL(Engine, frozen=True):
         if not stops:
             argv.append("--set=ON_ERROR_STOP=0")
         script = guarded(argv[0], chunks, stops=stops)
-        feed(argv, script, env=self._env(), timeout=self.timeout, only=plain)
+        feed(argv, script, **self._process(), only=plain)
 
     def ready(self) -> None:
         """See whether the server answers, and a roll-back would bring all back."""
@@ -491,7 +497,7 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         """Give a function that reads what pg_dumpall writes of all but databases."""
         program = self._program("pg_dumpall")
         argv = [program, *self._where(), "--globals-only", *_key(program, secret)]
-        with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
+        with run_dump(argv, **self._process()) as readinto:
             yield trailing(readinto, b"-- PostgreSQL database cluster dump complete", program)
 
     def begin(self) -> Memo:
