@@ -145,7 +145,11 @@ def test_a_revision_of_a_deep_directory(castore, configured, home):
     configured(GOOD.replace("[service.good.parts.t]", f'[service.good]\nrevision = {{ paths = ["{home}/deep"] }}\n[service.good.parts.t]'))
     path = f"{home}/deep" + "/d" * 1200
     subprocess.run(["mkdir", "-p", path], check=True)
-    before = castore("revision", "good").stdout
-    with open(f"{path}/file", "w") as file:
-        file.write("x")
-    assert castore("revision", "good").stdout != before
+    try:
+        castore("init")
+        before = castore("revision", "good").stdout
+        with open(f"{path}/file", "w") as file:
+            file.write("x")
+        assert castore("revision", "good").stdout != before
+    finally:
+        subprocess.run(["rm", "-rf", f"{home}/deep"], check=True)  # Python's own removal recurses
