@@ -236,7 +236,7 @@ def prune(
     import time
 
     from castore.cli.progress import watching
-    from castore.errors import BusyError, ConfigError, NotFoundError
+    from castore.errors import ConfigError, NotFoundError
     from castore.model.tally import Tally
     from castore.services.pruning import judged
     from castore.services.pruning import prune as remove
@@ -270,9 +270,10 @@ def prune(
         tally = Tally()
         with watching() as progress:
             progress("pruning", tally)
-            gone_now, busy, done = remove(
+            gone_now, left_out, done = remove(
                 store, chosen, tally, grace=grace, **_limits(max_unused, unfinished=unfinished)
             )
+    busy = [str(error) for error in left_out]
     if as_json:
         forgotten = [{"service": one.service, "number": one.number} for one in gone_now]
         print_json({"forgotten": forgotten, "busy": busy, **_as_json(done)})
@@ -282,8 +283,9 @@ def prune(
     _refuse_damaged(done)
     if refused:
         raise ConfigError("; ".join([*refused, *busy]))
-    if busy:
-        raise BusyError("; ".join(busy))
+    if left_out:
+        worst = max(left_out, key=lambda error: error.exit_code)
+        raise type(worst)("; ".join(busy))
 
 
 def _is_clear(store: Store, service: str) -> bool:

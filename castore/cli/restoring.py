@@ -251,7 +251,7 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
     with context.open_store() as store:
         store.sync_generations()
         if not services:
-            services = [one for one in store.services() if store.begun_rollback(one) is not None]
+            services = [one for one in store.services() if store.has_begun_rollback(one)]
         for service in services:
             with store.lock(service):
                 end = forget_rollback if forget else recover_service

@@ -270,7 +270,7 @@ def _take(
     context.check_recipients(store)
     with store.lock(service), watching() as progress:
         # Without new generations the damage of a failed rollback would only grow.
-        interrupted = store.begun_rollback(service) is not None
+        interrupted = store.has_begun_rollback(service)
         filed, noting, warning = filed_under(store, service, revision, configured)
         if warning:
             print(f"castore: {warning}", file=sys.stderr)

@@ -236,7 +236,7 @@ def _stopped(work: Work, done: Guarded, undos: Sequence[tuple[str, ...]], left: 
     told = [f"{shlex.join(undo)} has not ended, or was not run" for undo in undos]
     for service in left:
         taken = done.taken[service]
-        half = work.store.begun_rollback(service) is not None
+        half = work.store.has_begun_rollback(service)
         state = "may be half of each" if half else "is that of the deployment"
         told.append(f"the state of {service!r} {state}: {_way_back(work, taken)}")
         with contextlib.suppress(StoppedError), event(work.store, "guard", service) as note:
@@ -248,7 +248,7 @@ def _stopped(work: Work, done: Guarded, undos: Sequence[tuple[str, ...]], left: 
 def _way_back(work: Work, taken: Generation) -> str:
     """Say how to go back to what was kept before a deployment."""
     first = ""
-    if work.store.begun_rollback(taken.service) is not None:
+    if work.store.has_begun_rollback(taken.service):
         first = f"castore recover {taken.service}, then "
     return f"to go back: {first}castore rollback {taken.service} --to {taken.number}"
 

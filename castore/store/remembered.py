@@ -210,15 +210,19 @@ class Remembered:
         """Keep, durably, how far a roll-back of a service has got. Raises StorageError."""
         write_private(self._state_file("rollbacks", service), journal)
 
+    def has_begun_rollback(self, service: str) -> bool:
+        """Whether a rollback of a service has not ended; its journal may be unreadable."""
+        return os.path.lexists(self._state_file("rollbacks", service))
+
     def begun_rollback(self, service: str) -> bytes | None:
-        """Return what was kept of a roll-back that has not ended."""
+        """Return the journal of a rollback that has not ended. Raises StorageError."""
         try:
             with open(self._state_file("rollbacks", service), "rb") as file:
                 return file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StorageError(f"cannot read the journal of a roll-back: {error}") from error
+            raise StorageError(f"cannot read the journal: {error}") from error
 
     def forget_rollback(self, service: str) -> None:
         """A roll-back has ended."""
