@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import click
 
+from castore.cli.quiet import add_quiet, quiet_option
 from castore.version import __version__
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ class _Group(click.Group):
         """Return a command, imported."""
         lazy = _COMMANDS.get(cmd_name)
         if lazy is None:
-            return super().get_command(ctx, cmd_name)
+            own = super().get_command(ctx, cmd_name)
+            return own and add_quiet(own)
         module = importlib.import_module(f"castore.cli.{lazy.module}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
+        return add_quiet(getattr(module, cmd_name))
 
     def format_commands(
         self,
@@ -113,6 +114,7 @@ def _is_sound(arg: str) -> bool:
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: castore snapshot etc --tree etc=/etc   (see also 'castore help exit-codes', "
     "'castore help json')",
+    params=[quiet_option()],
 )
 @click.version_option(__version__, message="castore %(version)s", prog_name="castore")
 def cli() -> None:

@@ -10,6 +10,7 @@ import click
 from castore.cli import text
 from castore.cli.document import times
 from castore.cli.options import Count, LocalPath, common, host_option, json_option, print_json
+from castore.cli.quiet import is_quiet, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from castore.cli.progress import Watch
     from castore.model.generation import Generation
     from castore.services.config import Service, TreePart
-    from castore.services.deployment import Guarded, Work
+    from castore.services.deployment import Followed, Guarded, Work
     from castore.store import Store
 
 
@@ -27,6 +28,9 @@ def _work(context: Common, store: Store, progress: Watch, services: Sequence[str
     from castore.cli.progress import hushed
     from castore.content.attributes import Ownership
     from castore.services.deployment import Work
+
+    def say(line: str) -> None:
+        click.echo(f"castore: {line}", err=True)
 
     settings = context.required_settings()
     for service in services:
@@ -37,7 +41,8 @@ def _work(context: Common, store: Store, progress: Watch, services: Sequence[str
         Ownership(change=os.geteuid() == 0),
         leave_out=own_folders(),
         progress=progress,
-        say=lambda line: click.echo(f"castore: {line}", err=True),
+        say=say,
+        note=lambda line: None if is_quiet() else say(line),
         hushed=hushed,
     )
 
@@ -69,7 +74,6 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: boo
         store.sync_generations()
         work = _work(context, store, progress, services)
 
-
         def wanted(service: str, generation: Generation) -> bool:
             short = short_revision(generation.revision)
             told = f"revision {short} was here before, as {service}@{generation.number}"
@@ -86,7 +90,7 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: boo
         for service in done.restored:
             generation = done.known[service]
             back = f"generation {generation.number} of revision {short_revision(generation.revision)}"
-            click.echo(f"{service} is back at {back}")
+            summarize(f"{service} is back at {back}")
 
 
 def _guarded(service: str, done: Guarded) -> dict[str, Any]:
@@ -138,10 +142,19 @@ def follow(context: Common, services: tuple[str, ...], dry_run: bool, as_json: b
                     "restored": one.restored,
                 })
                 if not as_json:
-                    print(one.text, flush=True)
+                    _print_followed(one, dry_run=dry_run)
     if as_json:
         print_json(several.results)
     several.finish()
+
+
+def _print_followed(one: Followed, *, dry_run: bool) -> None:
+    if dry_run:
+        print(one.text, flush=True)
+    elif one.generation is not None and not one.restored and is_quiet():
+        click.echo(f"castore: {one.text}", err=True)  # something is left to do
+    else:
+        summarize(one.text)
 
 
 @click.command(epilog="Example: castore revision drupal")
@@ -186,6 +199,7 @@ def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> Non
     Databases are loaded into servers of their own, on private sockets. Then `drill-check` of castore.toml
     is run. What came of it is kept, and `castore log` shows it.
     """
+    from castore.cli.progress import hushed, watching
     from castore.content.attributes import Ownership
     from castore.services.config import Service
     from castore.services.drill import drill as run_drill
@@ -196,21 +210,29 @@ def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> Non
     with context.open_store() as store:
         store.sync_generations()
         generation = find(store, service, selector or "latest")
-        done = run_drill(
-            store,
-            generation,
-            context.configured_origins(service),
-            settings,
-            Ownership(change=os.geteuid() == 0),
-            scratch=scratch,
-            say=lambda line: None if as_json else click.echo(line),
-        )
+
+        def say(line: str) -> None:
+            if not as_json:
+                with hushed():
+                    summarize(line)
+
+        with watching() as progress:
+            done = run_drill(
+                store,
+                generation,
+                context.configured_origins(service),
+                settings,
+                Ownership(change=os.geteuid() == 0),
+                scratch=scratch,
+                say=say,
+                progress=progress,
+            )
     if as_json:
         print_json({
             "service": service, "number": generation.number, "seconds": done.seconds, "parts": done.parts
         })
     else:
-        print(f"{service}@{generation.number} is sound, {done.seconds:.1f} s")
+        summarize(f"{service}@{generation.number} is sound, {done.seconds:.1f} s")
 
 
 @click.command(epilog="Example: castore events drupal")
@@ -269,8 +291,8 @@ def write_config(context: Common, file: str | None) -> None:
         written.write(body)
     load(path, home=places.home(), programs=False)
     for one in found:
-        click.echo(f"{one.name}: {one.why}{'' if one.usable else ' Its lines are comments.'}")
-    click.echo(f"wrote {path}; change it where needed, then: castore config check")
+        summarize(f"{one.name}: {one.why}{'' if one.usable else ' Its lines are comments.'}")
+    summarize(f"wrote {path}; change it where needed, then: castore config check")
 
 
 @config.command(epilog="Example: castore config show")
@@ -308,8 +330,12 @@ def check(context: Common, as_json: bool) -> None:
     def told(what: str, error: CastoreError | str | None, *, needed: bool = True) -> None:
         problem = None if error is None else str(error)
         found.append({"what": what, "ok": problem is None, "needed": needed, "problem": problem})
-        if not as_json:
-            print(f"{what}: {'ok' if problem is None else problem}")
+        if as_json:
+            return
+        if problem is None:
+            summarize(f"{what}: ok")
+        else:
+            print(f"{what}: {problem}")
 
     def tried(what: str, action: Any) -> None:
         try:

@@ -9,12 +9,14 @@ import click
 
 from castore.cli import text
 from castore.cli.options import LocalPath, agreed, common, host_option, json_option, print_json
+from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
     from castore.content.attributes import Ownership
     from castore.content.treeplan import TreePlan
     from castore.model.generation import Generation, Origin
+    from castore.model.tally import Tally
     from castore.services.config import Service
     from castore.services.plan import RollbackPlan
     from castore.services.select import Selection
@@ -100,7 +102,7 @@ def restore(
             options = (dry_run, checksum, yes, as_json)
             _in_place(context, store, selection, destination, ownership, *options)
             return
-        with watching(_size_of(selection)) as progress:
+        with watching() as progress:
             progress("restoring", tally)
             done = put(store, selection, destination, _ownership(numeric_ids), tally, resume=resume)
     seconds = time.monotonic() - began
@@ -108,26 +110,25 @@ def restore(
     if as_json:
         print_json({
             "placed": done.placed,
-            "files": tally.files,
-            "bytes": tally.read,
-            "seconds": round(seconds, 3),
+            **_plain_amounts(tally, seconds),
             "warnings": [[text.printable(path), reason] for path, reason in done.report.warnings],
             "damaged": [[text.printable(path), reason] for path, reason in done.report.damaged],
         })
     else:
         for path in done.placed:
-            print(path)
+            summarize(path)
         shown = f"; {text.count(problems, 'problem')}" if problems else ""
-        files = text.count(tally.files, "file")
-        print(f"restored {files}, {text.size(tally.read)}, in {seconds:.1f} s{shown}")
+        summarize(f"restored {_amounts(tally, seconds)}{shown}")
     context.report_restored(done.report.warnings, done.report.damaged)
 
 
-def _size_of(selection: Selection) -> int | None:
-    """Return how many bytes a restore writes; None of a path, whose size is not known before."""
-    if selection.path:
-        return None
-    return selection.part.size if selection.part is not None else selection.generation.size
+def _amounts(tally: Tally, seconds: float) -> str:
+    """Return how much was restored, and how long it took."""
+    return f"{text.count(tally.files, 'file')}, {text.size(tally.read)}, in {seconds:.1f} s"
+
+
+def _plain_amounts(tally: Tally, seconds: float) -> dict[str, Any]:
+    return {"files": tally.files, "bytes": tally.read, "seconds": round(seconds, 3)}
 
 
 def _in_place(
@@ -141,15 +142,19 @@ def _in_place(
     yes: bool,
     as_json: bool,
 ) -> None:
+    import time
+
     from castore.cli.opening import own_folders
     from castore.cli.progress import hushed, watching
     from castore.model.tally import Tally
     from castore.services.inplace import origin_of, plan_in_place, restore_in_place
+    from castore.services.restoring import plan_size
 
+    began = time.monotonic()
     tally = Tally()
     configured = context.configured_origins(selection.generation.service)
     with watching() as progress:
-        progress("comparing" if dry_run else "restoring", tally)
+        progress("comparing", Tally())
         plan = plan_in_place(
             store,
             selection,
@@ -164,17 +169,22 @@ def _in_place(
                 place = os.path.abspath(top)
                 own = store.is_own(selection.generation)
                 wanted = _is_wanted(plan, place, origin_of(store, selection, configured), own=own)
+        if selection.part is not None:
+            tally.total = plan_size(selection.part, plan)
+        progress("restoring", tally)
         problems = restore_in_place(store, plan, ownership, tally) if wanted else []
     told = _tree_steps(plan)
     if as_json:
-        print_json({**told, "done": wanted})
+        amounts = _plain_amounts(tally, time.monotonic() - began) if wanted else {}
+        print_json({**told, **amounts, "done": wanted})
     elif dry_run:
         _print_steps(told)
     elif not wanted:
-        print("nothing was changed")
+        summarize("nothing was changed")
     else:
         where = text.printable(os.fsencode(os.path.abspath(top)))
-        print(f"{where}: {text.count(len(plan.steps), 'step')}, {text.size(tally.read)} written")
+        steps = text.count(len(plan.steps), "step")
+        summarize(f"{where}: {steps}; restored {_amounts(tally, time.monotonic() - began)}")
     context.report_restored(problems, [])
 
 
@@ -237,7 +247,7 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
     def report(kind: str, name: str, line: str) -> None:
         recovered.append({"service": None, "path": None, kind: name, "text": line})
         if not as_json:
-            print(line)
+            summarize(line)
 
     folders = [one for one in what if "/" in one or one in {".", ".."}]
     for path in what:
@@ -257,7 +267,7 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
                 end = forget_rollback if forget else recover_service
                 report("service", service, end(store, service))
         if not services and not as_json:
-            print("no roll-back was interrupted")
+            summarize("no rollback was interrupted")
 
 
 @click.command(epilog="Example: castore rollback drupal --to r1 --dry-run")
@@ -296,6 +306,8 @@ def rollback(
     service is stopped, as castore.toml says how, all parts are exchanged, of trees only what differs, and
     it is started and looked at. If anything fails, all is put back.
     """
+    import time
+
     from castore.cli.opening import own_folders
     from castore.cli.progress import watching
     from castore.model.tally import Tally
@@ -330,12 +342,12 @@ def rollback(
             _print_plan(plan, settings, as_json, safety=not no_safety)
             return
         if doubted and not (yes or agreed(f"Restore {service}@{target.number} all the same?")):
-            print("nothing was touched")
+            summarize("nothing was touched")
             return
         configured = _revision_if_known(context, service)
         with store.lock(service), watching() as progress:
             revision = state_revision(store, service, configured).revision
-            tally = Tally()
+            tally, began = Tally(), time.monotonic()
             done = roll_back(
                 store,
                 target,
@@ -349,17 +361,23 @@ def rollback(
                 say=lambda line: click.echo(f"castore: {text.one_line(line)}", err=True),
                 tally=tally,
             )
+            seconds = time.monotonic() - began
         _tell_follow(context, service, target)
     safety = done.safety.number if done.safety else None
     if as_json:
         print_json({
-            "service": service, "number": target.number, "safety": safety, "parts": list(done.parts)
+            "service": service,
+            "number": target.number,
+            "safety": safety,
+            "parts": list(done.parts),
+            **_plain_amounts(tally, seconds),
         })
     elif not done.parts:
-        print(f"{service} is at generation {target.number}{_of(target)} already: nothing was touched")
+        summarize(f"{service} is at generation {target.number}{_of(target)} already: nothing was touched")
     else:
         kept = f"; what it replaced is generation {safety}" if safety else ""
-        print(f"{service} is back at generation {target.number}{_of(target)}{kept}")
+        much = f"{text.count(len(done.parts), 'part')}, {_amounts(tally, seconds)}"
+        summarize(f"{service} is back at generation {target.number}{_of(target)}: {much}{kept}")
     context.report_restored(
         [(f"{part}:".encode() + path, reason) for part, path, reason in done.problems], []
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from castore.cli.options import LocalPath, common, json_option, print_json
+from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -274,9 +275,6 @@ def _take(
         filed, noting, warning = filed_under(store, service, revision, configured)
         if warning:
             print(f"castore: {warning}", file=sys.stderr)
-        previous = store.newest(service)
-        for part in previous.parts if previous is not None else ():
-            progress.expect(part.size, part.name)  # an estimate
         taken = take(
             store,
             service,
@@ -312,7 +310,7 @@ def _take(
     entry = plain(taken)
     several.results.append(entry)
     if not as_json:
-        print(describe(taken))
+        summarize(describe(taken))
     elif not several.apart:
         print_json(entry)
     if failures:

@@ -44,6 +44,8 @@ class Work:
     leave_out: Sequence[str] = ()
     progress: Callable[[str, Tally], None] = lambda _name, _tally: None
     say: Callable[[str], None] = lambda _text: None
+    note: Callable[[str], None] = lambda _text: None
+    """Says what went as expected."""
     hushed: Callable[[], AbstractContextManager[None]] = nullcontext
     """Keeps the screen clear while a program has it."""
 
@@ -163,7 +165,7 @@ def _guard(work: Work, services: Sequence[str], command: Sequence[str]) -> Guard
     done = Guarded()
     for service in services:
         done.taken[service] = work.snapshot(service)
-        work.say(f"kept {service}@{done.taken[service].number}")
+        work.note(f"kept {service}@{done.taken[service].number}")
     try:
         with work.hushed():
             run(command, grace=None)

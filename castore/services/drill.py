@@ -59,6 +59,7 @@ def drill(
     *,
     scratch: str | None = None,
     say: Callable[[str], None] = lambda _text: None,
+    progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
 ) -> Drilled:
     """Restore a generation into a scratch place and check it there; nothing live is touched.
 
@@ -78,12 +79,14 @@ def drill(
         for part in generation.parts:
             folder = os.path.join(place, part.name)
             os.mkdir(folder, 0o700)
+            tally = Tally(total=part.size)
+            progress(part.name, tally)
             try:
                 if part.kind == "tree":
-                    told, more = _tree(reader, part, folder, ownership)
+                    told, more = _tree(reader, part, folder, ownership, tally)
                 else:
                     found = known.get(part.name, Origin())
-                    told, more = _dump(reader, part, found, folder, stack)
+                    told, more = _dump(reader, part, found, folder, stack, tally)
             except CastoreError as error:
                 raise type(error)(f"{generation.service}@{generation.number}:{part.name}: {error}") from error
             done.parts[part.name] = told
@@ -120,11 +123,10 @@ def _let_in(account: pwd.struct_passwd, env: dict[str, str]) -> None:
 
 
 def _tree(
-    reader: StreamReader, part: Part, folder: str, ownership: Ownership
+    reader: StreamReader, part: Part, folder: str, ownership: Ownership, tally: Tally
 ) -> tuple[str, dict[str, str]]:
     if part.content is None:
         raise DamageError("it has no content")
-    tally = Tally()
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         report = restore_directory(reader, fd, open_top(reader, part.content), ownership, tally)
@@ -142,10 +144,10 @@ def _tree(
 
 
 def _dump(
-    reader: StreamReader, part: Part, found: Origin, folder: str, stack: ExitStack
+    reader: StreamReader, part: Part, found: Origin, folder: str, stack: ExitStack, tally: Tally
 ) -> tuple[str, dict[str, str]]:
     source = engine_of(found)
-    contents = contents_of(reader, part, lambda: None)
+    contents = contents_of(reader, part, lambda: None, tally)
     if source is not None:
         drilled = stack.enter_context(source.engine.drill(folder, contents))
         if drilled is not None:

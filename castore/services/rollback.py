@@ -36,6 +36,7 @@ from castore.services.overlap import (
 )
 from castore.services.plan import RollbackPlan, plan_live_tree, plan_rollback, present_sources
 from castore.services.programs import run
+from castore.services.restoring import plan_size
 from castore.services.snapshot import (
     EngineSource,
     TreeSource,
@@ -74,6 +75,8 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _NO_SERVICE: Final = Service()
+RESTORING: Final = "restoring"
+"""What progress calls the work that is not of one part."""
 
 
 @dataclass
@@ -174,15 +177,25 @@ def _roll_back(
             )
         for failure in around.failures:
             say(failure)
+        progress(RESTORING, tally)
         return taken
 
     with StreamReader(store) as reader:
         work = _Transaction(store, reader, plan, service, origins, keep, say, revision)
         work.prepare(ownership, leave_out, tally)
+        tally.total = sum(dump.part.size for dump in plan.dumps)
+        tally.total += sum(_size_of(target, name, tree) for name, tree in plan.trees.items())
+        progress(RESTORING, tally)
         work.run()
     with contextlib.suppress(StorageError):  # the state is restored: only selection depends on it
         take_over(store, target)
     return RolledBack(target, work.safety, work.problems, work.changed)
+
+
+def _size_of(target: Generation, name: str, tree: TreePlan) -> int:
+    """Return about how many bytes of content the steps of a plan write."""
+    part = target.part(name)
+    return plan_size(part, tree) if part is not None else 0
 
 
 def _wanted(plan: RollbackPlan, origins: dict[str, Origin]) -> list[Origin]:
@@ -276,7 +289,7 @@ class _Transaction:
                 continue
             source = self._sources[part.name]
             journal = self._journal_of(part.name, source)
-            contents = contents_of(self._reader, part, lambda: self.safety)
+            contents = contents_of(self._reader, part, lambda: self.safety, tally)
             own = partial(self._own, found.file, ownership)
             self._add(EngineChange(source, journal.memo, contents, own), journal, source.engine.beside)
         # What is going to be gone.

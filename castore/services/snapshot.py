@@ -181,7 +181,7 @@ def _snapshot(
         scans: list[NewScan] = []
         with around if around is not None else contextlib.nullcontext():
             for name, source in present_parts(sources).items():
-                tally = Tally()
+                tally = Tally(total=_expected_size(store, service, name))
                 progress(check_name("part", name), tally)
                 if isinstance(source, TreeSource):
                     if not interrupted:
@@ -320,6 +320,14 @@ def _last_part(store: Store, service: str, name: str) -> Part | None:
     newest = [one for one in itertools.islice(store.newest_first(service), _LOOKED_AT) if one.part(name)]
     found = next(filter(store.is_own, newest), newest[0] if newest else None)
     return None if found is None else found.part(name)
+
+
+def _expected_size(store: Store, service: str, name: str) -> int:
+    """Return the size of a part in this host's last intact generation that has it; 0 if none has."""
+    for one in filter(store.is_own, itertools.islice(store.newest_first(service), _LOOKED_AT)):
+        if not one.interrupted and (part := one.part(name)) is not None:
+            return part.size
+    return 0
 
 
 def _store_dump(

@@ -24,6 +24,7 @@ from castore.services.engines.contract import SWITCHING, Contents, Memo
 from castore.services.events import event
 from castore.services.programs import run
 from castore.services.regular import temporary_names
+from castore.services.restoring import counted
 from castore.services.snapshot import EngineSource, engine_of
 from castore.services.users import account_of
 from castore.storage.files import sync_if_supported
@@ -343,12 +344,19 @@ class EngineRemoval(EngineChange):
 
 
 def contents_of(
-    reader: StreamReader, part: Part | None, safety: Callable[[], Generation | None]
+    reader: StreamReader,
+    part: Part | None,
+    safety: Callable[[], Generation | None],
+    tally: Tally | None = None,
 ) -> Contents:
-    """Return what there is of a part: the dump to go back to, and that of the safety generation."""
+    """Return what there is of a part: the dump to go back to, and that of the safety generation.
+
+    tally: counts what is read of the dump to go back to.
+    """
 
     def target() -> Iterable[bytes]:
-        return reader.read(part.content) if part is not None else ()
+        pieces: Iterable[bytes] = reader.read(part.content) if part is not None else ()
+        return pieces if tally is None else counted(pieces, tally)
 
     def before() -> Iterable[bytes]:
         taken = safety()

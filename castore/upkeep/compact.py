@@ -266,6 +266,7 @@ class _Compaction:
     def _rewrite(self, tally: Tally, done: Compacted) -> None:
         """Write packs anew, in steps that are each made durable, and followed by a removal."""
         step: dict[PackId, int] = {}
+        tally.total = sum(one.length for one in done.plan.rewrites)
         for one in done.plan.rewrites:
             try:
                 data = self._store.storage.get(pack_name(one.pack))

@@ -85,13 +85,12 @@ def verify(
     read_data: bool = False,
     sample: float | None = None,
     restart: bool = True,
-    begin: Callable[[int], None] = lambda _bytes: None,
 ) -> Verification:
     """Look at the whole store; `read_data` includes `packs`.
 
     sample: look into this share of the bytes of all packs, those that were not for longest: run after run
     covers everything. restart: look into all packs; else, if the last run of this depth was
-    interrupted, into those that it did not come to. begin: is told how many bytes are going to be read.
+    interrupted, into those that it did not come to. tally: bytes of packs read, and in all.
     Raises IdentityError, StorageError.
     """
     store.refresh_config()
@@ -111,7 +110,7 @@ def verify(
     if packs or read_data:
         depth = DATA if read_data else PACKS
         chosen = _chosen(store, whole, depth, sample, found, restart=restart)
-        begin(sum(size for _, size in chosen))
+        tally.total = tally.read + sum(size for _, size in chosen)
         _look_into(store, chosen, depth, tally, found, bad)
         if sample is None:
             store.index.set_verifying(depth, 0)

@@ -304,7 +304,8 @@ def test_the_safety_generation_brings_the_storm_back(store: Run, tmp_path: Path)
     Storm(live, 77).rage(60)
     storm = walk(live)
     done = json.loads(store("rollback", "s", "--to", "1", "--numeric-ids", "--json").stdout)
-    assert done == {"service": "s", "number": 1, "safety": 2, "parts": ["t"]}
+    wanted = {"service": "s", "number": 1, "safety": 2, "parts": ["t"]}
+    assert done.items() >= wanted.items()
     logged = json.loads(store("log", "s", "--json").stdout)
     assert [(g["number"], g["safety"]) for g in logged] == [(2, True), (1, False)]
     store("rollback", "s", "--to", "2", "--numeric-ids")
@@ -399,7 +400,8 @@ def test_no_safety_takes_none(store: Run, tmp_path: Path) -> None:
     Storm(live, 3).rage(0)
     # Nobody looked at the content: what differs in neither size nor time is not seen.
     told = store("rollback", "s", "--to", "1", "--numeric-ids", "--no-safety").stdout
-    assert told == "s is back at generation 1\n"
+    assert told.startswith("s is back at generation 1: 1 part, ")
+    assert "replaced" not in told
     assert [line for line in compare(night, walk(live)) if ": hash is " not in line and "extents" not in line and "allocated" not in line] == []
     assert len(json.loads(store("log", "s", "--json").stdout)) == 1
     assert leftovers(live) == []
