@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: castore verify --read-data --sample 5%")
 @click.option("--index", is_flag=True, help="Look whether everything is there; always done.")
 @click.option("--packs", is_flag=True, help="Also compare every pack's bytes with its name.")
-@click.option("--read-data", is_flag=True, help="Also open every chunk; needs an identity.")
+@click.option(
+    "--read-data",
+    is_flag=True,
+    help="Also open every chunk and decode every directory, as a restore does; needs an identity.",
+)
 @click.option(
     "--sample",
     metavar="PERCENT",

@@ -31,6 +31,7 @@ from castore.content.attributes import (
 from castore.content.directories import (
     Child,
     Opened,
+    check_content,
     fetch_directory,
     open_fetched,
     read_data,
@@ -300,6 +301,7 @@ class TreeWriter:
         fd = os.open(entry.name, _CREATE, 0o600, dir_fd=current.fd)
         whole = False
         try:
+            check_content(child)
             if entry.content is Content.BUNDLE:
                 if current.bundle is None:
                     current.bundle = RangeReader(self._reader.store, child.ref, current.chunks)

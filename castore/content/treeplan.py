@@ -12,7 +12,7 @@ import msgspec
 from castore.content.aside import refuse_leftovers
 from castore.content.attributes import Ownership
 from castore.content.depth import run
-from castore.content.directories import Child, open_directory, read_file
+from castore.content.directories import Child, check_content, open_directory, read_file
 from castore.content.live import (
     OPEN_DIRECTORY,
     OPEN_FILE,
@@ -460,6 +460,7 @@ class _Planner:
         """Whether a live file has the stored bytes."""
         entry, ref, offset, _ = found
         stored: Iterator[bytes | memoryview] = read_file(self._reader, found)
+        check_content(found)
         if entry.content is Content.BUNDLE:
             if self._bundle[0] != ref:
                 self._bundle = ref, RangeReader(self._reader.store, ref)

@@ -256,7 +256,7 @@ decode(const uint8_t *data, struct entry_place *place)
 	place->mtime = mtime / SECOND - (mtime % SECOND < 0);
 	place->mtime_ns = (uint32_t)(mtime - place->mtime * SECOND);
 	place->bundled = content == 1;
-	place->plain = type == REGULAR && (content == 1 || (content == 0 && place->size == 0)) &&
+	place->plain = type == REGULAR && content == (place->size > 0) &&
 	    in.end - in.at == sizeof(nothing) && memcmp(in.at, nothing, sizeof(nothing)) == 0;
 	return (0);
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from castore.kernel import _ADDRESS, _SIZE, _TOO_MANY, _U32, _U64, _function
@@ -25,6 +26,10 @@ GIVEN: Final = 2
 
 _MOST: Final = 80
 _PLACE: Final = struct.Struct("<QQQQqIIIIIIII")
+_LENGTH, _OFFSET = 2, 3
+"""Where in it, in words of 8 bytes, the size of an entry and its place in the bundle are."""
+_PLAIN, _BUNDLED = 16, 17
+"""Where in it, in words of 4 bytes, these are."""
 
 
 class _Ids(ctypes.Structure):
@@ -112,13 +117,21 @@ class Split:
         self.size = 0
         """Bytes of the bundle."""
         self.plain_size = 0
-        for at, _, size, offset, *_, length, _, plain, bundled in _PLACE.iter_unpack(places):
-            if bundled:
-                self.size = offset + size
-            if plain:
-                self.plain_size += size
-            else:
-                self.others.append((data[at : at + length], offset))
+        if not count:
+            return
+        # A loop over all entries in Python would take longer than all else that is done with them here.
+        raw = memoryview(bytes(places))
+        words, longs = raw.cast("I"), raw.cast("Q")
+        plain = words[_PLAIN :: _PLACE.size // 4].tolist()
+        bundled = words[_BUNDLED :: _PLACE.size // 4].tolist()
+        sizes = longs[_LENGTH :: _PLACE.size // 8].tolist()
+        if any(bundled):
+            last = count - 1 - bundled[::-1].index(1)
+            self.size = sizes[last] + longs[last * (_PLACE.size // 8) + _OFFSET]
+        self.plain_size = sum(sizes) if all(plain) else sum(compress(sizes, plain))
+        for number in [] if all(plain) else [number for number, one in enumerate(plain) if not one]:
+            at, _, _, offset, *_, length, _, _, _ = _PLACE.unpack_from(raw, number * _PLACE.size)
+            self.others.append((data[at : at + length], offset))
 
     @property
     def plain(self) -> int:

@@ -186,6 +186,8 @@ def decode_generation(data: bytes | memoryview) -> Generation:
         raise DamageError(f"a generation record does not decode: {error}") from None
     if generation.version != _VERSION:
         _refuse_newer(data)
+    if any(part.kind == "tree" and part.root is None for part in generation.parts):
+        raise DamageError("a generation record has a tree without a root")
     return generation
 
 

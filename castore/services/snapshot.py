@@ -17,7 +17,7 @@ from castore.content.ingest import Ingest
 from castore.content.lists import iter_runs_of_chunks
 from castore.content.parent import Parent
 from castore.content.scan import ScanRules, store_tree
-from castore.content.scancache import NewScan, OldScan
+from castore.content.scancache import NewScan, OldScan, scan_path
 from castore.content.streams import store_stream
 from castore.errors import BusyError, DamageError, ProgramError, StorageError, UsageError
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
@@ -308,11 +308,6 @@ def last_scan(
         old = OldScan.open(store, scan_path(store, service, part), root, rules.digest(os.stat(path)))
     with old if old is not None else contextlib.nullcontext():
         yield old
-
-
-def scan_path(store: Store, service: str, part: str) -> str:
-    """Return where this machine keeps what it saw of a tree."""
-    return os.path.join(store.places.scans_of(store.store_id, store.storage.place), f"{service}:{part}")
 
 
 def _last_part(store: Store, service: str, name: str) -> Part | None:

@@ -48,7 +48,8 @@ def plain_entries(draw: st.DrawFn, name: bytes) -> Entry:
 def other_entries(draw: st.DrawFn, name: bytes) -> Entry:
     kind = draw(st.sampled_from([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO]))
     xattrs = ((b"user.x", draw(st.binary(max_size=20))),)
-    extra = draw(st.sampled_from([Extra(xattrs=xattrs), Extra(link=(1, 2)), Extra(target=b"t", xattrs=xattrs)]))
+    target = b"t" if kind == stat.S_IFLNK else b""
+    extra = draw(st.sampled_from([Extra(target, xattrs=xattrs), Extra(target, link=(1, 2)), Extra(b"t", xattrs=xattrs)]))
     size = draw(st.integers(0, 5000)) if kind == stat.S_IFREG else 0
     content = Content.NONE
     if kind == stat.S_IFREG and size:
