@@ -290,7 +290,8 @@ def _entries(
     _, at = decode_owners(data)
     split = split_entries(data, at)
     if split is None:  # not as castore encodes them, or damaged, which is reported
-        for child in open_directory(reader, ref):
+        # The root of a tree, whose entry has no name, comes here, too.
+        for child in open_directory(reader, ref, root=True):
             frame = encode_entries([child.entry])[4:]
             mtime = child.entry.mtime if child.entry.is_dir else None
             yield child.entry.name, mtime, Seen(frame, child.ref, child.offset)
