@@ -62,7 +62,7 @@ class Work:
         configured = current(settings.revision, settings.timeout)
         with self.store.lock(service):
             refuse_interrupted(self.store, service)
-            state = state_revision(self.store, service, configured)
+            state = state_revision(self.store, service, configured, report_older=True)
             if warning := state.warning(service):
                 self.say(warning)
             revision = state.revision if configured else ""
@@ -79,6 +79,8 @@ class Work:
             self.store.set_live_revision(service, revision)
         for failure in around.failures:
             self.say(f"{service}: {failure}")
+        if self.store.older:
+            self.say(f"warning: {self.store.older}")
         return taken
 
     def restore(self, service: str, target: Generation, *, with_safety: bool = True) -> None:
