@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-def own_folders() -> list[str]:
-    """Return the folders of castore itself, which no tree takes in: they change under the scan."""
-    own = places.places()
-    return [own.state, own.cache]
-
-
 @dataclass(frozen=True)
 class Common:
     """The options that all commands share, and what follows from them."""
@@ -92,6 +86,15 @@ class Common:
     def identity_text(self) -> tuple[str, str]:
         """Return the identity as text, which may be locked, and what it is from."""
         return places.identity_text(self.identity_file, self.default_identity)
+
+    def own_places(self) -> list[str]:
+        """Return the folders of castore itself, which no tree takes in, and the identities that it uses.
+
+        The folders change under a scan. Identities are taken, but never removed: without one nothing that is
+        stored can be read.
+        """
+        own = places.places()
+        return [own.state, own.cache, *places.identity_files(self.identity_file, self.default_identity)]
 
     def default_identity(self) -> str:
         """Return where `init` writes the identity of this store unless told otherwise."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 
 def _work(context: Common, store: Store, progress: Watch, services: Sequence[str]) -> Work:
-    from castore.cli.opening import own_folders
     from castore.cli.progress import hushed
     from castore.content.attributes import Ownership
     from castore.services.deployment import Work
@@ -39,7 +38,7 @@ def _work(context: Common, store: Store, progress: Watch, services: Sequence[str
         store,
         settings.service,
         Ownership(change=os.geteuid() == 0),
-        leave_out=own_folders(),
+        leave_out=context.own_places(),
         progress=progress,
         say=say,
         note=lambda line: None if is_quiet() else say(line),

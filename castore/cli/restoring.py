@@ -144,7 +144,6 @@ def _in_place(
 ) -> None:
     import time
 
-    from castore.cli.opening import own_folders
     from castore.cli.progress import hushed, watching
     from castore.model.tally import Tally
     from castore.services.inplace import origin_of, plan_in_place, restore_in_place
@@ -161,7 +160,7 @@ def _in_place(
             os.path.abspath(top),
             ownership,
             checksum=checksum,
-            leave_out=own_folders(),
+            leave_out=context.own_places(),
         )
         wanted = not dry_run
         if wanted and not yes:
@@ -199,13 +198,19 @@ def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
 
     added, changed, removed = plan.summary
     same = bool(origin) and os.path.realpath(origin) == os.path.realpath(place)
-    if not (changed or removed) or (own and same):
+    emptied = plan.empties and removed
+    if not (changed or removed) or (own and same and not emptied):
         return True
     shown = text.printable(os.fsencode(place))
     source = f"came from {text.printable(os.fsencode(origin))}" if origin else "has no recorded place"
     source += "" if own else ", on another host"
+    reason = (
+        "would become empty, because nothing is stored of it"
+        if own and same
+        else f"is not where this was taken, which {source}"
+    )
     told = (
-        f"{shown} is not where this was taken, which {source}: "
+        f"{shown} {reason}: "
         f"{text.count(added, 'entry', 'entries')} would be added, {changed} changed, {removed} removed"
     )
     if not sys.stdin.isatty():
@@ -308,7 +313,6 @@ def rollback(
     """
     import time
 
-    from castore.cli.opening import own_folders
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.doubts import doubts
@@ -331,7 +335,7 @@ def rollback(
             click.echo(f"castore: {line}", err=True)
         if dry_run:
             plan = plan_rollback(
-                store, target, origins, ownership, leave_out=own_folders(), settings=settings
+                store, target, origins, ownership, leave_out=context.own_places(), settings=settings
             )
             check_plan(plan, origins, with_safety=not no_safety)
             for folder in missing_folders(plan, origins):
@@ -356,7 +360,7 @@ def rollback(
                 settings=settings,
                 with_safety=not no_safety,
                 revision=revision,
-                leave_out=own_folders(),
+                leave_out=context.own_places(),
                 progress=progress,
                 say=lambda line: click.echo(f"castore: {text.one_line(line)}", err=True),
                 tally=tally,

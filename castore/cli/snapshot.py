@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -151,7 +152,7 @@ def _read_patterns(path: str) -> list[str]:
 
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
+            lines = file.read().split("\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--exclude-file: cannot read {path!r}: {reason}") from None
@@ -232,6 +233,7 @@ def _wanted(
     from castore.services.snapshot import TreeSource
 
     if given:
+        _note_useless(given)
         return given, Around(())
     sources = context.configured_sources(service)
     for name, source in sources.items():
@@ -242,7 +244,26 @@ def _wanted(
                 one_file_system=source.one_file_system or limits.one_file_system,
                 exclude_caches=source.exclude_caches or limits.exclude_caches,
             )
+    _note_useless(sources)
     return sources, Around.of(context.service_settings(service))
+
+
+def _note_useless(sources: dict[str, Source]) -> None:
+    """Say which exclude patterns can match nothing in any of the trees."""
+    from castore.cli.text import printable
+    from castore.content.exclude import why_useless
+    from castore.services.snapshot import TreeSource
+
+    reasons: dict[str, list[str]] = {}
+    for source in sources.values():
+        if isinstance(source, TreeSource):
+            for pattern in source.exclude:
+                top = os.path.abspath(os.fsdecode(source.path))
+                reasons.setdefault(pattern, []).append(why_useless(pattern, top))
+    for pattern, found in reasons.items():
+        if all(found):
+            shown = printable(os.fsencode(pattern))
+            print(f"castore: note: the exclude pattern {shown} matches nothing: {found[0]}", file=sys.stderr)
 
 
 def _take(
@@ -258,7 +279,6 @@ def _take(
 ) -> None:
     """Take a generation of one service, and print it: as JSON later, where it is one of several."""
     from castore.cli.generations import describe, plain
-    from castore.cli.opening import own_folders
     from castore.cli.progress import watching
     from castore.errors import IncompleteError, StorageError
     from castore.services.snapshot import lacking, unrestorable
@@ -282,7 +302,7 @@ def _take(
             revision=filed,
             interrupted=interrupted,
             lacks=lacks,
-            leave_out=own_folders(),
+            leave_out=context.own_places(),
             around=around,
             progress=progress,
         )

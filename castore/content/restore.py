@@ -67,6 +67,10 @@ class Report:
     """(path, reason) of what is missing, because the store is damaged there."""
 
 
+FILE_SYSTEMS_OWN: Final = b"lost+found"
+"""A directory that many file systems are made with: where it is, a restore fills it."""
+
+
 @dataclass
 class _Open:
     """A directory being filled."""
@@ -244,7 +248,11 @@ class TreeWriter:
         path = (*current.path, entry.name)
         self._tally.files += 1
         try:
-            os.mkdir(entry.name, 0o700, dir_fd=current.fd)
+            try:
+                os.mkdir(entry.name, 0o700, dir_fd=current.fd)
+            except FileExistsError:
+                if path != (FILE_SYSTEMS_OWN,):
+                    raise
             if current.inherited:
                 drop_inherited(current.fd, entry.name)
             fd = os.open(entry.name, OPEN_DIRECTORY, dir_fd=current.fd)

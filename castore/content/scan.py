@@ -183,6 +183,12 @@ class _Scanner:
             else:
                 directory.listing = list_directory(fd)
         except OSError as error:
+            if not path:
+                # Nothing of the tree can be read: an empty generation of it would only do harm.
+                os.close(fd)
+                raise CastoreError(
+                    f"the top directory of the tree {UNLISTED}: {error.strerror}; nothing of it was stored"
+                ) from error
             self._files.doubt(directory, f"{UNLISTED}: {error.strerror}")
         if record is not None and self._old is not None:
             directory.below = self._old.below(record)

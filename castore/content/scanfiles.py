@@ -243,7 +243,10 @@ class FileScanner:
             if info.st_size > SMALL:
                 return None
             room = self._ingest.room(SMALL)
-            count = _read_up_to(fd, room[: info.st_size])
+            count = _read_up_to(fd, room[: info.st_size or SMALL])
+            if not info.st_size and count == SMALL:
+                self.doubt(directory, "cannot be read: its file system gives no size, and it is large", name)
+                return 0
             after = os.fstat(fd)
             xattrs = self.xattrs(directory, position, name, fd)
         except OSError as error:
@@ -252,7 +255,9 @@ class FileScanner:
         finally:
             os.close(fd)
         self._ingest.filled(count)
-        if count != after.st_size or _stamp(info) != _stamp(after):
+        directory.distrust |= count != after.st_size
+        # A file system that gives no size, such as proc, says 0.
+        if (after.st_size and count != after.st_size) or _stamp(info) != _stamp(after):
             self.doubt(directory, _CHANGED, name)
         self._bundle(directory, position, listed_of(name, after), count, xattrs)
         return count
