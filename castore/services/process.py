@@ -131,6 +131,7 @@ class Program:
     ) -> None:
         self._grace = grace
         self._kept = kept
+        self._apart = account is not None
         self._errors = _Errors(only) if captured and not interactive else None
         # What only does something may leave others running on purpose: they are not marked.
         self._mark = os.urandom(12).hex() if captured and not interactive else ""
@@ -185,6 +186,8 @@ class Program:
                     # Another user may not be able to enter castore's working directory.
                     cwd=cwd if cwd is not None or account is None else "/",
                     pass_fds=self._kept,
+                    # With castore's terminal as its own, another user could type commands for root into it.
+                    start_new_session=self._apart,
                     **run_as(account),
                 )
                 pipes.hand_over(process)
@@ -277,6 +280,10 @@ class Program:
         try:
             if process.poll() is None:
                 _send(self._pidfd, signal.SIGTERM)
+                if self._apart:
+                    # Ctrl-C has not reached what it started. Nobody has waited for it: its number is its own.
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(process.pid, signal.SIGTERM)
                 # Closed now: a program that writes to a pipe that nobody reads would not see the
                 # signal if it handles it by writing on. Its input stays open until it is gone.
                 if process.stdout is not None:

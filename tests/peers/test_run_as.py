@@ -187,6 +187,22 @@ def test_a_restore_program_is_run_as_the_user_and_may_open_its_input(castore: Ru
     assert (shared / "user").read_text() == "nobody\n"
 
 
+def test_a_program_has_not_the_terminal_of_castore_and_ends_with_it(castore: Run, home: Path, shared: Path) -> None:
+    castore("init", home / "store")
+    command(home, f"ps -o sid= -p $$ >{shared}/session; sleep 1000 & echo $$ $! >{shared}/pids; wait", 'run-as = "nobody"\n')
+    process = subprocess.Popen([sys.executable, "-m", "castore", "snapshot", "s"], cwd=home, stderr=subprocess.DEVNULL)
+    while not (shared / "pids").exists() or not (shared / "pids").read_text():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    shell, sleep = (shared / "pids").read_text().split()
+    assert (shared / "session").read_text().strip() == shell
+    end = time.monotonic() + 20
+    while os.path.exists(f"/proc/{sleep}") and "State:\tZ" not in Path(f"/proc/{sleep}/status").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_failure_names_the_user(castore: Run, home: Path) -> None:
     castore("init", home / "store")
     command(home, "exit 7", 'run-as = "nobody"\n')
