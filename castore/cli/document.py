@@ -149,4 +149,6 @@ def kind_of(error: BaseException) -> str:
         return "usage"
     if isinstance(error, MemoryError):
         return "memory"
+    if isinstance(error, UnicodeError):
+        return "usage"
     return "system" if isinstance(error, OSError) else "internal"

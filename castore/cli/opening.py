@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
+def _note(line: str) -> None:
+    print(f"castore: note: {text.one_line(line)}", file=sys.stderr)
+
+
 @dataclass(frozen=True)
 class Common:
     """The options that all commands share, and what follows from them."""
@@ -76,7 +80,7 @@ class Common:
             store.configured_host = self.settings.host or ""
             store.former_hosts = frozenset(self.settings.former_hosts)
         store.chosen_host = self.host
-        store.say = lru_cache(None)(lambda line: print(f"castore: note: {line}", file=sys.stderr))
+        store.say = lru_cache(None)(_note)
         return store
 
     def identity(self) -> Callable[[], Identity]:
@@ -227,7 +231,7 @@ class Common:
     def warn_damaged(store: Store) -> None:
         """Tell of objects that could not be read while the index was brought up to date."""
         for name, reason in sorted(store.damaged.items()):
-            print(f"castore: damaged: {name}: {reason}", file=sys.stderr)
+            print(f"castore: damaged: {name}: {text.one_line(reason)}", file=sys.stderr)
 
     @staticmethod
     def report_missed(warnings: list[tuple[str, bytes, str]], taken: Generation) -> None:

@@ -29,7 +29,7 @@ def _work(context: Common, store: Store, progress: Watch, services: Sequence[str
     from castore.services.deployment import Work
 
     def say(line: str) -> None:
-        click.echo(f"castore: {line}", err=True)
+        click.echo(f"castore: {text.one_line(line)}", err=True)
 
     settings = context.required_settings()
     for service in services:

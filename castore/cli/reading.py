@@ -52,7 +52,9 @@ def log(
         if revision is not None:
             found = (g for g in found if revision_begins(g.revision, revision))
         generations = list(islice(found, limit))
-        groups = _several_hosts(store, generations) if context.host in {None, ALL_HOSTS} else None
+        groups = None
+        if context.host in {None, ALL_HOSTS}:
+            groups = _several_hosts(store, generations, complete=limit is None and revision is None)
         context.warn_damaged(store)
         drilled = drills(store)
         pinned = {name: store.pins(name) for name in {one.service for one in generations}}
@@ -62,14 +64,16 @@ def log(
         print(table(generations, drilled, pinned, groups))
 
 
-def _several_hosts(store: Store, shown: list[Generation]) -> HostGroups | None:
-    """Return the hosts of the services of what is shown; None where no service has several."""
+def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> HostGroups | None:
+    """Return the hosts of what is shown; None where its services have one. complete: it is all there is."""
     from castore.services.hosts import groups_of
     from castore.store.hosts import HostGroups
 
     groups = HostGroups(shown, store.host_key)
     services = {one.service for one in shown}
-    several = len(groups.names()) > 1 or any(len(groups_of(store, one).names()) > 1 for one in services)
+    if len(groups.names()) > 1:
+        return groups
+    several = not complete and any(len(groups_of(store, one).names()) > 1 for one in services)
     return groups if several else None
 
 

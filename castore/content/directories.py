@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -10,6 +11,7 @@ from castore.content.lists import iter_list
 from castore.content.streams import RangeReader, check_length
 from castore.errors import DamageError, NotFoundError, UsageError
 from castore.kernel.entries import Split, split_entries
+from castore.model.odd_text import escaped
 from castore.model.refs import RefKind, decode_node
 from castore.model.tree import (
     NOBODY,
@@ -229,13 +231,12 @@ def look_up(reader: StreamReader, root: Ref, path: bytes) -> Child:
     for name in path.split(b"/"):
         if name in {b"", b"."}:
             continue
-        shown = seen.decode(errors="backslashreplace") or "the top of the tree"
+        shown = escaped(os.fsdecode(seen)) or "the top of the tree"
         if not child.entry.is_dir:
             raise UsageError(f"{shown} is no directory")
         found = [c for c in open_directory(reader, child.ref) if c.entry.name == name]
         if not found:
-            name_shown = name.decode(errors="backslashreplace")
-            raise NotFoundError(f"there is no {name_shown!r} in {shown}; 'castore ls' lists it")
+            raise NotFoundError(f"there is no {os.fsdecode(name)!r} in {shown}; 'castore ls' lists it")
         child = found[0]
         seen = seen + b"/" + name if seen else name
     return child

@@ -114,5 +114,4 @@ def _problem(pattern: str) -> str:
         reason = str(error)
     else:
         return ""
-    shown = pattern.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return f"the exclude pattern {shown!r} is not valid: {reason} (see: man gitignore)"
+    return f"the exclude pattern {pattern!r} is not valid: {reason} (see: man gitignore)"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from castore.errors import DamageError, FormatError
+from castore.model.odd_text import is_valid, lossless, texts, without_odd
 from castore.model.refs import ID_BYTES, RecordId, Ref, RefKind
 from castore.model.undecodable import UNDECODABLE
 
@@ -152,6 +154,8 @@ class Origin(msgspec.Struct, frozen=True):
     """The file that a part of the engines file and sqlite is."""
     made_by: str = ""
     """What made the dump, with its version."""
+    raw: dict[str, tuple[bytes, ...]] = {}
+    """Stored only: `dump` and `restore` as bytes, where an argument is not UTF-8."""
 
 
 class Details(msgspec.Struct, frozen=True):
@@ -174,7 +178,31 @@ _version_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 def encode(record: Generation | Details) -> bytes:
     """Return the plaintext of a record."""
-    return _encoder.encode(record)
+    if isinstance(record, Details):
+        origins = {name: _storable(one) for name, one in record.origins.items()}
+        record = msgspec.structs.replace(record, origins=origins)
+    try:
+        return _encoder.encode(record)
+    except UnicodeEncodeError:
+        # What only people read, like the reason of a warning.
+        return _encoder.encode(without_odd(msgspec.to_builtins(record, builtin_types=(bytes,))))
+
+
+def _storable(origin: Origin) -> Origin:
+    """Return an origin that can be encoded: paths and arguments may have bytes that are not UTF-8."""
+    raw = {
+        name: tuple(map(os.fsencode, argv))
+        for name, argv in (("dump", origin.dump), ("restore", origin.restore))
+        if not all(map(is_valid, argv))
+    }
+    shown = {name: without_odd(getattr(origin, name)) for name in raw}
+    return msgspec.structs.replace(origin, settings=lossless(origin.settings), raw=raw, **shown)
+
+
+def _as_given(origin: Origin) -> Origin:
+    """Return the origin that `_storable` was given."""
+    argv = {name: texts(found) for name, found in origin.raw.items() if name in {"dump", "restore"}}
+    return msgspec.structs.replace(origin, settings=texts(origin.settings), raw={}, **argv)
 
 
 def decode_generation(data: bytes | memoryview) -> Generation:
@@ -204,6 +232,8 @@ def _refuse_newer(data: bytes | memoryview) -> None:
 def decode_details(data: bytes) -> Details:
     """Return the details that a stream holds. Raises DamageError."""
     try:
-        return _details_decoder.decode(data)
+        details = _details_decoder.decode(data)
     except UNDECODABLE as error:
         raise DamageError(f"a generation's details do not decode: {error}") from None
+    origins = {name: _as_given(one) for name, one in details.origins.items()}
+    return msgspec.structs.replace(details, origins=origins)

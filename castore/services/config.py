@@ -224,7 +224,10 @@ def load(
             document = tomllib.loads(file.read())
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: not TOML: line {line} is not valid UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{path}: not TOML that can be read: it is nested too deeply") from None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.errors import CastoreError
+from castore.model.odd_text import is_valid, message, without_odd
 from castore.services.programs import output_of
 from castore.services.users import account_of
 
@@ -58,7 +59,7 @@ def document(store: str | None, found: Sequence[Found]) -> str:
         "# What castore keeps of this machine. Check it with: castore config check",
         "# The keys are explained in castore's README.",
         "",
-        f"store = {_quoted(store)}" if store else '# store = "/var/backups/castore"',
+        f"store = {_quoted(store)}" if store and is_valid(store) else '# store = "/var/backups/castore"',
         "",
         "[defaults]",
         "keep = { last = 7, daily = 14, weekly = 8, monthly = 12, per-revision = 1 }",
@@ -79,7 +80,10 @@ def document(store: str | None, found: Sequence[Found]) -> str:
 
 def _block(one: Found) -> list[str]:
     mark = "" if one.usable else "# "
-    lines = [f"# {text}" for text in (one.why, *one.notes)]
+    lines = [f"# {message(text)}" for text in (one.why, *one.notes)]
+    if without_odd(one.parts) != one.parts:
+        mark = "# "
+        lines.append("# TOML cannot hold its path, which is not UTF-8: use castore snapshot --tree, --dump.")
     for part, keys in one.parts.items():
         lines.append(f"{mark}[service.{one.name}.parts.{_quoted(part) if '.' in part else part}]")
         lines += [f"{mark}{key} = {_quoted(value)}" for key, value in keys.items()]
@@ -88,7 +92,7 @@ def _block(one: Found) -> list[str]:
 
 def _quoted(value: str | int | list[str]) -> str:
     """Return a value as TOML has it, whose strings and lists are written as those of JSON."""
-    return json.dumps(value, ensure_ascii=True)
+    return json.dumps(without_odd(value), ensure_ascii=True)
 
 
 def _asked(*argv: str, run_as: str | None = None) -> list[str]:

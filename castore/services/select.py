@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, FormatError, NotFoundError, ObjectMissingError, UsageError
+from castore.model.counting import count as counted
 from castore.model.names import check_name, revision_begins, revision_is, revision_names, short_revision
 from castore.services.dates import parse_date
 from castore.services.hosts import chosen, own
@@ -131,8 +132,8 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
     if within and len(found) < len(within):
         of = HostGroups(within, store.host_key).names().values()
         store.say(
-            f"{service}@{selector}: {len(within) - len(found)} of {len(within)} generations are of other "
-            f"hosts and left out (hosts: {', '.join(sorted(of))}; choose with --host)"
+            f"{service}@{selector}: of {counted(len(within), 'generation')}, {len(within) - len(found)} of "
+            f"other hosts left out (hosts: {', '.join(sorted(of))}; choose with --host)"
         )
     if not found:
         raise NotFoundError(

@@ -20,6 +20,7 @@ from castore.content.removing import remove
 from castore.content.streams import StreamReader
 from castore.errors import CastoreError, NotFoundError, NotIntactError, ProgramError, StorageError
 from castore.model.generation import Origin
+from castore.model.odd_text import lossless, texts
 from castore.services.engines.contract import SWITCHING, Contents, Memo
 from castore.services.events import event
 from castore.services.programs import run
@@ -452,7 +453,8 @@ def remember(store: Store, journal: Journal) -> None:
 
 def write_journal(store: Store, journal: Journal) -> None:
     """Make durable how far a roll-back has got. Raises StorageError."""
-    data = msgspec.msgpack.encode(journal)
+    # Paths may have bytes that are not UTF-8.
+    data = msgspec.msgpack.encode(lossless(msgspec.to_builtins(journal, builtin_types=(bytes,))))
     store.remember_rollback(journal.service, data + _checksum(data))
 
 
@@ -472,7 +474,7 @@ def _read_journal(store: Store, service: str) -> Journal | None:
         if version == _VERSION and not intact:
             raise _damaged(service, "its checksum is wrong")
         if version in range(1, _VERSION + 1):
-            return msgspec.msgpack.decode(data, type=Journal)
+            return _decoded(data)
     except (msgspec.DecodeError, msgspec.ValidationError, StorageError) as error:
         raise _damaged(service, str(error)) from None
     raise NotIntactError(
@@ -480,6 +482,15 @@ def _read_journal(store: Store, service: str) -> Journal | None:
         f"{_VERSION}: recover it with the castore that began it, or a newer one; if you have repaired the "
         f"state: castore recover --forget {service}"
     )
+
+
+def _decoded(data: bytes) -> Journal:
+    """Return a journal. Raises DecodeError, ValidationError."""
+    plain = msgspec.msgpack.decode(data, type=dict[str, Any])
+    parts = msgspec.convert(plain.get("parts"), list[dict[str, Any]])
+    for part in parts:
+        part |= {name: texts(part.get(name, {})) for name in ("settings", "memo")}
+    return msgspec.convert({**plain, "parts": parts}, Journal)
 
 
 def _damaged(service: str, reason: str) -> NotIntactError:

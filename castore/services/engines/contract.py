@@ -193,7 +193,7 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     def get(self) -> str:
         """Return it. Raises ConfigError, ProgramError."""
         if self.command is not None:
-            return output_of(self.command).decode().rstrip("\n")
+            return os.fsdecode(output_of(self.command)).rstrip("\n")
         if self.env is not None:
             if self.env not in os.environ:
                 raise ConfigError(f"the environment variable {self.env}, for a password, is not set")
@@ -208,9 +208,9 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
                 )
             path = os.path.join(folder, self.credential)
         try:
-            with open(path, encoding="utf-8-sig") as file:
+            with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
                 return file.read().rstrip("\n")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise ConfigError(f"cannot read the password in {path}: {error}") from error
 
     def __repr__(self) -> str:
@@ -257,7 +257,7 @@ def introduction_of(chunks: Iterable[Bytes]) -> dict[str, Any]:
     try:
         found = json.loads(text[len(_INTRODUCTION) :])
         # JSON may hold lone surrogates, which no program can be given.
-        json.dumps(found, ensure_ascii=False).encode()
+        json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

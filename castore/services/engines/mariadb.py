@@ -150,7 +150,7 @@ class MariaDB(Engine, frozen=True):
                     # The client opens it by its name in /proc.
                     os.fchown(fd, account.pw_uid, account.pw_gid)
                 secret = self.password.get().replace("\\", "\\\\").replace('"', '\\"')
-                os.write(fd, f'[client]\npassword="{secret}"\n'.encode())
+                os.write(fd, f'[client]\npassword="{secret}"\n'.encode("utf-8", "surrogateescape"))
                 argv.append(f"--defaults-extra-file=/proc/self/fd/{fd}")
                 kept.append(fd)
             for option, value in (
@@ -175,9 +175,9 @@ class MariaDB(Engine, frozen=True):
             options = ["--batch", "--skip-column-names", "--silent"]
             options += [f"--database={database}"] if database else []
             run = [*argv, *options]
-            given = sql.encode()
+            given = os.fsencode(sql)
             out = output_of(run, **self._process(kept), given=given, limit=_MOST, only=only)
-        lines = [line for line in out.decode().split("\n") if line]
+        lines = [line for line in os.fsdecode(out).split("\n") if line]
         return [[unescaped(value) for value in line.split("\t")] for line in lines]
 
     def _quietly(self, sql: str) -> list[list[str]]:
@@ -232,8 +232,8 @@ class MariaDB(Engine, frozen=True):
                 measured = Measured(trailing(readinto, _WHOLE, argv[0]), most)
                 reader = Reader(measured, told)
                 measured.warnings = reader.warnings
-                reader.warnings += [(view.name.encode(), _LACKING) for view in odd if view.broken]
-                reader.warnings += [(name.encode(), _STRANGE) for name in self._strange_names()]
+                reader.warnings += [(os.fsencode(view.name), _LACKING) for view in odd if view.broken]
+                reader.warnings += [(os.fsencode(name), _STRANGE) for name in self._strange_names()]
                 yield reader
 
     def _charset(self, database: str) -> list[str]:
@@ -543,7 +543,7 @@ class MariaDB(Engine, frozen=True):
                 named = ["--skip-triggers", "--", database, *views]
                 text += output_of([*argv, *options, *named], **process, limit=_MOST)
         if which == "live":
-            self._write_down(memo, "grants", "\n".join(self._grants(database)).encode())
+            self._write_down(memo, "grants", os.fsencode("\n".join(self._grants(database))))
         self._write_down(memo, which, text)
 
     def _set_aside(self, memo: Memo, views: list[_View]) -> None:
@@ -622,7 +622,7 @@ class MariaDB(Engine, frozen=True):
         if which == "new":
             views = json.loads(self._kept(memo, "views") or b"[]")
             self._make_views(memo["live"], (_View(*view) for view in views))
-        for grant in (self._kept(memo, "grants") or b"").decode().split("\n"):
+        for grant in os.fsdecode(self._kept(memo, "grants") or b"").split("\n"):
             # A routine that is there in one of both states only takes its rights with it.
             with contextlib.suppress(ProgramError):
                 if grant:
@@ -640,7 +640,7 @@ def _name(name: str) -> str:
 
 
 def _text(text: str) -> str:
-    return "0x" + text.encode().hex() if text else "''"
+    return "0x" + os.fsencode(text).hex() if text else "''"
 
 
 def _charset_of(charset: list[str]) -> str:

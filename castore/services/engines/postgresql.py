@@ -124,7 +124,7 @@ class PostgreSQL(Engine, frozen=True):
             plain = re.sub("[^A-Za-z0-9_.-]", "_", database)
             part = f"{name}.{plain}"
             if plain != database or part in found:
-                part += "-" + hashlib.sha256(database.encode()).hexdigest()[:8]
+                part += "-" + hashlib.sha256(os.fsencode(database)).hexdigest()[:8]
             found[part] = ("postgresql", PostgreSQL(database=database, **common))
         return found
 
@@ -202,9 +202,9 @@ class PostgreSQL(Engine, frozen=True):
         if detail:
             argv.append("--set=VERBOSITY=default")
             only = None
-        given = sql.encode()
+        given = os.fsencode(sql)
         out = output_of(argv, **self._process(), given=given, only=only)
-        return [record.strip("\n") for record in out.decode().split("\0") if record.strip("\n")]
+        return [record.strip("\n") for record in os.fsdecode(out).split("\0") if record.strip("\n")]
 
     def there(self) -> bool:
         """Whether the server has this database."""
