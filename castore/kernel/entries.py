@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from functools import cache
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -15,7 +16,7 @@ from castore.kernel import _ADDRESS, _SIZE, _TOO_MANY, _U32, _U64, _function
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     Bytes = bytes | memoryview
 
@@ -167,13 +168,6 @@ class Split:
             if plain
         ]
 
-    def named(self, matches: Callable[[bytes], bool]) -> Iterator[tuple[bytes, bytes, int]]:
-        """Yield name, encoded entry, and place in the bundle of the plain files whose name matches."""
-        data = self._data
-        for at, start, _, offset, *_, length, name_length, plain, _ in _PLACE.iter_unpack(self._places):
-            if plain and matches(name := data[start : start + name_length]):
-                yield name, data[at : at + length], offset
-
     def write(self, fd: int, first: int, end: int, new: NewOwners, content: Bytes, start: int) -> int:
         """Make the plain files of entries [first, end) in the directory open as `fd`; nothing is replaced.
 
@@ -203,3 +197,50 @@ def split_entries(data: bytes, at: int) -> Split | None:
     if count and _split(data, len(data), at, places, count) != count:
         return None
     return Split(data, places, count)
+
+
+@cache
+def _select() -> Any:
+    """Return the kernel's function, which only searches use."""
+    return _function(
+        "entries_select",
+        _SIZE,
+        *(ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p, _SIZE, _ADDRESS, _SIZE, ctypes.POINTER(_U64)),
+    )
+
+
+class Selected(NamedTuple):
+    """The entries of a directory that are not plain files, and the plain files of some names."""
+
+    others: list[tuple[bytes, int]]
+    """(encoded entry, where in the bundle its content begins), in order."""
+    plain: list[tuple[bytes, bytes, int]]
+    """(name, encoded entry, where in the bundle its content begins), in order."""
+    size: int
+    """Bytes of the bundle."""
+
+
+def select_entries(data: bytes, at: int, pieces: bytes) -> Selected | None:
+    r"""Select from the encoded entries from `at` on; None if they are not as castore encodes them.
+
+    pieces: of the names of plain files: literal bytes, separated by a NUL where any bytes may be: b"a" is the
+    name a, b"a\0b" every name that begins with a and ends with b.
+    """
+    count = _count(data, len(data), at)
+    if count == _TOO_MANY:
+        return None
+    places = ctypes.create_string_buffer(_PLACE.size * count)
+    size = _U64()
+    kept = _select()(data, len(data), at, pieces, len(pieces), places, count, ctypes.byref(size))
+    if kept == _TOO_MANY:
+        return None
+    others: list[tuple[bytes, int]] = []
+    named: list[tuple[bytes, bytes, int]] = []
+    view = memoryview(places)[: kept * _PLACE.size]
+    for start, name, _, offset, *_, length, name_length, plain, _ in _PLACE.iter_unpack(view):
+        frame = data[start : start + length]
+        if plain:
+            named.append((data[name : name + name_length], frame, offset))
+        else:
+            others.append((frame, offset))
+    return Selected(others, named, size.value)
