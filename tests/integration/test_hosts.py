@@ -324,3 +324,56 @@ def test_clones_with_one_host_name_are_reported(tmp_path: Path) -> None:
     assert image.read("latest") == "image 3"
 
 
+
+
+def test_two_hosts_share_a_store_for_several_nights(tmp_path: Path) -> None:
+    """Each deploys, rolls back, prunes and drills by its own generations; one forgets; one is lost and replaced."""
+    keep = "keep = { last = 2, per-revision = 1 }\n"
+    a, b = machine(tmp_path, "one", "a", first=True), machine(tmp_path, "two", "b")
+    for one, name in ((a, "a"), (b, "b")):
+        one.describe(name, more=keep)
+
+    def check(one: Machine, name: str) -> None:
+        assert one.read("latest").startswith(name)
+        assert "is sound" in one.run("drill", "web").stdout
+        one.run("verify", "--read-data")
+        one.run("prune")
+
+    for night in range(1, 4):
+        a.take(f"a night {night}")
+        b.take(f"b night {night}")
+    check(a, "a")
+    check(b, "b")
+    a.take("a after the upgrade", "r2")
+    a.run("rollback", "web", "--to", "r1")
+    assert (a.top / "file").read_text() == "a night 3"
+    assert (b.top / "file").read_text() == "b night 3"
+    b.take("b after the upgrade", "r2")
+    a.run("rollback", "web", "--undo")
+    assert (a.top / "file").read_text() == "a after the upgrade"
+    b.configure("r1")
+    assert "web@" in b.run("follow", "web").stdout
+    b.run("rollback", "web", "--to", "r1")
+    assert (b.top / "file").read_text() == "b night 3"
+
+    before = [one["number"] for one in b.log("--host", "b")]
+    newest = a.log("--host", "a")[0]["number"]
+    a.run("forget", f"web@{newest}", "--yes")
+    assert "warning" not in b.run("snapshot", "web").stderr, "another host's forget is intended"
+    assert [one["number"] for one in b.log("--host", "b")][1:] == before
+    for one, name in ((a, "a"), (b, "b")):
+        check(one, name)
+        hosts = [found["host"] for found in one.log()]
+        assert hosts.count("a") >= 2
+        assert hosts.count("b") >= 2
+
+    state = b.log("--host", "b")[0]["number"]
+    shutil.rmtree(b.home)
+    again = machine(tmp_path, "two", "b")
+    again.describe("b", more=keep)
+    assert "is sound" in again.run("drill", "web").stdout
+    again.run("rollback", "web", "--to", "latest")
+    assert (again.top / "file").read_text() == "b night 3"
+    again.run("snapshot", "web")
+    assert state in {one["parent"] for one in again.log("--host", "b")}
+    assert a.read("latest").startswith("a")

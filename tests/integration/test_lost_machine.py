@@ -52,6 +52,8 @@ def test_a_tree_and_a_sqlite_database_come_back_on_an_empty_machine(home: Path, 
     shutil.rmtree(top)
     lose(home)
     castore("key", "adopt")
+    assert "is sound" in castore("drill", "app").stdout
+    assert not top.exists()
     done = castore("rollback", "app", "--to", "latest")
     assert f"made the directory {top}/data" in done.stderr
     assert (top / "app/files/a").read_text() == "first"
@@ -83,6 +85,7 @@ def test_a_postgresql_database_and_its_roles_come_back_in_a_new_cluster(home: Pa
     with Postgres() as fresh:
         describe(fresh)
         castore("key", "adopt")
+        assert "is sound" in castore("drill", "app").stdout
         done = castore("rollback", "app", "--to", "latest")
         assert "made the role owner" in done.stderr
         assert fresh.psql("SELECT x FROM t", "app") == "7"
@@ -224,6 +227,7 @@ def test_a_mariadb_database_and_its_users_come_back_on_an_empty_server(home: Pat
         planned = castore("rollback", "app", "--to", "latest", "--dry-run").stderr
         for made in ("the database app_x", "the role r", "the user m@localhost", "the user u'q@localhost"):
             assert f"would make db: {made}\n" in planned
+        assert "is sound" in castore("drill", "app").stdout
         assert "v@%" not in planned
         assert "other" not in planned
         done = castore("rollback", "app", "--to", "latest").stderr
