@@ -8,6 +8,7 @@ import grp
 import os
 import pwd
 import stat
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _UNSUPPORTED: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
+
+_SECOND: Final = 10**9
+_ALWAYS_HELD: Final = _SECOND << 31
+"""Times from 0 up to this one are within the range of every file system."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ def set_directory_attributes(
     for key, value in ownership.xattrs_of(entry, owners, warn):
         _set_xattr(fd, key, value, warn)
     _try(warn, "time", lambda: os.utime(fd, ns=(entry.mtime, entry.mtime)))
+    if not 0 <= entry.mtime < _ALWAYS_HELD:
+        _try(warn, "time", lambda: _check_time(os.fstat(fd), entry.mtime, warn))
 
 
 def new_owners(owners: Owners, ownership: Ownership) -> NewOwners:
@@ -153,8 +160,21 @@ def set_attributes(
         path = b"/proc/self/fd/%d/%s" % (fd, name)
         for key, value in ownership.xattrs_of(entry, owners, warn):
             _set_xattr(path, key, value, warn)
-    time = (entry.mtime, entry.mtime)
-    _try(warn, "time", lambda: os.utime(name, ns=time, dir_fd=fd, follow_symlinks=False))
+    times = (entry.mtime, entry.mtime)
+    _try(warn, "time", lambda: os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False))
+    if not 0 <= entry.mtime < _ALWAYS_HELD:
+        _try(
+            warn,
+            "time",
+            lambda: _check_time(os.stat(name, dir_fd=fd, follow_symlinks=False), entry.mtime, warn),
+        )
+
+
+def _check_time(info: os.stat_result, mtime: int, warn: Callable[[str], None]) -> None:
+    """Report a time, in nanoseconds, that the file system has replaced because it cannot hold it."""
+    if info.st_mtime_ns // _SECOND != mtime // _SECOND:
+        year = time.gmtime(info.st_mtime_ns // _SECOND).tm_year
+        warn(f"time is out of range for this file system: set to the nearest possible one, in {year}")
 
 
 def replace_attributes(

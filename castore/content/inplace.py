@@ -123,6 +123,8 @@ class InPlace(PlanWriter):
                 hint = ""
                 if isinstance(error, PermissionError) and step.path and self._is_protected(step.path):
                     hint = ": it, or its directory, is immutable or append-only; allow it with chattr -i"
+                elif isinstance(error, PermissionError) and step.action == "replace" and os.geteuid() == 0:
+                    hint = ": it is in use; if it is a swap file, run swapoff first"
                 raise CastoreError(f"cannot {step.action} {shown}: {error.strerror}{hint}") from error
         report = self.report
         if lacking := [*report.damaged, *report.unmade]:
@@ -169,9 +171,11 @@ class InPlace(PlanWriter):
             try:
                 moved = aside.take(path)
             except PermissionError as error:
-                if step.action == "replace" or not self._is_protected(path):
+                protected = self._is_protected(path)
+                if step.action == "replace" or not (protected or os.geteuid() == 0):
                     raise
-                reason = "is immutable or append-only (see lsattr): it cannot be removed and was left"
+                why = "is immutable or append-only (see lsattr)" if protected else "is in use (a swap file?)"
+                reason = f"{why}: it cannot be removed and was left"
                 self.report.warnings.append((b"/".join(path), reason))
                 del error
         if step.child is None:

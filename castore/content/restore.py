@@ -423,6 +423,7 @@ def restore_directory(
     writer = TreeWriter(reader, top, ownership, tally)
     writer.fill(child)
     warnings = writer.report.warnings
+    drop_inherited(top, b".")
     set_directory_attributes(
         top, child.entry, child.owners, ownership, lambda r: warnings.append((b".", r))
     )

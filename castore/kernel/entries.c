@@ -377,6 +377,7 @@ static int
 fill(int file, const struct entry_place *place, const struct entry_owners *owners, const uint8_t *content)
 {
 	struct timespec times[2];
+	struct stat info;
 	size_t done = 0;
 	ssize_t got;
 
@@ -393,7 +394,12 @@ fill(int file, const struct entry_place *place, const struct entry_owners *owner
 		return (-1);
 	times[0].tv_sec = times[1].tv_sec = (time_t)place->mtime;
 	times[0].tv_nsec = times[1].tv_nsec = (long)place->mtime_ns;
-	return (futimens(file, times));
+	if (futimens(file, times) != 0)
+		return (-1);
+	/* File systems replace a time that they cannot hold: such a file is left to the caller, who reports it. */
+	if (place->mtime < 0 || place->mtime > INT32_MAX)
+		return (fstat(file, &info) == 0 && info.st_mtim.tv_sec == (time_t)place->mtime ? 0 : -1);
+	return (0);
 }
 
 size_t

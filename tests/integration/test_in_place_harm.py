@@ -158,3 +158,61 @@ def test_a_file_of_a_file_system_without_sizes_is_stored_with_its_content(castor
     assert castore("cat", "app@latest:t/ostype").stdout == version.read_text()
     castore("snapshot", "app", "--tree", "t=/proc/sys/kernel", "--exclude", "*", "--exclude", "!ostype")
     assert castore("cat", "app@latest:t/ostype").stdout == version.read_text()
+
+
+@_root
+def test_a_swap_file_in_use_is_left(castore, home, tree):
+    castore("init")
+    castore("snapshot", "app", "--tree", f"t={tree}")
+    swap = tree / "swap"
+    swap.write_bytes(bytes(1 << 20))
+    swap.chmod(0o600)
+    if shutil.which("mkswap") is None or subprocess.run(["mkswap", "-q", swap], check=False).returncode:
+        pytest.skip("there is no mkswap")
+    if subprocess.run(["swapon", swap], capture_output=True, check=False).returncode:
+        pytest.skip("swap is not allowed here")
+    try:
+        (tree / "two").write_text("changed")
+        done = castore("restore", "--in-place", "app@latest:t", tree, expect=3)
+    finally:
+        subprocess.run(["swapoff", swap], check=True)
+    assert "swap: is in use" in done.stderr
+    assert (tree / "two").read_text() == "2"
+
+
+def test_an_access_control_list_of_an_existing_destination_is_not_that_of_the_tree(castore, home, tree, tmp_path):
+    castore("init")
+    castore("snapshot", "app", "--tree", f"t={tree}")
+    target = tmp_path / "target"
+    target.mkdir()
+    given = ["setfacl", "-m", "u:1234:rwx,d:u:1234:rwx", target]
+    if shutil.which("setfacl") is None or subprocess.run(given, capture_output=True, check=False).returncode:
+        pytest.skip("no access control lists here")
+    castore("restore", "app@latest:t", target)
+    assert [name for name in os.listxattr(target) if "acl" in name] == []
+
+
+@_root
+def test_a_time_that_a_file_system_cannot_hold_is_reported_by_a_restore(castore, home, tree, tmp_path):
+    image, old = tmp_path / "image", tmp_path / "old"
+    old.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(8 << 20)
+    made = shutil.which("mkfs.ext4") and not subprocess.run(
+        ["mkfs.ext4", "-q", "-I", "128", image], capture_output=True, check=False
+    ).returncode
+    if not made or subprocess.run(["mount", "-o", "loop", image, old], capture_output=True, check=False).returncode:
+        pytest.skip("no file system that ends in 2038 can be mounted")
+    try:
+        (tree / "link").symlink_to("two")
+        for path in (tree / "two", tree / "link", tree / "a"):
+            os.utime(path, (1 << 32, 1 << 32), follow_symlinks=False)
+        castore("init")
+        castore("snapshot", "app", "--tree", f"t={tree}")
+        done = castore("restore", "app@latest:t", old, expect=3)
+        done_in_place = castore("restore", "--in-place", "--yes", "app@latest:t", old, expect=3)
+        assert (old / "two").read_text() == "2"
+    finally:
+        subprocess.run(["umount", old], check=True)
+    assert done.stderr.count("time is out of range for this file system") == 3
+    assert "time is out of range" in done_in_place.stderr
