@@ -97,7 +97,7 @@ def new(file: str, passphrase: bool, as_json: bool) -> None:
     identity = Identity.generate()
     write_identity(file, identity, _new_passphrase() if passphrase else None)
     if as_json:
-        print_json({"identity": file, "recipient": identity.recipient.text})
+        print_json({"identity": file, "recipient": identity.recipient.text, "locked": passphrase})
     else:
         print(identity.recipient.text)
 
