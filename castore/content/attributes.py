@@ -18,7 +18,7 @@ from castore.content.live import read_xattrs_at
 from castore.kernel.entries import NewOwners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from castore.model.tree import Entry, Owners
 
@@ -60,12 +60,21 @@ class Ownership:
 
         warn: called where several stored ids become one.
         """
-        xattrs = entry.extra.xattrs
+        return self.mapped(entry.extra.xattrs, owners.users, owners.groups, warn)
+
+    def mapped(
+        self,
+        xattrs: tuple[tuple[bytes, bytes], ...],
+        user_names: Mapping[int, str],
+        group_names: Mapping[int, str],
+        warn: Callable[[str], None] = lambda _reason: None,
+    ) -> tuple[tuple[bytes, bytes], ...]:
+        """Return attributes whose ACLs have the ids that the stored names have here."""
         if self.numeric or not xattrs:
             return xattrs
         uids, gids = acl_ids(xattrs)
-        users = {uid: now for uid in uids if (now := _uid(owners.users.get(uid))) is not None}
-        groups = {gid: now for gid in gids if (now := _gid(owners.groups.get(gid))) is not None}
+        users = {uid: now for uid in uids if (now := _uid(user_names.get(uid))) is not None}
+        groups = {gid: now for gid in gids if (now := _gid(group_names.get(gid))) is not None}
         return mapped_acls(xattrs, users, groups, warn)
 
 

@@ -129,6 +129,11 @@ class FileOwner(msgspec.Struct, frozen=True, array_like=True):
     user: str = ""
     """Empty: the machine had no name for the id."""
     group: str = ""
+    acls: tuple[tuple[bytes, bytes], ...] = ()
+    """Its POSIX access control lists, as attributes."""
+    users: tuple[tuple[int, str], ...] = ()
+    """The names of the users in these."""
+    groups: tuple[tuple[int, str], ...] = ()
 
 
 class Origin(msgspec.Struct, frozen=True):
