@@ -327,7 +327,7 @@ def rollback(
         store.sync_generations()
         target = undo_of(store, service) if selector is None else find(store, service, selector)
         recorded = read_details(store, target).origins
-        origins = _origins(context, target, recorded, programs)
+        origins = _origins(context, store, target, recorded, programs)
         ownership = _ownership(numeric_ids)
         settings = context.service_settings(service)
         doubted = doubts(store, target, recorded, origins)
@@ -421,7 +421,11 @@ def _of(generation: Generation) -> str:
 
 
 def _origins(
-    context: Common, target: Generation, recorded: dict[str, Origin], programs: tuple[str, ...]
+    context: Common,
+    store: Store,
+    target: Generation,
+    recorded: dict[str, Origin],
+    programs: tuple[str, ...],
 ) -> dict[str, Origin]:
     """Return where each part belongs: as recorded, but castore.toml, and then --restore, know better."""
     import msgspec
@@ -429,9 +433,14 @@ def _origins(
     from castore.cli.snapshot import split_named, split_program
     from castore.errors import UsageError
     from castore.model.generation import Origin
-    from castore.services.snapshot import merged_origins
+    from castore.services.recorded import trusted_origins
 
-    origins = merged_origins(recorded, context.configured_origins(target.service))
+    configured = context.configured_origins(target.service)
+
+    def say(line: str) -> None:
+        click.echo(f"castore: {text.one_line(line)}", err=True)
+
+    origins = trusted_origins(store, target.service, recorded, configured, say)
     for text_ in programs:
         name, argv = split_named("--restore", text_)
         if target.part(name) is None:

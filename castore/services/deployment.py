@@ -17,9 +17,10 @@ from castore.services.hooks import Around
 from castore.services.interrupts import Shield
 from castore.services.plan import read_details
 from castore.services.programs import run
+from castore.services.recorded import trusted_origins
 from castore.services.revision import current
 from castore.services.rollback import roll_back
-from castore.services.snapshot import configured_origins, merged_origins, snapshot, sources_of
+from castore.services.snapshot import configured_origins, snapshot, sources_of
 from castore.services.state_revision import newest_of, state_revision
 from castore.services.transaction import check_health, refuse_interrupted
 
@@ -87,7 +88,8 @@ class Work:
         """Put a generation of a service back."""
         settings = self.of(service)
         recorded = read_details(self.store, target).origins
-        origins = merged_origins(recorded, configured_origins(settings))
+        configured_parts = configured_origins(settings)
+        origins = trusted_origins(self.store, service, recorded, configured_parts, self.say)
         configured = self._configured(settings)
         with self.store.lock(service):
             live = state_revision(self.store, service, configured).revision

@@ -18,8 +18,9 @@ from castore.model.tally import Tally
 from castore.services.events import event
 from castore.services.plan import read_details
 from castore.services.programs import run
+from castore.services.recorded import trusted_origins
 from castore.services.scratch import scratch_folder
-from castore.services.snapshot import engine_of, merged_origins
+from castore.services.snapshot import engine_of
 from castore.services.transaction import contents_of
 from castore.services.users import account_of
 
@@ -75,7 +76,8 @@ def drill(
         place = stack.enter_context(scratch_folder(_PREFIX, scratch, mode=0o711, say=say))
         reader = stack.enter_context(StreamReader(store))
         env = {"CASTORE_DRILL": place}
-        known = merged_origins(read_details(store, generation).origins, origins)
+        recorded = read_details(store, generation).origins
+        known = trusted_origins(store, generation.service, recorded, origins)
         for part in generation.parts:
             folder = os.path.join(place, part.name)
             os.mkdir(folder, 0o700)

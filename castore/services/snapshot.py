@@ -128,6 +128,8 @@ def snapshot(
     The caller holds the service's lock. Raises UsageError, ProgramError, StorageError; then nothing
     was committed, and what was stored is found again by the next try.
     """
+    from castore.services.recorded import remember  # noqa: PLC0415 - it imports this module
+
     with event(store, "snapshot", service) as note:
         # What was read from an open file cannot be read once more.
         repeats = not any(isinstance(source, StreamSource) for source in sources.values())
@@ -146,6 +148,7 @@ def snapshot(
         marks = (", safety" if safety else "") + (", after an unfinished rollback" if interrupted else "")
         marks += f", partial: without {', '.join(lacks)}" if lacks else ""
         note.text = f"{taken.size} bytes, {stored} stored{marks}"
+    remember(store, service, sources)
     return taken
 
 

@@ -210,6 +210,14 @@ class Remembered:
         """Keep, durably, how far a roll-back of a service has got. Raises StorageError."""
         write_private(self._state_file("rollbacks", service), journal)
 
+    def known_programs(self, service: str) -> str | None:
+        """Return the programs that this machine has run for snapshots of a service, as JSON."""
+        return read_private(self._state_file("programs", service))
+
+    def set_known_programs(self, service: str, programs: str) -> None:
+        """Remember the programs that this machine has run for snapshots of a service. Raises StorageError."""
+        write_private(self._state_file("programs", service), programs.encode())
+
     def has_begun_rollback(self, service: str) -> bool:
         """Whether a rollback of a service has not ended; its journal may be unreadable."""
         return os.path.lexists(self._state_file("rollbacks", service))
