@@ -31,6 +31,7 @@ BLOCKS = {
     ("castore", 1): "it installs packages from a registry: only its syntax is checked",
     ("A service", 0): "test_the_first_example_of_the_readme_works_line_by_line",
     ("castore.toml", 0): "test_the_castore_toml_of_the_readme_works_as_written",
+    ("castore.toml", 1): "test_run_as.py runs it as root, with a server of its own: test_a_cluster_with_peer_authentication",
     ("Nightly dumps", 0): "test_the_castore_toml_of_the_readme_works_as_written",
     ("Keeping a store well", 0): "test_the_castore_toml_of_the_readme_works_as_written",
     ("A new machine", 0): "test_a_new_machine_comes_back_by_the_readme",
