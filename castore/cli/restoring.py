@@ -320,11 +320,15 @@ def rollback(
     from castore.services.rollback import check_plan, creations, missing_folders, roll_back
     from castore.services.select import find, undo_of
     from castore.services.state_revision import state_revision
+    from castore.services.transaction import refuse_interrupted
 
     if (selector is None) == (not undo):
         raise click.UsageError("give --to SEL, or --undo")
     with context.open_store() as store:
         store.sync_generations()
+        if undo:
+            # What the interrupted one kept is not known to be complete.
+            refuse_interrupted(store, service)
         target = undo_of(store, service) if selector is None else find(store, service, selector)
         recorded = read_details(store, target).origins
         origins = _origins(context, store, target, recorded, programs)

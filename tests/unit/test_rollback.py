@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import stat
@@ -532,3 +533,32 @@ def test_a_leftover_of_an_interrupted_roll_back_is_told_and_kept(store: Run, tmp
     failed = store("rollback", "s", "--to", "1", expect=1)
     assert ".castore-aside-0123456789abcdef" in failed.stderr
     assert (live / ".castore-aside-0123456789abcdef").is_dir()
+
+
+def test_each_refusal_after_a_killed_rollback_names_a_command_that_works(
+    store: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = tmp_path / "live"
+    live.mkdir()
+    (live / "file").write_text("first")
+    config = tmp_path / "castore.toml"
+    text = f'[service.s]\nstop = ["true"]\nstart = ["true"]\n[service.s.parts.t]\nengine = "tree"\npath = "{live}"\n'
+    config.write_text(text)
+    monkeypatch.setenv("CASTORE_CONFIG", str(config))
+    store("snapshot", "s", "--revision", "r1")
+    (live / "file").write_text("the second")
+    store("snapshot", "s", "--revision", "r2")
+    config.write_text(text.replace("[service.s]\n", '[service.s]\nhealth = ["sh", "-c", "kill -9 $PPID"]\n'))
+    store("rollback", "s", "--to", "r1", expect=-9)
+    config.write_text(text)
+    for command, code in (
+        (["rollback", "--undo", "s"], 11),
+        (["rollback", "s", "--to", "r2"], 11),
+        (["restore", "--in-place", "--yes", "s@1:t", live], 1),
+        (["recover", live], 1),
+    ):
+        refused = store(*command, expect=code)
+        assert re.search(r"castore recover s\b", refused.stderr), (command, refused.stderr)
+    store("recover", "s")
+    assert (live / "file").read_text() == "the second"
+    store("restore", "--in-place", "--yes", "s@1:t", live)
