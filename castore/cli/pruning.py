@@ -403,7 +403,8 @@ def _print_kept(planned: Plan) -> None:
             "them now"
         )
     if planned.lost:
-        print(f"{planned.lost} nodes that generations refer to are in no pack: see 'castore verify'")
+        lost = text.count(planned.lost, "node")
+        print(f"in no pack: {lost} that generations refer to; see 'castore verify'")
 
 
 def _packs(count: int) -> str:

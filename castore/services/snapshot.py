@@ -20,6 +20,7 @@ from castore.content.scan import ScanRules, store_tree
 from castore.content.scancache import NewScan, OldScan, scan_path
 from castore.content.streams import store_stream
 from castore.errors import BusyError, DamageError, ProgramError, StorageError, UsageError
+from castore.model.counting import count as counted
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
 from castore.model.names import check_name, check_revision
 from castore.model.tally import Tally
@@ -147,7 +148,7 @@ def snapshot(
         stored = sum(part.stored_bytes for part in taken.parts)
         marks = (", safety" if safety else "") + (", after an unfinished rollback" if interrupted else "")
         marks += f", partial: without {', '.join(lacks)}" if lacks else ""
-        note.text = f"{taken.size} bytes, {stored} stored{marks}"
+        note.text = f"{counted(taken.size, 'byte')}, {stored:,} stored{marks}"
     remember(store, service, sources)
     return taken
 
