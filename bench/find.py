@@ -7,16 +7,17 @@ Each generation changes 1 % of the files: of a few directories (clustered) or of
 about 630 of 1,000 directories change each time). Times are those of whole commands, start-up included; the
 page cache is warm. --folder keeps the stores, and a second run uses them again.
 
-Of 100 generations of 100,000 files, on 2 cores that other work kept busy (load 6):
+Seconds of user CPU, of 71 generations of 100,000 files on a machine that other work kept busy (wall time says
+little there: three to four times as much):
 
-    clustered  find, any name                1.5 to 1.9 s
-    clustered  history of a file             1.0 s
-    spread     find, any name                2.2 to 3.8 s
-    spread     find, one directory of ten    2.7 s
-    spread     history of a file             0.9 s
+    spread     find, any name                1.1
+    spread     find, one directory of ten    0.7
+    spread     find, '*7.txt' everywhere     5.1
+    spread     history of a file             0.3
+    spread     history of a directory        0.3
 
-Spread over all directories, a pattern that matches names in most of them ('*7.txt') reads every version of
-every directory, 63,000, which takes 10 to 20 s.
+The third matches names in every directory, so it reads every version of every directory, 44,000. It took
+13.5 s while names were compared in Python.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -86,8 +88,8 @@ def make(folder: str, files: int, generations: int, *, clustered: bool) -> None:
             castore.snapshot(store, "s", {"t": castore.TreeSource(tree)})
 
 
-def run(folder: str, *arguments: str) -> tuple[float, int]:
-    """Return the seconds that a command takes, the best of three, and the lines that it prints."""
+def run(folder: str, *arguments: str) -> tuple[float, float, int]:
+    """Return the seconds and those of the CPU that a command takes, the best of three, and its lines."""
     environment = {
         **os.environ,
         "XDG_STATE_HOME": os.path.join(folder, "state"),
@@ -96,14 +98,17 @@ def run(folder: str, *arguments: str) -> tuple[float, int]:
         "CASTORE_IDENTITY": os.path.join(folder, "identity"),
     }
     times = []
+    used = []
     for _ in range(3):
         began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         argv = [sys.executable, "-m", "castore", *arguments]
         done = subprocess.run(argv, env=environment, capture_output=True, check=False)
         if done.returncode not in {0, 6}:  # 6: nothing matches
             raise SystemExit(done.stderr.decode())
         times.append(time.perf_counter() - began)
-    return min(times), done.stdout.count(b"\n")
+        used.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+    return min(times), min(used), done.stdout.count(b"\n")
 
 
 def measure(folder: str, files: int, kind: str) -> None:
@@ -112,13 +117,15 @@ def measure(folder: str, files: int, kind: str) -> None:
         ("find", "*.log", "s"),
         ("find", f"{files // 2:07}.txt"),
         ("find", f"/{some[:3]}/*/*7.txt"),
+        ("find", "*7.txt"),
         ("find", "no-such-name"),
         ("history", f"s:t/{some}"),
         ("history", f"s:t/{os.path.dirname(some)}"),
     ]
     for command in commands:
-        seconds, lines = run(folder, *command)
-        print(f"{kind:10} {' '.join(command):40} {seconds:6.2f} s  {lines:6} lines", flush=True)
+        seconds, used, lines = run(folder, *command)
+        shown = f"{kind:10} {' '.join(command):40} {seconds:6.2f} s {used:6.2f} s of CPU  {lines:6} lines"
+        print(shown, flush=True)
 
 
 def main() -> None:

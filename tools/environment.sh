@@ -73,7 +73,7 @@ is_usable() {
 
 # run_castore_module ARGUMENTS: in the place of this shell, without bin/castore, whose first line has the path that .venv was made at.
 run_castore_module() {
-    exec "$venv/bin/python" -P -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); import castore.kernel
+    exec "$venv/bin/python" -E -P -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); import castore.kernel
 from castore.__main__ import main; main()' "$root" "$@"
 }
 
@@ -116,6 +116,7 @@ make_venv() {
 }
 
 set_up() {
+    unset PYTHONHOME PYTHONPATH  # they are for another Python
     say "setting up $venv"
     check_compiler
     if ! can_update "$1"; then

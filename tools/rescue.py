@@ -394,4 +394,5 @@ if __name__ == "__main__":
     with watched(path):
         store = Store(path, read_identity(identity))
         store.restore(*wanted) if wanted else store.list_generations()
-    need(not problems, f"{len(problems)} problems, named above; all else is whole", 5)
+    several = "s" * (len(problems) != 1)
+    need(not problems, f"{len(problems)} problem{several}, named above; all else is whole", 5)

@@ -9,6 +9,7 @@ import click
 from castore.cli import text
 from castore.cli.document import times
 from castore.cli.options import Percent, agreed, common, json_option, print_json
+from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: castore verify --read-data --sample 5%")
 @click.option("--index", is_flag=True, help="Look whether everything is there; always done.")
 @click.option("--packs", is_flag=True, help="Also compare every pack's bytes with its name.")
-@click.option("--read-data", is_flag=True, help="Also open every chunk; needs an identity.")
+@click.option(
+    "--read-data",
+    is_flag=True,
+    help="Also open every chunk and decode every directory, as a restore does; needs an identity.",
+)
 @click.option(
     "--sample",
     metavar="PERCENT",
@@ -63,7 +68,6 @@ def verify(
                 read_data=read_data,
                 sample=sample,
                 restart=restart,
-                begin=progress.expect,
             )
     if as_json:
         print_json(_plain(found))
@@ -74,7 +78,7 @@ def verify(
         if packs or read_data or sample is not None:
             looked = f"; {text.count(found.read, 'pack')} read, {depth}"
         resumed = f"; gone on with what began {text.local_time(found.resumed)}" if found.resumed else ""
-        print(
+        summarize(
             f"{text.count(found.generations, 'generation')}, {text.count(found.packs, 'pack')}, "
             f"{text.count(found.nodes, 'node')}, {text.count(found.chunks, 'reference')} to chunks"
             f"{looked}{resumed}"
@@ -153,7 +157,7 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
         tally = Tally()
         with watching() as progress:
             progress("looking at everything", tally)
-            done, after = mend(store, tally, agree=agree, begin=progress.expect)
+            done, after = mend(store, tally, agree=agree)
     if as_json:
         rewritten = [pack.hex() for pack in done.rewrite]
         print_json({
@@ -166,14 +170,14 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
             "left": _plain(after),
         })
     elif done.done:
-        print(
+        summarize(
             f"{text.count(len(done.mend), 'object')} repaired, {len(done.drop)} dropped, "
             f"{text.count(len(done.rewrite), 'pack')} rewritten: "
             f"{text.count(done.kept_records, 'record')} kept, {done.lost_records} lost"
         )
         _print_findings(after)
     elif not dry_run and after.sound:
-        print("nothing to repair")
+        summarize("nothing to repair")
     if not after.sound:
         raise DamageError(_summary(after))
 
@@ -183,11 +187,17 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
 @common
 def reindex(context: Common, as_json: bool) -> None:
     """Throw the index away and build it from the store; needs no identity."""
+    from castore.cli.progress import watching
+    from castore.model.tally import Tally
+
     with context.open_store() as store:
-        store.reindex()
+        tally = Tally()
+        with watching() as progress:
+            progress("reading packs", tally)
+            store.reindex(tally)
         count = store.count_chunks()
         context.warn_damaged(store)
     if as_json:
         print_json({"chunks": count})
     else:
-        print(f"the index holds {text.count(count, 'chunk')}")
+        summarize(f"the index holds {text.count(count, 'chunk')}")

@@ -141,7 +141,7 @@ def kind_of(error: BaseException) -> str:
     from castore.errors import CastoreError
 
     if isinstance(error, CastoreError):
-        name = type(error).__name__
+        name = next(one.__name__ for one in type(error).__mro__ if not one.__name__.startswith("_"))
         return _KINDS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name.removesuffix("Error")).lower()
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return "interrupted"
@@ -149,4 +149,6 @@ def kind_of(error: BaseException) -> str:
         return "usage"
     if isinstance(error, MemoryError):
         return "memory"
+    if isinstance(error, UnicodeError):
+        return "usage"
     return "system" if isinstance(error, OSError) else "internal"

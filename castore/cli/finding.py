@@ -9,7 +9,7 @@ import click
 
 from castore.cli import text
 from castore.cli.document import times
-from castore.cli.options import common, json_option, print_json
+from castore.cli.options import common, host_option, json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N paths.")
 @json_option
 @common
+@host_option
 def find(
     context: Common,
     pattern: str,
@@ -45,6 +46,7 @@ def find(
     from castore.content.streams import StreamReader
     from castore.errors import NotFoundError
     from castore.services.find import find_paths
+    from castore.services.hosts import groups_of, shown
 
     rows: list[dict[str, Any]] = []
     count = 0
@@ -57,8 +59,13 @@ def find(
             raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
         store.identity()
         for name in services:
-            generations = store.generations(name)
-            hosts = len({one.host for one in generations}) > 1
+            try:
+                generations = list(filter(shown(store, name), store.generations(name)))
+            except NotFoundError:
+                if service is not None:
+                    raise
+                continue  # no generation of this service is of the host that was named
+            hosts = len(groups_of(store, name).names()) > 1
             found = find_paths(reader, generations, pattern, part=part, ignore_case=ignore_case)
             for hit in _undamaged(name, found, damaged):
                 count += 1
@@ -142,6 +149,7 @@ def _date(generation: Generation) -> str:
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most the N newest versions.")
 @json_option
 @common
+@host_option
 def history(context: Common, what: str, limit: int | None, as_json: bool) -> None:
     """List the versions of a part, a directory or a file over all generations, newest first.
 
@@ -151,6 +159,7 @@ def history(context: Common, what: str, limit: int | None, as_json: bool) -> Non
     from castore.content.streams import StreamReader
     from castore.errors import NotFoundError, UsageError
     from castore.services.find import path_history
+    from castore.services.hosts import shown
 
     service, colon, rest = what.partition(":")
     part, _, path = rest.partition("/")
@@ -165,6 +174,7 @@ def history(context: Common, what: str, limit: int | None, as_json: bool) -> Non
         if not generations:
             known = ", ".join(store.services()) or "none"
             raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+        generations = list(filter(shown(store, service), generations))
         store.identity()
         hits = list(_undamaged(service, path_history(reader, generations, part, path), damaged))
         context.warn_damaged(store)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from castore.cli import text
 from castore.cli.document import times
 from castore.model.names import short_revision
-from castore.store.hosts import HostGroups
 
 if TYPE_CHECKING:
     from castore.model.events import Event
     from castore.model.generation import Generation, Part
+    from castore.store.hosts import HostGroups
 
 
 _Drills = Mapping[tuple[str, int], "Event"]
@@ -80,15 +80,16 @@ def describe(generation: Generation) -> str:
 
 
 def table(
-    generations: list[Generation], drilled: _Drills, pinned: Mapping[str, Mapping[int, str]]
+    generations: list[Generation],
+    drilled: _Drills,
+    pinned: Mapping[str, Mapping[int, str]],
+    groups: HostGroups | None = None,
 ) -> str:
     """Return the table of `castore log`; when each was last drilled, if any was.
 
-    pinned: notes of pins, by service and number.
+    pinned: notes of pins, by service and number. groups: the hosts, if the table shows them.
     """
     rows = []
-    groups = HostGroups(generations)
-    with_host = len(groups.names()) > 1
     for generation in generations:
         total = new = stored = missed = 0
         for part in generation.parts:
@@ -113,7 +114,7 @@ def table(
             str(generation.number),
             text.local_time(generation.time),
             short_revision(generation.revision) or "-",
-            *([generation.host] if with_host else []),
+            *([text.printable(groups.label(generation))] if groups else []),
             names,
             text.size(total),
             text.size(new),
@@ -123,7 +124,7 @@ def table(
             last = drilled.get((generation.service, generation.number))
             failed = "" if last is None or last.ok else " FAILED"
             rows[-1].append("-" if last is None else text.local_time(last.time) + failed)
-    header = ["service", "number", "time", "revision", *(["host"] if with_host else [])]
+    header = ["service", "number", "time", "revision", *(["host"] if groups else [])]
     header += ["parts", "total", "new", "stored"]
     right = {1, *range(len(header) - 3, len(header))}
     header += ["drilled"] if drilled else []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from castore.cli.options import LocalPath, answered, common, json_option, print_json
+from castore.cli.quiet import is_quiet, summarize
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -71,12 +72,12 @@ def init(
     if as_json:
         print_json(made)
         return
-    print(f"store:     {made['store']}")
+    summarize(f"store:     {made['store']}")
     for recipient in made["recipients"]:
-        print(f"recipient: {recipient}")
+        summarize(f"recipient: {recipient}")
     if made["identity"]:
-        print(f"identity:  {made['identity']}")
-        print(context.keep_safe(made["identity"]))
+        summarize(f"identity:  {made['identity']}")
+        click.echo(context.keep_safe(made["identity"]), err=is_quiet())
 
 
 @click.group()
@@ -96,7 +97,7 @@ def new(file: str, passphrase: bool, as_json: bool) -> None:
     identity = Identity.generate()
     write_identity(file, identity, _new_passphrase() if passphrase else None)
     if as_json:
-        print_json({"identity": file, "recipient": identity.recipient.text})
+        print_json({"identity": file, "recipient": identity.recipient.text, "locked": passphrase})
     else:
         print(identity.recipient.text)
 
@@ -146,7 +147,7 @@ def add(context: Common, recipient: str, label: str, as_json: bool) -> None:
     if as_json:
         print_json({"recipient": added.text, "label": label})
     else:
-        print(f"{added.text} opens this store now, all of its past included")
+        summarize(f"{added.text} opens this store now, all of its past included")
 
 
 @key.command(epilog="Example: castore key remove castore-pub-...")
@@ -174,7 +175,7 @@ def remove(context: Common, recipient: str, as_json: bool) -> None:
     if as_json:
         print_json({"recipient": removed.text})
     else:
-        print(f"{removed.text} is no recipient of this store any more")
+        summarize(f"{removed.text} is no recipient of this store any more")
 
 
 @key.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")
@@ -191,7 +192,7 @@ def adopt(context: Common, as_json: bool) -> None:
     if as_json:
         print_json({"store": location})
     else:
-        print(f"this machine may add to {location} now")
+        summarize(f"this machine may add to {location} now")
 
 
 @key.command(name="rotate-writer", epilog="Example: castore key rotate-writer")
@@ -215,9 +216,9 @@ def rotate_writer(context: Common, new_ids: bool, as_json: bool) -> None:
     if as_json:
         print_json({"store": location, "new_ids": new_ids})
         return
-    print(f"the store at {location} has a new writer key, and so has this machine")
-    print("every other machine that adds to it needs, once, with an identity:")
-    print(f"    castore key adopt --store {location} --identity FILE")
+    summarize(f"the store at {location} has a new writer key, and so has this machine")
+    summarize("every other machine that adds to it needs, once, with an identity:")
+    summarize(f"    castore key adopt --store {location} --identity FILE")
 
 
 @key.command(epilog="Example: castore key paper --out sheet.html")
@@ -312,7 +313,7 @@ def enter(file: str, as_json: bool) -> None:
         if as_json:
             print_json({"identity": file, "recipient": None, "locked": True})
         else:
-            print(f"{file} holds the identity, locked with its passphrase")
+            summarize(f"{file} holds the identity, locked with its passphrase")
         return
     recipient = Identity.parse(line, None).recipient.text
     write_secret(file, f"{note}: opens all state sealed to\n# {recipient}\n{line}\n")
@@ -343,4 +344,4 @@ def passphrase(context: Common, file: str | None, remove: bool, as_json: bool) -
         print_json({"identity": path, "recipient": identity.recipient.text, "locked": not remove})
         return
     state = "no passphrase" if remove else "a new passphrase"
-    print(f"{path} has {state} now; it is the identity of {identity.recipient.text} as before")
+    summarize(f"{path} has {state} now; it is the identity of {identity.recipient.text} as before")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import click
 
+from castore.cli.quiet import add_quiet, quiet_option
 from castore.version import __version__
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ class _Group(click.Group):
         """Return a command, imported."""
         lazy = _COMMANDS.get(cmd_name)
         if lazy is None:
-            return super().get_command(ctx, cmd_name)
+            own = super().get_command(ctx, cmd_name)
+            return own and add_quiet(own)
         module = importlib.import_module(f"castore.cli.{lazy.module}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
+        return add_quiet(getattr(module, cmd_name))
 
     def format_commands(
         self,
@@ -113,6 +114,7 @@ def _is_sound(arg: str) -> bool:
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: castore snapshot etc --tree etc=/etc   (see also 'castore help exit-codes', "
     "'castore help json')",
+    params=[quiet_option()],
 )
 @click.version_option(__version__, message="castore %(version)s", prog_name="castore")
 def cli() -> None:
@@ -204,11 +206,27 @@ def _document() -> Document | None:
 def _run() -> int:
     # Outside of its standalone mode, click returns the argument of ctx.exit(), or what the
     # command returned, and lets errors pass.
-    # In a locale without some letter of a name, the name is shown escaped.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _escape_names()
     result = cli.main(prog_name="castore", standalone_mode=False)
     sys.stdout.flush()
     return result if isinstance(result, int) else 0
+
+
+def _escape_names() -> None:
+    """Show names escaped that have bytes that are not UTF-8, or letters that the locale lacks.
+
+    Every message passes through these two files, so that no name can be an error of its own.
+    """
+    import codecs
+
+    def escape(error: UnicodeError) -> tuple[str, int]:
+        from castore.model.odd_text import escape_unencodable
+
+        return escape_unencodable(error)
+
+    codecs.register_error("castore-escape", escape)
+    for file in (sys.stdout, sys.stderr):
+        file.reconfigure(errors="castore-escape")  # type: ignore[union-attr]
 
 
 def _open_standard_files() -> None:
@@ -263,7 +281,10 @@ def _explain(error: BaseException, document: Document | None = None) -> int:
         import traceback
 
         traceback.print_exception(error)
+    from castore.model.odd_text import message as readable
+
     message, code = _described(error)
+    message = readable(message)
     # Standard output may be what is broken: what it still holds must not follow the message.
     _close_stdout()
     if document is not None:
@@ -293,11 +314,20 @@ def _described(error: BaseException) -> tuple[str, int]:
             return "the working directory was deleted: change to one that exists", 2
         where = f"{os.fsdecode(error.filename)}: " if named else ""
         return f"{where}{error.strerror or error}", 1
-    if isinstance(error, UnicodeEncodeError) and any(error.object in arg for arg in sys.argv):
-        # Only paths may have bytes that are not UTF-8; wherever another argument is used, it cannot be.
-        return f"the argument {error.object[:80]!a} is not valid UTF-8", 2
+    if isinstance(error, UnicodeError) and (text := _odd_text(error)):
+        if any(text in arg for arg in sys.argv):
+            # Only paths may have bytes that are not UTF-8; wherever another argument is used, it cannot be.
+            return f"the argument {text[:80]!r} is not valid UTF-8", 2
+        return f"{text[:80]!r} is not valid UTF-8, and only the paths of files may be so", 1
     kind = type(error).__name__
     return f"a mistake in castore: {kind}: {error} (CASTORE_DEBUG=1 tells where)", 1
+
+
+def _odd_text(error: UnicodeError) -> str:
+    """Return the text that could not be encoded or decoded; empty: it is not known."""
+    if isinstance(error, UnicodeEncodeError):
+        return error.object
+    return os.fsdecode(bytes(error.object)) if isinstance(error, UnicodeDecodeError) else ""
 
 
 def _lost_working_directory() -> bool:

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-def own_folders() -> list[str]:
-    """Return the folders of castore itself, which no tree takes in: they change under the scan."""
-    own = places.places()
-    return [own.state, own.cache]
+def _note(line: str) -> None:
+    print(f"castore: note: {text.one_line(line)}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,11 @@ class Common:
             raise NotFoundError(f"{error}: {places.instead_of(path)}") from None
         if self.settings is not None and self.settings.reference_cache is not None:
             store.references.limit = self.settings.reference_cache
-        store.configured_host = (self.settings.host if self.settings is not None else None) or ""
+        if self.settings is not None:
+            store.configured_host = self.settings.host or ""
+            store.former_hosts = frozenset(self.settings.former_hosts)
         store.chosen_host = self.host
-        store.say = lru_cache(None)(lambda line: print(f"castore: note: {line}", file=sys.stderr))
+        store.say = lru_cache(None)(_note)
         return store
 
     def identity(self) -> Callable[[], Identity]:
@@ -90,6 +90,15 @@ class Common:
     def identity_text(self) -> tuple[str, str]:
         """Return the identity as text, which may be locked, and what it is from."""
         return places.identity_text(self.identity_file, self.default_identity)
+
+    def own_places(self) -> list[str]:
+        """Return the folders of castore itself, which no tree takes in, and the identities that it uses.
+
+        The folders change under a scan. Identities are taken, but never removed: without one nothing that is
+        stored can be read.
+        """
+        own = places.places()
+        return [own.state, own.cache, *places.identity_files(self.identity_file, self.default_identity)]
 
     def default_identity(self) -> str:
         """Return where `init` writes the identity of this store unless told otherwise."""
@@ -175,7 +184,7 @@ class Common:
         from castore.services.revision import current
 
         settings = self.service_settings(service)
-        return current(settings.revision) if settings is not None else None
+        return current(settings.revision, settings.timeout) if settings is not None else None
 
     def configured_sources(self, service: str) -> dict[str, Source]:
         """Return the parts of a service as castore.toml describes them. Raises UsageError."""
@@ -222,7 +231,7 @@ class Common:
     def warn_damaged(store: Store) -> None:
         """Tell of objects that could not be read while the index was brought up to date."""
         for name, reason in sorted(store.damaged.items()):
-            print(f"castore: damaged: {name}: {reason}", file=sys.stderr)
+            print(f"castore: damaged: {name}: {text.one_line(reason)}", file=sys.stderr)
 
     @staticmethod
     def report_missed(warnings: list[tuple[str, bytes, str]], taken: Generation) -> None:

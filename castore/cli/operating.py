@@ -10,6 +10,7 @@ import click
 from castore.cli import text
 from castore.cli.document import times
 from castore.cli.options import Count, LocalPath, common, host_option, json_option, print_json
+from castore.cli.quiet import is_quiet, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,15 +19,17 @@ if TYPE_CHECKING:
     from castore.cli.progress import Watch
     from castore.model.generation import Generation
     from castore.services.config import Service, TreePart
-    from castore.services.deployment import Guarded, Work
+    from castore.services.deployment import Followed, Guarded, Work
     from castore.store import Store
 
 
 def _work(context: Common, store: Store, progress: Watch, services: Sequence[str]) -> Work:
-    from castore.cli.opening import own_folders
     from castore.cli.progress import hushed
     from castore.content.attributes import Ownership
     from castore.services.deployment import Work
+
+    def say(line: str) -> None:
+        click.echo(f"castore: {text.one_line(line)}", err=True)
 
     settings = context.required_settings()
     for service in services:
@@ -35,9 +38,10 @@ def _work(context: Common, store: Store, progress: Watch, services: Sequence[str
         store,
         settings.service,
         Ownership(change=os.geteuid() == 0),
-        leave_out=own_folders(),
+        leave_out=context.own_places(),
         progress=progress,
-        say=lambda line: click.echo(f"castore: {line}", err=True),
+        say=say,
+        note=lambda line: None if is_quiet() else say(line),
         hushed=hushed,
     )
 
@@ -69,7 +73,6 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: boo
         store.sync_generations()
         work = _work(context, store, progress, services)
 
-
         def wanted(service: str, generation: Generation) -> bool:
             short = short_revision(generation.revision)
             known = f"revision {short} was here before, as {service}@{generation.number}"
@@ -85,7 +88,7 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: boo
             outcome = "; ".join(f"{service}: {said}" for service, said in done.outcome.items())
             raise TakenBackError(f"{done.failure}; the deployment was reverted: {outcome}")
         for service, said in done.outcome.items():
-            click.echo(f"{service}: {said}", err=as_json)
+            summarize(f"{service}: {said}", err=as_json)
 
 
 def _guarded(service: str, done: Guarded) -> dict[str, Any]:
@@ -119,25 +122,37 @@ def follow(context: Common, services: tuple[str, ...], dry_run: bool, as_json: b
     newest generation is restored, where castore.toml says follow = "restore"; else that is only said.
     """
     from castore.cli.progress import watching
+    from castore.cli.several import Several
     from castore.services.deployment import follow as run_follow
 
+    several = Several(services, apart=len(services) > 1)
     with context.open_store() as store, watching() as progress:
         store.sync_generations()
-        found = run_follow(_work(context, store, progress, services), services, dry_run=dry_run)
+        for service in services:
+            with several.service(service):
+                work = _work(context, store, progress, (service,))
+                (one,) = run_follow(work, (service,), dry_run=dry_run)
+                several.results.append({
+                    "service": one.service,
+                    "revision": one.revision,
+                    "before": one.before,
+                    "number": one.generation.number if one.generation is not None else None,
+                    "restored": one.restored,
+                })
+                if not as_json:
+                    _print_followed(one, dry_run=dry_run)
     if as_json:
-        print_json([
-            {
-                "service": one.service,
-                "revision": one.revision,
-                "before": one.before,
-                "number": one.generation.number if one.generation is not None else None,
-                "restored": one.restored,
-            }
-            for one in found
-        ])
+        print_json(several.results)
+    several.finish()
+
+
+def _print_followed(one: Followed, *, dry_run: bool) -> None:
+    if dry_run:
+        print(one.text, flush=True)
+    elif one.generation is not None and not one.restored and is_quiet():
+        click.echo(f"castore: {one.text}", err=True)  # something is left to do
     else:
-        for one in found:
-            print(one.text)
+        summarize(one.text)
 
 
 @click.command(epilog="Example: castore revision drupal")
@@ -153,7 +168,7 @@ def revision(context: Common, service: str, as_json: bool) -> None:
     settings = context.required_settings().of(service)
     if settings is None or settings.revision is None:
         raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
-    now = current(settings.revision) or ""
+    now = current(settings.revision, settings.timeout) or ""
     source = source_of(settings.revision)
     with context.open_store() as store:
         live = store.live_revision(service)
@@ -182,6 +197,7 @@ def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> Non
     Databases are loaded into servers of their own, on private sockets. Then `drill-check` of castore.toml
     is run. What came of it is kept, and `castore log` shows it.
     """
+    from castore.cli.progress import hushed, watching
     from castore.content.attributes import Ownership
     from castore.services.config import Service
     from castore.services.drill import drill as run_drill
@@ -192,21 +208,29 @@ def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> Non
     with context.open_store() as store:
         store.sync_generations()
         generation = find(store, service, selector or "latest")
-        done = run_drill(
-            store,
-            generation,
-            context.configured_origins(service),
-            settings,
-            Ownership(change=os.geteuid() == 0),
-            scratch=scratch,
-            say=lambda line: None if as_json else click.echo(line),
-        )
+
+        def say(line: str) -> None:
+            if not as_json:
+                with hushed():
+                    summarize(line)
+
+        with watching() as progress:
+            done = run_drill(
+                store,
+                generation,
+                context.configured_origins(service),
+                settings,
+                Ownership(change=os.geteuid() == 0),
+                scratch=scratch,
+                say=say,
+                progress=progress,
+            )
     if as_json:
         print_json({
             "service": service, "number": generation.number, "seconds": done.seconds, "parts": done.parts
         })
     else:
-        print(f"{service}@{generation.number} is sound, {done.seconds:.1f} s")
+        summarize(f"{service}@{generation.number} is sound, {done.seconds:.1f} s")
 
 
 @click.command(epilog="Example: castore events drupal")
@@ -265,8 +289,8 @@ def write_config(context: Common, file: str | None) -> None:
         written.write(body)
     load(path, home=places.home(), programs=False)
     for one in found:
-        click.echo(f"{one.name}: {one.why}{'' if one.usable else ' Its lines are comments.'}")
-    click.echo(f"wrote {path}; change it where needed, then: castore config check")
+        summarize(f"{one.name}: {one.why}{'' if one.usable else ' Its lines are comments.'}")
+    summarize(f"wrote {path}; change it where needed, then: castore config check")
 
 
 @config.command(epilog="Example: castore config show")
@@ -304,8 +328,12 @@ def check(context: Common, as_json: bool) -> None:
     def told(what: str, error: CastoreError | str | None, *, needed: bool = True) -> None:
         problem = None if error is None else str(error)
         found.append({"what": what, "ok": problem is None, "needed": needed, "problem": problem})
-        if not as_json:
-            print(f"{what}: {'ok' if problem is None else problem}")
+        if as_json:
+            return
+        if problem is None:
+            summarize(f"{what}: ok")
+        else:
+            print(f"{what}: {problem}")
 
     def tried(what: str, action: Any) -> None:
         try:
@@ -337,7 +365,7 @@ def check(context: Common, as_json: bool) -> None:
         where, _, what = problem.removeprefix(f"{settings.path}: ").partition(": ")
         told(where, what)
     for name, service in {**settings.service, **settings.partial}.items():
-        tried(f"{name}: revision", lambda service=service: current(service.revision))
+        tried(f"{name}: revision", lambda service=service: current(service.revision, service.timeout))
         for part, described in service.parts.items():
             own = described.source
             if isinstance(own, TreePart):

@@ -8,7 +8,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Final
 
-from castore.errors import ConfigError, IdentityError, NotFoundError, ProgramError, UsageError
+from castore.errors import CastoreError, ConfigError, IdentityError, NotFoundError, ProgramError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,6 +186,15 @@ def identity_text(option: str | None, default: Callable[[], str]) -> tuple[str, 
     if _on_terminal():
         return _ask("Identity (castore-identity-... or castore-locked-...)"), "it"
     raise IdentityError(_WAYS + (f"; {path} is not there either" if path else ""))
+
+
+def identity_files(option: str | None, default: Callable[[], str]) -> list[str]:
+    """Return the files that the identity is read from, or would be. The arguments are those of the above."""
+    given = option or _variable("CASTORE_IDENTITY")
+    found = [expanded(given)] if given and not _is_identity_text(given) else []
+    with contextlib.suppress(CastoreError):
+        found.append(default())
+    return found
 
 
 def take_secrets() -> None:

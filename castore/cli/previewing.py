@@ -27,12 +27,11 @@ def show_preview(
     as_json: bool,
 ) -> None:
     """Print what a snapshot of a service would take. Raises UsageError where it would fail."""
-    from castore.cli.opening import own_folders
     from castore.errors import UsageError
     from castore.services.preview import preview
 
     filed = _revision(context, service, revision)
-    parts = list(preview(sources, [context.store_path(), *own_folders()]))
+    parts = list(preview(sources, [context.store_path(), *context.own_places()]))
     plain = [_plain(part) for part in parts]
     entry = {"service": service, "revision": filed, "dry_run": True, "parts": plain}
     several.results.append(entry)

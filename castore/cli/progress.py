@@ -1,7 +1,7 @@
-"""What is shown of long work: one line on a terminal, drawn anew ten times a second.
+"""Progress of long work: one line on a terminal, drawn ten times a second.
 
-Where standard error is no terminal nothing is shown, and rich, which draws, is not imported; nor
-is it for work that is done in half a second.
+Where standard error is no terminal, and with --quiet, nothing is shown, and rich, which draws, is not
+imported; nor is it for work that is done in half a second.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from castore.cli import text
+from castore.cli.quiet import is_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _FIRST_SECONDS: Final = 0.5
 _STEP_SECONDS: Final = 0.1
+_BAR: Final = 20
+_LEAST_BAR: Final = 8
 _RATE_STEPS: Final = 30
 """The rate shown is that of the last three seconds."""
 
@@ -32,28 +35,22 @@ _RATE_STEPS: Final = 30
 class Watch:
     """Shows the newest of the tallies that it was told of; remembers the warnings of all."""
 
-    def __init__(self, total: int | None = None) -> None:
-        self._total = total
-        self._totals: dict[str, int] = {}
-        """Of each part, by its name."""
+    def __init__(self) -> None:
         self._tallies: list[tuple[str, Tally]] = []
         self._done = threading.Event()
         self._drawing = threading.Lock()
         self._live: Live | None = None
         self._began = time.monotonic()
+        self._before = 0
+        """What had been read when the work on the present tally began, or was resumed."""
         self._past: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS)
 
     def __call__(self, name: str, tally: Tally) -> None:
         """Turn to the work on `name`, which counts in `tally`."""
-        self._tallies.append((name, tally))
-        self._began = time.monotonic()
-
-    def expect(self, total: int, name: str = "") -> None:
-        """Show the share of so many bytes, and the time that is left: of the work on `name`, or of all."""
-        if name:
-            self._totals[name] = total
-        else:
-            self._total = total
+        # A tally comes twice where its work was suspended for that on another.
+        self._tallies = [one for one in self._tallies if one[1] is not tally] + [(name, tally)]
+        self._past.clear()
+        self._began, self._before = time.monotonic(), tally.read
 
     @property
     def warnings(self) -> list[tuple[str, bytes, str]]:
@@ -101,12 +98,12 @@ class Watch:
             self._live = live
         while not self._done.wait(_STEP_SECONDS):
             with self._drawing:
-                live.update(self._line(), refresh=True)
+                live.update(self._line(live.console.width), refresh=True)
         with self._drawing:
             self._live = None
             live.stop()
 
-    def _line(self) -> RenderableType:
+    def _line(self, width: int) -> RenderableType:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
@@ -114,32 +111,52 @@ class Watch:
         if not self._tallies:
             return Text("")
         name, tally = self._tallies[-1]
-        line = Text(f"{text.printable(name)}  {self._numbers(tally)}", no_wrap=True)
+        # What is expected may be an estimate: work that is not done does not show 100 %.
+        done = min(tally.read, tally.total - 1) if tally.read != tally.total else tally.total
+        bar = min(max(width // 5 - 6, 0), _BAR) if tally.total else 0
+        line = Text(" ".join(fitted(self._pieces(name, tally, done), width - bar - 1)), no_wrap=True)
         line.overflow = "ellipsis"
-        total = self._totals.get(name, self._total)
-        if not total:
+        if bar < _LEAST_BAR:
             return line
         grid = Table.grid(padding=(0, 1))
-        # What is expected may be an estimate: work that is not done does not show 100 %.
-        done = min(tally.read, total - 1) if tally.read != total else total
-        share = f"{100 * done // total:3} %"
-        left = remaining(done, total, time.monotonic() - self._began)
-        grid.add_row(ProgressBar(total, done, width=20), Text(share), Text(left), line)
+        grid.add_row(ProgressBar(tally.total, done, width=bar), line)
         return grid
 
-    def _numbers(self, tally: Tally) -> str:
+    def _pieces(self, name: str, tally: Tally, done: int) -> list[tuple[int, str]]:
+        """Return what to show, in order, each with its rank: the greatest is left out first."""
+        share, left, amount = "", "", _amount(tally.read, tally) if tally.read else ""
+        if tally.total:
+            share = f"{100 * done // tally.total:3} %"
+            left = remaining(done - self._before, tally.total - self._before, time.monotonic() - self._began)
+            amount = f"{_amount(tally.read, tally)} of {_amount(tally.total, tally)}"
+        files = text.count(tally.files, "file") if tally.files else ""
+        new = f"{text.size(tally.new_bytes)} new" if tally.chunks else ""
+        rate = self._rate(tally)
+        pieces = [
+            *((1, share), (2, left), (0, text.printable(name)), (3, amount)),
+            *((4, f"{text.size(rate)}/s" if rate and not tally.unit else ""), (5, files), (6, new)),
+        ]
+        return [(rank, f" {piece}" if rank > 2 else piece) for rank, piece in pieces if piece]
+
+    def _rate(self, tally: Tally) -> int:
         now = time.monotonic()
         if self._past and self._past[-1][1] > tally.read:
             self._past.clear()  # another part, counted from 0
         self._past.append((now, tally.read))
         began, before = self._past[0]
-        rate = int((tally.read - before) / (now - began)) if now > began else 0
-        numbers = [text.size(tally.read), f"{text.size(rate)}/s"]
-        if tally.files:
-            numbers.append(text.count(tally.files, "file"))
-        if tally.chunks:
-            numbers.append(f"{text.size(tally.new_bytes)} new")
-        return "  ".join(numbers)
+        return int((tally.read - before) / (now - began)) if now > began else 0
+
+
+def _amount(number: int, tally: Tally) -> str:
+    return text.count(number, tally.unit) if tally.unit else text.size(number)
+
+
+def fitted(pieces: list[tuple[int, str]], width: int) -> list[str]:
+    """Return the pieces of a line that fit in `width`: those of the greatest rank are left out first."""
+    kept = list(pieces)
+    while len(kept) > 1 and sum(len(piece) + 1 for _, piece in kept) > width:
+        kept.remove(max(kept))
+    return [piece for _, piece in kept]
 
 
 def remaining(done: int, total: int, seconds: float) -> str:
@@ -155,13 +172,10 @@ _shown: list[Watch] = []
 
 
 @contextlib.contextmanager
-def watching(total: int | None = None) -> Iterator[Watch]:
-    """Give a Watch, which draws while the block runs if standard error is a terminal.
-
-    total: how many bytes there are to read, if it is known.
-    """
-    watch = Watch(total)
-    if _shown or not sys.stderr.isatty():
+def watching() -> Iterator[Watch]:
+    """Give a Watch, which draws while the block runs if standard error is a terminal."""
+    watch = Watch()
+    if _shown or is_quiet() or not sys.stderr.isatty():
         yield watch
         return
     _shown.append(watch)

@@ -10,6 +10,7 @@ import click
 from castore.cli import text
 from castore.cli.document import times
 from castore.cli.options import Count, Percent, Seconds, agreed, common, host_option, json_option, print_json
+from castore.cli.quiet import is_quiet, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -139,7 +140,7 @@ def pin(context: Common, what: str, note: str, as_json: bool) -> None:
     if as_json:
         print_json({"service": service, "number": number, "pinned": True, "changed": bool(fresh)})
     else:
-        print(f"{service}@{number} is {'' if fresh else 'already '}pinned")
+        summarize(f"{service}@{number} is {'' if fresh else 'already '}pinned")
 
 
 @click.command(epilog="Example: castore unpin drupal@12")
@@ -162,7 +163,7 @@ def unpin(context: Common, what: str, as_json: bool) -> None:
     if as_json:
         print_json({"service": service, "number": number, "pinned": False, "changed": True})
     else:
-        print(f"{service}@{number} is not pinned any more")
+        summarize(f"{service}@{number} is not pinned any more")
 
 
 @click.command(epilog="Example: castore forget drupal@7 drupal@20-29")
@@ -198,7 +199,7 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, 
                 chosen.setdefault(service, {})[generation.number] = generation
         told = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
         if not (yes or agreed(f"Remove {told} for good?")):
-            print_json({"forgotten": []}) if as_json else print("nothing was removed")
+            print_json({"forgotten": []}) if as_json else summarize("nothing was removed")
             return
         for service, generations in chosen.items():
             with store.lock(service):
@@ -208,7 +209,7 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, 
         numbers = [(service, number) for service, found in chosen.items() for number in found]
         print_json({"forgotten": [{"service": service, "number": number} for service, number in numbers]})
     else:
-        print(f"forgotten: {told}")
+        summarize(f"forgotten: {told}")
 
 
 @click.command(epilog="Example: castore prune --dry-run drupal")
@@ -236,7 +237,7 @@ def prune(
     import time
 
     from castore.cli.progress import watching
-    from castore.errors import BusyError, ConfigError, NotFoundError
+    from castore.errors import ConfigError, NotFoundError
     from castore.model.tally import Tally
     from castore.services.pruning import judged
     from castore.services.pruning import prune as remove
@@ -270,9 +271,10 @@ def prune(
         tally = Tally()
         with watching() as progress:
             progress("pruning", tally)
-            gone_now, busy, done = remove(
+            gone_now, left_out, done = remove(
                 store, chosen, tally, grace=grace, **_limits(max_unused, unfinished=unfinished)
             )
+    busy = [str(error) for error in left_out]
     if as_json:
         forgotten = [{"service": one.service, "number": one.number} for one in gone_now]
         print_json({"forgotten": forgotten, "busy": busy, **_as_json(done)})
@@ -282,8 +284,9 @@ def prune(
     _refuse_damaged(done)
     if refused:
         raise ConfigError("; ".join([*refused, *busy]))
-    if busy:
-        raise BusyError("; ".join(busy))
+    if left_out:
+        worst = max(left_out, key=lambda error: error.exit_code)
+        raise type(worst)("; ".join(busy))
 
 
 def _is_clear(store: Store, service: str) -> bool:
@@ -377,18 +380,19 @@ def _print_forgotten(gone: list[tuple[str, int]]) -> None:
 
     for service in dict.fromkeys(service for service, _ in gone):
         numbers = [number for one, number in gone if one == service]
-        print(f"forgotten: {service}@{spans(numbers)}")
+        summarize(f"forgotten: {service}@{spans(numbers)}")
 
 
 def _print_done(done: Compacted) -> None:
     freed = done.removed_bytes - done.written_bytes
-    print(
+    summarize(
         f"freed {text.size(max(freed, 0))}: {_packs(done.removed)} removed, "
         f"{text.size(done.written_bytes)} written anew"
     )
     if done.condemned:
-        print(f"{_packs(done.condemned)} set aside: a later run removes what nothing has come to need")
-    _print_kept(done.plan)
+        summarize(f"{_packs(done.condemned)} set aside: a later run removes what nothing has come to need")
+    if not is_quiet():
+        _print_kept(done.plan)
 
 
 def _print_kept(planned: Plan) -> None:
@@ -399,7 +403,8 @@ def _print_kept(planned: Plan) -> None:
             "them now"
         )
     if planned.lost:
-        print(f"{planned.lost} nodes that generations refer to are in no pack: see 'castore verify'")
+        lost = text.count(planned.lost, "node")
+        print(f"in no pack: {lost} that generations refer to; see 'castore verify'")
 
 
 def _packs(count: int) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation, Part
     from castore.services.select import Selection
     from castore.store import Store
+    from castore.store.hosts import HostGroups
 
 
 @click.command(epilog="Example: castore log drupal --revision r1")
@@ -38,6 +39,7 @@ def log(
     from castore.errors import NotFoundError
     from castore.model.names import revision_begins
     from castore.services.events import drills
+    from castore.store.hosts import ALL_HOSTS
 
     with context.open_store() as store:
         store.sync_generations()
@@ -50,13 +52,29 @@ def log(
         if revision is not None:
             found = (g for g in found if revision_begins(g.revision, revision))
         generations = list(islice(found, limit))
+        groups = None
+        if context.host in {None, ALL_HOSTS}:
+            groups = _several_hosts(store, generations, complete=limit is None and revision is None)
         context.warn_damaged(store)
         drilled = drills(store)
         pinned = {name: store.pins(name) for name in {one.service for one in generations}}
     if as_json:
         print_json([plain(one, drilled, pinned[one.service]) for one in generations])
     elif generations:
-        print(table(generations, drilled, pinned))
+        print(table(generations, drilled, pinned, groups))
+
+
+def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> HostGroups | None:
+    """Return the hosts of what is shown; None where its services have one. complete: it is all there is."""
+    from castore.services.hosts import groups_of
+    from castore.store.hosts import HostGroups
+
+    groups = HostGroups(shown, store.host_key)
+    services = {one.service for one in shown}
+    if len(groups.names()) > 1:
+        return groups
+    several = not complete and any(len(groups_of(store, one).names()) > 1 for one in services)
+    return groups if several else None
 
 
 def _of_hosts(store: Store, service: str | None) -> Callable[[Generation], bool]:
@@ -106,7 +124,7 @@ def show(context: Common, what: str, as_json: bool) -> None:
     print(f"{generation.service}@{generation.number}  {text.local_time(generation.time)}")
     short = short_revision(generation.revision)
     print(f"revision  {short or '-'}{f'  ({generation.revision})' if short != generation.revision else ''}")
-    print(f"host      {generation.host}{'' if own else '  (not this one)'}")
+    print(f"host      {text.printable(generation.host)}{'' if own else '  (not this one)'}")
     print(f"took      {text.duration(generation.duration)}")
     if generation.interrupted:
         print("warning   taken after a rollback that has not ended: its state may be inconsistent")

@@ -9,12 +9,14 @@ import click
 
 from castore.cli import text
 from castore.cli.options import LocalPath, agreed, common, host_option, json_option, print_json
+from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
     from castore.content.attributes import Ownership
     from castore.content.treeplan import TreePlan
     from castore.model.generation import Generation, Origin
+    from castore.model.tally import Tally
     from castore.services.config import Service
     from castore.services.plan import RollbackPlan
     from castore.services.select import Selection
@@ -48,7 +50,8 @@ _numeric_option = click.option(
     help="With --in-place: compare what is in files, not only their sizes and times.",
 )
 @click.option(
-    "--yes", is_flag=True, help="With --in-place: do not ask where DEST is not where the tree came from."
+    "--yes", is_flag=True,
+    help="With --in-place: do not ask where DEST, or this host, is not where the tree came from.",
 )
 @click.option(
     "--resume", is_flag=True, help="Continue in DEST a restore of the same that was interrupted there."
@@ -99,7 +102,7 @@ def restore(
             options = (dry_run, checksum, yes, as_json)
             _in_place(context, store, selection, destination, ownership, *options)
             return
-        with watching(_size_of(selection)) as progress:
+        with watching() as progress:
             progress("restoring", tally)
             done = put(store, selection, destination, _ownership(numeric_ids), tally, resume=resume)
     seconds = time.monotonic() - began
@@ -107,26 +110,25 @@ def restore(
     if as_json:
         print_json({
             "placed": done.placed,
-            "files": tally.files,
-            "bytes": tally.read,
-            "seconds": round(seconds, 3),
+            **_plain_amounts(tally, seconds),
             "warnings": [[text.printable(path), reason] for path, reason in done.report.warnings],
             "damaged": [[text.printable(path), reason] for path, reason in done.report.damaged],
         })
     else:
         for path in done.placed:
-            print(path)
+            summarize(path)
         shown = f"; {text.count(problems, 'problem')}" if problems else ""
-        files = text.count(tally.files, "file")
-        print(f"restored {files}, {text.size(tally.read)}, in {seconds:.1f} s{shown}")
+        summarize(f"restored {_amounts(tally, seconds)}{shown}")
     context.report_restored(done.report.warnings, done.report.damaged)
 
 
-def _size_of(selection: Selection) -> int | None:
-    """Return how many bytes a restore writes; None of a path, whose size is not known before."""
-    if selection.path:
-        return None
-    return selection.part.size if selection.part is not None else selection.generation.size
+def _amounts(tally: Tally, seconds: float) -> str:
+    """Return how much was restored, and how long it took."""
+    return f"{text.count(tally.files, 'file')}, {text.size(tally.read)}, in {seconds:.1f} s"
+
+
+def _plain_amounts(tally: Tally, seconds: float) -> dict[str, Any]:
+    return {"files": tally.files, "bytes": tally.read, "seconds": round(seconds, 3)}
 
 
 def _in_place(
@@ -140,55 +142,75 @@ def _in_place(
     yes: bool,
     as_json: bool,
 ) -> None:
-    from castore.cli.opening import own_folders
+    import time
+
     from castore.cli.progress import hushed, watching
     from castore.model.tally import Tally
     from castore.services.inplace import origin_of, plan_in_place, restore_in_place
+    from castore.services.restoring import plan_size
 
+    began = time.monotonic()
     tally = Tally()
     configured = context.configured_origins(selection.generation.service)
     with watching() as progress:
-        progress("comparing" if dry_run else "restoring", tally)
+        progress("comparing", Tally())
         plan = plan_in_place(
             store,
             selection,
             os.path.abspath(top),
             ownership,
             checksum=checksum,
-            leave_out=own_folders(),
+            leave_out=context.own_places(),
         )
         wanted = not dry_run
         if wanted and not yes:
             with hushed():
                 place = os.path.abspath(top)
-                wanted = _is_wanted(plan, place, origin_of(store, selection, configured))
+                own = store.is_own(selection.generation)
+                wanted = _is_wanted(plan, place, origin_of(store, selection, configured), own=own)
+        if selection.part is not None:
+            tally.total = plan_size(selection.part, plan)
+        progress("restoring", tally)
         problems = restore_in_place(store, plan, ownership, tally) if wanted else []
     told = _tree_steps(plan)
     if as_json:
-        print_json({**told, "done": wanted})
+        amounts = _plain_amounts(tally, time.monotonic() - began) if wanted else {}
+        print_json({**told, **amounts, "done": wanted})
     elif dry_run:
         _print_steps(told)
     elif not wanted:
-        print("nothing was changed")
+        summarize("nothing was changed")
     else:
         where = text.printable(os.fsencode(os.path.abspath(top)))
-        print(f"{where}: {text.count(len(plan.steps), 'step')}, {text.size(tally.read)} written")
+        steps = text.count(len(plan.steps), "step")
+        summarize(f"{where}: {steps}; restored {_amounts(tally, time.monotonic() - began)}")
     context.report_restored(problems, [])
 
 
-def _is_wanted(plan: TreePlan, place: str, origin: str) -> bool:
-    """Ask before live files change in a place that the tree did not come from. Raises UsageError."""
+def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
+    """Ask before live files change in a place that the tree did not come from. Raises UsageError.
+
+    own: whether it came from this host.
+    """
     import sys
 
     from castore.errors import UsageError
 
     added, changed, removed = plan.summary
-    if not (changed or removed) or (origin and os.path.realpath(origin) == os.path.realpath(place)):
+    same = bool(origin) and os.path.realpath(origin) == os.path.realpath(place)
+    emptied = plan.empties and removed
+    if not (changed or removed) or (own and same and not emptied):
         return True
     shown = text.printable(os.fsencode(place))
     source = f"came from {text.printable(os.fsencode(origin))}" if origin else "has no recorded place"
+    source += "" if own else ", on another host"
+    reason = (
+        "would become empty, because nothing is stored of it"
+        if own and same
+        else f"is not where this was taken, which {source}"
+    )
     told = (
-        f"{shown} is not where this was taken, which {source}: "
+        f"{shown} {reason}: "
         f"{text.count(added, 'entry', 'entries')} would be added, {changed} changed, {removed} removed"
     )
     if not sys.stdin.isatty():
@@ -230,7 +252,7 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
     def report(kind: str, name: str, line: str) -> None:
         recovered.append({"service": None, "path": None, kind: name, "text": line})
         if not as_json:
-            print(line)
+            summarize(line)
 
     folders = [one for one in what if "/" in one or one in {".", ".."}]
     for path in what:
@@ -244,13 +266,13 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
     with context.open_store() as store:
         store.sync_generations()
         if not services:
-            services = [one for one in store.services() if store.begun_rollback(one) is not None]
+            services = [one for one in store.services() if store.has_begun_rollback(one)]
         for service in services:
             with store.lock(service):
                 end = forget_rollback if forget else recover_service
                 report("service", service, end(store, service))
         if not services and not as_json:
-            print("no roll-back was interrupted")
+            summarize("no rollback was interrupted")
 
 
 @click.command(epilog="Example: castore rollback drupal --to r1 --dry-run")
@@ -289,7 +311,8 @@ def rollback(
     service is stopped, as castore.toml says how, all parts are exchanged, of trees only what differs, and
     it is started and looked at. If anything fails, all is put back.
     """
-    from castore.cli.opening import own_folders
+    import time
+
     from castore.cli.progress import watching
     from castore.model.tally import Tally
     from castore.services.doubts import doubts
@@ -297,14 +320,18 @@ def rollback(
     from castore.services.rollback import check_plan, creations, missing_folders, roll_back
     from castore.services.select import find, undo_of
     from castore.services.state_revision import state_revision
+    from castore.services.transaction import refuse_interrupted
 
     if (selector is None) == (not undo):
         raise click.UsageError("give --to SEL, or --undo")
     with context.open_store() as store:
         store.sync_generations()
+        if undo:
+            # What the interrupted one kept is not known to be complete.
+            refuse_interrupted(store, service)
         target = undo_of(store, service) if selector is None else find(store, service, selector)
         recorded = read_details(store, target).origins
-        origins = _origins(context, target, recorded, programs)
+        origins = _origins(context, store, target, recorded, programs)
         ownership = _ownership(numeric_ids)
         settings = context.service_settings(service)
         doubted = doubts(store, target, recorded, origins)
@@ -312,7 +339,7 @@ def rollback(
             click.echo(f"castore: {line}", err=True)
         if dry_run:
             plan = plan_rollback(
-                store, target, origins, ownership, leave_out=own_folders(), settings=settings
+                store, target, origins, ownership, leave_out=context.own_places(), settings=settings
             )
             check_plan(plan, origins, with_safety=not no_safety)
             for folder in missing_folders(plan, origins):
@@ -323,12 +350,12 @@ def rollback(
             _print_plan(plan, settings, as_json, safety=not no_safety)
             return
         if doubted and not (yes or agreed(f"Restore {service}@{target.number} all the same?")):
-            print("nothing was touched")
+            summarize("nothing was touched")
             return
         configured = _revision_if_known(context, service)
         with store.lock(service), watching() as progress:
             revision = state_revision(store, service, configured).revision
-            tally = Tally()
+            tally, began = Tally(), time.monotonic()
             done = roll_back(
                 store,
                 target,
@@ -337,22 +364,28 @@ def rollback(
                 settings=settings,
                 with_safety=not no_safety,
                 revision=revision,
-                leave_out=own_folders(),
+                leave_out=context.own_places(),
                 progress=progress,
                 say=lambda line: click.echo(f"castore: {text.one_line(line)}", err=True),
                 tally=tally,
             )
+            seconds = time.monotonic() - began
         _tell_follow(context, service, target)
     safety = done.safety.number if done.safety else None
     if as_json:
         print_json({
-            "service": service, "number": target.number, "safety": safety, "parts": list(done.parts)
+            "service": service,
+            "number": target.number,
+            "safety": safety,
+            "parts": list(done.parts),
+            **_plain_amounts(tally, seconds),
         })
     elif not done.parts:
-        print(f"{service} is at generation {target.number}{_of(target)} already: nothing was touched")
+        summarize(f"{service} is at generation {target.number}{_of(target)} already: nothing was touched")
     else:
         kept = f"; what it replaced is generation {safety}" if safety else ""
-        print(f"{service} is back at generation {target.number}{_of(target)}{kept}")
+        much = f"{text.count(len(done.parts), 'part')}, {_amounts(tally, seconds)}"
+        summarize(f"{service} is back at generation {target.number}{_of(target)}: {much}{kept}")
     context.report_restored(
         [(f"{part}:".encode() + path, reason) for part, path, reason in done.problems], []
     )
@@ -392,7 +425,11 @@ def _of(generation: Generation) -> str:
 
 
 def _origins(
-    context: Common, target: Generation, recorded: dict[str, Origin], programs: tuple[str, ...]
+    context: Common,
+    store: Store,
+    target: Generation,
+    recorded: dict[str, Origin],
+    programs: tuple[str, ...],
 ) -> dict[str, Origin]:
     """Return where each part belongs: as recorded, but castore.toml, and then --restore, know better."""
     import msgspec
@@ -400,9 +437,14 @@ def _origins(
     from castore.cli.snapshot import split_named, split_program
     from castore.errors import UsageError
     from castore.model.generation import Origin
-    from castore.services.snapshot import merged_origins
+    from castore.services.recorded import trusted_origins
 
-    origins = merged_origins(recorded, context.configured_origins(target.service))
+    configured = context.configured_origins(target.service)
+
+    def say(line: str) -> None:
+        click.echo(f"castore: {text.one_line(line)}", err=True)
+
+    origins = trusted_origins(store, target.service, recorded, configured, say)
     for text_ in programs:
         name, argv = split_named("--restore", text_)
         if target.part(name) is None:
@@ -462,8 +504,9 @@ def _print_plan(
         return
     print(f"would put {target.service} back to generation {target.number}{_of(target)}")
     print("first: " + ("a safety generation of the present state" if safety else "no safety generation"))
+    who = f" (as {settings.run_as})" if settings is not None and settings.run_as is not None else ""
     for name, argv in hooks.items():
-        print(f"{name}: {shlex.join(argv)}")
+        print(f"{name}: {shlex.join(argv)}{who}")
     for name, tree in trees.items():
         print(f"tree {name}: ", end="")
         _print_steps(tree)

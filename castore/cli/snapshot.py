@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from castore.cli.options import LocalPath, common, json_option, print_json
+from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -150,7 +152,7 @@ def _read_patterns(path: str) -> list[str]:
 
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
+            lines = file.read().split("\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--exclude-file: cannot read {path!r}: {reason}") from None
@@ -231,6 +233,7 @@ def _wanted(
     from castore.services.snapshot import TreeSource
 
     if given:
+        _note_useless(given)
         return given, Around(())
     sources = context.configured_sources(service)
     for name, source in sources.items():
@@ -241,7 +244,26 @@ def _wanted(
                 one_file_system=source.one_file_system or limits.one_file_system,
                 exclude_caches=source.exclude_caches or limits.exclude_caches,
             )
+    _note_useless(sources)
     return sources, Around.of(context.service_settings(service))
+
+
+def _note_useless(sources: dict[str, Source]) -> None:
+    """Say which exclude patterns can match nothing in any of the trees."""
+    from castore.cli.text import printable
+    from castore.content.exclude import why_useless
+    from castore.services.snapshot import TreeSource
+
+    reasons: dict[str, list[str]] = {}
+    for source in sources.values():
+        if isinstance(source, TreeSource):
+            for pattern in source.exclude:
+                top = os.path.abspath(os.fsdecode(source.path))
+                reasons.setdefault(pattern, []).append(why_useless(pattern, top))
+    for pattern, found in reasons.items():
+        if all(found):
+            shown = printable(os.fsencode(pattern))
+            print(f"castore: note: the exclude pattern {shown} matches nothing: {found[0]}", file=sys.stderr)
 
 
 def _take(
@@ -257,7 +279,6 @@ def _take(
 ) -> None:
     """Take a generation of one service, and print it: as JSON later, where it is one of several."""
     from castore.cli.generations import describe, plain
-    from castore.cli.opening import own_folders
     from castore.cli.progress import watching
     from castore.errors import IncompleteError, StorageError
     from castore.services.snapshot import lacking, unrestorable
@@ -270,13 +291,10 @@ def _take(
     context.check_recipients(store)
     with store.lock(service), watching() as progress:
         # Without new generations the damage of a failed rollback would only grow.
-        interrupted = store.begun_rollback(service) is not None
+        interrupted = store.has_begun_rollback(service)
         filed, noting, warning = filed_under(store, service, revision, configured)
         if warning:
             print(f"castore: {warning}", file=sys.stderr)
-        previous = store.newest(service)
-        for part in previous.parts if previous is not None else ():
-            progress.expect(part.size, part.name)  # an estimate
         taken = take(
             store,
             service,
@@ -284,7 +302,7 @@ def _take(
             revision=filed,
             interrupted=interrupted,
             lacks=lacks,
-            leave_out=own_folders(),
+            leave_out=context.own_places(),
             around=around,
             progress=progress,
         )
@@ -312,7 +330,7 @@ def _take(
     entry = plain(taken)
     several.results.append(entry)
     if not as_json:
-        print(describe(taken))
+        summarize(describe(taken))
     elif not several.apart:
         print_json(entry)
     if failures:

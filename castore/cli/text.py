@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from castore.model.counting import count as count  # noqa: PLC0414 - for commands
+from castore.model.odd_text import message as readable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -117,7 +118,7 @@ def printable(name: bytes | str) -> str:
 
 def one_line(message: str) -> str:
     """Return a message on one line, with what could drive a terminal escaped."""
-    joined = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    joined = " ".join(line.strip() for line in readable(message).splitlines() if line.strip())
     return "".join(char if char == "\\" else _shown(char) for char in joined)
 
 

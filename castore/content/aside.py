@@ -319,27 +319,41 @@ def refuse_leftovers(path: str) -> None:
     """Raise CastoreError if a restore into the directory `path` was interrupted: it is half of each."""
     try:
         # Where all was restored, only removing the replaced files failed: the tree itself is consistent.
-        found = [name for name in leftovers(path) if not _is_done(os.path.join(path, name))]
+        names = leftovers(path)
     except OSError:
         return  # told by whoever reads it
-    if found:
+    for name in names:
+        shown = os.path.join(path, name)
+        done, owner = _ended(shown)
+        if done:
+            continue
+        if owner:
+            raise CastoreError(_is_part(shown, owner, path))
         raise CastoreError(
-            f"an earlier restore into {path} was interrupted: {os.path.join(path, found[0])} holds what it "
-            f"moved aside; put it back with: castore recover {path}"
+            f"an earlier restore into {path} was interrupted: {shown} holds what it moved aside; put it back "
+            f"with: castore recover {path}"
         )
 
 
-def _is_done(path: str) -> bool:
-    """Whether the restore that left the directory `path` had restored everything."""
+def _ended(path: str) -> tuple[bool, str]:
+    """Return whether the restore that left the directory `path` had restored everything, and its owner."""
     try:
         fd = os.open(path, OPEN_DIRECTORY)
     except OSError:
-        return False
+        return False, ""
     try:
         found = _read(fd)
-        return found is not None and found[2]
+        return (False, "") if found is None else (found[2], found[0].owner)
     finally:
         os.close(fd)
+
+
+def _is_part(shown: str, owner: str, path: str) -> str:
+    """Say which rollback left a directory, and how that is ended."""
+    return (
+        f"{shown} is part of a rollback of {owner!r} that was interrupted, which is recovered with all its "
+        f"parts: castore recover {owner} (if that knows of none any more: castore recover --forget {path}/)"
+    )
 
 
 def recover(path: str, *, keep: bool = False, owned: bool = False) -> list[str]:
@@ -376,11 +390,7 @@ def _recover(top: int, path: str, name: str, keep: bool, owned: bool) -> str:
             return "nothing had been touched, or all that was is done: only an empty folder was left"
         journal, begun, done = found
         if journal.owner and not (owned or done):
-            raise CastoreError(
-                f"{shown} is part of a roll-back of {journal.owner!r}, which is recovered as a whole: "
-                f"castore recover {journal.owner} (if that knows of none any more: "
-                f"castore recover --forget {path}/)"
-            )
+            raise CastoreError(_is_part(shown, journal.owner, path))
         aside = Aside(top, os.fsencode(name), os.dup(fd), journal, begun)
         if done or (keep and begun == len(journal.steps)):
             left = aside.finish()

@@ -8,22 +8,26 @@ import grp
 import os
 import pwd
 import stat
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from castore.content.acl import ACCESS_ACL, DEFAULT_ACL, acl_ids, mapped_acls
 from castore.content.live import read_xattrs_at
 from castore.kernel.entries import NewOwners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from castore.model.tree import Entry, Owners
 
-_DEFAULT_ACL: Final = "system.posix_acl_default"
-_ACCESS_ACL: Final = "system.posix_acl_access"
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _UNSUPPORTED: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
+
+_SECOND: Final = 10**9
+_ALWAYS_HELD: Final = _SECOND << 31
+"""Times from 0 up to this one are within the range of every file system."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +50,47 @@ class Ownership:
         """Return the (uid, gid) here of stored ids and their stored names."""
         if self.numeric:
             return uid, gid
-        user_here = _uid(user) if user else None
-        group_here = _gid(group) if group else None
+        user_here, group_here = _uid(user), _gid(group)
         return (uid if user_here is None else user_here), (gid if group_here is None else group_here)
+
+    def xattrs_of(
+        self, entry: Entry, owners: Owners, warn: Callable[[str], None] = lambda _reason: None
+    ) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the attributes that a file of this entry gets: ids in ACLs follow their names.
+
+        warn: called where several stored ids become one.
+        """
+        return self.mapped(entry.extra.xattrs, owners.users, owners.groups, warn)
+
+    def mapped(
+        self,
+        xattrs: tuple[tuple[bytes, bytes], ...],
+        user_names: Mapping[int, str],
+        group_names: Mapping[int, str],
+        warn: Callable[[str], None] = lambda _reason: None,
+    ) -> tuple[tuple[bytes, bytes], ...]:
+        """Return attributes whose ACLs have the ids that the stored names have here."""
+        if self.numeric or not xattrs:
+            return xattrs
+        uids, gids = acl_ids(xattrs)
+        users = {uid: now for uid in uids if (now := _uid(user_names.get(uid))) is not None}
+        groups = {gid: now for gid in gids if (now := _gid(group_names.get(gid))) is not None}
+        return mapped_acls(xattrs, users, groups, warn)
 
 
 @lru_cache(maxsize=4096)
-def _uid(name: str) -> int | None:
+def _uid(name: str | None) -> int | None:
     try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
+        return pwd.getpwnam(name).pw_uid if name else None
+    except (KeyError, ValueError):  # ValueError: a name with a zero byte, which a store may hold
         return None
 
 
 @lru_cache(maxsize=4096)
-def _gid(name: str) -> int | None:
+def _gid(name: str | None) -> int | None:
     try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
+        return grp.getgrnam(name).gr_gid if name else None
+    except (KeyError, ValueError):
         return None
 
 
@@ -75,9 +102,11 @@ def set_directory_attributes(
         uid, gid = ownership.of(entry, owners)
         _try(warn, "owner", lambda: os.chown(fd, uid, gid))
     _try(warn, "mode", lambda: os.chmod(fd, mode_of(entry, ownership)))
-    for key, value in entry.extra.xattrs:
+    for key, value in ownership.xattrs_of(entry, owners, warn):
         _set_xattr(fd, key, value, warn)
     _try(warn, "time", lambda: os.utime(fd, ns=(entry.mtime, entry.mtime)))
+    if not 0 <= entry.mtime < _ALWAYS_HELD:
+        _try(warn, "time", lambda: _check_time(os.fstat(fd), entry.mtime, warn))
 
 
 def new_owners(owners: Owners, ownership: Ownership) -> NewOwners:
@@ -93,7 +122,7 @@ def new_owners(owners: Owners, ownership: Ownership) -> NewOwners:
 def inherits(fd: int) -> bool:
     """Whether what is made in the directory open as `fd` gets an access control list of its own from it."""
     try:
-        os.getxattr(fd, _DEFAULT_ACL)
+        os.getxattr(fd, DEFAULT_ACL)
     except OSError:
         return False
     return True
@@ -101,7 +130,7 @@ def inherits(fd: int) -> bool:
 
 def drop_inherited(fd: int, name: bytes) -> None:
     """Take from a directory that was just made the access control lists that it got from the one above."""
-    for key in (_DEFAULT_ACL, _ACCESS_ACL):
+    for key in (DEFAULT_ACL, ACCESS_ACL):
         with contextlib.suppress(OSError):
             os.removexattr(b"/proc/self/fd/%d/%s" % (fd, name), key, follow_symlinks=False)
 
@@ -138,10 +167,23 @@ def set_attributes(
         _try(warn, "mode", lambda: _chmod(fd, name, wanted))
     if entry.extra.xattrs:
         path = b"/proc/self/fd/%d/%s" % (fd, name)
-        for key, value in entry.extra.xattrs:
+        for key, value in ownership.xattrs_of(entry, owners, warn):
             _set_xattr(path, key, value, warn)
-    time = (entry.mtime, entry.mtime)
-    _try(warn, "time", lambda: os.utime(name, ns=time, dir_fd=fd, follow_symlinks=False))
+    times = (entry.mtime, entry.mtime)
+    _try(warn, "time", lambda: os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False))
+    if not 0 <= entry.mtime < _ALWAYS_HELD:
+        _try(
+            warn,
+            "time",
+            lambda: _check_time(os.stat(name, dir_fd=fd, follow_symlinks=False), entry.mtime, warn),
+        )
+
+
+def _check_time(info: os.stat_result, mtime: int, warn: Callable[[str], None]) -> None:
+    """Report a time, in nanoseconds, that the file system has replaced because it cannot hold it."""
+    if info.st_mtime_ns // _SECOND != mtime // _SECOND:
+        year = time.gmtime(info.st_mtime_ns // _SECOND).tm_year
+        warn(f"time is out of range for this file system: set to the nearest possible one, in {year}")
 
 
 def replace_attributes(

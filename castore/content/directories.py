@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -10,7 +11,8 @@ from castore.content.lists import iter_list
 from castore.content.streams import RangeReader, check_length
 from castore.errors import DamageError, NotFoundError, UsageError
 from castore.kernel.entries import Split, split_entries
-from castore.model.refs import RefKind
+from castore.model.odd_text import escaped
+from castore.model.refs import RefKind, decode_node
 from castore.model.tree import (
     NOBODY,
     ROOT_NAME,
@@ -45,23 +47,26 @@ class Child(NamedTuple):
     """Names of users and groups in the directory that the entry stands in."""
 
 
-def open_directory(reader: StreamReader, ref: Ref | None) -> list[Child]:
+def open_directory(reader: StreamReader, ref: Ref | None, *, root: bool = False) -> list[Child]:
     """Return what is in the directory that `ref` names; None is one whose content was not taken.
 
-    Raises DamageError, MissingError, IdentityError.
+    root: it is the root of a tree, in which the top directory has the empty name. Raises DamageError,
+    MissingError, IdentityError.
     """
     if ref is None:
         return []
     refs = references(reader, ref)
     first = _first(refs, ref)
     owners, entries = decode_entries(reader.read_all(first))
+    if not root and entries and entries[0].name == ROOT_NAME:
+        raise DamageError(f"the directory {ref.id.hex()} has an entry without a name")
     offset = 0
     located = []
     for entry in entries:
         located.append((entry, offset))
         if entry.content is Content.BUNDLE:
             offset += entry.size
-    return _joined(ref, refs[1:], located, owners, bundled=offset > 0)[0]
+    return _joined(ref, refs[1:], located, owners, bundled=offset)[0]
 
 
 class Opened(NamedTuple):
@@ -79,7 +84,11 @@ class Opened(NamedTuple):
     def plain_children(self, first: int = 0, end: int | None = None) -> list[Child]:
         """Return its plain files, or those of its entries [first, end) that are."""
         found = self.plain.encoded(first, end) if self.plain is not None else []
-        return [Child(decode_entry(frame), self.bundle, offset, self.owners) for frame, offset in found]
+        located = [(decode_entry(frame), offset) for frame, offset in found]
+        return [
+            Child(entry, self.bundle if entry.content is Content.BUNDLE else None, offset, self.owners)
+            for entry, offset in located
+        ]
 
 
 class Fetched(NamedTuple):
@@ -109,6 +118,33 @@ def fetch_directory(reader: StreamReader, ref: Ref, room: int) -> Fetched:
     return Fetched(refs, chunks)
 
 
+def fetch_directories(reader: StreamReader, wanted: list[Ref]) -> list[Fetched | None]:
+    """Read the entries of several directories with few requests.
+
+    None for a directory that has to be read by itself: it is large, or something in it is damaged.
+    """
+    try:
+        nodes = reader.store.read_nodes_bytes([ref.id for ref in wanted])
+        listed = [_flat(ref, plain) for ref, plain in zip(wanted, nodes, strict=True)]
+        firsts = {refs[0].id: refs[0] for refs in listed if refs}
+        opened = reader.store.read_chunks(list(firsts))
+        entries = [check_length(ref, data) for ref, data in zip(firsts.values(), opened, strict=True)]
+    except DamageError:
+        return [None] * len(wanted)
+    found = dict(zip(firsts, entries, strict=True))
+    return [Fetched(refs, {refs[0].id: found[refs[0].id]}) if refs else None for refs in listed]
+
+
+def _flat(ref: Ref, plain: bytes) -> list[Ref]:
+    """Return what a directory refers to, which is all in one node; none if `references` has to find it."""
+    refs = decode_node(plain)
+    if sum(one.size for one in refs) != ref.size or refs[0].kind is not RefKind.CHUNK:
+        return []
+    if len(refs) > 2 + refs[0].size // _LEAST_ENTRY or any(one.kind is RefKind.SPLICE for one in refs):
+        return []
+    return refs
+
+
 def open_fetched(reader: StreamReader, ref: Ref, fetched: Fetched) -> Opened:
     """Return what is in a directory that was read. Raises as `open_directory`."""
     refs, chunks = fetched
@@ -119,7 +155,7 @@ def open_fetched(reader: StreamReader, ref: Ref, fetched: Fetched) -> Opened:
     if split is None:
         return Opened(open_directory(reader, ref), owners=owners, chunks=chunks)  # or it tells why not
     located = [(decode_entry(frame), offset) for frame, offset in split.others]
-    others, bundle = _joined(ref, refs[1:], located, owners, bundled=split.size > 0)
+    others, bundle = _joined(ref, refs[1:], located, owners, bundled=split.size)
     return Opened(others, split, bundle, owners, chunks)
 
 
@@ -144,14 +180,17 @@ def _first(refs: list[Ref], ref: Ref) -> Ref:
 
 
 def _joined(
-    ref: Ref, found: list[Ref], located: list[tuple[Entry, int]], owners: Owners, *, bundled: bool
+    ref: Ref, found: list[Ref], located: list[tuple[Entry, int]], owners: Owners, *, bundled: int
 ) -> tuple[list[Child], Ref | None]:
     """Return entries, each given with where in the bundle its content begins, with their content; the bundle.
 
-    found: what the directory refers to, behind its entries.
+    found: what the directory refers to, after its entries. bundled: how long its bundle has to be.
     """
     refs = iter(found)
     bundle = _expect(refs, ref) if bundled else None
+    if bundle is not None and bundle.size != bundled:
+        # It is not known which files have which bytes of it: none is restored.
+        bundle = None
     own = [entry for entry, _ in located if entry.content is Content.OWN]
     # Streams of files come before subdirectories, each in the order of entries.
     holders = sorted(own, key=lambda entry: entry.is_dir)
@@ -179,8 +218,8 @@ def _expect(refs: Iterator[Ref], ref: Ref) -> Ref:
 
 def open_top(reader: StreamReader, root: Ref) -> Child:
     """Return the top directory of the tree whose root is given."""
-    children = open_directory(reader, root)
-    if len(children) != 1 or children[0].entry.name != ROOT_NAME:
+    children = open_directory(reader, root, root=True)
+    if len(children) != 1 or children[0].entry.name != ROOT_NAME or not children[0].entry.is_dir:
         raise DamageError(f"the tree {root.id.hex()} has no single top directory")
     return children[0]
 
@@ -192,13 +231,12 @@ def look_up(reader: StreamReader, root: Ref, path: bytes) -> Child:
     for name in path.split(b"/"):
         if name in {b"", b"."}:
             continue
-        shown = seen.decode(errors="backslashreplace") or "the top of the tree"
+        shown = escaped(os.fsdecode(seen)) or "the top of the tree"
         if not child.entry.is_dir:
             raise UsageError(f"{shown} is no directory")
         found = [c for c in open_directory(reader, child.ref) if c.entry.name == name]
         if not found:
-            name_shown = name.decode(errors="backslashreplace")
-            raise NotFoundError(f"there is no {name_shown!r} in {shown}; 'castore ls' lists it")
+            raise NotFoundError(f"there is no {os.fsdecode(name)!r} in {shown}; 'castore ls' lists it")
         child = found[0]
         seen = seen + b"/" + name if seen else name
     return child
@@ -223,6 +261,22 @@ def _located(reader: StreamReader, child: Child, path: bytes) -> Iterator[tuple[
         yield (path + b"/" + name if path else name), found
 
 
+def check_content(child: Child) -> None:
+    """Raise DamageError unless what an entry refers to is as long as it says."""
+    entry, ref, _, _ = child
+    if not entry.is_file:
+        return
+    if entry.content is Content.BUNDLE:
+        if ref is None:
+            raise DamageError("the bundle of its directory is not as long as the entries in it say")
+        return
+    stored = sum(length for _, length in entry.extents_or_whole)
+    found = ref.size if ref is not None else 0
+    if found != stored:
+        how = "shorter" if found < stored else "longer"
+        raise DamageError(f"a file's stream is {how} than its entry says: {found} and {stored} bytes")
+
+
 def read_data(
     reader: StreamReader, child: Child, whole: bytes | memoryview | None = None
 ) -> Iterator[tuple[int, bytes | memoryview]]:
@@ -231,6 +285,7 @@ def read_data(
     whole: its stream, where that was read before. Raises DamageError if the store has less or more of
     it than its entry says.
     """
+    check_content(child)
     entry, ref, offset, _ = child
     if entry.content is Content.BUNDLE:
         yield 0, RangeReader(reader.store, ref).read(offset, entry.size)

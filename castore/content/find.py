@@ -18,15 +18,16 @@ import msgspec
 from castore.content.directories import Child, open_directory, references
 from castore.content.streams import check_length
 from castore.errors import DamageError, MissingError
-from castore.kernel.entries import split_entries
+from castore.kernel.entries import select_entries
 from castore.model.refs import REF_BYTES, RefKind, decode_node
 from castore.model.tree import NOBODY, Content, decode_entry, decode_owners, encode_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from castore.content.patterns import PathPattern, States
     from castore.content.streams import StreamReader
+    from castore.kernel.entries import Selected
     from castore.model.refs import Ref
 
 _GROUP: Final = 4096
@@ -44,7 +45,10 @@ class Seen(NamedTuple):
     frame: bytes
     """The entry, encoded."""
     ref: Ref | None
-    """The directory or stream of its own, or the bundle, that holds its content."""
+    """The directory or stream of its own, or the bundle, that holds its content.
+
+    Of small files only where a search is exact: else None, and `offset` is 0.
+    """
     offset: int
     """Where in the bundle its content begins."""
 
@@ -141,10 +145,11 @@ def find(
     for position, (_, root) in enumerate(roots):
         if not runs or runs[-1][1].ref != root:
             runs.append((position, _Folder(root, 0)))
+    query = _Query(pattern, exact=exact)
     todo: list[list[_Place]] = [[_Place(None, runs, pattern.start)]]
     while todo:
         group = _group(todo)
-        listed = _read(reader, group, pattern, times)
+        listed = _read(reader, group, query, times)
         below: list[_Place] = []
         for place in group:
             yield from _damaged(place, listed)
@@ -173,8 +178,30 @@ _Opened: TypeAlias = "tuple[_Key, Ref, list[Ref]]"
 """A version of a directory, and what it refers to."""
 
 
+class _Query:
+    """What is searched for, and the matches that many versions of a directory have in common."""
+
+    def __init__(self, pattern: PathPattern, *, exact: bool) -> None:
+        self.pattern = pattern
+        self.known: dict[tuple[bytes, ...], dict[bytes, Seen]] | None = None if exact else {}
+        """By the entries that match; None where references matter."""
+
+    def plain_matches(self, plain: list[tuple[bytes, bytes, int]], bundle: Ref | None) -> dict[bytes, Seen]:
+        """Return which plain files match of those whose names have the pattern's pieces."""
+        if not self.pattern.is_exact:
+            matches = self.pattern.matches_name
+            plain = [one for one in plain if matches(one[0])]
+        if self.known is None:
+            return {name: Seen(frame, bundle, offset) for name, frame, offset in plain}
+        key = tuple([frame for _, frame, _ in plain])
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = {name: Seen(frame, None, 0) for name, frame, _ in plain}
+        return found
+
+
 def _read(
-    reader: StreamReader, group: list[_Place], pattern: PathPattern, times: list[int]
+    reader: StreamReader, group: list[_Place], query: _Query, times: list[int]
 ) -> dict[_Key, _Listed]:
     """Return what matters of each version of some directories."""
     wanted: dict[_Key, tuple[int, Ref]] = {}
@@ -191,21 +218,21 @@ def _read(
             wanted.setdefault(key, (position, ref))
             if mtime % _SECOND and mtime < times[position] - _SECOND:
                 settled[mtime] = key
-    found = _read_wanted(reader, wanted, pattern)
+    found = _read_wanted(reader, wanted, query)
     rest = {key: (position, ref) for key, (one, position, ref) in similar.items() if found[one] is not _EMPTY}
-    found.update(_read_wanted(reader, {key: rest[key] for key in rest.keys() - found.keys()}, pattern))
+    found.update(_read_wanted(reader, {key: rest[key] for key in rest.keys() - found.keys()}, query))
     return dict.fromkeys(similar, _EMPTY) | found
 
 
 def _read_wanted(
-    reader: StreamReader, wanted: dict[_Key, tuple[int, Ref]], pattern: PathPattern
+    reader: StreamReader, wanted: dict[_Key, tuple[int, Ref]], query: _Query
 ) -> dict[_Key, _Listed]:
     # What one generation added is near each other in packs.
     keys = sorted(wanted, key=lambda key: wanted[key][0])
     batches = [keys[at : at + _BATCH] for at in range(0, len(keys), _BATCH)]
 
     def work(batch: list[_Key]) -> list[tuple[_Key, _Listed]]:
-        return list(_read_batch(reader, [(key, wanted[key][1]) for key in batch], pattern))
+        return list(_read_batch(reader, [(key, wanted[key][1]) for key in batch], query))
 
     found: dict[_Key, _Listed] = {}
     for some in reader.ahead(batches, work):
@@ -214,7 +241,7 @@ def _read_wanted(
 
 
 def _read_batch(
-    reader: StreamReader, batch: list[tuple[_Key, Ref]], pattern: PathPattern
+    reader: StreamReader, batch: list[tuple[_Key, Ref]], query: _Query
 ) -> Iterator[tuple[_Key, _Listed]]:
     """Read directories: first what each refers to, then the entries of many at once."""
     nodes: dict[bytes, bytes] = {}
@@ -232,9 +259,9 @@ def _read_batch(
         some.append((key, ref, refs))
         size += refs[0].size
         if size > _BATCH_BYTES:
-            yield from _read_entries(reader, some, pattern)
+            yield from _read_entries(reader, some, query)
             some, size = [], 0
-    yield from _read_entries(reader, some, pattern)
+    yield from _read_entries(reader, some, query)
 
 
 def _references(reader: StreamReader, ref: Ref, plain: bytes | None) -> list[Ref]:
@@ -248,7 +275,7 @@ def _references(reader: StreamReader, ref: Ref, plain: bytes | None) -> list[Ref
 
 
 def _read_entries(
-    reader: StreamReader, some: list[_Opened], pattern: PathPattern
+    reader: StreamReader, some: list[_Opened], query: _Query
 ) -> Iterator[tuple[_Key, _Listed]]:
     opened: dict[bytes, bytes] = {}
     chunks = [refs[0] for _, _, refs in some if refs[0].kind is RefKind.CHUNK]
@@ -258,48 +285,60 @@ def _read_entries(
     for key, ref, refs in some:
         try:
             data = opened.get(refs[0].id) or reader.read_all(refs[0])
-            yield key, _listed(reader, ref, refs, data, key[1], pattern)
+            yield key, _listed(reader, ref, refs, data, key[1], query)
         except (DamageError, MissingError) as error:
             yield key, _Listed({}, {}, str(error))
 
 
 def _listed(
-    reader: StreamReader, ref: Ref, refs: list[Ref], data: bytes, states: States, pattern: PathPattern
+    reader: StreamReader, ref: Ref, refs: list[Ref], data: bytes, states: States, query: _Query
 ) -> _Listed:
     """Return which entries of a directory match, and which lead on."""
+    pattern = query.pattern
     last = pattern.last(states)
-    if last is not None and pattern.needle(states) not in data:
+    if last is not None and pattern.needle not in data:
         last = None
     leads = any(one.kind is RefKind.LIST for one in refs) and pattern.leads(states)
     if last is None and not leads:
         return _EMPTY
+    _, at = decode_owners(data)
+    wanted = last is not None and not pattern.directories_only
+    split = select_entries(data, at, pattern.pieces if wanted else b"")
     found = _Listed({}, {})
-    for name, mtime, seen in _entries(reader, ref, refs, data, last):
+    shared: dict[bytes, Seen] | None = None
+    if split is None:  # not as castore encodes them, or damaged, which is reported
+        others = _decoded(reader, ref)
+    else:
+        streams = iter(refs[1:])
+        bundle = next(streams, None) if split.size else None
+        if last is not None and split.plain and wanted:
+            shared = query.plain_matches(split.plain, bundle)
+            found = _Listed(shared, {})
+        others = _others(split, streams, bundle)
+    for name, mtime, seen in others:
         is_directory = mtime is not None
-        if last is not None and (is_directory or not pattern.directories_only) and last(name):
+        if last is not None and (is_directory or wanted) and last(name):
+            if found.matches is shared:  # by other versions, too
+                found = found._replace(matches=dict(shared))
             found.matches[name] = seen
         if mtime is not None and leads and pattern.after(states, name):
             found.folders[name] = _Folder(seen.ref, mtime)
     return found if found.matches or found.folders else _EMPTY
 
 
-def _entries(
-    reader: StreamReader, ref: Ref, refs: list[Ref], data: bytes, last: Callable[[bytes], bool] | None
+def _decoded(reader: StreamReader, ref: Ref) -> Iterator[tuple[bytes, int | None, Seen]]:
+    """Yield name, the time of a directory, and entry of all that is in a directory."""
+    # The root of a tree, whose entry has no name, comes here, too.
+    for child in open_directory(reader, ref, root=True):
+        frame = encode_entries([child.entry])[4:]
+        mtime = child.entry.mtime if child.entry.is_dir else None
+        yield child.entry.name, mtime, Seen(frame, child.ref, child.offset)
+
+
+def _others(
+    split: Selected, streams: Iterator[Ref], bundle: Ref | None
 ) -> Iterator[tuple[bytes, int | None, Seen]]:
-    """Yield name, the time of a directory, and entry: of plain files only those that match."""
-    _, at = decode_owners(data)
-    split = split_entries(data, at)
-    if split is None:  # not as castore encodes them, or damaged, which is reported
-        for child in open_directory(reader, ref):
-            frame = encode_entries([child.entry])[4:]
-            mtime = child.entry.mtime if child.entry.is_dir else None
-            yield child.entry.name, mtime, Seen(frame, child.ref, child.offset)
-        return
-    streams = iter(refs[1:])
-    bundle = next(streams, None) if split.size else None
-    if last is not None:
-        for name, frame, offset in split.named(last):
-            yield name, None, Seen(frame, bundle, offset)
+    """Yield name, the time of a directory, and entry of what is not a plain file in a directory."""
     others = [(_decode_lean(frame), frame, offset) for frame, offset in split.others]
     # Streams of files come before directories, each in the order of entries.
     own = [entry for entry, _, _ in others if entry.content == Content.OWN]
@@ -324,6 +363,8 @@ def _matches(place: _Place, listed: dict[_Key, _Listed], *, exact: bool) -> Iter
     present: dict[bytes, Seen] = {}
     for position, (ref, _) in place.runs:
         now = listed[ref.id, place.states].matches if ref is not None else {}
+        if now is present:
+            continue
         for name in present.keys() - now.keys():
             tracks[name].append(Version(position, None))
         for name, seen in now.items():

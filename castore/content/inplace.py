@@ -8,6 +8,7 @@ well; before that, everything can be put back.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -107,6 +108,7 @@ class InPlace(PlanWriter):
         # Before anything is touched, since what is done in a directory changes its time.
         steps = [(step.action, step.path or (b".",)) for step in self._plan.steps]
         before = [(path, self._entry_of(path)) for action, path in steps if action == "metadata"]
+        self._refuse_protected()
         last = self._plan.steps[-1]
         time = last.child.entry.mtime if last.child is not None and not last.path else None
         try:
@@ -121,12 +123,45 @@ class InPlace(PlanWriter):
                 hint = ""
                 if isinstance(error, PermissionError) and step.path and self._is_protected(step.path):
                     hint = ": it, or its directory, is immutable or append-only; allow it with chattr -i"
+                elif isinstance(error, PermissionError) and step.action == "replace" and os.geteuid() == 0:
+                    hint = ": it is in use; if it is a swap file, run swapoff first"
                 raise CastoreError(f"cannot {step.action} {shown}: {error.strerror}{hint}") from error
         report = self.report
         if lacking := [*report.damaged, *report.unmade]:
             where, reason = lacking[0]
             shown = where.decode(errors="backslashreplace")
             raise CastoreError(f"cannot restore {self._plan.top}/{shown}: {reason}")
+
+    def _refuse_protected(self) -> None:
+        """Raise CastoreError for a step that an immutable or append-only directory or file would stop.
+
+        An append-only directory takes new files, which can never be removed again. What is only to be removed
+        is left and reported instead.
+        """
+        if self._has_flag(()):
+            self._refuse(self._plan.steps[0], ())  # what is moved aside is moved there
+        changing = [step for step in self._plan.steps if step.action in {"create", "replace"}]
+        protected = {folder for folder in {step.path[:-1] for step in changing} if self._has_flag(folder)}
+        for step in changing:
+            if step.path[:-1] in protected:
+                self._refuse(step, step.path[:-1])
+            if step.action == "replace" and self._is_protected(step.path):
+                self._refuse(step, step.path)
+
+    def _has_flag(self, folder: Path) -> bool:
+        fd = open_below(self.top, folder)
+        try:
+            return is_protected(fd)
+        finally:
+            os.close(fd)
+
+    def _refuse(self, step: Step, blocked: Path) -> None:
+        top = os.fsencode(self._plan.top)
+        shown, what = (os.fsdecode(b"/".join([top, *one])) for one in (step.path, blocked))
+        raise CastoreError(
+            f"cannot {step.action} {shown}: {what} is immutable or append-only; nothing was touched; "
+            f"allow it with: chattr -i -a {shlex.quote(what)}"
+        )
 
     def _do(self, aside: Aside, step: Step) -> None:
         path = step.path or (b".",)
@@ -136,9 +171,11 @@ class InPlace(PlanWriter):
             try:
                 moved = aside.take(path)
             except PermissionError as error:
-                if step.action == "replace" or not self._is_protected(path):
+                protected = self._is_protected(path)
+                if step.action == "replace" or not (protected or os.geteuid() == 0):
                     raise
-                reason = "is immutable or append-only (see lsattr): it cannot be removed and was left"
+                why = "is immutable or append-only (see lsattr)" if protected else "is in use (a swap file?)"
+                reason = f"{why}: it cannot be removed and was left"
                 self.report.warnings.append((b"/".join(path), reason))
                 del error
         if step.child is None:

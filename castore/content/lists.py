@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MIN_REFS: Final = 32
 _BORDER: Final = 128
-_MAX_DEPTH: Final = 64
+MAX_DEPTH: Final = 64
 """Deeper lists than any store can hold are a damaged or hostile store's."""
 
 
@@ -104,7 +104,7 @@ def _iter_runs(store: Store, ref: Ref, start: int) -> Iterator[tuple[int, list[R
             behind = offset + child.size
             stack.append((behind, children))
             if behind > start or child.size == 0:
-                if len(stack) >= _MAX_DEPTH:
+                if len(stack) >= MAX_DEPTH:
                     raise DamageError(
                         f"the list {ref.id.hex()} is nested deeper than any castore writes"
                     )

@@ -75,6 +75,18 @@ def mounts_below(top: str) -> set[tuple[bytes, ...]]:
     return found
 
 
+def is_mount_point(fd: int, name: bytes) -> bool:
+    """Whether another file system is mounted on a name in the directory open as `fd`.
+
+    The mount table answers also for one that cannot be looked at: another user's FUSE, a server that is down.
+    """
+    try:
+        folder = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return False
+    return (name,) in mounts_below(folder)
+
+
 def is_protected(fd: int) -> bool:
     """Whether an open file or directory is immutable or append-only, so that not even root removes it."""
     try:
@@ -180,17 +192,21 @@ def read_xattrs(file: int | bytes, warn: Callable[[str], None]) -> tuple[tuple[b
 
 @lru_cache(maxsize=4096)
 def user_name(uid: int) -> str | None:
-    """Return the name of a user of this machine."""
+    """Return the name of a user of this machine; None for a name that is not UTF-8, too."""
     try:
-        return pwd.getpwuid(uid).pw_name
+        return _text(pwd.getpwuid(uid).pw_name)
     except KeyError:
         return None
 
 
 @lru_cache(maxsize=4096)
 def group_name(gid: int) -> str | None:
-    """Return the name of a group of this machine."""
+    """Return the name of a group of this machine; None for a name that is not UTF-8, too."""
     try:
-        return grp.getgrgid(gid).gr_name
+        return _text(grp.getgrgid(gid).gr_name)
     except KeyError:
         return None
+
+
+def _text(name: str) -> str | None:
+    return None if any("\ud800" <= one <= "\udfff" for one in name) else name

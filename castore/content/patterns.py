@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -38,7 +39,10 @@ class PathPattern:
             names.insert(0, _ANY_DEPTH)
         self.directories_only = pattern.endswith("/")
         self._build(["", *names], [_matcher(name, ignore_case) for name in ["", *names]])
-        self._needle = b"" if ignore_case else _longest(names[-1])
+        pieces, exact = _pieces(names[-1])
+        # In an encoding that is not self-synchronizing, or of other cases, bytes say nothing of characters.
+        known = not ignore_case and sys.getfilesystemencoding() == "utf-8"
+        self._pieces, self._exact = (pieces, exact) if known else ([b"", b""], False)
 
     @classmethod
     def literal(cls, path: str) -> PathPattern:
@@ -47,7 +51,7 @@ class PathPattern:
         names = ["", *(name for name in path.split("/") if name not in {"", "."})]
         self.directories_only = False
         self._build(["/"] * len(names), [name.__eq__ for name in names])
-        self._needle = os.fsencode(names[-1])
+        self._pieces, self._exact = [os.fsencode(names[-1])], True
         return self
 
     def _build(self, names: list[str], matchers: list[Callable[[str], bool]]) -> None:
@@ -57,7 +61,7 @@ class PathPattern:
         final = matchers[-1]
         # Most names are in many generations.
         cached = lru_cache(maxsize=1 << 16)
-        self._last: Callable[[bytes], bool] = cached(lambda name: final(os.fsdecode(name)))
+        self.matches_name: Callable[[bytes], bool] = cached(lambda name: final(os.fsdecode(name)))
         self.after: Callable[[States, bytes], States] = cached(self._after)
 
     def _closed(self, states: set[int]) -> States:
@@ -79,15 +83,26 @@ class PathPattern:
 
     def last(self, states: States) -> Callable[[bytes], bool] | None:
         """Return what decides whether a name ends a match here; None if none does."""
-        return self._last if len(self._deep) - 1 in states else None
+        return self.matches_name if len(self._deep) - 1 in states else None
 
     def leads(self, states: States) -> bool:
         """Whether a match can be below a directory here."""
         return any(self._deep[state] or state + 1 < len(self._deep) for state in states)
 
-    def needle(self, states: States) -> bytes:
-        """Return bytes that are in every name which ends a match here."""
-        return self._needle if len(self._deep) - 1 in states else b""
+    @property
+    def pieces(self) -> bytes:
+        """What every name has which ends a match: bytes, separated by a NUL where any may be."""
+        return b"\0".join(self._pieces)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every name with these pieces ends a match, as far as states allow one."""
+        return self._exact
+
+    @property
+    def needle(self) -> bytes:
+        """Bytes that are in every name which ends a match."""
+        return max(self._pieces, key=len)
 
 
 def _matcher(name: str, ignore_case: bool) -> Callable[[str], bool]:
@@ -96,6 +111,13 @@ def _matcher(name: str, ignore_case: bool) -> Callable[[str], bool]:
     return lambda text: matched(text) is not None
 
 
-def _longest(name: str) -> bytes:
-    """Return the longest run of bytes that every name has which a component matches."""
-    return os.fsencode(max(re.split(r"\[.*\]|[*?\[\]]", name), key=len))
+def _pieces(name: str) -> tuple[list[bytes], bool]:
+    """Return the bytes that every name has which a component matches, and whether all such names match.
+
+    Any bytes may be between the pieces. The first piece is at the beginning, the last at the end.
+    """
+    pieces = re.split(r"\[.*\]|[*?\[\]]", name)
+    between = re.findall(r"\[.*\]|[*?\[\]]", name)
+    # Part of a character, which only an invalid name has, may be in a character, too.
+    valid = not any("\udc80" <= char <= "\udcff" for char in name)
+    return [os.fsencode(piece) for piece in pieces], valid and set(between) <= {"*"}

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.exclude import CACHE_TAG
-from castore.content.live import OPEN_DIRECTORY, OPEN_FILE, allow_descriptors, data_extents, is_cache
+from castore.content.live import (
+    OPEN_DIRECTORY,
+    OPEN_FILE,
+    allow_descriptors,
+    data_extents,
+    is_cache,
+    is_mount_point,
+)
 from castore.content.scanfiles import joined
 from castore.errors import UsageError
 from castore.kernel.files import entries_of, list_directory
@@ -98,6 +105,9 @@ class _Preview:
         shut = only_tag and entry.name != CACHE_TAG
         if shut or path in rules.own or (rules.exclude and rules.exclude.matches(path, is_dir=is_dir)):
             self._leave_out(path + b"/" * is_dir)
+            return False
+        if entry.error and rules.one_file_system and is_mount_point(fd, entry.name):
+            self._leave_out(path + b"/*")
             return False
         if entry.error:
             found.unreadable.append((path, os.strerror(entry.error)))

@@ -31,6 +31,7 @@ from castore.content.attributes import (
 from castore.content.directories import (
     Child,
     Opened,
+    check_content,
     fetch_directory,
     open_fetched,
     read_data,
@@ -64,6 +65,10 @@ class Report:
     """Those of the warnings that are of what is not there."""
     damaged: list[tuple[bytes, str]] = field(default_factory=list)
     """(path, reason) of what is missing, because the store is damaged there."""
+
+
+FILE_SYSTEMS_OWN: Final = b"lost+found"
+"""A directory that many file systems are made with: where it is, a restore fills it."""
 
 
 @dataclass
@@ -243,7 +248,11 @@ class TreeWriter:
         path = (*current.path, entry.name)
         self._tally.files += 1
         try:
-            os.mkdir(entry.name, 0o700, dir_fd=current.fd)
+            try:
+                os.mkdir(entry.name, 0o700, dir_fd=current.fd)
+            except FileExistsError:
+                if path != (FILE_SYSTEMS_OWN,):
+                    raise
             if current.inherited:
                 drop_inherited(current.fd, entry.name)
             fd = os.open(entry.name, OPEN_DIRECTORY, dir_fd=current.fd)
@@ -300,6 +309,7 @@ class TreeWriter:
         fd = os.open(entry.name, _CREATE, 0o600, dir_fd=current.fd)
         whole = False
         try:
+            check_content(child)
             if entry.content is Content.BUNDLE:
                 if current.bundle is None:
                     current.bundle = RangeReader(self._reader.store, child.ref, current.chunks)
@@ -413,6 +423,7 @@ def restore_directory(
     writer = TreeWriter(reader, top, ownership, tally)
     writer.fill(child)
     warnings = writer.report.warnings
+    drop_inherited(top, b".")
     set_directory_attributes(
         top, child.entry, child.owners, ownership, lambda r: warnings.append((b".", r))
     )

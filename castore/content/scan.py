@@ -28,6 +28,7 @@ from castore.content.live import (
     allow_descriptors,
     extra_of,
     is_cache,
+    is_mount_point,
 )
 from castore.content.scancache import LINKED, Told, is_racy, told_of
 from castore.content.scanfiles import SMALL, FileScanner, Scanned, joined
@@ -182,6 +183,12 @@ class _Scanner:
             else:
                 directory.listing = list_directory(fd)
         except OSError as error:
+            if not path:
+                # Nothing of the tree can be read: an empty generation of it would only do harm.
+                os.close(fd)
+                raise CastoreError(
+                    f"the top directory of the tree {UNLISTED}: {error.strerror}; nothing of it was stored"
+                ) from error
             self._files.doubt(directory, f"{UNLISTED}: {error.strerror}")
         if record is not None and self._old is not None:
             directory.below = self._old.below(record)
@@ -287,7 +294,9 @@ class _Scanner:
         exclude = self._rules.exclude
         if exclude is not None and exclude.matches(path, is_dir=is_dir):
             return False
-        if entry is not None:
+        if entry is not None and not (
+            self._rules.one_file_system and is_mount_point(directory.fd, entry.name)
+        ):
             self._files.warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
         return entry is None
 

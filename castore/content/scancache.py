@@ -78,6 +78,11 @@ class Told(NamedTuple):
     """Its device and inode."""
 
 
+def scan_path(store: Store, service: str, part: str) -> str:
+    """Return where this machine keeps what it saw of a tree."""
+    return os.path.join(store.places.scans_of(store.store_id, store.storage.place), f"{service}:{part}")
+
+
 def told_of(record: Record) -> Told:
     """Return what a record tells."""
     time, files, size, chunks, ref, ref_size, dev, ino = _TOLD.unpack(record.told)

@@ -12,6 +12,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from castore.content.acl import acl_ids
 from castore.content.lists import iter_chunks
 from castore.content.live import (
     OPEN_FILE,
@@ -121,10 +122,14 @@ class Scanned:
         for position in self.entries:
             self.take[position] = GIVEN
         entries, ids = join_entries(self.listing, self.places, bytes(self.take), given)
-        ids += [(entry.uid, entry.gid) for entry in self.entries.values()]
+        uids, gids = {uid for uid, _ in ids}, {gid for _, gid in ids}
+        for entry in self.entries.values():
+            named = acl_ids(entry.extra.xattrs)
+            uids |= {entry.uid, *named[0]}
+            gids |= {entry.gid, *named[1]}
         self.entries.clear()
-        users = {uid: name for uid in sorted({uid for uid, _ in ids}) if (name := user_name(uid))}
-        groups = {gid: name for gid in sorted({gid for _, gid in ids}) if (name := group_name(gid))}
+        users = {uid: name for uid in sorted(uids) if (name := user_name(uid))}
+        groups = {gid: name for gid in sorted(gids) if (name := group_name(gid))}
         return encode_owners(Owners(users=users, groups=groups)) + entries
 
 
@@ -238,7 +243,10 @@ class FileScanner:
             if info.st_size > SMALL:
                 return None
             room = self._ingest.room(SMALL)
-            count = _read_up_to(fd, room[: info.st_size])
+            count = _read_up_to(fd, room[: info.st_size or SMALL])
+            if not info.st_size and count == SMALL:
+                self.doubt(directory, "cannot be read: its file system gives no size, and it is large", name)
+                return 0
             after = os.fstat(fd)
             xattrs = self.xattrs(directory, position, name, fd)
         except OSError as error:
@@ -247,7 +255,9 @@ class FileScanner:
         finally:
             os.close(fd)
         self._ingest.filled(count)
-        if count != after.st_size or _stamp(info) != _stamp(after):
+        directory.distrust |= count != after.st_size
+        # A file system that gives no size, such as proc, says 0.
+        if (after.st_size and count != after.st_size) or _stamp(info) != _stamp(after):
             self.doubt(directory, _CHANGED, name)
         self._bundle(directory, position, listed_of(name, after), count, xattrs)
         return count

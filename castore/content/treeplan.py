@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from castore.content.aside import refuse_leftovers
 from castore.content.attributes import Ownership
 from castore.content.depth import run
-from castore.content.directories import Child, open_directory, read_file
+from castore.content.directories import Child, check_content, open_directory, read_file
 from castore.content.live import (
     OPEN_DIRECTORY,
     OPEN_FILE,
@@ -76,6 +76,8 @@ class TreePlan:
     """Whether it is about one file in the directory `top`, which has to change in one step."""
     crosses: bool = False
     """Whether a step is on another file system, mounted below the top."""
+    empties: bool = False
+    """Whether the stored directory is empty."""
 
     @property
     def summary(self) -> tuple[int, int, int]:
@@ -125,6 +127,8 @@ def plan_tree(
     planner = _Planner(reader, ownership, comparison, mounts_below(top))
     try:
         refuse_leftovers(top)
+        if b"" in comparison.unread:
+            return planner.nothing(top)
         run(planner.directory(fd, (), child, planner.top_record(fd)))
         steps = planner.steps
         if steps or planner.metadata_differs(fd, (), child, listed_of(b".", os.fstat(fd))):
@@ -133,7 +137,7 @@ def plan_tree(
         raise CastoreError(f"cannot compare {top}: {error}") from error
     finally:
         os.close(fd)
-    return planner.plan(top)
+    return replace(planner.plan(top), empties=planner.empties)
 
 
 def plan_entry(
@@ -177,6 +181,18 @@ def plan_removal(reader: StreamReader, top: str, comparison: Comparison) -> tupl
     return planner.plan(top), whole
 
 
+_READ_ONLY: Final = "it differs, and is mounted read-only"
+
+
+def _is_read_only(fd: int, name: bytes) -> bool:
+    """Whether what is called `name` in an open directory is on a file system that is mounted read-only."""
+    file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        return bool(os.fstatvfs(file).f_flag & os.ST_RDONLY)
+    finally:
+        os.close(file)
+
+
 class _Removal(NamedTuple):
     """The steps that remove a file or directory."""
 
@@ -202,6 +218,7 @@ class _Planner:
         self._kept_links: dict[tuple[int, int], Path] = {}
         self._skipped: list[tuple[bytes, str]] = []
         self._crosses = False
+        self.empties = False
         self.steps: list[Step] = []
         self._live_links: dict[tuple[int, int], tuple[int, int] | Path] = {}
         self._stored_links: dict[tuple[int, int], tuple[int, int]] = {}
@@ -221,6 +238,11 @@ class _Planner:
         """Return the steps that were found."""
         links, skipped = self._kept_links, tuple(self._skipped)
         return TreePlan(top, tuple(self.steps), links, skipped, crosses=self._crosses)
+
+    def nothing(self, top: str) -> TreePlan:
+        """Return a plan without steps, which reports that the directory `top` is left alone."""
+        self._skip((b".",))
+        return self.plan(top)
 
     def file(self, fd: int, name: bytes, child: Child) -> None:
         """Add the steps for one file, which is called `name` in the directory open as `fd`."""
@@ -267,6 +289,7 @@ class _Planner:
         """
         apart = self._comparison.apart
         stored = open_directory(self._reader, child.ref)
+        self.empties |= not path and not stored
         if apart:
             stored = [one for one in stored if b"/".join((*path, one.entry.name)) not in apart]
         seen = self._scan.listing_of(at) if self._scan is not None and at is not None else None
@@ -364,7 +387,9 @@ class _Planner:
         """Add the steps for what is stored and live. A generator for `run`."""
         entry = found.entry
         if info.error:
-            self._skip(path, f"cannot be read: {os.strerror(info.error)}")
+            crosses = self._comparison.rules.one_file_system and path in self._mounts
+            if not (crosses and entry.content is Content.NONE):
+                self._skip(path, f"cannot be read: {os.strerror(info.error)}")
             return
         try:
             if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
@@ -375,7 +400,10 @@ class _Planner:
                 if not (yield self._inside(fd, path, found, at)):
                     return
             elif not self._same(fd, path, found, info):
-                self.steps.append(Step("replace", path, found, removed=1))
+                if path in self._mounts and _is_read_only(fd, entry.name):
+                    self._skip(path, _READ_ONLY)
+                else:
+                    self.steps.append(Step("replace", path, found, removed=1))
                 return
             elif entry.extra.link is not None:
                 self._kept_links.setdefault(entry.extra.link, path)
@@ -426,6 +454,10 @@ class _Planner:
         finally:
             os.close(below)
         if len(self.steps) > before and path in self._mounts:
+            if _is_read_only(fd, found.entry.name):
+                del self.steps[before:]
+                self._skip(path, _READ_ONLY)
+                return False
             self._crosses = True
         return True
 
@@ -458,6 +490,7 @@ class _Planner:
         """Whether a live file has the stored bytes."""
         entry, ref, offset, _ = found
         stored: Iterator[bytes | memoryview] = read_file(self._reader, found)
+        check_content(found)
         if entry.content is Content.BUNDLE:
             if self._bundle[0] != ref:
                 self._bundle = ref, RangeReader(self._reader.store, ref)
@@ -491,6 +524,7 @@ class _Planner:
             return True
         failed: list[str] = []
         live = () if bare else read_xattrs_at(fd, info.name, failed.append)
+        wanted = self._ownership.xattrs_of(entry, child.owners)
         if b"/".join(path) in self._comparison.unread_attributes:
-            return not set(entry.extra.xattrs) <= set(live)
-        return bool(failed) or live != entry.extra.xattrs
+            return not set(wanted) <= set(live)
+        return bool(failed) or live != wanted

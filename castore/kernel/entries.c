@@ -256,7 +256,7 @@ decode(const uint8_t *data, struct entry_place *place)
 	place->mtime = mtime / SECOND - (mtime % SECOND < 0);
 	place->mtime_ns = (uint32_t)(mtime - place->mtime * SECOND);
 	place->bundled = content == 1;
-	place->plain = type == REGULAR && (content == 1 || (content == 0 && place->size == 0)) &&
+	place->plain = type == REGULAR && content == (place->size > 0) &&
 	    in.end - in.at == sizeof(nothing) && memcmp(in.at, nothing, sizeof(nothing)) == 0;
 	return (0);
 }
@@ -271,30 +271,95 @@ in_order(const uint8_t *data, const struct entry_place *a, const struct entry_pl
 	return (order < 0 || (order == 0 && a->name_len < b->name_len));
 }
 
+/* Take the entry at `at` apart, which follows `before`, if any; 0 if it is not one. */
+static int
+next_entry(const uint8_t *data, size_t len, size_t at, const struct entry_place *before, struct entry_place *place)
+{
+	if (len - at < LENGTH)
+		return (0);
+	memset(place, 0, sizeof(*place));
+	place->len = (uint32_t)length_at(data + at);
+	place->at = at + LENGTH;
+	if (len - place->at < place->len || decode(data, place) != 0)
+		return (0);
+	if (before == NULL)
+		return (1);
+	place->offset = before->offset + (before->bundled ? before->size : 0);
+	return (place->offset <= INT64_MAX && in_order(data, before, place));
+}
+
+/* Whether the bundle ends at a length that is one. */
+static int
+is_bounded(const struct entry_place *last)
+{
+	return (!last->bundled || last->offset + last->size <= INT64_MAX);
+}
+
 size_t
 entries_split(const uint8_t *data, size_t len, size_t at, struct entry_place *places, size_t count)
 {
-	uint64_t offset = 0;
 	size_t i;
 
 	for (i = 0; at < len; i++) {
 		struct entry_place *place = places + i;
 
-		if (i == count || len - at < LENGTH)
-			return (SIZE_MAX);
-		memset(place, 0, sizeof(*place));
-		place->len = (uint32_t)length_at(data + at);
-		place->at = at + LENGTH;
-		if (len - place->at < place->len || decode(data, place) != 0)
-			return (SIZE_MAX);
-		if (i > 0 && !in_order(data, place - 1, place))
-			return (SIZE_MAX);
-		place->offset = offset;
-		if (place->bundled && (offset += place->size) > INT64_MAX)
+		if (i == count || !next_entry(data, len, at, i ? place - 1 : NULL, place) || !is_bounded(place))
 			return (SIZE_MAX);
 		at = place->at + place->len;
 	}
 	return (i);
+}
+
+/* Whether a name is pieces with any bytes between them; see entries_select. */
+static int
+matches(const uint8_t *name, size_t len, const uint8_t *pieces, size_t pieces_len)
+{
+	const uint8_t *end = pieces + pieces_len, *gap = memchr(pieces, '\0', pieces_len), *found;
+	size_t piece = gap ? (size_t)(gap - pieces) : pieces_len;
+
+	if (len < piece || memcmp(name, pieces, piece) != 0)
+		return (0);
+	name += piece;
+	len -= piece;
+	while (gap != NULL) {
+		pieces = gap + 1;
+		gap = memchr(pieces, '\0', (size_t)(end - pieces));
+		piece = (size_t)((gap ? gap : end) - pieces);
+		if (gap == NULL)
+			return (len >= piece && memcmp(name + len - piece, pieces, piece) == 0);
+		if (piece == 0)
+			continue;
+		if ((found = memmem(name, len, pieces, piece)) == NULL)
+			return (0);
+		len -= (size_t)(found - name) + piece;
+		name = found + piece;
+	}
+	return (len == 0);
+}
+
+size_t
+entries_select(const uint8_t *data, size_t len, size_t at, const uint8_t *pieces, size_t pieces_len,
+    struct entry_place *places, size_t count, uint64_t *bundled)
+{
+	struct entry_place two[2];
+	size_t i, kept = 0;
+
+	*bundled = 0;
+	for (i = 0; at < len; i++) {
+		struct entry_place *place = two + i % 2;
+
+		if (!next_entry(data, len, at, i ? two + (i + 1) % 2 : NULL, place) || !is_bounded(place))
+			return (SIZE_MAX);
+		if (place->bundled)
+			*bundled = place->offset + place->size;
+		at = place->at + place->len;
+		if (place->plain && !matches(data + place->name, place->name_len, pieces, pieces_len))
+			continue;
+		if (kept == count)
+			return (SIZE_MAX);
+		places[kept++] = *place;
+	}
+	return (kept);
 }
 
 static uint32_t
@@ -312,6 +377,7 @@ static int
 fill(int file, const struct entry_place *place, const struct entry_owners *owners, const uint8_t *content)
 {
 	struct timespec times[2];
+	struct stat info;
 	size_t done = 0;
 	ssize_t got;
 
@@ -328,7 +394,12 @@ fill(int file, const struct entry_place *place, const struct entry_owners *owner
 		return (-1);
 	times[0].tv_sec = times[1].tv_sec = (time_t)place->mtime;
 	times[0].tv_nsec = times[1].tv_nsec = (long)place->mtime_ns;
-	return (futimens(file, times));
+	if (futimens(file, times) != 0)
+		return (-1);
+	/* File systems replace a time that they cannot hold: such a file is left to the caller, who reports it. */
+	if (place->mtime < 0 || place->mtime > INT32_MAX)
+		return (fstat(file, &info) == 0 && info.st_mtim.tv_sec == (time_t)place->mtime ? 0 : -1);
+	return (0);
 }
 
 size_t

@@ -51,6 +51,16 @@ size_t entries_count(const uint8_t *data, size_t len, size_t at);
 __attribute__((visibility("default")))
 size_t entries_split(const uint8_t *data, size_t len, size_t at, struct entry_place *places, size_t count);
 
+/*
+ * Take the entries of data[at .. len) apart, and keep in places[0 .. count) only those that are not plain files,
+ * and the plain ones whose name matches `pieces`: literal bytes that are separated by a NUL where the name may have
+ * any bytes.  "a" is the name a, "a\0b" every name that begins with a and ends with b.  *bundled: the length of the
+ * bundle.  Returns how many are kept; SIZE_MAX as entries_split.
+ */
+__attribute__((visibility("default")))
+size_t entries_select(const uint8_t *data, size_t len, size_t at, const uint8_t *pieces, size_t pieces_len,
+    struct entry_place *places, size_t count, uint64_t *bundled);
+
 /* Whom the files of someone are given to. */
 struct entry_owner {
 	uint32_t stored, wanted;

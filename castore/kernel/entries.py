@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from functools import cache
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from castore.kernel import _ADDRESS, _SIZE, _TOO_MANY, _U32, _U64, _function
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     Bytes = bytes | memoryview
 
@@ -25,6 +27,10 @@ GIVEN: Final = 2
 
 _MOST: Final = 80
 _PLACE: Final = struct.Struct("<QQQQqIIIIIIII")
+_LENGTH, _OFFSET = 2, 3
+"""Where in it, in words of 8 bytes, the size of an entry and its place in the bundle are."""
+_PLAIN, _BUNDLED = 16, 17
+"""Where in it, in words of 4 bytes, these are."""
 
 
 class _Ids(ctypes.Structure):
@@ -112,13 +118,21 @@ class Split:
         self.size = 0
         """Bytes of the bundle."""
         self.plain_size = 0
-        for at, _, size, offset, *_, length, _, plain, bundled in _PLACE.iter_unpack(places):
-            if bundled:
-                self.size = offset + size
-            if plain:
-                self.plain_size += size
-            else:
-                self.others.append((data[at : at + length], offset))
+        if not count:
+            return
+        # A loop over all entries in Python would take longer than all else that is done with them here.
+        raw = memoryview(bytes(places))
+        words, longs = raw.cast("I"), raw.cast("Q")
+        plain = words[_PLAIN :: _PLACE.size // 4].tolist()
+        bundled = words[_BUNDLED :: _PLACE.size // 4].tolist()
+        sizes = longs[_LENGTH :: _PLACE.size // 8].tolist()
+        if any(bundled):
+            last = count - 1 - bundled[::-1].index(1)
+            self.size = sizes[last] + longs[last * (_PLACE.size // 8) + _OFFSET]
+        self.plain_size = sum(sizes) if all(plain) else sum(compress(sizes, plain))
+        for number in [] if all(plain) else [number for number, one in enumerate(plain) if not one]:
+            at, _, _, offset, *_, length, _, _, _ = _PLACE.unpack_from(raw, number * _PLACE.size)
+            self.others.append((data[at : at + length], offset))
 
     @property
     def plain(self) -> int:
@@ -154,13 +168,6 @@ class Split:
             if plain
         ]
 
-    def named(self, matches: Callable[[bytes], bool]) -> Iterator[tuple[bytes, bytes, int]]:
-        """Yield name, encoded entry, and place in the bundle of the plain files whose name matches."""
-        data = self._data
-        for at, start, _, offset, *_, length, name_length, plain, _ in _PLACE.iter_unpack(self._places):
-            if plain and matches(name := data[start : start + name_length]):
-                yield name, data[at : at + length], offset
-
     def write(self, fd: int, first: int, end: int, new: NewOwners, content: Bytes, start: int) -> int:
         """Make the plain files of entries [first, end) in the directory open as `fd`; nothing is replaced.
 
@@ -190,3 +197,50 @@ def split_entries(data: bytes, at: int) -> Split | None:
     if count and _split(data, len(data), at, places, count) != count:
         return None
     return Split(data, places, count)
+
+
+@cache
+def _select() -> Any:
+    """Return the kernel's function, which only searches use."""
+    return _function(
+        "entries_select",
+        _SIZE,
+        *(ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p, _SIZE, _ADDRESS, _SIZE, ctypes.POINTER(_U64)),
+    )
+
+
+class Selected(NamedTuple):
+    """The entries of a directory that are not plain files, and the plain files of some names."""
+
+    others: list[tuple[bytes, int]]
+    """(encoded entry, where in the bundle its content begins), in order."""
+    plain: list[tuple[bytes, bytes, int]]
+    """(name, encoded entry, where in the bundle its content begins), in order."""
+    size: int
+    """Bytes of the bundle."""
+
+
+def select_entries(data: bytes, at: int, pieces: bytes) -> Selected | None:
+    r"""Select from the encoded entries from `at` on; None if they are not as castore encodes them.
+
+    pieces: of the names of plain files: literal bytes, separated by a NUL where any bytes may be: b"a" is the
+    name a, b"a\0b" every name that begins with a and ends with b.
+    """
+    count = _count(data, len(data), at)
+    if count == _TOO_MANY:
+        return None
+    places = ctypes.create_string_buffer(_PLACE.size * count)
+    size = _U64()
+    kept = _select()(data, len(data), at, pieces, len(pieces), places, count, ctypes.byref(size))
+    if kept == _TOO_MANY:
+        return None
+    others: list[tuple[bytes, int]] = []
+    named: list[tuple[bytes, bytes, int]] = []
+    view = memoryview(places)[: kept * _PLACE.size]
+    for start, name, _, offset, *_, length, name_length, plain, _ in _PLACE.iter_unpack(view):
+        frame = data[start : start + length]
+        if plain:
+            named.append((data[name : name + name_length], frame, offset))
+        else:
+            others.append((frame, offset))
+    return Selected(others, named, size.value)

@@ -381,6 +381,12 @@ scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count,
 		same = fstat(file, &info) == 0 && S_ISREG(info.st_mode) && as_listed(&entry, &info);
 		while (same && done < entry.size && (got = read(file, out + done, entry.size - done)) > 0)
 			done += (size_t)got;
+		/* File systems without sizes, such as proc, say 0 of files that have content. */
+		if (same && entry.size == 0) {
+			uint8_t byte;
+
+			same = read(file, &byte, 1) == 0;
+		}
 		same = same && done == entry.size && fstat(file, &info) == 0 && as_listed(&entry, &info);
 		has[i] = (has_xattrs(file) ? SCAN_HAS_XATTRS : 0) | (done > 0 ? SCAN_HAS_CONTENT : 0);
 		close(file);

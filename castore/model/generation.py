@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from castore.errors import DamageError, FormatError
+from castore.model.odd_text import is_valid, lossless, texts, without_odd
 from castore.model.refs import ID_BYTES, RecordId, Ref, RefKind
 from castore.model.undecodable import UNDECODABLE
 
@@ -127,6 +129,11 @@ class FileOwner(msgspec.Struct, frozen=True, array_like=True):
     user: str = ""
     """Empty: the machine had no name for the id."""
     group: str = ""
+    acls: tuple[tuple[bytes, bytes], ...] = ()
+    """Its POSIX access control lists, as attributes."""
+    users: tuple[tuple[int, str], ...] = ()
+    """The names of the users in these."""
+    groups: tuple[tuple[int, str], ...] = ()
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -152,6 +159,8 @@ class Origin(msgspec.Struct, frozen=True):
     """The file that a part of the engines file and sqlite is."""
     made_by: str = ""
     """What made the dump, with its version."""
+    raw: dict[str, tuple[bytes, ...]] = {}
+    """Stored only: `dump` and `restore` as bytes, where an argument is not UTF-8."""
 
 
 class Details(msgspec.Struct, frozen=True):
@@ -174,7 +183,31 @@ _version_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 def encode(record: Generation | Details) -> bytes:
     """Return the plaintext of a record."""
-    return _encoder.encode(record)
+    if isinstance(record, Details):
+        origins = {name: _storable(one) for name, one in record.origins.items()}
+        record = msgspec.structs.replace(record, origins=origins)
+    try:
+        return _encoder.encode(record)
+    except UnicodeEncodeError:
+        # What only people read, like the reason of a warning.
+        return _encoder.encode(without_odd(msgspec.to_builtins(record, builtin_types=(bytes,))))
+
+
+def _storable(origin: Origin) -> Origin:
+    """Return an origin that can be encoded: paths and arguments may have bytes that are not UTF-8."""
+    raw = {
+        name: tuple(map(os.fsencode, argv))
+        for name, argv in (("dump", origin.dump), ("restore", origin.restore))
+        if not all(map(is_valid, argv))
+    }
+    shown = {name: without_odd(getattr(origin, name)) for name in raw}
+    return msgspec.structs.replace(origin, settings=lossless(origin.settings), raw=raw, **shown)
+
+
+def _as_given(origin: Origin) -> Origin:
+    """Return the origin that `_storable` was given."""
+    argv = {name: texts(found) for name, found in origin.raw.items() if name in {"dump", "restore"}}
+    return msgspec.structs.replace(origin, settings=texts(origin.settings), raw={}, **argv)
 
 
 def decode_generation(data: bytes | memoryview) -> Generation:
@@ -186,6 +219,8 @@ def decode_generation(data: bytes | memoryview) -> Generation:
         raise DamageError(f"a generation record does not decode: {error}") from None
     if generation.version != _VERSION:
         _refuse_newer(data)
+    if any(part.kind == "tree" and part.root is None for part in generation.parts):
+        raise DamageError("a generation record has a tree without a root")
     return generation
 
 
@@ -202,6 +237,8 @@ def _refuse_newer(data: bytes | memoryview) -> None:
 def decode_details(data: bytes) -> Details:
     """Return the details that a stream holds. Raises DamageError."""
     try:
-        return _details_decoder.decode(data)
+        details = _details_decoder.decode(data)
     except UNDECODABLE as error:
         raise DamageError(f"a generation's details do not decode: {error}") from None
+    origins = {name: _as_given(one) for name, one in details.origins.items()}
+    return msgspec.structs.replace(details, origins=origins)

@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """What has passed so far. All numbers only grow."""
+    """What has passed so far. All numbers but `total` only grow."""
 
     files: int = 0
     """Entries of trees."""
     read: int = 0
     """Bytes of content read."""
+    total: int = 0
+    """What `read` is expected to reach, as far as that is known; an estimate, or 0."""
+    unit: str = ""
+    """What `read` and `total` count where that is not bytes: `pack`."""
     chunks: int = 0
     """References to chunks made."""
     new_chunks: int = 0

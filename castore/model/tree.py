@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _VERSION: Final = 1
+_TYPES: Final = {1, 2, 4, 6, 8, 10, 12}
+"""Of files that Linux knows: stat.S_IFMT, shifted right by 12 bits."""
 ROOT_NAME: Final = b""
 """The name of the one entry of a part's root, which describes the top directory itself."""
 
@@ -195,6 +197,10 @@ def _check_shape(entry: Entry) -> None:
     extents = extra.extents
     if entry.content is not Content.NONE and not (entry.is_file or entry.is_dir):
         raise DamageError(f"entry {entry.name!r} has content and is neither file nor directory")
+    if entry.content is Content.BUNDLE and not (entry.is_file and entry.size and extents is None):
+        raise DamageError(f"entry {entry.name!r} is in a bundle and is not a file with bytes and no holes")
+    if stat.S_ISLNK(entry.st_mode) and not extra.target:
+        raise DamageError(f"entry {entry.name!r} is a symbolic link without a target")
     # The system calls take these as C strings.
     if b"\0" in extra.target or any(b"\0" in name for name, _ in extra.xattrs):
         raise DamageError(f"entry {entry.name!r} has a zero byte in a target or attribute")
@@ -209,7 +215,7 @@ def _check_shape(entry: Entry) -> None:
 
 def _check_ranges(entry: Entry) -> None:
     """Refuse numbers that do not fit the system's types."""
-    if not 0 <= entry.size < 1 << 63 or not 0 <= entry.mode <= 0o7777 or not 0 < entry.type < 16:
+    if not 0 <= entry.size < 1 << 63 or not 0 <= entry.mode <= 0o7777 or entry.type not in _TYPES:
         raise DamageError(f"entry {entry.name!r} has an impossible size, mode or type")
     if not (0 <= entry.uid < 1 << 32 and 0 <= entry.gid < 1 << 32):
         raise DamageError(f"entry {entry.name!r} has an impossible owner")

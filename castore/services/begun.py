@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from castore.content.live import OPEN_FILE
-from castore.content.restore import open_destination
+from castore.content.restore import FILE_SYSTEMS_OWN, open_destination
 from castore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 _PREFIX: Final = ".castore-restore-"
 _MOST: Final = 1 << 16
-_OWN: Final = "lost+found"
-"""Belongs to a file system, not to a user."""
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -76,7 +74,7 @@ class Destination:
     @property
     def own(self) -> frozenset[bytes]:
         """Names in it that are not of what is restored."""
-        return frozenset({os.fsencode(self._marker), _OWN.encode()})
+        return frozenset({os.fsencode(self._marker), FILE_SYSTEMS_OWN})
 
     @property
     def is_empty(self) -> bool:
@@ -110,7 +108,7 @@ def begin(path: str, wanted: Begun, *, resume: bool) -> Destination:
     made = not os.path.lexists(path)
     fd = open_destination(path)
     try:
-        names = set(os.listdir(fd)) - {_OWN}
+        names = set(os.listdir(fd)) - _file_systems_own(fd)
         marks = {name: _read(fd, name) for name in names if name.startswith(_PREFIX)}
         for name in [name for name, found in marks.items() if found is None]:
             # A restore was killed while it wrote the mark, which comes first.
@@ -123,6 +121,15 @@ def begin(path: str, wanted: Begun, *, resume: bool) -> Destination:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _file_systems_own(fd: int) -> set[str]:
+    """Return the names in a directory that belong to its file system, not to a user."""
+    try:
+        info = os.stat(FILE_SYSTEMS_OWN, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return set()
+    return {os.fsdecode(FILE_SYSTEMS_OWN)} if stat.S_ISDIR(info.st_mode) else set()
 
 
 def _continue(

@@ -19,6 +19,7 @@ import msgspec
 from castore.errors import ConfigError, ConfigProblemsError, UsageError
 from castore.model.names import check_name, check_revision
 from castore.services import engines
+from castore.services.users import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -65,6 +66,8 @@ class PartSettings(_Table, frozen=True):
     """A program that is run before the service's parts are taken."""
     after: tuple[str, ...] = ()
     """A program that is run when they are taken, and when that failed."""
+    run_as: str | None = None
+    """The user that `before` and `after` are run as; None: castore's own."""
 
 
 class Keep(_Table, frozen=True):
@@ -107,6 +110,8 @@ class _ServiceKeys(_Table, frozen=True, kw_only=True):
     """A program that looks at what a drill restored."""
     timeout: float | None = None
     """Seconds that each program of this service may take."""
+    run_as: str | None = None
+    """The user that hooks, and the programs of parts without a `run-as` of their own, are run as."""
 
 
 class Service(_ServiceKeys, frozen=True):
@@ -119,6 +124,8 @@ class Service(_ServiceKeys, frozen=True):
     """None: all."""
 
 
+_OF_HOOKS: Final = ("before", "after", "run-as")
+"""Keys of a part that are not its engine's, or not only."""
 _PROGRAMS: Final = ("before", "after", "stop", "start", "health", "undo", "drill-check")
 
 
@@ -133,6 +140,8 @@ class Settings(_Table, frozen=True):
     """Bytes that this machine may keep unsealed to make deltas with; 0: none; None: as it sees fit."""
     host: str | None = None
     """What this machine is known by; None: its machine id."""
+    former_hosts: tuple[str, ...] = ()
+    """Names, or beginnings of ids, that this machine was known by before."""
     service: dict[str, Service] = {}
     """The services that are described without a mistake."""
     path: str = ""
@@ -176,6 +185,7 @@ class _HooksTable(_Table, frozen=True):
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    run_as: str | None = None
 
 
 class _TopTable(_Table, frozen=True):
@@ -185,6 +195,7 @@ class _TopTable(_Table, frozen=True):
     recipients: tuple[str, ...] = ()
     reference_cache: str | None = None
     host: str | None = None
+    former_hosts: tuple[str, ...] = ()
     service: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
 
@@ -213,7 +224,10 @@ def load(
             document = tomllib.loads(file.read())
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: not TOML: line {line} is not valid UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{path}: not TOML that can be read: it is nested too deeply") from None
@@ -274,22 +288,26 @@ class _Reader:
         with self._collecting():
             size = self._size(top.reference_cache, ("reference-cache",))
         with self._collecting():
-            self._check_host(top.host)
+            self._check_host(top.host, ("host",))
+        for name in top.former_hosts:
+            with self._collecting():
+                self._check_host(name, ("former-hosts",))
         return Settings(
             store=store,
             recipients=recipients,
             reference_cache=size,
             host=top.host,
+            former_hosts=top.former_hosts,
             service={},
             path=self._path,
         )
 
-    def _check_host(self, host: str | None) -> None:
+    def _check_host(self, host: str | None, keys: _Keys) -> None:
         if host is None:
             return
         if host in {"", "*"} or not host.isprintable() or host != host.strip() or len(host) > 255:
             reason = f"the name of a host, 1 to 255 printable characters, was expected, not {host!r}"
-            raise self._error(("host",), reason)
+            raise self._error(keys, reason)
 
     def _read_defaults(self, table: dict[str, Any]) -> None:
         keys: _Keys = ("defaults",)
@@ -358,7 +376,7 @@ class _Reader:
         for part, part_table in service.parts.items():
             with self._collecting():
                 before = len(self._problems)
-                found = self._part(part, part_table, service.timeout, (*keys, "parts", part))
+                found = self._part(part, part_table, service, (*keys, "parts", part))
                 if len(self._problems) == before:
                     parts[part] = found
         plain = {field: getattr(service, field) for field in _ServiceKeys.__struct_fields__}
@@ -370,10 +388,20 @@ class _Reader:
                 with self._collecting():
                     self._program(argv, (*keys, key))
         with self._collecting():
+            self._check_user(service.run_as, (*keys, "run-as"))
+        with self._collecting():
             self._check_schedule(service.schedule, (*keys, "schedule"))
         for key, seconds in (("timeout", service.timeout), ("health-timeout", service.health_timeout)):
             with self._collecting():
                 self._check_seconds(seconds, (*keys, key))
+
+    def _check_user(self, name: str | None, keys: _Keys) -> None:
+        """Refuse a user that no program can be run as here."""
+        if self._checked:
+            try:
+                account_of(name)
+            except ConfigError as error:
+                raise self._error(keys, str(error)) from None
 
     def _check_schedule(self, text: str | None, keys: _Keys) -> None:
         if text is None or _TIME.fullmatch(text) or len(text.split()) == 5:
@@ -426,7 +454,7 @@ class _Reader:
         return revision
 
     def _part(
-        self, name: str, table: Any, timeout: float | None, keys: _Keys
+        self, name: str, table: Any, service: _ServiceTable, keys: _Keys
     ) -> PartSettings:
         with self._collecting():
             self._named("part", name, keys)
@@ -436,24 +464,31 @@ class _Reader:
         if engine is None:
             known = " or ".join(f'"{one}"' for one in ("tree", *engines.names()))
             raise self._error((*keys, "engine"), f"this key is missing; {known} was expected")
-        hooks: dict[str, Any] = {key: table[key] for key in ("before", "after") if key in table}
+        hooks: dict[str, Any] = {key: table[key] for key in _OF_HOOKS if key in table}
         around = self._convert(hooks, _HooksTable, keys)
+        run_as = service.run_as if around.run_as is None else around.run_as
+        with self._collecting():
+            self._check_user(around.run_as, (*keys, "run-as"))
         for key, argv in (("before", around.before), ("after", around.after)):
             if argv:
                 with self._collecting():
                     self._program(argv, (*keys, key))
-        own = {key: value for key, value in table.items() if key not in {"engine", "before", "after"}}
+        own = {key: value for key, value in table.items() if key not in {"engine", *_OF_HOOKS}}
         if engine == "tree":
             tree = self._convert_partly(own, TreePart, keys)
             path = self._absolute(tree.path, (*keys, "path"))
             exclude = (*self._exclude, *tree.exclude)
             source: TreePart | Engine = msgspec.structs.replace(tree, path=path, exclude=exclude)
         else:
-            source = self._engine(engine, own, timeout, keys)
-        return PartSettings(engine, source, around.before, around.after)
+            source = self._engine(engine, own, service, run_as, keys)
+        runs = bool(around.before or around.after) or getattr(source, "runs_programs", False)
+        if around.run_as is not None and not runs:
+            reason = f"the engine {engine!r} runs no program and the part has no hooks: remove this key"
+            raise self._error((*keys, "run-as"), reason)
+        return PartSettings(engine, source, around.before, around.after, run_as)
 
     def _engine(
-        self, name: Any, table: dict[str, Any], timeout: float | None, keys: _Keys
+        self, name: Any, table: dict[str, Any], service: _ServiceTable, run_as: str | None, keys: _Keys
     ) -> Engine:
         if not isinstance(name, str):
             raise self._error((*keys, "engine"), f"expected text, got {name!r}")
@@ -475,8 +510,10 @@ class _Reader:
             if argv or encoded[field] in table:
                 with self._collecting():
                     self._program(argv, (*keys, encoded[field]))
-        if part.timeout is None and timeout is not None:
-            changes["timeout"] = timeout
+        if part.timeout is None and service.timeout is not None:
+            changes["timeout"] = service.timeout
+        if kind.runs_programs:
+            changes["run_as"] = run_as
         return msgspec.structs.replace(part, **changes)
 
     def _named(self, what: str, name: str, keys: _Keys) -> None:

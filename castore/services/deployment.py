@@ -20,9 +20,10 @@ from castore.services.hooks import Around
 from castore.services.interrupts import Shield
 from castore.services.plan import read_details
 from castore.services.programs import run
+from castore.services.recorded import trusted_origins
 from castore.services.revision import current
 from castore.services.rollback import roll_back
-from castore.services.snapshot import configured_origins, merged_origins, snapshot, sources_of
+from castore.services.snapshot import configured_origins, snapshot, sources_of
 from castore.services.state_revision import newest_of, state_revision
 from castore.services.transaction import check_health, refuse_interrupted
 
@@ -47,6 +48,8 @@ class Work:
     leave_out: Sequence[str] = ()
     progress: Callable[[str, Tally], None] = lambda _name, _tally: None
     say: Callable[[str], None] = lambda _text: None
+    note: Callable[[str], None] = lambda _text: None
+    """Says what went as expected."""
     hushed: Callable[[], AbstractContextManager[None]] = nullcontext
     """Keeps the screen clear while a program has it."""
 
@@ -60,10 +63,10 @@ class Work:
     def snapshot(self, service: str) -> Generation:
         """Take a generation, filed under the revision that the state belongs to."""
         settings = self.of(service)
-        configured = current(settings.revision)
+        configured = current(settings.revision, settings.timeout)
         with self.store.lock(service):
             refuse_interrupted(self.store, service)
-            state = state_revision(self.store, service, configured)
+            state = state_revision(self.store, service, configured, report_older=True)
             if warning := state.warning(service):
                 self.say(warning)
             revision = state.revision if configured else ""
@@ -80,6 +83,8 @@ class Work:
             self.store.set_live_revision(service, revision)
         for failure in around.failures:
             self.say(f"{service}: {failure}")
+        if self.store.older:
+            self.say(f"warning: {self.store.older}")
         return taken
 
     def restore(
@@ -90,7 +95,8 @@ class Work:
         if not health:
             settings = msgspec.structs.replace(settings, health=())
         recorded = read_details(self.store, target).origins
-        origins = merged_origins(recorded, configured_origins(settings))
+        configured_parts = configured_origins(settings)
+        origins = trusted_origins(self.store, service, recorded, configured_parts, self.say)
         configured = self._configured(settings)
         with self.store.lock(service):
             live = state_revision(self.store, service, configured).revision
@@ -114,7 +120,7 @@ class Work:
     def _configured(self, settings: Service) -> str | None:
         """Return the configured revision; None if its source fails, which stops no rollback."""
         try:
-            return current(settings.revision)
+            return current(settings.revision, settings.timeout)
         except CastoreError as error:
             self.say(f"the configured revision is unknown: {error}")
             return None
@@ -172,7 +178,7 @@ def _guard(work: Work, services: Sequence[str], command: Sequence[str], wanted: 
     done = Guarded()
     for service in services:
         done.taken[service] = work.snapshot(service)
-        work.say(f"kept {service}@{done.taken[service].number}")
+        work.note(f"kept {service}@{done.taken[service].number}")
     try:
         with work.hushed():
             run(command, grace=None)
@@ -197,7 +203,8 @@ def _guard(work: Work, services: Sequence[str], command: Sequence[str], wanted: 
 def _configured_now(work: Work, service: str) -> str | CastoreError | None:
     """Return the configured revision, or why it is not known; None: castore.toml names no source of it."""
     try:
-        return current(work.of(service).revision)
+        settings = work.of(service)
+        return current(settings.revision, settings.timeout)
     except CastoreError as error:
         return error
 
@@ -318,7 +325,7 @@ def _stopped(work: Work, done: Guarded, undos: Sequence[tuple[str, ...]], left: 
     told = [f"{shlex.join(undo)} has not ended, or was not run" for undo in undos]
     for service in left:
         taken = done.taken[service]
-        half = work.store.begun_rollback(service) is not None
+        half = work.store.has_begun_rollback(service)
         state = "may be half of each" if half else "is that of the deployment"
         told.append(f"the state of {service!r} {state}: {_way_back(work, taken)}")
         with contextlib.suppress(StoppedError), event(work.store, "guard", service) as note:
@@ -330,7 +337,7 @@ def _stopped(work: Work, done: Guarded, undos: Sequence[tuple[str, ...]], left: 
 def _way_back(work: Work, taken: Generation) -> str:
     """Say how to go back to what was kept before a deployment."""
     first = ""
-    if work.store.begun_rollback(taken.service) is not None:
+    if work.store.has_begun_rollback(taken.service):
         first = f"castore recover {taken.service}, then "
     return f"to go back: {first}castore rollback {taken.service} --to {taken.number}"
 
@@ -390,7 +397,7 @@ def follow(work: Work, services: Sequence[str], *, dry_run: bool = False) -> lis
     found = []
     for service in services:
         settings = work.of(service)
-        now = current(settings.revision)
+        now = current(settings.revision, settings.timeout)
         if now is None:
             raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
         # Where it is not known what the state belongs to (a new machine), it is not replaced unasked.

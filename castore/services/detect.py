@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -12,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.errors import CastoreError
+from castore.model.odd_text import is_valid, message, without_odd
 from castore.services.programs import output_of
+from castore.services.users import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,7 +59,7 @@ def document(store: str | None, found: Sequence[Found]) -> str:
         "# What castore keeps of this machine. Check it with: castore config check",
         "# The keys are explained in castore's README.",
         "",
-        f"store = {_quoted(store)}" if store else '# store = "/var/backups/castore"',
+        f"store = {_quoted(store)}" if store and is_valid(store) else '# store = "/var/backups/castore"',
         "",
         "[defaults]",
         "keep = { last = 7, daily = 14, weekly = 8, monthly = 12, per-revision = 1 }",
@@ -77,7 +80,10 @@ def document(store: str | None, found: Sequence[Found]) -> str:
 
 def _block(one: Found) -> list[str]:
     mark = "" if one.usable else "# "
-    lines = [f"# {text}" for text in (one.why, *one.notes)]
+    lines = [f"# {message(text)}" for text in (one.why, *one.notes)]
+    if without_odd(one.parts) != one.parts:
+        mark = "# "
+        lines.append("# TOML cannot hold its path, which is not UTF-8: use castore snapshot --tree, --dump.")
     for part, keys in one.parts.items():
         lines.append(f"{mark}[service.{one.name}.parts.{_quoted(part) if '.' in part else part}]")
         lines += [f"{mark}{key} = {_quoted(value)}" for key, value in keys.items()]
@@ -86,12 +92,14 @@ def _block(one: Found) -> list[str]:
 
 def _quoted(value: str | int | list[str]) -> str:
     """Return a value as TOML has it, whose strings and lists are written as those of JSON."""
-    return json.dumps(value, ensure_ascii=True)
+    return json.dumps(without_odd(value), ensure_ascii=True)
 
 
-def _asked(*argv: str) -> list[str]:
-    """Return the lines that a client prints. Raises CastoreError."""
-    return output_of(argv, timeout=_SECONDS, only=lambda _: None).decode(errors="replace").splitlines()
+def _asked(*argv: str, run_as: str | None = None) -> list[str]:
+    """Return the lines that a client prints; run_as: the user that it is run as. Raises CastoreError."""
+    account = account_of(run_as)
+    printed = output_of(argv, timeout=_SECONDS, account=account, only=lambda _: None)
+    return printed.decode(errors="replace").splitlines()
 
 
 def _name_of(text: str) -> str:
@@ -127,12 +135,21 @@ def _postgresql() -> Iterator[Found]:
         if user := os.environ.get("PGUSER"):
             # The environment does not reach the clients that engines run.
             keys["user"] = user
+        ask = ("psql", "-XAtwqh", host, "-p", str(port), "-d", "postgres", "-c", sql)
         try:
-            databases = _asked("psql", "-XAtwqh", host, "-p", str(port), "-d", "postgres", "-c", sql)
+            databases = _asked(*ask)
         except CastoreError as error:
-            notes = (f"It could not be asked for its databases: {_short(error)}",)
-            yield Found(name, why, _parts(["mydatabase"], **keys), notes, usable=False)
-            continue
+            # With peer authentication the server takes the name of the system's user for the role.
+            owner = _owner_of(path)
+            try:
+                databases = _asked(*ask, run_as=owner) if owner else []
+            except CastoreError:
+                databases = []
+            if not databases:
+                notes = (f"It could not be asked for its databases: {_short(error)}",)
+                yield Found(name, why, _parts(["mydatabase"], **keys), notes, usable=False)
+                continue
+            keys["run-as"] = str(owner)
         # The database that servers come with is empty, unless it is the only one.
         chosen = [one for one in databases if one != "postgres"] or databases
         yield Found(name, why, _parts(chosen, **keys))
@@ -229,6 +246,17 @@ def _folders() -> Iterator[Found]:
         if names:
             keys: dict[str, str | int | list[str]] = {"engine": "tree", "path": path}
             yield Found(_name_of(path), f"The directory {path}.", {"files": keys})
+
+
+def _owner_of(path: str) -> str | None:
+    """Return the user that a server runs as, by its socket; None: no program can be run as that."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        owner = pwd.getpwuid(os.stat(path).st_uid)
+    except (OSError, KeyError):
+        return None
+    return owner.pw_name if owner.pw_uid else None
 
 
 def _is_socket(path: str) -> bool:

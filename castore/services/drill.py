@@ -18,11 +18,14 @@ from castore.model.tally import Tally
 from castore.services.events import event
 from castore.services.plan import read_details
 from castore.services.programs import run
+from castore.services.recorded import trusted_origins
 from castore.services.scratch import scratch_folder
-from castore.services.snapshot import engine_of, merged_origins
+from castore.services.snapshot import engine_of
 from castore.services.transaction import contents_of
+from castore.services.users import account_of
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Callable
 
     from castore.content.attributes import Ownership
@@ -57,6 +60,7 @@ def drill(
     *,
     scratch: str | None = None,
     say: Callable[[str], None] = lambda _text: None,
+    progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
 ) -> Drilled:
     """Restore a generation into a scratch place and check it there; nothing live is touched.
 
@@ -72,16 +76,19 @@ def drill(
         place = stack.enter_context(scratch_folder(_PREFIX, scratch, mode=0o711, say=say))
         reader = stack.enter_context(StreamReader(store))
         env = {"CASTORE_DRILL": place}
-        known = merged_origins(read_details(store, generation).origins, origins)
+        recorded = read_details(store, generation).origins
+        known = trusted_origins(store, generation.service, recorded, origins)
         for part in generation.parts:
             folder = os.path.join(place, part.name)
             os.mkdir(folder, 0o700)
+            tally = Tally(total=part.size)
+            progress(part.name, tally)
             try:
                 if part.kind == "tree":
-                    told, more = _tree(reader, part, folder, ownership)
+                    told, more = _tree(reader, part, folder, ownership, tally)
                 else:
                     found = known.get(part.name, Origin())
-                    told, more = _dump(reader, part, found, folder, stack)
+                    told, more = _dump(reader, part, found, folder, stack, tally)
             except CastoreError as error:
                 raise type(error)(f"{generation.service}@{generation.number}:{part.name}: {error}") from error
             done.parts[part.name] = told
@@ -89,19 +96,39 @@ def drill(
             env |= {f"CASTORE_DRILL_{name}_{key}": value for key, value in more.items()}
             say(f"{part.name}: {told}")
         if settings.drill_check:
-            run(settings.drill_check, timeout=settings.timeout, env=env)
+            account = account_of(settings.run_as)
+            if account is not None:
+                _let_in(account, env)
+            run(settings.drill_check, timeout=settings.timeout, env=env, account=account)
             done.parts["drill-check"] = "passed"
         done.seconds = time.monotonic() - clock
         note.text = done.text
     return done
 
 
+def _let_in(account: pwd.struct_passwd, env: dict[str, str]) -> None:
+    """Let the user that `drill-check` is run as reach sockets, and files that belong to castore's own user.
+
+    A restored tree keeps its owners and modes.
+    """
+    for key, path in env.items():
+        name = key.rpartition("_")[2]
+        if name in {"SOCKET", "HOST"} and os.path.isabs(path):
+            folder = path if name == "HOST" else os.path.dirname(path)
+            if os.stat(folder).st_uid != account.pw_uid:
+                # Its owner is the server's user; the group is let in.
+                os.chown(folder, -1, account.pw_gid)
+                os.chmod(folder, 0o710)  # noqa: S103 - that user's own
+        elif name == "PATH" and os.path.isfile(path) and os.stat(path).st_uid == os.geteuid():
+            for one in (os.path.dirname(path), path):
+                os.chown(one, account.pw_uid, account.pw_gid)
+
+
 def _tree(
-    reader: StreamReader, part: Part, folder: str, ownership: Ownership
+    reader: StreamReader, part: Part, folder: str, ownership: Ownership, tally: Tally
 ) -> tuple[str, dict[str, str]]:
     if part.content is None:
         raise DamageError("it has no content")
-    tally = Tally()
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         report = restore_directory(reader, fd, open_top(reader, part.content), ownership, tally)
@@ -119,10 +146,10 @@ def _tree(
 
 
 def _dump(
-    reader: StreamReader, part: Part, found: Origin, folder: str, stack: ExitStack
+    reader: StreamReader, part: Part, found: Origin, folder: str, stack: ExitStack, tally: Tally
 ) -> tuple[str, dict[str, str]]:
     source = engine_of(found)
-    contents = contents_of(reader, part, lambda: None)
+    contents = contents_of(reader, part, lambda: None, tally)
     if source is not None:
         drilled = stack.enter_context(source.engine.drill(folder, contents))
         if drilled is not None:

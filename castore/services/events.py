@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from castore.errors import CastoreError, StorageError
 from castore.model.events import Event
+from castore.model.odd_text import message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ def event(store: Store, kind: str, service: str) -> Iterator[Note]:
                     not failure,
                     note.number,
                     note.revision,
-                    (failure or note.text)[:_LONGEST],
+                    message(failure or note.text)[:_LONGEST],
                 )
             )
 

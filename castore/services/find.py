@@ -11,6 +11,7 @@ from castore.content.patterns import PathPattern
 from castore.errors import NotFoundError
 from castore.model.tree import Content
 from castore.services.plan import read_details
+from castore.store.hosts import HostGroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,11 +55,13 @@ class _Series(NamedTuple):
     generations: list[Generation]
 
 
-def _series(generations: list[Generation]) -> list[_Series]:
+def _series(reader: StreamReader, generations: list[Generation]) -> list[_Series]:
+    groups = HostGroups(generations, reader.store.host_key)
     hosts: dict[str, list[Generation]] = {}
     for generation in sorted(generations, key=lambda one: one.number):
-        hosts.setdefault(generation.host, []).append(generation)
-    return [_Series(host, found) for host, found in hosts.items()]
+        hosts.setdefault(groups.key(generation), []).append(generation)
+    names = groups.names()
+    return [_Series(names[key], found) for key, found in hosts.items()]
 
 
 def _tree(generation: Generation, name: str) -> Part | None:
@@ -79,7 +82,7 @@ def find_paths(
     pattern: an absolute path that begins with the path of a tree is taken relative to it. Raises UsageError,
     IdentityError.
     """
-    for host, series in _series(generations):
+    for host, series in _series(reader, generations):
         names = dict.fromkeys(one.name for g in series for one in g.parts if one.kind == "tree")
         for name in names:
             if part in {"", name}:
@@ -131,7 +134,7 @@ def path_history(
         known = ", ".join(dict.fromkeys(part.name for one in generations for part in one.parts))
         raise NotFoundError(f"no generation has a part {name!r}; the parts are: {known}")
     there = False
-    for host, series in _series(generations):
+    for host, series in _series(reader, generations):
         if any(_tree(one, name) for one in series):
             for found in _find(reader, series, name, PathPattern.literal(path), exact=True):
                 if isinstance(found, Damaged):

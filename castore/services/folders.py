@@ -1,13 +1,15 @@
-"""Record the owners and modes of the directories above parts, and make missing ones in a rollback."""
+"""Record the owners, modes and ACLs of the directories above parts, and make missing ones in a rollback."""
 
 from __future__ import annotations
 
-import grp
+import contextlib
 import os
-import pwd
 import stat
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
+from castore.content.acl import ACCESS_ACL, DEFAULT_ACL, acl_ids
+from castore.content.live import group_name, user_name
 from castore.errors import CastoreError
 from castore.model.generation import FileOwner, Origin
 from castore.storage.files import sync_if_supported
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from castore.content.attributes import Ownership
+
+
+_ACLS: Final = (ACCESS_ACL, DEFAULT_ACL)
 
 
 def path_of(origin: Origin) -> bytes:
@@ -32,15 +37,22 @@ def owner_of(path: bytes) -> FileOwner | None:
         info = os.stat(path)
     except OSError:
         return None
-    try:
-        user = pwd.getpwuid(info.st_uid).pw_name
-    except KeyError:
-        user = ""
-    try:
-        group = grp.getgrgid(info.st_gid).gr_name
-    except KeyError:
-        group = ""
-    return FileOwner(path, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, user, group)
+    acls = []
+    for key in _ACLS:
+        with contextlib.suppress(OSError):
+            acls.append((key.encode(), os.getxattr(path, key)))
+    uids, gids = acl_ids(tuple(acls))
+    return FileOwner(
+        path,
+        stat.S_IMODE(info.st_mode),
+        info.st_uid,
+        info.st_gid,
+        user_name(info.st_uid) or "",
+        group_name(info.st_gid) or "",
+        tuple(acls),
+        tuple((uid, name) for uid in sorted(uids) if (name := user_name(uid))),
+        tuple((gid, name) for gid in sorted(gids) if (name := group_name(gid))),
+    )
 
 
 def above(path: bytes) -> tuple[FileOwner, ...]:
@@ -56,7 +68,7 @@ def above(path: bytes) -> tuple[FileOwner, ...]:
 
 def missing(origins: Iterable[Origin]) -> list[FileOwner]:
     """Return the recorded directories above parts that do not exist, the topmost first."""
-    found = {one.path: one for origin in origins for one in origin.above if not os.path.lexists(one.path)}
+    found = {one.path: one for origin in origins for one in origin.above if not os.path.isdir(one.path)}
     return list(found.values())
 
 
@@ -64,10 +76,25 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
     """Make the directories that are missing, with their recorded owners and modes. Raises CastoreError."""
     for one in missing(origins):
         path = os.fsdecode(one.path)
+        if os.path.isfile(path):
+            raise CastoreError(
+                f"cannot make the directory {path}, of a part: a file has that name; move it away, then "
+                "repeat the command"
+            )
         try:
             os.mkdir(path, 0o700)
-            give(path, one, ownership)
+            give(path, one, ownership, say)
             sync_if_supported(os.path.dirname(path))
+        except FileExistsError:
+            raise CastoreError(
+                f"cannot make the directory {path}, of a part: a symbolic link that leads nowhere is there; "
+                "move it away, or make the directory that it names"
+            ) from None
+        except NotADirectoryError:
+            raise CastoreError(
+                f"cannot make the directory {path}, of a part: what is above it is not a directory; move "
+                "that away"
+            ) from None
         except OSError as error:
             raise CastoreError(
                 f"cannot make the directory {path}, of a part: {error.strerror}; make it and try again"
@@ -75,10 +102,32 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
         say(f"made the directory {path}, with the recorded owner and mode")
 
 
-def give(path: str, owner: FileOwner, ownership: Ownership) -> None:
-    """Set the recorded owner and mode of a file or directory that this rollback has made."""
+def give(path: str, owner: FileOwner, ownership: Ownership, say: Callable[[str], None]) -> None:
+    """Set the recorded owner, mode and ACLs of a file or directory that this rollback has made."""
     if ownership.change:
-        os.chown(path, *ownership.of_names(owner.uid, owner.gid, owner.user, owner.group))
+        uid, gid = ownership.of_names(owner.uid, owner.gid, owner.user, owner.group)
+        os.chown(path, uid, gid)
         os.chmod(path, owner.mode)
+        if not ownership.numeric:
+            if owner.user and user_name(uid) != owner.user:
+                say(f"{path} has the user number {uid}: there is no user {owner.user!r} here")
+            if owner.group and group_name(gid) != owner.group:
+                say(f"{path} has the group number {gid}: there is no group {owner.group!r} here")
     else:
         os.chmod(path, owner.mode & ~(stat.S_ISUID | stat.S_ISGID))
+    warn = partial(_warn, say, path)
+    wanted = dict(ownership.mapped(owner.acls, dict(owner.users), dict(owner.groups), warn))
+    for key in _ACLS:
+        try:
+            if (value := wanted.get(key.encode())) is not None:
+                os.setxattr(path, key, value)
+            else:
+                # What a default ACL of the directory above gave it.
+                os.removexattr(path, key)
+        except OSError as error:
+            if value is not None:
+                say(f"{path}: {key} cannot be set: {error.strerror}")
+
+
+def _warn(say: Callable[[str], None], path: str, reason: str) -> None:
+    say(f"{path}: {reason}")

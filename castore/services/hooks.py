@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from castore.errors import CastoreError
 from castore.services.programs import run
+from castore.services.users import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,36 +19,38 @@ if TYPE_CHECKING:
 class Around:
     """Runs `before` in order, and at the end of the block `after`, the other way round, whatever happens.
 
-    pairs: (before, after), either may be empty. If a `before` fails, its own `after` and those of the ones
-    before it are run. Failures of `after` are collected in `failures`.
+    pairs: (before, after, user): either program may be empty; None: castore's own user. If a `before` fails,
+    its own `after` and those of the ones before it are run. Failures of `after` are collected in `failures`.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Argv, Argv]], timeout: float | None = None) -> None:
+    def __init__(
+        self, pairs: Sequence[tuple[Argv, Argv, str | None]], timeout: float | None = None
+    ) -> None:
         self.failures: list[str] = []
         self._pairs = pairs
         self._timeout = timeout
-        self._left: list[Argv] = []
+        self._left: list[tuple[Argv, str | None]] = []
 
     @classmethod
     def of(cls, settings: Service | None) -> Around:
         """Return the hooks of a service and its parts."""
         if settings is None:
             return cls(())
-        pairs = [(settings.before, settings.after)]
-        pairs += [(part.before, part.after) for part in settings.parts.values()]
-        return cls([pair for pair in pairs if any(pair)], settings.timeout)
+        pairs = [(settings.before, settings.after, settings.run_as)]
+        pairs += [(part.before, part.after, part.run_as) for part in settings.parts.values()]
+        return cls([pair for pair in pairs if pair[0] or pair[1]], settings.timeout)
 
     @property
     def programs(self) -> tuple[Argv, ...]:
         """What is run before."""
-        return tuple(before for before, _ in self._pairs if before)
+        return tuple(before for before, _, _ in self._pairs if before)
 
     def __enter__(self) -> Self:
         try:
-            for before, after in self._pairs:
-                self._left.append(after)
+            for before, after, user in self._pairs:
+                self._left.append((after, user))
                 if before:
-                    run(before, timeout=self._timeout)
+                    run(before, timeout=self._timeout, account=account_of(user))
         except BaseException:
             self._end()
             raise
@@ -59,10 +62,10 @@ class Around:
     def _end(self) -> None:
         interrupt: BaseException | None = None
         while self._left:
-            after = self._left.pop()
+            after, user = self._left.pop()
             if after:
                 try:
-                    run(after, timeout=self._timeout)
+                    run(after, timeout=self._timeout, account=account_of(user))
                 except CastoreError as error:
                     self.failures.append(str(error))
                 except BaseException as error:  # noqa: BLE001 - the others are run all the same

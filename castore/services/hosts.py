@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
-from castore.errors import NotFoundError
+from castore.errors import NotFoundError, UsageError
 from castore.store.hosts import ALL_HOSTS, HostGroups, host_key, refuse_unknown_host
 
 if TYPE_CHECKING:
@@ -26,10 +27,48 @@ def chosen(store: Store, service: str, *, mine: Predicate | None = None) -> Pred
         return lambda _one: True
     if store.chosen_host is None:
         return _own_or_only(store, service, mine or store.is_own, store.say)
-    groups = HostGroups(store.newest_first(service))
+    groups = groups_of(store, service)
     refuse_unknown_host(service, store.chosen_host, groups)
     keys = groups.named(store.chosen_host)
+    if len(keys) > 1:
+        names = groups.names()
+        known = ", ".join(sorted(names.get(key, key) for key in keys))
+        raise UsageError(
+            f"several hosts of {service!r} have had the name {store.chosen_host!r}: {known}; give one's id"
+        )
     return lambda one: groups.key(one) in keys
+
+
+def groups_of(store: Store, service: str) -> HostGroups:
+    """Return the hosts of a service."""
+    return HostGroups(store.newest_first(service), store.host_key)
+
+
+def shown(store: Store, service: str) -> Predicate:
+    """Return which generations a search looks at: as `chosen`, but all where it does not know whose."""
+    try:
+        return chosen(store, service)
+    except NotFoundError:
+        if store.chosen_host is not None:
+            raise
+        return lambda _one: True
+
+
+def note_taken(store: Store, service: str, number: int) -> None:
+    """Note that this machine takes a generation; report those of other machines with its machine id.
+
+    Raises StorageError.
+    """
+    last = store.last_taken(service)
+    newer = itertools.takewhile(lambda one: one.number > last, store.newest_first(service))
+    since = list(newer)
+    for name, other in store.clones(service, since).items():
+        store.say(
+            f"{service}@{other} has the machine id of this host, {store.host.name}, and was taken by another "
+            f"castore, under the host name {name}; if that is another machine (a clone of one image, say), "
+            'give each its own host = "NAME" in castore.toml'
+        )
+    store.note_taken(service, number, since)
 
 
 def own(store: Store, service: str) -> Predicate:
@@ -45,7 +84,7 @@ def _own_or_only(
 ) -> Predicate:
     if any(mine(one) and not one.number_only for one in store.newest_first(service)):
         return mine
-    groups = HostGroups(store.newest_first(service))
+    groups = groups_of(store, service)
     others = {groups.key(one) for one in store.newest_first(service) if not mine(one) and not one.number_only}
     names = groups.names()
     if len(others) > 1:
@@ -71,7 +110,7 @@ def take_over(store: Store, target: Generation) -> None:
         store.is_own(one) and not one.number_only for one in store.newest_first(service)
     ):
         return
-    groups = HostGroups(store.newest_first(service))
+    groups = groups_of(store, service)
     newest = store.newest(service)
     key = groups.key(target)
     keys = {host_key(one) for one in store.newest_first(service) if groups.key(one) == key}

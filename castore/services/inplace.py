@@ -13,7 +13,7 @@ from castore.errors import StoppedError, UsageError
 from castore.model.generation import Origin, decode_details
 from castore.services.interrupts import Shield
 from castore.services.restoring import child_of
-from castore.services.snapshot import last_scan, left_out, rules_of
+from castore.services.snapshot import directory_ids, last_scan, left_out, rules_of
 from castore.services.underway import recorded, refuse_unfinished
 from castore.services.unread import unread_paths
 
@@ -46,6 +46,7 @@ def plan_in_place(
     if part is None or part.kind != "tree":
         raise UsageError("name the tree that the directory is to become: SERVICE@SELECTOR:PART[/PATH]")
     generation = selection.generation
+    _refuse_own(top, left_out(store, leave_out))
     with StreamReader(store) as reader:
         child = child_of(reader, part, selection.path)
         if child is None:
@@ -68,6 +69,17 @@ def plan_in_place(
                 scan=seen,
             )
             return plan_tree(reader, child, top, ownership, comparison)
+
+
+def _refuse_own(top: str, own: frozenset[tuple[int, int]]) -> None:
+    """Raise UsageError where a restore in place would change the store, or other files of castore itself."""
+    path = os.path.realpath(top)
+    while True:
+        if any(one in own for one in directory_ids([path])):
+            raise UsageError(f"{top} is in {path}, where castore keeps its own files: nothing was touched")
+        if path == os.path.dirname(path):
+            return
+        path = os.path.dirname(path)
 
 
 def origin_of(store: Store, selection: Selection, configured: dict[str, Origin]) -> str:

@@ -35,6 +35,11 @@ _PIPE_BYTES: Final = 1 << 20
 _LINE: Final = 300
 _FILTERED_LINE: Final = 4096
 """What a filter sees of a line: its beginning."""
+_OF_A_USER: Final = (
+    *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"),
+    "DBUS_SESSION_BUS_ADDRESS",
+)
+"""Variables that name what belongs to castore's own user."""
 _MARK: Final = "CASTORE_PROGRAM"
 """In the environment of a program and of all that it starts: what is its own, wherever it has got to."""
 _CLIENT_SETTINGS: Final = ("PG", "PSQL", "MYSQL", "MARIADB", "LIBMYSQL", "LDAP", "REDISCLI", "SQLITE", "LC_")
@@ -52,9 +57,14 @@ def client_environment(**own: str) -> dict[str, str | None]:
     return {**dict.fromkeys(removed), "LC_ALL": "C", **own}
 
 
-def environment(changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Return castore's own environment with changes; None removes a variable."""
-    changed = {**os.environ, **changes}
+def environment(
+    changes: Mapping[str, str | None], account: pwd.struct_passwd | None = None
+) -> dict[str, str]:
+    """Return the environment of a program with changes; None removes a variable.
+
+    account: the user that the program is run as; None: castore's own.
+    """
+    changed = {**environment_of(account), **changes}
     return {name: value for name, value in changed.items() if value is not None}
 
 
@@ -145,10 +155,13 @@ class Program:
     ) -> None:
         self._grace = grace
         self._kept = kept
+        self._apart = account is not None
         self._errors = _Errors(only) if captured and not interactive else None
         # What only does something may leave others running on purpose: they are not marked.
         self._mark = os.urandom(12).hex() if captured and not interactive else ""
         self._name = argv[0] if argv else ""
+        if account is not None:
+            self._name += f" (as {account.pw_name})"
         self._timeout = timeout
         self._late = False
         self._alarm: int | None = None
@@ -181,25 +194,34 @@ class Program:
     ) -> subprocess.Popen[bytes]:
         if not argv:
             raise ProgramError("no program is named")
+        errors = None if self._errors is None else self._errors.write
+        mark = {_MARK: self._mark} if self._mark else {}
         try:
-            # In castore's own process group: the program may ask for a password on the terminal, and
-            # Ctrl-C reaches it and what it started.
-            return subprocess.Popen(
-                argv,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=None if self._errors is None else self._errors.write,
-                bufsize=0,
-                env=environment({**(env or {}), **({_MARK: self._mark} if self._mark else {})}),
-                cwd=cwd,
-                pass_fds=self._kept,
-                **run_as(account),
-            )
+            with _OwnPipes(account, stdin, stdout, errors) as pipes:
+                # In castore's own process group: the program may ask for a password on the terminal, and
+                # Ctrl-C reaches it and what it started.
+                process = subprocess.Popen(
+                    argv,
+                    stdin=pipes.stdin,
+                    stdout=pipes.stdout,
+                    stderr=errors,
+                    bufsize=0,
+                    env=environment({**(env or {}), **mark}, account),
+                    # Another user may not be able to enter castore's working directory.
+                    cwd=cwd if cwd is not None or account is None else "/",
+                    pass_fds=self._kept,
+                    # With castore's terminal as its own, another user could type commands for root into it.
+                    start_new_session=self._apart,
+                    **run_as(account),
+                )
+                pipes.hand_over(process)
+                return process
         except FileNotFoundError:
             raise ProgramError(f"there is no program {argv[0]!r}: check its name and PATH") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ProgramError(f"cannot run {argv[0]!r}: {reason}") from error
+            who = f" as {account.pw_name}" if account is not None else ""
+            raise ProgramError(f"cannot run {argv[0]!r}{who}: {reason}") from error
 
     @property
     def input(self) -> int:
@@ -282,6 +304,10 @@ class Program:
         try:
             if process.poll() is None:
                 _send(self._pidfd, signal.SIGTERM)
+                if self._apart:
+                    # Ctrl-C has not reached what it started. Nobody has waited for it: its number is its own.
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(process.pid, signal.SIGTERM)
                 # Closed now: a program that writes to a pipe that nobody reads would not see the
                 # signal if it handles it by writing on. Its input stays open until it is gone.
                 if process.stdout is not None:
@@ -319,11 +345,72 @@ class Program:
             self._errors.close()
 
 
+class _OwnPipes:
+    """The pipes of a program that is run as another user, which belong to that user.
+
+    Else the program could not open /dev/stdin or /dev/stdout. For castore's own user Popen makes the pipes.
+    """
+
+    def __init__(
+        self, account: pwd.struct_passwd | None, stdin: int | None, stdout: int | None, errors: int | None
+    ) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self._account = account
+        self._errors = errors
+        self._theirs: list[int] = []
+        self._ours: list[int] = []
+        self._input: int | None = None
+        self._output: int | None = None
+
+    def __enter__(self) -> Self:
+        account = self._account
+        if account is not None:
+            if self.stdin == subprocess.PIPE:
+                self.stdin, self._input = self._pipe(account)
+            if self.stdout == subprocess.PIPE:
+                self._output, self.stdout = self._pipe(account, writes=True)
+            if self._errors is not None:
+                os.fchown(self._errors, account.pw_uid, account.pw_gid)
+        return self
+
+    def _pipe(self, account: pwd.struct_passwd, *, writes: bool = False) -> tuple[int, int]:
+        """Return the two ends of a new pipe; writes: the second end is the program's."""
+        ends = os.pipe()
+        self._theirs.append(ends[writes])
+        self._ours.append(ends[not writes])
+        os.fchown(ends[0], account.pw_uid, account.pw_gid)
+        return ends
+
+    def hand_over(self, process: subprocess.Popen[bytes]) -> None:
+        """Let the process have castore's ends, as if Popen had made them."""
+        if self._input is not None:
+            process.stdin = open(self._input, "wb", buffering=0)  # noqa: SIM115 - Program.stop closes it
+        if self._output is not None:
+            process.stdout = open(self._output, "rb", buffering=0)  # noqa: SIM115
+        self._ours.clear()
+
+    def __exit__(self, *_: object) -> None:
+        for end in (*self._theirs, *self._ours):
+            os.close(end)
+
+
+def environment_of(account: pwd.struct_passwd | None) -> dict[str, str]:
+    """Return the environment of a program that is run as a user; None: castore's own."""
+    found = dict(os.environ)
+    if account is None:
+        return found
+    for name in _OF_A_USER:
+        found.pop(name, None)
+    return {**found, "HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
+
+
 def run_as(account: pwd.struct_passwd | None) -> dict[str, Any]:
-    """Return what Popen takes to run a program as somebody else; None: as castore."""
+    """Return what Popen takes to run a program as another user, in all its groups; None: as castore."""
     if account is None:
         return {}
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    groups = os.getgrouplist(account.pw_name, account.pw_gid)
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": groups}
 
 
 def _pidfd_of(process: subprocess.Popen[bytes]) -> int:

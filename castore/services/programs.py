@@ -30,18 +30,20 @@ def run_dump(
     *,
     env: Mapping[str, str | None] | None = None,
     timeout: float | None = None,
+    account: pwd.struct_passwd | None = None,
     kept: Sequence[int] = (),
 ) -> Iterator[Callable[[memoryview], int]]:
     """Run a program whose standard output is a dump; give a function that reads it.
 
-    kept: descriptors that the program has, too.
+    account: the user that it is run as; None: castore's own. kept: descriptors that the program has, too.
 
     The function fills the beginning of a buffer and returns how many bytes it put there. It
     returns 0 at the end, if the program has exited with 0; else it raises ProgramError. Only
     what was read up to that 0 is a dump: a program that still runs when the block is left is
     terminated, and leaving the block raises ProgramError then, too.
     """
-    with Program(argv, None, subprocess.PIPE, env=env, timeout=timeout, kept=kept) as program:
+    pipes = None, subprocess.PIPE
+    with Program(argv, *pipes, env=env, timeout=timeout, account=account, kept=kept) as program:
         enlarge_pipe(program.output)
 
         def read(buffer: memoryview) -> int:
@@ -61,18 +63,22 @@ def feed(
     *,
     env: Mapping[str, str | None] | None = None,
     timeout: float | None = None,
+    account: pwd.struct_passwd | None = None,
     kept: Sequence[int] = (),
     only: Filter | None = None,
 ) -> None:
-    """Run a program and write `chunks` to its standard input. kept: descriptors that it has, too.
+    """Run a program and write `chunks` to its standard input.
 
+    account: the user that it is run as; None: castore's own. kept: descriptors that it has, too.
     only: for a program that shows what it is fed: what of its standard error may be told.
     Raises ProgramError if the program does not exit with 0, or stops reading before it got
     everything. When `chunks` raises, the program is terminated *before* its standard input is
     closed: it must not take the end of what it got for the end of the dump.
     """
     pipes = subprocess.PIPE, subprocess.DEVNULL
-    with Program(argv, *pipes, env=env, timeout=timeout, kept=kept, only=only) as program:
+    with Program(
+        argv, *pipes, env=env, timeout=timeout, account=account, kept=kept, only=only
+    ) as program:
         enlarge_pipe(program.input)
         fed, complete = program.write(chunks)
         program.close_input()
@@ -100,7 +106,7 @@ def output_of(
     """Run a program and return its standard output, which must be short.
 
     With `interactive` it has castore's standard input, so that it can ask for something; `given`: what
-    it has there, not much. account: whom it is run as. kept, only: as of `feed`. Raises ProgramError
+    it has there, not much. account: the user that it is run as. kept, only: as of `feed`. Raises ProgramError
     if it does not exit with 0 or prints more than `limit` bytes, a mebibyte.
     """
     stdin = subprocess.PIPE if given is not None else None
@@ -134,11 +140,15 @@ def run(
     *,
     timeout: float | None = None,
     env: Mapping[str, str | None] | None = None,
+    account: pwd.struct_passwd | None = None,
     grace: float | None = GRACE_SECONDS,
 ) -> None:
     """Run a program for what it does; it may leave others running. Raises ProgramError.
 
+    account: the user that it is run as; None: castore's own.
     grace: seconds that it has to end when castore is told to; None: as long as it takes.
     """
-    with Program(argv, None, None, env=env, timeout=timeout, captured=False, grace=grace) as program:
+    with Program(
+        argv, None, None, env=env, timeout=timeout, account=account, captured=False, grace=grace
+    ) as program:
         program.wait()

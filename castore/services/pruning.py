@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from castore.errors import BusyError, NotIntactError, UsageError
+from castore.errors import BusyError, CastoreError, NotIntactError, UsageError
 from castore.model.counting import count as counted
 from castore.services.events import event
 from castore.services.hosts import chosen
@@ -40,6 +40,7 @@ def judged(store: Store, service: str, settings: Service | None, now: int) -> li
         now,
         live=[live] if live else [],
         pinned=frozenset(store.pins(service)),
+        key=store.host_key,
     )
 
 
@@ -50,13 +51,15 @@ def prune(
     *,
     grace: float,
     **limits: Unpack[Limits],
-) -> tuple[list[Generation], list[str], Compacted]:
-    """Forget what the rules let go, and give back the space; settings: by service; the rest: as of `compact`.
+) -> tuple[list[Generation], list[CastoreError], Compacted]:
+    """Forget what no rule keeps, and reclaim the space; settings: by service; the rest: as of `compact`.
 
-    Returns the generations that went, the services that were left out since another castore is at work on
-    them, and what came of the space. Raises what `compact` raises, with the generations gone.
+    Returns the generations that were removed, why services were left out (another castore is at work on them,
+    or a rollback has not ended), and what came of the space. Raises what `compact` raises, with the
+    generations removed.
     """
-    gone, busy = [], []
+    gone: list[Generation] = []
+    left_out: list[CastoreError] = []
     for service, settings in services.items():
         try:
             with store.lock(service):
@@ -65,10 +68,10 @@ def prune(
                 let_go = [verdict.generation for verdict in verdicts if not verdict.rules]
                 _forget(store, service, let_go)
         except (BusyError, NotIntactError) as error:
-            busy.append(str(error))
+            left_out.append(error)
             continue
         gone += let_go
-    return gone, busy, give_back(store, tally, grace=grace, **limits)
+    return gone, left_out, give_back(store, tally, grace=grace, **limits)
 
 
 def give_back(store: Store, tally: Tally, *, grace: float, **limits: Unpack[Limits]) -> Compacted:

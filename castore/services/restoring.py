@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from castore.content.attributes import Ownership
+    from castore.content.treeplan import TreePlan
     from castore.model.generation import Part
     from castore.model.tally import Tally
     from castore.services.select import Selection
@@ -63,6 +64,7 @@ def restore(
         children = {part.name: child_of(reader, part, selection.path) for part in parts}
         # A wrong identity, too.
         store.identity()
+        tally.total = sum(size_below(part, children[part.name], selection.path) for part in parts)
         begun = Begun.of(store, selection)
         top = begin(destination, begun, resume=resume)
         try:
@@ -101,6 +103,24 @@ def _continued(error: BaseException, how: str) -> BaseException:
     if isinstance(error, OSError):
         return CastoreError(f"{error}; the restore is incomplete; {how}")
     return error
+
+
+def size_below(part: Part, child: Child | None, path: str) -> int:
+    """Return the bytes of what is at a path of a part; of a directory below the top, an estimate."""
+    if child is None or not path:
+        return part.size
+    return child.entry.size if child.ref is None or not child.entry.is_dir else scaled(part, child.ref.size)
+
+
+def scaled(part: Part, size: int) -> int:
+    """Return about how many bytes of content a directory has whose size with all its entries is `size`."""
+    return size * part.size // part.content.size if part.content is not None and part.content.size else size
+
+
+def plan_size(part: Part, plan: TreePlan) -> int:
+    """Return about how many bytes of content the steps of a plan write."""
+    steps = [(step.size, step.child is not None and step.child.entry.is_dir) for step in plan.steps]
+    return sum(scaled(part, size) if is_dir else size for size, is_dir in steps)
 
 
 def child_of(reader: StreamReader, part: Part, path: str) -> Child | None:
@@ -197,7 +217,7 @@ def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Tal
     fd = os.open(partial, _CREATE, 0o600, dir_fd=top.fd)
     try:
         drop_inherited(top.fd, os.fsencode(partial))
-        write_sparse(fd, _counted(reader.read(part.content), tally))
+        write_sparse(fd, counted(reader.read(part.content), tally))
         os.rename(partial, part.name, src_dir_fd=top.fd, dst_dir_fd=top.fd)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -218,7 +238,8 @@ def _is_complete_dump(top: Destination, part: Part) -> bool:
     return top.trusted and stat.S_ISREG(info.st_mode) and info.st_size == part.size
 
 
-def _counted(pieces: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
+def counted(pieces: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
+    """Yield pieces, and count their bytes."""
     for data in pieces:
         yield data
         tally.read += len(data)

@@ -11,7 +11,7 @@ import datetime as dt
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.services.config import parse_span
-from castore.store.hosts import HostGroups
+from castore.store.hosts import HostGroups, host_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -48,11 +48,13 @@ def judge(
     live: Sequence[str] = (),
     pinned: frozenset[int] = frozenset(),
     zone: dt.tzinfo | None = None,
+    key: Callable[[Generation], str] = host_key,
 ) -> list[Verdict]:
     """Return what becomes of the generations of one service, newest first.
 
     keep: None keeps all. now: ns since 1970. live: revisions that are in use; the newest generation of
     each is kept. pinned: numbers that are kept in any case. zone: of days and hours; None: this machine's.
+    key: what tells hosts apart.
     """
     found = sorted(generations, key=lambda generation: generation.number)
     rules: dict[int, list[str]] = {generation.number: [] for generation in found}
@@ -62,7 +64,7 @@ def judge(
     for number in pinned & rules.keys():
         rules[number].append("pinned")
     within = parse_span(keep.within) if keep is not None and keep.within is not None else None
-    groups = HostGroups(found)
+    groups = HostGroups(found, key)
     for host in sorted(groups.names()):
         own = [generation for generation in found if groups.key(generation) == host]
         _always(own, live, rules)

@@ -19,15 +19,16 @@ _MAX_LINKS: Final = 40
 """As many symbolic links as the kernel follows."""
 
 
-def current(revision: Revision | None) -> str | None:
+def current(revision: Revision | None, timeout: float | None = None) -> str | None:
     """Return a service's present revision; None where castore.toml names no source of it.
 
-    Raises UsageError if the source has none to give, ProgramError if its program fails.
+    timeout: seconds that its program may take. Raises UsageError if the source has none to give, and
+    ProgramError if its program fails.
     """
     if revision is None:
         return None
     if revision.command is not None:
-        return _printed(revision.command)
+        return _printed(revision.command, timeout)
     if revision.paths is not None:
         return _hash_of(revision.paths)
     if revision.link is not None:
@@ -74,14 +75,14 @@ def _hash_of(paths: tuple[str, ...]) -> str:
         for piece in pieces:
             hasher.update(len(piece).to_bytes(8, "little") + piece)
 
-    def visit(path: bytes, name: bytes) -> None:
+    def visit(path: bytes, name: bytes) -> list[tuple[bytes, bytes]]:
+        """Add what is at a path; return what is in the directory that it is."""
         info = os.lstat(path)
         if stat.S_ISLNK(info.st_mode):
             add(b"link", name, os.readlink(path))
         elif stat.S_ISDIR(info.st_mode):
             add(b"directory", name)
-            for below in sorted(os.listdir(path)):
-                visit(os.path.join(path, below), name + b"/" + below)
+            return [(os.path.join(path, below), name + b"/" + below) for below in sorted(os.listdir(path))]
         elif stat.S_ISREG(info.st_mode):
             add(b"file", name, info.st_size.to_bytes(8, "little"))
             with open(path, "rb") as file:
@@ -89,18 +90,22 @@ def _hash_of(paths: tuple[str, ...]) -> str:
                     hasher.update(data)
         else:
             add(b"other", name)
+        return []
 
     for path in paths:
         try:
-            visit(os.fsencode(path), os.fsencode(path))
+            # Without recursion: directories may be deep.
+            left = [(os.fsencode(path), os.fsencode(path))]
+            while left:
+                left += reversed(visit(*left.pop()))
         except OSError as error:
             raise UsageError(f"no revision from {path}: {error.strerror} ({error.filename!r})") from error
     return hasher.hexdigest(16)
 
 
-def _printed(command: tuple[str, ...]) -> str:
+def _printed(command: tuple[str, ...], timeout: float | None) -> str:
     try:
-        text = output_of(command).decode().strip()
+        text = output_of(command, timeout=timeout).decode().strip()
     except UnicodeDecodeError as error:
         raise ProgramError(f"{command[0]} printed a revision that is not UTF-8") from error
     if not text:

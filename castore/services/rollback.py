@@ -37,6 +37,7 @@ from castore.services.overlap import (
 )
 from castore.services.plan import RollbackPlan, plan_live_tree, plan_rollback, present_sources
 from castore.services.programs import run
+from castore.services.restoring import plan_size
 from castore.services.snapshot import (
     EngineSource,
     TreeSource,
@@ -63,6 +64,7 @@ from castore.services.transaction import (
     write_journal,
 )
 from castore.services.unread import unread_paths
+from castore.services.users import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _NO_SERVICE: Final = Service()
+RESTORING: Final = "restoring"
+"""What progress calls the work that is not of one part."""
 
 
 @dataclass
@@ -174,15 +178,25 @@ def _roll_back(
             )
         for failure in around.failures:
             say(failure)
+        progress(RESTORING, tally)
         return taken
 
     with StreamReader(store) as reader:
         work = _Transaction(store, reader, plan, service, origins, keep, say, revision)
         work.prepare(ownership, leave_out, tally)
+        tally.total = sum(dump.part.size for dump in plan.dumps)
+        tally.total += sum(_size_of(target, name, tree) for name, tree in plan.trees.items())
+        progress(RESTORING, tally)
         work.run()
     with contextlib.suppress(StorageError):  # the state is restored: only selection depends on it
         take_over(store, target)
     return RolledBack(target, work.safety, work.problems, work.changed)
+
+
+def _size_of(target: Generation, name: str, tree: TreePlan) -> int:
+    """Return about how many bytes of content the steps of a plan write."""
+    part = target.part(name)
+    return plan_size(part, tree) if part is not None else 0
 
 
 def _wanted(plan: RollbackPlan, origins: dict[str, Origin]) -> list[Origin]:
@@ -257,6 +271,7 @@ class _Transaction:
             service.stop,
             service.start,
             service.timeout,
+            service.run_as,
             revision=after_rollback(store, target, revision),
             before=revision,
         )
@@ -275,7 +290,7 @@ class _Transaction:
                 continue
             source = self._sources[part.name]
             journal = self._journal_of(part.name, source)
-            contents = contents_of(self._reader, part, lambda: self.safety)
+            contents = contents_of(self._reader, part, lambda: self.safety, tally)
             own = partial(self._own, found.file, ownership)
             self._add(EngineChange(source, journal.memo, contents, own), journal, source.engine.beside)
         # What is going to be gone.
@@ -295,11 +310,10 @@ class _Transaction:
             self._add(change, journal, removal.source.engine.beside)
         refuse_same(self._lies)
 
-    @staticmethod
-    def _own(file: FileOwner | None, ownership: Ownership, path: str) -> None:
+    def _own(self, file: FileOwner | None, ownership: Ownership, path: str) -> None:
         if file is not None:
             try:
-                folders.give(path, file, ownership)
+                folders.give(path, file, ownership, self._say)
             except OSError as error:
                 raise CastoreError(f"cannot set the recorded owner and mode of {path}: {error}") from error
 
@@ -425,13 +439,15 @@ class _Transaction:
         self._journal.phase = "stopped"
         self._save()
         if self._service.stop:
-            run(self._service.stop, timeout=self._service.timeout)
+            account = account_of(self._service.run_as)
+            run(self._service.stop, timeout=self._service.timeout, account=account)
 
     def _start(self) -> None:
         self._journal.phase = "started"
         self._save()
         if self._service.start:
-            run(self._service.start, timeout=self._service.timeout)
+            account = account_of(self._service.run_as)
+            run(self._service.start, timeout=self._service.timeout, account=account)
         check_health(self._service)
 
     def _take_back(self, cause: BaseException) -> None:

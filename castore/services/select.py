@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, FormatError, NotFoundError, ObjectMissingError, UsageError
+from castore.model.counting import count as counted
 from castore.model.names import check_name, revision_begins, revision_is, revision_names, short_revision
 from castore.services.dates import parse_date
 from castore.services.hosts import chosen, own
@@ -113,7 +114,7 @@ def find(store: Store, service: str, selector: str) -> Generation:
 
 
 def find_range(store: Store, service: str, selector: str) -> list[Generation]:
-    """Return what `selector` means: one generation, or for `3-7` those numbers.
+    """Return what `selector` means: one generation, or for `3-7` the chosen host's with those numbers.
 
     A beginning of a revision goes first. Raises NotFoundError, UsageError, DamageError, FormatError.
     """
@@ -126,7 +127,14 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
     first, last = int(numbers[1]), int(numbers[2])
     if first > last:
         raise UsageError(f"{service}@{selector}: the range ends before it begins; write {last}-{first}")
-    found = [one for one in generations if first <= one.number <= last]
+    within = [one for one in generations if first <= one.number <= last]
+    found = list(filter(chosen(store, service), within))
+    if within and len(found) < len(within):
+        of = HostGroups(within, store.host_key).names().values()
+        store.say(
+            f"{service}@{selector}: of {counted(len(within), 'generation')}, {len(within) - len(found)} of "
+            f"other hosts left out (hosts: {', '.join(sorted(of))}; choose with --host)"
+        )
     if not found:
         raise NotFoundError(
             f"no generation of {service!r} has a number from {first} to {last}; "
@@ -250,7 +258,7 @@ def _earlier(store: Store, service: str, selector: str, steps: int) -> Generatio
     """Return the generation `steps` before the one that `selector` names."""
     named = _find(store, service, selector)
     generations = store.generations(service)
-    groups = HostGroups(generations)
+    groups = HostGroups(generations, store.host_key)
     host = groups.key(named)
     # This host's generations include those that it took over.
     same = store.is_own if store.is_own(named) else lambda one: groups.key(one) == host

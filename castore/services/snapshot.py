@@ -17,9 +17,10 @@ from castore.content.ingest import Ingest
 from castore.content.lists import iter_runs_of_chunks
 from castore.content.parent import Parent
 from castore.content.scan import ScanRules, store_tree
-from castore.content.scancache import NewScan, OldScan
+from castore.content.scancache import NewScan, OldScan, scan_path
 from castore.content.streams import store_stream
 from castore.errors import BusyError, DamageError, ProgramError, StorageError, UsageError
+from castore.model.counting import count as counted
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
 from castore.model.names import check_name, check_revision
 from castore.model.tally import Tally
@@ -30,6 +31,7 @@ from castore.services.engines.contract import settings_of
 from castore.services.engines.file import File
 from castore.services.events import event
 from castore.services.folders import above, owner_of, path_of
+from castore.services.hosts import note_taken
 from castore.services.process import enlarge_pipe
 from castore.services.underway import refuse_unfinished
 from castore.store.condemned import FOLDER as CONDEMNED
@@ -127,6 +129,8 @@ def snapshot(
     The caller holds the service's lock. Raises UsageError, ProgramError, StorageError; then nothing
     was committed, and what was stored is found again by the next try.
     """
+    from castore.services.recorded import remember  # noqa: PLC0415 - it imports this module
+
     with event(store, "snapshot", service) as note:
         # What was read from an open file cannot be read once more.
         repeats = not any(isinstance(source, StreamSource) for source in sources.values())
@@ -144,7 +148,8 @@ def snapshot(
         stored = sum(part.stored_bytes for part in taken.parts)
         marks = (", safety" if safety else "") + (", after an unfinished rollback" if interrupted else "")
         marks += f", partial: without {', '.join(lacks)}" if lacks else ""
-        note.text = f"{taken.size} bytes, {stored} stored{marks}"
+        note.text = f"{counted(taken.size, 'byte')}, {stored:,} stored{marks}"
+    remember(store, service, sources)
     return taken
 
 
@@ -180,7 +185,7 @@ def _snapshot(
         scans: list[NewScan] = []
         with around if around is not None else contextlib.nullcontext():
             for name, source in present_parts(sources).items():
-                tally = Tally()
+                tally = Tally(total=_expected_size(store, service, name))
                 progress(check_name("part", name), tally)
                 if isinstance(source, TreeSource):
                     if not interrupted:
@@ -250,6 +255,8 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
             number=store.next_number(generation.service),
             parent=newest.number if newest is not None else 0,
         )
+        with contextlib.suppress(StorageError):
+            note_taken(store, generation.service, generation.number)
         store.commit(generation)
     return generation
 
@@ -307,16 +314,19 @@ def last_scan(
         yield old
 
 
-def scan_path(store: Store, service: str, part: str) -> str:
-    """Return where this machine keeps what it saw of a tree."""
-    return os.path.join(store.places.scans_of(store.store_id, store.storage.place), f"{service}:{part}")
-
-
 def _last_part(store: Store, service: str, name: str) -> Part | None:
     """Return a part as this host's newest generation that has it: what the next is compared with."""
     newest = [one for one in itertools.islice(store.newest_first(service), _LOOKED_AT) if one.part(name)]
     found = next(filter(store.is_own, newest), newest[0] if newest else None)
     return None if found is None else found.part(name)
+
+
+def _expected_size(store: Store, service: str, name: str) -> int:
+    """Return the size of a part in this host's last intact generation that has it; 0 if none has."""
+    for one in filter(store.is_own, itertools.islice(store.newest_first(service), _LOOKED_AT)):
+        if not one.interrupted and (part := one.part(name)) is not None:
+            return part.size
+    return 0
 
 
 def _store_dump(
@@ -485,7 +495,8 @@ def taker_of(origin: Origin) -> EngineSource | None:
     if origin.restore:
         # Whatever took it, this program takes it in.
         timeout = origin.settings.get("timeout")
-        command = Command(program=origin.dump, restore=origin.restore, timeout=timeout)
+        run_as = origin.settings.get("run-as")
+        command = Command(program=origin.dump, restore=origin.restore, timeout=timeout, run_as=run_as)
         return EngineSource("command", command)
     return engine_of(origin)
 

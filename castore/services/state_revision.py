@@ -61,12 +61,17 @@ def decide(configured: str | None, noted: str | None, here_before: Callable[[str
     return StateRevision((noted or "") if left_behind else configured, configured, noted or "")
 
 
-def state_revision(store: Store, service: str, configured: str | None) -> StateRevision:
-    """Return the revision of a service's live state. Raises StorageError, OlderError."""
+def state_revision(
+    store: Store, service: str, configured: str | None, *, report_older: bool = False
+) -> StateRevision:
+    """Return the revision of a service's live state. Raises StorageError, OlderError.
+
+    report_older: for a snapshot, which an older store does not stop: note that in `store.older`.
+    """
     noted = store.live_revision(service)
     if configured and noted and noted != configured:
         # A deleted index has no generations until it is synchronised.
-        store.sync_generations()
+        store.sync_generations(report_older=report_older)
     return decide(configured, noted, lambda revision: newest_of(store, service, revision) is not None)
 
 
@@ -75,15 +80,15 @@ def filed_under(
 ) -> tuple[str, bool, str]:
     """Return what a snapshot is filed under, whether to note it for the state, and a warning or nothing.
 
-    given: the revision that was given by hand, or None. Raises StorageError, OlderError.
+    given: the revision that was given by hand, or None. Raises StorageError.
     """
     if given is None:
-        state = state_revision(store, service, configured)
+        state = state_revision(store, service, configured, report_older=True)
         return (state.revision if configured else ""), True, state.warning(service)
     noted = store.live_revision(service)
     warning = ""
     if given and noted and given != noted:
-        store.sync_generations()
+        store.sync_generations(report_older=True)
         if newest_of(store, service, given) is not None:
             warning = (
                 f"the state was noted as of revision {short_revision(noted)}, and {short_revision(given)} "

@@ -12,18 +12,22 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
+from blake3 import blake3
 
 from castore.content import aside
 from castore.content.inplace import InPlace
 from castore.content.removing import remove
 from castore.content.streams import StreamReader
-from castore.errors import CastoreError, FormatError, NotFoundError, NotIntactError, ProgramError
+from castore.errors import CastoreError, NotFoundError, NotIntactError, ProgramError, StorageError
 from castore.model.generation import Origin
+from castore.model.odd_text import lossless, texts
 from castore.services.engines.contract import SWITCHING, Contents, Memo
 from castore.services.events import event
 from castore.services.programs import run
 from castore.services.regular import temporary_names
+from castore.services.restoring import counted
 from castore.services.snapshot import EngineSource, engine_of
+from castore.services.users import account_of
 from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
@@ -37,8 +41,10 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _AGAIN_SECONDS: Final = 0.5
-_VERSION: Final = 2
-"""2: a part may be one that is to be gone."""
+_VERSION: Final = 3
+"""2: a part may be one that is removed; 3: a checksum follows."""
+_CHECKSUM: Final = 16
+"""Bytes of it."""
 _UNDONE: Final = "undone"
 _EXISTED: Final = "existed"
 _LEFT: Final = "left"
@@ -74,6 +80,8 @@ class Journal(msgspec.Struct):
     stop: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
     timeout: float | None = None
+    run_as: str | None = None
+    """The user that `stop` and `start` are run as; None: castore's own."""
     phase: Literal["begun", "stopped", "started", "done"] = "begun"
     revision: str = ""
     """What the state belongs to when the rollback is done."""
@@ -337,12 +345,19 @@ class EngineRemoval(EngineChange):
 
 
 def contents_of(
-    reader: StreamReader, part: Part | None, safety: Callable[[], Generation | None]
+    reader: StreamReader,
+    part: Part | None,
+    safety: Callable[[], Generation | None],
+    tally: Tally | None = None,
 ) -> Contents:
-    """Return what there is of a part: the dump to go back to, and that of the safety generation."""
+    """Return what there is of a part: the dump to go back to, and that of the safety generation.
+
+    tally: counts what is read of the dump to go back to.
+    """
 
     def target() -> Iterable[bytes]:
-        return reader.read(part.content) if part is not None else ()
+        pieces: Iterable[bytes] = reader.read(part.content) if part is not None else ()
+        return pieces if tally is None else counted(pieces, tally)
 
     def before() -> Iterable[bytes]:
         taken = safety()
@@ -361,7 +376,7 @@ def check_health(service: Service) -> None:
     end = time.monotonic() + service.health_timeout
     while True:
         try:
-            run(service.health, timeout=service.timeout)
+            run(service.health, timeout=service.timeout, account=account_of(service.run_as))
         except ProgramError as error:
             if time.monotonic() >= end:
                 raise ProgramError(f"the health check failed: {error}") from error
@@ -381,7 +396,7 @@ def undo(store: Store, journal: Journal, changes: list[Change], *, later: bool =
         runs = any(part.switched for part in journal.parts)
     if runs and journal.stop:
         try:
-            run(journal.stop, timeout=journal.timeout)
+            run(journal.stop, timeout=journal.timeout, account=account_of(journal.run_as))
         except CastoreError as error:
             failed.append(str(error))
     left = []
@@ -401,7 +416,7 @@ def undo(store: Store, journal: Journal, changes: list[Change], *, later: bool =
         failed.append(f"so {journal.service!r} is not started")
     elif journal.phase != "begun" and journal.start:
         try:
-            run(journal.start, timeout=journal.timeout)
+            run(journal.start, timeout=journal.timeout, account=account_of(journal.run_as))
         except CastoreError as error:
             failed.append(str(error))
     if not failed:
@@ -438,31 +453,57 @@ def remember(store: Store, journal: Journal) -> None:
 
 def write_journal(store: Store, journal: Journal) -> None:
     """Make durable how far a roll-back has got. Raises StorageError."""
-    store.remember_rollback(journal.service, msgspec.msgpack.encode(journal))
+    # Paths may have bytes that are not UTF-8.
+    data = msgspec.msgpack.encode(lossless(msgspec.to_builtins(journal, builtin_types=(bytes,))))
+    store.remember_rollback(journal.service, data + _checksum(data))
+
+
+def _checksum(data: bytes) -> bytes:
+    return blake3(data).digest(_CHECKSUM)
 
 
 def _read_journal(store: Store, service: str) -> Journal | None:
-    data = store.begun_rollback(service)
-    if data is None:
-        return None
+    """Return the journal of a rollback that has not ended; None: there is none. Raises NotIntactError."""
     try:
+        data = store.begun_rollback(service)
+        if data is None:
+            return None
+        intact = data[-_CHECKSUM:] == _checksum(data[:-_CHECKSUM])
+        data = data[:-_CHECKSUM] if intact else data
         version = msgspec.msgpack.decode(data, type=_JournalVersion).version
+        if version == _VERSION and not intact:
+            raise _damaged(service, "its checksum is wrong")
         if version in range(1, _VERSION + 1):
-            return msgspec.msgpack.decode(data, type=Journal)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise CastoreError(
-            f"the journal of a roll-back of {service!r} is damaged ({error}): put its state right by hand, "
-            f"then castore recover --forget {service}"
-        ) from None
-    raise FormatError(
-        f"the journal of a roll-back of {service!r} is of version {version}, and this castore knows "
-        f"{_VERSION}: recover it with the castore that began it, or a newer one"
+            return _decoded(data)
+    except (msgspec.DecodeError, msgspec.ValidationError, StorageError) as error:
+        raise _damaged(service, str(error)) from None
+    raise NotIntactError(
+        f"the journal of a rollback of {service!r} is of version {version}, and this castore knows "
+        f"{_VERSION}: recover it with the castore that began it, or a newer one; if you have repaired the "
+        f"state: castore recover --forget {service}"
+    )
+
+
+def _decoded(data: bytes) -> Journal:
+    """Return a journal. Raises DecodeError, ValidationError."""
+    plain = msgspec.msgpack.decode(data, type=dict[str, Any])
+    parts = msgspec.convert(plain.get("parts"), list[dict[str, Any]])
+    for part in parts:
+        part |= {name: texts(part.get(name, {})) for name in ("settings", "memo")}
+    return msgspec.convert({**plain, "parts": parts}, Journal)
+
+
+def _damaged(service: str, reason: str) -> NotIntactError:
+    return NotIntactError(
+        f"the journal of a rollback of {service!r} is damaged ({reason}), so that it can be neither "
+        f"undone nor completed: castore recover --forget {service}, then check its state, or restore a "
+        f"generation: castore rollback {service} --to NUMBER"
     )
 
 
 def refuse_interrupted(store: Store, service: str) -> None:
     """Raise NotIntactError if an earlier rollback of a service was interrupted or failed."""
-    if store.begun_rollback(service) is not None:
+    if store.has_begun_rollback(service):
         raise NotIntactError(unfinished(service))
 
 
@@ -488,9 +529,13 @@ def forget(store: Store, service: str) -> str:
     """Forget a roll-back that was interrupted, touching nothing; say what it has left behind."""
     try:
         journal = _read_journal(store, service)
-    except CastoreError as error:
+    except CastoreError:
         store.forget_rollback(service)
-        return f"the roll-back of {service} is forgotten; what it may have left behind is not known: {error}"
+        return (
+            f"the rollback of {service} is forgotten; its journal is damaged or of another version, so that "
+            "what the rollback may have left behind is not known: look for names with 'castore' in them next "
+            "to its parts"
+        )
     if journal is None:
         raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
     left = [

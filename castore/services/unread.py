@@ -20,7 +20,7 @@ class Unread(NamedTuple):
     """What a snapshot could not read of a tree."""
 
     paths: set[bytes]
-    """Those whose content is not in the generation."""
+    """Those whose content is not in the generation; empty: the directory that the others are relative to."""
     attributes: set[bytes]
     """Those that are in it without some of their attributes."""
 
@@ -45,6 +45,11 @@ def unread_paths(
         path = b"" if shown == b"." else shown
         if reason.startswith(ATTRIBUTE) and (path + b"/").startswith(prefix):
             unread.attributes.add(path[len(prefix) :])
+        if path + b"/" == prefix or path == prefix == b"":
+            # The directory itself; an older castore stored also a top that it could not list.
+            if reason.startswith(UNLISTED):
+                unread.paths.add(b"")
+            continue
         if not path.startswith(prefix) or not path:
             continue
         try:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from castore.model.generation import Generation
+    from castore.model.tally import Tally
 
 
 class History(Keyed):
@@ -55,11 +56,13 @@ class History(Keyed):
 
     # The index
 
-    def sync(self, *, reread: bool = False, report_older: bool = False) -> None:
+    def sync(
+        self, *, reread: bool = False, report_older: bool = False, tally: Tally | None = None
+    ) -> None:
         """Bring the index up to date with the store; what is damaged is told in `damaged`.
 
         reread: the generations that are indexed, too: under the name of one may be another.
-        report_older: do as `sync_generations` does.
+        report_older: do as `sync_generations` does. tally: counts the packs that are read.
         """
         self.index.try_again()
         self.sync_generations(reread=reread, report_older=report_older)
@@ -67,7 +70,7 @@ class History(Keyed):
             # Packs are listed behind what condemns them: what is condemned no more is gone from that list.
             condemned, found = read_condemned(self.storage, self.writer_key)
             self._told(CONDEMNED, found)
-            self._told("packs/", sync_packs(self.storage, self.index, self.writer_key))
+            self._told("packs/", sync_packs(self.storage, self.index, self.writer_key, tally))
             self._recall_verified()
             # Nor is what nobody has the key to counted on, or is damaged: it is stored again where it is
             # still at hand.
@@ -171,11 +174,14 @@ class History(Keyed):
         kept = {k: reason for k, reason in self.damaged.items() if not k.startswith(folder)}
         self.damaged = kept | found
 
-    def reindex(self) -> None:
-        """Build the index again from the store. Raises BusyError while something is removed from it."""
+    def reindex(self, tally: Tally | None = None) -> None:
+        """Build the index again from the store. Raises BusyError while something is removed from it.
+
+        tally: counts the packs that are read.
+        """
         with self.upkeep_lock():
             self.index.clear()
-            self.sync()
+            self.sync(tally=tally)
 
     # Generations
 

@@ -13,12 +13,12 @@ from castore.errors import StorageError
 from castore.storage.files import sync_if_supported
 from castore.store.ages import Ages
 from castore.store.eventlog import EventLog
-from castore.store.hosts import Host, host_key, this_host
+from castore.store.hosts import Host, begins_id, host_key, this_host
 from castore.store.locks import named_lock
 from castore.store.places import read_private, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
     from contextlib import AbstractContextManager
 
     from castore.model.generation import Generation
@@ -42,6 +42,8 @@ class Remembered:
     index: Index
     configured_host: str = ""
     """`host` of castore.toml."""
+    former_hosts: Collection[str] = ()
+    """`former-hosts` of castore.toml: names, or beginnings of ids, that this host had before."""
     chosen_host: str | None = None
     """The host whose generations are selected, and ALL_HOSTS for every one; None: this one."""
     say: Callable[[str], None] = staticmethod(lambda _text: None)
@@ -60,9 +62,80 @@ class Remembered:
 
     def is_of_this_host(self, generation: Generation) -> bool:
         """Whether a generation was taken on this host."""
+        if self.former_hosts and self._is_former(generation):
+            return True
         if generation.host_id:
-            return generation.host_id == self.host.id
+            return generation.host_id == self.host.id and not self._is_of_clone(generation)
         return generation.host == self.host.name
+
+    def _is_former(self, generation: Generation) -> bool:
+        return generation.host in self.former_hosts or any(
+            begins_id(generation.host_id, one) for one in self.former_hosts
+        )
+
+    def _is_of_clone(self, generation: Generation) -> bool:
+        """Whether a generation with this host's id was taken by another machine with the same machine id.
+
+        A machine whose own notes are lost cannot know, and takes all for its own.
+        """
+        if self.configured_host or generation.host == self.host.name:
+            return False
+        taken = self._taken(generation.service)
+        return bool(taken) and generation.number > taken.get(generation.host, 0)
+
+    def host_key(self, generation: Generation) -> str:
+        """Return what tells hosts apart; this host's generations have one key, whatever its name was."""
+        if self.is_of_this_host(generation):
+            return self.host.id
+        # Of a clone, which has this host's id.
+        clone = generation.host_id == self.host.id
+        return f"{self.host.id} {generation.host}" if clone else host_key(generation)
+
+    def _taken(self, service: str) -> dict[str, int]:
+        """Return the last generation that this machine took under each host name."""
+        if service not in self._known_taken:
+            text = read_private(self._state_file("taken", service)) or ""
+            lines = [line.partition(" ") for line in text.splitlines()]
+            self._known_taken[service] = {name: int(last) for last, _, name in lines if last.isdecimal()}
+        return self._known_taken[service]
+
+    @cached_property
+    def _known_taken(self) -> dict[str, dict[str, int]]:
+        return {}
+
+    def last_taken(self, service: str) -> int:
+        """Return the last generation that this machine took under its present host name; 0: none."""
+        return self._taken(service).get(self.host.name, 0)
+
+    def note_taken(self, service: str, number: int, before: Iterable[Generation]) -> None:
+        """Note that this machine takes a generation; before: those of the service. Raises StorageError.
+
+        The first time, what was taken under this host's id counts as taken by this machine.
+        """
+        taken = dict(self._taken(service))
+        if not taken:
+            for one in before:
+                if one.host_id == self.host.id:
+                    taken[one.host] = max(taken.get(one.host, 0), one.number)
+        taken[self.host.name] = number
+        lines = "".join(f"{last} {name}\n" for name, last in sorted(taken.items()))
+        write_private(self._state_file("taken", service), lines.encode("utf-8", "surrogateescape"))
+        self._known_taken[service] = taken
+
+    def clones(self, service: str, generations: Iterable[Generation]) -> dict[str, int]:
+        """Return the newest generations that other castores took under this host's id, by host name.
+
+        Under this host's own name it may be another user's of this machine.
+        """
+        if self.configured_host:
+            return {}
+        taken = self._taken(service)
+        found: dict[str, int] = {}
+        for one in generations:
+            is_other = one.number > taken.get(one.host, 0) if taken else one.host != self.host.name
+            if one.host_id == self.host.id and is_other:
+                found[one.host] = max(found.get(one.host, 0), one.number)
+        return found
 
     def _taken_over(self, service: str) -> dict[str, int]:
         """Return the last generation that counts as this host's own, by the key of its former host."""
@@ -137,15 +210,27 @@ class Remembered:
         """Keep, durably, how far a roll-back of a service has got. Raises StorageError."""
         write_private(self._state_file("rollbacks", service), journal)
 
+    def known_programs(self, service: str) -> str | None:
+        """Return the programs that this machine has run for snapshots of a service, as JSON."""
+        return read_private(self._state_file("programs", service))
+
+    def set_known_programs(self, service: str, programs: str) -> None:
+        """Remember the programs that this machine has run for snapshots of a service. Raises StorageError."""
+        write_private(self._state_file("programs", service), programs.encode())
+
+    def has_begun_rollback(self, service: str) -> bool:
+        """Whether a rollback of a service has not ended; its journal may be unreadable."""
+        return os.path.lexists(self._state_file("rollbacks", service))
+
     def begun_rollback(self, service: str) -> bytes | None:
-        """Return what was kept of a roll-back that has not ended."""
+        """Return the journal of a rollback that has not ended. Raises StorageError."""
         try:
             with open(self._state_file("rollbacks", service), "rb") as file:
                 return file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StorageError(f"cannot read the journal of a roll-back: {error}") from error
+            raise StorageError(f"cannot read the journal: {error}") from error
 
     def forget_rollback(self, service: str) -> None:
         """A roll-back has ended."""

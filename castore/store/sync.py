@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
 from castore.model.refs import PackId
+from castore.model.tally import Tally
 from castore.store.generations import NAME, open_generation
 from castore.store.pack import pack_name, read_footer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from castore.model.generation import Generation
     from castore.sealing import WriterKey
     from castore.storage import Storage
@@ -24,8 +27,14 @@ _MANY: Final = 32
 """So many packs are worth an index that is made anew."""
 
 
-def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, str]:
-    """Take new packs in, and those that are gone out; return what is damaged, and why."""
+def sync_packs(
+    storage: Storage, index: Index, writer: WriterKey, tally: Tally | None = None
+) -> dict[str, str]:
+    """Take new packs in, and those that are gone out; return what is damaged, and why.
+
+    tally: counts the packs.
+    """
+    tally = tally or Tally()
     # What is indexed is looked up first: a pack that another process adds meanwhile is then new
     # here, and never taken for one that is gone.
     indexed = index.pack_ids()
@@ -36,11 +45,11 @@ def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, s
     }
     damaged: dict[str, str] = {}
     if not indexed and len(listed) >= _MANY:
-        _index_all(storage, index, writer, listed, damaged)
+        _index_all(storage, index, writer, listed, damaged, tally)
         return damaged
     batch: list[tuple[PackId, int, list[PackEntry]]] = []
     records = 0
-    for pack in sorted(listed - indexed):
+    for pack in _counted(sorted(listed - indexed), tally):
         name = pack_name(pack)
         try:
             entries, length = read_footer(storage, name, writer)
@@ -63,7 +72,12 @@ def sync_packs(storage: Storage, index: Index, writer: WriterKey) -> dict[str, s
 
 
 def _index_all(
-    storage: Storage, index: Index, writer: WriterKey, listed: set[PackId], damaged: dict[str, str]
+    storage: Storage,
+    index: Index,
+    writer: WriterKey,
+    listed: set[PackId],
+    damaged: dict[str, str],
+    tally: Tally,
 ) -> None:
     """Take all packs into an index that has none; say in `damaged` which cannot be."""
     from castore.store.index.rebuild import read_footers  # noqa: PLC0415 - of little use to most commands
@@ -72,7 +86,15 @@ def _index_all(
         if not isinstance(error, ObjectMissingError):
             damaged[pack_name(pack)] = _reason(pack_name(pack), error)
 
-    index.rebuild(read_footers(storage, writer, sorted(listed)), failed)
+    index.rebuild(read_footers(storage, writer, _counted(sorted(listed), tally)), failed)
+
+
+def _counted(packs: list[PackId], tally: Tally) -> Iterator[PackId]:
+    """Yield packs, and count them."""
+    tally.unit, tally.read, tally.total = "pack", 0, len(packs)
+    for pack in packs:
+        yield pack
+        tally.read += 1
 
 
 def sync_generations(

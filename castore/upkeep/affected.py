@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from castore.content.directories import open_directory
-from castore.content.lists import iter_chunks
+from castore.content.lists import MAX_DEPTH
 from castore.errors import DamageError, IdentityError
+from castore.model.generation import decode_details
 from castore.model.refs import Ref, RefKind
-from castore.model.tree import Content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from castore.content.directories import Child
     from castore.content.streams import StreamReader
     from castore.model.generation import Generation, Part
+    from castore.model.refs import RecordId
     from castore.store import Store
+    from castore.upkeep.trees import Trees
 
 MOST_PATHS: Final = 1000
 """Of a part; how many more there are is counted."""
@@ -49,14 +50,30 @@ class Reasons:
         self._store = store
         self._bad = bad
         self._of: dict[bytes, str] = {}
-        """What is wrong below each node walked so far; empty if nothing."""
+        """What is wrong below each node walked so far; empty if nothing. By `key_of`."""
+        self._lists: set[bytes] = set()
+        """Nodes that hold lists, themselves or by what is spliced into them: they are in no stream."""
+        self._heights: dict[bytes, int] = {}
+        """On how many levels nodes are spliced into a node, where there are any."""
+        self._read: dict[RecordId, tuple[list[Ref], bool]] = {}
+        """What was read of nodes before their turn, and whether all chunks in them are well."""
+
+    def expect(self, nodes: list[tuple[Ref, list[Ref]]]) -> None:
+        """Take what was read of nodes that are going to be asked for: their chunks are looked up at once."""
+        nodes = [(node, refs) for node, refs in nodes if key_of(node) not in self._of]
+        chunks = [ref for _, refs in nodes for ref in refs if ref.kind is RefKind.CHUNK]
+        sound = not self.of_chunks(chunks)
+        if not sound:
+            self.chunks -= len(chunks)  # they are counted with their nodes
+        self._read |= {node.id: (refs, sound) for node, refs in nodes}
 
     def below(self, root: Ref) -> str:
         """Return what is wrong below a reference, the first thing found; empty if nothing."""
         if root.kind is RefKind.CHUNK:
             return self.of_chunks([root])
-        if root.id in self._of:
-            return self._of[root.id]
+        key = key_of(root)
+        if key in self._of:
+            return self._of[key]
         # Depth first without recursion: a stack of (node, its references still to do).
         stack = [(root, self._open(root))]
         while True:
@@ -64,116 +81,130 @@ class Reasons:
             child = next(refs, None)
             if child is None:
                 stack.pop()
-                reason = self._of.setdefault(node.id, "")
+                reason = self._of.setdefault(key_of(node), "")
                 if not stack:
                     return reason
-                self._blame(stack[-1][0], reason)
-            elif child.id in self._of:
-                self._blame(node, self._of[child.id])
+                self._join(stack[-1][0], node, reason)
+            elif (reason_below := self._of.get(key_of(child))) is not None:
+                self._join(node, child, reason_below)
             else:
                 stack.append((child, self._open(child)))
+
+    def of_stream(self, ref: Ref) -> str:
+        """Return what is wrong with a stream, which holds chunks and no lists; empty if nothing."""
+        reason = self.below(ref)
+        if reason or ref.kind is RefKind.CHUNK:
+            return reason
+        if key_of(ref) in self._lists:
+            return f"the stream {ref.id.hex()} holds something that is no chunk"
+        if self._heights.get(key_of(ref), 0) >= MAX_DEPTH:
+            return f"the list {ref.id.hex()} is nested deeper than any castore writes"
+        return ""
 
     def of_chunks(self, chunks: list[Ref]) -> str:
         """Return what is wrong with the first of these chunks with which something is."""
         index = self._store.index
         self.chunks += len(chunks)
-        known = index.known([chunk.id for chunk in chunks])
-        for chunk, whole in zip(chunks, known, strict=True):
+        lengths: list[int] = []
+        known = index.known([chunk.id for chunk in chunks], lengths=lengths)
+        for chunk, intact, length in zip(chunks, known, lengths, strict=True):
             if chunk.id in self._bad:
                 return self._bad[chunk.id]
-            lacking = None if whole else index.lacking(chunk.id)
+            lacking = None if intact else index.lacking(chunk.id)
             if lacking == chunk.id:
                 return f"chunk {chunk.id.hex()} is not in the store"
             if lacking is not None:
                 return f"chunk {chunk.id.hex()} rests on {lacking.hex()}, which is not in the store"
+            if intact and length != chunk.size:
+                return f"chunk {chunk.id.hex()} is not as long as the reference to it says"
         return ""
 
+    def _join(self, node: Ref, child: Ref, reason: str) -> None:
+        """Note for a node what is known of one that it refers to."""
+        self._blame(node, reason)
+        if child.kind is RefKind.SPLICE:
+            key, below = key_of(node), key_of(child)
+            self._heights[key] = max(self._heights.get(key, 0), 1 + self._heights.get(below, 0))
+            if below in self._lists:
+                self._lists.add(key)
+
     def _blame(self, node: Ref, reason: str) -> None:
-        if reason and not self._of.get(node.id):
-            self._of[node.id] = reason
+        if reason and not self._of.get(key_of(node)):
+            self._of[key_of(node)] = reason
 
     def _open(self, node: Ref) -> Iterator[Ref]:
         """Return the nodes that a node refers to; its chunks are looked at."""
         self.nodes += 1
         try:
-            refs = self._store.read_node(node.id)
+            refs, sound = self._read.pop(node.id, ([], False))
+            refs = refs or self._store.read_node(node.id)
+            if sum(ref.size for ref in refs) != node.size:
+                raise DamageError(  # noqa: TRY301 - reported like the others
+                    f"the node {node.id.hex()} does not hold the bytes its parent promises"
+                )
         except DamageError as error:
-            self._of[node.id] = str(error)
+            self._of[key_of(node)] = str(error)
             return iter(())
-        chunks = [ref for ref in refs if ref.kind is RefKind.CHUNK]
+        chunks = [ref for ref in refs if ref.kind is RefKind.CHUNK and not sound]
         if chunks:
             self._blame(node, self.of_chunks(chunks))
-        return iter([ref for ref in refs if ref.kind is not RefKind.CHUNK])
+        nodes = [ref for ref in refs if ref.kind is not RefKind.CHUNK]
+        if any(ref.kind is RefKind.LIST for ref in nodes):
+            self._lists.add(key_of(node))
+        return iter(nodes)
 
 
-def affected(generation: Generation, reasons: Reasons, reader: StreamReader) -> Iterator[Affected]:
-    """Yield the parts of a generation that do not restore whole.
+def key_of(node: Ref) -> bytes:
+    """Return what nodes are remembered by: two references to a node may promise different lengths."""
+    return node.id + node.size.to_bytes(8, "little")
 
-    Paths are told where the reader has an identity. Raises StorageError.
+
+def affected(
+    generation: Generation, reasons: Reasons, trees: Trees, reader: StreamReader, *, decode: bool
+) -> Iterator[Affected]:
+    """Yield the parts of a generation that do not restore completely.
+
+    decode: decode trees and details as a restore does, which takes an identity. Paths are reported where
+    the reader has one. Raises StorageError; with `decode`, IdentityError.
     """
     for part in generation.parts:
-        reason = reasons.below(part.content) if part.content is not None else ""
-        if reason:
-            paths, more = _paths(part, reasons, reader)
-            yield Affected(generation.service, generation.number, part.name, reason, paths, more)
-    if reason := reasons.below(generation.details.ref):
+        ref = part.content
+        if ref is None:
+            continue
+        where = generation.service, generation.number, part.name
+        if part.kind == "dump":
+            if reason := reasons.of_stream(ref):
+                yield Affected(*where, reason)
+        elif decode or reasons.below(ref):
+            decoded, paths, more = _of_tree(part, ref, trees, decode=decode)
+            if reason := reasons.below(ref) or decoded:
+                yield Affected(*where, reason, paths, more)
+    details = generation.details.ref
+    reason = reasons.of_stream(details)
+    if decode and not reason:
+        try:
+            decode_details(reader.read_all(details))
+        except DamageError as error:
+            reason = str(error)
+    if reason:
         yield Affected(generation.service, generation.number, "(details)", reason)
 
 
-def _paths(part: Part, reasons: Reasons, reader: StreamReader) -> tuple[tuple[str, ...], int]:
-    if part.kind != "tree" or part.content is None:
-        return (), 0
+def _of_tree(part: Part, root: Ref, trees: Trees, *, decode: bool) -> tuple[str, tuple[str, ...], int]:
+    """Return the first thing that is wrong with a tree, the paths that are lost, and how many more."""
+    first = ""
     found: list[str] = []
     more = 0
     try:
-        for path in _lost(reader, part.content, b"", reasons):
+        # No more than the tree has: few directories that name each other often stand for endless paths.
+        for path, reason in islice(trees.lost(root), max(part.files + 1, MOST_PATHS)):
+            first = first or reason
             if len(found) < MOST_PATHS:
                 found.append(path.decode(errors="backslashreplace") or ".")
             else:
                 more += 1
     except IdentityError:
-        return (), 0
-    return tuple(found), more
-
-
-def _lost(reader: StreamReader, ref: Ref, path: bytes, reasons: Reasons) -> Iterator[bytes]:
-    """Yield the paths in a directory that are lost, or its own where that is all that is known."""
-    stack = [(ref, path)]
-    while stack:
-        ref, path = stack.pop()
-        try:
-            children = open_directory(reader, ref)
-        except DamageError:
-            yield path
-            continue
-        spans = _lost_spans(reader, children, reasons)
-        for child in children:
-            entry = child.entry
-            below = path + b"/" + entry.name if path else entry.name
-            if child.ref is None:
-                continue
-            if entry.content is Content.BUNDLE:
-                end = child.offset + entry.size
-                if any(start < end and child.offset < stop for start, stop in spans):
-                    yield below
-            elif reasons.below(child.ref):
-                if entry.is_dir:
-                    stack.append((child.ref, below))
-                else:
-                    yield below
-
-
-def _lost_spans(
-    reader: StreamReader, children: list[Child], reasons: Reasons
-) -> list[tuple[int, int]]:
-    """Return which bytes of a directory's bundle are lost."""
-    bundle = next((one.ref for one in children if one.entry.content is Content.BUNDLE), None)
-    if bundle is None or not reasons.below(bundle):
-        return []
-    try:
-        chunks = list(iter_chunks(reader.store, bundle))
-    except DamageError:
-        return [(0, bundle.size)]
-    return [(offset, offset + one.size) for offset, one in chunks if reasons.of_chunks([one])]
-
-
+        if decode:
+            raise
+        return "", (), 0
+    return first, tuple(found), more

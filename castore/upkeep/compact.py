@@ -22,6 +22,7 @@ from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, ObjectMissingError
 from castore.kernel.marks import Marks
+from castore.model.counting import count as counted
 from castore.model.refs import PackId, SessionId
 from castore.store.condemned import condemn, read_condemned
 from castore.store.graph import Walk, mark, roots_of
@@ -181,9 +182,10 @@ class _Compaction:
     def _refuse_lost(self) -> None:
         """What lies below a node that is in no pack is not known either: its pack may come back."""
         if self._walk.lost:
+            lost = counted(len(self._walk.lost), "node")
             raise DamageError(
-                f"nothing was removed: {len(self._walk.lost)} nodes that generations refer to are in no "
-                "pack, and what is needed is not known; 'castore verify' tells which, "
+                f"nothing was removed: {lost} that generations refer to cannot be found in a pack, and what "
+                "is needed is not known; 'castore verify' says which, "
                 "'castore forget' lets go of what cannot be restored"
             )
 
@@ -266,6 +268,7 @@ class _Compaction:
     def _rewrite(self, tally: Tally, done: Compacted) -> None:
         """Write packs anew, in steps that are each made durable, and followed by a removal."""
         step: dict[PackId, int] = {}
+        tally.total = sum(one.length for one in done.plan.rewrites)
         for one in done.plan.rewrites:
             try:
                 data = self._store.storage.get(pack_name(one.pack))

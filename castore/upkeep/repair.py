@@ -48,7 +48,6 @@ def repair(
     tally: Tally,
     *,
     agree: Callable[[Verification, Repair], bool],
-    begin: Callable[[int], None] = lambda _bytes: None,
 ) -> tuple[Repair, Verification]:
     """Drop what cannot be read; return what was done, and what a look at the store then finds.
 
@@ -59,7 +58,7 @@ def repair(
     with store.upkeep_lock():
         _refuse_other_keys(store)
         readable = _can_read(store)
-        found = verify(store, tally, packs=True, read_data=readable, begin=begin)
+        found = verify(store, tally, packs=True, read_data=readable)
         planned = _plan(store, found)
         if not agree(found, planned):
             return planned, found

@@ -3,7 +3,8 @@
 Three depths. The index: every record of a generation opens, every node opens, every chunk has a place in a
 pack that is there, as long as its footer says, of a session whose key is there. The packs: their bytes are
 those that were written, by the hash that is their name. The data: every chunk opens, decompresses and has the
-id it is stored under. The first two need the writer key only, the last an identity.
+id it is stored under, and every directory decodes as in a restore. The first two need the writer key only,
+the last an identity.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
+from castore.content.scancache import scan_path
 from castore.content.streams import StreamReader
 from castore.errors import (
     BusyError,
@@ -34,6 +36,7 @@ from castore.store.pack import CHUNK, pack_name
 from castore.store.removals import damaged_removals
 from castore.store.sessions import read_session, session_numbers
 from castore.upkeep.affected import Affected, Reasons, affected
+from castore.upkeep.trees import Trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,13 +88,12 @@ def verify(
     read_data: bool = False,
     sample: float | None = None,
     restart: bool = True,
-    begin: Callable[[int], None] = lambda _bytes: None,
 ) -> Verification:
     """Look at the whole store; `read_data` includes `packs`.
 
     sample: look into this share of the bytes of all packs, those that were not for longest: run after run
     covers everything. restart: look into all packs; else, if the last run of this depth was
-    interrupted, into those that it did not come to. begin: is told how many bytes are going to be read.
+    interrupted, into those that it did not come to. tally: bytes of packs read, and in all.
     Raises IdentityError, StorageError.
     """
     store.refresh_config()
@@ -111,7 +113,7 @@ def verify(
     if packs or read_data:
         depth = DATA if read_data else PACKS
         chosen = _chosen(store, whole, depth, sample, found, restart=restart)
-        begin(sum(size for _, size in chosen))
+        tally.total = tally.read + sum(size for _, size in chosen)
         _look_into(store, chosen, depth, tally, found, bad)
         if sample is None:
             store.index.set_verifying(depth, 0)
@@ -123,12 +125,13 @@ def verify(
     for _ in range(_LOOKS):
         store.sync()
         epoch = store.index.epoch()
-        _walk(store, lost, found)
+        _walk(store, lost, found, decode=read_data)
         if not found.affected and found.generations >= store.index.count("generations"):
             return found
         # What a prune or a reindex took away while it was looked at says nothing.
         store.sync()
         if store.index.epoch() == epoch:
+            _forget_scans(store, found)
             return found
     raise BusyError("the store changes faster than it can be looked at: try again later")
 
@@ -149,18 +152,26 @@ def damaged_of_two(store: Store) -> dict[str, str]:
             return found
 
 
-def _walk(store: Store, lost: dict[bytes, str], found: Verification) -> None:
-    """Walk the graph of all generations, once a node."""
+def _walk(store: Store, lost: dict[bytes, str], found: Verification, *, decode: bool) -> None:
+    """Walk the graph of all generations, once a node; decode: decode each directory, too."""
     found.generations, found.affected = 0, []
     reasons = Reasons(store, lost)
     with StreamReader(store) as reader:
+        trees = Trees(reader, reasons)
         for generation in store.all_generations():
             found.generations += 1
-            hits = list(affected(generation, reasons, reader))
+            hits = list(affected(generation, reasons, trees, reader, decode=decode))
             # It may have been forgotten meanwhile.
             if hits and store.generation_objects(generation.service, [generation.number]):
                 found.affected += hits
     found.nodes, found.chunks = reasons.nodes, reasons.chunks
+
+
+def _forget_scans(store: Store, found: Verification) -> None:
+    """Have the next snapshots read the affected trees: a scan cache keeps directories as they are stored."""
+    for hit in found.affected:
+        with contextlib.suppress(OSError):
+            os.unlink(scan_path(store, hit.service, hit.part))
 
 
 def _verify_generations(store: Store, found: Verification) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import sqlite3
@@ -287,3 +288,41 @@ def test_an_immutable_file_in_a_directory_that_becomes_a_file_blocks_nothing(
     subprocess.run(["chattr", "-R", "-i", live], check=True)
     store("recover", live)
     assert os.listdir(live) == ["name"]
+
+
+@contextlib.contextmanager
+def foreign_mount(point: Path) -> Iterator[None]:
+    """Mount another user's FUSE file system, which even root cannot look at."""
+    system = ctypes.CDLL(None, use_errno=True)
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("there is no /dev/fuse")
+    descriptor = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={descriptor},rootmode=40000,user_id=1000,group_id=1000".encode()
+    try:
+        if system.mount(b"castore-test", os.fsencode(point), b"fuse", 0, options):
+            pytest.skip(f"FUSE cannot be mounted here: {os.strerror(ctypes.get_errno())}")
+        try:
+            with pytest.raises(PermissionError):
+                os.lstat(point)
+            yield
+        finally:
+            system.umount2(os.fsencode(point), 2)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("name", ["mnt", "with space\n"])
+def test_a_mount_of_another_user_is_not_crossed_and_not_reported(store: Run, tmp_path: Path, name: str) -> None:
+    live = tmp_path / "live"
+    (live / "deep" / name).mkdir(parents=True)
+    (live / "file").write_text("stored")
+    taken = ("snapshot", "s", "--tree", f"t={live}")
+    with foreign_mount(live / "deep" / name):
+        store(*taken, "--one-file-system", "--revision", "r1")
+        store(*taken, "--one-file-system", "--dry-run")
+        store(*taken, "--revision", "r2", expect=3)
+        (live / "file").write_text("changed, and longer")
+        store(*taken, "--one-file-system", "--revision", "r3")
+        store("rollback", "s", "--to", "r1")
+    assert (live / "file").read_text() == "stored"
+    assert (live / "deep" / name).is_dir()

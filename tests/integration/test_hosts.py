@@ -21,8 +21,11 @@ class Machine:
     store: Path
     identity: Path
 
-    def describe(self, host: str, *, top: Path | None = None, more: str = "") -> None:
+    def describe(
+        self, host: str, *, top: Path | None = None, more: str = "", former: tuple[str, ...] = ()
+    ) -> None:
         name = f'host = "{host}"\n' if host else ""
+        name += f"former-hosts = {json.dumps(former)}\n" if former else ""
         (self.home / "castore.toml").write_text(
             f'store = "{self.store}"\n{name}[service.web]\nrevision = {{ link = "{self.home}/revision" }}\n{more}'
             f'[service.web.parts.www]\nengine = "tree"\npath = "{top or self.top}"\n'
@@ -45,11 +48,11 @@ class Machine:
         assert ended.returncode == expect, (arguments, ended.returncode, ended.stdout, ended.stderr)
         return ended
 
-    def take(self, content: str, revision: str = "r1", **options) -> None:
+    def take(self, content: str, revision: str = "r1", **options) -> str:
         self.top.mkdir(exist_ok=True)
         (self.top / "file").write_text(content)
         self.configure(revision)
-        self.run("snapshot", "web", **options)
+        return self.run("snapshot", "web", **options).stderr
 
     def configure(self, revision: str) -> None:
         (self.home / "revision").unlink(missing_ok=True)
@@ -206,3 +209,171 @@ def test_a_machine_whose_host_name_changes_is_one_host(tmp_path: Path) -> None:
         assert machine_id.read_text().strip() not in cloud.run("log", "web", "--json").stdout
     cloud.run("prune")
     assert [one["number"] for one in cloud.log()] == [6, 5]
+
+
+def test_find_and_history_search_generations_of_this_host(two: tuple[Machine, Machine]) -> None:
+    a, b = two
+    (found,) = json.loads(b.run("find", "file", "web", "--json").stdout)
+    assert (found["host"], [one["first"] for one in found["versions"]]) == ("b", [2, 4])
+    (found,) = json.loads(b.run("history", "web:www/file", "--host", "a", "--json").stdout)
+    assert (found["host"], [one["first"] for one in found["versions"]]) == ("a", [3, 1])
+    assert {one["host"] for one in json.loads(a.run("find", "file", "--host", "*", "--json").stdout)} == {"a", "b"}
+    assert "  a  web:www/file" in a.run("find", "file").stdout
+    a.run("find", "file", "web", "--host", "c", expect=6)
+    a.run("find", "file", "--host", "c", expect=6)
+
+
+def test_a_machine_without_generations_finds_those_of_every_host(two: tuple[Machine, Machine], tmp_path: Path) -> None:
+    new = machine(tmp_path, "three", "c")
+    assert {one["host"] for one in json.loads(new.run("find", "file", "--json").stdout)} == {"a", "b"}
+
+
+def test_a_range_of_numbers_means_generations_of_this_host(two: tuple[Machine, Machine]) -> None:
+    a, b = two
+    told = a.run("forget", "web@1-3", "--yes")
+    assert "forgotten: web@1, 3" in told.stdout
+    assert "of 3 generations, 1 of other hosts left out (hosts: a, b" in told.stderr
+    assert [one["number"] for one in b.log()] == [4, 2]
+    b.run("forget", "web@1-9", "--host", "*", "--yes")
+    b.run("log", "web", expect=6)
+
+
+def test_log_shows_hosts_where_a_limit_leaves_those_of_one(two: tuple[Machine, Machine]) -> None:
+    a, _ = two
+    assert a.run("log", "web", "--limit", "1").stdout.splitlines()[0].split()[4] == "host"
+    assert a.run("log", "--limit", "1", "--revision", "r2").stdout.splitlines()[0].split()[4] == "host"
+
+
+def test_an_in_place_restore_from_another_host_asks(two: tuple[Machine, Machine]) -> None:
+    a, b = two
+    refused = a.run("restore", "--in-place", "web@4:www", str(b.top), expect=0)
+    assert "0 steps" in refused.stdout, "there is nothing to change, nor to ask"
+    refused = a.run("restore", "--in-place", "web@2:www", str(b.top), expect=2)
+    assert "on another host" in refused.stderr
+    b.run("restore", "--in-place", "web@2:www", str(b.top))
+    assert (b.top / "file").read_text() == "b2"
+
+
+def test_a_host_that_was_renamed_on_purpose_names_its_former_name(two: tuple[Machine, Machine]) -> None:
+    a, b = two
+    a.describe("alpha")
+    a.run("cat", "web@latest:www/file", expect=6)
+    a.describe("alpha", former=("a",))
+    assert (a.read("latest"), a.read("latest~1"), a.read("r1")) == ("a3", "a1", "a1")
+    a.take("a5", "r2")
+    assert a.log()[0]["parent"] == 3
+    assert "  a  " not in a.run("log", "web", "--host", "alpha").stdout
+    assert [one["number"] for one in a.log("--host", "alpha")] == [5, 3, 1]
+    a.run("rollback", "web", "--to", "1")  # it does not ask
+    assert (a.top / "file").read_text() == "a1"
+    a.describe("alpha", former=("a",), more="keep = { last = 1, per-revision = 0 }\n")
+    a.run("forget", "web@6", "--yes")
+    a.run("prune")
+    assert [one["number"] for one in b.log()] == [5, 4, 2, 1], "1 is of the live revision"
+    a.describe("alpha", former=(b.log()[1]["host_id"][:8],))
+    assert a.read("latest~1") == "b4", "or an id"
+
+
+def node(name: str) -> tuple[str, ...]:
+    return ("unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "-")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="unshare needs root")
+def test_clones_of_one_image_are_kept_apart_and_reported(tmp_path: Path) -> None:
+    image = machine(tmp_path, "image", "", first=True)
+    one, other = node("one"), node("other")
+    image.take("image 1", before=one)
+    clone = Machine(tmp_path / "clone", image.store, image.identity)
+    shutil.copytree(image.home, clone.home, symlinks=True)
+    clone.describe("")
+    clone.configure("r1")
+    image.take("image 2", before=one)
+    clone.take("clone 3", before=other)
+    told = image.take("image 4", before=one)
+    assert "web@3 has the machine id of this host, one, and was taken by another castore, under the host name other" in told
+    assert 'host = "NAME"' in told
+
+    def read(machine: Machine, before: tuple[str, ...], selector: str) -> str:
+        return machine.run("cat", f"web@{selector}:www/file", before=before).stdout
+
+    assert (read(image, one, "latest"), read(image, one, "latest~1")) == ("image 4", "image 2")
+    assert (read(clone, other, "latest"), read(clone, other, "latest~1")) == ("clone 3", "image 1")
+    lines = image.run("log", "web", before=one).stdout.splitlines()
+    assert [line.split()[5] for line in lines[1:]] == ["one", "other", "one", "one"]
+    assert image.run("cat", "web@latest:www/file", "--host", "other", before=one).stdout == "clone 3"
+    assert "taken on host other" in image.run("rollback", "web", "--to", "3", expect=2, before=one).stderr
+    image.describe("", more="keep = { last = 1, per-revision = 0 }\n")
+    image.run("prune", before=one)
+    assert [g["number"] for g in image.log()] == [4, 3]
+    assert image.take("image 5", before=one) == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="unshare needs root")
+def test_clones_with_one_host_name_are_reported(tmp_path: Path) -> None:
+    image = machine(tmp_path, "image", "", first=True)
+    image.take("image 1")
+    clone = Machine(tmp_path / "clone", image.store, image.identity)
+    shutil.copytree(image.home, clone.home, symlinks=True)
+    clone.describe("")
+    clone.configure("r1")
+    assert clone.take("clone 2") == ""
+    assert "another castore" in image.take("image 3")
+    clone.describe("second")
+    clone.take("clone 4")
+    assert clone.read("latest") == "clone 4"
+    assert image.read("latest") == "image 3"
+
+
+
+
+def test_two_hosts_share_a_store_for_several_nights(tmp_path: Path) -> None:
+    """Each deploys, rolls back, prunes and drills by its own generations; one forgets; one is lost and replaced."""
+    keep = "keep = { last = 2, per-revision = 1 }\n"
+    a, b = machine(tmp_path, "one", "a", first=True), machine(tmp_path, "two", "b")
+    for one, name in ((a, "a"), (b, "b")):
+        one.describe(name, more=keep)
+
+    def check(one: Machine, name: str) -> None:
+        assert one.read("latest").startswith(name)
+        assert "is sound" in one.run("drill", "web").stdout
+        one.run("verify", "--read-data")
+        one.run("prune")
+
+    for night in range(1, 4):
+        a.take(f"a night {night}")
+        b.take(f"b night {night}")
+    check(a, "a")
+    check(b, "b")
+    a.take("a after the upgrade", "r2")
+    a.run("rollback", "web", "--to", "r1")
+    assert (a.top / "file").read_text() == "a night 3"
+    assert (b.top / "file").read_text() == "b night 3"
+    b.take("b after the upgrade", "r2")
+    a.run("rollback", "web", "--undo")
+    assert (a.top / "file").read_text() == "a after the upgrade"
+    b.configure("r1")
+    assert "web@" in b.run("follow", "web").stdout
+    b.run("rollback", "web", "--to", "r1")
+    assert (b.top / "file").read_text() == "b night 3"
+
+    before = [one["number"] for one in b.log("--host", "b")]
+    newest = a.log("--host", "a")[0]["number"]
+    a.run("forget", f"web@{newest}", "--yes")
+    assert "warning" not in b.run("snapshot", "web").stderr, "another host's forget is intended"
+    assert [one["number"] for one in b.log("--host", "b")][1:] == before
+    for one, name in ((a, "a"), (b, "b")):
+        check(one, name)
+        hosts = [found["host"] for found in one.log()]
+        assert hosts.count("a") >= 2
+        assert hosts.count("b") >= 2
+
+    state = b.log("--host", "b")[0]["number"]
+    shutil.rmtree(b.home)
+    again = machine(tmp_path, "two", "b")
+    again.describe("b", more=keep)
+    assert "is sound" in again.run("drill", "web").stdout
+    again.run("rollback", "web", "--to", "latest")
+    assert (again.top / "file").read_text() == "b night 3"
+    again.run("snapshot", "web")
+    assert state in {one["parent"] for one in again.log("--host", "b")}
+    assert a.read("latest").startswith("a")

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from castore.services.engines import mariadb_accounts
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
@@ -52,6 +54,8 @@ def test_a_tree_and_a_sqlite_database_come_back_on_an_empty_machine(home: Path, 
     shutil.rmtree(top)
     lose(home)
     castore("key", "adopt")
+    assert "is sound" in castore("drill", "app").stdout
+    assert not top.exists()
     done = castore("rollback", "app", "--to", "latest")
     assert f"made the directory {top}/data" in done.stderr
     assert (top / "app/files/a").read_text() == "first"
@@ -83,6 +87,7 @@ def test_a_postgresql_database_and_its_roles_come_back_in_a_new_cluster(home: Pa
     with Postgres() as fresh:
         describe(fresh)
         castore("key", "adopt")
+        assert "is sound" in castore("drill", "app").stdout
         done = castore("rollback", "app", "--to", "latest")
         assert "made the role owner" in done.stderr
         assert fresh.psql("SELECT x FROM t", "app") == "7"
@@ -224,6 +229,7 @@ def test_a_mariadb_database_and_its_users_come_back_on_an_empty_server(home: Pat
         planned = castore("rollback", "app", "--to", "latest", "--dry-run").stderr
         for made in ("the database app_x", "the role r", "the user m@localhost", "the user u'q@localhost"):
             assert f"would make db: {made}\n" in planned
+        assert "is sound" in castore("drill", "app").stdout
         assert "v@%" not in planned
         assert "other" not in planned
         done = castore("rollback", "app", "--to", "latest").stderr
@@ -264,3 +270,49 @@ def test_users_of_a_hostile_dump_get_nothing_but_its_database() -> None:
         "CREATE USER `b`@`%` ACCOUNT LOCK",
         "GRANT SELECT ON `a\\%p`.* TO `b`@`%`;\nGRANT SELECT (`c) ON *.*`) ON TABLE `a%p`.`x`` TO b; SHUTDOWN; --` TO `b`@`%`",
     ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_directories_above_parts_get_their_acls_and_no_others(home: Path, castore: Run, tmp_path: Path) -> None:
+    top = tmp_path / "srv"
+    (top / "shared" / "tree").mkdir(parents=True)
+    (top / "data").mkdir()
+    sqlite3.connect(top / "data/x.db").execute("CREATE TABLE t (a)").connection.close()
+    subprocess.run(["setfacl", "-m", "u:daemon:rwx,d:u:daemon:rx", top / "shared"], check=True)
+    subprocess.run(["setfacl", "-m", "u:daemon:rw", top / "data/x.db"], check=True)
+    (home / "castore.toml").write_text(
+        f'store = "{tmp_path}/store"\n[service.app.parts.t]\nengine = "tree"\npath = "{top}/shared/tree"\n'
+        f'[service.app.parts.db]\nengine = "sqlite"\npath = "{top}/data/x.db"\n'
+    )
+
+    def acls() -> str:
+        shown = [top / "shared", top / "data", top / "data/x.db"]
+        return subprocess.run(["getfacl", "-p", "-n", *shown], check=True, capture_output=True, text=True).stdout
+
+    before = acls()
+    castore("init", tmp_path / "store")
+    castore("snapshot", "app")
+    shutil.rmtree(top)
+    subprocess.run(["setfacl", "-m", "d:u:games:rwx", tmp_path], check=True)
+    castore("rollback", "app", "--to", "latest")
+    assert acls() == before
+
+
+def test_a_file_or_a_dead_link_in_the_place_of_a_directory_is_named(home: Path, castore: Run, tmp_path: Path) -> None:
+    top = tmp_path / "srv"
+    (top / "app").mkdir(parents=True)
+    (top / "app" / "file").write_text("stored")
+    (home / "castore.toml").write_text(
+        f'store = "{tmp_path}/store"\n[service.app.parts.f]\nengine = "file"\npath = "{top}/app/file"\n'
+    )
+    castore("init", tmp_path / "store")
+    castore("snapshot", "app")
+    shutil.rmtree(top)
+    top.write_text("a file")
+    assert f"{top}, of a part: a file has that name" in castore("rollback", "app", "--to", "latest", expect=1).stderr
+    top.unlink()
+    top.symlink_to(tmp_path / "nowhere")
+    assert "leads nowhere" in castore("rollback", "app", "--to", "latest", expect=1).stderr
+    (tmp_path / "nowhere").mkdir()
+    castore("rollback", "app", "--to", "latest")
+    assert (top / "app" / "file").read_text() == "stored"

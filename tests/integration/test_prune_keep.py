@@ -58,7 +58,7 @@ def test_each_rule_counts_as_in_castore_toml(castore, stored, rules, left):
         (["--keep-within", "soon"], "--keep-within: a span like"),
         (["--keep-last", "0"], "no --keep rule keeps anything"),
         (["--keep-last", "-1"], "-1 is not in the range"),
-        (["--keep-last", "x"], "is not a valid integer"),
+        (["--keep-last", "x"], "is not a number"),
     ],
 )
 def test_rules_that_mean_nothing_are_wrong_usage(castore, stored, rules, said):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import time
 
 import pytest
 
@@ -81,7 +83,7 @@ def test_config_check_reports_the_mistakes_of_all_services(castore, configured):
         "good: t: ok",
     ):
         assert mistake in done.stdout, mistake
-    assert "things" in done.stderr
+    assert "10 problems" in done.stderr
 
 
 def test_mistakes_that_concern_all_services_stop_all(castore, configured):
@@ -113,3 +115,41 @@ def test_the_callers_path_goes_before_the_usual_directories(castore, configured,
     configured('[service.s.parts.d]\nengine = "command"\ndump = ["ldconfig"]\n')
     castore("snapshot", "s", env={"PATH": str(tmp_path)})
     assert castore("cat", "s@latest:d").stdout == "mine\n"
+
+
+def test_a_revision_program_that_hangs_ends_with_the_timeout_of_its_service(castore, configured):
+    hung = '[service.bad]\ntimeout = 0.5\nrevision = { command = ["sleep", "60"] }\n[service.bad.parts.t]\nengine = "tree"\npath = "{tree}"\n'
+    configured(hung + GOOD)
+    began = time.monotonic()
+    said = castore("snapshot", "--all", expect=4).stderr
+    assert time.monotonic() - began < 30
+    assert "bad: sleep failed: it took longer than 0.5 s" in said
+    castore("show", "good@1")
+
+
+def test_the_failure_of_one_service_does_not_stop_follow(castore, configured):
+    configured(
+        '[service.bad]\nrevision = { command = ["false"] }\n[service.bad.parts.t]\nengine = "tree"\npath = "{tree}"\n'
+        '[service.worse]\nunknown = 1\n[service.good]\nrevision = { value = "r1" }\n[service.good.parts.t]\nengine = "tree"\npath = "{tree}"\n'
+    )
+    castore("snapshot", "good")
+    done = castore("follow", "bad", "worse", "good", expect=4)
+    assert "good" in done.stdout
+    assert "bad: false failed" in done.stderr
+    assert "worse: " in done.stderr
+    found = json.loads(castore("follow", "bad", "good", "--json", expect=4).stdout)
+    assert [("error" in one, one["service"]) for one in found] == [(True, "bad"), (False, "good")]
+
+
+def test_a_revision_of_a_deep_directory(castore, configured, home):
+    configured(GOOD.replace("[service.good.parts.t]", f'[service.good]\nrevision = {{ paths = ["{home}/deep"] }}\n[service.good.parts.t]'))
+    path = f"{home}/deep" + "/d" * 1200
+    subprocess.run(["mkdir", "-p", path], check=True)
+    try:
+        castore("init")
+        before = castore("revision", "good").stdout
+        with open(f"{path}/file", "w") as file:
+            file.write("x")
+        assert castore("revision", "good").stdout != before
+    finally:
+        subprocess.run(["rm", "-rf", f"{home}/deep"], check=True)  # Python's own removal recurses

@@ -68,17 +68,27 @@ def stamp(root):
     kernel = next((ROOT / "castore" / "kernel").glob("*.so"))
     shutil.copy(kernel, root / "castore" / "kernel")
     program = root / ".venv" / "bin" / "castore"
-    program.write_text(f"#!/bin/sh\nexec {root}/.venv/bin/python -c 'import sys; sys.path.insert(0, \"{root}\"); from castore.cli.main import main; main()' \"$@\"\n")
+    program.write_text(f'#!{root}/.venv/bin/python\nimport sys; sys.path.insert(0, "{root}"); from castore.cli.main import main; main()\n')
     program.chmod(0o755)
 
 
-@pytest.mark.parametrize("changes", [{"path": "/usr/bin:/bin"}, {"path": "/nonexistent"}, {"PYTHON": "/no/python"}])
+@pytest.mark.parametrize("changes", [{"path": "/usr/bin:/bin"}, {"path": "/nonexistent"}, {"PYTHON": "/no/python"}, {"PYTHONHOME": "/nonexistent"}])
 def test_another_path_or_python_uses_what_is_installed(checkout, changes):
     stamp(checkout)
     mark = checkout / ".venv" / "mark"
     mark.touch()
     assert run(checkout, "--version", **changes) == (0, "castore 0.1.0\n", "")
     assert mark.exists()
+
+
+def test_the_modules_of_another_python_are_not_imported(checkout, tmp_path):
+    stamp(checkout)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "click.py").write_text("raise SystemExit('the module of another Python')\n")
+    assert run(checkout, "--version", PYTHONPATH=str(tmp_path / "other")) == (0, "castore 0.1.0\n", "")
+    (checkout / "castore" / "kernel" / "cut.c").write_text("#error broken\n")
+    code, out, errors = run(checkout, "--version", PYTHONPATH=str(tmp_path / "other"), PYTHONHOME="/nonexistent")
+    assert (code, out) == (0, "castore 0.1.0\n"), errors
 
 
 def test_a_failed_rebuild_leaves_a_castore_that_runs(checkout):

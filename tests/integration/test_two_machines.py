@@ -110,6 +110,30 @@ def test_an_unexplained_disappearance_is_refused_and_a_snapshot_warns(machines):
     assert "warning" not in two.take("5").stderr
 
 
+@pytest.mark.parametrize("how", ["by hand", "configured"])
+def test_a_snapshot_of_a_new_revision_warns_after_a_disappearance_too(machines, how):
+    one, _ = machines
+    revision = ["--revision", "r1"] if how == "by hand" else []
+    tree, config = one.home / "tree", one.home / "config" / "castore" / "castore.toml"
+    tree.mkdir()
+
+    def configured(name):
+        config.parent.mkdir(parents=True, exist_ok=True)
+        value = f'[service.web]\nrevision = {{ value = "{name}" }}\n' if how == "configured" else ""
+        config.write_text(f'{value}[service.web.parts.t]\nengine = "tree"\npath = "{tree}"\n')
+
+    configured("r1")
+    for _ in range(2):
+        one.done("snapshot", "web", *revision)
+    newest = max(one.store.glob("generations/*"), key=lambda path: path.name)
+    newest.unlink()
+    configured("r2")
+    for _ in range(2):
+        ended = one.run("snapshot", "web", *(["--revision", "r2"] if revision else []))
+        assert (ended.returncode, "is older than" in ended.stderr) == (0, True), ended.stderr
+    one.refused(10, "log", "web")
+
+
 def test_a_copy_in_the_place_of_a_store_is_read_as_itself(machines, tmp_path):
     one, _ = machines
     one.take("first")

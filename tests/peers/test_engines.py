@@ -275,8 +275,8 @@ def test_a_dump_that_does_not_load_changes_nothing(lab: Lab, live: Live, monkeyp
     second = live.fingerprint()
     real = rollback.contents_of
 
-    def broken(reader, part, safety):
-        found = real(reader, part, safety)
+    def broken(*given):
+        found = real(*given)
 
         def target():
             for at, piece in enumerate(found.target()):
@@ -584,8 +584,8 @@ def test_generations_are_drilled_in_servers_of_their_own(lab: Lab, live: Live):
     with lab.open() as store:
         done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0), scratch=scratch)
     os.rmdir(scratch)  # it is empty again
-    told = done.parts["db"]
-    assert told.startswith({"postgresql": "2,300 rows", "mariadb": "1,005 rows", "sqlite": "4,000 rows"}[live.name]), told
+    result = done.parts["db"]
+    assert result.startswith({"postgresql": "2,300 rows", "mariadb": "1,005 rows", "sqlite": "4,000 rows"}[live.name])
     assert live.fingerprint() == before
 
 
@@ -674,13 +674,14 @@ def test_settings_of_a_database_do_not_hold_up_its_roll_back(lab: Lab, postgres:
         f"COMMENT ON DATABASE {name} IS E'two\nlines'; ALTER DATABASE {name} IS_TEMPLATE true"
     )
     lab.snapshot("s", {"db": postgres_database.source})
-    postgres.psql("SET default_transaction_read_only = off; SET statement_timeout = 0; DELETE FROM app.posts", name)
+    postgres.psql("SET statement_timeout = 0; SET default_transaction_read_only = off; DELETE FROM app.posts", name)
     roll_back(lab, postgres_database, 1)
     settings = (
-        "SELECT datistemplate, shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database();"
-        "SHOW default_transaction_read_only; SHOW statement_timeout; SELECT count(*) FROM app.posts"
+        "SELECT datistemplate, shobj_description(oid, 'pg_database'), setconfig FROM pg_database "
+        f"JOIN pg_db_role_setting ON setdatabase = oid WHERE datname = '{name}'"
     )
-    assert postgres.psql(settings, name) == "t|two\nlines\non\n5ms\n2000"
+    assert postgres.psql(settings) == "t|two\nlines|{default_transaction_read_only=on,statement_timeout=5ms}"
+    assert postgres.psql("SET statement_timeout = 0; SELECT count(*) FROM app.posts", name) == "2000"
     assert postgres_database.left() == []
     postgres.psql(f"ALTER DATABASE {name} IS_TEMPLATE false")
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import shutil
 import sqlite3
 import stat
@@ -267,7 +268,7 @@ def test_a_sqlite_database_loads_no_extension(mark: Path, tmp_path: Path):
         assert not mark.exists()
 
 
-@pytest.mark.parametrize("line", ["description:< file://FILE", "description: < file://FILE", "desc\n ription:\n < file://FILE", "include: file://FILE", "inc\n lude: file://FILE"])
+@pytest.mark.parametrize("line", ["description:< file://FILE", "description: < file://FILE", "desc\n ription:\n < file://FILE", "include: file://FILE", "inc\n lude: file://FILE", "description;x-" + "\n ".join(["a" * 70] * 80) + ":< file://FILE"])
 @pytest.mark.parametrize("size", [1, 5, 10_000])
 def test_ldif_reads_no_other_file(line: str, size: int):
     text = f"dn: cn=x\nobjectClass: person\ndescription: a <b\n # c:<d\n{line}\n\n".encode()
@@ -326,6 +327,55 @@ def test_a_client_that_a_user_names_runs_no_command_either(
         engine.switch({}, Contents(lambda: [dump], lambda: [dump]))
 
 
+def behind_others(client: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [
+        ("env", "X=1", *client),
+        ("sh", "-c", " ".join(client)),
+        ("bash", "-e", "-c", "exec " + " ".join(client)),
+    ]
+
+
+@pytest.mark.parametrize("program", ["psql", "mariadb", "sqlite3"])
+def test_a_client_that_another_program_starts_runs_no_command(
+    program: str, postgres: Postgres, mariadb: MariaDBServer, mark: Path, tmp_path: Path
+):
+    client, hostile, harmless = {
+        "psql": (
+            (f"{postgres.programs}/psql", "-X", "-h", postgres.socket_folder, "-U", "postgres", "postgres"),
+            "\\! touch MARK\n",
+            "SELECT 1;\n",
+        ),
+        "mariadb": (
+            ("mariadb", "--no-defaults", f"--socket={mariadb.socket}", "--user=root", "mysql"),
+            "system touch MARK\n",
+            "SELECT 1;\n",
+        ),
+        "sqlite3": (("sqlite3", str(tmp_path / "x.db")), ".shell touch MARK\n", "CREATE TABLE t (a);\n"),
+    }[program]
+    restores = behind_others(client)
+    if program != "psql":
+        restores.append(("sh", "-c", "cat | " + " ".join(client)))
+    for restore in restores:
+        engine = Command(program=("true",), restore=restore)
+        dump = hostile.replace("MARK", str(mark)).encode()
+        with pytest.raises(CastoreError):
+            engine.switch({}, Contents(lambda dump=dump: [dump], lambda: []))
+        (tmp_path / "x.db").unlink(missing_ok=True)
+        engine.switch({}, Contents(lambda: [harmless.encode()], lambda: []))
+        (tmp_path / "x.db").unlink(missing_ok=True)
+
+
+def test_a_client_for_ldif_that_a_user_names_reads_no_other_file(tmp_path: Path):
+    taken = tmp_path / "taken"
+    client = tmp_path / "ldapadd"
+    client.write_text(f"#!/bin/sh\ncat > {taken}\n")
+    client.chmod(0o755)
+    dump = b"dn: cn=x\njpegPhoto:< file:///etc/shadow\n"
+    with pytest.raises(CastoreError, match="read another file"):
+        Command(program=("true",), restore=(str(client), "-x")).switch({}, Contents(lambda: [dump], lambda: []))
+    assert b"shadow" not in (taken.read_bytes() if taken.exists() else b"")
+
+
 def test_a_hostile_dump_in_a_store_is_not_drilled(postgres: Postgres, mark: Path, public: Path, tmp_path: Path):
     lab = Lab(tmp_path / "lab")
     hostile = public / "pg_dump"
@@ -340,3 +390,33 @@ def test_a_hostile_dump_in_a_store_is_not_drilled(postgres: Postgres, mark: Path
         drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0))
     with pytest.raises(CastoreError):
         lab.roll_back(1, with_safety=False)
+
+
+@pytest.mark.parametrize("around", ["{}", "env X=1 {}", "sh -c '{}'"])
+@pytest.mark.parametrize("kind", ["psql", "mariadb", "sqlite3"])
+def test_a_dump_that_deletes_no_tables_is_refused_where_tables_exist(
+    kind: str, around: str, postgres: Postgres, mariadb: MariaDBServer, tmp_path: Path
+):
+    name = f"plain{random.randrange(10**9)}"
+    postgres.createdb(name)
+    mariadb.sql(f"CREATE DATABASE {name}")
+    server = f"-h {postgres.socket_folder} -U postgres {name}"
+    local = f"--no-defaults --socket={mariadb.socket} --user=root"
+    dump, restore, make = {
+        "psql": (f"{postgres.programs}/pg_dump {server}", f"{postgres.programs}/psql -X -q -v ON_ERROR_STOP=1 {server}", "-c"),
+        "mariadb": (f"mariadb-dump {local} --skip-add-drop-table {name}", f"mariadb {local} {name}", "-e"),
+        "sqlite3": (f"sqlite3 {tmp_path}/x.db .dump", f"sqlite3 {tmp_path}/x.db", ""),
+    }[kind]
+    table = "CREATE TABLE t (a int)"
+    subprocess.run([*restore.split(), *([make] if make else []), table], check=True)
+    taken = subprocess.run(dump.split(), check=True, capture_output=True).stdout
+    engine = Command(program=tuple(shlex.split(around.format(dump))), restore=tuple(shlex.split(around.format(restore))))
+    with pytest.raises(CastoreError, match="the database has tables"):
+        engine.ready()
+    subprocess.run([*restore.split(), *([make] if make else []), "DROP TABLE t"], check=True)
+    engine.ready()
+    engine.switch({}, Contents(lambda: [taken], lambda: []))
+    with pytest.raises(CastoreError, match="the database has tables"):
+        engine.ready()
+    postgres.dropdb(name)
+    mariadb.sql(f"DROP DATABASE {name}")

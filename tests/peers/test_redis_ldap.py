@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from castore.content.attributes import Ownership
@@ -226,6 +227,23 @@ def test_a_server_goes_back_and_forth(lab: Lab, server: Server):
     assert server.leftovers() == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may run programs as another user")
+def test_the_programs_of_a_server_are_run_as_another_user(lab: Lab, server: Server):
+    user = {"redis": "redis", "ldap": "openldap"}[server.name]
+    server.folder.chmod(0o755)
+    for folder, _, files in os.walk(server.folder):
+        for path in (folder, *(os.path.join(folder, name) for name in files)):
+            shutil.chown(path, user)
+    engine = msgspec.structs.replace(server.engine, run_as=user)
+    first = server.state()
+    lab.snapshot("s", {"db": EngineSource(server.name, engine)})
+    server.change()
+    roll_back(lab, 1, server.hooks)
+    assert server.state() == first
+    with lab.open() as store:
+        drill.drill(store, store.generation("s", 1), {}, Service(), Ownership(change=True))
+
+
 def test_a_server_that_is_not_healthy_is_put_back(lab: Lab, server: Server):
     lab.snapshot("s", {"db": EngineSource(server.name, server.engine)})
     server.change()
@@ -379,8 +397,8 @@ def test_no_entry_is_told_when_a_dump_does_not_load(lab: Lab, ldap: Server, capf
     ldap.change()
     real = rollback.contents_of
 
-    def broken(reader, part, safety):
-        found = real(reader, part, safety)
+    def broken(*given):
+        found = real(*given)
         return found._replace(target=lambda: [b"".join(found.target()).replace(b"cn: p7\n", b"cn: p7\nsecretAttribute: x\n")])
 
     monkeypatch.setattr(rollback, "contents_of", broken)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 import stat
 import struct
 from array import array
@@ -12,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from castore.content.patterns import PathPattern
 from castore.errors import CastoreError
-from castore.kernel.entries import AS_LISTED, GIVEN, NewOwners, join_entries, split_entries
+from castore.kernel.entries import AS_LISTED, GIVEN, NewOwners, join_entries, select_entries, split_entries
 from castore.kernel.files import PLAIN_FILE, list_directory, survey
 from castore.model.tree import (
     NO_EXTRA,
@@ -48,7 +51,8 @@ def plain_entries(draw: st.DrawFn, name: bytes) -> Entry:
 def other_entries(draw: st.DrawFn, name: bytes) -> Entry:
     kind = draw(st.sampled_from([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO]))
     xattrs = ((b"user.x", draw(st.binary(max_size=20))),)
-    extra = draw(st.sampled_from([Extra(xattrs=xattrs), Extra(link=(1, 2)), Extra(target=b"t", xattrs=xattrs)]))
+    target = b"t" if kind == stat.S_IFLNK else b""
+    extra = draw(st.sampled_from([Extra(target, xattrs=xattrs), Extra(target, link=(1, 2)), Extra(b"t", xattrs=xattrs)]))
     size = draw(st.integers(0, 5000)) if kind == stat.S_IFREG else 0
     content = Content.NONE
     if kind == stat.S_IFREG and size:
@@ -151,6 +155,47 @@ def test_damaged_entries_are_split_as_the_model_decodes_them_or_not_at_all(entri
     found += [decode_entry(frame) for frame, _ in split.encoded(0, None)]
     _, expected = decode_entries(head + bytes(stream))
     assert sorted(found, key=lambda one: one.name) == expected
+
+
+@given(directories(), st.lists(st.sampled_from([b"", b"a", b"b", b".txt", b"\xc3"]), min_size=1, max_size=4), st.data())
+def test_entries_that_are_selected_are_those_of_the_model(entries, pieces, data):
+    if entries and data.draw(st.booleans()):
+        name = data.draw(st.sampled_from(entries)).name
+        pieces = data.draw(st.sampled_from([[name], [name[:1], name[-1:]], [b"", name[1:-1], b""], [b"", b""]]))
+    head = encode_owners(Owners())
+    found = select_entries(head + encode_entries(entries), len(head), b"\0".join(pieces))
+    assert found is not None
+    fits = re.compile(b".*".join(map(re.escape, pieces)), re.DOTALL).fullmatch
+    split = split_entries(head + encode_entries(entries), len(head))
+    wanted = [entry for entry in entries if is_plain(entry) and fits(entry.name)]
+    assert [(name, decode_entry(frame)) for name, frame, _ in found.plain] == [(one.name, one) for one in wanted]
+    placed = {frame: at for frame, at in split.encoded(0, None)}
+    assert all(placed[frame] == at for _, frame, at in found.plain)
+    assert (found.others, found.size) == (split.others, split.size)
+
+
+@given(directories(), st.data())
+def test_damaged_entries_are_selected_where_they_are_split(entries, data):
+    stream = bytearray(encode_entries(entries))
+    for _ in range(data.draw(st.integers(1, 3))):
+        if stream:
+            stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
+    split, found = split_entries(bytes(stream), 0), select_entries(bytes(stream), 0, b"\0")
+    assert (found is None) == (split is None)
+    if split is not None and found is not None:
+        assert (found.others, found.size, len(found.plain)) == (split.others, split.size, split.plain)
+
+
+@given(
+    st.text("ab*?[]!é\udca9-", min_size=1, max_size=6).filter(lambda one: one != "**"),
+    st.lists(st.text("ab*é\udca9\udcc3[", min_size=1, max_size=5), max_size=8),
+)
+def test_a_pattern_finds_what_fnmatch_does(pattern, names):
+    compiled = PathPattern(pattern)
+    entries = [Entry(name, REGULAR, 0o600, 0, 0, 0, 0, Content.NONE) for name in sorted({*map(os.fsencode, names)})]
+    found = select_entries(encode_entries(entries), 0, compiled.pieces)
+    matched = [name for name, _, _ in found.plain if compiled.is_exact or compiled.matches_name(name)]
+    assert matched == [one.name for one in entries if fnmatch.fnmatchcase(os.fsdecode(one.name), pattern)]
 
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0", b"x" * 256])

@@ -43,13 +43,16 @@ xattrs = st.lists(st.tuples(st.binary(min_size=1, max_size=30), st.binary(max_si
 def entries(draw, names=None):
     kind = draw(st.sampled_from([1, 2, 4, 6, 8, 10, 12]))
     size = draw(U63) if kind == 8 else 0
-    content = draw(st.sampled_from(tree.Content)) if kind in {4, 8} else tree.Content.NONE
+    places = {4: (tree.Content.NONE, tree.Content.OWN), 8: tree.Content}
+    content = draw(st.sampled_from(places.get(kind, (tree.Content.NONE,))))
+    if content is tree.Content.BUNDLE:
+        size = size or 1
     extra = tree.Extra(
         target=draw(st.binary(min_size=1, max_size=100).map(lambda b: b.replace(b"\0", b"_"))) if kind == 10 else b"",
         device=draw(U32) if kind in {2, 6} else 0,
         link=draw(st.none() | st.tuples(U63, U63)),
         xattrs=draw(xattrs.map(lambda pairs: tuple((k.replace(b"\0", b"_"), v) for k, v in pairs))),
-        extents=draw(st.none() | extents(size)) if kind == 8 else None,
+        extents=draw(st.none() | extents(size)) if kind == 8 and content is not tree.Content.BUNDLE else None,
     )
     return tree.Entry(
         name=draw(file_names() if names is None else names),
@@ -60,7 +63,7 @@ def entries(draw, names=None):
         mtime=draw(I64),
         size=size,
         content=content,
-        extra=draw(st.sampled_from([extra, tree.NO_EXTRA])),
+        extra=extra if kind == 10 else draw(st.sampled_from([extra, tree.NO_EXTRA])),
     )
 
 
@@ -75,10 +78,11 @@ listings = st.lists(entries(), max_size=6, unique_by=lambda entry: entry.name).m
 )
 stored_refs = st.builds(generations.StoredRef, st.sampled_from(refs.RefKind), ids, sizes)
 parts = st.builds(
-    generations.Part,
+    lambda kind, root, filler, **fields: generations.Part(kind=kind, root=root or (filler if kind == "tree" else None), **fields),
     name=texts,
     kind=st.sampled_from(["tree", "dump"]),
     root=st.none() | stored_refs,
+    filler=stored_refs,
     size=U63,
     files=U63,
     chunks=U63,
@@ -360,6 +364,11 @@ IMPOSSIBLE = {
     "negative mode": {"mode": -1},
     "type 0": {"type": 0},
     "type 16": {"type": 16},
+    "type 3": {"type": 3, "content": tree.Content.NONE, "size": 0},
+    "a link without a target": {"type": 10, "content": tree.Content.NONE, "size": 0},
+    "a directory in a bundle": {"type": 4, "content": tree.Content.BUNDLE},
+    "nothing in a bundle": {"content": tree.Content.BUNDLE, "size": 0},
+    "holes in a bundle": {"content": tree.Content.BUNDLE, "extra": tree.Extra(extents=((0, 5),))},
     "uid": {"uid": -1},
     "long uid": {"uid": 1 << 32},
     "gid": {"gid": -1},

@@ -73,6 +73,7 @@ class Postgres:
         self._folder = tempfile.mkdtemp(prefix="castore-pg-", dir="/tmp")
         self.socket_folder = self._folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._as_server: dict[str, Any] = {}
 
     def __enter__(self) -> Postgres:
         try:
@@ -139,6 +140,13 @@ class Postgres:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.05)
 
+    def require_peer(self) -> None:
+        """Let only the user `postgres` of the system connect, as the role of that name; needs root."""
+        with open(os.path.join(self._folder, "data", "pg_hba.conf"), "w", encoding="utf-8") as file:
+            file.write("local all all peer\n")
+        self._as_server = self._rights()
+        self.restart()
+
     def restart(self) -> None:
         """End the server and start it again."""
         self._end()
@@ -163,7 +171,9 @@ class Postgres:
         return ["-h", self.socket_folder, "-U", "postgres"]
 
     def _run(self, argv: list[str], text: str | None = None) -> str:
-        done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            argv, input=text, capture_output=True, text=True, check=False, **self._as_server
+        )
         assert done.returncode == 0, f"{argv}: exit code {done.returncode}: {done.stderr}"
         return done.stdout
 

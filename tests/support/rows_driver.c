@@ -48,7 +48,7 @@ footer_of(size_t *len, size_t *count, size_t sessions, uint64_t *end)
 			session = draw() % sessions;
 		put_id(p);
 		put32(p + 32, sealed);
-		put32(p + 36, (uint32_t)draw());
+		put32(p + 36, (uint32_t)draw() % ((UINT32_C(32) << 20) + 1)); /* longer ones are refused */
 		memcpy(p + 40, again ? p + 40 - 48 : (const uint8_t *)&i, 4);
 		p[44] = (uint8_t)session;
 		p[46] = draw() % 2;

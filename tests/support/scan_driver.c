@@ -137,6 +137,22 @@ frame(uint8_t *out, const char *name, uint8_t size)
 }
 
 static void
+chosen(const uint8_t *data, size_t len, struct entry_place *places, size_t count)
+{
+	size_t pieces_len = draw() % 6, kept, i;
+	uint8_t *pieces = exactly(pieces_len);
+	uint64_t bundled;
+
+	for (i = 0; i < pieces_len; i++)
+		pieces[i] = (uint8_t)"n0123\0"[draw() % 6];
+	kept = entries_select(data, len, 0, pieces, pieces_len, places, count, &bundled);
+	need(kept == SIZE_MAX || kept <= count);
+	for (i = 0; kept != SIZE_MAX && i < kept; i++)
+		need(places[i].at + places[i].len <= len && places[i].name + places[i].name_len <= len);
+	free(pieces);
+}
+
+static void
 damaged(int dir, const uint8_t *data, size_t len)
 {
 	struct entry_owners owners = {0, 07777, 0, 0, NULL, NULL};
@@ -157,6 +173,7 @@ damaged(int dir, const uint8_t *data, size_t len)
 		places = exactly(count * sizeof(*places));
 		if (entries_split(some, cut, 0, places, count) == count)
 			need(entries_write(dir, some, places, 0, count, &owners, bundle, given, draw() % 100) <= count);
+		chosen(some, cut, places, count);
 		free(places);
 		free(bundle);
 		free(some);
@@ -208,6 +225,10 @@ files(int top)
 	}
 	need(entries_count(frames, frames_len, 0) == 20 && entries_split(frames, frames_len, 0, places, 20) == 20);
 	need(entries_split(frames, frames_len, 0, places, 19) == SIZE_MAX);
+	need(entries_select(frames, frames_len, 0, (const uint8_t *)"n\0" "1\0", 4, places, 20, &read) == 11);
+	need(entries_select(frames, frames_len, 0, (const uint8_t *)"n07", 3, places, 1, &read) == 1 && read == total);
+	need(entries_select(frames, frames_len, 0, (const uint8_t *)"n", 1, places, 0, &read) == 0);
+	need(entries_select(frames, frames_len, 0, (const uint8_t *)"n\0", 2, places, 19, &read) == SIZE_MAX);
 	data = exactly(total);
 	for (i = 0; i < total; i++)
 		data[i] = (uint8_t)draw();

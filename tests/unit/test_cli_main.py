@@ -39,7 +39,7 @@ def test_version_and_help_import_no_command():
     for option in ["--version", "--help"]:
         run = subprocess.run([sys.executable, "-c", script, option], capture_output=True, check=True)
         loaded = run.stdout.decode().splitlines()[-1]
-        assert loaded == "['castore', 'castore.cli', 'castore.cli.main', 'castore.version']"
+        assert loaded == "['castore', 'castore.cli', 'castore.cli.main', 'castore.cli.quiet', 'castore.version']"
 
 
 def test_version_takes_little_processor_time():

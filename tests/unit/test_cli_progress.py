@@ -10,15 +10,15 @@ import sys
 
 import pytest
 
-from castore.cli.progress import Watch, hushed, remaining, watching
+from castore.cli.progress import Watch, fitted, hushed, remaining, watching
 from castore.model.tally import Tally
 
 WORK = """
 import sys, time
 from castore.cli.progress import hushed, watching
 from castore.model.tally import Tally
-with watching({total}) as progress:
-    tally = Tally()
+with watching() as progress:
+    tally = Tally(total={total})
     progress("sites\\x1b", tally)
     for step in range({steps}):
         tally.read += 1 << 20
@@ -61,14 +61,14 @@ def on_terminal(script):
 
 def test_nothing_is_shown_nor_imported_where_there_is_no_terminal():
     run = subprocess.run(
-        [sys.executable, "-c", WORK.format(steps=8, total="")], capture_output=True, check=True
+        [sys.executable, "-c", WORK.format(steps=8, total=0)], capture_output=True, check=True
     )
     assert run.stdout == b"False\n"
     assert run.stderr == b"ASKED\nANSWERED\n"
 
 
 def test_long_work_is_shown_on_a_terminal():
-    out, drawn = on_terminal(WORK.format(steps=15, total=""))
+    out, drawn = on_terminal(WORK.format(steps=15, total=0))
     assert out == "True\n"
     assert re.search(r"sites\\x1b  1\d MiB  [\d.]+ MiB/s  1,\d00 files  1\d KiB new", drawn)
     assert "%" not in drawn
@@ -98,11 +98,29 @@ def test_the_time_that_is_left(done, total, seconds, expected):
     assert remaining(done, total, seconds) == expected
 
 
-def test_every_part_has_a_share_of_its_own():
-    expected = "    progress.expect(60 << 20, 'sites\\x1b')\n    tally = Tally()"
-    script = WORK.format(steps=15, total="").replace("    tally = Tally()", expected)
-    _, drawn = on_terminal(script)
-    assert re.search(r"2\d %.*left", drawn)
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (100, " 42 %|about 12 s left|sites|1.2 GiB of 3.0 GiB|120 MiB/s|1,234 files"),
+        (56, " 42 %|about 12 s left|sites|1.2 GiB of 3.0 GiB"),
+        (40, " 42 %|about 12 s left|sites"),
+        (10, "sites"),
+    ],
+)
+def test_a_narrow_terminal_shows_what_matters_most(width, expected):
+    words = [" 42 %", "about 12 s left", "sites", "1.2 GiB of 3.0 GiB", "120 MiB/s", "1,234 files"]
+    pieces = list(zip([1, 2, 0, 3, 4, 5], words, strict=True))
+    assert fitted(pieces, width) == expected.split("|")
+
+
+def test_work_that_is_resumed_has_an_estimate_by_what_it_did_since():
+    watch = Watch()
+    tally = Tally(read=90, total=100)
+    watch("restoring", tally)
+    watch("part", Tally())
+    watch("restoring", tally)
+    assert watch._before == 90
+    assert len(watch._tallies) == 2
 
 
 def test_short_work_is_not_shown():

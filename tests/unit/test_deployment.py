@@ -368,7 +368,7 @@ def test_the_configuration_is_checked_and_shown(app: App):
     failed = app.run("config", "check", expect=2)
     assert "there is no database" in failed.stdout
     assert "cannot read the tree" in failed.stdout
-    assert "2 things" in failed.stderr
+    assert "2 problems" in failed.stderr
 
 
 def test_the_revision_is_told_and_may_be_a_hash_over_paths(app: App):
@@ -420,7 +420,7 @@ def test_an_interrupted_roll_back_stands_in_the_way_until_it_is_recovered(app: A
         assert "castore recover app" in app.run(*command, expect=code).stderr
     assert "as it was before" in app.run("recover").stdout
     assert app.state == ("two\n", [(1,)])
-    assert "no roll-back was interrupted" in app.run("recover").stdout
+    assert "no rollback was interrupted" in app.run("recover").stdout
     assert "no roll-back of 'app'" in app.run("recover", "app", expect=6).stderr
     app.run("rollback", "app", "--to", "1")
     assert app.state == FIRST
@@ -499,7 +499,7 @@ def test_a_tree_that_is_gone_is_made_again(app: App):
     app.run("rollback", "app", "--to", "1")
     assert app.state == FIRST
     failed = app.run("guard", "app", "--", "sh", "-c", f"rm -r {app.top}/up; exit 1", expect=9)
-    assert "taken back" in failed.stderr
+    assert "reverted" in failed.stderr
     assert app.state == FIRST
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.content.exclude import Exclude
+from castore.content.exclude import Exclude, why_useless
 from castore.errors import UsageError
 
 INVALID = ("!", "[z-a]", "a\\", "\udcff")
@@ -66,3 +66,40 @@ def is_left_out(exclude: Exclude, path: str) -> bool:
     parts = path.split("/")
     ends = range(1, len(parts) + 1)
     return any(exclude.matches(os.fsencode("/".join(parts[:end])), is_dir=end < len(parts)) for end in ends)
+
+
+@pytest.mark.filterwarnings("error")
+def test_character_classes_match_as_in_git() -> None:
+    assert Exclude(("x[[:digit:]]",)).matches(b"x1", is_dir=False)
+    assert not Exclude(("x[[:digit:]]",)).matches(b"xd", is_dir=False)
+    assert Exclude(("[![:alpha:]]*",)).matches(b"1a", is_dir=False)
+    assert Exclude(("[a&&b]",)).matches(b"&", is_dir=False)
+
+
+def test_all_invalid_patterns_are_named() -> None:
+    with pytest.raises(UsageError, match=r"'\[z-a\]'.*; the exclude pattern '!'"):
+        Exclude(("[z-a]", "ok", "!"))
+
+
+def test_a_tree_is_known_by_its_real_path_and_by_that_of_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for name in ("real", "link"):
+        assert Exclude((f"{tmp_path}/{name}/a",), f"{tmp_path}/link").patterns == ("/a",)
+
+
+def test_a_pattern_that_can_match_nothing_is_reported(castore, home: Path) -> None:
+    (home / "live" / "a").mkdir(parents=True)
+    (home / "other" / "x").mkdir(parents=True)
+    (home / "live" / "a" / "f").write_text("f")
+    castore("init")
+    useless = (f"{home}/live", "./a", "../x", "a//f", "~/live/a", f"{home}/other")
+    useful = (f"{home}/live/b", "/b", "b/", "**/b", "# note", "")
+    given = [word for pattern in (*useless, *useful) for word in ("--exclude", pattern)]
+    done = castore("snapshot", "s", "--tree", f"t={home / 'live'}", *given)
+    for pattern in useless:
+        assert f"the exclude pattern {pattern} matches nothing: " in done.stderr
+    assert done.stderr.count("matches nothing") == len(useless)
+    done = castore("snapshot", "s", "--tree", "t=live", "--tree", "o=other", "--exclude", f"{home}/other/x")
+    assert "outside" not in done.stderr
+    assert why_useless(f"{home}/live/", str(home / "live"))

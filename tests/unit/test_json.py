@@ -18,15 +18,15 @@ from castore.cli.document import as_text, kind_of, rfc3339, times
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 
 
-def documented():
-    """Return the names of fields by command."""
+def documented(*, own=False):
+    """Return the names of fields by command; own: without those of other commands."""
     page = entry._json_page()
     found = {}
     for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
         title, _, body = section.partition("\n")
         cells = re.findall(r"^\| (.*?) \|", body, re.MULTILINE)
         found[title] = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
-        for other in re.findall(r"[Tt]he fields of `([a-z ]+)`", body):
+        for other in [] if own else re.findall(r"[Tt]he fields of `([a-z ]+)`", body):
             found[title] |= found[f"castore {other}"]
     return found
 
@@ -37,6 +37,8 @@ def flat(value, prefix=""):
         for key, inner in value.items():
             yield from flat(inner, f"{prefix}.{key}" if prefix else key)
     elif isinstance(value, list):
+        if not value and prefix:
+            yield f"{prefix}[]"
         for inner in value:
             yield from flat(inner, f"{prefix}[]" if prefix else "")
     elif prefix:
@@ -131,12 +133,15 @@ def test_every_command_with_data_has_json_and_a_section():
 def test_the_fields_of_every_command_are_documented(machine):
     fields = documented()
     seen = set()
+    occurred = {}
 
     def check(name, *arguments, **options):
         value = machine.json(*name.split(), *arguments, **options)
         seen.add(f"castore {name}")
         for one in flat(value):
             assert known(one, fields[f"castore {name}"] | fields["error"]), (name, one)
+            occurred.setdefault(f"castore {name}", set()).add(one)
+        assert not re.search(r"(?<=[\[ ])-?\d{16,}", json.dumps(value)), name
         return value
 
     check("init")
@@ -171,6 +176,7 @@ def test_the_fields_of_every_command_are_documented(machine):
     check("prune")
     check("forget", "s@2", "--yes")
     check("compact")
+    check("compact", "--dry-run")
     check("events")
     check("config check")
     value = machine.json("config", "show")
@@ -191,6 +197,14 @@ def test_the_fields_of_every_command_are_documented(machine):
     check("reindex")
     check("stats")
     assert {path for path, one in commands() if any("--json" in p.opts for p in one.params)} == seen
+    missing = {
+        (name, field)
+        for name, found in occurred.items()
+        for field in documented(own=True)[name]
+        if not field.startswith("error.")
+        if not any(known(one, {field}) or one.startswith(field.split(".")[0].rstrip("[]*")) for one in found)
+    }
+    assert not missing
 
 
 def test_every_time_is_rfc3339_in_utc_with_its_nanoseconds(machine):

@@ -12,8 +12,10 @@ import msgspec
 
 from castore.errors import CastoreError, ConfigError, ProgramError
 from castore.services.programs import output_of
+from castore.services.users import account_of
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
@@ -63,13 +65,22 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
     timeout: float | None = None
     """Seconds that a program may take."""
+    run_as: str | None = None
+    """The user that programs which dump and restore are run as; None: castore's own."""
 
+    runs_programs: ClassVar[bool] = False
+    """Whether it runs programs, as `account`."""
     paths: ClassVar[tuple[str, ...]] = ()
     """Fields that are paths."""
     programs: ClassVar[tuple[str, ...]] = ()
     """Fields that are argument lists."""
     beside: ClassVar[tuple[str, ...]] = ()
     """Endings of files that lie beside the paths of a memo, and belong to them."""
+
+    @property
+    def account(self) -> pwd.struct_passwd | None:
+        """The user that programs are run as; None: castore's own. Raises ConfigError."""
+        return account_of(self.run_as)
 
     def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
         """Return the parts that the part `name` stands for, now, each with its engine's name; {}: itself."""
@@ -190,7 +201,7 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     def get(self) -> str:
         """Return it. Raises ConfigError, ProgramError."""
         if self.command is not None:
-            return output_of(self.command).decode().rstrip("\n")
+            return os.fsdecode(output_of(self.command)).rstrip("\n")
         if self.env is not None:
             if self.env not in os.environ:
                 raise ConfigError(f"the environment variable {self.env}, for a password, is not set")
@@ -205,9 +216,9 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
                 )
             path = os.path.join(folder, self.credential)
         try:
-            with open(path, encoding="utf-8-sig") as file:
+            with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
                 return file.read().rstrip("\n")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise ConfigError(f"cannot read the password in {path}: {error}") from error
 
     def __repr__(self) -> str:
@@ -254,7 +265,7 @@ def introduction_of(chunks: Iterable[Bytes]) -> dict[str, Any]:
     try:
         found = json.loads(text[len(_INTRODUCTION) :])
         # JSON may hold lone surrogates, which no program can be given.
-        json.dumps(found, ensure_ascii=False).encode()
+        json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

@@ -12,16 +12,20 @@ import shutil
 import stat
 import struct
 import time
-from typing import TYPE_CHECKING, ClassVar, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
 from castore.model import counting
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
+from castore.services.process import client_environment
 from castore.services.programs import feed, output_of, run_dump
 from castore.services.regular import temporary_names
+from castore.services.servers import give
 from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Iterable, Iterator
 
     from castore.services.engines.contract import Readinto
@@ -44,6 +48,7 @@ class LDAP(Engine, frozen=True):
     program_path: str | None = None
     """The directory of slapcat and slapadd."""
 
+    runs_programs: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("config", "program_path")
 
     def _program(self, name: str) -> str:
@@ -61,8 +66,13 @@ class LDAP(Engine, frozen=True):
         """Return what makes the dump."""
         return "ldap slapcat"
 
+    def _process(self) -> dict[str, Any]:
+        """Return what slapcat is run with."""
+        return {"env": client_environment(), "timeout": self.timeout, "account": self.account}
+
     def _configuration(self) -> bytes:
-        return output_of([self._program("slapcat"), "-F", self.config, "-n", "0"], timeout=self.timeout)
+        argv = [self._program("slapcat"), "-F", self.config, "-n", "0"]
+        return output_of(argv, **self._process())
 
     def _directory(self) -> str:
         """Return where the database lies."""
@@ -78,7 +88,7 @@ class LDAP(Engine, frozen=True):
     def dump(self) -> Iterator[Readinto]:
         """Give a function that reads what slapcat writes."""
         argv = [self._program("slapcat"), "-F", self.config, "-b", self.suffix]
-        with run_dump(argv, timeout=self.timeout) as readinto:
+        with run_dump(argv, **self._process()) as readinto:
             some = False
 
             def read(view: memoryview) -> int:
@@ -100,16 +110,22 @@ class LDAP(Engine, frozen=True):
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Load the entries into a directory beside the live one."""
-        self._load(memo["new"], f"{memo['new']}.conf", contents)
+        self._load(memo["new"], f"{memo['new']}.conf", contents, self.account)
         if memo["existed"]:
             info = os.stat(memo["live"])
             _give(memo["new"], info)
 
-    def _load(self, data: str, config: str, contents: Contents) -> None:
-        """Load entries into the new directory `data`, by a copy of the configuration that names it."""
+    def _load(
+        self, data: str, config: str, contents: Contents, account: pwd.struct_passwd | None = None
+    ) -> None:
+        """Load entries into the new directory `data`, by a copy of the configuration that names it.
+
+        account: the user that slapadd is run as; None: castore's own.
+        """
         try:
-            os.mkdir(data, 0o700)
-            os.mkdir(config, 0o700)
+            for folder in (data, config):
+                os.mkdir(folder, 0o700)
+                give(folder, account)
         except OSError as error:
             raise CastoreError(f"cannot make {data}: {error.strerror}") from error
         try:
@@ -120,9 +136,10 @@ class LDAP(Engine, frozen=True):
                     re.sub("(?m)^olcDbDirectory: .*$", f"olcDbDirectory: {data}", entry) if here else entry
                 )
             program = self._program("slapadd")
-            feed([program, "-F", config, "-n", "0"], ["\n\n".join(entries).encode()], timeout=self.timeout)
+            load = partial(feed, env=client_environment(), timeout=self.timeout, account=account)
+            load([program, "-F", config, "-n", "0"], ["\n\n".join(entries).encode()])
             argv = [program, "-q", "-F", config, "-b", self.suffix]
-            feed(argv, without_files(contents.target()), timeout=self.timeout, only=_plain)
+            load(argv, without_files(contents.target()), only=_plain)
         finally:
             shutil.rmtree(config, ignore_errors=True)
 
@@ -201,7 +218,9 @@ def without_files(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
         for line in lines:
             folded = line.startswith(b" ")
             began = (began + line[1:] if folded else line)[:_BEGINNING]
-            if _READS_FILE.match(began) or _READS_FILE.match(line) or b"\0" in line:
+            # No name of an attribute is as long as what is looked at.
+            odd = b"\0" in line or (folded and len(began) == _BEGINNING and b":" not in began)
+            if odd or _READS_FILE.match(began) or _READS_FILE.match(line):
                 shown = line[:40].decode(errors="backslashreplace")
                 raise CastoreError(
                     f"the LDIF has the line {shown!r}, by which slapadd would read another file, or stop "

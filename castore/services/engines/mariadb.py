@@ -65,6 +65,7 @@ class MariaDB(Engine, frozen=True):
     program_path: str | None = None
     """The directory of the programs."""
 
+    runs_programs: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("program_path", "socket", "defaults_file")
     names: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (
         ("mariadb-dump", "mysqldump"),
@@ -84,6 +85,7 @@ class MariaDB(Engine, frozen=True):
             defaults_file=self.defaults_file,
             program_path=self.program_path,
             timeout=self.timeout,
+            account=self.account,
         )
 
     def there(self) -> bool:

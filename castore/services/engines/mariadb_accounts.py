@@ -7,6 +7,7 @@ before: such a role may have rights elsewhere.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -93,7 +94,7 @@ def quoted(name: str) -> str:
 
 def literal(text: str) -> str:
     """Return a text as SQL has it, whatever the server's mode."""
-    return "0x" + text.encode().hex() if text else "''"
+    return "0x" + os.fsencode(text).hex() if text else "''"
 
 
 def read_accounts(query: Query, database: str) -> Accounts:

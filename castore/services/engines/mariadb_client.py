@@ -14,7 +14,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from castore.errors import ConfigError, ProgramError
 from castore.services.engines.mariadb_script import plain, unescaped
@@ -22,7 +22,8 @@ from castore.services.process import Program, client_environment
 from castore.services.programs import feed, output_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import pwd
+    from collections.abc import Iterable, Iterator, Sequence
 
     from castore.services.engines.contract import Secret
     from castore.services.process import Filter
@@ -62,6 +63,8 @@ class Client:
     defaults_file: str | None = None
     program_path: str | None = None
     timeout: float | None = None
+    account: pwd.struct_passwd | None = None
+    """The user that programs are run as; None: castore's own."""
 
     def program(self, which: int) -> str:
         """Return the path of the dump program or the client. Raises ProgramError."""
@@ -84,7 +87,10 @@ class Client:
                 fd = os.memfd_create("castore", 0)
                 stack.callback(os.close, fd)
                 os.fchmod(fd, 0o600)
-                os.write(fd, options.encode())
+                if self.account is not None:
+                    # The client opens it by its name in /proc.
+                    os.fchown(fd, self.account.pw_uid, self.account.pw_gid)
+                os.write(fd, os.fsencode(options))
                 argv.append(f"--defaults-file=/proc/self/fd/{fd}")
                 kept.append(fd)
             else:
@@ -96,7 +102,7 @@ class Client:
                 if value is not None:
                     argv.append(f"--{option}={value}")
             if which == CLIENT:
-                argv += [*_refusing(argv[0]), "--skip-safe-updates"]
+                argv += [*_refusing(argv[0], self.account), "--skip-safe-updates"]
                 argv.append(f"--init-command={_SESSION.format(seconds=LOCK_SECONDS)}")
             yield argv, kept
 
@@ -122,7 +128,11 @@ class Client:
         if self.defaults_file is None:
             return []
         argv = [self.program(DUMP), f"--defaults-file={self.defaults_file}", "--print-defaults"]
-        return output_of(argv, env=environment()).decode(errors="replace").partition("\n")[2].split()
+        return output_of(argv, **self.process()).decode(errors="replace").partition("\n")[2].split()
+
+    def process(self, kept: Sequence[int] = ()) -> dict[str, Any]:
+        """Return what every program is run with; kept: descriptors that it needs."""
+        return {"env": environment(), "timeout": self.timeout, "account": self.account, "kept": kept}
 
     def raw(
         self, sql: str, database: str | None = None, only: Filter = plain, *, force: bool = False
@@ -134,20 +144,12 @@ class Client:
         with self.argv(CLIENT) as (argv, kept):
             run = [*argv, "--batch", "--skip-column-names", "--silent", *(["--force"] if force else [])]
             run += [f"--database={database}"] if database else []
-            out = output_of(
-                run,
-                timeout=self.timeout,
-                given=sql.encode(),
-                limit=MOST,
-                only=only,
-                kept=kept,
-                env=environment(),
-            )
+            out = output_of(run, **self.process(kept), given=os.fsencode(sql), limit=MOST, only=only)
         return [[unescaped(value) for value in line.split(b"\t")] for line in out.split(b"\n") if line]
 
     def query(self, sql: str, database: str | None = None, only: Filter = plain) -> list[list[str]]:
         """Run SQL; return the rows that it prints. only: which of its messages are shown."""
-        return [[value.decode() for value in row] for row in self.raw(sql, database, only)]
+        return [[os.fsdecode(value) for value in row] for row in self.raw(sql, database, only)]
 
     def quietly(self, sql: str, database: str | None = None) -> list[list[str]]:
         """Run SQL whose failure is expected; its message is in the error only."""
@@ -178,7 +180,7 @@ class Client:
             run = [*argv, "--batch", "--comments", f"--database={database}"]
             run += ["--force"] if force else []
             only = _nothing if force else plain
-            feed(run, chunks, timeout=self.timeout, only=only, kept=kept, env=environment())
+            feed(run, chunks, **self.process(kept), only=only)
 
     @contextlib.contextmanager
     def holding(self, sql: str) -> Iterator[None]:
@@ -186,8 +188,7 @@ class Client:
         pipes = subprocess.PIPE, subprocess.PIPE
         with self.argv(CLIENT) as (argv, kept):
             run = [*argv, "--batch", "--skip-column-names", "--silent", "--unbuffered"]
-            given = {"env": environment(), "timeout": self.timeout, "kept": kept, "only": _nothing}
-            with Program(run, *pipes, **given) as program:  # type: ignore[arg-type]
+            with Program(run, *pipes, **self.process(kept), only=_nothing) as program:
                 _ask(program, sql)
                 yield
                 _ask(program, "")
@@ -197,7 +198,7 @@ class Client:
 
 def _ask(program: Program, sql: str) -> None:
     """Run SQL in an open session, and wait until it is done. Raises ProgramError."""
-    program.write([f"{sql}\nSELECT 'castore';\n".encode()])
+    program.write([f"{sql}\nSELECT 'castore';\n".encode("utf-8", "surrogateescape")])
     answer, room = b"", memoryview(bytearray(64))
     while b"castore\n" not in answer:
         count = program.read(room)
@@ -218,19 +219,22 @@ def _nothing(_line: bytes) -> None:
 
 
 @lru_cache(maxsize=16)
-def _refusing(client: str) -> tuple[str, ...]:
-    return tuple(refusing_commands(client, exact=True))
+def _refusing(client: str, account: pwd.struct_passwd | None) -> tuple[str, ...]:
+    return tuple(refusing_commands(client, account=account, exact=True))
 
 
-def refusing_commands(client: str, *, exact: bool = False) -> list[str]:
+def refusing_commands(
+    *client: str, account: pwd.struct_passwd | None = None, exact: bool = False
+) -> list[str]:
     """Return the options by which the client runs no command of a dump, and reads no local file for it.
 
-    exact: also those by which it changes no ends of lines. Raises ProgramError for a client without them.
+    client: the arguments up to its name. account: the user that it is run as; None: castore's own. exact:
+    also those by which it changes no ends of lines. Raises ProgramError for a client without them.
     """
     try:
-        usage = output_of([client, "--help"], env=environment())
+        usage = output_of([*client, "--help"], env=environment(), account=account)
     except ProgramError:  # an option file of the machine is not valid
-        usage = output_of([client, "--no-defaults", "--help"], env=environment())
+        usage = output_of([*client, "--no-defaults", "--help"], env=environment(), account=account)
     # Older clients and MySQL's have the second only. It leaves DELIMITER, which routines need.
     found = [
         one
@@ -239,6 +243,7 @@ def refusing_commands(client: str, *, exact: bool = False) -> list[str]:
     ]
     if not found:
         raise ProgramError(
-            f"{client} has neither --sandbox nor --binary-mode: a dump could start programs; use a newer one"
+            f"{client[-1]} has neither --sandbox nor --binary-mode: a dump could start programs; "
+            "use a newer one"
         )
     return [*(found if exact else found[:1]), "--local-infile=0"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -23,6 +24,7 @@ from castore.services.engines.mariadb_script import Observed, Sections, TableScr
 from castore.services.programs import output_of, run_dump
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Callable, Iterable, Iterator
 
     from castore.services.engines.contract import Readinto
@@ -187,7 +189,7 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
             *(f"--ignore-table={database}.{view}" for view in views),
             *("--", database),
         ]
-        readinto = stack.enter_context(run_dump(argv, timeout=client.timeout, kept=kept, env=environment()))
+        readinto = stack.enter_context(run_dump(argv, **client.process(kept)))
         observed = Observed(_with_modes(trailing(readinto, _END, argv[0])), most)
 
         def tail() -> bytes:
@@ -198,8 +200,8 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
         reader = Reader(_continued(observed, tail), introduction)
         observed.warnings = reader.warnings
         reader.warnings += warnings
-        reader.warnings += [(one.name.encode(), LACKING) for one in before.programs if one.broken]
-        reader.warnings += [(name.encode(), STRANGE) for name in strange_names(client, database)]
+        reader.warnings += [(os.fsencode(one.name), LACKING) for one in before.programs if one.broken]
+        reader.warnings += [(os.fsencode(name), STRANGE) for name in strange_names(client, database)]
         yield reader
 
 
@@ -315,11 +317,11 @@ def _unseen(rights: Rights, database: str, state: _State) -> tuple[list[tuple[by
             f"the account {rights.account} may not see all {lack.without} of {database}: those that it does "
             f"not see are not in the dump; {rights.grants([lack])}"
         )
-        warnings.append((lack.without.encode(), reason))
+        warnings.append((os.fsencode(lack.without), reason))
         kinds.append(lack.without)
     for kind, name in state.unseen:
         grants = rights.grants(lacks) or "more rights to it"
-        warnings.append((name.encode(), f"{kind}: {_UNSEEN}{grants}"))
+        warnings.append((os.fsencode(name), f"{kind}: {_UNSEEN}{grants}"))
     return warnings, kinds
 
 
@@ -345,37 +347,38 @@ def _lock_others(client: Client, database: str, state: _State, stack: ExitStack)
             "moment than the other tables; GRANT RELOAD, LOCK TABLES ON *.* to the account, or ALTER TABLE "
             "... ENGINE=InnoDB"
         )
-        return [(name.encode(), reason) for name in others]
+        return [(os.fsencode(name), reason) for name in others]
     return []
 
 
 def _compare(observed: Observed, before: _State, later: _State) -> list[tuple[bytes, str]]:
     """Return what is not in the dump as the server has it, as warnings."""
     changed = before.changes(later)
-    warnings = [(name.encode(), _CHANGED) for name in changed]
+    warnings = [(os.fsencode(name), _CHANGED) for name in changed]
     for name, text in before.definitions.items():
         if name in changed:
             continue
         dumped = observed.script.created.get(name)
         if dumped is None:
-            warnings.append((name.encode(), _LEFT_OUT))
+            warnings.append((os.fsencode(name), _LEFT_OUT))
         elif normal(dumped, later.database) != text:
-            warnings.append((name.encode(), _OTHERWISE))
+            warnings.append((os.fsencode(name), _OTHERWISE))
     return warnings
 
 
 def history(client: Client) -> list[str]:
     """Return the option by which the history of system-versioned tables is dumped, too."""
-    usage = _usage(client.program(DUMP))
+    usage = _usage(client.program(DUMP), client.account)
     return ["--dump-history"] if b"--dump-history" in usage else []
 
 
 @lru_cache(maxsize=16)
-def _usage(program: str) -> bytes:
+def _usage(program: str, account: pwd.struct_passwd | None) -> bytes:
+    ask = partial(output_of, limit=MOST, env=environment(), account=account)
     try:
-        return output_of([program, "--help"], limit=MOST, env=environment())
+        return ask([program, "--help"])
     except ProgramError:  # an option file of the machine is not valid
-        return output_of([program, "--no-defaults", "--help"], limit=MOST, env=environment())
+        return ask([program, "--no-defaults", "--help"])
 
 
 def strange_names(client: Client, database: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -94,7 +95,7 @@ def quoted(name: str) -> str:
 
 def literal(text: str) -> str:
     """Return a text as SQL has it, whatever the server's mode."""
-    return "0x" + text.encode().hex() if text else "''"
+    return "0x" + os.fsencode(text).hex() if text else "''"
 
 
 def names(client: Client, database: str) -> list[tuple[str, str]]:

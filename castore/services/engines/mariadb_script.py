@@ -14,6 +14,7 @@ lines in it escaped.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -146,7 +147,7 @@ def unqualified(text: bytes, database: str, parts: int = 2) -> bytes:
     parts: how many a name that begins with the database has at least. In a view, one of two parts may begin
     with a table of the same name.
     """
-    name = re.escape(b"`" + database.encode().replace(b"`", b"``") + b"`")
+    name = re.escape(b"`" + os.fsencode(database).replace(b"`", b"``") + b"`")
     more = rb"(?:\.`(?:[^`]|``)*`)"
     tokens = rb"('(?:\\.|''|[^'\\])*')|%b\.((?:`(?:[^`]|``)*`)%b{%d,})|(`(?:[^`]|``)*`%b*)" % (
         *(name, more, parts - 2, more),

@@ -127,6 +127,7 @@ class PostgreSQL(Engine, frozen=True):
     inventory: Literal["full", "objects", "off"] = "full"
     """What is compared after a dump was staged: objects and numbers of rows, objects, or nothing."""
 
+    runs_programs: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = (
         *("program_path", "sslrootcert", "sslcert", "sslkey", "passfile", "service_file"),
     )
@@ -147,7 +148,7 @@ class PostgreSQL(Engine, frozen=True):
             plain = re.sub("[^A-Za-z0-9_.-]", "_", database)
             part = f"{name}.{plain}"
             if plain != database or part in found:
-                part += "-" + hashlib.sha256(database.encode()).hexdigest()[:8]
+                part += "-" + hashlib.sha256(os.fsencode(database)).hexdigest()[:8]
             found[part] = ("postgresql", PostgreSQL(database=database, **common))
         return found
 
@@ -199,6 +200,10 @@ class PostgreSQL(Engine, frozen=True):
             own["PGPASSWORD"] = self.password.get()
         return client_environment(**own)
 
+    def _process(self, encoding: str | None = "UTF8") -> dict[str, Any]:
+        """Return what every client is run with. encoding: of the client; None: that of the database."""
+        return {"env": self._env(encoding), "timeout": self.timeout, "account": self.account}
+
     @property
     def _elsewhere(self) -> str:
         """Another database than the one that may have to be renamed."""
@@ -228,10 +233,9 @@ class PostgreSQL(Engine, frozen=True):
             argv.append("--set=VERBOSITY=default")
             only = None
         # The names in a database in SQL_ASCII may be of any encoding.
-        env = self._env("SQL_ASCII" if database and self._encoding(database) == "SQL_ASCII" else "UTF8")
-        out = output_of(argv, env=env, timeout=self.timeout, given=sql.encode(), only=only)
-        text = out.decode(errors="backslashreplace")
-        return [record.strip("\n") for record in text.split("\0") if record.strip("\n")]
+        own = self._process("SQL_ASCII" if database and self._encoding(database) == "SQL_ASCII" else "UTF8")
+        out = output_of(argv, **own, given=os.fsencode(sql), only=only)
+        return [record.strip("\n") for record in os.fsdecode(out).split("\0") if record.strip("\n")]
 
     def _encoding(self, database: str) -> str:
         sql = "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = :'name';"
@@ -302,10 +306,10 @@ class PostgreSQL(Engine, frozen=True):
             if snapshot := rest["snapshot"].get(""):
                 argv.append(f"--snapshot={snapshot}")
             argv.append(dbname_argument(self.database))
-            readinto = stack.enter_context(run_dump(argv, env=self._env(None), timeout=self.timeout))
+            readinto = stack.enter_context(run_dump(argv, **self._process(None)))
             reader = Reader(trailing(readinto, _WHOLE, program), first)
             reader.warnings += [
-                (name.encode(), f"the {name} is not in the dump: {reason}")
+                (os.fsencode(name), f"the {name} is not in the dump: {reason}")
                 for name, reason in rest["missing"].items()
             ]
             yield reader
@@ -333,8 +337,8 @@ class PostgreSQL(Engine, frozen=True):
         if self.inventory == "full":
             script.append(catalogue.ROWS)
         argv = self._psql(database or self.database)
-        env = self._env("SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
-        with reading(argv, "\n".join(script), env=env, timeout=self.timeout) as pairs:
+        own = self._process("SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
+        with reading(argv, "\n".join(script), **own) as pairs:
             yield catalogue.split(pairs)
 
     def _verify(self, database: str, was: dict[str, Any]) -> tuple[list[str], Inventory]:
@@ -385,7 +389,7 @@ class PostgreSQL(Engine, frozen=True):
         if not stops:
             argv.append("--set=ON_ERROR_STOP=0")
         script = guarded(argv[0], chunks, stops=stops)
-        feed(argv, script, env=self._env(), timeout=self.timeout, only=plain)
+        feed(argv, script, **self._process(), only=plain)
 
     def ready(self) -> None:
         """Raise CastoreError where a rollback would be refused: for options, rights, replication, space."""
@@ -663,7 +667,7 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         """Give a function that reads what pg_dumpall writes of all but databases."""
         program = self._program("pg_dumpall")
         argv = [program, *self._where(), "--globals-only", *_key(program, secret)]
-        with run_dump(argv, env=self._env(), timeout=self.timeout) as readinto:
+        with run_dump(argv, **self._process()) as readinto:
             yield trailing(readinto, b"-- PostgreSQL database cluster dump complete", program)
 
     def check(self) -> None:

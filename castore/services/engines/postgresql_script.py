@@ -37,8 +37,15 @@ _CLOSING_ESCAPED: Final = re.compile(rb"[\x80-\xff]\\'|\\.|''|'", re.DOTALL)
 _COPY: Final = re.compile(r"copy( [^ ();]+){1,3}( \([^()]*\))? from stdin")
 _COPY_END: Final = re.compile(rb"(?m)^\\\.\r?\n")
 _KEPT_TOKENS: Final = 4096
-_OWN_COMMANDS: Final = re.compile(rb"\\(?:connect|restrict|unrestrict) [^`\\\n]*\n")
-"""What pg_dump and pg_dumpall write outside COPY data."""
+_OWN_COMMANDS: Final = re.compile(
+    rb"""\\(?:(?:un)?restrict [A-Za-z0-9]{1,255}"""
+    rb"""|connect (?:"[A-Za-z0-9_.]+"|[a-z0-9_.]+"""
+    rb"""|-reuse-previous=on "dbname='(?:[^'"`\\\r\n]|"")*'"))[ \r]*\n"""
+)
+r"""What pg_dump and pg_dumpall write outside COPY data.
+
+\connect with anything but the name of a database could lead to another server, or have libpq load a library.
+"""
 
 
 def guarded(psql: str, chunks: Iterable[Bytes], *, stops: bool = True) -> Iterator[Bytes]:
@@ -49,7 +56,7 @@ def guarded(psql: str, chunks: Iterable[Bytes], *, stops: bool = True) -> Iterat
     if b"\\restrict " in output_of([psql, "--help=commands"]):
         # A new key each time: no dump can hold it.
         yield b"\\restrict %s\n" % os.urandom(24).hex().encode()
-        yield from without_pair(chunks)
+        yield from _without_zero_bytes(without_pair(chunks))
     else:
         lexers = (_Lexer(copy=stops), _Lexer(copy=stops, escapes=True))
         yield from _checked(without_pair(chunks), lexers)
@@ -84,11 +91,22 @@ def without_pair(chunks: Iterable[Bytes]) -> Iterator[bytes]:
     yield tail
 
 
+def _without_zero_bytes(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield a script; refuse a zero byte: psql drops the rest of its line, and reports no error."""
+    for chunk in chunks:
+        if b"\0" in chunk:
+            raise CastoreError(
+                "the dump has a zero byte, which pg_dump never writes: psql would drop the rest of that "
+                "line. Nothing after it was loaded; castore cat prints the dump"
+            )
+        yield chunk
+
+
 def _checked(chunks: Iterable[Bytes], lexers: tuple[_Lexer, ...]) -> Iterator[bytes]:
     """Yield the lines of a script once every lexer has accepted them."""
     rest = b""
-    for chunk in chunks:
-        rest += bytes(chunk)
+    for chunk in _without_zero_bytes(bytes(one) for one in chunks):
+        rest += chunk
         end = rest.rfind(b"\n") + 1
         if end:
             for lexer in lexers:
@@ -126,8 +144,6 @@ class _Lexer:
 
     def accept(self, data: bytes) -> None:
         """Read lines. Raises CastoreError at a command."""
-        if b"\0" in data:
-            raise self._refusal("a zero byte, at which psql would stop reading the line")
         at = 0
         while at < len(data):
             at = self._pass(data, at) if self._open else self._scan(data, at)

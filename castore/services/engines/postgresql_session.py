@@ -7,6 +7,7 @@ the format of lc_monetary, an interval in IntervalStyle, 'NULL' in an array, `x 
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,7 @@ from castore.services.engines.postgresql_sql import plain
 from castore.services.process import Program
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Iterator, Mapping, Sequence
 
 _SETTINGS: Final = {
@@ -80,16 +82,23 @@ def refuse_options(options: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def reading(
-    argv: Sequence[str], script: str, *, env: Mapping[str, str | None], timeout: float | None
+    argv: Sequence[str],
+    script: str,
+    *,
+    env: Mapping[str, str | None],
+    timeout: float | None,
+    account: pwd.struct_passwd | None = None,
 ) -> Iterator[list[tuple[str, str]]]:
     """Run a script in a psql that stays, and give the rows of two columns that it prints.
 
-    A transaction that the script has begun goes on while the block lasts. Raises ProgramError.
+    A transaction that the script has begun goes on while the block lasts. account: the user that psql
+    is run as; None: castore's own. Raises ProgramError.
     """
     separated = ["--tuples-only", "--no-align", "--field-separator-zero", "--record-separator-zero"]
     pipes = subprocess.PIPE, subprocess.PIPE
-    with Program([*argv, *separated], *pipes, env=env, timeout=timeout, only=plain) as program:
-        program.write([script.encode() + b"\nSELECT 'castore:end', '';\n"])
+    argv = [*argv, *separated]
+    with Program(argv, *pipes, env=env, timeout=timeout, account=account, only=plain) as program:
+        program.write([os.fsencode(script) + b"\nSELECT 'castore:end', '';\n"])
         output = bytearray()
         room = memoryview(bytearray(1 << 16))
         while not output.endswith(_END):

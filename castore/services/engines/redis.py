@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 import time
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.contract import Engine, Memo, Secret
 from castore.services.engines.file import File
+from castore.services.process import client_environment
 from castore.services.programs import output_of, run_dump
 from castore.services.servers import give, running, socket_folder, unprivileged
 
@@ -47,6 +48,7 @@ class Redis(Engine, frozen=True):
     program_path: str | None = None
     """The directory of redis-cli."""
 
+    runs_programs: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("socket", "path", "program_path")
 
     def _argv(self) -> list[str]:
@@ -60,11 +62,16 @@ class Redis(Engine, frozen=True):
                 argv += [option, str(value)]
         return argv
 
-    def _env(self) -> dict[str, str]:
-        return {} if self.password is None else {"REDISCLI_AUTH": self.password.get()}
+    def _env(self) -> dict[str, str | None]:
+        own = {} if self.password is None else {"REDISCLI_AUTH": self.password.get()}
+        return client_environment(**own)
+
+    def _process(self) -> dict[str, Any]:
+        """Return what redis-cli is run with."""
+        return {"env": self._env(), "timeout": self.timeout, "account": self.account}
 
     def _ask(self, *words: str, only: Filter | None = None) -> list[str]:
-        out = output_of([*self._argv(), *words], env=self._env(), timeout=self.timeout, only=only)
+        out = output_of([*self._argv(), *words], **self._process(), only=only)
         lines = out.decode(errors="replace").splitlines()
         if lines and lines[0].startswith(("ERR", "NOAUTH", "WRONGPASS", "NOPERM")):
             raise ProgramError(f"redis-cli {' '.join(words)}: {lines[0]}")
@@ -83,7 +90,7 @@ class Redis(Engine, frozen=True):
     @contextlib.contextmanager
     def dump(self) -> Iterator[Readinto]:
         """Give a function that reads the RDB that the server sends, as to a replica."""
-        with run_dump([*self._argv(), "--rdb", "-"], env=self._env(), timeout=self.timeout) as readinto:
+        with run_dump([*self._argv(), "--rdb", "-"], **self._process()) as readinto:
             began = b""
 
             def read(view: memoryview) -> int:
@@ -224,6 +231,8 @@ class Redis(Engine, frozen=True):
         with socket_folder(account) as place:
             socket = os.path.join(place, "socket")
             argv = [server, "--port", "0", "--unixsocket", socket, "--dir", folder, "--save", ""]
+            # The directory of the socket says who may connect.
+            argv += ["--unixsocketperm", "777"]
             log = os.path.join(folder, "log")
             with running(argv, signal.SIGTERM, account=account, cwd=folder, log=log) as process:
                 own = Redis(socket=socket, program_path=self.program_path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.index.environment import WRONG
-from castore.store.index.tables import BATCH, CODEC, NUMBER, PLACE, Tables, forwards
+from castore.store.index.tables import BATCH, CODEC, NUMBER, PLACE, PLAIN, Tables, forwards
 from castore.store.pack import BASES, CHUNK, MAX_CHAIN, NODE
 
 if TYPE_CHECKING:
@@ -85,11 +85,13 @@ class LookUp(Tables):
         packs: Counter[bytes] | None = None,
         *,
         without: Collection[PackId] = (),
+        lengths: list[int] | None = None,
     ) -> list[bool]:
         """Say of each chunk whether the store has it, and all that it rests on, in packs that are to stay.
 
         The bytes that these take are added to `packs`, by the pack's number. without: packs that are not
-        to stay, besides those that are condemned.
+        to stay, in addition to those that are condemned. lengths: the length of each chunk is appended; -1
+        where the store does not have it.
         """
         packs = Counter() if packs is None else packs
         seen: dict[bytes, int] = {}
@@ -100,6 +102,9 @@ class LookUp(Tables):
             for chunk in chunks:
                 self._whole_value(txn, chunk, packs, seen, records, condemned)
                 found.append(seen[chunk] != _LACKING)
+                if lengths is not None:
+                    value = txn.get(chunk, db=self._tables["chunks"])
+                    lengths.append(-1 if value is None else int.from_bytes(value[PLAIN], "little"))
             return found
 
     def stays(self, chunk: RecordId) -> bool:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PLACE: Final = struct.Struct("<IIIIIIBBB")
 """Pack, offset, sealed length, plain length, counter, session, codec, member of a group of how many."""
+PLAIN: Final = slice(12, 16)
+"""Where in it the plain length is."""
 CODEC: Final = 24
 """Where in it the codec is."""
 NUMBER: Final = struct.Struct(">I")

@@ -1,0 +1,49 @@
+"""--quiet: commands print the data that was asked for, and problems; no progress and no summary."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final
+
+import click
+
+_KEY: Final = "castore.quiet"
+
+
+def _note(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[_KEY] = True  # shared with the contexts of subcommands
+
+
+def quiet_option() -> click.Option:
+    """Return --quiet, which goes before or after the name of a command."""
+    return click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_note,
+        help="Print no progress and no summary: only data, warnings and errors.",
+    )
+
+
+def add_quiet(command: click.Command) -> click.Command:
+    """Add --quiet to a command, or to all commands of a group."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            add_quiet(inner)
+    if not any("--quiet" in parameter.opts for parameter in command.params):
+        command.params.append(quiet_option())
+    return command
+
+
+def is_quiet() -> bool:
+    """Whether the command that runs was given --quiet."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_KEY))
+
+
+def summarize(line: Any, *, err: bool = False) -> None:
+    """Print a line that says what was done, unless --quiet is given. err: to standard error."""
+    if not is_quiet():
+        print(line, flush=True, file=sys.stderr if err else sys.stdout)

@@ -1,0 +1,67 @@
+"""Texts that are not valid UTF-8: paths, arguments and host names may have any bytes.
+
+Python holds such a byte as a surrogate, which no encoder of MessagePack or JSON accepts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Final
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_REPR: Final = re.compile(r"(?<!\\)\\udc([89a-f][0-9a-f])")
+
+
+def is_valid(text: str) -> bool:
+    """Whether a text can be encoded as UTF-8."""
+    return text.isascii() or _SURROGATE.search(text) is None
+
+
+def escaped(text: str) -> str:
+    r"""Return a text in which each byte that is not UTF-8 is written as `\xNN`; any other text as it is."""
+    return text if is_valid(text) else _SURROGATE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Give text instead of what a file cannot encode: a handler for `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    odd = error.object[error.start : error.end]
+    shown = "".join(char if is_valid(char) else escaped(char) for char in odd)
+    return shown.encode("ascii", "backslashreplace").decode(), error.end
+
+
+def message(text: str) -> str:
+    r"""Return a message as people read it, in valid text: `\xNN` for such a byte, also from repr."""
+    return _REPR.sub(r"\\x\1", escaped(text))
+
+
+def lossless(value: Any) -> Any:
+    """Return plain values with bytes in the place of every text that is not valid."""
+    return _mapped(value, str, lambda text: text if is_valid(text) else os.fsencode(text))
+
+
+def without_odd(value: Any) -> Any:
+    """Return plain values with every text escaped that is not valid."""
+    return _mapped(value, str, escaped)
+
+
+def texts(value: Any) -> Any:
+    """Return the plain values that `lossless` was given."""
+    return _mapped(value, bytes, os.fsdecode)
+
+
+def _mapped(value: Any, kind: type, change: Any) -> Any:
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, dict):
+        return {_mapped(key, kind, change): _mapped(one, kind, change) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(one, kind, change) for one in value)
+    return value
