@@ -140,7 +140,7 @@ class RandomDatabase:
             made = [f"CREATE TABLE {table} ({', '.join(line.replace(' PRIMARY KEY', '') for line in lines)}, part int) PARTITION BY LIST (part);",
                     f"CREATE TABLE {part} PARTITION OF {table} FOR VALUES IN (1, NULL);", f"CREATE TABLE {self.object()} PARTITION OF {table} DEFAULT;"]
         elif self.tables and chance.random() < 0.1:
-            made.append(f"ALTER TABLE {table} INHERIT {self.tables[-1][0]};")
+            made.append(f"CREATE TABLE {self.object()} (more int) INHERITS ({self.tables[-1][0]});")
         self.tables.append((table, columns))
         for _ in range(chance.randint(0, 12)):
             values = [self.value(kind) for kind in kinds]

@@ -303,7 +303,7 @@ class PostgreSQL(Engine, frozen=True):
         with contextlib.ExitStack() as stack:
             found, rest = stack.enter_context(self._snapshot(first.get("encoding", "")))
             first |= {INVENTORY: catalogue.condensed(found), "server": int(self.version().split()[1])}
-            first |= {"extensions": rest["extension"], "views": rest["view"]}
+            first |= {"extensions": rest["extension"], "views": rest["view"], "orders": rest["order"]}
             if snapshot := rest["snapshot"].get(""):
                 argv.append(f"--snapshot={snapshot}")
             argv.append(dbname_argument(self.database))
@@ -330,7 +330,7 @@ class PostgreSQL(Engine, frozen=True):
         if role and database is None:
             script.append(f"SET ROLE {quoted_name(role[-1])};")
         script.append(f"BEGIN ISOLATION LEVEL {level} READ ONLY{deferrable};")
-        script += [catalogue.EXPORT, catalogue.EXTENSIONS]
+        script += [catalogue.EXPORT, catalogue.EXTENSIONS, catalogue.ORDERS]
         if database is None:
             script.append(catalogue.LEFT_OUT)
         if self.inventory != "off":
@@ -367,6 +367,12 @@ class PostgreSQL(Engine, frozen=True):
             f"the extension {name} is of version {version}, and was of {versions[name]}"
             for name, version in rest["extension"].items()
             if versions.get(name, version) != version
+        ]
+        order = was.get("orders") or {}
+        differing += [
+            f"the table {name} inherits, and has its columns in another order: {columns}"
+            for name, columns in rest["order"].items()
+            if order.get(name, columns) != columns
         ]
         before = was.get("views") or {}
         differing += [

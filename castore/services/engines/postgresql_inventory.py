@@ -55,7 +55,7 @@ _COLUMNS: Final = f"""ARRAY(SELECT ROW(a.attname, format_type(a.atttypid, a.attt
     nullif(a.attstattarget, -1), to_jsonb(a)->>'attcompression', {_acl("a.attacl", "c", "c.relowner")})::text
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
   LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)"""
+  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname)"""
 _KIND: Final = """CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN
   'foreign table' WHEN 'S' THEN 'sequence' WHEN 'c' THEN 'composite type' ELSE 'table' END"""
 _REGPROC: Final = "(pg_identify_object('pg_proc'::regclass, {0}, 0)).identity"
@@ -145,7 +145,8 @@ OBJECTS: Final = " UNION ALL ".join((
     _plain("transform", "pg_transform", "", "x.trffromsql, x.trftosql"),
     _plain("event trigger", "pg_event_trigger", "evt", "x.evtevent, x.evtfoid::regproc, x.evtenabled, x.evttags"),
     _plain("publication", "pg_publication", "pub", """x.puballtables, x.pubinsert, x.pubupdate, x.pubdelete,
-      x.pubtruncate, x.pubviaroot, ARRAY(SELECT ROW(schemaname, tablename, to_jsonb(t)->>'attnames',
+      x.pubtruncate, x.pubviaroot, ARRAY(SELECT ROW(schemaname, tablename,
+        ARRAY(SELECT jsonb_array_elements_text(to_jsonb(t)->'attnames') ORDER BY 1),
         to_jsonb(t)->>'rowfilter')::text FROM pg_publication_tables t WHERE t.pubname = x.pubname ORDER BY 1)"""),
     _plain("foreign-data wrapper", "pg_foreign_data_wrapper", "fdw",
            "x.fdwhandler::regproc, x.fdwvalidator::regproc, ARRAY(SELECT unnest(x.fdwoptions) ORDER BY 1)", "F"),
@@ -177,6 +178,12 @@ FROM pg_class c WHERE c.relkind = 'r' AND {_SCHEMAS.format("c.relnamespace")} AN
 ORDER BY c.oid \\gexec
 """
 """For psql: gives one row per table, and how many rows it has."""
+ORDERS: Final = f"""
+SELECT concat('castore:order ', {_RELATION.format("c.oid")}), (SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum)
+  FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)
+FROM pg_class c WHERE c.relkind = 'r' AND NOT c.relispartition AND EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid);
+"""
+"""Gives the columns of each table that inherits: pg_dump writes those of its parents first."""
 VIEWS: Final = f"""
 SELECT format('SELECT %L, count(*) FROM %s;', concat('castore:view ', {_RELATION.format("c.oid")}), c.oid::regclass)
 FROM pg_class c WHERE c.relkind = 'm' AND c.relispopulated AND NOT {_MEMBER} ORDER BY c.oid \\gexec
@@ -241,7 +248,7 @@ def without_rows(inventory: Inventory) -> Inventory:
 def split(pairs: Iterable[tuple[str, str]]) -> tuple[Inventory, dict[str, dict[str, str]]]:
     """Return the inventory in what the scripts above print, and of the rest, by its kind, names and values."""
     inventory: Inventory = {}
-    rest: dict[str, dict[str, str]] = {"snapshot": {}, "extension": {}, "missing": {}, "view": {}}
+    rest: dict[str, dict[str, str]] = {"snapshot": {}, "extension": {}, "missing": {}, "view": {}, "order": {}}
     for name, value in pairs:
         if name.startswith("castore:"):
             kind, _, what = name.removeprefix("castore:").partition(" ")
