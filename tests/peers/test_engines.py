@@ -677,10 +677,11 @@ def test_settings_of_a_database_do_not_hold_up_its_roll_back(lab: Lab, postgres:
     postgres.psql("SET statement_timeout = 0; SET default_transaction_read_only = off; DELETE FROM app.posts", name)
     roll_back(lab, postgres_database, 1)
     settings = (
-        "SELECT datistemplate, shobj_description(oid, 'pg_database'), setconfig FROM pg_database "
-        f"JOIN pg_db_role_setting ON setdatabase = oid WHERE datname = '{name}'"
+        "SELECT datistemplate, shobj_description(oid, 'pg_database'), "
+        "setconfig @> '{default_transaction_read_only=on, statement_timeout=5ms}' FROM pg_database "
+        f"JOIN pg_db_role_setting ON setdatabase = oid AND setrole = 0 WHERE datname = '{name}'"
     )
-    assert postgres.psql(settings) == "t|two\nlines|{default_transaction_read_only=on,statement_timeout=5ms}"
+    assert postgres.psql(settings) == "t|two\nlines|t"
     assert postgres.psql("SET statement_timeout = 0; SELECT count(*) FROM app.posts", name) == "2000"
     assert postgres_database.left() == []
     postgres.psql(f"ALTER DATABASE {name} IS_TEMPLATE false")

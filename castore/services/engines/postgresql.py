@@ -37,6 +37,7 @@ from castore.services.engines.postgresql_session import (
     PREAMBLE,
     reading,
     refuse_options,
+    with_policies,
 )
 from castore.services.engines.postgresql_sql import (
     COLUMNS,
@@ -66,6 +67,10 @@ if TYPE_CHECKING:
 _WHOLE: Final = b"-- PostgreSQL database dump complete"
 _SUBSCRIBED: Final = """SELECT subname FROM pg_subscription
 WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = :'name');"""
+_OF_TEMPLATE: Final = {
+    "schema public": "DROP SCHEMA IF EXISTS public;",
+    "extension plpgsql": "DROP EXTENSION IF EXISTS plpgsql;",
+}
 _NO_FILE: Final = "/nonexistent"
 """Instead of files in the home directory that libpq reads by itself."""
 
@@ -302,7 +307,7 @@ class PostgreSQL(Engine, frozen=True):
         with contextlib.ExitStack() as stack:
             found, rest = stack.enter_context(self._snapshot(first.get("encoding", "")))
             first |= {INVENTORY: catalogue.condensed(found), "server": int(self.version().split()[1])}
-            first["extensions"] = rest["extension"]
+            first |= {"extensions": rest["extension"], "views": rest["view"], "orders": rest["order"]}
             if snapshot := rest["snapshot"].get(""):
                 argv.append(f"--snapshot={snapshot}")
             argv.append(dbname_argument(self.database))
@@ -329,13 +334,13 @@ class PostgreSQL(Engine, frozen=True):
         if role and database is None:
             script.append(f"SET ROLE {quoted_name(role[-1])};")
         script.append(f"BEGIN ISOLATION LEVEL {level} READ ONLY{deferrable};")
-        script += [catalogue.EXPORT, catalogue.EXTENSIONS]
+        script += [catalogue.EXPORT, catalogue.EXTENSIONS, catalogue.ORDERS]
         if database is None:
             script.append(catalogue.LEFT_OUT)
         if self.inventory != "off":
             script.append(catalogue.OBJECTS)
         if self.inventory == "full":
-            script.append(catalogue.ROWS)
+            script += [catalogue.ROWS, catalogue.VIEWS]
         argv = self._psql(database or self.database)
         own = self._process("SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
         with reading(argv, "\n".join(script), **own) as pairs:
@@ -347,6 +352,10 @@ class PostgreSQL(Engine, frozen=True):
         Return what differs and is no reason to refuse it, and the inventory. Raises CastoreError.
         """
         expected = was.get(INVENTORY) or {}
+        for name, drop in _OF_TEMPLATE.items():
+            # A new database has it from the template, and pg_dump does not write that it was dropped.
+            if expected and name not in expected and "(all " not in next(iter(expected)):
+                self._query(drop, database=database)
         with self._snapshot(was.get("encoding", ""), database) as (whole, rest):
             found = whole
         if "(all " in next(iter(expected), ""):
@@ -362,6 +371,18 @@ class PostgreSQL(Engine, frozen=True):
             f"the extension {name} is of version {version}, and was of {versions[name]}"
             for name, version in rest["extension"].items()
             if versions.get(name, version) != version
+        ]
+        order = was.get("orders") or {}
+        differing += [
+            f"the table {name} inherits, and has its columns in another order: {columns}"
+            for name, columns in rest["order"].items()
+            if order.get(name, columns) != columns
+        ]
+        before = was.get("views") or {}
+        differing += [
+            f"the materialized view {name} was filled again, and has {count} rows instead of {before[name]}"
+            for name, count in rest["view"].items()
+            if before.get(name, count) != count
         ]
         return differing, whole
 
@@ -388,7 +409,7 @@ class PostgreSQL(Engine, frozen=True):
         argv = [*self._psql(database), "--output=/dev/null", f"--command={PREAMBLE}", "--file=-"]
         if not stops:
             argv.append("--set=ON_ERROR_STOP=0")
-        script = guarded(argv[0], chunks, stops=stops)
+        script = guarded(argv[0], with_policies(chunks), stops=stops)
         feed(argv, script, **self._process(), only=plain)
 
     def ready(self) -> None:

@@ -55,7 +55,7 @@ _COLUMNS: Final = f"""ARRAY(SELECT ROW(a.attname, format_type(a.atttypid, a.attt
     nullif(a.attstattarget, -1), to_jsonb(a)->>'attcompression', {_acl("a.attacl", "c", "c.relowner")})::text
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
   LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)"""
+  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname)"""
 _KIND: Final = """CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN
   'foreign table' WHEN 'S' THEN 'sequence' WHEN 'c' THEN 'composite type' ELSE 'table' END"""
 _REGPROC: Final = "(pg_identify_object('pg_proc'::regclass, {0}, 0)).identity"
@@ -63,9 +63,8 @@ _RELATION: Final = "(pg_identify_object('pg_class'::regclass, {0}, 0)).identity"
 _TYPE: Final = "format_type({0}, NULL)"
 
 OBJECTS: Final = " UNION ALL ".join((
-    _plain("schema", "pg_namespace", "nsp", "0", "n", "x.nspname !~ '^pg_'"),
-    _select("schema", "nspname", f"{_owner('nspowner')}, {_acl('nspacl', 'n', 'nspowner')}",
-            "pg_namespace WHERE nspname = 'public' AND oid < 16384"),
+    _select("schema", "x.nspname", f"{_owner('x.nspowner')}, {_acl('x.nspacl', 'n', 'x.nspowner')}",
+            f"""pg_namespace x WHERE x.nspname = 'public' OR x.nspname !~ '^pg_' AND {_OURS.format("pg_namespace", "x")}"""),
     _select(_KIND, _RELATION.format("c.oid"), f"""c.relkind, {_owner("c.relowner")},
       ARRAY(SELECT unnest(c.reloptions) ORDER BY 1), c.relpersistence, c.relreplident, c.relrowsecurity,
       c.relforcerowsecurity, (SELECT spcname FROM pg_tablespace WHERE oid = c.reltablespace),
@@ -146,7 +145,8 @@ OBJECTS: Final = " UNION ALL ".join((
     _plain("transform", "pg_transform", "", "x.trffromsql, x.trftosql"),
     _plain("event trigger", "pg_event_trigger", "evt", "x.evtevent, x.evtfoid::regproc, x.evtenabled, x.evttags"),
     _plain("publication", "pg_publication", "pub", """x.puballtables, x.pubinsert, x.pubupdate, x.pubdelete,
-      x.pubtruncate, x.pubviaroot, ARRAY(SELECT ROW(schemaname, tablename, to_jsonb(t)->>'attnames',
+      x.pubtruncate, x.pubviaroot, ARRAY(SELECT ROW(schemaname, tablename,
+        ARRAY(SELECT jsonb_array_elements_text(to_jsonb(t)->'attnames') ORDER BY 1),
         to_jsonb(t)->>'rowfilter')::text FROM pg_publication_tables t WHERE t.pubname = x.pubname ORDER BY 1)"""),
     _plain("foreign-data wrapper", "pg_foreign_data_wrapper", "fdw",
            "x.fdwhandler::regproc, x.fdwvalidator::regproc, ARRAY(SELECT unnest(x.fdwoptions) ORDER BY 1)", "F"),
@@ -178,12 +178,30 @@ FROM pg_class c WHERE c.relkind = 'r' AND {_SCHEMAS.format("c.relnamespace")} AN
 ORDER BY c.oid \\gexec
 """
 """For psql: gives one row per table, and how many rows it has."""
+ORDERS: Final = f"""
+SELECT concat('castore:order ', {_RELATION.format("c.oid")}), (SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum)
+  FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)
+FROM pg_class c WHERE c.relkind = 'r' AND NOT c.relispartition AND EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid);
+"""
+"""Gives the columns of each table that inherits: pg_dump writes those of its parents first."""
+VIEWS: Final = f"""
+SELECT format('SELECT %L, count(*) FROM %s;', concat('castore:view ', {_RELATION.format("c.oid")}), c.oid::regclass)
+FROM pg_class c WHERE c.relkind = 'm' AND c.relispopulated AND NOT {_MEMBER} ORDER BY c.oid \\gexec
+"""
+"""For psql: gives one row per materialized view, and how many rows it has. A restore fills it again."""
 EXTENSIONS: Final = "SELECT concat('castore:extension ', extname), extversion FROM pg_extension;"
 LEFT_OUT: Final = f"""
 SELECT concat('castore:missing index ', {_RELATION.format("c.oid")}),
   concat('it is invalid, and pg_dump leaves it out: REINDEX INDEX ', c.oid::regclass, ', or drop it')
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
 WHERE NOT i.indisvalid AND t.relkind <> 'p' AND {_SCHEMAS.format("c.relnamespace")};
+SELECT concat('castore:missing rows of the materialized view ', {_RELATION.format("c.oid")}),
+  format('a rollback is refused, because the owner cannot read %1$s to fill the view again: GRANT SELECT ON %1$s TO %2$I',
+    t.oid::regclass, pg_get_userbyid(c.relowner))
+FROM pg_class c JOIN pg_rewrite r ON r.ev_class = c.oid JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass
+  AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass JOIN pg_class t ON t.oid = d.refobjid AND t.oid <> c.oid
+WHERE c.relkind = 'm' AND c.relispopulated AND t.relkind IN ('r', 'p', 'v', 'm', 'f')
+  AND NOT has_any_column_privilege(c.relowner, t.oid, 'SELECT');
 SELECT concat('castore:missing subscription ', subname), 'only a superuser can dump it' FROM pg_subscription
 WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user);
@@ -230,7 +248,7 @@ def without_rows(inventory: Inventory) -> Inventory:
 def split(pairs: Iterable[tuple[str, str]]) -> tuple[Inventory, dict[str, dict[str, str]]]:
     """Return the inventory in what the scripts above print, and of the rest, by its kind, names and values."""
     inventory: Inventory = {}
-    rest: dict[str, dict[str, str]] = {"snapshot": {}, "extension": {}, "missing": {}}
+    rest: dict[str, dict[str, str]] = {"snapshot": {}, "extension": {}, "missing": {}, "view": {}, "order": {}}
     for name, value in pairs:
         if name.startswith("castore:"):
             kind, _, what = name.removeprefix("castore:").partition(" ")

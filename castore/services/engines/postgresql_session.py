@@ -17,7 +17,9 @@ from castore.services.process import Program
 
 if TYPE_CHECKING:
     import pwd
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from castore.services.engines.contract import Bytes
 
 _SETTINGS: Final = {
     "statement_timeout": "0",
@@ -58,6 +60,10 @@ _ALLOWED_VALUES: Final = (
 )
 _DIRECTS: Final = ("-C", "--create")
 DEFERRABLE: Final = "--serializable-deferrable"
+_POLICIES_OFF: Final = b"\nSET row_security = off;\n"
+_POLICIES_ON: Final = b"\nSET row_security = on;\n"
+_HEAD_BYTES: Final = 1 << 25
+"""More than castore's line and the settings at the beginning of a dump."""
 _END: Final = b"castore:end\0\0"
 
 
@@ -78,6 +84,25 @@ def refuse_options(options: Sequence[str]) -> None:
             f"the option {word} of pg_dump leaves something out, or is not known to keep the whole database, "
             "and a rollback exchanges the whole database: remove it from `options`, or use the engine command"
         )
+
+
+def with_policies(chunks: Iterable[Bytes]) -> Iterator[Bytes]:
+    """Yield a dump with `row_security` on in its first statements, which pg_dump sets to off.
+
+    With it off, a materialized view whose owner is subject to a policy cannot be filled again. No policy is
+    there yet when rows are loaded.
+    """
+    source = iter(chunks)
+    head = b""
+    for chunk in source:
+        head += bytes(chunk)
+        at = head.find(_POLICIES_OFF)
+        if at >= 0:
+            head = head[:at] + _POLICIES_ON + head[at + len(_POLICIES_OFF) :]
+        if at >= 0 or len(head) > _HEAD_BYTES:
+            break
+    yield head
+    yield from source
 
 
 @contextlib.contextmanager
