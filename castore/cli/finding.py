@@ -47,6 +47,7 @@ def find(
     from castore.errors import NotFoundError
     from castore.services.find import find_paths
     from castore.services.hosts import groups_of, shown
+    from castore.services.select import unknown_service
 
     rows: list[dict[str, Any]] = []
     count = 0
@@ -55,8 +56,7 @@ def find(
         store.sync_generations()
         services = [service] if service is not None else store.services()
         if service is not None and store.newest(service) is None:
-            known = ", ".join(store.services()) or "none"
-            raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+            raise unknown_service(store, service)
         store.identity()
         for name in services:
             try:
@@ -157,9 +157,10 @@ def history(context: Common, what: str, limit: int | None, as_json: bool) -> Non
     directory.
     """
     from castore.content.streams import StreamReader
-    from castore.errors import NotFoundError, UsageError
+    from castore.errors import UsageError
     from castore.services.find import path_history
     from castore.services.hosts import shown
+    from castore.services.select import unknown_service
 
     service, colon, rest = what.partition(":")
     part, _, path = rest.partition("/")
@@ -172,8 +173,7 @@ def history(context: Common, what: str, limit: int | None, as_json: bool) -> Non
         store.sync_generations()
         generations = store.generations(service)
         if not generations:
-            known = ", ".join(store.services()) or "none"
-            raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+            raise unknown_service(store, service)
         generations = list(filter(shown(store, service), generations))
         store.identity()
         hits = list(_undamaged(service, path_history(reader, generations, part, path), damaged))

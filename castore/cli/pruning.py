@@ -237,18 +237,18 @@ def prune(
     import time
 
     from castore.cli.progress import watching
-    from castore.errors import ConfigError, NotFoundError
+    from castore.errors import ConfigError
     from castore.model.tally import Tally
     from castore.services.pruning import judged
     from castore.services.pruning import prune as remove
+    from castore.services.select import unknown_service
     from castore.upkeep.compact import plan
 
     with context.open_store() as store:
         store.sync_generations()
         known = store.services()
         if unknown := [service for service in services if service not in known]:
-            there = ", ".join(known) or "none"
-            raise NotFoundError(f"there is no service {unknown[0]!r} in {store.location}; it holds: {there}")
+            raise unknown_service(store, unknown[0])
         chosen, refused = _rules_of(context, services, known, keep)
         if not services:
             chosen = {service: one for service, one in chosen.items() if _is_clear(store, service)}

@@ -36,16 +36,15 @@ def log(
     from itertools import islice
 
     from castore.cli.generations import plain, table
-    from castore.errors import NotFoundError
     from castore.model.names import revision_begins
     from castore.services.events import drills
+    from castore.services.select import unknown_service
     from castore.store.hosts import ALL_HOSTS
 
     with context.open_store() as store:
         store.sync_generations()
         if service is not None and store.newest(service) is None:
-            known = ", ".join(store.services()) or "none"
-            raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+            raise unknown_service(store, service)
         found = store.newest_first(service) if service is not None else iter(store.generations())
         if context.host is not None:
             found = filter(_of_hosts(store, service), found)

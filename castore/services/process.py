@@ -270,9 +270,11 @@ class Program:
 
     def _end_late(self) -> None:
         self._late = True
-        _kill(self._process.pid, self._pidfd, self._mark)
-        assert self._alarm is not None
-        os.eventfd_write(self._alarm, 1)
+        try:
+            _kill(self._process.pid, self._pidfd, self._mark)
+        finally:
+            assert self._alarm is not None
+            os.eventfd_write(self._alarm, 1)
 
     def wait(self) -> None:
         """Wait for its end. Raises ProgramError if it has failed."""
@@ -364,15 +366,21 @@ class _OwnPipes:
         self._output: int | None = None
 
     def __enter__(self) -> Self:
-        account = self._account
-        if account is not None:
-            if self.stdin == subprocess.PIPE:
-                self.stdin, self._input = self._pipe(account)
-            if self.stdout == subprocess.PIPE:
-                self._output, self.stdout = self._pipe(account, writes=True)
-            if self._errors is not None:
-                os.fchown(self._errors, account.pw_uid, account.pw_gid)
+        if self._account is not None:
+            try:
+                self._open(self._account)
+            except BaseException:
+                self.__exit__()
+                raise
         return self
+
+    def _open(self, account: pwd.struct_passwd) -> None:
+        if self.stdin == subprocess.PIPE:
+            self.stdin, self._input = self._pipe(account)
+        if self.stdout == subprocess.PIPE:
+            self._output, self.stdout = self._pipe(account, writes=True)
+        if self._errors is not None:
+            os.fchown(self._errors, account.pw_uid, account.pw_gid)
 
     def _pipe(self, account: pwd.struct_passwd, *, writes: bool = False) -> tuple[int, int]:
         """Return the two ends of a new pipe; writes: the second end is the program's."""
@@ -438,9 +446,10 @@ def _kill(pid: int, pidfd: int, mark: str = "") -> None:
                 left += _hold(held, _children(one), partial(_is_child, one, held[one]))
             # Those whose parent has ended are somebody else's children now.
             left += _hold(held, _marked(mark), partial(_bears, mark))
+    finally:
+        # Also after an error: what was stopped would stay so for ever.
         for descriptor in held.values():
             _send(descriptor, signal.SIGKILL)
-    finally:
         for descriptor in held.values():
             if descriptor != pidfd:
                 os.close(descriptor)
@@ -454,8 +463,8 @@ def _hold(held: dict[int, int], found: Iterable[int], is_own: Callable[[int], bo
             continue
         try:
             descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
+        except OSError:
+            continue  # it has ended, or no descriptor is left: the others are killed all the same
         if is_own(pid):
             held[pid] = descriptor
             added.append(pid)

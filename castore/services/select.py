@@ -174,8 +174,7 @@ def _find(store: Store, service: str, selector: str) -> Generation:
         return quick
     generations = store.generations(service)
     if not generations:
-        known = ", ".join(store.services()) or "none"
-        raise NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+        raise unknown_service(store, service)
     by_number = _is_number(selector) and store.chosen_host is None
     wanted: Predicate = own(store, service) if by_number else chosen_host
     regular = [one for one in generations if not one.number_only and wanted(one)]
@@ -184,6 +183,12 @@ def _find(store: Store, service: str, selector: str) -> Generation:
     except NotFoundError as error:
         hint = _hint(generations, selector) or _other_hosts(generations, regular, selector)
         raise NotFoundError(f"{error}{hint}") from None
+
+
+def unknown_service(store: Store, service: str) -> NotFoundError:
+    """Return the error for a service that has no generation in the store."""
+    known = ", ".join(store.services()) or "none"
+    return NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
 
 
 class _Chosen:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from castore.model.events import Event
+from castore.storage.files import sync_if_supported
 from castore.store.locks import waiting_lock
 from castore.store.places import make_private_directory, read_private, refusal, write_private
 
@@ -42,6 +43,8 @@ class EventLog:
                     while line:
                         line = line[os.write(descriptor, line) :]
                     os.fsync(descriptor)
+                    if not length:
+                        sync_if_supported(os.path.dirname(self._path))
                     length = os.fstat(descriptor).st_size
                 finally:
                     os.close(descriptor)
@@ -53,7 +56,8 @@ class EventLog:
     def read(self, service: str | None = None) -> list[Event]:
         """Return the events of a service, or all, newest first. Raises StorageError."""
         found = []
-        for line in (read_private(self._path) or "").splitlines():
+        # Not splitlines(): a text may hold a line separator of Unicode, which JSON does not escape.
+        for line in (read_private(self._path) or "").split("\n"):
             try:
                 event = _decoder.decode(line)
             except (msgspec.MsgspecError, UnicodeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -39,6 +40,24 @@ def test_a_number_that_another_process_has_by_now_is_left_alone(monkeypatch: pyt
         with open(f"/proc/{stranger.pid}/stat", encoding="ascii") as file:
             assert file.read().split()[2] == "S"
         stranger.kill()
+
+
+def test_a_program_is_killed_although_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch):
+    with subprocess.Popen(["sh", "-c", "sleep 60 & wait"]) as own:
+        descriptor = os.pidfd_open(own.pid)
+        while not (children := process._children(own.pid)):
+            time.sleep(0.01)
+
+        def refuse(_pid: int) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pidfd_open", refuse)
+            process._kill(own.pid, descriptor)
+        os.close(descriptor)
+        assert own.wait(10) == -signal.SIGKILL
+        for child in children:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_what_has_left_its_parent_is_ended_by_its_mark(tmp_path: Path):

@@ -46,6 +46,12 @@ def made(number, kind="snapshot", text=""):
     return Event(kind, "web", number, 1, True, number, "", text)
 
 
+def test_a_text_with_a_line_separator_is_one_event(tmp_path):
+    log = EventLog(str(tmp_path / "events"))
+    log.append(made(1, text="a\u2028b\u2029c\x85d"))
+    assert [one.text for one in log.read()] == ["a\u2028b\u2029c\x85d"]
+
+
 def test_a_log_is_bounded_and_keeps_the_last_drills(tmp_path, monkeypatch):
     monkeypatch.setattr(eventlog, "_MOST_BYTES", 20_000)
     monkeypatch.setattr(eventlog, "_MOST_EVENTS", 20)
