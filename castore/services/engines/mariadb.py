@@ -335,6 +335,11 @@ class MariaDB(Engine, frozen=True):
         # An account that stays is no damage: the next rollback finds it.
         with contextlib.suppress(ProgramError):
             accounts.drop(client.quietly, self._created(memo))
+        if SWITCHING not in memo:
+            # The live database was not touched. What cannot be removed now, the next rollback removes.
+            with contextlib.suppress(ProgramError):
+                swap.remove()
+            return
         if inventory.tables(client, old):
             raise CastoreError(f"the live tables of {live} are in {old}, and were not moved back")
         swap.remove()
