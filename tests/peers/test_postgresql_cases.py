@@ -249,3 +249,18 @@ def test_an_option_that_may_leave_something_out_is_refused(option: str):
         from castore.services.engines.postgresql_session import refuse_options
 
         refuse_options(("--verbose", "--role", "x", "--lock-wait-timeout=3", option))
+
+
+def test_a_dump_without_an_inventory_is_kept_and_reported(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
+    from castore.services.engines import postgresql_inventory
+
+    with database(server, "app") as source:
+        server.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1); CREATE PUBLICATION p FOR TABLE t; CREATE TABLE bare (); ALTER PUBLICATION p ADD TABLE bare", "app")
+        assert lab.snapshot("s", source).parts[0].missed == 0
+        with monkeypatch.context() as newer:
+            newer.setattr(postgresql_inventory, "OBJECTS", "SELECT no_such_column;")
+            assert lab.snapshot("s", source).parts[0].missed == 1
+        assert "no inventory was taken" in warnings(lab, 2)[0]
+        server.psql("TRUNCATE t", "app")
+        lab.roll_back(2)
+        assert server.psql("SELECT count(*) FROM t", "app") == "1"

@@ -305,7 +305,7 @@ class PostgreSQL(Engine, frozen=True):
         argv = [program, *self._where(), "--format=plain", *_key(program, secret), *self.options]
         first = self._properties() or {}
         with contextlib.ExitStack() as stack:
-            found, rest = stack.enter_context(self._snapshot(first.get("encoding", "")))
+            found, rest = stack.enter_context(self._inventory(first.get("encoding", "")))
             first |= {INVENTORY: catalogue.condensed(found), "server": int(self.version().split()[1])}
             first |= {"extensions": rest["extension"], "views": rest["view"], "orders": rest["order"]}
             if snapshot := rest["snapshot"].get(""):
@@ -317,7 +317,20 @@ class PostgreSQL(Engine, frozen=True):
                 (os.fsencode(name), f"the {name} is not in the dump: {reason}")
                 for name, reason in rest["missing"].items()
             ]
+            if reason := rest["failed"].get(""):
+                reader.warnings.append((b"inventory", f"no inventory was taken, to compare with: {reason}"))
             yield reader
+
+    @contextlib.contextmanager
+    def _inventory(self, encoding: str) -> Iterator[tuple[Inventory, dict[str, dict[str, str]]]]:
+        """Give what `_snapshot` gives; if that fails, nothing but the reason: a dump is worth more."""
+        with contextlib.ExitStack() as stack:
+            try:
+                taken = stack.enter_context(self._snapshot(encoding))
+            except ProgramError as error:
+                found, rest = catalogue.split(())
+                taken = found, {**rest, "failed": {"": str(error)}}
+            yield taken
 
     @contextlib.contextmanager
     def _snapshot(
