@@ -195,3 +195,38 @@ def test_values_that_the_dump_program_rounds_are_reported(lab: Lab, server: Mari
     assert said["t"].startswith("1 values of f, of type FLOAT")
     server.sql("DELETE FROM t WHERE f > 1", app)
     assert warnings(lab, take(lab, engine(server, app))) == {}
+
+
+def test_programs_of_users_that_were_dropped_come_back(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("CREATE OR REPLACE USER author; GRANT ALL ON *.* TO author; CREATE TABLE t (x INT); INSERT INTO t VALUES (1)", app)
+    server.sql(
+        "CREATE DEFINER=author VIEW v AS SELECT t.x FROM t;"
+        "CREATE DEFINER=author TRIGGER tr BEFORE INSERT ON t FOR EACH ROW SET NEW.x = 1; CREATE DEFINER=author PROCEDURE p() SELECT 1;"
+        "CREATE DEFINER=author EVENT ev ON SCHEDULE EVERY 1 YEAR STARTS '2037-01-01' DO SELECT 1",
+        app,
+    )
+    first = state(server, app)
+    take(lab, engine(server, app))
+    server.sql("DROP USER author; DROP VIEW v; DELETE FROM t", app)
+    with pytest.raises(ProgramError, match="health"):
+        lab.roll_back(1, settings=Service(health=("false",), health_timeout=0))
+    done = lab.roll_back(1)
+    assert done.problems == []
+    server.sql("CREATE USER author; GRANT ALL ON *.* TO author")
+    assert state(server, app) == first
+    server.sql("DROP USER author")
+
+
+def test_an_event_whose_time_has_passed_is_reported(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("SET GLOBAL event_scheduler = OFF; CREATE TABLE t (x INT)", app)
+    try:
+        at = "ON SCHEDULE AT current_timestamp + INTERVAL 4 SECOND"
+        server.sql(f"CREATE EVENT soon {at} DO SELECT 1; CREATE EVENT kept {at} ON COMPLETION PRESERVE DO SELECT 1", app)
+        assert warnings(lab, take(lab, engine(server, app))) == {}
+        server.sql("INSERT INTO t VALUES (1); DO sleep(5)", app)
+        said: list[str] = []
+        lab.roll_back(1, say=said.append)
+        assert server.sql("SELECT count(*) FROM t", app) == "0"
+        assert len([line for line in said if "no time left" in line]) == 2
+    finally:
+        server.sql("SET GLOBAL event_scheduler = ON")

@@ -189,7 +189,7 @@ class MariaDB(Engine, frozen=True):
         dump = dumps.Contents(introduction, contents.target())
         self._refuse_without_space(swap.live)
         swap.make(dump.charset)
-        client.feed(new, dump.load())
+        dump.load_into(client, new)
         self._refuse_differences(dump.differences(client, new))
         self._refuse_lost(dump, swap.live)
         # Routines and triggers in the staged database would keep its tables from being moved.
@@ -357,7 +357,7 @@ class MariaDB(Engine, frozen=True):
             # Under its own name: a trigger's text may contain it.
             name = dump.database
             own.query(f"CREATE DATABASE {quoted(name)}{charset_clause(dump.charset)}")
-            own.feed(name, dump.load())
+            dump.load_into(own, name)
             differences = dump.differences(own, name)
             programs.create(own, name, dump.programs, dump.charset[1])
             lines, _ = programs.differences(dump.programs, programs.read(own, name)[0])

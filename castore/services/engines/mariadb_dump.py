@@ -132,6 +132,12 @@ class Contents:
         if self.end is None:
             raise CastoreError("the dump is not complete: the record of its end is missing")
 
+    def load_into(self, client: Client, database: str) -> None:
+        """Load the tables into a database. Raises CastoreError."""
+        client.feed(database, self.load())
+        if script := inventory.begin_rounds(self.tables):
+            client.query(script, database)
+
     def differences(self, client: Client, database: str) -> list[str]:
         """Return how a database that the dump was loaded into differs from the dump's tables."""
         assert self.end is not None
@@ -203,7 +209,7 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
             reader.warnings += _compare(observed, before, later)
             apart = others.unlocked.items()
             reader.warnings += [(os.fsencode(name), _OTHER_MOMENT + why) for name, why in apart]
-            return b"".join(_tail(client, mark, observed, before, charset[1], unseen))
+            return b"".join(_tail(client, database, mark, observed, before, charset[1], unseen))
 
         reader = Reader(_continued(observed, tail), introduction)
         observed.warnings = reader.warnings
@@ -265,6 +271,7 @@ def _continued(readinto: Readinto, tail: Callable[[], bytes]) -> Readinto:
 
 def _tail(
     client: Client,
+    database: str,
     mark: str,
     observed: Observed,
     state: _State,
@@ -274,12 +281,16 @@ def _tail(
     """Yield the section after the tables: programs as SQL, for any client, and the records."""
     yield b"\n" + record_line(mark, b"views, triggers, routines and events")
     rows = observed.rows
+    rounds = inventory.rounds(client, database, state.tables.values())
+    recorded = []
     for name, table in state.tables.items():
         counted = rows.get(name, 0) if rows is not None and not inventory.is_elsewhere(table) else None
         if table.kind == "SEQUENCE":
             counted = None
-        record = msgspec.structs.replace(table, rows=counted, value=observed.script.values.get(name))
-        yield record_line(mark, msgspec.json.encode(record))
+        value = observed.script.values.get(name)
+        recorded.append(msgspec.structs.replace(table, rows=counted, value=value, round=rounds.get(name, 0)))
+        yield record_line(mark, msgspec.json.encode(recorded[-1]))
+    yield os.fsencode(inventory.begin_rounds(recorded))
     for one in state.programs:
         yield record_line(mark, msgspec.json.encode(one))
     yield from programs.script(programs.ordered(one for one in state.programs if not one.broken), collation)

@@ -278,15 +278,12 @@ class Swap:
             self._client.feed(self.live, [clients.LENIENT, b"SET sql_mode = '';\n", "".join(script).encode()])
 
     def detach(self, which: str) -> None:
-        """Drop the foreign keys of a database that lead to tables which it does not have, and record them.
-
-        They would bind to a table of that name which is moved in, or keep the name of another database.
-        """
+        """Drop the foreign keys of a database that do not move with its tables, and record them."""
         database = self.new if which == "new keys" else self.live
         if self.kept(which) is None:
             tables = inventory.tables(self._client, database)
             texts = inventory.definitions(self._client, database, tables.values())
-            keys = inventory.dangling(texts)
+            keys = inventory.unmovable_keys(texts)
             self.keep(which, [(*key, texts[key[0]]) for key in keys])
         for table, name, *_ in self._keys(which):
             where = f"{quoted(database)}.{quoted(table)}"
