@@ -18,6 +18,8 @@ from castore.cli.quiet import add_quiet, quiet_option
 from castore.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from castore.cli.document import Document
 
 
@@ -133,15 +135,15 @@ def cli() -> None:
 
 
 @cli.command("help")
-@click.argument("topic", nargs=-1, metavar="[COMMAND... | exit-codes | json]")
+@click.argument("topic", nargs=-1, metavar="[COMMAND... | exit-codes | json | ENGINE]")
 @click.pass_context
 def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
-    """Explain a command, the exit codes, or the fields of --json.
+    """Explain a command, the exit codes, the fields of --json, or an engine.
 
     Example: castore help key add
     """
     assert ctx.parent is not None
-    if len(topic) == 1 and (page := _TOPICS.get(topic[0])) is not None:
+    if len(topic) == 1 and (page := _TOPICS.get(topic[0]) or _engine_page(topic[0])) is not None:
         click.echo(page())
         return
     context, command = ctx.parent, ctx.parent.command
@@ -165,6 +167,17 @@ def _json_page() -> str:
     from importlib.resources import files
 
     return files("castore").joinpath("docs/json.md").read_text(encoding="utf-8").rstrip("\n")
+
+
+def _engine_page(name: str) -> Callable[[], str] | None:
+    """Return what gives the page of an engine; None if there is none of that name."""
+    from importlib.resources import files
+
+    pages = files("castore").joinpath("docs/engines")
+    for page in pages.iterdir() if name.isalpha() else ():
+        if page.name == f"{name}.md":
+            return lambda: page.read_text(encoding="utf-8").rstrip("\n")
+    return None
 
 
 _TOPICS: Final = {"exit-codes": _exit_codes, "json": _json_page}

@@ -23,7 +23,13 @@ from castore.services.programs import run
 from castore.services.recorded import trusted_origins
 from castore.services.revision import current
 from castore.services.rollback import roll_back
-from castore.services.snapshot import configured_origins, snapshot, sources_of
+from castore.services.snapshot import (
+    EngineSource,
+    configured_origins,
+    present_parts,
+    snapshot,
+    sources_of,
+)
 from castore.services.state_revision import newest_of, state_revision
 from castore.services.transaction import check_health, refuse_interrupted
 
@@ -177,6 +183,8 @@ def guard(
 def _guard(work: Work, services: Sequence[str], command: Sequence[str], wanted: Wanted) -> Guarded:
     done = Guarded()
     for service in services:
+        _refuse_unready(work, service)
+    for service in services:
         done.taken[service] = work.snapshot(service)
         work.note(f"kept {service}@{done.taken[service].number}")
     try:
@@ -198,6 +206,16 @@ def _guard(work: Work, services: Sequence[str], command: Sequence[str], wanted: 
             raise CastoreError(f"deployed, but the revision of {service!r} is not known: {now}") from now
         _note_deployment(work, service, now, done)
     return done
+
+
+def _refuse_unready(work: Work, service: str) -> None:
+    """Raise CastoreError where a deployment that fails could not be reverted."""
+    for name, source in present_parts(sources_of(work.of(service))).items():
+        if isinstance(source, EngineSource) and source.engine.there():
+            try:
+                source.engine.ready()
+            except CastoreError as error:
+                raise type(error)(f"nothing was deployed: {service}:{name}: {error}") from error
 
 
 def _configured_now(work: Work, service: str) -> str | CastoreError | None:

@@ -18,7 +18,7 @@ from typing import ClassVar
 import pytest
 
 from tests.support.mariadb import MariaDBServer
-from tests.support.packages import php, unpacked
+from tests.support.packages import WORDPRESS, php, unpacked
 from tests.support.postgres import Postgres
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -215,7 +215,7 @@ class WordPress(Application):
     """
 
     def argv(self, *words: str) -> list[str]:
-        folder = unpacked("wordpress", "php-getid3", "libjs-underscore") / "usr/share/wordpress"
+        folder = unpacked(*WORDPRESS) / "usr/share/wordpress"
         assert isinstance(self.live, OnMariaDB)
         return [*self.php, str(DRIVERS / "wordpress.php"), str(folder), self.live.server.socket, "app", *words]
 

@@ -154,10 +154,14 @@ CASES = {
         "DELETE FROM t WHERE id = 0; ALTER TABLE t DROP COLUMN hidden",
     ),
     "storage engines": (
-        "CREATE TABLE m (x INT, KEY (x)) ENGINE=MyISAM; CREATE TABLE a (x INT) ENGINE=Aria TRANSACTIONAL=0; CREATE TABLE h (x INT) ENGINE=MEMORY;"
+        "CREATE TABLE m (x INT, KEY (x)) ENGINE=MyISAM; CREATE TABLE a (x INT) ENGINE=Aria TRANSACTIONAL=0;"
         "CREATE TABLE c (x INT NOT NULL) ENGINE=CSV; CREATE TABLE m2 LIKE m; CREATE TABLE both_m (x INT, KEY (x)) ENGINE=MRG_MyISAM UNION=(m, m2) INSERT_METHOD=LAST;"
-        "INSERT INTO m VALUES (1), (2); INSERT INTO m2 VALUES (3); INSERT INTO a VALUES (4); INSERT INTO h VALUES (5); INSERT INTO c VALUES (6);",
+        "INSERT INTO m VALUES (1), (2); INSERT INTO m2 VALUES (3); INSERT INTO a VALUES (4); INSERT INTO c VALUES (6);",
         "DELETE FROM m; INSERT INTO both_m VALUES (9); DROP TABLE c",
+    ),
+    "tables in memory": (
+        "CREATE TABLE h (x INT) ENGINE=MEMORY; INSERT INTO h VALUES (5); CREATE TABLE i (x INT); INSERT INTO i VALUES (6)",
+        "DELETE FROM h; DROP TABLE i",
     ),
     "partitions and history": (
         "CREATE TABLE p (x INT PRIMARY KEY) PARTITION BY RANGE (x) (PARTITION `a b` VALUES LESS THAN (10), PARTITION rest VALUES LESS THAN MAXVALUE);"
@@ -182,3 +186,47 @@ def test_it_goes_back_and_forth(lab: Lab, server: MariaDBServer, app: str, what:
     schema, migration = CASES[what]
     server.sql(schema.replace("{{", "{").replace("}}", "}").replace("{app}", app), app)
     check_round_trip(lab, server, app, migration)
+
+
+def test_values_that_the_dump_program_rounds_are_reported(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("CREATE TABLE t (f FLOAT, d DOUBLE, g FLOAT(9,2)); INSERT INTO t VALUES (16777216, 0.1e0 + 0.2e0, 1234567.89), (0.5, 1, 1)", app)
+    said = warnings(lab, take(lab, engine(server, app)))
+    assert list(said) == ["t"]
+    assert said["t"].startswith("1 values of f, of type FLOAT")
+    server.sql("DELETE FROM t WHERE f > 1", app)
+    assert warnings(lab, take(lab, engine(server, app))) == {}
+
+
+def test_programs_of_users_that_were_dropped_come_back(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("CREATE OR REPLACE USER author; GRANT ALL ON *.* TO author; CREATE TABLE t (x INT); INSERT INTO t VALUES (1)", app)
+    server.sql(
+        "CREATE DEFINER=author VIEW v AS SELECT t.x FROM t;"
+        "CREATE DEFINER=author TRIGGER tr BEFORE INSERT ON t FOR EACH ROW SET NEW.x = 1; CREATE DEFINER=author PROCEDURE p() SELECT 1;"
+        "CREATE DEFINER=author EVENT ev ON SCHEDULE EVERY 1 YEAR STARTS '2037-01-01' DO SELECT 1",
+        app,
+    )
+    first = state(server, app)
+    take(lab, engine(server, app))
+    server.sql("DROP USER author; DROP VIEW v; DELETE FROM t", app)
+    with pytest.raises(ProgramError, match="health"):
+        lab.roll_back(1, settings=Service(health=("false",), health_timeout=0))
+    done = lab.roll_back(1)
+    assert done.problems == []
+    server.sql("CREATE USER author; GRANT ALL ON *.* TO author")
+    assert state(server, app) == first
+    server.sql("DROP USER author")
+
+
+def test_an_event_whose_time_has_passed_is_reported(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("SET GLOBAL event_scheduler = OFF; CREATE TABLE t (x INT)", app)
+    try:
+        at = "ON SCHEDULE AT current_timestamp + INTERVAL 4 SECOND"
+        server.sql(f"CREATE EVENT soon {at} DO SELECT 1; CREATE EVENT kept {at} ON COMPLETION PRESERVE DO SELECT 1", app)
+        assert warnings(lab, take(lab, engine(server, app))) == {}
+        server.sql("INSERT INTO t VALUES (1); DO sleep(5)", app)
+        said: list[str] = []
+        lab.roll_back(1, say=said.append)
+        assert server.sql("SELECT count(*) FROM t", app) == "0"
+        assert len([line for line in said if "no time left" in line]) == 2
+    finally:
+        server.sql("SET GLOBAL event_scheduler = ON")

@@ -249,3 +249,47 @@ def test_an_option_that_may_leave_something_out_is_refused(option: str):
         from castore.services.engines.postgresql_session import refuse_options
 
         refuse_options(("--verbose", "--role", "x", "--lock-wait-timeout=3", option))
+
+
+def test_a_dump_without_an_inventory_is_kept_and_reported(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
+    from castore.services.engines import postgresql_inventory
+
+    with database(server, "app") as source:
+        server.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1); CREATE PUBLICATION p FOR TABLE t; CREATE TABLE bare (); ALTER PUBLICATION p ADD TABLE bare", "app")
+        assert lab.snapshot("s", source).parts[0].missed == 0
+        with monkeypatch.context() as newer:
+            newer.setattr(postgresql_inventory, "OBJECTS", "SELECT no_such_column;")
+            assert lab.snapshot("s", source).parts[0].missed == 1
+        assert "no inventory was taken" in warnings(lab, 2)[0]
+        server.psql("TRUNCATE t", "app")
+        lab.roll_back(2)
+        assert server.psql("SELECT count(*) FROM t", "app") == "1"
+
+
+UNACCENT = """
+CREATE EXTENSION unaccent; CREATE FUNCTION plainly(x text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT unaccent('unaccent', lower(x)) $$;
+CREATE TABLE t (id int PRIMARY KEY, x text, CHECK (plainly(x) <> '')); INSERT INTO t VALUES (1, 'Ä'), (2, 'b'); CREATE INDEX i ON t (plainly(x));
+CREATE SCHEMA other; CREATE FUNCTION other.helper() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE FUNCTION uses() RETURNS int LANGUAGE sql AS 'SELECT helper()';
+CREATE MATERIALIZED VIEW m AS SELECT uses() AS x; ALTER DATABASE app SET search_path = public, other;
+"""
+
+
+def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(server: Postgres, lab: Lab):
+    import castore
+    from castore.services.config import Service
+    from castore.services.drill import drill
+
+    if "unaccent" not in server.psql("SELECT name FROM pg_available_extensions"):
+        pytest.skip("there is no extension unaccent")
+    with database(server, "app") as source:
+        server.psql("ALTER DATABASE app SET search_path = public, other")
+        server.psql(UNACCENT, "app")
+        assert lab.snapshot("s", source).parts[0].missed == 0
+        server.psql("DROP TABLE t; DROP MATERIALIZED VIEW m", "app")
+        lab.roll_back(1)
+        assert server.psql("SELECT x FROM t WHERE x = 'Ä'", "app") == "Ä"
+        assert server.psql("SELECT x FROM m", "app") == "1"
+        with lab.open() as store:
+            target = store.generation("s", 1)
+            drill(store, target, dict(read_details(store, target).origins), Service(), castore.Ownership(change=False))
+        assert left(server) == ""

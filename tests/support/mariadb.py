@@ -107,7 +107,13 @@ class MariaDBServer:
         argv = ["mariadb", "--no-defaults", f"--socket={self.socket}", "--user=root", "--batch", "--raw"]
         argv += ["--skip-column-names", "--default-character-set=utf8mb4", *([database] if database else [])]
         done = subprocess.run(
-            argv, input=sql, capture_output=True, text=True, errors="backslashreplace", check=False
+            argv,
+            input=sql,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            check=False,
+            env={name: value for name, value in os.environ.items() if not name.startswith("MYSQL")},
         )
         assert not check or done.returncode == 0, f"{sql[:200]}: {done.stderr}"
         return done

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from tests.support.postgres import missing
 
+WORDPRESS = ("wordpress", "php-getid3", "libjs-underscore")
+"""The package, and those with files that it includes."""
+
 
 def unpacked(*packages: str) -> Path:
     """Return a directory with the files of packages of Debian; they are downloaded once for each `.venv`."""

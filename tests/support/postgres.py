@@ -39,6 +39,9 @@ def missing(reason: str) -> NoReturn:
 
 
 def _folder_of_programs() -> str:
+    """Return the directory of the server's programs: CASTORE_TEST_POSTGRES, or that of the newest version."""
+    if chosen := os.environ.get("CASTORE_TEST_POSTGRES"):
+        return chosen
     folders = [path for path in glob.glob(_PROGRAMS) if os.access(f"{path}/initdb", os.X_OK)]
     if folders:
         return max(folders, key=lambda path: [int(x) for x in path.split("/")[-2].split(".")])

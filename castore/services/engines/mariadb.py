@@ -189,7 +189,7 @@ class MariaDB(Engine, frozen=True):
         dump = dumps.Contents(introduction, contents.target())
         self._refuse_without_space(swap.live)
         swap.make(dump.charset)
-        client.feed(new, dump.load())
+        dump.load_into(client, new)
         self._refuse_differences(dump.differences(client, new))
         self._refuse_lost(dump, swap.live)
         # Routines and triggers in the staged database would keep its tables from being moved.
@@ -335,6 +335,11 @@ class MariaDB(Engine, frozen=True):
         # An account that stays is no damage: the next rollback finds it.
         with contextlib.suppress(ProgramError):
             accounts.drop(client.quietly, self._created(memo))
+        if SWITCHING not in memo:
+            # The live database was not touched. What cannot be removed now, the next rollback removes.
+            with contextlib.suppress(ProgramError):
+                swap.remove()
+            return
         if inventory.tables(client, old):
             raise CastoreError(f"the live tables of {live} are in {old}, and were not moved back")
         swap.remove()
@@ -352,7 +357,7 @@ class MariaDB(Engine, frozen=True):
             # Under its own name: a trigger's text may contain it.
             name = dump.database
             own.query(f"CREATE DATABASE {quoted(name)}{charset_clause(dump.charset)}")
-            own.feed(name, dump.load())
+            dump.load_into(own, name)
             differences = dump.differences(own, name)
             programs.create(own, name, dump.programs, dump.charset[1])
             lines, _ = programs.differences(dump.programs, programs.read(own, name)[0])

@@ -18,7 +18,8 @@ from castore.services.engines import mariadb_programs as programs
 from castore.services.engines import mariadb_swap as swap
 from castore.services.engines.contract import Reader, refuse_filters, trailing
 from castore.services.engines.mariadb_client import DUMP, LENIENT, MOST, environment
-from castore.services.engines.mariadb_programs import Program, quoted
+from castore.services.engines.mariadb_lock import OtherTables
+from castore.services.engines.mariadb_programs import Program, literal, quoted
 from castore.services.engines.mariadb_rights import Rights
 from castore.services.engines.mariadb_script import Observed, Sections, TableScript, normal, record_line
 from castore.services.programs import output_of, run_dump
@@ -44,6 +45,10 @@ STRANGE: Final = (
 _LEFT_OUT: Final = "the dump program has left it out"
 _CHANGED: Final = "it was changed, created or dropped while the dump was taken"
 _OTHERWISE: Final = "its definition in the dump is not the one that the server has"
+_OTHER_MOMENT: Final = (
+    "its engine knows no transactions, and it may be of another moment than the other tables (ENGINE=InnoDB "
+    "would help): "
+)
 _UNSEEN: Final = "the account may not see its text, which is not in the dump; missing: "
 _PIECE: Final = 1 << 16
 _HEADER_MODE: Final = re.compile(rb"(?m)^/\*!40101 SET @OLD_SQL_MODE=[^\n]*\n")
@@ -127,6 +132,12 @@ class Contents:
         if self.end is None:
             raise CastoreError("the dump is not complete: the record of its end is missing")
 
+    def load_into(self, client: Client, database: str) -> None:
+        """Load the tables into a database. Raises CastoreError."""
+        client.feed(database, self.load())
+        if script := inventory.begin_rounds(self.tables):
+            client.query(script, database)
+
     def differences(self, client: Client, database: str) -> list[str]:
         """Return how a database that the dump was loaded into differs from the dump's tables."""
         assert self.end is not None
@@ -173,7 +184,7 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
         introduction["accounts"] = msgspec.to_builtins(accounts.read_accounts(client.quietly, database))
     most = int(client.query("SELECT @@GLOBAL.max_allowed_packet")[0][0])
     with ExitStack() as stack:
-        warnings += _lock_others(client, database, before, stack)
+        others = stack.enter_context(OtherTables(client, database, before.tables.values()))
         argv, kept = stack.enter_context(client.argv(DUMP))
         views = [one.name for one in before.programs if one.kind == "view"]
         views += [name for kind, name in before.unseen if kind == "view"]
@@ -190,18 +201,23 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
             *("--", database),
         ]
         readinto = stack.enter_context(run_dump(argv, **client.process(kept)))
-        observed = Observed(_with_modes(trailing(readinto, _END, argv[0])), most)
+        watched = others.watched(trailing(readinto, _END, argv[0]))
+        observed = Observed(_with_modes(watched), most, others.passed)
 
         def tail() -> bytes:
             later = _State(client, database)
             reader.warnings += _compare(observed, before, later)
-            return b"".join(_tail(client, mark, observed, before, charset[1], unseen))
+            apart = others.unlocked.items()
+            reader.warnings += [(os.fsencode(name), _OTHER_MOMENT + why) for name, why in apart]
+            return b"".join(_tail(client, database, mark, observed, before, charset[1], unseen))
 
         reader = Reader(_continued(observed, tail), introduction)
         observed.warnings = reader.warnings
         reader.warnings += warnings
         reader.warnings += [(os.fsencode(one.name), LACKING) for one in before.programs if one.broken]
         reader.warnings += [(os.fsencode(name), STRANGE) for name in strange_names(client, database)]
+        reader.warnings += _without_keys(client, database)
+        reader.warnings += _rounded(client, database)
         yield reader
 
 
@@ -255,6 +271,7 @@ def _continued(readinto: Readinto, tail: Callable[[], bytes]) -> Readinto:
 
 def _tail(
     client: Client,
+    database: str,
     mark: str,
     observed: Observed,
     state: _State,
@@ -264,12 +281,16 @@ def _tail(
     """Yield the section after the tables: programs as SQL, for any client, and the records."""
     yield b"\n" + record_line(mark, b"views, triggers, routines and events")
     rows = observed.rows
+    rounds = inventory.rounds(client, database, state.tables.values())
+    recorded = []
     for name, table in state.tables.items():
         counted = rows.get(name, 0) if rows is not None and not inventory.is_elsewhere(table) else None
         if table.kind == "SEQUENCE":
             counted = None
-        record = msgspec.structs.replace(table, rows=counted, value=observed.script.values.get(name))
-        yield record_line(mark, msgspec.json.encode(record))
+        value = observed.script.values.get(name)
+        recorded.append(msgspec.structs.replace(table, rows=counted, value=value, round=rounds.get(name, 0)))
+        yield record_line(mark, msgspec.json.encode(recorded[-1]))
+    yield os.fsencode(inventory.begin_rounds(recorded))
     for one in state.programs:
         yield record_line(mark, msgspec.json.encode(one))
     yield from programs.script(programs.ordered(one for one in state.programs if not one.broken), collation)
@@ -325,30 +346,40 @@ def _unseen(rights: Rights, database: str, state: _State) -> tuple[list[tuple[by
     return warnings, kinds
 
 
-def _lock_others(client: Client, database: str, state: _State, stack: ExitStack) -> list[tuple[bytes, str]]:
-    """Lock the tables whose engine knows no transactions for the duration of the dump.
-
-    Returns a warning for each that could not be locked. The dump program's own transaction covers the rest.
-    """
-    safe = {
-        row[0]
-        for row in client.query("SELECT ENGINE FROM information_schema.ENGINES WHERE TRANSACTIONS = 'YES'")
-    }
-    others = [name for name, table in state.tables.items() if table.engine not in safe and table.engine]
-    if not others or len(state.tables) == 1:
+def _without_keys(client: Client, database: str) -> list[tuple[bytes, str]]:
+    """Return a warning for each table that the server would not let be created again, since it has no key."""
+    demanded = client.query("SHOW GLOBAL VARIABLES LIKE '%\\_primary\\_key'")
+    if not (names := [name for name, value in demanded if value == "ON"]):
         return []
-    tables = ", ".join(f"{quoted(database)}.{quoted(name)}" for name in others)
-    try:
-        # LOCK TABLES would let a waiting writer hold up the dump program, which holds up the writer.
-        stack.enter_context(client.holding(f"FLUSH TABLES {tables} WITH READ LOCK;"))
-    except ProgramError as error:
-        reason = (
-            f"its engine knows no transactions, and it could not be locked ({error}): it may be of another "
-            "moment than the other tables; GRANT RELOAD, LOCK TABLES ON *.* to the account, or ALTER TABLE "
-            "... ENGINE=InnoDB"
-        )
-        return [(os.fsencode(name), reason) for name in others]
-    return []
+    where = f"TABLE_SCHEMA = {literal(database)}"
+    keys = f"SELECT TABLE_NAME FROM information_schema.STATISTICS WHERE {where} AND NON_UNIQUE = 0"
+    kinds = "ENGINE = 'InnoDB' AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED')"
+    rows = client.query(
+        f"SELECT TABLE_NAME FROM information_schema.TABLES WHERE {where} AND {kinds} "
+        f"AND TABLE_NAME NOT IN ({keys} AND NULLABLE <> 'YES')"
+    )
+    reason = f"it has no primary key, which the server demands ({names[0]}): it could not be restored"
+    return [(os.fsencode(row[0]), reason) for row in rows]
+
+
+def _rounded(client: Client, database: str) -> list[tuple[bytes, str]]:
+    """Return a warning for each column of type FLOAT with values that the dump program rounds."""
+    where = f"WHERE TABLE_SCHEMA = {literal(database)} AND DATA_TYPE = 'float' AND IS_GENERATED = 'NEVER'"
+    tables = inventory.tables(client, database)
+    found = client.query(f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where}")
+    columns = [(table, column) for table, column in found if table in tables]
+    check = "SELECT {0}, COUNT(*) FROM {1} WHERE {2} <> CAST(CAST({2} AS CHAR) AS FLOAT)"
+    script = [check.format(at, quoted(table), quoted(column)) for at, (table, column) in enumerate(columns)]
+    warnings = []
+    for at, number in client.query(";\n".join(script), database) if script else ():
+        if number != "0":
+            table, column = columns[int(at)]
+            reason = (
+                f"{number} values of {column}, of type FLOAT, have more than the six digits that the dump "
+                "program writes: they are rounded; ALTER TABLE ... MODIFY to DOUBLE keeps them"
+            )
+            warnings.append((os.fsencode(table), reason))
+    return warnings
 
 
 def _compare(observed: Observed, before: _State, later: _State) -> list[tuple[bytes, str]]:

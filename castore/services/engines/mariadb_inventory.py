@@ -24,6 +24,7 @@ _FOREIGN_KEY: Final = re.compile(
     rb"(?<=\n  )CONSTRAINT (%b) FOREIGN KEY \((?:%b(?:, )?)+\) REFERENCES (%b)(\.%b)? [^\n]*"
     % (_WORD, _WORD, _WORD, _WORD)
 )
+_PLAIN: Final = re.compile(rb"[A-Za-z0-9_]+")
 _INDEX: Final = re.compile(rb"(?<=\n  )KEY (%b) (\([^\n]*?),?(?=\n)" % _WORD)
 """On a line of its own, as SHOW CREATE TABLE writes it."""
 
@@ -39,6 +40,8 @@ class Table(msgspec.Struct, frozen=True, omit_defaults=True, tag="table"):
     """In the dump; None: not counted, or in other tables."""
     value: int | None = None
     """Where a sequence continues."""
+    round: int = 0
+    """How often a sequence has begun again, which the dump program does not write."""
 
 
 class End(msgspec.Struct, frozen=True, omit_defaults=True, tag="end"):
@@ -84,14 +87,19 @@ def definitions(client: Client, database: str, wanted: Iterable[Table]) -> dict[
     return found
 
 
-def dangling(definitions: Mapping[str, bytes]) -> list[tuple[str, str, str]]:
-    """Return the foreign keys that lead to tables that do not exist: table, name, definition."""
+def unmovable_keys(definitions: Mapping[str, bytes]) -> list[tuple[str, str, str]]:
+    """Return the foreign keys that RENAME TABLE does not move with their tables: table, name, definition.
+
+    They lead to tables that do not exist, or from or to tables with names that InnoDB encodes, whose database
+    it does not change.
+    """
     names = {quoted(name).encode() for name in definitions}
     return [
         (table, found[1].decode()[1:-1].replace("``", "`"), found[0].decode().rstrip(","))
         for table, text in definitions.items()
         for found in re.finditer(_FOREIGN_KEY, text)
-        if found[2] not in names and not found[3]
+        if not found[3]
+        and (found[2] not in names or not all(map(_PLAIN.fullmatch, (found[2][1:-1], table.encode()))))
     ]
 
 
@@ -149,6 +157,23 @@ def count(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, i
             script.append(f"SELECT {at}, COUNT(*) FROM {what}{history}")
     rows = client.query(";\n".join(script), database) if script else []
     return {wanted[int(at)].name: int(number) for at, number in rows}
+
+
+def rounds(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, int]:
+    """Return how often each sequence has begun again."""
+    names = [table.name for table in wanted if table.kind == "SEQUENCE"]
+    script = [f"SELECT {at}, cycle_count FROM {quoted(name)}" for at, name in enumerate(names)]
+    rows = client.query(";\n".join(script), database) if script else []
+    return {names[int(at)]: int(number) for at, number in rows}
+
+
+def begin_rounds(tables: Iterable[Table]) -> str:
+    """Return the statements that set how often sequences have begun again; empty: none has."""
+    return "".join(
+        f"DO SETVAL({quoted(table.name)}, {table.value}, 0, {table.round});\n"
+        for table in tables
+        if table.round and table.value is not None
+    )
 
 
 def miscounted(expected: Iterable[Table], found: Mapping[str, int]) -> list[str]:

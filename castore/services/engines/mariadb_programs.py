@@ -326,6 +326,9 @@ def differences(expected: Iterable[Program], found: Iterable[Program]) -> tuple[
         fields = [
             name for name in _COMPARED if other is not None and getattr(one, name) != getattr(other, name)
         ]
+        if other is not None and one.odd != other.odd and fields == ["text"]:
+            # Of a view whose definer does not exist the server writes columns with the database's name.
+            continue
         if one.kind == "event" and _ENDING.search(one.text) and fields in ([], ["text"]):
             notes.append(f"{one.shown} has no time left to run in: the server has disabled or not created it")
         elif other is None:

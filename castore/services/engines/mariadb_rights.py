@@ -14,11 +14,14 @@ from castore.errors import ProgramError
 from castore.services.engines.mariadb_programs import literal, quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from castore.services.engines.mariadb_client import Client
 
 _GRANT: Final = re.compile(
     r"GRANT (.+?) ON (?:TABLE |FUNCTION |PROCEDURE |PACKAGE |PACKAGE BODY )?"
     r"(\*|`(?:[^`]|``)*`)\.(\*|`(?:[^`]|``)*`) TO "
+    r"(`(?:[^`]|``)*`(?:@`(?:[^`]|``)*`)?)"
 )
 _STAGING: Final = "castore\\_%"
 """The databases that a rollback makes."""
@@ -51,32 +54,46 @@ class Rights:
     """The rights of an account, its active roles included."""
 
     def __init__(self, client: Client) -> None:
-        self.account = ""
-        self._grants: list[tuple[set[str], str, str]] = []
         self._client = client
         (user,) = client.query("SELECT CURRENT_USER()")[0]
         name, _, host = user.rpartition("@")
         self.account = f"{quoted(name)}@{quoted(host)}"
+        self._grants: list[tuple[set[str], str, str]] = []
+        self._on_databases: dict[str, dict[str, set[str]]] = {}
+        """Of the account and each of its roles, the rights by pattern of databases."""
         rows = client.query("SHOW GRANTS")
         with contextlib.suppress(ProgramError):
             rows += client.quietly("SHOW GRANTS FOR PUBLIC")
         for (line,) in rows:
             found = _GRANT.match(line)
-            if found:
-                # Of rights on single columns the name is enough: they are no rights on the table.
-                rights = {one.strip() for one in re.sub(r"[A-Z ]+\([^)]*\)", "", found[1]).split(",")}
-                self._grants.append((rights, _unquoted(found[2]), _unquoted(found[3])))
+            if not found:
+                continue
+            # Rights on single columns are no rights on the table.
+            rights = {one.strip() for one in re.sub(r"[A-Z ]+\([^)]*\)", "", found[1]).split(",")}
+            on, what, whom = _unquoted(found[2]), _unquoted(found[3]), found[4]
+            if what == "*" and on != "*":
+                self._on_databases.setdefault(whom, {}).setdefault(on, set()).update(rights)
+            else:
+                self._grants.append((rights, on, what))
 
     def has(self, right: str, database: str = "", table: str = "") -> bool:
         """Whether the account has a right everywhere, on a database, or on a table of it."""
-        for rights, on, what in self._grants:
-            if right not in rights and not (rights & {"ALL PRIVILEGES", "ALL"}):
-                continue
-            if on == "*" or (database and what == "*" and _matches(on, database)):
-                return True
-            if table and (on, what) == (database, table):
-                return True
-        return False
+        wanted = {right, "ALL PRIVILEGES", "ALL"}
+        if database:
+            for patterns in self._on_databases.values():
+                # Of the patterns that cover a database only the most exact one counts.
+                best = _most_exact(patterns, database)
+                if best is not None and wanted & patterns[best]:
+                    return True
+        return any(
+            wanted & rights and (on == "*" or (table and (on, what) == (database, table)))
+            for rights, on, what in self._grants
+        )
+
+    def _pattern(self, database: str) -> str:
+        """Return the databases to give a right on: another pattern would hide the rights on this one."""
+        best = _most_exact(self._on_databases.get(self.account, {}), database)
+        return quoted(best) if best is not None else _pattern(database)
 
     def lacking_to_dump(self, database: str, tables: list[str], *, routines: bool) -> list[Lack]:
         """Return what a complete dump lacks. routines: whether the database has routines that are seen."""
@@ -91,10 +108,10 @@ class Rights:
             ):
                 # All that is seen may be read; what else there may be is hidden.
                 continue
-            lacks.append(Lack(right, f"{_pattern(database)}.*", what))
+            lacks.append(Lack(right, f"{self._pattern(database)}.*", what))
         if not self._sees_routines(database, routines=routines):
             right = "SHOW CREATE ROUTINE" if self._knows("SHOW CREATE ROUTINE") else "SELECT"
-            on = f"{_pattern(database)}.*" if right != "SELECT" else "mysql.proc"
+            on = f"{self._pattern(database)}.*" if right != "SELECT" else "mysql.proc"
             lacks.append(Lack(right, on, "functions, procedures and packages"))
         return lacks
 
@@ -118,7 +135,9 @@ class Rights:
     def lacking_to_roll_back(self, database: str, definers: set[str], *, routines: bool) -> list[Lack]:
         """Return what a rollback lacks. definers: of the programs, as USER@HOST."""
         lacks = [
-            Lack(right, f"{_pattern(database)}.*", "") for right in _CHANGE if not self.has(right, database)
+            Lack(right, f"{self._pattern(database)}.*", "")
+            for right in _CHANGE
+            if not self.has(right, database)
         ]
         # A name that only the pattern covers.
         if not all(self.has(right, "castore_new_0123456789ab") for right in (*_CHANGE, "DELETE", "UPDATE")):
@@ -152,6 +171,17 @@ def _unquoted(name: str) -> str:
 def _pattern(database: str) -> str:
     """Return the name of a database as GRANT has it: there it is a pattern."""
     return quoted(re.sub(r"([\\_%])", r"\\\1", database))
+
+
+def _most_exact(patterns: Iterable[str], database: str) -> str | None:
+    """Return the pattern that the server takes of those that cover a database."""
+
+    def fixed(pattern: str) -> int:
+        """How much precedes the first wildcard."""
+        found = re.search(r"(?<!\\)[%_]", pattern)
+        return len(pattern) + 1 if found is None else found.start()
+
+    return max((one for one in patterns if _matches(one, database)), key=fixed, default=None)
 
 
 def _matches(pattern: str, database: str) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from castore.errors import CastoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from castore.services.engines.contract import Readinto
 
@@ -220,7 +220,11 @@ class Observed:
     It reports rows that the server would not take back in one packet.
     """
 
-    def __init__(self, readinto: Readinto, most: int) -> None:
+    def __init__(
+        self, readinto: Readinto, most: int, passed: Callable[[Observed], None] = lambda _observed: None
+    ) -> None:
+        """most: bytes that the server takes at once. passed: is called as the dump proceeds."""
+        self._passed = passed
         self.warnings: list[tuple[bytes, str]] = []
         self.script = TableScript()
         self.beginning = b""
@@ -235,6 +239,7 @@ class Observed:
         self.beginning += data[: 512 - len(self.beginning)]
         for _ in self.script.feed(data):
             pass
+        self._passed(self)
         first = data.find(b"\n")
         if first < 0:
             self._line += count

@@ -63,15 +63,34 @@ class Swap:
 
     def make(self, names: list[str]) -> None:
         """Create the databases. names: character set and collation of the staged one."""
+        self._remove_left()
         present = charset(self._client, self.live)
         self._client.query(f"""
             CREATE DATABASE {quoted(self.code)};
             CREATE TABLE {quoted(self.code)}.kept (which VARCHAR(10), number INT, text LONGBLOB NOT NULL,
                 PRIMARY KEY (which, number)) ENGINE=InnoDB;
             CREATE TABLE {quoted(self.code)}.staged (number INT PRIMARY KEY) ENGINE=InnoDB;
+        """)
+        self.keep("owner", {"live": self.live, "new": self.new, "old": self.old, "code": self.code})
+        self._client.query(f"""
             CREATE DATABASE {quoted(self.new)}{charset_clause(names or present)};
             CREATE DATABASE {quoted(self.old)}{charset_clause(present)};
         """)
+
+    def _remove_left(self) -> None:
+        """Remove what an earlier rollback of the live database staged, and could not remove when it failed.
+
+        Its service is locked, so no other rollback of it is at work.
+        """
+        where = "WHERE TABLE_SCHEMA LIKE 'castore\\_code\\_%' AND TABLE_NAME = 'staged'"
+        for (code,) in self._client.query(f"SELECT TABLE_SCHEMA FROM information_schema.TABLES {where}"):
+            if not _MADE.fullmatch(code):
+                continue
+            left = Swap(self._client, {"live": self.live, "new": code, "old": code, "code": code})
+            with contextlib.suppress(ProgramError, msgspec.MsgspecError):
+                owner = msgspec.json.decode(left.kept("owner") or b"{}", type=dict[str, str])
+                if owner.get("live") == self.live and left.live_programs() is None:
+                    Swap(self._client, owner).remove()
 
     def remove(self) -> None:
         """Drop the databases, as far as they exist."""
@@ -259,15 +278,12 @@ class Swap:
             self._client.feed(self.live, [clients.LENIENT, b"SET sql_mode = '';\n", "".join(script).encode()])
 
     def detach(self, which: str) -> None:
-        """Drop the foreign keys of a database that lead to tables which it does not have, and record them.
-
-        They would bind to a table of that name which is moved in, or keep the name of another database.
-        """
+        """Drop the foreign keys of a database that do not move with its tables, and record them."""
         database = self.new if which == "new keys" else self.live
         if self.kept(which) is None:
             tables = inventory.tables(self._client, database)
             texts = inventory.definitions(self._client, database, tables.values())
-            keys = inventory.dangling(texts)
+            keys = inventory.unmovable_keys(texts)
             self.keep(which, [(*key, texts[key[0]]) for key in keys])
         for table, name, *_ in self._keys(which):
             where = f"{quoted(database)}.{quoted(table)}"

@@ -35,9 +35,9 @@ from castore.services.engines.postgresql_session import (
     DEFERRABLE,
     OPTIONS,
     PREAMBLE,
+    prepared,
     reading,
     refuse_options,
-    with_policies,
 )
 from castore.services.engines.postgresql_sql import (
     COLUMNS,
@@ -52,6 +52,7 @@ from castore.services.engines.postgresql_sql import (
     quoted_name,
     quoted_text,
     role_creation,
+    search_path,
 )
 from castore.services.process import client_environment
 from castore.services.programs import feed, output_of, run_dump
@@ -71,6 +72,7 @@ _OF_TEMPLATE: Final = {
     "schema public": "DROP SCHEMA IF EXISTS public;",
     "extension plpgsql": "DROP EXTENSION IF EXISTS plpgsql;",
 }
+_UNFOUND: Final = "(?:function|operator|relation|type|collation|text search [a-z]+) .* does not exist"
 _NO_FILE: Final = "/nonexistent"
 """Instead of files in the home directory that libpq reads by itself."""
 
@@ -305,7 +307,7 @@ class PostgreSQL(Engine, frozen=True):
         argv = [program, *self._where(), "--format=plain", *_key(program, secret), *self.options]
         first = self._properties() or {}
         with contextlib.ExitStack() as stack:
-            found, rest = stack.enter_context(self._snapshot(first.get("encoding", "")))
+            found, rest = stack.enter_context(self._inventory(first))
             first |= {INVENTORY: catalogue.condensed(found), "server": int(self.version().split()[1])}
             first |= {"extensions": rest["extension"], "views": rest["view"], "orders": rest["order"]}
             if snapshot := rest["snapshot"].get(""):
@@ -317,14 +319,28 @@ class PostgreSQL(Engine, frozen=True):
                 (os.fsencode(name), f"the {name} is not in the dump: {reason}")
                 for name, reason in rest["missing"].items()
             ]
+            if reason := rest["failed"].get(""):
+                reader.warnings.append((b"inventory", f"no inventory was taken, to compare with: {reason}"))
             yield reader
 
     @contextlib.contextmanager
+    def _inventory(self, was: dict[str, Any]) -> Iterator[tuple[Inventory, dict[str, dict[str, str]]]]:
+        """Give what `_snapshot` gives; if that fails, nothing but the reason: a dump is worth more."""
+        with contextlib.ExitStack() as stack:
+            try:
+                taken = stack.enter_context(self._snapshot(was))
+            except ProgramError as error:
+                found, rest = catalogue.split(())
+                taken = found, {**rest, "failed": {"": str(error)}}
+            yield taken
+
+    @contextlib.contextmanager
     def _snapshot(
-        self, encoding: str, database: str | None = None
+        self, was: dict[str, Any], database: str | None = None
     ) -> Iterator[tuple[Inventory, dict[str, dict[str, str]]]]:
         """Give the inventory of a database, the live one where none is named, and what `split` gives with it.
 
+        was: what is known of the database besides what it holds.
         The transaction that it was taken in lasts as long as the block; its snapshot is exported.
         """
         level = "SERIALIZABLE" if DEFERRABLE in self.options else "REPEATABLE READ"
@@ -340,9 +356,12 @@ class PostgreSQL(Engine, frozen=True):
         if self.inventory != "off":
             script.append(catalogue.OBJECTS)
         if self.inventory == "full":
+            # Functions in indexes are looked at while a query is planned, and may need it.
+            path = quoted_text(search_path(was))
+            script.append(f"SELECT set_config('search_path', {path}, false) \\g /dev/null")
             script += [catalogue.ROWS, catalogue.VIEWS]
         argv = self._psql(database or self.database)
-        own = self._process("SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
+        own = self._process("SQL_ASCII" if was.get("encoding") == "SQL_ASCII" else "UTF8")
         with reading(argv, "\n".join(script), **own) as pairs:
             yield catalogue.split(pairs)
 
@@ -356,7 +375,7 @@ class PostgreSQL(Engine, frozen=True):
             # A new database has it from the template, and pg_dump does not write that it was dropped.
             if expected and name not in expected and "(all " not in next(iter(expected)):
                 self._query(drop, database=database)
-        with self._snapshot(was.get("encoding", ""), database) as (whole, rest):
+        with self._snapshot(was, database) as (whole, rest):
             found = whole
         if "(all " in next(iter(expected), ""):
             found = catalogue.condensed(found, always=True)
@@ -404,12 +423,33 @@ class PostgreSQL(Engine, frozen=True):
                 role["password"] = hashes.get(role["name"])
         return told
 
-    def _load_into(self, database: str, chunks: Iterable[Bytes], *, stops: bool = True) -> None:
-        """Feed a dump to psql, which runs no command in it. stops: at the first error."""
+    def _restore(
+        self, database: str, contents: Contents, was: dict[str, Any], again: Callable[[], None]
+    ) -> None:
+        """Load a dump into a new database. again: makes it new again, if the first try has failed.
+
+        pg_dump sets no search path, and a function in an index or a CHECK constraint may need one. What that
+        could change of a definition is found by the comparison that follows.
+        """
+        try:
+            self._load_into(database, contents.target())
+        except ProgramError as error:
+            if not re.search(_UNFOUND, str(error)):
+                raise
+            again()
+            try:
+                self._load_into(database, contents.target(), path=search_path(was))
+            except ProgramError:
+                raise error from None
+
+    def _load_into(
+        self, database: str, chunks: Iterable[Bytes], *, stops: bool = True, path: str = ""
+    ) -> None:
+        """Feed a dump to psql, which runs no command in it. stops: at the first error; path: to search."""
         argv = [*self._psql(database), "--output=/dev/null", f"--command={PREAMBLE}", "--file=-"]
         if not stops:
             argv.append("--set=ON_ERROR_STOP=0")
-        script = guarded(argv[0], with_policies(chunks), stops=stops)
+        script = guarded(argv[0], prepared(chunks, path), stops=stops)
         feed(argv, script, **self._process(), only=plain)
 
     def ready(self) -> None:
@@ -453,8 +493,13 @@ class PostgreSQL(Engine, frozen=True):
                 self._make_roles(memo, was)
             sql = creation(new, was, version)
         self._query(sql + ";")
+
+        def again() -> None:
+            self._drop(new)
+            self._query(sql + ";")
+
         # Not as one transaction: where there are large objects, pg_dump brings some of its own.
-        self._load_into(new, contents.target())
+        self._restore(new, contents, was or {}, again)
         with _valid_record():
             differing, _ = self._verify(new, was or {})
         disabled = [
@@ -462,7 +507,10 @@ class PostgreSQL(Engine, frozen=True):
             for name in self._query(_SUBSCRIBED, {"name": new})
         ]
         memo["made"] = "\n".join(filter(None, [memo.get("made", ""), *differing, *disabled]))
-        self._query("ANALYZE;", database=new)
+        with contextlib.suppress(ProgramError):
+            # The server does it later, too.
+            path = quoted_text(search_path(was or {}))
+            self._query(f"SELECT set_config('search_path', {path}, false); ANALYZE;", database=new)
         memo["oid"] = self._oid(new)
         if was is not None:
             with _valid_record():
@@ -557,11 +605,15 @@ class PostgreSQL(Engine, frozen=True):
             spaces = 0
             was = introduction_of(contents.target())
             encoding = str(was.get("encoding", "UTF8"))
-            while True:
+
+            def again() -> None:
                 own._query("DROP DATABASE IF EXISTS drill;")
                 own._query(f"CREATE DATABASE drill TEMPLATE template0 ENCODING {quoted_text(encoding)};")
+
+            while True:
+                again()
                 try:
-                    own._load_into("drill", contents.target())
+                    own._restore("drill", contents, was, again)
                     break
                 except ProgramError as error:
                     # Roles are the server's, not the database's: they are not in its dump.

@@ -17,6 +17,7 @@ UNION ALL SELECT format('a rollback would drop the logical replication slot %1$s
 FROM pg_replication_slots WHERE database = :'live' AND NOT temporary
 UNION ALL SELECT format('a prepared transaction holds the database: COMMIT PREPARED %1$L; or ROLLBACK PREPARED %1$L;', gid)
 FROM pg_prepared_xacts WHERE database = :'live'
+UNION ALL SELECT 'the server is a standby, which cannot be written to' WHERE pg_is_in_recovery()
 UNION ALL SELECT format('the database does not allow connections: ALTER DATABASE %I ALLOW_CONNECTIONS true;', d.datname)
 FROM {_LIVE} AND NOT d.datallowconn;
 """
@@ -32,6 +33,10 @@ UNION ALL SELECT DISTINCT format('the role %s may not make objects belong to %s:
   o.rolname, o.rolname, current_user)
 FROM pg_shdepend s JOIN pg_roles o ON o.oid = s.refobjid AND s.refclassid = 'pg_authid'::regclass
 WHERE s.deptype = 'o' AND s.dbid = (SELECT d.oid FROM {_LIVE}) AND {_NOT_SUPER} AND NOT pg_has_role(o.oid, 'MEMBER')
+UNION ALL SELECT DISTINCT format('the role %s may not end the connections of %s: GRANT pg_signal_backend TO %I;', current_user,
+  r.rolname, current_user)
+FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid WHERE a.datname = :'live' AND NOT r.rolsuper AND {_NOT_SUPER}
+  AND NOT pg_has_role(r.oid, 'USAGE') AND NOT pg_has_role('pg_signal_backend', 'USAGE')
 UNION ALL SELECT format('settings of the role %s in the database can be set again by a superuser only: ALTER ROLE %I '
   'SUPERUSER;', r.rolname, current_user)
 FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole

@@ -146,7 +146,8 @@ OBJECTS: Final = " UNION ALL ".join((
     _plain("event trigger", "pg_event_trigger", "evt", "x.evtevent, x.evtfoid::regproc, x.evtenabled, x.evttags"),
     _plain("publication", "pg_publication", "pub", """x.puballtables, x.pubinsert, x.pubupdate, x.pubdelete,
       x.pubtruncate, x.pubviaroot, ARRAY(SELECT ROW(schemaname, tablename,
-        ARRAY(SELECT jsonb_array_elements_text(to_jsonb(t)->'attnames') ORDER BY 1),
+        ARRAY(SELECT jsonb_array_elements_text(CASE jsonb_typeof(to_jsonb(t)->'attnames') WHEN 'array'
+        THEN to_jsonb(t)->'attnames' ELSE '[]' END) ORDER BY 1),
         to_jsonb(t)->>'rowfilter')::text FROM pg_publication_tables t WHERE t.pubname = x.pubname ORDER BY 1)"""),
     _plain("foreign-data wrapper", "pg_foreign_data_wrapper", "fdw",
            "x.fdwhandler::regproc, x.fdwvalidator::regproc, ARRAY(SELECT unnest(x.fdwoptions) ORDER BY 1)", "F"),
@@ -248,7 +249,8 @@ def without_rows(inventory: Inventory) -> Inventory:
 def split(pairs: Iterable[tuple[str, str]]) -> tuple[Inventory, dict[str, dict[str, str]]]:
     """Return the inventory in what the scripts above print, and of the rest, by its kind, names and values."""
     inventory: Inventory = {}
-    rest: dict[str, dict[str, str]] = {"snapshot": {}, "extension": {}, "missing": {}, "view": {}, "order": {}}
+    kinds = ("snapshot", "extension", "missing", "view", "order", "failed")
+    rest: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
     for name, value in pairs:
         if name.startswith("castore:"):
             kind, _, what = name.removeprefix("castore:").partition(" ")

@@ -12,7 +12,7 @@ import subprocess
 from typing import TYPE_CHECKING, Final
 
 from castore.errors import CastoreError
-from castore.services.engines.postgresql_sql import plain
+from castore.services.engines.postgresql_sql import plain, quoted_text
 from castore.services.process import Program
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ _DIRECTS: Final = ("-C", "--create")
 DEFERRABLE: Final = "--serializable-deferrable"
 _POLICIES_OFF: Final = b"\nSET row_security = off;\n"
 _POLICIES_ON: Final = b"\nSET row_security = on;\n"
+_LAST_SETTING: Final = _POLICIES_OFF
+_NO_PATH: Final = b"'search_path', ''"
 _HEAD_BYTES: Final = 1 << 25
 """More than castore's line and the settings at the beginning of a dump."""
 _END: Final = b"castore:end\0\0"
@@ -86,21 +88,20 @@ def refuse_options(options: Sequence[str]) -> None:
         )
 
 
-def with_policies(chunks: Iterable[Bytes]) -> Iterator[Bytes]:
-    """Yield a dump with `row_security` on in its first statements, which pg_dump sets to off.
+def prepared(chunks: Iterable[Bytes], path: str = "") -> Iterator[Bytes]:
+    """Yield a dump with other settings in its first statements than pg_dump writes.
 
-    With it off, a materialized view whose owner is subject to a policy cannot be filled again. No policy is
-    there yet when rows are loaded.
+    `row_security` is on: with it off, a materialized view whose owner is subject to a policy cannot be filled
+    again; no policy exists yet when rows are loaded. path: a search path, instead of none.
     """
     source = iter(chunks)
     head = b""
     for chunk in source:
         head += bytes(chunk)
-        at = head.find(_POLICIES_OFF)
-        if at >= 0:
-            head = head[:at] + _POLICIES_ON + head[at + len(_POLICIES_OFF) :]
-        if at >= 0 or len(head) > _HEAD_BYTES:
+        if _LAST_SETTING in head or len(head) > _HEAD_BYTES:
             break
+    setting = quoted_text(path).encode()
+    head = head.replace(_POLICIES_OFF, _POLICIES_ON, 1).replace(_NO_PATH, b"'search_path', " + setting, 1)
     yield head
     yield from source
 

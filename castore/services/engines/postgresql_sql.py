@@ -174,6 +174,15 @@ def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
         yield f"ALTER {database} IS_TEMPLATE true"
 
 
+def search_path(was: dict[str, Any]) -> str:
+    """Return the search path that sessions of a database have, as far as the database sets it."""
+    for role, setting in was.get("settings") or ():
+        name, _, value = setting.partition("=")
+        if role is None and name == "search_path":
+            return str(value)
+    return '"$user", public'
+
+
 def _dotted(name: str) -> str:
     return ".".join(map(quoted_name, name.split(".")))
 

@@ -27,6 +27,8 @@ _SWITCH_SECONDS: Final = 5.0
 
 def _inventory(database: sqlite3.Connection) -> tuple[object, ...]:
     """Return what a database has, as SQLite's own tables say; each call begins a read, if none has begun."""
+    # A name may be of bytes that are not UTF-8.
+    database.text_factory = bytes
     (pages,) = database.execute("PRAGMA page_count").fetchone()
     columns = "type, name, tbl_name, sql"
     return pages, database.execute(f"SELECT {columns} FROM sqlite_master ORDER BY {columns}").fetchall()
@@ -60,7 +62,7 @@ class SQLite(File, frozen=True):
                 sqlite3.connect(uri, uri=True, timeout=self.timeout or _WAIT_SECONDS)
             ) as database:
                 yield database
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             raise ProgramError(f"{self.path} cannot be taken: {error}") from error
 
     @contextlib.contextmanager

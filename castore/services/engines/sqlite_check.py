@@ -10,20 +10,24 @@ import contextlib
 import re
 import sqlite3
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from castore.errors import CastoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _COLLATION: Final = re.compile("no such collation sequence: (.+)")
 _ONLY_THERE: Final = re.compile(
     "no such (?:collation sequence|module|function|tokenizer)|unknown (?:function|tokenizer)|unsafe use of"
 )
 """Messages of SQLite about what only the application has."""
+_ROWS: Final = re.compile("(?:TEXT|NUMERIC|NULL|non-[A-Z]+) value in |CHECK constraint failed in ")
+"""What a check says of rows that SQLite accepted and now would not: they are as the application has them."""
 _MOST_COLLATIONS: Final = 1000
+_MOST_ROWS: Final = 10000
 
 
 @dataclass
@@ -35,6 +39,8 @@ class Soundness:
     """Collations that only the application has: the order of indexes that use them was not checked."""
     unchecked: list[str] = field(default_factory=list)
     """Tables of which more than that was not checked."""
+    odd: str = ""
+    """What the check says of a row that does not fit the schema; empty: nothing."""
 
     @property
     def told(self) -> str:
@@ -44,6 +50,9 @@ class Soundness:
         if self.unchecked:
             text += "; " if text else ""
             text += f"tables that need the application were not fully checked: {', '.join(self.unchecked)}"
+        if self.odd:
+            text += "; " if text else ""
+            text += f"it has rows, as it had when it was taken, that do not fit the schema: {self.odd}"
         return text
 
 
@@ -58,7 +67,7 @@ def look(path: str, what: str, *, thorough: bool = False) -> Soundness:
             _refuse(what, _quick_check(database, sound))
             if thorough:
                 _check_all(path, database, sound, what)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:
         _refuse(what, str(error))
     return sound
 
@@ -69,7 +78,17 @@ def _opened(path: str) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
         # What its schema calls while it is checked comes from the dump.
         database.execute("PRAGMA trusted_schema = OFF")
+        database.text_factory = lambda text: text.decode(errors="backslashreplace")
         yield database
+
+
+def _checked(database: sqlite3.Connection, check: str, sound: Soundness) -> str:
+    """Return the first thing that a check says of damage; "ok" for none."""
+    for (text,) in database.execute(check):
+        if not _ROWS.match(text):
+            return str(text)
+        sound.odd = sound.odd or text
+    return "ok"
 
 
 def _refuse(what: str, found: str) -> None:
@@ -84,7 +103,7 @@ def _quick_check(database: sqlite3.Connection, sound: Soundness) -> str:
     """Check pages and rows, with stand-ins for unknown collations: the order of indexes is not compared."""
     for _ in range(_MOST_COLLATIONS):
         try:
-            return str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+            return _checked(database, f"PRAGMA quick_check({_MOST_ROWS})", sound)
         except sqlite3.OperationalError as error:
             lacking = _COLLATION.fullmatch(str(error))
             if lacking is None:
@@ -99,21 +118,26 @@ def _check_all(path: str, database: sqlite3.Connection, sound: Soundness, what: 
     names = {name: '"' + name.replace('"', '""') + '"' for (name,) in found}
     with _opened(path) as plain:
         try:
-            _refuse(what, plain.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            _refuse(what, _checked(plain, f"PRAGMA integrity_check({_MOST_ROWS})", sound))
         except sqlite3.OperationalError as error:
             if not _ONLY_THERE.search(str(error)):
                 raise
             for name, quoted in names.items():
-                check = f"PRAGMA integrity_check({quoted})"
-                _refuse(what, str(_unless_lacking(plain, check, name, sound) or "ok"))
+                check = partial(_checked, plain, f"PRAGMA integrity_check({quoted})", sound)
+                _refuse(what, str(_unless_lacking(check, name, sound) or "ok"))
     for name, quoted in names.items():
-        sound.rows += _unless_lacking(database, f"SELECT count(*) FROM {quoted}", name, sound) or 0
+        count = partial(_count, database, quoted)
+        sound.rows += _unless_lacking(count, name, sound) or 0
 
 
-def _unless_lacking(database: sqlite3.Connection, sql: str, name: str, sound: Soundness) -> Any:
-    """Return the first value that SQL gives; None where it needs what only the application has."""
+def _count(database: sqlite3.Connection, quoted: str) -> int:
+    return int(database.execute(f"SELECT count(*) FROM {quoted}").fetchone()[0])
+
+
+def _unless_lacking(ask: Callable[[], Any], name: str, sound: Soundness) -> Any:
+    """Return what a question gives; None where it needs what only the application has."""
     try:
-        return database.execute(sql).fetchone()[0]
+        return ask()
     except sqlite3.OperationalError as error:
         if not _ONLY_THERE.search(str(error)):
             raise
