@@ -57,6 +57,7 @@ from castore.services.transaction import (
     check_health,
     contents_of,
     finish,
+    forget,
     refuse_interrupted,
     remember,
     undo,
@@ -464,6 +465,11 @@ class _Transaction:
             raise StoppedError(
                 f"{why}; and putting back the present state was interrupted: first castore recover {service}"
             ) from cause
+        if failed and not self._journal.changed:
+            # Nothing live was touched: what is left over must not block the next command.
+            self._say("; ".join(failed))
+            self._say(forget(self._store, service))
+            return
         if failed:
             number = f"; generation {self.safety.number} holds it" if self.safety else ""
             safety = self.safety.number if self.safety else None

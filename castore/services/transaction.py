@@ -411,7 +411,7 @@ def undo(store: Store, journal: Journal, changes: list[Change], *, later: bool =
         except (CastoreError, OSError) as error:
             left.append(f"{part.name!r} could not be put back: {error}")
     failed += left
-    if left and journal.phase != "begun" and journal.start:
+    if left and journal.changed and journal.start:
         # On a state that is half of each it would do more harm than while it is down.
         failed.append(f"so {journal.service!r} is not started")
     elif journal.phase != "begun" and journal.start:

@@ -293,3 +293,31 @@ def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(ser
             target = store.generation("s", 1)
             drill(store, target, dict(read_details(store, target).origins), Service(), castore.Ownership(change=False))
         assert left(server) == ""
+
+
+def test_a_database_without_what_the_template_has_comes_back_so(server: Postgres, lab: Lab):
+    with database(server, "app") as source:
+        server.psql("DROP SCHEMA public; DROP EXTENSION plpgsql", "app")
+        lab.snapshot("s", source)
+        server.psql("CREATE SCHEMA public; CREATE EXTENSION plpgsql; CREATE TABLE public.t (x int)", "app")
+        lab.roll_back(1)
+        asked = "SELECT (SELECT count(*) FROM pg_extension), (SELECT count(*) FROM pg_namespace WHERE nspname = 'public')"
+        assert server.psql(asked, "app") == "0|0"
+
+
+def test_an_inventory_of_objects_only_is_compared_as_such(server: Postgres, lab: Lab):
+    import msgspec
+
+    with database(server, "app") as source:
+        server.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1)", "app")
+        for kind in ("objects", "off"):
+            engine = msgspec.structs.replace(source["db"].engine, inventory=kind)
+            lab.snapshot("s", {"db": EngineSource("postgresql", engine)})
+        server.psql("DELETE FROM t", "app")
+        for number in (1, 2):
+            with lab.open() as store:
+                origins = dict(read_details(store, store.generation("s", number)).origins)
+            origins["db"].settings["inventory"] = "full"
+            lab.roll_back(number)
+            assert server.psql("SELECT x FROM t", "app") == "1"
+            server.psql("DELETE FROM t", "app")

@@ -308,7 +308,9 @@ class PostgreSQL(Engine, frozen=True):
         first = self._properties() or {}
         with contextlib.ExitStack() as stack:
             found, rest = stack.enter_context(self._inventory(first))
-            first |= {INVENTORY: catalogue.condensed(found), "server": int(self.version().split()[1])}
+            if not rest["failed"] and self.inventory != "off":
+                first[INVENTORY] = catalogue.condensed(found)
+            first["server"] = int(self.version().split()[1])
             first |= {"extensions": rest["extension"], "views": rest["view"], "orders": rest["order"]}
             if snapshot := rest["snapshot"].get(""):
                 argv.append(f"--snapshot={snapshot}")
@@ -370,10 +372,12 @@ class PostgreSQL(Engine, frozen=True):
 
         Return what differs and is no reason to refuse it, and the inventory. Raises CastoreError.
         """
+        # An empty one is that of a database without anything.
+        recorded = INVENTORY in was and self.inventory != "off"
         expected = was.get(INVENTORY) or {}
         for name, drop in _OF_TEMPLATE.items():
             # A new database has it from the template, and pg_dump does not write that it was dropped.
-            if expected and name not in expected and "(all " not in next(iter(expected)):
+            if recorded and name not in expected and "(all " not in next(iter(expected), ""):
                 self._query(drop, database=database)
         with self._snapshot(was, database) as (whole, rest):
             found = whole
@@ -381,9 +385,9 @@ class PostgreSQL(Engine, frozen=True):
             found = catalogue.condensed(found, always=True)
         if was.get("server", 0) // 10000 != int(self.version().split()[1]) // 10000:
             expected, found = catalogue.names_only(expected), catalogue.names_only(found)
-        if self.inventory != "full":
+        if self.inventory != "full" or not any(name.startswith("rows ") for name in expected):
             expected, found = catalogue.without_rows(expected), catalogue.without_rows(found)
-        if expected and self.inventory != "off":
+        if recorded:
             refuse_difference(self.database, expected, found)
         versions = was.get("extensions") or {}
         differing = [

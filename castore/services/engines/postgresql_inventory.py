@@ -87,7 +87,10 @@ OBJECTS: Final = " UNION ALL ".join((
             f"""pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
       WHERE (i.indisvalid OR t.relkind = 'p') AND {_SCHEMAS.format("c.relnamespace")} AND {_OURS.format("pg_class", "t")}"""),
     _select("constraint", "(pg_identify_object('pg_constraint'::regclass, c.oid, 0)).identity",
-            "pg_get_constraintdef(c.oid), c.convalidated, c.condeferrable, c.condeferred, c.connoinherit",
+            # Whether an inherited one was validated depends on which of the tables was made first.
+            """CASE WHEN c.coninhcount > 0 THEN replace(pg_get_constraintdef(c.oid), ' NOT VALID', '')
+      ELSE pg_get_constraintdef(c.oid) END, c.convalidated OR c.coninhcount > 0, c.condeferrable, c.condeferred,
+      c.connoinherit""",
             f"""pg_constraint c WHERE c.contype <> 'n' AND c.contype <> 't' AND (c.contype <> 'f' OR c.conparentid = 0)
       AND {_SCHEMAS.format("c.connamespace")}
       AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.deptype = 'e' AND e.objid IN (c.conrelid, c.contypid))"""),
