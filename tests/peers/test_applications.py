@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shlex
@@ -59,6 +60,10 @@ class Live(ABC):
         """Run SQL; return what it prints."""
 
     @abstractmethod
+    def spoil(self, table: str) -> None:
+        """Drop a table, and whatever else hangs on it."""
+
+    @abstractmethod
     def state(self) -> tuple[str, str]:
         """Return its text as the server's own dump program writes it, and a checksum of each table's rows."""
 
@@ -80,6 +85,9 @@ class OnMariaDB(Live):
 
     def run(self, sql: str) -> str:
         return self.server.sql(sql, "app")
+
+    def spoil(self, table: str) -> None:
+        self.run(f"SET foreign_key_checks = 0; DROP TABLE `{table}`")
 
     def state(self) -> tuple[str, str]:
         argv = ["mariadb-dump", "--no-defaults", f"--socket={self.server.socket}", "--user=root", *MARIADB_DUMP, "app"]
@@ -106,6 +114,9 @@ class OnPostgreSQL(Live):
 
     def run(self, sql: str) -> str:
         return self.server.psql(sql, "app")
+
+    def spoil(self, table: str) -> None:
+        self.run(f'DROP TABLE "{table}" CASCADE')
 
     def state(self) -> tuple[str, str]:
         argv = [f"{self.server.programs}/pg_dump", "-h", self.server.socket_folder, "-U", "postgres", "app"]
@@ -417,3 +428,39 @@ def test_the_state_follows_the_upgrades_and_rollbacks_of_an_application(app: App
 
     assert "is sound" in app.run("drill", "app")
     assert app.live.left() == []
+
+
+@pytest.mark.parametrize(
+    ("package", "files", "table"),
+    [
+        pytest.param("icinga2-ido-{}", ["schema/{}.sql"], "icinga_objects", id="icinga"),
+        pytest.param("zabbix-server-{}", ["schema.sql.gz", "images.sql.gz", "data.sql.gz"], "hosts", id="zabbix"),
+    ],
+)
+@pytest.mark.parametrize("server", ["mysql", "pgsql"])
+@pytest.mark.slow
+def test_the_schema_of_an_application_is_restored(
+    request: pytest.FixtureRequest, castore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, package: str, files: list[str], table: str, server: str
+):
+    live: Live = request.getfixturevalue({"mysql": "mariadb", "pgsql": "postgresql"}[server])
+    live.create()
+    folder = unpacked(package.format(server)) / "usr/share" / package.format(server)
+    for path in (folder / file.format(server) for file in files):
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            live.run(file.read().decode())
+    first = live.state()
+    monkeypatch.setenv("CASTORE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    settings = TOML.format(top=tmp_path, **live.keys)
+    (tmp_path / "castore.toml").write_text("[service.app.parts" + settings.partition("[service.app.parts")[2])
+    where = ("--config", str(tmp_path / "castore.toml"))
+    castore("init")
+    castore("snapshot", *where, "app")
+    live.spoil(table)
+    second = live.state()
+    castore("rollback", *where, "app", "--to", "1")
+    assert live.state() == first
+    castore("rollback", *where, "--undo", "app")
+    assert live.state() == second
+    assert "is sound" in castore("drill", *where, "app@1").stdout
+    assert live.left() == []
