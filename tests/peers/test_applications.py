@@ -124,10 +124,16 @@ class OnPostgreSQL(Live):
         rows = "md5(coalesce(string_agg(t::text, chr(10) ORDER BY t::text), ''))"
         tables = "SELECT quote_ident(schemaname) || '.' || quote_ident(tablename) FROM pg_tables WHERE schemaname !~ '^(pg_|inf)'"
         found = [f"SELECT '{name}', count(*), {rows} FROM {name} AS t;" for name in sorted(self.run(tables).split())]
-        return re.sub(r"(?m)^\\(un)?restrict .*$", "", text), self.run("".join(found))
+        text = re.sub(r"(?m)^\\(un)?restrict .*$", "", text)
+        return re.sub(r"(?ms)(?<=FROM stdin;\n).*?(?=^\\\.$)", _sorted, text), self.run("".join(found))
 
     def left(self) -> list[str]:
         return self.server.psql("SELECT datname FROM pg_database WHERE datname NOT IN ('app', 'postgres') AND NOT datistemplate").split()
+
+
+def _sorted(rows: re.Match[str]) -> str:
+    """Return rows in an order of their own: PostgreSQL puts a row wherever a page has room for it."""
+    return "".join(sorted(rows[0].splitlines(keepends=True)))
 
 
 @dataclass
