@@ -26,6 +26,9 @@ from castore.services.engines.command import Command
 from castore.services.engines.contract import Contents, Engine
 from castore.services.engines.ldap import LDAP, without_files
 from castore.services.engines.mariadb import MariaDB
+from castore.services.engines.mariadb_dump import _digests
+from castore.services.engines.mariadb_inventory import End, Table
+from castore.services.engines.mariadb_programs import Program
 from castore.services.engines.postgresql import PostgreSQL, PostgreSQLRoles
 from castore.services.engines.redis import Redis
 from castore.services.engines.sqlite import SQLite
@@ -121,9 +124,9 @@ def try_all(engine: Engine, dump: bytes, *, drilled: bool = True) -> list[str]:
 def mariadb_dump(name: str, script: bytes, view: str, **changed: str) -> bytes:
     """Return a dump as the engine stores it, with a script after its table, and a view."""
     introduction = {"charset": ["utf8mb4", "utf8mb4_bin"], "database": name, "mark": "ab"}
-    program = {"kind": "view", "name": "v", "text": view.encode(), "charset": "utf8mb4", "collation": "utf8mb4_bin", **changed}
-    records = [{"type": "table", "name": "t", "kind": "BASE TABLE"}, {"type": "end", "version": "10.11.0-MariaDB"}]
-    records += [{"type": "program", **program}] if view else []
+    program = {"type": "program", "kind": "view", "name": "v", "text": view.encode(), "charset": "utf8mb4", "collation": "utf8mb4_bin", **changed}
+    records: list = [Table("t", "BASE TABLE"), *([msgspec.convert(program, Program)] if view else [])]
+    records.append(End("10.11.0-MariaDB", (), _digests(records)))
     tail = b"".join(b"-- castore ab: " + msgspec.json.encode(one) + b"\n" for one in records)
     text = f"-- castore: {json.dumps(introduction)}\nCREATE TABLE `t` (\n  `a` text DEFAULT NULL\n);\n".encode()
     return text + script + b"\n-- castore ab: views\n" + tail

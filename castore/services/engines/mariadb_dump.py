@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from contextlib import ExitStack
@@ -66,6 +67,7 @@ class _State:
         self.tables = inventory.tables(client, database)
         self.definitions = inventory.definitions(client, database, self.tables.values())
         self.programs, self.unseen = programs.read(client, database)
+        self.stamps = inventory.stamps(client, database)
 
     def changes(self, later: _State) -> list[str]:
         """Return the names of what is not the same later."""
@@ -146,6 +148,17 @@ class Contents:
         lines = [
             f"the table {one.name} is not in the dump" for one in self.tables if one.name not in expected
         ]
+        lines += [
+            f"the definition of the table {one.name} is not the one that was taken"
+            for one in self.tables
+            if one.definition and one.definition != _digest(self.script.created.get(one.name, b""))
+        ]
+        digests = _digests([*self.tables, *self.programs])
+        lines += [
+            f"the record of the {name} is not the one that was taken"
+            for name in sorted(self.end.digests.keys() | digests.keys())
+            if self.end.digests.get(name) != digests.get(name)
+        ]
         if inventory.release(self.end.version) == inventory.release(client.query("SELECT VERSION()")[0][0]):
             lines += inventory.compared(expected, inventory.definitions(client, database, found.values()))
         else:
@@ -207,6 +220,7 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
         def tail() -> bytes:
             later = _State(client, database)
             reader.warnings += _compare(observed, before, later)
+            reader.warnings += _uncounted(client, observed, before, later)
             apart = others.unlocked.items()
             reader.warnings += [(os.fsencode(name), _OTHER_MOMENT + why) for name, why in apart]
             return b"".join(_tail(client, database, mark, observed, before, charset[1], unseen))
@@ -288,15 +302,38 @@ def _tail(
         if table.kind == "SEQUENCE":
             counted = None
         value = observed.script.values.get(name)
-        recorded.append(msgspec.structs.replace(table, rows=counted, value=value, round=rounds.get(name, 0)))
+        recorded.append(
+            msgspec.structs.replace(
+                table,
+                rows=counted,
+                value=value,
+                round=rounds.get(name, 0),
+                definition=_digest(observed.script.created.get(name, b"")),
+            )
+        )
         yield record_line(mark, msgspec.json.encode(recorded[-1]))
     yield os.fsencode(inventory.begin_rounds(recorded))
     for one in state.programs:
         yield record_line(mark, msgspec.json.encode(one))
     yield from programs.script(programs.ordered(one for one in state.programs if not one.broken), collation)
     version = client.query("SELECT VERSION()")[0][0]
-    end = inventory.End(version, tuple(unseen))
+    digests = _digests([*recorded, *state.programs])
+    end = inventory.End(version, tuple(unseen), digests)
     yield b"\n" + record_line(mark, msgspec.json.encode(end))
+
+
+def _digests(records: Iterable[inventory.Table | Program]) -> dict[str, str]:
+    """Return a digest of each record, by kind and name."""
+    return {
+        f"{'table' if isinstance(one, inventory.Table) else one.kind} {one.name}": _digest(
+            msgspec.json.encode(one)
+        )
+        for one in records
+    }
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
 def _refuse_limits(client: Client) -> None:
@@ -395,6 +432,28 @@ def _compare(observed: Observed, before: _State, later: _State) -> list[tuple[by
         elif normal(dumped, later.database) != text:
             warnings.append((os.fsencode(name), _OTHERWISE))
     return warnings
+
+
+def _uncounted(client: Client, observed: Observed, before: _State, later: _State) -> list[tuple[bytes, str]]:
+    """Return a warning for each table that has more or fewer rows than its dump.
+
+    Only tables that nobody changed while they were dumped can be compared.
+    """
+    quiet = []
+    for name, table in before.tables.items():
+        time, is_settled = before.stamps.get(name, ("", False))
+        if is_settled and later.stamps.get(name, ("", False))[0] == time and table.kind != "SEQUENCE":
+            quiet.append(table)
+    if (rows := observed.rows) is None or not quiet:
+        return []
+    found = inventory.count(
+        client, before.database, [one for one in quiet if not inventory.is_elsewhere(one)]
+    )
+    return [
+        (os.fsencode(name), f"it has {number} rows, and the dump {rows.get(name, 0)}")
+        for name, number in found.items()
+        if number != rows.get(name, 0) and name in observed.script.created
+    ]
 
 
 def history(client: Client) -> list[str]:

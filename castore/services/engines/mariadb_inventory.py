@@ -42,6 +42,8 @@ class Table(msgspec.Struct, frozen=True, omit_defaults=True, tag="table"):
     """Where a sequence continues."""
     round: int = 0
     """How often a sequence has begun again, which the dump program does not write."""
+    definition: str = ""
+    """A digest of its definition in the dump."""
 
 
 class End(msgspec.Struct, frozen=True, omit_defaults=True, tag="end"):
@@ -51,6 +53,8 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True, tag="end"):
     """Of the server."""
     unseen: tuple[str, ...] = ()
     """Kinds of programs that the account could not see."""
+    digests: dict[str, str] = {}
+    """Of each other record, by kind and name."""
 
 
 def tables(client: Client, database: str) -> dict[str, Table]:
@@ -157,6 +161,15 @@ def count(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, i
             script.append(f"SELECT {at}, COUNT(*) FROM {what}{history}")
     rows = client.query(";\n".join(script), database) if script else []
     return {wanted[int(at)].name: int(number) for at, number in rows}
+
+
+def stamps(client: Client, database: str) -> dict[str, tuple[str, bool]]:
+    """Return when each table was last changed, and whether that was some time ago."""
+    settled = "UPDATE_TIME IS NULL OR UPDATE_TIME < current_timestamp() - INTERVAL 2 SECOND"
+    times = "CONCAT_WS(' ', CREATE_TIME, UPDATE_TIME)"
+    where = f"WHERE TABLE_SCHEMA = {literal(database)}"
+    rows = client.query(f"SELECT TABLE_NAME, {times}, {settled} FROM information_schema.TABLES {where}")
+    return {name: (time, old == "1") for name, time, old in rows}
 
 
 def rounds(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, int]:

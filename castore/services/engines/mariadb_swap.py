@@ -268,7 +268,10 @@ class Swap:
         )
         # All columns of a table at once: it cannot be opened while one refers to the staged database.
         changes: dict[str, list[str]] = {}
+        tables = inventory.tables(self._client, self.live)
         for table, column, default in found:
+            if table not in tables:
+                continue  # a view that shows the column
             # The name is random, so it stands for nothing else.
             wanted = default.replace(mine, quoted(self.live) + ".")
             changes.setdefault(table, []).append(f"ALTER COLUMN {quoted(column)} SET DEFAULT ({wanted})")
