@@ -100,13 +100,13 @@ def _plain(found: Verification) -> dict[str, Any]:
 
 
 def _summary(found: Verification) -> str:
-    told = (
+    counts = (
         f"{text.count(len(found.damage), 'object or chunk is', 'objects or chunks are')} damaged, "
         f"{text.count(len(found.affected), 'part', 'parts')} of generations cannot be restored completely; "
     )
     if found.damage:
-        return told + "'castore repair' drops what cannot be read"
-    return told + "what the next snapshots still find heals them, 'castore forget' lets go of them"
+        return counts + "'castore repair' drops what cannot be read"
+    return counts + "what the next snapshots still find heals them, 'castore forget' lets go of them"
 
 
 def _print_findings(found: Verification) -> None:

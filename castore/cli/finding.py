@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("pattern")
 @click.argument("service", required=False)
 @click.option("--part", default="", metavar="PART", help="Only in this part.")
-@click.option("-i", "--ignore-case", is_flag=True, help="Match upper and lower case alike.")
+@click.option("-i", "--ignore-case", is_flag=True, help="Ignore case.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N paths.")
 @json_option
 @common
@@ -153,8 +153,8 @@ def _date(generation: Generation) -> str:
 def history(context: Common, what: str, limit: int | None, as_json: bool) -> None:
     """List the versions of a part, a directory or a file over all generations, newest first.
 
-    A version is a row of generations in which nothing of it changed: content, metadata, what is below a
-    directory.
+    A version is a run of generations between which nothing of it changed: content, metadata, what is below
+    a directory.
     """
     from castore.content.streams import StreamReader
     from castore.errors import UsageError

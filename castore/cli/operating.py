@@ -75,10 +75,10 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: boo
 
         def wanted(service: str, generation: Generation) -> bool:
             short = short_revision(generation.revision)
-            told = f"revision {short} was here before, as {service}@{generation.number}"
-            if restoring or (sys.stdin.isatty() and click.confirm(f"{told}. Restore its state?", err=True)):
+            known = f"revision {short} was here before, as {service}@{generation.number}"
+            if restoring or (sys.stdin.isatty() and click.confirm(f"{known}. Restore its state?", err=True)):
                 return True
-            click.echo(f"{told}; not restored: castore follow {service}, or castore rollback", err=True)
+            click.echo(f"{known}; not restored: castore follow {service}, or castore rollback", err=True)
             return False
 
         done = run_guarded(work, services, command, wanted)
@@ -326,7 +326,7 @@ def check(context: Common, as_json: bool) -> None:
     faults = load(settings.path, home=places.home(), tolerant=True).faults  # with missing programs
     found: list[dict[str, Any]] = []
 
-    def told(what: str, error: CastoreError | str | None, *, needed: bool = True) -> None:
+    def report(what: str, error: CastoreError | str | None, *, needed: bool = True) -> None:
         problem = None if error is None else str(error)
         found.append({"what": what, "ok": problem is None, "needed": needed, "problem": problem})
         if as_json:
@@ -340,9 +340,9 @@ def check(context: Common, as_json: bool) -> None:
         try:
             action()
         except CastoreError as error:
-            told(what, error)
+            report(what, error)
         else:
-            told(what, None)
+            report(what, None)
 
     def open_store() -> None:
         with context.open_store() as store:
@@ -350,9 +350,9 @@ def check(context: Common, as_json: bool) -> None:
                 store.identity()
             except CastoreError as error:
                 reason = f"not reachable, which restore and rollback need ({error})"
-                told("identity", reason, needed=False)
+                report("identity", reason, needed=False)
             else:
-                told("identity", None)
+                report("identity", None)
 
     def tree(service: Service, part: str, own: TreePart) -> None:
         if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):
@@ -364,7 +364,7 @@ def check(context: Common, as_json: bool) -> None:
     tried("store", open_store)
     for problem in (one for problems in faults.values() for one in problems):
         where, _, what = problem.removeprefix(f"{settings.path}: ").partition(": ")
-        told(where, what)
+        report(where, what)
     for name, service in {**settings.service, **settings.partial}.items():
         tried(f"{name}: revision", lambda service=service: current(service.revision, service.timeout))
         for part, described in service.parts.items():

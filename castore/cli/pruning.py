@@ -102,7 +102,7 @@ def _rules_of(
 ) -> tuple[dict[str, Service | None], list[str]]:
     """Return the settings of the services to prune, and why some of them were left out.
 
-    keep: the rules of every service, in the place of castore.toml's. Raises ConfigError where a service was
+    keep: the rules of every service, instead of castore.toml's. Raises ConfigError where a service was
     named whose description has mistakes.
     """
     from castore.errors import ConfigError
@@ -163,7 +163,7 @@ def unpin(context: Common, what: str, as_json: bool) -> None:
     if as_json:
         print_json({"service": service, "number": number, "pinned": False, "changed": True})
     else:
-        summarize(f"{service}@{number} is not pinned any more")
+        summarize(f"{service}@{number} is no longer pinned")
 
 
 @click.command(epilog="Example: castore forget drupal@7 drupal@20-29")
@@ -197,8 +197,8 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, 
             found = filter(chosen_host(store, service), store.generations(service)) if everything else ()
             for generation in list(found) or find_range(store, service, selector or "latest"):
                 chosen.setdefault(service, {})[generation.number] = generation
-        told = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
-        if not (yes or agreed(f"Remove {told} for good?")):
+        names = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
+        if not (yes or agreed(f"Remove {names} for good?")):
             print_json({"forgotten": []}) if as_json else summarize("nothing was removed")
             return
         for service, generations in chosen.items():
@@ -209,7 +209,7 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, 
         numbers = [(service, number) for service, found in chosen.items() for number in found]
         print_json({"forgotten": [{"service": service, "number": number} for service, number in numbers]})
     else:
-        summarize(f"forgotten: {told}")
+        summarize(f"forgotten: {names}")
 
 
 @click.command(epilog="Example: castore prune --dry-run drupal")
@@ -387,10 +387,10 @@ def _print_done(done: Compacted) -> None:
     freed = done.removed_bytes - done.written_bytes
     summarize(
         f"freed {text.size(max(freed, 0))}: {_packs(done.removed)} removed, "
-        f"{text.size(done.written_bytes)} written anew"
+        f"{text.size(done.written_bytes)} rewritten"
     )
     if done.condemned:
-        summarize(f"{_packs(done.condemned)} set aside: a later run removes what nothing has come to need")
+        summarize(f"{_packs(done.condemned)} set aside: a later run removes those that are still not needed")
     if not is_quiet():
         _print_kept(done.plan)
 

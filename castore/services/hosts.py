@@ -72,7 +72,7 @@ def note_taken(store: Store, service: str, number: int) -> None:
 
 
 def own(store: Store, service: str) -> Predicate:
-    """Return which generations of a service belong to this host, whichever is chosen, as `chosen` says."""
+    """Return which generations of a service belong to this host: as `chosen`, but ignoring --host."""
     try:
         return _own_or_only(store, service, store.is_own, lambda _text: None)
     except NotFoundError:

@@ -58,7 +58,7 @@ def prune(
     or a rollback has not ended), and what came of the space. Raises what `compact` raises, with the
     generations removed.
     """
-    gone: list[Generation] = []
+    removed: list[Generation] = []
     left_out: list[CastoreError] = []
     for service, settings in services.items():
         try:
@@ -70,8 +70,8 @@ def prune(
         except (BusyError, NotIntactError) as error:
             left_out.append(error)
             continue
-        gone += let_go
-    return gone, left_out, give_back(store, tally, grace=grace, **limits)
+        removed += let_go
+    return removed, left_out, give_back(store, tally, grace=grace, **limits)
 
 
 def give_back(store: Store, tally: Tally, *, grace: float, **limits: Unpack[Limits]) -> Compacted:

@@ -218,10 +218,10 @@ class MariaDB(Engine, frozen=True):
         """Give a function that reads what the dump program writes: one moment of the database."""
         odd = self._odd_views(self.database)
         most = int(self._query("SELECT @@GLOBAL.max_allowed_packet")[0][0])
-        told: dict[str, object] = {"charset": self._charset(self.database), "views": odd}
+        recorded: dict[str, object] = {"charset": self._charset(self.database), "views": odd}
         # Without the right to read the schema mysql, the users are not recorded.
         with contextlib.suppress(ProgramError):
-            told["accounts"] = msgspec.to_builtins(accounts.read_accounts(self._quietly, self.database))
+            recorded["accounts"] = msgspec.to_builtins(accounts.read_accounts(self._quietly, self.database))
         with self._argv(0) as (argv, kept):
             options = [
                 *("--single-transaction", "--skip-dump-date", "--hex-blob", "--no-tablespaces"),
@@ -230,7 +230,7 @@ class MariaDB(Engine, frozen=True):
             ]
             with run_dump([*argv, *options], **self._process(kept)) as readinto:
                 measured = Measured(trailing(readinto, _WHOLE, argv[0]), most)
-                reader = Reader(measured, told)
+                reader = Reader(measured, recorded)
                 measured.warnings = reader.warnings
                 reader.warnings += [(os.fsencode(view.name), _LACKING) for view in odd if view.broken]
                 reader.warnings += [(os.fsencode(name), _STRANGE) for name in self._strange_names()]
@@ -331,11 +331,11 @@ class MariaDB(Engine, frozen=True):
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Make a database, and load the dump."""
         live, new, old, code = memo["live"], memo["new"], memo["old"], memo["code"]
-        told = introduction_of(contents.target())
+        introduction = introduction_of(contents.target())
         present = self._charset(live)
         # An older castore did not record it: then it is as in the live database.
         self._query(f"""
-            CREATE DATABASE {_name(new)}{_charset_of(told.get("charset") or present)};
+            CREATE DATABASE {_name(new)}{_charset_of(introduction.get("charset") or present)};
             CREATE DATABASE {_name(old)}{_charset_of(present)};
             CREATE DATABASE {_name(code)};
             CREATE TABLE {_name(code)}.kept (which VARCHAR(10), number INT, text LONGBLOB NOT NULL,
@@ -343,16 +343,16 @@ class MariaDB(Engine, frozen=True):
             CREATE TABLE {_name(code)}.staged (number INT);
         """)
         self._feed(new, contents.target())
-        self._make_views(new, (_View(*view) for view in told.get("views", ())))
+        self._make_views(new, (_View(*view) for view in introduction.get("views", ())))
         # Its events would run, and its triggers would keep its tables from being moved.
         self._keep_code(memo, "new")
         self._drop_code(new)
         if not memo["existed"]:
-            memo["made"] = "\n".join(self._make_accounts(memo, told))
+            memo["made"] = "\n".join(self._make_accounts(memo, introduction))
 
-    def _make_accounts(self, memo: Memo, told: dict[str, Any]) -> list[str]:
+    def _make_accounts(self, memo: Memo, introduction: dict[str, Any]) -> list[str]:
         """Create the recorded users that do not exist; return a line for each."""
-        recorded = accounts.decode(told)
+        recorded = accounts.decode(introduction)
         if recorded is None:
             line = (
                 f"the dump does not record the users of the database {memo['live']}: create those that it "
@@ -456,9 +456,9 @@ class MariaDB(Engine, frozen=True):
                 if checked[-1][-1] != "OK" and "doesn't support" not in checked[-1][-1]:
                     raise CastoreError(f"the table {table}: {checked[-1][-1]}")
                 rows += int(own._query(f"SELECT count(*) FROM {_name(table)}", "drill")[0][0])
-            told = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}"
-            told += ", CHECK TABLE ok, in a server of its own"
-            yield told, {"SOCKET": socket, "DATABASE": "drill", "USER": "root"}
+            finding = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}"
+            finding += ", CHECK TABLE ok, in a server of its own"
+            yield finding, {"SOCKET": socket, "DATABASE": "drill", "USER": "root"}
 
     @contextlib.contextmanager
     def _scratch_server(self, folder: str) -> Iterator[str]:

@@ -129,7 +129,7 @@ class PostgreSQL(Engine, frozen=True):
         return found
 
     def recorded(self, name: str, settings: dict[str, dict[str, Any]]) -> dict[str, tuple[str, Engine]]:
-        """Return the parts of a whole cluster that a generation has, on this server."""
+        """Return the parts of an entire cluster that a generation has, on this server."""
         if not self.cluster:
             return {}
         found: dict[str, tuple[str, Engine]] = {
@@ -251,18 +251,18 @@ class PostgreSQL(Engine, frozen=True):
         found = self._query(PROPERTIES, {"live": self.database})
         if not found:
             return None
-        told: dict[str, Any] = json.loads(found[0])
-        row = told.pop("row")
-        told |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
+        recorded: dict[str, Any] = json.loads(found[0])
+        row = recorded.pop("row")
+        recorded |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
         # It had another name before PostgreSQL 17.
         if locale := row.get("datlocale") or row.get("daticulocale"):
-            told["locale"] = locale
+            recorded["locale"] = locale
         if self._query("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT');") == ["t"]:
             found = self._query(PASSWORDS)
             hashes = json.loads(found[0]) if found else {}
-            for role in told["roles"] or ():
+            for role in recorded["roles"] or ():
                 role["password"] = hashes.get(role["name"])
-        return told
+        return recorded
 
     def _load_into(self, database: str, chunks: Iterable[Bytes], *, stops: bool = True) -> None:
         """Feed a dump to psql, which runs no command in it. stops: at the first error."""
@@ -395,9 +395,9 @@ class PostgreSQL(Engine, frozen=True):
             )
             rows = sum(int(own._query(table + ";", database="drill")[0]) for table in tables)
             size = own._query("SELECT pg_database_size('drill');")[0]
-            told = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}, "
-            told += f"{counted(int(size), 'byte')} in a server of its own"
-            yield told, {"HOST": socket, "DATABASE": "drill", "USER": "postgres"}
+            finding = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}, "
+            finding += f"{counted(int(size), 'byte')} in a server of its own"
+            yield finding, {"HOST": socket, "DATABASE": "drill", "USER": "postgres"}
 
     def _server_programs(self) -> str:
         """Return the directory of initdb and postgres: those of the newest server that is installed."""

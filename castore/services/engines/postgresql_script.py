@@ -119,7 +119,7 @@ def _checked(chunks: Iterable[Bytes], lexers: tuple[_Lexer, ...]) -> Iterator[by
 
 
 class _Lexer:
-    """Reads whole lines as psql's scanner does. escapes: as if standard_conforming_strings were off."""
+    """Reads complete lines as psql's scanner does. escapes: as if standard_conforming_strings were off."""
 
     def __init__(
         self, *, copy: bool = True, escapes: bool = False, allowed: re.Pattern[bytes] | None = None
