@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -132,11 +133,12 @@ def _find_line(service: str, hit: Hit, *, hosts: bool) -> str:
     entry = newest.entry
     kind = text.mode_text(entry.st_mode)[0] if entry is not None else "-"
     modified = text.local_time(entry.mtime) if entry is not None else "-"
+    size = "-" if _is_directory(newest) else text.size(newest.size)
     versions = text.count(len(hit.spans), "version")
     host = f"  {text.printable(hit.host)}" if hosts else ""
     return (
         f"{numbers:>9}  {_date(hit.spans[0].generations[0])}  {_date(newest.generations[-1])}  {kind} "
-        f"{text.size(newest.size):>8}  {modified}  {versions:>12}{host}  {_path(service, hit)}"
+        f"{size:>8}  {modified}  {versions:>12}{host}  {_path(service, hit)}"
     )
 
 
@@ -195,13 +197,17 @@ def _history_table(hit: Hit) -> str:
         [
             _ranges(span.generations),
             text.local_time(span.generations[0].time),
-            "-" if span.exists is False else text.size(span.size),
+            "-" if span.exists is False or _is_directory(span) else text.size(span.size),
             text.local_time(span.entry.mtime) if span.entry is not None else "-",
             _shown_change(span),
         ]
         for span in hit.spans
     ]
     return text.table(rows, header=["generations", "from", "size", "modified", "change"], right={0, 2})
+
+
+def _is_directory(span: Span) -> bool:
+    return span.entry is not None and stat.S_ISDIR(span.entry.st_mode)
 
 
 def _shown_change(span: Span) -> str:

@@ -45,4 +45,7 @@ def is_quiet() -> bool:
 def summarize(line: Any) -> None:
     """Print a line that says what was done, unless --quiet is given."""
     if not is_quiet():
-        print(line, flush=True)
+        from castore.cli.progress import hushed
+
+        with hushed():  # not on the line that shows progress
+            print(line, flush=True)

@@ -45,10 +45,11 @@ _MARK: Final = "CASTORE_PROGRAM"
 
 
 class _Errors:
-    """A program's standard error, shown, and its last lines kept."""
+    """A program's standard error: its last lines are kept; it is copied to castore's own if `shown`."""
 
-    def __init__(self, only: Filter | None) -> None:
+    def __init__(self, only: Filter | None, *, shown: bool) -> None:
         self._only = only
+        self._shown = shown
         self._read, self.write = os.pipe()
         self._lines: deque[bytes] = deque(maxlen=TOLD_LINES)
         self._rest = b""
@@ -81,8 +82,9 @@ class _Errors:
         self._keep(rest)
         os.close(self._read)
 
-    @staticmethod
-    def _show(data: bytes) -> None:
+    def _show(self, data: bytes) -> None:
+        if not self._shown:
+            return
         with contextlib.suppress(OSError):
             os.write(2, data)
 
@@ -128,11 +130,12 @@ class Program:
         grace: float | None = GRACE_SECONDS,
         kept: Sequence[int] = (),
         only: Filter | None = None,
+        shown: bool = True,
     ) -> None:
         self._grace = grace
         self._kept = kept
         self._apart = account is not None
-        self._errors = _Errors(only) if captured and not interactive else None
+        self._errors = _Errors(only, shown=shown) if captured and not interactive else None
         # What only does something may leave others running on purpose: they are not marked.
         self._mark = os.urandom(12).hex() if captured and not interactive else ""
         self._name = argv[0] if argv else ""

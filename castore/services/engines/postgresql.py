@@ -264,13 +264,18 @@ class PostgreSQL(Engine, frozen=True):
                 role["password"] = hashes.get(role["name"])
         return recorded
 
-    def _load_into(self, database: str, chunks: Iterable[Bytes], *, stops: bool = True) -> None:
-        """Feed a dump to psql, which runs no command in it. stops: at the first error."""
+    def _load_into(
+        self, database: str, chunks: Iterable[Bytes], *, stops: bool = True, shown: bool = True
+    ) -> None:
+        """Feed a dump to psql, which runs no command in it.
+
+        stops: at the first error. shown: errors are printed as they occur, too.
+        """
         argv = [*self._psql(database), "--output=/dev/null"]
         if not stops:
             argv.append("--set=ON_ERROR_STOP=0")
         script = guarded(argv[0], chunks, stops=stops)
-        feed(argv, script, **self._process(), only=plain)
+        feed(argv, script, **self._process(), only=plain, shown=shown)
 
     def ready(self) -> None:
         """See whether the server answers, and a roll-back would bring all back."""
@@ -373,7 +378,8 @@ class PostgreSQL(Engine, frozen=True):
                 own._query("DROP DATABASE IF EXISTS drill;")
                 own._query("CREATE DATABASE drill TEMPLATE template0 ENCODING 'UTF8';")
                 try:
-                    own._load_into("drill", contents.target())
+                    # The first attempts may fail, for want of a role: that is no error of the drill.
+                    own._load_into("drill", contents.target(), shown=False)
                     break
                 except ProgramError as error:
                     # Roles are the server's, not the database's: they are not in its dump.
