@@ -45,7 +45,7 @@ def test_a_revision_that_is_a_path_is_selected_by_its_base_name(castore, stored)
     assert [number(one) for one in ("r1", "=r10", "r2", "/srv/releases/r2")] == [1, 2, 3, 3]
 
 
-@pytest.mark.parametrize(("columns", "header"), [(120, "total new stored"), (80, "total stored"), (60, "")])
+@pytest.mark.parametrize(("columns", "header"), [(120, "total new stored"), (80, "total stored"), (62, "")])
 def test_the_log_fits_the_terminal(castore, stored, columns, header):
     words = ["script", "-qec", f"stty cols {columns}; unset COLUMNS; exec {sys.executable} -m castore log", "/dev/null"]
     run = subprocess.run(words, cwd=stored, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
