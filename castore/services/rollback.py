@@ -163,11 +163,14 @@ def _roll_back(
             elif isinstance(source, EngineSource) and service.stop and name in memos:
                 now[name] = EngineSource(source.name, source.engine.stopped(memos[name]))
         if now or absent.kinds:
+            # On a new machine, what exists in the place of the service is the state of no revision. Filed
+            # under the configured one, 'follow' would restore it.
+            empty = bool(absent.kinds) and store.live_revision(target.service) is None
             taken = snapshot(
                 store,
                 target.service,
                 now,
-                revision=revision,
+                revision="" if empty else revision,
                 safety=True,
                 lacks=plan.untouched,
                 leave_out=leave_out,
