@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from castore.errors import BusyError, CastoreError, NotIntactError, UsageError
 from castore.model.counting import count as counted
 from castore.services.events import event
-from castore.services.hosts import chosen
+from castore.services.hosts import removable
 from castore.services.retention import judge
 from castore.services.transaction import refuse_interrupted
 from castore.upkeep.compact import compact
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 def judged(store: Store, service: str, settings: Service | None, now: int) -> list[Verdict]:
     """Return what the rules of a service say of each generation of the chosen host, newest first.
 
-    now: ns since 1970. Raises StorageError, NotFoundError where no host is chosen and several others than
-    this one have generations.
+    now: ns since 1970. Raises StorageError, NotFoundError where the chosen host has no generation.
     """
-    wanted = chosen(store, service, mine=store.is_of_this_host)
+    wanted = removable(store, service)
     live = store.live_revision(service)
     return judge(
         filter(wanted, store.generations(service)),
