@@ -60,8 +60,10 @@ class Watch:
     @contextlib.contextmanager
     def shown(self) -> Iterator[Watch]:
         """Draw while the block runs, on a thread."""
+        from castore.services.interrupts import start_without_signals
+
         thread = threading.Thread(target=self._draw, name="progress", daemon=True)
-        thread.start()
+        start_without_signals(thread)
         try:
             yield self
         finally:

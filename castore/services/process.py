@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from castore.errors import ProgramError
-from castore.services.interrupts import unheard
+from castore.services.interrupts import start_without_signals, unheard
 
 if TYPE_CHECKING:
     import pwd
@@ -59,7 +59,7 @@ class _Errors:
     def start(self) -> None:
         """Begin: the program has the writing end now."""
         os.close(self.write)
-        self._thread.start()
+        start_without_signals(self._thread)
 
     def _pass_on(self) -> None:
         poll = select.poll()
@@ -160,7 +160,7 @@ class Program:
             self._alarm = os.eventfd(0)
             self._timer = threading.Timer(timeout, self._end_late)
             self._timer.daemon = True
-            self._timer.start()
+            start_without_signals(self._timer)
 
     def _start(
         self,
