@@ -54,20 +54,20 @@ def make_tree(tree: str, files: int) -> None:
             file.write(f"{number}\n")
 
 
-def change(tree: str, files: int, night: int, *, clustered: bool) -> None:
+def change(tree: str, files: int, number: int, *, clustered: bool) -> None:
     """Change 1 % of the files, and create one."""
-    rng = random.Random(night)
+    rng = random.Random(number)
     count = files // 100
     if clustered:
         folders = rng.sample(range(files // A_DIRECTORY), max(count // A_DIRECTORY, 1))
         numbers = [folder * A_DIRECTORY + one for folder in folders for one in range(A_DIRECTORY)]
     else:
         numbers = rng.sample(range(files), count)
-    for number in numbers:
-        with open(path_of(tree, number), "a") as file:
-            file.write(f"night {night}\n")
-    with open(os.path.join(tree, "000", "00000", f"report-{night:03}.log"), "w") as file:
-        file.write(f"{night}\n")
+    for one in numbers:
+        with open(path_of(tree, one), "a") as file:
+            file.write(f"change {one}\n")
+    with open(os.path.join(tree, "000", "00000", f"report-{number:03}.log"), "w") as file:
+        file.write(f"{number}\n")
 
 
 def make(folder: str, files: int, generations: int, *, clustered: bool) -> None:
@@ -81,9 +81,9 @@ def make(folder: str, files: int, generations: int, *, clustered: bool) -> None:
     places = Places(os.path.join(folder, "state", "castore"), os.path.join(folder, "cache", "castore"))
     storage = LocalStorage(os.path.join(folder, "store"), create=True)
     Store.create(storage, places, [(identity.recipient, "")]).close()
-    for night in range(generations):
-        if night:
-            change(tree, files, night, clustered=clustered)
+    for number in range(generations):
+        if number:
+            change(tree, files, number, clustered=clustered)
         with castore.open_store(os.path.join(folder, "store"), places) as store:
             castore.snapshot(store, "s", {"t": castore.TreeSource(tree)})
 

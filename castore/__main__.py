@@ -16,8 +16,8 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(130)
 
 
-# Nothing has begun while modules are imported: Ctrl-C ends that without a traceback. Whoever started castore
-# may want it ignored.
+# No work has begun while modules are imported: Ctrl-C ends castore without a traceback. The caller may have
+# SIGINT ignored, as nohup does with SIGHUP.
 if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _leave)
 
@@ -29,11 +29,11 @@ def main() -> NoReturn:
     try:
         run()
     finally:
-        # All is done: an interrupt would only show where the interpreter ends.
+        # The work is done: an interrupt would only print a traceback while the interpreter exits.
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
         _signal.signal(_signal.SIGALRM, _signal.SIG_IGN)
-        # Python kills itself with SIGINT, whatever the exit code, if a KeyboardInterrupt ever passed through
-        # exec() of a string, as dataclasses use while they are defined. Another exec() forgets that.
+        # Python kills itself with SIGINT, regardless of the exit code, if a KeyboardInterrupt ever passed
+        # through exec() of a string, as dataclasses use while they are defined. Another exec() resets that.
         exec("")  # noqa: S102
 
 

@@ -66,7 +66,7 @@ check_compiler() {
     echo '#include <stdint.h>' | ${CC:-cc} -E - >/dev/null 2>&1 || need gcc libc6-dev
 }
 
-# is_usable: does the .venv that exists run castore, whatever sources it was made for?
+# is_usable: does the .venv that exists run castore, from any sources?
 is_usable() {
     [ -x "$venv/bin/python" ] && (run_castore_module --version) >/dev/null 2>&1
 }

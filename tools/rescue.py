@@ -395,4 +395,4 @@ if __name__ == "__main__":
         store = Store(path, read_identity(identity))
         store.restore(*wanted) if wanted else store.list_generations()
     several = "s" * (len(problems) != 1)
-    need(not problems, f"{len(problems)} problem{several}, named above; all else is whole", 5)
+    need(not problems, f"{len(problems)} problem{several}, named above; everything else is intact", 5)

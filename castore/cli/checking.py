@@ -81,7 +81,7 @@ def verify(
         summarize(
             f"{text.count(found.generations, 'generation')}, {text.count(found.packs, 'pack')}, "
             f"{text.count(found.nodes, 'node')}, {text.count(found.chunks, 'reference')} to chunks"
-            f"{looked}{resumed}"
+            f"{looked}{resumed}{'; no damage found' if found.sound else ''}"
         )
     if not found.sound:
         raise DamageError(_summary(found))
@@ -100,13 +100,13 @@ def _plain(found: Verification) -> dict[str, Any]:
 
 
 def _summary(found: Verification) -> str:
-    told = (
+    counts = (
         f"{text.count(len(found.damage), 'object or chunk is', 'objects or chunks are')} damaged, "
         f"{text.count(len(found.affected), 'part', 'parts')} of generations cannot be restored completely; "
     )
     if found.damage:
-        return told + "'castore repair' drops what cannot be read"
-    return told + "what the next snapshots still find heals them, 'castore forget' lets go of them"
+        return counts + "'castore repair' drops what cannot be read"
+    return counts + "what the next snapshots still find heals them, 'castore forget' lets go of them"
 
 
 def _print_findings(found: Verification) -> None:
@@ -176,7 +176,7 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
             f"{text.count(done.kept_records, 'record')} kept, {done.lost_records} lost"
         )
         _print_findings(after)
-    elif not dry_run and after.sound:
+    elif after.sound:
         summarize("nothing to repair")
     if not after.sound:
         raise DamageError(_summary(after))

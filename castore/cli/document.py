@@ -1,7 +1,8 @@
 """The JSON document of a run with --json: standard output has this document and nothing else.
 
-While it is being made, descriptor 1 is standard error: whatever a command, a hook or a deployment prints
-cannot get into the document. `main` writes the document at the end, with the error of the run in it.
+While the command runs, descriptor 1 is standard error, so that the output of a command, a hook or a
+deployment cannot get into the document. `main` writes the document at the end, with the error of the run in
+it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _EXACT: Final = 1 << 53
 """Readers that hold numbers as binary64, jq among them, know integers up to this."""
-# Neither has false negatives; where one matches, the whole value is looked through.
+# Neither has false negatives; where one matches, the entire value is converted.
 _SURROGATE: Final = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 _LONG_NUMBER: Final = re.compile(r"[\[ -]\d{16}")
 _KINDS: Final = {"TakenBackError": "deployment-failed", "CastoreError": "failed"}

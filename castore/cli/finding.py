@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("pattern")
 @click.argument("service", required=False)
 @click.option("--part", default="", metavar="PART", help="Only in this part.")
-@click.option("-i", "--ignore-case", is_flag=True, help="Match upper and lower case alike.")
+@click.option("-i", "--ignore-case", is_flag=True, help="Ignore case.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N paths.")
 @json_option
 @common
@@ -132,11 +133,12 @@ def _find_line(service: str, hit: Hit, *, hosts: bool) -> str:
     entry = newest.entry
     kind = text.mode_text(entry.st_mode)[0] if entry is not None else "-"
     modified = text.local_time(entry.mtime) if entry is not None else "-"
+    size = "-" if _is_directory(newest) else text.size(newest.size)
     versions = text.count(len(hit.spans), "version")
     host = f"  {text.printable(hit.host)}" if hosts else ""
     return (
         f"{numbers:>9}  {_date(hit.spans[0].generations[0])}  {_date(newest.generations[-1])}  {kind} "
-        f"{text.size(newest.size):>8}  {modified}  {versions:>12}{host}  {_path(service, hit)}"
+        f"{size:>8}  {modified}  {versions:>12}{host}  {_path(service, hit)}"
     )
 
 
@@ -153,8 +155,8 @@ def _date(generation: Generation) -> str:
 def history(context: Common, what: str, limit: int | None, as_json: bool) -> None:
     """List the versions of a part, a directory or a file over all generations, newest first.
 
-    A version is a row of generations in which nothing of it changed: content, metadata, what is below a
-    directory.
+    A version is a run of generations between which nothing of it changed: content, metadata, what is below
+    a directory.
     """
     from castore.content.streams import StreamReader
     from castore.errors import UsageError
@@ -195,13 +197,17 @@ def _history_table(hit: Hit) -> str:
         [
             _ranges(span.generations),
             text.local_time(span.generations[0].time),
-            "-" if span.exists is False else text.size(span.size),
+            "-" if span.exists is False or _is_directory(span) else text.size(span.size),
             text.local_time(span.entry.mtime) if span.entry is not None else "-",
             _shown_change(span),
         ]
         for span in hit.spans
     ]
     return text.table(rows, header=["generations", "from", "size", "modified", "change"], right={0, 2})
+
+
+def _is_directory(span: Span) -> bool:
+    return span.entry is not None and stat.S_ISDIR(span.entry.st_mode)
 
 
 def _shown_change(span: Span) -> str:

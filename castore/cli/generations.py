@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from castore.cli import text
 from castore.cli.document import times
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 _Drills = Mapping[tuple[str, int], "Event"]
+_OPTIONAL: Final = ("new", "stored", "total")
+"""Columns of `castore log` that a narrow terminal can do without, in this order: `show` has them, too."""
 
 
 def plain(
@@ -84,10 +86,13 @@ def table(
     drilled: _Drills,
     pinned: Mapping[str, Mapping[int, str]],
     groups: HostGroups | None = None,
+    *,
+    width: int | None = None,
 ) -> str:
     """Return the table of `castore log`; when each was last drilled, if any was.
 
     pinned: notes of pins, by service and number. groups: the hosts, if the table shows them.
+    width: the columns of the terminal that shows it; sizes that do not fit are left out.
     """
     rows = []
     for generation in generations:
@@ -128,7 +133,16 @@ def table(
     header += ["parts", "total", "new", "stored"]
     right = {1, *range(len(header) - 3, len(header))}
     header += ["drilled"] if drilled else []
-    return text.table(rows, header=header, right=right)
+    shown = text.table(rows, header=header, right=right)
+    for name in _OPTIONAL:
+        if width is None or max(map(len, shown.splitlines())) <= width:
+            break
+        at = header.index(name)
+        for row in [header, *rows]:
+            del row[at]
+        right = {position - (position > at) for position in right if position != at}
+        shown = text.table(rows, header=header, right=right)
+    return shown
 
 
 def parts_table(parts: Sequence[Part]) -> str:

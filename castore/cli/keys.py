@@ -147,7 +147,7 @@ def add(context: Common, recipient: str, label: str, as_json: bool) -> None:
     if as_json:
         print_json({"recipient": added.text, "label": label})
     else:
-        summarize(f"{added.text} opens this store now, all of its past included")
+        summarize(f"{added.text} opens this store now, including all earlier generations")
 
 
 @key.command(epilog="Example: castore key remove castore-pub-...")
@@ -175,7 +175,7 @@ def remove(context: Common, recipient: str, as_json: bool) -> None:
     if as_json:
         print_json({"recipient": removed.text})
     else:
-        summarize(f"{removed.text} is no recipient of this store any more")
+        summarize(f"{removed.text} is no longer a recipient of this store")
 
 
 @key.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")

@@ -189,7 +189,7 @@ def main() -> NoReturn:
     try:
         code = _run_explained()
     except KeyboardInterrupt:
-        os._exit(130)  # another one, while the first was explained
+        os._exit(130)  # a second interrupt, while the first one was being reported
     sys.exit(code)
 
 
@@ -267,16 +267,16 @@ def _interrupt_on_signals() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
-def _unraisable(told: sys.UnraisableHookArgs) -> None:
-    """Interrupt the program where an interrupt came in a place that cannot raise, a destructor say."""
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Interrupt the program later if an interrupt arrives where nothing can be raised, as in a destructor."""
     import signal
 
-    if issubclass(told.exc_type, KeyboardInterrupt):
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
         # Later: raised in here, it would be ignored, too.
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
     else:
-        sys.__unraisablehook__(told)
+        sys.__unraisablehook__(unraisable)
 
 
 def _explain(error: BaseException, document: Document | None = None) -> int:
@@ -329,11 +329,11 @@ def _described(error: BaseException) -> tuple[str, int]:
         return f"{where}{error.strerror or error}", 1
     if isinstance(error, UnicodeError) and (text := _odd_text(error)):
         if any(text in arg for arg in sys.argv):
-            # Only paths may have bytes that are not UTF-8; wherever another argument is used, it cannot be.
+            # Only paths may have bytes that are not UTF-8: no other argument can be encoded.
             return f"the argument {text[:80]!r} is not valid UTF-8", 2
         return f"{text[:80]!r} is not valid UTF-8, and only the paths of files may be so", 1
     kind = type(error).__name__
-    return f"a mistake in castore: {kind}: {error} (CASTORE_DEBUG=1 tells where)", 1
+    return f"a mistake in castore: {kind}: {error} (CASTORE_DEBUG=1 shows where)", 1
 
 
 def _odd_text(error: UnicodeError) -> str:

@@ -29,7 +29,8 @@ def _work(context: Common, store: Store, progress: Watch, services: Sequence[str
     from castore.services.deployment import Work
 
     def say(line: str) -> None:
-        click.echo(f"castore: {text.one_line(line)}", err=True)
+        with hushed():
+            click.echo(f"castore: {text.one_line(line)}", err=True)
 
     settings = context.required_settings()
     for service in services:
@@ -63,7 +64,7 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: boo
     """
     import sys
 
-    from castore.cli.progress import watching
+    from castore.cli.progress import hushed, watching
     from castore.errors import TakenBackError
     from castore.model.names import short_revision
     from castore.services.deployment import guard as run_guarded
@@ -76,10 +77,13 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: boo
         def wanted(service: str, generation: Generation) -> bool:
             short = short_revision(generation.revision)
             known = f"revision {short} was here before, as {service}@{generation.number}"
-            if restoring or (sys.stdin.isatty() and click.confirm(f"{known}. Restore its state?", err=True)):
-                return True
-            click.echo(f"{known}; not restored: castore follow {service}, or castore rollback", err=True)
-            return False
+            with hushed():
+                if restoring or (
+                    sys.stdin.isatty() and click.confirm(f"{known}. Restore its state?", err=True)
+                ):
+                    return True
+                click.echo(f"{known}; not restored: castore follow {service}, or castore rollback", err=True)
+                return False
 
         done = run_guarded(work, services, command, wanted)
         if as_json:
@@ -147,8 +151,11 @@ def follow(context: Common, services: tuple[str, ...], dry_run: bool, as_json: b
 
 
 def _print_followed(one: Followed, *, dry_run: bool) -> None:
+    from castore.cli.progress import hushed
+
     if dry_run:
-        print(one.text, flush=True)
+        with hushed():
+            print(one.text, flush=True)
     elif one.generation is not None and not one.restored and is_quiet():
         click.echo(f"castore: {one.text}", err=True)  # something is left to do
     else:
@@ -197,7 +204,7 @@ def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> Non
     Databases are loaded into servers of their own, on private sockets. Then `drill-check` of castore.toml
     is run. What came of it is kept, and `castore log` shows it.
     """
-    from castore.cli.progress import hushed, watching
+    from castore.cli.progress import watching
     from castore.content.attributes import Ownership
     from castore.services.config import Service
     from castore.services.drill import drill as run_drill
@@ -211,8 +218,7 @@ def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> Non
 
         def say(line: str) -> None:
             if not as_json:
-                with hushed():
-                    summarize(line)
+                summarize(line)
 
         with watching() as progress:
             done = run_drill(
@@ -325,7 +331,7 @@ def check(context: Common, as_json: bool) -> None:
     faults = load(settings.path, home=places.home(), tolerant=True).faults  # with missing programs
     found: list[dict[str, Any]] = []
 
-    def told(what: str, error: CastoreError | str | None, *, needed: bool = True) -> None:
+    def report(what: str, error: CastoreError | str | None, *, needed: bool = True) -> None:
         problem = None if error is None else str(error)
         found.append({"what": what, "ok": problem is None, "needed": needed, "problem": problem})
         if as_json:
@@ -339,9 +345,9 @@ def check(context: Common, as_json: bool) -> None:
         try:
             action()
         except CastoreError as error:
-            told(what, error)
+            report(what, error)
         else:
-            told(what, None)
+            report(what, None)
 
     def open_store() -> None:
         with context.open_store() as store:
@@ -349,9 +355,9 @@ def check(context: Common, as_json: bool) -> None:
                 store.identity()
             except CastoreError as error:
                 reason = f"not reachable, which restore and rollback need ({error})"
-                told("identity", reason, needed=False)
+                report("identity", reason, needed=False)
             else:
-                told("identity", None)
+                report("identity", None)
 
     def tree(service: Service, part: str, own: TreePart) -> None:
         if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):
@@ -363,7 +369,7 @@ def check(context: Common, as_json: bool) -> None:
     tried("store", open_store)
     for problem in (one for problems in faults.values() for one in problems):
         where, _, what = problem.removeprefix(f"{settings.path}: ").partition(": ")
-        told(where, what)
+        report(where, what)
     for name, service in {**settings.service, **settings.partial}.items():
         tried(f"{name}: revision", lambda service=service: current(service.revision, service.timeout))
         for part, described in service.parts.items():

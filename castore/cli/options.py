@@ -137,12 +137,14 @@ def answered(otherwise: str) -> Iterator[None]:
     except click.Abort:
         if sys.stdin.isatty():
             raise
+        click.echo(err=True)  # ends the line of the question
         raise UsageError(otherwise) from None
 
 
 def agreed(question: str) -> bool:
     """Ask on the terminal; true for yes. Raises UsageError where nobody answers."""
-    with answered(f"nobody answered whether to go on ({question}): --yes does"):
+    otherwise = f"nothing was done: without a terminal nobody answers {question!r}: --yes does"
+    with answered(otherwise):
         yes: bool = click.confirm(question, err=True)
     return yes
 

@@ -38,7 +38,7 @@ class Watch:
     def __init__(self) -> None:
         self._tallies: list[tuple[str, Tally]] = []
         self._done = threading.Event()
-        self._drawing = threading.Lock()
+        self._drawing = threading.RLock()
         self._live: Live | None = None
         self._began = time.monotonic()
         self._before = 0
@@ -60,8 +60,10 @@ class Watch:
     @contextlib.contextmanager
     def shown(self) -> Iterator[Watch]:
         """Draw while the block runs, on a thread."""
+        from castore.services.interrupts import start_without_signals
+
         thread = threading.Thread(target=self._draw, name="progress", daemon=True)
-        thread.start()
+        start_without_signals(thread)
         try:
             yield self
         finally:
@@ -70,15 +72,16 @@ class Watch:
 
     @contextlib.contextmanager
     def hushed(self) -> Iterator[None]:
-        """Keep the screen clear while the block runs."""
+        """Keep the screen clear while the block runs. Blocks can be nested."""
         with self._drawing:
-            if self._live is not None:
-                self._live.stop()
+            live = self._live if self._live is not None and self._live.is_started else None
+            if live is not None:
+                live.stop()
             try:
                 yield
             finally:
-                if self._live is not None:
-                    self._live.start()
+                if live is not None:
+                    live.start()
 
     def _draw(self) -> None:
         if self._done.wait(_FIRST_SECONDS):
@@ -132,6 +135,8 @@ class Watch:
         files = text.count(tally.files, "file") if tally.files else ""
         new = f"{text.size(tally.new_bytes)} new" if tally.chunks else ""
         rate = self._rate(tally)
+        if done == tally.total:
+            rate = 0  # the last bytes are read: what still takes time has no rate
         pieces = [
             *((1, share), (2, left), (0, text.printable(name)), (3, amount)),
             *((4, f"{text.size(rate)}/s" if rate and not tally.unit else ""), (5, files), (6, new)),
@@ -164,6 +169,8 @@ def remaining(done: int, total: int, seconds: float) -> str:
     if done <= 0 or seconds < _FIRST_SECONDS:
         return ""
     left = round(seconds * (total - done) / done)
+    if left == 0:
+        return ""
     return f"about {left} s left" if left < 60 else f"about {text.duration(left * 1_000_000_000)} left"
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from castore.cli.opening import Common
+    from castore.model.generation import Generation
     from castore.services.config import Keep, Service
     from castore.services.retention import Verdict
     from castore.store import Store
@@ -102,7 +103,7 @@ def _rules_of(
 ) -> tuple[dict[str, Service | None], list[str]]:
     """Return the settings of the services to prune, and why some of them were left out.
 
-    keep: the rules of every service, in the place of castore.toml's. Raises ConfigError where a service was
+    keep: the rules of every service, instead of castore.toml's. Raises ConfigError where a service was
     named whose description has mistakes.
     """
     from castore.errors import ConfigError
@@ -163,7 +164,7 @@ def unpin(context: Common, what: str, as_json: bool) -> None:
     if as_json:
         print_json({"service": service, "number": number, "pinned": False, "changed": True})
     else:
-        summarize(f"{service}@{number} is not pinned any more")
+        summarize(f"{service}@{number} is no longer pinned")
 
 
 @click.command(epilog="Example: castore forget drupal@7 drupal@20-29")
@@ -179,10 +180,8 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, 
     SERVICE@3-7 names the generations with the numbers 3 to 7.
     """
     from castore.errors import UsageError
-    from castore.services.hosts import chosen as chosen_host
     from castore.services.pruning import forget as remove
     from castore.services.pruning import spans
-    from castore.services.select import find_range
     from castore.services.transaction import refuse_interrupted
 
     with context.open_store() as store:
@@ -194,11 +193,10 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, 
                 raise UsageError(f"--all is of a service: {service}, not {one}")
             if not everything and not selector:
                 raise UsageError(f"which generation of {one!r}? Say {one}@NUMBER, or --all")
-            found = filter(chosen_host(store, service), store.generations(service)) if everything else ()
-            for generation in list(found) or find_range(store, service, selector or "latest"):
+            for generation in _to_forget(store, service, selector):
                 chosen.setdefault(service, {})[generation.number] = generation
-        told = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
-        if not (yes or agreed(f"Remove {told} for good?")):
+        names = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
+        if not (yes or agreed(f"Remove {names} for good?")):
             print_json({"forgotten": []}) if as_json else summarize("nothing was removed")
             return
         for service, generations in chosen.items():
@@ -209,7 +207,33 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, 
         numbers = [(service, number) for service, found in chosen.items() for number in found]
         print_json({"forgotten": [{"service": service, "number": number} for service, number in numbers]})
     else:
-        summarize(f"forgotten: {told}")
+        summarize(f"forgotten: {names}")
+
+
+def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:
+    """Return what to forget of a service; selector: empty for all of the chosen host.
+
+    Only a number selects a generation of a host that was not named. Raises NotFoundError, UsageError.
+    """
+    from castore.errors import NotFoundError, UsageError
+    from castore.services.hosts import removable
+    from castore.services.select import find_range, unknown_service
+
+    if not selector:
+        if service not in store.services():
+            raise unknown_service(store, service)
+        found = list(filter(removable(store, service), store.generations(service)))
+        if not found:
+            raise NotFoundError(f"this host has no generation of {service!r} (another host's: --host NAME)")
+        return found
+    found = find_range(store, service, selector)
+    for one in found:
+        if store.chosen_host is None and not store.is_own(one) and selector.lstrip("#") != str(one.number):
+            raise UsageError(
+                f"{service}@{selector} is a generation of host {one.host}: forget {service}@{one.number}, or "
+                f"choose the host with --host {one.host}"
+            )
+    return found
 
 
 @click.command(epilog="Example: castore prune --dry-run drupal")
@@ -290,12 +314,12 @@ def prune(
 
 
 def _is_clear(store: Store, service: str) -> bool:
-    """Whether it is clear of which host to prune; print why not."""
+    """Whether the chosen host has generations to prune; print why not."""
     from castore.errors import NotFoundError
-    from castore.services.hosts import chosen
+    from castore.services.hosts import removable
 
     try:
-        chosen(store, service, mine=store.is_of_this_host)
+        removable(store, service)
     except NotFoundError as error:
         store.say(f"{service} is left alone: {error}")
         return False
@@ -387,10 +411,10 @@ def _print_done(done: Compacted) -> None:
     freed = done.removed_bytes - done.written_bytes
     summarize(
         f"freed {text.size(max(freed, 0))}: {_packs(done.removed)} removed, "
-        f"{text.size(done.written_bytes)} written anew"
+        f"{text.size(done.written_bytes)} rewritten"
     )
     if done.condemned:
-        summarize(f"{_packs(done.condemned)} set aside: a later run removes what nothing has come to need")
+        summarize(f"{_packs(done.condemned)} set aside: a later run removes those that are still not needed")
     if not is_quiet():
         _print_kept(done.plan)
 

@@ -46,4 +46,7 @@ def is_quiet() -> bool:
 def summarize(line: Any, *, err: bool = False) -> None:
     """Print a line that says what was done, unless --quiet is given. err: to standard error."""
     if not is_quiet():
-        print(line, flush=True, file=sys.stderr if err else sys.stdout)
+        from castore.cli.progress import hushed
+
+        with hushed():  # not on the line that shows progress
+            print(line, flush=True, file=sys.stderr if err else sys.stdout)

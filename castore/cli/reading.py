@@ -60,7 +60,7 @@ def log(
     if as_json:
         print_json([plain(one, drilled, pinned[one.service]) for one in generations])
     elif generations:
-        print(table(generations, drilled, pinned, groups))
+        print(table(generations, drilled, pinned, groups, width=text.terminal_width()))
 
 
 def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> HostGroups | None:

@@ -172,12 +172,12 @@ def _in_place(
             tally.total = plan_size(selection.part, plan)
         progress("restoring", tally)
         problems = restore_in_place(store, plan, ownership, tally) if wanted else []
-    told = _tree_steps(plan)
+    shown = _tree_steps(plan)
     if as_json:
         amounts = _plain_amounts(tally, time.monotonic() - began) if wanted else {}
-        print_json({**told, **amounts, "done": wanted})
+        print_json({**shown, **amounts, "done": wanted})
     elif dry_run:
-        _print_steps(told)
+        _print_steps(shown)
     elif not wanted:
         summarize("nothing was changed")
     else:
@@ -202,22 +202,22 @@ def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
     if not (changed or removed) or (own and same and not emptied):
         return True
     shown = text.printable(os.fsencode(place))
-    source = f"came from {text.printable(os.fsencode(origin))}" if origin else "has no recorded place"
+    source = f"it came from {text.printable(os.fsencode(origin))}" if origin else "its place was not recorded"
     source += "" if own else ", on another host"
     reason = (
         "would become empty, because nothing is stored of it"
         if own and same
-        else f"is not where this was taken, which {source}"
+        else f"is not where this was taken: {source}"
     )
-    told = (
-        f"{shown} {reason}: "
+    summary = (
+        f"{shown} {reason}; "
         f"{text.count(added, 'entry', 'entries')} would be added, {changed} changed, {removed} removed"
     )
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{told}; nothing was touched: --dry-run lists the steps, --yes carries them out"
+            f"{summary}; nothing was touched: --dry-run lists the steps, --yes carries them out"
         )
-    click.echo(f"castore: {told}", err=True)
+    click.echo(f"castore: {summary}", err=True)
     going_on: bool = click.confirm("Go on?", err=True)
     return going_on
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Several:
-    """Collects what comes of each service, and raises one error for all at the end.
+    """Collects the result of each service, and raises one error for all at the end.
 
     apart: False for one service that was named alone: its error is raised as it is.
     """

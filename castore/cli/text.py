@@ -6,7 +6,9 @@ Names come from stored trees, so from anyone: what could drive a terminal is esc
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import sys
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -37,6 +39,13 @@ def table(
         for position, cells in enumerate(zip(*lines, strict=True))
     ]
     return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that standard output is; None if it is none."""
+    if not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
 
 
 def _column(cells: Sequence[str], *, right: bool) -> list[str]:

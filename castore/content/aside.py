@@ -330,7 +330,7 @@ def refuse_leftovers(path: str) -> None:
         if owner:
             raise CastoreError(_is_part(shown, owner, path))
         raise CastoreError(
-            f"an earlier restore into {path} was interrupted: {shown} holds what it moved aside; put it back "
+            f"an earlier restore into {path} was interrupted: {shown} holds what it moved aside; revert it "
             f"with: castore recover {path}"
         )
 
@@ -352,7 +352,7 @@ def _is_part(shown: str, owner: str, path: str) -> str:
     """Say which rollback left a directory, and how that is ended."""
     return (
         f"{shown} is part of a rollback of {owner!r} that was interrupted, which is recovered with all its "
-        f"parts: castore recover {owner} (if that knows of none any more: castore recover --forget {path}/)"
+        f"parts: castore recover {owner} (if that knows of no rollback: castore recover --forget {path}/)"
     )
 
 
@@ -399,7 +399,7 @@ def _recover(top: int, path: str, name: str, keep: bool, owned: bool) -> str:
         problems: list[str] = []
         aside.put_back(lambda where, why: problems.append(f"{os.fsdecode(b'/'.join(where))}: {why}"))
         undone = counted(begun, "step")
-        return f"put back as it was, {undone} undone" + "".join(f"; {one}" for one in problems)
+        return f"reverted to the previous state, {undone} undone" + "".join(f"; {one}" for one in problems)
     except OSError as error:
         if found is not None and found[2]:
             raise CastoreError(

@@ -51,8 +51,8 @@ class Exclude:
             for one in self._spec.patterns:
                 if one.regex is not None:
                     # Names may have newlines, which the library's expressions do not expect.
-                    whole = re.sub(r"\$(?=\)*\Z)", r"\\Z", one.regex.pattern)
-                    one.regex = re.compile(whole, re.DOTALL)
+                    pattern = re.sub(r"\$(?=\)*\Z)", r"\\Z", one.regex.pattern)
+                    one.regex = re.compile(pattern, re.DOTALL)
 
     def matches(self, path: bytes, *, is_dir: bool) -> bool:
         """Whether the file at `path`, relative to the top, is left out."""

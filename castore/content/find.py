@@ -4,8 +4,8 @@ All generations are walked at once, directory by directory: where two have the s
 is read once, and nothing below it is looked at for the second. So the cost is that of what changed.
 
 Adding or removing a name changes the time of a directory. So a version of a directory is not read where one
-of the same time has no match and no subdirectory. That does not apply to a time that may be that of a later
-change, too: one that is not older than the generation, or a whole second, as programs set them.
+of the same time has no match and no subdirectory. That does not apply to a time that a later change may have,
+too: one that is not older than the generation, or one in full seconds, as programs set them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DIRECTORY: Final = 4
 
 
 class Seen(NamedTuple):
-    """What stands at a path in some generations."""
+    """What exists at a path in some generations."""
 
     frame: bytes
     """The entry, encoded."""

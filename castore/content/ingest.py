@@ -183,7 +183,7 @@ class Ingest:
     def drop_stream(self) -> None:
         """End the stream fed since the last end, which nothing is going to refer to.
 
-        Whoever fails while feeding a stream calls this: bytes that stay would begin the next stream.
+        The caller uses this when feeding a stream fails: bytes that stay would begin the next stream.
         """
         self.end_stream(lambda _: None)
 

@@ -66,7 +66,7 @@ class PlanWriter:
 
         mode = mode_of(child.entry, self._ownership)
         if not self._ownership.change:
-            # What belongs to whoever restores, and has these bits, may keep them.
+            # A file of the restoring user that has these bits already may keep them.
             now = os.stat(path[-1], dir_fd=fd, follow_symlinks=False).st_mode
             mode |= child.entry.mode & now & (stat.S_ISUID | stat.S_ISGID)
         given = (fd, path[-1], child.entry, child.owners, self._ownership, warn)

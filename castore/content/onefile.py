@@ -31,7 +31,7 @@ def carry_out(
 ) -> list[tuple[bytes, str]]:
     """Carry out a plan of `plan_entry`; return (path, reason) of the metadata that could not be set.
 
-    The file is complete or as it was, whatever happens. Raises CastoreError, DamageError.
+    After any failure the file is complete or unchanged. Raises CastoreError, DamageError.
     """
     problems: list[tuple[bytes, str]] = []
     for step in plan.steps:

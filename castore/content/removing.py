@@ -20,7 +20,7 @@ def remove(name: bytes, parent: int) -> None:
 def remove_tree(name: bytes, parent: int) -> None:
     """Remove the directory `name` in the one open as `parent`, but nothing of another file system in it.
 
-    Directories that do not allow it are made to. Raises OSError.
+    Directories whose mode forbids it get another mode. Raises OSError.
     """
     device = os.stat(name, dir_fd=parent, follow_symlinks=False).st_dev
     stack = [(name, _open_to_empty(name, parent, device))]

@@ -95,7 +95,7 @@ class Comparison:
     """
 
     changed: AbstractSet[bytes] = frozenset()
-    """Paths of files that are not the same, whatever is said of them."""
+    """Paths of files that count as different, regardless of size and time."""
     checksum: bool = False
     """Compare what is in files, too."""
     rules: ScanRules = field(default_factory=ScanRules)
@@ -173,12 +173,12 @@ def plan_removal(reader: StreamReader, top: str, comparison: Comparison) -> tupl
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             planner = _Planner(reader, Ownership(change=False), comparison, mounts_below(top))
-            whole = planner.all_of(fd, os.fsencode(name))
+            complete = planner.all_of(fd, os.fsencode(name))
         finally:
             os.close(fd)
     except OSError as error:
         raise CastoreError(f"cannot list {top}, which is to be removed: {error.strerror}") from error
-    return planner.plan(top), whole
+    return planner.plan(top), complete
 
 
 _READ_ONLY: Final = "it differs, and is mounted read-only"
@@ -197,7 +197,7 @@ class _Removal(NamedTuple):
     """The steps that remove a file or directory."""
 
     steps: list[Step]
-    whole: bool
+    complete: bool
     """Whether nothing in it has to stay."""
 
 
@@ -271,14 +271,14 @@ class _Planner:
         """Add the steps that remove all below a directory that may go; say whether all of it may."""
         below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
         try:
-            whole = True
+            complete = True
             for one in entries_of(list_directory(below)):
                 removal = run(self._removal(below, (one.name,), one))
                 self.steps += removal.steps
-                whole = whole and removal.whole
+                complete = complete and removal.complete
         finally:
             os.close(below)
-        return whole
+        return complete
 
     def directory(
         self, fd: int, path: Path, child: Child, at: int | None
@@ -319,31 +319,31 @@ class _Planner:
     def _removal(self, fd: int, path: Path, entry: Listed) -> Generator[Any, Any, _Removal]:
         """Return the steps that remove what is at a path. A generator for `run`."""
         if self._stays(path, entry):
-            return _Removal([], whole=False)
+            return _Removal([], complete=False)
         if not stat.S_ISDIR(entry.mode):
-            return _Removal([Step("remove", path, removed=1)], whole=True)
+            return _Removal([Step("remove", path, removed=1)], complete=True)
         try:
             below = os.open(entry.name, OPEN_DIRECTORY, dir_fd=fd)
         except OSError as error:
             self._skip(path, f"cannot be read: {error.strerror}")
-            return _Removal([], whole=False)
+            return _Removal([], complete=False)
         found: list[_Removal] = []
         try:
             if self._comparison.rules.exclude_caches and is_cache(below):
-                return _Removal([], whole=False)
+                return _Removal([], complete=False)
             for one in entries_of(list_directory(below)):
                 removal = yield self._removal(below, (*path, one.name), one)
                 found.append(removal)
         except OSError as error:
             self._skip(path, f"cannot be read: {error.strerror}")
-            return _Removal([], whole=False)
+            return _Removal([], complete=False)
         finally:
             os.close(below)
         steps = [step for removal in found for step in removal.steps]
-        if all(removal.whole for removal in found):
+        if all(removal.complete for removal in found):
             count = 1 + sum(step.removed for step in steps)
-            return _Removal([Step("remove", path, removed=count)], whole=True)
-        return _Removal(steps, whole=False)
+            return _Removal([Step("remove", path, removed=count)], complete=True)
+        return _Removal(steps, complete=False)
 
     def _skip(self, path: Path, reason: str = "a snapshot could not read it") -> None:
         self._skipped.append((b"/".join(path), f"is left alone: {reason}"))
@@ -363,8 +363,8 @@ class _Planner:
             return True
         exclude = self._comparison.rules.exclude
         below = self._comparison.below
-        whole = b"/".join([below, *path] if below else path)
-        if exclude is not None and exclude.matches(whole, is_dir=stat.S_ISDIR(entry.mode)):
+        in_tree = b"/".join([below, *path] if below else path)
+        if exclude is not None and exclude.matches(in_tree, is_dir=stat.S_ISDIR(entry.mode)):
             return True
         if entry.error:
             self._skip(path, f"cannot be read: {os.strerror(entry.error)}")
@@ -425,7 +425,7 @@ class _Planner:
         if stat.S_ISDIR(info.mode):
             skipped = len(self._skipped)
             removal = yield self._removal(fd, path, info)
-            if not removal.whole:
+            if not removal.complete:
                 if len(self._skipped) > skipped:
                     return
                 shown = os.fsdecode(b"/".join(path))

@@ -111,7 +111,7 @@ class Generation(msgspec.Struct, frozen=True):
 
     @property
     def number_only(self) -> bool:
-        """Whether only its number selects it: it never stands for the state of a revision, or the latest."""
+        """Whether only its number selects it: it is never selected as the latest, or for a revision."""
         return self.safety or self.partial
 
     def part(self, name: str) -> Part | None:

@@ -8,7 +8,7 @@ from castore.errors import UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_REVISION_BYTES = 255
-_STORE_PATH = re.compile(r"/(?:[^/]+/)*store/(?P<base>(?P<hash>[0-9a-z]{8,})-[^/]+)")
+_STORE_PATH = re.compile(r"/(?:[^/]+/)*store/(?P<hash>[0-9a-z]{8,})-[^/]+")
 _SHOWN_HASH = 12
 
 
@@ -37,18 +37,18 @@ def check_revision(revision: str) -> str:
 
 
 def revision_names(revision: str) -> tuple[str, ...]:
-    """Return the texts whose beginnings select a revision: itself, and the base name of a store path."""
-    match = _STORE_PATH.fullmatch(revision)
-    return (revision,) if match is None else (revision, match["base"])
+    """Return the texts whose beginnings select a revision: itself, and the base name of a path."""
+    base = revision.rpartition("/")[2] if revision.startswith("/") else ""
+    return (revision, base) if base else (revision,)
 
 
 def revision_is(revision: str, text: str) -> bool:
-    """Whether `text` is a revision as it is recorded, as it is shown, or the base name of its store path."""
+    """Whether `text` is a revision as it is recorded, as it is shown, or its base name if it is a path."""
     return text in {*revision_names(revision), short_revision(revision)}
 
 
 def revision_begins(revision: str, prefix: str) -> bool:
-    """Whether `prefix` selects a revision: its beginning, or that of a store path's hash."""
+    """Whether `prefix` selects a revision: its beginning, or that of a path's base name."""
     return any(name.startswith(prefix) for name in revision_names(revision))
 
 

@@ -43,12 +43,12 @@ class Drilled:
     generation: Generation
     seconds: float = 0.0
     parts: dict[str, str] = field(default_factory=dict)
-    """What is told of each."""
+    """What was found of each."""
 
     @property
     def text(self) -> str:
         """All of it, on one line."""
-        return "; ".join(f"{name}: {told}" for name, told in self.parts.items())
+        return "; ".join(f"{name}: {finding}" for name, finding in self.parts.items())
 
 
 def drill(
@@ -85,16 +85,16 @@ def drill(
             progress(part.name, tally)
             try:
                 if part.kind == "tree":
-                    told, more = _tree(reader, part, folder, ownership, tally)
+                    finding, more = _tree(reader, part, folder, ownership, tally)
                 else:
                     found = known.get(part.name, Origin())
-                    told, more = _dump(reader, part, found, folder, stack, tally)
+                    finding, more = _dump(reader, part, found, folder, stack, tally)
             except CastoreError as error:
                 raise type(error)(f"{generation.service}@{generation.number}:{part.name}: {error}") from error
-            done.parts[part.name] = told
+            done.parts[part.name] = finding
             name = "".join(letter if letter.isalnum() else "_" for letter in part.name).upper()
             env |= {f"CASTORE_DRILL_{name}_{key}": value for key, value in more.items()}
-            say(f"{part.name}: {told}")
+            say(f"{part.name}: {finding}")
         if settings.drill_check:
             account = account_of(settings.run_as)
             if account is not None:

@@ -17,24 +17,44 @@ if TYPE_CHECKING:
     Predicate = Callable[[Generation], bool]
 
 
-def chosen(store: Store, service: str, *, mine: Predicate | None = None) -> Predicate:
+def chosen(store: Store, service: str) -> Predicate:
     """Return which generations of a service are those of the chosen host.
 
-    Without a choice: this host's (mine: what belongs to it); where it has no complete one, those of the only
-    other host that has any. Raises NotFoundError where several others have, or the chosen one has none.
+    Without a choice: this host's; where it has no complete one, those of the only other host that has any.
+    Raises NotFoundError where several others have, or the chosen one has none.
     """
     if store.chosen_host == ALL_HOSTS:
         return lambda _one: True
     if store.chosen_host is None:
-        return _own_or_only(store, service, mine or store.is_own, store.say)
+        return _own_or_only(store, service, store.say)
+    return _of_named_host(store, service, store.chosen_host)
+
+
+def removable(store: Store, service: str) -> Predicate:
+    """Return which generations of a service a removal may select: this host's, or those of the named host.
+
+    Other than `chosen`, never another host's without its name. Raises NotFoundError.
+    """
+    if store.chosen_host is not None:
+        return chosen(store, service)
+    if not any(map(store.is_of_this_host, store.generations(service))):
+        names = ", ".join(sorted(groups_of(store, service).names().values()))
+        store.say(
+            f"this host, {store.host.name}, has no generation of {service!r}: nothing is removed; choose a "
+            f"host with --host NAME ({names})"
+        )
+    return store.is_of_this_host
+
+
+def _of_named_host(store: Store, service: str, name: str) -> Predicate:
     groups = groups_of(store, service)
-    refuse_unknown_host(service, store.chosen_host, groups)
-    keys = groups.named(store.chosen_host)
+    refuse_unknown_host(service, name, groups)
+    keys = groups.named(name)
     if len(keys) > 1:
         names = groups.names()
         known = ", ".join(sorted(names.get(key, key) for key in keys))
         raise UsageError(
-            f"several hosts of {service!r} have had the name {store.chosen_host!r}: {known}; give one's id"
+            f"several hosts of {service!r} have had the name {name!r}: {known}; give one's id"
         )
     return lambda one: groups.key(one) in keys
 
@@ -72,16 +92,15 @@ def note_taken(store: Store, service: str, number: int) -> None:
 
 
 def own(store: Store, service: str) -> Predicate:
-    """Return which generations of a service belong to this host, whichever is chosen, as `chosen` says."""
+    """Return which generations of a service belong to this host: as `chosen`, but ignoring --host."""
     try:
-        return _own_or_only(store, service, store.is_own, lambda _text: None)
+        return _own_or_only(store, service, lambda _text: None)
     except NotFoundError:
         return store.is_own
 
 
-def _own_or_only(
-    store: Store, service: str, mine: Predicate, say: Callable[[str], None]
-) -> Predicate:
+def _own_or_only(store: Store, service: str, say: Callable[[str], None]) -> Predicate:
+    mine = store.is_own
     if any(mine(one) and not one.number_only for one in store.newest_first(service)):
         return mine
     groups = groups_of(store, service)

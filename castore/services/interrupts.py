@@ -23,16 +23,39 @@ def _is_shielded() -> bool:
 
 @contextlib.contextmanager
 def unheard() -> Iterator[None]:
-    """Let a program that is started in the block ignore Ctrl-C, if castore itself does for now."""
+    """Let a program that is started in the block ignore Ctrl-C, if castore itself does for now.
+
+    castore gets an interrupt that arrives meanwhile after the block.
+    """
     if not _is_shielded() or threading.current_thread() is not threading.main_thread():
         yield
         return
-    # A mask would be inherited, too, but shells clear it; what is ignored at their start stays so.
+    # A mask alone would not do: programs inherit it, but shells clear it. A signal that is ignored when they
+    # start stays ignored. Linux keeps a blocked signal, even an ignored one, until it is unblocked.
+    _block(signal.SIGINT)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+
+
+def start_without_signals(thread: threading.Thread) -> None:
+    """Start a thread that blocks interrupts: they wait for the main thread, also while that blocks them."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _block(number: signal.Signals) -> None:
+    """Block a signal of which none is pending: to ignore it would drop that one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
+    while number in signal.sigpending():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (number,))
+        signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
 
 
 class Shield:
@@ -63,7 +86,7 @@ class Shield:
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._handlers = {number: signal.signal(number, self._handle) for number in wanted}
         self._thread = threading.Thread(target=self._watch, name="castore-interrupts", daemon=True)
-        self._thread.start()
+        start_without_signals(self._thread)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from castore.errors import ProgramError
-from castore.services.interrupts import unheard
+from castore.services.interrupts import start_without_signals, unheard
 
 if TYPE_CHECKING:
     import pwd
@@ -69,10 +69,11 @@ def environment(
 
 
 class _Errors:
-    """A program's standard error, shown, and its last lines kept."""
+    """A program's standard error: its last lines are kept; it is copied to castore's own if `shown`."""
 
-    def __init__(self, only: Filter | None) -> None:
+    def __init__(self, only: Filter | None, *, shown: bool) -> None:
         self._only = only
+        self._shown = shown
         self._read, self.write = os.pipe()
         self._lines: deque[bytes] = deque(maxlen=TOLD_LINES)
         self._rest = b""
@@ -82,7 +83,7 @@ class _Errors:
     def start(self) -> None:
         """Begin: the program has the writing end now."""
         os.close(self.write)
-        self._thread.start()
+        start_without_signals(self._thread)
 
     def _pass_on(self) -> None:
         poll = select.poll()
@@ -105,8 +106,9 @@ class _Errors:
         self._keep(rest)
         os.close(self._read)
 
-    @staticmethod
-    def _show(data: bytes) -> None:
+    def _show(self, data: bytes) -> None:
+        if not self._shown:
+            return
         with contextlib.suppress(OSError):
             os.write(2, data)
 
@@ -152,11 +154,12 @@ class Program:
         grace: float | None = GRACE_SECONDS,
         kept: Sequence[int] = (),
         only: Filter | None = None,
+        shown: bool = True,
     ) -> None:
         self._grace = grace
         self._kept = kept
         self._apart = account is not None
-        self._errors = _Errors(only) if captured and not interactive else None
+        self._errors = _Errors(only, shown=shown) if captured and not interactive else None
         # What only does something may leave others running on purpose: they are not marked.
         self._mark = os.urandom(12).hex() if captured and not interactive else ""
         self._name = argv[0] if argv else ""
@@ -181,7 +184,7 @@ class Program:
             self._alarm = os.eventfd(0)
             self._timer = threading.Timer(timeout, self._end_late)
             self._timer.daemon = True
-            self._timer.start()
+            start_without_signals(self._timer)
 
     def _start(
         self,

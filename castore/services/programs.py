@@ -66,18 +66,20 @@ def feed(
     account: pwd.struct_passwd | None = None,
     kept: Sequence[int] = (),
     only: Filter | None = None,
+    shown: bool = True,
 ) -> None:
     """Run a program and write `chunks` to its standard input.
 
     account: the user that it is run as; None: castore's own. kept: descriptors that it has, too.
     only: for a program that shows what it is fed: what of its standard error may be told.
+    shown: whether its standard error is copied to castore's own; the error has its last lines in any case.
     Raises ProgramError if the program does not exit with 0, or stops reading before it got
     everything. When `chunks` raises, the program is terminated *before* its standard input is
     closed: it must not take the end of what it got for the end of the dump.
     """
     pipes = subprocess.PIPE, subprocess.DEVNULL
     with Program(
-        argv, *pipes, env=env, timeout=timeout, account=account, kept=kept, only=only
+        argv, *pipes, env=env, timeout=timeout, account=account, kept=kept, only=only, shown=shown
     ) as program:
         enlarge_pipe(program.input)
         fed, complete = program.write(chunks)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from castore.errors import BusyError, CastoreError, NotIntactError, UsageError
 from castore.model.counting import count as counted
 from castore.services.events import event
-from castore.services.hosts import chosen
+from castore.services.hosts import removable
 from castore.services.retention import judge
 from castore.services.transaction import refuse_interrupted
 from castore.upkeep.compact import compact
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 def judged(store: Store, service: str, settings: Service | None, now: int) -> list[Verdict]:
     """Return what the rules of a service say of each generation of the chosen host, newest first.
 
-    now: ns since 1970. Raises StorageError, NotFoundError where no host is chosen and several others than
-    this one have generations.
+    now: ns since 1970. Raises StorageError, NotFoundError where the chosen host has no generation.
     """
-    wanted = chosen(store, service, mine=store.is_of_this_host)
+    wanted = removable(store, service)
     live = store.live_revision(service)
     return judge(
         filter(wanted, store.generations(service)),
@@ -58,7 +57,7 @@ def prune(
     or a rollback has not ended), and what came of the space. Raises what `compact` raises, with the
     generations removed.
     """
-    gone: list[Generation] = []
+    removed: list[Generation] = []
     left_out: list[CastoreError] = []
     for service, settings in services.items():
         try:
@@ -70,8 +69,8 @@ def prune(
         except (BusyError, NotIntactError) as error:
             left_out.append(error)
             continue
-        gone += let_go
-    return gone, left_out, give_back(store, tally, grace=grace, **limits)
+        removed += let_go
+    return removed, left_out, give_back(store, tally, grace=grace, **limits)
 
 
 def give_back(store: Store, tally: Tally, *, grace: float, **limits: Unpack[Limits]) -> Compacted:

@@ -1,6 +1,6 @@
 """Programs that a generation names: only those that this machine has run for its service are run again.
 
-Whoever has a writer key can add a generation, and put any program into it.
+Every holder of a writer key can add a generation that names any program.
 """
 
 from __future__ import annotations

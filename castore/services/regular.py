@@ -1,4 +1,4 @@
-"""Tell files from devices, pipes and what else a path may lead to: only a regular file is restored."""
+"""Distinguish regular files, which alone are restored, from devices, pipes and all else at a path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST: Final = 100
 
 
 def descriptor_of(path: str) -> int | None:
-    """Return the open file that a path such as /dev/stdin stands for; None if it names no open file."""
+    """Return the open file that a path such as /dev/stdin refers to; None if it names no open file."""
     for _ in range(_LINKS):
         folder, name = os.path.split(os.path.abspath(path))
         path = os.path.join(os.path.realpath(folder), name)
@@ -73,7 +73,7 @@ def refuse_irregular(path: str) -> None:
     """Raise CastoreError where a rollback would replace something that is not a regular file."""
     if descriptor_of(path) is not None:
         raise CastoreError(
-            f"{path} stands for an open file of a process, and is not replaced: nothing was touched; "
+            f"{path} refers to an open file of a process, and is not replaced: nothing was touched; "
             "use 'castore restore' or 'castore cat'"
         )
     try:

@@ -75,7 +75,7 @@ def restore(
             _end(top, children if selection.part else {})
         except BaseException as error:
             if top.is_empty:
-                # It would stand in the way of the next try.
+                # Else the next try would find a directory that is not empty.
                 top.discard()
                 raise
             raise _continued(error, f"to continue: {begun.command(destination)}") from error

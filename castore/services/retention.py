@@ -54,7 +54,7 @@ def judge(
 
     keep: None keeps all. now: ns since 1970. live: revisions that are in use; the newest generation of
     each is kept. pinned: numbers that are kept in any case. zone: of days and hours; None: this machine's.
-    key: what tells hosts apart.
+    key: identifies the host of a generation.
     """
     found = sorted(generations, key=lambda generation: generation.number)
     rules: dict[int, list[str]] = {generation.number: [] for generation in found}
@@ -76,7 +76,7 @@ def judge(
                 rules[generation.number].append("clock")
             else:
                 latest = generation.time
-                # A pre-rollback generation is selected by number only, and stands for no day of its own.
+                # A pre-rollback generation is selected by number only, and does not count for a day.
                 if not generation.safety or keep is None:
                     (partial if generation.partial else counted).append(generation)
                 elif within is not None and generation.time >= now - within * _SECOND:
@@ -88,7 +88,7 @@ def judge(
 
 
 def _always(own: list[Generation], live: Sequence[str], rules: dict[int, list[str]]) -> None:
-    """Keep what is kept of a host whatever the rules say; own: its generations, in order."""
+    """Keep what is kept of a host regardless of the rules; own: its generations, in order."""
     complete = [one for one in own if not one.number_only]
     for number in {one.number for one in (*own[-1:], *complete[-1:])}:
         rules[number].append("newest")

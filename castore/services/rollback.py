@@ -165,11 +165,14 @@ def _roll_back(
             elif isinstance(source, EngineSource) and service.stop and name in memos:
                 now[name] = EngineSource(source.name, source.engine.stopped(memos[name]))
         if now or absent.kinds:
+            # On a new machine, what exists in the place of the service is the state of no revision. Filed
+            # under the configured one, 'follow' would restore it.
+            empty = bool(absent.kinds) and store.live_revision(target.service) is None
             taken = snapshot(
                 store,
                 target.service,
                 now,
-                revision=revision,
+                revision="" if empty else revision,
                 safety=True,
                 lacks=plan.untouched,
                 leave_out=leave_out,
@@ -301,8 +304,8 @@ class _Transaction:
             if removal.source is None:
                 path = os.fsencode(removal.path)
                 work = partial(self._removal, removal.name, removal.path, ownership, leave_out, tally)
-                gone = TreeRemoval(path, work=work)
-                self._add(gone, PartJournal(removal.name, path=os.fsencode(removal.path), memo=gone.memo))
+                removed = TreeRemoval(path, work=work)
+                self._add(removed, PartJournal(removal.name, path=path, memo=removed.memo))
                 continue
             journal = self._journal_of(removal.name, removal.source)
             contents = contents_of(self._reader, None, lambda: self.safety)
@@ -350,8 +353,8 @@ class _Transaction:
             apart = below(path, [*kept, *self._made])
         unread = unread_paths(self._reader, self.safety, name)
         comparison = Comparison(rules=rules, apart=apart, unread=unread.paths)
-        plan, whole = plan_removal(self._reader, path, comparison)
-        return InPlace(self._reader, plan, ownership, tally, self._target.service), whole
+        plan, complete = plan_removal(self._reader, path, comparison)
+        return InPlace(self._reader, plan, ownership, tally, self._target.service), complete
 
     def _has_all_of(self, name: str) -> bool:
         """Whether the pre-rollback generation, if one was to be taken, has all of a part."""

@@ -355,7 +355,8 @@ def _number_or_revision(
 
 
 def _of_prefix(generations: list[Generation], service: str, prefix: str) -> Generation:
-    found = [generation for generation in generations if revision_begins(generation.revision, prefix)]
+    exact = [generation for generation in generations if revision_is(generation.revision, prefix)]
+    found = exact or [one for one in generations if revision_begins(one.revision, prefix)]
     return _only_revision(found, generations, service, prefix)
 
 

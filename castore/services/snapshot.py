@@ -456,7 +456,7 @@ def unrestorable(sources: dict[str, Source]) -> list[str]:
 def lacking(settings: Service | None, parts: Collection[str]) -> tuple[str, ...]:
     """Return the names of the parts that castore.toml describes and that are not among `parts`.
 
-    A part that stands for several, as a cluster of databases does, has one of its own name among them.
+    A part that represents several, as a cluster of databases does, has one of its own name among them.
     """
     return tuple(name for name in (settings.parts if settings is not None else ()) if name not in parts)
 
@@ -480,7 +480,7 @@ def merged_origins(
 
 
 def _of_generation(recorded: dict[str, Origin], configured: dict[str, Origin]) -> dict[str, Origin]:
-    """Return the configured parts, and for one that stands for several those that a generation has."""
+    """Return the configured parts, and for one that represents several those that a generation has."""
     found = dict(configured)
     settings = {name: one.settings for name, one in recorded.items()}
     for name, one in configured.items():

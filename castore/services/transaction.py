@@ -261,15 +261,15 @@ class TreeRemoval(Change):
             self.memo = memo
         self._prepare = work
         self._work: InPlace | None = None
-        self._whole = False
+        self._complete = False
 
     def switch(self) -> None:
         """Move it aside, or remove what may go."""
         live, old = self.memo["path"], self.memo["old"]
         work = None
         if self._prepare is not None and os.path.isdir(live) and not os.path.islink(live):
-            work, self._whole = self._prepare()
-        if work is None or self._whole:
+            work, self._complete = self._prepare()
+        if work is None or self._complete:
             try:
                 os.rename(live, old)
                 sync_if_supported(os.path.dirname(live))
@@ -309,7 +309,7 @@ class TreeRemoval(Change):
         if work is not None:
             work.keep()
             self.problems = work.problems
-            if self._whole:
+            if self._complete:
                 with contextlib.suppress(OSError):
                     os.rmdir(live)
         elif os.path.isdir(live) and not os.path.islink(live):
@@ -533,8 +533,8 @@ def forget(store: Store, service: str) -> str:
         store.forget_rollback(service)
         return (
             f"the rollback of {service} is forgotten; its journal is damaged or of another version, so that "
-            "what the rollback may have left behind is not known: look for names with 'castore' in them next "
-            "to its parts"
+            "what the rollback may have left next to its parts is not known: look there for names with "
+            "'castore' in them"
         )
     if journal is None:
         raise NotFoundError(f"no roll-back of {service!r} was interrupted here")

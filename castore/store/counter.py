@@ -11,7 +11,7 @@ MAX_COUNTER: Final = 0xFFFFFFFF
 
 
 class RecordCounter:
-    """Gives each number once, to whichever thread asks: two records under one nonce reveal their contents."""
+    """Gives each number once, to any thread: two records under one nonce reveal their contents."""
 
     def __init__(self, start: int = 0) -> None:
         # A lock, not an atomic step of the interpreter: a free-threaded Python does not promise one.
@@ -22,7 +22,9 @@ class RecordCounter:
         """Return the next number. Raises StorageError after the last one, and at every call from then on."""
         with self._lock:
             if self._next > MAX_COUNTER:
-                raise StorageError("this session is full: it has 2^32 records; take the parts apart")
+                raise StorageError(
+                    "this session is full: it has 2^32 records; snapshot its parts as separate services"
+                )
             number = self._next
             self._next += 1
         return number

@@ -73,19 +73,19 @@ def _machine_id(state: str) -> str:
 
 
 def host_key(generation: Generation) -> str:
-    """Return what tells hosts apart: the id, or the name in a record of an older castore."""
+    """Return the key of a host: the id, or the name in a record of an older castore."""
     return generation.host_id or f"{_BY_NAME}{generation.host}"
 
 
 class HostGroups:
-    """The hosts of some generations; key: what tells them apart (`Remembered.host_key` knows more)."""
+    """The hosts of some generations; key: identifies the host of one (`Remembered.host_key` knows more)."""
 
     def __init__(
         self, generations: Iterable[Generation], key: Callable[[Generation], str] = host_key
     ) -> None:
         self._key = key
         self._ids: dict[str, set[str]] = {}
-        """Ids that a host name stands for."""
+        """The ids of the hosts that have a name."""
         self._plain: set[str] = set()
         """Host names in records without an id."""
         self._names: dict[str, str] = {}
@@ -119,7 +119,7 @@ class HostGroups:
         return generation.host if len(ids) < 2 else _with_id(generation.host, self.key(generation))
 
     def named(self, host: str) -> set[str]:
-        """Return the keys of the hosts that a name, or the beginning of an id, stands for."""
+        """Return the keys of the hosts that a name, or the beginning of an id, may mean."""
         plain = f"{_BY_NAME}{host}"
         found = set(self._ids.get(host, set()))
         if host in self._plain and len(found) != 1:

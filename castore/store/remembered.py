@@ -84,7 +84,7 @@ class Remembered:
         return bool(taken) and generation.number > taken.get(generation.host, 0)
 
     def host_key(self, generation: Generation) -> str:
-        """Return what tells hosts apart; this host's generations have one key, whatever its name was."""
+        """Return the key of a generation's host; this host has one key under all of its names."""
         if self.is_of_this_host(generation):
             return self.host.id
         # Of a clone, which has this host's id.

@@ -30,7 +30,7 @@ _MANY: Final = 32
 def sync_packs(
     storage: Storage, index: Index, writer: WriterKey, tally: Tally | None = None
 ) -> dict[str, str]:
-    """Take new packs in, and those that are gone out; return what is damaged, and why.
+    """Index new packs, and drop missing ones; return what is damaged, and why.
 
     tally: counts the packs.
     """

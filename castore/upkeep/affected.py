@@ -196,7 +196,7 @@ def _of_tree(part: Part, root: Ref, trees: Trees, *, decode: bool) -> tuple[str,
     found: list[str] = []
     more = 0
     try:
-        # No more than the tree has: few directories that name each other often stand for endless paths.
+        # No more than the tree has: a few directories that refer to each other many times have endless paths.
         for path, reason in islice(trees.lost(root), max(part.files + 1, MOST_PATHS)):
             first = first or reason
             if len(found) < MOST_PATHS:

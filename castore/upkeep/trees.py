@@ -43,7 +43,7 @@ class _Directory(NamedTuple):
 
 
 class _Open(NamedTuple):
-    """A directory whose subdirectories are being looked at; None stands for what holds the top."""
+    """A directory whose subdirectories are being looked at; None is the parent of the top."""
 
     found: _Directory | None
     below: Iterator[_Directory]

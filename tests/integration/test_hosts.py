@@ -377,3 +377,21 @@ def test_two_hosts_share_a_store_for_several_nights(tmp_path: Path) -> None:
     again.run("snapshot", "web")
     assert state in {one["parent"] for one in again.log("--host", "b")}
     assert a.read("latest").startswith("a")
+
+
+def test_no_generation_of_another_host_is_removed_unless_the_host_is_named(two: tuple[Machine, Machine], tmp_path: Path) -> None:
+    a, _ = two
+    a.run("forget", "web@2", "web@4", "--yes", "--host", "b")
+    before = a.log("--host", "*")
+    assert {one["host"] for one in before} == {"a"}
+    new = machine(tmp_path, "three", "c")
+    new.describe("", more="keep = { last = 1 }\n")
+    assert "has no generation of 'web'" in new.run("prune", "--dry-run").stderr
+    new.run("prune")
+    new.run("prune", "web", "--keep-last", "1")
+    new.run("forget", "web", "--all", "--yes", expect=6)
+    assert "--host a" in new.run("forget", "web@latest", "--yes", expect=2).stderr
+    assert "--host a" in new.run("forget", "web@1-3", "--yes", expect=2).stderr
+    assert a.log("--host", "*") == before
+    new.run("forget", "web@latest", "--yes", "--host", "a")
+    assert len(a.log("--host", "*")) == len(before) - 1

@@ -68,6 +68,34 @@ def test_a_tree_and_a_sqlite_database_come_back_on_an_empty_machine(home: Path, 
         assert {(path.stat().st_uid, path.stat().st_gid) for path in (top / "data", database)} == {(12, 13)}
 
 
+def test_what_a_new_machine_lacks_is_not_the_state_of_its_configured_revision(home: Path, castore: Run, tmp_path: Path) -> None:
+    top = tmp_path / "srv"
+    top.mkdir()
+    database = top / "app.db"
+    with sqlite3.connect(database) as live:
+        live.execute("CREATE TABLE t (x)")
+    live.close()
+    revision = tmp_path / "revision"
+    revision.symlink_to("r1")
+    (home / "castore.toml").write_text(
+        f'store = "{tmp_path}/store"\n[service.app]\nfollow = "restore"\nrevision = {{ link = "{revision}" }}\n'
+        f'[service.app.parts.files]\nengine = "tree"\npath = "{top}"\nexclude = ["/app.db*"]\n'
+        f'[service.app.parts.db]\nengine = "sqlite"\npath = "{database}"\n'
+    )
+    castore("init", tmp_path / "store")
+    castore("snapshot", "app")
+    lose(home)
+    shutil.rmtree(top)
+    revision.unlink()
+    revision.symlink_to("r2")
+    castore("key", "adopt")
+    castore("rollback", "app", "--to", "latest")
+    assert database.exists()
+    # Nothing of r2 is stored: the state follows the deployment, and is not replaced by an empty one.
+    castore("follow", "app")
+    assert database.exists()
+
+
 def test_a_postgresql_database_and_its_roles_come_back_in_a_new_cluster(home: Path, castore: Run, tmp_path: Path) -> None:
     config = home / "castore.toml"
 

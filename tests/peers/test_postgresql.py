@@ -237,6 +237,16 @@ def test_a_dump_that_says_itself_where_it_goes_is_refused(server: Postgres, opti
         msgspec.structs.replace(engine, options=(option,)).ready()
 
 
+def test_a_drill_makes_the_roles_that_its_server_lacks_and_prints_no_error(server: Postgres, lab: Lab, capfd):
+    server.psql("CREATE ROLE keeper")
+    with database(server, "owned"):
+        server.psql("CREATE TABLE t (x int); ALTER TABLE t OWNER TO keeper", "owned")
+        lab.snapshot("s", source(server, "owned"))
+        assert drilled(lab, 1).startswith("0 rows in 1 table")
+    server.psql("DROP ROLE keeper")
+    assert "ERROR" not in capfd.readouterr().err
+
+
 def test_extensions_and_tablespaces_come_back_and_are_drilled(server: Postgres, lab: Lab):
     if "pg_trgm" not in server.psql("SELECT name FROM pg_available_extensions"):
         pytest.skip("there is no extension pg_trgm")

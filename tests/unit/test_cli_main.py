@@ -167,7 +167,7 @@ def test_every_error_is_one_line_and_its_exit_code(failing, kind):
         (OSError(13, "Denied", "/a\nb"), 1, "castore: /a b: Denied\n"),
         (OSError(13, "Denied", b"/\xff"), 1, "castore: /\\xff: Denied\n"),
         (click.ClickException("odd"), 1, "castore: odd\n"),
-        (KeyError("x"), 1, "castore: a mistake in castore: KeyError: 'x' (CASTORE_DEBUG=1 tells where)\n"),
+        (KeyError("x"), 1, "castore: a mistake in castore: KeyError: 'x' (CASTORE_DEBUG=1 shows where)\n"),
     ],
 )
 def test_every_end_has_its_exit_code(failing, outcome, code, message):

@@ -90,6 +90,8 @@ def test_work_of_a_known_size_has_a_share():
     [
         (0, 100, 10, ""),
         (50, 100, 0.1, ""),
+        (99, 100, 10, ""),
+        (100, 100, 10, ""),
         (50, 100, 10, "about 10 s left"),
         (10, 100, 60, "about 9 min 00 s left"),
     ],
@@ -142,3 +144,16 @@ def test_an_error_ends_the_drawing():
     watch = Watch()
     with pytest.raises(KeyboardInterrupt), watch.shown(), hushed():
         raise KeyboardInterrupt
+
+
+def test_a_summary_that_is_printed_during_work_has_its_own_line():
+    lines = WORK.format(steps=9, total=10 << 20).replace('print("ANSWERED"', "say('SUMMARY'); print('ANSWERED'")
+    script = (
+        "import contextlib\nfrom castore.cli.quiet import summarize\n"
+        "def say(line):\n    with contextlib.redirect_stdout(sys.stderr):\n        summarize(line)\n" + lines
+    )
+    _, drawn = on_terminal(script.replace("    time.sleep(0.3)\nprint(", "    say('SECOND')\nprint("))
+    # Nested in another block that keeps the screen clear: nothing is drawn until that ends.
+    assert re.search(r"SUMMARY\r\nANSWERED\r\n", drawn)
+    # The line of the progress bar is erased first.
+    assert re.search(r"\x1b\[2K(\x1b\[\?25h)?SECOND\r\n", drawn)

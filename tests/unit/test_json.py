@@ -154,6 +154,7 @@ def test_the_fields_of_every_command_are_documented(machine):
     check("drill", "s")
     assert check("log")[0]["drilled"]["ok"]
     check("show", "s@1")
+    check("show", "s@1:t/a")
     listed = check("ls", "-R", "s@1")
     assert any(one["path"] == r"t/\xff\\" for one in listed)
     check("find", "a")

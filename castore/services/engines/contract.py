@@ -88,7 +88,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         return {}
 
     def recorded(self, name: str, settings: dict[str, dict[str, Any]]) -> dict[str, tuple[str, Engine]]:
-        """Return the parts that the part `name` stands for in a generation; {}: itself.
+        """Return the parts that the part `name` represents in a generation; {}: itself.
 
         settings: of each part of the generation, as recorded. Nothing is asked of a server.
         """

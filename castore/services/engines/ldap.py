@@ -207,12 +207,16 @@ def without_files(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
 
     That is `attribute:< URL` and `include: URL`, each of which may be folded; slapcat writes neither.
     """
-    rest, began = b"", b""
+    pieces: list[bytes] = []  # joined once: a line may be long
+    began = b""
     for chunk in itertools.chain(chunks, [None]):
-        rest += b"" if chunk is None else bytes(chunk)
-        lines = rest.split(b"\n")
+        pieces.append(b"" if chunk is None else bytes(chunk))
+        if chunk is not None and b"\n" not in pieces[-1]:
+            continue
+        lines = b"".join(pieces).split(b"\n")
         # What follows the last end of a line is looked at with the next piece.
         rest = lines.pop()
+        pieces = [rest]
         if chunk is None and rest:
             lines.append(rest)
         for line in lines:

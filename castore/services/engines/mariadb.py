@@ -372,9 +372,9 @@ class MariaDB(Engine, frozen=True):
             count = inventory.count(own, name, (one for one in tables.values() if one.kind != "SEQUENCE"))
             self._alias(own, name, count)
             rows = sum(count.values()) + len(tables) - len(count)  # a sequence has one
-            told = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}"
-            told += ", CHECK TABLE ok, in a server of its own"
-            yield told, {"SOCKET": socket, "DATABASE": name, "USER": "root"}
+            finding = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}"
+            finding += ", CHECK TABLE ok, in a server of its own"
+            yield finding, {"SOCKET": socket, "DATABASE": name, "USER": "root"}
 
     @staticmethod
     def _alias(own: Client, name: str, tables: Iterable[str]) -> None:

@@ -93,7 +93,7 @@ def quoted(name: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Return a text as SQL has it, whatever the server's mode."""
+    """Return a text as SQL has it, in every mode of the server."""
     return "0x" + os.fsencode(text).hex() if text else "''"
 
 
@@ -130,7 +130,7 @@ def read_accounts(query: Query, database: str) -> Accounts:
 def _rights(query: Query, wanted: str) -> Iterator[Right]:
     schema = "information_schema"
     columns = "GRANTEE, PRIVILEGE_TYPE, IS_GRANTABLE"
-    # Rights on a database are on a pattern, in which _ and % stand for other characters.
+    # Rights on a database are on a pattern, in which _ and % are wildcards.
     where = f"WHERE {wanted} LIKE TABLE_SCHEMA"
     for grantee, right, grantable in query(f"SELECT {columns} FROM {schema}.SCHEMA_PRIVILEGES {where}"):
         yield Right(*_grantee(grantee), right, grantable == "YES")
@@ -153,12 +153,12 @@ def _grantee(text: str) -> tuple[str, str]:
     return user[1:], host[:-1]
 
 
-def decode(told: dict[str, Any]) -> Accounts | None:
+def decode(introduction: dict[str, Any]) -> Accounts | None:
     """Return the accounts that a dump's first line records; None: it records none. Raises CastoreError."""
-    if "accounts" not in told:
+    if "accounts" not in introduction:
         return None
     try:
-        return msgspec.convert(told["accounts"], Accounts)
+        return msgspec.convert(introduction["accounts"], Accounts)
     except msgspec.ValidationError as error:
         raise CastoreError(f"the recorded accounts of the dump are not valid: {error}") from None
 

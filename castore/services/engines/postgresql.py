@@ -160,12 +160,10 @@ class PostgreSQL(Engine, frozen=True):
         return found
 
     def recorded(self, name: str, settings: dict[str, dict[str, Any]]) -> dict[str, tuple[str, Engine]]:
-        """Return the parts of a whole cluster that a generation has, on this server."""
+        """Return the parts of an entire cluster that a generation has, on this server."""
         if not self.cluster:
             return {}
-        found: dict[str, tuple[str, Engine]] = {
-            name: ("postgresql-roles", PostgreSQLRoles(**self._shared()))
-        }
+        found: dict[str, tuple[str, Engine]] = {name: ("postgresql-roles", PostgreSQLRoles(**self._shared()))}
         for part, known in settings.items():
             database = known.get("database")
             if part.startswith(f"{name}.") and isinstance(database, str) and database:
@@ -414,47 +412,64 @@ class PostgreSQL(Engine, frozen=True):
         found = self._query(PROPERTIES, {"live": self.database})
         if not found:
             return None
-        told: dict[str, Any] = json.loads(found[0])
-        row = told.pop("row")
-        told |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
+        recorded: dict[str, Any] = json.loads(found[0])
+        row = recorded.pop("row")
+        recorded |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
         # It had another name before PostgreSQL 17.
         if locale := row.get("datlocale") or row.get("daticulocale"):
-            told["locale"] = locale
+            recorded["locale"] = locale
         if self._query("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT');") == ["t"]:
             found = self._query(PASSWORDS)
             hashes = json.loads(found[0]) if found else {}
-            for role in told["roles"] or ():
+            for role in recorded["roles"] or ():
                 role["password"] = hashes.get(role["name"])
-        return told
+        return recorded
 
     def _restore(
-        self, database: str, contents: Contents, was: dict[str, Any], again: Callable[[], None]
+        self,
+        database: str,
+        contents: Contents,
+        was: dict[str, Any],
+        again: Callable[[], None],
+        *,
+        shown: bool = True,
     ) -> None:
-        """Load a dump into a new database. again: makes it new again, if the first try has failed.
+        """Load a dump into a new database.
+
+        again: recreates it, if the first attempt has failed. shown: errors are printed as they occur, too.
 
         pg_dump sets no search path, and a function in an index or a CHECK constraint may need one. What that
         could change of a definition is found by the comparison that follows.
         """
         try:
-            self._load_into(database, contents.target())
+            self._load_into(database, contents.target(), shown=shown)
         except ProgramError as error:
             if not re.search(_UNFOUND, str(error)):
                 raise
             again()
             try:
-                self._load_into(database, contents.target(), path=search_path(was))
+                self._load_into(database, contents.target(), path=search_path(was), shown=shown)
             except ProgramError:
                 raise error from None
 
     def _load_into(
-        self, database: str, chunks: Iterable[Bytes], *, stops: bool = True, path: str = ""
+        self,
+        database: str,
+        chunks: Iterable[Bytes],
+        *,
+        stops: bool = True,
+        path: str = "",
+        shown: bool = True,
     ) -> None:
-        """Feed a dump to psql, which runs no command in it. stops: at the first error; path: to search."""
+        """Feed a dump to psql, which runs no command in it.
+
+        stops: at the first error. path: to search. shown: errors are printed as they occur, too.
+        """
         argv = [*self._psql(database), "--output=/dev/null", f"--command={PREAMBLE}", "--file=-"]
         if not stops:
             argv.append("--set=ON_ERROR_STOP=0")
         script = guarded(argv[0], prepared(chunks, path), stops=stops)
-        feed(argv, script, **self._process(), only=plain)
+        feed(argv, script, **self._process(), only=plain, shown=shown)
 
     def ready(self) -> None:
         """Raise CastoreError where a rollback would be refused: for options, rights, replication, space."""
@@ -603,9 +618,7 @@ class PostgreSQL(Engine, frozen=True):
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
         """Load the dump into a server of its own, on a private socket, and count its rows."""
         with scratch_server(self._server_programs(), folder) as socket:
-            own = PostgreSQL(
-                database="drill", host=socket, user="postgres", program_path=self.program_path
-            )
+            own = PostgreSQL(database="drill", host=socket, user="postgres", program_path=self.program_path)
             spaces = 0
             was = introduction_of(contents.target())
             encoding = str(was.get("encoding", "UTF8"))
@@ -617,7 +630,8 @@ class PostgreSQL(Engine, frozen=True):
             while True:
                 again()
                 try:
-                    own._restore("drill", contents, was, again)
+                    # The first attempts may fail, for want of a role: that is no error of the drill.
+                    own._restore("drill", contents, was, again, shown=False)
                     break
                 except ProgramError as error:
                     # Roles are the server's, not the database's: they are not in its dump.
@@ -636,10 +650,10 @@ class PostgreSQL(Engine, frozen=True):
                 differing, found = own._verify("drill", was)
             rows = [int(text) for name, text in found.items() if name.startswith("rows of ")]
             size = own._query("SELECT pg_database_size('drill');")[0]
-            told = f"{counted(sum(rows), 'row')} in {counted(len(rows), 'table')}, "
-            told += f"{counted(int(size), 'byte')} in a server of its own"
-            told = "; ".join([told, *differing])
-            yield told, {"HOST": socket, "DATABASE": "drill", "USER": "postgres"}
+            finding = f"{counted(sum(rows), 'row')} in {counted(len(rows), 'table')}, "
+            finding += f"{counted(int(size), 'byte')} in a server of its own"
+            finding = "; ".join([finding, *differing])
+            yield finding, {"HOST": socket, "DATABASE": "drill", "USER": "postgres"}
 
     def _server_programs(self) -> str:
         """Return the directory of initdb and postgres: those of the newest server that is installed."""

@@ -104,22 +104,24 @@ def _without_zero_bytes(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _checked(chunks: Iterable[Bytes], lexers: tuple[_Lexer, ...]) -> Iterator[bytes]:
     """Yield the lines of a script once every lexer has accepted them."""
-    rest = b""
+    pieces: list[bytes] = []  # joined once: a row of COPY data may be as long as a gigabyte
     for chunk in _without_zero_bytes(bytes(one) for one in chunks):
-        rest += chunk
-        end = rest.rfind(b"\n") + 1
+        end = chunk.rfind(b"\n") + 1
         if end:
+            lines = b"".join([*pieces, chunk[:end]])
             for lexer in lexers:
-                lexer.accept(rest[:end])
-            yield rest[:end]
-            rest = rest[end:]
+                lexer.accept(lines)
+            yield lines
+            pieces.clear()
+        pieces.append(chunk[end:])
+    rest = b"".join(pieces)
     for lexer in lexers:
         lexer.accept(rest + b"\n")
     yield rest
 
 
 class _Lexer:
-    """Reads whole lines as psql's scanner does. escapes: as if standard_conforming_strings were off."""
+    """Reads complete lines as psql's scanner does. escapes: as if standard_conforming_strings were off."""
 
     def __init__(
         self, *, copy: bool = True, escapes: bool = False, allowed: re.Pattern[bytes] | None = None
