@@ -163,9 +163,7 @@ class PostgreSQL(Engine, frozen=True):
         """Return the parts of an entire cluster that a generation has, on this server."""
         if not self.cluster:
             return {}
-        found: dict[str, tuple[str, Engine]] = {
-            name: ("postgresql-roles", PostgreSQLRoles(**self._shared()))
-        }
+        found: dict[str, tuple[str, Engine]] = {name: ("postgresql-roles", PostgreSQLRoles(**self._shared()))}
         for part, known in settings.items():
             database = known.get("database")
             if part.startswith(f"{name}.") and isinstance(database, str) and database:
@@ -436,7 +434,9 @@ class PostgreSQL(Engine, frozen=True):
         *,
         shown: bool = True,
     ) -> None:
-        """Load a dump into a new database. again: makes it new again, if the first try has failed.
+        """Load a dump into a new database.
+
+        again: recreates it, if the first attempt has failed. shown: errors are printed as they occur, too.
 
         shown: errors are printed as they occur, too.
         pg_dump sets no search path, and a function in an index or a CHECK constraint may need one. What that
@@ -619,9 +619,7 @@ class PostgreSQL(Engine, frozen=True):
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
         """Load the dump into a server of its own, on a private socket, and count its rows."""
         with scratch_server(self._server_programs(), folder) as socket:
-            own = PostgreSQL(
-                database="drill", host=socket, user="postgres", program_path=self.program_path
-            )
+            own = PostgreSQL(database="drill", host=socket, user="postgres", program_path=self.program_path)
             spaces = 0
             was = introduction_of(contents.target())
             encoding = str(was.get("encoding", "UTF8"))
