@@ -1,45 +1,53 @@
-"""Interrupts of castore while it runs programs that must not see them."""
+"""Interrupts of castore while it starts programs that must not see them.
+
+Each test runs in a process of its own: a test runner has threads that take signals.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
+import textwrap
 
-from castore.services.interrupts import Shield, start_without_signals, unheard
+_BEGINNING = """
+    import os, signal, subprocess, sys, threading, time
+    from castore.services.interrupts import Shield, start_without_signals, unheard
 
-_PRINT_IGNORED = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    announced = threading.Event()
+    start_without_signals(threading.Thread(target=time.sleep, args=(60,), daemon=True))
+"""
+
+
+def run(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_BEGINNING) + textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_interrupt_while_a_program_starts_arrives_afterwards():
-    announced = threading.Event()
-    over = threading.Event()
-    start_without_signals(threading.Thread(target=over.wait, daemon=True))
-    try:
+    run("""
+        command = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
         with Shield(announced.set):
             with unheard():
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.05)
                 assert not announced.is_set()
-                ignored = subprocess.run(
-                    [sys.executable, "-c", _PRINT_IGNORED], capture_output=True, check=True
-                )
+                ignored = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True)
             assert announced.wait(10)
-        assert ignored.stdout == b"True\n"
+        assert ignored.stdout == b"True\\n"
         assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    finally:
-        over.set()
+    """)
 
 
 def test_an_interrupt_that_waits_is_not_dropped_where_a_program_starts():
-    for _ in range(50):
-        announced = threading.Event()
+    run("""
         with Shield(announced.set):
-            killer = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
-            start_without_signals(killer)
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+            os.kill(os.getpid(), signal.SIGINT)
             with unheard():
-                killer.join()
-            assert announced.wait(10)
+                assert announced.wait(10)
+    """)
