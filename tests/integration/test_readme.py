@@ -216,6 +216,8 @@ def test_the_castore_toml_of_the_readme_works_as_written(machine: Machine, monke
 POSTGRESQL = """[service.drupal.parts.db]
 engine = "postgresql"
 database = "drupal"
+host = "{}"
+user = "postgres"
 """
 
 
@@ -223,7 +225,8 @@ def test_a_new_machine_comes_back_by_the_readme(
     home: Path, machine: Machine, database: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same castore.toml, but for the engine: the README says to prefer this one."""
-    text, parts = re.subn(r"\[service\.drupal\.parts\.db\].*?(?=\n\[)", POSTGRESQL, block("castore.toml"), flags=re.DOTALL)
+    part = POSTGRESQL.format(database.socket_folder)
+    text, parts = re.subn(r"\[service\.drupal\.parts\.db\].*?(?=\n\[)", part, block("castore.toml"), flags=re.DOTALL)
     assert parts == 1
     (machine.root / "root").mkdir()
     database.psql("CREATE ROLE drupal LOGIN")
