@@ -292,7 +292,7 @@ def test_a_lock_that_holds_up_the_dump_is_given_up_and_reported(lab: Lab, server
     said = warnings(lab, take(lab, engine(server, app)))
     writers[0].join()
     assert set(said) in ({"a"}, set())
-    assert all("the lock was released" in reason for reason in said.values())
+    assert all("the lock was released" in reason for reason in said.values()), said
 
 
 def test_tables_that_cannot_be_locked_are_reported(lab: Lab, server: MariaDBServer, app: str, tmp_path: Path):
