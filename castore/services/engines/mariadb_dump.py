@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from castore.errors import CastoreError, ProgramError
+from castore.model.counting import count as counted
 from castore.services.engines import mariadb_accounts as accounts
 from castore.services.engines import mariadb_inventory as inventory
 from castore.services.engines import mariadb_programs as programs
@@ -298,14 +299,14 @@ def _tail(
     rounds = inventory.rounds(client, database, state.tables.values())
     recorded = []
     for name, table in state.tables.items():
-        counted = rows.get(name, 0) if rows is not None and not inventory.is_elsewhere(table) else None
+        present = rows.get(name, 0) if rows is not None and not inventory.is_elsewhere(table) else None
         if table.kind == "SEQUENCE":
-            counted = None
+            present = None
         value = observed.script.values.get(name)
         recorded.append(
             msgspec.structs.replace(
                 table,
-                rows=counted,
+                rows=present,
                 value=value,
                 round=rounds.get(name, 0),
                 definition=_digest(observed.script.created.get(name, b"")),
@@ -344,8 +345,8 @@ def _refuse_limits(client: Client) -> None:
     limit, connect = client.query("SELECT @@GLOBAL.sql_select_limit, @@GLOBAL.init_connect")[0]
     if limit != _NO_LIMIT:
         raise ProgramError(
-            f"the server lets a SELECT return {limit} rows at most (sql_select_limit), so a dump would not "
-            "be complete: SET GLOBAL sql_select_limit = DEFAULT"
+            f"the server limits a SELECT to {counted(int(limit), 'row')} (sql_select_limit), so a dump would "
+            "not be complete: SET GLOBAL sql_select_limit = DEFAULT"
         )
     if re.search(r"sql_select_limit|system_versioning_asof", connect, re.IGNORECASE):
         raise ProgramError(
@@ -458,7 +459,7 @@ def _uncounted(client: Client, observed: Observed, before: _State, later: _State
     }
     now = inventory.stamps(client, before.database) if differing else {}
     return [
-        (os.fsencode(name), f"it has {number} rows, and the dump {rows.get(name, 0)}")
+        (os.fsencode(name), f"it has {counted(number, 'row')}, and the dump {rows.get(name, 0)}")
         for name, number in differing.items()
         if now.get(name, ("", False))[0] == before.stamps[name][0]
     ]

@@ -401,7 +401,8 @@ class PostgreSQL(Engine, frozen=True):
         ]
         before = was.get("views") or {}
         differing += [
-            f"the materialized view {name} was filled again, and has {count} rows instead of {before[name]}"
+            f"the materialized view {name} was filled again, and has {counted(int(count), 'row')} instead of "
+            f"{before[name]}"
             for name, count in rest["view"].items()
             if before.get(name, count) != count
         ]
