@@ -107,10 +107,18 @@ class Environment:
             self._watch(path)
             self._check_length(path)
             self.env.reader_check()
-            self.tables.update((name, self.env.open_db(name.encode())) for name in TABLES)
+            self.tables.update((name, self._open_table(name)) for name in TABLES)
         except BaseException:
             self.close()
             raise
+
+    def _open_table(self, name: str) -> Any:
+        """Open a table, with the size that another process may give the map meanwhile."""
+        while True:
+            try:
+                return self.env.open_db(name.encode())
+            except lmdb.MapResizedError:
+                self._fit()
 
     def close(self) -> None:
         """Close it; what was open before a fork is only let go of."""
