@@ -90,7 +90,7 @@ class SQLite(File, frozen=True):
         """Write the database beside the live one, and let SQLite look at it."""
         super().stage(memo, contents)
         sound = look(memo["new"], self.path)
-        memo["made"] = sound.told
+        memo["made"] = sound.remarks
         self._set_mode(memo["new"], memo["mode"])
 
     def begin(self) -> Memo:
@@ -152,5 +152,5 @@ class SQLite(File, frozen=True):
             file.writelines(contents.target())
         sound = look(path, self.path, thorough=True)
         size = counted(os.path.getsize(path), "byte")
-        told = f"{counted(sound.rows, 'row')}, {size}, integrity_check ok"
-        yield f"{told}; {sound.told}" if sound.told else told, {"PATH": path}
+        summary = f"{counted(sound.rows, 'row')}, {size}, integrity_check ok"
+        yield f"{summary}; {sound.remarks}" if sound.remarks else summary, {"PATH": path}

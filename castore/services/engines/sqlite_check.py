@@ -43,17 +43,18 @@ class Soundness:
     """What the check says of a row that does not fit the schema; empty: nothing."""
 
     @property
-    def told(self) -> str:
-        """What was not checked, for people; empty: all was."""
-        found = [f"collation {name}" for name in self.collations]
-        text = f"indexes that use the {', '.join(found)} of the application were not checked" if found else ""
+    def remarks(self) -> str:
+        """What was not checked, and rows that do not fit the schema; empty: neither occurs."""
+        found = []
+        if self.collations:
+            names = ", ".join(f"collation {name}" for name in self.collations)
+            found.append(f"indexes that use the {names} of the application were not checked")
         if self.unchecked:
-            text += "; " if text else ""
-            text += f"tables that need the application were not fully checked: {', '.join(self.unchecked)}"
+            tables = ", ".join(self.unchecked)
+            found.append(f"tables that need the application were not fully checked: {tables}")
         if self.odd:
-            text += "; " if text else ""
-            text += f"it has rows, as it had when it was taken, that do not fit the schema: {self.odd}"
-        return text
+            found.append(f"it has rows, as it had when it was taken, that do not fit the schema: {self.odd}")
+        return "; ".join(found)
 
 
 def look(path: str, what: str, *, thorough: bool = False) -> Soundness:
