@@ -4,6 +4,7 @@ The tree, with the code the command line ends with::
 
     CastoreError                       1   failed
     +-- UsageError                     2   wrong usage or configuration
+    |   +-- UntrustedPathError         2   another user could decide where a path leads
     |   +-- ConfigError                2   castore.toml says something it cannot mean
     |       +-- ConfigProblemsError    2   all of its mistakes
     +-- IncompleteError                3   done, but not wholly
@@ -65,6 +66,10 @@ class UsageError(CastoreError):
     """The call or the command line asks for something that cannot be done as it stands."""
 
     exit_code = 2
+
+
+class UntrustedPathError(UsageError):
+    """A path leads through a symbolic link that another user could have made."""
 
 
 class ConfigError(UsageError):

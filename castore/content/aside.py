@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 import msgspec
 
 from castore.content.attributes import Ownership, replace_attributes
+from castore.content.beneath import OPEN_DIRECTORY, OPEN_FILE, open_below
 from castore.content.copying import check_overwritable, copy, overwrite
-from castore.content.live import OPEN_DIRECTORY, OPEN_FILE, open_below
 from castore.content.removing import remove, remove_tree
 from castore.errors import CastoreError, UsageError
 from castore.kernel.files import sync_file_system

@@ -9,15 +9,9 @@ import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from castore.content.attributes import Ownership, replace_attributes
+from castore.content.beneath import OPEN_DIRECTORY, OPEN_FILE, open_below
 from castore.content.depth import run
-from castore.content.live import (
-    OPEN_DIRECTORY,
-    OPEN_FILE,
-    data_extents,
-    is_protected,
-    open_below,
-    read_xattrs_at,
-)
+from castore.content.live import data_extents, is_protected, read_xattrs_at
 from castore.content.removing import remove
 from castore.model.tree import Content, Entry, Extra, Owners, clamped_time
 

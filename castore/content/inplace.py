@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from castore.content.aside import Aside, Journal
 from castore.content.attributes import drop_inherited, mode_of, replace_attributes
+from castore.content.beneath import OPEN_FILE, open_below
 from castore.content.copying import live_entry
-from castore.content.live import OPEN_FILE, is_protected, open_below
+from castore.content.live import is_protected
 from castore.content.restore import TreeWriter, named
 from castore.errors import CastoreError
 

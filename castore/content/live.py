@@ -15,6 +15,7 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from castore.content.beneath import open_regular
 from castore.content.exclude import CACHE_TAG, CACHE_TAG_CONTENT
 from castore.model.tree import NO_EXTRA, Extra
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     from castore.kernel.files import Listed
 
-OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""How a file is opened that may have become a link, a fifo or a terminal since it was listed."""
 ATTRIBUTE: Final = "attribute"
 """How the reason begins why attributes of a file are not stored, though the file is."""
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
@@ -41,18 +39,6 @@ _WELL_KNOWN: Final = (
     b"system.posix_acl_default",
 )
 """Attributes that are read although the names cannot be listed: access depends on them."""
-
-
-def open_below(top: int, path: tuple[bytes, ...]) -> int:
-    """Open the directory at `path` below the one open as `top`, following no link."""
-    fd = os.dup(top)
-    for name in path:
-        try:
-            below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
 
 
 def allow_descriptors() -> None:
@@ -99,7 +85,7 @@ def is_protected(fd: int) -> bool:
 def is_cache(fd: int) -> bool:
     """Whether the directory open as `fd` has a valid CACHEDIR.TAG."""
     try:
-        tag = os.open(CACHE_TAG, OPEN_FILE, dir_fd=fd)
+        tag = open_regular(fd, CACHE_TAG)
     except OSError:
         return False
     try:

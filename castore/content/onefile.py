@@ -9,8 +9,8 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from castore.content.attributes import mode_of, replace_attributes
+from castore.content.beneath import OPEN_FILE
 from castore.content.copying import check_overwritable, copy, overwrite
-from castore.content.live import OPEN_FILE
 from castore.content.removing import remove
 from castore.content.restore import TreeWriter, named
 from castore.errors import CastoreError, DamageError

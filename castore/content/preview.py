@@ -7,15 +7,9 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from castore.content.beneath import OPEN_DIRECTORY, OPEN_FILE
 from castore.content.exclude import CACHE_TAG
-from castore.content.live import (
-    OPEN_DIRECTORY,
-    OPEN_FILE,
-    allow_descriptors,
-    data_extents,
-    is_cache,
-    is_mount_point,
-)
+from castore.content.live import allow_descriptors, data_extents, is_cache, is_mount_point
 from castore.content.scanfiles import joined
 from castore.errors import UsageError
 from castore.kernel.files import entries_of, list_directory

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from castore.content.live import OPEN_DIRECTORY
+from castore.content.beneath import OPEN_DIRECTORY
 
 
 def remove(name: bytes, parent: int) -> None:

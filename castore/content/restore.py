@@ -28,6 +28,7 @@ from castore.content.attributes import (
     set_attributes,
     set_directory_attributes,
 )
+from castore.content.beneath import OPEN_DIRECTORY, open_below
 from castore.content.directories import (
     Child,
     Opened,
@@ -37,7 +38,7 @@ from castore.content.directories import (
     read_data,
 )
 from castore.content.largefiles import write_large
-from castore.content.live import OPEN_DIRECTORY, allow_descriptors, open_below
+from castore.content.live import allow_descriptors
 from castore.content.streams import RangeReader, StreamReader
 from castore.errors import CastoreError, DamageError, UsageError
 from castore.model.tree import Content, Entry

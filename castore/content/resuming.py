@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from castore.content.beneath import open_below
 from castore.content.inplace import PlanWriter
-from castore.content.live import open_below
 from castore.content.removing import remove
 from castore.content.treeplan import Comparison, plan_tree
 from castore.errors import CastoreError

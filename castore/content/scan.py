@@ -22,14 +22,9 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
+from castore.content.beneath import OPEN_DIRECTORY
 from castore.content.exclude import CACHE_TAG
-from castore.content.live import (
-    OPEN_DIRECTORY,
-    allow_descriptors,
-    extra_of,
-    is_cache,
-    is_mount_point,
-)
+from castore.content.live import allow_descriptors, extra_of, is_cache, is_mount_point
 from castore.content.scancache import LINKED, Told, is_racy, told_of
 from castore.content.scanfiles import SMALL, FileScanner, Scanned, joined
 from castore.errors import CastoreError, UsageError

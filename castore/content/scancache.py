@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from blake3 import blake3
 
+from castore.content.beneath import open_below
 from castore.content.lists import iter_list
-from castore.content.live import open_below
 from castore.kernel.files import (
     ENTERED,
     Change,

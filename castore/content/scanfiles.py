@@ -13,16 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.acl import acl_ids
+from castore.content.beneath import OPEN_FILE
 from castore.content.lists import iter_chunks
-from castore.content.live import (
-    OPEN_FILE,
-    data_extents,
-    extra_of,
-    group_name,
-    read_xattrs,
-    read_xattrs_at,
-    user_name,
-)
+from castore.content.live import data_extents, extra_of, group_name, read_xattrs, read_xattrs_at, user_name
 from castore.content.scancache import is_racy, told_of
 from castore.errors import CastoreError
 from castore.kernel.entries import AS_LISTED, GIVEN, join_entries

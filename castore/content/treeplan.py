@@ -11,16 +11,10 @@ import msgspec
 
 from castore.content.aside import refuse_leftovers
 from castore.content.attributes import Ownership
+from castore.content.beneath import OPEN_DIRECTORY, OPEN_FILE
 from castore.content.depth import run
 from castore.content.directories import Child, check_content, open_directory, read_file
-from castore.content.live import (
-    OPEN_DIRECTORY,
-    OPEN_FILE,
-    allow_descriptors,
-    is_cache,
-    mounts_below,
-    read_xattrs_at,
-)
+from castore.content.live import allow_descriptors, is_cache, mounts_below, read_xattrs_at
 from castore.content.scan import ScanRules
 from castore.content.scancache import LINKED, told_of
 from castore.content.scanfiles import without_xattrs

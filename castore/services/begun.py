@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from castore.content.live import OPEN_FILE
+from castore.content.beneath import OPEN_FILE
 from castore.content.restore import FILE_SYSTEMS_OWN, open_destination
 from castore.errors import UsageError
 

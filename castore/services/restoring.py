@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from castore.content import onefile
 from castore.content.attributes import drop_inherited
+from castore.content.beneath import OPEN_DIRECTORY
 from castore.content.directories import Child, look_up, open_top, read_file
-from castore.content.live import OPEN_DIRECTORY
 from castore.content.restore import Report, restore_directory, restore_file
 from castore.content.resuming import complete
 from castore.content.sparse import write_sparse
