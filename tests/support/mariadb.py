@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.support.postgres import missing
+from tests.support.templates import copied
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -63,16 +64,15 @@ class MariaDBServer:
             os.chown(self._folder, rights["user"], rights["group"])
         os.chmod(self._folder, 0o755)
         data = os.path.join(self._folder, "data")
-        made = subprocess.run(
-            ["mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--tmpdir={self._folder}", "--auth-root-authentication-method=normal"]
-            + ["--skip-test-db", "--skip-name-resolve"],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self._folder,
-            **rights,
-        )
-        assert made.returncode == 0, f"mariadb-install-db failed: {made.stderr}{made.stdout}"
+        install = ("mariadb-install-db", "--no-defaults", "--auth-root-authentication-method=normal")
+        install += ("--skip-test-db", "--skip-name-resolve", "--innodb-log-file-size=16M")
+
+        def make(folder: str) -> None:
+            argv = [*install, f"--datadir={folder}", f"--tmpdir={self._folder}"]
+            made = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=self._folder, **rights)
+            assert made.returncode == 0, f"mariadb-install-db failed: {made.stderr}{made.stdout}"
+
+        copied(install, make, data)
         self.log = os.path.join(self._folder, "log")
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(

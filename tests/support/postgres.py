@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from tests.support.templates import copied
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -105,15 +107,15 @@ class Postgres:
             os.chown(self._folder, self._account.pw_uid, self._account.pw_gid)
         os.chmod(self._folder, 0o755)
         data = os.path.join(self._folder, "data")
-        made = subprocess.run(
-            [self._program("initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
-            + ["--locale=C", "--no-sync", *self._initdb],
-            capture_output=True,
-            text=True,
-            check=False,
-            **self._rights(),
-        )
-        assert made.returncode == 0, f"initdb failed: {made.stderr}"
+        initdb = (self._program("initdb"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C")
+        initdb += ("--no-sync", *self._initdb)
+
+        def make(folder: str) -> None:
+            argv = [*initdb, "-D", folder]
+            made = subprocess.run(argv, capture_output=True, text=True, check=False, **self._rights())
+            assert made.returncode == 0, f"initdb failed: {made.stderr}"
+
+        copied(initdb, make, data)
         self._run_server()
 
     def _run_server(self) -> None:
