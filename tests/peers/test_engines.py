@@ -23,8 +23,8 @@ from castore.services import plan, process, rollback, transaction
 from castore.services.config import Service
 from castore.services.engines.contract import Engine, Secret
 from castore.services.engines.file import File
-from castore.services.engines.mariadb import MariaDB
-from castore.services.engines.postgresql import PostgreSQL
+from castore.services.engines.mariadb.engine import MariaDB
+from castore.services.engines.postgresql.engine import PostgreSQL
 from castore.services.engines.sqlite import SQLite
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer
@@ -645,7 +645,7 @@ def test_a_foreign_key_from_elsewhere_is_refused_before_anything_is_touched(
 def test_a_transaction_that_holds_a_table_ends_the_roll_back_and_all_is_as_it_was(
     lab: Lab, mariadb: MariaDBServer, mariadb_database: Live, monkeypatch: pytest.MonkeyPatch
 ):
-    from castore.services.engines import mariadb_client as engine
+    from castore.services.engines.mariadb import client as engine
 
     monkeypatch.setattr(engine, "LOCK_SECONDS", 1)
     name = mariadb_database.engine.database

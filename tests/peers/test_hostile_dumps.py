@@ -25,11 +25,12 @@ from castore.services.config import Service
 from castore.services.engines.command import Command
 from castore.services.engines.contract import Contents, Engine
 from castore.services.engines.ldap import LDAP, without_files
-from castore.services.engines.mariadb import MariaDB
-from castore.services.engines.mariadb_dump import _digests
-from castore.services.engines.mariadb_inventory import End, Table
-from castore.services.engines.mariadb_programs import Program
-from castore.services.engines.postgresql import PostgreSQL, PostgreSQLRoles
+from castore.services.engines.mariadb.contents import digests_of
+from castore.services.engines.mariadb.engine import MariaDB
+from castore.services.engines.mariadb.inventory import End, Table
+from castore.services.engines.mariadb.programs import Program
+from castore.services.engines.postgresql.engine import PostgreSQL
+from castore.services.engines.postgresql.roles import PostgreSQLRoles
 from castore.services.engines.redis import Redis
 from castore.services.engines.sqlite import SQLite
 from castore.services.snapshot import EngineSource
@@ -126,7 +127,7 @@ def mariadb_dump(name: str, script: bytes, view: str, **changed: str) -> bytes:
     introduction = {"charset": ["utf8mb4", "utf8mb4_bin"], "database": name, "mark": "ab"}
     program = {"type": "program", "kind": "view", "name": "v", "text": view.encode(), "charset": "utf8mb4", "collation": "utf8mb4_bin", **changed}
     records: list = [Table("t", "BASE TABLE"), *([msgspec.convert(program, Program)] if view else [])]
-    records.append(End("10.11.0-MariaDB", (), _digests(records)))
+    records.append(End("10.11.0-MariaDB", (), digests_of(records)))
     tail = b"".join(b"-- castore ab: " + msgspec.json.encode(one) + b"\n" for one in records)
     text = f"-- castore: {json.dumps(introduction)}\nCREATE TABLE `t` (\n  `a` text DEFAULT NULL\n);\n".encode()
     return text + script + b"\n-- castore ab: views\n" + tail
@@ -210,7 +211,7 @@ def test_the_word_in_a_postgresql_dump_is_secret_and_stays(postgres: Postgres, t
 
 
 def test_the_first_line_of_a_postgresql_dump_grants_rights_only():
-    from castore.services.engines.postgresql_sql import adornments, quoted_text
+    from castore.services.engines.postgresql.sql import adornments, quoted_text
 
     was = {"settings": None, "datconnlimit": -1, "comment": None, "restricted": False, "rights": [[None, "CONNECT ON DATABASE x TO y; \\! touch x --", False]]}
     with pytest.raises(CastoreError, match="not a right to a database"):

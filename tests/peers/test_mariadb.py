@@ -17,9 +17,9 @@ from castore.errors import CastoreError, ProgramError
 from castore.model.generation import Generation
 from castore.services import drill
 from castore.services.config import Service
-from castore.services.engines import mariadb_dump
-from castore.services.engines.mariadb import MariaDB
-from castore.services.engines.mariadb_swap import Swap
+from castore.services.engines.mariadb import reports
+from castore.services.engines.mariadb.engine import MariaDB
+from castore.services.engines.mariadb.swap import Swap
 from castore.services.plan import read_details
 from castore.services.snapshot import EngineSource
 from castore.services.transaction import contents_of
@@ -112,7 +112,7 @@ def test_a_view_that_a_deployment_broke_keeps_nobody_from_going_back(lab: Lab, s
     assert drilled(lab, 1).startswith("1 row in 2 tables")
     assert done.safety is not None
     assert done.safety.missed > 0
-    assert {reason for _, _, reason in warnings(lab, done.safety.number)} == {mariadb_dump.LACKING}
+    assert {reason for _, _, reason in warnings(lab, done.safety.number)} == {reports.LACKING}
     # What is broken cannot be made; all else is as it was, and the store says what is missing.
     broken = {name.decode() for _, name, _ in warnings(lab, done.safety.number)}
     lab.roll_back(done.safety.number)
@@ -250,7 +250,7 @@ def test_a_name_with_a_tab_is_told_clearly(lab: Lab, server: MariaDBServer, app:
     server.sql("CREATE TABLE z (x INT)", app)
     server.sql("CREATE TABLE `a\tb` (x INT)", app)
     taken = take(lab, server, app)
-    assert [(path, reason) for _, path, reason in warnings(lab, taken.number)] == [(b"a\tb", mariadb_dump.STRANGE)]
+    assert [(path, reason) for _, path, reason in warnings(lab, taken.number)] == [(b"a\tb", reports.STRANGE)]
     server.sql("INSERT INTO z VALUES (1)", app)
     with pytest.raises(CastoreError, match=r"'a\\tb': this name has a tab.*rename it; nothing was touched"):
         lab.roll_back(1)

@@ -12,7 +12,7 @@ import pytest
 from castore.errors import ProgramError
 from castore.model.generation import Generation
 from castore.services.config import Service
-from castore.services.engines.mariadb import MariaDB
+from castore.services.engines.mariadb.engine import MariaDB
 from castore.services.plan import read_details
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer

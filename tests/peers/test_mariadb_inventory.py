@@ -12,8 +12,8 @@ import pytest
 
 from castore.errors import CastoreError
 from castore.services.engines.contract import SWITCHING, Contents
-from castore.services.engines.mariadb import MariaDB
-from castore.services.engines.mariadb_swap import Swap
+from castore.services.engines.mariadb.engine import MariaDB
+from castore.services.engines.mariadb.swap import Swap
 from tests.peers.test_mariadb_cases import engine, state, take, warnings
 from tests.support.mariadb import MariaDBServer
 from tests.support.stores import Lab

@@ -14,10 +14,10 @@ import pytest
 
 from castore.errors import CastoreError, ProgramError
 from castore.services.config import Service
-from castore.services.engines import mariadb_lock
 from castore.services.engines.contract import Secret
-from castore.services.engines.mariadb import MariaDB
-from castore.services.engines.mariadb_rights import _matches
+from castore.services.engines.mariadb import lock as mariadb_lock
+from castore.services.engines.mariadb.engine import MariaDB
+from castore.services.engines.mariadb.rights import _matches
 from tests.peers.test_mariadb_cases import engine, take, warnings
 from tests.support.mariadb import MariaDBServer
 from tests.support.stores import Lab

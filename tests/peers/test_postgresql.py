@@ -17,10 +17,10 @@ from castore.content.attributes import Ownership
 from castore.errors import CastoreError, ProgramError
 from castore.services import drill
 from castore.services.config import Service
-from castore.services.engines import postgresql
+from castore.services.engines import contract
 from castore.services.engines.contract import Secret, introduction_of
-from castore.services.engines.postgresql import PostgreSQL
-from castore.services.engines.postgresql_sql import creation, plain
+from castore.services.engines.postgresql.engine import PostgreSQL
+from castore.services.engines.postgresql.sql import creation, plain
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.stores import Lab
@@ -94,7 +94,7 @@ def test_a_database_may_have_any_name(server: Postgres, lab: Lab, name: str):
         (engine,) = (one.engine for one in source(server, name).values())
 
         def sql(text: str) -> list[str]:
-            return engine._query(text, database=name)
+            return engine._client.query(text, database=name)
 
         sql("CREATE TABLE public.t (x int); INSERT INTO public.t VALUES (1);")
         engine.check()
@@ -148,7 +148,7 @@ def without_introduction(reader, readinto, _introduction) -> None:
 def test_a_dump_of_an_older_castore_comes_back_as_the_live_database_is(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
     with database(server, "plain"):
         with monkeypatch.context() as older:
-            older.setattr(postgresql.Reader, "__init__", without_introduction)
+            older.setattr(contract.Reader, "__init__", without_introduction)
             lab.snapshot("s", source(server, "plain"))
         server.psql("ALTER DATABASE plain CONNECTION LIMIT 5; ALTER DATABASE plain SET work_mem = '3MB'")
         server.psql("CREATE TABLE t (x int)", "plain")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from castore.errors import CastoreError, ProgramError
-from castore.services.engines.postgresql import PostgreSQL
+from castore.services.engines.postgresql.engine import PostgreSQL
 from castore.services.plan import read_details
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres
@@ -196,7 +196,7 @@ def test_what_the_options_name_is_used(server: Postgres, tmp_path: Path):
     service.write_text(f"[here]\nhost={server.socket_folder}\nuser=postgres\n")
     engine = PostgreSQL(database="postgres", service="here", service_file=str(service), program_path=server.programs)
     engine.check()
-    env = PostgreSQL(database="x", passfile="/p", sslcert="/c")._env()
+    env = PostgreSQL(database="x", passfile="/p", sslcert="/c")._client.env()
     assert (env["PGPASSFILE"], env["PGSSLCERT"], env["PGSSLKEY"]) == ("/p", "/c", "/nonexistent")
 
 
@@ -246,13 +246,13 @@ def test_what_pg_dump_leaves_out_is_reported_by_name(server: Postgres, lab: Lab)
 @pytest.mark.parametrize("option", ["--exclude-table-data=x", "--exc=x", "-vTx", "--enable-row-security", "-O", "--no-acl", "--no-comments", "-tx", "--no-unlogged-table-data", "x", "--snapshot=1"])
 def test_an_option_that_may_leave_something_out_is_refused(option: str):
     with pytest.raises(CastoreError, match="leaves something out"):
-        from castore.services.engines.postgresql_session import refuse_options
+        from castore.services.engines.postgresql.session import refuse_options
 
         refuse_options(("--verbose", "--role", "x", "--lock-wait-timeout=3", option))
 
 
 def test_a_dump_without_an_inventory_is_kept_and_reported(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
-    from castore.services.engines import postgresql_inventory
+    from castore.services.engines.postgresql import inventory as postgresql_inventory
 
     with database(server, "app") as source:
         server.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1); CREATE PUBLICATION p FOR TABLE t; CREATE TABLE bare (); ALTER PUBLICATION p ADD TABLE bare", "app")

@@ -10,7 +10,7 @@ import pytest
 from castore.errors import CastoreError
 from castore.services import rollback
 from castore.services.engines.contract import INVENTORY, differences, introduction_of
-from castore.services.engines.postgresql import PostgreSQL
+from castore.services.engines.postgresql.engine import PostgreSQL
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.stores import Lab
@@ -63,7 +63,7 @@ def engine(server: Postgres, name: str = "kinds") -> PostgreSQL:
 @pytest.fixture(scope="module")
 def recorded(server: Postgres) -> dict[str, str]:
     """The inventory of the database with every kind of object."""
-    with engine(server)._snapshot({}) as (found, _):
+    with engine(server)._live.snapshot({}) as (found, _):
         return found
 
 
@@ -72,7 +72,7 @@ def test_a_change_of_one_object_is_found(server: Postgres, recorded: dict[str, s
     server.psql("DROP DATABASE IF EXISTS mutated; CREATE DATABASE mutated TEMPLATE kinds")
     # What a dump has lost or changed, the staged database has not.
     server.psql(MUTATIONS[what] if not what.startswith("extension") else MUTATIONS[what] + " CASCADE", "mutated")
-    with engine(server, "mutated")._snapshot({}) as (found, _):
+    with engine(server, "mutated")._live.snapshot({}) as (found, _):
         named = differences(recorded, found)
     assert named
 
@@ -105,6 +105,6 @@ def test_every_kind_goes_back_and_is_compared(server: Postgres, tmp_path: Path, 
             with pytest.raises(CastoreError, match=named):
                 lab.roll_back(1)
     lab.roll_back(1)
-    with engine(server)._snapshot({}) as (found, _):
+    with engine(server)._live.snapshot({}) as (found, _):
         assert differences(recorded, found) == []
     assert server.psql("SELECT datname FROM pg_database WHERE datname LIKE 'castore%'") == ""

@@ -14,7 +14,7 @@ import pytest
 
 from castore.errors import ProgramError
 from castore.services.config import Service
-from castore.services.engines.mariadb_dump import LACKING
+from castore.services.engines.mariadb.reports import LACKING
 from tests.peers.test_mariadb_cases import engine, take, warnings
 from tests.support.mariadb import MariaDBServer
 from tests.support.random_mariadb import RandomDatabase, contents, differing, run

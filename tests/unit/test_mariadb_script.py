@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from castore.errors import CastoreError
-from castore.services.engines.mariadb_script import (
+from castore.services.engines.mariadb.script import (
     Observed,
     Sections,
     TableScript,

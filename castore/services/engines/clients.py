@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from castore.errors import ProgramError
 from castore.services.engines.ldap import without_files
-from castore.services.engines.mariadb_client import refusing_commands
-from castore.services.engines.postgresql_script import without_commands
+from castore.services.engines.mariadb.client import refusing_commands
+from castore.services.engines.postgresql.script import without_commands
 from castore.services.programs import output_of
 
 if TYPE_CHECKING:

@@ -12,16 +12,16 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from castore.errors import ProgramError
-from castore.services.engines.mariadb_programs import quoted
+from castore.services.engines.mariadb.programs import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from types import TracebackType
 
     from castore.services.engines.contract import Readinto
-    from castore.services.engines.mariadb_client import Client
-    from castore.services.engines.mariadb_inventory import Table
-    from castore.services.engines.mariadb_script import Observed
+    from castore.services.engines.mariadb.client import Client
+    from castore.services.engines.mariadb.inventory import Table
+    from castore.services.engines.mariadb.script import Observed
 
 STUCK_SECONDS: Final = 10.0
 """How long the dump program may write nothing before the lock is taken for the reason."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.services.engines.mariadb_programs import literal, quoted
-from castore.services.engines.mariadb_script import normal
+from castore.services.engines.mariadb.programs import literal, quoted
+from castore.services.engines.mariadb.script import normal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from castore.services.engines.mariadb_client import Client
+    from castore.services.engines.mariadb.client import Client
 
 _WITHOUT_ROWS: Final = frozenset({"MRG_MYISAM", "MRG_ISAM", "FEDERATED"})
 """Storage engines whose rows are in other tables: the dump program leaves them out."""

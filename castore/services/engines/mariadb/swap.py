@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from castore.errors import CastoreError, ProgramError
-from castore.services.engines import mariadb_client as clients
-from castore.services.engines import mariadb_inventory as inventory
-from castore.services.engines import mariadb_programs as programs
 from castore.services.engines.contract import new_name
-from castore.services.engines.mariadb_programs import Program, literal, quoted
+from castore.services.engines.mariadb import client as clients
+from castore.services.engines.mariadb import inventory, programs
+from castore.services.engines.mariadb.programs import Program, literal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from castore.services.engines.contract import Memo
-    from castore.services.engines.mariadb_client import Client
+    from castore.services.engines.mariadb.client import Client
 
 MARKS: Final = ("new", "old", "code")
 _MADE: Final = re.compile("castore_(new|old|code)_[0-9a-f]{12}")

@@ -20,11 +20,6 @@ import msgspec
 
 from castore.errors import CastoreError, ProgramError
 from castore.model.counting import count as counted
-from castore.services.engines import mariadb_accounts as accounts
-from castore.services.engines import mariadb_dump as dumps
-from castore.services.engines import mariadb_inventory as inventory
-from castore.services.engines import mariadb_programs as programs
-from castore.services.engines import mariadb_rights as rights
 from castore.services.engines.contract import (
     SWITCHING,
     Contents,
@@ -34,10 +29,13 @@ from castore.services.engines.contract import (
     introduction_of,
     refuse_elsewhere,
 )
-from castore.services.engines.mariadb_client import CLIENT, DUMP, Client
-from castore.services.engines.mariadb_programs import literal, quoted
-from castore.services.engines.mariadb_scratch import scratch_server
-from castore.services.engines.mariadb_swap import Swap, charset, charset_clause, exists
+from castore.services.engines.mariadb import accounts, inventory, programs, reports, rights
+from castore.services.engines.mariadb import dump as dumps
+from castore.services.engines.mariadb.client import CLIENT, DUMP, Client
+from castore.services.engines.mariadb.contents import StoredDump
+from castore.services.engines.mariadb.programs import literal, quoted
+from castore.services.engines.mariadb.scratch import scratch_server
+from castore.services.engines.mariadb.swap import Swap, charset, charset_clause, exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -141,8 +139,8 @@ class MariaDB(Engine, frozen=True):
         client, live = self._client, literal(self.database)
         dumps.refuse_options(client, self.options)
         refuse_elsewhere(self.options, _ELSEWHERE)
-        if strange := dumps.strange_names(client, self.database):
-            raise CastoreError(f"{self.database}.{strange[0]!r}: {dumps.STRANGE}; nothing was touched")
+        if strange := reports.strange_names(client, self.database):
+            raise CastoreError(f"{self.database}.{strange[0]!r}: {reports.STRANGE}; nothing was touched")
         keys = client.query(
             "SELECT CONSTRAINT_SCHEMA, CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS "
             f"WHERE UNIQUE_CONSTRAINT_SCHEMA = {live} AND CONSTRAINT_SCHEMA <> {live}"
@@ -186,7 +184,7 @@ class MariaDB(Engine, frozen=True):
         """Make a database, load the dump, and compare it with what the dump records."""
         client, swap, new = self._client, Swap(self._client, memo), memo["new"]
         introduction = introduction_of(contents.target())
-        dump = dumps.Contents(introduction, contents.target())
+        dump = StoredDump(introduction, contents.target())
         self._refuse_without_space(swap.live)
         swap.make(dump.charset)
         dump.load_into(client, new)
@@ -210,7 +208,7 @@ class MariaDB(Engine, frozen=True):
                 + "; nothing was touched"
             )
 
-    def _refuse_lost(self, dump: dumps.Contents, live: str) -> None:
+    def _refuse_lost(self, dump: StoredDump, live: str) -> None:
         """Raise CastoreError where the rollback would drop programs that the dump could not record."""
         assert dump.end is not None
         if dump.programs and dump.database != live:
@@ -353,7 +351,7 @@ class MariaDB(Engine, frozen=True):
         """Load the dump into a server of its own, on a private socket, check its tables, count its rows."""
         with scratch_server(folder, self._client.program(CLIENT)) as socket:
             own = Client(names=self.names, socket=socket, user="root", program_path=self.program_path)
-            dump = dumps.Contents(introduction_of(contents.target()), contents.target())
+            dump = StoredDump(introduction_of(contents.target()), contents.target())
             # Under its own name: a trigger's text may contain it.
             name = dump.database
             own.query(f"CREATE DATABASE {quoted(name)}{charset_clause(dump.charset)}")

@@ -11,12 +11,12 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.errors import ProgramError
-from castore.services.engines.mariadb_programs import literal, quoted
+from castore.services.engines.mariadb.programs import literal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from castore.services.engines.mariadb_client import Client
+    from castore.services.engines.mariadb.client import Client
 
 _GRANT: Final = re.compile(
     r"GRANT (.+?) ON (?:TABLE |FUNCTION |PROCEDURE |PACKAGE |PACKAGE BODY )?"

@@ -9,7 +9,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from castore.errors import ProgramError
-from castore.services.engines.mariadb_client import PACKET, environment
+from castore.services.engines.mariadb.client import PACKET, environment
 from castore.services.programs import output_of
 from castore.services.servers import give, running, socket_folder, unprivileged
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+import contextlib
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import CastoreError
+from castore.model.counting import count as counted
+from castore.services.engines.postgresql.session import refuse_options
+from castore.services.process import client_environment
+from castore.services.programs import output_of
+
+if TYPE_CHECKING:
+    from castore.services.engines.postgresql.database import Database
 
 _NOT_SUPER: Final = "NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)"
 _LIVE: Final = "pg_database d WHERE d.datname = :'live'"
@@ -96,3 +108,49 @@ SELECT format('ALTER SUBSCRIPTION %1$I DISABLE; ALTER SUBSCRIPTION %1$I SET (slo
   subname) FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database());
 """
 """Statements that drop the subscriptions of a database that a rollback made, without their slots."""
+
+
+def refuse(database: str, what: str, problems: list[str]) -> None:
+    """Raise CastoreError where a database has problems. what: cannot be done with it."""
+    if problems:
+        raise CastoreError(f"the database {database} cannot be {what}: {'; '.join(problems)}")
+
+
+def check(live: Database) -> None:
+    """Raise CastoreError where the database could not be dumped, or a rollback would be refused."""
+    program = live.client.program("pg_dump")
+    own = re.search(rb"\) (\d+)", output_of([program, "--version"], env=client_environment()))
+    server = live.client.version() // 10000
+    if own is not None and int(own[1]) < server:
+        raise CastoreError(
+            f"{program} is of PostgreSQL {int(own[1])} and cannot dump from version {server}: "
+            f"install the clients of PostgreSQL {server}, or name their directory as `program-path`"
+        )
+    refuse(live.name, "dumped", live.client.query(READABLE, database=live.name))
+    ready(live)
+
+
+def ready(live: Database) -> None:
+    """Raise CastoreError where a rollback would be refused: for options, rights, replication, space."""
+    refuse_options(live.options)
+    query, names = live.client.query, {"live": live.name}
+    problems = [*query(BLOCKERS, names), *query(RIGHTS, names)]
+    if live.exists() and not any("ALLOW_CONNECTIONS" in one for one in problems):
+        problems += query(INSIDE, database=live.name)
+    refuse(live.name, "rolled back", [*problems, *_lacking_space(live)])
+
+
+def _lacking_space(live: Database) -> list[str]:
+    """Say where the file system of a server on this machine is too small for a second database."""
+    client = live.client
+    if client.host is not None and not client.host.startswith("/"):
+        return []
+    for record in client.query(SPACE, {"live": live.name}):
+        size, _, folder = record.partition("|")
+        with contextlib.suppress(OSError):
+            info = os.statvfs(folder)
+            free = info.f_bavail * info.f_frsize
+            if free < int(size):
+                needed = f"a rollback needs {counted(int(size), 'byte')} for a second database"
+                return [f"{needed}, and {folder} has {counted(free, 'byte')} free"]
+    return []

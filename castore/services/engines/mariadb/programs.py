@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from castore.errors import CastoreError, ProgramError
-from castore.services.engines.mariadb_script import unqualified
+from castore.services.engines.mariadb.script import unqualified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from castore.services.engines.mariadb_client import Client
+    from castore.services.engines.mariadb.client import Client
 
 _SCHEMA: Final = "information_schema"
 KINDS: Final = {

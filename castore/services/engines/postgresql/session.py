@@ -12,7 +12,7 @@ import subprocess
 from typing import TYPE_CHECKING, Final
 
 from castore.errors import CastoreError
-from castore.services.engines.postgresql_sql import plain, quoted_text
+from castore.services.engines.postgresql.sql import plain, quoted_text
 from castore.services.process import Program
 
 if TYPE_CHECKING:

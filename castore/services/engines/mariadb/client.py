@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from castore.errors import ConfigError, ProgramError
-from castore.services.engines.mariadb_script import plain, unescaped
+from castore.services.engines.mariadb.script import plain, unescaped
 from castore.services.process import Program, client_environment
 from castore.services.programs import feed, output_of
 

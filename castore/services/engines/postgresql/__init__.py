@@ -1,0 +1,1 @@
+"""PostgreSQL: one database, or a cluster of databases with its roles."""
