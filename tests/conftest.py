@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 
+from tests.support import forked
 from tests.support.forest import Forest, must_be_whole, plant
 from tests.support.postgres import Postgres
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -64,7 +64,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def castore(home: Path) -> Callable[..., subprocess.CompletedProcess[Any]]:
-    """Run the real command line in `home`, and check its exit code.
+    """Run the real command line in a process of its own in `home`, and check its exit code.
 
     castore(*args, expect=0, input=None, env=None, cwd=None, binary=False, timeout=250): args are str,
     bytes or paths; `expect` is the exit code to assert (None: any); `env` is added to the
@@ -82,15 +82,12 @@ def castore(home: Path) -> Callable[..., subprocess.CompletedProcess[Any]]:
         timeout: float = 250,
     ) -> subprocess.CompletedProcess[Any]:
         environment = {**os.environ, **(env or {})}
-        done: subprocess.CompletedProcess[Any] = subprocess.run(
-            [sys.executable, "-m", "castore", *args],
-            input=input.encode("utf-8", "surrogateescape") if isinstance(input, str) else input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True,
+        done: subprocess.CompletedProcess[Any] = forked.run(
+            args,
             env={name: value for name, value in environment.items() if value is not None},
             cwd=cwd or home,
+            given=input.encode("utf-8", "surrogateescape") if isinstance(input, str) else input,
             timeout=timeout,
-            check=False,
         )
         done.stderr = done.stderr.decode("utf-8", "surrogateescape")
         if not binary:

@@ -187,7 +187,7 @@ def crowded(folder: Path, seconds: float, seed: int, *, lockless: bool) -> str:
 
 @pytest.mark.parametrize("lockless", [False, True], ids=["with a lock", "without a lock"])
 def test_nothing_reachable_goes_missing(folder: Path, lockless: bool) -> None:
-    print(crowded(folder, 9, 1, lockless=lockless))
+    print(crowded(folder, 7, 1, lockless=lockless))
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SIZE = 300_000_000
-POINTS = (0.12, 0.25, 0.38, 0.5, 0.63, 0.75, 0.88, 0.97)
+SIZE = 200_000_000
+POINTS = (0.25, 0.5, 0.75, 0.88, 0.97)
 """When to kill, as parts of the time that a snapshot takes."""
 
 

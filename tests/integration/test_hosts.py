@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forked
+
 
 @dataclass
 class Machine:
@@ -41,10 +43,13 @@ class Machine:
             **{f"XDG_{kind}_HOME": str(self.home / kind.lower()) for kind in ("STATE", "CACHE", "CONFIG", "DATA")},
             "CASTORE_IDENTITY": str(self.identity),
         }
-        ended = subprocess.run(
-            [*before, sys.executable, "-m", "castore", *arguments],
-            env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=self.home, check=False,
-        )
+        if before:
+            ended = subprocess.run(
+                [*before, sys.executable, "-m", "castore", *arguments],
+                env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=self.home, check=False,
+            )
+        else:
+            ended = forked.text(arguments, env=environment, cwd=self.home)
         assert ended.returncode == expect, (arguments, ended.returncode, ended.stdout, ended.stderr)
         return ended
 

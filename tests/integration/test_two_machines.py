@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.support import forked
 
 
 @dataclass
@@ -30,10 +31,7 @@ class Machine:
             "CASTORE_STORE": str(store or self.store),
             "CASTORE_IDENTITY": str(self.identity),
         }
-        return subprocess.run(
-            [sys.executable, "-m", "castore", *arguments],
-            env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=self.home, check=False,
-        )
+        return forked.text(arguments, env=environment, cwd=self.home)
 
     def done(self, *arguments: str, store: Path | None = None) -> str:
         ended = self.run(*arguments, store=store)

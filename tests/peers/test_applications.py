@@ -384,7 +384,13 @@ def postgresql() -> Iterator[OnPostgreSQL]:
         yield OnPostgreSQL(server)
 
 
-@pytest.fixture(params=[WordPress, RoundcubeOnMariaDB, RoundcubeOnPostgreSQL, MediaWiki])
+# test_wordpress.py installs and upgrades WordPress, too; with the others each server has an application.
+@pytest.fixture(
+    params=[
+        pytest.param(WordPress, marks=pytest.mark.slow), RoundcubeOnMariaDB,
+        pytest.param(RoundcubeOnPostgreSQL, marks=pytest.mark.slow), MediaWiki,
+    ]
+)
 def app(request: pytest.FixtureRequest, castore: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Application]:
     live = "mariadb" if request.param in {WordPress, RoundcubeOnMariaDB} else "postgresql"
     with tempfile.TemporaryDirectory(prefix="castore-app-", dir="/tmp") as top:

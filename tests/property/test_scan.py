@@ -123,7 +123,7 @@ class Mutator:
                     file.write(rng.randbytes(8192))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32), steps=st.lists(st.integers(0, 6), min_size=3, max_size=8))
 def test_every_snapshot_of_a_changing_tree_is_what_is_there(
     tmp_path_factory: pytest.TempPathFactory, seed: int, steps: list[int]
@@ -151,7 +151,7 @@ def in_place(lab: Lab, number: int, live: Path, **options) -> int:
     return lab.in_place(f"s@{number}:t", live, **options)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32), back=st.lists(st.integers(0, 3), min_size=2, max_size=4))
 def test_a_tree_becomes_in_place_what_it_was_in_any_generation(
     tmp_path_factory: pytest.TempPathFactory, seed: int, back: list[int]

@@ -521,5 +521,5 @@ class Machine(RuleBasedStateMachine):
             assert set(store.recipients) == expected
 
 
-Machine.TestCase.settings = settings(max_examples=15, stateful_step_count=30)
+Machine.TestCase.settings = settings(max_examples=10, stateful_step_count=30)
 TestMachine = Machine.TestCase

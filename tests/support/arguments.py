@@ -28,6 +28,8 @@ NUMBERS = (
 )
 ODD = ("", " ", "x" * 5000, "\n", "\x1b[2J", "-", "--", "~", "~\udcff/x", "d=" + "x" * 5000, "d='", "s@", "@", ":", "s@1:", "s@1:t/..", "=", "%")
 HOSTILE = (*NUL, *SURROGATES, *LONE, *NUMBERS, *ODD)
+EVERY = bool(os.environ.get("CASTORE_TEST_ALL_ARGUMENTS"))
+"""Whether each value is tried at every option."""
 PLAIN = {"what": "s@1:t", "destination": "out", "service": "s", "services": "s", "selector": "1"}
 
 
@@ -46,10 +48,12 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[t
 def calls(path: tuple[str, ...], command: click.Command) -> Iterator[tuple[str, list[str]]]:
     """Yield (hostile value, argument list): each value at the place of each parameter."""
     arguments = [one for one in command.params if isinstance(one, click.Argument)]
-    for param in command.params:
+    for at, param in enumerate(command.params):
         if isinstance(param, click.Option) and (param.is_flag or param.count):
             continue
-        for value in HOSTILE:
+        # Each value meets every kind of parameter somewhere, and each argument, but not every option.
+        every = 1 if EVERY or isinstance(param, click.Argument) else 5
+        for value in HOSTILE[(at + len(path[-1])) % every :: every]:
             given = [value if one is param else PLAIN.get(str(one.name), "x") for one in arguments]
             options = [f"{param.opts[-1]}={value}"] if isinstance(param, click.Option) else []
             # Where two options exclude each other, the command is refused all the same.

@@ -8,10 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 Run = Callable[..., subprocess.CompletedProcess]
 
 
-def test_no_argument_is_a_mistake_in_castore(home: Path, castore: Run, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("every", ["", pytest.param("yes", marks=pytest.mark.slow)])
+def test_no_argument_is_a_mistake_in_castore(home: Path, castore: Run, tmp_path: Path, monkeypatch, every: str) -> None:
+    monkeypatch.setenv("CASTORE_TEST_ALL_ARGUMENTS", every)
     work = tmp_path / "work"
     (work / "tree").mkdir(parents=True)
     (work / "tree/a").write_text("a")

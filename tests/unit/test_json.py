@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 
 import click
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from castore import errors
 from castore.cli import main as entry
 from castore.cli.document import as_text, kind_of, rfc3339, times
+from tests.support import forked
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 
@@ -77,10 +77,7 @@ class Machine:
         (folder / "rev").write_text("r1\n")
 
     def run(self, *arguments, code=0, **options):
-        done = subprocess.run(
-            [sys.executable, "-m", "castore", *map(str, arguments)],
-            env=self.environment, capture_output=True, text=True, check=False, **options,
-        )  # fmt: skip
+        done = forked.text(list(map(str, arguments)), env=self.environment, **options)
         assert done.returncode == code, done.stderr
         return done
 
