@@ -110,9 +110,12 @@ def run(
     )
 
 
-def text(args: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | os.PathLike[str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run castore in a process of its own, without input; return its exit code and its output as text."""
-    done = run(args, env=env if env is not None else os.environ, cwd=cwd or os.getcwd())
+def text(
+    args: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | os.PathLike[str] | None = None, given: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run castore in a process of its own; return its exit code and its output as text."""
+    data = None if given is None else given.encode()
+    done = run(args, env=env if env is not None else os.environ, cwd=cwd or os.getcwd(), given=data)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 

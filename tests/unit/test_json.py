@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 
 import click
 import pytest
@@ -186,7 +185,7 @@ def test_the_fields_of_every_command_are_documented(machine):
     check("key add", new["recipient"], "--label", "x")
     check("key remove", new["recipient"])
     typed = "".join((machine.folder / "id2").read_text().splitlines(keepends=True)[-1:])
-    check("key enter", machine.folder / "id3", input=typed)
+    check("key enter", machine.folder / "id3", given=typed)
     check("key passphrase", machine.folder / "id3", "--remove")
     check("key rotate-writer")
     check("key adopt")
@@ -248,7 +247,7 @@ def test_long_numbers_and_bytes_that_are_no_text_are_readable_everywhere():
     ],
 )
 def test_an_error_is_the_document_and_a_line(used, arguments, code, kind):
-    done = used.run(*arguments, "--json", code=code, stdin=subprocess.DEVNULL)
+    done = used.run(*arguments, "--json", code=code)
     error = json.loads(done.stdout)["error"]
     assert error["code"] == code
     assert error["kind"] == kind, error
