@@ -128,7 +128,7 @@ HOSTILE = {
     "bytea_output": "escape", "array_nulls": "off", "transform_null_equals": "on", "default_transaction_read_only": "on",
     "statement_timeout": "'1ms'", "search_path": "evil", "row_security": "on", "extra_float_digits": "-15", "xmlbinary": "hex",
     "default_transaction_isolation": "serializable", "quote_all_identifiers": "on", "standard_conforming_strings": "off",
-    "idle_session_timeout": "'300ms'", "lock_timeout": "'1ms'",
+    "idle_session_timeout": "'300ms'", "lock_timeout": "'1ms'", "role": "pg_monitor", "session_replication_role": "replica",
 }
 VALUES = """
 CREATE TABLE t (m money, d date, i interval, z timestamptz, b bytea, a text[], f float8, x xml);
@@ -152,10 +152,34 @@ def test_settings_of_roles_and_databases_change_nothing(server: Postgres, lab: L
             again = lab.snapshot("s", source)
         finally:
             with monkeypatch.context() as calm:
-                calm.setenv("PGOPTIONS", "-c default_transaction_read_only=off -c statement_timeout=0")
+                calm.setenv("PGOPTIONS", "-c default_transaction_read_only=off -c statement_timeout=0 -c role=none")
                 server.psql("ALTER ROLE postgres RESET ALL")
         assert server.psql(SEEN, "app") == plainly
         assert again.parts[0].new_bytes == 0
+
+
+def test_a_role_that_may_not_undo_how_its_sessions_replicate_is_refused(server: Postgres):
+    server.psql("CREATE ROLE copier LOGIN CREATEDB; ALTER ROLE copier SET session_replication_role = replica; CREATE DATABASE copied OWNER copier")
+    try:
+        own = PostgreSQL(database="copied", host=server.socket_folder, user="copier", program_path=server.programs)
+        with pytest.raises(CastoreError, match="ALTER ROLE copier RESET session_replication_role"):
+            own.ready()
+        server.psql("ALTER ROLE copier RESET session_replication_role")
+        own.ready()
+    finally:
+        server.psql("DROP DATABASE copied; DROP ROLE copier")
+
+
+def test_a_server_that_leaves_damaged_rows_out_is_not_dumped(server: Postgres):
+    with database(server, "app") as source:
+        own = source["db"].engine
+        own.check()
+        server.psql("ALTER ROLE postgres SET zero_damaged_pages = on")
+        try:
+            with pytest.raises(CastoreError, match="zero_damaged_pages is on"):
+                own.check()
+        finally:
+            server.psql("ALTER ROLE postgres RESET zero_damaged_pages")
 
 
 def test_the_environment_and_the_home_directory_change_nothing(

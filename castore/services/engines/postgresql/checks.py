@@ -53,7 +53,10 @@ UNION ALL SELECT format('settings of the role %s in the database can be set agai
   'SUPERUSER;', r.rolname, current_user)
 FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
 WHERE s.setdatabase = (SELECT d.oid FROM {_LIVE}) AND r.rolname <> current_user AND {_NOT_SUPER}
-  AND NOT (SELECT rolcreaterole FROM pg_roles WHERE rolname = current_user);
+  AND NOT (SELECT rolcreaterole FROM pg_roles WHERE rolname = current_user)
+UNION ALL SELECT format('session_replication_role is %s in sessions of the role %s, so a restored database could differ: '
+  'ALTER ROLE %2$I RESET session_replication_role;', setting, current_user)
+FROM pg_settings WHERE name = 'session_replication_role' AND setting <> 'origin' AND {_NOT_SUPER};
 """
 """Rights that a rollback needs and the role lacks. Asked in another database than the live one."""
 
@@ -81,7 +84,9 @@ FROM pg_extension e WHERE NOT EXISTS (SELECT FROM pg_available_extensions a WHER
 """Of the objects of the live database: what the role could not create again. Asked in the live database."""
 
 READABLE: Final = f"""
-SELECT format('the role %1$s cannot read %2$s: GRANT SELECT ON %2$s TO %1$I;', current_user, c.oid::regclass)
+SELECT format('%s is on, so rows of damaged pages would be missing without an error: ALTER SYSTEM SET %s = off; (or where it '
+  'is set)', name, name) FROM pg_settings WHERE name = 'zero_damaged_pages' AND setting = 'on'
+UNION ALL SELECT format('the role %1$s cannot read %2$s: GRANT SELECT ON %2$s TO %1$I;', current_user, c.oid::regclass)
 FROM pg_class c WHERE c.relkind IN ('r', 'p', 'S') AND c.oid >= 16384 AND NOT has_table_privilege(c.oid, 'SELECT')
   AND c.relnamespace NOT IN (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_(toast|temp)')
 UNION ALL SELECT format('row-level security hides rows of %s from the role %s: ALTER ROLE %2$I BYPASSRLS;',

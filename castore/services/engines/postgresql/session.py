@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from castore.services.engines.contract import Bytes
 
 _SETTINGS: Final = {
+    "role": "none",
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
@@ -44,9 +45,11 @@ _SETTINGS: Final = {
 }
 OPTIONS: Final = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
 """For PGOPTIONS. With row_security off, a query that a policy would cut fails."""
-PREAMBLE: Final = """SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
-WHERE name IN ('idle_session_timeout', 'transaction_timeout');"""
-"""For sessions that last: settings that only newer servers have."""
+PREAMBLE: Final = """
+SELECT pg_catalog.set_config(name, CASE vartype WHEN 'enum' THEN 'origin' ELSE '0' END, false)
+FROM pg_catalog.pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout')
+OR name = 'session_replication_role' AND setting <> 'origin';"""
+"""For sessions that last: settings that only newer servers have, and one that only a superuser may set."""
 
 _ALLOWED: Final = (
     *("--verbose", "-v", "--no-sync", "--quote-all-identifiers", "--inserts", "--column-inserts"),
