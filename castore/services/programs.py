@@ -104,12 +104,13 @@ def output_of(
     limit: int = _MAX_LINE_BYTES,
     kept: Sequence[int] = (),
     only: Filter | None = None,
+    shown: bool = True,
 ) -> bytes:
     """Run a program and return its standard output, which must be short.
 
     With `interactive` it has castore's standard input, so that it can ask for something; `given`: what
-    it has there, not much. account: the user that it is run as. kept, only: as of `feed`. Raises ProgramError
-    if it does not exit with 0 or prints more than `limit` bytes, a mebibyte.
+    it has there, not much. account: the user that it is run as. kept, only, shown: as of `feed`.
+    Raises ProgramError if it does not exit with 0 or prints more than `limit` bytes, a mebibyte.
     """
     stdin = subprocess.PIPE if given is not None else None
     with Program(
@@ -123,6 +124,7 @@ def output_of(
         cwd=cwd,
         kept=kept,
         only=only,
+        shown=shown,
     ) as program:
         if given is not None:
             program.write([given])

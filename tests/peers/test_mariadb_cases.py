@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.errors import ProgramError
+from castore.errors import CastoreError, ProgramError
 from castore.model.generation import Generation
 from castore.services.config import Service
 from castore.services.engines.mariadb.engine import MariaDB
@@ -94,6 +94,17 @@ def check_round_trip(lab: Lab, server: MariaDBServer, app: str, migration: str) 
 
 
 CASES = {
+    "programs of clients with other character sets": (
+        "CREATE TABLE t (x INT); SET NAMES latin1;"
+        "CREATE FUNCTION `f_ö`(`ö` INT) RETURNS INT COMMENT 'ö it''s \\\\ \\n' RETURN 1;"
+        "CREATE PROCEDURE `p_ö`() COMMENT 'ö' SELECT 'ö' COMMENT;"
+        "CREATE EVENT `e_ö` ON SCHEDULE EVERY 5 YEAR STARTS '2036-01-01' DO SELECT 'ö';"
+        "CREATE EVENT plain ON SCHEDULE EVERY '1:2' HOUR_MINUTE ENDS '2037-01-01' DISABLE COMMENT ' DO ö' DO SELECT 1;"
+        "SET NAMES cp1251, sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES'; CREATE FUNCTION g() RETURNS INT COMMENT 'ö\\' RETURN 1;"
+        "CREATE EVENT \"e_ö\"\"\" ON SCHEDULE AT '2037-01-02 03:04:05' ON COMPLETION PRESERVE COMMENT 'ö\\' DO SELECT 'ö';"
+        "SET sql_mode = ORACLE;\nDELIMITER //\nCREATE PACKAGE k COMMENT 'ö' AS FUNCTION f RETURN INT; END//\nDELIMITER ;\n",
+        "DROP EVENT plain; DROP PROCEDURE `p_Ã¶`; INSERT INTO t VALUES (4)",
+    ),
     "a trigger that names its schema": (
         "CREATE TABLE t (id INT PRIMARY KEY, x INT); CREATE TABLE log (x INT); INSERT INTO t VALUES (1, 1);"
         "CREATE TRIGGER `{app}`.`tr` BEFORE INSERT ON `{app}`.`t` FOR EACH ROW INSERT INTO `{app}`.`log` VALUES (NEW.x);",
@@ -230,3 +241,17 @@ def test_an_event_whose_time_has_passed_is_reported(lab: Lab, server: MariaDBSer
         assert len([line for line in said if "no time left" in line]) == 2
     finally:
         server.sql("SET GLOBAL event_scheduler = ON")
+
+
+def test_a_program_whose_text_is_in_two_character_sets_is_reported_and_nothing_is_touched(lab: Lab, server: MariaDBServer, app: str):
+    own = engine(server, app)
+    server.sql("CREATE TABLE t (x INT); SET NAMES latin1; CREATE FUNCTION f() RETURNS INT RETURN 1; CREATE EVENT e ON SCHEDULE EVERY 1 YEAR DO DO 1", app)
+    take(lab, own)
+    server.sql("ALTER FUNCTION f COMMENT '日本'", app)
+    assert "SET NAMES utf8mb4" in warnings(lab, take(lab, own))["f"]
+    before = state(server, app)
+    for number in (1, 2):
+        with pytest.raises(CastoreError, match="function f: its name or comment .* nothing was touched"):
+            lab.roll_back(number, with_safety=False)
+        assert state(server, app) == before
+    assert [one for one in server.databases() if one.startswith("castore")] == []

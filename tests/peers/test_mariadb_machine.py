@@ -309,3 +309,30 @@ def test_a_pattern_of_a_right_covers_what_the_server_says():
     assert _matches("app_1", "appx1")
     assert _matches("castore\\_%", "castore_new_0123456789ab")
     assert not _matches("castore_", "castore_new")
+
+
+def connections(server: MariaDBServer) -> int:
+    return int(server.sql("SHOW GLOBAL STATUS LIKE 'Connections'").split()[1])
+
+
+def test_many_questions_are_asked_in_one_session(server: MariaDBServer, app: str):
+    before = connections(server)
+    with engine(server, app)._client.connected() as client:
+        assert [client.ask(f"SELECT {number}, 'a\tb\\n'; SELECT 2;") for number in range(20)] == [
+            [[str(number), "a\tb\n"], ["2"]] for number in range(20)
+        ]
+        assert client.ask("SELECT repeat('x', 1000000)")[0] == ["x" * 1000000]
+        assert client.ask(f"SELECT '{'y' * 100000}'")[0] == ["y" * 100000]  # too long for the session
+    assert connections(server) - before < 5
+
+
+def test_a_session_goes_on_after_a_question_that_fails_or_is_killed(server: MariaDBServer, app: str):
+    with engine(server, app)._client.connected() as client:
+        (number,) = client.ask("SELECT CONNECTION_ID()")[0]
+        with pytest.raises(ProgramError, match="missing"):
+            client.ask("SELECT 1; SELECT * FROM missing.missing", quiet=True)
+        assert client.ask("SELECT 2") == [["2"]]
+        (another,) = client.ask("SELECT CONNECTION_ID()")[0]
+        assert another != number
+        server.sql(f"KILL {another}")
+        assert client.ask("SELECT 3") == [["3"]]

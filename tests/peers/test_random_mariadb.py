@@ -7,7 +7,7 @@ CASTORE_TEST_DATABASES=2000 tools/test tests/peers/test_random_mariadb.py --time
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from castore.services.config import Service
 from castore.services.engines.mariadb.reports import LACKING
 from tests.peers.test_mariadb_cases import engine, take, warnings
 from tests.support.mariadb import MariaDBServer
-from tests.support.random_mariadb import RandomDatabase, contents, differing, run
+from tests.support.random_mariadb import RandomDatabase, contents, differing, quoted, run
 from tests.support.stores import Lab
 
 FIRST = int(os.environ.get("CASTORE_TEST_FIRST_DATABASE", "1"))
@@ -28,6 +28,12 @@ SEEDS = range(FIRST, FIRST + int(os.environ.get("CASTORE_TEST_DATABASES", "3")))
 def server() -> Iterator[MariaDBServer]:
     with MariaDBServer() as started:
         yield started
+
+
+def unexplained(found: list[str], broken: Iterable[str]) -> list[str]:
+    """Return the differences that do not concern a broken view, whose text only is kept, or a view over one."""
+    names = [name.replace("\\", "\\\\") for name in broken]
+    return [one for one in found if not any(name in one or quoted(name) in one for name in names)]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -54,13 +60,11 @@ def test_a_random_database_goes_back_and_forth(server: MariaDBServer, tmp_path: 
         done = lab.roll_back(taken.number)
         assert done.problems == []
         found = differing(first, contents(server, "generated"))
-        assert broken or not found, "\n".join(found)
+        assert not unexplained(found, broken), "\n".join(found)
         assert done.safety is not None
         lab.roll_back(done.safety.number)
         found = differing(second, contents(server, "generated"))
-        broken = warnings(lab, done.safety)  # views, whose text only is kept
-        found = [one for one in found if not any(name in one for name in broken)]
-        assert broken or not found, "\n".join(found)
+        assert not unexplained(found, warnings(lab, done.safety)), "\n".join(found)
         assert [one for one in server.databases() if one.startswith("castore")] == []
     finally:
         for one in server.databases():

@@ -12,7 +12,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from tests.support.postgres import missing
+from tests.support.postgres import folder_for_servers, missing
 from tests.support.templates import copied
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class MariaDBServer:
     def __init__(self) -> None:
         if shutil.which("mariadbd") is None or shutil.which("mariadb-install-db") is None:
             missing("there is no MariaDB server in PATH")
-        self._folder = tempfile.mkdtemp(prefix="castore-my-", dir="/tmp")
+        self._folder = tempfile.mkdtemp(prefix="castore-my-", dir=folder_for_servers())
         self.socket = os.path.join(self._folder, "socket")
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -40,6 +40,11 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def folder_for_servers() -> str:
+    """Return where servers have their data: CASTORE_TEST_SERVER_FOLDER, for example /dev/shm, or /tmp."""
+    return os.environ.get("CASTORE_TEST_SERVER_FOLDER", "/tmp")
+
+
 def _folder_of_programs() -> str:
     """Return the directory of the server's programs: CASTORE_TEST_POSTGRES, or that of the newest version."""
     if chosen := os.environ.get("CASTORE_TEST_POSTGRES"):
@@ -75,7 +80,7 @@ class Postgres:
         self._account = _account()
         # Not under pytest's own directory: the server's user may not enter it, and a socket's path
         # has at most 107 bytes.
-        self._folder = tempfile.mkdtemp(prefix="castore-pg-", dir="/tmp")
+        self._folder = tempfile.mkdtemp(prefix="castore-pg-", dir=folder_for_servers())
         self.socket_folder = self._folder
         self._process: subprocess.Popen[bytes] | None = None
         self._as_server: dict[str, Any] = {}

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import subprocess
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ class RandomDatabase:
         definer = self.random.choice(["", "", "DEFINER=`missing user`@`%` "])
         comment = self.random.choice(["", "-- it's a comment;\r\n", "/* don't */ ", '# "x\n'])
         body = f"BEGIN\r\n {comment} DECLARE v VARCHAR(30) DEFAULT 'a;b $ \\\\ ''';\n SET v = concat(v, 'ü');\nEND"
+        said = self.random.choice(["'c'''", "'ö\\\\'", "'it''s\\n'", "''"])
         event = self.random.choice(["INSERT", "UPDATE", "DELETE"])
         kind = self.random.choice(["view", "view", "trigger", "trigger", "function", "procedure", "event", "package"])
         if kind == "view":
@@ -204,17 +206,17 @@ class RandomDatabase:
         elif kind == "trigger":
             made = f"CREATE {definer}TRIGGER {qualifier}{name} {self.random.choice(['BEFORE', 'AFTER'])} {event} ON {qualifier}{quoted(table)} FOR EACH ROW {body}"
         elif kind == "function":
-            made = f"CREATE {definer}FUNCTION {name}(x INT, `p q` TEXT) RETURNS VARCHAR(9) CHARACTER SET latin1 DETERMINISTIC COMMENT 'c''' {body.replace('END', 'RETURN v; END')}"
+            made = f"CREATE {definer}FUNCTION {name}(x INT, `p q` TEXT) RETURNS VARCHAR(9) CHARACTER SET latin1 DETERMINISTIC COMMENT {said} {body.replace('END', 'RETURN v; END')}"
         elif kind == "procedure":
-            made = f"CREATE {definer}PROCEDURE {qualifier}{name}(INOUT x DECIMAL(5,2)) SQL SECURITY INVOKER {body}"
+            made = f"CREATE {definer}PROCEDURE {qualifier}{name}(INOUT x DECIMAL(5,2)) SQL SECURITY INVOKER COMMENT {said} {body}"
         elif kind == "event":
             schedule = self.random.choice(["AT '2037-01-02 03:04:05' ON COMPLETION PRESERVE", "EVERY '1:2' HOUR_MINUTE STARTS '2036-01-01' ENDS '2037-12-31'", "EVERY 5 YEAR STARTS '2036-05-05'"])
             state = self.random.choice(["ENABLE", "DISABLE", "DISABLE ON SLAVE"])
             before += f"SET time_zone = '{self.random.choice(['+00:00', '-11:30', 'SYSTEM'])}'; "
-            made = f"CREATE {definer}EVENT {qualifier}{name} ON SCHEDULE {schedule} {state} COMMENT 'e' DO {body}"
+            made = f"CREATE {definer}EVENT {qualifier}{name} ON SCHEDULE {schedule} {state} COMMENT {said} DO {body}"
         else:
             before = "SET sql_mode = ORACLE; "
-            made = f"CREATE PACKAGE {name} AS FUNCTION f RETURN INT; END"
+            made = f"CREATE PACKAGE {name} COMMENT {said} AS FUNCTION f RETURN INT; END"
         return before + made + after
 
 
@@ -248,47 +250,61 @@ _ELSE = {
 
 def contents(server: MariaDBServer, database: str) -> dict[str, str]:
     """Return all that the catalogue says of a database, and every row, by what it is."""
-    found: dict[str, str] = {}
     everything = {**{table: ("TABLE_SCHEMA", columns) for table, columns in _CATALOGUE.items()}, **_ELSE}
     script = [
         f"SELECT '{table}', {columns} FROM information_schema.{table} WHERE {schema} = '{database}'"
         for table, (schema, columns) in everything.items()
     ]
+    of_database = f"WHERE TABLE_SCHEMA = '{database}'"
+    catalogue, tables, columns = _answers(server, database, [
+        ";\n".join(script), f"SELECT TABLE_NAME, TABLE_TYPE FROM information_schema.TABLES {of_database}",
+        f"SELECT TABLE_NAME, COLUMN_NAME, DATA_TYPE FROM information_schema.COLUMNS {of_database}",
+    ])  # fmt: skip
     # A sequence holds numbers only, and SHOW CREATE writes for each Aria table the checksum that it has by default.
-    text = re.sub(r"(\tSEQUENCE\t\w+\t\w+\t)\w+", r"\1", _raw(server, ";\n".join(script), database))
-    lines = sorted(text.replace("page_checksum=1 ", "").splitlines())
-    found |= {f"catalogue {number} {line[:200]}": line for number, line in enumerate(lines)}
-    kinds = dict(
-        line.split("\t")
-        for line in _raw(server, f"SELECT TABLE_NAME, TABLE_TYPE FROM information_schema.TABLES WHERE TABLE_SCHEMA = '{database}'", database).splitlines()
-    )
-    columns = [line.split("\t") for line in _raw(server, f"SELECT TABLE_NAME, COLUMN_NAME, DATA_TYPE FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = '{database}'", database).splitlines()]
-    for escaped, kind in kinds.items():
-        name = escaped.replace("\\\\", "\\")
-        if kind == "VIEW":
-            continue
-        found[f"definition of {name}"] = _raw(server, f"SHOW CREATE TABLE {quoted(name)}", database)
-        history = " FOR SYSTEM_TIME ALL" if kind == "SYSTEM VERSIONED" else ""
-        values = [
-            f"CAST({quoted(column)} AS DOUBLE)" if of == "float" else f"HEX({quoted(column)})" if of not in _PLAIN else quoted(column)
-            for table, column, of in ((one.replace("\\\\", "\\") for one in row) for row in columns)
-            if table == name
-        ]
-        if kind == "SYSTEM VERSIONED":
-            values += ["ROW_START", "ROW_END"]
-        rows = _raw(server, f"SET time_zone = '+00:00'; SELECT {', '.join(values)} FROM {quoted(name)}{history}", database)
-        found[f"rows of {name}"] = "\n".join(sorted(rows.splitlines()))
+    text = re.sub(r"(\tSEQUENCE\t\w+\t\w+\t)\w+", r"\1", catalogue)
+    lines = Counter(text.replace("page_checksum=1 ", "").splitlines())
+    found = {f"catalogue: {line}": f"{count} times" for line, count in lines.items()}
+    kinds = {name: kind for name, kind in map(_fields, tables.splitlines()) if kind != "VIEW"}
+    of = list(map(_fields, columns.splitlines()))
+    texts = _answers(server, database, [f"SHOW CREATE TABLE {quoted(name)}" for name in kinds])
+    rows = _answers(server, database, [_rows(name, kind, [(column, of) for table, column, of in of if table == name]) for name, kind in kinds.items()])
+    for name, definition, lines_ in zip(kinds, texts, rows, strict=True):
+        found[f"definition of {name}"] = definition
+        found[f"rows of {name}"] = "\n".join(sorted(lines_.splitlines()))
     return found
+
+
+def _fields(line: str) -> list[str]:
+    return line.replace("\\\\", "\\").split("\t")
+
+
+def _rows(table: str, kind: str, columns: list[tuple[str, str]]) -> str:
+    """Return the query of all rows of a table, with those of its history."""
+    history = " FOR SYSTEM_TIME ALL" if kind == "SYSTEM VERSIONED" else ""
+    values = [
+        f"CAST({quoted(column)} AS DOUBLE)" if of == "float" else f"HEX({quoted(column)})" if of not in _PLAIN else quoted(column)
+        for column, of in columns
+    ]
+    if kind == "SYSTEM VERSIONED":
+        values += ["ROW_START", "ROW_END"]
+    return f"SET time_zone = '+00:00'; SELECT {', '.join(values)} FROM {quoted(table)}{history}"
 
 
 _PLAIN = {"tinyint", "int", "bigint", "decimal", "double", "date", "datetime", "timestamp", "time", "year", "smallint"}
 
 
-def _raw(server: MariaDBServer, sql: str, database: str) -> str:
+def _answers(server: MariaDBServer, database: str, queries: list[str]) -> list[str]:
+    """Return what each of some queries prints, in one session."""
     argv = ["mariadb", "--no-defaults", f"--socket={server.socket}", "--user=root", "--batch", "--skip-column-names", "--default-character-set=utf8mb4", database]
+    sql = "".join(f"{query};\nSELECT '{_NEXT}';\n" for query in queries)
     done = subprocess.run(argv, input=sql.encode(), capture_output=True, check=False)
     assert done.returncode == 0, f"{sql[:300]}: {done.stderr.decode(errors='replace')}"
-    return done.stdout.decode(errors="backslashreplace")
+    found = done.stdout.decode(errors="backslashreplace").split(f"{_NEXT}\n")
+    assert len(found) == len(queries) + 1, sql[:300]
+    return found[:-1]
+
+
+_NEXT = "castore: the next query"
 
 
 def differing(expected: dict[str, str], found: dict[str, str]) -> list[str]:

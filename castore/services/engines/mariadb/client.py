@@ -12,12 +12,13 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from castore.errors import ConfigError, ProgramError
 from castore.services.engines.mariadb.script import plain, unescaped
+from castore.services.engines.mariadb.session import Session
 from castore.services.process import Program, client_environment
 from castore.services.programs import feed, output_of
 
@@ -65,6 +66,8 @@ class Client:
     timeout: float | None = None
     account: pwd.struct_passwd | None = None
     """The user that programs are run as; None: castore's own."""
+    session: Session | None = None
+    """What answers queries that only read."""
 
     def program(self, which: int) -> str:
         """Return the path of the dump program or the client. Raises ProgramError."""
@@ -135,25 +138,60 @@ class Client:
         return {"env": environment(), "timeout": self.timeout, "account": self.account, "kept": kept}
 
     def raw(
-        self, sql: str, database: str | None = None, only: Filter = plain, *, force: bool = False
+        self,
+        sql: str,
+        database: str | None = None,
+        only: Filter = plain,
+        *,
+        force: bool = False,
+        shown: bool = True,
     ) -> list[list[bytes]]:
-        """Run SQL; return the rows that it prints, as bytes. only: which of its messages are shown.
+        """Run SQL; return the rows that it prints, as bytes. only: which of its messages are kept.
 
-        force: continue after a statement that fails.
+        force: continue after a statement that fails. shown: whether they are shown, too.
         """
         with self.argv(CLIENT) as (argv, kept):
             run = [*argv, "--batch", "--skip-column-names", "--silent", *(["--force"] if force else [])]
             run += [f"--database={database}"] if database else []
-            out = output_of(run, **self.process(kept), given=os.fsencode(sql), limit=MOST, only=only)
-        return [[unescaped(value) for value in line.split(b"\t")] for line in out.split(b"\n") if line]
+            out = output_of(
+                run, **self.process(kept), given=os.fsencode(sql), limit=MOST, only=only, shown=shown
+            )
+        return _rows(out)
 
     def query(self, sql: str, database: str | None = None, only: Filter = plain) -> list[list[str]]:
         """Run SQL; return the rows that it prints. only: which of its messages are shown."""
-        return [[os.fsdecode(value) for value in row] for row in self.raw(sql, database, only)]
+        return _decoded(self.raw(sql, database, only))
 
     def quietly(self, sql: str, database: str | None = None) -> list[list[str]]:
         """Run SQL whose failure is expected; its message is in the error only."""
-        return self.query(sql, database, only=_nothing)
+        return _decoded(self.raw(sql, database, shown=False))
+
+    def ask(self, sql: str, *, quiet: bool = False) -> list[list[str]]:
+        """Run SQL that only reads, in the open session if there is one; return the rows that it prints.
+
+        quiet: its failure is expected.
+        """
+        out = self.session.answer(sql) if self.session is not None else None
+        if out is None:
+            return self.quietly(sql) if quiet else self.query(sql)
+        return _decoded(_rows(out))
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Client]:
+        """Give a client that asks in one session for the block."""
+        session = Session(self._start, MOST)
+        try:
+            yield replace(self, session=session)
+        finally:
+            session.close()
+
+    @contextlib.contextmanager
+    def _start(self, stdin: int, stdout: int) -> Iterator[Program]:
+        """Give a running client that prints each result at once."""
+        with self.argv(CLIENT) as (argv, kept):
+            run = [*argv, "--batch", "--skip-column-names", "--silent", "--unbuffered"]
+            with Program(run, stdin, stdout, **self.process(kept), only=_nothing) as program:
+                yield program
 
     def works(self, sql: str, database: str | None = None) -> bool:
         """Run SQL; return whether it succeeded, and show no message."""
@@ -185,15 +223,20 @@ class Client:
     @contextlib.contextmanager
     def holding(self, sql: str) -> Iterator[None]:
         """Run SQL in a session that stays open for the block. Raises ProgramError, also if it ended early."""
-        pipes = subprocess.PIPE, subprocess.PIPE
-        with self.argv(CLIENT) as (argv, kept):
-            run = [*argv, "--batch", "--skip-column-names", "--silent", "--unbuffered"]
-            with Program(run, *pipes, **self.process(kept), only=_nothing) as program:
-                _ask(program, sql)
-                yield
-                _ask(program, "")
-                program.close_input()
-                program.wait()
+        with self._start(subprocess.PIPE, subprocess.PIPE) as program:
+            _ask(program, sql)
+            yield
+            _ask(program, "")
+            program.close_input()
+            program.wait()
+
+
+def _rows(out: bytes) -> list[list[bytes]]:
+    return [[unescaped(value) for value in line.split(b"\t")] for line in out.split(b"\n") if line]
+
+
+def _decoded(rows: list[list[bytes]]) -> list[list[str]]:
+    return [[os.fsdecode(value) for value in row] for row in rows]
 
 
 def _ask(program: Program, sql: str) -> None:

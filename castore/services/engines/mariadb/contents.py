@@ -102,7 +102,7 @@ class StoredDump:
             for name in sorted(self.end.digests.keys() | digests.keys())
             if self.end.digests.get(name) != digests.get(name)
         ]
-        if inventory.release(self.end.version) == inventory.release(client.query("SELECT VERSION()")[0][0]):
+        if inventory.release(self.end.version) == inventory.release(client.ask("SELECT VERSION()")[0][0]):
             lines += inventory.compared(expected, inventory.definitions(client, database, found.values()))
         else:
             # Another server writes the same definition in another way.

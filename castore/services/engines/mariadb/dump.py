@@ -57,8 +57,9 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
     introduction: dict[str, Any] = {"charset": charset, "database": database, "mark": mark}
     # Without the right to read the schema mysql, the users are not recorded.
     with contextlib.suppress(ProgramError):
-        introduction["accounts"] = msgspec.to_builtins(accounts.read_accounts(client.quietly, database))
-    most = int(client.query("SELECT @@GLOBAL.max_allowed_packet")[0][0])
+        recorded = accounts.read_accounts(partial(client.ask, quiet=True), database)
+        introduction["accounts"] = msgspec.to_builtins(recorded)
+    most = int(client.ask("SELECT @@GLOBAL.max_allowed_packet")[0][0])
     with ExitStack() as stack:
         others = stack.enter_context(OtherTables(client, database, before.tables.values()))
         argv, kept = stack.enter_context(client.argv(DUMP))
@@ -171,7 +172,7 @@ def _tail(
     for one in state.programs:
         yield record_line(mark, msgspec.json.encode(one))
     yield from programs.script(programs.ordered(one for one in state.programs if not one.broken), collation)
-    version = client.query("SELECT VERSION()")[0][0]
+    version = client.ask("SELECT VERSION()")[0][0]
     digests = digests_of([*recorded, *state.programs])
     end = inventory.End(version, tuple(unseen), digests)
     yield b"\n" + record_line(mark, msgspec.json.encode(end))

@@ -92,14 +92,13 @@ class MariaDB(Engine, frozen=True):
 
     def check(self) -> None:
         """See whether the database can be dumped completely, and rolled back. Raises CastoreError."""
-        client = self._client
-        client.program(DUMP)
-        client.query("SELECT 1", self.database)
-        self._refuse_unseen()
-        self.ready()
+        with self._client.connected() as client:
+            client.program(DUMP)
+            client.query("SELECT 1", self.database)
+            self._refuse_unseen(client)
+            self._ready(client)
 
-    def _refuse_unseen(self) -> None:
-        client = self._client
+    def _refuse_unseen(self, client: Client) -> None:
         own = rights.Rights(client)
         _, unseen = programs.read(client, self.database)
         routines = any(kind in programs.ROUTINES for kind, _ in unseen)
@@ -132,16 +131,28 @@ class MariaDB(Engine, frozen=True):
     def stable_dump(self, secret: str) -> AbstractContextManager[Readinto]:
         """Give what `dump` gives, with a mark between its sections that only depends on the secret."""
         mark = hashlib.blake2b(secret.encode(), digest_size=12).hexdigest()
-        return dumps.dump(self._client, self.database, self.options, mark)
+        return self._dump(mark)
+
+    @contextlib.contextmanager
+    def _dump(self, mark: str) -> Iterator[Readinto]:
+        with (
+            self._client.connected() as client,
+            dumps.dump(client, self.database, self.options, mark) as read,
+        ):
+            yield read
 
     def ready(self) -> None:
         """See whether the server answers, and a rollback would restore everything. Raises CastoreError."""
-        client, live = self._client, literal(self.database)
+        with self._client.connected() as client:
+            self._ready(client)
+
+    def _ready(self, client: Client) -> None:
+        live = literal(self.database)
         dumps.refuse_options(client, self.options)
         refuse_elsewhere(self.options, _ELSEWHERE)
         if strange := reports.strange_names(client, self.database):
             raise CastoreError(f"{self.database}.{strange[0]!r}: {reports.STRANGE}; nothing was touched")
-        keys = client.query(
+        keys = client.ask(
             "SELECT CONSTRAINT_SCHEMA, CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS "
             f"WHERE UNIQUE_CONSTRAINT_SCHEMA = {live} AND CONSTRAINT_SCHEMA <> {live}"
         )
@@ -157,7 +168,7 @@ class MariaDB(Engine, frozen=True):
                 f"{client.program(DUMP)} cannot dump the history of the table {versioned[0]}: a rollback "
                 "would lose it; nothing was touched"
             )
-        self._refuse_replica()
+        self._refuse_replica(client)
         own = rights.Rights(client)
         routines = any(kind in programs.ROUTINES for kind, _ in programs.names(client, self.database))
         definers = rights.definers(client, self.database)
@@ -167,9 +178,10 @@ class MariaDB(Engine, frozen=True):
                 f"nothing was touched: {own.grants(lacks)}"
             )
 
-    def _refuse_replica(self) -> None:
+    @staticmethod
+    def _refuse_replica(client: Client) -> None:
         """Raise CastoreError where the server follows another one, from which a rollback would diverge."""
-        for name, number in self._client.query("SHOW GLOBAL STATUS LIKE 'Sl%e\\_running'"):
+        for name, number in client.ask("SHOW GLOBAL STATUS LIKE 'Sl%e\\_running'"):
             if number in {"ON", "1"} or (number.isdecimal() and int(number) > 0):
                 raise CastoreError(
                     f"the server is a replica ({name} = {number}): roll back on its primary; nothing "
@@ -182,22 +194,27 @@ class MariaDB(Engine, frozen=True):
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Make a database, load the dump, and compare it with what the dump records."""
-        client, swap, new = self._client, Swap(self._client, memo), memo["new"]
+        with self._client.connected() as client:
+            self._stage(client, memo, contents)
+
+    def _stage(self, client: Client, memo: Memo, contents: Contents) -> None:
+        swap, new = Swap(client, memo), memo["new"]
         introduction = introduction_of(contents.target())
         dump = StoredDump(introduction, contents.target())
-        self._refuse_without_space(swap.live)
+        self._refuse_without_space(client, swap.live)
         swap.make(dump.charset)
         dump.load_into(client, new)
         self._refuse_differences(dump.differences(client, new))
-        self._refuse_lost(dump, swap.live)
+        self._refuse_lost(client, dump, swap.live)
+        programs.refuse_mixed(dump.programs)
         # Routines and triggers in the staged database would keep its tables from being moved.
         programs.rehearse(client, new, dump.programs, dump.database, dump.charset[1])
         swap.drop_programs(new)
         swap.keep("programs", dump.programs)
-        swap.keep("tables", self._digests(new))
+        swap.keep("tables", self._digests(client, new))
         swap.detach("new keys")
         if not memo["existed"]:
-            memo["made"] = "\n".join(self._make_accounts(memo, introduction))
+            memo["made"] = "\n".join(self._make_accounts(client, memo, introduction))
 
     @staticmethod
     def _refuse_differences(lines: list[str]) -> None:
@@ -208,7 +225,8 @@ class MariaDB(Engine, frozen=True):
                 + "; nothing was touched"
             )
 
-    def _refuse_lost(self, dump: StoredDump, live: str) -> None:
+    @staticmethod
+    def _refuse_lost(client: Client, dump: StoredDump, live: str) -> None:
         """Raise CastoreError where the rollback would drop programs that the dump could not record."""
         assert dump.end is not None
         if dump.programs and dump.database != live:
@@ -216,7 +234,7 @@ class MariaDB(Engine, frozen=True):
                 f"the dump is of the database {dump.database}, whose views, triggers, routines and events "
                 f"belong to that name: they cannot be created in {live}; nothing was touched"
             )
-        present = programs.names(self._client, live)
+        present = programs.names(client, live)
         for unseen in dump.end.unseen:
             if lost := [f"{kind} {name}" for kind, name in present if kind in unseen or f"{kind}s" in unseen]:
                 raise CastoreError(
@@ -225,11 +243,12 @@ class MariaDB(Engine, frozen=True):
                     "wanted, or choose another generation"
                 )
 
-    def _refuse_without_space(self, live: str) -> None:
+    @staticmethod
+    def _refuse_without_space(client: Client, live: str) -> None:
         """Raise CastoreError where the server's disk, if it is here, has no room for a second copy."""
         where = f"WHERE TABLE_SCHEMA = {literal(live)}"
         total = f"SELECT COALESCE(SUM(DATA_LENGTH + INDEX_LENGTH), 0) FROM information_schema.TABLES {where}"
-        host, folder, size = self._client.query(f"SELECT @@hostname, @@datadir, ({total})")[0]
+        host, folder, size = client.ask(f"SELECT @@hostname, @@datadir, ({total})")[0]
         with contextlib.suppress(OSError):
             if host == sockets.gethostname():
                 info = os.statvfs(folder)
@@ -240,9 +259,9 @@ class MariaDB(Engine, frozen=True):
                         "nothing was touched"
                     )
 
-    def _make_accounts(self, memo: Memo, introduction: dict[str, Any]) -> list[str]:
+    @staticmethod
+    def _make_accounts(client: Client, memo: Memo, introduction: dict[str, Any]) -> list[str]:
         """Create the recorded users that do not exist; return a line for each."""
-        client = self._client
         recorded = accounts.decode(introduction)
         if recorded is None:
             line = (
@@ -268,7 +287,11 @@ class MariaDB(Engine, frozen=True):
 
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Move the live tables aside and the new ones in, and create the programs."""
-        client, swap = self._client, Swap(self._client, memo)
+        with self._client.connected() as client:
+            self._switch(client, memo, contents)
+
+    def _switch(self, client: Client, memo: Memo, contents: Contents) -> None:
+        swap = Swap(client, memo)
         live, new = swap.live, swap.new
         if not memo["existed"]:
             client.query(
@@ -285,21 +308,22 @@ class MariaDB(Engine, frozen=True):
         swap.settle_defaults()
         swap.attach("new keys")
         lines = swap.create_programs(swap.new_programs())
-        self._compare_tables(swap)
+        self._compare_tables(client, swap)
         if not memo["existed"] and (recorded := accounts.decode(introduction_of(contents.target()))):
             lines += accounts.grant(client.query, live, recorded, self._created(memo))
         memo["made"] = "\n".join(lines)
 
-    def _digests(self, database: str) -> dict[str, str]:
+    @staticmethod
+    def _digests(client: Client, database: str) -> dict[str, str]:
         """Return a digest of each definition, without the name of its database."""
-        found = inventory.tables(self._client, database).values()
-        texts = inventory.definitions(self._client, database, found)
+        found = inventory.tables(client, database).values()
+        texts = inventory.definitions(client, database, found)
         return {name: hashlib.blake2b(text, digest_size=12).hexdigest() for name, text in texts.items()}
 
-    def _compare_tables(self, swap: Swap) -> None:
+    def _compare_tables(self, client: Client, swap: Swap) -> None:
         """Raise CastoreError where the live tables are not those that were staged."""
         staged = msgspec.json.decode(swap.kept("tables") or b"{}", type=dict[str, str])
-        found = self._digests(swap.live)
+        found = self._digests(client, swap.live)
         for name in sorted(staged.keys() | found.keys()):
             if staged.get(name) != found.get(name):
                 raise CastoreError(
@@ -314,7 +338,11 @@ class MariaDB(Engine, frozen=True):
     def undo(self, memo: Memo, contents: Contents) -> None:
         """Move them back."""
         del contents
-        client, swap = self._client, Swap(self._client, memo)
+        with self._client.connected() as client:
+            self._undo(client, memo)
+
+    def _undo(self, client: Client, memo: Memo) -> None:
+        swap = Swap(client, memo)
         live, old = swap.live, swap.old
         if SWITCHING in memo and swap.is_made:
             swap.wait()
@@ -344,7 +372,8 @@ class MariaDB(Engine, frozen=True):
 
     def finish(self, memo: Memo) -> None:
         """Remove what was replaced."""
-        Swap(self._client, memo).remove()
+        with self._client.connected() as client:
+            Swap(client, memo).remove()
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:

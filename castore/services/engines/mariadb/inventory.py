@@ -62,7 +62,7 @@ def tables(client: Client, database: str) -> dict[str, Table]:
     columns = "TABLE_NAME, TABLE_TYPE, COALESCE(ENGINE, '')"
     kinds = "'BASE TABLE', 'SYSTEM VERSIONED', 'SEQUENCE'"
     where = f"WHERE TABLE_SCHEMA = {literal(database)} AND TABLE_TYPE IN ({kinds})"
-    rows = client.query(f"SELECT {columns} FROM information_schema.TABLES {where}")
+    rows = client.ask(f"SELECT {columns} FROM information_schema.TABLES {where}")
     return {name: Table(name, kind, engine) for name, kind, engine in rows}
 
 
@@ -141,7 +141,7 @@ def columns(client: Client, database: str) -> dict[str, list[str]]:
     """Return the names of the columns of each table, for servers whose definitions read differently."""
     where = f"WHERE TABLE_SCHEMA = {literal(database)} ORDER BY TABLE_NAME, ORDINAL_POSITION"
     found: dict[str, list[str]] = {}
-    for table, column in client.query(
+    for table, column in client.ask(
         f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where}"
     ):
         found.setdefault(table, []).append(column)
@@ -168,7 +168,7 @@ def stamps(client: Client, database: str) -> dict[str, tuple[str, bool]]:
     settled = "UPDATE_TIME IS NULL OR UPDATE_TIME < current_timestamp() - INTERVAL 2 SECOND"
     times = "CONCAT_WS(' ', CREATE_TIME, UPDATE_TIME)"
     where = f"WHERE TABLE_SCHEMA = {literal(database)}"
-    rows = client.query(f"SELECT TABLE_NAME, {times}, {settled} FROM information_schema.TABLES {where}")
+    rows = client.ask(f"SELECT TABLE_NAME, {times}, {settled} FROM information_schema.TABLES {where}")
     return {name: (time, old == "1") for name, time, old in rows}
 
 

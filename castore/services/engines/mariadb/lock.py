@@ -39,7 +39,7 @@ class OtherTables:
 
     def __init__(self, client: Client, database: str, tables: Collection[Table]) -> None:
         sql = "SELECT ENGINE FROM information_schema.ENGINES WHERE TRANSACTIONS = 'YES'"
-        safe = {row[0] for row in client.query(sql)}
+        safe = {row[0] for row in client.ask(sql)}
         others = [one for one in tables if one.engine and one.engine not in safe]
         # One table alone is read by one statement.
         self.names = {one.name for one in others} if len(tables) > 1 else set()

@@ -17,6 +17,7 @@ import msgspec
 
 from castore.errors import CastoreError, ProgramError
 from castore.services.engines.mariadb.script import unqualified
+from castore.services.engines.mariadb.text import executable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,29 +25,28 @@ if TYPE_CHECKING:
     from castore.services.engines.mariadb.client import Client
 
 _SCHEMA: Final = "information_schema"
-KINDS: Final = {
-    "function": "SELECT ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0} "
-    "AND ROUTINE_TYPE = 'FUNCTION'",
-    "procedure": "SELECT ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0} "
-    "AND ROUTINE_TYPE = 'PROCEDURE'",
-    "package": "SELECT ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0} "
-    "AND ROUTINE_TYPE = 'PACKAGE'",
-    "package body": "SELECT ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0} "
-    "AND ROUTINE_TYPE = 'PACKAGE BODY'",
-    "view": "SELECT TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {0} "
-    "AND TABLE_NAME NOT LIKE 'castore!_view!_%' ESCAPE '!'",
-    # In the order in which the triggers of a table run, which is the order in which they are created.
-    "trigger": "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {0} "
-    "ORDER BY EVENT_OBJECT_TABLE, ACTION_TIMING, EVENT_MANIPULATION, ACTION_ORDER",
-    "event": "SELECT EVENT_NAME FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {0}",
-}
-"""In the order in which they are created; each with the query for their names."""
 ROUTINES: Final = ("function", "procedure", "package", "package body")
+KINDS: Final = (*ROUTINES, "view", "trigger", "event")
+"""In the order in which they are created."""
+_NAMES: Final = (
+    # One query, since the server reads the definitions of all routines for each.
+    "SELECT LOWER(ROUTINE_TYPE), ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0}",
+    "SELECT 'view', TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {0} AND NOT {1}",
+    "SELECT 'trigger', TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {0} ORDER BY {2}",
+    "SELECT 'event', EVENT_NAME FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {0}",
+)
+MIXED: Final = (
+    "its name or comment has characters that the character set of its text does not have, so it could not be "
+    "created again: create it again in a session with SET NAMES utf8mb4"
+)
 _INVALID: Final = "references invalid"
 _MARK: Final = b"castore program"
 _PLAIN_CHARSETS: Final = frozenset({"utf8mb4", "utf8mb3", "utf8", "latin1", "binary", "ascii"})
 """Whose bytes below 128 are always ASCII: the client finds the ends of strings whichever it assumes."""
 _DELIMITERS: Final = (";;", "$$", "//", *(f"~{number}~" for number in range(100)))
+_ASIDE: Final = "TABLE_NAME LIKE 'castore!_view!_%' ESCAPE '!'"
+_RUN: Final = "EVENT_OBJECT_TABLE, ACTION_TIMING, EVENT_MANIPULATION, ACTION_ORDER"
+"""In which order the triggers of a table run, and are created."""
 
 
 class Program(msgspec.Struct, frozen=True, omit_defaults=True, tag="program"):
@@ -76,6 +76,8 @@ class Program(msgspec.Struct, frozen=True, omit_defaults=True, tag="program"):
     """Whether the server finds fault with a view: it is created if that succeeds."""
     broken: bool = False
     """Whether a view refers to something that does not exist: it cannot be created."""
+    mixed: bool = False
+    """Whether a name or comment cannot be written in the character set of the text: it cannot be created."""
 
     @property
     def shown(self) -> str:
@@ -100,14 +102,8 @@ def literal(text: str) -> str:
 
 def names(client: Client, database: str) -> list[tuple[str, str]]:
     """Return kind and name of each program that the account sees."""
-    script = [
-        f"SELECT {literal(kind)}, x.* FROM ({sql}) AS x" for kind, sql in KINDS.items() if kind != "trigger"
-    ]
-    # A subquery would lose its order.
-    script.append(KINDS["trigger"].replace("SELECT ", "SELECT 'trigger', ", 1))
-    rows = client.query(";\n".join(script).format(literal(database)))
-    order = list(KINDS)
-    return sorted(((kind, name) for kind, name in rows), key=lambda row: order.index(row[0]))
+    rows = client.ask(";\n".join(_NAMES).format(literal(database), _ASIDE, _RUN))
+    return sorted(((kind, name) for kind, name in rows if kind in KINDS), key=lambda row: KINDS.index(row[0]))
 
 
 def read(client: Client, database: str) -> tuple[list[Program], list[tuple[str, str]]]:
@@ -134,6 +130,7 @@ def read(client: Client, database: str) -> tuple[list[Program], list[tuple[str, 
             unseen.append((kind, name))
         else:
             programs.append(program)
+    programs = executable(client, database, programs)
     odd = _odd_views(client, database, [one.name for one in programs if one.kind == "view"])
     return [
         msgspec.structs.replace(one, odd=True, broken=odd[one.name])
@@ -269,6 +266,13 @@ def _create_views(client: Client, database: str, views: list[Program], collation
             _feed(client, database, [one for one in still if not one.odd], collation)
             return
         left = still
+
+
+def refuse_mixed(programs: Iterable[Program]) -> None:
+    """Raise CastoreError for a program that could not be created again as it is."""
+    for one in programs:
+        if one.mixed:
+            raise CastoreError(f"{one.shown}: {MIXED}; nothing was touched")
 
 
 def rehearse(client: Client, database: str, programs: Iterable[Program], own: str, collation: str) -> None:

@@ -61,7 +61,7 @@ def refuse_limits(client: Client) -> None:
 
     The dump program cannot be given commands for the beginning of its session.
     """
-    limit, connect = client.query("SELECT @@GLOBAL.sql_select_limit, @@GLOBAL.init_connect")[0]
+    limit, connect = client.ask("SELECT @@GLOBAL.sql_select_limit, @@GLOBAL.init_connect")[0]
     if limit != _NO_LIMIT:
         raise ProgramError(
             f"the server limits a SELECT to {counted(int(limit), 'row')} (sql_select_limit), so a dump would "
@@ -73,7 +73,7 @@ def refuse_limits(client: Client) -> None:
             "complete: remove that from it, or dump with an account that has CONNECTION ADMIN"
         )
     with contextlib.suppress(ProgramError):
-        moment = client.quietly("SELECT @@GLOBAL.system_versioning_asof")[0][0]
+        moment = client.ask("SELECT @@GLOBAL.system_versioning_asof", quiet=True)[0][0]
         if moment != "DEFAULT":
             raise CastoreError(
                 f"the server shows tables with system versioning as of {moment} (system_versioning_asof): "
@@ -107,6 +107,7 @@ def lasting(client: Client, database: str, state: State) -> list[tuple[bytes, st
     """Return warnings for what the database holds, whatever its dump says of it."""
     return [
         *((os.fsencode(one.name), LACKING) for one in state.programs if one.broken),
+        *((os.fsencode(one.name), programs.MIXED) for one in state.programs if one.mixed),
         *((os.fsencode(name), STRANGE) for name in strange_names(client, database)),
         *_without_keys(client, database),
         *_rounded(client, database),
@@ -122,13 +123,13 @@ def strange_names(client: Client, database: str) -> list[str]:
 
 def _without_keys(client: Client, database: str) -> list[tuple[bytes, str]]:
     """Return a warning for each table that the server would not let be created again, since it has no key."""
-    demanded = client.query("SHOW GLOBAL VARIABLES LIKE '%\\_primary\\_key'")
+    demanded = client.ask("SHOW GLOBAL VARIABLES LIKE '%\\_primary\\_key'")
     if not (names := [name for name, value in demanded if value == "ON"]):
         return []
     where = f"TABLE_SCHEMA = {literal(database)}"
     keys = f"SELECT TABLE_NAME FROM information_schema.STATISTICS WHERE {where} AND NON_UNIQUE = 0"
     kinds = "ENGINE = 'InnoDB' AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED')"
-    rows = client.query(
+    rows = client.ask(
         f"SELECT TABLE_NAME FROM information_schema.TABLES WHERE {where} AND {kinds} "
         f"AND TABLE_NAME NOT IN ({keys} AND NULLABLE <> 'YES')"
     )
@@ -140,7 +141,7 @@ def _rounded(client: Client, database: str) -> list[tuple[bytes, str]]:
     """Return a warning for each column of type FLOAT with values that the dump program rounds."""
     where = f"WHERE TABLE_SCHEMA = {literal(database)} AND DATA_TYPE = 'float' AND IS_GENERATED = 'NEVER'"
     tables = inventory.tables(client, database)
-    found = client.query(f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where}")
+    found = client.ask(f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where}")
     columns = [(table, column) for table, column in found if table in tables]
     check = "SELECT {0}, COUNT(*) FROM {1} WHERE {2} <> CAST(CAST({2} AS CHAR) AS FLOAT)"
     script = [check.format(at, quoted(table), quoted(column)) for at, (table, column) in enumerate(columns)]

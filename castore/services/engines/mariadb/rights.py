@@ -55,15 +55,15 @@ class Rights:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        (user,) = client.query("SELECT CURRENT_USER()")[0]
+        (user,) = client.ask("SELECT CURRENT_USER()")[0]
         name, _, host = user.rpartition("@")
         self.account = f"{quoted(name)}@{quoted(host)}"
         self._grants: list[tuple[set[str], str, str]] = []
         self._on_databases: dict[str, dict[str, set[str]]] = {}
         """Of the account and each of its roles, the rights by pattern of databases."""
-        rows = client.query("SHOW GRANTS")
+        rows = client.ask("SHOW GRANTS")
         with contextlib.suppress(ProgramError):
-            rows += client.quietly("SHOW GRANTS FOR PUBLIC")
+            rows += client.ask("SHOW GRANTS FOR PUBLIC", quiet=True)
         for (line,) in rows:
             found = _GRANT.match(line)
             if not found:
@@ -118,7 +118,7 @@ class Rights:
     def _knows(self, right: str) -> bool:
         """Whether the server has this right at all."""
         with contextlib.suppress(ProgramError):
-            return any(row[0].upper() == right for row in self._client.quietly("SHOW PRIVILEGES"))
+            return any(row[0].upper() == right for row in self._client.ask("SHOW PRIVILEGES", quiet=True))
         return False
 
     def _sees_routines(self, database: str, *, routines: bool) -> bool:
@@ -206,4 +206,4 @@ def definers(client: Client, database: str) -> set[str]:
             ("EVENTS", "EVENT_SCHEMA"),
         )
     )
-    return {row[0] for row in client.query(script)}
+    return {row[0] for row in client.ask(script)}

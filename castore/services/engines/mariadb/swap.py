@@ -32,7 +32,7 @@ def charset(client: Client, database: str) -> list[str]:
     """Return the character set and collation that new tables of a database get; []: it does not exist."""
     columns = "DEFAULT_CHARACTER_SET_NAME, DEFAULT_COLLATION_NAME"
     where = f"WHERE SCHEMA_NAME = {literal(database)}"
-    found = client.query(f"SELECT {columns} FROM information_schema.SCHEMATA {where}")
+    found = client.ask(f"SELECT {columns} FROM information_schema.SCHEMATA {where}")
     return found[0] if found else []
 
 
@@ -44,7 +44,7 @@ def charset_clause(names: list[str]) -> str:
 def exists(client: Client, database: str) -> bool:
     """Whether the server has a database, as far as the account sees."""
     where = f"WHERE SCHEMA_NAME = {literal(database)}"
-    return bool(client.query(f"SELECT 1 FROM information_schema.SCHEMATA {where}"))
+    return bool(client.ask(f"SELECT 1 FROM information_schema.SCHEMATA {where}"))
 
 
 class Swap:
@@ -82,7 +82,7 @@ class Swap:
         Its service is locked, so no other rollback of it is at work.
         """
         where = "WHERE TABLE_SCHEMA LIKE 'castore\\_code\\_%' AND TABLE_NAME = 'staged'"
-        for (code,) in self._client.query(f"SELECT TABLE_SCHEMA FROM information_schema.TABLES {where}"):
+        for (code,) in self._client.ask(f"SELECT TABLE_SCHEMA FROM information_schema.TABLES {where}"):
             if not _MADE.fullmatch(code):
                 continue
             left = Swap(self._client, {"live": self.live, "new": code, "old": code, "code": code})
@@ -169,6 +169,7 @@ class Swap:
                 f"the account may not see the text of the {kind} {name}, so it could not be restored; "
                 "nothing was touched: castore config check says which rights are missing"
             )
+        programs.refuse_mixed(found)
         self._set_aside([one.name for one in found if one.odd])
         self.keep("grants", self._grants())
         self.keep("live", [one for one in found if not one.odd])
@@ -213,7 +214,7 @@ class Swap:
         """Return the views of the live database that this rollback has renamed."""
         mark = self.code.rpartition("_")[2]
         where = f"WHERE TABLE_SCHEMA = {literal(self.live)}"
-        rows = self._client.query(f"SELECT TABLE_NAME FROM information_schema.VIEWS {where}")
+        rows = self._client.ask(f"SELECT TABLE_NAME FROM information_schema.VIEWS {where}")
         return [row[0] for row in rows if re.fullmatch(f"castore_view_{mark}_[0-9]+", row[0])]
 
     def _grants(self) -> list[str]:
@@ -223,7 +224,7 @@ class Swap:
         found = []
         columns = "Routine_type, Routine_name, User, Host, Proc_priv"
         where = f"WHERE Db = {literal(self.live)}"
-        for kind, name, user, host, rights in self._client.query(
+        for kind, name, user, host, rights in self._client.ask(
             f"SELECT {columns} FROM mysql.procs_priv {where}"
         ):
             given = [one for one in rights.upper().split(",") if one != "GRANT"]
@@ -262,7 +263,7 @@ class Swap:
         where = (
             f"WHERE TABLE_SCHEMA = {literal(self.live)} AND COLUMN_DEFAULT LIKE {literal(f'%{self.new}%')}"
         )
-        found = self._client.query(
+        found = self._client.ask(
             f"SELECT TABLE_NAME, COLUMN_NAME, COLUMN_DEFAULT FROM information_schema.COLUMNS {where}"
         )
         # All columns of a table at once: it cannot be opened while one refers to the staged database.
@@ -325,5 +326,5 @@ class Swap:
         """Return what was recorded, in JSON; None: nothing was."""
         table = f"{quoted(self.code)}.kept"
         where = f"WHERE which = {literal(which)} ORDER BY number"
-        found = self._client.query(f"SELECT HEX(text) FROM {table} {where}")
+        found = self._client.ask(f"SELECT HEX(text) FROM {table} {where}")
         return b"".join(bytes.fromhex(row[0]) for row in found) if found else None
