@@ -204,8 +204,9 @@ class Store:  # opens and verifies what a store holds, and restores from it
                 if codec >= 5:  # a group has no names of its own
                     associated = self.store_id + bytes(64) + struct.pack("<IBBxx", 0, kind, 5)
                 decrypt, width = (bindings.crypto_aead_aegis256_decrypt, 32) if cipher == 1 else (XCHACHA, 24)
-                plain, nonce = self.read(pack, at, length), count.to_bytes(width, "little")
-                plain = decrypt(plain, associated, nonce, keys[kind])
+                plain = self.read(pack, at, length)
+                nonce = (count.to_bytes(8, "little") + plain[:16]).ljust(width, b"\0")
+                plain = decrypt(plain[16:], associated, nonce, keys[kind])
                 if codec:
                     ids = [base[at : at + 32] for at in range(0, len(base), 32)]
                     data = b"".join(self.record(kind, below, (*chain, ident)) or b"" for below in ids)

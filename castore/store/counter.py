@@ -1,4 +1,4 @@
-"""Numbers for records, each of which is the nonce of one record."""
+"""Numbers for records, each of which is part of the nonce of one record."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Make a golden store anew: python -m tests.golden.make format-1|deltas|rotated FOLDER (new).
+"""Make a golden store: python -m tests.golden.make format-1|deltas|rotated FOLDER (new).
 
-Run when a new format is made, never to make a failing test pass: what is there was written by the
-castore that made format 1, or that wrote each delta as a record of its own (codecs 3 and 4), or that first
-replaced writer keys, and every later one has to read it.
+Run when the format changes, never to make a failing test pass: every later castore reads these stores. In `deltas` each
+delta is a record of its own (codecs 3 and 4).
 """
 
 from __future__ import annotations
@@ -15,8 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import zstandard
+
 import castore
 from castore.sealing import Identity
+from castore.store import session
+from castore.store.deltas import Deltas, Encoded
+from castore.store.pack import DELTA, DELTA_PAIR, GROUPED
 from tests.support.stores import Lab
 from tests.support.walker import walk
 
@@ -116,8 +120,24 @@ def night(number: int) -> bytes:
     return "".join(rows).encode()
 
 
+class SingleDeltas(Deltas):
+    """Write each delta as a record of its own, as castore did before it grouped them."""
+
+    def encode(self, buffer, chunks):
+        encoded = []
+        for record in super().encode(buffer, chunks):
+            if record.members[0].codec < GROUPED:
+                encoded.append(record)
+                continue
+            for delta, member in zip(self._codecs.group(record.data), record.members, strict=True):
+                codec = (DELTA, DELTA_PAIR)[len(member.bases) - 1]
+                encoded.append(Encoded(zstandard.compress(delta), [member._replace(codec=codec)]))
+        return encoded
+
+
 def make_deltas(into: Path) -> None:
     into.mkdir(parents=True)
+    session.Deltas = SingleDeltas
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder), average=16384)
         for number in range(5):

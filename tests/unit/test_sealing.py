@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from blake3 import blake3
 from nacl import bindings
 
 from castore.errors import DamageError, IdentityError, UsageError
@@ -115,12 +116,33 @@ def test_a_record_is_bound_to_every_field_of_its_entry(cipher):
     assert sealer.open(9, *fields[1:], empty) == b""
 
 
-def test_records_are_what_the_format_says():
+@pytest.mark.parametrize(("codec", "hashed"), [(0, b""), (1, b""), (3, b"plain"), (5, b"plain")])
+@pytest.mark.parametrize("cipher", Cipher)
+def test_records_are_what_the_format_says(cipher, codec, hashed):
     key, store, record_id = random_key(), b"s" * 16, b"i" * 32
-    ad = store + record_id + ZEROS + (5).to_bytes(4, "little") + bytes([1, 0, 0, 0])
-    sealed = RecordSealer(Cipher.XCHACHA20_POLY1305, key, store).seal(7, record_id, ZEROS, 5, 1, 0, b"plain")
-    nonce = (7).to_bytes(24, "little")
-    assert sealed == bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(b"plain", ad, nonce, key)
-    sealed = RecordSealer(Cipher.AEGIS_256, key, store).seal(7, record_id, ZEROS, 5, 1, 0, b"plain")
-    nonce = (7).to_bytes(32, "little")
-    assert sealed == bindings.crypto_aead_aegis256_encrypt(b"plain", ad, nonce, key)
+    ad = store + record_id + ZEROS + (5).to_bytes(4, "little") + bytes([1, codec, 0, 0])
+    counter = (7).to_bytes(8, "little")
+    nonce_key = blake3(key, derive_key_context="castore 1 nonce").digest()
+    digest = blake3(counter + ad + hashed, key=nonce_key).digest(16)
+    sealed = RecordSealer(cipher, key, store).seal(7, record_id, ZEROS, 5, 1, codec, b"plain")
+    encrypt, length = {
+        Cipher.XCHACHA20_POLY1305: (bindings.crypto_aead_xchacha20poly1305_ietf_encrypt, 24),
+        Cipher.AEGIS_256: (bindings.crypto_aead_aegis256_encrypt, 32),
+    }[cipher]
+    assert sealed == digest + encrypt(b"plain", ad, (counter + digest).ljust(length, b"\0"), key)
+
+
+@pytest.mark.parametrize("cipher", Cipher)
+def test_a_counter_used_twice_gives_other_contents_another_nonce(cipher):
+    """A virtual machine that is resumed twice from one snapshot of its memory takes a counter twice."""
+    key = random_key()
+    first, second = (RecordSealer(cipher, key, bytes(16)) for _ in range(2))
+    group = [7, ZEROS, ZEROS, 0, 0, 5]  # a group of deltas has no id of its own
+    one, other = first.seal(*group, b"some delta"), second.seal(*group, b"other data")
+    assert one[:16] != other[:16]
+    streams = [bytes(a ^ b for a, b in zip(sealed[16:26], plain)) for sealed, plain in ((one, b"some delta"), (other, b"other data"))]
+    assert streams[0] != streams[1]
+    assert second.seal(*group, b"some delta") == one
+    assert first.seal(8, *group[1:], b"some delta")[:16] != one[:16]
+    chunks = [[7, name * 32, ZEROS, 4, 0, 1] for name in (b"a", b"b")]
+    assert first.seal(*chunks[0], b"some")[:16] != second.seal(*chunks[1], b"else")[:16]
