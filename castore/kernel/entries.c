@@ -253,8 +253,9 @@ decode(const uint8_t *data, struct entry_place *place)
 	place->mode = (uint32_t)mode;
 	place->uid = (uint32_t)uid;
 	place->gid = (uint32_t)gid;
+	/* Rounded down. The seconds of the earliest times, multiplied again, would not fit. */
 	place->mtime = mtime / SECOND - (mtime % SECOND < 0);
-	place->mtime_ns = (uint32_t)(mtime - place->mtime * SECOND);
+	place->mtime_ns = (uint32_t)((mtime % SECOND + SECOND) % SECOND);
 	place->bundled = content == 1;
 	place->plain = type == REGULAR && content == (place->size > 0) &&
 	    in.end - in.at == sizeof(nothing) && memcmp(in.at, nothing, sizeof(nothing)) == 0;

@@ -137,6 +137,27 @@ frame(uint8_t *out, const char *name, uint8_t size)
 }
 
 static void
+times(void)
+{
+	static const int64_t all[] = {INT64_MIN, INT64_MIN + 1, INT64_MIN + 145224193, -1000000001, -1000000000, -1, INT64_MAX};
+	size_t i, j, len, at = 4 + 3 + 1 + 1 + 3 + 2; /* of the time in a frame with a name of one byte */
+	struct entry_place place;
+	uint8_t plain[100], long_time[100];
+
+	for (i = 0; i < sizeof(all) / sizeof(*all); i++) {
+		len = frame(plain, "n", 3);
+		memcpy(long_time, plain, at);
+		long_time[at] = 0xd3;
+		for (j = 0; j < 8; j++)
+			long_time[at + 1 + j] = (uint8_t)((uint64_t)all[i] >> (56 - 8 * j));
+		memcpy(long_time + at + 9, plain + at + 1, len - at - 1);
+		long_time[0] = (uint8_t)(plain[0] + 8);
+		need(entries_split(long_time, len + 8, 0, &place, 1) == 1 && place.mtime_ns < 1000000000);
+		need((uint64_t)place.mtime * 1000000000 + place.mtime_ns == (uint64_t)all[i]);
+	}
+}
+
+static void
 chosen(const uint8_t *data, size_t len, struct entry_place *places, size_t count)
 {
 	size_t pieces_len = draw() % 6, kept, i;
@@ -308,6 +329,7 @@ main(int argc, char **argv)
 				close(fd);
 			}
 	compare(top);
+	times();
 	files(top);
 	printf("%d\n", 3000);
 	return (0);
