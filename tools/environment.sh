@@ -6,8 +6,6 @@
 
 python=${PYTHON:-python3}
 venv=$root/.venv
-# The build requirement of pyproject.toml: with it in .venv, changed sources are built without a network.
-build_tool="setuptools>=77"
 # Without a home directory pip would make a cache in a directory named "~".
 [ -n "${HOME:-}" ] || export PIP_NO_CACHE_DIR=1
 
@@ -20,15 +18,38 @@ give_up() {
     exit 1
 }
 
-# install_packages PACKAGE...: from the distribution, which only root may do.
+# may_install PACKAGE...: whether to install packages of the distribution: in CI, or where the user agrees on a terminal.
+may_install() {
+    [ "$installs" != test ] || [ -z "${CI:-}" ] || return 0
+    [ -t 0 ] && [ -t 2 ] || return 1
+    printf 'castore: %s' "missing on this machine: $*. Install them with: $apt $*? [y/N] " >&2
+    read -r answer && case $answer in [yY]*) ;; *) return 1 ;; esac
+}
+
+# What tools/test does before packages are installed.
+before_apt() {
+    :
+}
+
+# install_packages PACKAGE...: from the distribution, which only root may do, and only after consent.
 install_packages() {
-    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-        say "missing on this machine: $*; install them, on Debian as root with: apt-get install $*"
+    apt="apt-get install -y --no-install-recommends"
+    if ! command -v apt-get >/dev/null 2>&1; then
+        say "missing on this machine, by their names on Debian: $*; install them"
         return 1
     fi
+    if [ "$(id -u)" -ne 0 ]; then
+        say "missing on this machine: $*; install them with: sudo $apt $*"
+        return 1
+    fi
+    may_install "$@" || {
+        say "missing on this machine: $*; install them with: apt-get update && $apt $*"
+        return 1
+    }
+    before_apt
     say "installing with apt-get: $*"
-    # The lists are fetched even where some are there: they may name versions that are gone.
-    DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2 &&
+    # The lists are fetched even where some exist: they may name versions that the archive no longer has.
+    DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2 </dev/null &&
         DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" \
             >&2 </dev/null
 }
@@ -40,7 +61,7 @@ base_now() {
 }
 
 sources_now() {
-    cat "$root/pyproject.toml" "$root"/castore/kernel/*.[ch] | sha256sum
+    cat "$root/pyproject.toml" "$root"/tools/*.lock "$root"/castore/kernel/*.[ch] | sha256sum
 }
 
 # has_stamp NAME: is .venv, as far as NAME (plain, test) goes, of the present sources?
@@ -56,9 +77,12 @@ check_python() {
         give_up "$python is $("$python" --version 2>&1); castore needs Python 3.11 or newer"
 }
 
-# need PACKAGE...: installs them, or ends.
+# need PACKAGE...: installs them, or ends with 69, EX_UNAVAILABLE of sysexits.h.
 need() {
-    install_packages "$@" || give_up "castore cannot be built without them"
+    install_packages "$@" || {
+        say "castore cannot be built without them"
+        exit 69
+    }
 }
 
 check_compiler() {
@@ -77,13 +101,28 @@ run_castore_module() {
 from castore.__main__ import main; main()' "$root" "$@"
 }
 
-# install REQUIREMENT [OPTIONS OF PIP]...: into .venv.
-install() {
-    requirement=$1
-    shift
+# pip_install ARGUMENTS OF PIP...: into .venv.
+pip_install() {
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --retries 1 "$@" </dev/null
+}
+
+# install_checkout REQUIREMENT: builds it with what .venv has; fails where .venv lacks something that pyproject.toml requires.
+install_checkout() {
     # The other editable mode loads a finder into each start of Python, 20 ms of it.
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --retries 1 "$@" \
-        --config-settings editable_mode=compat --editable "$requirement" </dev/null
+    pip_install --no-index --no-build-isolation --config-settings editable_mode=compat --editable "$1"
+}
+
+# install_requirements NAME REQUIREMENT: what NAME (plain, test) needs and the build tool, of the versions and hashes in
+# tools/NAME.lock. CASTORE_UNLOCKED takes what the package index has, for one that builds its packages itself.
+install_requirements() {
+    if [ -n "${CASTORE_UNLOCKED:-}" ]; then
+        pip_install "setuptools>=77" --editable "$2" >&2
+        return
+    fi
+    pip_install --require-hashes --requirement "$root/tools/$1.lock" >&2 && return
+    say "cannot install the packages of tools/$1.lock; the reason is above. For a package index that has other files" \
+        "of them, and that you trust, set CASTORE_UNLOCKED=1"
+    return 1
 }
 
 # can_update NAME: is .venv complete, of the Python that it was made with, and at its place as far as NAME needs?
@@ -95,18 +134,18 @@ can_update() {
     }
 }
 
-# update_venv REQUIREMENT: in place, without a network where all that is needed is installed.
+# update_venv NAME REQUIREMENT: in place, without a network where all that is needed is installed.
 update_venv() {
-    install "$1" --no-index --no-build-isolation >/dev/null 2>&1 || install "$1" "$build_tool" >&2
+    install_checkout "$2" >/dev/null 2>&1 || { install_requirements "$@" && install_checkout "$2" >&2; }
 }
 
-# make_venv REQUIREMENT: a new one, in the place of the old one, which is restored if that fails.
+# make_venv NAME REQUIREMENT: a new one, in the place of the old one, which is restored if that fails.
 make_venv() {
     check_python
     # Debian leaves ensurepip, without which a virtual environment has no pip, to python3-venv.
     "$python" -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
     [ ! -e "$venv" ] || mv "$venv" "$venv.old" || give_up "cannot rename $venv"
-    if "$python" -m venv "$venv" >&2 && install "$1" "$build_tool" >&2; then
+    if "$python" -m venv "$venv" >&2 && install_requirements "$@" && install_checkout "$2" >&2; then
         rm -rf "$venv.old"
         return 0
     fi
@@ -120,11 +159,11 @@ set_up() {
     say "setting up $venv"
     check_compiler
     if ! can_update "$1"; then
-        make_venv "$2"
-    elif ! update_venv "$2"; then
+        make_venv "$@"
+    elif ! update_venv "$@"; then
         # A new one would need the same packages.
         ! is_usable || give_up "cannot install castore into $venv; the reason is above"
-        make_venv "$2"
+        make_venv "$@"
     fi
     base_now >"$venv/base.stamp"
     rm -f "$venv"/plain.stamp "$venv"/test.stamp
@@ -137,14 +176,20 @@ set_up() {
 # .venv that existed; if that still runs castore, castore is run by it ($outdated is 1 then).
 ensure_environment() {
     outdated=0
+    installs=$1
     ! has_stamp "$1" || return 0
     exec 9<"$root"
     flock 9
     # A new one was interrupted; the old one is complete.
     [ ! -e "$venv.old" ] || { rm -rf "$venv" && mv "$venv.old" "$venv"; }
     # In a shell of its own: it exits where it fails.
-    if ! has_stamp "$1" && ! (set_up "$@"); then
-        [ "$1" = plain ] && is_usable || give_up "$venv cannot be set up: what failed is above"
+    status=0
+    has_stamp "$1" || (set_up "$@") || status=$?
+    if [ "$status" != 0 ]; then
+        [ "$1" = plain ] && is_usable || {
+            say "$venv cannot be set up: what failed is above"
+            exit "$status"
+        }
         say "$venv could not be brought up to date (what failed is above): castore runs as it was installed"
         outdated=1
     fi

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -98,7 +101,7 @@ def test_a_failed_rebuild_leaves_a_castore_that_runs(checkout):
     code, out, errors = run(checkout, "--version")
     assert (code, out) == (0, "castore 0.1.0\n")
     assert "could not be brought up to date" in errors
-    assert "setuptools" in errors  # what pip could not get
+    assert "No matching distribution" in errors
     assert not (checkout / ".venv.old").exists()
 
 
@@ -133,3 +136,85 @@ def test_an_interrupted_rebuild_keeps_the_environment_of_before(checkout):
     (checkout / ".venv").mkdir()  # as far as the rebuild got
     code, out, errors = run(checkout, "--version", PYTHON="/no/python")
     assert (code, out) == (0, "castore 0.1.0\n"), errors
+
+
+def test_a_package_whose_hash_is_not_in_the_lock_is_not_installed(checkout):
+    stamp(checkout)
+    pyproject = checkout / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace('"click>=8.1"', '"click>=99"'))
+    packages = checkout.parent / "packages"
+    packages.mkdir()
+    with zipfile.ZipFile(packages / "click-99.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("click/__init__.py", "raise SystemExit('somebody else wrote this')\n")
+        wheel.writestr("click-99.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: click\nVersion: 99.0\n")
+        wheel.writestr("click-99.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("click-99.0.dist-info/RECORD", "")
+    (checkout / "tools" / "plain.lock").write_text(f"click==99.0 --hash=sha256:{0:064x}\n")
+    code, out, errors = run(checkout, "--version", PIP_FIND_LINKS=str(packages))
+    assert (code, out) == (0, "castore 0.1.0\n"), errors
+    assert "DO NOT MATCH THE HASHES" in errors
+    assert "CASTORE_UNLOCKED=1" in errors
+    assert not list((checkout / ".venv").rglob("click*"))
+
+
+def test_the_lock_has_a_hash_for_each_package_and_no_address():
+    for name in ("plain", "test"):
+        text = (ROOT / "tools" / f"{name}.lock").read_text()
+        assert not re.search(r"https?:|file:|--(extra-)?index|--find-links", text)
+        for requirement in text.replace("\\\n", " ").splitlines():
+            assert requirement == "--requirement plain.lock" or re.match(r"[a-z0-9-]+==\S+ +--hash=sha256:", requirement)
+
+
+@pytest.fixture
+def no_compiler(checkout, tmp_path):
+    """A checkout that is not set up, on a machine without a compiler, and the log of an apt-get that installs nothing."""
+    shutil.rmtree(checkout / ".venv")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    log = tmp_path / "apt.log"
+    (programs / "apt-get").write_text(f'#!/bin/sh\necho "$*" >>{log}\nexit 1\n')
+    (programs / "id").write_text("#!/bin/sh\necho ${FAKE_ID:-0}\n")
+    for one in programs.iterdir():
+        one.chmod(0o755)
+    return checkout, f"{programs}:{os.environ['PATH']}", log
+
+
+def test_no_package_of_the_distribution_is_installed_unasked(no_compiler):
+    checkout, path, log = no_compiler
+    code, _, errors = run(checkout, "--version", path=path, CC="/no/cc", CI="true")
+    assert code == 69
+    assert "apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev" in errors
+    code, _, errors = run(checkout, "--version", path=path, CC="/no/cc", FAKE_ID="1000")
+    assert code == 69
+    assert "sudo apt-get install -y --no-install-recommends gcc libc6-dev" in errors
+    assert not log.exists()
+
+
+@pytest.mark.parametrize(("answer", "asked"), [(b"n\n", False), (b"\n", False), (b"\x04", False), (b"y\n", True)])
+def test_on_a_terminal_the_user_is_asked_first(no_compiler, answer, asked):
+    checkout, path, log = no_compiler
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [str(checkout / "tools" / "castore"), "--version"], stdin=terminal, stdout=terminal, stderr=terminal,
+        env={"HOME": str(checkout.parent), "PATH": path, "PIP_NO_INDEX": "1", "CC": "/no/cc"},
+    )
+    os.close(terminal)
+    shown = b""
+    while b"[y/N] " not in shown:
+        shown += os.read(controller, 1000)
+    assert b"Install them with: apt-get install -y --no-install-recommends gcc libc6-dev?" in shown
+    os.write(controller, answer)
+    assert process.wait(60) == 69
+    os.close(controller)
+    assert log.exists() == asked
+
+
+def test_the_tests_install_packages_in_continuous_integration(no_compiler):
+    checkout, path, log = no_compiler
+    command = [str(checkout / "tools" / "test"), "--version"]
+    environment = {"HOME": str(checkout.parent), "PATH": path, "PIP_NO_INDEX": "1", "CC": "/no/cc"}
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "check": False, "timeout": 200}
+    assert subprocess.run(command, env=environment, **options).returncode == 69
+    assert not log.exists()
+    assert subprocess.run(command, env={**environment, "CI": "true"}, **options).returncode == 69
+    assert log.read_text() == "-qq update\n"
