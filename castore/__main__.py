@@ -24,8 +24,10 @@ if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
 
 def main() -> NoReturn:
     """Run castore with the arguments of this process, and exit."""
+    from castore.cli.confinement import allow_confinement  # noqa: PLC0415
     from castore.cli.main import main as run  # noqa: PLC0415 - after the handler is set
 
+    allow_confinement()
     try:
         run()
     finally:

@@ -55,7 +55,7 @@ def verify(
 
     if index and (packs or read_data or sample is not None):
         raise UsageError("--index is no more than what is always done: leave it out, or the others")
-    with context.open_store() as store:
+    with context.open_store(confined=()) as store:
         if read_data:
             store.identity()
         tally = Tally()

@@ -53,7 +53,7 @@ def find(
     rows: list[dict[str, Any]] = []
     count = 0
     damaged: list[str] = []
-    with context.open_store() as store, StreamReader(store) as reader:
+    with context.open_store(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
         services = [service] if service is not None else store.services()
         if service is not None and store.newest(service) is None:
@@ -171,7 +171,7 @@ def history(context: Common, what: str, limit: int | None, as_json: bool) -> Non
             f"{what!r} names no part: write SERVICE:PART or SERVICE:PART/PATH, without a generation"
         )
     damaged: list[str] = []
-    with context.open_store() as store, StreamReader(store) as reader:
+    with context.open_store(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
         generations = store.generations(service)
         if not generations:

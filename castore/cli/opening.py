@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
@@ -54,10 +55,13 @@ class Common:
         configured = self.settings.store if self.settings is not None else None
         return configured or places.default_store()
 
-    def open_store(self, *, make: bool = False, local_key: bool = True) -> Store:
+    def open_store(
+        self, *, make: bool = False, local_key: bool = True, confined: Sequence[str] | None = None
+    ) -> Store:
         """Open the store; with `make`, make the default one if nothing at all is configured.
 
-        local_key: by the writer key of this machine, where it has one; else by the identity.
+        local_key: by the writer key of this machine, where it has one; else by the identity. confined: what
+        the command changes apart from the store and castore's own files; it runs no program.
         """
         from castore.errors import NotFoundError
         from castore.storage import LocalStorage
@@ -66,6 +70,8 @@ class Common:
         path = self.store_path()
         if make and path == places.default_store() and not os.path.exists(path):
             self._make_first(path)
+        if confined is not None:
+            self._confine(path, confined)
         try:
             store = Store.open(
                 *(LocalStorage(path), places.places(), self.identity()),
@@ -82,6 +88,21 @@ class Common:
         store.chosen_host = self.host
         store.say = lru_cache(None)(_note)
         return store
+
+    def _confine(self, path: str, writable: Sequence[str]) -> None:
+        """Confine this process to the store, castore's own files and what else a command changes."""
+        from castore.cli.confinement import confine
+        from castore.errors import StorageError
+        from castore.store.places import make_private_directory
+
+        if not os.path.isdir(path) or places.runs_identity_program(self.identity_file):
+            return
+        own = places.places()
+        for folder in (own.state, own.cache):
+            with contextlib.suppress(StorageError):
+                make_private_directory(folder)
+        # A restore looks up names of users, which may be in a directory service.
+        confine([path, own.state, own.cache, *writable], network=bool(writable))
 
     def identity(self) -> Callable[[], Identity]:
         """Return how to get the identity when it is needed."""

@@ -188,6 +188,11 @@ def identity_text(option: str | None, default: Callable[[], str]) -> tuple[str, 
     raise IdentityError(_WAYS + (f"; {path} is not there either" if path else ""))
 
 
+def runs_identity_program(option: str | None) -> bool:
+    """Whether a program prints the identity. option: what --identity says."""
+    return not option and not _variable("CASTORE_IDENTITY") and bool(_variable("CASTORE_IDENTITY_COMMAND"))
+
+
 def identity_files(option: str | None, default: Callable[[], str]) -> list[str]:
     """Return the files that the identity is read from, or would be. The arguments are those of the above."""
     given = option or _variable("CASTORE_IDENTITY")

@@ -41,7 +41,7 @@ def log(
     from castore.services.select import unknown_service
     from castore.store.hosts import ALL_HOSTS
 
-    with context.open_store() as store:
+    with context.open_store(confined=()) as store:
         store.sync_generations()
         if service is not None and store.newest(service) is None:
             raise unknown_service(store, service)
@@ -102,7 +102,7 @@ def show(context: Common, what: str, as_json: bool) -> None:
     from castore.model.names import short_revision
     from castore.services.select import select
 
-    with context.open_store() as store:
+    with context.open_store(confined=()) as store:
         store.sync_generations()
         selection = select(store, what)
         generation = selection.generation
@@ -187,7 +187,7 @@ def ls(context: Common, what: str, recursive: bool, as_json: bool) -> None:
     from castore.content.streams import StreamReader
     from castore.services.select import select
 
-    with context.open_store() as store, StreamReader(store) as reader:
+    with context.open_store(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
         selection = select(store, what)
         entries = []
@@ -278,7 +278,7 @@ def cat(context: Common, what: str) -> None:
     from castore.services.restoring import read
     from castore.services.select import select
 
-    with context.open_store() as store, StreamReader(store) as reader:
+    with context.open_store(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
         out = sys.stdout.buffer
         for data in read(reader, select(store, what)):
@@ -301,7 +301,7 @@ def diff(context: Common, old: str, new: str, as_json: bool) -> None:
     from castore.services.select import select
 
     rows: list[dict[str, Any]] = []
-    with context.open_store() as store, StreamReader(store) as reader:
+    with context.open_store(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
         for row in _diff_rows(reader, select(store, old), select(store, new)):
             rows.append(row)
@@ -394,7 +394,7 @@ def stats(context: Common, as_json: bool) -> None:
     """Say how much the store holds, and what each step saved."""
     from castore.upkeep.stats import stats as count
 
-    with context.open_store() as store:
+    with context.open_store(confined=()) as store:
         found = count(store)
         context.warn_damaged(store)
     if as_json:

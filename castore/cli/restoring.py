@@ -93,7 +93,9 @@ def restore(
     if in_place and resume:
         raise click.UsageError("--in-place has nothing to resume: it is undone where it is interrupted")
     began = time.monotonic()
-    with context.open_store() as store:
+    above = os.path.dirname(os.path.abspath(destination))
+    # What a restore in place moves aside may be elsewhere on the file system.
+    with context.open_store(confined=None if in_place else (above,)) as store:
         store.sync_generations()
         selection = select(store, what)
         tally = Tally()
