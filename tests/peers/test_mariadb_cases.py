@@ -95,7 +95,8 @@ def check_round_trip(lab: Lab, server: MariaDBServer, app: str, migration: str) 
 
 CASES = {
     "programs of clients with other character sets": (
-        "CREATE TABLE t (x INT); SET NAMES latin1;"
+        "CREATE TABLE t (x INT); CREATE TABLE u (x INT); SET NAMES latin1;"
+        "CREATE TRIGGER tr BEFORE INSERT ON u FOR EACH ROW SET @x = 'ö'; RENAME TABLE u TO `u_ö`;"
         "CREATE FUNCTION `f_ö`(`ö` INT) RETURNS INT COMMENT 'ö it''s \\\\ \\n' RETURN 1;"
         "CREATE PROCEDURE `p_ö`() COMMENT 'ö' SELECT 'ö' COMMENT;"
         "CREATE EVENT `e_ö` ON SCHEDULE EVERY 5 YEAR STARTS '2036-01-01' DO SELECT 'ö';"
@@ -249,9 +250,11 @@ def test_a_program_whose_text_is_in_two_character_sets_is_reported_and_nothing_i
     take(lab, own)
     server.sql("ALTER FUNCTION f COMMENT '日本'", app)
     assert "SET NAMES utf8mb4" in warnings(lab, take(lab, own))["f"]
+    server.sql("SET NAMES latin1; DROP FUNCTION f; CREATE TRIGGER f AFTER INSERT ON t FOR EACH ROW DO 'ö'; SET NAMES utf8mb4; RENAME TABLE t TO 日本", app)
+    assert "SET NAMES utf8mb4" in warnings(lab, take(lab, own))["f"]
     before = state(server, app)
-    for number in (1, 2):
-        with pytest.raises(CastoreError, match="function f: its name or comment .* nothing was touched"):
+    for number in (1, 2, 3):
+        with pytest.raises(CastoreError, match="(function|trigger) f: its name, comment or table .* nothing was touched"):
             lab.roll_back(number, with_safety=False)
         assert state(server, app) == before
     assert [one for one in server.databases() if one.startswith("castore")] == []

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from castore.errors import ProgramError
+from castore.errors import CastoreError
 from castore.services.config import Service
+from castore.services.engines.mariadb.programs import MIXED
 from castore.services.engines.mariadb.reports import LACKING
 from tests.peers.test_mariadb_cases import engine, take, warnings
 from tests.support.mariadb import MariaDBServer
@@ -53,10 +54,15 @@ def test_a_random_database_goes_back_and_forth(server: MariaDBServer, tmp_path: 
         second = contents(server, "generated")
         if first == second:
             return
-        with pytest.raises(ProgramError, match="health"):
+        with pytest.raises(CastoreError) as stopped:
             lab.roll_back(taken.number, settings=Service(health=("false",), health_timeout=0))
+        # A trigger of a table that was renamed may be one that no client can create again.
+        is_refused = MIXED in str(stopped.value)
+        assert is_refused or "health" in str(stopped.value)
         found = differing(second, contents(server, "generated"))
         assert not found, "\n".join(found)
+        if is_refused:
+            return
         done = lab.roll_back(taken.number)
         assert done.problems == []
         found = differing(first, contents(server, "generated"))

@@ -36,8 +36,8 @@ _NAMES: Final = (
     "SELECT 'event', EVENT_NAME FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {0}",
 )
 MIXED: Final = (
-    "its name or comment has characters that the character set of its text does not have, so it could not be "
-    "created again: create it again in a session with SET NAMES utf8mb4"
+    "its name, comment or table has characters that the character set of its text does not have, so it could "
+    "not be created again: create it again in a session with SET NAMES utf8mb4"
 )
 _INVALID: Final = "references invalid"
 _MARK: Final = b"castore program"

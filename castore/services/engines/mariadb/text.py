@@ -1,9 +1,9 @@
-"""The text of routines and events as a client can execute it.
+"""The text of routines, events and triggers as a client can execute it.
 
 The server shows the text in bytes of the character set of the client that created it. What it writes by
-itself is an exception: a comment, and all of an event before its body, are in UTF-8, and a comment has
-backslashes for escapes in every sql_mode. A client that executed this text would create another comment, or
-an event with another name.
+itself is an exception: a comment, all of an event before its body, and the table of a trigger once it was
+renamed, are in UTF-8, and a comment has backslashes for escapes in every sql_mode. A client that executed
+this text would create another comment, an event with another name, or no trigger.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def executable(client: Client, database: str, programs: Iterable[Program]) -> li
     """
     programs = list(programs)
     kinds = {one.kind for one in programs if _is_doubtful(one)}
-    comments = _comments(client, database) if kinds - {"event"} else {}
+    comments = _comments(client, database) if kinds - {"event", "trigger"} else {}
     parts = {
         at: part
         for at, one in enumerate(programs)
@@ -74,9 +74,9 @@ def executable(client: Client, database: str, programs: Iterable[Program]) -> li
 
 def _is_doubtful(program: Program) -> bool:
     """Whether the server may have written something into a text that is not as it has to be."""
-    if program.kind in {"view", "trigger"}:
-        return False
     is_foreign = program.charset not in _SAME and not program.text.isascii()
+    if program.kind in {"view", "trigger"}:
+        return is_foreign and not program.table.isascii()
     return is_foreign or (_LITERAL in program.mode and b"\\" in program.text)
 
 
@@ -90,6 +90,13 @@ def _comments(client: Client, database: str) -> dict[tuple[str, str], bytes]:
 def _part(program: Program, comment: bytes) -> _Part | None:
     """Return what the server has written into a text; None: nothing that matters. comment: of a routine."""
     text = program.text
+    if program.kind == "trigger":
+        # RENAME TABLE writes the new name into the text of a trigger in UTF-8.
+        for quote in ("`", '"'):
+            name = f"{quote}{program.table.replace(quote, 2 * quote)}{quote}".encode()
+            if (start := text.find(name)) >= 0:
+                return _Part(start, start + len(name), name)
+        return None
     if program.kind == "event":
         found = _EVENT.match(text)
         if found is None:
