@@ -308,7 +308,8 @@ class Store:  # opens and verifies what a store holds, and restores from it
                 one = self.open_object(name, 16)[0]
                 when = time.strftime("%F %T %z", time.localtime(one["time"] // 10**9))
                 parts = ", ".join(f"{part['name']} ({part['kind']})" for part in one["parts"])
-                print(f"{one['service']} {one['number']}  {when}  revision {one['revision']}  {parts}")
+                line = f"{one['service']} {one['number']}  {when}  revision {one['revision']}  {parts}"
+                print("".join(char if char.isprintable() else "?" for char in line))
 
     def restore(self, service, number, dest):
         tags = [blake3(service.encode(), key=writer.tag_key).hexdigest(8) for writer in self.writers]

@@ -41,6 +41,9 @@ _U64: Final = ctypes.c_uint64
 _SIZE: Final = ctypes.c_size_t
 _ADDRESS: Final = ctypes.c_void_p
 
+_ID_SEED: Final = (_U64 * 4)(*struct.unpack("<4Q", os.urandom(32)))
+"""The random factor of this process in the places of ids in hash tables: ids.h."""
+
 
 class _Rule(ctypes.Structure):
     """struct cut_rule of cut.h."""

@@ -1,15 +1,13 @@
-/* See marks.h.  Ids are keyed hashes: their bits are even, so they are their own hash. */
+/* See marks.h. */
 #include "marks.h"
+#include "ids.h"
 
-#include <string.h>
-
-/* Zero is a free slot; an id that begins with eight zeros shares the mark of the one that is 1. */
+/* Zero is a free slot; an id whose hash is zero shares the mark of one whose hash is 1. */
 static uint64_t
-key_of(const uint8_t *id)
+key_of(const uint8_t *id, const uint64_t *seed)
 {
-	uint64_t key;
+	uint64_t key = id_hash(id, seed);
 
-	memcpy(&key, id, sizeof(key));
 	return (key ? key : 1);
 }
 
@@ -17,7 +15,7 @@ key_of(const uint8_t *id)
 static uint64_t
 slot_of(const uint64_t *table, uint64_t slots, uint64_t key)
 {
-	uint64_t at = (uint64_t)(((unsigned __int128)key * slots) >> 64);
+	uint64_t at = id_slot(key, slots);
 
 	while (table[at] != 0 && table[at] != key)
 		at = at + 1 == slots ? 0 : at + 1;
@@ -25,13 +23,13 @@ slot_of(const uint64_t *table, uint64_t slots, uint64_t key)
 }
 
 size_t
-marks_add(uint64_t *table, uint64_t slots, const uint8_t *ids, size_t stride, size_t count,
+marks_add(uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *ids, size_t stride, size_t count,
     uint8_t *told)
 {
 	size_t fresh = 0, i;
 
 	for (i = 0; i < count; i++) {
-		uint64_t key = key_of(ids + i * stride), at = slot_of(table, slots, key);
+		uint64_t key = key_of(ids + i * stride, seed), at = slot_of(table, slots, key);
 
 		told[i] = table[at] == 0;
 		fresh += told[i];
@@ -41,13 +39,13 @@ marks_add(uint64_t *table, uint64_t slots, const uint8_t *ids, size_t stride, si
 }
 
 void
-marks_find(const uint64_t *table, uint64_t slots, const uint8_t *ids, size_t stride,
+marks_find(const uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *ids, size_t stride,
     size_t count, uint8_t *told)
 {
 	size_t i;
 
 	for (i = 0; i < count; i++)
-		told[i] = table[slot_of(table, slots, key_of(ids + i * stride))] != 0;
+		told[i] = table[slot_of(table, slots, key_of(ids + i * stride, seed))] != 0;
 }
 
 void

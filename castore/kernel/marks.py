@@ -1,4 +1,4 @@
-"""Which ids of very many were met: a set of their first 8 bytes, in 12 to 16 bytes an id."""
+"""Which ids of very many were met: a set of hashes of 8 bytes, in 12 to 16 bytes an id."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ctypes
 import mmap
 from typing import Final
 
-from castore.kernel import _ADDRESS, _SIZE, _U64, _address, _function, _new_bytes
+from castore.kernel import _ADDRESS, _ID_SEED, _SIZE, _U64, _address, _function, _new_bytes
 
 _LEAST: Final = 1 << 10
 _marks_add: Final = _function(
-    "marks_add", _SIZE, _ADDRESS, _U64, ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p
+    "marks_add", _SIZE, _ADDRESS, _U64, _ADDRESS, ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p
 )
 _marks_find: Final = _function(
-    "marks_find", None, _ADDRESS, _U64, ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p
+    "marks_find", None, _ADDRESS, _U64, _ADDRESS, ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p
 )
 _marks_move: Final = _function("marks_move", None, _ADDRESS, _U64, _ADDRESS, _U64)
 
@@ -21,8 +21,9 @@ _marks_move: Final = _function("marks_move", None, _ADDRESS, _U64, _ADDRESS, _U6
 class Marks:
     """A set of 32-byte ids, from which nothing is taken away. For one thread.
 
-    Of two ids that begin with the same 8 bytes, which happens once in many billions, marking one marks
-    both: who asks must not mind that something is told to be marked that is not.
+    Ids are known by a hash of 8 bytes under a random factor of the process. Two ids have the same hash once
+    in many billions, and nobody can choose such ids; marking one then marks both: callers must not mind that
+    an id is reported as marked that is not.
     """
 
     def __init__(self, expected: int = 0) -> None:
@@ -45,7 +46,7 @@ class Marks:
             self._grow(self._count + count)
         told: bytes = _new_bytes(None, count)
         table, held = _address(self._table, 0, len(self._table))
-        self._count += _marks_add(table, self._slots, ids, stride, count, told)
+        self._count += _marks_add(table, self._slots, _ID_SEED, ids, stride, count, told)
         del held
         return told
 
@@ -54,7 +55,7 @@ class Marks:
         count = len(ids) // stride
         told: bytes = _new_bytes(None, count)
         table, held = _address(self._table, 0, len(self._table))
-        _marks_find(table, self._slots, ids, stride, count, told)
+        _marks_find(table, self._slots, _ID_SEED, ids, stride, count, told)
         del held
         return told
 

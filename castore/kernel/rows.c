@@ -1,5 +1,6 @@
 /* See rows.h.  Ids are keyed hashes: their bits are even, so that rows sort by their first eight bytes. */
 #include "rows.h"
+#include "ids.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -56,10 +57,10 @@ entry_at(const uint8_t *p)
 
 /* Whether an id is not in seen[] yet, of which entries + 1 are kept; it is then. */
 static int
-is_fresh(uint32_t *seen, uint64_t slots, const uint8_t *entries, uint32_t i)
+is_fresh(uint32_t *seen, uint64_t slots, const uint64_t *seed, const uint8_t *entries, uint32_t i)
 {
 	const uint8_t *id = entries + (size_t)i * ENTRY_LEN;
-	uint64_t at = (uint64_t)(((unsigned __int128)prefix_of(id) * slots) >> 64);
+	uint64_t at = id_slot(id_hash(id, seed), slots);
 
 	while (seen[at] != 0) {
 		if (memcmp(entries + (size_t)(seen[at] - 1) * ENTRY_LEN, id, 32) == 0)
@@ -81,7 +82,7 @@ put_key(uint8_t *row, const uint8_t *id, uint32_t pack)
 }
 
 int
-rows_parse(const struct rows_footer *f, uint32_t *seen, uint64_t slots, struct rows *chunks, struct rows *nodes,
+rows_parse(const struct rows_footer *f, uint32_t *seen, uint64_t slots, const uint64_t *seed, struct rows *chunks, struct rows *nodes,
     struct rows *bases, uint64_t *bytes)
 {
 	uint64_t table = 2 + (uint64_t)f->session_count * 16, base, offset = f->begin, i, group_end = 0;
@@ -120,7 +121,7 @@ rows_parse(const struct rows_footer *f, uint32_t *seen, uint64_t slots, struct r
 				return (-1);
 			member++;
 		}
-		if (is_fresh(seen, slots, entries, (uint32_t)i)) {
+		if (is_fresh(seen, slots, seed, entries, (uint32_t)i)) {
 			uint8_t *row = e.kind == 0 ? chunks->rows + ROW_LEN * chunk_count++ : nodes->rows + ROW_LEN * node_count++;
 			uint8_t *place = row + ROW_KEY;
 
@@ -162,33 +163,18 @@ compare(const void *a, const void *b)
 	return (memcmp(*(const uint8_t *const *)a, *(const uint8_t *const *)b, ROW_KEY));
 }
 
-/* Rows that begin alike, sorted one by one: copies of a record, mostly. */
+/* Sort the rows of pairs[0 .. count), which begin with the same eight bytes; other: scratch of as many words. */
 static void
-sort_alike(const uint8_t *rows, size_t stride, uint64_t *pairs, size_t count)
+sort_same(const uint8_t *rows, size_t stride, uint64_t *pairs, size_t count, uint64_t *other)
 {
-	size_t i, j;
+	const uint8_t **found = (const uint8_t **)(void *)other;
+	size_t i;
 
-	if (count > 64) {
-		/* Their places are put for what they begin with, which is the same. */
-		const uint8_t **found = (const uint8_t **)malloc(count * sizeof(*found));
-
-		if (found != NULL) {
-			for (i = 0; i < count; i++)
-				found[i] = rows + pairs[2 * i + 1] * stride;
-			qsort(found, count, sizeof(*found), compare);
-			for (i = 0; i < count; i++)
-				pairs[2 * i + 1] = (uint64_t)(found[i] - rows) / stride;
-			free(found);
-			return;
-		}
-	}
-	for (i = 1; i < count; i++) {
-		uint64_t row = pairs[2 * i + 1];
-
-		for (j = i; j > 0 && memcmp(rows + pairs[2 * j - 1] * stride, rows + row * stride, ROW_KEY) > 0; j--)
-			pairs[2 * j + 1] = pairs[2 * j - 1];
-		pairs[2 * j + 1] = row;
-	}
+	for (i = 0; i < count; i++)
+		found[i] = rows + pairs[2 * i + 1] * stride;
+	qsort(found, count, sizeof(*found), compare);
+	for (i = 0; i < count; i++)
+		pairs[2 * i + 1] = (uint64_t)(found[i] - rows) / stride;
 }
 
 void
@@ -228,7 +214,7 @@ rows_sort(const uint8_t *rows, size_t stride, size_t count, uint8_t *out, uint64
 		for (j = i + 1; j < count && from[2 * j] == from[2 * i]; j++)
 			;
 		if (j - i > 1)
-			sort_alike(rows, stride, from + 2 * i, j - i);
+			sort_same(rows, stride, from + 2 * i, j - i, to);
 	}
 	for (i = 0; i < count; i++)
 		memcpy(out + i * stride, rows + from[2 * i + 1] * stride, stride);

@@ -36,11 +36,11 @@ struct rows_footer {
 
 /*
  * Append the rows of a pack: there is room for `count` of each kind behind those that are there.  seen[0 ..
- * slots): scratch, more than `count`.  Of an id that a pack has twice, the first is taken.  Returns 0; -1,
+ * slots): scratch, more than `count`; seed: four random words.  Of an id that a pack has twice, the first is taken.  Returns 0; -1,
  * and nothing is appended, where the footer is not well formed.  *bytes: of the records.
  */
 __attribute__((visibility("default")))
-int rows_parse(const struct rows_footer *footer, uint32_t *seen, uint64_t slots, struct rows *chunks, struct rows *nodes,
+int rows_parse(const struct rows_footer *footer, uint32_t *seen, uint64_t slots, const uint64_t *seed, struct rows *chunks, struct rows *nodes,
     struct rows *bases, uint64_t *bytes);
 
 /* Sort `count` rows of `stride` bytes into out; pairs: scratch of 4 * count words. */

@@ -7,7 +7,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.kernel import _ADDRESS, _SIZE, _U32, _U64, _address, _function, _new_bytes
+from castore.kernel import _ADDRESS, _ID_SEED, _SIZE, _U32, _U64, _address, _function, _new_bytes
 
 if TYPE_CHECKING:
     from array import array
@@ -52,7 +52,7 @@ _ROWS: Final = ctypes.POINTER(_Rows)
 _rows_parse: Final = _function(
     "rows_parse",
     ctypes.c_int,
-    *(ctypes.POINTER(_Footer), _ADDRESS, _U64, _ROWS, _ROWS, _ROWS, ctypes.POINTER(_U64)),
+    *(ctypes.POINTER(_Footer), _ADDRESS, _U64, _ADDRESS, _ROWS, _ROWS, _ROWS, ctypes.POINTER(_U64)),
 )
 _rows_sort: Final = _function("rows_sort", None, _ADDRESS, _SIZE, _SIZE, _ADDRESS, _ADDRESS)
 _rows_merge: Final = _function(
@@ -193,7 +193,8 @@ class Rows:
         footer = _Footer(plain, len(plain), count, *span, pack, len(sessions), numbers)
         size = _U64()
         failed = _rows_parse(
-            footer, seen, slots, self.chunks.rows, self.nodes.rows, self.bases.rows, ctypes.byref(size)
+            *(footer, seen, slots, _ID_SEED),
+            *(self.chunks.rows, self.nodes.rows, self.bases.rows, ctypes.byref(size)),
         )
         return None if failed else size.value
 

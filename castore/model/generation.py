@@ -7,12 +7,23 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from castore.errors import DamageError, FormatError
+from castore.errors import DamageError, FormatError, UsageError
+from castore.model.names import check_host, check_host_id, check_name, check_path, check_revision
 from castore.model.odd_text import is_valid, lossless, texts, without_odd
 from castore.model.refs import ID_BYTES, RecordId, Ref, RefKind
 from castore.model.undecodable import UNDECODABLE
 
 _VERSION: Final = 1
+MAX_NUMBER: Final = 0xFFFFFFFF
+MAX_FILES: Final = 1 << 32
+"""Entries of a tree: no file system has more."""
+MAX_DETAILS: Final = 32 << 20
+"""Bytes of the stream that holds a generation's details."""
+_MAX_SETTINGS: Final = 1 << 20
+"""Bytes of the settings of a part: values of any type take many times as much memory."""
+_MAX_COUNT: Final = (1 << 63) - 1
+_MAX_DEPTH: Final = 32
+"""Of values in each other in the settings of a part."""
 
 
 class StoredRef(msgspec.Struct, frozen=True, array_like=True):
@@ -178,19 +189,37 @@ class Details(msgspec.Struct, frozen=True):
 _encoder = msgspec.msgpack.Encoder()
 _generation_decoder = msgspec.msgpack.Decoder(Generation)
 _details_decoder = msgspec.msgpack.Decoder(Details)
+
+
+class _OriginSizes(msgspec.Struct):
+    settings: msgspec.Raw = msgspec.Raw(b"\x80")
+
+
+class _DetailsSizes(msgspec.Struct):
+    origins: dict[str, _OriginSizes]
+
+
+_sizes_decoder = msgspec.msgpack.Decoder(_DetailsSizes)
 _version_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 
 def encode(record: Generation | Details) -> bytes:
-    """Return the plaintext of a record."""
+    """Return the plaintext of a record. Raises UsageError for one that `decode` would refuse."""
+    _check(record)
     if isinstance(record, Details):
         origins = {name: _storable(one) for name, one in record.origins.items()}
         record = msgspec.structs.replace(record, origins=origins)
     try:
-        return _encoder.encode(record)
+        plain = _encoder.encode(record)
     except UnicodeEncodeError:
         # What only people read, like the reason of a warning.
-        return _encoder.encode(without_odd(msgspec.to_builtins(record, builtin_types=(bytes,))))
+        plain = _encoder.encode(without_odd(msgspec.to_builtins(record, builtin_types=(bytes,))))
+    if isinstance(record, Details) and len(plain) > MAX_DETAILS:
+        raise UsageError(
+            f"{len(record.warnings):,} files could not be read, and a generation cannot list so many: "
+            "exclude them, or run castore as a user who may read them"
+        )
+    return plain
 
 
 def _storable(origin: Origin) -> Origin:
@@ -219,9 +248,76 @@ def decode_generation(data: bytes | memoryview) -> Generation:
         raise DamageError(f"a generation record does not decode: {error}") from None
     if generation.version != _VERSION:
         _refuse_newer(data)
+    try:
+        _check(generation)
+    except UsageError as error:
+        raise DamageError(f"a generation record is not one that castore writes: {error}") from None
     if any(part.kind == "tree" and part.root is None for part in generation.parts):
         raise DamageError("a generation record has a tree without a root")
     return generation
+
+
+def _check(record: Generation | Details) -> None:
+    """Raise UsageError if a record has a name, path or number that no record may have."""
+    if isinstance(record, Details):
+        _check_details(record)
+        return
+    check_name("service", record.service)
+    check_host(record.host)
+    check_host_id(record.host_id)
+    check_revision(record.revision)
+    names = [part.name for part in record.parts]
+    for name in (*names, *record.lacks):
+        check_name("part", name)
+    if len(set(names)) != len(names):
+        raise UsageError("two parts have the same name")
+    if len(record.session) != 16:
+        raise UsageError(f"a session is named by 16 bytes, not {len(record.session)}")
+    numbers = [record.time, record.duration, *(part.missed for part in record.parts)]
+    numbers += [count for part in record.parts for count in (part.size, part.chunks, part.stored_bytes)]
+    numbers += [count for part in record.parts for count in (part.new_chunks, part.new_bytes)]
+    numbers += [count for part in record.parts for count in (part.after_delta, part.after_compression)]
+    if not all(0 <= one <= _MAX_COUNT for one in numbers) or not 0 <= record.parent <= MAX_NUMBER:
+        raise UsageError("a time, a size or a count in it is impossible")
+    if not all(0 <= part.files <= MAX_FILES for part in record.parts):
+        raise UsageError(f"no tree has more than {MAX_FILES:,} entries")
+
+
+def _check_details(record: Details) -> None:
+    for name in (*record.origins, *record.absent):
+        check_name("part", name)
+    for origin in record.origins.values():
+        _check_origin(origin)
+    if any(b"\0" in path for _, path, _ in record.warnings):
+        raise UsageError("the path of a warning has a zero byte")
+
+
+def _check_origin(origin: Origin) -> None:
+    check_path(origin.path)
+    if origin.engine:
+        check_name("engine", origin.engine)
+    _check_plain([origin.dump, origin.restore, origin.exclude, origin.settings, origin.raw], _MAX_DEPTH)
+    settings_path = origin.settings.get("path")
+    if isinstance(settings_path, str) and origin.engine in {"file", "sqlite"}:
+        check_path(os.fsencode(settings_path))
+    for one in origin.above:
+        check_path(one.path)
+        if not 0 <= one.mode <= 0o7777:
+            raise UsageError(f"the mode {one.mode:o} of {one.path!r} is impossible")
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    """Raise UsageError for a text with a zero byte, which no program or system call takes."""
+    if isinstance(value, str | bytes):
+        if (b"\0" if isinstance(value, bytes) else "\0") in value:  # type: ignore[operator]
+            raise UsageError(f"{value[:80]!r} has a zero byte")
+        return
+    if not depth:
+        raise UsageError("the settings of a part are nested deeper than castore writes them")
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    for one in value if isinstance(value, list | tuple) else ():
+        _check_plain(one, depth - 1)
 
 
 def _refuse_newer(data: bytes | memoryview) -> None:
@@ -236,9 +332,18 @@ def _refuse_newer(data: bytes | memoryview) -> None:
 
 def decode_details(data: bytes) -> Details:
     """Return the details that a stream holds. Raises DamageError."""
+    if len(data) > MAX_DETAILS:
+        raise DamageError(f"a generation's details have {len(data):,} bytes, more than castore writes")
     try:
+        sizes = [len(one.settings) for one in _sizes_decoder.decode(data).origins.values()]
+        if max(sizes, default=0) > _MAX_SETTINGS:
+            raise DamageError("the settings of a part are longer than castore writes them")
         details = _details_decoder.decode(data)
+        origins = {name: _as_given(one) for name, one in details.origins.items()}
+        details = msgspec.structs.replace(details, origins=origins)
+        _check(details)
     except UNDECODABLE as error:
         raise DamageError(f"a generation's details do not decode: {error}") from None
-    origins = {name: _as_given(one) for name, one in details.origins.items()}
-    return msgspec.structs.replace(details, origins=origins)
+    except UsageError as error:
+        raise DamageError(f"a generation's details are not what castore writes: {error}") from None
+    return details

@@ -1,4 +1,8 @@
-"""Names that people choose: services, parts, revisions."""
+"""Validate the names that people choose: services, parts, hosts, revisions; and recorded paths.
+
+The same checks apply where a name is written and where it is decoded: a name can become a path, and
+everybody who holds a writer key can write what no castore writes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,10 @@ import re
 from castore.errors import UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HOST_ID = re.compile(r"(?:[0-9a-f]{16}(?:[0-9a-f]{48})?)?")
+MAX_HOST = 255
+MAX_PATH = 1 << 16
+"""Bytes of a recorded path; far more than any system call takes."""
 MAX_REVISION_BYTES = 255
 _STORE_PATH = re.compile(r"/(?:[^/]+/)*store/(?P<hash>[0-9a-z]{8,})-[^/]+")
 _SHOWN_HASH = 12
@@ -20,6 +28,37 @@ def check_name(what: str, name: str) -> str:
             "underscores, the first a letter or digit"
         )
     return name
+
+
+def check_host(host: str) -> str:
+    """Return `host` if it can name a host, else raise UsageError. Empty: the name is not known."""
+    if host == "*" or "/" in host or not host.isprintable() or host != host.strip() or len(host) > MAX_HOST:
+        raise UsageError(
+            f"{host[:80]!r} cannot name a host: 1 to {MAX_HOST} printable characters, no '/', no white space "
+            "at an end"
+        )
+    return host
+
+
+def host_name(name: str) -> str:
+    """Return the name of this machine as `check_host` accepts it."""
+    shown = "".join(char if char.isprintable() and char != "/" else "_" for char in name[:MAX_HOST]).strip()
+    return "_" if shown == "*" else shown
+
+
+def check_host_id(host_id: str) -> str:
+    """Return `host_id` if it identifies a host, else raise UsageError. Empty: the name does."""
+    if not _HOST_ID.fullmatch(host_id):
+        raise UsageError(f"{host_id[:80]!r} cannot identify a host: 16 or 64 hexadecimal digits")
+    return host_id
+
+
+def check_path(path: bytes) -> bytes:
+    """Return `path` if it can be recorded as the place of a part, else raise UsageError. Empty: nowhere."""
+    steps = path.split(b"/")
+    if path and (steps[0] or b"\0" in path or b".." in steps or b"." in steps or len(path) > MAX_PATH):
+        raise UsageError(f"{path[:80]!r} is not an absolute path without '.', '..' and zero bytes")
+    return path
 
 
 def check_revision(revision: str) -> str:

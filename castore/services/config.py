@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import msgspec
 
 from castore.errors import ConfigError, ConfigProblemsError, UsageError
-from castore.model.names import check_name, check_revision
+from castore.model.names import check_host, check_name, check_revision
 from castore.services import engines
 from castore.services.users import account_of
 
@@ -305,9 +305,12 @@ class _Reader:
     def _check_host(self, host: str | None, keys: _Keys) -> None:
         if host is None:
             return
-        if host in {"", "*"} or not host.isprintable() or host != host.strip() or len(host) > 255:
-            reason = f"the name of a host, 1 to 255 printable characters, was expected, not {host!r}"
-            raise self._error(keys, reason)
+        if not host:
+            raise self._error(keys, "it is empty; the name of a host was expected")
+        try:
+            check_host(host)
+        except UsageError as error:
+            raise self._error(keys, str(error)) from error
 
     def _read_defaults(self, table: dict[str, Any]) -> None:
         keys: _Keys = ("defaults",)

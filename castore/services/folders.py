@@ -68,7 +68,13 @@ def above(path: bytes) -> tuple[FileOwner, ...]:
 
 def missing(origins: Iterable[Origin]) -> list[FileOwner]:
     """Return the recorded directories above parts that do not exist, the topmost first."""
-    found = {one.path: one for origin in origins for one in origin.above if not os.path.isdir(one.path)}
+    found = {}
+    for origin in origins:
+        path = path_of(origin)
+        for one in origin.above:
+            # A hostile generation may list others.
+            if path.startswith(one.path.rstrip(b"/") + b"/") and not os.path.isdir(one.path):
+                found[one.path] = one
     return list(found.values())
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from castore.errors import DamageError, FormatError, UsageError
-from castore.model.generation import decode_generation, encode
-from castore.model.names import check_name
+from castore.errors import DamageError, FormatError
+from castore.model.generation import MAX_NUMBER, decode_generation, encode
 from castore.store.boxed import open_object, seal_object
 from castore.store.header import GENERATION
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation
     from castore.sealing import WriterKey
 
-MAX_NUMBER = 0xFFFFFFFF
 NAME = re.compile(r"[0-9a-f]{16}-[0-9]{10}")
 """What the names in `generations/` look like."""
 
@@ -55,10 +53,6 @@ def open_generation(name: str, data: bytes, writer: WriterKey) -> tuple[Generati
     # Whoever has the writer key can seal what no castore writes.
     if not 0 < generation.number <= MAX_NUMBER:
         raise DamageError(f"{name} is damaged: no generation has the number {generation.number}")
-    try:
-        check_name("service", generation.service)
-    except UsageError as error:
-        raise DamageError(f"{name} is damaged: {error}") from None
     if generation_name(key, generation.service, generation.number) != name:
         raise DamageError(f"{name} is damaged: it is the record of another generation")
     return generation, plain

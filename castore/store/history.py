@@ -20,11 +20,10 @@ from castore.errors import (
     StorageFullError,
     UsageError,
 )
-from castore.model.generation import decode_generation
+from castore.model.generation import MAX_NUMBER, decode_generation
 from castore.store.condemned import FOLDER as CONDEMNED
 from castore.store.condemned import read_condemned
 from castore.store.generations import (
-    MAX_NUMBER,
     encode_generation,
     generation_name,
     open_generation,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from castore.model.generation import Generation
+    from castore.model.spans import Spans
     from castore.model.tally import Tally
 
 
@@ -119,7 +119,7 @@ class History(Keyed):
     def _report_older(self, message: str) -> None:
         self.older = message
 
-    def _removed(self, service: str) -> frozenset[int]:
+    def _removed(self, service: str) -> Spans:
         return removed_numbers(self.storage, self.writer_key, service)
 
     def _is_another_copy(self) -> bool:
@@ -244,7 +244,7 @@ class History(Keyed):
             with contextlib.suppress(DamageError, FormatError):
                 names = [split_name(name) for name in self.writer_key.listed()]
             numbers = [number for one, number in names if one in former]
-        return max([*numbers, *self._removed(service), self._seen.last(service)], default=0) + 1
+        return max([*numbers, self._removed(service).last, self._seen.last(service)], default=0) + 1
 
     def generation_objects(self, service: str, numbers: Iterable[int]) -> list[str]:
         """Return the names that these generations of a service have in the store.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 
 from castore.errors import NotFoundError, StorageError
+from castore.model.names import host_name
 from castore.model.odd_text import escaped
 from castore.store.places import read_private, write_private
 
@@ -48,7 +49,7 @@ class Host:
 
 def this_host(store_id: bytes, state: str, configured: str) -> Host:
     """Return this host; configured: `host` of castore.toml, or empty. state: castore's state folder."""
-    name = escaped(configured or os.uname().nodename)
+    name = configured or host_name(escaped(os.uname().nodename))
     known_by = f"host {configured}" if configured else f"machine {_machine_id(state) or name}"
     # The machine id itself is confidential (machine-id(5)).
     material = store_id + known_by.encode("utf-8", "surrogateescape")

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
+from castore.model.spans import Spans
 from castore.store.boxed import decode_record, open_object, seal_object
 from castore.store.header import REMOVAL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
     from castore.sealing import WriterKey
     from castore.storage import Storage
@@ -40,10 +41,10 @@ class Removal(msgspec.Struct, frozen=True):
     spans: tuple[tuple[int, int], ...]
     """First and last number of each run of removed generations, ascending."""
 
-    def numbers(self) -> Iterator[int]:
-        """Yield the numbers."""
-        for first, last in self.spans:
-            yield from range(first, last + 1)
+    @property
+    def numbers(self) -> Spans:
+        """The numbers of the removed generations."""
+        return Spans(self.spans)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -58,21 +59,21 @@ def record_removal(
     Raises StorageError.
     """
     earlier = _read(storage, writer, service)
-    known = {number for one in earlier.values() for number in one.numbers()}
-    if known >= set(numbers):
+    known = Spans().union(*(one.numbers for one in earlier.values()))
+    if all(number in known for number in numbers):
         return
     name = f"{REMOVALS}/{writer.tag(service).hex()}-{os.urandom(16).hex()}"
-    record = Removal(_VERSION, time.time_ns(), _spans(known.union(numbers)))
+    record = Removal(_VERSION, time.time_ns(), known.union(Spans.of(numbers)).spans)
     storage.put(name, seal_object(REMOVAL, name, _encoder.encode(record), writer))
     # The new record has all that the earlier ones have; two machines that write at once leave two.
     with contextlib.suppress(StorageError):
         storage.delete_all(earlier)
 
 
-def removed_numbers(storage: Storage, writer: WriterKey, service: str) -> frozenset[int]:
+def removed_numbers(storage: Storage, writer: WriterKey, service: str) -> Spans:
     """Return the generations of a service that were removed on purpose. Raises StorageError."""
     found = _read(storage, writer, service).values()
-    return frozenset(number for one in found for number in one.numbers())
+    return Spans().union(*(one.numbers for one in found))
 
 
 def open_removal(name: str, data: bytes, writer: WriterKey) -> Removal:
@@ -112,13 +113,3 @@ def _read(storage: Storage, writer: WriterKey, service: str) -> dict[str, Remova
         with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
             found[name] = open_removal(name, storage.get(name), writer)
     return found
-
-
-def _spans(numbers: Collection[int]) -> tuple[tuple[int, int], ...]:
-    spans: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1] = (spans[-1][0], number)
-        else:
-            spans.append((number, number))
-    return tuple(spans)

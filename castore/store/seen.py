@@ -23,7 +23,7 @@ from castore.store.locks import waiting_lock
 from castore.store.places import read_private, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from castore.model.generation import Generation
     from castore.storage import Storage
@@ -116,7 +116,7 @@ class Seen:
         session_of: Callable[[str, int], str | None],
         *,
         accept: bool,
-        removed: Callable[[str], frozenset[int]] = lambda _service: frozenset(),
+        removed: Callable[[str], Container[int]] = lambda _service: frozenset(),
         report: Callable[[str], None] | None = None,
     ) -> None:
         """Refuse a store in which a service went back, and remember the highest generations.
@@ -240,7 +240,7 @@ def _went_back(
     seen: SeenService,
     newest: Generation | None,
     session_of: Callable[[str, int], str | None],
-    removed: Callable[[str], frozenset[int]],
+    removed: Callable[[str], Container[int]],
 ) -> list[tuple[int, str, str]]:
     """Return (number, session, what a message says) of each generation that is not as it was seen."""
     expected = dict(seen.missing)

@@ -77,14 +77,18 @@ listings = st.lists(entries(), max_size=6, unique_by=lambda entry: entry.name).m
     lambda found: sorted(found, key=lambda entry: entry.name)
 )
 stored_refs = st.builds(generations.StoredRef, st.sampled_from(refs.RefKind), ids, sizes)
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+labels = texts.filter(lambda text: text.isprintable() and text == text.strip() and "/" not in text and text not in {"*", "latest"})
+strings = texts.filter(lambda text: "\0" not in text)
+paths = st.just(b"") | st.binary(max_size=50).map(lambda path: b"/" + path.replace(b".", b"x").replace(b"\0", b"x"))
 parts = st.builds(
     lambda kind, root, filler, **fields: generations.Part(kind=kind, root=root or (filler if kind == "tree" else None), **fields),
-    name=texts,
+    name=names,
     kind=st.sampled_from(["tree", "dump"]),
     root=st.none() | stored_refs,
     filler=stored_refs,
     size=U63,
-    files=U63,
+    files=U32,
     chunks=U63,
     new_chunks=U63,
     new_bytes=U63,
@@ -93,32 +97,32 @@ parts = st.builds(
 )
 records = st.builds(
     generations.Generation,
-    service=texts,
-    number=U63,
-    time=I64,
-    revision=texts,
-    host=texts,
-    parts=st.lists(parts, max_size=4).map(tuple),
+    service=names,
+    number=U32,
+    time=U63,
+    revision=labels,
+    host=labels,
+    parts=st.lists(parts, max_size=4, unique_by=lambda part: part.name).map(tuple),
     details=stored_refs,
     session=st.binary(min_size=16, max_size=16),
-    parent=U63,
+    parent=U32,
     safety=st.booleans(),
     duration=U63,
     version=st.just(1),
 )
 origins = st.builds(
     generations.Origin,
-    path=st.binary(max_size=50),
-    dump=st.lists(texts, max_size=3).map(tuple),
-    restore=st.lists(texts, max_size=3).map(tuple),
-    exclude=st.lists(texts, max_size=3).map(tuple),
+    path=paths,
+    dump=st.lists(strings, max_size=3).map(tuple),
+    restore=st.lists(strings, max_size=3).map(tuple),
+    exclude=st.lists(strings, max_size=3).map(tuple),
     one_file_system=st.booleans(),
     exclude_caches=st.booleans(),
 )
 details = st.builds(
     generations.Details,
-    origins=st.dictionaries(texts, origins, max_size=3),
-    warnings=st.lists(st.tuples(texts, st.binary(max_size=50), texts), max_size=3).map(tuple),
+    origins=st.dictionaries(names, origins, max_size=3),
+    warnings=st.lists(st.tuples(texts, st.binary(max_size=50).map(lambda path: path.replace(b"\0", b"")), texts), max_size=3).map(tuple),
 )
 
 

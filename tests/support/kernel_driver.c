@@ -184,13 +184,14 @@ cuts(struct cut_rule *rule)
 	free(data);
 }
 
-/* A set of ids against a plain list of their first 8 bytes; many share a slot, or begin with zeros. */
+/* A set of ids against a plain list of them; some are equal, or zeros. */
 static void
 marks(void)
 {
 	size_t stride = 32 + 8 * (draw() % 2), count = draw() % 60, slots = 64 + draw() % 40, room = 64 + slots, i, j, met;
 	size_t fresh = 0, told_fresh;
-	uint64_t *table = exactly(slots * sizeof(*table)), *larger, key;
+	const uint64_t seed[4] = {draw(), draw(), draw(), draw()};
+	uint64_t *table = exactly(slots * sizeof(*table)), *larger;
 	uint8_t *ids = exactly(count * stride), *told = exactly(count), *found = exactly(count);
 
 	memset(table, 0, slots * sizeof(*table));
@@ -199,36 +200,35 @@ marks(void)
 	for (i = 0; i < count; i++)
 		switch (draw() % 5) {
 		case 0:
-			memset(ids + i * stride, 0, 8);
+			memset(ids + i * stride, 0, 32);
 			break;
 		case 1:
-			memset(ids + i * stride, 0xff, 8);
+			memset(ids + i * stride, 0xff, 32);
 			break;
 		case 2:
-			memcpy(ids + i * stride, ids + (draw() % (i + 1)) * stride, 8);
+			memcpy(ids + i * stride, ids + (draw() % (i + 1)) * stride, 32);
 			break;
 		default:
 			break;
 		}
-	marks_find(table, slots, ids, stride, count, found);
+	marks_find(table, slots, seed, ids, stride, count, found);
 	for (i = 0; i < count; i++)
 		if (found[i] != 0)
 			abort();
-	told_fresh = marks_add(table, slots, ids, stride, count, told);
+	told_fresh = marks_add(table, slots, seed, ids, stride, count, told);
 	for (i = 0; i < count; i++) {
-		memcpy(&key, ids + i * stride, 8);
 		for (met = 0, j = 0; j < i; j++)
-			met |= memcmp(ids + j * stride, &key, 8) == 0;
+			met |= memcmp(ids + j * stride, ids + i * stride, 32) == 0;
 		if (told[i] != !met)
 			abort();
 		fresh += !met;
 	}
-	if (told_fresh != fresh || marks_add(table, slots, ids, stride, count, told) != 0)
+	if (told_fresh != fresh || marks_add(table, slots, seed, ids, stride, count, told) != 0)
 		abort();
 	larger = exactly(room * sizeof(*larger));
 	memset(larger, 0, room * sizeof(*larger));
 	marks_move(table, slots, larger, room);
-	marks_find(larger, room, ids, stride, count, found);
+	marks_find(larger, room, seed, ids, stride, count, found);
 	for (i = 0; i < count; i++)
 		if (found[i] != 1 || told[i] != 0)
 			abort();

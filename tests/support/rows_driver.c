@@ -137,6 +137,7 @@ weigh(const struct rows *rows)
 int
 main(void)
 {
+	const uint64_t seed[4] = {draw(), draw(), draw(), draw()};
 	size_t round, whole = 0;
 
 	for (round = 0; round < 20000; round++) {
@@ -159,7 +160,7 @@ main(void)
 			slots = draw() % 10 ? count + 1 + draw() % 90 : draw() % 90;
 			seen = exactly(4 * slots);
 			footer = (struct rows_footer){text, len, count, 32, end, (uint32_t)pack, (uint32_t)sessions, numbers};
-			whole += rows_parse(&footer, seen, slots, &rows[0], &rows[1], &rows[2], &bytes) == 0;
+			whole += rows_parse(&footer, seen, slots, seed, &rows[0], &rows[1], &rows[2], &bytes) == 0;
 			free(seen);
 			free(numbers);
 			free(text);

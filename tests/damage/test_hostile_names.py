@@ -1,0 +1,204 @@
+"""Names in a store that somebody made for harm: none becomes a path, and castore says which object is not valid."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import castore as api
+from castore.errors import DamageError, UsageError
+from castore.model.generation import (
+    Details,
+    FileOwner,
+    Generation,
+    Origin,
+    decode_details,
+    decode_generation,
+    encode,
+)
+from castore.model.names import check_host, check_name, check_path, host_name
+from castore.services import folders
+from castore.store import Places, generations
+from tests.support.hostile import forge
+from tests.support.stores import Lab
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+NAMES = ["../../x", "/nonexistent/x", "a\0b", "a\nb", ".", "..", "", "a/b", "-a", "a" * 101, "ü", "\x1b[2J"]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path / "lab", average=4096)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    top = tmp_path / "live"
+    top.mkdir()
+    (top / "file").write_text("content")
+    return top
+
+
+def named(name: str) -> Callable[[Generation], Generation]:
+    """Give a generation's parts another name."""
+    return lambda one: msgspec.structs.replace(one, parts=tuple(msgspec.structs.replace(part, name=name) for part in one.parts))
+
+
+def fill(lab: Lab, tree: Path) -> None:
+    """Put a generation that is valid into a store, and one for each hostile name of a part."""
+    lab.snapshot("web", {"t": api.TreeSource(str(tree))})
+    with lab.open(identity=False) as store:
+        for number, name in enumerate(NAMES, 2):
+            forge(store, "web", {"t": api.TreeSource(str(tree))}, lambda one, name=name: named(name)(one))
+            store.index.remove_generations(g.partition("/")[2] for g in store.generation_objects("web", [number]))
+            store._seen.forget("web", {number}, store.generation("web", 1))
+
+
+def machine(lab: Lab, home: Path, castore: Run) -> None:
+    """Make `home` a machine that uses a lab's store."""
+    (home / "identity").write_text(lab.identity.text())
+    os.environ["CASTORE_STORE"], os.environ["CASTORE_IDENTITY"] = str(lab.store), str(home / "identity")
+    castore("key", "adopt")
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CASTORE_STORE", "CASTORE_IDENTITY"):
+        monkeypatch.setenv(name, "")
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
+
+
+def test_no_name_of_a_part_becomes_a_path(lab: Lab, tree: Path, home: Path, castore: Run, tmp_path: Path) -> None:
+    fill(lab, tree)
+    machine(lab, home, castore)
+    scratch = tmp_path / "deep/er/scratch"
+    scratch.mkdir(parents=True)
+    listed = castore("log", "web")
+    assert listed.stderr.count("is not one that castore writes") >= len(NAMES)
+    castore("restore", "web@1", scratch / "good")
+    assert (scratch / "good/t/file").read_text() == "content"
+    before = everything(tmp_path / "deep")
+    for number in range(2, 2 + len(NAMES)):
+        assert castore("restore", f"web@{number}", scratch / "out", expect=None).returncode in {5, 6}
+        assert castore("drill", f"web@{number}", "--scratch", scratch, expect=None).returncode in {5, 6}
+    assert castore("rollback", "web", "--to", "2", "--dry-run", expect=None).returncode in {5, 6}
+    assert castore("diff", "web@1", "web@2", expect=None).returncode in {5, 6}
+    for command in (["events"], ["find", "*"], ["history", "web:t"], ["ls", "web@1:t"]):
+        castore(*command)
+    assert castore("verify", expect=None).returncode == 5
+    assert everything(tmp_path / "deep") <= before
+    rescue = Path(__file__).parents[2] / "tools/rescue.py"
+    for number in range(2, 2 + len(NAMES)):
+        command = [sys.executable, rescue, lab.store, "--identity", home / "identity", "web", str(number), scratch / f"r{number}"]
+        subprocess.run(command, capture_output=True, check=False, timeout=60)
+        made = everything(tmp_path / "deep") - before
+        assert all(path.startswith(f"{scratch}/r") for path in made)
+    done = subprocess.run([sys.executable, rescue, lab.store, "--identity", home / "identity"], capture_output=True, check=False, timeout=60)
+    assert b"\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_record_has_a_name_that_could_be_a_path(lab: Lab, tree: Path, name: str) -> None:
+    taken = lab.snapshot("web", {"t": api.TreeSource(str(tree))})
+    replace = msgspec.structs.replace
+    changed = [named(name)(taken), replace(taken, service=name), replace(taken, lacks=(name,))]
+    if not name.isprintable() or "/" in name:
+        changed += [replace(taken, host=name)]
+    if not name.isprintable():
+        changed += [replace(taken, revision=name)]
+    for one in changed:
+        with pytest.raises(UsageError):
+            encode(one)
+        with pytest.raises(DamageError, match="not one that castore writes"):
+            decode_generation(msgspec.msgpack.encode(one))
+    for details in (Details({name: Origin()}), Details({}, absent={name: "tree"})):
+        with pytest.raises(UsageError):
+            encode(details)
+        with pytest.raises(DamageError, match="not what castore writes"):
+            decode_details(msgspec.msgpack.encode(details))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"session": b""}, {"session": bytes(17)}, {"time": 1 << 63}, {"time": -1}, {"duration": -1}, {"host_id": "../x"}, {"revision": "latest"},
+        {"revision": "x" * 256}, {"parent": 1 << 40}, {"host": "x" * 256}, {"host": "*"},
+    ],
+)
+def test_no_record_has_an_impossible_value(lab: Lab, tree: Path, change: dict) -> None:
+    taken = lab.snapshot("web", {"t": api.TreeSource(str(tree))})
+    with pytest.raises(DamageError):
+        decode_generation(msgspec.msgpack.encode(msgspec.structs.replace(taken, **change)))
+
+
+@pytest.mark.parametrize("change", [{"files": (1 << 32) + 1}, {"files": -1}, {"size": -1}, {"size": 1 << 63}, {"missed": -1}, {"name": "t"}])
+def test_no_part_has_an_impossible_value(lab: Lab, tree: Path, change: dict) -> None:
+    taken = lab.snapshot("web", {"t": api.TreeSource(str(tree))})
+    part = msgspec.structs.replace(taken.parts[0], name="other") if change != {"name": "t"} else taken.parts[0]
+    parts = (taken.parts[0], msgspec.structs.replace(part, **change))
+    with pytest.raises(DamageError):
+        decode_generation(msgspec.msgpack.encode(msgspec.structs.replace(taken, parts=parts)))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        Origin(path=b"relative"), Origin(path=b"/a/../b"), Origin(path=b"/a\0b"), Origin(path=b"/" + b"a" * (1 << 17)), Origin(engine="../x"),
+        Origin(engine="file", settings={"path": "relative"}), Origin(engine="sqlite", settings={"path": "/a/../../etc/passwd"}),
+        Origin(dump=("a\0b",)), Origin(settings={"a": ["x\0y"]}), Origin(raw={"dump": (b"a\0",)}), Origin(above=(FileOwner(b"../x", 0o755, 0, 0),)),
+        Origin(above=(FileOwner(b"/x", 0o100755, 0, 0),)), Origin(settings={"a": "x" * (2 << 20)}),
+    ],
+    ids=repr,
+)
+def test_no_recorded_place_is_anything_but_an_absolute_path(origin: Origin) -> None:
+    with pytest.raises(DamageError):
+        decode_details(msgspec.msgpack.encode(Details({"t": origin})))
+
+
+def test_details_that_are_nested_without_end_are_refused() -> None:
+    for depth in (40, 300, 5000):
+        nested: bytes = b"\x90"
+        for _ in range(depth):
+            nested = b"\x91" + nested
+        plain = b"\x81\xa7origins\x81\xa1t\x81\xa8settings\x81\xa1a" + nested
+        with pytest.raises(DamageError):
+            decode_details(plain)
+
+
+def test_only_directories_above_a_part_are_made(tmp_path: Path) -> None:
+    above = tuple(FileOwner(os.fsencode(path), 0o777, 0, 0) for path in (tmp_path / "srv", tmp_path / "elsewhere", tmp_path / "srv/app", tmp_path / "sr"))
+    origin = Origin(path=os.fsencode(tmp_path / "srv/app/files"), above=above)
+    found = [os.fsdecode(one.path) for one in folders.missing([origin])]
+    assert found == [str(tmp_path / "srv"), str(tmp_path / "srv/app")]
+
+
+def test_one_validator_serves_what_is_written_and_what_is_read() -> None:
+    assert check_name("part", "a-b_c.d1") == "a-b_c.d1"
+    assert check_host("Ümläut host") == "Ümläut host"
+    assert check_host("") == ""
+    assert check_path(b"/srv/x") == b"/srv/x"
+    for odd in ("a/b", "*", "a\nb", " a ", "x" * 300, "a\udc80"):
+        assert check_host(host_name(odd)) == host_name(odd)
+
+
+def test_a_name_in_the_store_is_checked_where_it_is_opened(lab: Lab, tree: Path) -> None:
+    with lab.open(identity=False) as store:
+        forged = forge(store, "web", {"t": api.TreeSource(str(tree))}, named("../x"))
+        name = generations.generation_name(store.writer_key, "web", forged.number)
+        with pytest.raises(DamageError, match=name):
+            generations.open_generation(name, store.storage.get(name), store.writer_key)
+    fresh = Places(str(lab.folder / "state2"), str(lab.folder / "cache2"))
+    with api.open_store(str(lab.store), fresh, lambda: lab.identity) as store:
+        store.sync()
+        assert list(store.damaged) == [name]
+        assert store.services() == []
