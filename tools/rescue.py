@@ -237,7 +237,7 @@ class Store:  # opens and verifies what a store holds, and restores from it
             kind, ident, size = todo.pop()
             node = self.record(1, ident) if kind == SPLICE else None
             found = [(n >> 56, below, n % (1 << 56)) for below, n in struct.iter_unpack("<32sQ", node or b"")]
-            if node and sum(below[2] for below in found) == size:
+            if node and sum(below[2] for below in found) == size and all(below[2] for below in found):
                 todo += reversed(found)
             else:
                 yield (LOST if kind == SPLICE else kind), ident, size

@@ -200,6 +200,7 @@ def ls(context: Common, what: str, recursive: bool, as_json: bool) -> None:
 
 
 def _listed(reader: Any, selection: Selection, recursive: bool) -> Any:
+    from castore.content.allowance import Allowance
     from castore.content.directories import look_up, open_directory, walk
 
     parts = [selection.part] if selection.part else list(selection.generation.parts)
@@ -215,7 +216,7 @@ def _listed(reader: Any, selection: Selection, recursive: bool) -> Any:
         if not top.entry.is_dir:
             yield top.entry.name, top
         elif recursive:
-            yield from walk(reader, top, prefix)
+            yield from walk(reader, top, Allowance.of([part]), prefix)
         else:
             for child in open_directory(reader, top.ref):
                 yield child.entry.name, child
@@ -335,7 +336,8 @@ def _diff_rows(reader: Any, old: Selection, new: Selection) -> Any:
 
 def _path_rows(reader: Any, name: str, old: tuple[Part, str], new: tuple[Part, str]) -> Any:
     """Yield what differs at a path of two trees, and below. Raises NotFoundError if neither has it."""
-    from castore.content.diff import diff_entries
+    from castore.content.allowance import Allowance
+    from castore.content.diff import TIMES, diff_entries
     from castore.errors import NotFoundError, UsageError
     from castore.services.restoring import child_of
 
@@ -351,12 +353,14 @@ def _path_rows(reader: Any, name: str, old: tuple[Part, str], new: tuple[Part, s
         raise missing[0]
     shown = os.fsencode((new[1] or old[1]).strip("/"))
     before, after = children
-    for difference in diff_entries(reader, before, after, shown):
+    allowance = Allowance.of([old[0], new[0]], TIMES)
+    for difference in diff_entries(reader, before, after, shown, allowance):
         yield {"part": name, "change": difference.change, "path": text.printable(difference.path)}
 
 
 def _part_rows(reader: Any, name: str, old: Part | None, new: Part | None) -> Any:
-    from castore.content.diff import diff_streams, diff_trees
+    from castore.content.allowance import Allowance
+    from castore.content.diff import TIMES, diff_streams, diff_trees
 
     if old is None or new is None or old.kind != new.kind:
         change = "added" if old is None else "removed" if new is None else "content"
@@ -372,7 +376,8 @@ def _part_rows(reader: Any, name: str, old: Part | None, new: Part | None) -> An
                 "added_bytes": found.added,
             }
     elif old.content is not None and new.content is not None:
-        for difference in diff_trees(reader, old.content, new.content):
+        allowance = Allowance.of([old, new], TIMES)
+        for difference in diff_trees(reader, old.content, new.content, allowance):
             path = text.printable(difference.path)
             yield {"part": name, "change": difference.change, "path": path}
 

@@ -172,6 +172,7 @@ def _in_place(
                 wanted = _is_wanted(plan, place, origin_of(store, selection, configured), own=own)
         if selection.part is not None:
             tally.total = plan_size(selection.part, plan)
+            tally.most_files = selection.part.files
         progress("restoring", tally)
         problems = restore_in_place(store, plan, ownership, tally) if wanted else []
     shown = _tree_steps(plan)

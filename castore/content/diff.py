@@ -5,8 +5,9 @@ What both share is the same reference, and is not looked into.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from castore.content.allowance import Allowance
 from castore.content.directories import Child, open_directory, open_top, read_file
 from castore.content.streams import RangeReader
 from castore.model.refs import Ref, RefKind
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from castore.content.streams import StreamReader
     from castore.store import Store
+
+
+TIMES: Final = 4
+"""How often at most a comparison counts an entry in its allowance."""
 
 
 class Difference(NamedTuple):
@@ -30,31 +35,42 @@ _Nested: TypeAlias = "Difference | Iterator[_Nested]"
 """A difference, or those of a directory."""
 
 
-def diff_trees(reader: StreamReader, old: Ref, new: Ref) -> Iterator[Difference]:
-    """Yield what differs from the tree `old` to the tree `new`, in the order of paths."""
+def diff_trees(
+    reader: StreamReader, old: Ref, new: Ref, allowance: Allowance | None = None
+) -> Iterator[Difference]:
+    """Yield what differs from the tree `old` to the tree `new`, in the order of paths.
+
+    Raises DamageError where more differs than `allowance` allows, which counts an entry up to TIMES times.
+    """
     if old == new:
         return
     contents = _Contents(reader)
-    yield from _flattened(_compare(reader, open_top(reader, old), open_top(reader, new), b"", contents))
+    compared = _compare(reader, open_top(reader, old), open_top(reader, new), b"", contents)
+    yield from _flattened(compared, allowance)
 
 
 def diff_entries(
-    reader: StreamReader, old: Child | None, new: Child | None, path: bytes
+    reader: StreamReader,
+    old: Child | None,
+    new: Child | None,
+    path: bytes,
+    allowance: Allowance | None = None,
 ) -> Iterator[Difference]:
     """Yield what differs between two entries at `path` and below; None: there is none."""
     contents = _Contents(reader)
     if old is not None and new is not None:
-        yield from _flattened(_compare(reader, old, new, path, contents))
+        yield from _flattened(_compare(reader, old, new, path, contents), allowance)
     elif old is not None:
         yield Difference("removed", path)
-        yield from _flattened(_all(reader, old, path, "removed"))
+        yield from _flattened(_all(reader, old, path, "removed"), allowance)
     elif new is not None:
         yield Difference("added", path)
-        yield from _flattened(_all(reader, new, path, "added"))
+        yield from _flattened(_all(reader, new, path, "added"), allowance)
 
 
-def _flattened(differences: Iterator[_Nested]) -> Iterator[Difference]:
+def _flattened(differences: Iterator[_Nested], allowance: Allowance | None) -> Iterator[Difference]:
     """Yield the differences of nested iterators in order, without recursion: trees may be deep."""
+    allowance = allowance or Allowance()
     stack = [differences]
     while stack:
         found = next(stack[-1], None)
@@ -63,6 +79,7 @@ def _flattened(differences: Iterator[_Nested]) -> Iterator[Difference]:
         elif isinstance(found, Difference):
             yield found
         else:
+            allowance.enter()
             stack.append(found)
 
 
@@ -182,12 +199,15 @@ def diff_streams(store: Store, old: Ref | None, new: Ref | None) -> StreamDiffer
 
 
 def _references(store: Store, ref: Ref | None) -> dict[bytes, int]:
+    """Return the chunks of a stream, with their lengths; each node is read once."""
     chunks: dict[bytes, int] = {}
+    seen: set[bytes] = set()
     waiting = [] if ref is None else [ref]
     while waiting:
         found = waiting.pop()
         if found.kind is RefKind.CHUNK:
             chunks[found.id] = found.size
-        else:
-            waiting.extend(store.read_node(found.id))
+        elif found.id not in seen:
+            seen.add(found.id)
+            waiting.extend(dict.fromkeys(store.read_node(found.id)))
     return chunks

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from castore.content.lists import iter_list
 from castore.content.streams import RangeReader, check_length
 from castore.errors import DamageError, NotFoundError, UsageError
-from castore.kernel.entries import Split, split_entries
+from castore.kernel.entries import Split, count_entries, split_entries
 from castore.model.odd_text import escaped
 from castore.model.refs import RefKind, decode_node
 from castore.model.tree import (
+    MAX_ENTRIES_BYTES,
     NOBODY,
     ROOT_NAME,
     Content,
@@ -27,12 +28,15 @@ from castore.model.tree import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from castore.content.allowance import Allowance
     from castore.content.streams import StreamReader
     from castore.model.refs import RecordId, Ref
 
 
 _LEAST_ENTRY: Final = 16
-"""Bytes; no entry is told in fewer."""
+"""Bytes; no entry is encoded in fewer."""
+_FEW_REFS: Final = 4096
+"""More references are taken only once the entries have been counted."""
 
 
 class Child(NamedTuple):
@@ -57,7 +61,7 @@ def open_directory(reader: StreamReader, ref: Ref | None, *, root: bool = False)
         return []
     refs = references(reader, ref)
     first = _first(refs, ref)
-    owners, entries = decode_entries(reader.read_all(first))
+    owners, entries = decode_entries(reader.read_all(first, MAX_ENTRIES_BYTES))
     if not root and entries and entries[0].name == ROOT_NAME:
         raise DamageError(f"the directory {ref.id.hex()} has an entry without a name")
     offset = 0
@@ -149,7 +153,7 @@ def open_fetched(reader: StreamReader, ref: Ref, fetched: Fetched) -> Opened:
     """Return what is in a directory that was read. Raises as `open_directory`."""
     refs, chunks = fetched
     first = _first(refs, ref)
-    data = bytes(chunks.get(first.id, b"")) or reader.read_all(first)
+    data = bytes(chunks.get(first.id, b"")) or reader.read_all(first, MAX_ENTRIES_BYTES)
     owners, at = decode_owners(data)
     split = split_entries(data, at)
     if split is None:
@@ -166,9 +170,17 @@ def references(reader: StreamReader, ref: Ref) -> list[Ref]:
     taken than the entries, which are the first, can be about.
     """
     refs: list[Ref] = []
+    most = counted = 0
     for _, child in iter_list(reader.store, ref):
         refs.append(child)
-        if len(refs) > 2 + refs[0].size // _LEAST_ENTRY:
+        if not most:
+            most = 2 + child.size // _LEAST_ENTRY
+        if len(refs) > _FEW_REFS and not counted:
+            # A reference says how long the entries are, and need not be true.
+            data = reader.read_all(refs[0], MAX_ENTRIES_BYTES)
+            counted = count_entries(data)
+            most = min(most, 1 + counted)  # the first of these are the owners
+        if len(refs) > most:
             raise DamageError(f"the directory {ref.id.hex()} refers to more than its entries name")
     return refs
 
@@ -242,8 +254,10 @@ def look_up(reader: StreamReader, root: Ref, path: bytes) -> Child:
     return child
 
 
-def walk(reader: StreamReader, top: Child, path: bytes = b"") -> Iterator[tuple[bytes, Child]]:
-    """Yield everything below `top`, depth first in the order of names, with its path."""
+def walk(
+    reader: StreamReader, top: Child, allowance: Allowance, path: bytes = b""
+) -> Iterator[tuple[bytes, Child]]:
+    """Yield everything below `top`, depth first in the order of names, with its path. Raises DamageError."""
     stack = [_located(reader, top, path)]
     while stack:
         item = next(stack[-1], None)
@@ -252,6 +266,7 @@ def walk(reader: StreamReader, top: Child, path: bytes = b"") -> Iterator[tuple[
             continue
         yield item
         if item[1].entry.is_dir:
+            allowance.enter()
             stack.append(_located(reader, item[1], item[0]))
 
 

@@ -20,11 +20,19 @@ from castore.content.streams import check_length
 from castore.errors import DamageError, MissingError
 from castore.kernel.entries import select_entries
 from castore.model.refs import REF_BYTES, RefKind, decode_node
-from castore.model.tree import NOBODY, Content, decode_entry, decode_owners, encode_entries
+from castore.model.tree import (
+    MAX_ENTRIES_BYTES,
+    NOBODY,
+    Content,
+    decode_entry,
+    decode_owners,
+    encode_entries,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from castore.content.allowance import Allowance
     from castore.content.patterns import PathPattern, States
     from castore.content.streams import StreamReader
     from castore.kernel.entries import Selected
@@ -133,12 +141,14 @@ def find(
     pattern: PathPattern,
     *,
     exact: bool = False,
+    allowance: Allowance | None = None,
 ) -> Iterator[Found | Damaged]:
     """Yield the paths that match in any of the trees, with their versions; and what could not be read.
 
     roots: of the tree in each generation, None where there is none, with the time of the generation. Two
     versions differ by their entry: size, time, mode, owner, attributes; not by content. exact: by references,
-    too, which may differ where the content does not. Raises IdentityError.
+    too, which may differ where the content does not. Raises IdentityError; DamageError where there are more
+    directories than `allowance` allows.
     """
     times = [time for time, _ in roots]
     runs: _Runs = []
@@ -149,6 +159,8 @@ def find(
     todo: list[list[_Place]] = [[_Place(None, runs, pattern.start)]]
     while todo:
         group = _group(todo)
+        if allowance is not None:
+            allowance.enter(len(group))
         listed = _read(reader, group, query, times)
         below: list[_Place] = []
         for place in group:
@@ -284,7 +296,7 @@ def _read_entries(
         opened = {chunk.id: check_length(chunk, data) for chunk, data in zip(chunks, found, strict=True)}
     for key, ref, refs in some:
         try:
-            data = opened.get(refs[0].id) or reader.read_all(refs[0])
+            data = opened.get(refs[0].id) or reader.read_all(refs[0], MAX_ENTRIES_BYTES)
             yield key, _listed(reader, ref, refs, data, key[1], query)
         except (DamageError, MissingError) as error:
             yield key, _Listed({}, {}, str(error))

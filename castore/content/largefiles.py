@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.lists import iter_chunks
@@ -13,7 +14,7 @@ from castore.content.streams import check_length, runs_of
 from castore.errors import CastoreError, DamageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
 
     from castore.content.directories import Child
     from castore.content.streams import StreamReader
@@ -45,12 +46,11 @@ def write_large(
     old: a file that may have some of it, open. wrote: is told how many bytes there are more. Raises
     DamageError, OSError; CastoreError if `old` changes meanwhile.
     """
-    placed = list(_placed(child, (chunk for _, chunk in iter_chunks(reader.store, child.ref))))
+    kept: dict[RecordId, int] = {}
     if old is not None:
-        kept = find_chunks(reader.store, old, {chunk.id for chunk, _ in placed})
-        for count in _copy_kept(fd, old, placed, kept):
+        kept = find_chunks(reader.store, old, {chunk.id for _, chunk in iter_chunks(reader.store, child.ref)})
+        for count in _copy_kept(fd, old, _placed(reader.store, child), kept):
             wrote(count)
-        placed = [one for one in placed if one[0].id not in kept]
 
     def write(run: list[Ref], spans: _Placed) -> int:
         count = 0
@@ -62,18 +62,30 @@ def write_large(
                 count += end - begin
         return count
 
-    at = 0
-    work = []
-    for run in runs_of(chunk for chunk, _ in placed):
-        work.append((run, placed[at : at + len(run)]))
-        at += len(run)
-    for count in reader.ahead(work, lambda one: write(*one)):
+    for count in reader.ahead(_runs(_placed(reader.store, child), kept), lambda one: write(*one)):
         wrote(count)
     os.ftruncate(fd, child.entry.size)
 
 
-def _placed(child: Child, chunks: Iterable[Ref]) -> Iterator[tuple[Ref, list[_Span]]]:
+def _runs(
+    placed: Iterable[tuple[Ref, list[_Span]]], kept: Container[RecordId]
+) -> Iterator[tuple[list[Ref], _Placed]]:
+    """Yield the chunks that are not kept in runs, each with where its chunks belong."""
+    waiting: deque[tuple[Ref, list[_Span]]] = deque()
+
+    def chunks() -> Iterator[Ref]:
+        for one in placed:
+            if one[0].id not in kept:
+                waiting.append(one)
+                yield one[0]
+
+    for run in runs_of(chunks()):
+        yield run, [waiting.popleft() for _ in run]
+
+
+def _placed(store: Store, child: Child) -> Iterator[tuple[Ref, list[_Span]]]:
     """Yield the chunks of a file's stream with where they belong."""
+    chunks = (chunk for _, chunk in iter_chunks(store, child.ref))
     extents = iter(child.entry.extents_or_whole)
     offset = room = 0
     for chunk in chunks:
@@ -120,7 +132,9 @@ def find_chunks(store: Store, fd: int, wanted: set[RecordId]) -> dict[RecordId, 
     return found
 
 
-def _copy_kept(fd: int, old: int, placed: _Placed, kept: dict[RecordId, int]) -> Iterator[int]:
+def _copy_kept(
+    fd: int, old: int, placed: Iterable[tuple[Ref, list[_Span]]], kept: dict[RecordId, int]
+) -> Iterator[int]:
     """Copy what the old file has; yield how many bytes."""
     first = source = length = 0
     for chunk, spans in placed:

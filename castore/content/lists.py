@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MIN_REFS: Final = 32
 _BORDER: Final = 128
+_FEW_CHUNKS: Final = 16
+"""A stream has one for each quarter of the shortest chunk, and so many."""
 MAX_DEPTH: Final = 64
 """Deeper lists than any store can hold are a damaged or hostile store's."""
 
@@ -77,8 +79,7 @@ class ListBuilder:
 def iter_list(store: Store, ref: Ref, start: int = 0) -> Iterator[tuple[int, Ref]]:
     """Yield the references of the list `ref` names, each with the offset of its content.
 
-    References whose content ends at or before byte `start` are passed over without being read, but
-    for empty ones.
+    References whose content ends at or before byte `start` are passed over without being read.
     Raises DamageError, MissingError.
     """
     yield from _from_byte(_iter_runs(store, ref, start), start)
@@ -103,7 +104,7 @@ def _iter_runs(store: Store, ref: Ref, start: int) -> Iterator[tuple[int, list[R
                 yield begin, run
             behind = offset + child.size
             stack.append((behind, children))
-            if behind > start or child.size == 0:
+            if behind > start:
                 if len(stack) >= MAX_DEPTH:
                     raise DamageError(
                         f"the list {ref.id.hex()} is nested deeper than any castore writes"
@@ -120,7 +121,7 @@ def _from_byte(runs: Iterable[tuple[int, list[Ref]]], start: int) -> Iterator[tu
     for first, run in runs:
         offset = first
         for ref in run:
-            if offset + ref.size > start or ref.size == 0:
+            if offset + ref.size > start:
                 yield offset, ref
             offset += ref.size
 
@@ -152,7 +153,12 @@ def iter_runs_of_chunks(
     if ref.kind is RefKind.CHUNK:
         yield 0, [ref]
         return
+    # Few nodes that name a chunk of one byte often stand for more references than any machine can go through.
+    room = _FEW_CHUNKS + ref.size // max(store.cutter.min // 4, 1)
     for offset, run in _iter_runs(store, ref, start):
+        room -= len(run)
+        if room < 0:
+            raise DamageError(f"the stream {ref.id.hex()} has more chunks than castore cuts of its length")
         if any(chunk.kind is not RefKind.CHUNK for chunk in run):
             raise DamageError(f"the stream {ref.id.hex()} holds something that is no chunk")
         yield offset, run

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from castore.content.ahead import ROOM, Ahead
+from castore.content.allowance import Allowance
 from castore.content.attributes import (
     Ownership,
     drop_inherited,
@@ -114,6 +115,7 @@ class TreeWriter:
         self._top = top
         self._ownership = ownership
         self._tally = tally
+        self._allowance = Allowance(tally.most_files)
         self._links: dict[tuple[int, int], tuple[bytes, ...]] = {}
         self._left: deque[_Open] = deque()
 
@@ -247,6 +249,7 @@ class TreeWriter:
         """Make a directory, and enter it."""
         entry = child.entry
         path = (*current.path, entry.name)
+        self._allowance.enter()
         self._tally.files += 1
         try:
             try:

@@ -43,7 +43,7 @@ from castore.kernel.files import (
     raw_at,
     survey,
 )
-from castore.model.tree import ROOT_NAME, Content
+from castore.model.tree import MAX_ENTRIES_BYTES, ROOT_NAME, Content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -400,7 +400,14 @@ class _Scanner:
             kept = directory.kept
             ingest.after(lambda: close([*kept, *directory.directories]))
         else:
-            ingest.write(directory.encoded())
+            entries = directory.encoded()
+            if len(entries) > MAX_ENTRIES_BYTES:
+                shown = os.fsdecode(directory.path) or "the top of the tree"
+                raise CastoreError(
+                    f"the directory {shown} has more entries than castore can store, {len(entries):,} bytes "
+                    f"of names and attributes where {MAX_ENTRIES_BYTES:,} are possible: exclude it"
+                )
+            ingest.write(entries)
 
             def end(entries: Ref | None) -> None:
                 streams = [ref for ref in (entries, directory.bundle) if ref is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -21,10 +20,15 @@ if TYPE_CHECKING:
 
 Run = TypeVar("Run")
 Done = TypeVar("Done")
+_Bytes = TypeVar("_Bytes", bytes, "bytes | memoryview")
 
 _WORKERS: Final = 2
 _RUN_BYTES: Final = 1 << 21
 """How much of a stream is opened at once."""
+_MOST_AT_ONCE: Final = 256 << 20
+"""Bytes of a stream that is read at once."""
+_RUN_CHUNKS: Final = 4096
+"""The most chunks of a run."""
 _AHEAD_RUNS: Final = 6
 """How many of these are opened ahead of the reader."""
 
@@ -81,8 +85,12 @@ class StreamReader:
                 if not future.cancel():
                     future.exception()
 
-    def read_all(self, ref: Ref | None) -> bytes:
-        """Return the bytes of a stream that is known to be short, opened on this thread."""
+    def read_all(self, ref: Ref | None, most: int = _MOST_AT_ONCE) -> bytes:
+        """Return the bytes of a stream of at most `most` bytes, opened on this thread. Raises DamageError."""
+        if ref is not None and ref.size > most:
+            raise DamageError(
+                f"the stream {ref.id.hex()} has {ref.size:,} bytes; castore writes at most {most:,} there"
+            )
         found = []
         for run in runs_of(chunk for _, chunk in iter_chunks(self.store, ref)):
             opened = self.store.read_chunks([chunk.id for chunk in run])
@@ -97,14 +105,14 @@ def runs_of(chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
     for chunk in chunks:
         run.append(chunk)
         room -= chunk.size
-        if room <= 0:
+        if room <= 0 or len(run) == _RUN_CHUNKS:
             yield run
             run, room = [], _RUN_BYTES
     if run:
         yield run
 
 
-def check_length(chunk: Ref, data: bytes) -> bytes:
+def check_length(chunk: Ref, data: _Bytes) -> _Bytes:
     """Return a chunk's bytes if they are as many as the reference to it says."""
     if len(data) != chunk.size:
         raise DamageError(f"chunk {chunk.id.hex()} is not as long as the reference to it says")
@@ -121,33 +129,42 @@ class RangeReader:
         self, store: Store, ref: Ref | None, known: Mapping[RecordId, bytes | memoryview] | None = None
     ) -> None:
         self._store = store
+        self._ref = ref
         self._known = known or {}
-        located = list(iter_chunks(store, ref))
-        self._starts = [start for start, _ in located]
-        self._chunks = [chunk for _, chunk in located]
-        self._kept: tuple[int, bytes | memoryview] = (-1, b"")
+        self._located: Iterator[tuple[int, Ref]] = iter(())
+        self._start = 0
+        """Where in the stream the chunk begins that is open."""
+        self._end = 0
+        self._chunk: Ref | None = None
+        self._data: bytes | memoryview | None = None
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         """Return `length` bytes from `offset`. Raises DamageError, MissingError."""
         parts = []
-        position = bisect_right(self._starts, offset) - 1
         while length > 0:
-            if not 0 <= position < len(self._chunks):
-                raise DamageError("a stream is shorter than what refers to it says")
-            data = self._chunk(position)
-            skip = offset - self._starts[position]
+            data = self._at(offset)
+            skip = offset - self._start
             piece = data[skip : skip + length]
             parts.append(piece)
             offset += len(piece)
             length -= len(piece)
-            position += 1
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _chunk(self, position: int) -> bytes | memoryview:
-        if self._kept[0] != position:
-            chunk = self._chunks[position]
-            data = self._known.get(chunk.id)
+    def _at(self, offset: int) -> bytes | memoryview:
+        """Return the chunk that holds a byte of the stream."""
+        if self._chunk is None or not self._start <= offset < self._end:
+            if self._chunk is None or offset != self._end:
+                self._located = iter_chunks(self._store, self._ref, offset)
+            # Of the runs of a list, the first may begin before.
+            for start, chunk in self._located:
+                if start + chunk.size > offset:
+                    self._chunk, self._start, self._end, self._data = chunk, start, start + chunk.size, None
+                    break
+            else:
+                raise DamageError("a stream is shorter than what refers to it says")
+        if self._data is None and self._chunk is not None:
+            data = self._known.get(self._chunk.id)
             if data is None:
-                data = check_length(chunk, self._store.read_chunk(chunk.id))
-            self._kept = (position, data)
-        return self._kept[1]
+                data = self._store.read_chunk(self._chunk.id)
+            self._data = check_length(self._chunk, data)
+        return self._data or b""

@@ -10,6 +10,8 @@
 
 #define NEW_FILE (O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC)
 #define LENGTH 4 /* bytes of an entry's length in front of it */
+#define LEAST 10 /* bytes of an entry */
+#define MAX_BUNDLED (UINT64_C(1) << 20) /* bytes of a file that is read at once */
 #define FIELDS 9
 #define MOST 80 /* bytes of an entry, its name apart */
 #define SECOND 1000000000
@@ -212,7 +214,7 @@ entries_count(const uint8_t *data, size_t len, size_t at)
 			return (SIZE_MAX);
 		entry = length_at(data + at);
 		at += LENGTH;
-		if (len - at < entry)
+		if (entry < LEAST || len - at < entry)
 			return (SIZE_MAX);
 	}
 	return (count);
@@ -257,6 +259,8 @@ decode(const uint8_t *data, struct entry_place *place)
 	place->mtime = mtime / SECOND - (mtime % SECOND < 0);
 	place->mtime_ns = (uint32_t)((mtime % SECOND + SECOND) % SECOND);
 	place->bundled = content == 1;
+	if (place->bundled && place->size > MAX_BUNDLED)
+		return (-1);
 	place->plain = type == REGULAR && content == (place->size > 0) &&
 	    in.end - in.at == sizeof(nothing) && memcmp(in.at, nothing, sizeof(nothing)) == 0;
 	return (0);
@@ -366,12 +370,17 @@ entries_select(const uint8_t *data, size_t len, size_t at, const uint8_t *pieces
 static uint32_t
 wanted(const struct entry_owner *owners, uint64_t count, uint32_t stored)
 {
-	uint64_t i;
+	uint64_t low = 0, high = count;
 
-	for (i = 0; i < count; i++)
-		if (owners[i].stored == stored)
-			return (owners[i].wanted);
-	return (stored);
+	while (low < high) {
+		uint64_t middle = low + (high - low) / 2;
+
+		if (owners[middle].stored < stored)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return (low < count && owners[low].stored == stored ? owners[low].wanted : stored);
 }
 
 static int

@@ -40,7 +40,7 @@ struct entry_place {
 	uint32_t plain, bundled;
 };
 
-/* Returns how many entries data[at .. len) holds, SIZE_MAX if it ends in the middle of one. */
+/* Returns how many entries data[at .. len) holds, SIZE_MAX if it ends in the middle of one, or one is too short. */
 __attribute__((visibility("default")))
 size_t entries_count(const uint8_t *data, size_t len, size_t at);
 
@@ -70,7 +70,7 @@ struct entry_owners {
 	uint32_t change; /* 0: files are whoever's who makes them */
 	uint32_t mode;   /* what of a mode is allowed */
 	uint64_t user_count, group_count;
-	const struct entry_owner *users, *groups; /* those that are not whose number is stored */
+	const struct entry_owner *users, *groups; /* those that are not whose number is stored, in order of that */
 };
 
 /*

@@ -26,6 +26,8 @@ GIVEN: Final = 2
 """Take the next one that is given, encoded."""
 
 _MOST: Final = 80
+_LEAST: Final = 4
+"""Bytes of an entry that is not one."""
 _PLACE: Final = struct.Struct("<QQQQqIIIIIIII")
 _LENGTH, _OFFSET = 2, 3
 """Where in it, in words of 8 bytes, the size of an entry and its place in the bundle are."""
@@ -185,7 +187,13 @@ class Split:
 
 
 def _owners(numbers: Mapping[int, int]) -> ctypes.Array[_Owner]:
-    return (_Owner * len(numbers))(*(_Owner(*pair) for pair in numbers.items()))
+    return (_Owner * len(numbers))(*(_Owner(*pair) for pair in sorted(numbers.items())))
+
+
+def count_entries(data: bytes, at: int = 0) -> int:
+    """Return how many entries, or owners, stand from `at` on; as many as could where some are none."""
+    count = _count(data, len(data), at)
+    return len(data) // _LEAST if count == _TOO_MANY else count
 
 
 def split_entries(data: bytes, at: int) -> Split | None:

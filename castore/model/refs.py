@@ -73,5 +73,8 @@ def decode_node(data: bytes) -> list[Ref]:
         kind, size = word >> _SIZE_BITS, word & ((1 << _SIZE_BITS) - 1)
         if kind > RefKind.SPLICE:
             raise DamageError(f"a reference of the unknown kind {kind}")
+        if not size:
+            # Nothing that is stored is empty, and no length would bound how many such references a list has.
+            raise DamageError("a reference to no bytes")
         refs.append(Ref(_KINDS[kind], record_id, size))
     return refs

@@ -15,6 +15,8 @@ class Tally:
     """Bytes of content read."""
     total: int = 0
     """What `read` is expected to reach, as far as that is known; an estimate, or 0."""
+    most_files: int | None = None
+    """Entries that the restored trees can have, by the records of their generations; None: not known."""
     unit: str = ""
     """What `read` and `total` count where that is not bytes: `pack`."""
     chunks: int = 0

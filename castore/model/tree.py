@@ -116,6 +116,11 @@ class Owners(msgspec.Struct, frozen=True, array_like=True):
 NOBODY: Final = Owners()
 """Owners without a name."""
 
+MAX_ENTRIES_BYTES: Final = 256 << 20
+"""Of the entries of one directory: about three million. They are in memory at once where they are used."""
+MAX_BUNDLED: Final = 1 << 20
+"""Bytes of a file in a bundle, which is read at once; castore bundles files of at most 64 KiB."""
+
 _encoder = msgspec.msgpack.Encoder()
 _decode_owners = msgspec.msgpack.Decoder(Owners).decode
 _decode_entry = msgspec.msgpack.Decoder(Entry).decode
@@ -199,6 +204,8 @@ def _check_shape(entry: Entry) -> None:
         raise DamageError(f"entry {entry.name!r} has content and is neither file nor directory")
     if entry.content is Content.BUNDLE and not (entry.is_file and entry.size and extents is None):
         raise DamageError(f"entry {entry.name!r} is in a bundle and is not a file with bytes and no holes")
+    if entry.content is Content.BUNDLE and entry.size > MAX_BUNDLED:
+        raise DamageError(f"entry {entry.name!r} is in a bundle, and too large for one")
     if stat.S_ISLNK(entry.st_mode) and not extra.target:
         raise DamageError(f"entry {entry.name!r} is a symbolic link without a target")
     # The system calls take these as C strings.

@@ -81,7 +81,7 @@ def drill(
         for part in generation.parts:
             folder = os.path.join(place, part.name)
             os.mkdir(folder, 0o700)
-            tally = Tally(total=part.size)
+            tally = Tally(total=part.size, most_files=part.files)
             progress(part.name, tally)
             try:
                 if part.kind == "tree":

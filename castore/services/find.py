@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from castore.content.allowance import Allowance
 from castore.content.directories import read_file
 from castore.content.find import Damaged, Found, Version, find
 from castore.content.patterns import PathPattern
@@ -109,7 +110,8 @@ def _find(
 ) -> Iterator[Found | Damaged]:
     parts = [(one.time, _tree(one, name)) for one in series]
     roots = [(time, part.content if part else None) for time, part in parts]
-    return find(reader, roots, pattern, exact=exact)
+    allowance = Allowance.of(part for _, part in parts)
+    return find(reader, roots, pattern, exact=exact, allowance=allowance)
 
 
 def _spans(series: list[Generation], versions: list[Version]) -> Iterator[Span]:

@@ -10,7 +10,7 @@ from castore.content.inplace import InPlace
 from castore.content.streams import StreamReader
 from castore.content.treeplan import Comparison, plan_entry, plan_tree
 from castore.errors import StoppedError, UsageError
-from castore.model.generation import Origin, decode_details
+from castore.model.generation import MAX_DETAILS, Origin, decode_details
 from castore.services.interrupts import Shield
 from castore.services.restoring import child_of
 from castore.services.snapshot import directory_ids, last_scan, left_out, rules_of
@@ -54,7 +54,7 @@ def plan_in_place(
         if not child.entry.is_dir:
             return plan_entry(reader, child, top, ownership, checksum=checksum)
         refuse_unfinished(store, top)
-        details = decode_details(reader.read_all(generation.details.ref))
+        details = decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
         rules = rules_of(details.origins.get(part.name, Origin()), left_out(store, leave_out))
         below = os.fsencode(selection.path).strip(b"/")
         with last_scan(store, generation.service, part.name, top, rules) as scan:
@@ -91,7 +91,7 @@ def origin_of(store: Store, selection: Selection, configured: dict[str, Origin])
     if part is None or part.kind != "tree":
         return ""
     with StreamReader(store) as reader:
-        details = decode_details(reader.read_all(selection.generation.details.ref))
+        details = decode_details(reader.read_all(selection.generation.details.ref, MAX_DETAILS))
     found = configured.get(part.name) or details.origins.get(part.name, Origin())
     return os.path.join(os.fsdecode(found.path), selection.path.strip("/")) if found.path else ""
 

@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from castore.content.diff import diff_trees
+from castore.content.allowance import Allowance
+from castore.content.diff import TIMES, diff_trees
 from castore.content.directories import open_top
 from castore.content.streams import StreamReader
 from castore.content.treeplan import Comparison, Step, TreePlan, plan_tree
 from castore.errors import UsageError
-from castore.model.generation import Details, Origin, decode_details
+from castore.model.generation import MAX_DETAILS, Details, Origin, decode_details
 from castore.services.overlap import below, configured_path, with_endings
 from castore.services.snapshot import (
     Absent,
@@ -98,7 +99,7 @@ class RollbackPlan:
 def read_details(store: Store, generation: Generation) -> Details:
     """Return what a generation tells holders of an identity. Raises IdentityError, DamageError."""
     with StreamReader(store) as reader:
-        return decode_details(reader.read_all(generation.details.ref))
+        return decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
 
 
 def plan_rollback(
@@ -210,7 +211,8 @@ def _changed(reader: StreamReader, safety: Generation | None, part: Part) -> set
     before = safety.part(part.name) if safety is not None else None
     if before is None or before.content is None or part.content is None:
         return set()
-    differences = diff_trees(reader, before.content, part.content)
+    allowance = Allowance.of([before, part], TIMES)
+    differences = diff_trees(reader, before.content, part.content, allowance)
     return {found.path for found in differences if found.change == "content"}
 
 

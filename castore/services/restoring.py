@@ -65,6 +65,7 @@ def restore(
         # A wrong identity, too.
         store.identity()
         tally.total = sum(size_below(part, children[part.name], selection.path) for part in parts)
+        tally.most_files = sum(part.files for part in parts)
         begun = Begun.of(store, selection)
         top = begin(destination, begun, resume=resume)
         try:

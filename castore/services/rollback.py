@@ -190,6 +190,7 @@ def _roll_back(
         work.prepare(ownership, leave_out, tally)
         tally.total = sum(dump.part.size for dump in plan.dumps)
         tally.total += sum(_size_of(target, name, tree) for name, tree in plan.trees.items())
+        tally.most_files = sum(part.files for part in target.parts)
         progress(RESTORING, tally)
         work.run()
     with contextlib.suppress(StorageError):  # the state is restored: only selection depends on it

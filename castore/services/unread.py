@@ -9,11 +9,13 @@ from castore.content.directories import look_up, open_directory
 from castore.content.live import ATTRIBUTE
 from castore.content.scan import UNLISTED
 from castore.errors import NotFoundError, UsageError
-from castore.model.generation import decode_details
+from castore.model.generation import MAX_DETAILS, decode_details
 
 if TYPE_CHECKING:
+    from castore.content.directories import Child
     from castore.content.streams import StreamReader
     from castore.model.generation import Generation
+    from castore.model.refs import Ref
 
 
 class Unread(NamedTuple):
@@ -35,10 +37,11 @@ def unread_paths(
     found = generation.part(part) if generation is not None else None
     if generation is None or found is None or not found.missed or found.content is None:
         return Unread(set(), set())
-    details = decode_details(reader.read_all(generation.details.ref))
+    details = decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
     prefix = os.fsencode(below).strip(b"/")
     prefix = prefix + b"/" if prefix else b""
     unread = Unread(set(), set())
+    entries = _Entries(reader, found.content)
     for name, shown, reason in details.warnings:
         if name != part:
             continue
@@ -52,12 +55,34 @@ def unread_paths(
             continue
         if not path.startswith(prefix) or not path:
             continue
-        try:
-            child = look_up(reader, found.content, path)
-        except (NotFoundError, UsageError):
+        child = entries.get(path)
+        if child is None:
             unread.paths.add(path[len(prefix) :])
             continue
         # A directory that could not be listed is stored empty.
         if reason.startswith(UNLISTED) and not open_directory(reader, child.ref):
             unread.paths.add(path[len(prefix) :])
     return unread
+
+
+class _Entries:
+    """Looks entries of a tree up; a directory of which many are asked for is read once."""
+
+    def __init__(self, reader: StreamReader, root: Ref) -> None:
+        self._reader = reader
+        self._root = root
+        self._folder: bytes | None = None
+        self._children: dict[bytes, Child] = {}
+
+    def get(self, path: bytes) -> Child | None:
+        """Return the entry at a path, or None."""
+        folder, _, name = path.rpartition(b"/")
+        if folder != self._folder:
+            self._folder, self._children = folder, {}
+            try:
+                above = look_up(self._reader, self._root, folder)
+            except (NotFoundError, UsageError):
+                return None
+            if above.entry.is_dir:
+                self._children = {one.entry.name: one for one in open_directory(self._reader, above.ref)}
+        return self._children.get(name)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from castore.errors import ObjectMissingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
+
+
+MAX_WHOLE: Final = 256 << 20
+"""Bytes of an object that is read at once; the list of all objects at a rotation is the longest."""
 
 
 class Writer(ABC):
@@ -83,7 +87,8 @@ class Storage(ABC):
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return an object's bytes from `offset`, up to `length` of them (None: to its end).
 
-        Fewer come back where the object ends earlier. Raises ObjectMissingError, StorageError.
+        Fewer come back where the object ends earlier. Raises ObjectMissingError, StorageError; without a
+        length, DamageError for an object of more than MAX_WHOLE bytes: whoever has the place can make one.
         """
 
     @abstractmethod

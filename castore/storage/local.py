@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 from castore.errors import (
     CastoreError,
+    DamageError,
     NotFoundError,
     ObjectExistsError,
     ObjectMissingError,
     StorageError,
     StorageFullError,
 )
-from castore.storage.contract import Storage, Writer
+from castore.storage.contract import MAX_WHOLE, Storage, Writer
 from castore.storage.files import FILES, NO_SYNC, sync_directory
 
 if TYPE_CHECKING:
@@ -219,6 +220,10 @@ class LocalStorage(Storage):
             try:
                 if length is None:
                     length = max(files.length(descriptor) - offset, 0)
+                    if length > MAX_WHOLE:
+                        raise DamageError(
+                            f"{name} is damaged: it has {length:,} bytes, more than castore writes"
+                        )
                 parts = []
                 while length > 0 and (data := files.pread(descriptor, length, offset)):
                     parts.append(data)

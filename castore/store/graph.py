@@ -47,13 +47,11 @@ class Walk:
         todo: list[bytes] = []
         for root in roots:
             yield root.id + bytes(_KIND - 32) + bytes([root.kind])
-            if root.kind is not RefKind.CHUNK:
+            if root.kind is not RefKind.CHUNK and root.id not in self._seen:
+                self._seen.add(root.id)
                 todo.append(root.id)
         while todo:
             node = todo.pop()
-            if node in self._seen:
-                continue
-            self._seen.add(node)
             try:
                 plain = self._store.read_node_bytes(RecordId(node))
             except MissingError as error:
@@ -68,7 +66,10 @@ class Walk:
                 raise DamageError(f"node {node.hex()} does not hold references")
             yield plain
             if any(kinds):
-                todo += [plain[_REF * at : _REF * at + 32] for at, kind in enumerate(kinds) if kind]
+                below = [plain[_REF * at : _REF * at + 32] for at, kind in enumerate(kinds) if kind]
+                fresh = [one for one in dict.fromkeys(below) if one not in self._seen]
+                self._seen.update(fresh)
+                todo += fresh
 
 
 def mark(walk: Walk, roots: Iterable[Ref], marks: Marks) -> None:

@@ -237,7 +237,7 @@ def read_footer(storage: Storage, name: str, key: WriterKey) -> tuple[list[PackE
 def open_footer(storage: Storage, name: str, key: WriterKey) -> Footer:
     """Return the footer of the pack `name`. Raises as `read_footer`."""
     size = storage.size(name)
-    if not RECORDS + _SESSIONS.size + ObjectSealer.OVERHEAD + _TRAILER_BYTES <= size < 1 << 32:
+    if not RECORDS + _SESSIONS.size + ObjectSealer.OVERHEAD + _TRAILER_BYTES <= size <= PACK_BYTES:
         raise DamageError(f"{name} is damaged: no pack has {size} bytes")
     start = storage.get(name, 0, RECORDS)
     check_header(name, start, PACK)

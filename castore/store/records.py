@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, MissingError, ObjectMissingError, StorageError
-from castore.model.refs import RecordId
+from castore.model.refs import MAX_NODE_REFS, REF_BYTES, RecordId
 from castore.store.chains import Layer, apply, assemble
 from castore.store.codecs import Codecs, Groups, member_of
 from castore.store.index import Place
-from castore.store.pack import CHUNK, DELTA, DICTIONARY, GROUPED, MAX_CHAIN, NODE, pack_name, record_names
+from castore.store.pack import (
+    CHUNK,
+    DELTA,
+    DICTIONARY,
+    GROUPED,
+    MAX_CHAIN,
+    MAX_PLAIN,
+    NODE,
+    pack_name,
+    record_names,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +42,11 @@ if TYPE_CHECKING:
 
 _TOGETHER: Final = 64
 """Entries of a pack that are opened at once: more than stand in a group."""
+_AT_ONCE: Final = 256 << 20
+"""Bytes of chunks, with all that they depend on, that are opened together; else one by one."""
+_MOST_OPENED: Final = 1024
+"""Records that are opened for one chunk: one with four bases, on four levels, takes 341."""
+_MAX_NODE: Final = MAX_NODE_REFS * REF_BYTES
 _GAP: Final = 1 << 16
 """Bytes of a pack that are read and thrown away rather than asking twice."""
 
@@ -39,8 +54,12 @@ _GAP: Final = 1 << 16
 class RecordReader:
     """Reads chunks and nodes; safe to share between threads."""
 
-    def __init__(self, storage: Storage, index: Index, writer: WriterKey, keyring: Keyring) -> None:
+    def __init__(
+        self, storage: Storage, index: Index, writer: WriterKey, keyring: Keyring, longest: int = MAX_PLAIN
+    ) -> None:
+        """Read from these; longest: bytes of the longest chunk that the store's cutter makes."""
         self._storage = storage
+        self._longest = longest
         self._index = index
         self._id_keys = writer.id_keys
         self._keyring = keyring
@@ -65,6 +84,8 @@ class RecordReader:
         place = self._index.locate(kind, record_id)
         if place is None:
             return None
+        if not depth:
+            self._local.left = _MOST_OPENED
         try:
             return self.open(kind, record_id, place, depth)
         except (DamageError, ObjectMissingError) as error:
@@ -104,6 +125,7 @@ class RecordReader:
             at = {(place.pack, place.offset): (node, place) for node, place in places.items()}
             for where, sealed in self._fetch(sorted(place[:3] for place in places.values())):
                 node, place = at[where]
+                self._check_length(NODE, place)
                 plain = self._codecs.body(
                     place.codec, self._unseal(NODE, node, place, sealed), place.plain_length
                 )
@@ -128,6 +150,7 @@ class RecordReader:
             for entry in batch:
                 if whole and entry in here:
                     continue
+                self._local.left = _MOST_OPENED
                 try:
                     self.open(entry.kind, entry.id, Place.of(pack, entry))
                 except DamageError as error:
@@ -145,9 +168,12 @@ class RecordReader:
 
     def _layers(self, places: dict[RecordId, Place]) -> dict[RecordId, Layer]:
         """Return how chunks are stored. Raises DamageError, IdentityError, StorageError."""
+        if sum(place.plain_length for place in places.values()) > _AT_ONCE:
+            raise DamageError("these are too many to be opened together")
         groups: dict[_Where, list[bytes]] = {}
         records: dict[_Where, tuple[RecordId, Place]] = {}
         for chunk, place in places.items():
+            self._check_length(CHUNK, place)
             where = place.pack, place.offset
             if where in groups or where in records:
                 continue
@@ -217,6 +243,11 @@ class RecordReader:
     def _open(self, kind: int, record_id: RecordId, place: Place, depth: int) -> bytes:
         where = place.pack, place.offset
         read = partial(self._read_sealed, kind, record_id, place)
+        self._check_length(kind, place)
+        # A hostile store has chunks with many bases on many levels, each in many damaged copies.
+        self._local.left = getattr(self._local, "left", _MOST_OPENED) - 1
+        if self._local.left < 0:
+            raise DamageError(f"more than {_MOST_OPENED} records would have to be opened for it")
         data, deltas = b"", []
         if place.codec >= GROUPED:
             deltas = self._groups.open(where, read)
@@ -230,6 +261,12 @@ class RecordReader:
         else:
             body = self._codecs.body(place.codec, data, place.plain_length, below)
         return apply(below, [(body, place.plain_length)]) if place.codec >= DELTA else body
+
+    def _check_length(self, kind: int, place: Place) -> None:
+        """Raise DamageError for a chunk or node that is longer than castore makes them."""
+        most = self._longest if kind == CHUNK else _MAX_NODE
+        if place.plain_length > most:
+            raise DamageError(f"it has {place.plain_length} bytes, and none of its kind has more than {most}")
 
     def _read_sealed(self, kind: int, record_id: RecordId, place: Place) -> bytes:
         sealed = self._storage.get(pack_name(place.pack), place.offset, place.sealed_length)

@@ -305,7 +305,7 @@ class Store(History):
     def _records(self) -> RecordReader:
         from castore.store.records import RecordReader  # noqa: PLC0415
 
-        return RecordReader(self.storage, self.index, self.writer_key, self._keyring)
+        return RecordReader(self.storage, self.index, self.writer_key, self._keyring, self.cutter.max)
 
     def pack_entries(self, pack: PackId) -> list[PackEntry]:
         """Return what a pack says that it holds. Raises DamageError, FormatError, StorageError."""

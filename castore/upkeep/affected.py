@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from castore.content.lists import MAX_DEPTH
 from castore.errors import DamageError, IdentityError
-from castore.model.generation import decode_details
+from castore.model.generation import MAX_DETAILS, decode_details
 from castore.model.refs import Ref, RefKind
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def affected(
     reason = reasons.of_stream(details)
     if decode and not reason:
         try:
-            decode_details(reader.read_all(details))
+            decode_details(reader.read_all(details, MAX_DETAILS))
         except DamageError as error:
             reason = str(error)
     if reason:

@@ -31,7 +31,7 @@ from castore.model.tree import (
 )
 
 REGULAR = stat.S_IFREG >> 12
-LIMIT = 1 << 58
+LIMIT = 1 << 20
 
 names = st.binary(min_size=1, max_size=255).filter(lambda n: n not in {b".", b".."} and not {0, 47} & set(n))
 numbers = st.integers(0, 2**32 - 1)

@@ -19,7 +19,10 @@ NO_BORDER = b"\x01" + bytes(31)
 
 
 class Nodes:
-    """The two functions that lists need of a store, over a dict."""
+    """What lists need of a store, over a dict."""
+
+    class cutter:  # noqa: N801 - as a store names it
+        min = 4
 
     def __init__(self):
         self.held = {}
@@ -83,12 +86,12 @@ def sequences(draw):
     refs = []
     for _ in range(draw(st.integers(1, 4))):
         count = draw(st.integers(0, 5000))
-        sort = draw(st.sampled_from(["noise", "border", "plain", "empty"]))
+        sort = draw(st.sampled_from(["noise", "border", "plain", "tiny"]))
         if sort == "noise":
             refs += noise(draw(seeds), count)
         else:
-            name = {"border": BORDER, "plain": NO_BORDER, "empty": BORDER}[sort]
-            refs += [Ref(CHUNK, name, 0 if sort == "empty" else 7)] * count
+            name = {"border": BORDER, "plain": NO_BORDER, "tiny": BORDER}[sort]
+            refs += [Ref(CHUNK, name, 1 if sort == "tiny" else 7)] * count
     return refs
 
 
@@ -115,7 +118,7 @@ def test_any_references_round_trip(refs):
         assert top.size == sum(ref.size for ref in refs)
 
 
-@given(st.lists(st.tuples(st.sampled_from([CHUNK, LIST]), seeds, st.integers(0, 1 << 40)), min_size=1, max_size=200))
+@given(st.lists(st.tuples(st.sampled_from([CHUNK, LIST]), seeds, st.integers(1, 1 << 40)), min_size=1, max_size=200))
 def test_a_list_of_streams_and_directories_keeps_their_kinds_even_if_it_has_only_one(items):
     refs = [Ref(kind, random.Random(seed).randbytes(32), size) for kind, seed, size in items]
     nodes = Nodes()

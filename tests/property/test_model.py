@@ -19,7 +19,7 @@ U63 = st.integers(0, (1 << 63) - 1)
 I64 = st.integers(-(1 << 63), (1 << 63) - 1)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 ids = st.binary(min_size=32, max_size=32)
-sizes = st.integers(0, (1 << 56) - 1)
+sizes = st.integers(1, (1 << 56) - 1)
 references = st.builds(refs.Ref, st.sampled_from(refs.RefKind), ids, sizes)
 nodes = st.lists(references, min_size=1, max_size=40)
 
@@ -46,7 +46,7 @@ def entries(draw, names=None):
     places = {4: (tree.Content.NONE, tree.Content.OWN), 8: tree.Content}
     content = draw(st.sampled_from(places.get(kind, (tree.Content.NONE,))))
     if content is tree.Content.BUNDLE:
-        size = size or 1
+        size = min(size, tree.MAX_BUNDLED) or 1
     extra = tree.Extra(
         target=draw(st.binary(min_size=1, max_size=100).map(lambda b: b.replace(b"\0", b"_"))) if kind == 10 else b"",
         device=draw(U32) if kind in {2, 6} else 0,
