@@ -308,8 +308,7 @@ class Store:  # opens and verifies what a store holds, and restores from it
                 one = self.open_object(name, 16)[0]
                 when = time.strftime("%F %T %z", time.localtime(one["time"] // 10**9))
                 parts = ", ".join(f"{part['name']} ({part['kind']})" for part in one["parts"])
-                line = f"{one['service']} {one['number']}  {when}  revision {one['revision']}  {parts}"
-                print("".join(char if char.isprintable() else "?" for char in line))
+                print(ascii(f"{one['service']} {one['number']}  {when}  revision {one['revision']}  {parts}")[1:-1])
 
     def restore(self, service, number, dest):
         tags = [blake3(service.encode(), key=writer.tag_key).hexdigest(8) for writer in self.writers]
