@@ -305,10 +305,10 @@ class Store:  # opens and verifies what a store holds, and restores from it
     def list_generations(self):
         for name in self.names("generations", r"[0-9a-f]{16}-[0-9]{10}"):
             with watched(name):
-                one = self.open_object(name, 16)[0]
-                when = time.strftime("%F %T %z", time.localtime(one["time"] // 10**9))
-                parts = ", ".join(f"{part['name']} ({part['kind']})" for part in one["parts"])
-                print(ascii(f"{one['service']} {one['number']}  {when}  revision {one['revision']}  {parts}")[1:-1])
+                g = self.open_object(name, 16)[0]
+                at = time.strftime("%F %T %z", time.localtime(g["time"] // 10**9))
+                parts = ", ".join(f"{part['name']} ({part['kind']})" for part in g["parts"])
+                print(ascii(f"{g['service']} {g['number']}  {at}  revision {g['revision']}  {parts}")[1:-1])
 
     def restore(self, service, number, dest):
         tags = [blake3(service.encode(), key=writer.tag_key).hexdigest(8) for writer in self.writers]
