@@ -93,9 +93,9 @@ def restore(
     if in_place and resume:
         raise click.UsageError("--in-place has nothing to resume: it is undone where it is interrupted")
     began = time.monotonic()
-    above = os.path.dirname(os.path.abspath(destination))
-    # What a restore in place moves aside may be elsewhere on the file system.
-    with context.open_store(confined=None if in_place else (above,)) as store:
+    # The destination may be a link. What a restore in place moves aside may be elsewhere on the file system.
+    writable = os.path.dirname(os.path.abspath(destination)), destination
+    with context.open_store(confined=None if in_place else writable) as store:
         store.sync_generations()
         selection = select(store, what)
         tally = Tally()

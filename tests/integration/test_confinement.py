@@ -94,6 +94,14 @@ def test_a_restore_changes_only_the_directory_of_its_destination(stored, home):
     assert (stored / "into" / "out" / "t" / "file").read_text() == "content"
 
 
+def test_a_destination_may_be_a_link_to_a_directory(stored, castore):
+    (stored / "elsewhere").mkdir()
+    (stored / "links").mkdir()
+    (stored / "links" / "out").symlink_to(stored / "elsewhere")
+    castore("restore", "web@1", stored / "links" / "out")
+    assert (stored / "elsewhere" / "t" / "file").read_text() == "content"
+
+
 def test_an_identity_that_a_program_prints_is_read(stored, home, castore):
     (identity,) = (home / ".config" / "castore").glob("*.identity")
     moved = home / "moved"
