@@ -321,11 +321,13 @@ def show(context: Common, as_json: bool) -> None:  # noqa: ARG001 - it is JSON a
 def check(context: Common, as_json: bool) -> None:
     """See whether all that castore.toml names is there: programs, databases, paths, store, identity."""
     from castore.cli import places
+    from castore.content.beneath import open_top
     from castore.content.exclude import Exclude
     from castore.errors import CastoreError, ConfigError
     from castore.services.config import TreePart, load
     from castore.services.overlap import refuse_overlaps
     from castore.services.revision import current
+    from castore.services.users import user_of
 
     settings = context.required_settings()
     faults = load(settings.path, home=places.home(), tolerant=True).faults  # with missing programs
@@ -362,9 +364,26 @@ def check(context: Common, as_json: bool) -> None:
     def tree(service: Service, part: str, own: TreePart) -> None:
         if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):
             raise ConfigError(f"cannot read the tree {own.path}")
+        open_and_close(own.path)
         if own.exclude:
             Exclude(own.exclude, own.path)
         refuse_overlaps(service, part)
+
+    def open_and_close(path: str) -> None:
+        try:
+            os.close(open_top(path))
+        except OSError as error:
+            raise ConfigError(f"cannot read the tree {path}: {error.strerror}") from error
+
+    def hint_at_owner(what: str, service: Service, own: TreePart) -> None:
+        """Say once that root works in a tree of another user, and what makes that less dangerous."""
+        owner = user_of(own.path) if os.geteuid() == 0 and service.run_as is None else None
+        if owner is not None:
+            hint = (
+                f"the tree {own.path} belongs to {owner}, and castore works in it as root: with run-as = "
+                f'"{owner}" the programs of the service are not run as root (README: "Trees")'
+            )
+            report(f"{what}: run-as", hint, needed=False)
 
     tried("store", open_store)
     for problem in (one for problems in faults.values() for one in problems):
@@ -376,6 +395,7 @@ def check(context: Common, as_json: bool) -> None:
             own = described.source
             if isinstance(own, TreePart):
                 tried(f"{name}: {part}", lambda service=service, part=part, own=own: tree(service, part, own))
+                hint_at_owner(f"{name}: {part}", service, own)
             else:
                 tried(f"{name}: {part}", own.check)
     if as_json:

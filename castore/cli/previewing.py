@@ -27,11 +27,12 @@ def show_preview(
     as_json: bool,
 ) -> None:
     """Print what a snapshot of a service would take. Raises UsageError where it would fail."""
+    from castore.cli.places import places
     from castore.errors import UsageError
     from castore.services.preview import preview
 
     filed = _revision(context, service, revision)
-    parts = list(preview(sources, [context.store_path(), *context.own_places()]))
+    parts = list(preview(sources, [context.store_path(), *context.own_places()], places().journals))
     plain = [_plain(part) for part in parts]
     entry = {"service": service, "revision": filed, "dry_run": True, "parts": plain}
     several.results.append(entry)

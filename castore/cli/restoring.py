@@ -47,7 +47,12 @@ _numeric_option = click.option(
 @click.option(
     "--checksum",
     is_flag=True,
-    help="With --in-place: compare what is in files, not only their sizes and times.",
+    help="With --in-place: also read files that are as the last snapshot has read them.",
+)
+@click.option(
+    "--trust-times",
+    is_flag=True,
+    help="With --in-place: do not compare the content of files of the same size and time.",
 )
 @click.option(
     "--yes", is_flag=True,
@@ -67,6 +72,7 @@ def restore(
     in_place: bool,
     dry_run: bool,
     checksum: bool,
+    trust_times: bool,
     yes: bool,
     resume: bool,
     numeric_ids: bool,
@@ -88,8 +94,10 @@ def restore(
     from castore.services.restoring import restore as put
     from castore.services.select import select
 
-    if not in_place and (dry_run or checksum or yes):
-        raise click.UsageError("--dry-run, --checksum and --yes are for --in-place only")
+    if not in_place and (dry_run or checksum or trust_times or yes):
+        raise click.UsageError("--dry-run, --checksum, --trust-times and --yes are for --in-place only")
+    if checksum and trust_times:
+        raise click.UsageError("give --checksum or --trust-times, not both")
     if in_place and resume:
         raise click.UsageError("--in-place has nothing to resume: it is undone where it is interrupted")
     began = time.monotonic()
@@ -101,7 +109,7 @@ def restore(
         tally = Tally()
         if in_place:
             ownership = _ownership(numeric_ids)
-            options = (dry_run, checksum, yes, as_json)
+            options = (dry_run, checksum, trust_times, yes, as_json)
             _in_place(context, store, selection, destination, ownership, *options)
             return
         with watching() as progress:
@@ -141,6 +149,7 @@ def _in_place(
     ownership: Ownership,
     dry_run: bool,
     checksum: bool,
+    trust_times: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -162,6 +171,7 @@ def _in_place(
             os.path.abspath(top),
             ownership,
             checksum=checksum,
+            trust_times=trust_times,
             leave_out=context.own_places(),
         )
         wanted = not dry_run
@@ -242,7 +252,8 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
     removed, that is done now. Without arguments: all roll-backs that were interrupted on this machine. A
     DIR has a / in it; for it neither the store nor an identity is needed.
     """
-    from castore.content.aside import recover as recover_directory
+    from castore.cli.places import places
+    from castore.content.recovering import recover as recover_directory
     from castore.services.transaction import forget as forget_rollback
     from castore.services.transaction import recover as recover_service
 
@@ -261,7 +272,7 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
     for path in what:
         if path in folders:
             top = os.path.abspath(path)
-            done = recover_directory(top, owned=forget)
+            done = recover_directory(places().journals, top, owned=forget, forget=forget)
             report("path", top, "\n".join(done) or f"{top}: there is nothing to recover")
     services = [one for one in what if one not in folders]
     if what and not services:
@@ -286,6 +297,11 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
 @click.option("--yes", is_flag=True, help="Do not ask where the generation is of another host or place.")
 @click.option("--no-safety", is_flag=True, help="Do not take a generation of the present state first.")
 @click.option(
+    "--trust-times",
+    is_flag=True,
+    help="With --no-safety or --dry-run: do not compare the content of files of the same size and time.",
+)
+@click.option(
     "--restore",
     "programs",
     metavar="NAME='ARGV'",
@@ -304,6 +320,7 @@ def rollback(
     dry_run: bool,
     yes: bool,
     no_safety: bool,
+    trust_times: bool,
     programs: tuple[str, ...],
     numeric_ids: bool,
     as_json: bool,
@@ -342,7 +359,13 @@ def rollback(
             click.echo(f"castore: {line}", err=True)
         if dry_run:
             plan = plan_rollback(
-                store, target, origins, ownership, leave_out=context.own_places(), settings=settings
+                store,
+                target,
+                origins,
+                ownership,
+                leave_out=context.own_places(),
+                settings=settings,
+                trust_times=trust_times,
             )
             check_plan(plan, origins, with_safety=not no_safety)
             for folder in missing_folders(plan, origins):
@@ -366,6 +389,7 @@ def rollback(
                 ownership,
                 settings=settings,
                 with_safety=not no_safety,
+                trust_times=trust_times,
                 revision=revision,
                 leave_out=context.own_places(),
                 progress=progress,

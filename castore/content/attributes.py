@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from castore.content.acl import ACCESS_ACL, DEFAULT_ACL, acl_ids, mapped_acls
-from castore.content.live import read_xattrs_at
+from castore.content.live import read_xattrs
 from castore.kernel.entries import NewOwners
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from castore.model.tree import Entry, Owners
 
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
+_CAPABILITY: Final = b"security.capability"
 _UNSUPPORTED: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
 
 _SECOND: Final = 10**9
@@ -94,21 +97,6 @@ def _gid(name: str | None) -> int | None:
         return None
 
 
-def set_directory_attributes(
-    fd: int, entry: Entry, owners: Owners, ownership: Ownership, warn: Callable[[str], None]
-) -> None:
-    """Give the directory that is open as `fd` the owner, mode, attributes and time of an entry."""
-    if ownership.change:
-        uid, gid = ownership.of(entry, owners)
-        _try(warn, "owner", lambda: os.chown(fd, uid, gid))
-    _try(warn, "mode", lambda: os.chmod(fd, mode_of(entry, ownership)))
-    for key, value in ownership.xattrs_of(entry, owners, warn):
-        _set_xattr(fd, key, value, warn)
-    _try(warn, "time", lambda: os.utime(fd, ns=(entry.mtime, entry.mtime)))
-    if not 0 <= entry.mtime < _ALWAYS_HELD:
-        _try(warn, "time", lambda: _check_time(os.fstat(fd), entry.mtime, warn))
-
-
 def new_owners(owners: Owners, ownership: Ownership) -> NewOwners:
     """Return whose the files of a stored directory become, and what of their modes is allowed."""
     mode = 0o7777 if ownership.change else 0o7777 & ~_SET_ID
@@ -128,11 +116,28 @@ def inherits(fd: int) -> bool:
     return True
 
 
-def drop_inherited(fd: int, name: bytes) -> None:
-    """Take from a directory that was just made the access control lists that it got from the one above."""
+def is_privileged(mode: int, xattrs: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """Whether a file of this mode and these attributes gives rights to who runs it."""
+    return stat.S_ISREG(mode) and (bool(mode & _SET_ID) or any(key == _CAPABILITY for key, _ in xattrs))
+
+
+def without_privileges(entry: Entry) -> Entry:
+    """Return an entry without set-id bits and capabilities."""
+    xattrs = tuple(one for one in entry.extra.xattrs if one[0] != _CAPABILITY)
+    extra = msgspec.structs.replace(entry.extra, xattrs=xattrs)
+    return msgspec.structs.replace(entry, mode=entry.mode & ~_SET_ID, extra=extra)
+
+
+def is_private(info: os.stat_result) -> bool:
+    """Whether nobody but castore's user can change which files a directory holds."""
+    return info.st_uid == os.geteuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def drop_inherited(fd: int) -> None:
+    """Remove the access control lists that an open file or directory, just made, got from its directory."""
     for key in (DEFAULT_ACL, ACCESS_ACL):
         with contextlib.suppress(OSError):
-            os.removexattr(b"/proc/self/fd/%d/%s" % (fd, name), key, follow_symlinks=False)
+            os.removexattr(fd, key)
 
 
 def mode_of(entry: Entry, ownership: Ownership) -> int:
@@ -144,8 +149,7 @@ def mode_of(entry: Entry, ownership: Ownership) -> int:
 
 
 def set_attributes(
-    fd: int,
-    name: bytes,
+    file: int | bytes,
     entry: Entry,
     owners: Owners,
     ownership: Ownership,
@@ -153,30 +157,24 @@ def set_attributes(
     *,
     mode: int | None = None,
 ) -> None:
-    """Give the file `name` in the directory open as `fd` the owner, mode, attributes and time.
+    """Give an open file an entry's owner, mode (or this one), attributes and time.
 
-    The order matters: a change of owner clears set-id bits and capabilities, a change of mode
-    changes an access control list, and all but the time change the ctime only. Links are not
-    followed. What cannot be set is told to `warn`.
+    file: its descriptor, or `path_of` that if it was opened with O_PATH; never a name, which may be another
+    file's by now. The order matters: a change of owner clears set-id bits and capabilities, a change of
+    mode changes an access control list, and all but the time change the ctime only. What cannot be set is
+    passed to `warn`.
     """
     if ownership.change:
         uid, gid = ownership.of(entry, owners)
-        _try(warn, "owner", lambda: os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False))
+        _try(warn, "owner", lambda: os.chown(file, uid, gid))
     if not stat.S_ISLNK(entry.st_mode):
         wanted = mode_of(entry, ownership) if mode is None else mode
-        _try(warn, "mode", lambda: _chmod(fd, name, wanted))
-    if entry.extra.xattrs:
-        path = b"/proc/self/fd/%d/%s" % (fd, name)
-        for key, value in ownership.xattrs_of(entry, owners, warn):
-            _set_xattr(path, key, value, warn)
-    times = (entry.mtime, entry.mtime)
-    _try(warn, "time", lambda: os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False))
+        _try(warn, "mode", lambda: os.chmod(file, wanted))
+    for key, value in ownership.xattrs_of(entry, owners, warn):
+        _set_xattr(file, key, value, warn)
+    _try(warn, "time", lambda: os.utime(file, ns=(entry.mtime, entry.mtime)))
     if not 0 <= entry.mtime < _ALWAYS_HELD:
-        _try(
-            warn,
-            "time",
-            lambda: _check_time(os.stat(name, dir_fd=fd, follow_symlinks=False), entry.mtime, warn),
-        )
+        _try(warn, "time", lambda: _check_time(os.stat(file), entry.mtime, warn))
 
 
 def _check_time(info: os.stat_result, mtime: int, warn: Callable[[str], None]) -> None:
@@ -187,8 +185,7 @@ def _check_time(info: os.stat_result, mtime: int, warn: Callable[[str], None]) -
 
 
 def replace_attributes(
-    fd: int,
-    name: bytes,
+    file: int | bytes,
     entry: Entry,
     owners: Owners,
     ownership: Ownership,
@@ -197,33 +194,22 @@ def replace_attributes(
     mode: int | None = None,
     keep: bool = False,
 ) -> None:
-    """Give a live file an entry's owner, mode (or this one), attributes and time.
+    """Do as `set_attributes`, and remove the attributes that the entry does not have.
 
-    keep: leave attributes that the entry does not have; else they are removed. What cannot be read or set is
-    passed to `warn`.
+    keep: leave those.
     """
     stored = {key for key, _ in entry.extra.xattrs}
-    for key, _ in () if keep else read_xattrs_at(fd, name, warn):
+    for key, _ in () if keep else read_xattrs(file, warn):
         if key not in stored:
             with contextlib.suppress(OSError):
-                os.removexattr(b"/proc/self/fd/%d/%s" % (fd, name), key, follow_symlinks=False)
-    set_attributes(fd, name, entry, owners, ownership, warn, mode=mode)
-
-
-def _chmod(fd: int, name: bytes, mode: int) -> None:
-    """Change a mode without following a link put in the file's place (fchmodat cannot say so)."""
-    file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-    try:
-        if not stat.S_ISLNK(os.fstat(file).st_mode):
-            os.chmod(b"/proc/self/fd/%d" % file, mode)
-    finally:
-        os.close(file)
+                os.removexattr(file, key)
+    set_attributes(file, entry, owners, ownership, warn, mode=mode)
 
 
 def _set_xattr(file: int | bytes, key: bytes, value: bytes, warn: Callable[[str], None]) -> None:
     shown = key.decode(errors="backslashreplace")
     try:
-        os.setxattr(file, key, value, follow_symlinks=isinstance(file, int))
+        os.setxattr(file, key, value)
     except OSError as error:
         reason = "not allowed or not supported here" if error.errno in _UNSUPPORTED else error.strerror
         warn(f"attribute {shown} cannot be set: {reason}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """How a file is opened that may have become a link, a fifo or a terminal since it was listed."""
+REPLACED: Final = "another user has replaced it while it was being made"
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS: Final = 40
 _LONGEST: Final = 4000
@@ -98,6 +99,14 @@ def _refuse_special(fd: int) -> int:
     raise OSError(errno.EINVAL, "it is not a regular file")
 
 
+def open_content(fd: int, name: bytes) -> int:
+    """Open the regular file or directory `name` in the directory open as `fd`. Raises OSError."""
+    try:
+        return os.open(name, OPEN_DIRECTORY, dir_fd=fd)
+    except NotADirectoryError:
+        return open_regular(fd, name)
+
+
 def open_entry(fd: int, name: bytes) -> int:
     """Open whatever is called `name` in the directory open as `fd`, with O_PATH: nothing is done to it."""
     return os.open(name, _PATH, dir_fd=fd)
@@ -106,6 +115,47 @@ def open_entry(fd: int, name: bytes) -> int:
 def path_of(fd: int) -> bytes:
     """Return a path that refers to an open file, also one opened with O_PATH, whatever its name is now."""
     return b"/proc/self/fd/%d" % fd
+
+
+def make_directory(name: bytes, parent: int) -> int:
+    """Make the directory `name` in the one open as `parent`, for castore's user only, and open it.
+
+    Raises OSError, also if another user has put another one in its place.
+    """
+    os.mkdir(name, 0o700, dir_fd=parent)
+    fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+    if is_for_own_user(os.fstat(fd)):
+        return fd
+    try:
+        own = not keeps_owners(parent)
+    except BaseException:
+        os.close(fd)
+        raise
+    if own:
+        return fd
+    os.close(fd)
+    raise OSError(errno.ESTALE, REPLACED)
+
+
+def is_for_own_user(info: os.stat_result) -> bool:
+    """Whether castore's user has made a directory, and alone can enter it: nobody can give one away."""
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() and not info.st_mode & 0o077
+
+
+def keeps_owners(folder: int) -> bool:
+    """Whether files made in an open directory have castore's user as owner, and the mode asked for.
+
+    Not so on FAT, on NFS for root, and on others that map users. Raises OSError.
+    """
+    name = f".castore-probe-{os.urandom(8).hex()}"
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        info = os.fstat(fd)
+    finally:
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=folder)
+    return info.st_uid == os.geteuid() and not info.st_mode & 0o077
 
 
 class Located(NamedTuple):
@@ -148,13 +198,13 @@ class Located(NamedTuple):
         return open_regular(self.folder, self.name)
 
 
-def locate(path: str | bytes, *, make: bool = False) -> Located:
+def locate(path: str | bytes, *, make: bool = False, follow: bool = True) -> Located:
     """Resolve a configured path, of which all but the last name must exist.
 
     Links are followed only where no other user could have made them: they belong to root or to castore's
     user, and so does their directory, in which nobody else may write (or only as in /tmp, which is sticky).
-    make: make missing directories above the last name, for their owner only. The caller closes what is
-    returned. Raises UntrustedPathError for other links, and OSError.
+    make: make missing directories above the last name, for their owner only. follow: also where the last name
+    is a link. The caller closes what is returned. Raises UntrustedPathError for other links, and OSError.
     """
     pending = _names(os.path.abspath(os.fsencode(path)))
     names: list[bytes] = []
@@ -169,7 +219,7 @@ def locate(path: str | bytes, *, make: bool = False) -> Located:
                     names.pop()
                     os.close(folders.pop())
                 continue
-            target = _followed(folders[-1], names, name)
+            target = _followed(folders[-1], names, name) if pending or follow else None
             if target is not None:
                 links += 1
                 if links > _LINKS:

@@ -8,10 +8,18 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.content.attributes import Ownership, replace_attributes
-from castore.content.beneath import OPEN_DIRECTORY, OPEN_FILE, open_below
+from castore.content.attributes import Ownership, is_privileged, replace_attributes
+from castore.content.beneath import (
+    OPEN_DIRECTORY,
+    REPLACED,
+    make_directory,
+    open_below,
+    open_entry,
+    open_regular,
+    path_of,
+)
 from castore.content.depth import run
-from castore.content.live import data_extents, is_protected, read_xattrs_at
+from castore.content.live import data_extents, is_protected, read_xattrs
 from castore.content.removing import remove
 from castore.model.tree import Content, Entry, Extra, Owners, clamped_time
 
@@ -24,16 +32,25 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLO
 _OVERWRITE: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-def live_entry(fd: int, name: bytes, warn: Callable[[str], None]) -> Entry:
-    """Return the metadata of a live file in the directory open as `fd`. Raises OSError.
+def live_entry(fd: int, name: bytes, warn: Callable[[str], None]) -> tuple[Entry, tuple[int, int]]:
+    """Return the metadata of a live file in the directory open as `fd`, and its device and inode.
 
-    Attributes that cannot be read are passed to `warn`.
+    Attributes that cannot be read are passed to `warn`. Raises OSError.
     """
-    info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    extra = Extra(xattrs=read_xattrs_at(fd, name, warn))
+    held = open_entry(fd, name)
+    try:
+        info = os.fstat(held)
+        return _entry_of(path_of(held), name, info, warn), (info.st_dev, info.st_ino)
+    finally:
+        os.close(held)
+
+
+def _entry_of(
+    file: int | bytes, name: bytes, info: os.stat_result, warn: Callable[[str], None]
+) -> Entry:
+    extra = Extra(xattrs=read_xattrs(file, warn))
+    kind, time = info.st_mode >> 12, clamped_time(info.st_mtime_ns)
     ids = info.st_uid, info.st_gid
-    kind = info.st_mode >> 12
-    time = clamped_time(info.st_mtime_ns)
     return Entry(name, kind, stat.S_IMODE(info.st_mode), *ids, time, 0, Content.NONE, extra)
 
 
@@ -56,19 +73,20 @@ def overwrite(source: int, name: bytes, target: int, old: bytes) -> None:
 
     For what cannot be renamed: a mount point. Raises OSError.
     """
-    file = os.open(name, OPEN_FILE, dir_fd=source)
+    file = open_regular(source, name)
     try:
         into = os.open(old, _OVERWRITE, dir_fd=target)
         try:
             _refuse_special(into)
+            _refuse_privileged(file)
             os.ftruncate(into, 0)
             _copy_data(file, into)
+            _copy_metadata(file, into)
             os.fsync(into)
         finally:
             os.close(into)
     finally:
         os.close(file)
-    _copy_metadata(source, name, target, old)
 
 
 def check_overwritable(fd: int, name: bytes) -> None:
@@ -76,8 +94,15 @@ def check_overwritable(fd: int, name: bytes) -> None:
     into = os.open(name, _OVERWRITE, dir_fd=fd)
     try:
         _refuse_special(into)
+        _refuse_privileged(into)
     finally:
         os.close(into)
+
+
+def _refuse_privileged(fd: int) -> None:
+    """Raise OSError for a file that gives rights to who runs it: another user may write to it meanwhile."""
+    if is_privileged(os.fstat(fd).st_mode, read_xattrs(fd, lambda _reason: None)):
+        raise OSError(errno.EBUSY, "it is a mount point with set-id bits or capabilities: unmount it")
 
 
 def _refuse_special(fd: int) -> None:
@@ -92,28 +117,30 @@ def _copy(
 
     path: of the copy, below the directory open as `top`. links: copies of files with several names.
     """
-    info = os.stat(name, dir_fd=source, follow_symlinks=False)
-    new = path[-1]
-    if stat.S_ISDIR(info.st_mode):
-        below = os.open(name, OPEN_DIRECTORY, dir_fd=source)
-        try:
-            _refuse_protected(below)
-            os.mkdir(new, 0o700, dir_fd=target)
-            into = os.open(new, OPEN_DIRECTORY, dir_fd=target)
+    held = open_entry(source, name)
+    try:
+        info = os.fstat(held)
+        new = path[-1]
+        if stat.S_ISDIR(info.st_mode):
+            below = os.open(path_of(held), OPEN_DIRECTORY & ~os.O_NOFOLLOW)
+            into = -1
             try:
+                _refuse_protected(below)
+                into = make_directory(new, target)
                 for one in {os.fsencode(each) for each in os.listdir(below)}:
                     yield _copy(below, one, into, (*path, one), top, links)
+                _copy_metadata(below, into)
             finally:
-                os.close(into)
-        finally:
-            os.close(below)
-    elif info.st_nlink > 1 and (info.st_dev, info.st_ino) in links:
-        _link(links[info.st_dev, info.st_ino], target, new, top)
-        return
-    else:
-        _copy_file(source, name, info, target, new)
-        links[info.st_dev, info.st_ino] = path
-    _copy_metadata(source, name, target, new)
+                os.close(below)
+                if into >= 0:
+                    os.close(into)
+        elif info.st_nlink > 1 and (info.st_dev, info.st_ino) in links:
+            _link(links[info.st_dev, info.st_ino], target, new, top)
+        else:
+            _copy_file(held, info, target, new)
+            links[info.st_dev, info.st_ino] = path
+    finally:
+        os.close(held)
 
 
 def _link(first: Path, target: int, new: bytes, top: int) -> None:
@@ -124,19 +151,29 @@ def _link(first: Path, target: int, new: bytes, top: int) -> None:
         os.close(at)
 
 
-def _copy_file(source: int, name: bytes, info: os.stat_result, target: int, new: bytes) -> None:
-    if stat.S_ISLNK(info.st_mode):
-        os.symlink(os.readlink(name, dir_fd=source), new, dir_fd=target)
-        return
+def _copy_file(held: int, info: os.stat_result, target: int, new: bytes) -> None:
+    """Copy what is no directory. held: it, opened with O_PATH."""
     if not stat.S_ISREG(info.st_mode):
-        os.mknod(new, stat.S_IFMT(info.st_mode) | 0o600, info.st_rdev, dir_fd=target)
+        if stat.S_ISLNK(info.st_mode):
+            os.symlink(os.readlink(b"", dir_fd=held), new, dir_fd=target)
+        else:
+            os.mknod(new, stat.S_IFMT(info.st_mode) | 0o600, info.st_rdev, dir_fd=target)
+        made = open_entry(target, new)
+        try:
+            if stat.S_IFMT(os.fstat(made).st_mode) != stat.S_IFMT(info.st_mode):
+                raise OSError(errno.ESTALE, REPLACED)
+            _copy_metadata(path_of(held), path_of(made))
+        finally:
+            os.close(made)
         return
-    file = os.open(name, OPEN_FILE, dir_fd=source)
+    file = os.open(path_of(held), os.O_RDONLY | os.O_CLOEXEC)
     try:
         _refuse_protected(file)
         into = os.open(new, _CREATE, 0o600, dir_fd=target)
         try:
             _copy_data(file, into)
+            # Behind the content: whoever has written to it meanwhile has taken its set-id bits from it.
+            _copy_metadata(file, into)
             os.fsync(into)
         finally:
             os.close(into)
@@ -161,13 +198,16 @@ def _refuse_protected(fd: int) -> None:
         raise PermissionError(errno.EPERM, "it is immutable or append-only (see lsattr)")
 
 
-def _copy_metadata(source: int, name: bytes, target: int, new: bytes) -> None:
-    """Give a copy the metadata of its original. Raises OSError if any of it cannot be set."""
+def _copy_metadata(file: int | bytes, into: int | bytes) -> None:
+    """Give a copy the metadata of its original. Raises OSError if any of it cannot be set.
+
+    Both are descriptors, or `path_of` one that was opened with O_PATH.
+    """
     failed: list[str] = []
-    entry = live_entry(source, name, failed.append)
+    entry = _entry_of(file, b"", os.stat(file), failed.append)
     ownership = Ownership(change=os.geteuid() == 0, numeric=True)
-    replace_attributes(target, new, entry, Owners(), ownership, failed.append, mode=entry.mode)
-    info = os.stat(new, dir_fd=target, follow_symlinks=False)
+    replace_attributes(into, entry, Owners(), ownership, failed.append, mode=entry.mode)
+    info = os.stat(into)
     if (info.st_uid, info.st_gid) != (entry.uid, entry.gid):
         failed.append("owner cannot be set: only root can")
     if failed:

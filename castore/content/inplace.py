@@ -1,32 +1,35 @@
 """A live directory made equal to a stored tree, touching only what differs.
 
-First a plan, which is data; then one function that carries it out. What is replaced or removed is
-moved into a directory in the tree's top (castore/content/aside.py) until the caller says that all went
-well; before that, everything can be put back.
+First a plan, which is data; then one function that carries it out. What is replaced or removed is moved
+into an undo directory in the tree's top (castore/content/aside.py) until the caller says that all went
+well; before that, everything can be reverted. Metadata is set on the file that the plan is about, or on
+nothing.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
 from typing import TYPE_CHECKING, Final
 
-from castore.content.aside import Aside, Journal
+from castore.content.aside import Aside
 from castore.content.attributes import drop_inherited, mode_of, replace_attributes
-from castore.content.beneath import OPEN_FILE, open_below
+from castore.content.beneath import locate, make_directory, open_below, open_content, open_entry, path_of
 from castore.content.copying import live_entry
 from castore.content.live import is_protected
 from castore.content.restore import TreeWriter, named
+from castore.content.undo_journal import Journal
 from castore.errors import CastoreError
 
 if TYPE_CHECKING:
-    from castore.content.aside import Path
     from castore.content.attributes import Ownership
     from castore.content.directories import Child
     from castore.content.restore import Report
     from castore.content.streams import StreamReader
     from castore.content.treeplan import Step, TreePlan
+    from castore.content.undo_journal import Ids, Path
     from castore.model.tally import Tally
     from castore.model.tree import Entry
 
@@ -41,7 +44,19 @@ class PlanWriter:
         self, reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Tally
     ) -> None:
         self._ownership = ownership
-        self.top = os.open(plan.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with locate(plan.top) as found:
+                self.real_path = found.path
+                self.top = found.open_directory()
+        except OSError as error:
+            raise CastoreError(f"cannot restore into {plan.top}: {error.strerror}") from error
+        info = os.fstat(self.top)
+        if plan.ids not in {None, (info.st_dev, info.st_ino)}:
+            os.close(self.top)
+            raise CastoreError(
+                f"{plan.top} has been replaced by another directory since it was compared: nothing was "
+                "touched; repeat the command"
+            )
         self._writer = TreeWriter(reader, self.top, ownership, tally)
         self._writer.know_links(plan.kept_links)
 
@@ -55,22 +70,38 @@ class PlanWriter:
         if not child.entry.is_dir:
             self._writer.make(fd, path, child, old)
             return
-        os.mkdir(path[-1], 0o700, dir_fd=fd)
-        drop_inherited(fd, path[-1])
-        self._writer.fill(child, path)
-        self.set(fd, path, child)
+        made = make_directory(path[-1], fd)
+        try:
+            drop_inherited(made)
+            self._writer.fill(child, made, path)
+            self._set(made, path, child)
+        finally:
+            os.close(made)
 
-    def set(self, fd: int, path: Path, child: Child, *, keep: bool = False) -> None:
-        """Set the metadata of what is at `path`; keep: leave attributes that are not stored."""
+    def set(self, fd: int, path: Path, child: Child, ids: Ids | None, *, keep: bool = False) -> None:
+        """Set the metadata of what is at `path`, in the directory open as `fd`.
+
+        ids: of the file that was compared. keep: leave attributes that are not stored. Raises OSError, also
+        if another file has taken its place.
+        """
+        held = open_entry(fd, path[-1])
+        try:
+            info = os.fstat(held)
+            if ids not in {None, (info.st_dev, info.st_ino)}:
+                raise OSError(errno.ESTALE, "another file has taken its place: is its service still running?")
+            self._set(path_of(held), path, child, keep=keep)
+        finally:
+            os.close(held)
+
+    def _set(self, file: int | bytes, path: Path, child: Child, *, keep: bool = False) -> None:
         def warn(reason: str) -> None:
             self.report.warnings.append((b"/".join(path), reason))
 
         mode = mode_of(child.entry, self._ownership)
         if not self._ownership.change:
             # A file of the restoring user that has these bits already may keep them.
-            now = os.stat(path[-1], dir_fd=fd, follow_symlinks=False).st_mode
-            mode |= child.entry.mode & now & (stat.S_ISUID | stat.S_ISGID)
-        given = (fd, path[-1], child.entry, child.owners, self._ownership, warn)
+            mode |= child.entry.mode & os.stat(file).st_mode & (stat.S_ISUID | stat.S_ISGID)
+        given = (file, child.entry, child.owners, self._ownership, warn)
         replace_attributes(*given, mode=mode, keep=keep)
 
     def close(self) -> None:
@@ -94,6 +125,7 @@ class InPlace(PlanWriter):
         super().__init__(reader, plan, ownership, tally)
         self._plan = plan
         self._owner = owner
+        self._journals = reader.store.places.journals
         self._aside: Aside | None = None
 
     @property
@@ -107,13 +139,14 @@ class InPlace(PlanWriter):
         if not self._plan.steps:
             return
         # Before anything is touched, since what is done in a directory changes its time.
-        steps = [(step.action, step.path or (b".",)) for step in self._plan.steps]
-        before = [(path, self._entry_of(path)) for action, path in steps if action == "metadata"]
+        steps = tuple((step.action, step.path or (b".",)) for step in self._plan.steps)
+        before = tuple((path, *self._entry_of(path)) for action, path in steps if action == "metadata")
         self._refuse_protected()
         last = self._plan.steps[-1]
         time = last.child.entry.mtime if last.child is not None and not last.path else None
         try:
-            self._aside = Aside.create(self.top, Journal(tuple(steps), tuple(before), time, self._owner))
+            journal = Journal(steps, before, time, self._owner, self.real_path)
+            self._aside = Aside.create(self.top, journal, self._journals)
         except OSError as error:
             raise CastoreError(f"cannot begin in {self._plan.top}: {error.strerror}") from error
         for step in self._plan.steps:
@@ -170,7 +203,7 @@ class InPlace(PlanWriter):
         moved = True
         if step.action in {"remove", "replace"}:
             try:
-                moved = aside.take(path)
+                moved = aside.take(path, step.ids)
             except PermissionError as error:
                 protected = self._is_protected(path)
                 if step.action == "replace" or not (protected or os.geteuid() == 0):
@@ -190,7 +223,7 @@ class InPlace(PlanWriter):
         fd = open_below(self.top, path[:-1])
         try:
             if step.action == "metadata":
-                self.set(fd, path, step.child, keep=step.keep_attributes)
+                self.set(fd, path, step.child, step.ids, keep=step.keep_attributes)
             else:
                 self.make(fd, path, step.child, old)
         finally:
@@ -198,8 +231,8 @@ class InPlace(PlanWriter):
             if old is not None:
                 os.close(old)
 
-    def _entry_of(self, path: Path) -> Entry:
-        """Return what undoing needs to know of a live file."""
+    def _entry_of(self, path: Path) -> tuple[Entry, Ids]:
+        """Return what undoing needs to know of a live file, and which file that is."""
         fd = open_below(self.top, path[:-1])
         try:
             # Attributes that cannot be read are reported when the step is carried out.
@@ -213,7 +246,7 @@ class InPlace(PlanWriter):
         try:
             if is_protected(parent):
                 return True
-            fd = os.open(path[-1], OPEN_FILE, dir_fd=parent)
+            fd = open_content(parent, path[-1])
         except OSError:
             return False  # a link, a device: they have no such flags
         finally:
@@ -230,10 +263,10 @@ class InPlace(PlanWriter):
             if self._aside is not None:
                 self._aside.put_back(lambda path, why: warnings.append((b"/".join(path), why)))
         except OSError as error:
-            name = self._aside.name if self._aside is not None else ""
+            where = self._aside.path if self._aside is not None else ""
             raise CastoreError(
                 f"the previous state of {self._plan.top} could not be restored ({error.strerror}): what was "
-                f"moved aside is in {name} there; when the cause is fixed: castore recover {self._plan.top}"
+                f"moved aside is in {where}; when the cause is fixed: castore recover {self._plan.top}"
             ) from error
         finally:
             self._close()
@@ -247,8 +280,8 @@ class InPlace(PlanWriter):
                 self.report.warnings += [(b"/".join(path), reason) for path, reason in left]
         except OSError as error:
             # All is restored; the next one says that this is left, and `recover` tries again.
-            name = os.fsencode(self._aside.name if self._aside is not None else "")
-            self.report.warnings.append((name, f"cannot be removed: {error.strerror}"))
+            where = os.path.basename(self._aside.path) if self._aside is not None else ""
+            self.report.warnings.append((os.fsencode(where), f"cannot be removed: {error.strerror}"))
         finally:
             self._close()
 

@@ -143,18 +143,21 @@ def read_xattrs_at(
 ) -> tuple[tuple[bytes, bytes], ...]:
     """Read the extended attributes of `name` in the directory open as `fd`, links not followed.
 
-    It is not opened for that, since it may be a device; there is no listxattrat(2) here. What cannot be read
-    is passed to `warn`.
+    Only to compare them: another file may have the name by now. There is no listxattrat(2) here. What
+    cannot be read is passed to `warn`.
     """
-    return read_xattrs(b"/proc/self/fd/%d/%s" % (fd, name), warn)
+    return read_xattrs(b"/proc/self/fd/%d/%s" % (fd, name), warn, follow=False)
 
 
-def read_xattrs(file: int | bytes, warn: Callable[[str], None]) -> tuple[tuple[bytes, bytes], ...]:
+def read_xattrs(
+    file: int | bytes, warn: Callable[[str], None], *, follow: bool = True
+) -> tuple[tuple[bytes, bytes], ...]:
     """Read extended attributes, sorted by name; none where they are not supported.
 
-    What cannot be read is passed to `warn`, and left out.
+    file: a descriptor, or `path_of` one that was opened with O_PATH. What cannot be read is passed to
+    `warn`, and left out.
     """
-    follow = isinstance(file, int)
+    follow |= isinstance(file, int)
     try:
         names = sorted(map(os.fsencode, os.listxattr(file, follow_symlinks=follow)))
         listed = True

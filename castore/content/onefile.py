@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING, Final
 
 from castore.content.attributes import mode_of, replace_attributes
-from castore.content.beneath import OPEN_FILE
+from castore.content.beneath import open_entry, open_regular, open_top, path_of
 from castore.content.copying import check_overwritable, copy, overwrite
 from castore.content.removing import remove
 from castore.content.restore import TreeWriter, named
@@ -37,8 +36,11 @@ def carry_out(
     for step in plan.steps:
         shown = os.path.join(plan.top, os.fsdecode(b"/".join(step.path)))
         try:
-            top = os.open(plan.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            top = open_top(plan.top)
             try:
+                info = os.fstat(top)
+                if plan.ids not in {None, (info.st_dev, info.st_ino)}:
+                    raise OSError(errno.ESTALE, "its directory has been replaced by another one")
                 problems += _do(reader, top, step, ownership, tally)
             finally:
                 os.close(top)
@@ -59,8 +61,15 @@ def _do(
         def warn(reason: str) -> None:
             problems.append((name, reason))
 
-        mode = mode_of(child.entry, ownership)
-        replace_attributes(top, name, child.entry, child.owners, ownership, warn, mode=mode)
+        held = open_entry(top, name)
+        try:
+            info = os.fstat(held)
+            if step.ids not in {None, (info.st_dev, info.st_ino)}:
+                raise OSError(errno.ESTALE, "another file has taken its place")
+            mode = mode_of(child.entry, ownership)
+            replace_attributes(path_of(held), child.entry, child.owners, ownership, warn, mode=mode)
+        finally:
+            os.close(held)
         return problems
     new = f"{_NEW}{os.urandom(8).hex()}".encode()
     writer = TreeWriter(reader, top, ownership, tally)
@@ -90,7 +99,7 @@ def _make(writer: TreeWriter, top: int, new: bytes, name: bytes, child: Child) -
     if child.entry.is_file:
         # Not to be read, but it may be mode 0; root alone could open it then.
         with contextlib.suppress(PermissionError):
-            fd = os.open(new, OPEN_FILE, dir_fd=top)
+            fd = open_regular(top, new)
             try:
                 os.fsync(fd)
             finally:
@@ -131,10 +140,6 @@ def _overwrite(top: int, new: bytes, name: bytes) -> None:
 def _open_regular(top: int, name: bytes) -> int | None:
     """Open the live file, whose blocks the new one may share; None if there is no regular file."""
     try:
-        fd = os.open(name, OPEN_FILE, dir_fd=top)
+        return open_regular(top, name)
     except OSError:
         return None
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    return None

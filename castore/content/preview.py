@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from castore.content.beneath import OPEN_DIRECTORY, OPEN_FILE
+from castore.content.beneath import OPEN_DIRECTORY, open_regular, open_top
 from castore.content.exclude import CACHE_TAG
 from castore.content.live import allow_descriptors, data_extents, is_cache, is_mount_point
 from castore.content.scanfiles import joined
@@ -40,7 +40,7 @@ class TreePreview:
 def preview_tree(path: str, rules: ScanRules) -> TreePreview:
     """Look at the tree at `path` as a scan by these rules does. Raises UsageError if it cannot be listed."""
     try:
-        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        top = open_top(path)
     except OSError as error:
         raise UsageError(f"cannot read the tree {path}: {error.strerror}") from None
     allow_descriptors()
@@ -128,7 +128,7 @@ def _size_of(fd: int, entry: Listed) -> int:
     if entry.blocks * 512 >= entry.size:
         return entry.size
     try:
-        file = os.open(entry.name, OPEN_FILE, dir_fd=fd)
+        file = open_regular(fd, entry.name)
     except OSError:
         return entry.size
     try:

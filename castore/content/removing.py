@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 
-from castore.content.beneath import OPEN_DIRECTORY
+from castore.content.beneath import OPEN_DIRECTORY, open_entry, path_of
 
 
 def remove(name: bytes, parent: int) -> None:
@@ -23,7 +24,34 @@ def remove_tree(name: bytes, parent: int) -> None:
     Directories whose mode forbids it get another mode. Raises OSError.
     """
     device = os.stat(name, dir_fd=parent, follow_symlinks=False).st_dev
-    stack = [(name, _open_to_empty(name, parent, device))]
+    _empty([(name, _open_to_empty(name, parent, device))], parent, device)
+
+
+def remove_all_in(fd: int) -> None:
+    """Remove all that is in the directory open as `fd`, as `remove_tree` does. Raises OSError."""
+    device = os.fstat(fd).st_dev
+    for name in {os.fsencode(one) for one in os.listdir(fd)}:
+        if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            _empty([(name, _open_to_empty(name, fd, device))], fd, device)
+        else:
+            os.unlink(name, dir_fd=fd)
+
+
+def remove_directory(name: bytes, parent: int, fd: int) -> None:
+    """Remove the empty directory open as `fd` from the one open as `parent`, whatever its name there is now.
+
+    name: what it was called. Nothing is done where it is not in that directory any more. Raises OSError.
+    """
+    wanted = os.fstat(fd)
+    for one in (name, *map(os.fsencode, os.listdir(parent))):
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(wanted, os.stat(one, dir_fd=parent, follow_symlinks=False)):
+                os.rmdir(one, dir_fd=parent)
+                return
+
+
+def _empty(stack: list[tuple[bytes, int]], parent: int, device: int) -> None:
+    """Remove the directory that is open on the stack, with all in it."""
     try:
         while stack:
             current, fd = stack[-1]
@@ -47,7 +75,7 @@ def _open_to_empty(name: bytes, parent: int, device: int) -> int:
     try:
         fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
     except PermissionError:
-        os.chmod(name, 0o700, dir_fd=parent)
+        _allow(name, parent)
         fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
     info = os.fstat(fd)
     if info.st_dev != device:
@@ -56,3 +84,13 @@ def _open_to_empty(name: bytes, parent: int, device: int) -> int:
     if info.st_mode & 0o700 != 0o700:
         os.fchmod(fd, 0o700)
     return fd
+
+
+def _allow(name: bytes, parent: int) -> None:
+    """Let the owner of a directory enter it."""
+    held = open_entry(parent, name)
+    try:
+        if stat.S_ISDIR(os.fstat(held).st_mode):
+            os.chmod(path_of(held), 0o700)
+    finally:
+        os.close(held)

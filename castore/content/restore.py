@@ -1,8 +1,9 @@
 """A stored tree into a directory.
 
-Everything is made relative to the descriptor of its directory, created anew and never through a
-link, so that what is restored stays below its destination whatever a store holds. A file that is
-damaged is not left behind half: it is missing, the report names it, and the others follow.
+Everything is created relative to the descriptor of its directory and never through a link, so that what is
+restored stays below its destination whatever a store holds. Metadata is set through the descriptor of the
+file that was made: who owns a directory that files are made in can exchange them. A file that is damaged is
+not left incomplete: it is missing, the report names it, and the others follow.
 """
 
 from __future__ import annotations
@@ -24,12 +25,23 @@ from castore.content.attributes import (
     Ownership,
     drop_inherited,
     inherits,
+    is_private,
+    is_privileged,
     new_owners,
     replace_attributes,
     set_attributes,
-    set_directory_attributes,
+    without_privileges,
 )
-from castore.content.beneath import OPEN_DIRECTORY, open_below
+from castore.content.beneath import (
+    OPEN_DIRECTORY,
+    REPLACED,
+    keeps_owners,
+    locate,
+    make_directory,
+    open_below,
+    open_entry,
+    path_of,
+)
 from castore.content.directories import (
     Child,
     Opened,
@@ -55,6 +67,11 @@ _WORKERS: Final = 2
 _LEFT: Final = 32
 """Directories whose plain files are being made while others are entered."""
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAMELESS: Final = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+_NO_NAMELESS: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
+"""What open(2) answers to O_TMPFILE where the file system has no files without a name."""
+Link = tuple[tuple[bytes, ...], tuple[int, int]]
+"""A name of a file that has several, and its device and inode."""
 
 
 @dataclass
@@ -95,6 +112,17 @@ class _Open:
     bundle: RangeReader | None = None
     old: int | None = None
     """A file that may have some of what is made, open."""
+    private: bool = True
+    """Whether nobody else can exchange what is made in it."""
+
+
+class _Made(NamedTuple):
+    """What was made, open."""
+
+    fd: int
+    """A regular file for writing, anything else with O_PATH; -1: it could not be made, which is reported."""
+    nameless: bool = False
+    """Whether it gets its name when it has its metadata."""
 
 
 class _Work(NamedTuple):
@@ -116,15 +144,15 @@ class TreeWriter:
         self._ownership = ownership
         self._tally = tally
         self._allowance = Allowance(tally.most_files)
-        self._links: dict[tuple[int, int], tuple[bytes, ...]] = {}
+        self._links: dict[tuple[int, int], Link] = {}
         self._left: deque[_Open] = deque()
 
-    def know_links(self, links: dict[tuple[int, int], tuple[bytes, ...]]) -> None:
-        """Say of files with several names that are there already where one name of each is."""
+    def know_links(self, links: dict[tuple[int, int], Link]) -> None:
+        """Say of files with several names that exist already where one name of each is."""
         self._links.update(links)
 
-    def fill(self, child: Child, path: tuple[bytes, ...] = ()) -> None:
-        """Put what the stored directory `child` holds into the one at `path`, which is empty.
+    def fill(self, child: Child, fd: int, path: tuple[bytes, ...] = ()) -> None:
+        """Put what the stored directory `child` holds into the empty one open as `fd`, which is at `path`.
 
         The metadata of `child` itself is left to the caller.
         """
@@ -134,8 +162,12 @@ class TreeWriter:
         with pool, Ahead(self._reader.store, child.ref) as ahead:
             work = _Work(pool, ahead, len(path))
             try:
-                first = self._enter(work, child, path, open_below(self._top, path), None)
-                stack = [first] if first is not None else []
+                top = os.dup(fd)
+                first = self._enter(work, child, path, top, None)
+                if first is None:
+                    os.close(top)
+                else:
+                    stack.append(first)
                 while stack:
                     current = stack[-1]
                     if not current.children:
@@ -161,12 +193,16 @@ class TreeWriter:
 
         old: a file that may have some of what it holds, open.
         """
-        self._make(_Open(fd, path[:-1], [], inherited=inherits(fd), old=old), child)
+        private = is_private(os.fstat(fd))
+        self._make(_Open(fd, path[:-1], [], inherited=inherits(fd), old=old, private=private), child)
 
     def _enter(
         self, work: _Work, child: Child, path: tuple[bytes, ...], fd: int, own: Child | None
     ) -> _Open | None:
-        """Open a stored directory and have its files made in the live one, open as `fd`."""
+        """Open a stored directory and have its files made in the live one, open as `fd`.
+
+        None: it is damaged, and `fd` is still the caller's.
+        """
         taken = None
         try:
             if child.ref is None:
@@ -176,12 +212,13 @@ class TreeWriter:
                 fetched = taken.fetched if taken else fetch_directory(self._reader, child.ref, ROOM)
                 opened = open_fetched(self._reader, child.ref, fetched)
         except DamageError as error:
-            os.close(fd)
             self._damage(path, error)
             return None
         current = _Open(fd, path, [], own, opened.chunks, inherits(fd))
+        # A directory that this restore has made is for castore's user only until all is made in it.
+        current.private = own is not None or is_private(os.fstat(fd))
         others = opened.others
-        if current.inherited:
+        if current.inherited or not current.private:
             others = [*others, *opened.plain_children()]
         elif opened.plain is not None:
             current.files, current.size = opened.plain.plain, opened.plain.plain_size
@@ -235,7 +272,7 @@ class TreeWriter:
                 for child in failed:
                     self._make(current, child)
             if current.own is not None:
-                set_directory_attributes(
+                set_attributes(
                     current.fd,
                     current.own.entry,
                     current.own.owners,
@@ -252,21 +289,29 @@ class TreeWriter:
         self._allowance.enter()
         self._tally.files += 1
         try:
-            try:
-                os.mkdir(entry.name, 0o700, dir_fd=current.fd)
-            except FileExistsError:
-                if path != (FILE_SYSTEMS_OWN,):
-                    raise
-            if current.inherited:
-                drop_inherited(current.fd, entry.name)
-            fd = os.open(entry.name, OPEN_DIRECTORY, dir_fd=current.fd)
+            fd = self._make_directory(current, entry.name, path)
         except OSError as error:
             self._not_made(path, error)
             return None
         entered = self._enter(work, child, path, fd, child)
         if entered is None:
-            self._attributes(current, child)
+            try:
+                self._attributes(_Made(fd), current, child)
+            finally:
+                os.close(fd)
         return entered
+
+    @staticmethod
+    def _make_directory(current: _Open, name: bytes, path: tuple[bytes, ...]) -> int:
+        try:
+            fd = make_directory(name, current.fd)
+        except FileExistsError:
+            if path != (FILE_SYSTEMS_OWN,):
+                raise
+            fd = os.open(name, OPEN_DIRECTORY, dir_fd=current.fd)
+        if current.inherited:
+            drop_inherited(fd)
+        return fd
 
     def _make(self, current: _Open, child: Child) -> None:
         """Make what is no directory, with its metadata."""
@@ -274,14 +319,23 @@ class TreeWriter:
         path = (*current.path, entry.name)
         self._tally.files += 1
         try:
-            if self._link(current, entry, path) or not self._make_file(current, child, path):
+            if self._link(current, entry, path):
                 return
+            made = self._make_file(current, child, path)
+            if made.fd < 0:
+                return
+            try:
+                self._attributes(made, current, child)
+                info = os.fstat(made.fd)
+                if made.nameless:
+                    os.link(path_of(made.fd), entry.name, dst_dir_fd=current.fd)
+            finally:
+                os.close(made.fd)
         except OSError as error:
             self._not_made(path, error)
             return
-        self._attributes(current, child)
         if entry.extra.link is not None:
-            self._links[entry.extra.link] = path
+            self._links[entry.extra.link] = path, (info.st_dev, info.st_ino)
 
     def _not_made(self, path: tuple[bytes, ...], error: OSError) -> None:
         """Report what this file system or user cannot have.
@@ -293,24 +347,35 @@ class TreeWriter:
             raise CastoreError(f"cannot restore {where}: {error.strerror}") from error
         self._unmade(path, f"cannot be made: {error.strerror}")
 
-    def _make_file(self, current: _Open, child: Child, path: tuple[bytes, ...]) -> bool:
-        """Make anything but a directory, without its metadata; say whether it is there now."""
+    def _make_file(self, current: _Open, child: Child, path: tuple[bytes, ...]) -> _Made:
+        """Make anything but a directory, without its metadata."""
         entry = child.entry
         kind = stat.S_IFMT(entry.st_mode)
         if kind == stat.S_IFREG:
             return self._file(current, child, path)
         if kind == stat.S_IFLNK:
             os.symlink(entry.extra.target, entry.name, dir_fd=current.fd)
-            return True
-        if kind in {stat.S_IFCHR, stat.S_IFBLK} and not self._ownership.change:
+        elif kind in {stat.S_IFCHR, stat.S_IFBLK} and not self._ownership.change:
             self._unmade(path, "is a device, which only root can make; left out")
-            return False
-        os.mknod(entry.name, kind | 0o600, entry.extra.device, dir_fd=current.fd)
-        return True
+            return _Made(-1)
+        else:
+            os.mknod(entry.name, kind | 0o600, entry.extra.device, dir_fd=current.fd)
+        fd = open_entry(current.fd, entry.name)
+        info = os.fstat(fd)
+        own = info.st_uid == os.geteuid() or not keeps_owners(current.fd)
+        device = entry.extra.device if kind in {stat.S_IFCHR, stat.S_IFBLK} else info.st_rdev
+        if own and (stat.S_IFMT(info.st_mode), info.st_rdev) == (kind, device) and info.st_nlink == 1:
+            return _Made(fd)
+        os.close(fd)
+        raise OSError(errno.ESTALE, REPLACED)
 
-    def _file(self, current: _Open, child: Child, path: tuple[bytes, ...]) -> bool:
+    def _file(self, current: _Open, child: Child, path: tuple[bytes, ...]) -> _Made:
+        """Make a regular file, unless what is stored of it is damaged."""
         entry = child.entry
-        fd = os.open(entry.name, _CREATE, 0o600, dir_fd=current.fd)
+        fd = _open_nameless(current.fd) if self._needs_no_name(current, entry) else -1
+        nameless = fd >= 0
+        if not nameless:
+            fd = os.open(entry.name, _CREATE, 0o600, dir_fd=current.fd)
         whole = False
         try:
             check_content(child)
@@ -320,16 +385,44 @@ class TreeWriter:
                 self._write(fd, current.bundle.read(child.offset, entry.size))
             else:
                 known = current.chunks.get(child.ref.id) if child.ref is not None else None
-                self._write_own(fd, child, known, current.old)
+                old = current.old if current.old is not None and self._may_use(current.old, child) else None
+                self._write_own(fd, child, known, old)
             whole = True
         except DamageError as error:
             self._damage(path, error)
         finally:
-            os.close(fd)
             if not whole:
-                with contextlib.suppress(OSError):
-                    os.unlink(entry.name, dir_fd=current.fd)
-        return whole
+                os.close(fd)
+                if not nameless:
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.name, dir_fd=current.fd)
+        return _Made(fd if whole else -1, nameless)
+
+    def _needs_no_name(self, current: _Open, entry: Entry) -> bool:
+        """Whether a file must not be reachable before it has its owner and mode.
+
+        Its owner, who also owns the directory, could write to it between the two: what they wrote would get
+        the set-id bits or capabilities.
+        """
+        privileged = is_privileged(entry.st_mode, entry.extra.xattrs)
+        return privileged and self._ownership.change and not current.private
+
+    def _may_use(self, old: int, child: Child) -> bool:
+        """Whether whoever may write to a replaced file may write to the new one, too.
+
+        Else they could change what it holds between the comparison and the copying.
+        """
+        entry = child.entry
+        if is_privileged(entry.st_mode, entry.extra.xattrs):
+            return False
+        info = os.fstat(old)
+        uid, gid = os.geteuid(), info.st_gid
+        if self._ownership.change:
+            uid, gid = self._ownership.of(entry, child.owners)
+        if info.st_uid not in {uid, os.geteuid()}:
+            return False
+        more = info.st_mode & ~entry.mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return not more and (info.st_gid == gid or not info.st_mode & stat.S_IWGRP)
 
     def _write_own(
         self, fd: int, child: Child, whole: bytes | memoryview | None, old: int | None
@@ -359,15 +452,9 @@ class TreeWriter:
         first = self._links.get(entry.extra.link) if entry.extra.link is not None else None
         if first is None:
             return False
-        source = open_below(self._top, first[:-1])
+        source = open_below(self._top, first[0][:-1])
         try:
-            os.link(
-                first[-1],
-                entry.name,
-                src_dir_fd=source,
-                dst_dir_fd=current.fd,
-                follow_symlinks=False,
-            )
+            _link_to(first, source, entry.name, current.fd)
         except OSError as error:
             if error.errno not in {errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV}:
                 raise
@@ -377,17 +464,21 @@ class TreeWriter:
             os.close(source)
         return True
 
-    def _attributes(self, current: _Open, child: Child) -> None:
-        path = (*current.path, child.entry.name)
+    def _attributes(self, made: _Made, current: _Open, child: Child) -> None:
+        """Set the metadata of what was made."""
+        entry = child.entry
+        path = (*current.path, entry.name)
+        if self._needs_no_name(current, entry) and not made.nameless:
+            entry = without_privileges(entry)
+            self._warn(
+                path,
+                "set-id bits and capabilities are left out: its directory belongs to another user, and its "
+                "file "
+                "system cannot make a file that has no name yet (O_TMPFILE)",
+            )
+        file = made.fd if entry.is_file or entry.is_dir else path_of(made.fd)
         set_all = replace_attributes if current.inherited else set_attributes
-        set_all(
-            current.fd,
-            child.entry.name,
-            child.entry,
-            child.owners,
-            self._ownership,
-            lambda reason: self._warn(path, reason),
-        )
+        set_all(file, entry, child.owners, self._ownership, lambda reason: self._warn(path, reason))
 
     def _warn(self, path: tuple[bytes, ...], reason: str) -> None:
         self.report.warnings.append((b"/".join(path), reason))
@@ -400,21 +491,44 @@ class TreeWriter:
         self.report.damaged.append((b"/".join(path) or b".", str(error)))
 
 
+def _link_to(first: Link, source: int, name: bytes, target: int) -> None:
+    """Make another name of a file whose first name is in the directory open as `source`. Raises OSError."""
+    (*_, old), ids = first
+    held = open_entry(source, old)
+    try:
+        info = os.fstat(held)
+        if ids != (info.st_dev, info.st_ino):
+            error = OSError(errno.ESTALE, REPLACED)
+        else:
+            # Whatever has the old name by now, the link is to the file that was looked at.
+            os.link(path_of(held), name, dst_dir_fd=target)
+            return
+    finally:
+        os.close(held)
+    raise error
+
+
+def _open_nameless(folder: int) -> int:
+    """Make a file that has no name yet, in an open directory; -1 where its file system cannot."""
+    try:
+        return os.open(b".", _NAMELESS, 0o600, dir_fd=folder)
+    except OSError as error:
+        if error.errno not in _NO_NAMELESS:
+            raise
+        return -1
+
+
 def open_destination(path: str | bytes) -> int:
     """Open the directory to restore into; make it if it does not exist. Raises UsageError."""
     shown = os.fsdecode(path)
     try:
-        made = not os.path.lexists(path)
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        if made:
-            # A default ACL of the parent is the parent's, not the restored directory's.
-            parent, name = os.path.split(os.path.abspath(os.fsencode(path)))
-            above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with locate(path, make=True) as found:
             try:
-                drop_inherited(above, name)
-            finally:
-                os.close(above)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fd = make_directory(found.name, found.folder)
+                # A default ACL of the parent is the parent's, not the restored directory's.
+                drop_inherited(fd)
+            except FileExistsError:
+                fd = found.open_directory()
     except OSError as error:
         raise UsageError(f"cannot restore into {shown}: {error.strerror}") from None
     return fd
@@ -425,12 +539,10 @@ def restore_directory(
 ) -> Report:
     """Make the empty directory open as `top` the stored one `child`; say what could not be done."""
     writer = TreeWriter(reader, top, ownership, tally)
-    writer.fill(child)
+    writer.fill(child, top)
     warnings = writer.report.warnings
-    drop_inherited(top, b".")
-    set_directory_attributes(
-        top, child.entry, child.owners, ownership, lambda r: warnings.append((b".", r))
-    )
+    drop_inherited(top)
+    set_attributes(top, child.entry, child.owners, ownership, lambda r: warnings.append((b".", r)))
     return writer.report
 
 

@@ -64,7 +64,7 @@ def _do(work: PlanWriter, step: Step) -> None:
     fd = open_below(work.top, path[:-1])
     try:
         if step.action == "metadata":
-            work.set(fd, path, step.child)
+            work.set(fd, path, step.child, step.ids)
             return
         if step.action == "replace":
             remove(path[-1], fd)

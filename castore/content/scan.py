@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from castore.content.beneath import OPEN_DIRECTORY
+from castore.content.beneath import OPEN_DIRECTORY, open_top
 from castore.content.exclude import CACHE_TAG
 from castore.content.live import allow_descriptors, extra_of, is_cache, is_mount_point
 from castore.content.scancache import LINKED, Told, is_racy, told_of
@@ -101,7 +101,7 @@ def store_tree(
     can be read.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = open_top(path)
     except OSError as error:
         raise UsageError(f"cannot read the tree {os.fsdecode(path)}: {error.strerror}") from None
     allow_descriptors()
@@ -134,7 +134,7 @@ class _Scanner:
             self._old.compare(fd)
         top = listed_of(ROOT_NAME, info)
         root.take = bytearray(1)
-        extra = extra_of(top, 0, self._files.xattrs(root, 0, ROOT_NAME, fd))
+        extra = extra_of(top, 0, self._files.xattrs(root, 0, fd, ROOT_NAME))
         self._files.add(root, 0, top, Content.OWN, extra=extra)
         at = self._old.top if self._old is not None else None
         stack.append(self._begin(fd, b"", root.directories.append, (info.st_dev, info.st_ino), at))
@@ -338,7 +338,7 @@ class _Scanner:
         if old is None or not old.is_same(at, directory.fd, entry.name, moved=moved):
             return False
         if directory.kept is None:
-            xattrs = self._files.xattrs(directory, position, entry.name)
+            xattrs = self._files.xattrs_of(directory, position, entry)
             extra = extra_of(entry, self._files.device, xattrs)
             self._files.add(directory, position, entry, Content.OWN, extra=extra)
         record = old.record(at)
@@ -366,7 +366,7 @@ class _Scanner:
             info = os.fstat(fd)
             if directory.kept is None:
                 now = listed_of(entry.name, info)
-                xattrs = self._files.xattrs(directory, position, entry.name, fd)
+                xattrs = self._files.xattrs(directory, position, fd, entry.name)
                 extra = extra_of(now, self._files.device, xattrs)
                 self._files.add(directory, position, now, Content.OWN, extra=extra)
         except OSError:

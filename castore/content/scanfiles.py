@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.acl import acl_ids
-from castore.content.beneath import OPEN_FILE
+from castore.content.beneath import open_entry, open_regular, path_of
 from castore.content.lists import iter_chunks
-from castore.content.live import data_extents, extra_of, group_name, read_xattrs, read_xattrs_at, user_name
+from castore.content.live import data_extents, extra_of, group_name, read_xattrs, user_name
 from castore.content.scancache import is_racy, told_of
 from castore.errors import CastoreError
 from castore.kernel.entries import AS_LISTED, GIVEN, join_entries
@@ -142,12 +142,16 @@ class FileScanner:
         target = b""
         entry = directory.listed(position)
         try:
-            if stat.S_ISLNK(entry.mode):
-                target = os.readlink(entry.name, dir_fd=directory.fd)
+            held = _open_listed(directory, entry)
+            try:
+                if stat.S_ISLNK(entry.mode):
+                    target = os.readlink(b"", dir_fd=held)
+                xattrs = self.xattrs(directory, position, path_of(held), entry.name)
+            finally:
+                os.close(held)
         except OSError as error:
             self.warn(directory, entry.name, error)
             return
-        xattrs = self.xattrs(directory, position, entry.name)
         extra = extra_of(entry, self.device, xattrs, target=target)
         self.add(directory, position, entry, Content.NONE, extra=extra)
 
@@ -191,25 +195,38 @@ class FileScanner:
     def _as_listed(self, directory: Scanned, position: int, *, attributed: bool) -> None:
         """Take a small file that was read as it was listed, and is not plain, or may not be."""
         entry = directory.listed(position)
-        xattrs = self.xattrs(directory, position, entry.name) if attributed else ()
+        xattrs = self.xattrs_of(directory, position, entry) if attributed else ()
         self._bundle(directory, position, entry, entry.size, xattrs)
 
     def xattrs(
-        self, directory: Scanned, position: int, name: bytes, fd: int = -1
+        self, directory: Scanned, position: int, file: int | bytes, name: bytes
     ) -> tuple[tuple[bytes, bytes], ...]:
         """Return the attributes of an entry; those that cannot be read are reported, and left out.
 
-        fd: the entry, where it is open.
+        file: a descriptor of it, or `path_of` one that was opened with O_PATH.
         """
         failed: list[str] = []
-        warn = failed.append
-        found = read_xattrs(fd, warn) if fd >= 0 else read_xattrs_at(directory.fd, name, warn)
+        found = read_xattrs(file, failed.append)
         for reason in failed:
             self.doubt(directory, reason, name)
         if (found or failed) and directory.marks:
             # The next scan looks at them, though the file is as it was.
             directory.marks[position] |= _XATTRS
         return found
+
+    def xattrs_of(
+        self, directory: Scanned, position: int, entry: Listed
+    ) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the attributes of an entry that is not open, not those of a file that took its place."""
+        try:
+            held = _open_listed(directory, entry)
+        except OSError as error:
+            self.warn(directory, entry.name, error)
+            return ()
+        try:
+            return self.xattrs(directory, position, path_of(held), entry.name)
+        finally:
+            os.close(held)
 
     def _bundle(
         self,
@@ -241,7 +258,7 @@ class FileScanner:
                 self.doubt(directory, "cannot be read: its file system gives no size, and it is large", name)
                 return 0
             after = os.fstat(fd)
-            xattrs = self.xattrs(directory, position, name, fd)
+            xattrs = self.xattrs(directory, position, fd, name)
         except OSError as error:
             self.warn(directory, name, error)
             return 0
@@ -261,7 +278,7 @@ class FileScanner:
         extents = None
         try:
             if mark & _SPARSE:
-                fd = os.open(entry.name, OPEN_FILE, dir_fd=directory.fd)
+                fd = open_regular(directory.fd, entry.name)
                 try:
                     extents = data_extents(fd, entry.size, entry.blocks)
                 finally:
@@ -274,7 +291,7 @@ class FileScanner:
         if sum(length for _, length in extents or ((0, entry.size),)) != ref.size:
             return False
         directory.marks[position] = mark
-        xattrs = self.xattrs(directory, position, entry.name) if mark & _XATTRS else ()
+        xattrs = self.xattrs_of(directory, position, entry) if mark & _XATTRS else ()
         directory.size += ref.size
         self._tally.read += ref.size
 
@@ -302,7 +319,7 @@ class FileScanner:
                 linked = self._read_large(directory, position, name, fd, info)
                 if info.st_nlink > 1:
                     self._links[key] = linked
-            xattrs = self.xattrs(directory, position, name, fd)
+            xattrs = self.xattrs(directory, position, fd, name)
         except OSError as error:
             self.warn(directory, name, error)
             return
@@ -375,7 +392,7 @@ class FileScanner:
 
     def _open(self, directory: Scanned, name: bytes) -> int:
         try:
-            return os.open(name, OPEN_FILE, dir_fd=directory.fd)
+            return open_regular(directory.fd, name)
         except OSError as error:
             self.warn(directory, name, error)
             return -1
@@ -435,14 +452,34 @@ class FileScanner:
         }
 
 
+def _open_listed(directory: Scanned, entry: Listed) -> int:
+    """Open an entry with O_PATH. Raises OSError if it is not the file that was listed."""
+    held = open_entry(directory.fd, entry.name)
+    info = os.fstat(held)
+    if (info.st_dev, info.st_ino, info.st_mode) == (entry.dev, entry.ino, entry.mode):
+        return held
+    os.close(held)
+    raise OSError(errno.ESTALE, "was replaced while being read")
+
+
 def without_xattrs(record: Record, listing: bytes) -> set[bytes]:
     """Return the names in a listing that are as a record has them, and had no attributes then."""
+    return _as_before(record, listing, but=_XATTRS | ENTERED)
+
+
+def unchanged(record: Record, listing: bytes) -> set[bytes]:
+    """Return the names in a listing of files whose content was read as it is for a record."""
+    return _as_before(record, listing, but=_DOUBTFUL | ENTERED)
+
+
+def _as_before(record: Record, listing: bytes, *, but: int) -> set[bytes]:
+    """Return the names of files in a listing that are as a record has them, without one of these marks."""
     if record.flags & DISTRUST:
         return set()
     before = {
         raw_at(record.listing, place)
         for place, mark in zip(places_of(record.listing), record.marks, strict=True)
-        if mark & (_BUNDLED | _OWN) and not mark & (_XATTRS | ENTERED)
+        if mark & (_BUNDLED | _OWN) and not mark & but
     }
     places = places_of(listing)
     return {name_at(listing, at) for at in places if raw_at(listing, at) in before}

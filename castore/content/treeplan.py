@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from castore.content.aside import refuse_leftovers
-from castore.content.attributes import Ownership
-from castore.content.beneath import OPEN_DIRECTORY, OPEN_FILE
+from castore.content.attributes import Ownership, is_privileged
+from castore.content.beneath import OPEN_DIRECTORY, open_regular, open_top
 from castore.content.depth import run
 from castore.content.directories import Child, check_content, open_directory, read_file
 from castore.content.live import allow_descriptors, is_cache, mounts_below, read_xattrs_at
 from castore.content.scan import ScanRules
 from castore.content.scancache import LINKED, told_of
-from castore.content.scanfiles import without_xattrs
+from castore.content.scanfiles import unchanged, without_xattrs
 from castore.content.streams import RangeReader
 from castore.errors import CastoreError, UsageError
 from castore.kernel.files import entries_of, list_directory, listed_of
@@ -27,9 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from collections.abc import Set as AbstractSet
 
-    from castore.content.aside import Action, Path
+    from castore.content.restore import Link
     from castore.content.scancache import OldScan
     from castore.content.streams import StreamReader
+    from castore.content.undo_journal import Action, Ids, Path
     from castore.kernel.files import Listed
     from castore.model.refs import Ref
 
@@ -45,6 +45,8 @@ class Step:
     """What is to be there; None to remove."""
     removed: int = 0
     """How many live files and directories go."""
+    ids: Ids | None = None
+    """Device and inode of the live file that was compared; None: there was none."""
     keep_attributes: bool = False
     """Of what is changed in place, keep the attributes that are not stored: there may be no copy of them."""
 
@@ -62,7 +64,7 @@ class TreePlan:
 
     top: str
     steps: tuple[Step, ...]
-    kept_links: dict[tuple[int, int], Path]
+    kept_links: dict[tuple[int, int], Link]
     """Of files with several names that stay: one name of each."""
     skipped: tuple[tuple[bytes, str], ...] = ()
     """(path, reason) of what is left alone because there may be no copy of it."""
@@ -72,6 +74,8 @@ class TreePlan:
     """Whether a step is on another file system, mounted below the top."""
     empties: bool = False
     """Whether the stored directory is empty."""
+    ids: Ids | None = None
+    """Device and inode of `top`."""
 
     @property
     def summary(self) -> tuple[int, int, int]:
@@ -85,13 +89,13 @@ class TreePlan:
 class Comparison:
     """How a live tree is compared with a stored one.
 
-    A regular file counts as the same if its size and time are.
+    A regular file of another size or time is different.
     """
 
     changed: AbstractSet[bytes] = frozenset()
     """Paths of files that count as different, regardless of size and time."""
     checksum: bool = False
-    """Compare what is in files, too."""
+    """Compare also the content of files of the same size and time, unless `scan` says that it is the same."""
     rules: ScanRules = field(default_factory=ScanRules)
     """What snapshots leave out is left alone."""
     apart: AbstractSet[bytes] = frozenset()
@@ -103,7 +107,10 @@ class Comparison:
     below: bytes = b""
     """The path of the stored directory in its tree, which patterns are relative to."""
     scan: OldScan | None = None
-    """What the last snapshot saw of the live tree: what is as it was then is not looked at again."""
+    """What the last snapshot saw of the live tree: what is as it was then is not read again.
+
+    It goes by inodes and ctimes, which no user can set.
+    """
 
 
 def plan_tree(
@@ -114,24 +121,24 @@ def plan_tree(
     Raises UsageError if `top` is no directory, CastoreError if an earlier run was interrupted there.
     """
     try:
-        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = open_top(top)
     except OSError as error:
         raise UsageError(f"cannot restore in place into {top}: {error.strerror}") from None
     allow_descriptors()
     planner = _Planner(reader, ownership, comparison, mounts_below(top))
     try:
-        refuse_leftovers(top)
+        ids = ids_of(os.fstat(fd))
         if b"" in comparison.unread:
             return planner.nothing(top)
         run(planner.directory(fd, (), child, planner.top_record(fd)))
         steps = planner.steps
         if steps or planner.metadata_differs(fd, (), child, listed_of(b".", os.fstat(fd))):
-            steps.append(planner.metadata((), child))
+            steps.append(planner.metadata((), child, ids))
     except OSError as error:
         raise CastoreError(f"cannot compare {top}: {error}") from error
     finally:
         os.close(fd)
-    return replace(planner.plan(top), empties=planner.empties)
+    return replace(planner.plan(top), empties=planner.empties, ids=ids)
 
 
 def plan_entry(
@@ -143,17 +150,18 @@ def plan_entry(
     """
     top, name = os.path.split(path)
     try:
-        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = open_top(top)
     except OSError as error:
         raise UsageError(f"cannot restore into {top}: {error.strerror}") from None
     try:
         planner = _Planner(reader, ownership, Comparison(checksum=checksum), set())
         planner.file(fd, os.fsencode(name), child)
+        ids = ids_of(os.fstat(fd))
     except OSError as error:
         raise UsageError(f"cannot compare {path}: {error.strerror}") from error
     finally:
         os.close(fd)
-    return replace(planner.plan(top), one_file=True)
+    return replace(planner.plan(top), one_file=True, ids=ids)
 
 
 def plan_removal(reader: StreamReader, top: str, comparison: Comparison) -> tuple[TreePlan, bool]:
@@ -161,18 +169,23 @@ def plan_removal(reader: StreamReader, top: str, comparison: Comparison) -> tupl
 
     Raises CastoreError.
     """
-    folder, name = os.path.split(top)
     allow_descriptors()
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = open_top(top)
         try:
             planner = _Planner(reader, Ownership(change=False), comparison, mounts_below(top))
-            complete = planner.all_of(fd, os.fsencode(name))
+            complete = planner.all_of(fd)
+            ids = ids_of(os.fstat(fd))
         finally:
             os.close(fd)
     except OSError as error:
         raise CastoreError(f"cannot list {top}, which is to be removed: {error.strerror}") from error
-    return planner.plan(top), complete
+    return replace(planner.plan(top), ids=ids), complete
+
+
+def ids_of(info: os.stat_result | Listed) -> Ids:
+    """Return the device and inode of a file."""
+    return (info.st_dev, info.st_ino) if isinstance(info, os.stat_result) else (info.dev, info.ino)
 
 
 _READ_ONLY: Final = "it differs, and is mounted read-only"
@@ -195,6 +208,17 @@ class _Removal(NamedTuple):
     """Whether nothing in it has to stay."""
 
 
+class _Known(NamedTuple):
+    """What the last snapshot tells of a live file."""
+
+    bare: bool
+    """It has no attributes."""
+    is_read: bool
+    """It is as it was, and what the snapshot read of it is the stored content."""
+    at: int | None
+    """Where its record is, if it is a directory."""
+
+
 class _Planner:
     def __init__(
         self,
@@ -207,9 +231,9 @@ class _Planner:
         self._reader = reader
         self._ownership = ownership
         self._comparison = comparison
-        self._scan = None if comparison.checksum else comparison.scan
+        self._scan = comparison.scan
         self._bundle: tuple[Ref | None, RangeReader] = (None, RangeReader(reader.store, None))
-        self._kept_links: dict[tuple[int, int], Path] = {}
+        self._kept_links: dict[tuple[int, int], Link] = {}
         self._skipped: list[tuple[bytes, str]] = []
         self._crosses = False
         self.empties = False
@@ -251,27 +275,23 @@ class _Planner:
             shown = os.fsdecode(child.entry.name)
             raise UsageError(f"{os.fsdecode(name)!r} is a directory: name the file in it, as in {shown}")
         if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
-            self.steps.append(Step("replace", (name,), found, removed=1))
+            self.steps.append(Step("replace", (name,), found, removed=1, ids=ids_of(info)))
             return
         # Its other names are not restored with it.
         alone = msgspec.structs.replace(entry, extra=msgspec.structs.replace(entry.extra, link=None))
         single = info._replace(nlink=1)
         if not self._same(fd, (name,), child._replace(entry=alone), single):
-            self.steps.append(Step("replace", (name,), found, removed=1))
+            self.steps.append(Step("replace", (name,), found, removed=1, ids=ids_of(info)))
         elif self.metadata_differs(fd, (name,), found, info):
-            self.steps.append(self.metadata((name,), found))
+            self._change_metadata(fd, (name,), found, info)
 
-    def all_of(self, fd: int, name: bytes) -> bool:
-        """Add the steps that remove all below a directory that may go; say whether all of it may."""
-        below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
-        try:
-            complete = True
-            for one in entries_of(list_directory(below)):
-                removal = run(self._removal(below, (one.name,), one))
-                self.steps += removal.steps
-                complete = complete and removal.complete
-        finally:
-            os.close(below)
+    def all_of(self, fd: int) -> bool:
+        """Add the steps that remove all in an open directory that may go; say whether all of it may."""
+        complete = True
+        for one in entries_of(list_directory(fd)):
+            removal = run(self._removal(fd, (one.name,), one))
+            self.steps += removal.steps
+            complete = complete and removal.complete
         return complete
 
     def directory(
@@ -292,10 +312,13 @@ class _Planner:
         names = {found.entry.name for found in stored}
         records: dict[bytes, int] = {}
         bare: frozenset[bytes] | set[bytes] = frozenset()
+        read: frozenset[bytes] | set[bytes] = frozenset()
         if self._scan is not None and at is not None:
             record = self._scan.record(at)
             records = self._scan.below(record)
             bare = without_xattrs(record, listing)
+            if self._comparison.checksum and told_of(record).ref == child.ref:
+                read = unchanged(record, listing)
         if not (self._comparison.rules.exclude_caches and is_cache(fd)):
             for name in sorted(live.keys() - names):
                 removal = yield self._removal(fd, (*path, name), live[name])
@@ -308,14 +331,15 @@ class _Planner:
             elif self._is_unread(below):
                 self._skip(below)
             else:
-                yield self._entry(fd, below, found, live[name], name in bare, records.get(name))
+                known = _Known(name in bare, name in read, records.get(name))
+                yield self._entry(fd, below, found, live[name], known)
 
     def _removal(self, fd: int, path: Path, entry: Listed) -> Generator[Any, Any, _Removal]:
         """Return the steps that remove what is at a path. A generator for `run`."""
         if self._stays(path, entry):
             return _Removal([], complete=False)
         if not stat.S_ISDIR(entry.mode):
-            return _Removal([Step("remove", path, removed=1)], complete=True)
+            return _Removal([Step("remove", path, removed=1, ids=ids_of(entry))], complete=True)
         try:
             below = os.open(entry.name, OPEN_DIRECTORY, dir_fd=fd)
         except OSError as error:
@@ -336,7 +360,7 @@ class _Planner:
         steps = [step for removal in found for step in removal.steps]
         if all(removal.complete for removal in found):
             count = 1 + sum(step.removed for step in steps)
-            return _Removal([Step("remove", path, removed=count)], complete=True)
+            return _Removal([Step("remove", path, removed=count, ids=ids_of(entry))], complete=True)
         return _Removal(steps, complete=False)
 
     def _skip(self, path: Path, reason: str = "a snapshot could not read it") -> None:
@@ -376,7 +400,7 @@ class _Planner:
         )
 
     def _entry(
-        self, fd: int, path: Path, found: Child, info: Listed, bare: bool, at: int | None
+        self, fd: int, path: Path, found: Child, info: Listed, known: _Known
     ) -> Generator[Any, Any, None]:
         """Add the steps for what is stored and live. A generator for `run`."""
         entry = found.entry
@@ -391,20 +415,20 @@ class _Planner:
                 return
             before = len(self.steps)
             if entry.is_dir:
-                if not (yield self._inside(fd, path, found, at)):
+                if not (yield self._inside(fd, path, found, known.at)):
                     return
-            elif not self._same(fd, path, found, info):
+            elif not self._same(fd, path, found, info, is_read=known.is_read):
                 if path in self._mounts and _is_read_only(fd, entry.name):
                     self._skip(path, _READ_ONLY)
                 else:
-                    self.steps.append(Step("replace", path, found, removed=1))
+                    self.steps.append(Step("replace", path, found, removed=1, ids=ids_of(info)))
                 return
-            elif entry.extra.link is not None:
-                self._kept_links.setdefault(entry.extra.link, path)
             # What was done in a directory has changed its time.
             changed = len(self.steps) > before
-            if changed or self.metadata_differs(fd, path, found, info, bare=bare):
-                self.steps.append(self.metadata(path, found))
+            if changed or self.metadata_differs(fd, path, found, info, bare=known.bare):
+                self._change_metadata(fd, path, found, info)
+            elif entry.extra.link is not None:
+                self._kept_links.setdefault(entry.extra.link, (path, ids_of(info)))
         except OSError as error:
             self._skip(path, f"cannot be read: {error.strerror}")
 
@@ -427,7 +451,7 @@ class _Planner:
                     f"{shown} is to be replaced, and holds what snapshots leave out: move it away first"
                 )
             count = sum(step.removed for step in removal.steps)
-        self.steps.append(Step("replace", path, found, removed=count))
+        self.steps.append(Step("replace", path, found, removed=count, ids=ids_of(info)))
 
     def _inside(
         self, fd: int, path: Path, found: Child, at: int | None
@@ -455,14 +479,19 @@ class _Planner:
             self._crosses = True
         return True
 
-    def _same(self, fd: int, path: Path, found: Child, info: Listed) -> bool:
-        """Whether a live file has the stored content, and the same other names."""
+    def _same(
+        self, fd: int, path: Path, found: Child, info: Listed, *, is_read: bool = False
+    ) -> bool:
+        """Whether a live file has the stored content, and the same other names.
+
+        is_read: a snapshot has read that content from it.
+        """
         entry = found.entry
         if b"/".join(path) in self._comparison.changed:
             return False
         if entry.is_file and (info.size, clamped_time(info.mtime_ns)) != (entry.size, entry.mtime):
             return False
-        if entry.is_file and self._comparison.checksum and not self._holds(fd, found):
+        if entry.is_file and self._comparison.checksum and not is_read and not self._holds(fd, found):
             return False
         if stat.S_ISLNK(entry.st_mode) and os.readlink(entry.name, dir_fd=fd) != entry.extra.target:
             return False
@@ -489,14 +518,41 @@ class _Planner:
             if self._bundle[0] != ref:
                 self._bundle = ref, RangeReader(self._reader.store, ref)
             stored = iter((self._bundle[1].read(offset, entry.size),))
-        file = os.open(entry.name, OPEN_FILE, dir_fd=fd)
+        file = open_regular(fd, entry.name)
         with open(file, "rb") as live:
             return all(live.read(len(data)) == data for data in stored) and not live.read(1)
 
-    def metadata(self, path: Path, child: Child) -> Step:
+    def metadata(self, path: Path, child: Child, ids: Ids) -> Step:
         """Return the step that sets the metadata of what is at a path."""
         keep = b"/".join(path) in self._comparison.unread_attributes
-        return Step("metadata", path, child, keep_attributes=keep)
+        return Step("metadata", path, child, ids=ids, keep_attributes=keep)
+
+    def _change_metadata(self, fd: int, path: Path, child: Child, info: Listed) -> None:
+        """Add the step after which what is at a path has the stored metadata."""
+        if not self._has_to_be_new(fd, child, info):
+            self.steps.append(self.metadata(path, child, ids_of(info)))
+            if child.entry.extra.link is not None:
+                self._kept_links.setdefault(child.entry.extra.link, (path, ids_of(info)))
+        elif b"/".join(path) in self._comparison.unread_attributes:
+            self._skip(path, "it has set-id bits or capabilities, and attributes that no snapshot has")
+        else:
+            self.steps.append(Step("replace", path, child, removed=1, ids=ids_of(info)))
+
+    def _has_to_be_new(self, fd: int, child: Child, info: Listed) -> bool:
+        """Whether a file is replaced though it has the stored content, because another user may write to it.
+
+        Whoever has it open, or has another name of it, would go on to write to a file that is not theirs
+        any more, or that runs with the rights of its owner.
+        """
+        entry = child.entry
+        if not self._ownership.change or not stat.S_ISREG(info.mode):
+            return False
+        own = info.uid == os.geteuid() and info.nlink == 1
+        if info.uid != self._ownership.of(entry, child.owners)[0] and not own:
+            return True
+        if is_privileged(entry.st_mode, entry.extra.xattrs):
+            return True
+        return is_privileged(info.mode, read_xattrs_at(fd, info.name, lambda _reason: None))
 
     def metadata_differs(
         self, fd: int, path: Path, child: Child, info: Listed, *, bare: bool = False

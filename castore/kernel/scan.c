@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/xattr.h>
@@ -356,10 +358,46 @@ has_xattrs(int file)
 	return (len > 0 || (len < 0 && errno != ENOTSUP && errno != ENOSYS));
 }
 
+/* Whether another user could put a device in the place of a file of an open directory: to open one may do something. */
+static int
+may_have_devices(int fd)
+{
+	struct stat info;
+	struct statfs system;
+
+	if (geteuid() != 0 || fstat(fd, &info) != 0)
+		return (0);
+	if (info.st_uid == 0 && (info.st_mode & (S_IWGRP | S_IWOTH)) == 0)
+		return (0);
+	return (fstatfs(fd, &system) != 0 || (system.f_flags & ST_NODEV) == 0);
+}
+
+/* Open a regular file for reading; descriptors: /proc/self/fd, to look at the file before it is opened, or -1. */
+static int
+open_regular(int fd, const char *name, int descriptors)
+{
+	struct stat info;
+	char number[16];
+	int held, file;
+
+	if (descriptors < 0)
+		return (openat(fd, name, OPEN_FILE));
+	if ((held = openat(fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)) < 0)
+		return (-1);
+	file = -1;
+	if (fstat(held, &info) == 0 && S_ISREG(info.st_mode)) {
+		snprintf(number, sizeof(number), "%d", held);
+		file = openat(descriptors, number, OPEN_FILE & ~O_NOFOLLOW);
+	}
+	close(held);
+	return (file);
+}
+
 size_t
 scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room, uint8_t *has,
     uint64_t *total)
 {
+	int descriptors = may_have_devices(fd) ? open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
 	size_t i;
 
 	*total = 0;
@@ -376,7 +414,7 @@ scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count,
 			break;
 		memcpy(name, listing + entries[i] + sizeof(entry), entry.name_len);
 		name[entry.name_len] = '\0';
-		if ((file = openat(fd, name, OPEN_FILE)) < 0)
+		if ((file = open_regular(fd, name, descriptors)) < 0)
 			break;
 		same = fstat(file, &info) == 0 && S_ISREG(info.st_mode) && as_listed(&entry, &info);
 		while (same && done < entry.size && (got = read(file, out + done, entry.size - done)) > 0)
@@ -396,6 +434,8 @@ scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count,
 		room -= done;
 		*total += done;
 	}
+	if (descriptors >= 0)
+		close(descriptors);
 	return (i);
 }
 

@@ -12,6 +12,7 @@ import msgspec
 
 from castore.content.beneath import OPEN_FILE
 from castore.content.restore import FILE_SYSTEMS_OWN, open_destination
+from castore.content.undo_journal import boot_id
 from castore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Begun(msgspec.Struct, frozen=True):
         generation = selection.generation
         path = selection.path.strip("/")
         shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        return cls(store.store_id.hex(), generation.service, generation.number, part, shown, _boot())
+        return cls(store.store_id.hex(), generation.service, generation.number, part, shown, boot_id())
 
     @property
     def name(self) -> str:
@@ -178,11 +179,3 @@ def _read(fd: int, name: str) -> Begun | None:
             return msgspec.json.decode(mark.read(_MOST), type=Begun)
         except msgspec.MsgspecError:
             return None
-
-
-def _boot() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

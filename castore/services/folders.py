@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from castore.content import beneath
 from castore.content.acl import ACCESS_ACL, DEFAULT_ACL, acl_ids
+from castore.content.beneath import REPLACED, locate, make_directory, open_entry
 from castore.content.live import group_name, user_name
 from castore.errors import CastoreError
 from castore.model.generation import FileOwner, Origin
-from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -88,9 +90,13 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
                 "repeat the command"
             )
         try:
-            os.mkdir(path, 0o700)
-            give(path, one, ownership, say)
-            sync_if_supported(os.path.dirname(path))
+            with locate(path) as at:
+                made = make_directory(at.name, at.folder)
+                try:
+                    _give(made, path, one, ownership, say)
+                finally:
+                    os.close(made)
+                at.sync()
         except FileExistsError:
             raise CastoreError(
                 f"cannot make the directory {path}, of a part: a symbolic link that leads nowhere is there; "
@@ -109,27 +115,49 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
 
 
 def give(path: str, owner: FileOwner, ownership: Ownership, say: Callable[[str], None]) -> None:
-    """Set the recorded owner, mode and ACLs of a file or directory that this rollback has made."""
+    """Set the recorded owner, mode and ACLs of a regular file that this rollback has made. Raises OSError."""
+    with locate(path, follow=False) as at:
+        held = open_entry(at.folder, at.name)
+    try:
+        info = os.fstat(held)
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+            raise OSError(errno.ESTALE, REPLACED)
+        _give(beneath.path_of(held), path, owner, ownership, say, mode=owner.mode & 0o777)
+    finally:
+        os.close(held)
+
+
+def _give(
+    file: int | bytes,
+    path: str,
+    owner: FileOwner,
+    ownership: Ownership,
+    say: Callable[[str], None],
+    *,
+    mode: int | None = None,
+) -> None:
+    """Set the recorded owner, mode (or this one) and ACLs of what was made at `path`, open as `file`."""
+    mode = owner.mode if mode is None else mode
     if ownership.change:
         uid, gid = ownership.of_names(owner.uid, owner.gid, owner.user, owner.group)
-        os.chown(path, uid, gid)
-        os.chmod(path, owner.mode)
+        os.chown(file, uid, gid)
+        os.chmod(file, mode)
         if not ownership.numeric:
             if owner.user and user_name(uid) != owner.user:
                 say(f"{path} has the user number {uid}: there is no user {owner.user!r} here")
             if owner.group and group_name(gid) != owner.group:
                 say(f"{path} has the group number {gid}: there is no group {owner.group!r} here")
     else:
-        os.chmod(path, owner.mode & ~(stat.S_ISUID | stat.S_ISGID))
+        os.chmod(file, mode & ~(stat.S_ISUID | stat.S_ISGID))
     warn = partial(_warn, say, path)
     wanted = dict(ownership.mapped(owner.acls, dict(owner.users), dict(owner.groups), warn))
     for key in _ACLS:
         try:
             if (value := wanted.get(key.encode())) is not None:
-                os.setxattr(path, key, value)
+                os.setxattr(file, key, value)
             else:
                 # What a default ACL of the directory above gave it.
-                os.removexattr(path, key)
+                os.removexattr(file, key)
         except OSError as error:
             if value is not None:
                 say(f"{path}: {key} cannot be set: {error.strerror}")

@@ -14,7 +14,7 @@ from castore.model.generation import MAX_DETAILS, Origin, decode_details
 from castore.services.interrupts import Shield
 from castore.services.restoring import child_of
 from castore.services.snapshot import directory_ids, last_scan, left_out, rules_of
-from castore.services.underway import recorded, refuse_unfinished
+from castore.services.underway import refuse_unfinished, report_foreign
 from castore.services.unread import unread_paths
 
 if TYPE_CHECKING:
@@ -34,13 +34,15 @@ def plan_in_place(
     ownership: Ownership,
     *,
     checksum: bool = False,
+    trust_times: bool = False,
     leave_out: Sequence[str] = (),
 ) -> TreePlan:
     """Compare the directory `top` with a selected tree, or directory in one; or the file `top` with a file.
 
     What snapshots of it leave out is left alone, and so are the directories `leave_out`, castore's own.
-    checksum: files are compared by what is in them, where their sizes and times are the same, too. Raises
-    UsageError, IdentityError, DamageError, CastoreError.
+    Files of the same size and time are compared by content, unless they are as the last snapshot has read
+    them. checksum: read those, too. trust_times: compare no content. Raises UsageError, IdentityError,
+    DamageError, CastoreError.
     """
     part = selection.part
     if part is None or part.kind != "tree":
@@ -52,16 +54,17 @@ def plan_in_place(
         if child is None:
             raise UsageError(f"{part.name!r} is a dump: restore it into a new directory")
         if not child.entry.is_dir:
-            return plan_entry(reader, child, top, ownership, checksum=checksum)
-        refuse_unfinished(store, top)
+            return plan_entry(reader, child, top, ownership, checksum=not trust_times)
+        refuse_unfinished(store.places.journals, top)
+        report_foreign(store, top)
         details = decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
         rules = rules_of(details.origins.get(part.name, Origin()), left_out(store, leave_out))
         below = os.fsencode(selection.path).strip(b"/")
         with last_scan(store, generation.service, part.name, top, rules) as scan:
-            seen = None if below else scan
+            seen = None if below or checksum else scan
             unread = unread_paths(reader, generation, part.name, selection.path)
             comparison = Comparison(
-                checksum=checksum,
+                checksum=not trust_times,
                 rules=rules,
                 unread=unread.paths,
                 unread_attributes=unread.attributes,
@@ -110,8 +113,7 @@ def restore_in_place(
     with StreamReader(store) as reader:
         if plan.one_file:
             return onefile.carry_out(reader, plan, ownership, tally)
-        with recorded(store, plan.top):
-            return _carry_out(reader, plan, ownership, tally, say)
+        return _carry_out(reader, plan, ownership, tally, say)
 
 
 def _carry_out(

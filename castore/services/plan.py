@@ -28,7 +28,7 @@ from castore.services.snapshot import (
     taker_of,
 )
 from castore.services.transaction import refuse_without_folder
-from castore.services.underway import refuse_unfinished
+from castore.services.underway import refuse_unfinished, report_foreign
 from castore.services.unread import unread_paths
 
 if TYPE_CHECKING:
@@ -110,11 +110,13 @@ def plan_rollback(
     *,
     leave_out: Sequence[str] = (),
     settings: Service | None = None,
+    trust_times: bool = False,
 ) -> RollbackPlan:
     """Compare the live state with `target` and return what is to be done; nothing is touched.
 
-    origins: where each part belongs now. leave_out: directories that are left alone: castore's own. settings:
-    what castore.toml says of the service. Raises UsageError for a part that has nowhere to go.
+    origins: where each part belongs now. leave_out: directories that are left alone: castore's own.
+    settings: what castore.toml says of the service. trust_times: as for `plan_live_tree`. Raises UsageError
+    for a part that has nowhere to go.
     """
     dumps = [
         _plan_dump(part, origins.get(part.name, Origin())) for part in target.parts if part.kind == "dump"
@@ -139,7 +141,8 @@ def plan_rollback(
                 if found.path and not found.above and not inside:
                     refuse_without_folder(os.fsdecode(found.path))
                 given = (store, reader, target, part, found, ownership, None, leave_out)
-                trees[part.name] = plan_live_tree(*given, below(os.fsdecode(found.path), others))
+                apart = below(os.fsdecode(found.path), others)
+                trees[part.name] = plan_live_tree(*given, apart, trust_times=trust_times)
     covered = {part.name for part in target.parts} | {one.name for one in removals}
     untouched = [*lacking(settings, covered), *(name for name in target.lacks if name not in covered)]
     return RollbackPlan(target, trees, tuple(dumps), removals, tuple(dict.fromkeys(untouched)))
@@ -179,11 +182,14 @@ def plan_live_tree(
     safety: Generation | None,
     leave_out: Sequence[str],
     apart: AbstractSet[bytes],
+    *,
+    trust_times: bool = False,
 ) -> TreePlan:
     """Compare a live tree with the stored one.
 
-    With a safety generation of the live state, files count as changed where their content differs from it,
-    whatever their times say. apart: paths in it that are other parts', which see to them.
+    With a pre-rollback generation of the live state, files are different where their content in it is,
+    whatever their times are. Without one they are compared by content, unless trust_times: then by size and
+    time. apart: paths in it that belong to other parts.
     """
     if not found.path or part.content is None:
         raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
@@ -191,12 +197,14 @@ def plan_live_tree(
     if not os.path.lexists(live):
         # A roll-back makes it; this is for whoever wants to see what that does.
         return TreePlan(live, (Step("create", (), open_top(reader, part.content)),), {})
-    refuse_unfinished(store, live)
+    refuse_unfinished(store.places.journals, live)
+    report_foreign(store, live)
     rules = rules_of(found, left_out(store, leave_out))
     with last_scan(store, target.service, part.name, live, rules) as scan:
         unread = [unread_paths(reader, one, part.name) for one in (target, safety)]
         comparison = Comparison(
             _changed(reader, safety, part),
+            checksum=safety is None and not trust_times,
             rules=rules,
             apart=apart,
             unread=unread[0].paths | unread[1].paths,

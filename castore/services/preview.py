@@ -8,11 +8,11 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from castore.content.aside import refuse_leftovers
 from castore.content.preview import preview_tree
 from castore.errors import CastoreError
 from castore.services.engines.command import Command
 from castore.services.snapshot import EngineSource, TreeSource, directory_ids, rules_of
+from castore.services.underway import refuse_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,21 +40,28 @@ class PartPreview:
     """Why a snapshot would fail."""
 
 
-def preview(sources: dict[str, Source], leave_out: Sequence[str]) -> Iterator[PartPreview]:
-    """Give what a snapshot would take of each part; leave_out: directories that trees keep empty."""
+def preview(
+    sources: dict[str, Source], leave_out: Sequence[str], journals: str
+) -> Iterator[PartPreview]:
+    """Yield what a snapshot would take of each part.
+
+    leave_out: directories that trees keep empty. journals: where restores in place leave theirs.
+    """
     skip = frozenset(directory_ids(leave_out))
     for name, source in sources.items():
         if isinstance(source, TreeSource):
-            yield _tree(name, source, skip)
+            yield _tree(name, source, skip, journals)
         else:
             yield _dump(name, source)
 
 
-def _tree(name: str, source: TreeSource, skip: frozenset[tuple[int, int]]) -> PartPreview:
+def _tree(
+    name: str, source: TreeSource, skip: frozenset[tuple[int, int]], journals: str
+) -> PartPreview:
     path = os.path.abspath(source.path)
     part = PartPreview(name, "tree", path, path)
     try:
-        refuse_leftovers(source.path)
+        refuse_unfinished(journals, source.path)
         found = preview_tree(source.path, rules_of(source, skip))
     except CastoreError as error:
         part.error = str(error)

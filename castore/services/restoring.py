@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from castore.content import onefile
 from castore.content.attributes import drop_inherited
-from castore.content.beneath import OPEN_DIRECTORY
+from castore.content.beneath import OPEN_DIRECTORY, make_directory
 from castore.content.directories import Child, look_up, open_top, read_file
 from castore.content.restore import Report, restore_directory, restore_file
 from castore.content.resuming import complete
@@ -172,11 +172,13 @@ def _restore_part(
 
 def _open_part(top: Destination, name: bytes) -> int:
     """Open the directory of a tree; make it unless an earlier restore did."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, 0o700, dir_fd=top.fd)
-        # A default ACL of the destination is not the restored directory's.
-        drop_inherited(top.fd, name)
-    return os.open(name, OPEN_DIRECTORY, dir_fd=top.fd)
+    try:
+        fd = make_directory(name, top.fd)
+    except FileExistsError:
+        return os.open(name, OPEN_DIRECTORY, dir_fd=top.fd)
+    # A default ACL of the destination is not the restored directory's.
+    drop_inherited(fd)
+    return fd
 
 
 def _restore_tree(
@@ -217,7 +219,7 @@ def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Tal
             os.unlink(partial, dir_fd=top.fd)
     fd = os.open(partial, _CREATE, 0o600, dir_fd=top.fd)
     try:
-        drop_inherited(top.fd, os.fsencode(partial))
+        drop_inherited(fd)
         write_sparse(fd, counted(reader.read(part.content), tally))
         os.rename(partial, part.name, src_dir_fd=top.fd, dst_dir_fd=top.fd)
     except BaseException as error:

@@ -101,6 +101,7 @@ def roll_back(
     *,
     settings: Service | None = None,
     with_safety: bool = True,
+    trust_times: bool = False,
     revision: str = "",
     leave_out: Sequence[str] = (),
     progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
@@ -109,8 +110,9 @@ def roll_back(
 ) -> RolledBack:
     """Put the state of `target` back. The caller holds the service's lock.
 
-    settings: the service's hooks. revision: of the present state, recorded with the safety generation.
-    Raises CastoreError; then the present state is as it was, or the message says what is not.
+    settings: the service's hooks. trust_times: without a pre-rollback generation, compare files by size and
+    time only. revision: of the present state, recorded with the safety generation. Raises CastoreError;
+    then the present state is as it was, or the message says what is not.
     """
     with event(store, "rollback", target.service) as note:
         note.of(target)
@@ -119,6 +121,7 @@ def roll_back(
             *(store, target, origins, ownership, settings or _NO_SERVICE),
             *(revision, leave_out, progress, say, tally),
             with_safety=with_safety,
+            trust_times=trust_times,
         )
         kept = f"; what it replaced is generation {done.safety.number}" if done.safety else ""
         note.text = f"restored {', '.join(done.parts)}{kept}" if done.parts else "nothing was to be done"
@@ -138,9 +141,13 @@ def _roll_back(
     tally: Tally,
     *,
     with_safety: bool,
+    trust_times: bool,
 ) -> RolledBack:
     # Before anything is touched: every part has a place to go to.
-    plan = plan_rollback(store, target, origins, ownership, leave_out=leave_out, settings=service)
+    # Trees are compared again when the service is stopped.
+    plan = plan_rollback(
+        store, target, origins, ownership, leave_out=leave_out, settings=service, trust_times=True
+    )
     check_plan(plan, origins, with_safety=with_safety)
     if plan.untouched:
         say(f"not in generation {target.number}, and left as they are: {', '.join(plan.untouched)}")
@@ -186,7 +193,9 @@ def _roll_back(
         return taken
 
     with StreamReader(store) as reader:
-        work = _Transaction(store, reader, plan, service, origins, keep, say, revision)
+        work = _Transaction(
+            store, reader, plan, service, origins, keep, say, revision, trust_times=trust_times
+        )
         work.prepare(ownership, leave_out, tally)
         tally.total = sum(dump.part.size for dump in plan.dumps)
         tally.total += sum(_size_of(target, name, tree) for name, tree in plan.trees.items())
@@ -250,6 +259,8 @@ class _Transaction:
         keep: Callable[[dict[str, Memo], Sequence[str]], Generation | None],
         say: Callable[[str], None],
         revision: str,
+        *,
+        trust_times: bool,
     ) -> None:
         self.problems: list[tuple[str, bytes, str]] = []
         self.safety: Generation | None = None
@@ -281,6 +292,7 @@ class _Transaction:
             before=revision,
         )
         self._origins = origins
+        self._trust_times = trust_times
 
     def prepare(self, ownership: Ownership, leave_out: Sequence[str], tally: Tally) -> None:
         """Say how each part is changed; nothing is made yet. Raises ConfigError, CastoreError."""
@@ -305,7 +317,7 @@ class _Transaction:
             if removal.source is None:
                 path = os.fsencode(removal.path)
                 work = partial(self._removal, removal.name, removal.path, ownership, leave_out, tally)
-                removed = TreeRemoval(path, work=work)
+                removed = TreeRemoval(self._store.places.journals, path, work=work)
                 self._add(removed, PartJournal(removal.name, path=path, memo=removed.memo))
                 continue
             journal = self._journal_of(removal.name, removal.source)
@@ -340,7 +352,7 @@ class _Transaction:
         given = (self._store, self._reader, self._target, part, found, ownership)
         others = [path for name, paths in self._apart.items() if name != part.name for path in paths]
         apart = below(os.fsdecode(found.path), [*others, *self._made])
-        return plan_live_tree(*given, self.safety, leave_out, apart)
+        return plan_live_tree(*given, self.safety, leave_out, apart, trust_times=self._trust_times)
 
     def _removal(
         self, name: str, path: str, ownership: Ownership, leave_out: Sequence[str], tally: Tally

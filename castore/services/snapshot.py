@@ -33,7 +33,7 @@ from castore.services.events import event
 from castore.services.folders import above, owner_of, path_of
 from castore.services.hosts import note_taken
 from castore.services.process import enlarge_pipe
-from castore.services.underway import refuse_unfinished
+from castore.services.underway import refuse_unfinished, report_foreign
 from castore.store.condemned import FOLDER as CONDEMNED
 from castore.store.graph import is_whole, roots_of
 
@@ -189,7 +189,8 @@ def _snapshot(
                 progress(check_name("part", name), tally)
                 if isinstance(source, TreeSource):
                     if not interrupted:
-                        refuse_unfinished(store, source.path)
+                        refuse_unfinished(store.places.journals, source.path)
+                    report_foreign(store, source.path)
                     scans.append(NewScan(scan_path(store, service, name), store.index.epoch()))
                     stack.callback(scans[-1].discard)
                     rules = rules_of(source, skip)

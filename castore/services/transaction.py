@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 from blake3 import blake3
 
-from castore.content import aside
+from castore.content.aside import UNMOVABLE
+from castore.content.beneath import locate, make_directory
 from castore.content.inplace import InPlace
+from castore.content.recovering import recover as recover_tree
 from castore.content.removing import remove
 from castore.content.streams import StreamReader
+from castore.content.undo_journal import boot_id, same_file
 from castore.errors import CastoreError, NotFoundError, NotIntactError, ProgramError, StorageError
 from castore.model.generation import Origin
 from castore.model.odd_text import lossless, texts
@@ -28,7 +31,6 @@ from castore.services.regular import temporary_names
 from castore.services.restoring import counted
 from castore.services.snapshot import EngineSource, engine_of
 from castore.services.users import account_of
-from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -187,7 +189,8 @@ class TreeChange(Change):
         if not os.path.lexists(self._path):
             refuse_without_folder(self._path)
             try:
-                os.mkdir(self._path, 0o700)
+                with locate(self._path) as at:
+                    os.close(make_directory(at.name, at.folder))
             except OSError as error:
                 raise CastoreError(f"cannot make {self._path}: {error.strerror}") from error
         self._work = InPlace(self._reader, self._plan(), self._ownership, self._tally, self._service)
@@ -212,26 +215,27 @@ class TreeChange(Change):
 class _LeftTree(Change):
     """A tree that another process was at work on."""
 
-    def __init__(self, path: bytes, memo: Memo) -> None:
+    def __init__(self, journals: str, path: bytes, memo: Memo) -> None:
         self.problems = []
+        self._journals = journals
         self._path = os.fsdecode(path)
         self._memo = memo
 
     def undo(self) -> None:
         if os.path.isdir(self._path):
-            aside.recover(self._path, owned=True)
+            recover_tree(self._journals, self._path, owned=True)
         _unmake(self._path, self._memo)
 
     def finish(self) -> None:
         if os.path.isdir(self._path):
-            aside.recover(self._path, keep=True, owned=True)
+            recover_tree(self._journals, self._path, keep=True, owned=True)
 
 
 def _unmake(path: str, memo: Memo) -> None:
     """Remove a tree that a roll-back made, if it is empty: what is in it is the service's."""
     if memo.get(_EXISTED) == "" and SWITCHING in memo:
-        with contextlib.suppress(OSError):
-            os.rmdir(path)
+        with contextlib.suppress(OSError), locate(path, follow=False) as at:
+            os.rmdir(at.name, dir_fd=at.folder)
 
 
 def refuse_without_folder(path: str) -> None:
@@ -251,12 +255,20 @@ class TreeRemoval(Change):
     """
 
     def __init__(
-        self, path: bytes, memo: Memo | None = None, work: Callable[[], tuple[InPlace, bool]] | None = None
+        self,
+        journals: str,
+        path: bytes,
+        memo: Memo | None = None,
+        work: Callable[[], tuple[InPlace, bool]] | None = None,
     ) -> None:
-        """work: returns what removes the tree in place, and whether nothing in it has to stay."""
+        """journals: the directory of those of restores in place.
+
+        work: returns what removes the tree in place, and whether nothing in it has to stay.
+        """
         self.problems = []
+        self._journals = journals
         live = os.fsdecode(path)
-        self.memo: Memo = {"path": live, "old": temporary_names(live)[1]}
+        self.memo: Memo = {"path": live, "old": temporary_names(live)[1], **_identity(live)}
         if memo is not None:
             self.memo = memo
         self._prepare = work
@@ -271,16 +283,18 @@ class TreeRemoval(Change):
             work, self._complete = self._prepare()
         if work is None or self._complete:
             try:
-                os.rename(live, old)
-                sync_if_supported(os.path.dirname(live))
+                _rename(live, old)
             except OSError as error:
-                if work is None or error.errno not in aside.UNMOVABLE:
+                if work is None or error.errno not in UNMOVABLE:
                     raise CastoreError(
                         f"{live} did not exist before, and cannot be moved aside: {error.strerror}"
                     ) from error
             else:
                 if work is not None:
                     work.close()
+                if not _is_same(old, self.memo):
+                    _rename(old, live)
+                    raise CastoreError(f"{live} has been replaced by something else meanwhile, and is left")
                 return
         self._work = work
         work.apply()
@@ -292,11 +306,15 @@ class TreeRemoval(Change):
         if work is not None:
             work.undo()
         elif os.path.isdir(live) and not os.path.islink(live):
-            aside.recover(live, owned=True)
+            recover_tree(self._journals, live, owned=True)
         try:
             if os.path.lexists(old):
-                os.rename(old, live)
-                sync_if_supported(os.path.dirname(live))
+                if not _is_same(old, self.memo):
+                    raise CastoreError(
+                        f"{live} could not be restored: {old}, which it was moved to, has been replaced by "
+                        "something else"
+                    )
+                _rename(old, live)
         except OSError as error:
             raise CastoreError(
                 f"{live} could not be restored ({error.strerror}): its previous state is in {old}"
@@ -310,18 +328,39 @@ class TreeRemoval(Change):
             work.keep()
             self.problems = work.problems
             if self._complete:
-                with contextlib.suppress(OSError):
-                    os.rmdir(live)
+                with contextlib.suppress(OSError), locate(live, follow=False) as at:
+                    os.rmdir(at.name, dir_fd=at.folder)
         elif os.path.isdir(live) and not os.path.islink(live):
-            aside.recover(live, keep=True, owned=True)
-        folder, name = os.path.split(os.fsencode(self.memo["old"]))
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            remove(name, fd)
-        except FileNotFoundError:
-            pass
-        finally:
-            os.close(fd)
+            recover_tree(self._journals, live, keep=True, owned=True)
+        old = self.memo["old"]
+        if not os.path.lexists(old):
+            return
+        if not _is_same(old, self.memo):
+            raise CastoreError(f"{old} has been replaced by something else: look at it, and remove it")
+        with locate(old, follow=False) as at, contextlib.suppress(FileNotFoundError):
+            remove(at.name, at.folder)
+
+
+def _identity(path: str) -> Memo:
+    """Return what tells whether a path still names the same file or directory."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return {}
+    return {"device": str(info.st_dev), "inode": str(info.st_ino), "boot": boot_id()}
+
+
+def _is_same(path: str, memo: Memo) -> bool:
+    """Whether a path names what a memo is about. Raises OSError."""
+    ids = (int(memo.get("device", "0")), int(memo.get("inode", "0")))
+    return "inode" not in memo or same_file(ids, os.lstat(path), memo.get("boot", ""))
+
+
+def _rename(path: str, new: str) -> None:
+    """Give what is at a path another name in its directory, durably. Raises OSError."""
+    with locate(path, follow=False) as at:
+        os.rename(at.name, os.path.basename(os.fsencode(new)), src_dir_fd=at.folder, dst_dir_fd=at.folder)
+        at.sync()
 
 
 class EngineRemoval(EngineChange):
@@ -571,9 +610,8 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
         for part in journal.parts:
             if not part.engine:
                 removed = "old" in part.memo
-                changes.append(
-                    TreeRemoval(part.path, part.memo) if removed else _LeftTree(part.path, part.memo)
-                )
+                kind = TreeRemoval if removed else _LeftTree
+                changes.append(kind(store.places.journals, part.path, part.memo))
                 continue
             source = engine_of(Origin(engine=part.engine, settings=part.settings))
             assert source is not None

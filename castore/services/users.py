@@ -34,6 +34,15 @@ def account_of(name: str | None) -> pwd.struct_passwd | None:
     return account
 
 
+def user_of(path: str) -> str | None:
+    """Return the name of the user that a file belongs to; None for root, and where that is not known."""
+    try:
+        uid = os.stat(path).st_uid
+        return pwd.getpwuid(uid).pw_name if uid else None
+    except (OSError, KeyError):
+        return None
+
+
 def _own_name(uid: int) -> str:
     try:
         return repr(pwd.getpwuid(uid).pw_name)

@@ -13,6 +13,7 @@ from castore.errors import StorageError
 from castore.storage.files import sync_if_supported
 
 _WRITER_KEY: Final = "writer.key"
+_IN_PLACE: Final = "in-place"
 _PLACES: Final = "places"
 """The folder, in a store's state, that holds one folder for each place of the store or of its copies."""
 
@@ -25,6 +26,11 @@ class Places:
     """What must outlive caches: the writer key, what was seen of the store, locks, journals."""
     cache: str
     """What can be deleted at any time: the index."""
+
+    @property
+    def journals(self) -> str:
+        """The folder of the journals of restores in place, of whatever store."""
+        return os.path.join(self.state, _IN_PLACE)
 
     def state_of(self, store_id: bytes) -> str:
         """Return the folder of what must be kept for a store."""

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import castore as package
-from castore.content.aside import Aside, recover
+from castore.content.aside import Aside
+from castore.content.recovering import recover
 from castore.errors import CastoreError
 from castore.services.inplace import plan_in_place, restore_in_place
 from tests.support.stores import Lab
@@ -109,7 +110,7 @@ def test_directories_of_a_lower_layer_come_back_after_a_failure(
         with pytest.raises(CastoreError):
             restore_in_place(opened, plan, lab.ownership, package.Tally())
     assert compare(before, walk(overlay), ignore=["blocks", "extents", "inode"]) == []
-    assert recover(str(overlay)) == []
+    assert recover(lab.places.journals, str(overlay)) == []
 
 
 def test_a_bind_mounted_file_is_overwritten_where_it_is(store: Run, tmp_path: Path) -> None:

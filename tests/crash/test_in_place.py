@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.content.aside import recover
-from castore.errors import CastoreError, UsageError
+from castore.content import recovering
+from castore.errors import UsageError
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -54,6 +54,10 @@ with castore.open_store(store, Places(state, cache), lambda: found) as opened:
     restore_in_place(opened, plan, ownership, castore.Tally())
 print("done")
 """
+
+
+def recover(top: str) -> list[str]:
+    return recovering.recover(os.path.join(os.path.dirname(top), "lab", "state", "in-place"), top)
 
 
 @pytest.fixture
@@ -113,7 +117,7 @@ def test_whatever_the_moment_it_is_put_back_or_finished(lab: Lab, tmp_path: Path
         # which time the top is to have.
         if not told or "nothing had been touched" in told:
             found[b"."]["mtime"] = changed[b"."]["mtime"] if (work / "new").exists() else stored[b"."]["mtime"]
-        empty = not told or "only an empty folder" in told
+        empty = not told or "only an empty directory" in told
         if "removed" in told or (empty and not (work / "new").exists()):
             finished += 1
             assert compare(stored, found) == []
@@ -126,16 +130,16 @@ def test_whatever_the_moment_it_is_put_back_or_finished(lab: Lab, tmp_path: Path
     assert finished > 20
 
 
-def test_what_cannot_be_recovered_is_told(tmp_path: Path) -> None:
+def test_what_no_journal_names_is_reported_and_left(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no-such"):
         recover(str(tmp_path / "no-such"))
     aside = tmp_path / ".castore-aside-0123456789abcdef"
-    aside.mkdir()
-    (aside / "0").write_text("moved aside")
-    with pytest.raises(CastoreError, match="no journal"):
-        recover(str(tmp_path))
-    assert (aside / "0").read_text() == "moved aside"
+    aside.mkdir(mode=0o700)
+    (aside / "0").write_text("somebody's")
+    (told,) = recover(str(tmp_path))
+    assert f"{aside} is of no restore" in told
+    assert (aside / "0").read_text() == "somebody's"
     (aside / "0").unlink()
-    (aside / "journal").write_bytes(b"castorej")
+    (aside / "progress").write_bytes(b"")
     assert "nothing had been touched" in recover(str(tmp_path))[0]
     assert os.listdir(tmp_path) == []

@@ -524,15 +524,21 @@ def test_a_restore_program_that_is_missing_is_found_before_anything_is_touched(
         assert compare(before, walk(live)) == []
 
 
-def test_a_leftover_of_an_interrupted_roll_back_is_told_and_kept(store: Run, tmp_path: Path) -> None:
+def test_a_directory_that_looks_like_that_of_a_restore_is_a_directory_like_any_other(
+    store: Run, tmp_path: Path
+) -> None:
     live = tmp_path / "live"
     live.mkdir()
     (live / "a").write_text("first")
     store("snapshot", "s", "--tree", f"t={live}")
-    (live / ".castore-aside-0123456789abcdef").mkdir()
-    failed = store("rollback", "s", "--to", "1", expect=1)
-    assert ".castore-aside-0123456789abcdef" in failed.stderr
-    assert (live / ".castore-aside-0123456789abcdef").is_dir()
+    planted = live / ".castore-aside-0123456789abcdef"
+    planted.mkdir()
+    (planted / "journal").write_text("castorej")
+    done = store("rollback", "s", "--to", "1")
+    assert f"{planted} is of no restore that this user's castore began" in done.stderr
+    assert os.listdir(live) == ["a"]
+    store("rollback", "s", "--undo")
+    assert (planted / "journal").read_text() == "castorej"
 
 
 def test_each_refusal_after_a_killed_rollback_names_a_command_that_works(
