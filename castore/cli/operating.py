@@ -326,8 +326,9 @@ def check(context: Common, as_json: bool) -> None:
     from castore.errors import CastoreError, ConfigError
     from castore.services.config import TreePart, load
     from castore.services.overlap import refuse_overlaps
+    from castore.services.process import errors_unshown
     from castore.services.revision import current
-    from castore.services.users import user_of
+    from castore.services.users import owner_hint
 
     settings = context.required_settings()
     faults = load(settings.path, home=places.home(), tolerant=True).faults  # with missing programs
@@ -375,16 +376,6 @@ def check(context: Common, as_json: bool) -> None:
         except OSError as error:
             raise ConfigError(f"cannot read the tree {path}: {error.strerror}") from error
 
-    def hint_at_owner(what: str, service: Service, own: TreePart) -> None:
-        """Say once that root works in a tree of another user, and what makes that less dangerous."""
-        owner = user_of(own.path) if os.geteuid() == 0 and service.run_as is None else None
-        if owner is not None:
-            hint = (
-                f"the tree {own.path} belongs to {owner}, and castore works in it as root: with run-as = "
-                f'"{owner}" the programs of the service are not run as root (README: "Trees")'
-            )
-            report(f"{what}: run-as", hint, needed=False)
-
     tried("store", open_store)
     for problem in (one for problems in faults.values() for one in problems):
         where, _, what = problem.removeprefix(f"{settings.path}: ").partition(": ")
@@ -395,9 +386,14 @@ def check(context: Common, as_json: bool) -> None:
             own = described.source
             if isinstance(own, TreePart):
                 tried(f"{name}: {part}", lambda service=service, part=part, own=own: tree(service, part, own))
-                hint_at_owner(f"{name}: {part}", service, own)
             else:
-                tried(f"{name}: {part}", own.check)
+                with errors_unshown():
+                    tried(f"{name}: {part}", own.check)
+            path = getattr(own, "path", None)
+            if path is not None and described.run_as is None:
+                hint = owner_hint(path, becomes_owner=described.engine == "sqlite")
+                if hint is not None:
+                    report(f"{name}: {part}: run-as", hint, needed=False)
     if as_json:
         print_json({"path": settings.path, "checks": found})
     if failed := sum(one["needed"] and not one["ok"] for one in found):

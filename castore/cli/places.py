@@ -8,7 +8,14 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Final
 
-from castore.errors import CastoreError, ConfigError, IdentityError, NotFoundError, ProgramError, UsageError
+from castore.errors import (
+    CastoreError,
+    IdentityError,
+    NotFoundError,
+    ProgramError,
+    UntrustedPathError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +57,6 @@ def find_config(option: str | None) -> str | None:
     with contextlib.suppress(FileNotFoundError):  # the working directory may have been deleted
         here = os.path.abspath(_FILE)
         if os.path.exists(here):
-            _refuse_a_strangers(here)
             return here
     with contextlib.suppress(NoHomeError):
         own = os.path.join(_own_config(), _FILE)
@@ -65,19 +71,6 @@ def config_to_write(option: str | None) -> str:
     if asked := option or _variable("CASTORE_CONFIG"):
         return absolute(asked)
     return _SYSTEM_FILE if os.geteuid() == 0 else os.path.join(_own_config(), _FILE)
-
-
-def _refuse_a_strangers(path: str) -> None:
-    """Refuse the working directory's file if another user could have laid it there.
-
-    It names programs to run: whoever can write to /tmp could have root run them.
-    """
-    status = os.stat(path)
-    if status.st_uid not in {0, os.geteuid()} or status.st_mode & 0o002:
-        raise ConfigError(
-            f"{path}: not read, since another user may have written it; "
-            f"name it with --config if it is meant"
-        )
 
 
 def complete_path() -> None:
@@ -224,10 +217,16 @@ def read_identity(path: str) -> Identity:
 
 
 def _file_text(path: str) -> str:
+    from castore.content.trusted import read_trusted
+
     try:
-        with open(expanded(path), "rb") as file:
-            return file.read(_MAX_IDENTITY_BYTES).decode(errors="replace")
-    except OSError as error:
+        return read_trusted(absolute(path), most=_MAX_IDENTITY_BYTES).decode(errors="replace")
+    except (OSError, UntrustedPathError) as error:
+        if isinstance(error, UntrustedPathError) or error.errno is None:
+            raise IdentityError(
+                f"the identity {path} is not read: {error}, or pass it as the standard input: "
+                "--identity /dev/stdin"
+            ) from error
         raise IdentityError(f"cannot read the identity {path}: {error.strerror}") from error
 
 

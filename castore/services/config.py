@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from castore.errors import ConfigError, ConfigProblemsError, UsageError
+from castore.content.trusted import read_trusted
+from castore.errors import ConfigError, ConfigProblemsError, UntrustedPathError, UsageError
 from castore.model.names import check_host, check_name, check_revision
 from castore.services import engines
 from castore.services.users import account_of
@@ -219,11 +220,13 @@ def load(
     import tomllib  # noqa: PLC0415 - 10 ms, and most commands read no castore.toml
 
     try:
-        # An editor may have put a byte-order mark at its beginning.
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            document = tomllib.loads(file.read())
+        # It names programs to run. An editor may have put a byte-order mark at its beginning.
+        document = tomllib.loads(read_trusted(path).decode("utf-8-sig"))
+    except UntrustedPathError as error:
+        raise ConfigError(f"{path}: not read: {error}") from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from error
+        untrusted = "not read" if error.errno is None else "cannot read this file"
+        raise ConfigError(f"{path}: {untrusted}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}: not TOML: line {line} is not valid UTF-8") from error

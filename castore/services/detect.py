@@ -12,7 +12,8 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from castore.errors import CastoreError
+from castore.content.beneath import locate
+from castore.errors import CastoreError, UntrustedPathError
 from castore.model.odd_text import is_valid, message, without_odd
 from castore.services.programs import output_of
 from castore.services.users import account_of
@@ -209,9 +210,9 @@ def _ldap() -> Iterator[Found]:
     suffixes = []
     for path in sorted(glob.glob(f"{config}/cn=config/olcDatabase=*.ldif")):
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read().replace("\n ", "")
-        except OSError:
+            with locate(path) as found, open(found.open_regular(), "rb") as file:
+                text = file.read().decode(errors="replace").replace("\n ", "")
+        except (OSError, UntrustedPathError):
             continue
         if re.search("^olcDbDirectory:", text, re.MULTILINE):
             suffixes += re.findall("^olcSuffix: (.+)$", text, re.MULTILINE)
@@ -268,9 +269,9 @@ def _is_socket(path: str) -> bool:
 
 def _is_sqlite(path: str) -> bool:
     try:
-        with open(path, "rb") as file:
+        with locate(path) as found, open(found.open_regular(), "rb") as file:
             return file.read(len(_SQLITE)) == _SQLITE
-    except OSError:
+    except (OSError, UntrustedPathError):
         return False
 
 

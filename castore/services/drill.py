@@ -72,15 +72,17 @@ def drill(
     clock = time.monotonic()
     with event(store, "drill", generation.service) as note, ExitStack() as stack:
         note.of(generation)
+        top = stack.enter_context(scratch_folder(_PREFIX, scratch, mode=0o711, say=say))
+        # Trees and dumps are for castore only: a tree's modes are those that it had.
+        place = _made(top, "state", 0o700)
         # A database server does not run as root, and has to get at its own folder.
-        place = stack.enter_context(scratch_folder(_PREFIX, scratch, mode=0o711, say=say))
+        servers = _made(top, "servers", 0o711)
         reader = stack.enter_context(StreamReader(store))
         env = {"CASTORE_DRILL": place}
         recorded = read_details(store, generation).origins
         known = trusted_origins(store, generation.service, recorded, origins)
         for part in generation.parts:
-            folder = os.path.join(place, part.name)
-            os.mkdir(folder, 0o700)
+            folder = _made(place, part.name, 0o700)
             tally = Tally(total=part.size, most_files=part.files)
             progress(part.name, tally)
             try:
@@ -88,7 +90,8 @@ def drill(
                     finding, more = _tree(reader, part, folder, ownership, tally)
                 else:
                     found = known.get(part.name, Origin())
-                    finding, more = _dump(reader, part, found, folder, stack, tally)
+                    shared = _made(servers, part.name, 0o700)
+                    finding, more = _dump(reader, part, found, (folder, shared), stack, tally)
             except CastoreError as error:
                 raise type(error)(f"{generation.service}@{generation.number}:{part.name}: {error}") from error
             done.parts[part.name] = finding
@@ -98,12 +101,22 @@ def drill(
         if settings.drill_check:
             account = account_of(settings.run_as)
             if account is not None:
+                os.chown(place, -1, account.pw_gid)
+                os.chmod(place, 0o710)  # noqa: S103 - that user's own
                 _let_in(account, env)
             run(settings.drill_check, timeout=settings.timeout, env=env, account=account)
             done.parts["drill-check"] = "passed"
         done.seconds = time.monotonic() - clock
         note.text = done.text
     return done
+
+
+def _made(above: str, name: str, mode: int) -> str:
+    """Make a directory with that mode, whatever the umask, and return it."""
+    folder = os.path.join(above, name)
+    os.mkdir(folder, 0o700)
+    os.chmod(folder, mode)
+    return folder
 
 
 def _let_in(account: pwd.struct_passwd, env: dict[str, str]) -> None:
@@ -146,17 +159,19 @@ def _tree(
 
 
 def _dump(
-    reader: StreamReader, part: Part, found: Origin, folder: str, stack: ExitStack, tally: Tally
+    reader: StreamReader, part: Part, found: Origin, folders: tuple[str, str], stack: ExitStack, tally: Tally
 ) -> tuple[str, dict[str, str]]:
+    """Restore a dump. folders: one for castore only, and one whose path other users may enter."""
+    folder, shared = folders
     source = engine_of(found)
     contents = contents_of(reader, part, lambda: None, tally)
     if source is not None:
-        drilled = stack.enter_context(source.engine.drill(folder, contents))
+        drilled = stack.enter_context(source.engine.drill(shared, contents))
         if drilled is not None:
             return drilled
     path = os.path.join(folder, part.name)
     count = 0
-    with open(path, "wb") as file:
+    with open(path, "xb") as file:
         for piece in contents.target():
             count += file.write(piece)
     if count != part.size:

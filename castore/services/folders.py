@@ -90,7 +90,7 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
                 "repeat the command"
             )
         try:
-            with locate(path) as at:
+            with locate(path, follow=False) as at:
                 made = make_directory(at.name, at.folder)
                 try:
                     _give(made, path, one, ownership, say)
@@ -114,13 +114,18 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
         say(f"made the directory {path}, with the recorded owner and mode")
 
 
-def give(path: str, owner: FileOwner, ownership: Ownership, say: Callable[[str], None]) -> None:
-    """Set the recorded owner, mode and ACLs of a regular file that this rollback has made. Raises OSError."""
+def give(
+    path: str, inode: str, owner: FileOwner, ownership: Ownership, say: Callable[[str], None]
+) -> None:
+    """Set the recorded owner, mode and ACLs of a regular file that this rollback has made. Raises OSError.
+
+    inode: its device and inode number: another file in its place keeps what it has.
+    """
     with locate(path, follow=False) as at:
         held = open_entry(at.folder, at.name)
     try:
         info = os.fstat(held)
-        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+        if not stat.S_ISREG(info.st_mode) or inode != f"{info.st_dev} {info.st_ino}" or info.st_nlink != 1:
             raise OSError(errno.ESTALE, REPLACED)
         _give(beneath.path_of(held), path, owner, ownership, say, mode=owner.mode & 0o777)
     finally:

@@ -9,6 +9,7 @@ import os
 import time
 from typing import Final
 
+from castore.content.beneath import OPEN_FILE
 from castore.errors import CastoreError
 
 _MOST_NAMED: Final = 5
@@ -40,7 +41,10 @@ def refuse_open(path: str) -> None:
 
 def _is_alone(path: str) -> bool | None:
     """Return whether nobody has a file open; None: the kernel does not say."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, OPEN_FILE)
+    except OSError as error:
+        raise CastoreError(f"cannot see who has {path} open: {error.strerror}") from error
     try:
         # A write lease is granted only while there is no other open file description.
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)

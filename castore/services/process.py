@@ -19,7 +19,7 @@ from castore.services.interrupts import start_without_signals, unheard
 
 if TYPE_CHECKING:
     import pwd
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     Filter = Callable[[bytes], bytes | None]
@@ -68,12 +68,26 @@ def environment(
     return {name: value for name, value in changed.items() if value is not None}
 
 
+_shown = True
+
+
+@contextlib.contextmanager
+def errors_unshown() -> Iterator[None]:
+    """Copy no program's standard error to castore's own during the block: the caller shows its end."""
+    global _shown  # noqa: PLW0603 - of the process, as standard error is
+    before, _shown = _shown, False
+    try:
+        yield
+    finally:
+        _shown = before
+
+
 class _Errors:
     """A program's standard error: its last lines are kept; it is copied to castore's own if `shown`."""
 
     def __init__(self, only: Filter | None, *, shown: bool) -> None:
         self._only = only
-        self._shown = shown
+        self._shown = shown and _shown
         self._read, self.write = os.pipe()
         self._lines: deque[bytes] = deque(maxlen=TOLD_LINES)
         self._rest = b""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from castore.content.trusted import kind_of
 from castore.errors import CastoreError, UsageError
+
+if TYPE_CHECKING:
+    from castore.content.beneath import Located
 
 _DESCRIPTOR: Final = re.compile(r"/proc/(?:self|thread-self|\d+)/(?:task/\d+/)?fd/(\d+)")
 _LINKS: Final = 40
@@ -53,37 +57,25 @@ def _is_own(path: str) -> bool:
     return folder.startswith(f"/proc/{os.getpid()}/") or path == "/dev/stdin"
 
 
-def kind_of(mode: int) -> str:
-    """Return what a file is that is not a regular one; empty for a regular file."""
-    for test, kind in (
-        (stat.S_ISREG, ""),
-        (stat.S_ISDIR, "a directory"),
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-        (stat.S_ISSOCK, "a socket"),
-        (stat.S_ISLNK, "a symbolic link"),
-    ):
-        if test(mode):
-            return kind
-    return "a special file"
-
-
-def refuse_irregular(path: str) -> None:
-    """Raise CastoreError where a rollback would replace something that is not a regular file."""
-    if descriptor_of(path) is not None:
-        raise CastoreError(
-            f"{path} refers to an open file of a process, and is not replaced: nothing was touched; "
-            "use 'castore restore' or 'castore cat'"
-        )
+def exists(found: Located) -> bool:
+    """Whether a path that was resolved leads to anything. Raises OSError."""
     try:
-        kind = kind_of(os.stat(path).st_mode)
-    except OSError:
+        os.stat(found.name, dir_fd=found.folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def refuse_irregular(found: Located) -> None:
+    """Raise CastoreError where a rollback would replace something that is not a regular file, and OSError."""
+    try:
+        kind = kind_of(os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
         return
     if kind:
         raise CastoreError(
-            f"{path} is {kind}, not a regular file, and is not replaced: nothing was touched; move it away, "
-            "or use 'castore restore' or 'castore cat'"
+            f"{os.fsdecode(found.path)} is {kind}, not a regular file, and is not replaced: nothing was "
+            "touched; move it away, or use 'castore restore' or 'castore cat'"
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
+from castore.content.beneath import OPEN_FILE
 from castore.errors import CastoreError, ProgramError, UsageError
 from castore.model.names import check_revision
 from castore.services.programs import output_of
@@ -85,7 +86,8 @@ def _hash_of(paths: tuple[str, ...]) -> str:
             return [(os.path.join(path, below), name + b"/" + below) for below in sorted(os.listdir(path))]
         elif stat.S_ISREG(info.st_mode):
             add(b"file", name, info.st_size.to_bytes(8, "little"))
-            with open(path, "rb") as file:
+            # It may have become a pipe or a link.
+            with open(os.open(path, OPEN_FILE), "rb") as file:
                 while data := file.read(1 << 20):
                     hasher.update(data)
         else:

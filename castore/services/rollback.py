@@ -327,10 +327,10 @@ class _Transaction:
             self._add(change, journal, removal.source.engine.beside)
         refuse_same(self._lies)
 
-    def _own(self, file: FileOwner | None, ownership: Ownership, path: str) -> None:
+    def _own(self, file: FileOwner | None, ownership: Ownership, path: str, inode: str) -> None:
         if file is not None:
             try:
-                folders.give(path, file, ownership, self._say)
+                folders.give(path, inode, file, ownership, self._say)
             except OSError as error:
                 raise CastoreError(f"cannot set the recorded owner and mode of {path}: {error}") from error
 

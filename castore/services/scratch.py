@@ -15,6 +15,8 @@ import stat
 import tempfile
 from typing import TYPE_CHECKING
 
+from castore.errors import CastoreError, UntrustedPathError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -25,13 +27,21 @@ def _silent(_text: str) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(
-    prefix: str, where: str | None = None, *, mode: int = 0o700, say: Callable[[str], None] = _silent
+    prefix: str,
+    where: str | None = None,
+    *,
+    mode: int = 0o700,
+    say: Callable[[str], None] = _silent,
+    anywhere: bool = False,
 ) -> Iterator[str]:
     """Give a new directory that is removed when the block is left, and remove what older ones left.
 
-    where: None is the system's own place. say: is told of what cannot be removed, and why. Raises OSError.
+    where: None is the system's own place. say: is passed what cannot be removed, and why. Raises CastoreError
+    for a place in which other users could exchange the directory, unless `anywhere`; OSError.
     """
     where = where or tempfile.gettempdir()
+    if not anywhere:
+        _refuse_loose(where)
     sweep(prefix, where, say)
     folder, lock = _make(prefix, where)
     try:
@@ -40,6 +50,21 @@ def scratch_folder(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def _refuse_loose(where: str) -> None:
+    # Not needed by processes that make scratch directories as another user, which lack what it imports.
+    from castore.content.trusted import refuse_loose  # noqa: PLC0415
+
+    try:
+        refuse_loose(where)
+    except UntrustedPathError as error:
+        raise CastoreError(f"no scratch directory is made in {where}: {error}") from error
+    except OSError as error:
+        raise CastoreError(
+            f"no scratch directory is made in {where}: {error.strerror}; name another one with --scratch or "
+            "TMPDIR"
+        ) from error
 
 
 def _make(prefix: str, where: str) -> tuple[str, int]:

@@ -7,8 +7,9 @@ import ctypes
 import os
 import pwd
 import subprocess
+import tempfile
 import time
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from castore.errors import ProgramError
 from castore.services.process import TOLD_LINES, client_environment, environment, run_as
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 _START_SECONDS: Final = 60.0
+_MOST_LOG: Final = 1 << 20
 _PR_SET_PDEATHSIG: Final = 1
 
 
 class Running:
     """A server that was started."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], log: str) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self._name = name
         self._process = process
         self._log = log
@@ -36,9 +38,8 @@ class Running:
         own = environment(client_environment())
         while subprocess.run(question, check=False, stdin=null, stdout=null, stderr=null, env=own).returncode:
             if self._process.poll() is not None or time.monotonic() > end:
-                with open(self._log, encoding="utf-8", errors="replace") as file:
-                    told = "; ".join(file.read().splitlines()[-TOLD_LINES:])
-                raise ProgramError(f"{self._name} did not start: {told}")
+                lines = os.pread(self._log.fileno(), _MOST_LOG, 0).decode(errors="replace").splitlines()
+                raise ProgramError(f"{self._name} did not start: {'; '.join(lines[-TOLD_LINES:])}")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.05)
 
@@ -50,16 +51,16 @@ def running(
     *,
     account: pwd.struct_passwd | None,
     cwd: str,
-    log: str,
 ) -> Iterator[Running]:
     """Run a server through the block; it is ended by the signal `ending`. Raises ProgramError."""
-    try:
-        with open(log, "wb") as file:
+    # Its log has no name: in a directory of the server's user, a name may lead to any file.
+    with tempfile.TemporaryFile() as log:
+        try:
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
+                stdout=log,
+                stderr=log,
                 cwd=cwd,
                 env=environment(client_environment()),
                 process_group=0,
@@ -67,17 +68,17 @@ def running(
                 preexec_fn=_ends_with_castore(ending),  # noqa: PLW1509 - one system call, nothing else
                 **run_as(account),
             )
-    except OSError as error:
-        raise ProgramError(f"cannot run {argv[0]!r}: {error.strerror}") from error
-    try:
-        yield Running(argv[0], process, log)
-    finally:
-        process.send_signal(ending)
+        except OSError as error:
+            raise ProgramError(f"cannot run {argv[0]!r}: {error.strerror}") from error
         try:
-            process.wait(_START_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield Running(argv[0], process, log)
+        finally:
+            process.send_signal(ending)
+            try:
+                process.wait(_START_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _ends_with_castore(ending: int) -> Callable[[], None]:
@@ -119,7 +120,8 @@ def socket_folder(account: pwd.struct_passwd | None) -> Iterator[str]:
         yield folder
 
 
-def give(path: str, account: pwd.struct_passwd | None) -> None:
-    """Give a file to whom a server runs as, if that is another."""
+def give(path: str | int, account: pwd.struct_passwd | None) -> None:
+    """Give a file, by its path in a directory of castore's own or open, to the user that a server runs as."""
     if account is not None:
-        os.chown(path, account.pw_uid, account.pw_gid)
+        follow = isinstance(path, int)
+        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=follow)

@@ -129,7 +129,7 @@ class EngineChange(Change):
         source: EngineSource,
         memo: Memo,
         contents: Contents,
-        own: Callable[[str], None] = lambda _path: None,
+        own: Callable[[str, str], None] = lambda _path, _inode: None,
     ) -> None:
         """own: gives a staged file that replaces nothing its recorded owner and mode."""
         self.problems = []
@@ -143,7 +143,7 @@ class EngineChange(Change):
         self._engine.stage(self._memo, self._contents)
         new = self._memo.get("new", "")
         if self._memo.get(_EXISTED) == "" and os.path.isfile(new):
-            self._own(new)
+            self._own(new, self._memo.get("inode", ""))
 
     def switch(self) -> None:
         """Let it take its place."""

@@ -34,13 +34,42 @@ def account_of(name: str | None) -> pwd.struct_passwd | None:
     return account
 
 
-def user_of(path: str) -> str | None:
-    """Return the name of the user that a file belongs to; None for root, and where that is not known."""
+def owner_account(path: str) -> pwd.struct_passwd | None:
+    """Return the account that a file belongs to, where castore is root and can run programs as that user.
+
+    None: castore's own, also for a user who has no account here. Raises OSError.
+    """
+    uid = os.stat(path, follow_symlinks=False).st_uid
+    if uid == os.geteuid() or os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        return None
+
+
+def owner_hint(path: str, *, becomes_owner: bool) -> str | None:
+    """Return what to consider where castore, as root, works with files of another user; None: nothing.
+
+    becomes_owner: whether the engine opens them as that user.
+    """
     try:
         uid = os.stat(path).st_uid
-        return pwd.getpwuid(uid).pw_name if uid else None
-    except (OSError, KeyError):
+    except OSError:
         return None
+    if os.geteuid() != 0 or uid == 0:
+        return None
+    try:
+        name = option = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name, option = f"the user id {uid}", f"'#{uid}'"
+    if becomes_owner:
+        return f"{path} belongs to {name}, and is opened as that user, or as the user of `run-as`"
+    return (
+        f"{path} belongs to {name}, and root reads and replaces it: links that {name} could have placed are "
+        f'not followed; with run-as = "{name}" the programs of the service do not run as root, and castore '
+        f'itself can run as that user: sudo -u {option} castore snapshot ... (README: "Trees")'
+    )
 
 
 def _own_name(uid: int) -> str:

@@ -88,6 +88,37 @@ def test_a_database_with_peer_authentication_is_snapshotted_rolled_back_and_dril
     assert rows(shop) == "1"
 
 
+def test_every_client_runs_as_the_user_and_without_the_settings_of_the_caller(
+    castore: Run, home: Path, shop: Postgres, shared: Path
+) -> None:
+    for name in ("psql", "pg_dump"):
+        found = shutil.which(name)
+        line = "$(id -un) $PGOPTIONS $PGHOST $PGPASSWORD $PSQLRC $LANG $HOME ${0##*/} $1"
+        (shared / name).write_text(f'#!/bin/sh\necho "{line}" >>{shared}/seen\nexec {found} "$@"\n')
+        (shared / name).chmod(0o755)
+    env = {"PGOPTIONS": "-c search_path=hostile", "PGHOST": "/nowhere", "PGPASSWORD": "wrong", "PSQLRC": "/x", "LANG": "de_DE.UTF-8"}
+    describe(home, shop, part=f'run-as = "postgres"\nprogram-path = "{shared}"')
+    castore("config", "check", env=env)
+    castore("snapshot", "shop", "--revision", "r1", env=env)
+    shop.psql("INSERT INTO t VALUES (2)", "shop")
+    castore("rollback", "shop", "--to", "r1", env=env)
+    assert rows(shop) == "1"
+    seen = (shared / "seen").read_text().splitlines()
+    user = pwd.getpwnam("postgres")
+    for line in seen:
+        assert line.startswith("postgres "), line
+        assert "hostile" not in line and "/nowhere" not in line and "wrong" not in line and "de_DE" not in line, line
+        assert user.pw_dir in line, line
+    assert any(line.endswith("pg_dump --help") for line in seen)
+    assert any(line.endswith("psql --help=commands") for line in seen)
+
+
+def test_config_check_shows_the_error_of_a_client_once(castore: Run, home: Path, shop: Postgres) -> None:
+    describe(home, shop, part="")
+    done = castore("config", "check", expect=2)
+    assert (done.stdout + done.stderr).count("eer authentication failed") == 1
+
+
 def test_hooks_and_parts_get_the_user_of_their_service(castore: Run, home: Path, shop: Postgres, shared: Path) -> None:
     names = ("before", "after", "stop", "start", "health", "drill-check")
     describe(home, shop, 'run-as = "postgres"\n' + "\n".join(f"{name} = {hook(shared / name)}" for name in names), part="")
@@ -221,7 +252,7 @@ def test_an_unknown_user_stops_its_service_only(castore: Run, home: Path) -> Non
     assert "nobody-of-this-name" in castore("config", "check", expect=2).stdout
 
 
-@pytest.mark.parametrize("engine", ['engine = "tree"\npath = "/etc"', 'engine = "sqlite"\npath = "/a"'])
+@pytest.mark.parametrize("engine", ['engine = "tree"\npath = "/etc"', 'engine = "file"\npath = "/a"'])
 def test_a_user_without_a_program_is_a_mistake(castore: Run, home: Path, engine: str) -> None:
     (home / "castore.toml").write_text(f'[service.s.parts.p]\n{engine}\nrun-as = "nobody"\n')
     failed = castore("config", "show", expect=2).stderr

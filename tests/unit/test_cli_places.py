@@ -14,6 +14,7 @@ import pytest
 from castore.cli import places
 from castore.errors import ConfigError, IdentityError, NotFoundError, UsageError
 from castore.sealing.keys import Identity
+from castore.services.config import load
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +61,14 @@ def test_the_configuration_is_the_first_that_is_there(monkeypatch, tmp_path, cle
 def test_a_strangers_configuration_in_the_working_directory_is_refused(tmp_path):
     here = write(tmp_path / "work" / "castore.toml")
     os.chmod(here, 0o666)
-    with pytest.raises(ConfigError, match="another user may have written it"):
-        places.find_config(None)
-    assert places.find_config(here) == here
+    assert places.find_config(None) == here
+    with pytest.raises(ConfigError, match=f"not read: other users may write.*chmod go-w {here}"):
+        load(here)
     os.chmod(here, 0o644)
     if os.geteuid() == 0:
         os.chown(here, 12345, 12345)
-        with pytest.raises(ConfigError, match="another user may have written it"):
-            places.find_config(None)
+        with pytest.raises(ConfigError, match=f"belongs to the user id 12345, .*chown root {here}"):
+            load(here)
 
 
 def test_folders_follow_the_user_and_xdg(monkeypatch, clean):

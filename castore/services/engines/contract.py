@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import msgspec
 
-from castore.errors import CastoreError, ConfigError, ProgramError
+from castore.content.trusted import read_trusted
+from castore.errors import CastoreError, ConfigError, ProgramError, UntrustedPathError
 from castore.services.programs import output_of
 from castore.services.users import account_of
 
@@ -198,8 +199,11 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         if sum(one is not None for one in given) != 1:
             raise ValueError("exactly one of file, env, command and credential was expected")
 
-    def get(self) -> str:
-        """Return it. Raises ConfigError, ProgramError."""
+    def get(self, account: pwd.struct_passwd | None = None) -> str:
+        """Return it. Raises ConfigError, ProgramError.
+
+        account: the user that it is for, who may own its file, too; None: castore's own.
+        """
         if self.command is not None:
             return os.fsdecode(output_of(self.command)).rstrip("\n")
         if self.env is not None:
@@ -215,14 +219,25 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
                     "LoadCredential= in the unit that runs castore"
                 )
             path = os.path.join(folder, self.credential)
-        try:
-            with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-                return file.read().rstrip("\n")
-        except OSError as error:
-            raise ConfigError(f"cannot read the password in {path}: {error}") from error
+        return read_setting("password", path, account).decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
 
     def __repr__(self) -> str:
         return "Secret()"
+
+
+def read_setting(what: str, path: str, account: pwd.struct_passwd | None) -> bytes:
+    """Return the content of a file that castore.toml names, if no other user could have written it.
+
+    what: what the file holds. account: a user who may own it besides root and castore's own; None: no
+    other. Raises ConfigError.
+    """
+    try:
+        return read_trusted(path, also=[] if account is None else [account.pw_uid])
+    except UntrustedPathError as error:
+        raise ConfigError(f"cannot read the {what} in {path}: {error}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"cannot read the {what} in {path}: {reason}") from error
 
 
 class Reader:

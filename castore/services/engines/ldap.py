@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import itertools
@@ -13,15 +14,17 @@ import stat
 import struct
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
+from castore.content.beneath import OPEN_DIRECTORY, OPEN_FILE, locate, real_path
 from castore.errors import CastoreError, ProgramError
 from castore.model import counting
 from castore.services.engines.contract import SWITCHING, Contents, Engine, Memo
 from castore.services.process import client_environment
 from castore.services.programs import feed, output_of, run_dump
 from castore.services.regular import temporary_names
-from castore.services.servers import give
+from castore.services.servers import give, unprivileged
+from castore.services.users import owner_account
 from castore.storage.files import sync_if_supported
 
 if TYPE_CHECKING:
@@ -66,9 +69,21 @@ class LDAP(Engine, frozen=True):
         """Return what makes the dump."""
         return "ldap slapcat"
 
+    @property
+    def _own(self) -> pwd.struct_passwd | None:
+        """The user that slapcat and slapadd are run as: `run-as`, else the owner of the configuration.
+
+        They open the files of slapd's user, who may have put anything there; None: castore's own.
+        """
+        if self.run_as is not None:
+            return self.account
+        with contextlib.suppress(OSError):
+            return owner_account(self.config)
+        return None
+
     def _process(self) -> dict[str, Any]:
         """Return what slapcat is run with."""
-        return {"env": client_environment(), "timeout": self.timeout, "account": self.account}
+        return {"env": client_environment(), "timeout": self.timeout, "account": self._own}
 
     def _configuration(self) -> bytes:
         argv = [self._program("slapcat"), "-F", self.config, "-n", "0"]
@@ -103,17 +118,22 @@ class LDAP(Engine, frozen=True):
 
     def begin(self) -> Memo:
         """Return the names of the directories that are made."""
-        live = os.path.realpath(self._directory())
+        try:
+            live = os.fsdecode(real_path(self._directory()))
+        except OSError as error:
+            raise CastoreError(f"cannot replace {self._directory()}: {error.strerror}") from error
         new, old = temporary_names(live)
         existed = "yes" if os.path.isdir(live) else ""
         return {"live": live, "existed": existed, "new": new, "old": old}
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Load the entries into a directory beside the live one."""
-        self._load(memo["new"], f"{memo['new']}.conf", contents, self.account)
+        self._load(memo["new"], f"{memo['new']}.conf", contents, self._own)
         if memo["existed"]:
-            info = os.stat(memo["live"])
-            _give(memo["new"], info)
+            try:
+                _give(memo["new"], os.stat(memo["live"], follow_symlinks=False))
+            except OSError as error:
+                raise CastoreError(f"cannot set the owner of {memo['new']}: {error.strerror}") from error
 
     def _load(
         self, data: str, config: str, contents: Contents, account: pwd.struct_passwd | None = None
@@ -124,8 +144,7 @@ class LDAP(Engine, frozen=True):
         """
         try:
             for folder in (data, config):
-                os.mkdir(folder, 0o700)
-                give(folder, account)
+                _make(folder, account)
         except OSError as error:
             raise CastoreError(f"cannot make {data}: {error.strerror}") from error
         try:
@@ -141,46 +160,48 @@ class LDAP(Engine, frozen=True):
             argv = [program, "-q", "-F", config, "-b", self.suffix]
             load(argv, without_files(contents.target()), only=_plain)
         finally:
-            shutil.rmtree(config, ignore_errors=True)
+            with contextlib.suppress(OSError), locate(config) as found:
+                shutil.rmtree(found.name, ignore_errors=True, dir_fd=found.folder)
 
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Exchange the directories."""
         del contents
-        if not os.path.isdir(memo["new"]):
-            raise CastoreError(f"what was to take the place of {memo['live']} is gone: {memo['new']}")
         _refuse_held(memo["live"])
         try:
-            if os.path.isdir(memo["live"]):
-                os.rename(memo["live"], memo["old"])
-            os.rename(memo["new"], memo["live"])
-            sync_if_supported(os.path.dirname(memo["live"]))
+            with _Siblings(memo) as here:
+                if not here.has("new"):
+                    raise CastoreError(f"what was to replace {memo['live']} is missing: {memo['new']}")
+                if here.has("live"):
+                    here.rename("live", "old")
+                here.rename("new", "live")
+                here.sync()
         except OSError as error:
             raise CastoreError(f"cannot exchange {memo['live']}: {error.strerror}") from error
 
     def undo(self, memo: Memo, contents: Contents) -> None:
         """Exchange them back."""
         del contents
-        live, new, old = memo["live"], memo["new"], memo["old"]
+        live, old = memo["live"], memo["old"]
         try:
-            if os.path.isdir(old):
-                if os.path.isdir(live):
-                    os.rename(live, new)
-                os.rename(old, live)
-            elif not memo["existed"] and SWITCHING in memo and not os.path.isdir(new) and os.path.isdir(live):
-                os.rename(live, new)
-            for made in (new, f"{new}.conf"):
-                if os.path.isdir(made):
-                    shutil.rmtree(made)
-            sync_if_supported(os.path.dirname(live))
+            with _Siblings(memo) as here:
+                if here.has("old"):
+                    if here.has("live"):
+                        here.rename("live", "new")
+                    here.rename("old", "live")
+                elif not memo["existed"] and SWITCHING in memo and here.has("live") and not here.has("new"):
+                    here.rename("live", "new")
+                here.remove("new")
+                here.remove("new", ".conf")
+                here.sync()
         except OSError as error:
             raise CastoreError(
-                f"{live} could not be put back ({error.strerror}): what it was is in {old}"
+                f"{live} could not be restored ({error.strerror}): its previous content is in {old}"
             ) from error
 
     def finish(self, memo: Memo) -> None:
         """Remove what was replaced."""
-        if os.path.isdir(memo["old"]):
-            shutil.rmtree(memo["old"])
+        with _Siblings(memo) as here:
+            here.remove("old")
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
@@ -198,7 +219,11 @@ class LDAP(Engine, frozen=True):
                 yield piece
 
         data = os.path.join(folder, "data")
-        self._load(data, os.path.join(folder, "conf"), contents._replace(target=counted))
+        # Not as root: entries are loaded that anybody may have written.
+        account = unprivileged("openldap")
+        if account is not None:
+            os.chmod(folder, 0o711)  # noqa: S103 - what is in it is that user's only
+        self._load(data, os.path.join(folder, "conf"), contents._replace(target=counted), account)
         yield f"{counting.count(count, 'entry', 'entries')} taken by slapadd", {"PATH": data}
 
 
@@ -238,13 +263,87 @@ def _unfolded(ldif: bytes) -> str:
     return ldif.decode().replace("\n ", "")
 
 
+class _Siblings:
+    """The directory that the directories of a memo are in: names there are not followed.
+
+    A directory is named by the memo's key: "live", "new", "old".
+    """
+
+    def __init__(self, memo: Memo) -> None:
+        self._memo = memo
+        self._names = {key: os.path.basename(memo[key]) for key in ("live", "new", "old")}
+
+    def __enter__(self) -> Self:
+        with locate(os.path.dirname(self._memo["live"])) as found:
+            self._fd = found.open_directory()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def has(self, key: str, ending: str = "") -> bool:
+        """Whether it exists."""
+        with contextlib.suppress(FileNotFoundError):
+            name = self._names[key] + ending
+            return stat.S_ISDIR(os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mode)
+        return False
+
+    def rename(self, key: str, to: str) -> None:
+        """Rename it. Raises OSError."""
+        os.rename(self._names[key], self._names[to], src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def remove(self, key: str, ending: str = "") -> None:
+        """Delete it with its content, if it exists. Raises OSError."""
+        if self.has(key, ending):
+            shutil.rmtree(self._names[key] + ending, dir_fd=self._fd)
+
+    def sync(self) -> None:
+        """Make durable which names the directory holds. Raises OSError."""
+        sync_if_supported(self._fd)
+
+
+def _make(path: str, account: pwd.struct_passwd | None) -> None:
+    """Make a directory for a user; None: castore's own. Raises OSError."""
+    with locate(os.path.dirname(path)) as found:
+        above = found.open_directory()
+    try:
+        name = os.path.basename(path)
+        os.mkdir(name, 0o700, dir_fd=above)
+        made = os.open(name, OPEN_DIRECTORY, dir_fd=above)
+        try:
+            give(made, account)
+        finally:
+            os.close(made)
+    finally:
+        os.close(above)
+
+
 def _give(top: str, info: os.stat_result) -> None:
-    """Give a directory, and what is in it, to whom the live one belongs."""
-    os.chmod(top, stat.S_IMODE(info.st_mode))
-    if os.geteuid() == 0:
-        for folder, _, files in os.walk(top):
-            for path in (folder, *(os.path.join(folder, name) for name in files)):
-                os.chown(path, info.st_uid, info.st_gid)
+    """Give a directory, and the files in it, to the owner of the live one. Raises OSError.
+
+    The user that loaded it may have put links there, to files of others: each file is opened first.
+    """
+    with locate(top) as found:
+        folder = found.open_directory()
+    try:
+        if os.geteuid() == 0:
+            for name in os.listdir(folder):
+                _give_file(folder, name, info)
+            os.fchown(folder, info.st_uid, info.st_gid)
+        os.fchmod(folder, stat.S_IMODE(info.st_mode) & 0o777)
+    finally:
+        os.close(folder)
+
+
+def _give_file(folder: int, name: str, info: os.stat_result) -> None:
+    file = os.open(name, OPEN_FILE, dir_fd=folder)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise OSError(errno.EBUSY, f"{name} in it is not a regular file of slapadd's")
+        os.fchown(file, info.st_uid, info.st_gid)
+    finally:
+        os.close(file)
 
 
 def _plain(line: bytes) -> bytes:
@@ -266,7 +365,8 @@ def _refuse_held(data: str) -> None:
 
 def _is_locked(data: str) -> int:
     """Return a process that has an LMDB environment open; 0: none. Each holds a lock on its lock file."""
-    with contextlib.suppress(OSError), open(os.path.join(data, "lock.mdb"), "rb") as file:
+    lock = os.path.join(data, "lock.mdb")
+    with contextlib.suppress(OSError), locate(lock) as found, open(found.open_regular(), "rb") as file:
         asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
         kind, _, _, _, holder = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
         if kind != fcntl.F_UNLCK:

@@ -15,6 +15,7 @@ from castore.services.engines.file import File
 from castore.services.process import client_environment
 from castore.services.programs import output_of, run_dump
 from castore.services.servers import give, running, socket_folder, unprivileged
+from castore.services.users import owner_account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +64,7 @@ class Redis(Engine, frozen=True):
         return argv
 
     def _env(self) -> dict[str, str | None]:
-        own = {} if self.password is None else {"REDISCLI_AUTH": self.password.get()}
+        own = {} if self.password is None else {"REDISCLI_AUTH": self.password.get(self.account)}
         return client_environment(**own)
 
     def _process(self) -> dict[str, Any]:
@@ -146,7 +147,8 @@ class Redis(Engine, frozen=True):
         self._file(memo).stage(memo, contents)
         program = shutil.which("redis-check-rdb")
         if program is not None:
-            output_of([program, memo["new"]], timeout=self.timeout)
+            account = self.account or owner_account(memo["new"])
+            output_of([program, memo["new"]], timeout=self.timeout, account=account)
         self._save(memo)
 
     def _save(self, memo: Memo) -> None:
@@ -225,16 +227,15 @@ class Redis(Engine, frozen=True):
         path = os.path.join(folder, "dump.rdb")
         with open(path, "xb") as file:
             file.writelines(contents.target())
-        account = unprivileged("redis")
+            account = unprivileged("redis")
+            give(file.fileno(), account)
         give(folder, account)
-        give(path, account)
         with socket_folder(account) as place:
             socket = os.path.join(place, "socket")
             argv = [server, "--port", "0", "--unixsocket", socket, "--dir", folder, "--save", ""]
             # The directory of the socket says who may connect.
             argv += ["--unixsocketperm", "777"]
-            log = os.path.join(folder, "log")
-            with running(argv, signal.SIGTERM, account=account, cwd=folder, log=log) as process:
+            with running(argv, signal.SIGTERM, account=account, cwd=folder) as process:
                 own = Redis(socket=socket, program_path=self.program_path)
                 process.wait_for([*own._argv(), "-e", "DBSIZE"])
                 keys = [line for line in own._ask("INFO", "keyspace") if line.startswith("db")]

@@ -57,26 +57,34 @@ class Soundness:
         return "; ".join(found)
 
 
-def look(path: str, what: str, *, thorough: bool = False) -> Soundness:
+def connect(path: str) -> sqlite3.Connection:
+    """Open a database that nobody uses; nothing of its schema is read yet."""
+    return sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)
+
+
+def look(
+    path: str, what: str, *, thorough: bool = False, connected: Callable[[str], sqlite3.Connection] = connect
+) -> Soundness:
     """Check a database; thorough: compare indexes with tables, too, and count rows.
 
-    what: the database that the file is a copy of, for messages. Raises CastoreError if it is not sound.
+    what: the database that the file is a copy of, for messages. connected: gives a new connection, as
+    `connect` does; two are needed. Raises CastoreError if it is not sound.
     """
     sound = Soundness()
     try:
-        with _opened(path) as database:
+        with _prepared(connected(path)) as database:
             _refuse(what, _quick_check(database, sound))
             if thorough:
-                _check_all(path, database, sound, what)
+                with _prepared(connected(path)) as plain:
+                    _check_all(plain, database, sound, what)
     except (sqlite3.Error, UnicodeError) as error:
         _refuse(what, str(error))
     return sound
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[sqlite3.Connection]:
-    uri = f"file:{quote(path)}?mode=ro&immutable=1"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+def _prepared(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(connection) as database:
         # What its schema calls while it is checked comes from the dump.
         database.execute("PRAGMA trusted_schema = OFF")
         database.text_factory = lambda text: text.decode(errors="backslashreplace")
@@ -114,18 +122,20 @@ def _quick_check(database: sqlite3.Connection, sound: Soundness) -> str:
     return f"it has more than {_MOST_COLLATIONS} unknown collations"
 
 
-def _check_all(path: str, database: sqlite3.Connection, sound: Soundness, what: str) -> None:
+def _check_all(
+    plain: sqlite3.Connection, database: sqlite3.Connection, sound: Soundness, what: str
+) -> None:
+    """Compare indexes with tables, and count rows. plain: a connection without stand-ins for collations."""
     found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
     names = {name: '"' + name.replace('"', '""') + '"' for (name,) in found}
-    with _opened(path) as plain:
-        try:
-            _refuse(what, _checked(plain, f"PRAGMA integrity_check({_MOST_ROWS})", sound))
-        except sqlite3.OperationalError as error:
-            if not _ONLY_THERE.search(str(error)):
-                raise
-            for name, quoted in names.items():
-                check = partial(_checked, plain, f"PRAGMA integrity_check({quoted})", sound)
-                _refuse(what, str(_unless_lacking(check, name, sound) or "ok"))
+    try:
+        _refuse(what, _checked(plain, f"PRAGMA integrity_check({_MOST_ROWS})", sound))
+    except sqlite3.OperationalError as error:
+        if not _ONLY_THERE.search(str(error)):
+            raise
+        for name, quoted in names.items():
+            check = partial(_checked, plain, f"PRAGMA integrity_check({quoted})", sound)
+            _refuse(what, str(_unless_lacking(check, name, sound) or "ok"))
     for name, quoted in names.items():
         count = partial(_count, database, quoted)
         sound.rows += _unless_lacking(count, name, sound) or 0

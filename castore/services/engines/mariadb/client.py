@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.errors import ConfigError, ProgramError
+from castore.errors import ProgramError
+from castore.services.engines.contract import read_setting
 from castore.services.engines.mariadb.script import plain, unescaped
 from castore.services.engines.mariadb.session import Session
 from castore.services.process import Program, client_environment
@@ -83,21 +84,9 @@ class Client:
 
         The password is in a file in memory, which is the only option file that is read.
         """
-        argv, kept = [self.program(which)], []
-        with contextlib.ExitStack() as stack:
-            options = self._options()
-            if options:
-                fd = os.memfd_create("castore", 0)
-                stack.callback(os.close, fd)
-                os.fchmod(fd, 0o600)
-                if self.account is not None:
-                    # The client opens it by its name in /proc.
-                    os.fchown(fd, self.account.pw_uid, self.account.pw_gid)
-                os.write(fd, os.fsencode(options))
-                argv.append(f"--defaults-file=/proc/self/fd/{fd}")
-                kept.append(fd)
-            else:
-                argv.append("--no-defaults")
+        argv = [self.program(which)]
+        with self._option_file(self._options()) as (first, kept):
+            argv.append(first)
             for option, value in (
                 *(("host", self.host), ("port", self.port), ("socket", self.socket), ("user", self.user)),
                 *(("default-character-set", charset), ("max-allowed-packet", PACKET)),
@@ -109,29 +98,45 @@ class Client:
                 argv.append(f"--init-command={_SESSION.format(seconds=LOCK_SECONDS)}")
             yield argv, kept
 
+    @contextlib.contextmanager
+    def _option_file(self, options: str) -> Iterator[tuple[str, list[int]]]:
+        """Give the option that names a file in memory with that text, and the descriptors that it needs."""
+        if not options:
+            yield "--no-defaults", []
+            return
+        fd = os.memfd_create("castore", 0)
+        try:
+            os.fchmod(fd, 0o600)
+            if self.account is not None:
+                # The client opens it by its name in /proc.
+                os.fchown(fd, self.account.pw_uid, self.account.pw_gid)
+            with open(fd, "wb", closefd=False) as file:
+                file.write(os.fsencode(options))
+            yield f"--defaults-file=/proc/self/fd/{fd}", [fd]
+        finally:
+            os.close(fd)
+
+    def _defaults(self) -> str:
+        """Return the content of the configured defaults-file, so that what was checked is what is read."""
+        if self.defaults_file is None:
+            return ""
+        return os.fsdecode(read_setting("defaults-file", self.defaults_file, self.account))
+
     def _options(self) -> str:
         """Return the text of the option file; empty: none is needed."""
-        lines = []
-        if self.defaults_file is not None:
-            try:
-                with open(self.defaults_file, "rb"):
-                    pass
-            except OSError as error:
-                raise ConfigError(
-                    f"cannot read the defaults-file {self.defaults_file}: {error.strerror}"
-                ) from None
-            lines.append(f"!include {self.defaults_file}")
+        lines = [self._defaults()]
         if self.password is not None:
-            secret = self.password.get().replace("\\", "\\\\").replace('"', '\\"')
+            secret = self.password.get(self.account).replace("\\", "\\\\").replace('"', '\\"')
             lines += ["[client]", f'password="{secret}"']
-        return "".join(f"{line}\n" for line in lines)
+        return "".join(f"{line}\n" for line in lines if line)
 
     def file_options(self) -> list[str]:
         """Return the options that the dump program reads from the configured defaults-file."""
         if self.defaults_file is None:
             return []
-        argv = [self.program(DUMP), f"--defaults-file={self.defaults_file}", "--print-defaults"]
-        return output_of(argv, **self.process()).decode(errors="replace").partition("\n")[2].split()
+        with self._option_file(self._defaults() or "\n") as (option, kept):
+            printed = output_of([self.program(DUMP), option, "--print-defaults"], **self.process(kept))
+        return printed.decode(errors="replace").partition("\n")[2].split()
 
     def process(self, kept: Sequence[int] = ()) -> dict[str, Any]:
         """Return what every program is run with; kept: descriptors that it needs."""

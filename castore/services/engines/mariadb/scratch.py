@@ -40,8 +40,7 @@ def scratch_server(folder: str, client: str) -> Iterator[str]:
         quiet += ("--skip-networking", "--innodb-flush-log-at-trx-commit=0", "--event-scheduler=OFF")
         argv = [server, "--no-defaults", f"--datadir={data}", f"--socket={socket}", *quiet]
         argv.append(f"--pid-file={place}/pid")
-        log = os.path.join(folder, "log")
-        with running(argv, signal.SIGTERM, account=account, cwd=folder, log=log) as process:
+        with running(argv, signal.SIGTERM, account=account, cwd=folder) as process:
             ask = [client, "--no-defaults", f"--socket={socket}", "--user=root"]
             process.wait_for([*ask, "--execute=SELECT 1"])
             yield socket

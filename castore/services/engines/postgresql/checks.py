@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 from castore.errors import CastoreError
 from castore.model.counting import count as counted
 from castore.services.engines.postgresql.session import refuse_options
-from castore.services.process import client_environment
 from castore.services.programs import output_of
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def refuse(database: str, what: str, problems: list[str]) -> None:
 def check(live: Database) -> None:
     """Raise CastoreError where the database could not be dumped, or a rollback would be refused."""
     program = live.client.program("pg_dump")
-    own = re.search(rb"\) (\d+)", output_of([program, "--version"], env=client_environment()))
+    own = re.search(rb"\) (\d+)", output_of([program, "--version"], **live.client.process(None)))
     server = live.client.version() // 10000
     if own is not None and int(own[1]) < server:
         raise CastoreError(

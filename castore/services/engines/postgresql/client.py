@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from castore.errors import ProgramError
+from castore.services.engines.contract import read_setting
 from castore.services.engines.postgresql.script import guarded
 from castore.services.engines.postgresql.session import OPTIONS, PREAMBLE, prepared
 from castore.services.engines.postgresql.sql import dbname_argument, plain
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 _NO_FILE: Final = "/nonexistent"
 """Instead of files in the home directory that libpq reads by itself."""
+
+
+_FILES: Final = {"PGPASSFILE", "PGSERVICEFILE"}
+"""Files that hold passwords, or say which server is connected to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +68,12 @@ class Client:
         own |= dict.fromkeys(("PGPASSFILE", "PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT"), _NO_FILE)
         if encoding is not None:
             own["PGCLIENTENCODING"] = encoding
+        for name in _FILES & self.variables.keys():
+            # libpq opens it by its name. Nobody else could have exchanged it, nor can before that.
+            read_setting(name, self.variables[name], self.account)
         own |= self.variables
         if self.password is not None:
-            own["PGPASSWORD"] = self.password.get()
+            own["PGPASSWORD"] = self.password.get(self.account)
         return client_environment(**own)
 
     def process(self, encoding: str | None = "UTF8") -> dict[str, Any]:
@@ -129,5 +137,5 @@ class Client:
         argv = [*self.psql(database), "--output=/dev/null", f"--command={PREAMBLE}", "--file=-"]
         if not stops:
             argv.append("--set=ON_ERROR_STOP=0")
-        script = guarded(argv[0], prepared(chunks, path), stops=stops)
+        script = guarded(argv[0], prepared(chunks, path), self.process(), stops=stops)
         feed(argv, script, **self.process(), only=plain, shown=shown)

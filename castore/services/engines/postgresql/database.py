@@ -43,12 +43,12 @@ def valid_record() -> Iterator[None]:
         raise CastoreError(f"what the dump records of its database is damaged: {error!r}") from None
 
 
-def restrict_key(program: str, secret: str) -> tuple[str, ...]:
+def restrict_key(client: Client, program: str, secret: str) -> tuple[str, ...]:
     """Return the option of pg_dump or pg_dumpall that names the word between restricted parts.
 
     It has to be secret: a server that knows it can put commands for psql into the dump.
     """
-    if not secret or b"--restrict-key" not in output_of([program, "--help"]):
+    if not secret or b"--restrict-key" not in output_of([program, "--help"], **client.process(None)):
         return ()
     return (f"--restrict-key={secret}",)
 
@@ -96,7 +96,7 @@ class Database:
     def dump(self, secret: str) -> Iterator[Readinto]:
         """Give a function that reads what pg_dump writes, guarded by a word that depends on the secret."""
         program = self.client.program("pg_dump")
-        argv = [program, *self.client.where(), "--format=plain", *restrict_key(program, secret)]
+        argv = [program, *self.client.where(), "--format=plain", *restrict_key(self.client, program, secret)]
         argv += self.options
         first = self.properties() or {}
         with contextlib.ExitStack() as stack:

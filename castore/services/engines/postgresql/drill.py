@@ -56,8 +56,7 @@ def scratch_server(programs: str, folder: str) -> Iterator[str]:
     with socket_folder(account) as socket:
         quiet = [f"-c{one}" for one in ("listen_addresses=", "fsync=off", "autovacuum=off")]
         argv = [f"{programs}/postgres", "-D", data, "-k", socket, *quiet]
-        log = os.path.join(folder, "log")
-        with running(argv, signal.SIGINT, account=account, cwd=folder, log=log) as server:
+        with running(argv, signal.SIGINT, account=account, cwd=folder) as server:
             server.wait_for([f"{programs}/pg_isready", "-q", "-h", socket, "-U", "postgres"])
             yield socket
 
@@ -103,8 +102,8 @@ def _load(database: Database, folder: str, contents: Contents, was: dict[str, An
                 client.query(f"CREATE ROLE {quoted_name(role[1])};")
             elif space := re.search('parameter "default_tablespace": "(.+?)"(;|$)', str(error)):
                 place = os.path.join(folder, f"space{spaces}")
-                os.mkdir(place, 0o700)
-                give(place, unprivileged("postgres"))
+                # Made by the server's user, who owns the directory: a name there may be a link.
+                output_of(["mkdir", "-m", "700", place], account=unprivileged("postgres"), cwd=folder)
                 named = f"{quoted_name(space[1])} LOCATION {quoted_text(place)}"
                 client.query(f"CREATE TABLESPACE {named};")
                 spaces += 1

@@ -45,7 +45,7 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         """Give a function that reads what pg_dumpall writes of all but databases."""
         client = self._client
         program = client.program("pg_dumpall")
-        argv = [program, *client.where(), "--globals-only", *restrict_key(program, secret)]
+        argv = [program, *client.where(), "--globals-only", *restrict_key(client, program, secret)]
         with run_dump(argv, **client.process()) as readinto:
             yield trailing(readinto, b"-- PostgreSQL database cluster dump complete", program)
 

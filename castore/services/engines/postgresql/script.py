@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from castore.errors import CastoreError
 from castore.services.programs import output_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from castore.services.engines.contract import Bytes
 
@@ -48,12 +48,14 @@ r"""What pg_dump and pg_dumpall write outside COPY data.
 """
 
 
-def guarded(psql: str, chunks: Iterable[Bytes], *, stops: bool = True) -> Iterator[Bytes]:
+def guarded(
+    psql: str, chunks: Iterable[Bytes], process: Mapping[str, Any], *, stops: bool = True
+) -> Iterator[Bytes]:
     """Yield a dump so that this psql runs no command in it. Raises CastoreError for one that it refuses.
 
-    stops: whether psql ends at the first error.
+    process: what psql is run with. stops: whether psql ends at the first error.
     """
-    if b"\\restrict " in output_of([psql, "--help=commands"]):
+    if b"\\restrict " in output_of([psql, "--help=commands"], **process):
         # A new key each time: no dump can hold it.
         yield b"\\restrict %s\n" % os.urandom(24).hex().encode()
         yield from _without_zero_bytes(without_pair(chunks))

@@ -1,0 +1,360 @@
+"""root works with files of a service's user who wants harm: nothing outside their rights is read, written or deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sqlite3
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from castore.errors import CastoreError
+from castore.services import detect, folders
+from castore.services.engines import ldap
+from castore.services.engines.contract import Contents
+from castore.services.engines.file import File
+from castore.services.engines.sqlite import SQLite
+from castore.services.open_files import refuse_open
+from castore.services.snapshot import EngineSource
+from tests.support.stores import Lab
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be harmed in this way")
+
+USER = 23456
+"""No such user is in the database of users, as with files of a container."""
+
+
+@contextlib.contextmanager
+def as_user() -> Iterator[None]:
+    """Run the block with the rights of the service's user."""
+    os.setegid(USER)
+    os.seteuid(USER)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory of the service's user, which that user can reach."""
+    path = Path(tempfile.mkdtemp(prefix="castore-test-"))
+    try:
+        path.chmod(0o755)
+        (path / "app").mkdir()
+        os.chown(path / "app", USER, USER)
+        yield path / "app"
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def precious() -> Iterator[Path]:
+    """A file of root."""
+    path = Path(tempfile.mkdtemp(prefix="castore-test-"))
+    (path / "precious").write_text("of root\n")
+    yield path / "precious"
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def database(home: Path) -> Path:
+    path = home / "app.db"
+    with as_user(), contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+    return path
+
+
+def hot_journal(database: Path, names: Path) -> bytes:
+    """Return a journal that SQLite rolls back, and then deletes the file `names`: the super-journal."""
+    pages = database.stat().st_size // 4096
+    header = bytes.fromhex("d9d505f920a163d7") + struct.pack(">IIIII", 0, 0, pages, 512, 4096)
+    name = os.fsencode(names)
+    return header.ljust(512, b"\0") + struct.pack(">I", 0x40000000 // 4096 + 1) + name + struct.pack(">II", len(name), sum(name)) + header[:8]
+
+
+def rows(path: Path) -> list:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT x FROM t").fetchall()
+
+
+def test_the_journal_of_this_attack_deletes_a_file_if_root_opens_the_database(database: Path, precious: Path):
+    journal = Path(f"{database}-journal")
+    journal.write_bytes(hot_journal(database, precious))
+    assert rows(database) == [(1,)]
+    assert not precious.exists()
+
+
+@pytest.mark.parametrize("act", ["snapshot", "check", "rollback"])
+def test_a_journal_that_names_a_file_of_root_does_not_delete_it(act: str, database: Path, precious: Path, tmp_path: Path):
+    lab = Lab(tmp_path / "lab")
+    engine = SQLite(path=str(database))
+    lab.snapshot("s", {"db": EngineSource("sqlite", engine)})
+    with as_user():
+        Path(f"{database}-journal").write_bytes(hot_journal(database, precious))
+    with contextlib.suppress(CastoreError):
+        if act == "snapshot":
+            lab.snapshot("s", {"db": EngineSource("sqlite", engine)})
+        elif act == "check":
+            engine.check()
+        else:
+            lab.roll_back(1)
+    assert precious.read_text() == "of root\n"
+
+
+@pytest.mark.parametrize("ending", ["-journal", "-wal", "-shm"])
+def test_a_link_in_the_place_of_a_journal_leads_nowhere(ending: str, database: Path, precious: Path, tmp_path: Path):
+    with as_user():
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        os.symlink(precious, f"{database}{ending}")
+    with pytest.raises(CastoreError, match=f"app.db{ending} is not a regular file"):
+        Lab(tmp_path / "lab").snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(database)))})
+    assert precious.read_text() == "of root\n"
+
+
+@pytest.mark.parametrize("ending", ["", "-journal", "-wal"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "directory"])
+def test_a_special_file_in_the_place_of_a_database_is_not_waited_for(kind: str, ending: str, database: Path):
+    place = Path(f"{database}{ending}")
+    with as_user():
+        place.unlink(missing_ok=True)
+        if kind == "pipe":
+            os.mkfifo(place)
+        elif kind == "directory":
+            place.mkdir()
+        else:
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(place))
+    with pytest.raises(CastoreError, match=f"app.db{ending} is (a {kind}|not a regular file)"):
+        SQLite(path=str(database)).check()
+
+
+def test_a_link_of_the_user_is_not_followed_to_another_database(home: Path, precious: Path):
+    with contextlib.closing(sqlite3.connect(precious.parent / "root.db")) as connection:
+        connection.execute("CREATE TABLE t (x)")
+    with as_user():
+        os.symlink(precious.parent / "root.db", home / "app.db")
+    with pytest.raises(CastoreError, match="is a symbolic link that another user could have made"):
+        SQLite(path=str(home / "app.db")).check()
+
+
+def test_a_database_of_root_in_a_directory_of_a_user_is_opened_as_that_user(database: Path, precious: Path):
+    os.chown(database, 0, 0)
+    database.chmod(0o644)
+    with as_user():
+        Path(f"{database}-journal").write_bytes(hot_journal(database, precious))
+    with contextlib.suppress(CastoreError):
+        SQLite(path=str(database)).check()
+    assert precious.exists()
+
+
+def test_a_database_of_root_where_others_may_write_is_refused(database: Path):
+    os.chown(database, 0, 0)
+    os.chown(database.parent, 0, 0)
+    SQLite(path=str(database)).check()
+    for mode in (0o775, 0o1777):
+        database.parent.chmod(mode)
+        with pytest.raises(CastoreError, match=f"chmod go-w {database.parent}"):
+            SQLite(path=str(database)).check()
+
+
+def test_a_database_goes_back_as_its_user(database: Path, tmp_path: Path):
+    with as_user(), contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    lab = Lab(tmp_path / "lab")
+    lab.snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(database)))})
+    with as_user(), contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("INSERT INTO t VALUES (2)")
+        connection.commit()
+    lab.roll_back(1)
+    info = database.stat()
+    assert (info.st_uid, info.st_gid) == (USER, USER)
+    with as_user():
+        assert rows(database) == [(1,)]
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert os.listdir(database.parent) == ["app.db"]
+
+
+def test_a_database_below_a_directory_that_its_user_cannot_enter_is_read(database: Path):
+    """As in a volume of a container: /var/lib/docker is for root only."""
+    database.parent.parent.chmod(0o700)
+    engine = SQLite(path=str(database))
+    try:
+        engine.check()
+    except CastoreError as error:
+        # In a container root may mount nothing.
+        assert "Permission denied" in str(error)  # noqa: PT017
+
+
+@pytest.fixture
+def file(home: Path) -> Path:
+    path = home / "state"
+    with as_user():
+        path.write_text("first\n")
+    return path
+
+
+def source(path: Path) -> dict[str, EngineSource]:
+    return {"file": EngineSource("file", File(path=str(path)))}
+
+
+def test_a_link_in_the_place_of_a_file_is_not_read(file: Path, precious: Path, tmp_path: Path):
+    with as_user():
+        file.unlink()
+        file.symlink_to(precious)
+    with pytest.raises(CastoreError, match=f"{file} is a symbolic link that another user could have made"):
+        Lab(tmp_path / "lab").snapshot("s", source(file))
+
+
+def test_a_directory_exchanged_for_a_link_is_not_followed(file: Path, precious: Path, tmp_path: Path):
+    inner = file.parent / "inner"
+    with as_user():
+        inner.mkdir()
+        (inner / "precious").write_text("first\n")
+    lab = Lab(tmp_path / "lab")
+    lab.snapshot("s", source(inner / "precious"))
+    with as_user():
+        inner.rename(file.parent / "away")
+        inner.symlink_to(precious.parent)
+    for act in (lambda: lab.snapshot("s", source(inner / "precious")), lambda: lab.roll_back(1)):
+        with pytest.raises(CastoreError, match="is a symbolic link that another user could have made"):
+            act()
+    assert precious.read_text() == "of root\n"
+    assert os.listdir(precious.parent) == ["precious"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link"])
+def test_a_special_file_in_the_place_of_a_file_is_neither_waited_for_nor_replaced(kind: str, file: Path, tmp_path: Path, precious: Path):
+    lab = Lab(tmp_path / "lab")
+    lab.snapshot("s", source(file))
+    with as_user():
+        file.unlink()
+        if kind == "pipe":
+            os.mkfifo(file)
+        elif kind == "link":
+            file.symlink_to(precious)
+        else:
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(file))
+    for act in (lambda: lab.snapshot("s", source(file)), lambda: lab.roll_back(1, with_safety=False)):
+        with pytest.raises(CastoreError, match=f"is a {kind}|is a symbolic link"):
+            act()
+    assert precious.read_text() == "of root\n"
+
+
+def test_a_file_of_the_user_never_becomes_a_set_user_id_program_of_root(file: Path, tmp_path: Path):
+    """As if the user had linked /usr/bin/passwd there, or root's own copy of it lay there."""
+    lab = Lab(tmp_path / "lab")
+    lab.snapshot("s", source(file))
+    file.write_text("second\n")
+    os.chown(file, 0, 0)
+    file.chmod(0o6755)
+    lab.roll_back(1)
+    assert file.stat().st_mode & 0o7777 == 0o755
+
+
+def test_what_the_user_puts_in_the_place_of_a_staged_file_is_not_given_to_them(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The file is missing, so that the new one gets the recorded owner: of the file that was written, and no other."""
+    lab = Lab(tmp_path / "lab")
+    lab.snapshot("s", source(file))
+    secret = file.parent / "secret"
+    secret.write_text("of root\n")
+    secret.chmod(0o600)
+    file.unlink()
+    real = folders.give
+
+    def exchange(path: str, *rest):
+        with as_user():
+            os.rename(secret, path)
+        real(path, *rest)
+
+    monkeypatch.setattr(folders, "give", exchange)
+    with pytest.raises(CastoreError, match="another user has replaced it"):
+        lab.roll_back(1)
+    # The rollback removes what it staged.
+    assert not any(path.stat().st_uid == USER and path.read_text() == "of root\n" for path in file.parent.iterdir())
+
+
+def test_a_staged_file_that_the_user_exchanged_is_not_switched_to(file: Path):
+    engine = File(path=str(file))
+    contents = Contents(lambda: [b"second\n"], lambda: [])
+    memo = engine.begin()
+    engine.stage(memo, contents)
+    with as_user():
+        (file.parent / "other").write_text("other\n")
+        os.rename(file.parent / "other", memo["new"])
+    with pytest.raises(CastoreError, match="another process exchanged"):
+        engine.switch(memo, contents)
+    engine.undo(memo, contents)
+    assert file.read_text() == "first\n"
+
+
+def test_a_drill_is_for_root_only_and_not_made_where_others_exchange_it(home: Path, tmp_path: Path, castore):
+    (home / "tree").mkdir(mode=0o755)
+    (home / "tree" / "file").write_text("state\n")
+    with as_user(), contextlib.closing(sqlite3.connect(home / "app.db")) as connection:
+        connection.execute("CREATE TABLE t (x)")
+    seen = tmp_path / "seen"
+    check = f"stat -c '%a %U' $CASTORE_DRILL >{seen}; stat -c %a $CASTORE_DRILL_TREE_PATH >>{seen}; stat -c '%a %U' $CASTORE_DRILL_DB_PATH >>{seen}"
+    config = tmp_path / "castore.toml"
+    config.write_text(
+        f'store = "{tmp_path}/store"\n[service.app]\ndrill-check = ["sh", "-c", "{check}"]\n'
+        f'[service.app.parts.tree]\nengine = "tree"\npath = "{home}/tree"\n'
+        f'[service.app.parts.db]\nengine = "sqlite"\npath = "{home}/app.db"\n'
+    )
+    castore("init", "--config", config)
+    castore("snapshot", "--config", config, "app")
+    castore("drill", "--config", config, "app")
+    assert seen.read_text().splitlines() == ["700 root", "755", "600 root"]
+    for mode, owner in ((0o777, 0), (0o755, USER)):
+        scratch = tmp_path / f"scratch{owner}"
+        scratch.mkdir()
+        scratch.chmod(mode)
+        os.chown(scratch, owner, owner)
+        failed = castore("drill", "--config", config, "app", "--scratch", scratch, expect=1).stderr
+        assert f"no scratch directory is made in {scratch}" in failed
+        assert os.listdir(scratch) == []
+
+
+def test_config_check_names_parts_of_another_user(home: Path, tmp_path: Path, castore):
+    (home / "tree").mkdir()
+    os.chown(home / "tree", USER, USER)
+    config = tmp_path / "castore.toml"
+    config.write_text(f'store = "{tmp_path}/store"\n[service.app.parts.tree]\nengine = "tree"\npath = "{home}/tree"\n')
+    castore("init", "--config", config)
+    shown = castore("config", "check", "--config", config).stdout
+    assert f"app: tree: run-as: {home}/tree belongs to the user id {USER}" in shown
+    assert f"sudo -u '#{USER}' castore snapshot" in shown
+
+
+@pytest.mark.parametrize("kind", ["link", "swap"])
+def test_slapd_s_user_gets_no_file_of_root(kind: str, home: Path, precious: Path):
+    """What slapadd left is given to slapd's user: links and hard links in it are refused."""
+    new = home / "new"
+    with as_user():
+        new.mkdir()
+    if kind == "link":
+        (new / "data.mdb").symlink_to(precious)
+    else:
+        os.link(precious, new / "data.mdb")
+    with pytest.raises(OSError):
+        ldap._give(str(new), home.stat())
+    assert precious.stat().st_uid == 0
+
+
+def test_looking_for_databases_and_users_of_files_waits_for_no_pipe(home: Path):
+    with as_user():
+        os.mkfifo(home / "app.db")
+        os.mkfifo(home / "lock.mdb")
+    assert not detect._is_sqlite(str(home / "app.db"))
+    assert ldap._is_locked(str(home)) == 0
+    refuse_open(str(home / "app.db"))
