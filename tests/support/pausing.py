@@ -167,41 +167,34 @@ def _supervise(
     poll.register(listener, select.POLLIN)
     poll.register(process, select.POLLIN)
     calls = 0
-    memories: dict[int, int] = {}
-    try:
-        while True:
-            ready = dict(poll.poll(max(0, end - time.monotonic()) * 1000))
-            if listener in ready and ready[listener] & select.POLLIN:
-                buffer = bytearray(_NOTIFICATION.size)
-                try:
-                    fcntl.ioctl(listener, _RECEIVE, buffer)
-                except OSError as error:
-                    if error.errno in {errno.ENOENT, errno.EINTR}:
-                        continue  # the thread was killed meanwhile
+    while True:
+        ready = dict(poll.poll(max(0, end - time.monotonic()) * 1000))
+        if listener in ready and ready[listener] & select.POLLIN:
+            buffer = bytearray(_NOTIFICATION.size)
+            try:
+                fcntl.ioctl(listener, _RECEIVE, buffer)
+            except OSError as error:
+                if error.errno in {errno.ENOENT, errno.EINTR}:
+                    continue  # the thread was killed meanwhile
+                raise
+            ident, tid, _, number, _, _, *arguments = _NOTIFICATION.unpack(buffer)
+            call = _decoded(tid, number, arguments, relevant)
+            if call is not None and before(call):
+                calls += 1
+            try:
+                fcntl.ioctl(listener, _SEND, _RESPONSE.pack(ident, 0, 0, _CONTINUE))
+            except OSError as error:
+                if error.errno not in {errno.ENOENT, errno.EINPROGRESS}:
                     raise
-                ident, tid, _, number, _, _, *arguments = _NOTIFICATION.unpack(buffer)
-                call = _decoded(tid, number, arguments, memories, relevant)
-                if call is not None and before(call):
-                    calls += 1
-                try:
-                    fcntl.ioctl(listener, _SEND, _RESPONSE.pack(ident, 0, 0, _CONTINUE))
-                except OSError as error:
-                    if error.errno not in {errno.ENOENT, errno.EINPROGRESS}:
-                        raise
-            elif process in ready:
-                return calls, False
-            elif time.monotonic() >= end:
-                return calls, True
-            elif listener in ready:  # nobody has the filter any more
-                poll.unregister(listener)
-    finally:
-        for memory in memories.values():
-            os.close(memory)
+        elif process in ready:
+            return calls, False
+        elif time.monotonic() >= end:
+            return calls, True
+        elif listener in ready:  # nobody has the filter any more
+            poll.unregister(listener)
 
 
-def _decoded(
-    tid: int, number: int, arguments: list[int], memories: dict[int, int], relevant: str
-) -> Call | None:
+def _decoded(tid: int, number: int, arguments: list[int], relevant: str) -> Call | None:
     """Return a call with the paths of its arguments; None if none of them is relevant."""
     name, kinds = _CALLS[number]
     found = []
@@ -213,7 +206,7 @@ def _decoded(
             elif kind == "d":
                 folder = value
             elif kind == "p":
-                text = _text(tid, value, memories) if value else ""
+                text = _text(tid, value) if value else ""
                 if text.startswith("/"):
                     found.append(_absolute(tid, text))
                 else:
@@ -241,17 +234,19 @@ def _absolute(tid: int, text: str) -> tuple[str, str]:
     return folder, rest
 
 
-def _text(tid: int, address: int, memories: dict[int, int]) -> str:
+def _text(tid: int, address: int) -> str:
     """Return the text at an address of a process."""
-    memory = memories.get(tid)
-    if memory is None:
-        memory = memories[tid] = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     found = b""
-    while b"\0" not in found and len(found) < 4096:
-        # Up to the end of the page: the next one may not be mapped.
-        length = 4096 - (address + len(found)) % 4096
-        piece = os.pread(memory, length, address + len(found))
-        if not piece:
-            break
-        found += piece
+    # Opened each time: execve(2) gives a process another memory.
+    memory = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while b"\0" not in found and len(found) < 4096:
+            # Up to the end of the page: the next one may not be mapped.
+            length = 4096 - (address + len(found)) % 4096
+            piece = os.pread(memory, length, address + len(found))
+            if not piece:
+                break
+            found += piece
+    finally:
+        os.close(memory)
     return os.fsdecode(found.split(b"\0", 1)[0])
