@@ -283,6 +283,9 @@ def _explain(error: BaseException, document: Document | None = None) -> int:
     """Say in one line what went wrong, and in the document; return the exit code."""
     from castore.cli import places
 
+    if type(error) is RuntimeError and isinstance(error.__cause__, KeyboardInterrupt):
+        # Before 3.12, Python wraps an interrupt in __set_name__, while an imported module defines a class.
+        error = error.__cause__
     if isinstance(error, SystemExit):
         if document is not None:
             document.finish()

@@ -254,3 +254,14 @@ def test_an_interrupt_in_a_destructor_is_not_lost():
         [sys.executable, "-c", script, "wait"], capture_output=True, text=True, timeout=20, check=False
     )
     assert (done.returncode, done.stderr.strip()) == (130, "castore: interrupted")
+
+
+def test_an_interrupt_while_a_module_defines_a_class_is_an_interrupt(failing):
+    class Interrupted:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    with pytest.raises(BaseException) as wrapped:
+        type("Imported", (), {"field": Interrupted()})
+    code, message = failing(wrapped.value)
+    assert (code, message.strip()) == (130, "castore: interrupted")
