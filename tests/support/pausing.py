@@ -7,6 +7,7 @@ on. Linux on x86-64; needs CAP_SYS_ADMIN.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -145,7 +146,7 @@ def run_paused(
         os.write(wait[1], b"x")
         calls, over = _supervise(listener, process, before, limit, os.fsdecode(relevant))
     except BaseException:
-        os.kill(pid, signal.SIGKILL)
+        _kill(pid)
         os.waitpid(pid, 0)
         raise
     finally:
@@ -153,9 +154,16 @@ def run_paused(
             if one >= 0:
                 os.close(one)
     if over:
-        os.kill(pid, signal.SIGKILL)
+        _kill(pid)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return Ended(None if over else status, calls)
+
+
+def _kill(pid: int) -> None:
+    """Kill a process, and what it has started where it leads a group."""
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _supervise(
