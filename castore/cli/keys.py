@@ -51,6 +51,11 @@ def _new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
     help="Mean length of chunks; stays as it is.",
 )
 @click.option("--passphrase", is_flag=True, help="Protect the new identity with a passphrase.")
+@click.option(
+    "--replace-lost",
+    is_flag=True,
+    help="Make a new store although this machine has used one there that is missing now.",
+)
 @json_option
 @common
 def init(
@@ -59,6 +64,7 @@ def init(
     recipients: tuple[str, ...],
     average: int,
     passphrase: bool,
+    replace_lost: bool,
     as_json: bool,
 ) -> None:
     """Make a store in the directory STORE, and an identity unless recipients are given.
@@ -67,7 +73,11 @@ def init(
     write it; a file that is there already is used.
     """
     made = context.make_store(
-        path, recipients, average=average, passphrase=_new_passphrase if passphrase else None
+        path,
+        recipients,
+        average=average,
+        passphrase=_new_passphrase if passphrase else None,
+        replace_lost=replace_lost,
     )
     if as_json:
         print_json(made)

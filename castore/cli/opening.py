@@ -135,8 +135,12 @@ class Common:
         *,
         average: int | None = None,
         passphrase: Callable[[], str] | None = None,
+        replace_lost: bool = False,
     ) -> dict[str, Any]:
-        """Make a store, and an identity unless recipients are given; tell what was made."""
+        """Make a store, and an identity unless recipients are given; return what was made.
+
+        replace_lost: also where this machine has used a store that is missing now.
+        """
         from castore.errors import UsageError
         from castore.sealing import Identity, Recipient
         from castore.storage import LocalStorage
@@ -166,6 +170,8 @@ class Common:
                 places.write_identity(written, identity, phrase)
 
         places.refuse_others(path)
+        if not replace_lost:
+            places.refuse_replacement(path)
         storage = LocalStorage(path, create=True)
         average = average or DEFAULT_AVERAGE
         Store.create(storage, places.places(), to, average=average, keep=keep_identity).close()

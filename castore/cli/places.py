@@ -18,7 +18,7 @@ from castore.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from castore.sealing.keys import Identity
     from castore.store.places import Places
@@ -269,6 +269,18 @@ def refuse_lost(path: str) -> None:
         raise UsageError(f"the store at {path} is missing: {_MISSING}")
 
 
+def refuse_replacement(path: str) -> None:
+    """Refuse to create a store where this machine has used one that is missing now. Raises UsageError."""
+    own = places()
+    if os.path.isdir(os.path.join(path, "config")):
+        return  # it exists, which is said otherwise, or its creation was interrupted
+    if any(map(own.has_used, {path, os.path.realpath(path)})):
+        raise UsageError(
+            f"the store at {path} is missing: {_MISSING}; if it is lost and a new one is to replace it, use "
+            f"castore init --replace-lost {shlex.quote(path)}"
+        )
+
+
 _MISSING: Final = (
     "this machine has used a store there; mount its file system, restore it from a copy, or name the "
     "right directory with --store"
@@ -378,6 +390,8 @@ def _passphrase() -> str:
         return printed
     if _on_terminal():
         return _ask("Passphrase of the identity")
+    if not _may_ask:
+        raise IdentityError("it is locked with a passphrase, which is asked for when it is needed")
     raise IdentityError(
         "it is locked with a passphrase: set CASTORE_PASSPHRASE_COMMAND to a program that prints "
         "it, or run castore on a terminal"
@@ -424,8 +438,23 @@ def _ask(what: str) -> str:
     return answer
 
 
+_may_ask = True
+"""Whether a person may be asked for a passphrase or an identity."""
+
+
+@contextlib.contextmanager
+def unasked() -> Iterator[None]:
+    """Ask nobody for a passphrase or an identity during the block, also on a terminal."""
+    global _may_ask  # noqa: PLW0603 - of the process, like its terminal
+    _may_ask = False
+    try:
+        yield
+    finally:
+        _may_ask = True
+
+
 def _on_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    return _may_ask and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _variable(name: str) -> str | None:

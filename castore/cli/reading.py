@@ -11,6 +11,7 @@ import click
 from castore.cli import text
 from castore.cli.document import times
 from castore.cli.options import Count, common, host_option, json_option, print_json
+from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,10 @@ def log(
         print_json([plain(one, drilled, pinned[one.service]) for one in generations])
     elif generations:
         print(table(generations, drilled, pinned, groups, width=text.terminal_width()))
+    else:
+        which = f" of a revision that begins with {revision!r}" if revision is not None else ""
+        way = "" if which else ": castore snapshot SERVICE takes one"
+        summarize(f"castore: there is no generation{which}{way}", err=True)
 
 
 def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> HostGroups | None:

@@ -314,10 +314,13 @@ def _take_back(work: Work, services: Sequence[str], done: Guarded) -> None:
                 except CastoreError as error:
                     failed.append(f"{service}: {error}; {_way_back(work, done.taken[service])}")
                 left.pop(0)
+            # Services may depend on each other: health is checked when the state of all is restored.
+            found = (_unhealthy(work, service, done.taken[service]) for service in services)
+            failed += filter(None, found)
     except (KeyboardInterrupt, StoppedError):
         raise StoppedError(_stopped(work, done, undos, left)) from None
     if failed:
-        raise CastoreError(f"{done.failure}; and not all could be taken back: {'; '.join(failed)}")
+        raise CastoreError(f"{done.failure}; and not everything could be reverted: {'; '.join(failed)}")
     done.outcome = {service: _reverted(work, service, done.taken[service]) for service in services}
 
 
@@ -360,14 +363,25 @@ def _way_back(work: Work, taken: Generation) -> str:
     return f"to go back: {first}castore rollback {taken.service} --to {taken.number}"
 
 
+def _unhealthy(work: Work, service: str, taken: Generation) -> str:
+    """Check a service whose deployment was reverted; return what is wrong, and empty if it is healthy."""
+    if work.store.has_begun_rollback(service):
+        return ""
+    try:
+        check_health(work.of(service))
+    except CastoreError as error:
+        return f"{service}: the state of generation {taken.number} is restored, but {error}"
+    return ""
+
+
 def _put_back(work: Work, service: str, taken: Generation) -> None:
     try:
-        work.restore(service, taken)
+        work.restore(service, taken, health=False)
     except ProgramError as error:
         # What a deployment has broken may be past dumping; what was before it is kept.
         refuse_interrupted(work.store, service)
         work.say(f"{service}: {error}; trying without a safety generation")
-        work.restore(service, taken, with_safety=False)
+        work.restore(service, taken, with_safety=False, health=False)
 
 
 @dataclass(frozen=True)

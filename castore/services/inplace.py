@@ -45,14 +45,20 @@ def plan_in_place(
     DamageError, CastoreError.
     """
     part = selection.part
-    if part is None or part.kind != "tree":
+    if part is not None and part.kind == "dump":
+        what = f"{selection.generation.service}@{selection.generation.number}:{part.name}"
+        raise UsageError(
+            f"{what} is a dump, and --in-place takes a tree: to write it to a file, castore cat {what} >FILE;"
+            f" to restore the database, castore rollback {selection.generation.service} "
+            f"--to {selection.generation.number}"
+        )
+    if part is None:
         raise UsageError("name the tree that the directory is to become: SERVICE@SELECTOR:PART[/PATH]")
     generation = selection.generation
     _refuse_own(top, left_out(store, leave_out))
     with StreamReader(store) as reader:
         child = child_of(reader, part, selection.path)
-        if child is None:
-            raise UsageError(f"{part.name!r} is a dump: restore it into a new directory")
+        assert child is not None, "it is a tree"
         if not child.entry.is_dir:
             return plan_entry(reader, child, top, ownership, checksum=not trust_times)
         refuse_unfinished(store.places.journals, top)

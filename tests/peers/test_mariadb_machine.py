@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from castore.errors import CastoreError, ProgramError
 from castore.services.config import Service
 from castore.services.engines.contract import Secret
 from castore.services.engines.mariadb import lock as mariadb_lock
+from castore.services.engines.mariadb.client import Client
 from castore.services.engines.mariadb.engine import MariaDB
 from castore.services.engines.mariadb.rights import _matches
 from tests.peers.test_mariadb_cases import engine, take, warnings
@@ -95,7 +97,7 @@ def test_each_right_of_a_dump_is_asked_for(server: MariaDBServer, app: str, tmp_
     with pytest.raises(CastoreError, match=f"GRANT {lacking} ON `{app}`") as caught:
         own.check()
     granted(server, str(caught.value))
-    with pytest.raises(CastoreError, match="nothing was touched: GRANT ALL PRIVILEGES ON `castore.+%`") as caught:
+    with pytest.raises(CastoreError, match="a rollback .* needs: GRANT ALL PRIVILEGES ON `castore.+%`.*; nothing was touched") as caught:
         own.check()
     granted(server, str(caught.value))
     own.check()
@@ -336,3 +338,84 @@ def test_a_session_goes_on_after_a_question_that_fails_or_is_killed(server: Mari
         assert another != number
         server.sql(f"KILL {another}")
         assert client.ask("SELECT 3") == [["3"]]
+
+
+@pytest.fixture(scope="module")
+def logging() -> Iterator[MariaDBServer]:
+    """A server with a filtered binary log."""
+    with MariaDBServer("--log-bin=log", "--server-id=1", "--binlog-ignore-db=ignored") as started:
+        yield started
+
+
+def test_a_database_that_the_binary_log_leaves_out_is_refused(logging: MariaDBServer):
+    logging.sql("CREATE DATABASE ignored; CREATE DATABASE logged")
+    engine(logging, "logged").ready()
+    with pytest.raises(CastoreError, match=r"filtered \(binlog-ignore-db=ignored\).*replicate-wild-do-table"):
+        engine(logging, "ignored").ready()
+
+
+def test_an_account_that_may_not_create_triggers_under_a_binary_log_is_refused(logging: MariaDBServer, tmp_path: Path):
+    logging.sql("CREATE DATABASE app_log; CREATE TABLE app_log.t (x INT); CREATE TRIGGER app_log.tr BEFORE INSERT ON app_log.t FOR EACH ROW SET NEW.x = 1")
+    own = account(logging, "app_log", FULL, tmp_path, "GRANT SELECT ON mysql.* TO limited@localhost; GRANT ALL ON `castore\\_%`.* TO limited@localhost; GRANT SET USER ON *.* TO limited@localhost")
+    with pytest.raises(CastoreError, match="trigger tr while the server writes a binary log") as caught:
+        own.ready()
+    granted(logging, str(caught.value).replace("or GRANT", "; GRANT"))
+    own.ready()
+
+
+@pytest.mark.parametrize("definition", [
+    "(x INT PRIMARY KEY) ENGINE=InnoDB DATA DIRECTORY='{}'", "(x INT) ENGINE=MyISAM INDEX DIRECTORY='{}'",
+    "(x INT) PARTITION BY HASH(x) (PARTITION a DATA DIRECTORY='{}', PARTITION b)",
+    "(x INT) PARTITION BY RANGE(x) SUBPARTITION BY HASH(x) (PARTITION a VALUES LESS THAN (9) (SUBPARTITION b, SUBPARTITION c DATA DIRECTORY='{}'))",
+])  # fmt: skip
+def test_a_table_with_a_directory_of_its_own_is_refused(server: MariaDBServer, app: str, definition: str):
+    with tempfile.TemporaryDirectory(prefix="castore-data-", dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        server.sql("CREATE TABLE other (x INT COMMENT \"DATA DIRECTORY='x'\") COMMENT 'PARTITION'", app)
+        engine(server, app).ready()
+        server.sql(f"CREATE TABLE t {definition.format(folder)}", app)
+        with pytest.raises(CastoreError, match="the table t has a DATA DIRECTORY"):
+            engine(server, app).ready()
+        if "PARTITION" not in definition:
+            server.sql("CREATE TABLE copy LIKE t; DROP TABLE t; RENAME TABLE copy TO t", app)
+            engine(server, app).ready()
+        server.sql("DROP TABLE t", app)
+
+
+def test_a_node_of_a_cluster_is_refused(server: MariaDBServer, app: str, monkeypatch: pytest.MonkeyPatch):
+    real = Client.ask
+    answers = lambda self, sql, **more: [["wsrep_cluster_size", "3"]] if "wsrep" in sql else real(self, sql, **more)
+    monkeypatch.setattr(Client, "ask", answers)
+    with pytest.raises(CastoreError, match="Galera cluster of 3.*stop the other nodes"):
+        engine(server, app).ready()
+
+
+def test_values_of_an_enum_that_would_become_its_empty_member_are_reported(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("CREATE TABLE e (x ENUM('a', ''), y ENUM('', 'b'), z ENUM('a,', 'b')); INSERT IGNORE INTO e VALUES ('none', '', 'none'), ('', '', 'b')", app)
+    assert list(warnings(lab, take(lab, engine(server, app)))) == ["e"]
+    server.sql("DELETE FROM e WHERE x + 0 = 0", app)
+    assert warnings(lab, take(lab, engine(server, app))) == {}
+
+
+def test_a_database_on_a_server_that_keeps_names_in_lower_case_goes_back(lab: Lab):
+    with MariaDBServer("--lower-case-table-names=1") as lower:
+        lower.sql("CREATE DATABASE Shop; CREATE TABLE Shop.Things (X INT); INSERT INTO Shop.Things VALUES (1)")
+        lower.sql("CREATE VIEW V AS SELECT X FROM Things; CREATE TRIGGER T BEFORE INSERT ON Things FOR EACH ROW SET NEW.X = 7; CREATE PROCEDURE P() SELECT 1", "Shop")
+        before = lower.fingerprint("shop")
+        take(lab, engine(lower, "Shop"))
+        lower.sql("DROP VIEW V; ALTER TABLE Things ADD Y INT; DROP PROCEDURE P", "Shop")
+        lab.roll_back(1)
+        assert lower.fingerprint("shop") == before
+        assert left(lower) == []
+
+
+def test_a_view_over_a_view_whose_definer_was_dropped_is_restored(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("CREATE OR REPLACE USER former@localhost; CREATE TABLE t (x INT); INSERT INTO t VALUES (1)", app)
+    server.sql(f"GRANT SELECT ON {app}.* TO former@localhost; CREATE DEFINER = former@localhost VIEW a AS SELECT x FROM t; CREATE VIEW b AS SELECT x FROM a", app)
+    server.sql("DROP USER former@localhost")
+    views = server.sql("SELECT TABLE_NAME, VIEW_DEFINITION, DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = database() ORDER BY 1", app)
+    take(lab, engine(server, app))
+    server.sql("DROP VIEW a, b; DELETE FROM t", app)
+    lab.roll_back(1)
+    assert server.sql("SELECT TABLE_NAME, VIEW_DEFINITION, DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = database() ORDER BY 1", app) == views
+    assert server.sql("SELECT x FROM t", app) == "1"

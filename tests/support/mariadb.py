@@ -33,7 +33,9 @@ _QUIET = (
 class MariaDBServer:
     """A server in a temporary directory; a context manager. `root` connects through `socket`, without password."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        """options: more of the server."""
+        self._options = options
         if shutil.which("mariadbd") is None or shutil.which("mariadb-install-db") is None:
             missing("there is no MariaDB server in PATH")
         self._folder = tempfile.mkdtemp(prefix="castore-my-", dir=folder_for_servers())
@@ -76,7 +78,7 @@ class MariaDBServer:
         self.log = os.path.join(self._folder, "log")
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
-                ["mariadbd", *_QUIET, f"--tmpdir={self._folder}", f"--datadir={data}", f"--socket={self.socket}", f"--pid-file={self._folder}/pid"],
+                ["mariadbd", *_QUIET, *self._options, f"--tmpdir={self._folder}", f"--datadir={data}", f"--socket={self.socket}", f"--pid-file={self._folder}/pid"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -317,6 +317,17 @@ def test_a_failed_rollback_says_which_state_is_live(app: App):
     assert app.state == SECOND
 
 
+def test_a_reverted_deployment_that_is_not_healthy_is_restored_once_and_reported_once(app: App):
+    before = app.state
+    text = (app.top / "castore.toml").read_text().replace(f"rm -f {app.top}/broken; ", "")
+    (app.top / "castore.toml").write_text(text)
+    failed = app.run("guard", "app", "--", "sh", "-c", f"echo new > {app.top}/up/file; touch {app.top}/broken", expect=1)
+    assert failed.stderr.count("the state of generation 1 is restored, but the health check failed") == 1
+    assert "without a safety generation" not in failed.stderr
+    assert app.hooks().count("start") == 1
+    assert app.state == before
+
+
 def test_state_follows_the_revision(app: App):
     assert "is noted: what the state was of is not known" in app.run("follow", "app").stdout
     app.run("snapshot", "app")

@@ -29,7 +29,7 @@ from castore.services.engines.contract import (
     introduction_of,
     refuse_elsewhere,
 )
-from castore.services.engines.mariadb import accounts, inventory, programs, reports, rights
+from castore.services.engines.mariadb import accounts, checks, inventory, programs
 from castore.services.engines.mariadb import dump as dumps
 from castore.services.engines.mariadb.client import CLIENT, DUMP, Client
 from castore.services.engines.mariadb.contents import StoredDump
@@ -95,20 +95,8 @@ class MariaDB(Engine, frozen=True):
         with self._client.connected() as client:
             client.program(DUMP)
             client.query("SELECT 1", self.database)
-            self._refuse_unseen(client)
+            checks.refuse_unseen(client, self.database)
             self._ready(client)
-
-    def _refuse_unseen(self, client: Client) -> None:
-        own = rights.Rights(client)
-        _, unseen = programs.read(client, self.database)
-        routines = any(kind in programs.ROUTINES for kind, _ in unseen)
-        tables = list(inventory.tables(client, self.database))
-        if lacks := own.lacking_to_dump(self.database, tables, routines=routines):
-            what = ", ".join(lack.without for lack in lacks)
-            raise CastoreError(
-                f"the account {own.account} may not see all {what} of {self.database}, so a snapshot would "
-                f"not be complete: {own.grants(lacks)}"
-            )
 
     def version(self) -> str:
         """Return the server's version."""
@@ -147,46 +135,9 @@ class MariaDB(Engine, frozen=True):
             self._ready(client)
 
     def _ready(self, client: Client) -> None:
-        live = literal(self.database)
         dumps.refuse_options(client, self.options)
         refuse_elsewhere(self.options, _ELSEWHERE)
-        if strange := reports.strange_names(client, self.database):
-            raise CastoreError(f"{self.database}.{strange[0]!r}: {reports.STRANGE}; nothing was touched")
-        keys = client.ask(
-            "SELECT CONSTRAINT_SCHEMA, CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS "
-            f"WHERE UNIQUE_CONSTRAINT_SCHEMA = {live} AND CONSTRAINT_SCHEMA <> {live}"
-        )
-        if keys:
-            raise CastoreError(
-                f"the foreign key {keys[0][1]} of the database {keys[0][0]} leads into {self.database}, "
-                "whose tables can therefore not be exchanged: nothing was touched"
-            )
-        tables = inventory.tables(client, self.database).values()
-        versioned = [table.name for table in tables if table.kind == "SYSTEM VERSIONED"]
-        if versioned and not dumps.history(client):
-            raise CastoreError(
-                f"{client.program(DUMP)} cannot dump the history of the table {versioned[0]}: a rollback "
-                "would lose it; nothing was touched"
-            )
-        self._refuse_replica(client)
-        own = rights.Rights(client)
-        routines = any(kind in programs.ROUTINES for kind, _ in programs.names(client, self.database))
-        definers = rights.definers(client, self.database)
-        if lacks := own.lacking_to_roll_back(self.database, definers, routines=routines):
-            raise CastoreError(
-                f"the account {own.account} lacks rights that a rollback of {self.database} needs; "
-                f"nothing was touched: {own.grants(lacks)}"
-            )
-
-    @staticmethod
-    def _refuse_replica(client: Client) -> None:
-        """Raise CastoreError where the server follows another one, from which a rollback would diverge."""
-        for name, number in client.ask("SHOW GLOBAL STATUS LIKE 'Sl%e\\_running'"):
-            if number in {"ON", "1"} or (number.isdecimal() and int(number) > 0):
-                raise CastoreError(
-                    f"the server is a replica ({name} = {number}): roll back on its primary; nothing "
-                    "was touched"
-                )
+        checks.refuse_unready(client, self.database)
 
     def begin(self) -> Memo:
         """Return the names of the databases that are made."""

@@ -111,6 +111,7 @@ def lasting(client: Client, database: str, state: State) -> list[tuple[bytes, st
         *((os.fsencode(name), STRANGE) for name in strange_names(client, database)),
         *_without_keys(client, database),
         *_rounded(client, database),
+        *_empty_members(client, database),
     ]
 
 
@@ -152,6 +153,29 @@ def _rounded(client: Client, database: str) -> list[tuple[bytes, str]]:
             reason = (
                 f"{number} values of {column}, of type FLOAT, have more than the six digits that the dump "
                 "program writes: they are rounded; ALTER TABLE ... MODIFY to DOUBLE keeps them"
+            )
+            warnings.append((os.fsencode(table), reason))
+    return warnings
+
+
+def _empty_members(client: Client, database: str) -> list[tuple[bytes, str]]:
+    """Return a warning for each ENUM with values of index 0 that are written like its empty member."""
+    tables = inventory.tables(client, database)
+    where = f"WHERE TABLE_SCHEMA = {literal(database)} AND DATA_TYPE = 'enum' AND IS_GENERATED = 'NEVER'"
+    found = client.query(
+        f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where} "
+        "AND (COLUMN_TYPE LIKE 'enum('',%' OR COLUMN_TYPE LIKE '%,'',%' OR COLUMN_TYPE LIKE '%,'')')"
+    )
+    columns = [(table, column) for table, column in found if table in tables]
+    check = "SELECT {0}, COUNT(*) FROM {1} WHERE {2} = '' AND {2} + 0 = 0"
+    script = [check.format(at, quoted(table), quoted(column)) for at, (table, column) in enumerate(columns)]
+    warnings = []
+    for at, number in client.query(";\n".join(script), database) if script else ():
+        if number != "0":
+            table, column = columns[int(at)]
+            reason = (
+                f"{counted(int(number), 'value')} of {column} were not a member of the ENUM (index 0); the "
+                "dump writes them as the empty member, which they become"
             )
             warnings.append((os.fsencode(table), reason))
     return warnings
