@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import castore
+from castore.content.allowance import Allowance
 from castore.content.directories import open_top, read_file, walk
 from castore.content.streams import StreamReader
 from castore.errors import EXIT_CODES
@@ -69,7 +70,7 @@ def plain_tree(top: Path) -> dict[bytes, object]:
 def stored_tree(reader: StreamReader, root) -> dict[bytes, object]:
     """Return the same of a stored tree."""
     found: dict[bytes, object] = {}
-    for path, child in walk(reader, open_top(reader, root)):
+    for path, child in walk(reader, open_top(reader, root), Allowance()):
         entry = child.entry
         content: bytes | None = None
         if entry.is_file:
