@@ -246,14 +246,15 @@ def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
 @json_option
 @common
 def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool) -> None:
-    """End what was interrupted: a roll-back of a SERVICE, or a restore in place into a DIR.
+    """End what was interrupted: a rollback of a SERVICE, or a restore in place into a DIR.
 
-    What had not come to its end is put back as it was; where only what it replaced was still to be
-    removed, that is done now. Without arguments: all roll-backs that were interrupted on this machine. A
-    DIR has a / in it; for it neither the store nor an identity is needed.
+    What was not complete is reverted to the previous state. Where only what was replaced had still to be
+    removed, that is done now. Without arguments: all that was interrupted on this machine. A DIR has a / in
+    it; for it neither the store nor an identity is needed.
     """
     from castore.cli.places import places
     from castore.content.recovering import recover as recover_directory
+    from castore.content.undo_journal import interrupted
     from castore.services.transaction import forget as forget_rollback
     from castore.services.transaction import recover as recover_service
 
@@ -268,12 +269,15 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
         if not as_json:
             summarize(line)
 
+    def end_directory(path: str) -> None:
+        top = os.path.abspath(path)
+        done = recover_directory(places().journals, top, owned=forget, forget=forget)
+        report("path", top, "\n".join(done) or f"{top}: there is nothing to recover")
+
     folders = [one for one in what if "/" in one or one in {".", ".."}]
     for path in what:
         if path in folders:
-            top = os.path.abspath(path)
-            done = recover_directory(places().journals, top, owned=forget, forget=forget)
-            report("path", top, "\n".join(done) or f"{top}: there is nothing to recover")
+            end_directory(path)
     services = [one for one in what if one not in folders]
     if what and not services:
         return
@@ -285,8 +289,11 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
             with store.lock(service):
                 end = forget_rollback if forget else recover_service
                 report("service", service, end(store, service))
-        if not services and not as_json:
-            summarize("no rollback was interrupted")
+    if not what:
+        for path in interrupted(places().journals):
+            end_directory(path)
+    if not recovered and not as_json:
+        summarize("no rollback or restore in place was interrupted")
 
 
 @click.command(epilog="Example: castore rollback drupal --to r1 --dry-run")

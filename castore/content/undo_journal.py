@@ -212,6 +212,12 @@ def unfinished(folder: str, path: bytes) -> Iterator[Record]:
                 yield record
 
 
+def interrupted(folder: str) -> list[str]:
+    """Return the directories of restores in place that were interrupted, and are of no service's rollback."""
+    found = [one for one in journals(folder) if not one.journal.owner and not is_at_work(one)]
+    return list(dict.fromkeys(one.journal.shown for one in found))
+
+
 def _drop_if_cleared(record: Record) -> None:
     """Delete the journal of a restore that has ended, once what it left was removed by hand."""
     with contextlib.suppress(OSError):

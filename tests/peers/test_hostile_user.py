@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 import castore as package
-from castore.content import copying, largefiles, restore, scanfiles
+from castore.content import copying, largefiles, restore, scanfiles, undo_journal
+from castore.content.aside import Aside
+from castore.content.recovering import recover
 from castore.content.treeplan import TreePlan
-from castore.errors import CastoreError
+from castore.errors import BusyError, CastoreError
 from castore.services.inplace import plan_in_place, restore_in_place
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
@@ -156,6 +158,77 @@ def test_an_undo_directory_that_is_missing_is_reported_and_can_be_forgotten(
     store("snapshot", "s", "--tree", f"t={live}", expect=1)
     store("recover", "--forget", f"{live}/")
     store("snapshot", "s", "--tree", f"t={live}")
+
+
+def test_without_arguments_recover_ends_restores_in_place(store: Run, live: Path) -> None:
+    interrupted(store, live)
+    assert f"{live}: reverted" in store("recover").stdout
+    assert "no rollback or restore in place was interrupted" in store("recover").stdout
+
+
+def test_a_restore_at_work_is_neither_recovered_nor_passed_over(
+    lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.snapshot("s", {"t": package.TreeSource(str(live))})
+    (live / "c").write_text("changed")
+    real = Aside.begin
+
+    def begin(aside: Aside) -> None:
+        monkeypatch.setattr(undo_journal, "_AT_WORK", set())  # as another process sees it
+        for work in (
+            lambda: recover(lab.places.journals, str(live)),
+            lambda: lab.snapshot("other", {"t": package.TreeSource(str(live / "data"))}),
+        ):
+            with pytest.raises(BusyError, match="at work"):
+                work()
+        real(aside)
+
+    monkeypatch.setattr(Aside, "begin", begin)
+    assert lab.in_place("s@1:t", live) > 0
+
+
+def test_a_user_s_own_restore_is_theirs_to_recover(lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (live / "own").mkdir()
+    give(live)
+
+    def killed() -> None:
+        own = Lab(live / "own" / "lab", average=4096)
+        own.snapshot("s", {"t": package.TreeSource(str(live / "data"))})
+        (live / "data" / "a").write_text("changed")
+        monkeypatch.setattr(Aside, "finish", lambda _self: os._exit(0))
+        own.in_place("s@1:t", live / "data")
+
+    as_user(killed)
+    (undo,) = (live / "data").glob(".castore-aside-*")
+    told: list[str] = []
+    with lab.open() as opened:
+        opened.say = told.append
+        package.snapshot(opened, "s", {"t": package.TreeSource(str(live))})
+        package.snapshot(opened, "d", {"t": package.TreeSource(str(live / "data"))})
+    assert [f"{undo} is of no restore" in line for line in told] == [True]
+    assert "was left alone" in recover(lab.places.journals, str(live / "data"))[0]
+
+    def recovered() -> None:
+        (line,) = recover(str(live / "own" / "lab" / "state" / "in-place"), str(live / "data"))
+        assert "reverted" in line
+
+    as_user(recovered)
+    assert (live / "data" / "a").read_text() == "changed"
+
+
+def test_a_tree_of_another_user_gets_the_advice_to_run_programs_as_that_user(
+    castore: Run, tmp_path: Path, live: Path
+) -> None:
+    os.chown(live, 65534, 65534)
+    config = tmp_path / "castore.toml"
+    config.write_text(
+        f'store = "{tmp_path / "store"}"\n[service.s]\nstop = ["true"]\n'
+        f'[service.s.parts.t]\nengine = "tree"\npath = "{live}"\n'
+    )
+    castore("init", tmp_path / "store")
+    assert 'with run-as = "nobody"' in castore("config", "check", "--config", config).stdout
+    config.write_text(config.read_text().replace("stop =", 'run-as = "nobody"\nstop ='))
+    assert "run-as" not in castore("config", "check", "--config", config).stdout
 
 
 # Links

@@ -431,7 +431,7 @@ def test_an_interrupted_roll_back_stands_in_the_way_until_it_is_recovered(app: A
         assert "castore recover app" in app.run(*command, expect=code).stderr
     assert "as it was before" in app.run("recover").stdout
     assert app.state == ("two\n", [(1,)])
-    assert "no rollback was interrupted" in app.run("recover").stdout
+    assert "no rollback or restore in place was interrupted" in app.run("recover").stdout
     assert "no roll-back of 'app'" in app.run("recover", "app", expect=6).stderr
     app.run("rollback", "app", "--to", "1")
     assert app.state == FIRST
