@@ -116,7 +116,7 @@ class File(Engine, frozen=True):
                 info = folder.status("new")
                 if info is None:
                     raise CastoreError(
-                        f"what was to take the place of {live} is missing: another process removed {new}"
+                        f"what was to take the place of {live} is gone: another process removed {new}"
                     )
                 if memo.get("inode") not in {None, f"{info.st_dev} {info.st_ino}"}:
                     raise CastoreError(f"another process exchanged {new}, which was to replace {live}")

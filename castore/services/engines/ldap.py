@@ -170,7 +170,7 @@ class LDAP(Engine, frozen=True):
         try:
             with _Siblings(memo) as here:
                 if not here.has("new"):
-                    raise CastoreError(f"what was to replace {memo['live']} is missing: {memo['new']}")
+                    raise CastoreError(f"what was to replace {memo['live']} is gone: {memo['new']}")
                 if here.has("live"):
                     here.rename("live", "old")
                 here.rename("new", "live")
