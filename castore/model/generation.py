@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from castore.errors import DamageError, FormatError, UsageError
+from castore.model.counting import count as counted
 from castore.model.names import check_host, check_host_id, check_name, check_path, check_revision
 from castore.model.odd_text import is_valid, lossless, texts, without_odd
 from castore.model.refs import ID_BYTES, RecordId, Ref, RefKind
@@ -216,8 +217,8 @@ def encode(record: Generation | Details) -> bytes:
         plain = _encoder.encode(without_odd(msgspec.to_builtins(record, builtin_types=(bytes,))))
     if isinstance(record, Details) and len(plain) > MAX_DETAILS:
         raise UsageError(
-            f"{len(record.warnings):,} files could not be read, and a generation cannot list so many: "
-            "exclude them, or run castore as a user who may read them"
+            f"{counted(len(record.warnings), 'file')} could not be read, and a generation cannot list so "
+            "many: exclude them, or run castore as a user who may read them"
         )
     return plain
 
@@ -280,7 +281,7 @@ def _check(record: Generation | Details) -> None:
     if not all(0 <= one <= _MAX_COUNT for one in numbers) or not 0 <= record.parent <= MAX_NUMBER:
         raise UsageError("a time, a size or a count in it is impossible")
     if not all(0 <= part.files <= MAX_FILES for part in record.parts):
-        raise UsageError(f"no tree has more than {MAX_FILES:,} entries")
+        raise UsageError(f"no tree has more than {counted(MAX_FILES, 'entry', 'entries')}")
 
 
 def _check_details(record: Details) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, MissingError, ObjectMissingError, StorageError
+from castore.model.counting import count as counted
 from castore.model.refs import MAX_NODE_REFS, REF_BYTES, RecordId
 from castore.store.chains import Layer, apply, assemble
 from castore.store.codecs import Codecs, Groups, member_of
@@ -247,7 +248,7 @@ class RecordReader:
         # A hostile store has chunks with many bases on many levels, each in many damaged copies.
         self._local.left = getattr(self._local, "left", _MOST_OPENED) - 1
         if self._local.left < 0:
-            raise DamageError(f"more than {_MOST_OPENED} records would have to be opened for it")
+            raise DamageError(f"more than {counted(_MOST_OPENED, 'record')} would have to be opened for it")
         data, deltas = b"", []
         if place.codec >= GROUPED:
             deltas = self._groups.open(where, read)

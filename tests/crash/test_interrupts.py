@@ -150,10 +150,10 @@ def commands(world: World, name: str) -> tuple[tuple[object, ...], list[tuple[ob
 
 
 def sweep(world: World, name: str, moments: int) -> None:
-    if name == "recover":
-        interrupted_rollback(world)
     world.keep()
     command, following = commands(world, name)
+    if name == "recover":
+        interrupted_rollback(world)
     began = time.monotonic()
     world.run(*command)
     took = time.monotonic() - began
@@ -161,6 +161,9 @@ def sweep(world: World, name: str, moments: int) -> None:
     outcomes = set()
     for number in range(moments):
         world.again()
+        if name == "recover":
+            # Not part of the copy: the undo directory is known by its inode.
+            interrupted_rollback(world)
         after = took * (number + rng.random()) / moments
         code, errors = world.interrupt(after, command)
         shown = f"{name} after {after:.3f} s of {took:.3f}: {code}, {errors}"

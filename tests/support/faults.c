@@ -267,7 +267,7 @@ syscall(long number, ...)
 	return (REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]));
 }
 
-/* Whether reading an attribute of a file, or listing them, fails; path may be /proc/self/fd/N/NAME. */
+/* Whether reading an attribute of a file, or listing them, fails; path may be /proc/self/fd/N or /proc/self/fd/N/NAME. */
 static int
 no_attribute(int fd, const char *path, const char *attribute)
 {
@@ -277,8 +277,8 @@ no_attribute(int fd, const char *path, const char *attribute)
 
 	if (wanted == NULL || strcmp(wanted, attribute) != 0)
 		return (0);
-	if (path != NULL && sscanf(path, "/proc/self/fd/%d/%n", &fd, &end) == 1 && end > 0)
-		path += end;
+	if (path != NULL && sscanf(path, "/proc/self/fd/%d%n", &fd, &end) == 1 && end > 0)
+		path = path[end] == '/' ? path + end + 1 : NULL;
 	where_is(fd, path, where, sizeof(where));
 	errno = saved;
 	if (!is_under(where))

@@ -19,9 +19,11 @@ from castore.services.pruning import forget, prune, spans
 from castore.services.restoring import read
 from castore.storage import LocalStorage
 from castore.store import Store
+from castore.store.boxed import seal_object
 from castore.store.condemned import read_condemned
-from castore.store.generations import encode_generation, generation_name
+from castore.store.generations import generation_name
 from castore.store.graph import is_whole, roots_of
+from castore.store.header import GENERATION
 from castore.upkeep import compact as module
 from castore.upkeep.compact import compact, plan
 from castore.upkeep.verify import verify
@@ -425,7 +427,8 @@ def test_a_generation_that_no_castore_writes_is_damage_and_stops_nothing(lab, ha
         store.sync()
         forged = msgspec.structs.replace(store.generation("web", 1), **harm)
         name = generation_name(store.writer_key, forged.service, forged.number)
-        store.storage.put(name, encode_generation(forged, store.writer_key)[0])
+        plain = msgspec.msgpack.encode(forged)
+        store.storage.put(name, seal_object(GENERATION, name, plain, store.writer_key))
         store.sync()
         assert store.damaged.keys() == {name}
     lab.take("web", noise(2, 50_000))
