@@ -9,7 +9,7 @@ import click
 
 from castore.cli import text
 from castore.cli.document import times
-from castore.cli.options import Count, LocalPath, common, host_option, json_option, print_json
+from castore.cli.options import Count, LocalPath, common, host_option, json_option, print_json, trust_option
 from castore.cli.quiet import is_quiet, summarize
 
 if TYPE_CHECKING:
@@ -195,10 +195,13 @@ def revision(context: Common, service: str, as_json: bool) -> None:
     type=LocalPath(),
     help="Where to restore to; else the system's temporary folder.",
 )
+@trust_option
 @json_option
 @common
 @host_option
-def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> None:
+def drill(
+    context: Common, what: str, scratch: str | None, trust_recorded: bool, as_json: bool
+) -> None:
     """Restore a generation of SERVICE, the newest if none is named, into a scratch place and check it.
 
     Databases are loaded into servers of their own, on private sockets. Then `drill-check` of castore.toml
@@ -228,7 +231,9 @@ def drill(context: Common, what: str, scratch: str | None, as_json: bool) -> Non
                 settings,
                 Ownership(change=os.geteuid() == 0),
                 scratch=scratch,
+                consent=trust_recorded,
                 say=say,
+                warn=lambda line: click.echo(f"castore: {text.one_line(line)}", err=True),
                 progress=progress,
             )
     if as_json:

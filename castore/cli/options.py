@@ -58,6 +58,14 @@ _older_option = click.option(
 )
 
 
+trust_option = click.option(
+    "--trust-recorded",
+    is_flag=True,
+    help="Use recorded programs, servers and paths of parts that castore.toml does not describe and this "
+    "machine has not taken. Without it they are shown, and not used: look at them first.",
+)
+
+
 def host_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --host, which chooses whose generations a command selects; it goes below `common`."""
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import text
-from castore.cli.options import LocalPath, agreed, common, host_option, json_option, print_json
+from castore.cli.options import (
+    LocalPath,
+    agreed,
+    common,
+    host_option,
+    json_option,
+    print_json,
+    trust_option,
+)
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
@@ -61,6 +69,7 @@ _numeric_option = click.option(
 @click.option(
     "--resume", is_flag=True, help="Continue in DEST a restore of the same that was interrupted there."
 )
+@trust_option
 @_numeric_option
 @json_option
 @common
@@ -75,6 +84,7 @@ def restore(
     trust_times: bool,
     yes: bool,
     resume: bool,
+    trust_recorded: bool,
     numeric_ids: bool,
     as_json: bool,
 ) -> None:
@@ -94,8 +104,9 @@ def restore(
     from castore.services.restoring import restore as put
     from castore.services.select import select
 
-    if not in_place and (dry_run or checksum or trust_times or yes):
-        raise click.UsageError("--dry-run, --checksum, --trust-times and --yes are for --in-place only")
+    if not in_place and (dry_run or checksum or trust_times or yes or trust_recorded):
+        alone = "--dry-run, --checksum, --trust-times, --yes and --trust-recorded"
+        raise click.UsageError(f"{alone} are for --in-place only")
     if checksum and trust_times:
         raise click.UsageError("give --checksum or --trust-times, not both")
     if in_place and resume:
@@ -109,7 +120,7 @@ def restore(
         tally = Tally()
         if in_place:
             ownership = _ownership(numeric_ids)
-            options = (dry_run, checksum, trust_times, yes, as_json)
+            options = (dry_run, checksum, trust_times, yes, as_json, trust_recorded)
             _in_place(context, store, selection, destination, ownership, *options)
             return
         with watching() as progress:
@@ -152,6 +163,7 @@ def _in_place(
     trust_times: bool,
     yes: bool,
     as_json: bool,
+    trust_recorded: bool,
 ) -> None:
     import time
 
@@ -173,13 +185,15 @@ def _in_place(
             checksum=checksum,
             trust_times=trust_times,
             leave_out=context.own_places(),
+            configured=configured,
         )
         wanted = not dry_run
         if wanted and not yes:
             with hushed():
                 place = os.path.abspath(top)
                 own = store.is_own(selection.generation)
-                wanted = _is_wanted(plan, place, origin_of(store, selection, configured), own=own)
+                origin = origin_of(store, selection, configured, consent=trust_recorded)
+                wanted = _is_wanted(plan, place, origin, own=own)
         if selection.part is not None:
             tally.total = plan_size(selection.part, plan)
             tally.most_files = selection.part.files
@@ -215,7 +229,8 @@ def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
     if not (changed or removed) or (own and same and not emptied):
         return True
     shown = text.printable(os.fsencode(place))
-    source = f"it came from {text.printable(os.fsencode(origin))}" if origin else "its place was not recorded"
+    known = f"it came from {text.printable(os.fsencode(origin))}"
+    source = known if origin else "its place is not known here"
     source += "" if own else ", on another host"
     reason = (
         "would become empty, because nothing is stored of it"
@@ -315,6 +330,7 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
     multiple=True,
     help="The program that takes the dump NAME in on its standard input.",
 )
+@trust_option
 @_numeric_option
 @json_option
 @common
@@ -329,6 +345,7 @@ def rollback(
     no_safety: bool,
     trust_times: bool,
     programs: tuple[str, ...],
+    trust_recorded: bool,
     numeric_ids: bool,
     as_json: bool,
 ) -> None:
@@ -358,7 +375,7 @@ def rollback(
             refuse_interrupted(store, service)
         target = undo_of(store, service) if selector is None else find(store, service, selector)
         recorded = read_details(store, target).origins
-        origins = _origins(context, store, target, recorded, programs)
+        origins = _origins(context, store, target, recorded, programs, trust_recorded)
         ownership = _ownership(numeric_ids)
         settings = context.service_settings(service)
         doubted = doubts(store, target, recorded, origins)
@@ -464,6 +481,7 @@ def _origins(
     target: Generation,
     recorded: dict[str, Origin],
     programs: tuple[str, ...],
+    trust_recorded: bool,
 ) -> dict[str, Origin]:
     """Return where each part belongs: as recorded, but castore.toml, and then --restore, know better."""
     import msgspec
@@ -478,7 +496,7 @@ def _origins(
     def say(line: str) -> None:
         click.echo(f"castore: {text.one_line(line)}", err=True)
 
-    origins = trusted_origins(store, target.service, recorded, configured, say)
+    origins = trusted_origins(store, target, recorded, configured, say, consent=trust_recorded)
     for text_ in programs:
         name, argv = split_named("--restore", text_)
         if target.part(name) is None:

@@ -102,7 +102,7 @@ class Work:
             settings = msgspec.structs.replace(settings, health=())
         recorded = read_details(self.store, target).origins
         configured_parts = configured_origins(settings)
-        origins = trusted_origins(self.store, service, recorded, configured_parts, self.say)
+        origins = trusted_origins(self.store, target, recorded, configured_parts, self.say)
         configured = self._configured(settings)
         with self.store.lock(service):
             live = state_revision(self.store, service, configured).revision

@@ -59,14 +59,17 @@ def drill(
     ownership: Ownership,
     *,
     scratch: str | None = None,
+    consent: bool = False,
     say: Callable[[str], None] = lambda _text: None,
+    warn: Callable[[str], None] = lambda _text: None,
     progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
 ) -> Drilled:
     """Restore a generation into a scratch place and check it there; nothing live is touched.
 
-    origins: how each part was made. scratch: a directory to make the place in. The service's `drill-check`
-    is run with CASTORE_DRILL, the place, and what engines tell of a part in CASTORE_DRILL_PART_... Raises
-    CastoreError if anything is not sound.
+    origins: how castore.toml says that parts are made. consent: other parts are used as recorded. scratch: a
+    directory to make the place in. The service's `drill-check` is run with CASTORE_DRILL, the place, and what
+    engines say of a part in CASTORE_DRILL_PART_... say: is called with what was found; warn: with what is not
+    used. Raises CastoreError if anything is not sound.
     """
     done = Drilled(generation)
     clock = time.monotonic()
@@ -80,7 +83,7 @@ def drill(
         reader = stack.enter_context(StreamReader(store))
         env = {"CASTORE_DRILL": place}
         recorded = read_details(store, generation).origins
-        known = trusted_origins(store, generation.service, recorded, origins)
+        known = trusted_origins(store, generation, recorded, origins, warn, consent=consent, drill=True)
         for part in generation.parts:
             folder = _made(place, part.name, 0o700)
             tally = Tally(total=part.size, most_files=part.files)

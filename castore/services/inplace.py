@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from castore.content import onefile
@@ -12,13 +13,14 @@ from castore.content.treeplan import Comparison, plan_entry, plan_tree
 from castore.errors import StoppedError, UsageError
 from castore.model.generation import MAX_DETAILS, Origin, decode_details
 from castore.services.interrupts import Shield
+from castore.services.recorded import trusted_origins
 from castore.services.restoring import child_of
 from castore.services.snapshot import directory_ids, last_scan, left_out, rules_of
 from castore.services.underway import refuse_unfinished, report_foreign
 from castore.services.unread import unread_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from castore.content.attributes import Ownership
     from castore.content.treeplan import TreePlan
@@ -36,13 +38,14 @@ def plan_in_place(
     checksum: bool = False,
     trust_times: bool = False,
     leave_out: Sequence[str] = (),
+    configured: Mapping[str, Origin] = MappingProxyType({}),
 ) -> TreePlan:
     """Compare the directory `top` with a selected tree, or directory in one; or the file `top` with a file.
 
     What snapshots of it leave out is left alone, and so are the directories `leave_out`, castore's own.
     Files of the same size and time are compared by content, unless they are as the last snapshot has read
-    them. checksum: read those, too. trust_times: compare no content. Raises UsageError, IdentityError,
-    DamageError, CastoreError.
+    them. checksum: read those, too. trust_times: compare no content. configured: what castore.toml says
+    of parts. Raises UsageError, IdentityError, DamageError, CastoreError.
     """
     part = selection.part
     if part is not None and part.kind == "dump":
@@ -64,7 +67,8 @@ def plan_in_place(
         refuse_unfinished(store.places.journals, top)
         report_foreign(store, top)
         details = decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
-        rules = rules_of(details.origins.get(part.name, Origin()), left_out(store, leave_out))
+        origin = configured.get(part.name) or details.origins.get(part.name, Origin())
+        rules = rules_of(origin, left_out(store, leave_out))
         below = os.fsencode(selection.path).strip(b"/")
         with last_scan(store, generation.service, part.name, top, rules) as scan:
             seen = None if below or checksum else scan
@@ -91,17 +95,22 @@ def _refuse_own(top: str, own: frozenset[tuple[int, int]]) -> None:
         path = os.path.dirname(path)
 
 
-def origin_of(store: Store, selection: Selection, configured: dict[str, Origin]) -> str:
+def origin_of(
+    store: Store, selection: Selection, configured: dict[str, Origin], *, consent: bool = False
+) -> str:
     """Return where a selected tree, or directory or file in one, belongs; empty where that is not known.
 
-    configured: where castore.toml says that parts belong, which wins over what was recorded.
+    configured: where castore.toml says that parts belong, which wins over what was recorded. consent: take
+    what was recorded, also where no snapshot on this machine took the tree from there.
     """
     part = selection.part
     if part is None or part.kind != "tree":
         return ""
     with StreamReader(store) as reader:
         details = decode_details(reader.read_all(selection.generation.details.ref, MAX_DETAILS))
-    found = configured.get(part.name) or details.origins.get(part.name, Origin())
+    generation = selection.generation
+    origins = trusted_origins(store, generation, details.origins, configured, consent=consent)
+    found = origins.get(part.name, Origin())
     return os.path.join(os.fsdecode(found.path), selection.path.strip("/")) if found.path else ""
 
 

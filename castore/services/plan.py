@@ -192,7 +192,10 @@ def plan_live_tree(
     time. apart: paths in it that belong to other parts.
     """
     if not found.path or part.content is None:
-        raise UsageError(f"where the tree {part.name!r} belongs is not recorded: use 'restore'")
+        raise UsageError(
+            f"where the tree {part.name!r} belongs is not known: describe the part in castore.toml, or "
+            f"restore it into a directory: castore restore {target.service}@{target.number}:{part.name} DIR"
+        )
     live = os.fsdecode(found.path)
     if not os.path.lexists(live):
         # A roll-back makes it; this is for whoever wants to see what that does.

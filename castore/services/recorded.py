@@ -1,98 +1,136 @@
-"""Programs that a generation names: only those that this machine has run for its service are run again.
+"""Decide which programs, servers and paths of those that a generation records are used.
 
-Every holder of a writer key can add a generation that names any program.
+Every holder of a writer key can add a generation that names any of them. So a part is restored by what
+castore.toml says of it; else as recorded, if a snapshot on this machine took it from there; else only with
+the consent of the user, who has seen what is recorded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from blake3 import blake3
 
-from castore.errors import StorageError, UsageError
-from castore.services.snapshot import engine_of, merged_origins, origin
+from castore.errors import StorageError
+from castore.model.generation import Origin
+from castore.model.odd_text import escaped, lossless
+from castore.services.folders import path_of
+from castore.services.snapshot import merged_origins
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
-    from castore.model.generation import Origin
-    from castore.services.snapshot import Source
+    from castore.model.generation import Generation
     from castore.store import Store
 
-    Argv = tuple[str, ...]
+_MOST: Final = 1000
+"""Places of parts that a machine remembers of a service."""
+_PROGRAMS: Final = ("dump", "restore")
+_NAMES: Final = ("database", "cluster", "suffix")
+"""Settings that name something in a server; they say neither which server nor which program."""
+_SHOWN: Final = 400
+_encoder: Final = msgspec.msgpack.Encoder(order="deterministic")
 
 
-def remember(store: Store, service: str, sources: Mapping[str, Source]) -> None:
-    """Remember on this machine the programs that a user named for a service."""
-    origins = [origin(source) for source in sources.values()]
-    named = {argv for one in origins for argv in _named(one).values()}
+def remember(store: Store, service: str, origins: Mapping[str, Origin]) -> None:
+    """Remember on this machine where a snapshot took the parts of a service from."""
     with contextlib.suppress(StorageError):  # the snapshot is committed; only a later rollback asks for more
         known = _known(store, service)
-        if not named <= known:
-            store.set_known_programs(service, json.dumps(sorted(known | named)))
+        fresh = {part: _digest(one) for part, one in origins.items()}
+        if all(digest in known.get(part, ()) for part, digest in fresh.items()):
+            return
+        for part, digest in fresh.items():
+            known[part] = [*(one for one in known.get(part, ()) if one != digest), digest]
+        while sum(map(len, known.values())) > _MOST and any(len(digests) > 1 for digests in known.values()):
+            del max(known.values(), key=len)[0]
+        store.set_known_origins(service, json.dumps(known, sort_keys=True))
 
 
 def trusted_origins(
     store: Store,
-    service: str,
+    target: Generation,
     recorded: dict[str, Origin],
     configured: dict[str, Origin],
     say: Callable[[str], None] = lambda _text: None,
+    *,
+    consent: bool = False,
+    drill: bool = False,
 ) -> dict[str, Origin]:
-    """Return where parts belong, as `merged_origins` does, without programs that this machine does not know.
+    """Return where parts belong, as `merged_origins` does, without what nobody on this machine vouches for.
 
-    say: is called with each program that is left out. castore.toml or the command line may name it.
+    Of a part that neither castore.toml describes nor this machine has taken from there, nothing is left;
+    drill: the name of its engine is, and what names something in a server. consent: use parts of the target
+    as recorded; a part that did not exist is never removed so. say: is called with what is not used, or used
+    with consent.
     """
-    known = _known(store, service)
+    known = _known(store, target.service)
     found = merged_origins(recorded, configured)
     for part, one in found.items():
-        if one is not recorded.get(part):
-            continue  # as castore.toml says
-        unknown = {key: argv for key, argv in _named(one).items() if argv not in known}
-        if unknown:
-            found[part] = _without(one, unknown)
-        for argv in dict.fromkeys(unknown.values()):
+        if one is not recorded.get(part) or one == Origin(made_by=one.made_by):
+            continue  # as castore.toml says, or nothing is recorded
+        if _digest(one) in known.get(part, ()):
+            continue
+        kind, shown = _described(one)
+        if target.part(part) is None:
+            say(f"{part}: it did not exist then, and is left as it is; the generation names {kind}: {shown}")
+        elif consent:
+            say(f"{part}: used as the generation records it, by --trust-recorded: {shown}")
+            continue
+        else:
+            used = "run" if kind == "a program" else "used"
             say(
-                f"{part}: the generation names a program, but neither castore.toml nor a snapshot on this "
-                f"machine does, and it is not run: {shlex.join(argv)}"
+                f"{part}: the generation names {kind}, but neither castore.toml nor a snapshot on this "
+                f"machine does, and it is not {used}: {shown} (describe the part in castore.toml or, if all "
+                "of this is right, add --trust-recorded)"
             )
+        found[part] = _for_drill(one) if drill else Origin(made_by=one.made_by)
     return found
 
 
-def _known(store: Store, service: str) -> set[Argv]:
+def _known(store: Store, service: str) -> dict[str, list[str]]:
     try:
-        return {tuple(map(str, argv)) for argv in json.loads(store.known_programs(service) or "[]")}
-    except (ValueError, TypeError):
-        return set()
+        found = json.loads(store.known_origins(service) or "{}")
+        return {str(part): [str(one) for one in digests] for part, digests in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
-def _named(one: Origin) -> dict[str, Argv]:
-    """Return the programs of a part, and the directory of programs, by the key that names them."""
-    found: dict[str, Argv] = {"dump": one.dump, "restore": one.restore}
-    settings: Iterable[tuple[str, Any]] = ()
-    try:
-        source = engine_of(one) if one.engine else None
-    except UsageError:
-        source = None  # what is to be done with the part fails with this error, too
-    if source is not None:
-        engine = source.engine
-        keys = {field.name: field.encode_name for field in msgspec.structs.fields(type(engine))}
-        names = [name for name in (*engine.programs, "program_path") if name in keys]
-        settings = [(keys[name], getattr(engine, name)) for name in names]
-        found["password"] = getattr(getattr(engine, "password", None), "command", None) or ()
-    for key, value in settings:
-        found[key] = (value,) if isinstance(value, str) else tuple(value or ())
-    return {key: argv for key, argv in found.items() if argv}
+def _digest(one: Origin) -> str:
+    """Return a hash of where a part came from, and how it was taken."""
+    said = [one.path, one.dump, one.restore, one.exclude, one.one_file_system, one.exclude_caches]
+    plain = lossless(msgspec.to_builtins([*said, one.engine, one.settings], builtin_types=(bytes,)))
+    return blake3(_encoder.encode(plain)).hexdigest(16)
 
 
-def _without(one: Origin, unknown: Mapping[str, Argv]) -> Origin:
-    """Return a part's origin without the keys that name unknown programs."""
-    left = {field: () for field in ("dump", "restore") if field in unknown}
-    settings = {key: value for key, value in one.settings.items() if key not in unknown}
-    if one.engine == "command":
-        # What remains is in the fields that have the same names.
-        return msgspec.structs.replace(one, engine="", settings={}, **left)
-    return msgspec.structs.replace(one, settings=settings, **left)
+def _described(one: Origin) -> tuple[str, str]:
+    """Return what kind of thing is recorded of a part, and all of it, for people."""
+    programs = {key: argv for key in _PROGRAMS if (argv := getattr(one, key))}
+    if one.engine in {"", "command"} and programs:
+        text = "; ".join(f"{key} = {shlex.join(argv)}" for key, argv in programs.items())
+        return "a program", _cut(text)
+    path = path_of(one)
+    if path and one.engine in {"", "file"}:
+        left = f", without {', '.join(one.exclude)}" if one.exclude else ""
+        return "a path", _cut(f"{os.fsdecode(path)}{left}")
+    settings = ", ".join(f"{key} = {value!r}" for key, value in one.settings.items() if value is not None)
+    return f"settings of the engine {one.engine}", _cut(settings)
+
+
+def _cut(text: str) -> str:
+    return escaped(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+
+
+def _for_drill(one: Origin) -> Origin:
+    """Return what lets the programs and servers of this machine check a dump in a scratch place."""
+    if one.engine in {"", "command"}:
+        return Origin(made_by=one.made_by)
+    settings: dict[str, Any] = {key: one.settings[key] for key in _NAMES if key in one.settings}
+    if one.engine in {"file", "sqlite"}:
+        # A drill uses its last step only, for a file of that name in the scratch place.
+        settings["path"] = f"/{os.path.basename(str(one.settings.get('path', ''))) or 'file'}"
+    return Origin(engine=one.engine, settings=settings, made_by=one.made_by)

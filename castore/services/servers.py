@@ -98,10 +98,13 @@ def _ends_with_castore(ending: int) -> Callable[[], None]:
 
 
 def unprivileged(name: str) -> pwd.struct_passwd | None:
-    """Return whom root runs a server as: that user, or nobody; None where castore is not root."""
+    """Return the user that root runs a scratch server as: nobody, else `name`; None: castore is not root.
+
+    A dump may have a server run programs as that user. `name` has the live server's files.
+    """
     if os.geteuid() != 0:
         return None
-    for one in (name, "nobody"):
+    for one in ("nobody", name):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(one)
     raise ProgramError(f"there is no user {name!r} to run a server as")

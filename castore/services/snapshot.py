@@ -136,7 +136,7 @@ def snapshot(
         repeats = not any(isinstance(source, StreamSource) for source in sources.values())
         for tries_left in (2, 1, 0):
             try:
-                taken = _snapshot(
+                taken, origins = _snapshot(
                     *(store, service, sources, revision, safety, interrupted, tuple(lacks)),
                     *(leave_out, around, absent, progress),
                 )
@@ -149,7 +149,7 @@ def snapshot(
         marks = (", safety" if safety else "") + (", after an unfinished rollback" if interrupted else "")
         marks += f", partial: without {', '.join(lacks)}" if lacks else ""
         note.text = f"{counted(taken.size, 'byte')}, {stored:,} stored{marks}"
-    remember(store, service, sources)
+    remember(store, service, origins)
     return taken
 
 
@@ -165,7 +165,7 @@ def _snapshot(
     around: Around | None,
     absent: Absent,
     progress: Callable[[str, Tally], None],
-) -> Generation:
+) -> tuple[Generation, dict[str, Origin]]:
     check_name("service", service)
     check_revision(revision)
     if not sources and not absent.kinds:
@@ -232,7 +232,7 @@ def _snapshot(
             used = session.used | store.index.uses(service) if scans else session.used
             store.index.set_uses(service, used)
             store.references.evict(store.index.used_packs())
-    return generation
+    return generation, origins
 
 
 def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:

@@ -210,13 +210,13 @@ class Remembered:
         """Keep, durably, how far a roll-back of a service has got. Raises StorageError."""
         write_private(self._state_file("rollbacks", service), journal)
 
-    def known_programs(self, service: str) -> str | None:
-        """Return the programs that this machine has run for snapshots of a service, as JSON."""
+    def known_origins(self, service: str) -> str | None:
+        """Return where snapshots on this machine took the parts of a service from, as JSON."""
         return read_private(self._state_file("programs", service))
 
-    def set_known_programs(self, service: str, programs: str) -> None:
-        """Remember the programs that this machine has run for snapshots of a service. Raises StorageError."""
-        write_private(self._state_file("programs", service), programs.encode())
+    def set_known_origins(self, service: str, origins: str) -> None:
+        """Remember where snapshots on this machine took parts from. Raises StorageError."""
+        write_private(self._state_file("programs", service), origins.encode())
 
     def has_begun_rollback(self, service: str) -> bool:
         """Whether a rollback of a service has not ended; its journal may be unreadable."""

@@ -48,6 +48,13 @@ PSQL = {
     "in the data of a COPY that fails": b"COPY missing FROM stdin;\n\\! touch MARK\n\\.\n",
     "by a backtick": b"\\set x `touch MARK`\n",
     "as the output": b"\\o |touch MARK\nSELECT 1;\n",
+    "into a file": b"SELECT 1 \\g MARK\n",
+    "a file as the output": b"\\o MARK\nSELECT 1;\n",
+    "a query into a file": b"SELECT 1\n\\w MARK\n",
+    "a copy into a file": b"\\copy (SELECT 1) TO 'MARK'\n",
+    "a script": b"\\i /etc/hostname\n",
+    "a copy of a file": b"CREATE TABLE x (a text);\n\\copy x FROM '/etc/hostname'\n",
+    "a large object of a file": b"\\lo_import /etc/hostname\n",
 }
 MYSQL = {
     "backslash": b"\\! touch MARK\n",
@@ -249,6 +256,66 @@ def test_a_mariadb_client_that_cannot_refuse_commands_is_not_used(mariadb: Maria
         MariaDB(database="mysql", socket=mariadb.socket, user="root", program_path=programs).check()
 
 
+def test_a_mariadb_dump_reaches_no_file_in_a_drill(mariadb: MariaDBServer, mark: Path, public: Path):
+    """Statements that the server carries out, with all rights, in the server of a drill."""
+    secret = public / "secret"
+    secret.write_text("a secret\n")
+    secret.chmod(0o644)
+    engine = MariaDB(database="mysql", socket=mariadb.socket, user="root")
+    writes = f"INSERT INTO t SELECT 'x' INTO OUTFILE '{mark}';\n"
+    for statement in (writes.replace("INSERT INTO t ", ""), f"LOAD DATA INFILE '{secret}' INTO TABLE t;\n"):
+        dump = mariadb_dump("victim", statement.encode(), "")
+        with drill_folder() as folder, pytest.raises(CastoreError, match="secure"), engine.drill(folder, Contents(lambda dump=dump: [dump], lambda: [])):
+            pass
+    dump = mariadb_dump("victim", f"CREATE TABLE u AS SELECT LOAD_FILE('{secret}') IS NULL AS unread;\nDROP TABLE u;\n".encode(), "")
+    with drill_folder() as folder, contextlib.suppress(CastoreError), engine.drill(folder, Contents(lambda: [dump], lambda: [])):
+        pass
+    assert not mark.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a server as another user")
+def test_what_a_postgresql_dump_runs_in_a_drill_is_not_the_live_servers_user(postgres: Postgres, public: Path):
+    """A superuser's dump can start programs in the server that it is loaded into."""
+    out = public / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    engine = PostgreSQL(database="x", host=postgres.socket_folder, user="postgres", program_path=postgres.programs)
+    dump = f"COPY (SELECT 1) TO PROGRAM 'id -un > {out}/user';\n".encode() + END
+    with drill_folder() as folder, contextlib.suppress(CastoreError), engine.drill(folder, Contents(lambda: [dump], lambda: [dump])):
+        pass
+    assert (out / "user").read_text() == "nobody\n"
+
+
+def slapd_configuration(folder: Path) -> tuple[Path, Path]:
+    """Make the configuration of a slapd with one database; return its directory, and that of the data."""
+    if shutil.which("slapadd", path="/usr/sbin:/usr/bin:" + os.environ["PATH"]) is None:
+        pytest.skip("there is no slapadd")
+    conf, data = folder / "conf", folder / "data"
+    conf.mkdir()
+    data.mkdir()
+    config = (
+        "dn: cn=config\nobjectClass: olcGlobal\ncn: config\n\ndn: cn=module,cn=config\nobjectClass: olcModuleList\ncn: module\n"
+        "olcModulePath: /usr/lib/ldap\nolcModuleLoad: back_mdb\n\ndn: cn=schema,cn=config\nobjectClass: olcSchemaConfig\ncn: schema\n\n"
+        "include: file:///etc/ldap/schema/core.ldif\n\ndn: olcDatabase=mdb,cn=config\nobjectClass: olcDatabaseConfig\nobjectClass: olcMdbConfig\n"
+        f"olcDatabase: mdb\nolcSuffix: dc=x\nolcDbDirectory: {data}\n"
+    )
+    subprocess.run(["/usr/sbin/slapadd", "-F", str(conf), "-n", "0"], input=config.encode(), check=True, capture_output=True)
+    return conf, data
+
+
+def test_another_spelling_of_a_suffix_does_not_lead_to_the_live_directory(tmp_path: Path):
+    """slapadd would find the live database by it."""
+    conf, data = slapd_configuration(tmp_path)
+    before = sorted(data.iterdir())
+    dump = b"dn: dc=x\nobjectClass: dcObject\nobjectClass: organization\ndc: x\no: hostile\n\n"
+    for suffix in (" dc=x", "dc= x", "dc=x ", "0.9.2342.19200300.100.1.25=x", "ou=a,dc=x"):
+        engine = LDAP(suffix=suffix, config=str(conf))
+        with drill_folder() as folder, pytest.raises(CastoreError, match="no database with the suffix"):
+            with engine.drill(folder, Contents(lambda: [dump], lambda: [])):
+                pass
+        assert sorted(data.iterdir()) == before
+
+
 EXTENSION = """
 #include <fcntl.h>
 __attribute__((constructor)) static void run(void) { open("MARK", O_CREAT | O_WRONLY, 0644); }
@@ -288,19 +355,9 @@ def test_harmless_ldif_passes_unchanged():
 
 
 def test_slapadd_does_not_put_a_local_file_into_the_directory(tmp_path: Path):
-    if shutil.which("slapadd", path="/usr/sbin:/usr/bin:" + os.environ["PATH"]) is None:
-        pytest.skip("there is no slapadd")
-    secret, conf, data = tmp_path / "secret", tmp_path / "conf", tmp_path / "data"
+    conf, _ = slapd_configuration(tmp_path)
+    secret = tmp_path / "secret"
     secret.write_text("a secret")
-    conf.mkdir()
-    data.mkdir()
-    config = (
-        "dn: cn=config\nobjectClass: olcGlobal\ncn: config\n\ndn: cn=module,cn=config\nobjectClass: olcModuleList\ncn: module\n"
-        "olcModulePath: /usr/lib/ldap\nolcModuleLoad: back_mdb\n\ndn: cn=schema,cn=config\nobjectClass: olcSchemaConfig\ncn: schema\n\n"
-        "include: file:///etc/ldap/schema/core.ldif\n\ndn: olcDatabase=mdb,cn=config\nobjectClass: olcDatabaseConfig\nobjectClass: olcMdbConfig\n"
-        f"olcDatabase: mdb\nolcSuffix: dc=x\nolcDbDirectory: {data}\n"
-    )
-    subprocess.run(["/usr/sbin/slapadd", "-F", str(conf), "-n", "0"], input=config.encode(), check=True, capture_output=True)
     dump = f"dn: dc=x\nobjectClass: dcObject\nobjectClass: organization\ndc: x\no: x\ndescription:< file://{secret}\n\n".encode()
     said = try_all(LDAP(suffix="dc=x", config=str(conf)), dump)
     assert len(said) == 2
@@ -330,6 +387,18 @@ def test_a_client_that_a_user_names_runs_no_command_either(
     engine = Command(program=("true",), restore=restore)
     with pytest.raises(CastoreError):
         engine.switch({}, Contents(lambda: [dump], lambda: [dump]))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [".output MARK\nSELECT 1;\n", ".once MARK\nSELECT 1;\n", ".backup MARK\n", ".log MARK\n", "ATTACH 'MARK' AS a; CREATE TABLE a.t (x);\n"]
+    + ["VACUUM INTO 'MARK';\n", "SELECT writefile('MARK', 'x');\n", ".read /etc/hostname\n", "SELECT readfile('/etc/hostname');\n", ".import /etc/hostname t\n", ".load /tmp/x\n"],
+)
+def test_a_client_of_sqlite_reaches_no_other_file(script: str, mark: Path, tmp_path: Path):
+    engine = Command(program=("true",), restore=("sqlite3", "-bail", str(tmp_path / "x.db")))
+    dump = script.replace("MARK", str(mark)).encode()
+    with pytest.raises(CastoreError):
+        engine.switch({}, Contents(lambda: [dump], lambda: []))
 
 
 def behind_others(client: tuple[str, ...]) -> list[tuple[str, ...]]:

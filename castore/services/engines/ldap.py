@@ -149,11 +149,16 @@ class LDAP(Engine, frozen=True):
             raise CastoreError(f"cannot make {data}: {error.strerror}") from error
         try:
             entries = []
+            known = False
             for entry in _unfolded(self._configuration()).split("\n\n"):
                 here = re.search(f"(?im)^olcSuffix: {re.escape(self.suffix)}$", entry)
+                known = known or here is not None
                 entries.append(
                     re.sub("(?m)^olcDbDirectory: .*$", f"olcDbDirectory: {data}", entry) if here else entry
                 )
+            if not known:
+                # slapadd would find the live database by another spelling of its suffix.
+                raise CastoreError(f"slapd's configuration has no database with the suffix {self.suffix!r}")
             program = self._program("slapadd")
             load = partial(feed, env=client_environment(), timeout=self.timeout, account=account)
             load([program, "-F", config, "-n", "0"], ["\n\n".join(entries).encode()])

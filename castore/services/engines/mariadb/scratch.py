@@ -36,7 +36,11 @@ def scratch_server(folder: str, client: str) -> Iterator[str]:
     output_of(argv, account=account, cwd=folder, env=environment())
     with socket_folder(account) as place:
         socket = os.path.join(place, "socket")
-        quiet = [f"--max-allowed-packet={PACKET}", f"--tmpdir={folder}"]
+        files = os.path.join(folder, "files")
+        os.mkdir(files, 0o700)
+        give(files, account)
+        # No statement of a dump reads or writes files elsewhere, and nothing is in there.
+        quiet = [f"--max-allowed-packet={PACKET}", f"--tmpdir={folder}", f"--secure-file-priv={files}"]
         quiet += ("--skip-networking", "--innodb-flush-log-at-trx-commit=0", "--event-scheduler=OFF")
         argv = [server, "--no-defaults", f"--datadir={data}", f"--socket={socket}", *quiet]
         argv.append(f"--pid-file={place}/pid")
