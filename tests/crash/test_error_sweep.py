@@ -99,8 +99,9 @@ def _no_second_fsync(log: list[str]) -> None:
     for line in log:
         _, kind, path = line.removesuffix(" !").split(" ", 2)
         if kind == "unlink":
-            # What was told to have failed is taken back: it is that which is made durable then.
-            failed.discard(os.path.dirname(path))
+            # The file whose write failed is removed. Later files of its directory, or of the directory above,
+            # which is synced for a new directory, are other writes.
+            failed -= {os.path.dirname(path), os.path.dirname(os.path.dirname(path))}
         if path.endswith("data.mdb") and "write" in kind:
             # Another transaction: it writes all of its pages, and none that the kernel may have forgotten.
             failed.discard(path)
