@@ -85,7 +85,7 @@ def _runs(
 
 def _placed(store: Store, child: Child) -> Iterator[tuple[Ref, list[_Span]]]:
     """Yield the chunks of a file's stream with where they belong."""
-    chunks = (chunk for _, chunk in iter_chunks(store, child.ref))
+    chunks = (chunk for _, chunk in iter_chunks(store, child.ref)) if child.ref is not None else iter(())
     extents = iter(child.entry.extents_or_whole)
     offset = room = 0
     for chunk in chunks:
@@ -130,6 +130,44 @@ def find_chunks(store: Store, fd: int, wanted: set[RecordId]) -> dict[RecordId, 
         start += at
         length -= at
     return found
+
+
+def holds_content(store: Store, fd: int, child: Child) -> bool:
+    """Whether the file open as `fd` has the content of a stored file that has a stream of its own, or none.
+
+    Chunks are compared by their ids, so none is read from the store. Raises DamageError, OSError.
+    """
+    position = 0
+    for chunk, spans in _placed(store, child):
+        pieces = []
+        for offset, begin, end in spans:
+            if not _is_hole(fd, position, offset):
+                return False
+            position = offset + end - begin
+            pieces.append(os.pread(fd, end - begin, offset))
+        data = b"".join(pieces)
+        if len(data) != chunk.size or not store.is_chunk(chunk.id, data):
+            return False
+    return _is_hole(fd, position, child.entry.size) and os.fstat(fd).st_size == child.entry.size
+
+
+def _is_hole(fd: int, start: int, end: int) -> bool:
+    """Whether a file has only zeros from one offset to another."""
+    while start < end:
+        # Where the file has no data it is not read: a hole may be of any size.
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return True
+            raise
+        data = os.pread(fd, min(end - start, _WINDOW), start) if start < end else b""
+        if data.count(0) != len(data):
+            return False
+        if not data:
+            return True
+        start += len(data)
+    return True
 
 
 def _copy_kept(

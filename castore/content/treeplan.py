@@ -12,7 +12,8 @@ import msgspec
 from castore.content.attributes import Ownership, is_privileged
 from castore.content.beneath import OPEN_DIRECTORY, open_regular, open_top
 from castore.content.depth import run
-from castore.content.directories import Child, check_content, open_directory, read_file
+from castore.content.directories import Child, check_content, open_directory
+from castore.content.largefiles import holds_content
 from castore.content.live import allow_descriptors, is_cache, mounts_below, read_xattrs_at
 from castore.content.scan import ScanRules
 from castore.content.scancache import LINKED, told_of
@@ -23,7 +24,7 @@ from castore.kernel.files import entries_of, list_directory, listed_of
 from castore.model.tree import Content, clamped_time
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
     from collections.abc import Set as AbstractSet
 
     from castore.content.restore import Link
@@ -512,15 +513,14 @@ class _Planner:
     def _holds(self, fd: int, found: Child) -> bool:
         """Whether a live file has the stored bytes."""
         entry, ref, offset, _ = found
-        stored: Iterator[bytes | memoryview] = read_file(self._reader, found)
         check_content(found)
-        if entry.content is Content.BUNDLE:
+        with open(open_regular(fd, entry.name), "rb") as live:
+            if entry.content is not Content.BUNDLE:
+                return holds_content(self._reader.store, live.fileno(), found)
             if self._bundle[0] != ref:
                 self._bundle = ref, RangeReader(self._reader.store, ref)
-            stored = iter((self._bundle[1].read(offset, entry.size),))
-        file = open_regular(fd, entry.name)
-        with open(file, "rb") as live:
-            return all(live.read(len(data)) == data for data in stored) and not live.read(1)
+            data = self._bundle[1].read(offset, entry.size)
+            return live.read(len(data)) == data and not live.read(1)
 
     def metadata(self, path: Path, child: Child, ids: Ids) -> Step:
         """Return the step that sets the metadata of what is at a path."""

@@ -72,7 +72,11 @@ class RecordReader:
         """Return the id that bytes have as a chunk."""
         return RecordId(blake3(data, key=self._id_keys[0][CHUNK]).digest())
 
-    def _is_named(self, kind: int, data: bytes, record_id: RecordId) -> bool:
+    def is_chunk(self, chunk: RecordId, data: bytes | memoryview) -> bool:
+        """Whether bytes have this id as a chunk."""
+        return self._is_named(CHUNK, data, chunk)
+
+    def _is_named(self, kind: int, data: bytes | memoryview, record_id: RecordId) -> bool:
         """Whether bytes have this id, by the keys that ids are made with, or were before."""
         return any(blake3(data, key=keys[kind]).digest() == record_id for keys in self._id_keys)
 

@@ -255,6 +255,10 @@ class Store(History):
         """Return the id that bytes have as a chunk."""
         return self._records.chunk_id(data)
 
+    def is_chunk(self, chunk: RecordId, data: bytes | memoryview) -> bool:
+        """Whether bytes have this id as a chunk, by the present id key or a former one."""
+        return self._records.is_chunk(chunk, data)
+
     def read_chunk(self, chunk: RecordId) -> bytes:
         """Return a chunk. Raises MissingError, DamageError, IdentityError."""
         return self._read(CHUNK, chunk)
