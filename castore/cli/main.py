@@ -314,6 +314,32 @@ def _explain(error: BaseException, document: Document | None = None) -> int:
 
 def _described(error: BaseException) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
+    text, code = _plainly_described(error)
+    return text + _limit_of_files(error, text), code
+
+
+def _limit_of_files(error: BaseException, text: str) -> str:
+    """Return the limit of open files and how to raise it, if an error comes from it; else nothing."""
+    import errno
+    import resource
+
+    from castore.model.counting import count as counted
+
+    if "Too many open files" not in text:
+        return ""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno == errno.ENFILE:
+            return ""
+        cause = cause.__cause__ or cause.__context__
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return (
+        f"; castore may open {counted(limit, 'file')}, and a level of a tree needs one: raise that limit "
+        "(ulimit -Hn, or LimitNOFILE= in a unit of systemd)"
+    )
+
+
+def _plainly_described(error: BaseException) -> tuple[str, int]:
     from castore.errors import EXIT_INTERRUPTED, CastoreError
 
     if isinstance(error, (click.Abort, KeyboardInterrupt)):

@@ -126,18 +126,19 @@ KILLED = {
 """Steps, and what comes before each."""
 
 
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KILLED)
-def test_what_a_killed_process_left_unsynced_is_not_rested_on(folder: Path, name: str, record_property) -> None:
+def test_what_a_killed_process_left_unsynced_is_not_rested_on(folder: Path, name: str, record_property, every: int) -> None:
     """A process is killed, and the kernel goes on: what it had not synced is seen by the next, until the power goes."""
-    counts = killed_everywhere(folder, name)
+    counts = killed_everywhere(folder, name, every)
     record_property("power loss", dict(counts))
     print(f"{name}: {dict(counts)}")
 
 
-def killed_everywhere(folder: Path, name: str, **options) -> Counter[str]:
-    """Kill a step in front of each of its operations, do it again, and look at every loss of power from there on."""
+def killed_everywhere(folder: Path, name: str, every: int = 1, **options) -> Counter[str]:
+    """Kill a step in front of its operations, `every` apart, do it again, and look at every loss of power from there on."""
     counts: Counter[str] = Counter()
-    for number in range(100):
+    for number in range(len(name) % every, 100, every):
         world = World(folder / f"{number}", f"killed {name} {number}", **options)
         run(world, KILLED[name])
         world.files.fault = Fault(number, Killed, ON, CHANGES)
