@@ -47,6 +47,10 @@ _syscall.restype = ctypes.c_long
 _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_How), ctypes.c_size_t)
 
 
+class UnexpectedFileError(OSError):
+    """A name is another file's than expected: of another kind, or another inode."""
+
+
 def open_below(top: int, path: tuple[bytes, ...]) -> int:
     """Open the directory at `path` below the one open as `top`, following no link. Raises OSError."""
     if any(name in {b"", b".", b".."} or b"/" in name for name in path):
@@ -96,7 +100,7 @@ def _refuse_special(fd: int) -> int:
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
-    raise OSError(errno.EINVAL, "it is not a regular file")
+    raise UnexpectedFileError(errno.EINVAL, "it is not a regular file")
 
 
 def open_content(fd: int, name: bytes) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.acl import acl_ids
-from castore.content.beneath import open_entry, open_regular, path_of
+from castore.content.beneath import UnexpectedFileError, open_entry, open_regular, path_of
 from castore.content.lists import iter_chunks
 from castore.content.live import data_extents, extra_of, group_name, read_xattrs, user_name
 from castore.content.scancache import is_racy, told_of
@@ -402,6 +402,8 @@ class FileScanner:
         reason = (
             "is listed more than once by its file system; it is stored once"
             if error.errno == REPEATED
+            else "was replaced while being read"
+            if isinstance(error, UnexpectedFileError)
             else "vanished while being scanned"
             if error.errno == errno.ENOENT
             else f"cannot be read: {error.strerror}"
@@ -459,7 +461,7 @@ def _open_listed(directory: Scanned, entry: Listed) -> int:
     if (info.st_dev, info.st_ino, info.st_mode) == (entry.dev, entry.ino, entry.mode):
         return held
     os.close(held)
-    raise OSError(errno.ESTALE, "was replaced while being read")
+    raise UnexpectedFileError(errno.ESTALE, "it was replaced")
 
 
 def without_xattrs(record: Record, listing: bytes) -> set[bytes]:
