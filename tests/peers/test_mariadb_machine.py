@@ -419,3 +419,16 @@ def test_a_view_over_a_view_whose_definer_was_dropped_is_restored(lab: Lab, serv
     lab.roll_back(1)
     assert server.sql("SELECT TABLE_NAME, VIEW_DEFINITION, DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = database() ORDER BY 1", app) == views
     assert server.sql("SELECT x FROM t", app) == "1"
+
+
+def test_an_account_that_may_have_one_connection_is_enough(lab: Lab, server: MariaDBServer, app: str):
+    server.sql("CREATE TABLE t (x INT); INSERT INTO t VALUES (1)", app)
+    server.sql("CREATE USER single@localhost WITH MAX_USER_CONNECTIONS 1; GRANT ALL ON *.* TO single@localhost WITH GRANT OPTION")
+    try:
+        own = msgspec.structs.replace(engine(server, app), user="single")
+        assert warnings(lab, take(lab, own)) == {}
+        server.sql("DELETE FROM t", app)
+        lab.roll_back(1)
+        assert server.sql("SELECT x FROM t", app) == "1"
+    finally:
+        server.sql("DROP USER single@localhost")

@@ -1,7 +1,8 @@
 """A client that stays connected and answers queries that only read: a rollback asks more than a hundred.
 
 It only saves time. If it cannot be started or a query fails, there is no answer, and the caller runs the
-query in a client of its own, whose error is reported.
+query in a client of its own, whose error is reported. An account that may have few connections needs them
+for the other clients: the session ends.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _LONGEST: Final = 1 << 15
 """Bytes of a script that a pipe takes at once: the client may print before it has read all of it."""
+_LIMIT: Final = b"SELECT @@max_user_connections;\n"
+"""Of the account, or else of the server; 0: none."""
+_OTHERS: Final = 2
+"""The other connections at one time: of what loads or dumps, and of a lock."""
 
 
 class Session:
@@ -31,17 +36,20 @@ class Session:
         self._limit = limit
         self._open = contextlib.ExitStack()
         self._program: Program | None = None
+        self._is_allowed = True
         self._end = b"castore " + os.urandom(12).hex().encode()
 
     def answer(self, sql: str) -> bytes | None:
         """Return what statements that only read print; None: there is no answer."""
         script = os.fsencode(sql.rstrip("; \n")) + b";\nSELECT '%b';\n" % self._end
-        if len(script) > _LONGEST:
+        if len(script) > _LONGEST or not self._is_allowed:
             return None
         try:
             if self._program is None:
                 self._program = self._open.enter_context(self._start(subprocess.PIPE, subprocess.PIPE))
-            found = self._exchange(self._program, script)
+                most = self._exchange(self._program, _LIMIT + b"SELECT '%b';\n" % self._end)
+                self._is_allowed = most is not None and not 0 < int(most) <= _OTHERS
+            found = self._exchange(self._program, script) if self._is_allowed else None
         except (ProgramError, OSError):
             found = None
         if found is None:
