@@ -182,7 +182,9 @@ def identity_text(option: str | None, default: Callable[[], str]) -> tuple[str, 
 
 
 def runs_identity_program(option: str | None) -> bool:
-    """Whether a program prints the identity. option: what --identity says."""
+    """Whether a program prints the identity or its passphrase. option: what --identity says."""
+    if _variable("CASTORE_PASSPHRASE_COMMAND"):
+        return True
     return not option and not _variable("CASTORE_IDENTITY") and bool(_variable("CASTORE_IDENTITY_COMMAND"))
 
 
