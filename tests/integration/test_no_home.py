@@ -44,7 +44,7 @@ def reachable(tmp_path, monkeypatch):
             folder.chmod(0o711)
     work = tmp_path / "work"
     work.mkdir()
-    work.chmod(0o777)
+    work.chmod(0o1777)
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         monkeypatch.setattr(sys, "executable", python)
         monkeypatch.setenv("PYTHONPATH", ":".join(filter(None, [str(ROOT), *sys.path])))

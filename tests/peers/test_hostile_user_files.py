@@ -8,6 +8,7 @@ import shutil
 import socket
 import sqlite3
 import struct
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,12 +188,9 @@ def test_a_database_goes_back_as_its_user(database: Path, tmp_path: Path):
 def test_a_database_below_a_directory_that_its_user_cannot_enter_is_read(database: Path):
     """As in a volume of a container: /var/lib/docker is for root only."""
     database.parent.parent.chmod(0o700)
-    engine = SQLite(path=str(database))
-    try:
-        engine.check()
-    except CastoreError as error:
-        # In a container root may mount nothing.
-        assert "Permission denied" in str(error)  # noqa: PT017
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+        pytest.skip("this container may not mount")
+    SQLite(path=str(database)).check()
 
 
 @pytest.fixture

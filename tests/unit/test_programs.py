@@ -225,7 +225,7 @@ def test_a_server_that_was_started_ends_with_castore(tmp_path):
     script = f"""
 import signal, time
 from castore.services.servers import running, unprivileged
-with running(["sleep", "{seconds}"], signal.SIGTERM, account=unprivileged("nobody"), cwd="/", log="{tmp_path}/log"):
+with running(["sleep", "{seconds}"], signal.SIGTERM, account=unprivileged("nobody"), cwd="/"):
     print("up", flush=True)
     time.sleep(60)
 """

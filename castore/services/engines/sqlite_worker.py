@@ -116,12 +116,17 @@ def _mounted(folder: int, path: str) -> str:
     """
     libc = ctypes.CDLL(None)
     place = tempfile.gettempdir()
-    if (
-        libc.unshare(_CLONE_NEWNS)
-        or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
-        or libc.mount(b"/proc/self/fd/%d" % folder, os.fsencode(place), None, _MS_BIND, None)
-    ):
+    if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
         return path
+    # Opened again: the kernel mounts only what is of this process's own mounts.
+    here = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not os.path.samestat(os.fstat(here), os.fstat(folder)):
+            raise ProgramError("its directory was replaced meanwhile")
+        if libc.mount(b"/proc/self/fd/%d" % here, os.fsencode(place), None, _MS_BIND, None):
+            return path
+    finally:
+        os.close(here)
     return os.path.join(place, os.path.basename(path))
 
 
