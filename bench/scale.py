@@ -57,7 +57,8 @@ def make(folder: str, chunks: int, generations: int) -> dict:
     """Write a store."""
     storage = LocalStorage(f"{folder}/store", create=True)
     places = Places(f"{folder}/state", f"{folder}/cache")
-    Store.create(storage, places, [(Identity.generate().recipient, "")]).close()
+    identity = Identity.generate()
+    Store.create(storage, places, [(identity.recipient, "")], identity=lambda: identity).close()
     with open_store(folder) as store:
         key = store.writer_key
         os.makedirs(f"{folder}/store/packs")
@@ -70,7 +71,7 @@ def make(folder: str, chunks: int, generations: int) -> dict:
         for number in range(chunks // A_PACK):
             write_pack(f"{folder}/store/packs/{os.urandom(32).hex()}", number, key)
         for number in range(generations):
-            one = generation(number)
+            one = generation(number, store)
             with open(f"{folder}/store/{generation_name(key, one.service, one.number)}", "wb") as file:
                 file.write(encode_generation(one, key)[0])
     return {}
@@ -95,11 +96,14 @@ def write_pack(path: str, number: int, key) -> None:
         file.write(box + trailer)
 
 
-def generation(number: int) -> Generation:
+def generation(number: int, store: Store) -> Generation:
     revision = f"{number // SERVICES:040x}"[::-1]
     details = StoredRef(RefKind.CHUNK, ids_of(0, 1), 1)
     place = number % SERVICES, number // SERVICES + 1
-    return Generation(f"s{place[0]}", place[1], number * 10**9, revision, "host", (), details, bytes(16))
+    host, key = store.host.name, store.host.id
+    return Generation(
+        *(f"s{place[0]}", place[1], number * 10**9, revision, host, (), details, bytes(16)), host_id=key
+    )
 
 
 def reindex(folder: str, chunks: int, generations: int) -> dict:

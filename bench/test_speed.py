@@ -45,7 +45,7 @@ class Machine:
         identity = Identity.generate()
         places = Places(os.path.join(folder, "state"), os.path.join(folder, "cache"))
         storage = LocalStorage(os.path.join(folder, "store"), create=True)
-        Store.create(storage, places, [(identity.recipient, "")]).close()
+        Store.create(storage, places, [(identity.recipient, "")], identity=lambda: identity).close()
         self.store = castore.open_store(storage.location, places, lambda: identity)
 
     def snapshot(self, service: str, source) -> castore.Generation:

@@ -92,7 +92,8 @@ class Place:
         self.identity = Identity.generate()
         storage = LocalStorage(folder + "/store", create=True, files=files)
         self.places = Places(folder + "/state", folder + "/cache")
-        Store.create(storage, self.places, [(self.identity.recipient, "")]).close()
+        recipients = [(self.identity.recipient, "")]
+        Store.create(storage, self.places, recipients, identity=lambda: self.identity).close()
 
     def open(self) -> Store:
         storage = LocalStorage(self.folder + "/store", files=self.files)

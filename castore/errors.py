@@ -12,9 +12,11 @@ The tree, with the code the command line ends with::
     +-- DamageError                    5   stored bytes are not what was stored
     |   +-- MissingError               5   something a generation needs is gone
     |   +-- FormerKeyError             5   sealed under a former writer key, after that was replaced
+    |       +-- SignerError            5   signed by somebody who may not, or not at all
     +-- NotFoundError                  6   no such store, service, generation or part
     +-- IdentityError                  7   an identity is needed, or the wrong one was given
     |   +-- RotatedError               7   the writer key was replaced: this machine has a former one
+    |   +-- UntrustedError             7   the configuration is signed by nobody whom this machine trusts
     +-- BusyError                      8   another castore is at work on this
     +-- TakenBackError                 9   a deployment failed, and was taken back
     +-- OlderError                    10   the store is older than this machine has seen it
@@ -110,6 +112,10 @@ class FormerKeyError(DamageError):
     """An object is sealed under a former writer key, and was not there when that was replaced."""
 
 
+class SignerError(FormerKeyError):
+    """An object is signed by a key that may not sign it: it is not used, and blocks nothing."""
+
+
 class NotFoundError(CastoreError):
     """There is no such store, service, generation or part."""
 
@@ -124,6 +130,10 @@ class IdentityError(CastoreError):
 
 class RotatedError(IdentityError):
     """The store's writer key was replaced, and this machine, or this process, has a former one."""
+
+
+class UntrustedError(IdentityError):
+    """No configuration of the store is signed by an admin whose key this machine pins."""
 
 
 class BusyError(CastoreError):

@@ -4,9 +4,8 @@
     rescue.py STORE --identity FILE                        lists the generations
     rescue.py STORE --identity FILE SERVICE NUMBER DEST    restores one into DEST, new or empty
 
-Needs pynacl, zstandard and blake3. All that is read is verified; damage is named, and the work goes on, with
-zeros for lost bytes. Without root, owners and what only root can set are left out. Exit codes: 2 wrong usage,
-5 something is damaged or not restored, 6 no such generation, 7 wrong identity. Sections are FORMAT.md's.
+Needs pynacl, zstandard, blake3. Verifies all; names damage, and goes on with zeros for lost bytes.
+Without root, leaves out what only root sets. Exit codes: 2 usage, 5 damage, 6 no such generation, 7 identity.
 """
 
 import base64
@@ -31,8 +30,7 @@ FIELDS = "name type mode uid gid mtime size content target device link xattrs ex
 Entry = namedtuple("Entry", FIELDS, defaults=(b"", 0, None, (), None))  # noqa: PYI024
 KINDS = ((0xDE, dict, 2), (0xDC, list, 2), (0xD9, str, 1), (0xC4, bytes, 1), (0xA0, str, 0), (0x90, list, 0),
          (0x80, dict, 0))  # of MessagePack: the first byte, the type, the bytes that hold the length, if any
-XCHACHA = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt
-problems = []
+XCHACHA, problems = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt, []
 
 
 def problem(where, why):
@@ -50,9 +48,7 @@ def watched(where):  # reports whatever goes wrong inside, then goes on
 
 def need(condition, why, code=None):  # or else an error or, with an exit code, the end
     if not condition:
-        if code:
-            print(f"rescue: {why}", file=sys.stderr)
-        raise SystemExit(code) if code else ValueError(why)
+        raise SystemExit(print(f"rescue: {why}", file=sys.stderr) or code) if code else ValueError(why)
 
 
 def decode(stream):  # the next MessagePack value
@@ -96,8 +92,16 @@ def read_identity(path):  # the secret key in an identity file, section 1, or as
     return need(None, f"wrong passphrase for the identity in {path}", 7)
 
 
+def unsign(signed, about, signers):  # the record in an envelope, section 1
+    need(signed[:32] in signers, "is signed by nobody whom the configuration names")
+    digest = derive("signed", struct.pack("<I", len(about)) + about + signed[96:])
+    bindings.crypto_sign_open(signed[32:96] + digest, signed[:32])
+    return signed[96:]
+
+
 class Writer:  # the keys that a writer secret gives, section 1
-    def __init__(self, secret):
+    def __init__(self, secret, signers=()):
+        self.signers = signers  # whose signatures are accepted in what it opens
         self.index_key, *self.id_keys = [derive(name, secret) for name in ("index", "chunk id", "node id")]
         self.object_key, self.tag_key = derive("objects", self.index_key), derive("tag", self.index_key)
 
@@ -106,23 +110,28 @@ class Store:  # opens and verifies what a store holds, and restores from it
     def __init__(self, path, secret):
         self.path, self.sessions, self.index, self.cache = path, {}, {}, {}
         self.keys = bindings.crypto_scalarmult_base(secret), secret
-        names = self.names("config", r"[1-9][0-9]*(\.[0-9a-f]{32})?")
-        need(names, f"{path} has no config/, without which nothing opens: put it back from a copy")
-        name = f"config/{max(int(name[7:].split('.')[0]) for name in names)}"
-        data = self.read_twice(name)
-        need(data[:16] == struct.pack("<8sH6x", b"castorec", 1), f"{name} is not of format 1")
-        self.store_id, end = data[16:32], 34 + 96 * int.from_bytes(data[32:34], "little")
-        writer = self.unseal([data[at : at + 96] for at in range(34, end, 96)])
-        need(writer, f"wrong identity: no seal in {name} opens with it", 7)
-        self.writers, self.listed = [Writer(writer)], None  # the present key, then former ones
-        config = decode(io.BytesIO(unbox(data[end:], self.writers[0].object_key, name.encode() + data[:end])))
-        if config.get("former"):
+        own, found = bindings.crypto_sign_seed_keypair(derive("admin", secret))[0], []
+        for name in self.names("config", r"[1-9][0-9]{0,17}(\.[0-9a-f]{32})?"):
+            with suppress(Exception):  # anybody may have added one that does not open
+                found.append(self.open_config(*name.split(".")[:1], self.read(name)))
+        need(found, f"{path} has no config/ that opens: a wrong identity, or damage", 7)
+        signer, _, writer, config, self.store_id = max(found, key=lambda one: (one[0] == own, one[1]))
+        if signer != own:  # an admin key, section 1
+            text = base64.b32encode(signer + blake3(b"castore-admin-" + signer).digest(4)).decode().lower()
+            print("rescue: the configuration is signed by castore-admin-" + text.rstrip("="), file=sys.stderr)
+        ended = {one[0] for one in config["writers"] if one[5]} | {*config["former_admins"]}
+        signers = {one[0] for one in (*config["admins"], *config["writers"])} - ended
+        self.writers, self.listed = [Writer(writer, signers)], None  # the present key, then former ones
+        if config["former"]:
             name = f"eras/{config['era']}"
             with watched(name):  # should it be lost, whatever a former key opens is taken
-                era = self.open_object(name, 16, self.read_twice(name))[0]
-                packs = [era["packs"][at : at + 32] for at in range(0, len(era["packs"]), 32)]
-                self.listed = {**era["objects"], **{f"packs/{pack.hex()}": pack for pack in packs}}
-            self.writers += [Writer(secret) for secret in reversed(config["former"])]
+                raws = map(self.read, self.names("eras", rf"{config['era']}(\.[0-9a-f]{{32}})?"))
+                raw = next(raw for raw in raws if blake3(raw).digest() == config["era_hash"])
+                plain = unbox(raw[16:], self.writers[0].object_key, name.encode() + self.store_id + raw[:16])
+                era = decode(io.BytesIO(plain))
+                self.listed = {f"packs/{one.hex()}": one for one in re.findall(b"(?s).{32}", era["packs"])}
+                self.listed |= era["objects"]
+            self.writers += [Writer(secret, signers | ended) for secret in reversed(config["former"])]
         for name in self.names("sessions", r"[0-9a-f]{32}\.[0-9]+"):
             with watched(name):
                 (found, writer), ident = self.open_object(name, 32), bytes.fromhex(name[9:41])
@@ -139,15 +148,13 @@ class Store:  # opens and verifies what a store holds, and restores from it
             file.seek(offset)
             return file.read(size)
 
-    def read_twice(self, name):  # an object that has a copy, section 2: the one that is as it was written
-        folder, number = name.split("/")
-        copies = self.names(folder, number + r"\.[0-9a-f]{32}")
-        for one in (name, *copies):
-            with suppress(OSError):
-                data = self.read(one)
-                if not copies or f"{name}.{blake3(data).hexdigest()[:32]}" in copies:
-                    return data
-        return self.read(name)
+    def open_config(self, name, data):  # section 2: who signed it, its number, the writer secret, the map
+        need(data[:16] == struct.pack("<8sH6x", b"castorec", 1), f"{name} is not of format 1")
+        end = 34 + 96 * int.from_bytes(data[32:34], "little")
+        about, writer = name.encode() + data[:end], self.unseal(re.findall(b"(?s).{96}", data[34:end]))
+        signed = unbox(data[end:], Writer(writer).object_key, about)
+        config = decode(io.BytesIO(unsign(signed, about, signed[:32])))
+        return signed[:32], int(name[7:]), writer, config, data[16:32]
 
     def unseal(self, seals):  # the secret in the first seal that is for this identity
         for seal in seals:
@@ -159,24 +166,24 @@ class Store:  # opens and verifies what a store holds, and restores from it
         for writer in self.writers:
             with suppress(exceptions.CryptoError):
                 plain = unbox(box, writer.object_key, associated)
-                former = writer is not self.writers[0] and self.listed is not None
-                counts = not former or self.listed.get(name) == digest()
-                need(counts, "is sealed under a former writer key, and not listed")
+                present = writer is self.writers[0] or self.listed is None
+                need(present or self.listed.get(name) == digest(), "is under a former key, and not listed")
                 return plain, writer
         return need(None, "does not open: it is damaged")
 
-    def open_object(self, name, at, raw=None):  # the map in the box that begins there, and the writer key
-        raw = self.read(name) if raw is None else raw
+    def open_object(self, name, at):  # the signed map in the box that begins there, and the writer key
+        raw = self.read(name)
         about = name.encode() + self.store_id + raw[:at]
         plain, writer = self.open(name, raw[at:], about, lambda: blake3(raw).digest())
-        return decode(io.BytesIO(plain)), writer
+        return decode(io.BytesIO(unsign(plain, about, writer.signers))), writer
 
     def load_footer(self, pack):  # notes where each record of a pack is, section 3
         about, end = self.store_id + self.read(pack, 0, 32), os.stat(f"{self.path}/{pack}").st_size - 48
-        named = bytes.fromhex(pack[6:])
-        trailer, writer = self.open(pack, self.read(pack, end), b"trailer" + about, lambda: named)
+        box, about, named = self.read(pack, end), b"footer" + about, b"trailer" + about
+        trailer, writer = self.open(pack, box, named, lambda: bytes.fromhex(pack[6:]))
         size, count = struct.unpack("<II", trailer)
-        footer = unbox(self.read(pack, end - size, size), writer.object_key, b"footer" + about)
+        box = unbox(self.read(pack, end - size, size), writer.object_key, about)
+        footer = unsign(box, about, writer.signers)
         start, offset = 2 + 16 * int.from_bytes(footer[:2], "little"), 32
         records, bases = footer[start : start + 48 * count], io.BytesIO(footer[start + 48 * count :])
         begin = whole = member = 0
@@ -192,7 +199,7 @@ class Store:  # opens and verifies what a store holds, and restores from it
         """Return the plaintext of a chunk (0) or node (1) from a copy that verifies, or None."""
         for place in sorted(self.index.get((kind, ident), ()), key=lambda place: (len(place[7]), place)):
             codec, pack, at, length, size, count, session, base, member = place
-            if ident in [base[start : start + 32] for start in range(0, len(base), 32)]:
+            if ident in (ids := re.findall(b"(?s).{32}", base)):
                 continue  # two that stored the same at once; another copy is whole
             with watched(f"record {ident.hex()} in {pack} at byte {at}"):
                 if ident in self.cache:
@@ -200,15 +207,13 @@ class Store:  # opens and verifies what a store holds, and restores from it
                 need(ident not in chain, "is its own base")
                 cipher, *keys = self.sessions[session]
                 about = blake3(base).digest() if len(base) > 32 else base.ljust(32, b"\0")
-                associated = self.store_id + ident + about + struct.pack("<IBBxx", size, kind, codec)
-                if codec >= 5:  # a group has no names of its own
-                    associated = self.store_id + bytes(64) + struct.pack("<IBBxx", 0, kind, 5)
+                names = (ident + about, size, codec) if codec < 5 else (bytes(64), 0, 5)  # a group has none
+                associated = self.store_id + names[0] + struct.pack("<IBBxx", names[1], kind, names[2])
                 decrypt, width = (bindings.crypto_aead_aegis256_decrypt, 32) if cipher == 1 else (XCHACHA, 24)
                 plain = self.read(pack, at, length)
                 nonce = (count.to_bytes(8, "little") + plain[:16]).ljust(width, b"\0")
                 plain = decrypt(plain[16:], associated, nonce, keys[kind])
                 if codec:
-                    ids = [base[at : at + 32] for at in range(0, len(base), 32)]
                     data = b"".join(self.record(kind, below, (*chain, ident)) or b"" for below in ids)
                     raw = zstandard.DICT_TYPE_RAWCONTENT
                     words = zstandard.ZstdCompressionDict(data, raw) if codec == 2 else None
@@ -254,8 +259,7 @@ class Store:  # opens and verifies what a store holds, and restores from it
         entries = [Entry(*frame[:8], *frame[8][:5]) for frame in frames[1:]]  # behind the owners
         bundled = any(entry.content == 1 for entry in entries)
         wanted = 1 + bundled + sum(entry.content == 2 for entry in entries)
-        lost = [position for position, ref in enumerate(refs) if ref[0] == LOST]
-        if lost:  # how many references a lost node had follows from the entries
+        if lost := [position for position, ref in enumerate(refs) if ref[0] == LOST]:  # how many it had
             refs[lost[0] : lost[-1] + 1] = [refs[lost[0]]] * (wanted - len(refs) + lost[-1] + 1 - lost[0])
         rest = iter(refs[1:])
         bundle = Stream(self, next(rest) if bundled else None)
@@ -312,16 +316,15 @@ class Store:  # opens and verifies what a store holds, and restores from it
 
     def restore(self, service, number, dest):
         tags = [blake3(service.encode(), key=writer.tag_key).hexdigest(8) for writer in self.writers]
-        names = [name for name in self.names("generations", f"({'|'.join(tags)})-{int(number):010d}")]
+        names = self.names("generations", f"({'|'.join(tags)})-{int(number):010d}")
         need(names, f"there is no generation {number} of {service}", 6)
         os.makedirs(dest, 0o700, exist_ok=True)
         need(not os.listdir(dest), f"{dest} is not empty", 2)
-        found = []
-        for name in names:  # only one counts
+        generation, self.top = None, os.open(dest, os.O_RDONLY)
+        for name in names:  # only one is accepted
             with watched(name):
-                found.append(self.open_object(name, 16)[0])
-        need(found, f"generation {number} of {service} does not open", 5)
-        generation, self.top = found[0], os.open(dest, os.O_RDONLY)
+                generation = self.open_object(name, 16)[0]
+        need(generation, f"generation {number} of {service} does not open", 5)
         for pack in self.names("packs", r"[0-9a-f]{64}"):
             with watched(pack):
                 self.load_footer(pack)
@@ -387,13 +390,10 @@ class Stream:  # the bytes of a stream, in order
 
 if __name__ == "__main__":
     if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(__doc__)
-        sys.exit(0)
+        sys.exit(print(__doc__))
     need(len(sys.argv) in {4, 7} and sys.argv[2] == "--identity", __doc__, 2)
     _, path, _, identity, *wanted = sys.argv
     sys.setrecursionlimit(1_000_000)
     with watched(path):
-        store = Store(path, read_identity(identity))
-        store.restore(*wanted) if wanted else store.list_generations()
-    several = "s" * (len(problems) != 1)
-    need(not problems, f"{len(problems)} problem{several}, named above; everything else is intact", 5)
+        (Store.restore if wanted else Store.list_generations)(Store(path, read_identity(identity)), *wanted)
+    need(not problems, f"{len(problems)} problems, named above; everything else is intact", 5)

@@ -56,8 +56,8 @@ def verify(
     if index and (packs or read_data or sample is not None):
         raise UsageError("--index is no more than what is always done: leave it out, or the others")
     with context.open_store(confined=()) as store:
-        if read_data:
-            store.identity()
+        if read_data or context.identity_file:
+            store.identity()  # the seals for it are opened, too
         tally = Tally()
         with watching() as progress:
             progress("verifying", tally)

@@ -9,6 +9,7 @@ import click
 
 from castore.cli.options import LocalPath, answered, common, json_option, print_json
 from castore.cli.quiet import is_quiet, summarize
+from castore.cli.signing import described, signed_store, yes_option
 
 if TYPE_CHECKING:
     from castore.cli.opening import Common
@@ -43,6 +44,13 @@ def _new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
     help="Seal to this public key; no identity is made then.",
 )
 @click.option(
+    "--admin",
+    "admins",
+    metavar="KEY",
+    multiple=True,
+    help="Let this admin key (castore-admin-...) change recipients and writers, too.",
+)
+@click.option(
     "--average",
     metavar="BYTES",
     type=int,
@@ -62,6 +70,7 @@ def init(
     context: Common,
     path: str | None,
     recipients: tuple[str, ...],
+    admins: tuple[str, ...],
     average: int,
     passphrase: bool,
     replace_lost: bool,
@@ -70,14 +79,15 @@ def init(
     """Make a store in the directory STORE, and an identity unless recipients are given.
 
     The identity alone opens what is stored: it belongs somewhere safe. --identity FILE says where to
-    write it; a file that is there already is used.
+    write it; a file that is there already is used. Its admin key signs whom the store is sealed to, and which
+    machines add to it. With --recipient an admin is to sign that later: 'castore key sign'.
     """
     made = context.make_store(
-        path,
-        recipients,
+        *(path, recipients),
         average=average,
         passphrase=_new_passphrase if passphrase else None,
         replace_lost=replace_lost,
+        admins=admins,
     )
     if as_json:
         print_json(made)
@@ -100,14 +110,15 @@ def key() -> None:
 @click.option("--passphrase", is_flag=True, help="Protect it with a passphrase.")
 @json_option
 def new(file: str, passphrase: bool, as_json: bool) -> None:
-    """Make an identity in FILE, and print its public key."""
+    """Make an identity in FILE, and print its public key; 'castore key show' prints its admin key, too."""
     from castore.cli.places import write_identity
-    from castore.sealing import Identity
+    from castore.sealing import Admin, Identity
 
     identity = Identity.generate()
     write_identity(file, identity, _new_passphrase() if passphrase else None)
     if as_json:
-        print_json({"identity": file, "recipient": identity.recipient.text, "locked": passphrase})
+        found = {"recipient": identity.recipient.text, "admin": Admin(identity.admin.public).text}
+        print_json({"identity": file, **found, "locked": passphrase})
     else:
         print(identity.recipient.text)
 
@@ -116,42 +127,65 @@ def new(file: str, passphrase: bool, as_json: bool) -> None:
 @json_option
 @common
 def show(context: Common, as_json: bool) -> None:
-    """Print the public key of an identity."""
-    text = context.identity()().recipient.text
+    """Print the public keys of an identity: what seals to it, and its admin key."""
+    from castore.sealing import Admin
+
+    identity = context.identity()()
+    text, admin = identity.recipient.text, Admin(identity.admin.public).text
     if as_json:
-        print_json({"recipient": text})
+        print_json({"recipient": text, "admin": admin})
     else:
         print(text)
+        print(admin)
 
 
 @key.command(name="list", epilog="Example: castore key list")
 @json_option
 @common
 def list_(context: Common, as_json: bool) -> None:
-    """List the recipients of the store."""
+    """List the recipients of the store, the admin keys that sign, and the machines that add."""
     with context.open_store() as store:
-        found = [{"recipient": r.text, "label": label} for r, label in store.recipients]
+        admins = {one.recipient: one.text for one in store.config.admins}
+        found = [
+            {"recipient": r.text, "label": label, "admin": admins.get(r.key)} for r, label in store.recipients
+        ]
+        others = [described(one) for one in store.config.writers]
+        keys = [f"{one.text}  {one.label}".rstrip() for one in store.config.admins]
     if as_json:
         print_json(found)
         return
     for entry in found:
         print(f"{entry['recipient']}  {entry['label']}".rstrip())
+    for line in [*keys, *others]:
+        print(line)
 
 
 @key.command(epilog="Example: castore key add castore-pub-... --label 'offsite, 2026'")
 @click.argument("recipient", metavar="PUB")
 @click.option("--label", default="", help="A word on whose it is.")
+@click.option(
+    "--admin", metavar="KEY", help="Let the admin key of the same identity change recipients and writers."
+)
+@yes_option
 @json_option
 @common
-def add(context: Common, recipient: str, label: str, as_json: bool) -> None:
-    """Seal the store's sessions to one more recipient. Needs an identity; no data is rewritten."""
+def add(
+    context: Common, recipient: str, label: str, admin: str | None, yes: bool, as_json: bool
+) -> None:
+    """Seal the store's sessions to one more recipient. Needs an admin's identity; no data is rewritten."""
     from castore.errors import UsageError
-    from castore.sealing import Recipient
+    from castore.sealing import Admin, Recipient
+    from castore.store.config import LabelledAdmin
 
     added = Recipient.parse(recipient)
-    with context.open_store() as store:
+    with signed_store(context, yes=yes) as store:
+        admins = list(store.config.admins)
+        if admin is not None and (key := Admin.parse(admin).key) not in store.config.admin_keys:
+            admins.append(LabelledAdmin(key, label, added.key))
         if all(added != existing for existing, _ in store.recipients):
-            store.reseal([*store.recipients, (added, label)])
+            store.reseal([*store.recipients, (added, label)], admins=admins)
+        elif len(admins) > len(store.config.admins):
+            store.reseal(store.recipients, admins=admins)
         elif not store.reseal(store.recipients):  # else an earlier try did not end, and now has
             raise UsageError(f"{added.text} is a recipient of this store already")
     if as_json:
@@ -165,14 +199,18 @@ def add(context: Common, recipient: str, label: str, as_json: bool) -> None:
 @json_option
 @common
 def remove(context: Common, recipient: str, as_json: bool) -> None:
-    """Seal the store's sessions to one recipient less. Needs an identity of another.
+    """Seal the store's sessions to one recipient less. Needs an admin's identity, and not that one.
 
-    What was sealed before may have been read before: a copy of an old session still opens for whoever
-    had it. The writer key does not change.
+    The admin key of the same identity is removed, too; PUB may also be an admin key alone. What was sealed
+    before may have been read before: a copy of an old session still opens for whoever had it. The writer
+    key does not change.
     """
     from castore.errors import NotFoundError, UsageError
     from castore.sealing import Recipient
 
+    if recipient.startswith("castore-admin-"):
+        _remove_admin(context, recipient, as_json=as_json)
+        return
     removed = Recipient.parse(recipient)
     with context.open_store() as store:
         rest = [(one, label) for one, label in store.recipients if one != removed]
@@ -180,7 +218,8 @@ def remove(context: Common, recipient: str, as_json: bool) -> None:
             raise UsageError("a store needs a recipient: add another before removing the last")
         if len(rest) < len(store.recipients) and store.identity().recipient == removed:
             raise UsageError("that is the recipient of the identity in use: use an identity that stays")
-        if not store.reseal(rest):  # what an earlier try did not end has ended otherwise
+        admins = [one for one in store.config.admins if one.recipient != removed.key]
+        if not store.reseal(rest, admins=admins):  # what an earlier try did not end has ended otherwise
             raise NotFoundError(f"{removed.text} is no recipient of this store; see 'castore key list'")
     if as_json:
         print_json({"recipient": removed.text})
@@ -188,21 +227,65 @@ def remove(context: Common, recipient: str, as_json: bool) -> None:
         summarize(f"{removed.text} is no longer a recipient of this store")
 
 
-@key.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")
+def _remove_admin(context: Common, text: str, *, as_json: bool) -> None:
+    from castore.errors import NotFoundError
+    from castore.sealing import Admin
+
+    key = Admin.parse(text).key
+    with context.open_store() as store:
+        rest = [one for one in store.config.admins if one.key != key]
+        if len(rest) == len(store.config.admins):
+            raise NotFoundError(f"{text} is no admin of this store; see 'castore key list'")
+        store.reseal(store.recipients, admins=rest)
+    if as_json:
+        print_json({"admin": text})
+    else:
+        summarize(f"{text} is no longer an admin of this store")
+
+
+@key.command(epilog="Example: castore key sign --identity /media/usb/identity")
+@yes_option
 @json_option
 @common
-def adopt(context: Common, as_json: bool) -> None:
-    """Make this machine a writer of the store, by an identity.
+def sign(context: Common, yes: bool, as_json: bool) -> None:
+    """Sign the configuration of a store that was made with --recipient, as its admin.
 
-    A writer key that is here already, because the store has another one since, is replaced.
+    Shows whom the store is sealed to and which machines add to it, and asks. Other machines accept what this
+    identity signs from then on, once they were given its admin key with --trust-admin.
     """
-    with context.open_store(local_key=False) as store:
-        store.adopt()
+    with signed_store(context, yes=yes) as store:
+        store.sign()
         location = store.location
     if as_json:
         print_json({"store": location})
     else:
-        summarize(f"this machine may add to {location} now")
+        summarize(f"the configuration of {location} is signed by an admin")
+
+
+@key.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")
+@click.option("--host", metavar="NAME", default="", help="The machine's name in the store; else its own.")
+@click.option("--maintain", is_flag=True, help="Let this machine remove what others added, too.")
+@click.option(
+    "--replace", is_flag=True, help="It takes the place of the machine that had the name, and is trusted so."
+)
+@click.option("--new-key", is_flag=True, help="Give it another key: a copy of its own is on another machine.")
+@yes_option
+@json_option
+@common
+def adopt(
+    context: Common, host: str, maintain: bool, replace: bool, new_key: bool, yes: bool, as_json: bool
+) -> None:
+    """Make this machine a writer of the store, by the identity of an admin, who certifies its own key.
+
+    A writer key that is here already, because the store has another one since, is replaced.
+    """
+    with signed_store(context, yes=yes, local_key=False) as store:
+        store.adopt(host, maintain=maintain, replace=replace, new_key=new_key)
+        location, name = store.location, store.certified_host
+    if as_json:
+        print_json({"store": location, "host": name})
+    else:
+        summarize(f"this machine may add to {location} now, as {name}")
 
 
 @key.command(name="rotate-writer", epilog="Example: castore key rotate-writer")
@@ -212,12 +295,12 @@ def adopt(context: Common, as_json: bool) -> None:
 @json_option
 @common
 def rotate_writer(context: Common, new_ids: bool, as_json: bool) -> None:
-    """Draw a new writer key, after a machine that had it was lost. Needs no identity.
+    """Draw a new writer key, after somebody may have read it. Needs the identity of an admin.
 
-    What is stored stays, and restores. What is sealed under the former key from now on does not count,
-    snapshots among it that other machines are just taking. Whoever has the former key still knows the names
-    of services and generations of before, and, unless --new-ids is given, can tell whether the store
-    holds a chunk that he knows.
+    What is stored stays, and restores. What is sealed under the former key from now on is refused, also
+    snapshots that other machines are just taking. Machines that are writers of the store get the new key by
+    themselves. Whoever has the former key still knows the names of earlier services and generations, and,
+    unless --new-ids is given, can find out whether the store holds a chunk that they know.
     """
     with context.open_store() as store:
         store.rotate_writer(new_ids=new_ids)
@@ -227,8 +310,64 @@ def rotate_writer(context: Common, new_ids: bool, as_json: bool) -> None:
         print_json({"store": location, "new_ids": new_ids})
         return
     summarize(f"the store at {location} has a new writer key, and so has this machine")
-    summarize("every other machine that adds to it needs, once, with an identity:")
-    summarize(f"    castore key adopt --store {location} --identity FILE")
+    summarize("the other machines that add to it take it with their next command")
+
+
+@key.command(name="revoke-writer", epilog="Example: castore key revoke-writer web1")
+@click.argument("host", metavar="HOST")
+@json_option
+@common
+def revoke_writer(context: Common, host: str, as_json: bool) -> None:
+    """End the certificate of a machine that was stolen or lost. Needs the identity of an admin.
+
+    What it added before stays, and restores; 'castore key list' names the machines. It also draws a new
+    writer key, as 'castore key rotate-writer' does, which the machine that is revoked does not get.
+    """
+    with context.open_store() as store:
+        store.revoke_writer(host)
+        context.warn_damaged(store)
+        location = store.location
+    if as_json:
+        print_json({"store": location, "host": host})
+        return
+    summarize(f"{host} is no longer a writer of {location}; what it adds from now on is refused")
+    summarize("give the store new credentials, too, if that machine had any")
+
+
+@key.command(epilog="Example: castore key audit")
+@json_option
+@common
+def audit(context: Common, as_json: bool) -> None:
+    """Show what each machine and admin has added, and what is not accepted.
+
+    After a machine was stolen this tells what it could have done before 'castore key revoke-writer'.
+    """
+    from castore.cli import text
+    from castore.upkeep.audit import audit as look
+
+    with context.open_store() as store:
+        found = look(store)
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+        return
+    for one in found.added:
+        words = [f"{one.kind} {text.printable(one.host)}", one.key[:16], *one.roles]
+        words += [f"since {text.local_time(one.since)}"] if one.since else []
+        ended = "replaced" if one.replaced else "revoked"
+        words += [f"{ended} {text.local_time(one.revoked)}"] if one.revoked else []
+        print("  ".join(words))
+        if one.generations:
+            times = f"from {text.local_time(one.first)} to {text.local_time(one.last)}"
+            print(f"    {text.count(one.generations, 'generation')}, {times}")
+        if one.packs or one.sessions:
+            packs = f"{text.count(one.packs, 'pack')} of {text.size(one.bytes)}"
+            print(f"    {text.count(one.sessions, 'session')}, {packs}")
+    if found.former:
+        print(f"accepted under former writer keys: {text.count(found.former, 'object')}")
+    for name, reason in sorted(found.refused.items()):
+        print(f"not accepted: {name}: {text.one_line(reason)}")
 
 
 @key.command(epilog="Example: castore key paper --out sheet.html")

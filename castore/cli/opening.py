@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from castore.services.config import Service, Settings
     from castore.services.snapshot import Source
     from castore.store import Store
+    from castore.store.trust import Agree
 
 _SHOWN = 20
 
@@ -36,6 +37,8 @@ class Common:
     identity_file: str | None
     accept_older: bool = False
     host: str | None = None
+    trusted: tuple[str, ...] = ()
+    """Admin keys that --trust-admin names."""
 
     @cached_property
     def settings(self) -> Settings | None:
@@ -56,14 +59,21 @@ class Common:
         return configured or places.default_store()
 
     def open_store(
-        self, *, make: bool = False, local_key: bool = True, confined: Sequence[str] | None = None
+        self,
+        *,
+        make: bool = False,
+        local_key: bool = True,
+        confined: Sequence[str] | None = None,
+        agree: Agree | None = None,
     ) -> Store:
         """Open the store; with `make`, make the default one if nothing at all is configured.
 
         local_key: by the writer key of this machine, where it has one; else by the identity. confined: what
-        the command changes apart from the store and castore's own files; it runs no program.
+        the command changes apart from the store and castore's own files; it runs no program. agree: asks
+        whether a configuration that no known admin has signed is right.
         """
         from castore.errors import NotFoundError
+        from castore.sealing import Admin
         from castore.storage import LocalStorage
         from castore.store import Store
 
@@ -77,6 +87,8 @@ class Common:
                 *(LocalStorage(path), places.places(), self.identity()),
                 local_key=local_key,
                 accept_older=self.accept_older,
+                trust=[Admin.parse(one).key for one in self.trusted],
+                agree=agree,
             )
         except NotFoundError as error:
             raise NotFoundError(f"{error}: {places.instead_of(path)}") from None
@@ -84,9 +96,13 @@ class Common:
             store.references.limit = self.settings.reference_cache
         if self.settings is not None:
             store.configured_host = self.settings.host or ""
+            store.isolate_writers = self.settings.isolate_writers
+            store.configured_recipients = self.settings.recipients
             store.former_hosts = frozenset(self.settings.former_hosts)
         store.chosen_host = self.host
         store.say = lru_cache(None)(_note)
+        for name, reason in store.passed_over.items():
+            _note(f"{name} is not accepted, and nothing depends on it: {reason}")
         return store
 
     def _confine(self, path: str, writable: Sequence[str]) -> None:
@@ -122,11 +138,12 @@ class Common:
         return [own.state, own.cache, *places.identity_files(self.identity_file, self.default_identity)]
 
     def default_identity(self) -> str:
-        """Return where `init` writes the identity of this store unless told otherwise."""
+        """Return where `init` writes the identity of this store unless --identity names a file."""
         from castore.storage import LocalStorage
         from castore.store import Store
 
-        return places.identity_path(Store.read_id(LocalStorage(self.store_path())))
+        paths = [places.identity_path(one) for one in Store.read_ids(LocalStorage(self.store_path()))]
+        return next((path for path in paths if os.path.exists(path)), paths[0])
 
     def make_store(
         self,
@@ -136,13 +153,15 @@ class Common:
         average: int | None = None,
         passphrase: Callable[[], str] | None = None,
         replace_lost: bool = False,
+        admins: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Make a store, and an identity unless recipients are given; return what was made.
 
-        replace_lost: also where this machine has used a store that is missing now.
+        replace_lost: also where this machine has used a store that is missing now. admins: keys of admins, as
+        text, besides that of the identity.
         """
         from castore.errors import UsageError
-        from castore.sealing import Identity, Recipient
+        from castore.sealing import Admin, Identity, Recipient
         from castore.storage import LocalStorage
         from castore.store import Store
         from castore.store.config import DEFAULT_AVERAGE
@@ -151,13 +170,15 @@ class Common:
         to: list[tuple[Recipient, str]] = [(Recipient.parse(r), "") for r in recipients or configured]
         if recipients and self.identity_file:
             raise UsageError("give --recipient or --identity: with recipients no identity is made")
-        identity = None
+        identity = known = None
         if not to:
             if self.identity_file and os.path.exists(places.expanded(self.identity_file)):
-                to = [(places.read_identity(self.identity_file).recipient, "")]
+                known = places.read_identity(self.identity_file)
+                to = [(known.recipient, "")]
             else:
                 identity = Identity.generate()
                 to = [(identity.recipient, "")]
+        admin = known or identity
         phrase = passphrase() if passphrase is not None and identity is not None else None
         path = self.store_path(argument)
         written = None
@@ -174,7 +195,14 @@ class Common:
             places.refuse_replacement(path)
         storage = LocalStorage(path, create=True)
         average = average or DEFAULT_AVERAGE
-        Store.create(storage, places.places(), to, average=average, keep=keep_identity).close()
+        Store.create(
+            *(storage, places.places(), to),
+            average=average,
+            keep=keep_identity,
+            identity=None if admin is None else lambda: admin,
+            host=(self.settings.host or "") if self.settings is not None else "",
+            admins=[Admin.parse(one).key for one in admins],
+        ).close()
         texts = [recipient.text for recipient, _ in to]
         return {"store": path, "identity": written, "recipients": texts}
 
@@ -237,22 +265,6 @@ class Common:
 
         settings = self.service_settings(service)
         return configured_origins(settings) if settings is not None else {}
-
-    def check_recipients(self, store: Store) -> None:
-        """Refuse to add to a store that is not sealed to whom castore.toml says. Raises ConfigError."""
-        from castore.errors import ConfigError
-        from castore.sealing import Recipient
-
-        if self.settings is None or not self.settings.recipients:
-            return
-        wanted = {Recipient.parse(one).text for one in self.settings.recipients}
-        actual = {recipient.text for recipient, _ in store.recipients}
-        if wanted != actual:
-            different = ", ".join(sorted(wanted ^ actual))
-            raise ConfigError(
-                f"{self.settings.path}: recipients: not those of the store {store.location} ({different}); "
-                "change the file, or the store with 'castore key add' and 'castore key remove'"
-            )
 
     @staticmethod
     def warn_damaged(store: Store) -> None:

@@ -65,6 +65,14 @@ trust_option = click.option(
     "machine has not taken. Without it they are shown, and not used: look at them first.",
 )
 
+_trust_option = click.option(
+    "--trust-admin",
+    "trusted",
+    metavar="KEY",
+    multiple=True,
+    help="Accept what this admin key (castore-admin-...) has signed, and remember the store's admins.",
+)
+
 
 def host_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --host, which chooses whose generations a command selects; it goes below `common`."""
@@ -158,7 +166,7 @@ def agreed(question: str) -> bool:
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --store, --config, --identity, --accept-older; the first argument is a Common of them."""
+    """Add the options that all commands share; the first argument is a Common of them."""
 
     @functools.wraps(command)
     def with_context(
@@ -167,13 +175,14 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         config: str | None,
         identity_file: str | None,
         accept_older: bool,
+        trusted: tuple[str, ...],
         **others: Any,
     ) -> Any:
         from castore.cli.opening import Common
 
-        return command(Common(store, config, identity_file, accept_older), **others)
+        return command(Common(store, config, identity_file, accept_older, trusted=trusted), **others)
 
-    return _store_option(_config_option(_identity_option(_older_option(with_context))))
+    return _store_option(_config_option(_identity_option(_older_option(_trust_option(with_context)))))
 
 
 def print_json(value: Any) -> None:

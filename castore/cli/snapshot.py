@@ -288,7 +288,7 @@ def _take(
 
     lacks = lacking(context.service_settings(service), sources)
     configured = context.present_revision(service)
-    context.check_recipients(store)
+    store.check_settings()
     with store.lock(service), watching() as progress:
         # Without new generations the damage of a failed rollback would only grow.
         interrupted = store.has_begun_rollback(service)

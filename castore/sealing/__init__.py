@@ -7,17 +7,23 @@ add. None of them does I/O.
 
 from __future__ import annotations
 
-from castore.sealing.keys import Identity, Past, Recipient, WriterKey
+from castore.sealing.keys import Identity, Recipient
 from castore.sealing.objects import ObjectSealer
 from castore.sealing.records import Cipher, RecordSealer, best_cipher, random_key
+from castore.sealing.signing import Admin, SigningKey
+from castore.sealing.writer import MachineKey, Past, Signers, WriterKey
 
 __all__ = [
+    "Admin",
     "Cipher",
     "Identity",
+    "MachineKey",
     "ObjectSealer",
     "Past",
     "Recipient",
     "RecordSealer",
+    "Signers",
+    "SigningKey",
     "WriterKey",
     "best_cipher",
     "random_key",

@@ -1,29 +1,29 @@
-"""Recipients, identities and writer keys, and their text forms."""
+"""Recipients and identities, and their text forms."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import re
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from blake3 import blake3
 from nacl._sodium import lib
 
-from castore.errors import DamageError, FormerKeyError, IdentityError, UsageError
-from castore.sealing.objects import ObjectSealer, open_box, seal_box
+from castore.errors import IdentityError, UsageError
+from castore.sealing.deriving import derive
+from castore.sealing.objects import open_box, seal_box
+from castore.sealing.signing import SigningKey
 from castore.sealing.sodium import Secret, allocate, pointer, taken, wipe
+from castore.sealing.texts import one_line, read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 _PUBLIC: Final = "castore-pub-"
 _IDENTITY: Final = "castore-identity-"
 _LOCKED: Final = "castore-locked-"
-_WRITER: Final = "castore-writer-"
 
 SEAL_BYTES: Final = 48
 """Bytes that a sealed box is longer than what is in it."""
@@ -40,35 +40,6 @@ _OPERATIONS: Final = 3
 _MEMORY_KIB: Final = 256 * 1024
 _MAX_MEMORY_KIB: Final = 4 * 1024 * 1024
 _MAX_OPERATIONS: Final = 64
-
-
-def _write(prefix: str, data: bytes) -> str:
-    check = blake3(prefix.encode() + data).digest(4)
-    return prefix + base64.b32encode(data + check).decode().rstrip("=").lower()
-
-
-def _line(text: str) -> str:
-    """Return a key file's one line that is neither empty nor a comment; "" if it has not one."""
-    # An editor may have put a byte-order mark at the beginning.
-    lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines()]
-    found = [line for line in lines if line and not line.startswith("#")]
-    return found[0] if len(found) == 1 else ""
-
-
-def _read(prefix: str, line: str, length: int) -> bytes | None:
-    """Return the bytes of a text form; None if it is mistyped or cut."""
-    body = line[len(prefix) :]
-    if body != body.lower():
-        return None
-    try:
-        data = base64.b32decode(body.upper() + "=" * (-len(body) % 8))
-    except (binascii.Error, ValueError):
-        return None
-    data, check = data[:-4], data[-4:]
-    # The form is unique: spare bits of the last letter that are not zero are a mistyped letter.
-    if len(data) != length or blake3(prefix.encode() + data).digest(4) != check:
-        return None
-    return data if _write(prefix, data) == line else None
 
 
 def typed_identity(text: str) -> str:
@@ -105,7 +76,7 @@ def check_identity(text: str) -> str:
     line = typed_identity(text)
     for prefix, length in ((_IDENTITY, 32), (_LOCKED, _LOCKED_BYTES)):
         if line.startswith(prefix):
-            if _read(prefix, line, length) is None:
+            if read(prefix, line, length) is None:
                 raise IdentityError(f"the identity is mistyped or cut: {where_mistyped(line)}")
             return line
     raise IdentityError("this is no identity: one looks like castore-identity-... or castore-locked-...")
@@ -137,7 +108,7 @@ def where_mistyped(line: str) -> str:
         numbers = ", ".join(str(one) for one in sorted({at // GROUP + 1 for at in foreign}))
         return f"group {numbers} has what is neither a letter nor one of the digits 2 to 7"
     for at, meant in _near(body, _LENGTHS[prefix]):
-        if _read(prefix, prefix + meant, length) is not None:
+        if read(prefix, prefix + meant, length) is not None:
             return f"look at group {at // GROUP + 1}, at letter {at % GROUP + 1} of it"
     told = "its check does not match"
     if len(body) != _LENGTHS[prefix]:
@@ -157,11 +128,6 @@ def _near(body: str, length: int) -> Iterator[tuple[int, str]]:
             yield at, body[:at] + body[at : at + 2][::-1] + body[at + 2 :]
 
 
-def derive(context: str, material: bytes) -> bytes:
-    """Return a key that tells nothing of `material` or of keys with other contexts."""
-    return blake3(material, derive_key_context=context).digest()
-
-
 @dataclass(frozen=True, repr=False)
 class Recipient:
     """The public half of an identity: seals what only that identity opens."""
@@ -178,7 +144,7 @@ class Recipient:
     @classmethod
     def parse(cls, text: str) -> Recipient:
         """Return the recipient of a `castore-pub-...` text. Raises UsageError."""
-        line = _line(text)
+        line = one_line(text)
         if line.startswith((_IDENTITY, _LOCKED)):
             raise UsageError(
                 "a recipient was expected, but this is an identity, which is secret; "
@@ -186,7 +152,7 @@ class Recipient:
             )
         if not line.startswith(_PUBLIC):
             raise UsageError("this is no recipient: one looks like castore-pub-...")
-        key = _read(_PUBLIC, line, 32)
+        key = read(_PUBLIC, line, 32)
         if key is None:
             raise UsageError(f"the recipient {line} is mistyped or cut: its check does not match")
         return cls(key)
@@ -194,7 +160,7 @@ class Recipient:
     @property
     def text(self) -> str:
         """How a person copies it."""
-        return _write(_PUBLIC, self.key)
+        return write(_PUBLIC, self.key)
 
     def seal(self, data: bytes) -> bytes:
         """Return `data` sealed, SEAL_BYTES longer. Raises UsageError for a key that is none."""
@@ -232,14 +198,14 @@ class Identity:
 
         Raises IdentityError if the text holds no identity, or the passphrase is wrong or missing.
         """
-        line = typed_identity(text) or _line(text)
+        line = typed_identity(text) or one_line(text)
         if line.startswith(_PUBLIC):
             raise IdentityError(
                 "this is a recipient (castore-pub-...), the public half; the identity "
                 "(castore-identity-... or castore-locked-...) is needed"
             )
         if line.startswith(_IDENTITY):
-            secret = _read(_IDENTITY, line, 32)
+            secret = read(_IDENTITY, line, 32)
             if secret is None:
                 raise IdentityError(f"the identity is mistyped or cut: {where_mistyped(line)}")
             return cls(secret)
@@ -248,7 +214,7 @@ class Identity:
                 "there is no identity in this text: one line castore-identity-... or "
                 "castore-locked-... was expected"
             )
-        locked = _read(_LOCKED, line, _LOCKED_BYTES)
+        locked = read(_LOCKED, line, _LOCKED_BYTES)
         if locked is None:
             raise IdentityError(f"the locked identity is mistyped or cut: {where_mistyped(line)}")
         if passphrase is None:
@@ -257,14 +223,14 @@ class Identity:
 
     def text(self) -> str:
         """Return the secret as text, for a file that only its owner can read."""
-        return _write(_IDENTITY, bytes(self._secret))
+        return write(_IDENTITY, bytes(self._secret))
 
     def locked_text(self, passphrase: str) -> str:
         """Return the secret under a passphrase; takes about a second."""
         lock = _LOCK.pack(os.urandom(16), _OPERATIONS, _MEMORY_KIB)
         key = _stretch(lock, passphrase)
         try:
-            return _write(_LOCKED, lock + seal_box(key, b"", bytes(self._secret)))
+            return write(_LOCKED, lock + seal_box(key, b"", bytes(self._secret)))
         finally:
             wipe(key)
 
@@ -272,6 +238,11 @@ class Identity:
     def recipient(self) -> Recipient:
         """The public half."""
         return self._recipient
+
+    @cached_property
+    def admin(self) -> SigningKey:
+        """The admin key of this identity: it signs the configurations of the stores that name it."""
+        return SigningKey(derive("castore 1 admin", bytes(self._secret)))
 
     def open(self, sealed: bytes) -> bytes:
         """Return what was sealed to the recipient. Raises IdentityError if it was not."""
@@ -320,149 +291,3 @@ def _unlock(locked: bytes, passphrase: str) -> bytes:
     if secret is None:
         raise IdentityError("wrong passphrase for this identity")
     return secret
-
-
-@dataclass(frozen=True, repr=False)
-class Past:
-    """What came before a writer key that took the place of others."""
-
-    former: tuple[bytes, ...]
-    """The secrets of those, the oldest first."""
-    ids: bytes
-    """The secret that ids, cuts and sketches come from: one of those, or the present one."""
-    listed: Callable[[], Mapping[str, bytes]]
-    """Returns the hash of each object, by name, that was there when the last of them was replaced."""
-
-
-class WriterKey:
-    """The secret of a machine that may add: names, cuts and lists, and reads no state.
-
-    Its secrets stay in memory as long as it does: they are asked for at every step, and Python's
-    `bytes` cannot be wiped.
-    """
-
-    def __init__(self, store_id: bytes, secret: bytes, past: Past | None = None) -> None:
-        if len(store_id) != 16 or len(secret) != 32:
-            raise ValueError(f"16 and 32 bytes were expected, not {len(store_id)}, {len(secret)}")
-        self.store_id = store_id
-        self.secret = secret
-        self.former = tuple(WriterKey(store_id, one) for one in past.former) if past else ()
-        """Those that it took the place of, the oldest first."""
-        self.ids = past.ids if past else secret
-        """The secret that ids, cuts and sketches come from."""
-        self.chunk_id_key = derive("castore 1 chunk id", self.ids)
-        self.node_id_key = derive("castore 1 node id", self.ids)
-        self._listed = past.listed if past else dict
-        self._index_key = derive("castore 1 index", secret)
-        self._tag_key = derive("castore 1 tag", self._index_key)
-        self._objects = ObjectSealer(derive("castore 1 objects", self._index_key))
-
-    def __repr__(self) -> str:
-        return f"WriterKey(of store {self.store_id.hex()})"
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, WriterKey):
-            return NotImplemented
-        return (self.store_id, self.secret) == (other.store_id, other.secret)
-
-    def __hash__(self) -> int:
-        return hash(self.store_id)
-
-    @classmethod
-    def generate(cls) -> WriterKey:
-        """Return the key of a new store."""
-        return cls(os.urandom(16), os.urandom(32))
-
-    def successor(self) -> WriterKey:
-        """Return a new key of the same store, which knows of no other."""
-        return WriterKey(self.store_id, os.urandom(32))
-
-    @classmethod
-    def parse(cls, text: str) -> WriterKey:
-        """Return the key of a `castore-writer-...` text. Raises UsageError."""
-        line = _line(text)
-        data = _read(_WRITER, line, 48) if line.startswith(_WRITER) else None
-        if data is None:
-            raise UsageError("this is no writer key (castore-writer-...), or it is mistyped or cut")
-        return cls(data[:16], data[16:])
-
-    def text(self) -> str:
-        """Return the secret as text, for a file that only its owner can read."""
-        return _write(_WRITER, self.store_id + self.secret)
-
-    @property
-    def gear(self) -> bytes:
-        """The table that chunks are cut with: 2048 bytes."""
-        return blake3(b"", key=derive("castore 1 gear", self.ids)).digest(2048)
-
-    @property
-    def sketch(self) -> bytes:
-        """The numbers that sketches are drawn with: 192 bytes."""
-        return blake3(b"", key=derive("castore 1 sketch", self.ids)).digest(192)
-
-    def dump_key(self, service: str, part: str) -> str:
-        """Return a secret word for a dump program: the same each time for one part of one service."""
-        part_of = len(service.encode()).to_bytes(4, "little") + service.encode() + part.encode()
-        return blake3(part_of, key=derive("castore 1 dump", self.store_id + self.secret)).hexdigest()
-
-    @property
-    def id_keys(self) -> list[tuple[bytes, bytes]]:
-        """The keys of ids of chunks and nodes: of those that are given now, then of former ones."""
-        found = [(self.chunk_id_key, self.node_id_key)]
-        return found + [
-            (key.chunk_id_key, key.node_id_key)
-            for key in reversed(self.former)
-            if key.secret != self.ids
-        ]
-
-    @property
-    def objects(self) -> ObjectSealer:
-        """Seals the store's objects."""
-        return self._objects
-
-    def open(
-        self, name: str, ad: bytes, box: bytes | memoryview, digest: Callable[[], bytes]
-    ) -> tuple[bytes, WriterKey]:
-        """Return the plaintext of an object's box, and the key, this or a former one, that opened it.
-
-        digest: returns the hash of the whole object, which is asked for if it was a former one.
-        Raises DamageError, FormerKeyError, which do not name the object.
-        """
-        plain = self._objects.attempt(ad, box)
-        if plain is not None:
-            return plain, self
-        for key in reversed(self.former):
-            plain = key.objects.attempt(ad, box)
-            if plain is None:
-                continue
-            if self.listed().get(name) != digest():
-                raise FormerKeyError(
-                    "it was sealed under a former writer key after that was replaced: somebody who has "
-                    "that key may have forged it"
-                )
-            return plain, key
-        raise DamageError("it does not open with the store's key: damaged, cut or foreign")
-
-    def listed(self) -> Mapping[str, bytes]:
-        """Return the hash, by name, of what was there when the last former key was replaced.
-
-        Raises DamageError, FormatError, StorageError.
-        """
-        return self._listed()
-
-    @property
-    def oldest(self) -> WriterKey:
-        """The store's first key: what it names stays as it is."""
-        return self.former[0] if self.former else self
-
-    def tags(self, service: str) -> list[bytes]:
-        """Return what stands for a service in names: under this key, then under former ones."""
-        return [self.tag(service), *(key.tag(service) for key in reversed(self.former))]
-
-    def tag(self, service: str) -> bytes:
-        """Return the 8 bytes that stand for a service in names of objects."""
-        return blake3(service.encode(), key=self._tag_key).digest(8)
-
-    def node_key(self, session_id: bytes) -> bytes:
-        """Return the key that a session's nodes are sealed with."""
-        return derive("castore 1 nodes", self._index_key + session_id)

@@ -140,9 +140,11 @@ class Settings(_Table, frozen=True):
     reference_cache: int | None = None
     """Bytes that this machine may keep unsealed to make deltas with; 0: none; None: as it sees fit."""
     host: str | None = None
-    """What this machine is known by; None: its machine id."""
+    """The name under which this machine is certified; None: the one that it has in the store."""
     former_hosts: tuple[str, ...] = ()
     """Names, or beginnings of ids, that this machine was known by before."""
+    isolate_writers: bool = False
+    """Whether new snapshots share nothing that another machine has added."""
     service: dict[str, Service] = {}
     """The services that are described without a mistake."""
     path: str = ""
@@ -197,6 +199,7 @@ class _TopTable(_Table, frozen=True):
     reference_cache: str | None = None
     host: str | None = None
     former_hosts: tuple[str, ...] = ()
+    isolate_writers: bool = False
     service: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
 
@@ -301,6 +304,7 @@ class _Reader:
             reference_cache=size,
             host=top.host,
             former_hosts=top.former_hosts,
+            isolate_writers=top.isolate_writers,
             service={},
             path=self._path,
         )

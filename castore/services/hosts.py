@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from castore.errors import NotFoundError, UsageError
-from castore.store.hosts import ALL_HOSTS, HostGroups, host_key, refuse_unknown_host
+from castore.store.hosts import ALL_HOSTS, HostGroups, refuse_unknown_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ def removable(store: Store, service: str) -> Predicate:
     if not any(map(store.is_of_this_host, store.generations(service))):
         names = ", ".join(sorted(groups_of(store, service).names().values()))
         store.say(
-            f"this host, {store.host.name}, has no generation of {service!r}: nothing is removed; choose a "
+            f"this host, {store.host_name}, has no generation of {service!r}: nothing is removed; choose a "
             f"host with --host NAME ({names})"
         )
     return store.is_of_this_host
@@ -75,20 +75,20 @@ def shown(store: Store, service: str) -> Predicate:
 
 
 def note_taken(store: Store, service: str, number: int) -> None:
-    """Note that this machine takes a generation; report those of other machines with its machine id.
+    """Note that this machine takes a generation; report those of another machine that has its key.
 
     Raises StorageError.
     """
-    last = store.last_taken(service)
+    last, key = store.last_taken(service), store.host.id
     newer = itertools.takewhile(lambda one: one.number > last, store.newest_first(service))
-    since = list(newer)
-    for name, other in store.clones(service, since).items():
+    others = [one.number for one in newer if one.host_id == key]
+    if others and last:
         store.say(
-            f"{service}@{other} has the machine id of this host, {store.host.name}, and was taken by another "
-            f"castore, under the host name {name}; if that is another machine (a clone of one image, say), "
-            'give each its own host = "NAME" in castore.toml'
+            f"{service}@{others[0]} is signed with the key of this host, {store.host.name}, and was taken by "
+            "another machine, which has a copy of that key (a clone of one image, say): give it its own with "
+            "'castore key adopt --new-key --host NAME' there"
         )
-    store.note_taken(service, number, since)
+    store.note_taken(service, number)
 
 
 def own(store: Store, service: str) -> Predicate:
@@ -109,13 +109,13 @@ def _own_or_only(store: Store, service: str, say: Callable[[str], None]) -> Pred
     if len(others) > 1:
         known = ", ".join(sorted({names[key] for key in others}))
         raise NotFoundError(
-            f"this host, {store.host.name}, has no complete generation of {service!r}, and several others "
+            f"this host, {store.host_name}, has no complete generation of {service!r}, and several others "
             f"have ({known}): choose one with --host NAME, or a generation by its number"
         )
     if not others:
         return mine
     (other,) = others
-    say(f"this host, {store.host.name}, has no complete generation of {service!r}: {names[other]}'s are used")
+    say(f"this host, {store.host_name}, has no complete generation of {service!r}: {names[other]}'s are used")
     return lambda one: groups.key(one) == other
 
 
@@ -132,5 +132,4 @@ def take_over(store: Store, target: Generation) -> None:
     groups = groups_of(store, service)
     newest = store.newest(service)
     key = groups.key(target)
-    keys = {host_key(one) for one in store.newest_first(service) if groups.key(one) == key}
-    store.take_over(service, keys, newest.number if newest is not None else target.number)
+    store.take_over(service, {key}, newest.number if newest is not None else target.number)

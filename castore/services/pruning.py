@@ -11,7 +11,7 @@ from castore.services.events import event
 from castore.services.hosts import removable
 from castore.services.retention import judge
 from castore.services.transaction import refuse_interrupted
-from castore.upkeep.compact import compact
+from castore.upkeep.compact import Compacted, Plan, compact
 from castore.upkeep.trim import trim_base_cache
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from castore.services.config import Service
     from castore.services.retention import Verdict
     from castore.store import Store
-    from castore.upkeep.compact import Compacted, Limits
+    from castore.upkeep.compact import Limits
 
 
 def judged(store: Store, service: str, settings: Service | None, now: int) -> list[Verdict]:
@@ -70,6 +70,12 @@ def prune(
             left_out.append(error)
             continue
         removed += let_go
+    if not store.writer_key.may_maintain:
+        store.say(
+            "the space of what was removed is left to a machine that may compact the store; "
+            "'castore key adopt --maintain' gives this machine the role"
+        )
+        return removed, left_out, Compacted(Plan())
     return removed, left_out, give_back(store, tally, grace=grace, **limits)
 
 
@@ -97,6 +103,8 @@ def forget(store: Store, service: str, generations: Collection[Generation]) -> N
 def _forget(store: Store, service: str, generations: Collection[Generation]) -> None:
     if not generations:
         return
+    if not all(map(store.is_of_this_host, generations)):
+        store.check_may_maintain("remove generations of other hosts from")
     pinned = store.pins(service)
     if kept := sorted({one.number for one in generations} & pinned.keys()):
         raise UsageError(

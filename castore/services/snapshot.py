@@ -34,6 +34,7 @@ from castore.services.folders import above, owner_of, path_of
 from castore.services.hosts import note_taken
 from castore.services.process import enlarge_pipe
 from castore.services.underway import refuse_unfinished, report_foreign
+from castore.store.boxed import Refusal
 from castore.store.condemned import FOLDER as CONDEMNED
 from castore.store.graph import is_whole, roots_of
 
@@ -240,7 +241,8 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
     with store.storage.hold():
         # A prune that began meanwhile sees this generation, or this sees what it removes.
         store.sync(report_older=not generation.safety)
-        if lacking := [name for name in store.damaged if name.startswith(CONDEMNED)]:
+        unread = [name for name, reason in store.damaged.items() if not isinstance(reason, Refusal)]
+        if lacking := [name for name in unread if name.startswith(CONDEMNED)]:
             raise DamageError(
                 f"{lacking[0]} is damaged: which packs are about to be removed is not known; "
                 "'castore repair' mends that"

@@ -1,17 +1,21 @@
-"""Objects that are a header and one box, bound to their name; and the versioned records in boxes."""
+"""Objects that are a header and one box, bound to their name, with a signed record in it.
+
+Eras are not signed: the configuration names their bytes.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from blake3 import blake3
 
 from castore.errors import DamageError, FormatError
 from castore.store.header import HEADER_BYTES, check_header, header
+from castore.store.signed import open_signed, sign
 
 if TYPE_CHECKING:
-    from castore.sealing import WriterKey
+    from castore.sealing import SigningKey, WriterKey
 
 
 class _Versioned(Protocol):
@@ -22,23 +26,55 @@ class _Versioned(Protocol):
 _Record = TypeVar("_Record", bound=_Versioned)
 
 
-def seal_object(kind: bytes, name: str, plain: bytes, writer: WriterKey) -> bytes:
-    """Return the bytes of the object `name` that holds `plain`."""
-    start = header(kind)
-    return start + writer.objects.seal(name.encode() + writer.store_id + start, plain)
+class Refusal(str):
+    """Why an object that opens is not accepted: somebody who may not made it, and nothing depends on it."""
+
+    __slots__ = ()
 
 
-def open_object(kind: bytes, name: str, data: bytes, writer: WriterKey) -> tuple[bytes, WriterKey]:
-    """Return what the object `name` holds, and the key, this or a former one, that opened it.
+class Opened(NamedTuple):
+    """What a signed object holds."""
 
-    Raises DamageError, FormerKeyError, FormatError; they name the object.
+    plain: bytes
+    opener: WriterKey
+    """The key, the present or a former one, that opened it."""
+    signer: bytes
+    """The public key that signed it, and may."""
+
+
+def seal_object(
+    kind: bytes,
+    name: str,
+    plain: bytes,
+    writer: WriterKey,
+    *,
+    more: bytes = b"",
+    signer: SigningKey | None = None,
+) -> bytes:
+    """Return the bytes of the object `name` that holds `plain`, signed.
+
+    more: what stands in the clear after the header. signer: else the writer's. Raises IdentityError.
+    """
+    start = header(kind) + more
+    about = name.encode() + writer.store_id + start
+    return start + writer.objects.seal(about, sign(signer or writer.signer, about, plain))
+
+
+def open_object(kind: bytes, name: str, data: bytes, writer: WriterKey, *, more: int = 0) -> Opened:
+    """Return what the object `name` holds. more: how many bytes stand in the clear after the header.
+
+    Raises DamageError, FormerKeyError, SignerError, FormatError; they name the object.
     """
     check_header(name, data, kind)
-    ad = name.encode() + writer.store_id + data[:HEADER_BYTES]
+    box = HEADER_BYTES + more
+    about = name.encode() + writer.store_id + data[:box]
     try:
-        return writer.open(name, ad, data[HEADER_BYTES:], lambda: blake3(data).digest())
+        envelope, opener = writer.open(name, about, data[box:], lambda: blake3(data).digest())
+        signer, plain = open_signed(about, envelope)
+        writer.check_signer(signer, opener)
     except DamageError as error:
         raise type(error)(f"{name} is damaged: {error}") from None
+    return Opened(plain, opener, signer)
 
 
 def decode_record(

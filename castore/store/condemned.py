@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.errors import DamageError, FormatError, FormerKeyError, ObjectMissingError, StorageError
+from castore.errors import (
+    DamageError,
+    FormatError,
+    FormerKeyError,
+    ObjectMissingError,
+    SignerError,
+    StorageError,
+)
 from castore.model.refs import PackId
-from castore.store.boxed import decode_record, open_object, seal_object
+from castore.store.boxed import Refusal, decode_record, open_object, seal_object
 from castore.store.header import CONDEMNED
 
 if TYPE_CHECKING:
@@ -57,7 +64,8 @@ def condemn(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> Con
 
 def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned], dict[str, str]]:
     """Return what is condemned; and, by their names, the objects that cannot be read, and why."""
-    found, damaged = [], {}
+    found: list[Condemned] = []
+    damaged: dict[str, str] = {}
     for short in sorted(storage.list(FOLDER.rstrip("/"))):
         name = FOLDER + short
         if not re.fullmatch(r"[0-9a-f]{32}", short):
@@ -67,15 +75,20 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
         except (ObjectMissingError, FormerKeyError):
             # Who is left with a former key removes nothing that counts.
             continue
-        except (DamageError, FormatError, StorageError) as error:
+        except DamageError as error:
+            # Who removes packs reads it again before, and then uses it as little: it condemns nothing.
+            damaged[name] = Refusal(error)
+        except (FormatError, StorageError) as error:
             damaged[name] = str(error)
     return found, damaged
 
 
 def open_condemned(name: str, data: bytes, writer: WriterKey) -> Condemned:
     """Return what the object `name` condemns. Raises DamageError, FormatError, which name it."""
-    plain, _ = open_object(CONDEMNED, name, data, writer)
-    record = decode_record(name, plain, _decoder, _VERSION)
+    opened = open_object(CONDEMNED, name, data, writer)
+    if not writer.signers.may_maintain(opened.signer):
+        raise SignerError(f"{name} is damaged: the machine that signed it may not remove packs")
+    record = decode_record(name, opened.plain, _decoder, _VERSION)
     if any(len(pack) != 32 for pack in record.packs):
         raise DamageError(f"{name} is damaged: it names a pack that is none")
     return Condemned(name, record.time, tuple(PackId(pack) for pack in record.packs))

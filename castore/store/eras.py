@@ -12,23 +12,24 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from blake3 import blake3
 
 from castore.errors import (
     DamageError,
     MissingError,
     ObjectMissingError,
-    RotatedError,
 )
 from castore.sealing import Past, WriterKey
 from castore.store import twice
-from castore.store.boxed import decode_record, seal_object
-from castore.store.header import ERA, HEADER_BYTES, check_header
+from castore.store.boxed import decode_record
+from castore.store.header import ERA, HEADER_BYTES, check_header, header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from castore.sealing import SigningKey
     from castore.storage import Storage
-    from castore.store.config import SealedConfig, StoreConfig
+    from castore.store.config import StoreConfig
 
 ERAS: Final = "eras"
 """The folder."""
@@ -65,7 +66,8 @@ def encode_era(number: int, listed: Mapping[str, bytes], writer: WriterKey) -> b
     packs = b"".join(sorted(one for name, one in listed.items() if name.startswith("packs/")))
     objects = {name: one for name, one in listed.items() if not name.startswith("packs/")}
     plain = _encoder.encode(EraRecord(_VERSION, packs, objects))
-    return seal_object(ERA, era_name(number), plain, writer)
+    start, name = header(ERA), era_name(number)
+    return start + writer.objects.seal(name.encode() + writer.store_id + start, plain)
 
 
 def decode_era(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
@@ -82,48 +84,61 @@ def decode_era(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
     return {**{f"packs/{pack.hex()}": pack for pack in packs}, **record.objects}
 
 
+def read_era(storage: Storage, config: StoreConfig) -> bytes:
+    """Return the bytes of the list that a configuration names.
+
+    Raises MissingError, DamageError, which say what to do, StorageError.
+    """
+    name = era_name(config.era)
+    for data in twice.variants(storage, ERAS, config.era):
+        if blake3(data).digest() == config.era_hash:
+            return data
+    try:
+        storage.get(name)
+    except ObjectMissingError:
+        raise MissingError(
+            f"{name} is missing, which lists what was stored under former writer keys; restore it from a "
+            "copy of the store (tools/rescue.py does without it)"
+        ) from None
+    raise DamageError(
+        f"{name} is damaged: it is not the list that the configuration names; restore it from a copy of the "
+        "store"
+    )
+
+
 class _Listed:
     """What an era's object lists, read when it is first needed, and once."""
 
-    def __init__(self, storage: Storage, writer: WriterKey, number: int) -> None:
+    def __init__(self, storage: Storage, writer: WriterKey, config: StoreConfig) -> None:
         self._storage = storage
         self._writer = writer
-        self._number = number
+        self._config = config
         self._lock = threading.Lock()
         self._found: dict[str, bytes] | None = None
 
     def __call__(self) -> dict[str, bytes]:
         with self._lock:
             if self._found is None:
-                name = era_name(self._number)
-                try:
-                    data = twice.read(self._storage, ERAS, self._number)
-                except ObjectMissingError:
-                    raise MissingError(
-                        f"{name} is gone, which lists what was stored under former writer keys; put it "
-                        "back from a copy of the store (tools/rescue.py does without it)"
-                    ) from None
-                self._found = decode_era(self._number, data, self._writer)
+                data = read_era(self._storage, self._config)
+                self._found = decode_era(self._config.era, data, self._writer)
             return self._found
 
 
-def with_past(writer: WriterKey, config: StoreConfig, storage: Storage) -> WriterKey:
-    """Return a store's writer key, with those that it took the place of."""
-    if not config.former:
-        return writer
-    listed = _Listed(storage, writer, config.era)
-    past = Past(config.former, config.ids or writer.secret, listed)
-    return WriterKey(writer.store_id, writer.secret, past)
+def with_config(
+    writer: WriterKey, config: StoreConfig, storage: Storage, signer: SigningKey | None
+) -> WriterKey:
+    """Return a store's writer key, with those that it took the place of, and with who may sign.
 
-
-def open_config(sealed: SealedConfig, writer: WriterKey, storage: Storage) -> StoreConfig:
-    """Return the configuration. Raises DamageError, FormatError, RotatedError, which says what it means."""
-    try:
-        return sealed.open(writer)
-    except DamageError:
-        if not any(number <= sealed.number for number in era_numbers(storage)):
-            raise
-    raise RotatedError(
-        f"the writer key of the store at {storage.location} was replaced, and this machine has a former "
-        f"one: run 'castore key adopt' with an identity (should that fail, {sealed.name} is damaged)"
+    signer: signs what is added.
+    """
+    past = None
+    if config.former:
+        listed = _Listed(storage, writer, config)
+        past = Past(config.former, config.ids or writer.secret, listed)
+    return WriterKey(
+        *(writer.store_id, writer.secret, past),
+        machine=writer.machine,
+        pins=writer.pins,
+        signer=signer,
+        signers=config.signers,
     )

@@ -5,17 +5,40 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from castore.errors import DamageError, FormatError
+from castore.errors import DamageError, FormatError, SignerError
 from castore.model.generation import MAX_NUMBER, decode_generation, encode
 from castore.store.boxed import open_object, seal_object
 from castore.store.header import GENERATION
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from castore.model.generation import Generation
     from castore.sealing import WriterKey
+    from castore.store.removals import Removals
 
 NAME = re.compile(r"[0-9a-f]{16}-[0-9]{10}")
 """What the names in `generations/` look like."""
+
+
+MAX_JUMP = 1 << 16
+"""A generation whose number is further above all others is not followed by the next."""
+
+
+def last_in_sequence(numbers: Iterable[int], removed: Removals) -> int:
+    """Return the highest number that is no more than MAX_JUMP above another one, or above 0.
+
+    removed: those of generations that were removed; of a machine that may remove only its own, no long run
+    is followed, either.
+    """
+    spans = [(number, number, number) for number in numbers]
+    spans += [(first, first, last) for first, last in removed.by_maintainers.spans]
+    spans += [(last, first, last) for one in removed.by_hosts.values() for first, last in one.spans]
+    highest = 0
+    for decisive, _, last in sorted(spans, key=lambda span: span[1]):
+        if decisive - highest <= MAX_JUMP:
+            highest = max(highest, last)
+    return highest
 
 
 def generation_name(writer: WriterKey, service: str, number: int) -> str:
@@ -43,7 +66,7 @@ def open_generation(name: str, data: bytes, writer: WriterKey) -> tuple[Generati
 
     Raises DamageError, FormatError; they name the object.
     """
-    plain, key = open_object(GENERATION, name, data, writer)
+    plain, key, signer = open_object(GENERATION, name, data, writer)
     try:
         generation = decode_generation(plain)
     except DamageError as error:
@@ -53,6 +76,11 @@ def open_generation(name: str, data: bytes, writer: WriterKey) -> tuple[Generati
     # Whoever has the writer key can seal what no castore writes.
     if not 0 < generation.number <= MAX_NUMBER:
         raise DamageError(f"{name} is damaged: no generation has the number {generation.number}")
+    names = writer.signers.names(signer)
+    if generation.host_id != signer.hex() or (names and generation.host not in names):
+        raise SignerError(
+            f"{name} is damaged: it names the host {generation.host!r}, and is signed by another machine"
+        )
     if generation_name(key, generation.service, generation.number) != name:
         raise DamageError(f"{name} is damaged: it is the record of another generation")
     return generation, plain

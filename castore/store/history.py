@@ -24,14 +24,16 @@ from castore.model.generation import MAX_NUMBER, decode_generation
 from castore.store.condemned import FOLDER as CONDEMNED
 from castore.store.condemned import read_condemned
 from castore.store.generations import (
+    MAX_JUMP,
     encode_generation,
     generation_name,
+    last_in_sequence,
     open_generation,
     split_name,
 )
 from castore.store.keyed import Keyed
 from castore.store.pins import pin, pins, unpin
-from castore.store.removals import record_removal, removed_numbers
+from castore.store.removals import Removals, record_removal, removals
 from castore.store.sessions import session_numbers
 from castore.store.sync import sync_generations, sync_packs
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from castore.model.generation import Generation
-    from castore.model.spans import Spans
+    from castore.model.refs import PackId
     from castore.model.tally import Tally
 
 
@@ -70,13 +72,39 @@ class History(Keyed):
             # Packs are listed behind what condemns them: what is condemned no more is gone from that list.
             condemned, found = read_condemned(self.storage, self.writer_key)
             self._told(CONDEMNED, found)
-            self._told("packs/", sync_packs(self.storage, self.index, self.writer_key, tally))
+            self._told("packs/", self._sync_packs(tally))
             self._recall_verified()
             # Nor is what nobody has the key to counted on, or is damaged: it is stored again where it is
             # still at hand.
             doubted = self.index.doubted()
             keyless = self.index.packs_without_key(lambda: session_numbers(self.storage).keys())
-            self.index.condemn({*keyless, *doubted, *(pack for one in condemned for pack in one.packs)})
+            removing = {pack for one in condemned for pack in one.packs}
+            self.index.condemn({*keyless, *doubted, *removing, *self._distrusted()})
+
+    def _sync_packs(self, tally: Tally | None) -> dict[str, str]:
+        return sync_packs(self.storage, self.index, self.writer_key, tally, self._keyring.writer_of)
+
+    def _distrusted(self) -> set[PackId]:
+        """Return the packs that new snapshots here do not share, be it as a whole or as bases of deltas.
+
+        Those are what a revoked machine has added; with `isolate_writers`, what any other machine has. A
+        maintainer may have moved its records to packs of its own. They are read and kept as ever.
+        """
+        revoked = {one.key for one in self.config.writers if one.revoked and not one.replaced}
+        if not revoked and not self.isolate_writers:
+            return set()
+        own = self.writer_key.signer.public if self.writer_key.may_add else b""
+
+        def is_distrusted(key: bytes) -> bool:
+            return key in revoked or (self.isolate_writers and key != own)
+
+        writer_of, may_maintain = self._keyring.writer_of, self.writer_key.signers.may_maintain
+        found = set()
+        for pack, _, signer, sessions in self.index.owners():
+            writers = (writer_of(one) or signer for one in sessions) if may_maintain(signer) else [signer]
+            if any(map(is_distrusted, writers)):
+                found.add(pack)
+        return found
 
     def sync_generations(self, *, reread: bool = False, report_older: bool = False) -> None:
         """Bring the index's generations up to date with the store.
@@ -98,13 +126,13 @@ class History(Keyed):
                         raise older from None
                     raise
                 self._told("generations/", found)
-                newest = (self.newest(service) for service in self.services())
+                newest = (self._newest_in_sequence(service) for service in self.services())
                 present = {one.service: one for one in newest if one is not None}
                 try:
                     self._seen.compare(
                         *(memory, present, self._session_of),
                         accept=self._accept_older,
-                        removed=self._removed,
+                        removals=self._removals,
                         report=self._report_older if report_older and older is not None else None,
                     )
                     break
@@ -119,8 +147,8 @@ class History(Keyed):
     def _report_older(self, message: str) -> None:
         self.older = message
 
-    def _removed(self, service: str) -> Spans:
-        return removed_numbers(self.storage, self.writer_key, service)
+    def _removals(self, service: str) -> Removals:
+        return removals(self.storage, self.writer_key, service)
 
     def _is_another_copy(self) -> bool:
         """Whether the newest indexed generation of a service is not the one of that name in the store."""
@@ -232,19 +260,31 @@ class History(Keyed):
         return any(one.revision == revision for one in self.by_revision(service, revision))
 
     def next_number(self, service: str) -> int:
-        """Return the number behind the highest in the store, those of damaged records included.
+        """Return the number after the highest of a generation that is accepted, or was removed on purpose.
 
-        And behind the highest that this machine has ever seen: a number is not given twice.
+        It is also after the highest that this machine has ever seen: a number is not given twice. A number
+        that is far above all others is ignored: a machine that was stolen could use all numbers up. Names
+        that are taken are passed over, be they of damaged records, or of what is none.
         """
         tag, *former = self.writer_key.tags(service)
         names = [split_name(short) for short in self.storage.list("generations")]
-        numbers = [number for one, number in names if one == tag]
-        if former and not numbers:
-            # Of former keys only what counts: whoever has one could use all numbers up.
-            with contextlib.suppress(DamageError, FormatError):
-                names = [split_name(name) for name in self.writer_key.listed()]
-            numbers = [number for one, number in names if one in former]
-        return max([*numbers, self._removed(service).last, self._seen.last(service)], default=0) + 1
+        listed = names
+        with contextlib.suppress(DamageError, FormatError):
+            listed = [split_name(name) for name in self.writer_key.listed()]
+        singles = {*self.index.numbers(service), *(number for one, number in listed if one in former)}
+        number = last_in_sequence({*singles, self._seen.last(service)}, self._removals(service)) + 1
+        taken = {one for found, one in names if found == tag and one >= number}
+        while number in taken:
+            number += 1
+        return number
+
+    def _newest_in_sequence(self, service: str) -> Generation | None:
+        """Return the generation with the highest number that is not far above all others."""
+        newest = self.newest(service)
+        if newest is None or newest.number <= MAX_JUMP:
+            return newest
+        last = last_in_sequence(self.index.numbers(service), self._removals(service))
+        return next((one for one in self.newest_first(service) if one.number <= last), None)
 
     def generation_objects(self, service: str, numbers: Iterable[int]) -> list[str]:
         """Return the names that these generations of a service have in the store.

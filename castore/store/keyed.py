@@ -1,4 +1,4 @@
-"""Whom a store is sealed to, and the writer key that it is written with."""
+"""Whom a store is sealed to, who may add to it, and the writer key that it is written with."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from castore.errors import DamageError, FormatError, ObjectMissingError
+from castore.errors import (
+    ConfigError,
+    DamageError,
+    FormatError,
+    ObjectMissingError,
+    RotatedError,
+    UsageError,
+)
 from castore.kernel import Cutter
-from castore.sealing import WriterKey
+from castore.sealing import Recipient
 from castore.store import twice
-from castore.store.config import CONFIGS, SealedConfig, config_numbers
-from castore.store.eras import ERAS, decode_era, open_config, with_past
-from castore.store.keyring import IdentitySource, Keyring
+from castore.store.config import CONFIGS, config_numbers
+from castore.store.eras import ERAS, decode_era, read_era, with_config
+from castore.store.keyring import Keyring
 from castore.store.locks import named_lock
 from castore.store.remembered import Remembered
-from castore.store.writers import drop_next, keep_writer_key
+from castore.store.sessions import session_name, session_numbers
+from castore.store.trust import choose
+from castore.store.writers import keep_accepted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from castore.sealing import Identity, Recipient
-    from castore.store.config import StoreConfig
+    from castore.model.refs import SessionId
+    from castore.sealing import Identity, SigningKey
+    from castore.store.config import SealedConfig, StoreConfig
     from castore.store.index import Index
+    from castore.store.keyring import IdentitySource
     from castore.store.seen import Seen
+    from castore.store.sessions import SessionRecord
+    from castore.store.trust import Accepted, Opener
 
 
 class Keyed(Remembered):
@@ -33,7 +46,12 @@ class Keyed(Remembered):
     config: StoreConfig
     cutter: Cutter
     index: Index
+    passed_over: dict[str, str]
+    """Configurations with higher numbers that are not accepted, by name, with the reasons."""
     _sealed: SealedConfig
+    _numbers: frozenset[int]
+    """The numbers of the configurations that were there when they were last looked at."""
+    _opener: Opener
     _seen: Seen
     _identity: IdentitySource
     _keyring: Keyring
@@ -52,22 +70,71 @@ class Keyed(Remembered):
         """Return the identity that contents are opened with. Raises IdentityError."""
         return self._identity.get()
 
-    def adopt(self) -> None:
-        """Keep the writer key on this machine, which can then add without an identity."""
-        path = self.places.writer_key_of(self.store_id)
-        keep_writer_key(path, self.writer_key, self.storage)
-        drop_next(path)
+    def known_identity(self) -> Identity | None:
+        """Return the identity if it was asked for before; it is not asked for now."""
+        return self._identity.known()
 
-    def _hold(self, writer: WriterKey, config: StoreConfig, sealed: SealedConfig) -> None:
-        """Use this writer key, and the configuration under it, from now on."""
+    def check_seal(self, session: SessionId, number: int, record: SessionRecord) -> None:
+        """Open the seal of a session for the identity at hand. Raises DamageError, IdentityError."""
+        self._keyring.data_key(session_name(session, number), session, record)
+
+    def check_may_maintain(self, doing: str) -> None:
+        """Refuse to remove what other machines added, where this one has no such role. Raises UsageError."""
+        if not self.writer_key.may_maintain:
+            raise UsageError(
+                f"this machine may not {doing} the store {self.location}, which others add to: run it where "
+                "the store was made, or give this machine the role with 'castore key adopt --maintain' and "
+                "the identity of an admin"
+            )
+
+    def session_writers(self) -> Iterator[bytes]:
+        """Yield the public key of who added to each session whose object is accepted."""
+        for session in session_numbers(self.storage):
+            if writer := self._keyring.writer_of(session):
+                yield writer
+
+    def check_settings(self) -> None:
+        """Refuse to add to a store that is not sealed to whom castore.toml names, or under another host name.
+
+        Raises ConfigError.
+        """
+        wanted = {Recipient.parse(one).text for one in self.configured_recipients}
+        actual = {recipient.text for recipient, _ in self.recipients}
+        if wanted and wanted != actual:
+            raise ConfigError(
+                f"castore.toml: recipients: not those of the store {self.location} "
+                f"({', '.join(sorted(wanted ^ actual))}); change the file, or the store with "
+                "'castore key add' and 'castore key remove'"
+            )
+        name = self.configured_host
+        if name and self.certified_host not in {"", name}:
+            raise ConfigError(
+                f"castore.toml: host: this machine is {self.certified_host} in the store {self.location}, "
+                f"and not {name}; change the file, or the store with 'castore key adopt --host {name}'"
+            )
+
+    def _hold(self, accepted: Accepted) -> None:
+        """Use this configuration, and the writer key that opens it, from now on."""
+        config = accepted.config
         self.config = config
-        self._sealed = sealed
-        self.writer_key = with_past(writer, config, self.storage)
+        self._sealed, self._numbers = accepted.sealed, accepted.names
+        self.passed_over = accepted.passed_over
+        writer = accepted.writer.with_pins(accepted.pins)
+        self.writer_key = with_config(writer, config, self.storage, self._signer(accepted))
         self.cutter = Cutter(self.writer_key.gear, config.average)
         self._keyring = Keyring(self.storage, self.writer_key, self._identity, config)
         self.__dict__.pop("_records", None)
         if self.index.era() != config.era:
             self._enter_era()
+
+    def _signer(self, accepted: Accepted) -> SigningKey | None:
+        """Return the key that signs what is added here: this machine's, or that of an admin without one."""
+        machine, config = accepted.writer.machine, accepted.config
+        if machine is not None:
+            certificate = config.certificate(machine.signing.public)
+            return None if certificate is None or certificate.revoked else machine.signing
+        admin = self._identity.get().admin
+        return admin if admin.public in config.admin_keys else None
 
     def _enter_era(self) -> None:
         """Forget what the index took in under a former writer key after that was replaced."""
@@ -84,21 +151,28 @@ class Keyed(Remembered):
         self.index.enter_era(self.config.era, new_ids=not self.config.ids)
 
     def refresh_config(self) -> None:
-        """Take in what another process has said since: who the recipients are. Raises RotatedError."""
-        if max(config_numbers(self.storage), default=0) != self._sealed.number:
-            sealed = SealedConfig.read(self.storage)
-            if sealed.store_id != self.store_id:
-                raise DamageError(f"{sealed.name} is damaged: it is of another store")
-            config = open_config(sealed, self.writer_key, self.storage)
-            if config.era != self.config.era:
-                # Of the same keys another list counts now.
-                self._hold(WriterKey(self.store_id, self.writer_key.secret), config, sealed)
-            self.config, self._sealed = config, sealed
-            self._keyring.config = config
-            self._seen.config(sealed.number, accept=False)
+        """Take in what an admin has signed since: who the recipients are. Raises RotatedError."""
+        if frozenset(config_numbers(self.storage)) != self._numbers:
+            accepted = choose(self._opener)
+            if accepted.writer.secret != self.writer_key.secret:
+                raise RotatedError(
+                    f"the writer key of the store at {self.location} has been replaced; repeat the command"
+                )
+            if accepted.sealed.hash == self._sealed.hash:
+                self._numbers, self.passed_over = accepted.names, accepted.passed_over
+                return
+            self._remember(accepted)
+            self._hold(accepted)
+
+    def _remember(self, accepted: Accepted, *, accept_older: bool = False) -> None:
+        """Keep on this machine what was accepted: the number, the admins, and the key that opens it."""
+        self._seen.config(accepted.sealed, accepted.pins, accept=accept_older)
+        for kept in self._opener.keys(self.store_id)[:1]:
+            path = self.places.writer_key_of(self.store_id)
+            keep_accepted(path, kept, accepted.writer.with_pins(accepted.pins), self.storage)
 
     def kept_twice(self) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-        """Yield folder and number of each object that all else rests on, and what reads its bytes, authentic.
+        """Yield folder and number of each object that is kept twice, and what reads its bytes, authentic.
 
         That raises DamageError, FormatError, StorageError.
         """
@@ -107,7 +181,7 @@ class Keyed(Remembered):
             yield ERAS, self.config.era, self._read_era
 
     def _read_era(self) -> bytes:
-        data = twice.read(self.storage, ERAS, self.config.era)
+        data = read_era(self.storage, self.config)
         decode_era(self.config.era, data, self.writer_key)
         return data
 

@@ -57,6 +57,11 @@ class IdentitySource:
                 raise copy.copy(self._found)
             return self._found
 
+    def known(self) -> Identity | None:
+        """Return the identity if it was asked for before; it is not asked for now."""
+        with self._lock:
+            return None if isinstance(self._found, CastoreError) else self._found
+
     def close(self) -> None:
         """Drop the identity, which is wiped then, and never ask for it again."""
         with self._lock:
@@ -112,6 +117,13 @@ class Keyring:
             self._chunk_sealers[session] = sealer
         return sealer
 
+    def writer_of(self, session: SessionId) -> bytes | None:
+        """Return the public key of who added to a session; None if no object of it is accepted."""
+        try:
+            return self._record(session)[1].writer
+        except DamageError:
+            return None
+
     def data_key(self, name: str, session: SessionId, record: SessionRecord) -> bytes:
         """Return the key that a session object holds for the identity at hand."""
         identity = self._identity.get()
@@ -123,9 +135,10 @@ class Keyring:
             return key
         recipients = self.config.recipients
         if any(entry.key == identity.recipient.key for entry in recipients):
-            raise IdentityError(
-                f"{name} is not sealed to this identity, although the store is: adding its "
-                "recipient did not end; repeat 'castore key add' with an identity that opens it"
+            raise DamageError(
+                f"{name} is damaged: it is not sealed to this identity, although the store is: adding its "
+                "recipient did not end, or a writer left it out; repeat 'castore key add' with an identity "
+                "that opens it"
             )
         raise IdentityError(wrong_identity(self._storage, identity, self.config))
 

@@ -13,6 +13,7 @@ from castore.kernel import MAX_GROUP, padme
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.sealing import ObjectSealer
 from castore.store.header import HEADER_BYTES, PACK, check_header, header
+from castore.store.signed import ENVELOPE_BYTES, open_signed, sign
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,7 +122,8 @@ class PackWriter:
 
     def _end_bytes(self) -> int:
         footer = (
-            _SESSIONS.size
+            ENVELOPE_BYTES
+            + _SESSIONS.size
             + 16 * len(self._sessions)
             + _ENTRY.size * len(self.entries)
             + 32 * self._bases
@@ -149,7 +151,8 @@ class PackWriter:
 
         full: pad to PACK_BYTES, since no further record fits. Raises StorageError.
         """
-        footer = self._key.objects.seal(self._associated(b"footer"), self._footer())
+        about = self._associated(b"footer")
+        footer = self._key.objects.seal(about, sign(self._key.signer, about, self._footer()))
         trailer = _TRAILER.pack(len(footer), len(self.entries))
         trailer = self._key.objects.seal(self._associated(b"trailer"), trailer)
         length = self._offset + len(footer) + len(trailer)
@@ -210,6 +213,8 @@ class Footer(NamedTuple):
     """Where the records must have ended."""
     size: int
     """Of the pack."""
+    signer: bytes = b""
+    """The public key of who made the pack, and may."""
 
     @property
     def sessions(self) -> list[SessionId]:
@@ -228,8 +233,13 @@ def read_footer(storage: Storage, name: str, key: WriterKey) -> tuple[list[PackE
     Raises DamageError and FormatError, naming the pack; ObjectMissingError, StorageError.
     """
     footer = open_footer(storage, name, key)
+    return entries_of(name, footer), footer.size
+
+
+def entries_of(name: str, footer: Footer) -> list[PackEntry]:
+    """Return what lies in the pack `name`, in order. Raises DamageError, naming the pack."""
     try:
-        return footer.entries(), footer.size
+        return footer.entries()
     except DamageError as error:
         raise DamageError(f"{name} is damaged: {error}") from None
 
@@ -258,8 +268,10 @@ def open_footer(storage: Storage, name: str, key: WriterKey) -> Footer:
             box = tail[footer_at - tail_at : -_TRAILER_BYTES]
         else:
             box = storage.get(name, footer_at, length)
-        footer = opener.objects.open(b"footer" + associated, box)
-        return Footer(footer, count, footer_at, size)
+        about = b"footer" + associated
+        signer, footer = open_signed(about, opener.objects.open(about, box))
+        key.check_signer(signer, opener)
+        return Footer(footer, count, footer_at, size, signer)
     except DamageError as error:
         raise type(error)(f"{name} is damaged: {error}") from None
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.errors import DamageError, FormatError, ObjectExistsError, ObjectMissingError
+from castore.errors import DamageError, FormatError, FormerKeyError, ObjectExistsError, ObjectMissingError
 from castore.store.boxed import decode_record, open_object, seal_object
 from castore.store.generations import split_name
 from castore.store.header import PIN
@@ -46,7 +45,11 @@ def pin(storage: Storage, writer: WriterKey, service: str, number: int, note: st
     try:
         storage.put(name, seal_object(PIN, name, plain, writer))
     except ObjectExistsError:
-        return False
+        if number in pins(storage, writer, service):
+            return False
+        # Somebody who may not had written it, so that it could not be pinned.
+        storage.delete_all([name])
+        storage.put(name, seal_object(PIN, name, plain, writer))
     return True
 
 
@@ -63,17 +66,22 @@ def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
     One whose object is damaged is pinned, with an empty note: rather keep too much.
     """
     tags = writer.tags(service)
-    found = {}
+    found: dict[int, str] = {}
     for short in storage.list("pins"):
         tag, number = split_name(short)
         if number and tag in tags:
-            found[number] = ""
-            with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
-                found[number] = open_pin(f"pins/{short}", storage.get(f"pins/{short}"), writer).note
+            note = ""
+            try:
+                note = open_pin(f"pins/{short}", storage.get(f"pins/{short}"), writer).note
+            except FormerKeyError:
+                continue  # somebody who may not wrote it
+            except (DamageError, FormatError, ObjectMissingError):
+                pass
+            found[number] = note or found.get(number, "")
     return found
 
 
 def open_pin(name: str, data: bytes, writer: WriterKey) -> Pin:
     """Return what the object `name` holds. Raises DamageError, FormatError."""
-    plain, _ = open_object(PIN, name, data, writer)
-    return decode_record(name, plain, _decoder, _VERSION)
+    opened = open_object(PIN, name, data, writer)
+    return decode_record(name, opened.plain, _decoder, _VERSION)

@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from castore.errors import StorageError
+from castore.model.names import host_name
+from castore.model.odd_text import escaped
 from castore.storage.files import sync_if_supported
 from castore.store.ages import Ages
 from castore.store.eventlog import EventLog
-from castore.store.hosts import Host, begins_id, host_key, this_host
+from castore.store.hosts import Host, begins_id
 from castore.store.locks import named_lock
 from castore.store.places import read_private, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
 
     from castore.model.generation import Generation
     from castore.sealing import WriterKey
     from castore.storage import Storage
+    from castore.store.config import StoreConfig
     from castore.store.index import Index
     from castore.store.places import Places
 
@@ -39,103 +42,77 @@ class Remembered:
     places: Places
     store_id: bytes
     writer_key: WriterKey
+    config: StoreConfig
     index: Index
     configured_host: str = ""
     """`host` of castore.toml."""
     former_hosts: Collection[str] = ()
     """`former-hosts` of castore.toml: names, or beginnings of ids, that this host had before."""
+    configured_recipients: Collection[str] = ()
+    """`recipients` of castore.toml, as text; empty: it does not say."""
+    isolate_writers: bool = False
+    """`isolate-writers` of castore.toml: new snapshots share nothing that another machine has added."""
     chosen_host: str | None = None
     """The host whose generations are selected, and ALL_HOSTS for every one; None: this one."""
     say: Callable[[str], None] = staticmethod(lambda _text: None)
     """Receives what the user should know of a selection."""
 
-    @cached_property
+    @property
     def host(self) -> Host:
-        """This host, as generations record it."""
-        return this_host(self.store_id, self.places.state, self.configured_host)
+        """This host, as generations record it. Raises IdentityError if this machine may add nothing."""
+        return Host(self.host_name, self.writer_key.signer.public.hex())
+
+    @property
+    def host_name(self) -> str:
+        """The certified name of this machine; else the one that castore.toml or the system gives it."""
+        return self.certified_host or self.configured_host or host_name(escaped(os.uname().nodename))
+
+    @property
+    def certified_host(self) -> str:
+        """The name under which this machine is certified; empty: it is not."""
+        machine = self.writer_key.machine
+        found = self.config.certificate(machine.signing.public) if machine is not None else None
+        return "" if found is None or found.revoked else found.host
 
     def is_own(self, generation: Generation) -> bool:
         """Whether a generation belongs to this host, or to one that it took over from."""
         return self.is_of_this_host(generation) or generation.number <= self._taken_over(
             generation.service
-        ).get(host_key(generation), 0)
+        ).get(self.host_key(generation), 0)
 
     def is_of_this_host(self, generation: Generation) -> bool:
         """Whether a generation was taken on this host."""
         if self.former_hosts and self._is_former(generation):
             return True
-        if generation.host_id:
-            return generation.host_id == self.host.id and not self._is_of_clone(generation)
-        return generation.host == self.host.name
+        return self.host_key(generation) == self.host_name
 
     def _is_former(self, generation: Generation) -> bool:
         return generation.host in self.former_hosts or any(
             begins_id(generation.host_id, one) for one in self.former_hosts
         )
 
-    def _is_of_clone(self, generation: Generation) -> bool:
-        """Whether a generation with this host's id was taken by another machine with the same machine id.
-
-        A machine whose own notes are lost cannot know, and takes all for its own.
-        """
-        if self.configured_host or generation.host == self.host.name:
-            return False
-        taken = self._taken(generation.service)
-        return bool(taken) and generation.number > taken.get(generation.host, 0)
-
     def host_key(self, generation: Generation) -> str:
-        """Return the key of a generation's host; this host has one key under all of its names."""
-        if self.is_of_this_host(generation):
-            return self.host.id
-        # Of a clone, which has this host's id.
-        clone = generation.host_id == self.host.id
-        return f"{self.host.id} {generation.host}" if clone else host_key(generation)
+        """Return the present name of a generation's host: that of the key that signed it."""
+        return self._present_names.get(generation.host_id, generation.host)
 
-    def _taken(self, service: str) -> dict[str, int]:
-        """Return the last generation that this machine took under each host name."""
-        if service not in self._known_taken:
-            text = read_private(self._state_file("taken", service)) or ""
-            lines = [line.partition(" ") for line in text.splitlines()]
-            self._known_taken[service] = {name: int(last) for last, _, name in lines if last.isdecimal()}
-        return self._known_taken[service]
-
-    @cached_property
-    def _known_taken(self) -> dict[str, dict[str, int]]:
-        return {}
+    @property
+    def _present_names(self) -> dict[str, str]:
+        """The present host name of each machine, by its key in hex."""
+        config, known = self.config, self.__dict__.get("_names")
+        if known is None or known[0] is not config:
+            known = config, {one.key.hex(): one.host for one in config.writers}
+            self.__dict__["_names"] = known
+        names: dict[str, str] = known[1]
+        return names
 
     def last_taken(self, service: str) -> int:
-        """Return the last generation that this machine took under its present host name; 0: none."""
-        return self._taken(service).get(self.host.name, 0)
+        """Return the last generation that this machine took of a service; 0: none is known."""
+        text = read_private(self._state_file("taken", service)) or ""
+        return int(text) if text.strip().isdecimal() else 0
 
-    def note_taken(self, service: str, number: int, before: Iterable[Generation]) -> None:
-        """Note that this machine takes a generation; before: those of the service. Raises StorageError.
-
-        The first time, what was taken under this host's id counts as taken by this machine.
-        """
-        taken = dict(self._taken(service))
-        if not taken:
-            for one in before:
-                if one.host_id == self.host.id:
-                    taken[one.host] = max(taken.get(one.host, 0), one.number)
-        taken[self.host.name] = number
-        lines = "".join(f"{last} {name}\n" for name, last in sorted(taken.items()))
-        write_private(self._state_file("taken", service), lines.encode("utf-8", "surrogateescape"))
-        self._known_taken[service] = taken
-
-    def clones(self, service: str, generations: Iterable[Generation]) -> dict[str, int]:
-        """Return the newest generations that other castores took under this host's id, by host name.
-
-        Under this host's own name it may be another user's of this machine.
-        """
-        if self.configured_host:
-            return {}
-        taken = self._taken(service)
-        found: dict[str, int] = {}
-        for one in generations:
-            is_other = one.number > taken.get(one.host, 0) if taken else one.host != self.host.name
-            if one.host_id == self.host.id and is_other:
-                found[one.host] = max(found.get(one.host, 0), one.number)
-        return found
+    def note_taken(self, service: str, number: int) -> None:
+        """Note that this machine takes a generation. Raises StorageError."""
+        write_private(self._state_file("taken", service), f"{number}\n".encode())
 
     def _taken_over(self, service: str) -> dict[str, int]:
         """Return the last generation that counts as this host's own, by the key of its former host."""

@@ -1,7 +1,8 @@
 """`removals/T-X`: which generations of a service were removed on purpose.
 
-Another machine that has seen a removed generation finds it missing. Only a holder of the writer key can
-write this record, so that machine knows that the removal was intended. Numbers are never given again,
+Another machine that has seen a removed generation finds it missing. The record is signed, so that machine
+knows that the removal was intended, and whether the signer may remove that generation: a machine may remove
+those of its own host, one with the role `maintain` those of all. Numbers are never given again,
 so an old record that somebody restores explains nothing else.
 """
 
@@ -11,7 +12,8 @@ import contextlib
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -21,7 +23,7 @@ from castore.store.boxed import decode_record, open_object, seal_object
 from castore.store.header import REMOVAL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from castore.sealing import WriterKey
     from castore.storage import Storage
@@ -51,38 +53,62 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Removal)
 
 
+class Removals(NamedTuple):
+    """Which generations of a service were removed on purpose."""
+
+    by_maintainers: Spans = Spans()
+    """By admins, and machines that may remove what others added."""
+    by_hosts: Mapping[str, Spans] = MappingProxyType({})
+    """By other machines, of their own: by host name."""
+
+    def includes(self, number: int, host: str) -> bool:
+        """Whether a generation of a host was removed by somebody who may."""
+        return number in self.by_maintainers or number in self.by_hosts.get(host, ())
+
+
+
 def record_removal(
     storage: Storage, writer: WriterKey, service: str, numbers: Collection[int]
 ) -> None:
-    """Record that generations are removed on purpose, durably; replace earlier records.
+    """Record that generations are removed on purpose, durably; replace earlier records of this signer.
 
-    Raises StorageError.
+    Raises StorageError, IdentityError.
     """
-    earlier = _read(storage, writer, service)
+    own = writer.signer.public
+    earlier = {
+        name: found for name, (found, signer) in _read(storage, writer, service).items() if signer == own
+    }
     known = Spans().union(*(one.numbers for one in earlier.values()))
     if all(number in known for number in numbers):
         return
     name = f"{REMOVALS}/{writer.tag(service).hex()}-{os.urandom(16).hex()}"
     record = Removal(_VERSION, time.time_ns(), known.union(Spans.of(numbers)).spans)
     storage.put(name, seal_object(REMOVAL, name, _encoder.encode(record), writer))
-    # The new record has all that the earlier ones have; two machines that write at once leave two.
+    # The new record has all that the earlier ones have; two processes that write at once leave two.
     with contextlib.suppress(StorageError):
         storage.delete_all(earlier)
 
 
-def removed_numbers(storage: Storage, writer: WriterKey, service: str) -> Spans:
+def removals(storage: Storage, writer: WriterKey, service: str) -> Removals:
     """Return the generations of a service that were removed on purpose. Raises StorageError."""
-    found = _read(storage, writer, service).values()
-    return Spans().union(*(one.numbers for one in found))
+    maintained: list[Spans] = []
+    hosts: dict[str, list[Spans]] = {}
+    for record, signer in _read(storage, writer, service).values():
+        if writer.signers.may_maintain(signer):
+            maintained.append(record.numbers)
+        for host in writer.signers.names(signer):
+            hosts.setdefault(host, []).append(record.numbers)
+    by_hosts = {host: Spans().union(*found) for host, found in hosts.items()}
+    return Removals(Spans().union(*maintained), by_hosts)
 
 
-def open_removal(name: str, data: bytes, writer: WriterKey) -> Removal:
-    """Return the record in the object `name`. Raises DamageError, FormatError."""
-    plain, _ = open_object(REMOVAL, name, data, writer)
-    record = decode_record(name, plain, _decoder, _VERSION)
+def open_removal(name: str, data: bytes, writer: WriterKey) -> tuple[Removal, bytes]:
+    """Return the record in the object `name`, and who signed it. Raises DamageError, FormatError."""
+    opened = open_object(REMOVAL, name, data, writer)
+    record = decode_record(name, opened.plain, _decoder, _VERSION)
     if any(not 0 < first <= last <= 0xFFFFFFFF for first, last in record.spans):
         raise DamageError(f"{name} is damaged: a run of generations in it is not a valid one")
-    return record
+    return record, opened.signer
 
 
 def damaged_removals(storage: Storage, writer: WriterKey) -> dict[str, str]:
@@ -101,8 +127,8 @@ def damaged_removals(storage: Storage, writer: WriterKey) -> dict[str, str]:
     return found
 
 
-def _read(storage: Storage, writer: WriterKey, service: str) -> dict[str, Removal]:
-    """Return the records of a service, by name. A damaged one explains nothing, and is left out."""
+def _read(storage: Storage, writer: WriterKey, service: str) -> dict[str, tuple[Removal, bytes]]:
+    """Return the records of a service and who signed each, by name, without those that are not accepted."""
     tags = {tag.hex() for tag in writer.tags(service)}
     found = {}
     for short in storage.list(REMOVALS):

@@ -1,7 +1,7 @@
 """A writer key that takes the place of another, after a machine that had it was lost.
 
 The order of the steps makes every one of them a place where it may be cut off. The new key is kept
-beside the old one; `eras/N` lists what is there, which harms nothing as long as no configuration names
+next to the old one; `eras/N` lists what is there, which harms nothing as long as no configuration names
 it; `config/N`, under the new key, is the one step in which it takes the other's place; then the file of the
 old key is replaced. A snapshot that another machine ends meanwhile looks at the configuration once its
 generation is written, and is not taken for committed if that has changed; what it wrote before that step is
@@ -30,7 +30,7 @@ from castore.store.sessions import decode_session, session_name, session_numbers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from castore.sealing import WriterKey
+    from castore.sealing import SigningKey, WriterKey
     from castore.storage import Storage
     from castore.store.config import StoreConfig
 
@@ -47,14 +47,18 @@ def rotate(
     successor: WriterKey,
     config: StoreConfig,
     number: int,
+    known: frozenset[int],
     packs: Callable[[], Iterable[bytes]],
+    signer: SigningKey,
     *,
     new_ids: bool,
 ) -> int:
     """Let `successor` take the place of `writer`; return the number of the new configuration.
 
-    config, number: the present one. packs: brings what is known of packs up to date, and returns the
-    ids of those that are the store's. Raises BusyError, StorageError.
+    config, number: the present one, with the certificates that are to be. known: the numbers of the
+    configurations that there were when it was accepted. packs: brings what is known of
+    packs up to date, and returns the ids of those that are the store's. signer: the admin's key.
+    Raises BusyError, StorageError.
     """
     ids = b"" if new_ids else writer.ids
     config = msgspec.structs.replace(config, former=(*config.former, writer.secret), ids=ids)
@@ -62,17 +66,18 @@ def rotate(
     while True:
         names = _names(storage)
         listed = _listed(storage, writer, packs())
-        era = max([number, *era_numbers(storage)]) + 1
+        era = twice.free_above(number, {*known, *era_numbers(storage)})
         try:
             data = encode_era(era, listed, successor)
             storage.put(era_name(era), data)
             twice.put_copy(storage, ERAS, era, data)
-            data = encode_config(era, msgspec.structs.replace(config, era=era), successor)
+            config = msgspec.structs.replace(config, era=era, era_hash=blake3(data).digest())
+            data = encode_config(era, config, successor, signer)
             storage.put(config_name(era), data)
         except ObjectExistsError:
             raise BusyError("another castore has just changed the keys of this store; try again") from None
-        if any(before < one < era for one in config_numbers(storage)):
-            # Somebody else was first: his configuration knows nothing of this one.
+        if any(one > before and one != era and one not in known for one in config_numbers(storage)):
+            # Another castore was first: its configuration knows nothing of this one.
             for name in twice.names(storage, CONFIGS, era):
                 _remove(storage, name)
             raise BusyError("another castore has just changed the keys of this store; try again")
@@ -81,7 +86,7 @@ def rotate(
         late = _names(storage) - names - listed.keys()
         if not late or rounds == _ROUNDS:
             return era
-        before = number = era
+        before, number, known = era, era, known | {era}
 
 
 def clean(storage: Storage, number: int) -> None:

@@ -3,8 +3,8 @@
 Whoever keeps the store's objects can put yesterday's in their place: every one of them is authentic,
 and so is the whole. Only the memory of a machine tells that something went back. It is one small file,
 in the state folder and not in the cache, written durably and only when it changed: the highest
-`config/N`, and of each service the highest generation with its session, which says whether it is still
-the same one.
+`config/N` with its hash and its admins, and of each service the highest generation with its session,
+which says whether it is still the same one.
 
 A machine that remembers nothing accepts what it finds. A copy of a store at another place has a memory
 of its own. A machine that removes generations leaves a record of that in the store (`removals`), so that
@@ -21,12 +21,14 @@ import msgspec
 from castore.errors import OlderError, StorageError
 from castore.store.locks import waiting_lock
 from castore.store.places import read_private, write_private
+from castore.store.removals import Removals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from castore.model.generation import Generation
     from castore.storage import Storage
+    from castore.store.config import SealedConfig
     from castore.store.places import Places
 
 _WAY_OUT: Final = (
@@ -49,13 +51,17 @@ class SeenService(msgspec.Struct, frozen=True, omit_defaults=True):
     """Those that this machine removed, or is about to, with numbers above it."""
     missing: dict[int, str] = {}
     """Generations that disappeared without a record, with their sessions: reported until accepted."""
+    host: str = ""
+    """The host that the highest generation was taken on, which may remove it."""
 
-    def with_generation(self, number: int, session: str) -> SeenService:
+    def with_generation(self, number: int, session: str, host: str = "") -> SeenService:
         """Return this with a generation that was seen: the highest counts, and it has to stay."""
         if number <= self.number or number in self.removed:
             return msgspec.structs.replace(self, last=max(self.last, number))
         removed = tuple(one for one in self.removed if one > number)
-        return SeenService(max(self.last, number), number, session, removed, self.missing)
+        return msgspec.structs.replace(
+            self, last=max(self.last, number), number=number, session=session, host=host, removed=removed
+        )
 
 
 class Memory(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,6 +69,10 @@ class Memory(msgspec.Struct, frozen=True, omit_defaults=True):
 
     config: int = 0
     services: dict[str, SeenService] = {}
+    config_hash: bytes = b""
+    """BLAKE3 of the bytes of that configuration; empty: none was accepted yet."""
+    admins: tuple[bytes, ...] = ()
+    """The public keys whose configurations are accepted, where this machine has no writer key."""
 
 
 class Seen:
@@ -86,24 +96,42 @@ class Seen:
         """Return the services of which anything was seen."""
         return sorted(self._read().services)
 
-    def check_config(self, number: int) -> None:
-        """Refuse a store whose configuration went back. Raises OlderError, StorageError."""
-        before = self._read().config
-        if number < before:
+    def check_config(self, number: int, digest: bytes = b"") -> None:
+        """Refuse a store whose configuration went back. Raises OlderError, StorageError.
+
+        digest: the hash of its bytes, if it is authentic.
+        """
+        memory = self._read()
+        if number < memory.config:
             raise OlderError(
                 f"the store at {self._location} is older than this machine has seen it: its "
-                f"configuration was config/{before} and is config/{number}, so that recipients that were "
-                f"removed may be back; {_WAY_OUT}"
+                f"configuration was config/{memory.config} and is config/{number}, so that recipients that "
+                f"were removed may be back; {_WAY_OUT}"
+            )
+        if number == memory.config and digest and memory.config_hash not in {b"", digest}:
+            raise OlderError(
+                f"config/{number} of the store at {self._location} is not the one that this machine has "
+                f"seen: recipients, admins or writers may be others; {_WAY_OUT}"
             )
 
-    def config(self, number: int, *, accept: bool) -> None:
-        """Remember the number of an authentic configuration; with `accept`, also a lower one."""
+    def config(self, sealed: SealedConfig, admins: Iterable[bytes], *, accept: bool) -> None:
+        """Remember an accepted configuration; with `accept`, also one with a lower number.
+
+        admins: the keys whose configurations are accepted from now on.
+        """
 
         def change(memory: Memory) -> Memory:
-            number_now = number if accept else max(number, memory.config)
-            return msgspec.structs.replace(memory, config=number_now)
+            if sealed.number < memory.config and not accept:
+                return memory
+            return msgspec.structs.replace(
+                memory, config=sealed.number, config_hash=sealed.hash, admins=tuple(admins)
+            )
 
         self._change(change, strict=accept)
+
+    def admins(self) -> frozenset[bytes]:
+        """Return the keys whose configurations are accepted."""
+        return frozenset(self._read().admins)
 
     def memory(self) -> Memory:
         """Return what is remembered now."""
@@ -116,14 +144,14 @@ class Seen:
         session_of: Callable[[str, int], str | None],
         *,
         accept: bool,
-        removed: Callable[[str], Container[int]] = lambda _service: frozenset(),
+        removals: Callable[[str], Removals] = lambda _service: Removals(),
         report: Callable[[str], None] | None = None,
     ) -> None:
         """Refuse a store in which a service went back, and remember the highest generations.
 
         memory: what was remembered before the store was looked at. present: the highest generation
         of each service. session_of: the session, in hex, of a generation; "" if it is there, but
-        damaged, which is reported elsewhere; None if it does not exist. removed: the generations of a
+        damaged, which is reported elsewhere; None if it does not exist. removals: the generations of a
         service that other machines removed on purpose. report: is passed what is wrong, instead of an
         error; the generations that disappeared are remembered as missing. Raises OlderError, which names
         all services that went back, StorageError.
@@ -139,7 +167,7 @@ class Seen:
         if not accept:
             reasons = []
             for service, seen in sorted(memory.services.items()):
-                found = _went_back(service, seen, present.get(service), session_of, removed)
+                found = _went_back(service, seen, present.get(service), session_of, removals)
                 if found:
                     lost[service] = {number: session for number, session, _ in found}
                     reasons += [reason for *_, reason in found]
@@ -160,11 +188,11 @@ class Seen:
                 before, seen = memory_before.services[name], services[name]
                 missing = lost.get(name, {})
                 if seen.number == before.number and (seen.number in missing or name in went):
-                    seen = msgspec.structs.replace(seen, number=0, session="")
+                    seen = msgspec.structs.replace(seen, number=0, session="", host="")
                 services[name] = msgspec.structs.replace(seen, missing=missing)
             for name, newest in present.items():
                 seen = services.get(name, SeenService())
-                services[name] = seen.with_generation(newest.number, newest.session.hex())
+                services[name] = seen.with_generation(newest.number, newest.session.hex(), newest.host)
             return msgspec.structs.replace(memory, services=services)
 
         self._change(change, strict=accept)
@@ -174,7 +202,7 @@ class Seen:
 
         def change(memory: Memory) -> Memory:
             seen = self._of(memory, generation.service)
-            seen = seen.with_generation(generation.number, generation.session.hex())
+            seen = seen.with_generation(generation.number, generation.session.hex(), generation.host)
             return msgspec.structs.replace(
                 memory, services={**memory.services, generation.service: seen}
             )
@@ -192,11 +220,13 @@ class Seen:
         def change(memory: Memory) -> Memory:
             seen = self._of(memory, service)
             last = max([seen.last, *gone])
-            number, session = seen.number, seen.session
+            number, session, host = seen.number, seen.session, seen.host
             if number in gone:
-                number, session = (rest.number, rest.session.hex()) if rest is not None else (0, "")
+                number, session, host = 0, "", ""
+                if rest is not None:
+                    number, session, host = rest.number, rest.session.hex(), rest.host
             removed = tuple(sorted({one for one in (*seen.removed, *gone) if one > number}))
-            changed = SeenService(last, number, session, removed, seen.missing)
+            changed = SeenService(last, number, session, removed, seen.missing, host)
             return msgspec.structs.replace(memory, services={**memory.services, service: changed})
 
         self._change(change, strict=True)
@@ -240,7 +270,7 @@ def _went_back(
     seen: SeenService,
     newest: Generation | None,
     session_of: Callable[[str, int], str | None],
-    removed: Callable[[str], Container[int]],
+    removals: Callable[[str], Removals],
 ) -> list[tuple[int, str, str]]:
     """Return (number, session, what a message says) of each generation that is not as it was seen."""
     expected = dict(seen.missing)
@@ -250,7 +280,7 @@ def _went_back(
     for number, session in sorted(expected.items()):
         present = session_of(service, number)
         newer = number == seen.number and newest is not None and newest.number > number
-        if present is None and not newer and number not in removed(service):
+        if present is None and not newer and not _is_removed(removals, service, number, seen):
             now = f"is {service}@{newest.number}" if newest is not None else "there is none"
             what = "the newest generation was" if number == seen.number else "there was also"
             found.append((number, session, f"{what} {service}@{number}, and now {now}"))
@@ -258,6 +288,13 @@ def _went_back(
             reason = f"{service}@{number} is not the generation that had this number before"
             found.append((number, session, reason))
     return found
+
+
+def _is_removed(
+    removals: Callable[[str], Removals], service: str, number: int, seen: SeenService
+) -> bool:
+    host = seen.host if number == seen.number else ""
+    return removals(service).includes(number, host)
 
 
 def seen_at(places: Places, store_id: bytes, storage: Storage) -> Seen:

@@ -89,7 +89,9 @@ class Session:
         cipher = best_cipher()
         data_key = random_key()
         seals = sealed_to((entry.recipient for entry in config.recipients), self.id, data_key)
-        self._record = new_session_record(time.time_ns(), os.uname().nodename, cipher, seals)
+        signer = writer.signer.public
+        host = next(iter(writer.signers.names(signer)), os.uname().nodename)
+        self._record = new_session_record(time.time_ns(), host, cipher, seals, signer)
         self._recorded = False
         self._chunk_sealer = RecordSealer(cipher, data_key, writer.store_id)
         self._node_sealer = RecordSealer(cipher, writer.node_key(self.id), writer.store_id)
@@ -342,7 +344,8 @@ class Session:
             ids = [entry.id for entry in pack.entries]
             kept = ((one, self._pending.get(one)) for one in ids)
             sketches = [(one, pending.sketch) for one, pending in kept if pending is not None]
-            self._index.put_packs([(pack_id, length, pack.entries)], sketches)
+            signers = {pack_id: self._writer.signer.public}
+            self._index.put_packs([(pack_id, length, pack.entries)], sketches, signers=signers)
             self.known([entry.id for entry in pack.entries if entry.kind == CHUNK])
             self._recent |= dict.fromkeys(ids)
             for old in list(itertools.islice(self._recent, max(len(self._recent) - _RECENT, 0))):

@@ -6,18 +6,17 @@ import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from blake3 import blake3
 
-from castore.errors import DamageError, FormerKeyError, MissingError
+from castore.errors import DamageError, MissingError, SignerError
 from castore.model.refs import SessionId
 from castore.sealing import Cipher  # noqa: TC001 - msgspec reads the annotation
-from castore.store.boxed import decode_record
-from castore.store.header import HEADER_BYTES, SESSION, check_header, header
+from castore.store.boxed import decode_record, open_object, seal_object
+from castore.store.header import HEADER_BYTES, SESSION, check_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from castore.sealing import Identity, Recipient, WriterKey
+    from castore.sealing import Identity, Recipient, SigningKey, WriterKey
     from castore.storage import Storage
 
 _VERSION: Final = 1
@@ -36,6 +35,8 @@ class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """(recipient, session id | data key sealed to it)."""
     nodes: bytes = b""
     """The key of the session's nodes; empty where it follows from the key that this is sealed under."""
+    writer: bytes = b""
+    """The public key of who added to the session: a machine's, or an admin's."""
 
     def __repr__(self) -> str:
         return f"SessionRecord(of {self.host})"
@@ -78,17 +79,16 @@ def sealed_to(
     return tuple((recipient.key, recipient.seal(session + data_key)) for recipient in recipients)
 
 
-def _associated(name: str, store_id: bytes, start: bytes) -> bytes:
-    return name.encode() + store_id + start
-
-
 def encode_session(
-    session: SessionId, number: int, record: SessionRecord, writer: WriterKey
+    session: SessionId,
+    number: int,
+    record: SessionRecord,
+    writer: WriterKey,
+    signer: SigningKey | None = None,
 ) -> bytes:
-    """Return the bytes of `sessions/S.number`."""
-    start = header(SESSION) + session
-    ad = _associated(session_name(session, number), writer.store_id, start)
-    return start + writer.objects.seal(ad, _encoder.encode(record))
+    """Return the bytes of `sessions/S.number`. signer: else the writer's."""
+    name, plain = session_name(session, number), _encoder.encode(record)
+    return seal_object(SESSION, name, plain, writer, more=session, signer=signer)
 
 
 def decode_session(
@@ -102,37 +102,36 @@ def decode_session(
     check_header(name, data, SESSION)
     if data[HEADER_BYTES:_BOX] != session:
         raise DamageError(f"{name} is damaged: it names another session, or is cut")
-    try:
-        ad = _associated(name, writer.store_id, data[:_BOX])
-        plain, key = writer.open(name, ad, data[_BOX:], lambda: blake3(data).digest())
-    except DamageError as error:
-        raise type(error)(f"{name} is damaged: {error}") from None
-    record = decode_record(name, plain, _decoder, _VERSION)
-    if key is not writer and not record.nodes:
-        record = msgspec.structs.replace(record, nodes=key.node_key(session))
+    opened = open_object(SESSION, name, data, writer, more=16)
+    record = decode_record(name, opened.plain, _decoder, _VERSION)
+    signer = opened.signer
+    if record.writer != signer and signer not in writer.signers.admins | writer.signers.ended.keys():
+        raise SignerError(f"{name} is damaged: it is signed by another machine than the one that it names")
+    if opened.opener is not writer and not record.nodes:
+        record = msgspec.structs.replace(record, nodes=opened.opener.node_key(session))
     return record
 
 
 def read_session(
     storage: Storage, session: SessionId, numbers: Sequence[int], writer: WriterKey
 ) -> tuple[int, SessionRecord]:
-    """Return the highest of a session's objects that counts: its number, and what it holds.
+    """Return the highest of a session's objects that is accepted: its number, and what it holds.
 
-    One that a former writer key sealed too late is passed over: it must not hide the right one.
+    One that does not open, or is signed by somebody who may not, must not hide the right one.
     Raises DamageError, FormatError, StorageError.
     """
-    refused: FormerKeyError | None = None
+    refused: DamageError | None = None
     for number in reversed(numbers):
         data = storage.get(session_name(session, number))
         try:
             return number, decode_session(session, number, data, writer)
-        except FormerKeyError as error:
+        except DamageError as error:
             refused = refused or error
     raise refused or MissingError(f"the session object sessions/{session.hex()}.* is gone")
 
 
 def new_session_record(
-    time: int, host: str, cipher: Cipher, seals: tuple[tuple[bytes, bytes], ...]
+    time: int, host: str, cipher: Cipher, seals: tuple[tuple[bytes, bytes], ...], writer: bytes
 ) -> SessionRecord:
     """Return the record of a session that begins."""
-    return SessionRecord(_VERSION, time, host, cipher, seals)
+    return SessionRecord(_VERSION, time, host, cipher, seals, writer=writer)

@@ -1,7 +1,7 @@
 """A store: made, opened, added to through sessions, read, sealed to others.
 
 What it remembers of services on this machine is in `remembered`, its keys are in `keyed`, its index and its
-generations in `history`.
+generations in `history`, what only an admin may change in `authority`.
 """
 
 from __future__ import annotations
@@ -10,56 +10,44 @@ import contextlib
 import copy
 import os
 import threading
-import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
-
-import msgspec
 
 from castore.errors import (
     DamageError,
     MissingError,
     ObjectExistsError,
     ObjectMissingError,
+    RotatedError,
     StorageError,
+    UntrustedError,
     UsageError,
 )
 from castore.kernel import Sketcher
 from castore.model.refs import decode_node
 from castore.sealing import WriterKey
 from castore.store import twice
+from castore.store.authority import Authority, first_config, labelled
 from castore.store.config import (
     CONFIGS,
     DEFAULT_AVERAGE,
     MAX_AVERAGE,
     MIN_AVERAGE,
-    LabelledRecipient,
-    SealedConfig,
-    StoreConfig,
     config_name,
     config_numbers,
     encode_config,
     is_empty,
 )
-from castore.store.eras import open_config
-from castore.store.history import History
 from castore.store.index import Index, Place
 from castore.store.keyring import IdentitySource
 from castore.store.pack import CHUNK, NODE, pack_name, read_footer
 from castore.store.reference import ReferenceCache
-from castore.store.reseal import reseal
-from castore.store.rotation import clean, rotate
 from castore.store.seen import seen_at
-from castore.store.writers import (
-    drop_next,
-    keep_writer_key,
-    local_writer_key,
-    next_of,
-    writer_key_through,
-)
+from castore.store.trust import Opener, choose, newest_numbers
+from castore.store.writers import keep_writer_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from castore.model.refs import PackId, RecordId, Ref
@@ -69,36 +57,30 @@ if TYPE_CHECKING:
     from castore.store.places import Places
     from castore.store.records import RecordReader
     from castore.store.session import Session
+    from castore.store.trust import Accepted, Agree
 
 
-class Store(History):
+class Store(Authority):
     """An open store. What reads is safe to share between threads."""
 
-    def __init__(
-        self,
-        storage: Storage,
-        places: Places,
-        sealed: SealedConfig,
-        writer: WriterKey,
-        identity: IdentitySource,
-        *,
-        accept_older: bool = False,
-    ) -> None:
-        self.storage = storage
-        self.places = places
-        self.store_id = writer.store_id
+    def __init__(self, opener: Opener, *, accept_older: bool = False) -> None:
+        self.storage = opener.storage
+        self.places = opener.places
         self.damaged = {}
         self.older = ""
-        self._identity = identity
-        self._seen = seen_at(places, self.store_id, storage)
+        self._opener = opener
+        self._identity = opener.identity
         self._accept_older = accept_older
-        config = open_config(sealed, writer, storage)
-        self._seen.config(sealed.number, accept=accept_older)
-        self.index = Index(places.index_of(self.store_id, storage.place), self.store_id)
-        self.references = ReferenceCache(places.references_of(self.store_id, storage.place))
+        accepted = _choose(opener, accept_older=accept_older)
+        self.store_id = accepted.sealed.store_id
+        self._seen = seen_at(self.places, self.store_id, self.storage)
+        self._remember(accepted, accept_older=accept_older)
+        place = self.storage.place
+        self.index = Index(self.places.index_of(self.store_id, place), self.store_id)
+        self.references = ReferenceCache(self.places.references_of(self.store_id, place))
         self._syncing = threading.Lock()
         try:
-            self._hold(writer, config, sealed)
+            self._hold(accepted)
         except BaseException:
             self.close()
             raise
@@ -115,27 +97,34 @@ class Store(History):
         average: int = DEFAULT_AVERAGE,
         identity: Callable[[], Identity] | None = None,
         keep: Callable[[bytes], None] = lambda _store_id: None,
+        host: str = "",
+        admins: Sequence[bytes] = (),
     ) -> Store:
         """Make a store in `storage`, sealed to (recipient, label) pairs, and open it.
 
-        Its writer key is kept on this machine. keep: is called with the store's id before the store is
-        there, to keep what must not be missing then: an identity. Raises UsageError, StorageError.
+        Its writer key is kept on this machine, which is certified as `host`, else under its host name. The
+        configuration is signed by the admin key of the identity; where none is given, by this machine, and an
+        admin is to sign it later. keep: is called with the store's id before the store is there, to keep what
+        must not be missing then: an identity. admins: keys whose configurations are accepted besides.
+        Raises UsageError, StorageError.
         """
         taken = f"{storage.location} holds a castore store already"
         if config_numbers(storage):
             raise UsageError(taken)
         if not is_empty(storage):
-            raise UsageError(f"{taken}, which has lost its config/: put that back from a copy of the store")
+            raise UsageError(f"{taken}, which has lost its config/: restore that from a copy of the store")
         if not MIN_AVERAGE <= average <= MAX_AVERAGE:
             raise UsageError(
                 f"chunks cannot have {average} bytes on average: {MIN_AVERAGE} to {MAX_AVERAGE}"
             )
-        config = StoreConfig(1, time.time_ns(), average, _labelled(recipients))
-        writer = WriterKey.generate()
-        data = encode_config(1, config, writer)
+        writer, source = WriterKey.generate(), IdentitySource(identity)
+        known = source.get() if source else None
+        config, signer = first_config(writer, labelled(recipients), average, host, known, admins)
+        data = encode_config(1, config, writer, signer)
         path = places.writer_key_of(writer.store_id)
         keep(writer.store_id)
-        keep_writer_key(path, writer, storage)
+        pins = dict.fromkeys([*sorted(config.admin_keys), signer.public])
+        keep_writer_key(path, writer.with_pins(pins), storage)
         try:
             storage.put(config_name(1), data)
         except ObjectExistsError:
@@ -147,7 +136,7 @@ class Store(History):
             twice.put_copy(storage, CONFIGS, 1, data)
         except StorageError as error:
             raise StorageError(f"{error}; the store is made all the same, and can be used") from error
-        return cls(storage, places, SealedConfig(1, data), writer, IdentitySource(identity))
+        return cls(Opener(storage, places, source))
 
     @classmethod
     def open(
@@ -158,25 +147,23 @@ class Store(History):
         *,
         local_key: bool = True,
         accept_older: bool = False,
+        trust: Iterable[bytes] = (),
+        agree: Agree | None = None,
     ) -> Store:
         """Open the store in `storage`.
 
         The writer key comes from this machine's state, or, where it is not there or not wanted
         (`local_key`), through the identity, into memory only. `identity` is called when it is first
         needed, and once. A store that is older than this machine has seen it is refused, unless that is
-        right (`accept_older`), and then remembered as it is.
-        Raises NotFoundError, IdentityError, RotatedError, OlderError, DamageError, FormatError, UsageError.
+        right (`accept_older`), and then remembered as it is. trust: keys of admins that are accepted besides
+        those that this machine pins. agree: asks whether a configuration that no trusted admin has signed is
+        right, if there is no writer key.
+        Raises NotFoundError, IdentityError, RotatedError, UntrustedError, OlderError, DamageError,
+        FormatError, UsageError.
         """
-        sealed = SealedConfig.read(storage)
         source = IdentitySource(identity)
-        if not accept_older:
-            seen_at(places, sealed.store_id, storage).check_config(sealed.number)
-        writer = None
-        if local_key:
-            writer = local_writer_key(places.writer_key_of(sealed.store_id), sealed, storage)
-        if writer is None:
-            writer = writer_key_through(sealed, source, storage)
-        return cls(storage, places, sealed, writer, source, accept_older=accept_older)
+        opener = Opener(storage, places, source, local_key, frozenset(trust), agree)
+        return cls(opener, accept_older=accept_older)
 
     @staticmethod
     def read_id(storage: Storage) -> bytes:
@@ -184,7 +171,15 @@ class Store(History):
 
         Raises NotFoundError, DamageError, FormatError.
         """
-        return SealedConfig.read(storage).store_id
+        return newest_numbers(storage)[0][0]
+
+    @staticmethod
+    def read_ids(storage: Storage) -> list[bytes]:
+        """Return the ids that configurations in `storage` name, unverified: of a sound store it is one.
+
+        Raises NotFoundError, DamageError, FormatError.
+        """
+        return [store_id for store_id, _ in newest_numbers(storage)]
 
     def close(self) -> None:
         """Close the index, and wipe the identity and the keys of sessions."""
@@ -243,6 +238,7 @@ class Store(History):
         from castore.store.session import Session  # noqa: PLC0415
 
         self.refresh_config()
+        self.check_settings()
         # Of an `init` that was killed it may be seen, and yet be lost: before all that needs it.
         self.storage.settle(CONFIGS)
         self._keep_copies()
@@ -335,71 +331,19 @@ class Store(History):
         """
         return self._records.is_intact(Place.of(pack, entry), entry, sealed)
 
-    # Recipients
 
-    def reseal(self, recipients: Sequence[tuple[Recipient, str]]) -> bool:
-        """Seal the store to exactly these (recipient, label) pairs; tell whether it was not yet.
-
-        Interrupted, it is finished by being called again. Raises UsageError, IdentityError,
-        DamageError, StorageError, BusyError.
-        """
-        labelled = _labelled(recipients)
-        # Sealed anew under a writer key that is replaced meanwhile, sessions would not count.
-        with self._writer_key_lock(), self.upkeep_lock(), self.storage.hold():
-            self.refresh_config()
-            config, number = self.config, self._sealed.number
-            if config.recipients != labelled:
-                config, number = msgspec.structs.replace(config, recipients=labelled), number + 1
-            changed = reseal(self.storage, self._keyring, number, config, self.refresh_config)
-            self.refresh_config()
-        return changed
-
-    def rotate_writer(self, *, new_ids: bool = False) -> None:
-        """Draw a new writer key: what is added with the present one from now on does not count.
-
-        No identity is needed: the new one is sealed to the recipients. With `new_ids` chunks get other
-        names, and nothing that is stored now is found again by what is added later. Raises BusyError,
-        StorageError.
-        """
-        path = self.places.writer_key_of(self.store_id)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._writer_key_lock())
-            stack.enter_context(self.upkeep_lock())
-            self.sync()
-            for service in self.services():
-                stack.enter_context(self.lock(service))
-            # What is committed or moved while packs are listed would not count.
-            stack.enter_context(self.storage.hold(alone=True))
-            self.refresh_config()
-            if self.writer_key.former:
-                # Without what it lists, what is under former keys would be listed no more, for good.
-                self.writer_key.listed()
-            successor = self.writer_key.successor()
-            keep = os.path.exists(path)
-            if keep:
-                keep_writer_key(next_of(path), successor, self.storage)
-            number = rotate(
-                *(self.storage, self.writer_key, successor, self.config, self._sealed.number),
-                self._accepted_packs,
-                new_ids=new_ids,
-            )
-            if keep:
-                keep_writer_key(path, successor, self.storage)
-                drop_next(path)
-            clean(self.storage, number)
-            sealed = SealedConfig.read(self.storage)
-            self._hold(successor, open_config(sealed, successor, self.storage), sealed)
-            self._seen.config(sealed.number, accept=False)
-
-    def _accepted_packs(self) -> set[PackId]:
-        self.sync()
-        return self.index.pack_ids()
-
-
-def _labelled(recipients: Sequence[tuple[Recipient, str]]) -> tuple[LabelledRecipient, ...]:
-    if not recipients:
-        raise UsageError("a store needs a recipient: nobody could read what is sealed to none")
-    found = dict(recipients)
-    if len(found) > 1000:
-        raise UsageError(f"a store has at most 1000 recipients, not {len(found)}")
-    return tuple(LabelledRecipient(recipient.key, label) for recipient, label in found.items())
+def _choose(opener: Opener, *, accept_older: bool) -> Accepted:
+    """Return the configuration that is accepted, which must not be older than one that was."""
+    storage, places = opener.storage, opener.places
+    try:
+        accepted = choose(opener)
+    except (RotatedError, UntrustedError, DamageError):
+        if not accept_older:
+            # An older copy in the place of a store is the likelier reason, and says more.
+            for store_id, number in newest_numbers(storage):
+                seen_at(places, store_id, storage).check_config(number)
+        raise
+    if not accept_older:
+        seen = seen_at(places, accepted.sealed.store_id, storage)
+        seen.check_config(accepted.sealed.number, accepted.sealed.hash)
+    return accepted

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
+from castore.errors import (
+    DamageError,
+    FormatError,
+    FormerKeyError,
+    ObjectMissingError,
+    SignerError,
+    StorageError,
+)
 from castore.model.refs import PackId
 from castore.model.tally import Tally
+from castore.store.boxed import Refusal
 from castore.store.generations import NAME, open_generation
-from castore.store.pack import pack_name, read_footer
+from castore.store.pack import entries_of, open_footer, pack_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from castore.model.generation import Generation
+    from castore.model.refs import SessionId
     from castore.sealing import WriterKey
     from castore.storage import Storage
     from castore.store.index import Index
-    from castore.store.pack import PackEntry
+    from castore.store.pack import Footer, PackEntry
 
 _BATCH: Final = 50_000
 """Records put in one transaction: one sync of the index's file a batch, in bounded memory."""
@@ -28,11 +37,15 @@ _MANY: Final = 32
 
 
 def sync_packs(
-    storage: Storage, index: Index, writer: WriterKey, tally: Tally | None = None
+    storage: Storage,
+    index: Index,
+    writer: WriterKey,
+    tally: Tally | None = None,
+    writer_of: Callable[[SessionId], bytes | None] = lambda _session: None,
 ) -> dict[str, str]:
     """Index new packs, and drop missing ones; return what is damaged, and why.
 
-    tally: counts the packs.
+    tally: counts the packs. writer_of: returns who added to a session; None where that is not known.
     """
     tally = tally or Tally()
     # What is indexed is looked up first: a pack that another process adds meanwhile is then new
@@ -45,14 +58,17 @@ def sync_packs(
     }
     damaged: dict[str, str] = {}
     if not indexed and len(listed) >= _MANY:
-        _index_all(storage, index, writer, listed, damaged, tally)
+        _index_all(storage, index, writer, listed, damaged, tally, writer_of)
         return damaged
     batch: list[tuple[PackId, int, list[PackEntry]]] = []
     records = 0
+    signers: dict[PackId, bytes] = {}
     for pack in _counted(sorted(listed - indexed), tally):
         name = pack_name(pack)
         try:
-            entries, length = read_footer(storage, name, writer)
+            footer = open_footer(storage, name, writer)
+            _check_sessions(name, footer, writer, writer_of)
+            entries, length = entries_of(name, footer), footer.size
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:
@@ -60,12 +76,13 @@ def sync_packs(
             damaged[name] = _reason(name, error)
             continue
         batch.append((pack, length, entries))
+        signers[pack] = footer.signer
         records += len(entries)
         if records >= _BATCH:
-            index.put_packs(batch)
+            index.put_packs(batch, signers=signers)
             batch, records = [], 0
     if batch:
-        index.put_packs(batch)
+        index.put_packs(batch, signers=signers)
     if gone := indexed - listed:
         index.remove_packs(gone)
     return damaged
@@ -78,6 +95,7 @@ def _index_all(
     listed: set[PackId],
     damaged: dict[str, str],
     tally: Tally,
+    writer_of: Callable[[SessionId], bytes | None],
 ) -> None:
     """Take all packs into an index that has none; say in `damaged` which cannot be."""
     from castore.store.index.rebuild import read_footers  # noqa: PLC0415 - of little use to most commands
@@ -86,7 +104,31 @@ def _index_all(
         if not isinstance(error, ObjectMissingError):
             damaged[pack_name(pack)] = _reason(pack_name(pack), error)
 
-    index.rebuild(read_footers(storage, writer, _counted(sorted(listed), tally)), failed)
+    def checked() -> Iterator[tuple[PackId, Footer | Exception]]:
+        for pack, found in read_footers(storage, writer, _counted(sorted(listed), tally)):
+            try:
+                if not isinstance(found, Exception):
+                    _check_sessions(pack_name(pack), found, writer, writer_of)
+            except (DamageError, StorageError) as error:
+                yield pack, error
+            else:
+                yield pack, found
+
+    index.rebuild(checked(), failed)
+
+
+def _check_sessions(
+    name: str, footer: Footer, writer: WriterKey, writer_of: Callable[[SessionId], bytes | None]
+) -> None:
+    """Refuse a pack with records of another machine's session, but of one that may move them.
+
+    Else a machine that is revoked later could have put records where they are still trusted.
+    """
+    if writer.signers.may_maintain(footer.signer):
+        return
+    for session in footer.sessions:
+        if writer_of(session) not in {None, footer.signer}:
+            raise SignerError(f"{name} is damaged: it holds records of another machine's session")
 
 
 def _counted(packs: list[PackId], tally: Tally) -> Iterator[PackId]:
@@ -142,5 +184,6 @@ def sync_generations(
 
 
 def _reason(name: str, error: Exception) -> str:
-    """Return what is wrong, without the object's name, which stands beside it."""
-    return str(error).removeprefix(name).removeprefix(" is damaged").lstrip(": ")
+    """Return what is wrong, without the object's name, which stands next to it."""
+    reason = str(error).removeprefix(name).removeprefix(" is damaged").lstrip(": ")
+    return Refusal(reason) if isinstance(error, FormerKeyError) else reason

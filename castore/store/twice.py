@@ -15,7 +15,7 @@ from blake3 import blake3
 from castore.errors import ObjectExistsError, ObjectMissingError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from castore.storage import Storage
 
@@ -43,9 +43,10 @@ def keep_copy(storage: Storage, folder: str, number: int, whole: Callable[[], by
 
     Raises StorageError, and what that does.
     """
-    if _copies(storage, folder, number):
-        return
+    copies = _copies(storage, folder, number)
     data = whole()
+    if _copy_of(folder, number, data) in copies:
+        return
     put_copy(storage, folder, number, data)
     # By itself it would count, as one does whose object was lost.
     there = list(_names(storage, folder))
@@ -59,22 +60,27 @@ def names(storage: Storage, folder: str, number: int) -> list[str]:
     return sorted((name for name, one, _ in _names(storage, folder) if one == number), key=len, reverse=True)
 
 
-def read(storage: Storage, folder: str, number: int) -> bytes:
-    """Return one as it was written, where that or its copy still is.
+def free_above(number: int, taken: Collection[int]) -> int:
+    """Return the lowest number above `number` that is not taken, by whomever it is."""
+    number += 1
+    while number in taken:
+        number += 1
+    return number
 
-    Raises ObjectMissingError, StorageError.
+
+def variants(storage: Storage, folder: str, number: int) -> Iterator[bytes]:
+    """Yield the bytes that there are for one: its own, then those of copies that are as they were written.
+
+    Anybody who can add objects can add a copy, too: only what is in it says which one is genuine.
     """
-    copies = _copies(storage, folder, number)
-    try:
-        data = storage.get(f"{folder}/{number}")
-    except StorageError:
-        copy = _intact(storage, copies, folder, number)
-        if copy is None:
-            raise
-        return copy
-    if copies and _copy_of(folder, number, data) not in copies:
-        return _intact(storage, copies, folder, number) or data
-    return data
+    seen: set[bytes] = set()
+    for name in reversed(names(storage, folder, number)):
+        with contextlib.suppress(StorageError):
+            data = storage.get(name)
+            digest = blake3(data).digest()
+            if name in {f"{folder}/{number}", _copy_of(folder, number, data)} and digest not in seen:
+                seen.add(digest)
+                yield data
 
 
 def examine(storage: Storage, folder: str, number: int, data: bytes) -> dict[str, str]:

@@ -6,16 +6,13 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from castore.errors import DamageError, IdentityError, StorageError, UsageError
+from castore.errors import StorageError, UsageError
 from castore.sealing import WriterKey
 from castore.storage.files import sync_if_supported
-from castore.store.keyring import wrong_identity
 from castore.store.places import read_private, refusal, write_private
 
 if TYPE_CHECKING:
     from castore.storage import Storage
-    from castore.store.config import SealedConfig
-    from castore.store.keyring import IdentitySource
     from castore.store.places import Places
 
 
@@ -58,48 +55,29 @@ def drop_next(path: str) -> None:
         raise refusal("remove", next_of(path), error) from error
 
 
-def local_writer_key(path: str, sealed: SealedConfig, storage: Storage) -> WriterKey | None:
-    """Return the writer key that this machine keeps; None if it keeps none.
+def local_writer_keys(path: str, store_id: bytes, storage: Storage) -> list[WriterKey]:
+    """Return the writer keys that this machine keeps of a store, the present one first.
 
-    Where a replacement was cut off once the store had the new key, it is finished here.
-    Raises UsageError, and StorageError where the file cannot be read.
+    The second is of a replacement that was cut off. Raises UsageError, and StorageError where a file cannot
+    be read.
     """
     text = read_private(path)
     if text is None:
-        return None
-    writer = _parse(path, text, sealed.store_id, storage)
-    if not _opens(sealed, writer) and (text := read_private(next_of(path))) is not None:
-        with contextlib.suppress(UsageError):
-            following = _parse(path, text, sealed.store_id, storage)
-            if _opens(sealed, following):
-                with contextlib.suppress(StorageError):  # a full disk: the next command tries again
-                    keep_writer_key(path, following, storage)
-                    drop_next(path)
-                return following
-    return writer
+        return []
+    found = [_parse(path, text, store_id, storage)]
+    with contextlib.suppress(UsageError):
+        if (text := read_private(next_of(path))) is not None:
+            found.append(_parse(path, text, store_id, storage))
+    return found
 
 
-def writer_key_through(sealed: SealedConfig, source: IdentitySource, storage: Storage) -> WriterKey:
-    """Return the writer key that a store keeps for holders of an identity."""
-    try:
-        identity = source.get()
-    except IdentityError as error:
-        raise IdentityError(
-            f"this machine has no writer key for the store at {storage.location}; "
-            f"run 'castore key adopt' with an identity ({error})"
-        ) from None
-    writer = sealed.writer_key(identity)
-    if writer is None:
-        raise IdentityError(wrong_identity(storage, identity, None))
-    return writer
-
-
-def _opens(sealed: SealedConfig, writer: WriterKey) -> bool:
-    try:
-        sealed.open(writer)
-    except DamageError:
-        return False
-    return True
+def keep_accepted(path: str, kept: WriterKey, accepted: WriterKey, storage: Storage) -> None:
+    """Keep the key that opens the accepted configuration, and the admins that it names."""
+    if accepted.text() == kept.text():
+        return
+    with contextlib.suppress(StorageError):  # a full disk: the next command tries again
+        keep_writer_key(path, accepted, storage)
+        drop_next(path)
 
 
 def _parse(path: str, text: str, store_id: bytes, storage: Storage) -> WriterKey:

@@ -24,6 +24,7 @@ from castore.errors import DamageError, FormatError, ObjectMissingError
 from castore.kernel.marks import Marks
 from castore.model.counting import count as counted
 from castore.model.refs import PackId, SessionId
+from castore.store.boxed import Refusal
 from castore.store.condemned import condemn, read_condemned
 from castore.store.graph import Walk, mark, roots_of
 from castore.store.pack import CHUNK, PACK_BYTES, pack_name
@@ -147,6 +148,7 @@ def compact(
     store; the next goes on. Raises DamageError if the store is damaged so that it cannot be known what is
     needed; BusyError, StorageError.
     """
+    store.check_may_maintain("compact")
     with store.upkeep_lock():
         return _Compaction(store, max_unused, unfinished).run(tally, grace)
 
@@ -172,7 +174,8 @@ class _Compaction:
 
     def _refuse_damage(self) -> None:
         """What a damaged pack or generation holds or needs is not known: nothing is removed then."""
-        if damaged := sorted(self._store.damaged):
+        found = self._store.damaged.items()
+        if damaged := sorted(name for name, reason in found if not isinstance(reason, Refusal)):
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             raise DamageError(
                 f"nothing was removed: {damaged[0]}{more} cannot be read, and what is needed is not known; "

@@ -89,7 +89,8 @@ class Mover:
             pack.abort()
             if reference is not None:
                 reference.abort()
-        self._store.index.put_packs([(pack_id, length, pack.entries)])
+        signers = {pack_id: self._store.writer_key.signer.public}
+        self._store.index.put_packs([(pack_id, length, pack.entries)], signers=signers)
         self._store.index.move_uses((old, pack_id) for old in self._from)
         self._from.clear()
         self.written += length

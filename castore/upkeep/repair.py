@@ -62,6 +62,7 @@ def repair(
         planned = _plan(store, found)
         if not agree(found, planned):
             return planned, found
+        store.check_may_maintain("repair")
         planned.done = True
         if planned.mend:
             store.mend_copies()

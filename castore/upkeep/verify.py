@@ -97,6 +97,8 @@ def verify(
     Raises IdentityError, StorageError.
     """
     store.refresh_config()
+    if read_data:
+        store.identity()
     store.sync()
     found = Verification()
     found.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
@@ -193,11 +195,17 @@ def _verify_generations(store: Store, found: Verification) -> None:
 
 
 def _verify_sessions(store: Store, found: Verification) -> None:
-    """Open the keys' objects: what a session sealed is lost with its key."""
+    """Open the keys' objects: what a session sealed is lost with its key.
+
+    With an identity that is at hand, also the seal for it in each.
+    """
+    identity = store.known_identity()
     numbers = session_numbers(store.storage)
     for session, several in sorted(numbers.items()):
         try:
-            read_session(store.storage, session, several, store.writer_key)
+            number, record = read_session(store.storage, session, several, store.writer_key)
+            if identity is not None:
+                store.check_seal(session, number, record)
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:

@@ -61,12 +61,13 @@ class Crowd:
         (folder / "identity").write_text(identity.text() + "\n")
         storage = LocalStorage(str(folder / "store"), create=True)
         first = Worker(folder, ROLES[0][0], lockless=lockless, grace=GRACE)
-        Store.create(storage, first.places, [(identity.recipient, "")], average=4096).close()
+        recipients = [(identity.recipient, "")]
+        Store.create(storage, first.places, recipients, average=4096, identity=lambda: identity).close()
         if lockless:
             for name, _, _ in ROLES[1:]:
                 worker = Worker(folder, name, lockless=True, grace=GRACE)
                 with worker.open() as store:
-                    store.adopt()
+                    store.adopt(name, maintain=True)
 
     def start(self, name: str, role: str, service: str) -> None:
         self.counts["started"] += 1

@@ -79,7 +79,7 @@ class Master:
         if where in {"kind", "version", "zeros"}:
             return {"kind": 3, "version": 8, "zeros": 12}[where]
         if kind == "config":
-            box = 34 + 96
+            box = 34 + 2 * 96
             places = {"store id": 20, "count": 32, "seal": 40, "nonce": box + 5}
             return {**places, "ciphertext": box + 30, "tag": size - 1}[where]
         if kind == "session":
@@ -144,8 +144,9 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Master:
         for what in ("pack 1", "pack 2"):
             name = found.names[what]
             found.layouts[what] = store.pack_entries(PackId(bytes.fromhex(name[6:])))
-            # The box holds the count of sessions, the one id, an entry of 48 bytes for each record, and bases.
-            box = 2 + 16 + sum(48 + 32 * len(entry.bases) for entry in found.layouts[what]) + 40
+            # The box holds who signed it, the signature, the count of sessions, the one id, an entry of 48 bytes
+            # for each record, and bases.
+            box = 32 + 64 + 2 + 16 + sum(48 + 32 * len(entry.bases) for entry in found.layouts[what]) + 40
             found.footers[what] = (lab.store / name).stat().st_size - 48 - box
     other = Lab(folder / "other")
     found.foreign["config/1"] = (other.store / "config/1").read_bytes()

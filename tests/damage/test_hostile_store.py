@@ -29,7 +29,7 @@ from castore.model.tree import Content, Entry, Owners, encode_entries, encode_ow
 from castore.store import pack as packs
 from castore.store.boxed import seal_object
 from castore.store.header import REMOVAL
-from castore.store.removals import Removal, record_removal, removed_numbers
+from castore.store.removals import Removal, record_removal, removals
 from tests.property.test_hostile_bytes import Hostile
 from tests.support.hostile import forge
 
@@ -145,7 +145,7 @@ def attack(hostile: Hostile, home: Path, castore: Run, services: list[str], monk
     (home / "identity").write_text(hostile.lab.identity.text())
     monkeypatch.setenv("CASTORE_STORE", str(hostile.lab.store))
     monkeypatch.setenv("CASTORE_IDENTITY", str(home / "identity"))
-    castore("key", "adopt")
+    castore("key", "adopt", "--replace")
     commands = []
     for service in services:
         commands += [
@@ -267,10 +267,10 @@ def test_removed_generations_are_spans(hostile: Hostile) -> None:
     record = Removal(1, 1, ((1, 5), (10, 0xFFFFFFF0), (3, 7)))
     store.storage.put(name, seal_object(REMOVAL, name, msgspec.msgpack.encode(record), store.writer_key))
     began = time.monotonic()
-    found = removed_numbers(store.storage, store.writer_key, "web")
+    found = removals(store.storage, store.writer_key, "web").by_maintainers
     assert (7 in found, 8 in found, 1 << 31 in found, 0xFFFFFFF1 in found, 0 in found, found.last) == (True, False, True, False, False, 0xFFFFFFF0)
     record_removal(store.storage, store.writer_key, "web", [9])
-    found = removed_numbers(store.storage, store.writer_key, "web")
+    found = removals(store.storage, store.writer_key, "web").by_maintainers
     assert found.spans == ((1, 7), (9, 0xFFFFFFF0))
     assert time.monotonic() - began < 5
 

@@ -101,7 +101,7 @@ def test_a_machine_with_neither_key_is_told_of_adopting(castore: Callable, store
     shutil.rmtree(home / ".cache")
     for words in (("log",), ("snapshot", "web", "--tree", "t=live"), ("verify",)):
         refused(castore(*words, expect=7), "no writer key", "castore key adopt")
-    castore("key", "adopt", "--identity", "elsewhere")
+    castore("key", "adopt", "--replace", "--identity", "elsewhere")
     castore("log")
 
 

@@ -53,7 +53,7 @@ def test_a_tree_and_a_sqlite_database_come_back_on_an_empty_machine(home: Path, 
     castore("snapshot", "app")
     shutil.rmtree(top)
     lose(home)
-    castore("key", "adopt")
+    castore("key", "adopt", "--replace")
     assert "is sound" in castore("drill", "app").stdout
     assert not top.exists()
     done = castore("rollback", "app", "--to", "latest")
@@ -88,7 +88,7 @@ def test_what_a_new_machine_lacks_is_not_the_state_of_its_configured_revision(ho
     shutil.rmtree(top)
     revision.unlink()
     revision.symlink_to("r2")
-    castore("key", "adopt")
+    castore("key", "adopt", "--replace")
     castore("rollback", "app", "--to", "latest")
     assert database.exists()
     # Nothing of r2 is stored: the state follows the deployment, and is not replaced by an empty one.
@@ -114,7 +114,7 @@ def test_a_postgresql_database_and_its_roles_come_back_in_a_new_cluster(home: Pa
     lose(home)
     with Postgres() as fresh:
         describe(fresh)
-        castore("key", "adopt")
+        castore("key", "adopt", "--replace")
         assert "is sound" in castore("drill", "app").stdout
         done = castore("rollback", "app", "--to", "latest")
         assert "made the role owner" in done.stderr
@@ -151,7 +151,7 @@ def test_roles_come_back_with_passwords_and_memberships_but_no_power(home: Path,
     lose(home)
     with Postgres() as fresh:
         describe(fresh)
-        castore("key", "adopt")
+        castore("key", "adopt", "--replace")
         planned = castore("rollback", "app", "--to", "latest", "--dry-run").stderr
         for made in ("the database app", "the role app", "the role owner", "the role team"):
             assert f"would make db: {made}\n" in planned
@@ -200,7 +200,7 @@ def test_a_cluster_comes_back_on_an_empty_server(home: Path, castore: Run, tmp_p
     lose(home)
     with Postgres() as fresh:
         describe(fresh)
-        castore("key", "adopt")
+        castore("key", "adopt", "--replace")
         planned = castore("rollback", "pg", "--to", "latest", "--dry-run").stderr
         assert "would make db.app: the database app" in planned
         assert "would make db: the role boss" in planned
@@ -253,7 +253,7 @@ def test_a_mariadb_database_and_its_users_come_back_on_an_empty_server(home: Pat
     with MariaDBServer() as fresh:
         describe(fresh)
         fresh.sql("CREATE USER v@'%' IDENTIFIED BY 'x' REQUIRE SSL ACCOUNT LOCK")
-        castore("key", "adopt")
+        castore("key", "adopt", "--replace")
         planned = castore("rollback", "app", "--to", "latest", "--dry-run").stderr
         for made in ("the database app_x", "the role r", "the user m@localhost", "the user u'q@localhost"):
             assert f"would make db: {made}\n" in planned

@@ -39,6 +39,7 @@ from castore.model.tree import decode_entries, decode_entry
 from castore.sealing import Identity, Recipient, WriterKey
 from castore.services import config as toml
 from castore.store import pack as packs
+from castore.store.boxed import seal_object
 from castore.store.chains import Layer, assemble
 from castore.store.codecs import Codecs
 from castore.store.condemned import open_condemned
@@ -52,14 +53,16 @@ from castore.store.pins import open_pin
 from castore.store.reference import ReferenceCache
 from castore.store.session import Session
 from castore.store.sessions import decode_session, session_name
+from castore.store.signed import sign
 from castore.upkeep.compact import compact, plan
 from castore.upkeep.verify import verify
-from tests.support.stores import Lab
+from tests.support.stores import Lab, certified, signed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-WRITER = WriterKey.generate()
+WRITER = certified()
+KEY = WRITER.signer.public
 IDENTITY = Identity.generate()
 BOUND = 96 << 20
 """Bytes that a small input may take at most."""
@@ -146,17 +149,18 @@ def test_headers(data):
 @given(data=st.binary(max_size=300), count=st.integers(0, 65535), plain=_shaped("version", "created", "average", "recipients"))
 def test_configurations(data, count, plain):
     tame(lambda: SealedConfig(1, data).open(WRITER))
-    tame(lambda: SealedConfig(1, header(CONFIG) + data).writer_key(IDENTITY))
+    tame(lambda: SealedConfig(1, header(CONFIG) + data).secret(IDENTITY))
     start = header(CONFIG) + WRITER.store_id + struct.pack("<H", count) + data
 
     def read():
         sealed = SealedConfig(1, start + bytes(96 * min(count, 3)) + b"x" * 50)
-        sealed.writer_key(IDENTITY)
+        sealed.secret(IDENTITY)
         return sealed.open(WRITER)
 
     tame(read)
     seals = header(CONFIG) + WRITER.store_id + struct.pack("<H", 0)
-    authentic = seals + WRITER.objects.seal(b"config/1" + seals, plain)
+    about = b"config/1" + seals
+    authentic = seals + WRITER.objects.seal(about, sign(WRITER.signer, about, plain))
     tame(lambda: SealedConfig(1, authentic).open(WRITER))
 
 
@@ -166,10 +170,9 @@ def test_configurations(data, count, plain):
 def test_sessions(plain, seals):
     session = SessionId(bytes(16))
     name = session_name(session, 0)
-    start = header(SESSION) + session
-    own = msgspec.msgpack.encode({"version": 1, "time": 1, "host": "h", "cipher": 1, "seals": seals})
+    own = msgspec.msgpack.encode({"version": 1, "time": 1, "host": "h", "cipher": 1, "seals": seals, "writer": KEY})
     for one in (plain, own):
-        data = start + WRITER.objects.seal(name.encode() + WRITER.store_id + start, one)
+        data = seal_object(SESSION, name, one, WRITER, more=session)
 
         def read(data=data):
             record = decode_session(session, 0, data, WRITER)
@@ -187,11 +190,10 @@ def test_generations(plain, service, number, parts):
     tame(lambda: decode_generation(plain))
     tame(lambda: decode_details(plain))
     ref = [1, bytes(32), 5]
-    good = {"service": service, "number": number, "time": 1, "revision": "", "host": "", "parts": [], "details": ref, "session": b""}
+    good = {"service": service, "number": number, "time": 1, "revision": "", "host": "h", "host_id": KEY.hex(), "parts": [], "details": ref, "session": b""}
     for one in (plain, msgspec.msgpack.encode(good), msgspec.msgpack.encode({**good, "parts": parts})):
         for name in ("generations/0123456789abcdef-0000000001", _name_of(service, number)):
-            start = header(GENERATION)
-            data = start + WRITER.objects.seal(name.encode() + WRITER.store_id + start, one)
+            data = seal_object(GENERATION, name, one, WRITER)
             tame(lambda name=name, data=data: open_generation(name, data, WRITER))
 
 
@@ -208,8 +210,7 @@ def test_condemned_and_pins(plain, packs_):
     own = msgspec.msgpack.encode({"version": 1, "time": 1, "packs": packs_, "note": packs_})
     for one in (plain, own):
         for kind, name in ((CONDEMNED, "condemned/" + "0" * 32), (PIN, "pins/0123456789abcdef-0000000001")):
-            start = header(kind)
-            data = start + WRITER.objects.seal(name.encode() + WRITER.store_id + start, one)
+            data = seal_object(kind, name, one, WRITER)
             tame(lambda name=name, data=data: open_condemned(name, data, WRITER))
             tame(lambda name=name, data=data: open_pin(name, data, WRITER))
 
@@ -220,7 +221,8 @@ def test_condemned_and_pins(plain, packs_):
 def sealed_pack(footer: bytes, length: int, count: int, records: bytes = b"") -> bytes:
     start = header(PACK) + bytes(16)
     associated = WRITER.store_id + start
-    box = WRITER.objects.seal(b"footer" + associated, footer)
+    about = b"footer" + associated
+    box = WRITER.objects.seal(about, sign(WRITER.signer, about, footer))
     trailer = WRITER.objects.seal(b"trailer" + associated, struct.pack("<II", length if length >= 0 else len(box), count))
     return start + records + box + trailer
 
@@ -413,7 +415,7 @@ def commit(hostile: Hostile, ref: Ref) -> None:
     parts = tuple(Part(name, kind, StoredRef.of(ref), ref.size, **zeros) for name, kind in (("t", "tree"), ("d", "dump")))
     stored = StoredRef.of(ref)
     assert stored is not None
-    hostile.store.commit(Generation("web", 1, 1, "", "", parts, stored, bytes(16)))
+    hostile.store.commit(signed(hostile.store, Generation("web", 1, 1, "", "", parts, stored, bytes(16))))
 
 
 def test_lists_that_fan_out_end(hostile):

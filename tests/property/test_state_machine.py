@@ -26,7 +26,7 @@ from castore.storage import LocalStorage
 from castore.store import Places, Store
 from castore.upkeep.compact import compact
 from castore.upkeep.repair import repair
-from tests.support.stores import Lab
+from tests.support.stores import Lab, admins
 
 SERVICES = ["web", "mail"]
 REVISIONS = ["", "r1", "r2", "r2-more", "sha256:ab:tree", "/gnu/store/x1y2-system", "2", "7"]
@@ -129,7 +129,8 @@ class Machine(RuleBasedStateMachine):
         """Open the store on a machine that never saw it."""
         home = self.fresh()
         places = Places(home + "/state", home + "/cache")
-        return Store.open(LocalStorage(str(self.lab.store)), places, lambda: identity)
+        trust = [one.admin.public for one in self.identities]
+        return Store.open(LocalStorage(str(self.lab.store)), places, lambda: identity, trust=trust)
 
     def writing(self):
         """Open the store as who adds to it does: without an identity if the machine has a key."""
@@ -457,13 +458,13 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def adopt(self):
         with self.lab.open() as store:
-            store.adopt()
+            store.adopt(replace=True)
         self.has_key = True
         self.lab.open(identity=False).close()
 
     @rule(new_ids=st.booleans())
     def replace_the_writer_key(self, new_ids):
-        with self.writing() as store:
+        with self.lab.open() as store:
             before = store.writer_key
             store.rotate_writer(new_ids=new_ids)
             assert store.writer_key != before
@@ -480,7 +481,8 @@ class Machine(RuleBasedStateMachine):
         identity = Identity.generate()
         self.labels[identity.recipient] = f"number {len(self.labels)}"
         with self.lab.open() as store:
-            store.reseal([*store.recipients, (identity.recipient, self.labels[identity.recipient])])
+            recipients = [*store.recipients, (identity.recipient, self.labels[identity.recipient])]
+            store.reseal(recipients, admins=admins(*self.identities, identity))
         self.identities.append(identity)
         if use:
             self.lab.identity = identity
@@ -498,7 +500,8 @@ class Machine(RuleBasedStateMachine):
     def remove_a_recipient(self, pick):
         self.lab.identity, gone = random.Random(pick).sample(self.identities, 2)
         with self.lab.open() as store:
-            store.reseal([one for one in store.recipients if one[0] != gone.recipient])
+            rest = [one for one in self.identities if one is not gone]
+            store.reseal([one for one in store.recipients if one[0] != gone.recipient], admins=admins(*rest))
         self.identities.remove(gone)
         self.removed.append(gone)
         if self.has_key:

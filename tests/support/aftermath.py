@@ -72,9 +72,10 @@ class Inspector:
             except NotFoundError:
                 self.counts["begun again"] += 1
                 storage = LocalStorage(ROOT, create=True, files=files)
-                readers = {"again": Identity.generate()}
-                to = [(readers["again"].recipient, "again")]
-                Store.create(storage, places, to, average=histories.AVERAGE).close()
+                again = Identity.generate()
+                readers = {"again": again}
+                to = [(again.recipient, "again")]
+                Store.create(storage, places, to, average=histories.AVERAGE, identity=lambda: again).close()
         reader = readers[chance.choice(sorted(readers))]
         # The machine's memory is that of the end of the history.
         storage = LocalStorage(ROOT, files=files)

@@ -54,6 +54,7 @@ from castore.store.pack import CHUNK, NODE, pack_name
 from castore.store.sessions import session_name, session_numbers
 from castore.upkeep.compact import compact as run_compact
 from tests.support.powerloss import AFTER, ON, ONCE, Disk, DiskFiles, Fault, Killed
+from tests.support.stores import admins
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -277,7 +278,8 @@ def init(world: World) -> None:
     """Make the store."""
     identity = world.identities.setdefault("first", Identity.generate())
     storage = world.storage(ROOT, create=True, files=world.files)
-    Store.create(storage, world.places, [(identity.recipient, "first")], average=AVERAGE).close()
+    to = [(identity.recipient, "first")]
+    Store.create(storage, world.places, to, average=AVERAGE, identity=lambda: identity).close()
     world.promise(begun=True, readers=frozenset({"first"}))
 
 
@@ -379,7 +381,8 @@ def _reseal(world: World, target: frozenset[str]) -> None:
     world.wanted = target
     world.promise(readers=world.promised.readers & target)
     with world.open(min(world.promised.readers)) as store:
-        store.reseal([(world.identities[name].recipient, name) for name in sorted(target)])
+        recipients = [(world.identities[name].recipient, name) for name in sorted(target)]
+        store.reseal(recipients, admins=admins(*(world.identities[name] for name in sorted(target))))
     world.wanted = None
     world.promise(readers=target)
 

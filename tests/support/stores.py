@@ -6,8 +6,11 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec.structs import replace
+
 import castore
-from castore.sealing import Identity
+from castore.model.generation import Generation
+from castore.sealing import Identity, Signers, WriterKey
 from castore.services.config import Service
 from castore.services.inplace import plan_in_place, restore_in_place
 from castore.services.plan import read_details
@@ -15,6 +18,7 @@ from castore.services.rollback import RolledBack, roll_back
 from castore.services.transaction import recover
 from castore.storage import LocalStorage
 from castore.store import Places, Store
+from castore.store.config import LabelledAdmin
 
 
 def remove_copies(store: Path) -> None:
@@ -22,6 +26,24 @@ def remove_copies(store: Path) -> None:
     for folder in ("config", "eras"):
         for path in (store / folder).glob("*.*"):
             path.unlink()
+
+
+def admins(*identities: Identity) -> list[LabelledAdmin]:
+    """Return the admin keys of identities, as a configuration names them."""
+    return [LabelledAdmin(one.admin.public, recipient=one.recipient.key) for one in identities]
+
+
+def certified(host: str = "h") -> WriterKey:
+    """Return a writer key of a machine that is certified under a name, without a store."""
+    key = WriterKey.generate()
+    signing = key.machine.signing
+    signers = Signers(machines={signing.public: frozenset([host])}, maintainers=frozenset([signing.public]))
+    return WriterKey(key.store_id, key.secret, machine=key.machine, signer=signing, signers=signers)
+
+
+def signed(store: Store, generation: Generation) -> Generation:
+    """Return a generation as the machine of a store takes it."""
+    return replace(generation, host=store.host.name, host_id=store.host.id)
 
 
 @dataclass
@@ -34,7 +56,8 @@ class Lab:
 
     def __post_init__(self) -> None:
         storage = LocalStorage(str(self.store), create=True)
-        Store.create(storage, self.places, [(self.identity.recipient, "test")], average=self.average).close()
+        recipients = [(self.identity.recipient, "test")]
+        Store.create(storage, self.places, recipients, average=self.average, identity=lambda: self.identity).close()
 
     @property
     def store(self) -> Path:

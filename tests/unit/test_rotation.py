@@ -24,11 +24,11 @@ from castore.errors import (
 from castore.sealing import Identity, Past, WriterKey
 from castore.storage import LocalStorage, Storage
 from castore.store import Places, Store
-from castore.store.config import SealedConfig
+from castore.store.config import config_numbers
 from castore.store.eras import decode_era, encode_era, era_numbers
 from castore.store.generations import encode_generation, generation_name
 from castore.store.writers import next_of
-from tests.support.stores import Lab, remove_copies
+from tests.support.stores import Lab, admins, remove_copies, signed
 
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
 SAME = random.Random(1).randbytes(300_000)
@@ -74,7 +74,7 @@ class Bench:
         return taken
 
     def rotate(self, **options):
-        with self.open(identity=False) as store:
+        with self.open() as store:
             store.rotate_writer(**options)
             return store.writer_key
 
@@ -165,17 +165,20 @@ def test_no_identity_is_needed_and_files_are_replaced(bench):
     assert {name.split(".")[0] for name in names} == {"config/2", "eras/2"}
 
 
-def test_a_machine_with_the_former_key_is_told_what_to_do(bench):
+def test_a_machine_takes_the_new_key_by_itself_unless_it_is_revoked(bench):
     bench.take()
     other = bench.machine("other")
     with bench.open(other) as store:
-        store.adopt()
+        store.adopt("other")
     bench.rotate()
+    bench.take(other)  # it has the new one by itself
+    with bench.open() as store:
+        store.revoke_writer("other")
     for identity in (False, True):
         with pytest.raises(RotatedError, match="castore key adopt"):
             bench.open(other, identity=identity)
     with bench.open(other, local_key=False) as store:
-        store.adopt()
+        store.adopt("other")
     bench.take(other)
     bench.check(other)
     bench.check()
@@ -185,7 +188,7 @@ def test_a_session_in_flight_does_not_commit_under_the_former_key(bench):
     bench.take()
     other = bench.machine("other")
     with bench.open(other) as store:
-        store.adopt()
+        store.adopt("other")
     with bench.open(other, identity=False) as late:
         late.sync()
         (model,) = late.generations()
@@ -270,17 +273,18 @@ def test_an_index_that_took_a_forgery_in_forgets_it(bench):
     bench.take()
     other = bench.machine("other")
     with bench.open(other) as store:
-        store.adopt()
+        store.adopt("other")
         store.sync()
         stolen, model = store.writer_key, store.newest("web")
     with bench.open(other, identity=False) as late:
         bench.rotate()
         name = generation_name(stolen, "web", 5)
-        bench.storage.put(name, encode_generation(msgspec.structs.replace(model, number=5), stolen)[0])
+        forged = signed(late, msgspec.structs.replace(model, number=5))
+        bench.storage.put(name, encode_generation(forged, stolen)[0])
         late.sync()
         assert late.newest("web").number == 5, "it cannot know"
     with bench.open(other, local_key=False) as store:
-        store.adopt()
+        store.adopt("other")
         assert store.newest("web").number == 1
 
 
@@ -297,10 +301,12 @@ def test_a_forged_session_object_hides_no_genuine_one(bench):
     bench.check()
     more = Identity.generate()
     with bench.open() as store:
-        assert store.reseal([*store.recipients, (more.recipient, "more")])
+        named = [*store.config.admins, *admins(more)]
+        assert store.reseal([*store.recipients, (more.recipient, "more")], admins=named)
     bench.check()
+    trust = [bench.lab.identity.admin.public]
     bench.lab.identity = more
-    bench.check(bench.machine("fresh"))
+    bench.check(bench.machine("fresh"), trust=trust)
 
 
 def test_recipients_come_and_go_after_a_rotation(bench):
@@ -309,13 +315,14 @@ def test_recipients_come_and_go_after_a_rotation(bench):
     bench.take()
     first, second = bench.lab.identity, Identity.generate()
     with bench.open() as store:
-        assert store.reseal([*store.recipients, (second.recipient, "second")])
+        named = admins(first, second)
+        assert store.reseal([*store.recipients, (second.recipient, "second")], admins=named)
     bench.check()
     bench.lab.identity = second
-    bench.check(bench.machine("second"))
+    bench.check(bench.machine("second"), trust=[first.admin.public])
     bench.rescued()
     with bench.open() as store:
-        assert store.reseal([(second.recipient, "second")])
+        assert store.reseal([(second.recipient, "second")], admins=admins(second))
     bench.rotate(new_ids=True)
     bench.take()
     bench.check()
@@ -364,7 +371,7 @@ def test_without_the_list_nothing_old_counts_and_rescue_goes_on(bench):
     with bench.open(bench.machine("fresh")) as store:
         store.sync()
         assert store.damaged
-        assert all("eras/2 is gone" in reason for reason in store.damaged.values())
+        assert all("eras/2 is missing" in reason for reason in store.damaged.values())
     identity = bench.folder / "identity"
     identity.write_text(bench.lab.identity.text())
     out = bench.folder / "out"
@@ -486,7 +493,7 @@ class CuttingStorage(Storage):
 
 def cut_files(monkeypatch, at, after):
     """Let the k-th change of this machine's key files fail."""
-    from castore.store import store as module
+    from castore.store import authority as module
 
     left = [at]
 
@@ -507,7 +514,7 @@ def cut_files(monkeypatch, at, after):
 
 def cut_rotation(bench, storage=None):
     try:
-        with bench.open(identity=False, storage=storage) as store:
+        with bench.open(storage=storage) as store:
             store.rotate_writer()
     except Cut:
         return True
@@ -573,30 +580,29 @@ def test_of_two_rotations_at_once_one_counts(bench, monkeypatch):
     bench.take()
     other = bench.machine("other")
     with bench.open(other) as store:
-        store.adopt()
+        store.adopt("other")
     from castore.store import rotation
 
     listed = rotation._listed
 
     def meanwhile(*args):
         monkeypatch.setattr(rotation, "_listed", listed)
-        with bench.open(other, identity=False) as store:
+        with bench.open(other) as store:
             store.rotate_writer()
         return listed(*args)
 
     monkeypatch.setattr(rotation, "_listed", meanwhile)
-    with bench.open(identity=False) as store, pytest.raises((BusyError, RotatedError)):
+    with bench.open() as store, pytest.raises((BusyError, RotatedError)):
         store.rotate_writer()
     bench.check(other)
-    with pytest.raises(RotatedError):
-        bench.open(identity=False)
+    bench.check()
 
 
 def test_what_comes_in_meanwhile_is_listed_all_the_same(bench, monkeypatch):
     bench.take()
     other = bench.machine("other")
     with bench.open(other) as store:
-        store.adopt()
+        store.adopt("other")
     from castore.store import rotation
 
     encode = rotation.encode_era
@@ -609,7 +615,7 @@ def test_what_comes_in_meanwhile_is_listed_all_the_same(bench, monkeypatch):
     monkeypatch.setattr(rotation, "encode_era", meanwhile)
     bench.rotate()
     bench.check()
-    assert SealedConfig.read(bench.storage).number == 3
+    assert config_numbers(bench.storage) == [4], "adopted, replaced, and listed again"
 
 
 # On the command line
@@ -623,21 +629,23 @@ def test_the_story_of_a_lost_machine(castore, tmp_path):
     castore("init", store, "--identity", identity)
     dump.write_text("first")
     castore("snapshot", "web", "--dump", f"d={dump}", env=env)
-    for machine in (lost, other):
-        castore("key", "adopt", "--identity", identity, env={**env, **machine})
-    done = castore("key", "rotate-writer", env=env)
-    assert f"castore key adopt --store {store}" in done.stdout
+    named = {"lost": lost, "other": other}
+    assert "--host NAME" in castore("key", "adopt", "--identity", identity, env={**env, **lost}, expect=2).stderr
+    for name, machine in named.items():
+        castore("key", "adopt", "--host", name, "--identity", identity, env={**env, **machine})
+    castore("key", "revoke-writer", "lost", env=env, expect=7)
+    done = castore("key", "revoke-writer", "lost", "--identity", identity, env=env)
     assert done.stderr == ""
+    assert "writer lost" in (listed := castore("key", "list", env=env).stdout)
+    assert listed.count("revoked") == 1
     for command in (("log",), ("snapshot", "web", "--dump", f"d={dump}"), ("log", "--identity", identity)):
-        done = castore(*command, env={**env, **other}, expect=7)
+        done = castore(*command, env={**env, **lost}, expect=7)
         assert "castore key adopt" in done.stderr
         assert len(done.stderr.splitlines()) == 1
-    castore("key", "adopt", env={**env, **other}, expect=7)
-    castore("key", "adopt", "--identity", identity, env={**env, **other})
+    castore("key", "adopt", env={**env, **lost}, expect=7)
     dump.write_text("second")
     castore("snapshot", "web", "--dump", f"d={dump}", env={**env, **other})
-    castore("key", "rotate-writer", "--new-ids", env={**env, **other})
-    castore("key", "adopt", "--identity", identity, env=env)
+    castore("key", "rotate-writer", "--new-ids", "--identity", identity, env={**env, **other})
     assert [line.split()[1] for line in castore("log", env=env).stdout.splitlines()[1:]] == ["2", "1"]
     for number, text in ((1, "first"), (2, "second")):
         assert castore("cat", f"web@{number}:d", "--identity", identity, env=env).stdout == text

@@ -14,7 +14,7 @@ from castore.model.names import short_revision
 from castore.model.refs import RefKind
 from castore.services.dates import parse_date
 from castore.services.select import find, select, split
-from tests.support.stores import Lab
+from tests.support.stores import Lab, signed
 
 STORED = StoredRef(RefKind.CHUNK, bytes(32), 1)
 GUIX = "/gnu/store/2hjq4w1b7x0c-system"
@@ -49,9 +49,8 @@ class Shelf:
     def put(self, revision="", when="2026-01-01 00:00", *, service="web", safety=False, parts=("sites", "db")):
         number = self.store.next_number(service)
         made = tuple(part(name, "dump" if name == "db" else "tree") for name in parts)
-        self.store.commit(
-            Generation(service, number, ns(when), revision, "host", made, STORED, bytes(16), safety=safety)
-        )
+        taken = Generation(service, number, ns(when), revision, "", made, STORED, bytes(16), safety=safety)
+        self.store.commit(signed(self.store, taken))
         return number
 
     def number(self, selector, service="web"):

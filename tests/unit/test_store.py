@@ -19,6 +19,7 @@ from castore.errors import (
     IdentityError,
     MissingError,
     NotFoundError,
+    RotatedError,
     StorageError,
     UsageError,
 )
@@ -30,7 +31,7 @@ from castore.storage import LocalStorage
 from castore.store import NewChunk, Places, Store, sync
 from castore.store import pack as packs
 from castore.store import session as sessions
-from tests.support.stores import remove_copies
+from tests.support.stores import admins, remove_copies, signed
 
 
 class Bench:
@@ -97,7 +98,8 @@ def put(store, *contents):
 
 def generation(store, number=1, service="web", revision="r1", **more):
     details = StoredRef(RefKind.CHUNK, bytes(32), 1)
-    return Generation(service, number, number * 1000, revision, "host", (), details, bytes(16), **more)
+    made = Generation(service, number, number * 1000, revision, "", (), details, bytes(16), **more)
+    return signed(store, made)
 
 
 def flip(path, at):
@@ -176,10 +178,10 @@ def test_an_identity_alone_opens_everything_and_adopt_keeps_the_writer_key(bench
         store.sync()
         assert store.read_chunk(refs[0].id) == b"content"
         assert store.read_node(node) == refs
-        assert store.generations() == [generation(store)]
+        assert store.generations() == [generation(bench.store)]
         with pytest.raises(IdentityError, match="castore key adopt"):
             bench.open(places, identity=None)
-        store.adopt()
+        store.adopt("other")
     with bench.open(places, identity=None) as store:
         assert store.writer_key == bench.store.writer_key
     private(places.state)
@@ -217,9 +219,9 @@ def test_what_is_no_store_or_another_store_or_version_is_refused(bench, tmp_path
         bench.open()
     other.store.close()
     with bench.open(local_key=False) as store:
-        store.adopt()
+        store.adopt("again")
     bench.open().close()
-    config = tmp_path / "store/config/1"
+    config = tmp_path / "store/config/2"
     remove_copies(tmp_path / "store")
     flip(config, 8)
     with pytest.raises(FormatError):
@@ -355,7 +357,7 @@ def test_generations_are_found_by_number_service_and_revision(bench):
 
 def test_a_pack_that_another_machine_added_is_found_on_a_miss_and_a_vanished_one_forgotten(bench):
     with bench.open(bench.elsewhere()) as other:
-        other.adopt()
+        other.adopt("other")
         refs, _ = put(bench.store, b"content")
         assert other.read_chunk(refs[0].id) == b"content"
         bench.objects("packs")[0].unlink()
@@ -414,23 +416,28 @@ def test_resealing_adds_and_removes_recipients_and_can_be_repeated(bench, monkey
     refs, _ = put(bench.store, b"content")
     second = Identity.generate()
     both = [(bench.identity.recipient, "me"), (second.recipient, "you")]
-    bench.store.reseal(both)
+    bench.store.reseal(both, admins=admins(bench.identity, second))
     assert bench.store.recipients == both
     assert {p.name.split(".")[0] for p in bench.objects("config")} == {"2"}
     assert [p.name.split(".")[1] for p in bench.objects("sessions")] == ["1"]
-    with bench.open(bench.elsewhere(), identity=lambda: second) as store:
+    trust = [bench.identity.admin.public]
+    with bench.open(bench.elsewhere(), identity=lambda: second, trust=trust) as store:
         assert store.read_chunk(refs[0].id) == b"content"
         delete = LocalStorage.delete
         monkeypatch.setattr(LocalStorage, "delete", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            store.reseal(both[1:])
+            store.reseal(both[1:], admins=admins(second))
         monkeypatch.setattr(LocalStorage, "delete", delete)
-        store.reseal(both[1:])
+    with bench.open(bench.elsewhere(), identity=lambda: second, trust=trust) as store:
+        store.reseal(both[1:], admins=admins(second))
     assert {p.name.split(".")[0] for p in bench.objects("config")} == {"3"}
     assert [p.name.split(".")[1] for p in bench.objects("sessions")] == ["2"]
     with bench.open() as store, pytest.raises(IdentityError, match=second.recipient.text):
         store.read_chunk(refs[0].id)
-    put(bench.store, b"more")  # a store that was open meanwhile seals to whom it should
+    with pytest.raises(RotatedError):
+        put(bench.store, b"more")  # who is no admin any more knows the writer key: it was replaced
+    with bench.open(identity=None) as store:
+        put(store, b"more")
     with bench.open(identity=lambda: second) as store:
         more, _ = put(store, b"more")
         assert store.read_chunk(more[0].id) == b"more"
@@ -519,7 +526,7 @@ def test_many_packs_are_indexed_at_once_and_damaged_ones_named(bench, monkeypatc
         assert list(store.damaged) == [f"packs/{broken.hex()}"]
         assert {pack for pack, _ in store.packs()} == packs_of.keys() - {broken}
         assert [store.index.has_node(node) for node in nodes] == [True, True, False, True, True]
-        assert store.generations() == [generation(store)]
+        assert store.generations() == [generation(bench.store)]
         # What is added later is taken in as ever, by another store that had this index open too.
         with bench.open(places) as other:
             _, node = put(bench.store, b"more")

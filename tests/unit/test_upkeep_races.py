@@ -137,7 +137,7 @@ def test_a_generation_that_was_taken_back_leaves_its_number_used(lab, monkeypatc
 def test_a_repair_with_a_former_writer_key_drops_nothing(lab):
     lab.take("web", noise(1, 50_000))
     with another(lab) as other:
-        other.adopt()
+        other.adopt("other", maintain=True)
         other.sync()
         with lab.opened() as store:
             store.rotate_writer()
@@ -172,9 +172,9 @@ def test_what_former_keys_sealed_is_not_dropped_nor_orphaned_while_its_list_is_g
     eras = lab.store / "eras"
     eras.rename(lab.folder / "aside")
     with lab.opened() as store:
-        with pytest.raises(MissingError, match="put it back"):
+        with pytest.raises(MissingError, match="restore it from"):
             repair(store, Tally(), agree=yes)
-        with pytest.raises(MissingError, match="put it back"):
+        with pytest.raises(MissingError, match="restore it from"):
             store.rotate_writer()
     (lab.folder / "aside").rename(eras)
     lab.check()
@@ -361,7 +361,7 @@ def test_a_rotation_that_takes_itself_back_takes_back_the_copy_that_somebody_mad
         def put(self, name, data):
             if name == "eras/4":
                 with another(lab) as other:
-                    other.adopt()
+                    other.adopt("other")
                     other.reseal([one for one in other.recipients if one[1] != "lost"])
             super().put(name, data)
             if name == "config/4":

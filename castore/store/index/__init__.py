@@ -18,6 +18,7 @@ open across I/O on the store.
     verified        pack number -> when its bytes were last found sound, and its records (ns since 1970);
                     zeros: it was found damaged
     ended           id of a session whose generation has been here, and is gone -> nothing
+    owners          pack number -> public key of who signed the pack | numbers of the sessions in it
     meta            version of this layout, store id, the next pack and session number, an epoch, the
                     numbers of condemned packs, whether `verified` was filled from the state
 

@@ -118,6 +118,17 @@ class Catalog(Tables):
                 more = cursor.prev()
         return found
 
+    def numbers(self, service: str) -> list[int]:
+        """Return the numbers of a service's generations, in ascending order."""
+        prefix, found = service.encode() + b"\0", []
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["generations"])
+            more = cursor.set_range(prefix)
+            while more and cursor.key().startswith(prefix):
+                found.append(NUMBER.unpack(cursor.key()[-4:])[0])
+                more = cursor.next()
+        return found
+
     def generation(self, service: str, number: int) -> bytes | None:
         """Return the plaintext of a generation's record, or None."""
         with self._transaction() as txn:

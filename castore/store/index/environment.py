@@ -54,6 +54,7 @@ TABLES: Final = (
     "meta",
     "verified",
     "ended",
+    "owners",
 )
 BROKEN: Final = (
     lmdb.BadTxnError,

@@ -18,7 +18,7 @@ from castore.kernel.files import network_of
 from castore.store.index.environment import BROKEN, CRASHES, LEAST_STEP, Environment, kept_in_place
 from castore.store.places import make_private_directory
 
-_VERSION: Final = b"5"
+_VERSION: Final = b"6"
 """Of the layout of the tables. An index of another one is thrown away."""
 _TRIES: Final = 100
 _ELSEWHERE: Final = "or put the cache elsewhere: XDG_CACHE_HOME says where it is"

@@ -49,6 +49,20 @@ class Packs(LookUp):
             values = txn.cursor(self._tables["packs"]).iternext(keys=False, values=True)
             return [PACK.unpack(value)[:2] for value in values]
 
+    def owners(self) -> list[tuple[PackId, int, bytes, list[SessionId]]]:
+        """Return of each pack its id, its length, the public key that signed it, and the sessions in it."""
+        found = []
+        with self._transaction() as txn:
+            for number, value in list(txn.cursor(self._tables["owners"])):
+                pack = txn.get(number, db=self._tables["packs"])
+                if pack is None:
+                    continue
+                numbers = [value[at : at + 4] for at in range(32, len(value), 4)]
+                sessions = [txn.get(one, db=self._tables["sessions"]) for one in numbers]
+                pack_id, length, _ = PACK.unpack(pack)
+                found.append((pack_id, length, value[:32], [one for one in sessions if one is not None]))
+        return found
+
     def sessions(self) -> set[SessionId]:
         """Return the sessions that the records in packs are of."""
         used: set[bytes] = set()
@@ -110,18 +124,21 @@ class Packs(LookUp):
         self,
         packs: Iterable[tuple[PackId, int, list[PackEntry]]],
         sketches: Iterable[tuple[RecordId, Sketch]] = (),
+        *,
+        signers: Mapping[PackId, bytes] | None = None,
     ) -> None:
         """Take in packs that are durable in the store: (name, length, entries) of each.
 
-        sketches: those of chunks among them that can be bases.
+        sketches: those of chunks among them that can be bases. signers: the public key that signed each.
         """
-        self._write(self._put_packs, list(packs), list(sketches))
+        self._write(self._put_packs, list(packs), list(sketches), signers or {})
 
     def _put_packs(
         self,
         txn: Any,
         packs: list[tuple[PackId, int, list[PackEntry]]],
         sketches: list[tuple[RecordId, Sketch]],
+        signers: Mapping[PackId, bytes],
     ) -> None:
         table = self._tables["features"]
         for chunk, sketch in sketches:
@@ -134,6 +151,9 @@ class Packs(LookUp):
                 records = sum({entry.offset: entry.sealed_length for entry in entries}.values())
                 txn.put(number, PACK.pack(pack, length, records), db=self._tables["packs"])
                 self._put_entries(txn, number, entries)
+                sessions = dict.fromkeys(entry.session for entry in entries)
+                numbers = b"".join(NUMBER.pack(self._session_number(txn, one)) for one in sessions)
+                txn.put(number, signers.get(pack, bytes(32)) + numbers, db=self._tables["owners"])
 
     def _put_entries(self, txn: Any, number: bytes, entries: list[PackEntry]) -> None:
         (pack,) = NUMBER.unpack(number)
@@ -191,6 +211,7 @@ class Packs(LookUp):
             if number is not None:
                 txn.delete(number, db=self._tables["packs"])
                 txn.delete(number, db=self._tables["verified"])
+                txn.delete(number, db=self._tables["owners"])
                 gone[number] = pack
         if not gone:
             return

@@ -118,7 +118,7 @@ class _Build:
         self._made = made
         self._mark = store_mark
         self._sessions: dict[SessionId, int] = {}
-        self._packs: list[tuple[PackId, int, int]] = []
+        self._packs: list[tuple[PackId, int, int, bytes]] = []
 
     def run(
         self,
@@ -141,7 +141,8 @@ class _Build:
                     failed(pack, DamageError(f"{pack_name(pack)} is damaged: {error}"))
                     continue
                 raise AssertionError("a footer is whole for one, and not for the other")
-            self._packs.append((pack, footer.size, size))
+            owner = footer.signer.ljust(32, b"\0") + b"".join(map(NUMBER.pack, sessions))
+            self._packs.append((pack, footer.size, size, owner))
         for block in rows.bases.merged(_BLOCK):
             pairs = [(key, joined[: 32 * count]) for key, count, joined in _BASES.iter_unpack(block)]
             self._made.append("bases", [pairs])
@@ -177,10 +178,11 @@ class _Build:
 
     def _put_numbers(self, txn: Any) -> None:
         tables = self._made.tables
-        for number, (pack, length, size) in enumerate(self._packs):
+        for number, (pack, length, size, owner) in enumerate(self._packs):
             key = NUMBER.pack(number)
             txn.put(key, PACK.pack(pack, length, size), db=tables["packs"])
             txn.put(pack, key, db=tables["pack_numbers"])
+            txn.put(key, owner, db=tables["owners"])
         for session, number in self._sessions.items():
             txn.put(NUMBER.pack(number), session, db=tables["sessions"])
             txn.put(session, NUMBER.pack(number), db=tables["session_numbers"])

@@ -1,0 +1,84 @@
+"""A store whose configuration no admin has signed yet: shown, and signed if the user agrees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from castore.cli.opening import Common
+    from castore.store import Store
+    from castore.store.config import Certificate, StoreConfig
+
+yes_option = click.option(
+    "--yes", is_flag=True, help="Do not ask before the configuration of a store is signed for the first time."
+)
+"""Adds --yes."""
+
+
+def signed_store(context: Common, *, yes: bool, local_key: bool = True) -> Store:
+    """Open a store whose configuration an admin has signed, or now signs if the user agrees.
+
+    Raises UsageError where the user does not.
+    """
+    import sys
+
+    from castore.cli.options import agreed
+    from castore.sealing import Admin
+
+    asked: list[StoreConfig] = []
+
+    def agree(config: StoreConfig, signer: bytes) -> bool:
+        by_admin = signer in config.admin_keys
+        if by_admin and not sys.stdin.isatty():
+            return False  # a script names the admin with --trust-admin
+        lines = [f"{one.recipient.text}  {one.label}".rstrip() for one in config.recipients]
+        lines += [f"{one.text}  {one.label}".rstrip() for one in config.admins]
+        lines += [described(one) for one in config.writers]
+        host = config.certificate(signer)
+        by = f"the machine {host.host}" if host is not None else Admin(signer).text
+        click.echo(f"The configuration of the store is signed by {by}. It names:", err=True)
+        click.echo("\n".join(f"    {line}" for line in lines), err=True)
+        asked.append(config)
+        return (yes and not by_admin) or agreed("Are these all yours, and is the configuration right?")
+
+    store = context.open_store(local_key=local_key, agree=agree)
+    try:
+        if not store.is_signed_by_admin:
+            is_agreed = bool(asked) or agree(store.config, store.signer)
+            _refuse(
+                "" if is_agreed else "nothing was signed",
+                # The one with the highest number may be a thief's.
+                "there are several configurations: without --yes they are shown"
+                if yes and not store.has_one_configuration
+                else "",
+            )
+            store.sign()
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _refuse(*reasons: str) -> None:
+    from castore.errors import UsageError
+
+    for reason in reasons:
+        if reason:
+            raise UsageError(reason)
+
+
+def described(certificate: Certificate) -> str:
+    """Return a line on a machine that adds."""
+    import datetime as dt
+
+    def day(ns: int) -> str:
+        return dt.datetime.fromtimestamp(ns / 1e9).astimezone().date().isoformat()
+
+    line = f"writer {certificate.host}  since {day(certificate.since)}"
+    line += "".join(f"  {role}" for role in certificate.roles)
+    if certificate.revoked:
+        what = "replaced" if certificate.replaced else "revoked"
+        line += f"  {what} {day(certificate.revoked)}"
+    return line

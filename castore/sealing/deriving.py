@@ -1,0 +1,10 @@
+"""Keys that are derived from others."""
+
+from __future__ import annotations
+
+from blake3 import blake3
+
+
+def derive(context: str, material: bytes) -> bytes:
+    """Return a key that tells nothing of `material` or of keys with other contexts."""
+    return blake3(material, derive_key_context=context).digest()

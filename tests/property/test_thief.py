@@ -1,0 +1,200 @@
+"""A thief among the writers: whatever they do, the generations of other hosts restore, and nobody new reads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import castore
+from castore.content.streams import StreamReader
+from castore.errors import CastoreError, DamageError, RotatedError, UntrustedError
+from castore.sealing import Identity, WriterKey
+from castore.services.config import Keep, Service
+from castore.services.pruning import judged
+from castore.services.restoring import read
+from castore.storage import LocalStorage
+from castore.store import Places, Store
+from castore.store.condemned import condemn
+from castore.store.config import LabelledAdmin, LabelledRecipient, encode_config
+from castore.store.generations import MAX_NUMBER, encode_generation, generation_name
+from castore.store.removals import record_removal
+from castore.store.sessions import read_session, session_numbers
+from castore.upkeep.compact import compact
+from tests.support.stores import Lab
+
+pytestmark = pytest.mark.timeout(300)
+HOSTS = ("owner", "other")
+numbers = st.sampled_from([1, 2, 3, 5, 9, 70_000, MAX_NUMBER])
+names = st.sampled_from(["config", "eras", "sessions", "generations", "pins", "removals", "condemned", "packs"])
+
+
+class Thief(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="castore-thief-"))
+        self.identity = Identity.generate()
+        self.revoked = False
+        self.taken: dict[int, tuple[str, bytes]] = {}
+        self.secrets: list[WriterKey] = []
+
+    def teardown(self):
+        shutil.rmtree(self.folder)
+
+    def places(self, name: str) -> Places:
+        return Places(str(self.folder / name / "state"), str(self.folder / name / "cache"))
+
+    def at(self, name: str, identity: Identity | None = None) -> Store:
+        provider = None if identity is None else lambda: identity
+        return Store.open(self.lab.storage, self.places(name), provider)
+
+    @initialize()
+    def make(self):
+        self.lab = _Lab(self.folder, average=4096)
+        for name in (*HOSTS, "thief"):
+            with self.lab.open() as store, Store.open(self.lab.storage, self.places(name), lambda: self.lab.identity) as own:
+                own.adopt(name, maintain=name == "owner")
+                self.recipients = store.recipients
+        with self.at("thief") as store:
+            self.secrets.append(store.writer_key)
+        for name in HOSTS:
+            self.take(name, 0)
+
+    @rule(name=st.sampled_from(HOSTS), seed=st.integers(1, 99))
+    def take(self, name, seed):
+        data = random.Random(seed).randbytes(9000) + name.encode() + os.urandom(40)
+        (self.folder / "dump").write_bytes(data)
+        with self.at(name) as store:
+            taken = castore.snapshot(store, "s", {"d": castore.FileSource(str(self.folder / "dump"))})
+        assert taken.number not in self.taken
+        self.taken[taken.number] = name, data
+
+    # What the thief does
+
+    def put(self, name: str, data: bytes) -> None:
+        try:
+            self.lab.storage.put(name, data)
+        except CastoreError:
+            assert self.lab.storage.get(name), "create-only"
+
+    @rule(number=numbers, empty=st.booleans(), own=st.booleans())
+    def a_configuration(self, number, empty, own):
+        key = self.secrets[-1]
+        with self.lab.open() as store:
+            config = store.config
+        me = LabelledRecipient(self.identity.recipient.key, "")
+        changed = msgspec.structs.replace(
+            config,
+            recipients=(me,) if empty else (*config.recipients, me),
+            admins=(*config.admins, LabelledAdmin(self.identity.admin.public)),
+        )
+        signer = self.identity.admin if own else key.machine.signing
+        self.put(f"config/{number}", encode_config(number, changed, key, signer))
+
+    @rule(folder=names, number=numbers)
+    def garbage(self, folder, number):
+        tag = self.secrets[0].tag("s").hex()
+        name = {
+            "config": str(number), "eras": str(number), "sessions": f"{os.urandom(16).hex()}.{number}",
+            "generations": f"{tag}-{number:010d}", "pins": f"{tag}-{number:010d}",
+            "removals": f"{tag}-{os.urandom(16).hex()}", "condemned": os.urandom(16).hex(), "packs": os.urandom(32).hex(),
+        }[folder]  # fmt: skip
+        self.put(f"{folder}/{name}", os.urandom(300))
+
+    @rule(number=numbers, host=st.sampled_from([*HOSTS, "thief"]), key=st.integers(0, 9))
+    def a_generation(self, number, host, key):
+        writer = self.secrets[key % len(self.secrets)]
+        with self.lab.open() as store:
+            store.sync(report_older=True)
+            model = next(one for one in store.generations() if one.host in HOSTS)
+        forged = msgspec.structs.replace(model, number=number, host=host, host_id=writer.signer.public.hex())
+        self.put(generation_name(writer, "s", number), encode_generation(forged, writer)[0])
+
+    @rule(number=numbers)
+    def a_removal(self, number):
+        record_removal(self.lab.storage, self.secrets[-1], "s", [number])
+        with self.lab.open() as store:
+            condemn(self.lab.storage, self.secrets[-1], store.index.pack_ids())
+
+    @rule()
+    def a_session_again(self):
+        names = [name for name in self.lab.storage.list("sessions") if name.endswith(".0")]
+        if names:
+            self.put(f"sessions/{names[0][:-1]}99", os.urandom(200))
+
+    # What the owner does
+
+    @precondition(lambda self: not self.revoked)
+    @rule()
+    def revoke(self):
+        with self.at("owner", self.lab.identity) as store:
+            store.revoke_writer("thief")
+        self.revoked = True
+        with pytest.raises((RotatedError, UntrustedError)):
+            self.at("thief")
+
+    @rule()
+    def rotate(self):
+        with self.at("owner", self.lab.identity) as store:
+            store.rotate_writer()
+        if not self.revoked:
+            with self.at("thief") as store:
+                self.secrets.append(store.writer_key)
+
+    @rule()
+    def retention_keeps_others(self):
+        keep = Service("s", keep=Keep(last=50))
+        for name in HOSTS:
+            with self.at(name) as store:
+                store.sync(report_older=True)
+                gone = {verdict.generation.number for verdict in judged(store, "s", keep, 1 << 62) if not verdict.rules}
+            assert gone.isdisjoint(self.taken)
+
+    @invariant()
+    def others_restore_and_nobody_new_reads(self):
+        if not hasattr(self, "recipients"):
+            return
+        with Store.open(self.lab.storage, self.places(f"fresh-{os.urandom(4).hex()}"), lambda: self.lab.identity) as store:
+            store.sync()
+            assert store.recipients == self.recipients
+            found = {one.number: one for one in store.generations("s")}
+            with StreamReader(store) as reader:
+                store.chosen_host = "*"
+                for number, (name, data) in self.taken.items():
+                    assert store.host_key(found[number]) == name
+                    assert b"".join(read(reader, castore.select(store, f"s@#{number}:d"))) == data
+            assert store.next_number("s") < 1000
+            assert not [one for one in found.values() if one.host in HOSTS and one.number not in self.taken]
+            for session, several in session_numbers(self.lab.storage).items():
+                with contextlib.suppress(DamageError):
+                    _, record = read_session(self.lab.storage, session, several, store.writer_key)
+                    assert record.data_key("", session, self.identity) is None
+
+    @rule()
+    def compact_what_there_is(self):
+        with self.at("owner") as store:
+            try:
+                compact(store, castore.Tally())
+            except CastoreError as error:
+                assert "castore repair" in str(error), "garbage is named, and repair drops it"  # noqa: PT017
+
+
+class _Lab(Lab):
+    @property
+    def storage(self):
+        return LocalStorage(str(self.store))
+
+
+Thief.TestCase.settings = settings(
+    max_examples=6, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestThief = Thief.TestCase
