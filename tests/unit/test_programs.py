@@ -220,7 +220,7 @@ def test_only_what_a_filter_lets_through_is_shown_and_recorded(capfd):
         output_of(sh("printf 'secret\\nERROR half' >&2; exit 4"), only=only)
 
 
-def test_a_server_that_was_started_ends_with_castore(tmp_path):
+def test_a_server_that_was_started_ends_with_castore():
     seconds = f"{70 + os.getpid() / 1e7:.7f}"
     script = f"""
 import signal, time

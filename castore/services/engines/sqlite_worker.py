@@ -35,6 +35,8 @@ _MOST_MEMORY: Final = 2 << 30
 _BLOCK: Final = 1 << 20
 _CLONE_NEWNS: Final = 0x20000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
+_CAP_DAC_READ_SEARCH: Final = 2
+_PR_SET_KEEPCAPS: Final = 8
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _OPENING_SECONDS: Final = 600
@@ -95,9 +97,25 @@ def _become(user: list[Any], folder: int, path: str) -> str:
     except PermissionError:
         # As in a container's volume: the user may enter the directory, but not those above.
         os.seteuid(0)
-        path = _mounted(folder, path)
+        mounted = _mounted(folder, path)
+        if mounted == path:
+            # The owner cannot get there to place anything; still nothing of others can be written.
+            ctypes.CDLL(None).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+            os.setresuid(uid, uid, uid)
+            _keep_only(_CAP_DAC_READ_SEARCH)
+            return path
+        path = mounted
     os.setresuid(uid, uid, uid)
     return path
+
+
+def _keep_only(capability: int) -> None:
+    """Give up all rights of root but one (capset(2), version 3)."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)(1 << capability, 1 << capability, 0, 0, 0, 0)
+    if ctypes.CDLL(None).capset(header, data):
+        # Then there are all of root's, by which the process must not go on.
+        os._exit(1)
 
 
 _early: Final[list[sqlite3.Connection]] = []
