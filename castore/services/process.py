@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -161,6 +162,7 @@ class Program:
         *,
         env: Mapping[str, str | None] | None,
         timeout: float | None,
+        idle: float | None = None,
         interactive: bool = False,
         captured: bool = True,
         account: pwd.struct_passwd | None = None,
@@ -179,7 +181,7 @@ class Program:
         self._name = argv[0] if argv else ""
         if account is not None:
             self._name += f" (as {account.pw_name})"
-        self._timeout = timeout
+        self._limit = f"took longer than {timeout:g} s" if timeout is not None else ""
         self._late = False
         self._alarm: int | None = None
         given = stdin if stdin is not None or interactive else subprocess.DEVNULL
@@ -193,12 +195,20 @@ class Program:
             raise
         if self._errors is not None:
             self._errors.start()
-        self._timer: threading.Timer | None = None
+        self._watchers: list[threading.Thread] = []
+        self._stopped = threading.Event()
         if timeout is not None:
+            self._watch(self._end_late_after, timeout)
+        if idle is not None:
+            self._watch(self._end_idle_after, idle)
+
+    def _watch(self, watcher: Callable[[float], None], seconds: float) -> None:
+        """Have a thread end the program when its time is over."""
+        if self._alarm is None:
             self._alarm = os.eventfd(0)
-            self._timer = threading.Timer(timeout, self._end_late)
-            self._timer.daemon = True
-            start_without_signals(self._timer)
+        thread = threading.Thread(target=watcher, args=(seconds,), daemon=True)
+        self._watchers.append(thread)
+        start_without_signals(thread)
 
     def _start(
         self,
@@ -285,6 +295,24 @@ class Program:
         assert self._process.stdin is not None
         self._process.stdin.close()
 
+    def _end_late_after(self, seconds: float) -> None:
+        if not self._stopped.wait(seconds):
+            self._end_late()
+
+    def _end_idle_after(self, seconds: float) -> None:
+        """End the program when it has neither run nor printed anything for so long."""
+        last, since = -1, time.monotonic()
+        with contextlib.suppress(OSError, ValueError):  # its output is closed while it is stopped
+            while not self._stopped.wait(min(seconds / 4, 5)):
+                now = _switches(self._process.pid)
+                # What was printed and not read yet: the program waits for castore.
+                if now != last or select.select([self.output], [], [], 0)[0]:
+                    last, since = now, time.monotonic()
+                elif time.monotonic() - since >= seconds:
+                    self._limit = f"did nothing for {seconds:g} s"
+                    self._end_late()
+                    return
+
     def _end_late(self) -> None:
         self._late = True
         try:
@@ -308,7 +336,7 @@ class Program:
         told = self._errors.told() if self._errors is not None else ""
         told = f": {told}" if told else ""
         if self._late:
-            raise ProgramError(f"{self._name} failed: it took longer than {self._timeout:g} s{told}")
+            raise ProgramError(f"{self._name} failed: it {self._limit}{told}")
         if status > 0:
             raise ProgramError(f"{self._name} failed: it exited with status {status}{told}")
         try:
@@ -337,9 +365,9 @@ class Program:
             if process.poll() is None:
                 _kill(process.pid, self._pidfd, self._mark)
                 process.wait()
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer.join()
+            self._stopped.set()
+            for watcher in self._watchers:
+                watcher.join()
             if self._alarm is not None:
                 os.close(self._alarm)
                 self._alarm = None
@@ -362,6 +390,13 @@ class Program:
         self.stop()
         if self._errors is not None:
             self._errors.close()
+
+
+def _switches(pid: int) -> int:
+    """Return how often a process was switched to or from; it stays the same while the process waits."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+        return sum(int(line.split()[1]) for line in file if b"_ctxt_switches:" in line)
+    return -1
 
 
 class _OwnPipes:

@@ -30,11 +30,13 @@ def run_dump(
     *,
     env: Mapping[str, str | None] | None = None,
     timeout: float | None = None,
+    idle: float | None = None,
     account: pwd.struct_passwd | None = None,
     kept: Sequence[int] = (),
 ) -> Iterator[Callable[[memoryview], int]]:
     """Run a program whose standard output is a dump; give a function that reads it.
 
+    timeout: seconds that it may take. idle: seconds that it may neither run nor print anything.
     account: the user that it is run as; None: castore's own. kept: descriptors that the program has, too.
 
     The function fills the beginning of a buffer and returns how many bytes it put there. It
@@ -43,7 +45,7 @@ def run_dump(
     terminated, and leaving the block raises ProgramError then, too.
     """
     pipes = None, subprocess.PIPE
-    with Program(argv, *pipes, env=env, timeout=timeout, account=account, kept=kept) as program:
+    with Program(argv, *pipes, env=env, timeout=timeout, idle=idle, account=account, kept=kept) as program:
         enlarge_pipe(program.output)
 
         def read(buffer: memoryview) -> int:

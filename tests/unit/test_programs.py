@@ -243,3 +243,19 @@ with running(["sleep", "{seconds}"], signal.SIGTERM, account=unprivileged("nobod
             break
         time.sleep(0.02)
     assert sleepers(seconds) == []
+
+
+@pytest.mark.parametrize(("script", "reason"), [("kill -STOP $$", "did nothing for 1 s"), ("exec cat fifo", "did nothing for 1 s")])
+def test_a_program_that_does_nothing_is_ended(tmp_path, script, reason):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ProgramError, match=reason), run_dump(["sh", "-c", f"cd {tmp_path}; {script}"], idle=1) as readinto:
+        readinto(memoryview(bytearray(10)))
+
+
+def test_a_program_that_waits_for_castore_or_works_slowly_is_not_ended():
+    with run_dump(["sh", "-c", "head -c 200000 /dev/zero; for i in 1 2 3 4 5 6 7 8 9; do sleep 0.3; done; echo end"], idle=2) as readinto:
+        time.sleep(2.5)
+        total, room = 0, memoryview(bytearray(1 << 16))
+        while count := readinto(room):
+            total += count
+    assert total == 200004

@@ -26,6 +26,9 @@ _START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from castore.services.engines.sqlite_worker import main; main()"
 )
+_IDLE_SECONDS: Final = 30.0
+"""How long the process may do nothing, beyond waiting for a lock: its user can stop it, and a pipe in the
+place of one of its files has it wait for ever."""
 _MOST_ANSWER: Final = 1 << 20
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 """The directory that the package castore is in."""
@@ -157,7 +160,8 @@ def _asked(
             os.chown(place, user.uid, user.gid)
         env |= {"LC_ALL": "C", "TMPDIR": place, "SQLITE_TMPDIR": place}
         kept = [] if user is None else [found.folder]
-        with run_dump(argv, env=env, kept=kept) as readinto:
+        idle = more.get("seconds", 0) + _IDLE_SECONDS
+        with run_dump(argv, env=env, idle=idle, kept=kept) as readinto:
             line, rest = _first_line(readinto)
             answer = json.loads(line) if line else {}
             _raise(path if user is None else f"{path} (as {user.text})", answer)
