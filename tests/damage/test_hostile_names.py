@@ -65,7 +65,7 @@ def machine(lab: Lab, home: Path, castore: Run) -> None:
     """Make `home` a machine that uses a lab's store."""
     (home / "identity").write_text(lab.identity.text())
     os.environ["CASTORE_STORE"], os.environ["CASTORE_IDENTITY"] = str(lab.store), str(home / "identity")
-    castore("key", "adopt", "--replace")
+    castore("key", "adopt", "--host", "victim")
 
 
 @pytest.fixture(autouse=True)

@@ -145,7 +145,7 @@ def attack(hostile: Hostile, home: Path, castore: Run, services: list[str], monk
     (home / "identity").write_text(hostile.lab.identity.text())
     monkeypatch.setenv("CASTORE_STORE", str(hostile.lab.store))
     monkeypatch.setenv("CASTORE_IDENTITY", str(home / "identity"))
-    castore("key", "adopt", "--replace")
+    castore("key", "adopt", "--host", "victim")
     commands = []
     for service in services:
         commands += [
