@@ -85,6 +85,10 @@ class Signers:
         """Return the host names of a machine; none for an admin."""
         return self.machines.get(signer) or self.ended.get(signer) or frozenset()
 
+    def is_admin(self, signer: bytes) -> bool:
+        """Whether a signer is an admin, or was one."""
+        return signer in self.admins or (signer in self.ended and not self.ended[signer])
+
     def may_maintain(self, signer: bytes) -> bool:
         """Whether a signer may remove what others added."""
         return signer in self.admins or signer in self.maintainers

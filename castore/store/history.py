@@ -51,6 +51,8 @@ class History(Keyed):
 
     damaged: dict[str, str]
     """Objects that were found damaged, by name, with the reasons; they are not indexed."""
+    distrusted: frozenset[PackId] = frozenset()
+    """Packs that new snapshots here share nothing with, since a machine that was revoked has added them."""
     older: str
     """What is wrong where a store that went back is reported instead of refused; empty: nothing."""
     _accept_older: bool
@@ -79,7 +81,8 @@ class History(Keyed):
             doubted = self.index.doubted()
             keyless = self.index.packs_without_key(lambda: session_numbers(self.storage).keys())
             removing = {pack for one in condemned for pack in one.packs}
-            self.index.condemn({*keyless, *doubted, *removing, *self._distrusted()})
+            self.distrusted = frozenset(self._distrusted())
+            self.index.condemn({*keyless, *doubted, *removing, *self.distrusted})
 
     def _sync_packs(self, tally: Tally | None) -> dict[str, str]:
         return sync_packs(self.storage, self.index, self.writer_key, tally, self._keyring.writer_of)

@@ -104,9 +104,9 @@ def decode_session(
         raise DamageError(f"{name} is damaged: it names another session, or is cut")
     opened = open_object(SESSION, name, data, writer, more=16)
     record = decode_record(name, opened.plain, _decoder, _VERSION)
-    signer = opened.signer
-    if record.writer != signer and signer not in writer.signers.admins | writer.signers.ended.keys():
-        raise SignerError(f"{name} is damaged: it is signed by another machine than the one that it names")
+    # Only an admin seals a session again: another machine could put its own object in the place of that.
+    if (record.writer != opened.signer or number > 0) and not writer.signers.is_admin(opened.signer):
+        raise SignerError(f"{name} is damaged: it is signed by another machine than its session is of")
     if opened.opener is not writer and not record.nodes:
         record = msgspec.structs.replace(record, nodes=opened.opener.node_key(session))
     return record

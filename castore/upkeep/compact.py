@@ -229,9 +229,17 @@ class _Compaction:
                     continue
                 if (small and length < _SMALL) or records - kept > self._max_unused * records:
                     found.rewrites.append(Rewrite(pack, length, kept))
+        self._plan_distrusted(found, young)
         # What frees most for what it writes comes first.
         found.rewrites.sort(key=lambda one: one.kept / one.length)
         return found
+
+    def _plan_distrusted(self, found: Plan, young: set[SessionId]) -> None:
+        """Add packs of machines that were revoked, once no generation needs anything of them."""
+        lengths = dict(self._store.packs())
+        for pack in self._store.distrusted & lengths.keys():
+            if not self._holds(pack, young) and not self._is_needed(pack, {pack}):
+                found.dead[pack] = lengths[pack]
 
     def _young_sessions(self) -> set[SessionId]:
         """Return the sessions that a snapshot under way may be storing to: it commits in the end.

@@ -25,7 +25,7 @@ from castore.store.generations import MAX_NUMBER, encode_generation, generation_
 from castore.store.pack import PackWriter
 from castore.store.pins import pin
 from castore.store.removals import record_removal
-from castore.store.sessions import sealed_to
+from castore.store.sessions import decode_session, encode_session, sealed_to, session_name
 from castore.store.signed import open_signed, sign
 from castore.upkeep.compact import compact
 from tests.support.stores import Lab, admins, signed
@@ -532,6 +532,37 @@ def test_what_does_not_open_blocks_no_snapshot(fleet):
     with fleet.open() as store:
         store.rotate_writer()
     fleet.take(NOISE)
+
+
+def test_no_machine_puts_its_own_object_in_the_place_of_anothers_session(fleet):
+    taken = fleet.take(NOISE)
+    key = fleet.key("stolen")
+    record = decode_session(taken.session, 0, fleet.storage.get(session_name(taken.session, 0)), key)
+    seals = tuple((one, os.urandom(96)) for one, _ in record.seals)
+    for number, writer in [(1, key.signer.public), (2, record.writer)]:
+        forged = msgspec.structs.replace(record, seals=seals, writer=writer)
+        fleet.storage.put(session_name(taken.session, number), encode_session(taken.session, number, forged, key))
+    assert fleet.read("s@1:d") == NOISE
+    with fleet.open() as store:
+        store.identity()
+        assert not [line for line in castore.verify(store, castore.Tally()).damage if "seal" in line]
+        store.rotate_writer()
+        store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
+    assert fleet.read("s@1:d") == NOISE
+
+
+def test_space_of_a_revoked_machine_is_reclaimed_once_nothing_needs_it(fleet):
+    fleet.take(NOISE, "stolen")
+    with fleet.open() as store:
+        store.revoke_writer("stolen")
+    fleet.take(NOISE[:1000])
+    with fleet.open(identity=False) as store:
+        store.sync()
+        assert len(store.distrusted) == 1
+        assert compact(store, castore.Tally(), unfinished=0).removed == 0
+        forget(store, "s", [store.generation("s", 1)])
+        assert compact(store, castore.Tally(), unfinished=0).removed == 1
+    assert fleet.read("s@2:d") == NOISE[:1000]
 
 
 def test_castore_toml_and_the_store_must_agree_wherever_something_is_added(fleet):
