@@ -144,6 +144,8 @@ def show(context: Common, as_json: bool) -> None:
 @common
 def list_(context: Common, as_json: bool) -> None:
     """List the recipients of the store, the admin keys that sign, and the machines that add."""
+    from castore.cli import text
+
     with context.open_store() as store:
         admins = {one.recipient: one.text for one in store.config.admins}
         found = [
@@ -155,9 +157,9 @@ def list_(context: Common, as_json: bool) -> None:
         print_json(found)
         return
     for entry in found:
-        print(f"{entry['recipient']}  {entry['label']}".rstrip())
+        print(f"{entry['recipient']}  {text.one_line(entry['label'] or '')}".rstrip())
     for line in [*keys, *others]:
-        print(line)
+        print(text.one_line(line))
 
 
 @key.command(epilog="Example: castore key add castore-pub-... --label 'offsite, 2026'")

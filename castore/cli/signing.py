@@ -24,6 +24,7 @@ def signed_store(context: Common, *, yes: bool, local_key: bool = True) -> Store
     """
     import sys
 
+    from castore.cli import text
     from castore.cli.options import agreed
     from castore.sealing import Admin
 
@@ -38,8 +39,9 @@ def signed_store(context: Common, *, yes: bool, local_key: bool = True) -> Store
         lines += [described(one) for one in config.writers]
         host = config.certificate(signer)
         by = f"the machine {host.host}" if host is not None else Admin(signer).text
-        click.echo(f"The configuration of the store is signed by {by}. It names:", err=True)
-        click.echo("\n".join(f"    {line}" for line in lines), err=True)
+        click.echo(f"The configuration of the store is signed by {text.one_line(by)}. It names:", err=True)
+        for line in lines:
+            click.echo(f"    {text.one_line(line)}", err=True)
         asked.append(config)
         return (yes and not by_admin) or agreed("Are these all yours, and is the configuration right?")
 

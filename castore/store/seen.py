@@ -130,8 +130,9 @@ class Seen:
         self._change(change, strict=accept)
 
     def admins(self) -> frozenset[bytes]:
-        """Return the keys whose configurations are accepted."""
-        return frozenset(self._read().admins)
+        """Return the keys whose configurations are accepted, here, or else at the store's other places."""
+        others = (Seen(path, self._location)._read().admins for path in self._elsewhere)  # noqa: SLF001
+        return frozenset(self._read().admins or (key for one in others for key in one))
 
     def memory(self) -> Memory:
         """Return what is remembered now."""
