@@ -521,12 +521,12 @@ class Watch:
 
             return wrapped
 
-        def packs(index, packs, sketches=()):
+        def packs(index, packs, sketches=(), **options):
             packs = list(packs)
             sessions = {entry.session.hex() for _, _, entries in packs for entry in entries}
             if not getattr(listing, "now", False):
                 watch.durable({pack_name(pack) for pack, _, _ in packs}, sessions)
-            put_packs(index, packs, sketches)
+            put_packs(index, packs, sketches, **options)
             watch._keep(index, keep)
 
         def generations(index, found):
