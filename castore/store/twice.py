@@ -71,16 +71,27 @@ def free_above(number: int, taken: Collection[int]) -> int:
 def variants(storage: Storage, folder: str, number: int) -> Iterator[bytes]:
     """Yield the bytes that there are for one: its own, then those of copies that are as they were written.
 
-    Anybody who can add objects can add a copy, too: only what is in it says which one is genuine.
+    Anybody who can add objects can add a copy, too: only what is in it says which one is genuine. Raises
+    StorageError where none of them can be read.
     """
-    seen: set[bytes] = set()
+    seen: set[str] = set()
+    problem: StorageError | None = None
     for name in reversed(names(storage, folder, number)):
-        with contextlib.suppress(StorageError):
+        if name in seen:
+            continue  # by its name, the copy of what was read
+        try:
             data = storage.get(name)
-            digest = blake3(data).digest()
-            if name in {f"{folder}/{number}", _copy_of(folder, number, data)} and digest not in seen:
-                seen.add(digest)
-                yield data
+        except ObjectMissingError:
+            continue
+        except StorageError as error:
+            problem = error
+            continue
+        copy = _copy_of(folder, number, data)
+        if name in {f"{folder}/{number}", copy} and copy not in seen:
+            seen.add(copy)
+            yield data
+    if problem is not None and not seen:
+        raise problem
 
 
 def examine(storage: Storage, folder: str, number: int, data: bytes) -> dict[str, str]:

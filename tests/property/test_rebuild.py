@@ -20,6 +20,8 @@ from castore.store.index.environment import TABLES
 from castore.store.pack import _ENTRY, BASES, CHUNK, GROUPED, RECORDS, Footer
 
 STORE = bytes(16)
+_SESSION = 44
+"""Where an entry has the lower byte of its session's position."""
 # Few ids, so that packs share them; some begin alike.
 IDS = [bytes([n % 3]) * 8 + bytes([n]) * 24 for n in range(12)]
 
@@ -42,8 +44,12 @@ def footers(draw):
             entries.append(_ENTRY.pack(*fields, session, kind, own))
             bases += [draw(st.sampled_from(IDS)) for _ in range(BASES[own])]
         offset += sealed
+    # A writer lists the sessions of its records only.
+    used = sorted({entry[_SESSION] for entry in entries})
+    entries = [entry[:_SESSION] + bytes([used.index(entry[_SESSION])]) + entry[_SESSION + 1 :] for entry in entries]
+    sessions = [sessions[one] for one in used]
     plain = len(sessions).to_bytes(2, "little") + b"".join([*sessions, *entries, *bases])
-    return Footer(plain, len(entries), offset + draw(st.integers(0, 9)), offset + 100)
+    return Footer(plain, len(entries), offset + draw(st.integers(0, 9)), offset + 100, draw(st.binary(min_size=32, max_size=32)))
 
 
 def dump(index: Index) -> dict[str, object]:
@@ -56,6 +62,9 @@ def dump(index: Index) -> dict[str, object]:
         sessions = dict(txn.cursor(index._tables["sessions"]))
         for name in ("chunks", "nodes", "copies"):
             found[name] = [(key, v[:20], sessions[v[20:24][::-1]], v[24:]) for key, v in found[name]]
+        found["owners"] = [
+            (key, v[:32], {sessions[v[at : at + 4]] for at in range(32, len(v), 4)}) for key, v in found["owners"]
+        ]
         numbers = dict(txn.cursor(index._tables["session_numbers"]))
         assert numbers == {session: number for number, session in sessions.items()}
         for counter, table in ((b"next pack", "packs"), (b"next session", "sessions")):
@@ -79,7 +88,8 @@ def test_both_ways_give_one_index(found, more, most, block):
         patch.setattr(rebuild, "Rows", lambda folder: Rows(folder, most))
         packs = [(PackId(os.urandom(32)), footer) for footer in found]
         one, other = (Index(os.path.join(folder, name, "index"), STORE) for name in ("one", "other"))
-        one.put_packs([(pack, footer.size, footer.entries()) for pack, footer in packs])
+        signers = {pack: footer.signer for pack, footer in packs}
+        one.put_packs([(pack, footer.size, footer.entries()) for pack, footer in packs], signers=signers)
         other.rebuild(packs, None)
         assert dump(one) == dump(other)
         assert answers(one) == answers(other)
