@@ -29,7 +29,7 @@ from castore.store.seen import seen_at
 from castore.store.writers import local_writer_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from castore.storage import Storage
     from castore.store.config import StoreConfig
@@ -146,21 +146,24 @@ def choose(opener: Opener) -> Accepted:
     Raises NotFoundError, UntrustedError, IdentityError, RotatedError, DamageError, FormatError.
     """
     storage = opener.storage
-    for _attempt in range(3):
+    for _ in range(3):
         numbers = config_numbers(storage)
         passed: dict[str, str] = {}
         errors: list[CastoreError] = []
+        has_key = False
+        waiting: list[SealedConfig] = []
         for sealed, keys in _candidates(numbers, opener, errors, passed):
-            try:
-                found = opener.open(sealed, keys)
-            except (UntrustedError, DamageError, FormatError, _NoSealError) as error:
-                errors.append(error)
-                passed.setdefault(sealed.name, _reason(sealed.name, error))
-                continue
-            higher = {name for name in passed if int(name.rpartition("/")[2]) > sealed.number}
-            found.passed_over = {name: passed[name] for name in sorted(higher)}
-            found.names = frozenset(numbers)
-            return found
+            if not keys:
+                waiting.append(sealed)
+            elif found := _attempt(opener, sealed, keys, errors, passed):
+                # Others are of another store: somebody has put them here.
+                passed |= {one.name: "it is of another store" for one in waiting}
+                return _accepted(found, numbers, passed)
+            else:
+                has_key = True
+        for sealed in () if has_key else waiting:
+            if found := _attempt(opener, sealed, [], errors, passed):
+                return _accepted(found, numbers, passed)
         if numbers == config_numbers(storage):
             break  # else another castore has just replaced it
     if not errors:
@@ -197,13 +200,9 @@ def _missing(storage: Storage) -> CastoreError:
 
 
 def _candidates(
-    numbers: list[int],
-    opener: Opener,
-    errors: list[CastoreError],
-    passed: dict[str, str],
-) -> list[tuple[SealedConfig, list[WriterKey]]]:
-    """Return the configurations that may be accepted, each with the keys of this machine for its store."""
-    found = []
+    numbers: list[int], opener: Opener, errors: list[CastoreError], passed: dict[str, str]
+) -> Iterator[tuple[SealedConfig, list[WriterKey]]]:
+    """Yield the configurations, the highest first, each with the keys of this machine for its store."""
     for number in reversed(numbers):
         name = config_name(number)
         for data in twice.variants(opener.storage, CONFIGS, number):
@@ -213,13 +212,30 @@ def _candidates(
                 errors.append(error)
                 passed.setdefault(name, _reason(name, error))
                 continue
-            found.append((sealed, opener.keys(sealed.store_id)))
-    if any(keys for _, keys in found):
-        # Others are of another store: somebody has put them here.
-        for sealed, keys in found:
-            if not keys:
-                passed.setdefault(sealed.name, "it is of another store")
-        return [(sealed, keys) for sealed, keys in found if keys]
+            yield sealed, opener.keys(sealed.store_id)
+
+
+def _attempt(
+    opener: Opener,
+    sealed: SealedConfig,
+    keys: list[WriterKey],
+    errors: list[CastoreError],
+    passed: dict[str, str],
+) -> Accepted | None:
+    """Return a configuration as accepted, or note why it is not."""
+    try:
+        return opener.open(sealed, keys)
+    except (UntrustedError, DamageError, FormatError, _NoSealError) as error:
+        errors.append(error)
+        passed.setdefault(sealed.name, _reason(sealed.name, error))
+        return None
+
+
+def _accepted(found: Accepted, numbers: list[int], passed: dict[str, str]) -> Accepted:
+    """Return what is accepted, with what was passed over for it."""
+    higher = {name for name in passed if int(name.rpartition("/")[2]) > found.sealed.number}
+    found.passed_over = {name: passed[name] for name in sorted(higher)}
+    found.names = frozenset(numbers)
     return found
 
 
