@@ -113,7 +113,7 @@ class Store:  # opens and verifies what a store holds, and restores from it
         own, found = bindings.crypto_sign_seed_keypair(derive("admin", secret))[0], []
         for name in self.names("config", r"[1-9][0-9]{0,17}(\.[0-9a-f]{32})?"):
             with suppress(Exception):  # anybody may have added one that does not open
-                found.append(self.open_config(*name.split(".")[:1], self.read(name)))
+                found.append(self.open_config(name.split(".")[0], self.read(name)))
         need(found, f"{path} has no config/ that opens: a wrong identity, or damage", 7)
         signer, _, writer, config, self.store_id = max(found, key=lambda one: (one[0] == own, one[1]))
         if signer != own:  # an admin key, section 1
@@ -134,10 +134,10 @@ class Store:  # opens and verifies what a store holds, and restores from it
             self.writers += [Writer(secret, signers | ended) for secret in reversed(config["former"])]
         for name in self.names("sessions", r"[0-9a-f]{32}\.[0-9]+"):
             with watched(name):
-                (found, writer), ident = self.open_object(name, 32), bytes.fromhex(name[9:41])
-                key = self.unseal([seal for _, seal in found["seals"]])
+                barred = () if name.endswith(".0") else config["writers"]  # only admins seal again
+                (found, writer), ident = self.open_object(name, 32, barred), bytes.fromhex(name[9:41])
                 nodes = found.get("nodes") or derive("nodes", writer.index_key + ident)
-                self.sessions[ident] = found["cipher"], key, nodes
+                self.sessions[ident] = found["cipher"], self.unseal([s for _, s in found["seals"]]), nodes
 
     def names(self, folder, pattern):  # the highest number last
         found = [name for name in os.listdir(f"{self.path}/{folder}") if re.fullmatch(pattern, name)]
@@ -171,11 +171,11 @@ class Store:  # opens and verifies what a store holds, and restores from it
                 return plain, writer
         return need(None, "does not open: it is damaged")
 
-    def open_object(self, name, at):  # the signed map in the box that begins there, and the writer key
+    def open_object(self, name, at, barred=()):  # the signed map in the box at `at`, and the writer key
         raw = self.read(name)
         about = name.encode() + self.store_id + raw[:at]
         plain, writer = self.open(name, raw[at:], about, lambda: blake3(raw).digest())
-        return decode(io.BytesIO(unsign(plain, about, writer.signers))), writer
+        return decode(io.BytesIO(unsign(plain, about, writer.signers - {one[0] for one in barred}))), writer
 
     def load_footer(self, pack):  # notes where each record of a pack is, section 3
         about, end = self.store_id + self.read(pack, 0, 32), os.stat(f"{self.path}/{pack}").st_size - 48

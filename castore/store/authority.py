@@ -213,8 +213,13 @@ class Authority(History):
                 key = WriterKey(self.store_id, key.secret, machine=machine, pins=key.pins)
                 present = None
             name = host or (present.host if present is not None else self.host_name)
-            holder = self.config.live(name)
+            holder = self.config.holder(name)
             if holder is not None and holder.key != machine.signing.public:
+                if holder.host != name:
+                    raise UsageError(
+                        f"{name} is an earlier name of the machine {holder.host} at {self.location}, which "
+                        "may remove the generations of its names: give this one another name with --host NAME"
+                    )
                 raise UsageError(
                     f"another machine is a writer of the store at {self.location} under the name {name}: "
                     "give this one another name with --host NAME, or, if it took the place of that machine, "

@@ -128,6 +128,11 @@ class StoreConfig(msgspec.Struct, frozen=True):
         """Return the certificate of a host that is valid, or None."""
         return next((one for one in self.writers if one.host == host and not one.revoked), None)
 
+    def holder(self, host: str) -> Certificate | None:
+        """Return the certificate, if valid, of the machine whose name this is, or was before; or None."""
+        valid = [one for one in self.writers if not one.revoked]
+        return self.live(host) or next((one for one in valid if host in one.names), None)
+
     @property
     def signers(self) -> Signers:
         """Who may sign what is added."""

@@ -28,15 +28,21 @@ MAX_JUMP = 1 << 16
 def last_in_sequence(numbers: Iterable[int], removed: Removals) -> int:
     """Return the highest number that is no more than MAX_JUMP above another one, or above 0.
 
-    removed: those of generations that were removed; of a machine that may remove only its own, no long run
-    is followed, either.
+    removed: those of generations that were removed. A machine that may remove only its own names numbers at
+    no cost, so all that such machines say leads no further than MAX_JUMP.
     """
-    spans = [(number, number, number) for number in numbers]
-    spans += [(first, first, last) for first, last in removed.by_maintainers.spans]
-    spans += [(last, first, last) for one in removed.by_hosts.values() for first, last in one.spans]
-    highest = 0
-    for decisive, _, last in sorted(spans, key=lambda span: span[1]):
-        if decisive - highest <= MAX_JUMP:
+    spans = [(number, number) for number in numbers]
+    spans = sorted([*spans, *removed.by_maintainers.spans])
+    highest = _followed(spans, 0)
+    lasts = (last for one in removed.by_hosts.values() for _, last in one.spans)
+    return _followed(spans, max((last for last in lasts if last - highest <= MAX_JUMP), default=0), highest)
+
+
+def _followed(spans: list[tuple[int, int]], *reached: int) -> int:
+    """Return the highest number that is reached by these ascending spans without a large gap."""
+    highest = max(reached)
+    for first, last in spans:
+        if first - highest <= MAX_JUMP:
             highest = max(highest, last)
     return highest
 

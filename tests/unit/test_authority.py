@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,23 +15,27 @@ import pytest
 import castore
 from castore.content.streams import StreamReader
 from castore.errors import ConfigError, IdentityError, OlderError, RotatedError, UntrustedError, UsageError
-from castore.sealing import Admin, Identity, MachineKey, SigningKey, WriterKey
+from castore.sealing import Admin, Cipher, Identity, MachineKey, SigningKey, WriterKey
 from castore.services.pruning import forget
 from castore.services.restoring import read
 from castore.storage import LocalStorage
 from castore.store import Places, Store, twice
 from castore.store import session as session_module
+from castore.store.boxed import seal_object
 from castore.store.condemned import condemn
 from castore.store.config import Certificate, LabelledAdmin, LabelledRecipient, StoreConfig, encode_config
 from castore.store.config import config_numbers as numbers
-from castore.store.generations import MAX_NUMBER, encode_generation, generation_name
+from castore.store.generations import MAX_JUMP, MAX_NUMBER, encode_generation, generation_name
+from castore.store.header import REMOVAL
 from castore.store.pack import PackWriter
 from castore.store.pins import pin
-from castore.store.removals import record_removal
-from castore.store.sessions import decode_session, encode_session, sealed_to, session_name
+from castore.store.removals import Removal, record_removal
+from castore.store.sessions import decode_session, encode_session, new_session_record, sealed_to, session_name
 from castore.store.signed import open_signed, sign
 from castore.upkeep.compact import compact
 from tests.support.stores import Lab, admins, signed
+
+RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
 
 
 class Place(Lab):
@@ -271,6 +278,20 @@ def test_a_name_belongs_to_one_machine(lab):
         lab.at(lab.machine("second"))
 
 
+def test_an_earlier_name_of_a_machine_is_given_to_no_other(lab):
+    """It could remove the generations of that one unnoticed, as it may those that it took under the name."""
+    with lab.at(lab.machine("one"), lab.identity) as store:
+        store.adopt("web")
+        store.adopt("renamed")
+    with lab.at(lab.machine("two"), lab.identity) as store:
+        for replace in (False, True):
+            with pytest.raises(UsageError, match="earlier name of the machine renamed"):
+                store.adopt("web", replace=replace)
+        store.revoke_writer("renamed")
+    with lab.at(lab.machine("two"), lab.identity) as store:
+        store.adopt("web")
+
+
 def test_a_revoked_machine_does_not_get_the_next_key(lab):
     with lab.at(lab.machine("stolen"), lab.identity) as store:
         store.adopt("stolen")
@@ -386,6 +407,15 @@ def test_a_number_far_above_all_others_blocks_no_service(fleet):
     with fleet.open(identity=False) as store:
         store.sync()
         assert [one.number for one in store.generations() if store.is_own(one)] == [4, 1]
+
+
+def test_removals_of_one_host_use_no_numbers_up(fleet):
+    fleet.take(b"one")
+    key = fleet.key("stolen")
+    name = f"removals/{key.tag('s').hex()}-{os.urandom(16).hex()}"
+    record = Removal(1, 1, tuple((number, number) for number in range(MAX_JUMP, MAX_NUMBER, MAX_JUMP)))
+    fleet.storage.put(name, seal_object(REMOVAL, name, msgspec.msgpack.encode(record), key))
+    assert fleet.take(b"two").number <= MAX_JUMP + 1
 
 
 def test_nobody_else_removes_a_generation_unnoticed(fleet):
@@ -514,6 +544,27 @@ def test_a_garbled_session_object_blocks_nothing(fleet):
     with fleet.open() as store:
         store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
     assert fleet.read("s@1:d") == NOISE
+
+
+@pytest.mark.parametrize("number", [1, 99])
+def test_a_machine_takes_no_session_of_another_over(fleet, number, tmp_path):
+    session = fleet.take(NOISE).session
+    key = fleet.key("stolen")
+    with fleet.open(identity=False) as store:
+        seals = sealed_to([one for one, _ in store.recipients], session, os.urandom(32))
+    record = new_session_record(1, "stolen", Cipher.AEGIS_256, seals, key.signer.public)
+    fleet.storage.put(f"sessions/{session.hex()}.{number}", encode_session(session, number, record, key))
+    assert fleet.read("s@1:d") == NOISE
+    identity = tmp_path / "identity"
+    identity.write_text(fleet.identity.text())
+    command = [sys.executable, str(RESCUE), str(fleet.store), "--identity", str(identity), "s", "1", str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (tmp_path / "out" / "d").read_bytes() == NOISE, ended.stderr
+    with fleet.open() as store:
+        store.revoke_writer("stolen")
+        assert castore.verify(store, castore.Tally()).generations
+    assert fleet.read("s@1:d") == NOISE
+    assert fleet.take(NOISE, "other").part("d").new_chunks == 0, "it is still another's session"
 
 
 def test_what_does_not_open_blocks_no_snapshot(fleet):
