@@ -311,7 +311,8 @@ def test_a_store_is_created_where_one_was_only_on_request(castore: Callable, hom
     castore("snapshot", "web", "--dump", "d=dump")
     place = home / ".local" / "share" / "castore"
     place.rename(home / "elsewhere")
-    castore("init")
+    refused(castore("init", expect=2), str(place), "--replace-lost")
+    castore("init", "--replace-lost", place)
     castore("snapshot", "web", "--dump", "d=dump")
 
 
