@@ -255,13 +255,16 @@ def sign(context: Common, yes: bool, as_json: bool) -> None:
     Shows whom the store is sealed to and which machines add to it, and asks. Other machines accept what this
     identity signs from then on, once they were given its admin key with --trust-admin.
     """
+    from castore.sealing import Admin
+
     with signed_store(context, yes=yes) as store:
         store.sign()
-        location = store.location
+        location, admin = store.location, Admin(store.admin().public).text
     if as_json:
         print_json({"store": location})
     else:
         summarize(f"the configuration of {location} is signed by an admin")
+        summarize(f"machines that do not trust this admin yet need, with one command: --trust-admin {admin}")
 
 
 @key.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")
@@ -283,11 +286,12 @@ def adopt(
     """
     with signed_store(context, yes=yes, local_key=False) as store:
         store.adopt(host, maintain=maintain, replace=replace, new_key=new_key)
-        location, name = store.location, store.certified_host
+        location, name, maintains = store.location, store.certified_host, store.writer_key.may_maintain
     if as_json:
         print_json({"store": location, "host": name})
     else:
-        summarize(f"this machine may add to {location} now, as {name}")
+        may = "add to, and remove what others added from," if maintains else "add to"
+        summarize(f"this machine may {may} {location} now, as {name}")
 
 
 @key.command(name="rotate-writer", epilog="Example: castore key rotate-writer")

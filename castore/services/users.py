@@ -65,11 +65,15 @@ def owner_hint(path: str, *, becomes_owner: bool) -> str | None:
         name, option = f"the user id {uid}", f"'#{uid}'"
     if becomes_owner:
         return f"{path} belongs to {name}, and is opened as that user, or as the user of `run-as`"
-    return (
+    hint = (
         f"{path} belongs to {name}, and root reads and replaces it: links that {name} could have placed are "
-        f'not followed; with run-as = "{name}" the programs of the service do not run as root, and castore '
-        f'itself can run as that user: sudo -u {option} castore snapshot ... (README: "Trees")'
+        "not followed"
     )
+    # `run-as` needs an account.
+    if option == name:
+        hint += f'; with run-as = "{name}" the programs of the service do not run as root'
+    run = f"sudo -u {option} castore snapshot ..."
+    return f'{hint}; castore itself can run as that user: {run} (README: "Trees")'
 
 
 def _own_name(uid: int) -> str:

@@ -192,9 +192,9 @@ class Authority(History):
         """Keep the writer key on this machine, and certify the machine as a host of the store.
 
         host: the name; else the one that this machine has. maintain: it may remove what others added.
-        replace: a certificate of this name that is for other keys is replaced. new_key: the machine gets
-        another key than the one that it has, of which another machine has a copy. Raises IdentityError,
-        UsageError, BusyError, StorageError.
+        replace: a certificate of this name that is for other keys is replaced, and its roles are kept.
+        new_key: the machine gets another key than the one that it has, of which another machine has a copy.
+        Raises IdentityError, UsageError, BusyError, StorageError.
         """
         path = self.places.writer_key_of(self.store_id)
         machine = MachineKey.generate() if new_key else self._own_machine(path)
@@ -228,6 +228,7 @@ class Authority(History):
             # The keys are durable before they are certified.
             keep_writer_key(path, key, self.storage)
             drop_next(path)
+            maintain = maintain or (replace and MAINTAIN in self._replaced_roles(name))
             config = self._with_certificate(machine, name, maintain=maintain)
             if config != self.config:
                 self._put_config(config, signer)
@@ -243,6 +244,12 @@ class Authority(History):
                 if kept.machine is not None:
                     return kept.machine
         return MachineKey.generate()
+
+    def _replaced_roles(self, name: str) -> tuple[str, ...]:
+        """Return the roles of the machine that had this name last, if it was replaced and not revoked."""
+        former = [one for one in self.config.writers if one.host == name and one.revoked]
+        last = max(former, key=lambda one: one.revoked, default=None)
+        return last.roles if last is not None and last.replaced else ()
 
     def _with_certificate(self, machine: MachineKey, name: str, *, maintain: bool) -> StoreConfig:
         """Return the configuration in which a machine is certified under this name."""

@@ -256,8 +256,10 @@ def _refusal(
     if not was_replaced:
         return damage
     return RotatedError(
-        f"the writer key of the store at {storage.location} was replaced, and this machine has a former "
-        f"one: run 'castore key adopt' with an identity (should that fail, {config_name(number)} is damaged)"
+        f"the writer key of the store at {storage.location} was replaced, and this machine has a former one: "
+        "it was revoked, or another machine took its place: run 'castore key adopt' with the identity of an "
+        "admin, and with --host NAME if another machine has its name now (if 'castore key list' fails with "
+        f"that identity, too, {config_name(number)} is damaged)"
     )
 
 

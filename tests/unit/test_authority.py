@@ -23,7 +23,14 @@ from castore.store import Places, Store, twice
 from castore.store import session as session_module
 from castore.store.boxed import seal_object
 from castore.store.condemned import condemn
-from castore.store.config import Certificate, LabelledAdmin, LabelledRecipient, StoreConfig, encode_config
+from castore.store.config import (
+    MAINTAIN,
+    Certificate,
+    LabelledAdmin,
+    LabelledRecipient,
+    StoreConfig,
+    encode_config,
+)
 from castore.store.config import config_numbers as numbers
 from castore.store.generations import MAX_JUMP, MAX_NUMBER, encode_generation, generation_name
 from castore.store.header import REMOVAL
@@ -274,7 +281,7 @@ def test_a_name_belongs_to_one_machine(lab):
         store.adopt("renamed", replace=True)
         assert store.certified_host == "renamed"
         assert [one.replaced for one in store.config.writers] == [False, True, False]
-    with pytest.raises(RotatedError, match="castore key adopt"):
+    with pytest.raises(RotatedError, match="another machine took its place.*castore key adopt.*--host NAME"):
         lab.at(lab.machine("second"))
 
 
@@ -290,6 +297,21 @@ def test_an_earlier_name_of_a_machine_is_given_to_no_other(lab):
         store.revoke_writer("renamed")
     with lab.at(lab.machine("two"), lab.identity) as store:
         store.adopt("web")
+
+
+def test_a_machine_that_replaces_another_keeps_its_role(lab):
+    """A single machine that was lost and replaced can still free the space of its store."""
+    with lab.at(lab.machine("second"), lab.identity) as store:
+        made = store.config.writers[0]
+        assert made.roles == (MAINTAIN,)
+        store.adopt(made.host, replace=True)
+        assert [one.roles for one in store.config.writers if not one.revoked] == [(MAINTAIN,)]
+    with lab.at(lab.machine("second")) as store:
+        store.check_may_maintain("compact")
+    with lab.at(lab.machine("third"), lab.identity) as store:
+        store.revoke_writer(made.host)
+        store.adopt(made.host, replace=True)
+        assert [one.roles for one in store.config.writers if not one.revoked] == [()]
 
 
 def test_a_revoked_machine_does_not_get_the_next_key(lab):
