@@ -23,7 +23,7 @@ from castore.errors import (
 )
 from castore.model.refs import PackId
 from castore.store.boxed import Refusal, decode_record, open_object, seal_object
-from castore.store.header import CONDEMNED
+from castore.store.header import CONDEMNED, header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,8 +70,10 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
         name = FOLDER + short
         if not re.fullmatch(r"[0-9a-f]{32}", short):
             continue
+        data = b""
         try:
-            found.append(open_condemned(name, storage.get(name), writer))
+            data = storage.get(name)
+            found.append(open_condemned(name, data, writer))
         except (ObjectMissingError, FormerKeyError):
             # Who is left with a former key removes nothing that counts.
             continue
@@ -79,7 +81,9 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
             # Who removes packs reads it again before, and then uses it as little: it condemns nothing.
             damaged[name] = Refusal(error)
         except (FormatError, StorageError) as error:
-            damaged[name] = str(error)
+            # A header is not authentic. A castore that writes others has made the configuration newer, too.
+            is_opened = not data or data.startswith(header(CONDEMNED))
+            damaged[name] = str(error) if is_opened else Refusal(error)
     return found, damaged
 
 

@@ -91,7 +91,8 @@ class History(Keyed):
         """Return the packs that new snapshots here do not share, be it as a whole or as bases of deltas.
 
         Those are what a revoked machine has added; with `isolate_writers`, what any other machine has. A
-        maintainer may have moved its records to packs of its own. They are read and kept as ever.
+        maintainer may have moved its records to packs of its own. Of a maintainer that is revoked no pack is
+        shared: it could put anything in the place of others' records. They are read and kept as ever.
         """
         revoked = {one.key for one in self.config.writers if one.revoked and not one.replaced}
         if not revoked and not self.isolate_writers:
@@ -105,7 +106,7 @@ class History(Keyed):
         found = set()
         for pack, _, signer, sessions in self.index.owners():
             writers = (writer_of(one) or signer for one in sessions) if may_maintain(signer) else [signer]
-            if any(map(is_distrusted, writers)):
+            if signer in revoked or any(map(is_distrusted, writers)):
                 found.add(pack)
         return found
 

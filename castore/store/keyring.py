@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from castore.errors import (
     CastoreError,
     DamageError,
+    FormatError,
     IdentityError,
     MissingError,
     ObjectMissingError,
@@ -121,7 +122,7 @@ class Keyring:
         """Return the public key of who added to a session; None if no object of it is accepted."""
         try:
             return self._record(session)[1].writer
-        except DamageError:
+        except (DamageError, FormatError):
             return None
 
     def data_key(self, name: str, session: SessionId, record: SessionRecord) -> bytes:

@@ -9,6 +9,7 @@ import msgspec
 
 from castore.errors import (
     BusyError,
+    FormatError,
     FormerKeyError,
     MissingError,
     ObjectExistsError,
@@ -71,7 +72,7 @@ def reseal(
         storage.settle(folder)
     look()
     for session, numbers in session_numbers(storage).items():
-        with contextlib.suppress(FormerKeyError, MissingError):
+        with contextlib.suppress(FormerKeyError, FormatError, MissingError):
             counts, _ = read_session(storage, session, numbers, keyring.writer)
             for old in numbers[: numbers.index(counts)]:
                 _remove(storage, session_name(session, old))
@@ -120,7 +121,7 @@ def _data_key(
     """Return what a session object holds, and its number; None if it is sealed to the recipients already."""
     try:
         number, record = read_session(storage, session, numbers, keyring.writer)
-    except (FormerKeyError, MissingError):
+    except (FormerKeyError, FormatError, MissingError):
         return None  # no object of it is accepted
     name = session_name(session, number)
     if {key for key, _ in record.seals} == {entry.key for entry in config.recipients}:

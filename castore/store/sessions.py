@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.errors import DamageError, MissingError, SignerError
+from castore.errors import DamageError, FormatError, MissingError, SignerError
 from castore.model.refs import SessionId
 from castore.sealing import Cipher  # noqa: TC001 - msgspec reads the annotation
 from castore.store.boxed import decode_record, open_object, seal_object
@@ -120,12 +120,12 @@ def read_session(
     One that does not open, or is signed by somebody who may not, must not hide the right one.
     Raises DamageError, FormatError, StorageError.
     """
-    refused: DamageError | None = None
+    refused: DamageError | FormatError | None = None
     for number in reversed(numbers):
         data = storage.get(session_name(session, number))
         try:
             return number, decode_session(session, number, data, writer)
-        except DamageError as error:
+        except (DamageError, FormatError) as error:
             refused = refused or error
     raise refused or MissingError(f"the session object sessions/{session.hex()}.* is gone")
 

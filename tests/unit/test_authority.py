@@ -33,8 +33,8 @@ from castore.store.config import (
 )
 from castore.store.config import config_numbers as numbers
 from castore.store.generations import MAX_JUMP, MAX_NUMBER, encode_generation, generation_name
-from castore.store.header import REMOVAL
-from castore.store.pack import PackWriter
+from castore.store.header import CONDEMNED, CONFIG, GENERATION, PACK, PIN, REMOVAL, SESSION
+from castore.store.pack import CHUNK, PackWriter
 from castore.store.pins import pin
 from castore.store.removals import Removal, record_removal
 from castore.store.sessions import decode_session, encode_session, new_session_record, sealed_to, session_name
@@ -587,6 +587,57 @@ def test_a_machine_takes_no_session_of_another_over(fleet, number, tmp_path):
         assert castore.verify(store, castore.Tally()).generations
     assert fleet.read("s@1:d") == NOISE
     assert fleet.take(NOISE, "other").part("d").new_chunks == 0, "it is still another's session"
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+def test_a_session_object_of_another_format_hides_none(fleet, is_signed):
+    session = fleet.take(NOISE).session
+    name = f"sessions/{session.hex()}.7"
+    data = SESSION + b"\2" + bytes(7) + session + bytes(100)
+    if is_signed:
+        record = {"version": 2, "time": 1, "host": "stolen", "cipher": 1, "seals": []}
+        data = seal_object(SESSION, name, msgspec.msgpack.encode(record), fleet.key("stolen"), more=session)
+    fleet.storage.put(name, data)
+    assert fleet.read("s@1:d") == NOISE
+    with fleet.open() as store:
+        store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
+        store.rotate_writer()
+    assert fleet.read("s@1:d") == NOISE
+
+
+def test_what_claims_to_be_of_a_newer_format_blocks_no_snapshot(fleet):
+    fleet.take(NOISE)
+    tag, some = fleet.key("").tag("s").hex(), os.urandom(16).hex()
+    names = {
+        f"condemned/{some}": CONDEMNED, f"removals/{tag}-{some}": REMOVAL, f"pins/{tag}-0000000001": PIN,
+        f"packs/{some * 2}": PACK, "config/7": CONFIG, f"generations/{tag}-0000000002": GENERATION,
+    }  # fmt: skip
+    for name, kind in names.items():
+        fleet.storage.put(name, kind + b"\2" + bytes(7) + os.urandom(300))
+    assert fleet.take(NOISE, "other").part("d").new_chunks == 0
+    with fleet.open() as store:
+        store.rotate_writer()
+
+
+def test_no_pack_of_a_revoked_maintainer_is_shared(fleet):
+    with fleet.at(fleet.machine("stolen"), fleet.identity) as store:
+        store.adopt("stolen", maintain=True)
+    fleet.take(NOISE[:50_000], "other")
+    with fleet.at(fleet.machine("stolen")) as store:
+        store.sync()
+        (pack,) = store.index.pack_ids()
+        entry = next(one for one in store.pack_entries(pack) if one.kind == CHUNK)
+        claimed = entry._replace(id=store.chunk_id(b"what another machine will store"))
+        forged = PackWriter(fleet.storage, store.writer_key)
+        forged.add([claimed], b"x" * claimed.sealed_length)
+        made, _ = forged.commit(full=False)
+    with fleet.open() as store:
+        store.revoke_writer("stolen")
+    assert fleet.take(b"what another machine will store", "other").part("d").new_chunks == 1
+    assert fleet.read("s@2:d") == b"what another machine will store"
+    with fleet.at(fleet.machine("other")) as store:
+        store.sync()
+        assert made in store.index.pack_ids()
 
 
 def test_what_does_not_open_blocks_no_snapshot(fleet):
