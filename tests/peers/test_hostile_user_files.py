@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
 import sqlite3
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,6 +195,40 @@ def test_a_database_below_a_directory_that_its_user_cannot_enter_is_read(databas
     with contextlib.suppress(CastoreError):
         SQLite(path=str(database)).check()
     assert precious.exists()
+
+
+_SWAPPED = """
+import os, sys
+from castore.services.engines import sqlite_worker
+
+def swap(path):
+    os.symlink(sys.argv[1], path + ".link")
+    os.rename(path + ".link", path)
+
+sqlite_worker._mounted = lambda folder, path: path
+sqlite_worker._refuse_special = swap
+sqlite_worker.main()
+"""
+"""Exchange a database for a link after it was looked at, where no directory can be mounted."""
+
+
+def test_a_link_to_a_database_of_root_is_not_read_with_the_right_to_reach_that_of_the_user(database: Path):
+    top = database.parent.parent
+    top.chmod(0o700)
+    secret = top / "secret.db"
+    with contextlib.closing(sqlite3.connect(secret)) as connection:
+        connection.execute("CREATE TABLE t AS SELECT 'secret of root'")
+    folder = os.open(database.parent, os.O_RDONLY)
+    request = {"path": os.fsencode(database).hex(), "user": [USER, USER, []], "folder": folder, "parent": os.getpid()}
+    request |= {"act": "dump", "seconds": 5}
+    argv = [sys.executable, "-c", _SWAPPED, str(secret), json.dumps(request)]
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o777)
+        env = {**os.environ, "TMPDIR": place}
+        ended = subprocess.run(argv, capture_output=True, check=False, pass_fds=[folder], env=env)
+    os.close(folder)
+    assert b"secret of root" not in ended.stdout
+    assert b"another user's file took its place" in ended.stdout, ended.stderr
 
 
 @pytest.fixture

@@ -116,6 +116,26 @@ def _keep_only(capability: int) -> None:
     if ctypes.CDLL(None).capset(header, data):
         # Then there are all of root's, by which the process must not go on.
         os._exit(1)
+    _capabilities.append(capability)
+
+
+_capabilities: Final[list[int]] = []
+"""Those that this process has kept."""
+
+
+def _refuse_others() -> None:
+    """Refuse what SQLite has open of other users, which by itself this process's user could not read.
+
+    A link to it may have taken the place of the database, or of its log, after these were looked at. Raises
+    ProgramError.
+    """
+    if not _capabilities:
+        return
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # what has listed them is closed
+            info = os.fstat(int(name))
+            if int(name) > 2 and stat.S_ISREG(info.st_mode) and info.st_uid != os.getuid():
+                raise ProgramError("another user's file took its place, or that of a file next to it")
 
 
 _early: Final[list[sqlite3.Connection]] = []
@@ -184,6 +204,7 @@ def _opened(path: str, seconds: float) -> Iterator[sqlite3.Connection]:
     uri = f"file:{quote(path)}?mode=rw"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=seconds)) as database:
         database.execute("PRAGMA trusted_schema = OFF")
+        _refuse_others()
         yield database
     signal.alarm(0)
 
@@ -248,6 +269,7 @@ def _dump(path: str, request: dict[str, Any]) -> None:
             target.execute("PRAGMA journal_mode = DELETE")
             if _inventory(target) != before:
                 raise ProgramError("SQLite's copy of it has not all that the database has")
+            _refuse_others()
         with open(copy, "rb", buffering=0) as file:
             _answer(size=os.fstat(file.fileno()).st_size)
             while block := file.read(_BLOCK):
