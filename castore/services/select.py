@@ -7,12 +7,19 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from castore.errors import DamageError, FormatError, NotFoundError, ObjectMissingError, UsageError
+from castore.errors import (
+    DamageError,
+    FormatError,
+    FormerKeyError,
+    NotFoundError,
+    ObjectMissingError,
+    UsageError,
+)
 from castore.model.counting import count as counted
 from castore.model.names import check_name, revision_begins, revision_is, revision_names, short_revision
 from castore.services.dates import parse_date
 from castore.services.hosts import chosen, own
-from castore.store.generations import open_generation, split_name
+from castore.store.generations import MAX_JUMP, open_generation, split_name
 from castore.store.hosts import HostGroups
 
 if TYPE_CHECKING:
@@ -144,15 +151,21 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
 
 
 def _refuse_damaged(store: Store, service: str, older: int) -> None:
-    """Raise what is wrong with a record of the service with a number above `older`, if any is."""
+    """Raise what is wrong with a record of the service with a number above `older`, if any is.
+
+    What somebody signed who may not is passed over, and so is what is out of the sequence of numbers.
+    """
+    if not store.damaged:
+        return
     tags = store.writer_key.tags(service)
+    highest = store.next_number(service) + MAX_JUMP
     for name in sorted(store.damaged, key=lambda name: name[-10:], reverse=True):
         tag, number = split_name(name)
-        if tag not in tags or number <= older:
+        if tag not in tags or not older < number <= highest:
             continue
         try:
             open_generation(name, store.storage.get(name), store.writer_key)
-        except ObjectMissingError:
+        except (FormerKeyError, ObjectMissingError):
             continue
         except (DamageError, FormatError) as error:
             hint = "it may be what is meant; any other is found by its number"

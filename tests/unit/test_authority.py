@@ -14,7 +14,15 @@ import pytest
 
 import castore
 from castore.content.streams import StreamReader
-from castore.errors import ConfigError, IdentityError, OlderError, RotatedError, UntrustedError, UsageError
+from castore.errors import (
+    ConfigError,
+    DamageError,
+    IdentityError,
+    OlderError,
+    RotatedError,
+    UntrustedError,
+    UsageError,
+)
 from castore.sealing import Admin, Cipher, Identity, MachineKey, SigningKey, WriterKey
 from castore.services.pruning import forget
 from castore.services.restoring import read
@@ -638,6 +646,22 @@ def test_no_pack_of_a_revoked_maintainer_is_shared(fleet):
     with fleet.at(fleet.machine("other")) as store:
         store.sync()
         assert made in store.index.pack_ids()
+
+
+def test_a_record_that_is_not_accepted_is_not_taken_for_the_latest(fleet):
+    fleet.take(NOISE)
+    key = fleet.key("stolen")
+    with fleet.open() as store:
+        store.sync()
+        (model,) = store.generations()
+    forged = encode_generation(msgspec.structs.replace(model, number=2), key)[0]
+    fleet.storage.put(generation_name(key, "s", 2), forged)
+    fleet.storage.put(generation_name(key, "s", MAX_NUMBER), os.urandom(500))
+    assert fleet.read("s@latest:d") == NOISE
+    fleet.storage.put(generation_name(key, "s", 3), os.urandom(500))
+    with pytest.raises(DamageError, match="s@1|by its number"):
+        fleet.read("s@latest:d")
+    assert fleet.read("s@1:d") == NOISE
 
 
 def test_what_does_not_open_blocks_no_snapshot(fleet):
