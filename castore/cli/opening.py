@@ -227,7 +227,9 @@ class Common:
         from castore.errors import UsageError
 
         if self.settings is None:
-            raise UsageError("there is no castore.toml: name one with --config")
+            raise UsageError(
+                "there is no castore.toml: write one with 'castore config init', or name one with --config"
+            )
         return self.settings
 
     def service_settings(self, service: str) -> Service | None:

@@ -367,6 +367,7 @@ def check(context: Common, as_json: bool) -> None:
                 report("identity", reason, needed=False)
             else:
                 report("identity", None)
+            store.check_settings()
 
     def tree(service: Service, part: str, own: TreePart) -> None:
         if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):

@@ -293,13 +293,13 @@ def instead_of(path: str) -> str:
     """Return what to do where there is no store at a path.
 
     Creating one is suggested only where no store can have been: a new store in an empty mount point would
-    hide the one on the file system that is not mounted.
+    hide the one on the file system that is not mounted. A new user has no directory above the default store.
     """
     if has_been_used(path):
         return _MISSING
     above = os.path.dirname(path)
     with contextlib.suppress(OSError):
-        if not os.path.lexists(path) and os.listdir(above):
+        if not os.path.lexists(path) and (path == default_store() or os.listdir(above)):
             return f"if there has never been one, create it with: castore init {shlex.quote(path)}"
     return "mount the file system that it is on, or name the right directory with --store"
 

@@ -46,6 +46,25 @@ def test_init_makes_no_new_store_where_one_is_missing(castore: Run, tmp_path: Pa
     castore("snapshot", "s", "--exec", "d=echo y", "--store", store)
 
 
+def test_a_new_user_gets_from_config_init_to_a_store(castore: Run, home: Path) -> None:
+    assert "castore config init" in castore("config", "check", expect=2).stderr
+    config = home / ".config/castore/castore.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f'[service.s.parts.d]\nengine = "tree"\npath = "{home}/data"\n')
+    (home / "data").mkdir()
+    store = home / ".local/share/castore"
+    assert f"castore init {store}\n" in castore("config", "check", expect=2).stdout
+    castore("init", store)
+    castore("key", "adopt", "--host", "other")
+    config.write_text(f'host = "web"\n{config.read_text()}')
+    for command in (["config", "check"], ["snapshot", "s"]):
+        done = castore(*command, expect=2)
+        assert "castore key adopt --host web" in done.stdout + done.stderr
+    castore("key", "adopt", "--host", "web")
+    castore("config", "check")
+    castore("snapshot", "s")
+
+
 def test_in_place_of_a_dump_says_how_a_dump_is_restored(castore: Run, tmp_path: Path) -> None:
     castore("init")
     castore("snapshot", "s", "--exec", "d=echo x")
