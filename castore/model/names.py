@@ -35,7 +35,7 @@ def check_host(host: str) -> str:
     if host == "*" or "/" in host or not host.isprintable() or host != host.strip() or len(host) > MAX_HOST:
         raise UsageError(
             f"{host[:80]!r} cannot name a host: 1 to {MAX_HOST} printable characters, no '/', no white space "
-            "at an end"
+            "at an end, and not '*' alone"
         )
     return host
 
