@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from castore.errors import BusyError, IdentityError, NotFoundError, ObjectExistsError, UsageError
+from castore.errors import (
+    BusyError,
+    DamageError,
+    FormatError,
+    IdentityError,
+    NotFoundError,
+    ObjectExistsError,
+    UsageError,
+)
 from castore.model.names import check_host, host_name
 from castore.model.odd_text import escaped
 from castore.sealing import MachineKey, WriterKey
@@ -24,6 +32,7 @@ from castore.store.config import (
     Certificate,
     LabelledAdmin,
     LabelledRecipient,
+    SealedConfig,
     StoreConfig,
     config_name,
     encode_config,
@@ -322,6 +331,7 @@ class Authority(History):
                 self._numbers,
                 self._accepted_packs,
                 signer,
+                self._is_rival,
                 new_ids=new_ids,
             )
             if keep:
@@ -331,6 +341,20 @@ class Authority(History):
             accepted = choose(self._opener)
             self._remember(accepted)
             self._hold(accepted)
+
+    def _is_rival(self, number: int) -> bool:
+        """Whether an admin has signed what is there as a configuration with this number."""
+        boxes = [self.identity()]
+        if self.writer_key.machine is not None:
+            boxes.append(self.writer_key.machine.box)
+        for data in twice.variants(self.storage, CONFIGS, number):
+            with contextlib.suppress(DamageError, FormatError):
+                sealed = SealedConfig(number, data)
+                secrets = [sealed.secret(one) for one in boxes]
+                secret = next((one for one in secrets if one is not None), self.writer_key.secret)
+                if sealed.open(WriterKey(self.store_id, secret))[1] in self.config.admin_keys:
+                    return True
+        return False
 
     def _accepted_packs(self) -> set[PackId]:
         self.sync()

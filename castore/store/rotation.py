@@ -50,6 +50,7 @@ def rotate(
     known: frozenset[int],
     packs: Callable[[], Iterable[bytes]],
     signer: SigningKey,
+    is_rival: Callable[[int], bool],
     *,
     new_ids: bool,
 ) -> int:
@@ -58,7 +59,8 @@ def rotate(
     config, number: the present one, with the certificates that are to be. known: the numbers of the
     configurations that there were when it was accepted. packs: brings what is known of
     packs up to date, and returns the ids of those that are the store's. signer: the admin's key.
-    Raises BusyError, StorageError.
+    is_rival: whether what is there under a number is another admin's configuration: anybody who can add
+    objects could else keep this from ending. Raises BusyError, StorageError.
     """
     ids = b"" if new_ids else writer.ids
     config = msgspec.structs.replace(config, former=(*config.former, writer.secret), ids=ids)
@@ -76,7 +78,8 @@ def rotate(
             storage.put(config_name(era), data)
         except ObjectExistsError:
             raise BusyError("another castore has just changed the keys of this store; try again") from None
-        if any(one > before and one != era and one not in known for one in config_numbers(storage)):
+        fresh = {one for one in config_numbers(storage) if one > before} - {era} - known
+        if any(map(is_rival, fresh)):
             # Another castore was first: its configuration knows nothing of this one.
             for name in twice.names(storage, CONFIGS, era):
                 _remove(storage, name)

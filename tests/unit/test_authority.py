@@ -340,6 +340,25 @@ def test_a_revoked_machine_does_not_get_the_next_key(lab):
         lab.at(lab.machine("stolen"))
 
 
+def test_a_thief_who_adds_configurations_all_the_time_keeps_no_revocation_from_its_end(lab, monkeypatch):
+    with lab.at(lab.machine("stolen"), lab.identity) as store:
+        store.adopt("stolen")
+    put = LocalStorage.put
+
+    def flooded(storage, name, data):
+        if name.startswith("eras/") and "." not in name:
+            put(storage, f"config/{int(name.partition('/')[2]) + 1}", os.urandom(500))
+        put(storage, name, data)
+
+    with lab.open() as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStorage, "put", flooded)
+            store.revoke_writer("stolen")
+        assert store.config.live("stolen") is None
+    with lab.open(identity=False) as store:
+        assert store.config.live("stolen") is None
+
+
 def test_configurations_that_name_no_keys_are_damaged(lab):
     stolen, config = lab.stolen()
     bad = [
