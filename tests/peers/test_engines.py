@@ -727,7 +727,7 @@ def test_a_full_disk_leaves_the_live_database_as_it_was(lab: Lab, tmp_path: Path
 
     point = tmp_path / "point"
     point.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "castore-test", point], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m,mode=755", "castore-test", point], check=True)
     try:
         with contextlib.closing(sqlite3.connect(point / "app.db")) as database:
             database.execute("CREATE TABLE t (x)")

@@ -220,8 +220,10 @@ def test_what_the_options_name_is_used(server: Postgres, tmp_path: Path):
     service.write_text(f"[here]\nhost={server.socket_folder}\nuser=postgres\n")
     engine = PostgreSQL(database="postgres", service="here", service_file=str(service), program_path=server.programs)
     engine.check()
-    env = PostgreSQL(database="x", passfile="/p", sslcert="/c")._client.env()
-    assert (env["PGPASSFILE"], env["PGSSLCERT"], env["PGSSLKEY"]) == ("/p", "/c", "/nonexistent")
+    passwords = tmp_path / "pgpass"
+    passwords.touch(0o600)
+    env = PostgreSQL(database="x", passfile=str(passwords), sslcert="/c")._client.env()
+    assert (env["PGPASSFILE"], env["PGSSLCERT"], env["PGSSLKEY"]) == (str(passwords), "/c", "/nonexistent")
 
 
 def test_missing_rights_are_named_with_statements(server: Postgres, lab: Lab):
