@@ -165,9 +165,12 @@ def _refuse_damaged(store: Store, service: str, older: int) -> None:
             continue
         try:
             open_generation(name, store.storage.get(name), store.writer_key)
-        except (FormerKeyError, ObjectMissingError):
+        except ObjectMissingError:
             continue
         except (DamageError, FormatError) as error:
+            # Where a generation had this name before, what is in its place may be put there to hide it.
+            if isinstance(error, FormerKeyError) and name not in store.writer_key.listed():
+                continue
             hint = "it may be what is meant; any other is found by its number"
             raise type(error)(f"{error} ({hint})") from None
 
