@@ -108,8 +108,13 @@ pip_install() {
 
 # install_checkout REQUIREMENT: builds it with what .venv has; fails where .venv lacks something that pyproject.toml requires.
 install_checkout() {
-    # The other editable mode loads a finder into each start of Python, 20 ms of it.
-    pip_install --no-index --no-build-isolation --config-settings editable_mode=compat --editable "$1"
+    # pip's variables and files may name other places of packages, whose hashes nothing would check.
+    (
+        PIP_CONFIG_FILE=/dev/null
+        export PIP_CONFIG_FILE
+        # The other editable mode loads a finder into each start of Python, 20 ms of it.
+        pip_install --isolated --no-index --no-build-isolation --config-settings editable_mode=compat --editable "$1"
+    )
 }
 
 # install_requirements NAME REQUIREMENT: what NAME (plain, test) needs and the build tool, of the versions and hashes in
