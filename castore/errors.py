@@ -40,15 +40,15 @@ EXIT_CODES: Final[dict[int, str]] = {
     0: "done",
     1: "failed",
     2: "wrong usage or configuration",
-    3: "done but incomplete: files were unreadable or changed while being read, or could not be "
-    "restored whole; the generation is committed and says so",
+    3: "done but incomplete: files were unreadable, changed while being read, or could not be restored "
+    "completely; the generation is committed and records them",
     4: "a dump, restore or hook program failed; nothing was committed",
     5: "damage found",
     6: "no such store, service, generation or part",
     7: "an identity is needed, or the wrong one was given",
     8: "busy: another castore is at work on the same service",
     9: "the guarded deployment failed; it was reverted, and the previous state is restored",
-    10: "the store is older than this machine has seen it: a copy of before may stand in its place",
+    10: "the store is older than this machine has seen it: an old copy may have been restored",
     11: "a rollback failed or was interrupted, and the state of the service may be inconsistent: "
     "'castore recover SERVICE', or 'castore recover --forget SERVICE'",
     130: "interrupted",

@@ -18,7 +18,6 @@ from castore.cli.quiet import add_quiet, quiet_option
 from castore.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from castore.cli.document import Document
 
@@ -114,8 +113,8 @@ def _is_sound(arg: str) -> bool:
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: castore snapshot etc --tree etc=/etc   (see also 'castore help exit-codes', "
-    "'castore help json')",
+    epilog="Example: castore snapshot etc --tree etc=/etc   (see also 'castore help', "
+    "'castore help tutorial')",
     params=[quiet_option()],
 )
 @click.version_option(__version__, message="castore %(version)s", prog_name="castore")
@@ -135,53 +134,46 @@ def cli() -> None:
 
 
 @cli.command("help")
-@click.argument("topic", nargs=-1, metavar="[COMMAND... | exit-codes | json | ENGINE]")
+@click.argument("topic", nargs=-1, metavar="[COMMAND... | TOPIC]")
 @click.pass_context
 def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
-    """Explain a command, the exit codes, the fields of --json, or an engine.
+    """Explain a command, or show a page of the documentation; without an argument, list both.
 
-    Example: castore help key add
+    Example: castore help tutorial
     """
+    from castore.cli.topics import read_topic, show, topics
+
     assert ctx.parent is not None
-    if len(topic) == 1 and (page := _TOPICS.get(topic[0]) or _engine_page(topic[0])) is not None:
-        click.echo(page())
+    if not topic:
+        click.echo(f"{ctx.parent.get_help()}\n\n{_list_of_topics(topics())}")
         return
-    context, command = ctx.parent, ctx.parent.command
-    for name in topic:
+    page = read_topic(topic[0]) if len(topic) == 1 else None
+    options = _command_help(ctx.parent, topic)
+    if options is None and page is None:
+        known = ", ".join(topics())
+        raise click.UsageError(f"there is no command or topic '{' '.join(topic)}'; topics are {known}", ctx)
+    if options is not None:
+        click.echo(options + ("\n" if page else ""))
+    if page is not None:
+        show(page)
+
+
+def _command_help(context: click.Context, names: tuple[str, ...]) -> str | None:
+    """Return the help of the command that these names lead to; None if there is none."""
+    command = context.command
+    for name in names:
         inner = command.get_command(context, name) if isinstance(command, click.Group) else None
         if inner is None:
-            raise click.UsageError(f"there is no command '{' '.join(topic)}'", ctx)
+            return None
         context, command = click.Context(inner, parent=context, info_name=name), inner
-    click.echo(command.get_help(context))
+    return command.get_help(context)
 
 
-def _exit_codes() -> str:
-    from castore.cli.text import table
-    from castore.errors import EXIT_CODES
-
-    rows = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
-    return table(rows, header=("code", "meaning"), right=(0,))
-
-
-def _json_page() -> str:
-    from importlib.resources import files
-
-    return files("castore").joinpath("docs/json.md").read_text(encoding="utf-8").rstrip("\n")
-
-
-def _engine_page(name: str) -> Callable[[], str] | None:
-    """Return what gives the page of an engine; None if there is none of that name."""
-    from importlib.resources import files
-
-    pages = files("castore").joinpath("docs/engines")
-    for page in pages.iterdir() if name.isalpha() else ():
-        if page.name == f"{name}.md":
-            return lambda: page.read_text(encoding="utf-8").rstrip("\n")
-    return None
-
-
-_TOPICS: Final = {"exit-codes": _exit_codes, "json": _json_page}
-"""What `castore help` explains that is not a command."""
+def _list_of_topics(titles: dict[str, str]) -> str:
+    formatter = click.HelpFormatter()
+    with formatter.section("Topics (castore help TOPIC)"):
+        formatter.write_dl(list(titles.items()))
+    return formatter.getvalue().rstrip("\n")
 
 
 def main() -> NoReturn:

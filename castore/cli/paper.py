@@ -21,7 +21,7 @@ _LETTERS: Final = (
 )
 _WITHOUT: Final = (
     "Without castore: tools/rescue.py STORE --identity ./identity, which needs Python, pynacl, "
-    "zstandard and blake3; castore/FORMAT.md gives every byte of the store."
+    "zstandard and blake3; castore/docs/format.md gives every byte of the store."
 )
 _HALVES: Final = " \N{UPPER HALF BLOCK}\N{LOWER HALF BLOCK}\N{FULL BLOCK}"
 

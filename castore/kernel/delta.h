@@ -10,7 +10,7 @@
 
 /*
  * Tell target[0 .. len) by base[0 .. base_len) in out[0 .. room), in the form
- * that FORMAT.md gives.  Returns the length of what was written, or 0 where
+ * that docs/format.md gives.  Returns the length of what was written, or 0 where
  * room does not suffice: the two are not alike.  Both lengths are below 2^31.
  */
 __attribute__((visibility("default")))
@@ -36,7 +36,7 @@ int delta_apply_all(const uint8_t *base, size_t base_len, const uint8_t *const *
 
 /*
  * Part deltas, which lie one behind the other, each of lengths[0 .. count), into
- * the four streams of a group, as FORMAT.md gives them.  Each has out + its number
+ * the four streams of a group, as docs/format.md gives them.  Each has out + its number
  * * room, and room is for all the deltas and a byte each; its length goes to sizes.
  * Returns 0, or -1 where one is no delta that delta_encode makes.
  */

@@ -1,5 +1,5 @@
 /*
- * The entries of a directory in a store, as FORMAT.md says of them: made of a
+ * The entries of a directory in a store, as docs/format.md says of them: made of a
  * listing, taken apart, and made files of, for all those that are plain files.  A plain file has
  * one name, no extended attributes, and lies in its directory's bundle or is empty.
  */

@@ -1,7 +1,7 @@
 """The entries of stored directories, for all their plain files at once; the GIL released.
 
 A **plain file** has one name, no extended attributes, and is empty or lies in its directory's bundle: most
-files are. entries.h says the shapes, castore/FORMAT.md the bytes.
+files are. entries.h says the shapes, castore/docs/format.md the bytes.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ struct rows {
 	uint64_t count;
 };
 
-/* A pack's footer, as FORMAT.md says of it. */
+/* A pack's footer, as docs/format.md says of it. */
 struct rows_footer {
 	const uint8_t *text;
 	uint64_t len;

@@ -1,6 +1,6 @@
 """Keys and what is sealed with them: the one place that calls libsodium.
 
-`castore/FORMAT.md`, sections 1 to 3, gives the bytes. A type a role: a Recipient can only seal, an
+`castore/docs/format.md`, sections 1 to 3, gives the bytes. A type a role: a Recipient can only seal, an
 Identity opens what was sealed to its recipient, a WriterKey gives the keys that a machine needs to
 add. None of them does I/O.
 """

@@ -1,6 +1,6 @@
 """Sessions, packs and the index: put a chunk, get a chunk, commit a generation.
 
-What lies in a store is said in `castore/FORMAT.md`; this layer writes and reads it through
+What lies in a store is said in `castore/docs/format.md`; this layer writes and reads it through
 `castore.storage`, with the keys of `castore.sealing`, and keeps an index of it on this machine. It
 knows chunks, nodes and generation records, and nothing of what content they make up.
 """

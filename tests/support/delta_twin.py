@@ -1,4 +1,4 @@
-"""Sketches and deltas in slow Python, written from sketch.h and FORMAT.md, to hold the kernel against."""
+"""Sketches and deltas in slow Python, written from sketch.h and docs/format.md, to hold the kernel against."""
 
 from __future__ import annotations
 

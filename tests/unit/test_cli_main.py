@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
 
 from castore import errors
 from castore.cli import main as entry
+from castore.cli import topics
 from castore.version import __version__
 
 
@@ -83,15 +86,42 @@ def test_every_command_explains_itself_with_an_example():
 
 
 def test_help_explains_commands_and_exit_codes():
-    assert castore("help").stdout == castore("--help").stdout
+    assert castore("help").stdout.startswith(castore("--help").stdout)
     assert castore("help", "key", "add").stdout == castore("key", "add", "--help").stdout
     codes = castore("help", "exit-codes").stdout
     for code, meaning in errors.EXIT_CODES.items():
-        assert f"{code:>4}  {meaning}\n" in codes
+        assert f"| {code} | {meaning} |" in codes
     for topic in (["nothing"], ["log", "nothing"]):
         run = castore("help", *topic)
         assert run.returncode == 2
-        assert run.stderr.startswith(f"castore: there is no command '{' '.join(topic)}'")
+        assert run.stderr.startswith(f"castore: there is no command or topic '{' '.join(topic)}'; topics are ")
+
+
+def test_help_lists_every_page_and_shows_it():
+    listed = castore("help").stdout.partition("Topics (castore help TOPIC):\n")[2]
+    pages = [*Path(topics.__file__).parents[1].glob("docs/**/*.md")]
+    assert len(pages) > 3
+    for page in pages:
+        assert re.search(rf"^  {page.stem}  +\S", listed, re.MULTILINE), page
+        text = topics.read_topic(page.stem)
+        assert text.startswith("# "), page
+        assert "<!--" not in text
+
+
+def test_a_command_and_a_page_of_one_name_are_both_shown():
+    shown = castore("help", "rollback").stdout
+    assert shown.startswith(castore("rollback", "--help").stdout)
+    assert "\n# " in shown
+
+
+def test_a_page_is_rendered_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    topics.show("# Title\n\nSee [keys](keys.md) and `x`.\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n")
+    shown = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "See keys (castore help keys) and x." in shown
+    assert "| --- |" not in shown
+    assert max(map(len, shown.splitlines())) <= 60
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from castore import errors
 from castore.cli import main as entry
 from castore.cli.document import as_text, kind_of, rfc3339, times
+from castore.cli.topics import read_topic
 from tests.support import forked
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
@@ -19,7 +20,7 @@ RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 
 def documented(*, own=False):
     """Return the names of fields by command; own: without those of other commands."""
-    page = entry._json_page()
+    page = read_topic("json")
     found = {}
     for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
         title, _, body = section.partition("\n")

@@ -1,4 +1,4 @@
-"""What THREATS.md claims, where no other test shows it."""
+"""What docs/threat-model.md claims, where no other test shows it."""
 
 from __future__ import annotations
 
