@@ -71,8 +71,7 @@ def stage(live: Database, memo: Memo, contents: Contents) -> None:
     if was is not None:
         with valid_record():
             lines = list(adornments(new.name, was, client.roles()))
-        for line in lines:
-            client.query(line + ";")
+        client.query("".join(f"{line};\n" for line in lines))
 
 
 def restore(

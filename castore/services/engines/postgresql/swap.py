@@ -14,6 +14,8 @@ from castore.services.engines.postgresql.database import Database
 from castore.services.engines.postgresql.sql import quoted_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from castore.services.engines.contract import Memo
     from castore.services.engines.postgresql.client import Client
 
@@ -76,48 +78,51 @@ class Swap:
         """Remove a database that a rollback made or replaced, if it exists."""
         if not re.fullmatch("castore_(new|old)_[0-9a-f]{12}", name):
             raise AssertionError(name)  # nothing else is ever dropped
-        if self._query("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
-            self._query(f"ALTER DATABASE {name} IS_TEMPLATE false;")
-            if name.startswith("castore_new") and self._query(SUBSCRIBED, {"name": name}):
-                self._let_in(name)
-                for line in self._query(checks.SUBSCRIPTIONS, database=name):
-                    for statement in line.split("; "):
-                        self._query(statement.removesuffix(";") + ";", database=name)
-            self._close(name)
-            self._query(f"DROP DATABASE {name};")
+        if not self._query("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
+            return
+        subscribed = self._query(f"ALTER DATABASE {name} IS_TEMPLATE false;\n{SUBSCRIBED}", {"name": name})
+        if name.startswith("castore_new") and subscribed:
+            self._let_in(name)
+            for line in self._query(checks.SUBSCRIPTIONS, database=name):
+                for statement in line.split("; "):
+                    self._query(statement.removesuffix(";") + ";", database=name)
+        self._close(name)
+        self._query(f"DROP DATABASE {name};")
 
     def _rename(self, pairs: list[tuple[str, str]]) -> None:
-        script = ["BEGIN;"]
-        for name, to in pairs:
-            self._close(name)
-            sql = "SELECT format('ALTER DATABASE %I RENAME TO %I', :'name', :'to');"
-            script += [line + ";" for line in self._query(sql, {"name": name, "to": to})]
+        """Give databases new names, in one transaction."""
+        script = [f"ALTER DATABASE {quoted_name(name)} RENAME TO {quoted_name(to)};" for name, to in pairs]
         try:
-            self._query("\n".join([*script, "COMMIT;"]), detail=True)
+            self._close(*(name for name, _ in pairs))
+            self._query("\n".join(["BEGIN;", *script, "COMMIT;"]), detail=True)
         finally:
-            for pair in pairs:
-                for name in pair:
-                    self._let_in(name)
+            self._let_in(*(name for pair in pairs for name in pair))
 
-    def _close(self, name: str) -> None:
-        """End all connections to a database, and keep new ones out."""
-        names = {"name": name}
-        out = "SELECT format('ALTER DATABASE %I ALLOW_CONNECTIONS false', :'name');"
-        for line in self._query(out, names):
-            self._query(line + ";")
-        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :'name';"
-        self._query(ended, names)
-        left = "SELECT count(*) FROM pg_stat_activity WHERE datname = :'name' AND pid <> pg_backend_pid();"
+    # One client for all statements: the service is down meanwhile, and starting a client takes longest.
+
+    def _close(self, *names: str) -> None:
+        """End all connections to databases, and keep new ones out. Raises CastoreError."""
+        memo, listed = _listed(names)
+        connected = f"FROM pg_stat_activity WHERE datname IN ({listed});"
+        script = [f"ALTER DATABASE {quoted_name(name)} ALLOW_CONNECTIONS false;" for name in names]
+        script += [f"SELECT count(pg_terminate_backend(pid)) {connected}", f"SELECT datname {connected}"]
+        _, *left = self._query("\n".join(script), memo)
         for _ in range(50):
-            if self._query(left, names) == ["0"]:
+            if not left:
                 return
-            self._query("SELECT pg_sleep(0.1);")
-        raise CastoreError(f"somebody stays connected to the database {name}: stop what uses it")
+            _, *left = self._query(f"SELECT count(pg_sleep(0.1)); SELECT datname {connected}", memo)
+        raise CastoreError(f"somebody stays connected to the database {left[0]}: stop what uses it")
 
-    def _let_in(self, name: str) -> None:
-        sql = (
-            "SELECT format('ALTER DATABASE %I ALLOW_CONNECTIONS true', datname) FROM pg_database "
-            "WHERE datname = :'name' AND NOT datallowconn;"
+    def _let_in(self, *names: str) -> None:
+        memo, listed = _listed(names)
+        self._query(
+            "SELECT format('ALTER DATABASE %I ALLOW_CONNECTIONS true;', datname) FROM pg_database "
+            f"WHERE datname IN ({listed}) AND NOT datallowconn \\gexec\n",
+            memo,
         )
-        for line in self._query(sql, {"name": name}):
-            self._query(line + ";")
+
+
+def _listed(names: Iterable[str]) -> tuple[Memo, str]:
+    """Return variables of psql with these values, and the list of them."""
+    memo = {f"name{number}": name for number, name in enumerate(names)}
+    return memo, ", ".join(f":'{variable}'" for variable in memo)
