@@ -187,6 +187,9 @@ CASES = {
         "SET foreign_key_checks = 0; CREATE TABLE a (id INT PRIMARY KEY, b INT, CONSTRAINT fk_named FOREIGN KEY (b) REFERENCES b (id) ON DELETE SET NULL ON UPDATE CASCADE);"
         "CREATE TABLE b (id INT PRIMARY KEY, a INT, FOREIGN KEY (a) REFERENCES a (id)); CREATE TABLE me (id INT PRIMARY KEY, up INT, FOREIGN KEY (up) REFERENCES me (id));"
         "CREATE TABLE orphan (x INT, FOREIGN KEY (x) REFERENCES missing (id));"
+        "CREATE TABLE parent_myisam (id INT PRIMARY KEY) ENGINE=MyISAM; CREATE TABLE parent_aria (id INT PRIMARY KEY) ENGINE=Aria;"
+        "CREATE TABLE parent_parts (id INT PRIMARY KEY) PARTITION BY HASH (id) PARTITIONS 3;"
+        "CREATE TABLE child (x INT, FOREIGN KEY (x) REFERENCES parent_myisam (id), FOREIGN KEY (x) REFERENCES parent_aria (id), FOREIGN KEY (x) REFERENCES parent_parts (id));"
         "INSERT INTO a VALUES (1, 99); INSERT INTO b VALUES (5, 1); INSERT INTO me VALUES (2, 1);",
         "SET foreign_key_checks = 0; DROP TABLE b; DELETE FROM me",
     ),

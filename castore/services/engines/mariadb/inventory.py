@@ -27,6 +27,7 @@ _FOREIGN_KEY: Final = re.compile(
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_]+")
 _INDEX: Final = re.compile(rb"(?<=\n  )KEY (%b) (\([^\n]*?),?(?=\n)" % _WORD)
 """On a line of its own, as SHOW CREATE TABLE writes it."""
+_PARTITIONED: Final = re.compile(rb"\n *(?:/\*!\d+)? *PARTITION BY ")
 
 
 class Table(msgspec.Struct, frozen=True, omit_defaults=True, tag="table"):
@@ -91,13 +92,20 @@ def definitions(client: Client, database: str, wanted: Iterable[Table]) -> dict[
     return found
 
 
-def unmovable_keys(definitions: Mapping[str, bytes]) -> list[tuple[str, str, str]]:
+def unmovable_keys(
+    tables: Mapping[str, Table], definitions: Mapping[str, bytes]
+) -> list[tuple[str, str, str]]:
     """Return the foreign keys that RENAME TABLE does not move with their tables: table, name, definition.
 
-    They lead to tables that do not exist, or from or to tables with names that InnoDB encodes, whose database
-    it does not change.
+    InnoDB does not change the database of a key that references a table that it does not have under this
+    name (of another engine, or partitioned), or that leads from or to a table whose name it encodes. With
+    foreign_key_checks off it accepts all of them.
     """
-    names = {quoted(name).encode() for name in definitions}
+    names = {
+        quoted(name).encode()
+        for name, table in tables.items()
+        if table.engine == "InnoDB" and not re.search(_PARTITIONED, definitions.get(name, b""))
+    }
     return [
         (table, found[1].decode()[1:-1].replace("``", "`"), found[0].decode().rstrip(","))
         for table, text in definitions.items()

@@ -286,7 +286,7 @@ class Swap:
         if self.kept(which) is None:
             tables = inventory.tables(self._client, database)
             texts = inventory.definitions(self._client, database, tables.values())
-            keys = inventory.unmovable_keys(texts)
+            keys = inventory.unmovable_keys(tables, texts)
             self.keep(which, [(*key, texts[key[0]]) for key in keys])
         for table, name, *_ in self._keys(which):
             where = f"{quoted(database)}.{quoted(table)}"
