@@ -23,7 +23,7 @@ from castore.errors import (
 )
 from castore.model.refs import PackId
 from castore.store.boxed import Refusal, decode_record, open_object, seal_object
-from castore.store.header import CONDEMNED, header
+from castore.store.header import CONDEMNED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,10 +70,8 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
         name = FOLDER + short
         if not re.fullmatch(r"[0-9a-f]{32}", short):
             continue
-        data = b""
         try:
-            data = storage.get(name)
-            found.append(open_condemned(name, data, writer))
+            found.append(open_condemned(name, storage.get(name), writer))
         except (ObjectMissingError, FormerKeyError):
             # Who is left with a former key removes nothing that counts.
             continue
@@ -81,9 +79,7 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
             # Who removes packs reads it again before, and then uses it as little: it condemns nothing.
             damaged[name] = Refusal(error)
         except (FormatError, StorageError) as error:
-            # A header is not authentic. A castore that writes others has made the configuration newer, too.
-            is_opened = not data or data.startswith(header(CONDEMNED))
-            damaged[name] = str(error) if is_opened else Refusal(error)
+            damaged[name] = str(error)
     return found, damaged
 
 

@@ -155,8 +155,22 @@ class StoreConfig(msgspec.Struct, frozen=True):
         return [*(entry.recipient for entry in self.recipients), *self._boxes()]
 
 
+class _Versioned(msgspec.Struct):
+    version: int
+
+
+class NewerConfigError(FormatError):
+    """A configuration that opens, and is signed, is of a format that this castore does not know."""
+
+    def __init__(self, name: str, version: int, signer: bytes) -> None:
+        super().__init__(f"{name} is of format {version}, and this castore knows {_VERSION}: update castore")
+        self.signer = signer
+        """The public key that signed it."""
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(StoreConfig)
+_versions = msgspec.msgpack.Decoder(_Versioned)
 
 
 def config_name(number: int) -> str:
@@ -219,21 +233,19 @@ class SealedConfig:
     def open(self, writer: WriterKey) -> tuple[StoreConfig, bytes]:
         """Return the configuration, and the public key that signed it.
 
-        Whether that one may sign it is for the caller to say. Raises DamageError, FormatError.
+        Whether that one may sign it is for the caller to say. Raises DamageError, NewerConfigError.
         """
         about = self.name.encode() + self.data[: self._box]
         try:
             signer, plain = open_signed(about, writer.objects.open(about, self.data[self._box :]))
+            version = _versions.decode(plain).version
+            if version != _VERSION:
+                raise NewerConfigError(self.name, version, signer)
             config = _decoder.decode(plain)
         except (DamageError, msgspec.MsgspecError) as error:
             raise DamageError(
                 f"{self.name} is damaged: {error}; restore config/ from a copy of the store"
             ) from None
-        if config.version != _VERSION:
-            raise FormatError(
-                f"{self.name} is of format {config.version}, and this castore knows {_VERSION}: "
-                "update castore"
-            )
         if problem := _problem(config, signer):
             raise DamageError(f"{self.name} is damaged: {problem}")
         return config, signer

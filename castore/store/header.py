@@ -29,14 +29,19 @@ def header(kind: bytes) -> bytes:
 def check_header(name: str, data: bytes, kind: bytes) -> None:
     """Refuse `data`, the beginning of the object `name`, if it is not of this kind and version.
 
-    Raises DamageError, FormatError.
+    Raises DamageError; FormatError for a configuration of another version.
     """
     if len(data) < HEADER_BYTES or data[:8] != kind:
         raise DamageError(f"{name} is damaged: it does not begin as such an object does")
     _, version, rest = _HEADER.unpack_from(data)
-    if version != _VERSION:
+    if version != _VERSION and kind == CONFIG:
         raise FormatError(
             f"{name} is of format {version}, and this castore knows {_VERSION}: update castore"
+        )
+    if version != _VERSION:
+        # Nobody has signed a header. A newer castore has an admin sign a newer configuration first.
+        raise DamageError(
+            f"{name} is damaged: its header says format {version}, and the store is of format {_VERSION}"
         )
     if rest != bytes(6):
         raise DamageError(f"{name} is damaged: its header is not one")

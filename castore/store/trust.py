@@ -22,7 +22,14 @@ from castore.errors import (
 )
 from castore.sealing import Admin, WriterKey
 from castore.store import twice
-from castore.store.config import CONFIGS, SealedConfig, config_name, config_numbers, is_empty
+from castore.store.config import (
+    CONFIGS,
+    NewerConfigError,
+    SealedConfig,
+    config_name,
+    config_numbers,
+    is_empty,
+)
 from castore.store.eras import era_numbers
 from castore.store.keyring import wrong_identity
 from castore.store.seen import seen_at
@@ -98,8 +105,14 @@ class Opener:
 
     def open(self, sealed: SealedConfig, keys: list[WriterKey]) -> Accepted:
         """Return a configuration as accepted. Raises CastoreError, which says why it is not."""
-        writer = _by_machine(sealed, keys) if keys else self._through_identity(sealed)
-        config, signer = sealed.open(writer)
+        try:
+            writer = _by_machine(sealed, keys) if keys else self._through_identity(sealed)
+            config, signer = sealed.open(writer)
+        except NewerConfigError as error:
+            is_own = not keys and self.identity.get().admin.public == error.signer
+            if is_own or self._accepts(sealed.store_id, keys, error.signer):
+                raise _NewerStoreError(str(error)) from None
+            raise
         if not self._accepts(sealed.store_id, keys, signer) and (keys or not self._is_agreed(config, signer)):
             raise UntrustedError(_untrusted(sealed, config, signer, self.storage.location))
         return Accepted(sealed, config, writer, signer)
@@ -134,6 +147,10 @@ def _by_machine(sealed: SealedConfig, keys: list[WriterKey]) -> WriterKey:
         if writer.machine is not None and (secret := sealed.secret(writer.machine.box)) is not None:
             return writer.with_secret(secret)
     return keys[0]  # opening with it says what is wrong
+
+
+class _NewerStoreError(FormatError):
+    """An admin has signed that the store is of a format that this castore does not know."""
 
 
 class _NoSealError(CastoreError):
@@ -225,6 +242,8 @@ def _attempt(
     """Return a configuration as accepted, or note why it is not."""
     try:
         return opener.open(sealed, keys)
+    except _NewerStoreError:
+        raise
     except (UntrustedError, DamageError, FormatError, _NoSealError) as error:
         errors.append(error)
         passed.setdefault(sealed.name, _reason(sealed.name, error))

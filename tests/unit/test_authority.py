@@ -17,6 +17,7 @@ from castore.content.streams import StreamReader
 from castore.errors import (
     ConfigError,
     DamageError,
+    FormatError,
     IdentityError,
     OlderError,
     RotatedError,
@@ -166,6 +167,20 @@ def test_a_certified_machine_signs_no_configuration_for_others(lab):
     with lab.open(identity=False) as store:
         assert list(store.passed_over) == ["config/7"]
         assert [one.key for one in store.config.recipients] == [lab.identity.recipient.key]
+
+
+@pytest.mark.parametrize("is_admin", [True, False])
+def test_only_an_admin_says_that_a_store_is_of_a_newer_format(lab, is_admin):
+    with lab.open() as store:
+        machine = store.writer_key.signer
+    lab.forge(7, lab.identity.admin if is_admin else machine, version=2)
+    if not is_admin:
+        lab.open(identity=False).close()
+        lab.at(lab.machine("other"), lab.identity).close()
+        return
+    for places in (lab.places, lab.machine("other")):
+        with pytest.raises(FormatError, match="update castore"):
+            lab.at(places, lab.identity)
 
 
 def test_a_configuration_of_another_store_is_passed_over(lab, tmp_path):

@@ -6,15 +6,20 @@ import os
 import random
 import shutil
 
+import msgspec
 import pytest
 
 import castore
 from castore.content.streams import StreamReader
-from castore.errors import IdentityError
+from castore.errors import DamageError, IdentityError
 from castore.kernel.marks import Marks
+from castore.model.generation import encode
 from castore.model.tally import Tally
 from castore.services.pruning import forget
 from castore.services.restoring import read
+from castore.store.boxed import seal_object
+from castore.store.generations import generation_name
+from castore.store.header import CONDEMNED, GENERATION, PACK, REMOVAL, SESSION
 from castore.store.pack import CHUNK
 from castore.upkeep import verify as module
 from castore.upkeep.compact import compact
@@ -247,16 +252,35 @@ def test_records_that_do_not_open_are_dropped(lab, tree, kind):
     assert look(lab, read_data=True).sound
 
 
-def test_what_a_newer_castore_wrote_is_not_dropped(lab, tree):
-    take(lab, tree)
-    (record,) = (lab.store / "generations").iterdir()
-    record.chmod(0o600)
-    data = bytearray(record.read_bytes())
-    data[8] = 7
-    record.write_bytes(data)
+def test_a_signed_record_of_a_newer_format_is_not_dropped(lab, tree):
+    taken = take(lab, tree)
+    with lab.open() as store:
+        name = generation_name(store.writer_key, "web", 2)
+        plain = encode(msgspec.structs.replace(taken, number=2, version=taken.version + 1))
+        store.storage.put(name, seal_object(GENERATION, name, plain, store.writer_key))
     done, _ = mend(lab)
     assert done.drop == []
-    assert record.exists()
+    assert (lab.store / name).exists()
+
+
+def test_what_a_header_says_to_be_of_a_newer_format_stops_compact_until_repair(lab, tree):
+    take(lab, tree)
+    some, tag = os.urandom(32).hex(), lab.open().writer_key.tag("web").hex()
+    names = {
+        f"packs/{some}": PACK, f"generations/{tag}-0000000002": GENERATION, f"sessions/{some[:32]}.0": SESSION,
+        f"condemned/{some[:32]}": CONDEMNED, f"removals/{tag}-{some[:32]}": REMOVAL,
+    }  # fmt: skip
+    for name, kind in names.items():
+        (lab.store / name).parent.mkdir(exist_ok=True)
+        (lab.store / name).write_bytes(kind + b"\2" + bytes(7) + os.urandom(600))
+    with lab.open() as store, pytest.raises(DamageError, match="castore repair"):
+        compact(store, Tally())
+    done, after = mend(lab)
+    assert done.drop == sorted(names)
+    assert after.sound
+    with lab.open() as store:
+        compact(store, Tally())
+    assert look(lab, read_data=True).sound
 
 
 def test_a_sound_store_needs_no_repair(lab, tree):
