@@ -128,8 +128,8 @@ def _print_findings(found: Verification) -> None:
 def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Drop what cannot be read, and say what is lost; all else stays restorable.
 
-    What generations lost is stored again by the next snapshot that still finds it. Exit code 5 if anything
-    is lost.
+    What generations lost is stored again by the next snapshot that still finds it. Configurations that are
+    not accepted are dropped with the identity of an admin. Exit code 5 if anything is lost.
     """
     from castore.cli.progress import hushed, watching
     from castore.errors import DamageError

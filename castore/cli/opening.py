@@ -102,7 +102,10 @@ class Common:
         store.chosen_host = self.host
         store.say = lru_cache(None)(_note)
         for name, reason in store.passed_over.items():
-            _note(f"{name} is not accepted, and nothing depends on it: {reason}")
+            _note(
+                f"{name} is not accepted, and nothing depends on it: {reason} ('castore repair' with the "
+                "identity of an admin removes it)"
+            )
         return store
 
     def _confine(self, path: str, writable: Sequence[str]) -> None:

@@ -164,6 +164,11 @@ class Keyed(Remembered):
             self._remember(accepted)
             self._hold(accepted)
 
+    def stray_configurations(self) -> list[str]:
+        """Return the names of configurations with higher numbers than the accepted one, and of copies."""
+        numbers = (one for one in config_numbers(self.storage) if one > self._sealed.number)
+        return [name for number in numbers for name in twice.names(self.storage, CONFIGS, number)]
+
     def _remember(self, accepted: Accepted, *, accept_older: bool = False) -> None:
         """Keep on this machine what was accepted: the number, the admins, and the key that opens it."""
         self._seen.config(accepted.sealed, accepted.pins, accept=accept_older)

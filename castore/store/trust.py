@@ -114,7 +114,7 @@ class Opener:
                 raise _NewerStoreError(str(error)) from None
             raise
         if not self._accepts(sealed.store_id, keys, signer) and (keys or not self._is_agreed(config, signer)):
-            raise UntrustedError(_untrusted(sealed, config, signer, self.storage.location))
+            raise _untrusted(sealed, config, signer, self.storage.location)
         return Accepted(sealed, config, writer, signer)
 
     def _through_identity(self, sealed: SealedConfig) -> WriterKey:
@@ -151,6 +151,15 @@ def _by_machine(sealed: SealedConfig, keys: list[WriterKey]) -> WriterKey:
 
 class _NewerStoreError(FormatError):
     """An admin has signed that the store is of a format that this castore does not know."""
+
+
+class _UntrustedConfigError(UntrustedError):
+    """A configuration is signed by a key that this machine does not pin."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """The same in short, for a configuration that is passed over."""
 
 
 class _NoSealError(CastoreError):
@@ -283,18 +292,26 @@ def _refusal(
 
 
 def _reason(name: str, error: CastoreError) -> str:
+    if isinstance(error, _UntrustedConfigError):
+        return error.reason
     return str(error).removeprefix(name).removeprefix(" is damaged").lstrip(": ")
 
 
-def _untrusted(sealed: SealedConfig, config: StoreConfig, signer: bytes, location: str) -> str:
+def _untrusted(
+    sealed: SealedConfig, config: StoreConfig, signer: bytes, location: str
+) -> _UntrustedConfigError:
     text = Admin(signer).text
+    what = f"{sealed.name} of the store at {location}"
     if signer in config.admin_keys:
-        return (
-            f"{sealed.name} of the store at {location} is signed by {text}, which this machine does not "
-            "trust: compare it with what 'castore key show' prints for the identity of the store's admin, "
-            f"and if it is the same, repeat the command with --trust-admin {text}"
+        reason = f"it is signed by a key that this machine does not trust: --trust-admin {text} accepts it"
+        return _UntrustedConfigError(
+            f"{what} is signed by {text}, which this machine does not trust: compare it with what "
+            "'castore key show' prints for the identity of the store's admin, and if it is the same, repeat "
+            f"the command with --trust-admin {text}",
+            reason,
         )
-    return (
-        f"{sealed.name} of the store at {location} is signed by no admin, but by the machine that made the "
-        "store: run 'castore key sign' with an identity of the store, which shows whom it is sealed to"
+    return _UntrustedConfigError(
+        f"{what} is signed by no admin, but by the machine that made the store: run 'castore key sign' with "
+        "an identity of the store, which shows whom it is sealed to",
+        "it is signed by no admin",
     )

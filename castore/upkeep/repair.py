@@ -13,6 +13,7 @@ import msgspec
 from castore.errors import DamageError, FormatError, IdentityError, ObjectMissingError, StorageError
 from castore.model.refs import PackId, SessionId
 from castore.store.condemned import open_condemned
+from castore.store.config import CONFIGS
 from castore.store.generations import open_generation
 from castore.store.pack import CHUNK, pack_name
 from castore.store.removals import REMOVALS, damaged_removals, open_removal
@@ -60,6 +61,7 @@ def repair(
         readable = _can_read(store)
         found = verify(store, tally, packs=True, read_data=readable)
         planned = _plan(store, found)
+        planned.drop += _stray(store) if readable else []
         if not agree(found, planned):
             return planned, found
         store.check_may_maintain("repair")
@@ -76,7 +78,10 @@ def repair(
         # What is kept of them is durable elsewhere by now.
         with store.storage.hold(alone=True):
             _refuse_other_keys(store)
-            store.drop([*planned.drop, *(pack_name(pack) for pack in planned.rewrite)])
+            # A configuration may be accepted by now, if it was only half read before.
+            stray = store.stray_configurations()
+            dropped = [one for one in planned.drop if not one.startswith(f"{CONFIGS}/") or one in stray]
+            store.drop([*dropped, *(pack_name(pack) for pack in planned.rewrite)])
         store.sync()
         return planned, verify(store, tally)
 
@@ -116,6 +121,14 @@ def _plan(store: Store, found: Verification) -> Repair:
             planned.drop.append(pack_name(pack))
     planned.drop = sorted({*planned.drop})
     return planned
+
+
+def _stray(store: Store) -> list[str]:
+    """Return the configurations that may be dropped since they are not accepted: an admin decides that.
+
+    Another machine could take the next one of an admin for one: it does not open where a machine was revoked.
+    """
+    return store.stray_configurations() if store.identity().admin.public in store.config.admin_keys else []
 
 
 def _generations(store: Store) -> list[str]:

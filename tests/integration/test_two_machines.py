@@ -189,3 +189,27 @@ def test_a_look_at_an_offsite_copy_leaves_the_original_alone(machines, tmp_path)
     assert one.done("cat", "web@latest:d", store=link) == "2"
     folders = list((one.home / "cache" / "castore").glob("*/*/index"))
     assert len(folders) == 2, "the original by two names, and the copy"
+
+
+def test_the_note_on_a_configuration_that_is_not_accepted_names_a_way_out(machines):
+    one = machines[0]
+    (one.store / "config" / "99").write_bytes(os.urandom(300))
+    assert "config/99 is not accepted" in (ended := one.run("log")).stderr
+    assert "'castore repair' with the identity of an admin" in ended.stderr
+    one.done("repair", "--yes")
+    assert "config/99" not in one.run("log").stderr
+
+
+def test_what_stops_compact_and_prune_names_a_command_that_works(machines):
+    one = machines[0]
+    one.take("content")
+    (record,) = (one.store / "generations").iterdir()
+    tag, starts = record.name[:16], (b"", b"castoreg\2" + bytes(7), b"castoreg\1" + bytes(7))
+    for name, start in zip((f"{tag}-0000000007", f"{tag}-4294967295", f"{'0' * 16}-0000000001"), starts, strict=True):
+        (one.store / "generations" / name).write_bytes(start + os.urandom(300))
+    for command in (["compact"], ["prune", "--keep-last", "3"]):
+        assert "'castore repair' drops" in one.refused(5, *command)
+    one.done("repair", "--yes")
+    one.done("compact")
+    one.done("prune", "--keep-last", "3")
+    assert one.done("cat", "web@latest:d") == "content"

@@ -49,6 +49,7 @@ from castore.store.removals import Removal, record_removal
 from castore.store.sessions import decode_session, encode_session, new_session_record, sealed_to, session_name
 from castore.store.signed import open_signed, sign
 from castore.upkeep.compact import compact
+from castore.upkeep.repair import repair
 from tests.support.stores import Lab, admins, signed
 
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
@@ -167,6 +168,33 @@ def test_a_certified_machine_signs_no_configuration_for_others(lab):
     with lab.open(identity=False) as store:
         assert list(store.passed_over) == ["config/7"]
         assert [one.key for one in store.config.recipients] == [lab.identity.recipient.key]
+
+
+def test_an_admin_removes_configurations_that_are_not_accepted(lab, tmp_path):
+    writer, config = lab.stolen()
+    identity, recipient, admin = thief()
+    lab.forge(7, identity.admin, recipients=(recipient,), admins=(admin,))
+    lab.forge(8, writer.signer)
+    lab.storage.put("config/9", CONFIG + b"\2" + bytes(7) + os.urandom(300))
+    lab.storage.put("config/99", os.urandom(300))
+    lab.storage.put(f"config/99.{'0' * 32}", os.urandom(300))
+    planned = []
+
+    def agree(_found, plan) -> bool:
+        planned.append(plan.drop)
+        return True
+
+    for other in (None, identity):
+        with lab.at(identity=other) as store:
+            assert list(store.passed_over) == ["config/7", "config/8", "config/9", "config/99"]
+            repair(store, castore.Tally(), agree=agree)
+            assert store.passed_over, "only an admin decides"
+    with lab.open() as store:
+        lab.storage.put("config/3", encode_config(3, config, writer, lab.identity.admin))
+        repair(store, castore.Tally(), agree=agree)
+        assert not store.passed_over
+    assert len(planned[-1]) == 5
+    assert [one for one in numbers(lab.storage) if one > 1] == [3]
 
 
 @pytest.mark.parametrize("is_admin", [True, False])
