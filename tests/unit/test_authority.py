@@ -48,6 +48,7 @@ from castore.store.pins import pin
 from castore.store.removals import Removal, record_removal
 from castore.store.sessions import decode_session, encode_session, new_session_record, sealed_to, session_name
 from castore.store.signed import open_signed, sign
+from castore.upkeep.audit import audit
 from castore.upkeep.compact import compact
 from castore.upkeep.repair import repair
 from tests.support.stores import Lab, admins, signed
@@ -478,6 +479,17 @@ def test_a_host_is_a_certified_name_and_not_a_claim(fleet):
         assert store.next_number("s") == 3
         assert compact(store, castore.Tally()).removed == 0, "it blocks nothing"
     fleet.take(b"more")
+
+
+def test_what_an_admin_adds_is_listed_under_the_admin_s_key(fleet):
+    with fleet.at(fleet.machine("new"), fleet.identity) as store:
+        store.configured_host = "other"
+        (fleet.folder / "dump").write_bytes(NOISE)
+        taken = castore.snapshot(store, "s", {"d": castore.FileSource(str(fleet.folder / "dump"))})
+        assert taken.host == "other"
+        listed = {(one.kind, one.host): one.generations for one in audit(store).added}
+    assert listed["admin", ""] == 1
+    assert listed["writer", "other"] == 0
 
 
 def test_a_number_far_above_all_others_blocks_no_service(fleet):
