@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from castore.model.tree import Entry, Owners
 
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
+_SECURITY: Final = b"security."
 _CAPABILITY: Final = b"security.capability"
 _UNSUPPORTED: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
 
@@ -41,6 +42,8 @@ class Ownership:
     """Set owners and groups, which needs root; else files belong to whoever restores."""
     numeric: bool = False
     """Go by numbers alone; else a name that this machine knows wins over its stored number."""
+    privileges: bool = True
+    """Restore what gives rights: set-id bits, security attributes (capabilities among them), devices."""
 
     def of(self, entry: Entry, owners: Owners) -> tuple[int, int]:
         """Return the (uid, gid) that a file of this entry gets."""
@@ -63,7 +66,18 @@ class Ownership:
 
         warn: called where several stored ids become one.
         """
-        return self.mapped(entry.extra.xattrs, owners.users, owners.groups, warn)
+        xattrs = entry.extra.xattrs
+        if not self.privileges:
+            xattrs = tuple(one for one in xattrs if not one[0].startswith(_SECURITY))
+        return self.mapped(xattrs, owners.users, owners.groups, warn)
+
+    @property
+    def allowed_mode(self) -> int:
+        """The bits of a stored mode that a file may get.
+
+        A set-id file that does not belong to its stored owner would be someone else's power.
+        """
+        return 0o7777 if self.change and self.privileges else 0o7777 & ~_SET_ID
 
     def mapped(
         self,
@@ -99,7 +113,7 @@ def _gid(name: str | None) -> int | None:
 
 def new_owners(owners: Owners, ownership: Ownership) -> NewOwners:
     """Return whose the files of a stored directory become, and what of their modes is allowed."""
-    mode = 0o7777 if ownership.change else 0o7777 & ~_SET_ID
+    mode = ownership.allowed_mode
     if not ownership.change or ownership.numeric:
         return NewOwners(ownership.change, mode)
     users = {uid: now for uid, name in owners.users.items() if (now := _uid(name)) not in {None, uid}}
@@ -141,11 +155,8 @@ def drop_inherited(fd: int) -> None:
 
 
 def mode_of(entry: Entry, ownership: Ownership) -> int:
-    """Return the mode that a file of this entry gets.
-
-    A set-id file that does not belong to its stored owner would be someone else's power.
-    """
-    return entry.mode if ownership.change else entry.mode & ~_SET_ID
+    """Return the mode that a file of this entry gets."""
+    return entry.mode & ownership.allowed_mode
 
 
 def set_attributes(

@@ -358,6 +358,8 @@ class TreeWriter:
         elif kind in {stat.S_IFCHR, stat.S_IFBLK} and not self._ownership.change:
             self._unmade(path, "is a device, which only root can make; left out")
             return _Made(-1)
+        elif kind in {stat.S_IFCHR, stat.S_IFBLK} and not self._ownership.privileges:
+            return _Made(-1)
         else:
             os.mknod(entry.name, kind | 0o600, entry.extra.device, dir_fd=current.fd)
         fd = open_entry(current.fd, entry.name)
@@ -405,7 +407,8 @@ class TreeWriter:
         the set-id bits or capabilities.
         """
         privileged = is_privileged(entry.st_mode, entry.extra.xattrs)
-        return privileged and self._ownership.change and not current.private
+        rights = self._ownership.change and self._ownership.privileges
+        return privileged and rights and not current.private
 
     def _may_use(self, old: int, child: Child) -> bool:
         """Whether whoever may write to a replaced file may write to the new one, too.
@@ -473,8 +476,7 @@ class TreeWriter:
             self._warn(
                 path,
                 "set-id bits and capabilities are left out: its directory belongs to another user, and its "
-                "file "
-                "system cannot make a file that has no name yet (O_TMPFILE)",
+                "file system cannot make a file that has no name yet (O_TMPFILE)",
             )
         file = made.fd if entry.is_file or entry.is_dir else path_of(made.fd)
         set_all = replace_attributes if current.inherited else set_attributes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from castore.content.directories import open_top
@@ -71,6 +71,8 @@ def drill(
     engines say of a part in CASTORE_DRILL_PART_... say: is called with what was found; warn: with what is not
     used. Raises CastoreError if anything is not sound.
     """
+    # Users who can enter the place get no program of root's, and no device.
+    ownership = replace(ownership, privileges=False)
     done = Drilled(generation)
     clock = time.monotonic()
     with event(store, "drill", generation.service) as note, ExitStack() as stack:

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sqlite3
+import stat
 import struct
 import subprocess
 import sys
@@ -46,8 +47,9 @@ def as_user() -> Iterator[None]:
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
-    """A directory of the service's user, which that user can reach."""
+def home(home: Path) -> Iterator[Path]:
+    """A directory of the service's user, which that user can reach; castore's own files are in another home."""
+    assert os.environ["HOME"] == str(home)
     path = Path(tempfile.mkdtemp(prefix="castore-test-"))
     try:
         path.chmod(0o755)
@@ -359,6 +361,40 @@ def test_a_drill_is_for_root_only_and_not_made_where_others_exchange_it(home: Pa
         failed = castore("drill", "--config", config, "app", "--scratch", scratch, expect=1).stderr
         assert f"no scratch directory is made in {scratch}" in failed
         assert os.listdir(scratch) == []
+
+
+def test_a_drill_restores_nothing_that_gives_rights(home: Path, tmp_path: Path, castore):
+    tree = home / "tree"
+    tree.mkdir(mode=0o755)
+    for name, mode in {"plain": 0o4755, "large": 0o4755, "group": 0o2755, "capable": 0o755, "other": 0o755}.items():
+        (tree / name).write_bytes(b"#!/bin/sh\n" + (os.urandom(400_000) if name == "large" else b""))
+        (tree / name).chmod(mode)
+    os.link(tree / "large", tree / "again")
+    os.setxattr(tree / "capable", "security.capability", struct.pack("<5I", 0x02000001, 1 << 7, 0, 0, 0))
+    os.setxattr(tree / "other", "security.castore", b"x")
+    (tree / "sub").mkdir()
+    (tree / "sub").chmod(0o2755)
+    with contextlib.suppress(PermissionError):
+        os.mknod(tree / "disk", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    check = tmp_path / "check.py"
+    check.write_text(
+        "import os, stat\n"
+        "for folder, _, names in os.walk(os.environ['CASTORE_DRILL_TREE_PATH']):\n"
+        "    for path in [folder, *(os.path.join(folder, name) for name in names)]:\n"
+        "        mode = os.lstat(path).st_mode\n"
+        "        assert not mode & 0o6000 and stat.S_IFMT(mode) in (stat.S_IFREG, stat.S_IFDIR), path\n"
+        "        assert not [one for one in os.listxattr(path) if one.startswith('security.')], path\n"
+        f"    names and print(len(names), file=open({str(tmp_path / 'seen')!r}, 'w'))\n"
+    )
+    config = tmp_path / "castore.toml"
+    config.write_text(
+        f'store = "{tmp_path}/store"\n[service.app]\ndrill-check = ["{sys.executable}", "{check}"]\n'
+        f'[service.app.parts.tree]\nengine = "tree"\npath = "{tree}"\n'
+    )
+    castore("init", "--config", config)
+    castore("snapshot", "--config", config, "app")
+    castore("drill", "--config", config, "app")
+    assert (tmp_path / "seen").read_text() == "6\n"
 
 
 def test_config_check_names_parts_of_another_user(home: Path, tmp_path: Path, castore):
