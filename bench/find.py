@@ -33,7 +33,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import castore
-from castore.sealing import Identity
+from castore.crypto import Identity
 from castore.storage import LocalStorage
 from castore.store import Places, Store
 

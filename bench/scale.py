@@ -23,16 +23,16 @@ import sys
 import threading
 import time
 
-from castore.kernel.marks import Marks
+from castore.crypto import Identity
+from castore.kernel.id_set import Marks
+from castore.maintenance.compact import plan
 from castore.model.generation import Generation, StoredRef
 from castore.model.refs import PackId, RefKind
-from castore.sealing import Identity
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.store import pack as packs
-from castore.store.generations import encode_generation, generation_name
-from castore.store.header import PACK, header
-from castore.upkeep.compact import plan
+from castore.store.format import pack as packs
+from castore.store.format.generation import encode_generation, generation_name
+from castore.store.format.header import PACK, header
 
 A_PACK = 1000
 """Chunks."""

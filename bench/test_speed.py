@@ -14,8 +14,8 @@ from blake3 import blake3
 
 import castore
 from bench.data import write_dump, write_tree
+from castore.crypto import Cipher, Identity, RecordSealer, random_key
 from castore.kernel import Cutter
-from castore.sealing import Cipher, Identity, RecordSealer, random_key
 from castore.storage import LocalStorage
 from castore.store import Places, Store
 

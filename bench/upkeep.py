@@ -29,13 +29,14 @@ from unittest import mock
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import castore
 from bench.data import write_dump, write_tree
-from castore.sealing import Identity
-from castore.services.pruning import forget
+from castore.crypto import Identity
+from castore.maintenance.compact import compact
+from castore.maintenance.verify import verify
+from castore.services.prune import forget
 from castore.storage import LocalStorage
-from castore.storage.files import Files
-from castore.store import Places, Store, environment
-from castore.upkeep.compact import compact
-from castore.upkeep.verify import verify
+from castore.storage.os_files import Files
+from castore.store import Places, Store
+from castore.store.index import lmdb_env
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,8 +80,8 @@ class Timed(Files):
 @contextlib.contextmanager
 def index_unsynced() -> Iterator[None]:
     """Let LMDB sync nothing."""
-    opened = environment._open  # noqa: SLF001
-    with mock.patch.object(environment, "_open", lambda path, durable: opened(path, durable=False)):
+    opened = lmdb_env._open  # noqa: SLF001
+    with mock.patch.object(lmdb_env, "_open", lambda path, durable: opened(path, durable=False)):
         yield
 
 

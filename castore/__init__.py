@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from castore.content.attributes import Ownership
+    from castore.content.restore.metadata import Ownership
+    from castore.crypto import Identity, Recipient
+    from castore.maintenance.verify import verify
     from castore.model.generation import Generation, Part
-    from castore.model.tally import Tally
-    from castore.sealing import Identity, Recipient
-    from castore.services.plan import plan_rollback, read_details
-    from castore.services.restoring import restore
-    from castore.services.rollback import roll_back
-    from castore.services.select import select
+    from castore.progress import Tally
+    from castore.services.restore import restore
+    from castore.services.rollback.execute import roll_back
+    from castore.services.rollback.plan import plan_rollback, read_details
+    from castore.services.selectors import select
     from castore.services.snapshot import (
         FileSource,
         ProgramSource,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
         snapshot,
     )
     from castore.store import Places, Store
-    from castore.upkeep.verify import verify
 
 __all__ = [
     "FileSource",
@@ -71,23 +71,23 @@ __all__ = [
 _WHERE = {
     "FileSource": "castore.services.snapshot",
     "Generation": "castore.model.generation",
-    "Identity": "castore.sealing",
-    "Ownership": "castore.content.attributes",
+    "Identity": "castore.crypto",
+    "Ownership": "castore.content.restore.metadata",
     "Part": "castore.model.generation",
     "Places": "castore.store",
     "ProgramSource": "castore.services.snapshot",
-    "Recipient": "castore.sealing",
+    "Recipient": "castore.crypto",
     "Store": "castore.store",
     "StreamSource": "castore.services.snapshot",
-    "Tally": "castore.model.tally",
+    "Tally": "castore.progress",
     "TreeSource": "castore.services.snapshot",
-    "plan_rollback": "castore.services.plan",
-    "read_details": "castore.services.plan",
-    "restore": "castore.services.restoring",
-    "roll_back": "castore.services.rollback",
-    "select": "castore.services.select",
+    "plan_rollback": "castore.services.rollback.plan",
+    "read_details": "castore.services.rollback.plan",
+    "restore": "castore.services.restore",
+    "roll_back": "castore.services.rollback.execute",
+    "select": "castore.services.selectors",
     "snapshot": "castore.services.snapshot",
-    "verify": "castore.upkeep.verify",
+    "verify": "castore.maintenance.verify",
 }
 
 

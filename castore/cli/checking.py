@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from castore.cli import text
+from castore.cli import formatting
 from castore.cli.document import times
 from castore.cli.options import Percent, agreed, common, json_option, print_json
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
-    from castore.cli.opening import Common
-    from castore.upkeep.repair import Repair
-    from castore.upkeep.verify import Verification
+    from castore.cli.context import Common
+    from castore.maintenance.repair import Repair
+    from castore.maintenance.verify import Verification
 
 
 @click.command(epilog="Example: castore verify --read-data --sample 5%")
@@ -50,8 +50,8 @@ def verify(
     """
     from castore.cli.progress import watching
     from castore.errors import DamageError, UsageError
-    from castore.model.tally import Tally
-    from castore.upkeep.verify import verify as check
+    from castore.maintenance.verify import verify as check
+    from castore.progress import Tally
 
     if index and (packs or read_data or sample is not None):
         raise UsageError("--index is no more than what is always done: leave it out, or the others")
@@ -76,11 +76,12 @@ def verify(
         depth = "chunks opened" if read_data else "bytes compared"
         looked = ""
         if packs or read_data or sample is not None:
-            looked = f"; {text.count(found.read, 'pack')} read, {depth}"
-        resumed = f"; gone on with what began {text.local_time(found.resumed)}" if found.resumed else ""
+            looked = f"; {formatting.count(found.read, 'pack')} read, {depth}"
+        resumed = f"; gone on with what began {formatting.local_time(found.resumed)}" if found.resumed else ""
         summarize(
-            f"{text.count(found.generations, 'generation')}, {text.count(found.packs, 'pack')}, "
-            f"{text.count(found.nodes, 'node')}, {text.count(found.chunks, 'reference')} to chunks"
+            f"{formatting.count(found.generations, 'generation')}, {formatting.count(found.packs, 'pack')}, "
+            f"{formatting.count(found.nodes, 'node')}, "
+            f"{formatting.count(found.chunks, 'reference')} to chunks"
             f"{looked}{resumed}{'; no damage found' if found.sound else ''}"
         )
     if not found.sound:
@@ -94,15 +95,15 @@ def _plain(found: Verification) -> dict[str, Any]:
     del fields["damaged_packs"]
     resumed = times("resumed", found.resumed or None)
     affected = [
-        {**one, "paths": [text.printable(path) for path in one["paths"]]} for one in fields["affected"]
+        {**one, "paths": [formatting.printable(path) for path in one["paths"]]} for one in fields["affected"]
     ]
     return {**fields, **resumed, "affected": affected, "sound": found.sound}
 
 
 def _summary(found: Verification) -> str:
     counts = (
-        f"{text.count(len(found.damage), 'object or chunk is', 'objects or chunks are')} damaged, "
-        f"{text.count(len(found.affected), 'part', 'parts')} of generations cannot be restored completely; "
+        f"{formatting.count(len(found.damage), 'object or chunk is', 'objects or chunks are')} damaged, "
+        f"{formatting.count(len(found.affected), 'part')} of generations cannot be restored completely; "
     )
     if found.damage:
         return counts + "'castore repair' drops what cannot be read"
@@ -115,7 +116,7 @@ def _print_findings(found: Verification) -> None:
     for hit in found.affected:
         print(f"affected: {hit.service}@{hit.number}:{hit.part}: {hit.reason}")
         for path in hit.paths:
-            print(f"    {text.printable(path)}")
+            print(f"    {formatting.printable(path)}")
         if hit.more:
             print(f"    and {hit.more} more")
 
@@ -133,8 +134,8 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
     """
     from castore.cli.progress import hushed, watching
     from castore.errors import DamageError
-    from castore.model.tally import Tally
-    from castore.upkeep.repair import repair as mend
+    from castore.maintenance.repair import repair as mend
+    from castore.progress import Tally
 
     def agree(found: Verification, planned: Repair) -> bool:
         with hushed():
@@ -171,9 +172,9 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
         })
     elif done.done:
         summarize(
-            f"{text.count(len(done.mend), 'object')} repaired, {len(done.drop)} dropped, "
-            f"{text.count(len(done.rewrite), 'pack')} rewritten: "
-            f"{text.count(done.kept_records, 'record')} kept, {done.lost_records} lost"
+            f"{formatting.count(len(done.mend), 'object')} repaired, {len(done.drop)} dropped, "
+            f"{formatting.count(len(done.rewrite), 'pack')} rewritten: "
+            f"{formatting.count(done.kept_records, 'record')} kept, {done.lost_records} lost"
         )
         _print_findings(after)
     elif after.sound:
@@ -188,7 +189,7 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
 def reindex(context: Common, as_json: bool) -> None:
     """Throw the index away and build it from the store; needs no identity."""
     from castore.cli.progress import watching
-    from castore.model.tally import Tally
+    from castore.progress import Tally
 
     with context.open_store() as store:
         tally = Tally()
@@ -200,4 +201,4 @@ def reindex(context: Common, as_json: bool) -> None:
     if as_json:
         print_json({"chunks": count})
     else:
-        summarize(f"the index holds {text.count(count, 'chunk')}")
+        summarize(f"the index holds {formatting.count(count, 'chunk')}")

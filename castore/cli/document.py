@@ -87,11 +87,11 @@ def _dumped(value: Any) -> str:
 
 def _escaped(value: Any) -> str:
     """Encode the name of a file, which may have any bytes."""
-    from castore.cli import text
+    from castore.cli import formatting
 
     if not isinstance(value, bytes):
         raise TypeError(f"{type(value).__name__} has no JSON form")
-    return text.printable(value)
+    return formatting.printable(value)
 
 
 def _readable(value: Any) -> Any:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from castore.cli import text
+from castore.cli import formatting
 from castore.cli.document import times
 from castore.cli.options import common, host_option, json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from castore.cli.opening import Common
+    from castore.cli.context import Common
     from castore.model.generation import Generation
     from castore.services.find import Hit, Span
 
@@ -48,7 +48,7 @@ def find(
     from castore.errors import NotFoundError
     from castore.services.find import find_paths
     from castore.services.hosts import groups_of, shown
-    from castore.services.select import unknown_service
+    from castore.services.selectors import unknown_service
 
     rows: list[dict[str, Any]] = []
     count = 0
@@ -96,7 +96,7 @@ def _undamaged(service: str, found: Any, damaged: list[str]) -> Iterator[Hit]:
             yield one
         else:
             part, (path, reason) = one
-            damaged.append(f"{service}:{part}/{text.printable(path)}: {reason}")
+            damaged.append(f"{service}:{part}/{formatting.printable(path)}: {reason}")
 
 
 def _report_damaged(damaged: list[str]) -> None:
@@ -106,8 +106,8 @@ def _report_damaged(damaged: list[str]) -> None:
         print(f"castore: {line}", file=sys.stderr)
     if damaged:
         raise DamageError(
-            f"{text.count(len(damaged), 'directory', 'directories')} could not be read and not searched; "
-            "'castore verify' says which generations are damaged"
+            f"{formatting.count(len(damaged), 'directory', 'directories')} could not be read and not searched"
+            "; 'castore verify' says which generations are damaged"
         )
 
 
@@ -118,7 +118,7 @@ def _ranges(generations: list[Generation]) -> str:
 
 
 def _path(service: str, hit: Hit) -> str:
-    return f"{service}:{hit.part}" + (f"/{text.printable(hit.path)}" if hit.path else "")
+    return f"{service}:{hit.part}" + (f"/{formatting.printable(hit.path)}" if hit.path else "")
 
 
 def _find_line(service: str, hit: Hit, *, hosts: bool) -> str:
@@ -131,11 +131,11 @@ def _find_line(service: str, hit: Hit, *, hosts: bool) -> str:
             runs.append([span.generations[0], span.generations[-1]])
     numbers = ",".join(map(_ranges, runs))
     entry = newest.entry
-    kind = text.mode_text(entry.st_mode)[0] if entry is not None else "-"
-    modified = text.local_time(entry.mtime) if entry is not None else "-"
-    size = "-" if _is_directory(newest) else text.size(newest.size)
-    versions = text.count(len(hit.spans), "version")
-    host = f"  {text.printable(hit.host)}" if hosts else ""
+    kind = formatting.mode_text(entry.st_mode)[0] if entry is not None else "-"
+    modified = formatting.local_time(entry.mtime) if entry is not None else "-"
+    size = "-" if _is_directory(newest) else formatting.size(newest.size)
+    versions = formatting.count(len(hit.spans), "version")
+    host = f"  {formatting.printable(hit.host)}" if hosts else ""
     return (
         f"{numbers:>9}  {_date(hit.spans[0].generations[0])}  {_date(newest.generations[-1])}  {kind} "
         f"{size:>8}  {modified}  {versions:>12}{host}  {_path(service, hit)}"
@@ -143,7 +143,7 @@ def _find_line(service: str, hit: Hit, *, hosts: bool) -> str:
 
 
 def _date(generation: Generation) -> str:
-    return text.local_time(generation.time)[:10]
+    return formatting.local_time(generation.time)[:10]
 
 
 @click.command(epilog="Example: castore history etc:etc/passwd")
@@ -162,7 +162,7 @@ def history(context: Common, what: str, limit: int | None, as_json: bool) -> Non
     from castore.errors import UsageError
     from castore.services.find import path_history
     from castore.services.hosts import shown
-    from castore.services.select import unknown_service
+    from castore.services.selectors import unknown_service
 
     service, colon, rest = what.partition(":")
     part, _, path = rest.partition("/")
@@ -187,7 +187,7 @@ def history(context: Common, what: str, limit: int | None, as_json: bool) -> Non
     else:
         for hit in hits:
             if len(hits) > 1:
-                print(f"host {text.printable(hit.host)}")
+                print(f"host {formatting.printable(hit.host)}")
             print(_history_table(hit))
     _report_damaged(damaged)
 
@@ -196,14 +196,14 @@ def _history_table(hit: Hit) -> str:
     rows = [
         [
             _ranges(span.generations),
-            text.local_time(span.generations[0].time),
-            "-" if span.exists is False or _is_directory(span) else text.size(span.size),
-            text.local_time(span.entry.mtime) if span.entry is not None else "-",
+            formatting.local_time(span.generations[0].time),
+            "-" if span.exists is False or _is_directory(span) else formatting.size(span.size),
+            formatting.local_time(span.entry.mtime) if span.entry is not None else "-",
             _shown_change(span),
         ]
         for span in hit.spans
     ]
-    return text.table(rows, header=["generations", "from", "size", "modified", "change"], right={0, 2})
+    return formatting.table(rows, header=["generations", "from", "size", "modified", "change"], right={0, 2})
 
 
 def _is_directory(span: Span) -> bool:
@@ -218,7 +218,7 @@ def _plain(hit: Hit) -> dict[str, Any]:
     return {
         "host": hit.host,
         "part": hit.part,
-        "path": text.printable(hit.path),
+        "path": formatting.printable(hit.path),
         "versions": [
             {
                 "first": span.generations[0].number,

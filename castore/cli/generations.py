@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.cli import text
+from castore.cli import formatting
 from castore.cli.document import times
 from castore.model.names import short_revision
 
@@ -74,9 +74,10 @@ def describe(generation: Generation) -> str:
     new = sum(part.new_bytes for part in generation.parts)
     stored = sum(part.stored_bytes for part in generation.parts)
     return (
-        f"{generation.service}@{generation.number}{revision}: {text.size(generation.size)} in "
-        f"{text.count(len(generation.parts), 'part')}, "
-        f"{text.size(new)} new, {text.size(stored)} stored, {text.duration(generation.duration)}"
+        f"{generation.service}@{generation.number}{revision}: {formatting.size(generation.size)} in "
+        f"{formatting.count(len(generation.parts), 'part')}, "
+        f"{formatting.size(new)} new, {formatting.size(stored)} stored, "
+        f"{formatting.duration(generation.duration)}"
         + (f"; partial: without {', '.join(generation.lacks)}" if generation.partial else "")
     )
 
@@ -113,27 +114,27 @@ def table(
             names += " (incomplete)"
         if generation.number in pinned[generation.service]:
             note = pinned[generation.service][generation.number]
-            names += f" (pinned: {text.printable(note)})" if note else " (pinned)"
+            names += f" (pinned: {formatting.printable(note)})" if note else " (pinned)"
         rows.append([
             generation.service,
             str(generation.number),
-            text.local_time(generation.time),
+            formatting.local_time(generation.time),
             short_revision(generation.revision) or "-",
-            *([text.printable(groups.label(generation))] if groups else []),
+            *([formatting.printable(groups.label(generation))] if groups else []),
             names,
-            text.size(total),
-            text.size(new),
-            text.size(stored),
+            formatting.size(total),
+            formatting.size(new),
+            formatting.size(stored),
         ])
         if drilled:
             last = drilled.get((generation.service, generation.number))
             failed = "" if last is None or last.ok else " FAILED"
-            rows[-1].append("-" if last is None else text.local_time(last.time) + failed)
+            rows[-1].append("-" if last is None else formatting.local_time(last.time) + failed)
     header = ["service", "number", "time", "revision", *(["host"] if groups else [])]
     header += ["parts", "total", "new", "stored"]
     right = {1, *range(len(header) - 3, len(header))}
     header += ["drilled"] if drilled else []
-    shown = text.table(rows, header=header, right=right)
+    shown = formatting.table(rows, header=header, right=right)
     for name in _OPTIONAL:
         if width is None or max(map(len, shown.splitlines())) <= width:
             break
@@ -141,7 +142,7 @@ def table(
         for row in [header, *rows]:
             del row[at]
         right = {position - (position > at) for position in right if position != at}
-        shown = text.table(rows, header=header, right=right)
+        shown = formatting.table(rows, header=header, right=right)
     return shown
 
 
@@ -154,14 +155,14 @@ def parts_table(parts: Sequence[Part]) -> str:
         rows.append([
             part.name,
             part.kind,
-            text.size(part.size),
+            formatting.size(part.size),
             str(part.files) if part.kind == "tree" else "-",
             str(part.chunks),
             str(part.new_chunks),
             share,
-            text.size(part.new_bytes),
-            text.size(part.stored_bytes),
+            formatting.size(part.new_bytes),
+            formatting.size(part.stored_bytes),
             str(part.missed),
         ])
     header = ["part", "kind", "size", "files", "chunks", "new", "reused", "new bytes", "stored", "missed"]
-    return text.table(rows, header=header, right=set(range(2, 10)))
+    return formatting.table(rows, header=header, right=set(range(2, 10)))

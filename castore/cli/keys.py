@@ -12,8 +12,8 @@ from castore.cli.quiet import is_quiet, summarize
 from castore.cli.signing import described, signed_store, yes_option
 
 if TYPE_CHECKING:
-    from castore.cli.opening import Common
-    from castore.cli.paper import Sheet
+    from castore.cli.context import Common
+    from castore.cli.recovery_sheet import Sheet
 
 
 def _new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
@@ -112,7 +112,7 @@ def key() -> None:
 def new(file: str, passphrase: bool, as_json: bool) -> None:
     """Make an identity in FILE, and print its public key; 'castore key show' prints its admin key, too."""
     from castore.cli.places import write_identity
-    from castore.sealing import Admin, Identity
+    from castore.crypto import Admin, Identity
 
     identity = Identity.generate()
     write_identity(file, identity, _new_passphrase() if passphrase else None)
@@ -128,7 +128,7 @@ def new(file: str, passphrase: bool, as_json: bool) -> None:
 @common
 def show(context: Common, as_json: bool) -> None:
     """Print the public keys of an identity: what seals to it, and its admin key."""
-    from castore.sealing import Admin
+    from castore.crypto import Admin
 
     identity = context.identity()()
     text, admin = identity.recipient.text, Admin(identity.admin.public).text
@@ -144,7 +144,7 @@ def show(context: Common, as_json: bool) -> None:
 @common
 def list_(context: Common, as_json: bool) -> None:
     """List the recipients of the store, the admin keys that sign, and the machines that add."""
-    from castore.cli import text
+    from castore.cli import formatting
 
     with context.open_store() as store:
         admins = {one.recipient: one.text for one in store.config.admins}
@@ -157,9 +157,9 @@ def list_(context: Common, as_json: bool) -> None:
         print_json(found)
         return
     for entry in found:
-        print(f"{entry['recipient']}  {text.one_line(entry['label'] or '')}".rstrip())
+        print(f"{entry['recipient']}  {formatting.one_line(entry['label'] or '')}".rstrip())
     for line in [*keys, *others]:
-        print(text.one_line(line))
+        print(formatting.one_line(line))
 
 
 @key.command(epilog="Example: castore key add castore-pub-... --label 'offsite, 2026'")
@@ -175,9 +175,9 @@ def add(
     context: Common, recipient: str, label: str, admin: str | None, yes: bool, as_json: bool
 ) -> None:
     """Seal the store's sessions to one more recipient. Needs an admin's identity; no data is rewritten."""
+    from castore.crypto import Admin, Recipient
     from castore.errors import UsageError
-    from castore.sealing import Admin, Recipient
-    from castore.store.config import LabelledAdmin
+    from castore.store.format.config import LabelledAdmin
 
     added = Recipient.parse(recipient)
     with signed_store(context, yes=yes) as store:
@@ -207,8 +207,8 @@ def remove(context: Common, recipient: str, as_json: bool) -> None:
     before may have been read before: a copy of an old session still opens for whoever had it. The writer
     key does not change.
     """
+    from castore.crypto import Recipient
     from castore.errors import NotFoundError, UsageError
-    from castore.sealing import Recipient
 
     if recipient.startswith("castore-admin-"):
         _remove_admin(context, recipient, as_json=as_json)
@@ -230,8 +230,8 @@ def remove(context: Common, recipient: str, as_json: bool) -> None:
 
 
 def _remove_admin(context: Common, text: str, *, as_json: bool) -> None:
+    from castore.crypto import Admin
     from castore.errors import NotFoundError
-    from castore.sealing import Admin
 
     key = Admin.parse(text).key
     with context.open_store() as store:
@@ -255,7 +255,7 @@ def sign(context: Common, yes: bool, as_json: bool) -> None:
     Shows whom the store is sealed to and which machines add to it, and asks. Other machines accept what this
     identity signs from then on, once they were given its admin key with --trust-admin.
     """
-    from castore.sealing import Admin
+    from castore.crypto import Admin
 
     with signed_store(context, yes=yes) as store:
         store.sign()
@@ -348,8 +348,8 @@ def audit(context: Common, as_json: bool) -> None:
 
     After a machine was stolen this tells what it could have done before 'castore key revoke-writer'.
     """
-    from castore.cli import text
-    from castore.upkeep.audit import audit as look
+    from castore.cli import formatting
+    from castore.maintenance.audit import audit as look
 
     with context.open_store() as store:
         found = look(store)
@@ -359,21 +359,21 @@ def audit(context: Common, as_json: bool) -> None:
         print_json(msgspec.to_builtins(found))
         return
     for one in found.added:
-        words = [f"{one.kind} {text.printable(one.host)}", one.key[:16], *one.roles]
-        words += [f"since {text.local_time(one.since)}"] if one.since else []
+        words = [f"{one.kind} {formatting.printable(one.host)}", one.key[:16], *one.roles]
+        words += [f"since {formatting.local_time(one.since)}"] if one.since else []
         ended = "replaced" if one.replaced else "revoked"
-        words += [f"{ended} {text.local_time(one.revoked)}"] if one.revoked else []
+        words += [f"{ended} {formatting.local_time(one.revoked)}"] if one.revoked else []
         print("  ".join(words))
         if one.generations:
-            times = f"from {text.local_time(one.first)} to {text.local_time(one.last)}"
-            print(f"    {text.count(one.generations, 'generation')}, {times}")
+            times = f"from {formatting.local_time(one.first)} to {formatting.local_time(one.last)}"
+            print(f"    {formatting.count(one.generations, 'generation')}, {times}")
         if one.packs or one.sessions:
-            packs = f"{text.count(one.packs, 'pack')} of {text.size(one.bytes)}"
-            print(f"    {text.count(one.sessions, 'session')}, {packs}")
+            packs = f"{formatting.count(one.packs, 'pack')} of {formatting.size(one.bytes)}"
+            print(f"    {formatting.count(one.sessions, 'session')}, {packs}")
     if found.former:
-        print(f"accepted under former writer keys: {text.count(found.former, 'object')}")
+        print(f"accepted under former writer keys: {formatting.count(found.former, 'object')}")
     for name, reason in sorted(found.refused.items()):
-        print(f"not accepted: {name}: {text.one_line(reason)}")
+        print(f"not accepted: {name}: {formatting.one_line(reason)}")
 
 
 @key.command(epilog="Example: castore key paper --out sheet.html")
@@ -392,7 +392,7 @@ def paper(context: Common, out: str | None) -> None:
     """
     import sys
 
-    from castore.cli import paper as printing
+    from castore.cli import recovery_sheet as printing
     from castore.cli.places import write_secret
     from castore.errors import UsageError
 
@@ -413,9 +413,9 @@ def _sheet(context: Common) -> Sheet:
     import datetime as dt
     import re
 
-    from castore.cli.paper import Sheet
+    from castore.cli.recovery_sheet import Sheet
+    from castore.crypto.identity import Identity, check_identity, is_locked
     from castore.errors import CastoreError, IdentityError
-    from castore.sealing.keys import Identity, check_identity, is_locked
     from castore.storage import LocalStorage
     from castore.store import Store
 
@@ -449,8 +449,8 @@ def enter(file: str, as_json: bool) -> None:
     import sys
 
     from castore.cli.places import write_secret
+    from castore.crypto.identity import Identity, check_identity, is_locked, is_whole
     from castore.errors import UsageError
-    from castore.sealing.keys import Identity, check_identity, is_locked, is_whole
 
     text = ""
     if sys.stdin.isatty():

@@ -125,8 +125,8 @@ def cli() -> None:
     or its beginning, 'latest', or a date.
     """
     # Before anything is read that nobody else shall see; what only tells a version reads nothing.
+    from castore.cli.hardening import close_memory
     from castore.cli.places import complete_path, take_secrets
-    from castore.cli.secrecy import close_memory
 
     close_memory()
     take_secrets()
@@ -386,7 +386,7 @@ def _described_usage(error: click.ClickException) -> str:
 
 
 def _say(error: BaseException, message: str) -> None:
-    from castore.cli.text import one_line
+    from castore.cli.formatting import one_line
 
     line = message if _is_usage_page(error) else f"castore: {one_line(message)}"
     with contextlib.suppress(OSError):

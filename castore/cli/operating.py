@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from castore.cli import text
+from castore.cli import formatting
 from castore.cli.document import times
 from castore.cli.options import Count, LocalPath, common, host_option, json_option, print_json, trust_option
 from castore.cli.quiet import is_quiet, summarize
@@ -15,7 +15,7 @@ from castore.cli.quiet import is_quiet, summarize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from castore.cli.opening import Common
+    from castore.cli.context import Common
     from castore.cli.progress import Watch
     from castore.model.generation import Generation
     from castore.services.config import Service, TreePart
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 def _work(context: Common, store: Store, progress: Watch, services: Sequence[str]) -> Work:
     from castore.cli.progress import hushed
-    from castore.content.attributes import Ownership
+    from castore.content.restore.metadata import Ownership
     from castore.services.deployment import Work
 
     def say(line: str) -> None:
         with hushed():
-            click.echo(f"castore: {text.one_line(line)}", err=True)
+            click.echo(f"castore: {formatting.one_line(line)}", err=True)
 
     settings = context.required_settings()
     for service in services:
@@ -208,10 +208,10 @@ def drill(
     is run. What came of it is kept, and `castore log` shows it.
     """
     from castore.cli.progress import watching
-    from castore.content.attributes import Ownership
+    from castore.content.restore.metadata import Ownership
     from castore.services.config import Service
     from castore.services.drill import drill as run_drill
-    from castore.services.select import find
+    from castore.services.selectors import find
 
     service, _, selector = what.partition("@")
     settings = context.service_settings(service) or Service()
@@ -233,7 +233,7 @@ def drill(
                 scratch=scratch,
                 consent=trust_recorded,
                 say=say,
-                warn=lambda line: click.echo(f"castore: {text.one_line(line)}", err=True),
+                warn=lambda line: click.echo(f"castore: {formatting.one_line(line)}", err=True),
                 progress=progress,
             )
     if as_json:
@@ -261,8 +261,8 @@ def events(context: Common, service: str | None, limit: int, as_json: bool) -> N
     for one in found:
         number = f"@{one.number}" if one.number is not None else ""
         how = "" if one.ok else "FAILED: "
-        took = text.duration(one.duration)
-        print(f"{text.local_time(one.time)}  {one.kind} {one.service}{number}  {took}  {how}{one.text}")
+        took = formatting.duration(one.duration)
+        print(f"{formatting.local_time(one.time)}  {one.kind} {one.service}{number}  {took}  {how}{one.text}")
 
 
 @click.group(epilog="Example: castore config check")
@@ -283,7 +283,7 @@ def write_config(context: Common, file: str | None) -> None:
     from castore.errors import UsageError
     from castore.services.config import load
     from castore.services.detect import detect, document
-    from castore.store.places import make_private_directory
+    from castore.state.paths import make_private_directory
 
     path = file or places.config_to_write(context.config)
     if path != "-" and os.path.lexists(path):
@@ -326,14 +326,14 @@ def show(context: Common, as_json: bool) -> None:  # noqa: ARG001 - it is JSON a
 def check(context: Common, as_json: bool) -> None:
     """See whether all that castore.toml names is there: programs, databases, paths, store, identity."""
     from castore.cli import places
-    from castore.content.beneath import open_top
-    from castore.content.exclude import Exclude
+    from castore.content.scan.exclude import Exclude
     from castore.errors import CastoreError, ConfigError
+    from castore.fs.beneath import open_top
+    from castore.process.program import errors_unshown
+    from castore.process.users import owner_hint
     from castore.services.config import TreePart, load
-    from castore.services.overlap import refuse_overlaps
-    from castore.services.process import errors_unshown
+    from castore.services.nested_parts import refuse_overlaps
     from castore.services.revision import current
-    from castore.services.users import owner_hint
 
     settings = context.required_settings()
     faults = load(settings.path, home=places.home(), tolerant=True).faults  # with missing programs
@@ -404,4 +404,4 @@ def check(context: Common, as_json: bool) -> None:
     if as_json:
         print_json({"path": settings.path, "checks": found})
     if failed := sum(one["needed"] and not one["ok"] for one in found):
-        raise ConfigError(f"{settings.path}: {text.count(failed, 'problem')}, as said above")
+        raise ConfigError(f"{settings.path}: {formatting.count(failed, 'problem')}, as said above")

@@ -178,7 +178,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         trusted: tuple[str, ...],
         **others: Any,
     ) -> Any:
-        from castore.cli.opening import Common
+        from castore.cli.context import Common
 
         return command(Common(store, config, identity_file, accept_older, trusted=trusted), **others)
 

@@ -20,8 +20,8 @@ from castore.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from castore.sealing.keys import Identity
-    from castore.store.places import Places
+    from castore.crypto.identity import Identity
+    from castore.state.paths import Places
 
 _FILE: Final = "castore.toml"
 _SYSTEM_FILE: Final = "/etc/castore/castore.toml"
@@ -138,7 +138,7 @@ def default_store() -> str:
 
 def places() -> Places:
     """Return the folders that hold something for each store."""
-    from castore.store.places import Places
+    from castore.state.paths import Places
 
     state = _base("XDG_STATE_HOME", ".local/state", root="/var/lib")
     cache = _base("XDG_CACHE_HOME", ".cache", root="/var/cache")
@@ -219,7 +219,7 @@ def read_identity(path: str) -> Identity:
 
 
 def _file_text(path: str) -> str:
-    from castore.content.trusted import read_trusted
+    from castore.fs.trusted import read_trusted
 
     try:
         return read_trusted(absolute(path), most=_MAX_IDENTITY_BYTES).decode(errors="replace")
@@ -259,7 +259,7 @@ def refuse_others(path: str) -> None:
 
 def has_been_used(path: str) -> bool:
     """Whether this machine has used a store at a path, which may be missing now."""
-    from castore.store.writers import has_kept_key_of
+    from castore.state.writer_key_file import has_kept_key_of
 
     own = places()
     return has_kept_key_of(own, path) or any(map(own.has_used, {path, os.path.realpath(path)}))
@@ -309,8 +309,8 @@ def write_secret(path: str, body: str) -> None:
 
     Raises UsageError, StorageError.
     """
-    from castore.storage.files import sync_directory
-    from castore.store.places import make_private_directory
+    from castore.state.paths import make_private_directory
+    from castore.storage.os_files import sync_directory
 
     path = absolute(path)
     part = f"{path}.{os.urandom(8).hex()}"
@@ -354,8 +354,8 @@ def change_passphrase(path: str, new: Callable[[], str | None]) -> Identity:
     new: asked for it once the identity is open. At every moment the file is the old one or the new one,
     whole, and the new one was seen to open before. Raises IdentityError, StorageError.
     """
-    from castore.sealing.keys import Identity, check_identity
-    from castore.store.places import write_private
+    from castore.crypto.identity import Identity, check_identity
+    from castore.state.paths import write_private
 
     path = os.path.realpath(expanded(path))  # a link stays one
     text = _file_text(path)
@@ -401,7 +401,7 @@ def _passphrase() -> str:
 
 
 def _parse(text: str, source: str) -> Identity:
-    from castore.sealing.keys import Identity
+    from castore.crypto.identity import Identity
 
     try:
         return Identity.parse(text, _passphrase)
@@ -415,7 +415,7 @@ def _printed(variable: str) -> str | None:
     if command is None:
         return None
     from castore.cli.progress import hushed
-    from castore.services.programs import output_of
+    from castore.process.runners import output_of
 
     try:
         argv = shlex.split(command)

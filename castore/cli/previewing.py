@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from castore.cli import text
+from castore.cli import formatting
 from castore.cli.options import print_json
 
 if TYPE_CHECKING:
-    from castore.cli.opening import Common
+    from castore.cli.context import Common
     from castore.cli.several import Several
     from castore.services.preview import PartPreview
     from castore.services.snapshot import Source
@@ -65,28 +65,30 @@ def _revision(context: Common, service: str, revision: str | None) -> str:
 def _plain(part: PartPreview) -> dict[str, Any]:
     return {
         **dataclasses.asdict(part),
-        "excluded_paths": [text.printable(path) for path in part.excluded_paths],
-        "unreadable": [{"path": text.printable(path), "reason": reason} for path, reason in part.unreadable],
+        "excluded_paths": [formatting.printable(path) for path in part.excluded_paths],
+        "unreadable": [
+            {"path": formatting.printable(path), "reason": reason} for path, reason in part.unreadable
+        ],
     }
 
 
 def _print(part: PartPreview) -> None:
     facts = []
     if part.files is not None:
-        facts.append(text.count(part.files, "file"))
+        facts.append(formatting.count(part.files, "file"))
     if part.size is not None:
-        facts.append(text.size(part.size))
+        facts.append(formatting.size(part.size))
     if part.excluded:
         facts.append(f"{part.excluded} excluded")
     if part.unreadable:
         facts.append(f"{len(part.unreadable)} unreadable")
     said = f": {', '.join(facts)}" if facts else ""
-    print(f"  {part.name}  {part.kind}  {text.one_line(part.source)}{said}")
+    print(f"  {part.name}  {part.kind}  {formatting.one_line(part.source)}{said}")
     for path in part.excluded_paths[:_SHOWN]:
-        print(f"    excluded: {text.printable(path)}")
+        print(f"    excluded: {formatting.printable(path)}")
     if part.excluded > _SHOWN:
         print(f"    and {part.excluded - _SHOWN} more excluded")
     for path, reason in part.unreadable[:_SHOWN]:
-        print(f"    unreadable: {text.printable(path)}: {reason}")
+        print(f"    unreadable: {formatting.printable(path)}: {reason}")
     if len(part.unreadable) > _SHOWN:
         print(f"    and {len(part.unreadable) - _SHOWN} more unreadable")

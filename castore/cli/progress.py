@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from castore.cli import text
+from castore.cli import formatting
 from castore.cli.quiet import is_quiet
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from castore.model.tally import Tally
+    from castore.progress import Tally
 
 _FIRST_SECONDS: Final = 0.5
 _STEP_SECONDS: Final = 0.1
@@ -60,7 +60,7 @@ class Watch:
     @contextlib.contextmanager
     def shown(self) -> Iterator[Watch]:
         """Draw while the block runs, on a thread."""
-        from castore.services.interrupts import start_without_signals
+        from castore.process.signal_shield import start_without_signals
 
         thread = threading.Thread(target=self._draw, name="progress", daemon=True)
         start_without_signals(thread)
@@ -132,14 +132,14 @@ class Watch:
             share = f"{100 * done // tally.total:3} %"
             left = remaining(done - self._before, tally.total - self._before, time.monotonic() - self._began)
             amount = f"{_amount(tally.read, tally)} of {_amount(tally.total, tally)}"
-        files = text.count(tally.files, "file") if tally.files else ""
-        new = f"{text.size(tally.new_bytes)} new" if tally.chunks else ""
+        files = formatting.count(tally.files, "file") if tally.files else ""
+        new = f"{formatting.size(tally.new_bytes)} new" if tally.chunks else ""
         rate = self._rate(tally)
         if done == tally.total:
             rate = 0  # the last bytes are read: what still takes time has no rate
         pieces = [
-            *((1, share), (2, left), (0, text.printable(name)), (3, amount)),
-            *((4, f"{text.size(rate)}/s" if rate and not tally.unit else ""), (5, files), (6, new)),
+            *((1, share), (2, left), (0, formatting.printable(name)), (3, amount)),
+            *((4, f"{formatting.size(rate)}/s" if rate and not tally.unit else ""), (5, files), (6, new)),
         ]
         return [(rank, f" {piece}" if rank > 2 else piece) for rank, piece in pieces if piece]
 
@@ -153,7 +153,7 @@ class Watch:
 
 
 def _amount(number: int, tally: Tally) -> str:
-    return text.count(number, tally.unit) if tally.unit else text.size(number)
+    return formatting.count(number, tally.unit) if tally.unit else formatting.size(number)
 
 
 def fitted(pieces: list[tuple[int, str]], width: int) -> list[str]:
@@ -171,7 +171,7 @@ def remaining(done: int, total: int, seconds: float) -> str:
     left = round(seconds * (total - done) / done)
     if left == 0:
         return ""
-    return f"about {left} s left" if left < 60 else f"about {text.duration(left * 1_000_000_000)} left"
+    return f"about {left} s left" if left < 60 else f"about {formatting.duration(left * 1_000_000_000)} left"
 
 
 _shown: list[Watch] = []

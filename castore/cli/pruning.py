@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from castore.cli import text
+from castore.cli import formatting
 from castore.cli.document import times
 from castore.cli.options import Count, Percent, Seconds, agreed, common, host_option, json_option, print_json
 from castore.cli.quiet import is_quiet, summarize
@@ -15,12 +15,12 @@ from castore.cli.quiet import is_quiet, summarize
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from castore.cli.opening import Common
+    from castore.cli.context import Common
+    from castore.maintenance.compact import Compacted, Limits, Plan
     from castore.model.generation import Generation
     from castore.services.config import Keep, Service
     from castore.services.retention import Verdict
     from castore.store import Store
-    from castore.upkeep.compact import Compacted, Limits, Plan
 
 _DAY = 86400.0
 
@@ -131,7 +131,7 @@ def _rules_of(
 @host_option
 def pin(context: Common, what: str, note: str, as_json: bool) -> None:
     """Keep a generation whatever the rules say, until it is unpinned."""
-    from castore.services.select import find
+    from castore.services.selectors import find
 
     service, _, selector = what.partition("@")
     with context.open_store() as store:
@@ -152,7 +152,7 @@ def pin(context: Common, what: str, note: str, as_json: bool) -> None:
 def unpin(context: Common, what: str, as_json: bool) -> None:
     """Let the rules decide about a generation again."""
     from castore.errors import NotFoundError
-    from castore.services.select import find
+    from castore.services.selectors import find
 
     service, _, selector = what.partition("@")
     with context.open_store() as store:
@@ -180,9 +180,9 @@ def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, 
     SERVICE@3-7 names the generations with the numbers 3 to 7.
     """
     from castore.errors import UsageError
-    from castore.services.pruning import forget as remove
-    from castore.services.pruning import spans
-    from castore.services.transaction import refuse_interrupted
+    from castore.services.prune import forget as remove
+    from castore.services.prune import spans
+    from castore.services.rollback.transaction import refuse_interrupted
 
     with context.open_store() as store:
         store.sync_generations()
@@ -217,7 +217,7 @@ def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:
     """
     from castore.errors import NotFoundError, UsageError
     from castore.services.hosts import removable
-    from castore.services.select import find_range, unknown_service
+    from castore.services.selectors import find_range, unknown_service
 
     if not selector:
         if service not in store.services():
@@ -262,11 +262,11 @@ def prune(
 
     from castore.cli.progress import watching
     from castore.errors import ConfigError
-    from castore.model.tally import Tally
-    from castore.services.pruning import judged
-    from castore.services.pruning import prune as remove
-    from castore.services.select import unknown_service
-    from castore.upkeep.compact import plan
+    from castore.maintenance.compact import plan
+    from castore.progress import Tally
+    from castore.services.prune import judged
+    from castore.services.prune import prune as remove
+    from castore.services.selectors import unknown_service
 
     with context.open_store() as store:
         store.sync_generations()
@@ -335,9 +335,9 @@ def compact(
 ) -> None:
     """Give back the space that no generation needs: of what was forgotten, or never committed."""
     from castore.cli.progress import watching
-    from castore.model.tally import Tally
-    from castore.services.pruning import give_back
-    from castore.upkeep.compact import plan
+    from castore.maintenance.compact import plan
+    from castore.progress import Tally
+    from castore.services.prune import give_back
 
     limits = _limits(max_unused, unfinished=unfinished)
     with context.open_store() as store:
@@ -356,7 +356,7 @@ def compact(
 
 
 def _limits(max_unused: float, *, unfinished: bool) -> Limits:
-    from castore.upkeep.compact import UNFINISHED_SECONDS
+    from castore.maintenance.compact import UNFINISHED_SECONDS
 
     return {"max_unused": max_unused, "unfinished": 0 if unfinished else UNFINISHED_SECONDS}
 
@@ -385,22 +385,22 @@ def _print_plan(store: Store, verdicts: list[Verdict], planned: Plan, *, as_json
             why = ", ".join(found.rules) or "nothing: it would go"
             note = notes[one.service].get(one.number, "")
             cells.append([
-                *(one.service, str(one.number), text.local_time(one.time)),
+                *(one.service, str(one.number), formatting.local_time(one.time)),
                 short_revision(one.revision) or "-",
-                why + (f" ({text.one_line(note)})" if note else ""),
+                why + (f" ({formatting.one_line(note)})" if note else ""),
             ])
         header = ["service", "number", "time", "revision", "kept by"]
-        print(text.table(cells, header=header, right={1}))
+        print(formatting.table(cells, header=header, right={1}))
     print(
-        f"would free {text.size(planned.freed)} of {text.size(planned.stored)}: "
+        f"would free {formatting.size(planned.freed)} of {formatting.size(planned.stored)}: "
         f"{_packs(len(planned.dead))} to remove, {len(planned.rewrites)} to write anew "
-        f"({text.size(planned.written)})"
+        f"({formatting.size(planned.written)})"
     )
     _print_kept(planned)
 
 
 def _print_forgotten(gone: list[tuple[str, int]]) -> None:
-    from castore.services.pruning import spans
+    from castore.services.prune import spans
 
     for service in dict.fromkeys(service for service, _ in gone):
         numbers = [number for one, number in gone if one == service]
@@ -410,8 +410,8 @@ def _print_forgotten(gone: list[tuple[str, int]]) -> None:
 def _print_done(done: Compacted) -> None:
     freed = done.removed_bytes - done.written_bytes
     summarize(
-        f"freed {text.size(max(freed, 0))}: {_packs(done.removed)} removed, "
-        f"{text.size(done.written_bytes)} rewritten"
+        f"freed {formatting.size(max(freed, 0))}: {_packs(done.removed)} removed, "
+        f"{formatting.size(done.written_bytes)} rewritten"
     )
     if done.condemned:
         summarize(f"{_packs(done.condemned)} set aside: a later run removes those that are still not needed")
@@ -422,17 +422,17 @@ def _print_done(done: Compacted) -> None:
 def _print_kept(planned: Plan) -> None:
     if planned.unfinished:
         print(
-            f"{_packs(len(planned.unfinished))} ({text.size(sum(planned.unfinished.values()))}) kept for a "
-            "week: snapshots that have not ended stored to them; if none is under way, --unfinished removes "
-            "them now"
+            f"{_packs(len(planned.unfinished))} ({formatting.size(sum(planned.unfinished.values()))}) kept "
+            "for a week: snapshots that have not ended stored to them; if none is under way, --unfinished "
+            "removes them now"
         )
     if planned.lost:
-        lost = text.count(planned.lost, "node")
+        lost = formatting.count(planned.lost, "node")
         print(f"in no pack: {lost} that generations refer to; see 'castore verify'")
 
 
 def _packs(count: int) -> str:
-    return text.count(count, "pack")
+    return formatting.count(count, "pack")
 
 
 def _plan_json(planned: Plan) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from castore.cli import text
+from castore.cli import formatting
 from castore.cli.document import times
 from castore.cli.options import Count, common, host_option, json_option, print_json
 from castore.cli.quiet import summarize
@@ -16,9 +16,9 @@ from castore.cli.quiet import summarize
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from castore.cli.opening import Common
+    from castore.cli.context import Common
     from castore.model.generation import Generation, Part
-    from castore.services.select import Selection
+    from castore.services.selectors import Selection
     from castore.store import Store
     from castore.store.hosts import HostGroups
 
@@ -39,7 +39,7 @@ def log(
     from castore.cli.generations import plain, table
     from castore.model.names import revision_begins
     from castore.services.events import drills
-    from castore.services.select import unknown_service
+    from castore.services.selectors import unknown_service
     from castore.store.hosts import ALL_HOSTS
 
     with context.open_store(confined=()) as store:
@@ -61,7 +61,7 @@ def log(
     if as_json:
         print_json([plain(one, drilled, pinned[one.service]) for one in generations])
     elif generations:
-        print(table(generations, drilled, pinned, groups, width=text.terminal_width()))
+        print(table(generations, drilled, pinned, groups, width=formatting.terminal_width()))
     else:
         which = f" of a revision that begins with {revision!r}" if revision is not None else ""
         way = "" if which else ": castore snapshot SERVICE takes one"
@@ -105,7 +105,7 @@ def show(context: Common, what: str, as_json: bool) -> None:
     """Show one generation, or a part or path of it: sizes, and how much the store had already."""
     from castore.cli.generations import parts_table, plain
     from castore.model.names import short_revision
-    from castore.services.select import select
+    from castore.services.selectors import select
 
     with context.open_store(confined=()) as store:
         store.sync_generations()
@@ -125,11 +125,11 @@ def show(context: Common, what: str, as_json: bool) -> None:
             shown["entry"] = _plain_entry(os.fsencode(selection.path), entry)
         print_json({**shown, "warnings": warnings})
         return
-    print(f"{generation.service}@{generation.number}  {text.local_time(generation.time)}")
+    print(f"{generation.service}@{generation.number}  {formatting.local_time(generation.time)}")
     short = short_revision(generation.revision)
     print(f"revision  {short or '-'}{f'  ({generation.revision})' if short != generation.revision else ''}")
-    print(f"host      {text.printable(generation.host)}{'' if own else '  (not this one)'}")
-    print(f"took      {text.duration(generation.duration)}")
+    print(f"host      {formatting.printable(generation.host)}{'' if own else '  (not this one)'}")
+    print(f"took      {formatting.duration(generation.duration)}")
     if generation.interrupted:
         print("warning   taken after a rollback that has not ended: its state may be inconsistent")
     elif generation.safety:
@@ -137,7 +137,7 @@ def show(context: Common, what: str, as_json: bool) -> None:
     if generation.partial:
         print(f"partial   without {', '.join(generation.lacks)}: only its number selects it")
     if generation.number in pins:
-        print(f"pinned    {text.printable(pins[generation.number]) or 'yes'}")
+        print(f"pinned    {formatting.printable(pins[generation.number]) or 'yes'}")
     print()
     print(parts_table(parts))
     if entry is not None:
@@ -149,7 +149,7 @@ def show(context: Common, what: str, as_json: bool) -> None:
 def _entry_of(store: Store, selection: Selection) -> Any:
     """Return what is at the path of a selection. Raises NotFoundError, UsageError."""
     from castore.content.streams import StreamReader
-    from castore.services.restoring import child_of
+    from castore.services.restore import child_of
 
     assert selection.part is not None
     with StreamReader(store) as reader:
@@ -168,7 +168,7 @@ def _concerns(warning: dict[str, str], selection: Selection) -> bool:
 def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
     """Return which files are missing or doubtful; without an identity, that it takes one to know."""
     from castore.errors import IdentityError
-    from castore.services.plan import read_details
+    from castore.services.rollback.plan import read_details
 
     try:
         details = read_details(store, generation)
@@ -176,7 +176,7 @@ def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
         print("castore: the names of missed files need an identity to be shown", file=sys.stderr)
         return []
     return [
-        {"part": part, "path": text.printable(path), "reason": reason}
+        {"part": part, "path": formatting.printable(path), "reason": reason}
         for part, path, reason in details.warnings
     ]
 
@@ -190,7 +190,7 @@ def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
 def ls(context: Common, what: str, recursive: bool, as_json: bool) -> None:
     """List what is in a generation, a part, or a directory of it."""
     from castore.content.streams import StreamReader
-    from castore.services.select import select
+    from castore.services.selectors import select
 
     with context.open_store(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
@@ -206,7 +206,7 @@ def ls(context: Common, what: str, recursive: bool, as_json: bool) -> None:
 
 def _listed(reader: Any, selection: Selection, recursive: bool) -> Any:
     from castore.content.allowance import Allowance
-    from castore.content.directories import look_up, open_directory, walk
+    from castore.content.stored_dirs import look_up, open_directory, walk
 
     parts = [selection.part] if selection.part else list(selection.generation.parts)
     for part in parts:
@@ -237,16 +237,16 @@ def _line(shown: bytes, child: Any) -> str:
     entry = child.entry
     user = child.owners.users.get(entry.uid, str(entry.uid))
     group = child.owners.groups.get(entry.gid, str(entry.gid))
-    name = text.printable(shown)
+    name = formatting.printable(shown)
     if stat.S_ISLNK(entry.st_mode):
-        name += " -> " + text.printable(entry.extra.target)
+        name += " -> " + formatting.printable(entry.extra.target)
     size = str(entry.size)
     if entry.extra.device:
         size = f"{os.major(entry.extra.device)}, {os.minor(entry.extra.device)}"
     mark = "+" if entry.extra.xattrs else " "
     return (
-        f"{text.mode_text(entry.st_mode)}{mark} {user:>8} {group:>8} {size:>12} "
-        f"{text.local_time(entry.mtime)} {name}"
+        f"{formatting.mode_text(entry.st_mode)}{mark} {user:>8} {group:>8} {size:>12} "
+        f"{formatting.local_time(entry.mtime)} {name}"
     )
 
 
@@ -257,7 +257,7 @@ def _plain_entry(shown: bytes, child: Any) -> dict[str, Any]:
         return {"path": child.name, "type": "dump", "size": child.size}
     entry = child.entry
     return {
-        "path": text.printable(shown),
+        "path": formatting.printable(shown),
         "type": _TYPES.get(entry.type, "unknown"),
         "mode": entry.mode,
         "uid": entry.uid,
@@ -266,8 +266,8 @@ def _plain_entry(shown: bytes, child: Any) -> dict[str, Any]:
         "group": child.owners.groups.get(entry.gid),
         "size": entry.size,
         **times("mtime", entry.mtime),
-        "target": text.printable(entry.extra.target) if entry.extra.target else None,
-        "xattrs": [text.printable(name) for name, _ in entry.extra.xattrs],
+        "target": formatting.printable(entry.extra.target) if entry.extra.target else None,
+        "xattrs": [formatting.printable(name) for name, _ in entry.extra.xattrs],
     }
 
 
@@ -281,8 +281,8 @@ _TYPES = {1: "fifo", 2: "char", 4: "dir", 6: "block", 8: "file", 10: "link", 12:
 def cat(context: Common, what: str) -> None:
     """Write a dump, or a file of a tree, to standard output."""
     from castore.content.streams import StreamReader
-    from castore.services.restoring import read
-    from castore.services.select import select
+    from castore.services.restore import read
+    from castore.services.selectors import select
 
     with context.open_store(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
@@ -304,7 +304,7 @@ def diff(context: Common, old: str, new: str, as_json: bool) -> None:
     With a part or path in one of the two names, the other one's is the same unless it is named.
     """
     from castore.content.streams import StreamReader
-    from castore.services.select import select
+    from castore.services.selectors import select
 
     rows: list[dict[str, Any]] = []
     with context.open_store(confined=()) as store, StreamReader(store) as reader:
@@ -344,7 +344,7 @@ def _path_rows(reader: Any, name: str, old: tuple[Part, str], new: tuple[Part, s
     from castore.content.allowance import Allowance
     from castore.content.diff import TIMES, diff_entries
     from castore.errors import NotFoundError, UsageError
-    from castore.services.restoring import child_of
+    from castore.services.restore import child_of
 
     children: list[Any] = []
     missing: list[NotFoundError | UsageError] = []
@@ -360,7 +360,7 @@ def _path_rows(reader: Any, name: str, old: tuple[Part, str], new: tuple[Part, s
     before, after = children
     allowance = Allowance.of([old[0], new[0]], TIMES)
     for difference in diff_entries(reader, before, after, shown, allowance):
-        yield {"part": name, "change": difference.change, "path": text.printable(difference.path)}
+        yield {"part": name, "change": difference.change, "path": formatting.printable(difference.path)}
 
 
 def _part_rows(reader: Any, name: str, old: Part | None, new: Part | None) -> Any:
@@ -383,7 +383,7 @@ def _part_rows(reader: Any, name: str, old: Part | None, new: Part | None) -> An
     elif old.content is not None and new.content is not None:
         allowance = Allowance.of([old, new], TIMES)
         for difference in diff_trees(reader, old.content, new.content, allowance):
-            path = text.printable(difference.path)
+            path = formatting.printable(difference.path)
             yield {"part": name, "change": difference.change, "path": path}
 
 
@@ -392,7 +392,7 @@ def _diff_line(row: dict[str, Any]) -> str:
     if row["path"] is not None:
         line += f":{row['path']}"
     if "added_bytes" in row:
-        added, removed = text.size(row["added_bytes"]), text.size(row["removed_bytes"])
+        added, removed = formatting.size(row["added_bytes"]), formatting.size(row["removed_bytes"])
         line += f"  {added} in new chunks, {removed} in chunks that are gone"
     return line
 
@@ -402,7 +402,7 @@ def _diff_line(row: dict[str, Any]) -> str:
 @common
 def stats(context: Common, as_json: bool) -> None:
     """Say how much the store holds, and what each step saved."""
-    from castore.upkeep.stats import stats as count
+    from castore.maintenance.stats import stats as count
 
     with context.open_store(confined=()) as store:
         found = count(store)
@@ -419,35 +419,35 @@ def stats(context: Common, as_json: bool) -> None:
         rows.append([
             name,
             str(totals.generations),
-            text.size(totals.plain),
-            text.size(totals.new),
-            text.size(totals.after_delta),
-            text.size(totals.after_compression),
-            text.size(totals.stored),
+            formatting.size(totals.plain),
+            formatting.size(totals.new),
+            formatting.size(totals.after_delta),
+            formatting.size(totals.after_compression),
+            formatting.size(totals.stored),
             f"{totals.ratio:.1f}x",
         ])
     header = ["service", "generations", "plain", "dedup", "delta", "compressed", "stored", "ratio"]
-    print(text.table(rows, header=header, right=set(range(1, 8))))
+    print(formatting.table(rows, header=header, right=set(range(1, 8))))
     records = found.records
     print()
     if found.pack_bytes:
         # The table tells what each generation added when it was taken, whatever was forgotten since.
         print(
-            f"now: {text.size(found.total.plain)} of content in {text.size(found.pack_bytes)} of packs, "
-            f"{found.total.plain / found.pack_bytes:.1f}x"
+            f"now: {formatting.size(found.total.plain)} of content in {formatting.size(found.pack_bytes)} "
+            f"of packs, {found.total.plain / found.pack_bytes:.1f}x"
         )
     print(
-        f"{text.count(found.packs, 'pack')}: {text.size(records.chunk_bytes)} in "
-        f"{text.count(records.chunks, 'chunk')}, {text.size(records.node_bytes)} in nodes, "
-        f"{text.size(found.overhead)} in footers and padding"
+        f"{formatting.count(found.packs, 'pack')}: {formatting.size(records.chunk_bytes)} in "
+        f"{formatting.count(records.chunks, 'chunk')}, {formatting.size(records.node_bytes)} in nodes, "
+        f"{formatting.size(found.overhead)} in footers and padding"
     )
-    deltas = text.count(records.deltas, "chunk is a delta", "chunks are deltas")
-    print(f"{deltas}, of {text.size(records.delta_bytes)}")
+    deltas = formatting.count(records.deltas, "chunk is a delta", "chunks are deltas")
+    print(f"{deltas}, of {formatting.size(records.delta_bytes)}")
     print(
-        f"kept only as bases of deltas: {text.count(records.bases_only, 'chunk')} of "
-        f"{text.size(records.bases_only_bytes)}"
+        f"kept only as bases of deltas: {formatting.count(records.bases_only, 'chunk')} of "
+        f"{formatting.size(records.bases_only_bytes)}"
     )
     print(
-        f"on this machine: index {text.size(found.index_bytes)}, "
-        f"reference cache {text.size(found.reference_bytes)}"
+        f"on this machine: index {formatting.size(found.index_bytes)}, "
+        f"reference cache {formatting.size(found.reference_bytes)}"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from castore.cli import text
+from castore.cli import formatting
 from castore.cli.options import (
     LocalPath,
     agreed,
@@ -20,19 +20,19 @@ from castore.cli.options import (
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
-    from castore.cli.opening import Common
-    from castore.content.attributes import Ownership
-    from castore.content.treeplan import TreePlan
+    from castore.cli.context import Common
+    from castore.content.restore.metadata import Ownership
+    from castore.content.restore.plan import TreePlan
     from castore.model.generation import Generation, Origin
-    from castore.model.tally import Tally
+    from castore.progress import Tally
     from castore.services.config import Service
-    from castore.services.plan import RollbackPlan
-    from castore.services.select import Selection
+    from castore.services.rollback.plan import RollbackPlan
+    from castore.services.selectors import Selection
     from castore.store import Store
 
 
 def _ownership(numeric_ids: bool) -> Ownership:
-    from castore.content.attributes import Ownership
+    from castore.content.restore.metadata import Ownership
 
     return Ownership(change=os.geteuid() == 0, numeric=numeric_ids)
 
@@ -100,9 +100,9 @@ def restore(
     import time
 
     from castore.cli.progress import watching
-    from castore.model.tally import Tally
-    from castore.services.restoring import restore as put
-    from castore.services.select import select
+    from castore.progress import Tally
+    from castore.services.restore import restore as put
+    from castore.services.selectors import select
 
     if not in_place and (dry_run or checksum or trust_times or yes or trust_recorded):
         alone = "--dry-run, --checksum, --trust-times, --yes and --trust-recorded"
@@ -132,20 +132,20 @@ def restore(
         print_json({
             "placed": done.placed,
             **_plain_amounts(tally, seconds),
-            "warnings": [[text.printable(path), reason] for path, reason in done.report.warnings],
-            "damaged": [[text.printable(path), reason] for path, reason in done.report.damaged],
+            "warnings": [[formatting.printable(path), reason] for path, reason in done.report.warnings],
+            "damaged": [[formatting.printable(path), reason] for path, reason in done.report.damaged],
         })
     else:
         for path in done.placed:
             summarize(path)
-        shown = f"; {text.count(problems, 'problem')}" if problems else ""
+        shown = f"; {formatting.count(problems, 'problem')}" if problems else ""
         summarize(f"restored {_amounts(tally, seconds)}{shown}")
     context.report_restored(done.report.warnings, done.report.damaged)
 
 
 def _amounts(tally: Tally, seconds: float) -> str:
     """Return how much was restored, and how long it took."""
-    return f"{text.count(tally.files, 'file')}, {text.size(tally.read)}, in {seconds:.1f} s"
+    return f"{formatting.count(tally.files, 'file')}, {formatting.size(tally.read)}, in {seconds:.1f} s"
 
 
 def _plain_amounts(tally: Tally, seconds: float) -> dict[str, Any]:
@@ -168,9 +168,9 @@ def _in_place(
     import time
 
     from castore.cli.progress import hushed, watching
-    from castore.model.tally import Tally
-    from castore.services.inplace import origin_of, plan_in_place, restore_in_place
-    from castore.services.restoring import plan_size
+    from castore.progress import Tally
+    from castore.services.restore import plan_size
+    from castore.services.restore_in_place import origin_of, plan_in_place, restore_in_place
 
     began = time.monotonic()
     tally = Tally()
@@ -208,8 +208,8 @@ def _in_place(
     elif not wanted:
         summarize("nothing was changed")
     else:
-        where = text.printable(os.fsencode(os.path.abspath(top)))
-        steps = text.count(len(plan.steps), "step")
+        where = formatting.printable(os.fsencode(os.path.abspath(top)))
+        steps = formatting.count(len(plan.steps), "step")
         summarize(f"{where}: {steps}; restored {_amounts(tally, time.monotonic() - began)}")
     context.report_restored(problems, [])
 
@@ -228,8 +228,8 @@ def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
     emptied = plan.empties and removed
     if not (changed or removed) or (own and same and not emptied):
         return True
-    shown = text.printable(os.fsencode(place))
-    known = f"it came from {text.printable(os.fsencode(origin))}"
+    shown = formatting.printable(os.fsencode(place))
+    known = f"it came from {formatting.printable(os.fsencode(origin))}"
     source = known if origin else "its place is not known here"
     source += "" if own else ", on another host"
     reason = (
@@ -239,7 +239,7 @@ def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
     )
     summary = (
         f"{shown} {reason}; "
-        f"{text.count(added, 'entry', 'entries')} would be added, {changed} changed, {removed} removed"
+        f"{formatting.count(added, 'entry', 'entries')} would be added, {changed} changed, {removed} removed"
     )
     if not sys.stdin.isatty():
         raise UsageError(
@@ -268,10 +268,10 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
     it; for it neither the store nor an identity is needed.
     """
     from castore.cli.places import places
-    from castore.content.recovering import recover as recover_directory
-    from castore.content.undo_journal import interrupted
-    from castore.services.transaction import forget as forget_rollback
-    from castore.services.transaction import recover as recover_service
+    from castore.content.restore.recover import recover as recover_directory
+    from castore.content.restore.undo_journal import interrupted
+    from castore.services.rollback.transaction import forget as forget_rollback
+    from castore.services.rollback.transaction import recover as recover_service
 
     if forget and not what:
         raise click.UsageError("name the SERVICE whose interrupted roll-back is to be forgotten")
@@ -358,13 +358,13 @@ def rollback(
     import time
 
     from castore.cli.progress import watching
-    from castore.model.tally import Tally
+    from castore.progress import Tally
     from castore.services.doubts import doubts
-    from castore.services.plan import plan_rollback, read_details
-    from castore.services.rollback import check_plan, creations, missing_folders, roll_back
-    from castore.services.select import find, undo_of
+    from castore.services.rollback.execute import check_plan, creations, missing_folders, roll_back
+    from castore.services.rollback.plan import plan_rollback, read_details
+    from castore.services.rollback.transaction import refuse_interrupted
+    from castore.services.selectors import find, undo_of
     from castore.services.state_revision import state_revision
-    from castore.services.transaction import refuse_interrupted
 
     if (selector is None) == (not undo):
         raise click.UsageError("give --to SEL, or --undo")
@@ -393,10 +393,10 @@ def rollback(
             )
             check_plan(plan, origins, with_safety=not no_safety)
             for folder in missing_folders(plan, origins):
-                shown = text.printable(os.fsencode(folder))
+                shown = formatting.printable(os.fsencode(folder))
                 click.echo(f"castore: would make the directory {shown}", err=True)
             for line in creations(store, plan):
-                click.echo(f"castore: would make {text.one_line(line)}", err=True)
+                click.echo(f"castore: would make {formatting.one_line(line)}", err=True)
             _print_plan(plan, settings, as_json, safety=not no_safety)
             return
         if doubted and not (yes or agreed(f"Restore {service}@{target.number} all the same?")):
@@ -417,7 +417,7 @@ def rollback(
                 revision=revision,
                 leave_out=context.own_places(),
                 progress=progress,
-                say=lambda line: click.echo(f"castore: {text.one_line(line)}", err=True),
+                say=lambda line: click.echo(f"castore: {formatting.one_line(line)}", err=True),
                 tally=tally,
             )
             seconds = time.monotonic() - began
@@ -435,7 +435,7 @@ def rollback(
         summarize(f"{service} is at generation {target.number}{_of(target)} already: nothing was touched")
     else:
         kept = f"; what it replaced is generation {safety}" if safety else ""
-        much = f"{text.count(len(done.parts), 'part')}, {_amounts(tally, seconds)}"
+        much = f"{formatting.count(len(done.parts), 'part')}, {_amounts(tally, seconds)}"
         summarize(f"{service} is back at generation {target.number}{_of(target)}: {much}{kept}")
     context.report_restored(
         [(f"{part}:".encode() + path, reason) for part, path, reason in done.problems], []
@@ -494,7 +494,7 @@ def _origins(
     configured = context.configured_origins(target.service)
 
     def say(line: str) -> None:
-        click.echo(f"castore: {text.one_line(line)}", err=True)
+        click.echo(f"castore: {formatting.one_line(line)}", err=True)
 
     origins = trusted_origins(store, target, recorded, configured, say, consent=trust_recorded)
     for text_ in programs:
@@ -511,16 +511,16 @@ _SHOWN_STEPS = 40
 
 def _tree_steps(tree: TreePlan) -> dict[str, Any]:
     steps = [
-        {"action": step.action, "path": text.printable(b"/".join(step.path) or b".")}
+        {"action": step.action, "path": formatting.printable(b"/".join(step.path) or b".")}
         for step in tree.steps
     ]
-    skipped = [[text.printable(path), reason] for path, reason in tree.skipped]
+    skipped = [[formatting.printable(path), reason] for path, reason in tree.skipped]
     size = sum(step.size for step in tree.steps)
     return {"path": tree.top, "bytes": size, "steps": steps, "skipped": skipped}
 
 
 def _print_steps(tree: dict[str, Any]) -> None:
-    print(f"{tree['path']}: {text.count(len(tree['steps']), 'step')}, {text.size(tree['bytes'])}")
+    print(f"{tree['path']}: {formatting.count(len(tree['steps']), 'step')}, {formatting.size(tree['bytes'])}")
     for step in tree["steps"][:_SHOWN_STEPS]:
         print(f"  {step['action']:8} {step['path']}")
     if len(tree["steps"]) > _SHOWN_STEPS:
@@ -563,7 +563,7 @@ def _print_plan(
         print(f"tree {name}: ", end="")
         _print_steps(tree)
     for dump in dumps:
-        print(f"dump {dump['part']}: {text.size(dump['size'])} into {dump['into']}")
+        print(f"dump {dump['part']}: {formatting.size(dump['size'])} into {dump['into']}")
         if dump["warning"]:
             print(f"  beware: {dump['warning']}")
     for name, path in removed.items():

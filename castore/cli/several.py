@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from castore.cli import text
+from castore.cli import formatting
 from castore.cli.document import error_fields
 from castore.errors import CastoreError, IncompleteError, SeveralError, StoppedError
 
@@ -46,7 +46,7 @@ class Several:
             entry["error"] = error_fields(error, error.exit_code, str(error))
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
-                print(f"castore: {name}: {text.one_line(str(error))}", file=sys.stderr, flush=True)
+                print(f"castore: {name}: {formatting.one_line(str(error))}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Raise SeveralError where a service failed: its exit code is that of the worst failure.

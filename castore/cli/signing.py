@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from castore.cli.opening import Common
+    from castore.cli.context import Common
     from castore.store import Store
-    from castore.store.config import Certificate, StoreConfig
+    from castore.store.format.config import Certificate, StoreConfig
 
 yes_option = click.option(
     "--yes", is_flag=True, help="Do not ask before the configuration of a store is signed for the first time."
@@ -24,9 +24,9 @@ def signed_store(context: Common, *, yes: bool, local_key: bool = True) -> Store
     """
     import sys
 
-    from castore.cli import text
+    from castore.cli import formatting
     from castore.cli.options import agreed
-    from castore.sealing import Admin
+    from castore.crypto import Admin
 
     asked: list[StoreConfig] = []
 
@@ -39,9 +39,10 @@ def signed_store(context: Common, *, yes: bool, local_key: bool = True) -> Store
         lines += [described(one) for one in config.writers]
         host = config.certificate(signer)
         by = f"the machine {host.host}" if host is not None else Admin(signer).text
-        click.echo(f"The configuration of the store is signed by {text.one_line(by)}. It names:", err=True)
+        by = formatting.one_line(by)
+        click.echo(f"The configuration of the store is signed by {by}. It names:", err=True)
         for line in lines:
-            click.echo(f"    {text.one_line(line)}", err=True)
+            click.echo(f"    {formatting.one_line(line)}", err=True)
         asked.append(config)
         return (yes and not by_admin) or agreed("Are these all yours, and is the configuration right?")
 

@@ -13,7 +13,7 @@ from castore.cli.options import LocalPath, common, json_option, print_json
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
-    from castore.cli.opening import Common
+    from castore.cli.context import Common
     from castore.cli.several import Several
     from castore.services.hooks import Around
     from castore.services.snapshot import Source
@@ -170,7 +170,7 @@ def _given_sources(
     """Return the parts that options name. Raises UsageError."""
     from castore.cli.places import expanded
     from castore.errors import UsageError
-    from castore.services.regular import descriptor_of, open_stream
+    from castore.fs.regular import descriptor_of, open_stream
     from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
 
     sources: dict[str, Source] = {}
@@ -250,8 +250,8 @@ def _wanted(
 
 def _note_useless(sources: dict[str, Source]) -> None:
     """Say which exclude patterns can match nothing in any of the trees."""
-    from castore.cli.text import printable
-    from castore.content.exclude import why_useless
+    from castore.cli.formatting import printable
+    from castore.content.scan.exclude import why_useless
     from castore.services.snapshot import TreeSource
 
     reasons: dict[str, list[str]] = {}
@@ -281,10 +281,10 @@ def _take(
     from castore.cli.generations import describe, plain
     from castore.cli.progress import watching
     from castore.errors import IncompleteError, StorageError
+    from castore.services.rollback.transaction import unfinished
     from castore.services.snapshot import lacking, unrestorable
     from castore.services.snapshot import snapshot as take
     from castore.services.state_revision import filed_under
-    from castore.services.transaction import unfinished
 
     lacks = lacking(context.service_settings(service), sources)
     configured = context.present_revision(service)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from castore.content.allowance import Allowance
-from castore.content.directories import Child, open_directory, open_top, read_file
+from castore.content.stored_dirs import Child, open_directory, open_top, read_file
 from castore.content.streams import RangeReader
 from castore.model.refs import Ref, RefKind
 from castore.model.tree import Content

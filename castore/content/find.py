@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from castore.content.directories import Child, open_directory, references
+from castore.content.stored_dirs import Child, open_directory, references
 from castore.content.streams import check_length
 from castore.errors import DamageError, MissingError
-from castore.kernel.entries import select_entries
+from castore.kernel.dir_entries import select_entries
 from castore.model.refs import REF_BYTES, RefKind, decode_node
 from castore.model.tree import (
     MAX_ENTRIES_BYTES,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from castore.content.allowance import Allowance
     from castore.content.patterns import PathPattern, States
     from castore.content.streams import StreamReader
-    from castore.kernel.entries import Selected
+    from castore.kernel.dir_entries import Selected
     from castore.model.refs import Ref
 
 _GROUP: Final = 4096

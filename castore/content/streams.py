@@ -6,7 +6,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from castore.content.lists import iter_chunks
+from castore.content.ref_tree import iter_chunks
 from castore.errors import DamageError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
-    from castore.content.ingest import Ingest
+    from castore.content.pipeline import Ingest
     from castore.model.refs import RecordId, Ref
     from castore.store import Store
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from castore.errors import DamageError, FormatError, UsageError
+from castore.model._msgpack import UNDECODABLE
 from castore.model.counting import count as counted
 from castore.model.names import check_host, check_host_id, check_name, check_path, check_revision
 from castore.model.odd_text import is_valid, lossless, texts, without_odd
 from castore.model.refs import ID_BYTES, RecordId, Ref, RefKind
-from castore.model.undecodable import UNDECODABLE
 
 _VERSION: Final = 1
 MAX_NUMBER: Final = 0xFFFFFFFF

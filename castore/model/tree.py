@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from castore.errors import DamageError, FormatError
-from castore.model.undecodable import UNDECODABLE
+from castore.model._msgpack import UNDECODABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from castore.content.beneath import OPEN_FILE
-from castore.content.restore import FILE_SYSTEMS_OWN, open_destination
-from castore.content.undo_journal import boot_id
+from castore.content.restore.tree_writer import FILE_SYSTEMS_OWN, open_destination
+from castore.content.restore.undo_journal import boot_id
 from castore.errors import UsageError
+from castore.fs.beneath import OPEN_FILE
 
 if TYPE_CHECKING:
-    from castore.services.select import Selection
+    from castore.services.selectors import Selection
     from castore.store import Store
 
 _PREFIX: Final = ".castore-restore-"

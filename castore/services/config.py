@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from castore.content.trusted import read_trusted
+from castore import engines
 from castore.errors import ConfigError, ConfigProblemsError, UntrustedPathError, UsageError
+from castore.fs.trusted import read_trusted
 from castore.model.names import check_host, check_name, check_revision
-from castore.services import engines
-from castore.services.users import account_of
+from castore.process.users import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from castore.services.engines.contract import Engine
+    from castore.engines.base import Engine
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -358,7 +358,7 @@ class _Reader:
     def _recipients(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         if texts:
             # libsodium is loaded only for a file that names recipients.
-            from castore.sealing.keys import Recipient  # noqa: PLC0415
+            from castore.crypto.identity import Recipient  # noqa: PLC0415
 
             for position, text in enumerate(texts):
                 try:

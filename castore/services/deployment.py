@@ -14,15 +14,16 @@ import msgspec
 from castore.errors import CastoreError, ProgramError, StoppedError, UsageError
 from castore.model.counting import count as counted
 from castore.model.names import short_revision
-from castore.model.tally import Tally
+from castore.process.runners import run
+from castore.process.signal_shield import Shield
+from castore.progress import Tally
 from castore.services.events import event
 from castore.services.hooks import Around
-from castore.services.interrupts import Shield
-from castore.services.plan import read_details
-from castore.services.programs import run
 from castore.services.recorded import trusted_origins
 from castore.services.revision import current
-from castore.services.rollback import roll_back
+from castore.services.rollback.execute import roll_back
+from castore.services.rollback.plan import read_details
+from castore.services.rollback.transaction import check_health, refuse_interrupted
 from castore.services.snapshot import (
     EngineSource,
     configured_origins,
@@ -31,13 +32,12 @@ from castore.services.snapshot import (
     sources_of,
 )
 from castore.services.state_revision import newest_of, state_revision
-from castore.services.transaction import check_health, refuse_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from castore.content.attributes import Ownership
+    from castore.content.restore.metadata import Ownership
     from castore.model.generation import Generation
     from castore.services.config import Service
     from castore.store import Store

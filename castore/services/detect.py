@@ -12,11 +12,11 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from castore.content.beneath import locate
 from castore.errors import CastoreError, UntrustedPathError
+from castore.fs.beneath import locate
 from castore.model.odd_text import is_valid, message, without_odd
-from castore.services.programs import output_of
-from castore.services.users import account_of
+from castore.process.runners import output_of
+from castore.process.users import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

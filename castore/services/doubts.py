@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from castore.services.engines.command import Command
-from castore.services.engines.contract import settings_of
+from castore.engines.base import settings_of
+from castore.engines.command import Command
 from castore.services.snapshot import engine_of, taker_of
 
 if TYPE_CHECKING:

@@ -8,27 +8,27 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from castore.content.directories import open_top
-from castore.content.restore import restore_directory
+from castore.content.restore.tree_writer import restore_directory
+from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from castore.errors import CastoreError, DamageError
 from castore.model.counting import count as counted
 from castore.model.generation import Origin
-from castore.model.tally import Tally
+from castore.process.runners import run
+from castore.process.scratch_dir import scratch_folder
+from castore.process.users import account_of
+from castore.progress import Tally
 from castore.services.events import event
-from castore.services.plan import read_details
-from castore.services.programs import run
 from castore.services.recorded import trusted_origins
-from castore.services.scratch import scratch_folder
+from castore.services.rollback.plan import read_details
+from castore.services.rollback.transaction import contents_of
 from castore.services.snapshot import engine_of
-from castore.services.transaction import contents_of
-from castore.services.users import account_of
 
 if TYPE_CHECKING:
     import pwd
     from collections.abc import Callable
 
-    from castore.content.attributes import Ownership
+    from castore.content.restore.metadata import Ownership
     from castore.model.generation import Generation, Part
     from castore.services.config import Service
     from castore.store import Store

@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from castore.content.allowance import Allowance
-from castore.content.directories import read_file
 from castore.content.find import Damaged, Found, Version, find
 from castore.content.patterns import PathPattern
+from castore.content.stored_dirs import read_file
 from castore.errors import NotFoundError
 from castore.model.tree import Content
-from castore.services.plan import read_details
+from castore.services.rollback.plan import read_details
 from castore.store.hosts import HostGroups
 
 if TYPE_CHECKING:

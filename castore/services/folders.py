@@ -9,17 +9,17 @@ import stat
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from castore.content import beneath
-from castore.content.acl import ACCESS_ACL, DEFAULT_ACL, acl_ids
-from castore.content.beneath import REPLACED, locate, make_directory, open_entry
-from castore.content.live import group_name, user_name
 from castore.errors import CastoreError
+from castore.fs import beneath
+from castore.fs.acl import ACCESS_ACL, DEFAULT_ACL, acl_ids
+from castore.fs.beneath import REPLACED, locate, make_directory, open_entry
+from castore.fs.metadata import group_name, user_name
 from castore.model.generation import FileOwner, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from castore.content.attributes import Ownership
+    from castore.content.restore.metadata import Ownership
 
 
 _ACLS: Final = (ACCESS_ACL, DEFAULT_ACL)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from castore.errors import CastoreError
-from castore.services.programs import run
-from castore.services.users import account_of
+from castore.process.runners import run
+from castore.process.users import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,9 +8,9 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from castore.content.preview import preview_tree
+from castore.content.scan.preview import preview_tree
+from castore.engines.command import Command
 from castore.errors import CastoreError
-from castore.services.engines.command import Command
 from castore.services.snapshot import EngineSource, TreeSource, directory_ids, rules_of
 from castore.services.underway import refuse_unfinished
 

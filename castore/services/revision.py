@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from castore.content.beneath import OPEN_FILE
 from castore.errors import CastoreError, ProgramError, UsageError
+from castore.fs.beneath import OPEN_FILE
 from castore.model.names import check_revision
-from castore.services.programs import output_of
+from castore.process.runners import output_of
 
 if TYPE_CHECKING:
     from castore.services.config import Revision

@@ -12,37 +12,37 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from castore.content.exclude import Exclude
-from castore.content.ingest import Ingest
-from castore.content.lists import iter_runs_of_chunks
-from castore.content.parent import Parent
-from castore.content.scan import ScanRules, store_tree
-from castore.content.scancache import NewScan, OldScan, scan_path
+from castore.content.pipeline import Ingest
+from castore.content.previous_stream import Parent
+from castore.content.ref_tree import iter_runs_of_chunks
+from castore.content.scan.cache import NewScan, OldScan, scan_path
+from castore.content.scan.exclude import Exclude
+from castore.content.scan.walker import ScanRules, store_tree
 from castore.content.streams import store_stream
+from castore.engines import find
+from castore.engines.base import settings_of
+from castore.engines.command import Command
+from castore.engines.file import File
 from castore.errors import BusyError, DamageError, ProgramError, StorageError, UsageError
 from castore.model.counting import count as counted
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
 from castore.model.names import check_name, check_revision
-from castore.model.tally import Tally
+from castore.process.program import enlarge_pipe
+from castore.progress import Tally
 from castore.services.config import Service, TreePart
-from castore.services.engines import find
-from castore.services.engines.command import Command
-from castore.services.engines.contract import settings_of
-from castore.services.engines.file import File
 from castore.services.events import event
 from castore.services.folders import above, owner_of, path_of
 from castore.services.hosts import note_taken
-from castore.services.process import enlarge_pipe
 from castore.services.underway import refuse_unfinished, report_foreign
-from castore.store.boxed import Refusal
-from castore.store.condemned import FOLDER as CONDEMNED
-from castore.store.graph import is_whole, roots_of
+from castore.store.format.deletion import FOLDER as CONDEMNED
+from castore.store.format.envelope import Refusal
+from castore.store.reachability import is_whole, roots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
+    from castore.engines.base import Engine
     from castore.model.refs import Ref
-    from castore.services.engines.contract import Engine
     from castore.services.hooks import Around
     from castore.store import Session, Store
 

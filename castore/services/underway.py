@@ -6,9 +6,9 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from castore.content import undo_journal
-from castore.content.beneath import real_path
-from castore.content.recovering import foreign_asides
+from castore.content.restore import undo_journal
+from castore.content.restore.recover import foreign_asides
+from castore.fs.beneath import real_path
 
 if TYPE_CHECKING:
     from castore.store import Store

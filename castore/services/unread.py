@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from castore.content.directories import look_up, open_directory
-from castore.content.live import ATTRIBUTE
-from castore.content.scan import UNLISTED
+from castore.content.scan.walker import UNLISTED
+from castore.content.stored_dirs import look_up, open_directory
 from castore.errors import NotFoundError, UsageError
+from castore.fs.metadata import ATTRIBUTE
 from castore.model.generation import MAX_DETAILS, decode_details
 
 if TYPE_CHECKING:
-    from castore.content.directories import Child
+    from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader
     from castore.model.generation import Generation
     from castore.model.refs import Ref

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from castore.storage.contract import Storage, Writer
+from castore.storage.base import Storage, Writer
 from castore.storage.local import LocalStorage
 
 __all__ = ["LocalStorage", "Storage", "Writer"]

@@ -21,13 +21,13 @@ from castore.errors import (
     StorageError,
     StorageFullError,
 )
-from castore.storage.contract import MAX_WHOLE, Storage, Writer
-from castore.storage.files import FILES, NO_SYNC, sync_directory
+from castore.storage.base import MAX_WHOLE, Storage, Writer
+from castore.storage.os_files import FILES, NO_SYNC, sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from castore.storage.files import Files
+    from castore.storage.os_files import Files
 
 __all__ = ["LocalStorage", "sync_directory"]
 

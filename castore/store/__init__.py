@@ -1,7 +1,7 @@
 """Sessions, packs and the index: put a chunk, get a chunk, commit a generation.
 
 What lies in a store is said in `castore/docs/format.md`; this layer writes and reads it through
-`castore.storage`, with the keys of `castore.sealing`, and keeps an index of it on this machine. It
+`castore.storage`, with the keys of `castore.crypto`, and keeps an index of it on this machine. It
 knows chunks, nodes and generation records, and nothing of what content they make up.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from castore.store.places import Places
+from castore.state.paths import Places
 from castore.store.store import Store
 
 if TYPE_CHECKING:
-    from castore.store.deltas import NewChunk
-    from castore.store.session import Sealed, Session
+    from castore.store.write.delta_encoder import NewChunk
+    from castore.store.write.session import Sealed, Session
 
 __all__ = ["NewChunk", "Places", "Sealed", "Session", "Store"]
 
@@ -22,11 +22,11 @@ __all__ = ["NewChunk", "Places", "Sealed", "Session", "Store"]
 def __getattr__(name: str) -> Any:
     # What only lists a store does not pay for what adding takes: threads and compressors.
     if name == "NewChunk":
-        from castore.store.deltas import NewChunk  # noqa: PLC0415
+        from castore.store.write.delta_encoder import NewChunk  # noqa: PLC0415
 
         return NewChunk
     if name in {"Sealed", "Session"}:
-        from castore.store import session  # noqa: PLC0415
+        from castore.store.write import session  # noqa: PLC0415
 
         return getattr(session, name)
     raise AttributeError(f"module 'castore.store' has no attribute {name!r}")

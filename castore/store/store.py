@@ -13,6 +13,7 @@ import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
+from castore.crypto import WriterKey
 from castore.errors import (
     DamageError,
     MissingError,
@@ -25,10 +26,9 @@ from castore.errors import (
 )
 from castore.kernel import Sketcher
 from castore.model.refs import decode_node
-from castore.sealing import WriterKey
-from castore.store import twice
-from castore.store.authority import Authority, first_config, labelled
-from castore.store.config import (
+from castore.state.freshness import seen_at
+from castore.state.writer_key_file import keep_writer_key
+from castore.store.format.config import (
     CONFIGS,
     DEFAULT_AVERAGE,
     MAX_AVERAGE,
@@ -38,26 +38,26 @@ from castore.store.config import (
     encode_config,
     is_empty,
 )
+from castore.store.format.pack import CHUNK, NODE, pack_name, read_footer
 from castore.store.index import Index, Place
-from castore.store.keyring import IdentitySource
-from castore.store.pack import CHUNK, NODE, pack_name, read_footer
-from castore.store.reference import ReferenceCache
-from castore.store.seen import seen_at
-from castore.store.trust import Opener, choose, newest_numbers
-from castore.store.writers import keep_writer_key
+from castore.store.keys import replicas
+from castore.store.keys.authority import Authority, first_config, labelled
+from castore.store.keys.keyring import IdentitySource
+from castore.store.keys.trust import Opener, choose, newest_numbers
+from castore.store.write.base_cache import ReferenceCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from castore.crypto import Identity, Recipient
     from castore.model.refs import PackId, RecordId, Ref
-    from castore.sealing import Identity, Recipient
+    from castore.state.paths import Places
     from castore.storage import Storage
-    from castore.store.pack import PackEntry
-    from castore.store.places import Places
-    from castore.store.records import RecordReader
-    from castore.store.session import Session
-    from castore.store.trust import Accepted, Agree
+    from castore.store.format.pack import PackEntry
+    from castore.store.keys.trust import Accepted, Agree
+    from castore.store.read.record_reader import RecordReader
+    from castore.store.write.session import Session
 
 
 class Store(Authority):
@@ -133,7 +133,7 @@ class Store(Authority):
                 os.rmdir(os.path.dirname(path))
             raise UsageError(taken) from None
         try:
-            twice.put_copy(storage, CONFIGS, 1, data)
+            replicas.put_copy(storage, CONFIGS, 1, data)
         except StorageError as error:
             raise StorageError(f"{error}; the store is made all the same, and can be used") from error
         return cls(Opener(storage, places, source))
@@ -235,7 +235,7 @@ class Store(Authority):
     def session(self) -> Session:
         """Return a session that adds to this store; use it in a `with` block. Raises StorageError."""
         # Imported when needed, like RecordReader: what lists generations shall start fast.
-        from castore.store.session import Session  # noqa: PLC0415
+        from castore.store.write.session import Session  # noqa: PLC0415
 
         self.refresh_config()
         self.check_settings()
@@ -303,7 +303,7 @@ class Store(Authority):
 
     @cached_property
     def _records(self) -> RecordReader:
-        from castore.store.records import RecordReader  # noqa: PLC0415
+        from castore.store.read.record_reader import RecordReader  # noqa: PLC0415
 
         return RecordReader(self.storage, self.index, self.writer_key, self._keyring, self.cutter.max)
 

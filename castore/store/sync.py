@@ -13,20 +13,20 @@ from castore.errors import (
     StorageError,
 )
 from castore.model.refs import PackId
-from castore.model.tally import Tally
-from castore.store.boxed import Refusal
-from castore.store.generations import NAME, open_generation
-from castore.store.pack import entries_of, open_footer, pack_name
+from castore.progress import Tally
+from castore.store.format.envelope import Refusal
+from castore.store.format.generation import NAME, open_generation
+from castore.store.format.pack import entries_of, open_footer, pack_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from castore.crypto import WriterKey
     from castore.model.generation import Generation
     from castore.model.refs import SessionId
-    from castore.sealing import WriterKey
     from castore.storage import Storage
+    from castore.store.format.pack import Footer, PackEntry
     from castore.store.index import Index
-    from castore.store.pack import Footer, PackEntry
 
 _BATCH: Final = 50_000
 """Records put in one transaction: one sync of the index's file a batch, in bounded memory."""
@@ -98,7 +98,7 @@ def _index_all(
     writer_of: Callable[[SessionId], bytes | None],
 ) -> None:
     """Take all packs into an index that has none; say in `damaged` which cannot be."""
-    from castore.store.index.rebuild import read_footers  # noqa: PLC0415 - of little use to most commands
+    from castore.store.index.bulk_load import read_footers  # noqa: PLC0415 - of little use to most commands
 
     def failed(pack: PackId, error: Exception) -> None:
         if not isinstance(error, ObjectMissingError):

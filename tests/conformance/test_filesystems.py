@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.content import scancache, scanfiles
-from castore.services.inplace import plan_in_place, restore_in_place
+from castore.content.scan import cache, files
+from castore.services.restore_in_place import plan_in_place, restore_in_place
 from tests.support.forest import plant
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
@@ -66,7 +66,7 @@ def lab(tmp_path: Path) -> Lab:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scancache, "_RACY_NS", 10_000_000)
+    monkeypatch.setattr(cache, "_RACY_NS", 10_000_000)
 
 
 def in_place(lab: Lab, what: str, top: Path) -> list[tuple[bytes, str]]:
@@ -95,8 +95,8 @@ def test_every_kind_of_file_is_kept_and_restored(place, lab: Lab, tmp_path: Path
     assert compare(walk(live), walk(point / "out"), ignore=left) == []
 
     read: list[int] = []
-    real = scanfiles.read_files
-    monkeypatch.setattr(scanfiles, "read_files", lambda *args: (read.append(len(args[2])), real(*args))[1])
+    real = files.read_files
+    monkeypatch.setattr(files, "read_files", lambda *args: (read.append(len(args[2])), real(*args))[1])
     assert lab.snapshot("s", source).parts[0].stored_bytes == 0
     assert sum(read) == 0  # by what was seen of it then
     before = walk(live)

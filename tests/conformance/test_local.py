@@ -20,7 +20,7 @@ from castore.errors import (
     StorageError,
 )
 from castore.storage import LocalStorage
-from castore.storage.files import Files
+from castore.storage.os_files import Files
 from tests.conformance.storage import MEBI, StorageContract, contents, machine
 
 

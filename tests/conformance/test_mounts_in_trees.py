@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import castore as package
-from castore.content.aside import Aside
-from castore.content.recovering import recover
+from castore.content.restore.recover import recover
+from castore.content.restore.undo_area import Aside
 from castore.errors import CastoreError
-from castore.services.inplace import plan_in_place, restore_in_place
+from castore.services.restore_in_place import plan_in_place, restore_in_place
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 

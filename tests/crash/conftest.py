@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import castore.store.pack
+import castore.store.format.pack
 from tests.support import histories
 from tests.support.sweeps import Machine
 
@@ -17,7 +17,7 @@ from tests.support.sweeps import Machine
 @pytest.fixture
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs of a few KB."""
-    monkeypatch.setattr(castore.store.pack, "PACK_BYTES", histories.PACK_BYTES)
+    monkeypatch.setattr(castore.store.format.pack, "PACK_BYTES", histories.PACK_BYTES)
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import castore
-from castore.sealing import Identity
+from castore.crypto import Identity
+from castore.maintenance.compact import compact
+from castore.maintenance.verify import verify
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.upkeep.compact import compact
-from castore.upkeep.verify import verify
 from tests.support.worker import KEPT, Worker, check_generation
 
 if TYPE_CHECKING:

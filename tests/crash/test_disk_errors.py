@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from castore.crypto import Identity
 from castore.errors import CastoreError, StorageError, UsageError
-from castore.sealing import Identity
 from castore.storage import LocalStorage
 from castore.store import Store
-from castore.store.config import config_numbers
+from castore.store.format.config import config_numbers
 from tests.support import histories
 from tests.support.aftermath import Inspector
 from tests.support.histories import ROOT, World, run

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from castore.storage import LocalStorage
-from castore.storage.files import Files
+from castore.storage.os_files import Files
 from tests.conformance.storage import StorageContract
 from tests.support.powerloss import AFTER, ON, ONCE, Disk, DiskFiles, Fault, State, cuts
 

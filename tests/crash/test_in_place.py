@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.content import recovering
+from castore.content.restore import recover as recovering
 from castore.errors import UsageError
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
@@ -21,9 +21,9 @@ from tests.support.walker import compare, walk
 SCRIPT = """
 import os, signal, sys
 import castore
-from castore.content import aside
-from castore.sealing import Identity
-from castore.services.inplace import plan_in_place, restore_in_place
+from castore.content.restore import undo_area
+from castore.crypto import Identity
+from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.store import Places
 
 store, state, cache, identity, live, point = sys.argv[1:]
@@ -43,7 +43,7 @@ def watched(function):
     return wrapped
 
 for name in ("begin", "take", "_clear", "finish"):
-    setattr(aside.Aside, name, watched(getattr(aside.Aside, name)))
+    setattr(undo_area.Aside, name, watched(getattr(undo_area.Aside, name)))
 for name in ("mkdir", "fsync", "unlink", "rmdir"):
     setattr(os, name, watched(getattr(os, name)))
 found = Identity.parse(identity, lambda: "")

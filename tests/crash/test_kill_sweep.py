@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import castore
-from castore.sealing import Identity
+from castore.crypto import Identity
 from castore.storage import LocalStorage
 from castore.store import Store
 from tests.support.sweeps import AVERAGE, KILLED, Machine, Sweep, compiled

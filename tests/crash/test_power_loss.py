@@ -36,11 +36,11 @@ import pytest
 
 import castore
 from castore.errors import CastoreError, UsageError
+from castore.maintenance.repair import repair
 from castore.storage import LocalStorage
-from castore.storage.contract import Writer
+from castore.storage.base import Writer
 from castore.store import Places, Store
-from castore.store.pack import pack_name
-from castore.upkeep.repair import repair
+from castore.store.format.pack import pack_name
 from tests.support import histories
 from tests.support.aftermath import CHANCES, look_at_all, shown
 from tests.support.histories import Watch, World, history, restored, run

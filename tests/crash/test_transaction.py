@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 import castore
+from castore.engines.file import File
+from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError
 from castore.services.config import Service
-from castore.services.engines.file import File
-from castore.services.engines.sqlite import SQLite
 from castore.services.snapshot import EngineSource
 from tests.support.stores import Lab
 

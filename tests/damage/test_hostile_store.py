@@ -20,16 +20,16 @@ import zstandard
 
 import castore as api
 from castore.errors import DamageError
-from castore.kernel.marks import Marks
-from castore.kernel.rows import Rows
+from castore.kernel.id_set import Marks
+from castore.kernel.index_rows import Rows
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef
 from castore.model.refs import MAX_NODE_REFS, RecordId, Ref, RefKind
 from castore.model.spans import Spans
 from castore.model.tree import Content, Entry, Owners, encode_entries, encode_owners
-from castore.store import pack as packs
-from castore.store.boxed import seal_object
-from castore.store.header import REMOVAL
-from castore.store.removals import Removal, record_removal, removals
+from castore.store.format import pack as packs
+from castore.store.format.envelope import seal_object
+from castore.store.format.header import REMOVAL
+from castore.store.format.removal import Removal, record_removal, removals
 from tests.property.test_hostile_bytes import Hostile
 from tests.support.hostile import forge
 
@@ -46,8 +46,8 @@ pytestmark = pytest.mark.timeout(300)
 _CHILD = """
 import json, os, resource, signal, sys, time
 from castore.cli import main as cli
-from castore.services import drill, restoring, find
-from castore.upkeep import compact, verify
+from castore.services import drill, restore, find
+from castore.maintenance import compact, verify
 
 for args in json.loads(sys.stdin.read()):
     began = time.monotonic()

@@ -18,14 +18,14 @@ import pytest
 
 import castore
 from castore.content.streams import StreamReader
+from castore.crypto import Identity
 from castore.errors import CastoreError
+from castore.maintenance.compact import compact
+from castore.maintenance.verify import verify
 from castore.model.refs import PackId
-from castore.sealing import Identity
-from castore.services.pruning import forget
-from castore.services.restoring import read
-from castore.store.condemned import condemn
-from castore.upkeep.compact import compact
-from castore.upkeep.verify import verify
+from castore.services.prune import forget
+from castore.services.restore import read
+from castore.store.format.deletion import condemn
 from tests.support.stores import Lab
 from tests.support.sweeps import plain_tree, stored_tree
 

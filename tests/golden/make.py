@@ -17,10 +17,10 @@ from pathlib import Path
 import zstandard
 
 import castore
-from castore.sealing import Identity
-from castore.store import session
-from castore.store.deltas import Deltas, Encoded
-from castore.store.pack import DELTA, DELTA_PAIR, GROUPED
+from castore.crypto import Identity
+from castore.store.format.pack import DELTA, DELTA_PAIR, GROUPED
+from castore.store.write import session
+from castore.store.write.delta_encoder import Deltas, Encoded
 from tests.support.stores import Lab
 from tests.support.walker import walk
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.sealing import Identity, WriterKey
+from castore.crypto import Identity, WriterKey
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.store.pack import DELTA, DELTA_PAIR
+from castore.store.format.pack import DELTA, DELTA_PAIR
 from tests.golden.make import night, plain
 from tests.support.walker import walk
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.services.engines.mariadb import accounts as mariadb_accounts
+from castore.engines.mariadb import accounts as mariadb_accounts
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
 

@@ -17,15 +17,20 @@ from pathlib import Path
 
 import pytest
 
-from castore.content.attributes import Ownership
+from castore.content.restore.metadata import Ownership
+from castore.engines.base import Engine, Secret
+from castore.engines.file import File
+from castore.engines.mariadb.engine import MariaDB
+from castore.engines.postgresql.engine import PostgreSQL
+from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError, ProgramError
-from castore.services import plan, process, rollback, transaction
+from castore.process import program
 from castore.services.config import Service
-from castore.services.engines.contract import Engine, Secret
-from castore.services.engines.file import File
-from castore.services.engines.mariadb.engine import MariaDB
-from castore.services.engines.postgresql.engine import PostgreSQL
-from castore.services.engines.sqlite import SQLite
+from castore.services.rollback import (
+    execute,
+    plan,
+    transaction,
+)
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
@@ -213,7 +218,7 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path / "lab")
 
 
-def roll_back(lab: Lab, live: Live, number: int, settings: Service | None = None) -> rollback.RolledBack:
+def roll_back(lab: Lab, live: Live, number: int, settings: Service | None = None) -> execute.RolledBack:
     return lab.roll_back(number, settings)
 
 
@@ -273,7 +278,7 @@ def test_a_dump_that_does_not_load_changes_nothing(lab: Lab, live: Live, monkeyp
     lab.snapshot("s", {"db": live.source})
     live.migrate()
     second = live.fingerprint()
-    real = rollback.contents_of
+    real = execute.contents_of
 
     def broken(*given):
         found = real(*given)
@@ -284,7 +289,7 @@ def test_a_dump_that_does_not_load_changes_nothing(lab: Lab, live: Live, monkeyp
 
         return found._replace(target=target)
 
-    monkeypatch.setattr(rollback, "contents_of", broken)
+    monkeypatch.setattr(execute, "contents_of", broken)
     marker = Service(stop=("false",))  # it does not come to that
     with pytest.raises(CastoreError) as caught:
         roll_back(lab, live, 1, marker)
@@ -310,7 +315,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
                 dead[0] = True
                 raise Killed
 
-        start, write, rename = process.Program._start, transaction.write_journal, os.rename
+        start, write, rename = program.Program._start, transaction.write_journal, os.rename
 
         def starting(self, *args):
             step()
@@ -326,13 +331,13 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
                 step()
             return rename(*args, **options)
 
-        undo = rollback.undo
+        undo = execute.undo
         with_patches = pytest.MonkeyPatch()
-        with_patches.setattr(process.Program, "_start", starting)
-        with_patches.setattr(rollback, "write_journal", writing)
+        with_patches.setattr(program.Program, "_start", starting)
+        with_patches.setattr(execute, "write_journal", writing)
         with_patches.setattr(transaction, "write_journal", writing)
         with_patches.setattr(os, "rename", renaming)
-        with_patches.setattr(rollback, "undo", lambda *args: [] if dead[0] else undo(*args))
+        with_patches.setattr(execute, "undo", lambda *args: [] if dead[0] else undo(*args))
         return with_patches.undo
 
     return kill
@@ -450,13 +455,13 @@ def test_a_password_is_never_an_argument(mariadb: MariaDBServer, mariadb_databas
     mariadb.sql(f"CREATE OR REPLACE USER guarded IDENTIFIED BY '{quoted}'; GRANT ALL ON *.* TO guarded WITH GRANT OPTION")
     (tmp_path / "password").write_text(secret + "\n")
     seen: list[list[str]] = []
-    start = process.Program._start
+    start = program.Program._start
 
     def starting(self, argv, *args):
         seen.append(list(argv))
         return start(self, argv, *args)
 
-    monkeypatch.setattr(process.Program, "_start", starting)
+    monkeypatch.setattr(program.Program, "_start", starting)
     engine = MariaDB(
         database=mariadb_database.engine.database, socket=mariadb.socket, user="guarded", password=Secret(file=str(tmp_path / "password"))
     )
@@ -645,7 +650,7 @@ def test_a_foreign_key_from_elsewhere_is_refused_before_anything_is_touched(
 def test_a_transaction_that_holds_a_table_ends_the_roll_back_and_all_is_as_it_was(
     lab: Lab, mariadb: MariaDBServer, mariadb_database: Live, monkeypatch: pytest.MonkeyPatch
 ):
-    from castore.services.engines.mariadb import client as engine
+    from castore.engines.mariadb import client as engine
 
     monkeypatch.setattr(engine, "LOCK_SECONDS", 1)
     name = mariadb_database.engine.database

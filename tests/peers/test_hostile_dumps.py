@@ -18,21 +18,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from castore.content.attributes import Ownership
+from castore.content.restore.metadata import Ownership
+from castore.engines.base import Contents, Engine
+from castore.engines.command import Command
+from castore.engines.ldap import LDAP, without_files
+from castore.engines.mariadb.contents import digests_of
+from castore.engines.mariadb.engine import MariaDB
+from castore.engines.mariadb.inventory import End, Table
+from castore.engines.mariadb.programs import Program
+from castore.engines.postgresql.engine import PostgreSQL
+from castore.engines.postgresql.roles import PostgreSQLRoles
+from castore.engines.redis import Redis
+from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError
 from castore.services import drill
 from castore.services.config import Service
-from castore.services.engines.command import Command
-from castore.services.engines.contract import Contents, Engine
-from castore.services.engines.ldap import LDAP, without_files
-from castore.services.engines.mariadb.contents import digests_of
-from castore.services.engines.mariadb.engine import MariaDB
-from castore.services.engines.mariadb.inventory import End, Table
-from castore.services.engines.mariadb.programs import Program
-from castore.services.engines.postgresql.engine import PostgreSQL
-from castore.services.engines.postgresql.roles import PostgreSQLRoles
-from castore.services.engines.redis import Redis
-from castore.services.engines.sqlite import SQLite
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
@@ -218,7 +218,7 @@ def test_the_word_in_a_postgresql_dump_is_secret_and_stays(postgres: Postgres, t
 
 
 def test_the_first_line_of_a_postgresql_dump_grants_rights_only():
-    from castore.services.engines.postgresql.sql import adornments, quoted_text
+    from castore.engines.postgresql.sql import adornments, quoted_text
 
     was = {"settings": None, "datconnlimit": -1, "comment": None, "restricted": False, "rights": [[None, "CONNECT ON DATABASE x TO y; \\! touch x --", False]]}
     with pytest.raises(CastoreError, match="not a right to a database"):

@@ -15,12 +15,18 @@ from pathlib import Path
 import pytest
 
 import castore as package
-from castore.content import copying, largefiles, restore, scanfiles, undo_journal
-from castore.content.aside import Aside
-from castore.content.recovering import recover
-from castore.content.treeplan import TreePlan
+from castore.content.restore import (
+    copying,
+    large_files,
+    tree_writer,
+    undo_journal,
+)
+from castore.content.restore.plan import TreePlan
+from castore.content.restore.recover import recover
+from castore.content.restore.undo_area import Aside
+from castore.content.scan import files
 from castore.errors import BusyError, CastoreError
-from castore.services.inplace import plan_in_place, restore_in_place
+from castore.services.restore_in_place import plan_in_place, restore_in_place
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -32,8 +38,8 @@ CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
 """security.capability: cap_net_raw, effective."""
 KILLED_IN_THE_MIDDLE = (
     "import os, signal, sys\n"
-    "from castore.content import aside\n"
-    "aside.Aside.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "from castore.content.restore import undo_area\n"
+    "undo_area.Aside.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
     "from castore.cli.main import main\n"
     "main()\n"
 )
@@ -348,15 +354,15 @@ def test_nobody_reaches_a_file_before_it_has_its_owner_and_bits(
     into.mkdir()
     give(into)
     seen: list[list[str]] = []
-    real = restore.set_attributes
+    real = tree_writer.set_attributes
 
     def watched(file, entry, *rest, **options):
         seen.extend([os.listdir(into)] if entry.name == b"c" else [])
         real(file, entry, *rest, **options)
 
-    monkeypatch.setattr(restore, "set_attributes", watched)
+    monkeypatch.setattr(tree_writer, "set_attributes", watched)
     if not nameless:
-        monkeypatch.setattr(restore, "_open_nameless", lambda _folder: -1)
+        monkeypatch.setattr(tree_writer, "_open_nameless", lambda _folder: -1)
     done = lab.restore("s@1:t", into)
     assert is_privileged(into / "c") == nameless
     if nameless:
@@ -377,14 +383,14 @@ def test_a_replaced_file_that_its_owner_may_write_to_gives_nothing_to_root_s(
     os.unlink(path)
     as_user(lambda: path.write_bytes(content + b"more"))
     theirs = os.open(path, os.O_WRONLY)
-    real = largefiles.find_chunks
+    real = large_files.find_chunks
 
     def meanwhile(*arguments):
         found = real(*arguments)
         os.pwrite(theirs, b"theirs" * 100_000, 0)
         return found
 
-    monkeypatch.setattr(largefiles, "find_chunks", meanwhile)
+    monkeypatch.setattr(large_files, "find_chunks", meanwhile)
     try:
         lab.in_place("s@1:t", live)
     finally:
@@ -398,7 +404,7 @@ def test_attributes_of_another_file_are_not_stored(
 ) -> None:
     make_privileged(live / "data" / "b", "capability")
     os.setxattr(live / "data" / "a", "user.x", b"1")
-    real = scanfiles.read_files
+    real = files.read_files
     exchanged: list[bool] = []
 
     def reading(fd, *rest):
@@ -408,7 +414,7 @@ def test_attributes_of_another_file_are_not_stored(
             as_user(lambda: os.rename(live / "data" / "b", live / "data" / "a"))
         return found
 
-    monkeypatch.setattr(scanfiles, "read_files", reading)
+    monkeypatch.setattr(files, "read_files", reading)
     lab.snapshot("s", {"t": package.TreeSource(str(live))})
     out = live.parent / "out"
     lab.restore("s@1:t", out)
@@ -447,7 +453,7 @@ def test_what_takes_the_place_of_a_file_is_not_read(
     (live / "data" / "a").write_bytes(b"x" * size)
     (tmp_path / "secret").write_text("secret")
     os.mknod(live / "null", stat.S_IFCHR | 0o666, os.makedev(1, 5))
-    real = scanfiles.FileScanner.small_files
+    real = files.FileScanner.small_files
 
     def meanwhile(self, directory, small, large):
         if directory.path == b"data":
@@ -460,7 +466,7 @@ def test_what_takes_the_place_of_a_file_is_not_read(
                 as_user(lambda: os.rename(live / "null", live / "data" / "a"))
         return real(self, directory, small, large)
 
-    monkeypatch.setattr(scanfiles.FileScanner, "small_files", meanwhile)
+    monkeypatch.setattr(files.FileScanner, "small_files", meanwhile)
     opened: list[str] = []
     real_open = os.open
 

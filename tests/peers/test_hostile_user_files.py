@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
+from castore.engines import ldap
+from castore.engines.base import Contents
+from castore.engines.file import File
+from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError
+from castore.process.open_files import refuse_open
 from castore.services import detect, folders
-from castore.services.engines import ldap
-from castore.services.engines.contract import Contents
-from castore.services.engines.file import File
-from castore.services.engines.sqlite import SQLite
-from castore.services.open_files import refuse_open
 from castore.services.snapshot import EngineSource
 from tests.support.stores import Lab
 
@@ -201,7 +201,7 @@ def test_a_database_below_a_directory_that_its_user_cannot_enter_is_read(databas
 
 _SWAPPED = """
 import os, sys
-from castore.services.engines import sqlite_worker
+from castore.engines import sqlite_worker
 
 def swap(path):
     os.symlink(sys.argv[1], path + ".link")

@@ -11,18 +11,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from castore.content.attributes import Ownership
+from castore.content.restore.metadata import Ownership
 from castore.content.streams import StreamReader
+from castore.engines.mariadb import reports
+from castore.engines.mariadb.engine import MariaDB
+from castore.engines.mariadb.swap import Swap
 from castore.errors import CastoreError, ProgramError
 from castore.model.generation import Generation
 from castore.services import drill
 from castore.services.config import Service
-from castore.services.engines.mariadb import reports
-from castore.services.engines.mariadb.engine import MariaDB
-from castore.services.engines.mariadb.swap import Swap
-from castore.services.plan import read_details
+from castore.services.rollback.plan import read_details
+from castore.services.rollback.transaction import contents_of
 from castore.services.snapshot import EngineSource
-from castore.services.transaction import contents_of
 from tests.support.mariadb import MariaDBServer
 from tests.support.stores import Lab
 

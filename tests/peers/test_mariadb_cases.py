@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from castore.engines.mariadb.engine import MariaDB
 from castore.errors import CastoreError, ProgramError
 from castore.model.generation import Generation
 from castore.services.config import Service
-from castore.services.engines.mariadb.engine import MariaDB
-from castore.services.plan import read_details
+from castore.services.rollback.plan import read_details
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer
 from tests.support.stores import Lab

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from castore.engines.base import SWITCHING, Contents
+from castore.engines.mariadb.engine import MariaDB
+from castore.engines.mariadb.swap import Swap
 from castore.errors import CastoreError
-from castore.services.engines.contract import SWITCHING, Contents
-from castore.services.engines.mariadb.engine import MariaDB
-from castore.services.engines.mariadb.swap import Swap
 from tests.peers.test_mariadb_cases import engine, state, take, warnings
 from tests.support.mariadb import MariaDBServer
 from tests.support.stores import Lab

@@ -13,13 +13,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from castore.engines.base import Secret
+from castore.engines.mariadb import lock as mariadb_lock
+from castore.engines.mariadb.client import Client
+from castore.engines.mariadb.engine import MariaDB
+from castore.engines.mariadb.rights import _matches
 from castore.errors import CastoreError, ProgramError
 from castore.services.config import Service
-from castore.services.engines.contract import Secret
-from castore.services.engines.mariadb import lock as mariadb_lock
-from castore.services.engines.mariadb.client import Client
-from castore.services.engines.mariadb.engine import MariaDB
-from castore.services.engines.mariadb.rights import _matches
 from tests.peers.test_mariadb_cases import engine, take, warnings
 from tests.support.mariadb import MariaDBServer
 from tests.support.stores import Lab

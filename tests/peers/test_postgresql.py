@@ -13,14 +13,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from castore.content.attributes import Ownership
+from castore.content.restore.metadata import Ownership
+from castore.engines import base
+from castore.engines.base import Secret, introduction_of
+from castore.engines.postgresql.engine import PostgreSQL
+from castore.engines.postgresql.sql import creation, plain
 from castore.errors import CastoreError, ProgramError
 from castore.services import drill
 from castore.services.config import Service
-from castore.services.engines import contract
-from castore.services.engines.contract import Secret, introduction_of
-from castore.services.engines.postgresql.engine import PostgreSQL
-from castore.services.engines.postgresql.sql import creation, plain
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.stores import Lab
@@ -148,7 +148,7 @@ def without_introduction(reader, readinto, _introduction) -> None:
 def test_a_dump_of_an_older_castore_comes_back_as_the_live_database_is(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
     with database(server, "plain"):
         with monkeypatch.context() as older:
-            older.setattr(contract.Reader, "__init__", without_introduction)
+            older.setattr(base.Reader, "__init__", without_introduction)
             lab.snapshot("s", source(server, "plain"))
         server.psql("ALTER DATABASE plain CONNECTION LIMIT 5; ALTER DATABASE plain SET work_mem = '3MB'")
         server.psql("CREATE TABLE t (x int)", "plain")

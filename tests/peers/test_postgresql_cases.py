@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from castore.engines.postgresql.engine import PostgreSQL
 from castore.errors import CastoreError, ProgramError
-from castore.services.engines.postgresql.engine import PostgreSQL
-from castore.services.plan import read_details
+from castore.services.rollback.plan import read_details
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.stores import Lab
@@ -272,13 +272,13 @@ def test_what_pg_dump_leaves_out_is_reported_by_name(server: Postgres, lab: Lab)
 @pytest.mark.parametrize("option", ["--exclude-table-data=x", "--exc=x", "-vTx", "--enable-row-security", "-O", "--no-acl", "--no-comments", "-tx", "--no-unlogged-table-data", "x", "--snapshot=1"])
 def test_an_option_that_may_leave_something_out_is_refused(option: str):
     with pytest.raises(CastoreError, match="leaves something out"):
-        from castore.services.engines.postgresql.session import refuse_options
+        from castore.engines.postgresql.session import refuse_options
 
         refuse_options(("--verbose", "--role", "x", "--lock-wait-timeout=3", option))
 
 
 def test_a_dump_without_an_inventory_is_kept_and_reported(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
-    from castore.services.engines.postgresql import inventory as postgresql_inventory
+    from castore.engines.postgresql import inventory as postgresql_inventory
 
     with database(server, "app") as source:
         server.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1); CREATE PUBLICATION p FOR TABLE t; CREATE TABLE bare (); ALTER PUBLICATION p ADD TABLE bare", "app")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from castore.engines.base import INVENTORY, differences, introduction_of
+from castore.engines.postgresql.engine import PostgreSQL
 from castore.errors import CastoreError
-from castore.services import rollback
-from castore.services.engines.contract import INVENTORY, differences, introduction_of
-from castore.services.engines.postgresql.engine import PostgreSQL
+from castore.services.rollback import execute
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.stores import Lab
@@ -81,7 +81,7 @@ def test_every_kind_goes_back_and_is_compared(server: Postgres, tmp_path: Path, 
     lab = Lab(tmp_path / "lab")
     lab.snapshot("s", {"db": EngineSource("postgresql", engine(server))})
     server.psql("DROP TABLE app.posts CASCADE; DROP TYPE app.mood CASCADE; SELECT lo_unlink(4242)", "kinds")
-    real = rollback.contents_of
+    real = execute.contents_of
 
     def lossy(line: bytes, rest: bytes):
         def contents(*arguments):
@@ -101,7 +101,7 @@ def test_every_kind_goes_back_and_is_compared(server: Postgres, tmp_path: Path, 
     row = b"COPY app.child (x, y) FROM stdin;\n2\t3\n"
     for line, rest, named in ((rule, b"", "the rule .* is missing"), (row, row[:-4], "the rows of app.child: 0 instead of 1")):
         with monkeypatch.context() as patched:
-            patched.setattr(rollback, "contents_of", lossy(line, rest))
+            patched.setattr(execute, "contents_of", lossy(line, rest))
             with pytest.raises(CastoreError, match=named):
                 lab.roll_back(1)
     lab.roll_back(1)

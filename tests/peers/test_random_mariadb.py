@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from castore.engines.mariadb.programs import MIXED
+from castore.engines.mariadb.reports import LACKING
 from castore.errors import CastoreError
 from castore.services.config import Service
-from castore.services.engines.mariadb.programs import MIXED
-from castore.services.engines.mariadb.reports import LACKING
 from tests.peers.test_mariadb_cases import engine, take, warnings
 from tests.support.mariadb import MariaDBServer
 from tests.support.random_mariadb import RandomDatabase, contents, differing, quoted, run

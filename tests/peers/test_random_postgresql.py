@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.services.engines.postgresql.engine import PostgreSQL
+from castore.engines.postgresql.engine import PostgreSQL
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.random_postgres import ROLES, RandomDatabase, contents, differing, run

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from castore.services.engines.sqlite import SQLite
-from castore.services.engines.sqlite_check import look
+from castore.engines.sqlite import SQLite
+from castore.engines.sqlite_check import look
 from castore.services.snapshot import EngineSource
 from tests.support.random_sqlite import RandomDatabase, contents, run
 from tests.support.stores import Lab

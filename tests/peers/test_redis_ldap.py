@@ -17,14 +17,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from castore.content.attributes import Ownership
+from castore.content.restore.metadata import Ownership
+from castore.engines import ldap as ldap_engine
+from castore.engines.base import Engine, Secret
+from castore.engines.ldap import LDAP
+from castore.engines.redis import Redis
 from castore.errors import CastoreError, ProgramError
-from castore.services import drill, rollback
+from castore.services import drill
 from castore.services.config import Service
-from castore.services.engines import ldap as ldap_engine
-from castore.services.engines.contract import Engine, Secret
-from castore.services.engines.ldap import LDAP
-from castore.services.engines.redis import Redis
+from castore.services.rollback import execute
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import missing
 from tests.support.stores import Lab
@@ -208,7 +209,7 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path / "lab")
 
 
-def roll_back(lab: Lab, number: int, settings: Service, **options) -> rollback.RolledBack:
+def roll_back(lab: Lab, number: int, settings: Service, **options) -> execute.RolledBack:
     return lab.roll_back(number, settings, **options)
 
 
@@ -395,13 +396,13 @@ def test_slapd_has_to_be_stopped(lab: Lab, ldap: Server, monkeypatch: pytest.Mon
 def test_no_entry_is_told_when_a_dump_does_not_load(lab: Lab, ldap: Server, capfd, monkeypatch: pytest.MonkeyPatch):
     lab.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
     ldap.change()
-    real = rollback.contents_of
+    real = execute.contents_of
 
     def broken(*given):
         found = real(*given)
         return found._replace(target=lambda: [b"".join(found.target()).replace(b"cn: p7\n", b"cn: p7\nsecretAttribute: x\n")])
 
-    monkeypatch.setattr(rollback, "contents_of", broken)
+    monkeypatch.setattr(execute, "contents_of", broken)
     with pytest.raises(ProgramError, match=r"slapadd failed.*line=\d+") as caught:
         roll_back(lab, 1, ldap.hooks)
     assert "cn=p7" not in str(caught.value) + capfd.readouterr().err

@@ -264,7 +264,7 @@ def test_another_user_than_root_cannot_run_programs_as_a_third(home: Path) -> No
     program = """if True:
         import os, sys
         from castore.errors import CastoreError
-        from castore.services.users import account_of
+        from castore.process.users import account_of
         os.setuid(65534)
         assert account_of("nobody") is None
         try:

@@ -15,15 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import castore
-from castore.content.directories import open_directory, open_fetched, open_top, read_file, references
+from castore.content.stored_dirs import open_directory, open_fetched, open_top, read_file, references
 from castore.content.streams import StreamReader
 from castore.errors import DamageError
+from castore.maintenance import trees as trees_module
+from castore.maintenance.impact import Reasons, affected
+from castore.maintenance.trees import Trees
+from castore.maintenance.verify import verify
 from castore.model.generation import Generation, Part, StoredRef
 from castore.model.refs import RecordId, Ref, RefKind
-from castore.upkeep import trees as trees_module
-from castore.upkeep.affected import Reasons, affected
-from castore.upkeep.trees import Trees
-from castore.upkeep.verify import verify
 from tests.property.test_hostile_bytes import Hostile
 
 if TYPE_CHECKING:

@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 
 from castore.content.patterns import PathPattern
 from castore.errors import CastoreError
-from castore.kernel.entries import AS_LISTED, GIVEN, NewOwners, join_entries, select_entries, split_entries
-from castore.kernel.files import PLAIN_FILE, list_directory, survey
+from castore.kernel.dir_entries import (
+    AS_LISTED,
+    GIVEN,
+    NewOwners,
+    join_entries,
+    select_entries,
+    split_entries,
+)
+from castore.kernel.dir_listing import PLAIN_FILE, list_directory, survey
 from castore.model.tree import (
     NO_EXTRA,
     Content,

@@ -26,36 +26,45 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import castore
-from castore.content.lists import iter_chunks, iter_list
-from castore.content.scancache import told_of
+from castore.content.ref_tree import iter_chunks, iter_list
+from castore.content.scan.cache import told_of
 from castore.content.streams import StreamReader
+from castore.crypto import Identity, Recipient, WriterKey
 from castore.errors import CastoreError, ConfigError, DamageError
 from castore.kernel import MAX_GROUP, apply_delta, join_deltas
-from castore.kernel.entries import split_entries
-from castore.kernel.files import decode_record, places_of
+from castore.kernel.dir_entries import split_entries
+from castore.kernel.dir_listing import decode_record, places_of
+from castore.maintenance.compact import compact, plan
+from castore.maintenance.verify import verify
 from castore.model.generation import decode_details, decode_generation
 from castore.model.refs import RecordId, Ref, RefKind, SessionId, decode_node, encode_node
 from castore.model.tree import decode_entries, decode_entry
-from castore.sealing import Identity, Recipient, WriterKey
 from castore.services import config as toml
-from castore.store import pack as packs
-from castore.store.boxed import seal_object
-from castore.store.chains import Layer, assemble
-from castore.store.codecs import Codecs
-from castore.store.condemned import open_condemned
-from castore.store.config import SealedConfig
-from castore.store.generations import generation_name, open_generation
-from castore.store.graph import Walk, is_whole
-from castore.store.header import CONDEMNED, CONFIG, GENERATION, PACK, PIN, SESSION, check_header, header
+from castore.store.format import pack as packs
+from castore.store.format.codecs import Codecs
+from castore.store.format.config import SealedConfig
+from castore.store.format.deletion import open_condemned
+from castore.store.format.envelope import seal_object
+from castore.store.format.generation import generation_name, open_generation
+from castore.store.format.header import (
+    CONDEMNED,
+    CONFIG,
+    GENERATION,
+    PACK,
+    PIN,
+    SESSION,
+    check_header,
+    header,
+)
+from castore.store.format.pack import CHUNK, NODE, PackEntry, read_footer
+from castore.store.format.pin import open_pin
+from castore.store.format.session_key import decode_session, session_name
+from castore.store.format.signed import sign
 from castore.store.index import Index
-from castore.store.pack import CHUNK, NODE, PackEntry, read_footer
-from castore.store.pins import open_pin
-from castore.store.reference import ReferenceCache
-from castore.store.session import Session
-from castore.store.sessions import decode_session, session_name
-from castore.store.signed import sign
-from castore.upkeep.compact import compact, plan
-from castore.upkeep.verify import verify
+from castore.store.reachability import Walk, is_whole
+from castore.store.read.delta_resolver import Layer, assemble
+from castore.store.write.base_cache import ReferenceCache
+from castore.store.write.session import Session
 from tests.support.stores import Lab, certified, signed
 
 if TYPE_CHECKING:
@@ -719,7 +728,7 @@ def test_keys(text, prefix):
 _CHILD = """
 import sys, castore
 from castore.errors import CastoreError
-from castore.sealing import Identity
+from castore.crypto import Identity
 from castore.store import Places
 
 store, state, cache, identity, dump, data = sys.argv[1:]
@@ -781,7 +790,7 @@ def flipped_index(lab: Lab, folder: Path, dump: Path, rng: random.Random) -> str
 
 
 def copy_dump(store) -> bytes:
-    from castore.services.restoring import read
+    from castore.services.restore import read
 
     with StreamReader(store) as reader:
         return b"".join(read(reader, castore.select(store, "web@latest:d")))

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from castore.content import ingest as ingesting
-from castore.content.ingest import Ingest
+from castore.content import pipeline as ingesting
+from castore.content.pipeline import Ingest
 from castore.content.streams import RangeReader, StreamReader, store_stream
 from castore.errors import DamageError, StorageError
 from castore.model.refs import RefKind
-from castore.model.tally import Tally
+from castore.progress import Tally
 from tests.support.stores import Lab
 
 AVERAGE = 1024

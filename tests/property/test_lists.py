@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from castore.content.lists import ListBuilder, iter_chunks, iter_list
+from castore.content.ref_tree import ListBuilder, iter_chunks, iter_list
 from castore.errors import DamageError
 from castore.model.refs import MAX_NODE_REFS, Ref, RefKind, decode_node, encode_node
 

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from castore.errors import DamageError, StorageError
-from castore.kernel import rows as kernel_rows
-from castore.kernel.rows import Rows
+from castore.kernel import index_rows as kernel_rows
+from castore.kernel.index_rows import Rows
 from castore.model.refs import PackId, RecordId
-from castore.store.index import Index, rebuild
-from castore.store.index.environment import TABLES
-from castore.store.pack import _ENTRY, BASES, CHUNK, GROUPED, RECORDS, Footer
+from castore.store.format.pack import _ENTRY, BASES, CHUNK, GROUPED, RECORDS, Footer
+from castore.store.index import Index, bulk_load
+from castore.store.index.lmdb_env import TABLES
 
 STORE = bytes(16)
 _SESSION = 44
@@ -83,9 +83,9 @@ def answers(index: Index) -> list[object]:
 @given(found=st.lists(footers(), max_size=6), more=footers(), most=st.sampled_from([1, 3, 1000]), block=st.sampled_from([1, 5, 4096]))
 def test_both_ways_give_one_index(found, more, most, block):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rebuild, "_BLOCK", block)
-        patch.setattr(rebuild, "_COMMIT", 2)
-        patch.setattr(rebuild, "Rows", lambda folder: Rows(folder, most))
+        patch.setattr(bulk_load, "_BLOCK", block)
+        patch.setattr(bulk_load, "_COMMIT", 2)
+        patch.setattr(bulk_load, "Rows", lambda folder: Rows(folder, most))
         packs = [(PackId(os.urandom(32)), footer) for footer in found]
         one, other = (Index(os.path.join(folder, name, "index"), STORE) for name in ("one", "other"))
         signers = {pack: footer.signer for pack, footer in packs}
@@ -169,7 +169,7 @@ REBUILD = """
 import os, sys, time
 sys.path.insert(0, sys.argv[3])
 from castore.store.index import Index
-from castore.store.pack import Footer
+from castore.store.format.pack import Footer
 index = Index(sys.argv[1], bytes(16))
 def footers():
     for n in range(50):

@@ -15,10 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import castore
-from castore.content import inplace, restore, scancache, scanfiles
+from castore.content.restore import in_place as inplace
+from castore.content.restore import tree_writer
+from castore.content.scan import cache
+from castore.content.scan import files as scanfiles
 from castore.errors import CastoreError, DamageError, UsageError
-from castore.kernel.files import entries_of
-from castore.services.inplace import plan_in_place
+from castore.kernel.dir_listing import entries_of
+from castore.services.restore_in_place import plan_in_place
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -29,7 +32,7 @@ STEP = 0.012
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust what is 10 ms old, so that tests need not wait for seconds."""
-    monkeypatch.setattr(scancache, "_RACY_NS", 10_000_000)
+    monkeypatch.setattr(cache, "_RACY_NS", 10_000_000)
 
 
 @pytest.fixture
@@ -265,7 +268,7 @@ def test_a_directory_that_cannot_be_entered_any_more_stays_as_it_was(lab, live, 
     time.sleep(STEP)
     taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
     monkeypatch.undo()
-    monkeypatch.setattr(scancache, "_RACY_NS", 10_000_000)
+    monkeypatch.setattr(cache, "_RACY_NS", 10_000_000)
     assert taken.missed == 1
     lab.restore("s@2:t", tmp_path / "out")
     assert (tmp_path / "out" / "1" / "1" / "small1").read_bytes() != b"changed"
@@ -274,7 +277,7 @@ def test_a_directory_that_cannot_be_entered_any_more_stays_as_it_was(lab, live, 
 
 
 def test_what_changed_just_before_it_was_listed_is_read_again(lab, live, reads, monkeypatch):
-    monkeypatch.setattr(scancache, "_RACY_NS", 2_000_000_000)
+    monkeypatch.setattr(cache, "_RACY_NS", 2_000_000_000)
     os.utime(live / "1" / "1" / "large", ns=(0, 0))
     snapshot(lab, live)
     reads.clear()
@@ -527,7 +530,7 @@ def test_what_cannot_be_made_puts_all_back(lab, live, monkeypatch):
 
 def test_a_damaged_bundle_costs_its_files_and_no_others(lab, live, tmp_path, monkeypatch):
     snapshot(lab, live)
-    real = restore.RangeReader
+    real = tree_writer.RangeReader
 
     def failing(store, ref, known=None):
         if len(broken) < 2:
@@ -537,7 +540,7 @@ def test_a_damaged_bundle_costs_its_files_and_no_others(lab, live, tmp_path, mon
         return real(store, ref, known)
 
     broken: list[object] = []
-    monkeypatch.setattr(restore, "RangeReader", failing)
+    monkeypatch.setattr(tree_writer, "RangeReader", failing)
     report = lab.restore("s@1:t", tmp_path / "out").report
     assert len(report.damaged) in {5, 10}
     assert len(walk(tmp_path / "out")) == 89 - len(report.damaged)

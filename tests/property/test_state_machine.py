@@ -16,16 +16,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import castore
 from castore.content.streams import StreamReader
+from castore.crypto import Identity
 from castore.errors import IdentityError, NotFoundError, UsageError
-from castore.model.tally import Tally
-from castore.sealing import Identity
+from castore.maintenance.compact import compact
+from castore.maintenance.repair import repair
+from castore.progress import Tally
 from castore.services.config import Keep, Service
-from castore.services.pruning import forget, prune
-from castore.services.restoring import read
+from castore.services.prune import forget, prune
+from castore.services.restore import read
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.upkeep.compact import compact
-from castore.upkeep.repair import repair
 from tests.support.stores import Lab, admins
 
 SERVICES = ["web", "mail"]

@@ -17,19 +17,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import castore
 from castore.content.streams import StreamReader
+from castore.crypto import Identity, WriterKey
 from castore.errors import CastoreError, DamageError, RotatedError, UntrustedError
-from castore.sealing import Identity, WriterKey
+from castore.maintenance.compact import compact
 from castore.services.config import Keep, Service
-from castore.services.pruning import judged
-from castore.services.restoring import read
+from castore.services.prune import judged
+from castore.services.restore import read
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.store.condemned import condemn
-from castore.store.config import LabelledAdmin, LabelledRecipient, encode_config
-from castore.store.generations import MAX_NUMBER, encode_generation, generation_name
-from castore.store.removals import record_removal
-from castore.store.sessions import read_session, session_numbers
-from castore.upkeep.compact import compact
+from castore.store.format.config import LabelledAdmin, LabelledRecipient, encode_config
+from castore.store.format.deletion import condemn
+from castore.store.format.generation import MAX_NUMBER, encode_generation, generation_name
+from castore.store.format.removal import record_removal
+from castore.store.format.session_key import read_session, session_numbers
 from tests.support.stores import Lab
 
 pytestmark = pytest.mark.timeout(300)

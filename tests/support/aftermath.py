@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import castore
+from castore.crypto import Identity
 from castore.errors import NotFoundError
-from castore.sealing import Identity
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.store.sessions import read_session, session_name, session_numbers
+from castore.store.format.session_key import read_session, session_name, session_numbers
 from tests.support import histories
 from tests.support.histories import ROOT, SERVICES, Content, Promise, Watch, World, restored
 from tests.support.powerloss import Disk, DiskFiles, Mark, State, cuts

@@ -4,7 +4,7 @@
  * holds it against a twin that follows cut.h byte by byte.  Prints the number
  * of streams that were cut.
  */
-#include "cut.h"
+#include "chunker.h"
 
 #include <stdio.h>
 #include <stdlib.h>

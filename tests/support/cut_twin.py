@@ -1,4 +1,4 @@
-"""The rule of castore/kernel/cut.h in slow Python, to hold the kernel against.
+"""The rule of castore/kernel/chunker.h in slow Python, to hold the kernel against.
 
 Written from the header's words, not from cut.c.
 """

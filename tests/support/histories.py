@@ -21,7 +21,7 @@ To have another thing tested (pruning, compaction, repair, a key that is rotated
 
 and name it in the weights of `history`, or in a list of your own; in `UNLUCKY` too, so that it is killed
 and refused, and in KILLED of test_power_loss.py and BEFORE of test_disk_errors.py, so that it is at every
-operation. What removes or replaces calls `storage.settle` in between (castore/storage/contract.py), and
+operation. What removes or replaces calls `storage.settle` in between (castore/storage/base.py), and
 does not rest on a listing that is not durable. What changes the store without
 changing what is promised (compaction, repair) promises nothing at all. tests/crash/test_power_loss.py
 takes the power away behind every operation of the file system in it, and checks what was promised.
@@ -40,19 +40,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import castore
-from castore.content.ingest import Ingest
+from castore.content.pipeline import Ingest
 from castore.content.streams import StreamReader
+from castore.crypto import Identity
 from castore.errors import StorageError
+from castore.maintenance.compact import compact as run_compact
 from castore.model.refs import RefKind
-from castore.sealing import Identity
-from castore.services.restoring import read
+from castore.services.restore import read
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.store.generations import open_generation
+from castore.store.format.generation import open_generation
+from castore.store.format.pack import CHUNK, NODE, pack_name
+from castore.store.format.session_key import session_name, session_numbers
 from castore.store.index import Index
-from castore.store.pack import CHUNK, NODE, pack_name
-from castore.store.sessions import session_name, session_numbers
-from castore.upkeep.compact import compact as run_compact
 from tests.support.powerloss import AFTER, ON, ONCE, Disk, DiskFiles, Fault, Killed
 from tests.support.stores import admins
 

@@ -1,8 +1,8 @@
 /* Calls sketches, deltas, marks and the cut in two steps with any input, in buffers of exact length, under sanitizers. */
-#include "cut.h"
+#include "chunker.h"
 #include "delta.h"
 #include "driver.h"
-#include "marks.h"
+#include "id_set.h"
 #include "sketch.h"
 
 #include <stdio.h>

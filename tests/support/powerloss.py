@@ -1,4 +1,4 @@
-"""A file system in memory that can lose its power, to lie below a local store (castore/storage/files.py).
+"""A file system in memory that can lose its power, to lie below a local store (castore/storage/os_files.py).
 
 Each file and directory is an inode that has, beside what a process sees, what would be found after a
 loss of power. What a file system may do in between is modelled after ALICE (Pillai et al., OSDI 2014),
@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from castore.storage.files import Files
+from castore.storage.os_files import Files
 
 if TYPE_CHECKING:
     import random

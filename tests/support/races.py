@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import castore
+from castore.crypto import Identity
 from castore.errors import EXIT_CODES
-from castore.sealing import Identity
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.store.pack import CHUNK
+from castore.store.format.pack import CHUNK
 from tests.support.pausing import Call, Ended, is_supported, run_paused
 
 if TYPE_CHECKING:

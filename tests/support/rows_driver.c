@@ -1,6 +1,6 @@
 /* Parses footers that are whole, and any others, sorts and merges rows, in buffers of exact length, under sanitizers. */
 #include "driver.h"
-#include "rows.h"
+#include "index_rows.h"
 
 #include <stdio.h>
 #include <string.h>

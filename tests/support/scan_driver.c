@@ -1,8 +1,8 @@
 /* Calls the scan with damaged caches, and writes and reads files, in buffers of exact length, under sanitizers. */
 #define _GNU_SOURCE
 #include "driver.h"
-#include "entries.h"
-#include "scan.h"
+#include "dir_entries.h"
+#include "dir_listing.h"
 
 #include <errno.h>
 #include <fcntl.h>

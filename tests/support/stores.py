@@ -9,16 +9,16 @@ from pathlib import Path
 from msgspec.structs import replace
 
 import castore
+from castore.crypto import Identity, Signers, WriterKey
 from castore.model.generation import Generation
-from castore.sealing import Identity, Signers, WriterKey
 from castore.services.config import Service
-from castore.services.inplace import plan_in_place, restore_in_place
-from castore.services.plan import read_details
-from castore.services.rollback import RolledBack, roll_back
-from castore.services.transaction import recover
+from castore.services.restore_in_place import plan_in_place, restore_in_place
+from castore.services.rollback.execute import RolledBack, roll_back
+from castore.services.rollback.plan import read_details
+from castore.services.rollback.transaction import recover
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.store.config import LabelledAdmin
+from castore.store.format.config import LabelledAdmin
 
 
 def remove_copies(store: Path) -> None:

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 
 import castore
 from castore.content.allowance import Allowance
-from castore.content.directories import open_top, read_file, walk
+from castore.content.stored_dirs import open_top, read_file, walk
 from castore.content.streams import StreamReader
+from castore.crypto import Identity
 from castore.errors import EXIT_CODES
-from castore.sealing import Identity
-from castore.services.restoring import read
+from castore.maintenance.verify import verify
+from castore.services.restore import read
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.upkeep.verify import verify
 from tests.support import forked
 
 if TYPE_CHECKING:

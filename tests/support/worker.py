@@ -15,15 +15,15 @@ from pathlib import Path
 
 import castore
 from castore.content.streams import StreamReader
+from castore.crypto import Identity
 from castore.errors import BusyError, DamageError, NotFoundError, ObjectMissingError
-from castore.sealing import Identity
-from castore.services.pruning import forget
-from castore.services.restoring import read
+from castore.maintenance.compact import compact
+from castore.maintenance.verify import verify
+from castore.services.prune import forget
+from castore.services.restore import read
 from castore.services.snapshot import _OvertakenError
 from castore.storage import LocalStorage
 from castore.store import Places, Store
-from castore.upkeep.compact import compact
-from castore.upkeep.verify import verify
 from tests.support.sweeps import plain_tree, stored_tree
 
 KEPT = 3

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from castore.content.acl import ACCESS_ACL, acl_ids, mapped_acls
+from castore.fs.acl import ACCESS_ACL, acl_ids, mapped_acls
 from tests.support.forest import ACL, ODD_OWNER
 from tests.support.stores import Lab
 

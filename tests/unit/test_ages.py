@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from castore.store import ages
-from castore.store.ages import Ages
+from castore.state import first_seen
+from castore.state.first_seen import Ages
 
 DAY = 86400 * 10**9
 WEEK = 7 * DAY
@@ -34,7 +34,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     found = Machine(tmp_path)
-    monkeypatch.setattr(ages, "_now", lambda: tuple(found.now))
+    monkeypatch.setattr(first_seen, "_now", lambda: tuple(found.now))
     return found
 
 
@@ -111,6 +111,6 @@ def test_where_it_cannot_be_written_nothing_grows_old(tmp_path):
 
 
 def test_the_clocks_of_this_machine():
-    start, boot, calendar = ages._now()
+    start, boot, calendar = first_seen._now()
     assert len(start) == 36
     assert 0 < boot < calendar

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.content import ahead, restore
-from castore.content.ahead import Ahead
-from castore.content.directories import open_top
+from castore.content.restore import prefetch, tree_writer
+from castore.content.restore.prefetch import Ahead
+from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from castore.errors import DamageError
 from tests.support.stores import Lab
@@ -65,7 +65,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return found[-1]
 
     monkeypatch.setattr(os, "fork", fork)
-    monkeypatch.setattr(ahead, "_LEAST", 0)
+    monkeypatch.setattr(prefetch, "_LEAST", 0)
     return found
 
 
@@ -78,10 +78,10 @@ def check(lab: Lab, live: Path, into: Path) -> None:
 def test_a_tree_is_restored_from_what_was_opened_ahead(
     lab: Lab, live: Path, taken: castore.Generation, processes, tmp_path, monkeypatch, ring
 ):
-    monkeypatch.setattr(ahead, "_RING", ring)
+    monkeypatch.setattr(prefetch, "_RING", ring)
     inline = []
-    real = restore.fetch_directory
-    monkeypatch.setattr(restore, "fetch_directory", lambda *args: (inline.append(1), real(*args))[1])
+    real = tree_writer.fetch_directory
+    monkeypatch.setattr(tree_writer, "fetch_directory", lambda *args: (inline.append(1), real(*args))[1])
     check(lab, live, tmp_path / "out")
     assert len(processes) == 1
     if ring == 1 << 25:
@@ -95,8 +95,8 @@ def test_a_tree_is_restored_from_what_was_opened_ahead(
 def test_a_process_that_is_killed_or_stopped_is_done_without(
     lab: Lab, live: Path, taken: castore.Generation, processes, tmp_path, monkeypatch, after, how
 ):
-    monkeypatch.setattr(ahead, "_PATIENCE_MS", 300)
-    monkeypatch.setattr(ahead, "_RING", 1 << 15)
+    monkeypatch.setattr(prefetch, "_PATIENCE_MS", 300)
+    monkeypatch.setattr(prefetch, "_RING", 1 << 15)
     count = iter(range(1000))
     real = Ahead.take
 
@@ -139,8 +139,8 @@ def test_what_is_passed_over_is_passed_over_there_too(
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     inline = []
-    fetch = restore.fetch_directory
-    monkeypatch.setattr(restore, "fetch_directory", lambda *args: (inline.append(1), fetch(*args))[1])
+    fetch = tree_writer.fetch_directory
+    monkeypatch.setattr(tree_writer, "fetch_directory", lambda *args: (inline.append(1), fetch(*args))[1])
     lab.restore("s@latest:t", tmp_path / "out")
     assert inline == []
     left = {path for path in walk(live) if path.split(b"/")[:2] in ([b"a", b"b"], [b"wide", b"07"])}
@@ -151,7 +151,7 @@ def test_what_is_passed_over_is_passed_over_there_too(
 def test_directories_that_are_not_asked_for_do_not_hold_it_up(
     lab: Lab, live: Path, taken: castore.Generation, processes, monkeypatch
 ):
-    monkeypatch.setattr(ahead, "_RING", 1 << 14)
+    monkeypatch.setattr(prefetch, "_RING", 1 << 14)
     with lab.open() as store, StreamReader(store) as reader:
         root = taken.parts[0].content
         assert root is not None
@@ -175,7 +175,7 @@ def test_many_directories_that_cannot_be_opened_ahead_do_not_hold_up(
     for number in range(9000):
         (top / f"{number:04}").mkdir(parents=True)
     lab.snapshot("s", {"t": castore.TreeSource(str(top))})
-    real = ahead.fetch_directory
+    real = prefetch.fetch_directory
     seen = iter(range(10**6))
 
     def failing(*arguments):
@@ -183,7 +183,7 @@ def test_many_directories_that_cannot_be_opened_ahead_do_not_hold_up(
             raise DamageError("not this one")
         return real(*arguments)
 
-    monkeypatch.setattr(ahead, "fetch_directory", failing)
+    monkeypatch.setattr(prefetch, "fetch_directory", failing)
     check(lab, top, tmp_path / "out")
 
 
@@ -191,15 +191,15 @@ ALONE = """
 import os, signal, sys, time
 from pathlib import Path
 import castore
-from castore.content import ahead
-from castore.content.directories import open_top
+from castore.content.restore import prefetch
+from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from tests.support.stores import Lab
-ahead._LEAST, ahead._RING = 0, 1 << 13
+prefetch._LEAST, prefetch._RING = 0, 1 << 13
 lab = Lab(Path(sys.argv[1]), average=4096)
 taken = lab.snapshot("s", {"t": castore.TreeSource(sys.argv[2])})
 with lab.open() as store, StreamReader(store) as reader:
-    opened = ahead.Ahead(store, open_top(reader, taken.parts[0].content).ref)
+    opened = prefetch.Ahead(store, open_top(reader, taken.parts[0].content).ref)
     print(opened._child, flush=True)
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGKILL)

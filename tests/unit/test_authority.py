@@ -14,6 +14,7 @@ import pytest
 
 import castore
 from castore.content.streams import StreamReader
+from castore.crypto import Admin, Cipher, Identity, MachineKey, SigningKey, WriterKey
 from castore.errors import (
     ConfigError,
     DamageError,
@@ -24,15 +25,14 @@ from castore.errors import (
     UntrustedError,
     UsageError,
 )
-from castore.sealing import Admin, Cipher, Identity, MachineKey, SigningKey, WriterKey
-from castore.services.pruning import forget
-from castore.services.restoring import read
+from castore.maintenance.audit import audit
+from castore.maintenance.compact import compact
+from castore.maintenance.repair import repair
+from castore.services.prune import forget
+from castore.services.restore import read
 from castore.storage import LocalStorage
-from castore.store import Places, Store, twice
-from castore.store import session as session_module
-from castore.store.boxed import seal_object
-from castore.store.condemned import condemn
-from castore.store.config import (
+from castore.store import Places, Store
+from castore.store.format.config import (
     MAINTAIN,
     Certificate,
     LabelledAdmin,
@@ -40,17 +40,24 @@ from castore.store.config import (
     StoreConfig,
     encode_config,
 )
-from castore.store.config import config_numbers as numbers
-from castore.store.generations import MAX_JUMP, MAX_NUMBER, encode_generation, generation_name
-from castore.store.header import CONDEMNED, CONFIG, GENERATION, PACK, PIN, REMOVAL, SESSION
-from castore.store.pack import CHUNK, PackWriter
-from castore.store.pins import pin
-from castore.store.removals import Removal, record_removal
-from castore.store.sessions import decode_session, encode_session, new_session_record, sealed_to, session_name
-from castore.store.signed import open_signed, sign
-from castore.upkeep.audit import audit
-from castore.upkeep.compact import compact
-from castore.upkeep.repair import repair
+from castore.store.format.config import config_numbers as numbers
+from castore.store.format.deletion import condemn
+from castore.store.format.envelope import seal_object
+from castore.store.format.generation import MAX_JUMP, MAX_NUMBER, encode_generation, generation_name
+from castore.store.format.header import CONDEMNED, CONFIG, GENERATION, PACK, PIN, REMOVAL, SESSION
+from castore.store.format.pack import CHUNK, PackWriter
+from castore.store.format.pin import pin
+from castore.store.format.removal import Removal, record_removal
+from castore.store.format.session_key import (
+    decode_session,
+    encode_session,
+    new_session_record,
+    sealed_to,
+    session_name,
+)
+from castore.store.format.signed import open_signed, sign
+from castore.store.keys import replicas
+from castore.store.write import session as session_module
 from tests.support.stores import Lab, admins, signed
 
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
@@ -230,7 +237,7 @@ def test_a_forged_copy_takes_nobodys_place(lab):
     for name in list(lab.storage.list("config")):
         if "." in name:
             lab.storage.delete(f"config/{name}")
-    twice.put_copy(lab.storage, "config", 1, forged)
+    replicas.put_copy(lab.storage, "config", 1, forged)
     with lab.at(lab.machine("fresh"), lab.identity) as store:
         assert store.config.admin_keys == config.admin_keys
 

@@ -7,10 +7,10 @@ import random
 from pathlib import Path
 
 import castore
-from castore.kernel.marks import Marks
-from castore.services.pruning import forget, give_back
-from castore.store.graph import Walk, mark, roots_of
-from castore.store.pack import CHUNK
+from castore.kernel.id_set import Marks
+from castore.services.prune import forget, give_back
+from castore.store.format.pack import CHUNK
+from castore.store.reachability import Walk, mark, roots_of
 from tests.support.stores import Lab
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from castore.content import beneath
-from castore.content.beneath import locate, open_below, open_regular, open_top
 from castore.errors import UntrustedPathError
+from castore.fs import beneath
+from castore.fs.beneath import locate, open_below, open_regular, open_top
 
 USER = 60123
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user's links")

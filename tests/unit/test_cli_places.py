@@ -12,8 +12,8 @@ import time
 import pytest
 
 from castore.cli import places
+from castore.crypto.identity import Identity
 from castore.errors import ConfigError, IdentityError, NotFoundError, UsageError
-from castore.sealing.keys import Identity
 from castore.services.config import load
 
 

@@ -11,12 +11,12 @@ import sys
 import pytest
 
 from castore.cli.progress import Watch, fitted, hushed, remaining, watching
-from castore.model.tally import Tally
+from castore.progress import Tally
 
 WORK = """
 import sys, time
 from castore.cli.progress import hushed, watching
-from castore.model.tally import Tally
+from castore.progress import Tally
 with watching() as progress:
     tally = Tally(total={total})
     progress("sites\\x1b", tally)

@@ -12,21 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import castore
-from castore.cli import text
+from castore.cli import formatting
 
 
 def test_a_table_aligns_its_columns():
     rows = [["drupal", "1"], ["db", "12345"]]
-    assert text.table(rows, header=["part", "size"], right={1}) == (
+    assert formatting.table(rows, header=["part", "size"], right={1}) == (
         "part     size\ndrupal      1\ndb      12345"
     )
-    assert text.table([["a", ""], ["b", "c"]]) == "a\nb  c"
-    assert text.table([]) == ""
-    assert text.table([], header=["part", "size"]) == "part  size"
+    assert formatting.table([["a", ""], ["b", "c"]]) == "a\nb  c"
+    assert formatting.table([]) == ""
+    assert formatting.table([], header=["part", "size"]) == "part  size"
 
 
 def test_a_table_aligns_wide_and_combining_letters():
-    assert text.table([["東京", "x"], ["e\u0301", "x"], ["abcd", "x"]]).splitlines() == [
+    assert formatting.table([["東京", "x"], ["e\u0301", "x"], ["abcd", "x"]]).splitlines() == [
         "東京  x",
         "e\u0301     x",
         "abcd  x",
@@ -51,7 +51,7 @@ def test_a_table_aligns_wide_and_combining_letters():
     ],
 )
 def test_sizes_are_binary_and_short(count, shown):
-    assert text.size(count) == shown
+    assert formatting.size(count) == shown
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ def test_sizes_are_binary_and_short(count, shown):
     ],
 )
 def test_durations_are_short(seconds, shown):
-    assert text.duration(round(seconds * 1e9)) == shown
+    assert formatting.duration(round(seconds * 1e9)) == shown
 
 
 def test_times_are_local_and_any_number_has_one(monkeypatch):
     monkeypatch.setenv("TZ", "UTC-1")
     time.tzset()
     try:
-        assert text.local_time(1_000_000_000 * 10**9) == "2001-09-09 02:46:40"
-        assert text.local_time(-(10**9)) == "1970-01-01 00:59:59"
-        assert text.local_time(10**30) == f"@{10**21}"
+        assert formatting.local_time(1_000_000_000 * 10**9) == "2001-09-09 02:46:40"
+        assert formatting.local_time(-(10**9)) == "1970-01-01 00:59:59"
+        assert formatting.local_time(10**30) == f"@{10**21}"
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -98,28 +98,28 @@ def test_times_are_local_and_any_number_has_one(monkeypatch):
     ],
 )
 def test_names_cannot_drive_the_terminal(name, shown):
-    assert text.printable(name) == shown
+    assert formatting.printable(name) == shown
 
 
 @given(st.binary(), st.binary())
 def test_any_name_is_printable_and_two_names_are_shown_differently(one, other):
-    assert text.printable(one).isprintable()
-    text.printable(one).encode()
-    assert (text.printable(one) == text.printable(other)) == (one == other)
+    assert formatting.printable(one).isprintable()
+    formatting.printable(one).encode()
+    assert (formatting.printable(one) == formatting.printable(other)) == (one == other)
 
 
 @given(st.binary())
 def test_a_message_is_one_line(data):
-    assert text.one_line(os.fsdecode(data)).isprintable()
+    assert formatting.one_line(os.fsdecode(data)).isprintable()
 
 
 def test_a_message_keeps_its_words():
-    assert text.one_line("one\n  two \\ \x1b three\n") == r"one two \ \x1b three"
+    assert formatting.one_line("one\n  two \\ \x1b three\n") == r"one two \ \x1b three"
 
 
 def test_modes_are_those_of_ls():
-    assert text.mode_text(0o104755) == "-rwsr-xr-x"
-    assert text.mode_text(0o41777) == "drwxrwxrwt"
+    assert formatting.mode_text(0o104755) == "-rwsr-xr-x"
+    assert formatting.mode_text(0o41777) == "drwxrwxrwt"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_modes_are_those_of_ls():
     ],
 )
 def test_count_has_a_singular_and_a_plural(number, words, expected):
-    assert text.count(number, *words) == expected
+    assert formatting.count(number, *words) == expected
 
 
 def test_no_message_counts_things_without_a_singular():

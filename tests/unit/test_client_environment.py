@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from castore.services.process import client_environment
-from castore.services.programs import output_of
+from castore.process.program import client_environment
+from castore.process.runners import output_of
 
 SETTINGS = ("PGOPTIONS", "PGHOST", "PGTZ", "PSQLRC", "MYSQL_PWD", "MARIADB_PLUGIN_DIR", "LDAPRC", "REDISCLI_AUTH", "LC_NUMERIC", "LANG", "TZ")
 

@@ -13,20 +13,20 @@ import pytest
 import castore
 from castore.content.streams import StreamReader
 from castore.errors import DamageError, UsageError
-from castore.model.tally import Tally
+from castore.maintenance import compact as module
+from castore.maintenance.compact import compact, plan
+from castore.maintenance.verify import verify
+from castore.progress import Tally
 from castore.services.config import Keep, Service
-from castore.services.pruning import forget, prune, spans
-from castore.services.restoring import read
+from castore.services.prune import forget, prune, spans
+from castore.services.restore import read
 from castore.storage import LocalStorage
 from castore.store import Store
-from castore.store.boxed import seal_object
-from castore.store.condemned import read_condemned
-from castore.store.generations import generation_name
-from castore.store.graph import is_whole, roots_of
-from castore.store.header import GENERATION
-from castore.upkeep import compact as module
-from castore.upkeep.compact import compact, plan
-from castore.upkeep.verify import verify
+from castore.store.format.deletion import read_condemned
+from castore.store.format.envelope import seal_object
+from castore.store.format.generation import generation_name
+from castore.store.format.header import GENERATION
+from castore.store.reachability import is_whole, roots_of
 from tests.support.stores import Lab
 
 

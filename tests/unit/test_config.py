@@ -6,10 +6,10 @@ import os
 
 import pytest
 
+from castore.engines.command import Command
 from castore.errors import ConfigError, ProgramError, UsageError
 from castore.services import config
 from castore.services.config import PartSettings, Revision, TreePart
-from castore.services.engines.command import Command
 from castore.services.revision import current
 
 
@@ -152,7 +152,7 @@ def test_a_file_that_is_not_there_is_refused():
 
 
 def test_recipients_that_parse_are_kept(read):
-    from castore.sealing.keys import Identity
+    from castore.crypto.identity import Identity
 
     text = Identity.generate().recipient.text
     assert read(f'recipients = ["{text}"]').recipients == (text,)
@@ -213,7 +213,7 @@ def test_another_package_adds_an_engine(read, tmp_path, monkeypatch):
     (package / "other-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (package / "other-1.0.dist-info" / "entry_points.txt").write_text("[castore.engines]\nnotes = other_engine:Notes\n")
     (package / "other_engine.py").write_text(
-        "from castore.services.engines.file import File\n\n\nclass Notes(File, frozen=True):\n    colour: str = 'red'\n"
+        "from castore.engines.file import File\n\n\nclass Notes(File, frozen=True):\n    colour: str = 'red'\n"
     )
     monkeypatch.syspath_prepend(str(package))
     part = read('[service.d.parts.p]\nengine="notes"\npath="/x"\ncolour="blue"').service["d"].parts["p"]

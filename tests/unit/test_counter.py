@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from castore.errors import StorageError
-from castore.store.counter import MAX_COUNTER, RecordCounter
+from castore.store.write.counter import MAX_COUNTER, RecordCounter
 
 
 def test_threads_never_get_the_same_number():

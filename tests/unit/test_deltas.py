@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.content.lists import iter_chunks
+from castore.content.ref_tree import iter_chunks
 from castore.errors import DamageError
 from castore.kernel import MAX_GROUP, encode_delta
+from castore.maintenance.stats import stats
 from castore.model.refs import PackId, RecordId, RefKind, SessionId
 from castore.store import NewChunk
-from castore.store.bases import MAX_DEPTH
-from castore.store.chains import Layer, assemble
-from castore.store.codecs import Codecs, Groups, member_of
-from castore.store.pack import BASES, CHUNK, GROUPED, PackEntry, _decode_footer
-from castore.upkeep.stats import stats
+from castore.store.format.codecs import Codecs, Groups, member_of
+from castore.store.format.pack import BASES, CHUNK, GROUPED, PackEntry, _decode_footer
+from castore.store.read.delta_resolver import Layer, assemble
+from castore.store.write.base_provider import MAX_DEPTH
 from tests.support.stores import Lab
 
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"

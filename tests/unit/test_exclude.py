@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.content.exclude import Exclude, why_useless
+from castore.content.scan.exclude import Exclude, why_useless
 from castore.errors import UsageError
 
 INVALID = ("!", "[z-a]", "a\\", "\udcff")

@@ -120,7 +120,7 @@ def test_a_file_with_the_longest_name_is_rolled_back(castore: Run, store: Path, 
 
 
 def test_a_file_that_changes_while_it_is_read_is_reported(store: Path, tmp_path: Path) -> None:
-    from castore.services.engines.file import File
+    from castore.engines.file import File
 
     path = tmp_path / "db"
     path.write_bytes(b"x" * 100)
@@ -181,7 +181,7 @@ def test_holes_of_a_dump_stay_holes(castore: Run, store: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("sizes", [[0], [1], [4096], [4095, 1, 4096], [5000, 3000, 10_000], [4096, 4097]])
 def test_sparse_writing_keeps_every_byte(tmp_path: Path, sizes: list[int]) -> None:
-    from castore.content.sparse import write_sparse
+    from castore.fs.sparse import write_sparse
 
     for first in (b"\0", b"x"):
         chunks = [(first if at % 2 else b"\0") * size for at, size in enumerate(sizes)]

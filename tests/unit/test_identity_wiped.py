@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 import castore
+from castore.crypto import Identity
 from castore.errors import IdentityError
-from castore.sealing import Identity
 from castore.services.snapshot import FileSource
-from castore.store.keyring import IdentitySource
+from castore.store.keys.keyring import IdentitySource
 from tests.support.stores import Lab
 
 CHILD = """
 import sys
 import castore
-from castore.sealing import Identity
-from castore.services.plan import read_details
+from castore.crypto import Identity
+from castore.services.rollback.plan import read_details
 from castore.store import Places
 
 store_path, state, cache, masked, mask = sys.argv[1:]

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import castore as castore_package
-from castore.content import treeplan
-from castore.services.inplace import plan_in_place, restore_in_place
+from castore.content.restore import plan as treeplan
+from castore.services.restore_in_place import plan_in_place, restore_in_place
 from tests.support.stores import Lab
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -256,8 +256,8 @@ def test_an_interrupted_restore_below_a_tree_is_noticed(
     below = top / "a" / "b"
     script = (
         "import os, signal\n"
-        "from castore.content import aside\n"
-        "aside.Aside.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from castore.content.restore import undo_area\n"
+        "undo_area.Aside.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from castore.cli.main import main\n"
         "main()\n"
     )

@@ -16,8 +16,12 @@ import castore
 from castore.errors import StorageError
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store import Places
-from castore.store.index import Index, environment, opening
-from castore.store.pack import PackEntry
+from castore.store.format.pack import PackEntry
+from castore.store.index import (
+    Index,
+    lmdb_env,
+    opening,
+)
 from tests.support.stores import Lab
 
 STORE = bytes(16)
@@ -43,8 +47,8 @@ def size_of(index: Index) -> int:
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(environment, "_FIRST_BYTES", SMALL)
-    monkeypatch.setattr(environment, "LEAST_STEP", 1 << 16)
+    monkeypatch.setattr(lmdb_env, "_FIRST_BYTES", SMALL)
+    monkeypatch.setattr(lmdb_env, "LEAST_STEP", 1 << 16)
 
 
 @pytest.fixture
@@ -109,8 +113,8 @@ def test_readers_go_on_while_the_map_grows(index):
 
 GROW = """
 import sys
-from castore.store.index import environment
-environment._FIRST_BYTES = 1 << 20
+from castore.store.index import lmdb_env
+lmdb_env._FIRST_BYTES = 1 << 20
 sys.path.insert(0, sys.argv[3])
 from tests.unit.test_index_place import STORE, put
 from castore.store.index import Index
@@ -119,7 +123,7 @@ mine = []
 for _ in range(int(sys.argv[2])):
     mine += put(index, 1500)
     assert all(index.known([entry.id for entry in mine]))
-print(index._environment._size, len(mine))
+print(index._lmdb_env._size, len(mine))
 """
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 

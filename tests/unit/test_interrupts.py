@@ -11,7 +11,7 @@ import textwrap
 
 _BEGINNING = """
     import os, signal, subprocess, sys, threading, time
-    from castore.services.interrupts import Shield, start_without_signals, unheard
+    from castore.process.signal_shield import Shield, start_without_signals, unheard
 
     announced = threading.Event()
     start_without_signals(threading.Thread(target=time.sleep, args=(60,), daemon=True))

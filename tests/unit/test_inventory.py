@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from castore.engines.base import differences, refuse_difference
 from castore.errors import CastoreError
-from castore.services.engines.contract import differences, refuse_difference
 
 
 def test_each_difference_is_named():

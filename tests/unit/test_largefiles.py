@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.content import inplace, largefiles
+from castore.content.restore import in_place, large_files
 from castore.errors import CastoreError
 from castore.store import Store
 from tests.support.stores import Lab
@@ -118,7 +118,7 @@ def test_a_live_file_that_shrinks_meanwhile_is_put_back(
 ):
     lab.snapshot("s", {"t": castore.TreeSource(str(live))})
     (live / "database").write_bytes((live / "database").read_bytes() + b"more")
-    real = largefiles.find_chunks
+    real = large_files.find_chunks
 
     def find_chunks(store, fd, wanted):
         found = real(store, fd, wanted)
@@ -126,7 +126,7 @@ def test_a_live_file_that_shrinks_meanwhile_is_put_back(
         os.truncate(path, MIB)
         return found
 
-    monkeypatch.setattr(largefiles, "find_chunks", find_chunks)
+    monkeypatch.setattr(large_files, "find_chunks", find_chunks)
     with pytest.raises(CastoreError, match="became shorter"):
         lab.in_place("s@1:t", live)
     assert (live / "database").stat().st_size == MIB
@@ -134,11 +134,11 @@ def test_a_live_file_that_shrinks_meanwhile_is_put_back(
 
 
 def test_a_small_file_is_read_from_the_store(lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(largefiles, "find_chunks", lambda *_: pytest.fail("it is not large"))
-    (live / "database").write_bytes(b"x" * (inplace._LARGE - 1))
+    monkeypatch.setattr(large_files, "find_chunks", lambda *_: pytest.fail("it is not large"))
+    (live / "database").write_bytes(b"x" * (in_place._LARGE - 1))
     lab.snapshot("s", {"t": castore.TreeSource(str(live))})
     before = walk(live)
-    (live / "database").write_bytes(b"y" * inplace._LARGE)
+    (live / "database").write_bytes(b"y" * in_place._LARGE)
     lab.in_place("s@1:t", live)
     assert compare(before, walk(live)) == []
 
@@ -153,9 +153,9 @@ def test_chunks_are_found_wherever_they_are(lab: Lab, tmp_path: Path):
         chunks = [store.chunk_id(data[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
         fd = os.open(tmp_path / "file", os.O_RDONLY)
         try:
-            assert largefiles.find_chunks(store, fd, set(chunks[5:9])) == dict(
+            assert large_files.find_chunks(store, fd, set(chunks[5:9])) == dict(
                 zip(chunks[5:9], ends[4:8], strict=True)
             )
-            assert largefiles.find_chunks(store, fd, set()) == {}
+            assert large_files.find_chunks(store, fd, set()) == {}
         finally:
             os.close(fd)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from castore.errors import CastoreError
-from castore.services.engines.mariadb.script import (
+from castore.engines.mariadb.script import (
     Observed,
     Sections,
     TableScript,
@@ -15,6 +14,7 @@ from castore.services.engines.mariadb.script import (
     unescaped,
     unqualified,
 )
+from castore.errors import CastoreError
 
 HEAD = b"""-- castore: {"charset": ["utf8mb4", "utf8mb4_bin"]}
 /*M!999999\\- enable the sandbox mode */

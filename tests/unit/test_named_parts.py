@@ -12,7 +12,7 @@ import pytest
 import castore
 from castore.cli.main import cli
 from castore.errors import NotFoundError, UsageError
-from castore.services.select import find_range
+from castore.services.selectors import find_range
 from tests.support.stores import Lab
 
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"

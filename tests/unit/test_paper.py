@@ -16,10 +16,11 @@ import segno
 from hypothesis import given
 from hypothesis import strategies as st
 
-from castore.cli import paper
+from castore.cli import recovery_sheet
+from castore.crypto import Identity
+from castore.crypto import identity as keys
+from castore.crypto.identity import GROUP, check_identity, groups
 from castore.errors import IdentityError
-from castore.sealing import Identity, keys
-from castore.sealing.keys import GROUP, check_identity, groups
 
 IDENTITY = Identity(bytes(range(32)))
 LINE = IDENTITY.text()
@@ -36,7 +37,7 @@ def locked():
 
 
 def sheet_of(line, store="/srv/it's <here>", store_id="ab" * 16):
-    return paper.Sheet(line, IDENTITY.recipient.text, store, store_id, "2026-11-26")
+    return recovery_sheet.Sheet(line, IDENTITY.recipient.text, store, store_id, "2026-11-26")
 
 
 def modules(line):
@@ -78,9 +79,9 @@ def test_every_form_shows_the_text_in_groups_and_the_same_code(which, locked):
     prefix, found = groups(line)
     assert prefix + "".join(found) == line
     assert {len(group) for group in found[:-1]} == {GROUP}
-    text, page, picture = paper.as_text(sheet), paper.as_html(sheet), paper.as_svg(sheet)
+    text, page, picture = recovery_sheet.as_text(sheet), recovery_sheet.as_html(sheet), recovery_sheet.as_svg(sheet)
     assert shown(text) == code
-    assert shown(paper.as_text(sheet, terminal=True)) == code
+    assert shown(recovery_sheet.as_text(sheet, terminal=True)) == code
     side = len(code) + 8
     for form in (page, picture):
         (path,) = re.findall(r'<path d="([^"]+)"', form)
@@ -97,7 +98,7 @@ def test_every_form_shows_the_text_in_groups_and_the_same_code(which, locked):
 
 
 def test_a_sheet_without_a_store_or_recipient_leaves_them_out():
-    sheet = paper.Sheet(LINE, "", "/store", "", "2026-11-26")
+    sheet = recovery_sheet.Sheet(LINE, "", "/store", "", "2026-11-26")
     assert [label for label, _ in sheet.about] == ["printed", "store"]
 
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from castore.engines.postgresql.script import _checked, _Lexer, without_commands, without_pair
 from castore.errors import CastoreError
-from castore.services.engines.postgresql.script import _checked, _Lexer, without_commands, without_pair
 
 COPY = b"COPY public.t (a, b) FROM stdin;\n1\t\\N\n\\\\! touch\tit's\n\\.\n"
 HARMLESS = (

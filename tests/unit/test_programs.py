@@ -11,7 +11,7 @@ import time
 import pytest
 
 from castore.errors import ProgramError
-from castore.services.programs import feed, output_of, run_dump
+from castore.process.runners import feed, output_of, run_dump
 
 MIB = 1 << 20
 
@@ -154,7 +154,7 @@ def test_short_output_is_returned_whole_and_long_output_refused():
 
 def test_a_program_may_be_given_the_standard_input(tmp_path):
     script = (
-        "from castore.services.programs import output_of;"
+        "from castore.process.runners import output_of;"
         "print(output_of(['cat'], interactive=True), output_of(['cat']))"
     )
     run = subprocess.run(
@@ -224,7 +224,7 @@ def test_a_server_that_was_started_ends_with_castore():
     seconds = f"{70 + os.getpid() / 1e7:.7f}"
     script = f"""
 import signal, time
-from castore.services.servers import running, unprivileged
+from castore.process.servers import running, unprivileged
 with running(["sleep", "{seconds}"], signal.SIGTERM, account=unprivileged("nobody"), cwd="/"):
     print("up", flush=True)
     time.sleep(60)

@@ -405,7 +405,7 @@ def test_nothing_of_what_is_stored_can_be_read_in_the_store(desk):
         os.fsencode(desk.folder), dump[:16], dump[50_000:50_016], files[Path("large-file")][:16],
         files[Path("large-file")][150_000:150_016], b"castore-pub", b"castore-identity", b"castore-writer",
     ]  # fmt: skip
-    from castore.sealing import Identity, Recipient, WriterKey
+    from castore.crypto import Identity, Recipient, WriterKey
 
     needles.append(Recipient.parse(public).key)
     for path in (desk.first, second):

@@ -14,6 +14,7 @@ import pytest
 from blake3 import blake3
 
 import castore
+from castore.crypto import Identity, Past, WriterKey
 from castore.errors import (
     BusyError,
     DamageError,
@@ -21,13 +22,12 @@ from castore.errors import (
     IdentityError,
     RotatedError,
 )
-from castore.sealing import Identity, Past, WriterKey
+from castore.state.writer_key_file import next_of
 from castore.storage import LocalStorage, Storage
 from castore.store import Places, Store
-from castore.store.config import config_numbers
-from castore.store.eras import decode_era, encode_era, era_numbers
-from castore.store.generations import encode_generation, generation_name
-from castore.store.writers import next_of
+from castore.store.format.config import config_numbers
+from castore.store.format.generation import encode_generation, generation_name
+from castore.store.format.rotation import decode_era, encode_era, era_numbers
 from tests.support.stores import Lab, admins, remove_copies, signed
 
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
@@ -289,7 +289,7 @@ def test_an_index_that_took_a_forgery_in_forgets_it(bench):
 
 
 def test_a_forged_session_object_hides_no_genuine_one(bench):
-    from castore.store.sessions import decode_session, encode_session, session_numbers
+    from castore.store.format.session_key import decode_session, encode_session, session_numbers
 
     bench.take()
     (session, numbers), = session_numbers(bench.storage).items()
@@ -493,7 +493,7 @@ class CuttingStorage(Storage):
 
 def cut_files(monkeypatch, at, after):
     """Let the k-th change of this machine's key files fail."""
-    from castore.store import authority as module
+    from castore.store.keys import authority as module
 
     left = [at]
 
@@ -581,7 +581,7 @@ def test_of_two_rotations_at_once_one_counts(bench, monkeypatch):
     other = bench.machine("other")
     with bench.open(other) as store:
         store.adopt("other")
-    from castore.store import rotation
+    from castore.store.keys import rotation
 
     listed = rotation._listed
 
@@ -603,7 +603,7 @@ def test_what_comes_in_meanwhile_is_listed_all_the_same(bench, monkeypatch):
     other = bench.machine("other")
     with bench.open(other) as store:
         store.adopt("other")
-    from castore.store import rotation
+    from castore.store.keys import rotation
 
     encode = rotation.encode_era
 

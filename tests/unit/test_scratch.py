@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from castore.services.scratch import scratch_folder
+from castore.process.scratch_dir import scratch_folder
 
 PREFIX = ".castore-test-"
 
@@ -22,7 +22,7 @@ def test_a_folder_is_there_and_gone(tmp_path: Path):
 
 def test_what_a_killed_castore_left_behind_goes_and_nothing_else(tmp_path: Path):
     script = (
-        "import os; from castore.services.scratch import scratch_folder\n"
+        "import os; from castore.process.scratch_dir import scratch_folder\n"
         f"with scratch_folder({PREFIX!r}, {str(tmp_path)!r}) as folder:\n"
         "    open(folder + '/large', 'w').close(); print(folder, flush=True); os.kill(os.getpid(), 9)"
     )

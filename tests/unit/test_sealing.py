@@ -8,8 +8,18 @@ import pytest
 from blake3 import blake3
 from nacl import bindings
 
+from castore.crypto import (
+    Cipher,
+    Identity,
+    Recipient,
+    RecordSealer,
+    WriterKey,
+    random_key,
+)
+from castore.crypto import (
+    identity as keys,
+)
 from castore.errors import DamageError, IdentityError, UsageError
-from castore.sealing import Cipher, Identity, Recipient, RecordSealer, WriterKey, keys, random_key
 
 ZEROS = bytes(32)
 

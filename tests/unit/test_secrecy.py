@@ -12,8 +12,15 @@ from pathlib import Path
 import pytest
 
 from castore.cli import places
+from castore.crypto import (
+    Cipher,
+    Identity,
+    RecordSealer,
+)
+from castore.crypto import (
+    identity as keys,
+)
 from castore.errors import CastoreError, IdentityError, StorageError
-from castore.sealing import Cipher, Identity, RecordSealer, keys
 
 OLD, NEW = {"CASTORE_PASSPHRASE_COMMAND": "echo old"}, {"CASTORE_NEW_PASSPHRASE_COMMAND": "echo new"}
 
@@ -128,7 +135,7 @@ def test_no_core_is_left():
         "import os, resource\n"
         "hard = resource.getrlimit(resource.RLIMIT_CORE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))\n"
-        "from castore.cli.secrecy import close_memory\n"
+        "from castore.cli.hardening import close_memory\n"
         "close_memory()\n"
         "os.abort()"
     )

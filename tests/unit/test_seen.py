@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import castore
+from castore.crypto import Identity
 from castore.errors import OlderError, StorageError
-from castore.sealing import Identity
-from castore.store.seen import Memory, Seen, SeenService
+from castore.state.freshness import Memory, Seen, SeenService
 from tests.support.stores import Lab
 
 
@@ -180,7 +180,7 @@ def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_reading(lab, mo
     with opened(lab) as store:
         path = lab.places.seen_of(store.store_id, store.storage.place)
     os.unlink(path)
-    monkeypatch.setattr("castore.store.seen.write_private", refused)
+    monkeypatch.setattr("castore.state.freshness.write_private", refused)
     with opened(lab) as store:
         store.sync()
         with pytest.raises(StorageError):

@@ -13,7 +13,7 @@ from castore.model.generation import Generation, Part, StoredRef
 from castore.model.names import short_revision
 from castore.model.refs import RefKind
 from castore.services.dates import parse_date
-from castore.services.select import find, select, split
+from castore.services.selectors import find, select, split
 from tests.support.stores import Lab, signed
 
 STORED = StoredRef(RefKind.CHUNK, bytes(32), 1)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from castore.engines.sqlite import SQLite
+from castore.engines.sqlite_check import look
 from castore.errors import CastoreError
-from castore.services.engines.sqlite import SQLite
-from castore.services.engines.sqlite_check import look
 from castore.services.snapshot import EngineSource
 from tests.support.stores import Lab
 

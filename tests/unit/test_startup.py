@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import castore as api
-from castore.store.generations import encode_generation, generation_name
+from castore.store.format.generation import encode_generation, generation_name
 from tests.support.stores import Lab
 
 Run = Callable[..., subprocess.CompletedProcess]

@@ -7,11 +7,11 @@ import shutil
 
 import castore
 from castore.errors import StorageError
+from castore.maintenance.verify import PACKS, verify
 from castore.model.events import Event
 from castore.services.events import drills, event
-from castore.store import eventlog
-from castore.store.eventlog import EventLog
-from castore.upkeep.verify import PACKS, verify
+from castore.state import event_log
+from castore.state.event_log import EventLog
 from tests.support.stores import Lab
 
 
@@ -53,8 +53,8 @@ def test_a_text_with_a_line_separator_is_one_event(tmp_path):
 
 
 def test_a_log_is_bounded_and_keeps_the_last_drills(tmp_path, monkeypatch):
-    monkeypatch.setattr(eventlog, "_MOST_BYTES", 20_000)
-    monkeypatch.setattr(eventlog, "_MOST_EVENTS", 20)
+    monkeypatch.setattr(event_log, "_MOST_BYTES", 20_000)
+    monkeypatch.setattr(event_log, "_MOST_EVENTS", 20)
     log = EventLog(str(tmp_path / "state" / "events"))
     log.append(made(1, "drill"))
     for number in range(2, 500):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import zstandard
 
+from castore.crypto import Cipher, Identity
 from castore.errors import (
     BusyError,
     DamageError,
@@ -26,11 +27,15 @@ from castore.errors import (
 from castore.kernel import padme
 from castore.model.generation import Generation, StoredRef
 from castore.model.refs import RecordId, Ref, RefKind
-from castore.sealing import Cipher, Identity
 from castore.storage import LocalStorage
-from castore.store import NewChunk, Places, Store, sync
-from castore.store import pack as packs
-from castore.store import session as sessions
+from castore.store import (
+    NewChunk,
+    Places,
+    Store,
+    sync,
+)
+from castore.store.format import pack as packs
+from castore.store.write import session as sessions
 from tests.support.stores import admins, remove_copies, signed
 
 

@@ -10,12 +10,12 @@ import pytest
 
 import castore
 from castore.content.streams import StreamReader
+from castore.crypto import Recipient
 from castore.errors import IdentityError, UsageError
 from castore.kernel import padme
-from castore.model.tally import Tally
-from castore.sealing import Recipient
-from castore.services.restoring import read
-from castore.store.pack import PACK_BYTES
+from castore.progress import Tally
+from castore.services.restore import read
+from castore.store.format.pack import PACK_BYTES
 from tests.support.stores import Lab
 
 MARK = b"Zebra crossing, 7 o'clock"

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from castore.engines.base import Contents, Engine
+from castore.engines.file import File
+from castore.engines.ldap import LDAP
+from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError
-from castore.services.engines.contract import Contents, Engine
-from castore.services.engines.file import File
-from castore.services.engines.ldap import LDAP
-from castore.services.engines.sqlite import SQLite
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -210,7 +210,7 @@ def test_recovering_stops_what_was_started_since_and_is_half_of_each(machine: Ma
     machine.run("snapshot", "app", "--revision", "r1")
     machine.write("s", "two")
     machine.write("t/f", "two, and longer")
-    patch = "import castore.services.transaction as t; t.TreeChange.switch = die"
+    patch = "import castore.services.rollback.transaction as t; t.TreeChange.switch = die"
     machine.killed(patch, "rollback", "app", "--to", "r1")
     assert machine.read("s") == "one"
     (machine.top / "hooks").unlink()
@@ -304,7 +304,7 @@ def test_a_removal_that_fails_or_is_killed_is_undone_or_finished(machine: Machin
     assert (machine.read("t/f"), machine.read("s")) == ("one", "one")
     (machine.top / "broken").unlink()
     for patch in ("_Transaction._start", "remember", "finish"):
-        machine.killed(f"import castore.services.rollback as r; r.{patch} = die", "rollback", "app", "--undo")
+        machine.killed(f"import castore.services.rollback.execute as r; r.{patch} = die", "rollback", "app", "--undo")
         assert not (machine.top / "t").exists()
         machine.run("recover", "app")
         assert machine.litter() == []
@@ -322,7 +322,7 @@ def test_a_tree_that_a_killed_roll_back_made_again_is_gone_again(machine: Machin
     machine.write("t/f", "one")
     machine.run("snapshot", "app", "--revision", "r1")
     shutil.rmtree(machine.top / "t")
-    patch = "import castore.services.rollback as r; r._Transaction._start = die"
+    patch = "import castore.services.rollback.execute as r; r._Transaction._start = die"
     machine.killed(patch, "rollback", "app", "--to", "r1")
     machine.run("recover", "app")
     assert not (machine.top / "t").exists()
@@ -362,7 +362,7 @@ def test_a_journal_of_another_version_is_left_alone(machine: Machine, tmp_path: 
     machine.write("t/f", "one")
     machine.run("snapshot", "app", "--revision", "r1")
     machine.write("t/f", "two, and longer")
-    patch = "import castore.services.rollback as r; r._Transaction._start = die"
+    patch = "import castore.services.rollback.execute as r; r._Transaction._start = die"
     machine.killed(patch, "rollback", "app", "--to", "r1")
     (journal,) = (tmp_path / "home").rglob("rollbacks/*")
     whole = journal.read_bytes()
@@ -387,7 +387,7 @@ def test_recovering_without_the_store_says_so_and_can_be_done_later(machine: Mac
     machine.write("t/f", "one")
     machine.run("snapshot", "app", "--revision", "r1")
     machine.write("t/f", "two, and longer")
-    patch = "import castore.services.rollback as r; r._Transaction._start = die"
+    patch = "import castore.services.rollback.execute as r; r._Transaction._start = die"
     machine.killed(patch, "rollback", "app", "--to", "r1")
     (machine.top / "store").rename(machine.top / "elsewhere")
     refused = machine.run("recover", "app", expect=None)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from castore.content.trusted import UntrustedFileError, read_trusted
+from castore.engines.base import Secret
 from castore.errors import ConfigError, UntrustedPathError
+from castore.fs.trusted import UntrustedFileError, read_trusted
 from castore.services.config import load
-from castore.services.engines.contract import Secret
 
 USER = 12345
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

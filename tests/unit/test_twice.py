@@ -11,14 +11,15 @@ import pytest
 
 import castore
 from castore.content.streams import StreamReader
+from castore.crypto import Identity
 from castore.errors import DamageError, RotatedError, StorageError, UsageError
-from castore.model.tally import Tally
-from castore.sealing import Identity
-from castore.services.restoring import read
+from castore.maintenance.repair import repair
+from castore.maintenance.verify import verify
+from castore.progress import Tally
+from castore.services.restore import read
 from castore.storage import LocalStorage
-from castore.store import Places, Store, twice
-from castore.upkeep.repair import repair
-from castore.upkeep.verify import verify
+from castore.store import Places, Store
+from castore.store.keys import replicas
 from tests.support.stores import Lab, remove_copies
 
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
@@ -147,7 +148,7 @@ def test_a_copy_that_was_never_written_by_castore_is_not_believed(lab):
     """Whoever can add objects blocks nothing by a copy of their own."""
     path, copy = both(lab, "config")
     copy.unlink()
-    twice.put_copy(LocalStorage(str(lab.store)), "config", 2, b"forged")
+    replicas.put_copy(LocalStorage(str(lab.store)), "config", 2, b"forged")
     lab.open().close()
     path.unlink()
     with pytest.raises(DamageError, match="config/2"):
@@ -165,10 +166,10 @@ def test_what_cannot_be_read_for_a_moment_is_not_taken_from_the_other(lab, monke
         refuse = lambda self, name, *rest: (_ for _ in ()).throw(StorageError("I/O error")) if name == "config/2" else get(self, name, *rest)
         patch.setattr(LocalStorage, "get", refuse)
         with pytest.raises(StorageError, match="neither config/2 nor its copy"):
-            twice.mend(storage, "config", 2, data)
+            replicas.mend(storage, "config", 2, data)
     assert path.read_bytes() == data
     assert copy.exists()
-    twice.mend(storage, "config", 2, data)
+    replicas.mend(storage, "config", 2, data)
     assert copy.read_bytes() == data
 
 
@@ -181,7 +182,7 @@ def test_a_copy_is_not_left_of_what_was_replaced_or_taken_back_meanwhile(lab):
         return data
 
     remove_copies(lab.store)
-    twice.keep_copy(storage, "config", 2, replaced)
+    replicas.keep_copy(storage, "config", 2, replaced)
     assert sorted(storage.list("config")) == ["2", "3"]
     storage.delete("config/3")
 
@@ -189,12 +190,12 @@ def test_a_copy_is_not_left_of_what_was_replaced_or_taken_back_meanwhile(lab):
         storage.delete("config/2")
         return data
 
-    twice.keep_copy(storage, "config", 2, taken_back)
+    replicas.keep_copy(storage, "config", 2, taken_back)
     assert list(storage.list("config")) == []
 
 
 def test_what_another_machine_replaces_meanwhile_is_not_written_back(lab, monkeypatch):
-    from castore.upkeep import repair as module
+    from castore.maintenance import repair as module
 
     other = Identity.generate()
 

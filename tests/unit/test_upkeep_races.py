@@ -11,18 +11,19 @@ import pytest
 
 import castore
 from castore.content.streams import StreamReader
+from castore.crypto import Identity
 from castore.errors import BusyError, DamageError, MissingError, OlderError, RotatedError, StorageError
+from castore.maintenance.compact import compact, plan
+from castore.maintenance.repair import repair
+from castore.maintenance.verify import verify
 from castore.model.refs import RecordId, Ref, RefKind
-from castore.model.tally import Tally
-from castore.sealing import Identity
-from castore.services.pruning import forget
-from castore.services.restoring import read
+from castore.progress import Tally
+from castore.services.prune import forget
+from castore.services.restore import read
+from castore.state import first_seen
 from castore.storage import LocalStorage
-from castore.store import Places, Store, ages
-from castore.store.eras import encode_era
-from castore.upkeep.compact import compact, plan
-from castore.upkeep.repair import repair
-from castore.upkeep.verify import verify
+from castore.store import Places, Store
+from castore.store.format.rotation import encode_era
 from tests.unit.test_compact import Kept, Lockless, noise
 
 OLD = 30 * 86400 * 10**9
@@ -50,13 +51,13 @@ def yes(_found, _planned):
 
 def later(monkeypatch, nanoseconds=OLD):
     """Let so much time pass, while the machine runs."""
-    now = ages._now
+    now = first_seen._now
 
     def later():
         start, boot, calendar = now()
         return start, boot + nanoseconds, calendar + nanoseconds
 
-    monkeypatch.setattr(ages, "_now", later)
+    monkeypatch.setattr(first_seen, "_now", later)
 
 
 def test_the_index_is_not_built_anew_while_packs_are_removed(lab):
@@ -208,7 +209,7 @@ def test_what_cannot_be_put_together_is_not_moved_night_by_night(lab):
 
 
 def test_a_pack_that_vanishes_while_it_is_verified_is_no_sound_one(lab, monkeypatch):
-    from castore.upkeep import verify as verifying
+    from castore.maintenance import verify as verifying
 
     lab.take("web", noise(1, 50_000))
     looked = verifying._look
@@ -225,13 +226,13 @@ def test_a_pack_that_vanishes_while_it_is_verified_is_no_sound_one(lab, monkeypa
 
 
 def test_who_sees_a_network_says_so_to_the_machine_whose_disk_it_is(lab, monkeypatch):
-    from castore.storage import files
+    from castore.storage import os_files
 
     lab.take("web", noise(1, 50_000))
     lab.take("web", noise(2, 50_000))
     lab.drop("web", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "network_of", lambda path: "NFS" if str(lab.store) in path else None)
+        patch.setattr(os_files, "network_of", lambda path: "NFS" if str(lab.store) in path else None)
         lab.take("web", noise(3, 50_000))
     assert (lab.store / "shared" / "all").exists()
     done = lab.compact()
@@ -246,7 +247,7 @@ def test_who_sees_a_network_says_so_to_the_machine_whose_disk_it_is(lab, monkeyp
 
 @pytest.fixture
 def small_packs(monkeypatch):
-    monkeypatch.setattr("castore.store.pack.PACK_BYTES", 1 << 20)
+    monkeypatch.setattr("castore.store.format.pack.PACK_BYTES", 1 << 20)
 
 
 class Killed(BaseException):

@@ -12,19 +12,19 @@ import pytest
 import castore
 from castore.content.streams import StreamReader
 from castore.errors import DamageError, IdentityError
-from castore.kernel.marks import Marks
+from castore.kernel.id_set import Marks
+from castore.maintenance import verify as module
+from castore.maintenance.compact import compact
+from castore.maintenance.repair import repair
+from castore.maintenance.verify import verify
 from castore.model.generation import encode
-from castore.model.tally import Tally
-from castore.services.pruning import forget
-from castore.services.restoring import read
-from castore.store.boxed import seal_object
-from castore.store.generations import generation_name
-from castore.store.header import CONDEMNED, GENERATION, PACK, REMOVAL, SESSION
-from castore.store.pack import CHUNK
-from castore.upkeep import verify as module
-from castore.upkeep.compact import compact
-from castore.upkeep.repair import repair
-from castore.upkeep.verify import verify
+from castore.progress import Tally
+from castore.services.prune import forget
+from castore.services.restore import read
+from castore.store.format.envelope import seal_object
+from castore.store.format.generation import generation_name
+from castore.store.format.header import CONDEMNED, GENERATION, PACK, REMOVAL, SESSION
+from castore.store.format.pack import CHUNK
 from tests.support.stores import Lab
 
 
@@ -75,8 +75,8 @@ def place_of(lab, service, path):
 
 
 def first_chunk(store, reader, selection):
-    from castore.content.directories import look_up
-    from castore.content.lists import iter_chunks
+    from castore.content.ref_tree import iter_chunks
+    from castore.content.stored_dirs import look_up
 
     child = look_up(reader, selection.part.content, os.fsencode(selection.path))
     return next(one.id for _, one in iter_chunks(store, child.ref))

@@ -31,10 +31,10 @@ grows), `opening` (where one may be, and is begun anew), `rebuild` (all packs at
 
 from __future__ import annotations
 
-from castore.store.index.catalog import Catalog
-from castore.store.index.lookup import Place
-from castore.store.index.marking import Marking
-from castore.store.index.uses import Uses
+from castore.store.index.generations import Catalog
+from castore.store.index.liveness import Marking
+from castore.store.index.locations import Place
+from castore.store.index.pack_usage import Uses
 
 __all__ = ["Index", "Place"]
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 import lmdb
 
 from castore.errors import StorageError
-from castore.kernel.files import network_of
-from castore.store.index.environment import BROKEN, CRASHES, LEAST_STEP, Environment, kept_in_place
-from castore.store.places import make_private_directory
+from castore.kernel.dir_listing import network_of
+from castore.state.paths import make_private_directory
+from castore.store.index.lmdb_env import BROKEN, CRASHES, LEAST_STEP, Environment, kept_in_place
 
 _VERSION: Final = b"6"
 """Of the layout of the tables. An index of another one is thrown away."""

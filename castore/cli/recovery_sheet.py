@@ -1,0 +1,244 @@
+"""A printed sheet from which an identity can be typed, or scanned, when all else is gone."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ROW: Final = 4
+"""Groups in a line."""
+_QUIET: Final = 4
+"""Modules around a QR code that stay white, as ISO 18004 wants."""
+
+_LETTERS: Final = (
+    "Letters a to z and digits 2 to 7; there is no 0, 1, 8 or 9. Case, spaces and line ends do not "
+    "matter. The code holds the same text."
+)
+_WITHOUT: Final = (
+    "Without castore: tools/rescue.py STORE --identity ./identity, which needs Python, pynacl, "
+    "zstandard and blake3; castore/docs/format.md gives every byte of the store."
+)
+_HALVES: Final = " \N{UPPER HALF BLOCK}\N{LOWER HALF BLOCK}\N{FULL BLOCK}"
+
+_PAGE: Final = """\
+<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>castore recovery sheet</title>
+<style>
+@page {{ size: A4; margin: 18mm }}
+body {{ font: 11pt/1.45 sans-serif; color: #000; background: #fff; max-width: 174mm; margin: 0 auto }}
+h1 {{ font-size: 17pt; margin: 0 0 4mm }}
+table {{ border-collapse: collapse }}
+td {{ padding: 0 5mm 0 0; vertical-align: top; overflow-wrap: anywhere }}
+td:first-child {{ white-space: nowrap }}
+.typed td, pre {{ font-family: "DejaVu Sans Mono", "Liberation Mono", monospace; white-space: pre }}
+.about td:last-child {{ font: 9pt "DejaVu Sans Mono", "Liberation Mono", monospace; word-break: break-all }}
+.typed {{ font-size: 13pt; margin: 3mm 0 }}
+.typed td:first-child {{ font-size: 9pt; color: #555 }}
+pre {{ font-size: 9pt; margin: 1mm 0 3mm; white-space: pre-wrap }}
+.both {{ display: flex; justify-content: space-between; align-items: center }}
+svg {{ width: 58mm; height: 58mm }}
+</style></head><body>
+<h1>castore recovery sheet</h1>
+<table class="about">{about}</table>
+<p>{meaning}</p>
+<div class="both"><table class="typed">{typed}</table>{code}</div>
+<p>{letters}</p>
+<p>To restore, on any machine that has castore:</p>
+<pre>{commands}</pre>
+<p>{without}</p>
+</body></html>
+"""
+
+
+@dataclass(frozen=True, repr=False)
+class Sheet:
+    """What is printed: of secrets the identity, as it is, locked or not."""
+
+    line: str
+    """The identity's text."""
+    recipient: str
+    """Its public half; empty where that takes a passphrase to know."""
+    store: str
+    store_id: str
+    """In hex; empty where the store cannot be read."""
+    date: str
+
+    @property
+    def about(self) -> list[tuple[str, str]]:
+        """What stands at the top."""
+        rows = [("printed", self.date), ("store", self.store), ("store id", self.store_id)]
+        rows.append(("recipient", self.recipient))
+        return [row for row in rows if row[1]]
+
+    @property
+    def meaning(self) -> str:
+        """What this is."""
+        from castore.crypto.identity import is_locked
+
+        if is_locked(self.line):
+            return (
+                "This is the identity, locked with a passphrase. The passphrase is needed too, and is not "
+                "on this sheet: keep it in another place."
+            )
+        return (
+            "This is the identity. Whoever reads this sheet can read all that is stored: keep it where "
+            "only those come who may."
+        )
+
+    @property
+    def typed(self) -> list[tuple[str, list[str]]]:
+        """Lines to type: which groups stand there, and they."""
+        from castore.crypto.identity import groups
+
+        prefix, found = groups(self.line)
+        rows = [
+            (f"{at + 1} to {min(at + _ROW, len(found))}", found[at : at + _ROW])
+            for at in range(0, len(found), _ROW)
+        ]
+        return [("begins", [prefix]), *rows]
+
+    @property
+    def commands(self) -> list[tuple[str, str]]:
+        """What to run, and what it does."""
+        import shlex
+
+        store = shlex.quote(self.store)
+        return [
+            ("castore key enter ./identity", "type the text, or paste what the code says"),
+            (f"castore log --store {store} --identity ./identity", "what is there"),
+            (f"castore restore SERVICE@latest ./restored --store {store} --identity ./identity", "get it"),
+        ]
+
+
+def matrix(sheet: Sheet) -> list[list[bool]]:
+    """Return the QR code of an identity: rows of modules, True for dark, without the quiet zone.
+
+    The text is in capitals, which a code holds in little more than half the room.
+    """
+    import segno
+
+    code = segno.make_qr(sheet.line.upper(), error="m", boost_error=True)
+    return [[bool(module) for module in row] for row in code.matrix]
+
+
+def as_text(sheet: Sheet, *, terminal: bool = False) -> str:
+    """Return the sheet as plain text. terminal: with the code in black and white whatever the colours."""
+    from castore.cli.formatting import table
+
+    lines = ["castore recovery sheet", "", table([list(row) for row in sheet.about]), ""]
+    lines += [*_wrapped(sheet.meaning), ""]
+    lines += [f"    {label:>8}   {'  '.join(found)}" for label, found in sheet.typed]
+    lines += ["", *_wrapped(_LETTERS), "", *_blocks(matrix(sheet), terminal=terminal), ""]
+    lines += ["To restore, on any machine that has castore:", ""]
+    for command, does in sheet.commands:
+        lines += [f"    # {does}", f"    {command}"]
+    return "\n".join([*lines, "", *_wrapped(_WITHOUT), ""])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 78)
+
+
+def _blocks(code: Sequence[Sequence[bool]], *, terminal: bool) -> list[str]:
+    """Return a QR code in half blocks, two rows a line, dark being ink."""
+    side = len(code) + 2 * _QUIET
+
+    def dark(row: int, column: int) -> bool:
+        inside = 0 <= row < len(code) and 0 <= column < len(code)
+        return inside and code[row][column]
+
+    lines = []
+    for row in range(-_QUIET, side - _QUIET, 2):
+        pairs = ((dark(row, at), dark(row + 1, at)) for at in range(-_QUIET, side - _QUIET))
+        line = "".join(_HALVES[one + 2 * two] for one, two in pairs)
+        lines.append(f"\x1b[30;107m{line}\x1b[0m" if terminal else line.rstrip())
+    return lines
+
+
+def _path(code: Sequence[Sequence[bool]]) -> str:
+    """Return a QR code as an SVG path, one unit a module, the quiet zone included."""
+    steps = []
+    for y, row in enumerate(code):
+        x = 0
+        while x < len(row):
+            run = 0
+            while x + run < len(row) and row[x + run]:
+                run += 1
+            if run:
+                steps.append(f"M{x + _QUIET} {y + _QUIET}h{run}v1h-{run}z")
+            x += run + 1
+    return "".join(steps)
+
+
+def as_html(sheet: Sheet) -> str:
+    """Return the sheet as a page that prints on one side of A4."""
+    code = matrix(sheet)
+    side = len(code) + 2 * _QUIET
+
+    def rows(cells: Sequence[Sequence[str]]) -> str:
+        return "".join(f"<tr>{''.join(f'<td>{html.escape(one)}</td>' for one in row)}</tr>" for row in cells)
+
+    return _PAGE.format(
+        about=rows(sheet.about),
+        meaning=html.escape(sheet.meaning),
+        typed=rows([(label, "  ".join(found)) for label, found in sheet.typed]),
+        letters=html.escape(_LETTERS),
+        code=f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}" '
+        f'shape-rendering="crispEdges"><rect width="{side}" height="{side}" fill="#fff"/>'
+        f'<path d="{_path(code)}"/></svg>',
+        commands=html.escape("\n".join(f"# {does}\n{command}" for command, does in sheet.commands)),
+        without=html.escape(_WITHOUT),
+    )
+
+
+def as_svg(sheet: Sheet) -> str:
+    """Return the sheet as a picture of one side of A4, in millimetres."""
+    code = matrix(sheet)
+    side = len(code) + 2 * _QUIET
+    parts: list[str] = []
+    y = 24.0
+
+    def write(text: str, size: float = 4.0, *, mono: bool = False, gap: float = 0.0) -> None:
+        nonlocal y
+        family = "DejaVu Sans Mono, Liberation Mono, monospace" if mono else "sans-serif"
+        parts.append(
+            f'<text x="18" y="{y:.1f}" font-size="{size}" font-family="{family}" xml:space="preserve">'
+            f"{html.escape(text)}</text>"
+        )
+        y += size * 1.45 + gap
+
+    write("castore recovery sheet", 6.5, gap=2)
+    for label, value in sheet.about:
+        for at in range(0, len(value), 78):
+            write(f"{'' if at else label:12}{value[at : at + 78]}", 3.1, mono=True)
+    y += 3
+    for line in _wrapped(sheet.meaning):
+        write(line)
+    y += 2
+    for label, found in sheet.typed:
+        write(f"{label:>8}   {'  '.join(found)}", 5, mono=True)
+    y += 2
+    for line in _wrapped(_LETTERS):
+        write(line)
+    parts.append(
+        f'<svg x="18" y="{y:.1f}" width="62" height="62" viewBox="0 0 {side} {side}" '
+        f'shape-rendering="crispEdges"><path d="{_path(code)}"/></svg>'
+    )
+    y += 70
+    write("To restore, on any machine that has castore:", gap=1)
+    for command, does in sheet.commands:
+        write(f"# {does}", 3, mono=True)
+        for line in textwrap.wrap(command, 90, subsequent_indent="    ", break_on_hyphens=False):
+            write(line, 3, mono=True)
+    y += 3
+    for line in _wrapped(_WITHOUT):
+        write(line)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="210mm" height="297mm" viewBox="0 0 210 297">'
+        f'<rect width="210" height="297" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )

@@ -1,0 +1,427 @@
+"""The way in: bytes are cut into chunks, which are named, compared, compressed and sealed on all cores.
+
+What is fed fills batches. Each goes through two tasks on worker threads, `_cut` (borders, ids, which
+chunks are known) and `_seal` (the chunks that are not), and between and behind them through the
+feeding thread, in the order in which it was fed. What has to happen in that order (a chunk is
+compared with its place in the parent, a reference joins a list, a stream ends, a directory is
+complete) happens there, and needs no lock. A bounded number of batches is under way, in buffers that
+are used again, so memory does not grow and a slow store holds the feeder back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, Self
+
+from castore.content.ref_tree import ListBuilder
+from castore.model.refs import Ref, RefKind
+from castore.store import NewChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from castore.content.previous_stream import Parent, Window
+    from castore.kernel import Borders, Cutter
+    from castore.model.refs import RecordId
+    from castore.progress import Tally
+    from castore.store import Sealed, Session
+
+_WORKERS: Final = 2
+_UNDER_WAY: Final = 6
+"""Batches out at once: two in work, and enough behind and before them that no worker idles."""
+_MIN_BATCH: Final = 1 << 22
+_WINDOW: Final = 63
+"""Bytes before a stretch that tell whether a chunk ends at its first byte."""
+
+
+class _Stretch:
+    """A piece of one stream in a batch: buffer[start:end], to be cut."""
+
+    def __init__(self, start: int, end: int, *, begins: bool, final: bool) -> None:
+        self.start = start
+        self.end = end
+        self.begins = begins
+        """Whether the stream begins here; else a chunk under way, in front of `start`, goes on."""
+        self.final = final
+        self.parent: Parent | None = None
+        self.chunks: list[tuple[int, int, RecordId, bool]] = []
+        """Start, end, id of each chunk found, and whether the store has it."""
+        self.refs: list[Ref] = []
+        """What they are referred to by."""
+
+
+class _Batch:
+    """What is fed together, and what has become of it."""
+
+    def __init__(self, buffer: mmap.mmap, start: int) -> None:
+        self.buffer = buffer
+        self.start = start
+        """Where the bytes begin that were fed for this batch; a chunk under way ends in front of it."""
+        self.filled = start
+        self.ops: list[_Stretch | Callable[[], None]] = []
+        self.carried: Future[int] = Future()
+        """Where the chunk under way begins: the batch before says so once it is cut."""
+        self.guess = -1
+        """Where it should begin, if this stream is like its parent; -1: nothing is expected."""
+        self.expected: list[Ref] = []
+        """What this batch should then be cut into."""
+        self.cut: Future[None] | None = None
+        self.new: list[tuple[NewChunk, int]] = []
+        """What the store does not have, with its offset in its stream."""
+        self.window: Window | None = None
+        """What stood in its place."""
+        self.sealed: Future[list[Sealed]] | None = None
+
+    @property
+    def stretches(self) -> list[_Stretch]:
+        """What is to be cut."""
+        return [op for op in self.ops if isinstance(op, _Stretch)]
+
+
+class Ingest:
+    """Stores streams, one after the other, through `session`; counts in `tally`.
+
+    deltas: whether chunks may be stored as deltas of chunks in earlier packs.
+    Use it in a `with` block. Its end waits for all that was fed, unless an error leaves it.
+    """
+
+    def __init__(self, session: Session, cutter: Cutter, tally: Tally, *, deltas: bool = True) -> None:
+        self.tally = tally
+        self._deltas = deltas
+        self._session = session
+        self._cutter = cutter
+        # The kernel copies two to three times faster to where a page begins, on Zen 3 at least.
+        self._headroom = -(-cutter.max // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._size = self._headroom + max(_MIN_BATCH, 4 * cutter.max)
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-seal")
+        self._out: deque[_Batch] = deque()
+        self._compared = 0
+        """How many of them, from the left, have been through the step between the two tasks."""
+        self._place = 0
+        """In its stream, of the chunk that this step has come to."""
+        self._sealing: set[RecordId] = set()
+        self._free: list[mmap.mmap] = []
+        self._builder = ListBuilder(self.put_node)
+        self._parent: Parent | None = None
+        self._begins = True
+        self._offset = 0
+        """In its stream, of the next byte to be fed."""
+        self._broken = False
+        self._batch = self._new_batch()
+        self._batch.carried.set_result(self._headroom)
+        self._stretch_start = self._headroom
+
+    def _new_batch(self) -> _Batch:
+        buffer = self._free.pop() if self._free else mmap.mmap(-1, self._size)
+        return _Batch(buffer, self._headroom)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._submit()
+                self._drain()
+            elif isinstance(error, Exception) and not self._broken:
+                # What a dump program wrote before it failed is found again by the next try.
+                with contextlib.suppress(Exception):
+                    self._drain()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _drain(self) -> None:
+        while self._out:
+            self._take_in()
+
+    def compare_with(self, parent: Parent | None) -> None:
+        """Say what the stream that begins now is likely to be like."""
+        self._parent = parent
+
+    def room(self, wanted: int = 1) -> memoryview:
+        """Return the free part of the buffer, at least `wanted` bytes, to be filled from its start.
+
+        wanted: at most half of the smallest batch, 1 MiB.
+        """
+        if self._size - self._batch.filled < wanted:
+            self._end_stretch(final=False)
+            self._submit()
+        return memoryview(self._batch.buffer)[self._batch.filled :]
+
+    def filled(self, count: int) -> None:
+        """Say that `count` bytes of the room are now the stream's next bytes."""
+        self._batch.filled += count
+        self.tally.read += count
+
+    def write(self, data: bytes) -> None:
+        """Feed bytes that are in memory."""
+        rest = memoryview(data)
+        while rest:
+            room = self.room()
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            self._batch.filled += count
+            rest = rest[count:]
+
+    def end_stream(self, done: Callable[[Ref | None], None]) -> None:
+        """End the stream fed since the last end; `done` is given it when all of it is stored."""
+        self._end_stretch(final=True)
+        self.after(lambda: done(self._end_list()))
+        self._parent = None
+        self._begins = True
+        self._offset = 0
+
+    def drop_stream(self) -> None:
+        """End the stream fed since the last end, which nothing is going to refer to.
+
+        The caller uses this when feeding a stream fails: bytes that stay would begin the next stream.
+        """
+        self.end_stream(lambda _: None)
+
+    def after(self, action: Callable[[], None]) -> None:
+        """Run `action` once everything fed so far is stored."""
+        self._batch.ops.append(action)
+
+    def put_list(self, refs: list[Ref]) -> Ref:
+        """Store a list of references, not empty; for use in actions."""
+        builder = ListBuilder(self.put_node)
+        for ref in refs:
+            builder.add(ref)
+        return builder.list()
+
+    def put_node(self, refs: list[Ref]) -> RecordId:
+        """Store a node; for use in actions."""
+        record_id, stored = self._session.put_node(refs)
+        self.tally.stored += stored
+        return record_id
+
+    def _end_list(self) -> Ref | None:
+        ref = self._builder.stream()
+        self._builder = ListBuilder(self.put_node)
+        return ref
+
+    def _end_stretch(self, *, final: bool) -> None:
+        """Have what was fed of the stream cut; more of it follows in the next batch, unless `final`."""
+        batch = self._batch
+        start, end = self._stretch_start, batch.filled
+        self._stretch_start = end
+        if start == end and self._begins:
+            return
+        stretch = _Stretch(start, end, begins=self._begins, final=final)
+        stretch.parent = self._parent
+        batch.ops.append(stretch)
+        self._offset += end - start
+        self._begins = False
+
+    def _submit(self) -> None:
+        """Send the batch out, and begin the next."""
+        while self._compared < len(self._out) and _is_done(self._out[self._compared].cut):
+            self._broken = True
+            self._compare(self._out[self._compared])
+            self._broken = False
+        while len(self._out) >= _UNDER_WAY:
+            self._take_in()
+        batch, following = self._batch, self._new_batch()
+        self._expect(batch, following)
+        if not self._begins:
+            # The last bytes go along: as context for the borders, and as the chunk that is expected
+            # to be under way. Where the worker finds another one, it puts that there.
+            carried = self._headroom - following.guess if following.guess >= 0 else 0
+            context = min(max(_WINDOW, carried), batch.filled)
+            view = memoryview(batch.buffer)[batch.filled - context : batch.filled]
+            following.buffer[self._headroom - context : self._headroom] = view
+        batch.cut = self._pool.submit(self._cut, batch, following)
+        self._out.append(batch)
+        self._batch = following
+        self._stretch_start = self._headroom
+
+    def _expect(self, batch: _Batch, following: _Batch) -> None:
+        """Guess from the parent how a batch is cut, and which chunk goes on into the next one."""
+        following.guess = self._headroom
+        stretch = batch.ops[0] if len(batch.ops) == 1 else None
+        parent = self._parent
+        if parent is None or not isinstance(stretch, _Stretch) or not parent.aligned:
+            following.guess = -1 if not self._begins else self._headroom
+            return
+        at = batch.start if stretch.begins else batch.guess
+        offset = self._offset - (batch.filled - at)
+        begin, chunks, end = parent.expected(offset, self._offset)
+        if at >= 0 and begin == offset and chunks:
+            batch.guess, batch.expected = at, chunks
+        carried = self._offset - end
+        fits = 0 <= carried <= min(self._headroom, batch.filled - batch.start)
+        following.guess = self._headroom - carried if fits else -1
+
+    def _cut(self, batch: _Batch, following: _Batch) -> None:
+        """Cut a batch and name its chunks; runs on a worker."""
+        carry = self._headroom
+        try:
+            expected = self._as_expected(batch)
+            borders = None if expected else self._all_borders(batch)
+            begin = batch.carried.result()
+            if expected and begin == batch.guess:
+                (stretch,) = batch.stretches
+                carry = self._carry(batch, stretch, begin + expected, following)
+                self._take_expected(stretch, begin, batch.expected)
+                return
+            for stretch, found in zip(
+                batch.stretches, borders or self._all_borders(batch), strict=True
+            ):
+                start = stretch.start if stretch.begins else begin
+                for end in self._ends(batch, stretch, found, start):
+                    stretch.chunks.append((start, end, self._name(batch, start, end), False))
+                    start = end
+                carry = self._carry(batch, stretch, start, following)
+        finally:
+            following.carried.set_result(carry)
+        for stretch in batch.stretches:
+            known = self._session.known([chunk for _, _, chunk, _ in stretch.chunks])
+            stretch.chunks = [
+                (start, end, chunk, flag)
+                for (start, end, chunk, _), flag in zip(stretch.chunks, known, strict=True)
+            ]
+
+    def _as_expected(self, batch: _Batch) -> int:
+        """Return the length of a batch's chunks if they are all as expected; else 0.
+
+        Then they need not be cut: where a chunk ends depends on its bytes alone, so bytes that have
+        the id of a chunk that was cut off by its content are cut off there again.
+        """
+        start = at = batch.guess
+        view = memoryview(batch.buffer)
+        name = self._session.name
+        for chunk in batch.expected:
+            end = at + chunk.size
+            if name(view[at:end]) != chunk.id:
+                return 0
+            at = end
+        return at - start
+
+    def _take_expected(self, stretch: _Stretch, start: int, chunks: list[Ref]) -> None:
+        known = self._session.known([chunk.id for chunk in chunks])
+        if all(known):
+            stretch.refs = chunks
+            return
+        # The store has lost some of what the parent has.
+        for chunk, flag in zip(chunks, known, strict=True):
+            stretch.chunks.append((start, start + chunk.size, chunk.id, flag))
+            start += chunk.size
+
+    def _all_borders(self, batch: _Batch) -> list[Borders | None]:
+        return [self._borders(batch, stretch) for stretch in batch.stretches]
+
+    def _name(self, batch: _Batch, start: int, end: int) -> RecordId:
+        return self._session.name(memoryview(batch.buffer)[start:end])
+
+    def _borders(self, batch: _Batch, stretch: _Stretch) -> Borders | None:
+        """Find where chunks of a stretch may end; None where it is not worth it, or not possible."""
+        if stretch.begins and stretch.end - stretch.start <= self._cutter.min:
+            return None
+        first = stretch.start if stretch.begins else stretch.start - _WINDOW
+        return self._cutter.find(batch.buffer, first, stretch.start, stretch.end)
+
+    def _ends(
+        self, batch: _Batch, stretch: _Stretch, borders: Borders | None, start: int
+    ) -> list[int]:
+        if start == stretch.end:
+            return []
+        if borders is None:
+            return self._cutter.scan(batch.buffer, start, stretch.end, final=stretch.final)
+        return borders.choose(start, stretch.end, final=stretch.final)
+
+    def _carry(self, batch: _Batch, stretch: _Stretch, start: int, following: _Batch) -> int:
+        """Move the chunk under way in front of the next batch; return where it begins there."""
+        if stretch.final:
+            return self._headroom
+        length = stretch.end - start
+        view = memoryview(batch.buffer)[start : stretch.end]
+        following.buffer[self._headroom - length : self._headroom] = view
+        return self._headroom - length
+
+    def _compare(self, batch: _Batch) -> None:
+        """Wait until the next batch in turn is cut, and have its new chunks sealed."""
+        if batch.cut is not None:
+            batch.cut.result()
+        for stretch in batch.stretches:
+            if stretch.begins:
+                self._place = 0
+            parent = stretch.parent
+            if parent is not None and batch.window is None and stretch.chunks:
+                end = self._place + batch.filled - batch.start
+                batch.window = parent.window(self._place, end)
+            self._place += sum(ref.size for ref in stretch.refs)
+            for start, end, chunk, known in stretch.chunks:
+                ref = Ref(RefKind.CHUNK, chunk, end - start)
+                if parent is not None:
+                    parent.follow(ref, self._place)
+                if not known and chunk not in self._sealing and not self._session.was_added(chunk):
+                    self._sealing.add(chunk)
+                    batch.new.append((NewChunk(chunk, start, end), self._place))
+                stretch.refs.append(ref)
+                self._place += ref.size
+        if batch.new:
+            batch.sealed = self._pool.submit(self._seal, batch)
+        self._compared += 1
+
+    def _seal(self, batch: _Batch) -> list[Sealed]:
+        """Seal the chunks of a batch that the store does not have; runs on a worker."""
+        session, window = self._session, batch.window
+        new = [chunk for chunk, _ in batch.new]
+        if self._deltas:
+            new = session.resemble(batch.buffer, new)
+        if window is not None:
+            for chunk, (_, offset) in zip(new, batch.new, strict=True):
+                if chunk.alike:
+                    window.anchor(offset, chunk.end - chunk.start, chunk.alike[0])
+            new = [
+                chunk._replace(neighbours=window.neighbours(offset, chunk.end - chunk.start))
+                for chunk, (_, offset) in zip(new, batch.new, strict=True)
+            ]
+        return session.seal(batch.buffer, new)
+
+    def _take_in(self) -> None:
+        """Wait for the oldest batch, and do in order what it holds."""
+        self._broken = True  # unless all of this passes: no batch may be taken in behind a lost one
+        if not self._compared:
+            self._compare(self._out[0])
+        batch = self._out.popleft()
+        self._compared -= 1
+        for sealed in batch.sealed.result() if batch.sealed is not None else ():
+            self._add(sealed)
+        self._sealing.difference_update(chunk.id for chunk, _ in batch.new)
+        parent = batch.stretches[-1].parent if batch.new else None
+        if parent is not None and batch.window is not None and not parent.aligned:
+            parent.realign(batch.window.shift)
+        self._free.append(batch.buffer)
+        for op in batch.ops:
+            if isinstance(op, _Stretch):
+                self.tally.chunks += len(op.refs)
+                for ref in op.refs:
+                    self._builder.add(ref)
+            else:
+                op()
+        self._broken = False
+
+    def _add(self, sealed: Sealed) -> None:
+        if not self._session.add(sealed):
+            return
+        tally = self.tally
+        for chunk in sealed.members:
+            tally.new_chunks += 1
+            tally.new_bytes += chunk.length
+            tally.after_delta += chunk.remainder
+        tally.after_compression += len(sealed.record) - self._session.overhead
+        tally.stored += len(sealed.record)
+
+
+def _is_done(future: Future[None] | None) -> bool:
+    return future is not None and future.done()

@@ -1,0 +1,1 @@
+"""Stored trees into live directories."""

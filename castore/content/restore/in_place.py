@@ -1,0 +1,292 @@
+"""A live directory made equal to a stored tree, touching only what differs.
+
+First a plan, which is data; then one function that carries it out. What is replaced or removed is moved
+into an undo directory in the tree's top (castore/content/restore/undo_area.py) until the caller says that
+all went well; before that, everything can be reverted. Metadata is set on the file that the plan is about,
+or on nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import stat
+from typing import TYPE_CHECKING, Final
+
+from castore.content.restore.copying import live_entry
+from castore.content.restore.metadata import drop_inherited, mode_of, replace_attributes
+from castore.content.restore.tree_writer import TreeWriter, named
+from castore.content.restore.undo_area import Aside
+from castore.content.restore.undo_journal import Journal
+from castore.errors import CastoreError
+from castore.fs.beneath import locate, make_directory, open_below, open_content, open_entry, path_of
+from castore.fs.metadata import is_protected
+
+if TYPE_CHECKING:
+    from castore.content.restore.metadata import Ownership
+    from castore.content.restore.plan import Step, TreePlan
+    from castore.content.restore.tree_writer import Report
+    from castore.content.restore.undo_journal import Ids, Path
+    from castore.content.stored_dirs import Child
+    from castore.content.streams import StreamReader
+    from castore.model.tree import Entry
+    from castore.progress import Tally
+
+_LARGE: Final = 1 << 20
+"""A file of this size keeps what it has, where it is replaced."""
+
+
+class PlanWriter:
+    """Writes what the steps of a plan need below its top directory, which is open as `top`."""
+
+    def __init__(
+        self, reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Tally
+    ) -> None:
+        self._ownership = ownership
+        try:
+            with locate(plan.top) as found:
+                self.real_path = found.path
+                self.top = found.open_directory()
+        except OSError as error:
+            raise CastoreError(f"cannot restore into {plan.top}: {error.strerror}") from error
+        info = os.fstat(self.top)
+        if plan.ids not in {None, (info.st_dev, info.st_ino)}:
+            os.close(self.top)
+            raise CastoreError(
+                f"{plan.top} has been replaced by another directory since it was compared: nothing was "
+                "touched; repeat the command"
+            )
+        self._writer = TreeWriter(reader, self.top, ownership, tally)
+        self._writer.know_links(plan.kept_links)
+
+    @property
+    def report(self) -> Report:
+        """What could not be done."""
+        return self._writer.report
+
+    def make(self, fd: int, path: Path, child: Child, old: int | None) -> None:
+        """Make a stored file or directory at `path`. old: a file that may have some of it, open."""
+        if not child.entry.is_dir:
+            self._writer.make(fd, path, child, old)
+            return
+        made = make_directory(path[-1], fd)
+        try:
+            drop_inherited(made)
+            self._writer.fill(child, made, path)
+            self._set(made, path, child)
+        finally:
+            os.close(made)
+
+    def set(self, fd: int, path: Path, child: Child, ids: Ids | None, *, keep: bool = False) -> None:
+        """Set the metadata of what is at `path`, in the directory open as `fd`.
+
+        ids: of the file that was compared. keep: leave attributes that are not stored. Raises OSError, also
+        if another file has taken its place.
+        """
+        held = open_entry(fd, path[-1])
+        try:
+            info = os.fstat(held)
+            if ids not in {None, (info.st_dev, info.st_ino)}:
+                raise OSError(errno.ESTALE, "another file has taken its place: is its service still running?")
+            self._set(path_of(held), path, child, keep=keep)
+        finally:
+            os.close(held)
+
+    def _set(self, file: int | bytes, path: Path, child: Child, *, keep: bool = False) -> None:
+        def warn(reason: str) -> None:
+            self.report.warnings.append((b"/".join(path), reason))
+
+        mode = mode_of(child.entry, self._ownership)
+        if not self._ownership.change:
+            # A file of the restoring user that has these bits already may keep them.
+            mode |= child.entry.mode & os.stat(file).st_mode & (stat.S_ISUID | stat.S_ISGID)
+        given = (file, child.entry, child.owners, self._ownership, warn)
+        replace_attributes(*given, mode=mode, keep=keep)
+
+    def close(self) -> None:
+        """Close the directory."""
+        if self.top >= 0:
+            os.close(self.top)
+            self.top = -1
+
+
+class InPlace(PlanWriter):
+    """Carries out a plan, and takes it back unless told that it is to stay."""
+
+    def __init__(
+        self,
+        reader: StreamReader,
+        plan: TreePlan,
+        ownership: Ownership,
+        tally: Tally,
+        owner: str = "",
+    ) -> None:
+        super().__init__(reader, plan, ownership, tally)
+        self._plan = plan
+        self._owner = owner
+        self._journals = reader.store.places.journals
+        self._aside: Aside | None = None
+
+    @property
+    def problems(self) -> list[tuple[bytes, str]]:
+        """(path, reason) of what could not be made as it was stored."""
+        report = self.report
+        return [*self._plan.skipped, *report.damaged, *report.warnings]
+
+    def apply(self) -> None:
+        """Do all steps. Raises CastoreError, DamageError; the caller then calls `undo`."""
+        if not self._plan.steps:
+            return
+        # Before anything is touched, since what is done in a directory changes its time.
+        steps = tuple((step.action, step.path or (b".",)) for step in self._plan.steps)
+        before = tuple((path, *self._entry_of(path)) for action, path in steps if action == "metadata")
+        self._refuse_protected()
+        last = self._plan.steps[-1]
+        time = last.child.entry.mtime if last.child is not None and not last.path else None
+        try:
+            journal = Journal(steps, before, time, self._owner, self.real_path)
+            self._aside = Aside.create(self.top, journal, self._journals)
+        except OSError as error:
+            raise CastoreError(f"cannot begin in {self._plan.top}: {error.strerror}") from error
+        for step in self._plan.steps:
+            try:
+                self._do(self._aside, step)
+            except OSError as error:
+                shown = os.path.join(self._plan.top, os.fsdecode(b"/".join(step.path)))
+                hint = ""
+                if isinstance(error, PermissionError) and step.path and self._is_protected(step.path):
+                    hint = ": it, or its directory, is immutable or append-only; allow it with chattr -i"
+                elif isinstance(error, PermissionError) and step.action == "replace" and os.geteuid() == 0:
+                    hint = ": it is in use; if it is a swap file, run swapoff first"
+                raise CastoreError(f"cannot {step.action} {shown}: {error.strerror}{hint}") from error
+        report = self.report
+        if lacking := [*report.damaged, *report.unmade]:
+            where, reason = lacking[0]
+            shown = where.decode(errors="backslashreplace")
+            raise CastoreError(f"cannot restore {self._plan.top}/{shown}: {reason}")
+
+    def _refuse_protected(self) -> None:
+        """Raise CastoreError for a step that an immutable or append-only directory or file would stop.
+
+        An append-only directory takes new files, which can never be removed again. What is only to be removed
+        is left and reported instead.
+        """
+        if self._has_flag(()):
+            self._refuse(self._plan.steps[0], ())  # what is moved aside is moved there
+        changing = [step for step in self._plan.steps if step.action in {"create", "replace"}]
+        protected = {folder for folder in {step.path[:-1] for step in changing} if self._has_flag(folder)}
+        for step in changing:
+            if step.path[:-1] in protected:
+                self._refuse(step, step.path[:-1])
+            if step.action == "replace" and self._is_protected(step.path):
+                self._refuse(step, step.path)
+
+    def _has_flag(self, folder: Path) -> bool:
+        fd = open_below(self.top, folder)
+        try:
+            return is_protected(fd)
+        finally:
+            os.close(fd)
+
+    def _refuse(self, step: Step, blocked: Path) -> None:
+        top = os.fsencode(self._plan.top)
+        shown, what = (os.fsdecode(b"/".join([top, *one])) for one in (step.path, blocked))
+        raise CastoreError(
+            f"cannot {step.action} {shown}: {what} is immutable or append-only; nothing was touched; "
+            f"allow it with: chattr -i -a {shlex.quote(what)}"
+        )
+
+    def _do(self, aside: Aside, step: Step) -> None:
+        path = step.path or (b".",)
+        aside.begin()
+        moved = True
+        if step.action in {"remove", "replace"}:
+            try:
+                moved = aside.take(path, step.ids)
+            except PermissionError as error:
+                protected = self._is_protected(path)
+                if step.action == "replace" or not (protected or os.geteuid() == 0):
+                    raise
+                why = "is immutable or append-only (see lsattr)" if protected else "is in use (a swap file?)"
+                reason = f"{why}: it cannot be removed and was left"
+                self.report.warnings.append((b"/".join(path), reason))
+                del error
+        if step.child is None:
+            return
+        if not moved:
+            child = step.child
+            aside.replace_mounted(path, lambda fd, new: self._writer.make(fd, new, named(child, new[-1])))
+            return
+        large = step.action == "replace" and step.child.entry.is_file and step.size >= _LARGE
+        old = aside.open_taken() if large else None
+        fd = open_below(self.top, path[:-1])
+        try:
+            if step.action == "metadata":
+                self.set(fd, path, step.child, step.ids, keep=step.keep_attributes)
+            else:
+                self.make(fd, path, step.child, old)
+        finally:
+            os.close(fd)
+            if old is not None:
+                os.close(old)
+
+    def _entry_of(self, path: Path) -> tuple[Entry, Ids]:
+        """Return what undoing needs to know of a live file, and which file that is."""
+        fd = open_below(self.top, path[:-1])
+        try:
+            # Attributes that cannot be read are reported when the step is carried out.
+            return live_entry(fd, path[-1], lambda _: None)
+        finally:
+            os.close(fd)
+
+    def _is_protected(self, path: Path) -> bool:
+        """Whether a file, or its directory, is immutable or append-only."""
+        parent = open_below(self.top, path[:-1])
+        try:
+            if is_protected(parent):
+                return True
+            fd = open_content(parent, path[-1])
+        except OSError:
+            return False  # a link, a device: they have no such flags
+        finally:
+            os.close(parent)
+        try:
+            return is_protected(fd)
+        finally:
+            os.close(fd)
+
+    def undo(self) -> None:
+        """Put everything back as it was. Raises CastoreError if even that fails."""
+        warnings = self.report.warnings
+        try:
+            if self._aside is not None:
+                self._aside.put_back(lambda path, why: warnings.append((b"/".join(path), why)))
+        except OSError as error:
+            where = self._aside.path if self._aside is not None else ""
+            raise CastoreError(
+                f"the previous state of {self._plan.top} could not be restored ({error.strerror}): what was "
+                f"moved aside is in {where}; when the cause is fixed: castore recover {self._plan.top}"
+            ) from error
+        finally:
+            self._close()
+
+    def keep(self) -> None:
+        """Let it stay: remove what was kept aside."""
+        try:
+            if self._aside is not None:
+                self._aside.copied |= self._plan.crosses
+                left = self._aside.finish()
+                self.report.warnings += [(b"/".join(path), reason) for path, reason in left]
+        except OSError as error:
+            # All is restored; the next one says that this is left, and `recover` tries again.
+            where = os.path.basename(self._aside.path) if self._aside is not None else ""
+            self.report.warnings.append((os.fsencode(where), f"cannot be removed: {error.strerror}"))
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self._aside is not None:
+            self._aside.close()
+            self._aside = None
+        self.close()

@@ -1,0 +1,236 @@
+"""Large files out of a store: written in parallel, and of what the live file still has, where it has it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from castore.content.ref_tree import iter_chunks
+from castore.content.streams import check_length, runs_of
+from castore.errors import CastoreError, DamageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Iterator
+
+    from castore.content.stored_dirs import Child
+    from castore.content.streams import StreamReader
+    from castore.model.refs import RecordId, Ref
+    from castore.store import Store
+
+_WINDOW: Final = 1 << 23
+_UNSHARED: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+"""What copy_file_range says where it cannot."""
+
+
+class _Span(NamedTuple):
+    """Where some of a chunk belongs in its file."""
+
+    offset: int
+    begin: int
+    """In the chunk."""
+    end: int
+
+
+_Placed = list[tuple["Ref", list[_Span]]]
+
+
+def write_large(
+    reader: StreamReader, fd: int, child: Child, old: int | None, wrote: Callable[[int], None]
+) -> None:
+    """Write a stored file that has a stream of its own into the empty one open as `fd`, holes left out.
+
+    old: a file that may have some of it, open. wrote: is told how many bytes there are more. Raises
+    DamageError, OSError; CastoreError if `old` changes meanwhile.
+    """
+    kept: dict[RecordId, int] = {}
+    if old is not None:
+        kept = find_chunks(reader.store, old, {chunk.id for _, chunk in iter_chunks(reader.store, child.ref)})
+        for count in _copy_kept(fd, old, _placed(reader.store, child), kept):
+            wrote(count)
+
+    def write(run: list[Ref], spans: _Placed) -> int:
+        count = 0
+        found = reader.store.read_chunks([chunk.id for chunk in run])
+        for (chunk, places), data in zip(spans, found, strict=True):
+            whole = memoryview(check_length(chunk, data))
+            for offset, begin, end in places:
+                _write_at(fd, offset, whole[begin:end])
+                count += end - begin
+        return count
+
+    for count in reader.ahead(_runs(_placed(reader.store, child), kept), lambda one: write(*one)):
+        wrote(count)
+    os.ftruncate(fd, child.entry.size)
+
+
+def _runs(
+    placed: Iterable[tuple[Ref, list[_Span]]], kept: Container[RecordId]
+) -> Iterator[tuple[list[Ref], _Placed]]:
+    """Yield the chunks that are not kept in runs, each with where its chunks belong."""
+    waiting: deque[tuple[Ref, list[_Span]]] = deque()
+
+    def chunks() -> Iterator[Ref]:
+        for one in placed:
+            if one[0].id not in kept:
+                waiting.append(one)
+                yield one[0]
+
+    for run in runs_of(chunks()):
+        yield run, [waiting.popleft() for _ in run]
+
+
+def _placed(store: Store, child: Child) -> Iterator[tuple[Ref, list[_Span]]]:
+    """Yield the chunks of a file's stream with where they belong."""
+    chunks = (chunk for _, chunk in iter_chunks(store, child.ref)) if child.ref is not None else iter(())
+    extents = iter(child.entry.extents_or_whole)
+    offset = room = 0
+    for chunk in chunks:
+        spans = []
+        at = 0
+        while at < chunk.size:
+            if not room:
+                offset, room = next(extents, (0, 0))
+                if not room:
+                    raise DamageError("a file's stream is longer than its entry says")
+            count = min(room, chunk.size - at)
+            spans.append(_Span(offset, at, at + count))
+            at, offset, room = at + count, offset + count, room - count
+        yield chunk, spans
+    if room or next(extents, None) is not None:
+        raise DamageError("a file's stream is shorter than its entry says")
+
+
+def find_chunks(store: Store, fd: int, wanted: set[RecordId]) -> dict[RecordId, int]:
+    """Return which chunks the file open as `fd` holds, of those wanted, and where.
+
+    They are looked for where castore would cut it, by their ids: what is found is what it is.
+    """
+    found: dict[RecordId, int] = {}
+    # Not closed here: frames of an exception, such as an interrupt, still hold views of the window, and
+    # closing it would then raise BufferError in place of that exception.
+    window = mmap.mmap(-1, _WINDOW + store.cutter.max)
+    view = memoryview(window)
+    start = length = 0
+    final = False
+    while not final:
+        count = os.preadv(fd, [view[length:]], start + length)
+        length += count
+        final = count == 0
+        at = 0
+        for end in store.cutter.scan(window, 0, length, final=final):
+            chunk = store.chunk_id(view[at:end])
+            if chunk in wanted:
+                found.setdefault(chunk, start + at)
+            at = end
+        view[: length - at] = view[at:length]
+        start += at
+        length -= at
+    return found
+
+
+def holds_content(store: Store, fd: int, child: Child) -> bool:
+    """Whether the file open as `fd` has the content of a stored file that has a stream of its own, or none.
+
+    Chunks are compared by their ids, so none is read from the store. Raises DamageError, OSError.
+    """
+    position = 0
+    for chunk, spans in _placed(store, child):
+        pieces = []
+        for offset, begin, end in spans:
+            if not _is_hole(fd, position, offset):
+                return False
+            position = offset + end - begin
+            pieces.append(os.pread(fd, end - begin, offset))
+        data = b"".join(pieces)
+        if len(data) != chunk.size or not store.is_chunk(chunk.id, data):
+            return False
+    return _is_hole(fd, position, child.entry.size) and os.fstat(fd).st_size == child.entry.size
+
+
+def _is_hole(fd: int, start: int, end: int) -> bool:
+    """Whether a file has only zeros from one offset to another."""
+    while start < end:
+        # Where the file has no data it is not read: a hole may be of any size.
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return True
+            raise
+        data = os.pread(fd, min(end - start, _WINDOW), start) if start < end else b""
+        if data.count(0) != len(data):
+            return False
+        if not data:
+            return True
+        start += len(data)
+    return True
+
+
+def _copy_kept(
+    fd: int, old: int, placed: Iterable[tuple[Ref, list[_Span]]], kept: dict[RecordId, int]
+) -> Iterator[int]:
+    """Copy what the old file has; yield how many bytes."""
+    first = source = length = 0
+    for chunk, spans in placed:
+        where = kept.get(chunk.id)
+        for offset, begin, end in spans if where is not None else ():
+            at = (where or 0) + begin
+            if length and (offset, at) == (first + length, source + length):
+                length += end - begin
+                continue
+            yield _copy(old, fd, source, first, length)
+            first, source, length = offset, at, end - begin
+    yield _copy(old, fd, source, first, length)
+
+
+def _copy(old: int, fd: int, source: int, offset: int, length: int) -> int:
+    """Copy a range of a file; its whole blocks are shared where the file system can."""
+    block = os.fstatvfs(fd).f_bsize
+    done = 0
+    if (source - offset) % block == 0:
+        # Only whole blocks can be shared: what precedes the first is copied by itself.
+        done = _copy_plain(old, fd, source, offset, min(-offset % block, length))
+    middle = (length - done) // block * block
+    with contextlib.suppress(_NotSharedError):
+        while middle > 0:
+            count = _copy_range(old, fd, middle, source + done, offset + done)
+            done += count
+            middle -= count
+    done += _copy_plain(old, fd, source + done, offset + done, length - done)
+    if done < length:
+        raise CastoreError("a file that was replaced became shorter meanwhile: is its service still running?")
+    return length
+
+
+class _NotSharedError(Exception):
+    pass
+
+
+def _copy_range(old: int, fd: int, count: int, source: int, offset: int) -> int:
+    try:
+        done = os.copy_file_range(old, fd, count, source, offset)
+    except OSError as error:
+        if error.errno in _UNSHARED:
+            raise _NotSharedError from None
+        raise
+    if not done:
+        raise _NotSharedError
+    return done
+
+
+def _copy_plain(old: int, fd: int, source: int, offset: int, length: int) -> int:
+    done = 0
+    while done < length and (data := os.pread(old, min(length - done, _WINDOW), source + done)):
+        _write_at(fd, offset + done, memoryview(data))
+        done += len(data)
+    return done
+
+
+def _write_at(fd: int, offset: int, data: memoryview) -> None:
+    while data:
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count

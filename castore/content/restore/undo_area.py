@@ -1,0 +1,367 @@
+"""The undo directory of a restore in place: what was replaced or removed, until all went well.
+
+It is `.castore-aside-X` in the top of the tree, on the same file system, and for castore's user only. What
+was moved aside has the number of its step as name. `progress` begins with the token of the journal, and has
+a byte for each step that was begun. The journal itself is in castore's state
+(castore/content/restore/undo_journal.py), and durable before anything is touched. So a restore that was
+killed in the middle is undone, and one that was killed while it was clearing up is finished. A directory of
+such a name without a journal is never acted on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+
+from castore.content.restore.copying import check_overwritable, copy, overwrite
+from castore.content.restore.metadata import Ownership, replace_attributes
+from castore.content.restore.undo_journal import JournalFile, boot_id, same_file
+from castore.fs.beneath import (
+    is_for_own_user,
+    make_directory,
+    open_below,
+    open_entry,
+    open_regular,
+    path_of,
+)
+from castore.fs.removing import remove, remove_all_in, remove_directory
+from castore.kernel.dir_listing import sync_file_system
+from castore.model.tree import Entry, Owners
+from castore.storage.os_files import sync_if_supported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.content.restore.undo_journal import Ids, Journal, Path
+
+ASIDE: Final = b".castore-aside-"
+PROGRESS: Final = b"progress"
+TOKEN: Final = 16
+"""Bytes of the token that a journal and its undo directory share."""
+_PART: Final = b".part"
+_NEW: Final = b"new"
+_BACK: Final = b".castore-back-"
+UNMOVABLE: Final = {errno.EXDEV, errno.EBUSY}
+"""What rename(2) answers for another file system, a layer below of an overlay, and a mount point."""
+_BEGUN: Final = b"."
+_SPECIAL: Final = stat.S_ISUID | stat.S_ISGID
+
+
+class Aside:
+    """The undo directory of one restore, in the top directory, which is open as `top`."""
+
+    def __init__(self, top: int, fd: int, file: JournalFile, journal: Journal, begun: int) -> None:
+        """fd: the undo directory; -1: it was removed already."""
+        self._top = top
+        self._fd = fd
+        self._file = file
+        self._journal = journal
+        self._begun = begun
+        self.copied = False
+        """Whether anything could not be renamed; several file systems may have changed."""
+        self._log = os.open(PROGRESS, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=fd) if fd >= 0 else -1
+
+    @classmethod
+    def create(cls, top: int, journal: Journal, folder: str) -> Self:
+        """Make it, and write its journal to the directory `folder`, durably. Raises OSError, CastoreError."""
+        name = ASIDE + os.urandom(8).hex().encode()
+        token = os.urandom(TOKEN)
+        fd = -1
+        try:
+            fd = make_directory(name, top)
+            _write_token(fd, token)
+            sync_if_supported(top)
+            info = os.fstat(fd)
+            here = os.fstat(top)
+            journal = msgspec.structs.replace(
+                journal,
+                top=(here.st_dev, here.st_ino),
+                undo=name,
+                undo_ids=(info.st_dev, info.st_ino),
+                token=token,
+                boot=boot_id(),
+                created=time.time_ns(),
+                owned=is_for_own_user(info),
+            )
+            return cls(top, fd, JournalFile.create(folder, journal), journal, 0)
+        except BaseException:
+            # Nothing was touched.
+            with contextlib.suppress(OSError):
+                os.unlink(PROGRESS, dir_fd=fd)
+            if fd >= 0:
+                os.close(fd)
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=top)
+            raise
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return self._journal.undo_path
+
+    @property
+    def begun(self) -> int:
+        """How many steps were begun."""
+        return self._begun
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps were begun."""
+        return self._begun == len(self._journal.steps)
+
+    def begin(self) -> None:
+        """Say that the next step begins."""
+        os.write(self._log, _BEGUN)
+        self._begun += 1
+
+    def take(self, path: Path, ids: Ids | None = None) -> bool:
+        """Move what is at `path` aside, in the step that was begun last.
+
+        ids: of the directory that is to be there; None: it is no directory. False: it is a mount point, which
+        cannot be moved; it was copied aside and has to be overwritten. Raises OSError, also where another
+        directory has taken its place.
+        """
+        fd = open_below(self._top, path[:-1])
+        name = path[-1]
+        try:
+            number = b"%d" % (self._begun - 1)
+            try:
+                os.rename(name, number, src_dir_fd=fd, dst_dir_fd=self._fd)
+            except OSError as error:
+                if error.errno not in UNMOVABLE:
+                    raise
+                return self._copy_aside(fd, name, number, mounted=error.errno == errno.EBUSY)
+        finally:
+            os.close(fd)
+        # Nobody else can reach it now. What was planned to go is what has to be here.
+        info = os.stat(number, dir_fd=self._fd, follow_symlinks=False)
+        if stat.S_ISDIR(info.st_mode) and ids != (info.st_dev, info.st_ino):
+            raise OSError(errno.ESTALE, "another directory took its place: is its service still running?")
+        return True
+
+    def _copy_aside(self, fd: int, name: bytes, number: bytes, *, mounted: bool) -> bool:
+        """Copy a file or directory aside, and remove it unless it is a mount point."""
+        if mounted:
+            check_overwritable(fd, name)
+        self.copied = True
+        part = number + _PART
+        copy(fd, name, self._fd, part)
+        sync_file_system(self._fd)
+        # From here on the original may be touched.
+        os.rename(part, number, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        if not mounted:
+            try:
+                remove(name, fd)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                check_overwritable(fd, name)
+                mounted = True
+        return not mounted
+
+    def replace_mounted(
+        self, path: Path, make: Callable[[int, Path], None]
+    ) -> None:
+        """Overwrite the mount point at `path` with a file that is made aside first.
+
+        make: makes the file in a directory, given open, at a path below the top.
+        """
+        make(self._fd, (self._journal.undo, _NEW))
+        if not _exists(_NEW, self._fd):
+            return  # reported by who makes it
+        fd = open_below(self._top, path[:-1])
+        try:
+            overwrite(self._fd, _NEW, fd, path[-1])
+        finally:
+            os.close(fd)
+        os.unlink(_NEW, dir_fd=self._fd)
+
+    def open_taken(self) -> int | None:
+        """Open the regular file that was moved aside last; None if it is none, or cannot be read."""
+        try:
+            return open_regular(self._fd, b"%d" % (self._begun - 1))
+        except OSError:
+            return None
+
+    def put_back(self, warn: Callable[[Path, str], None]) -> None:
+        """Undo all steps that were begun; that can be tried again. Raises OSError."""
+        for number in reversed(range(self._begun)):
+            action, path = self._journal.steps[number]
+            kept = _exists(b"%d" % number, self._fd)
+            if action == "create" or kept:
+                self._remove(path)
+            if kept:
+                self._return(b"%d" % number, path)
+        for path, entry, ids in self._journal.before:
+            if path != (b".",):
+                self._set(path, entry, ids, warn)
+        self._file.end(b"~")
+        self.end_revert(warn)
+
+    def end_revert(self, warn: Callable[[Path, str], None]) -> None:
+        """Clear up after all steps were undone. Raises OSError."""
+        self._clear()
+        for path, entry, ids in self._journal.before:
+            if path == (b".",):
+                self._set(path, entry, ids, warn)
+        self._file.discard()
+
+    def finish(self) -> list[tuple[Path, str]]:
+        """Let it all stay, and clear up; return (path, reason) of what could not be removed."""
+        # What takes the place of what is going to be removed has to be there, whatever happens.
+        if self.copied:
+            os.sync()  # several file systems
+        else:
+            sync_file_system(self._top)
+        self._file.end(b"!")
+        left = self._return_unremovable() if self._fd >= 0 else []
+        self._clear()
+        if self._journal.time is not None:
+            os.utime(self._top, ns=(self._journal.time, self._journal.time))
+        self._file.discard()
+        return left
+
+    def _return_unremovable(self) -> list[tuple[Path, str]]:
+        """Remove what was moved aside; move back what cannot be removed, where nothing has its place.
+
+        Returns (path, reason) of what was moved back.
+        """
+        left = []
+        for number in {os.fsencode(one) for one in os.listdir(self._fd)}:
+            if not number.isdigit():
+                continue
+            try:
+                remove(number, self._fd)
+            except PermissionError as error:
+                action, path = self._journal.steps[int(number)]
+                if action != "remove":
+                    raise
+                fd = open_below(self._top, path[:-1])
+                try:
+                    if _exists(path[-1], fd):
+                        raise
+                    os.rename(number, path[-1], src_dir_fd=self._fd, dst_dir_fd=fd)
+                finally:
+                    os.close(fd)
+                left.append((path, f"cannot be removed: {explain(error)}; what cannot be removed was left"))
+        return left
+
+    def close(self) -> None:
+        """Close what is open."""
+        for fd in (self._log, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._log = self._fd = -1
+        self._file.close()
+
+    def _set(self, path: Path, entry: Entry, ids: Ids, warn: Callable[[Path, str], None]) -> None:
+        """Give a file that was changed in place its previous metadata."""
+        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+        try:
+            fd = open_below(self._top, path[:-1])
+        except FileNotFoundError:
+            return
+        try:
+            held = open_entry(fd, path[-1])
+        except FileNotFoundError:
+            return
+        finally:
+            os.close(fd)
+        try:
+            info = os.fstat(held)
+            if not same_file(ids, info, self._journal.boot):
+                warn(path, "has been replaced since: its owner, mode and attributes were left")
+                return
+            # No regular file that had such bits was changed in place.
+            mode = entry.mode & ~_SPECIAL if stat.S_ISREG(info.st_mode) else entry.mode
+            replace_attributes(path_of(held), entry, Owners(), ownership, partial(warn, path), mode=mode)
+        finally:
+            os.close(held)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            fd = open_below(self._top, path[:-1])
+        except FileNotFoundError:
+            return
+        try:
+            remove(path[-1], fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise  # a mount point is overwritten
+        finally:
+            os.close(fd)
+
+    def _return(self, number: bytes, path: Path) -> None:
+        """Move to its place what was kept aside, or copy it where it cannot be moved."""
+        fd = open_below(self._top, path[:-1])
+        try:
+            try:
+                os.rename(number, path[-1], src_dir_fd=self._fd, dst_dir_fd=fd)
+            except OSError as error:
+                if error.errno not in UNMOVABLE:
+                    raise
+                self._copy_back(number, fd, path[-1])
+        finally:
+            os.close(fd)
+
+    def _copy_back(self, number: bytes, fd: int, name: bytes) -> None:
+        if _exists(name, fd):
+            overwrite(self._fd, number, fd, name)
+        else:
+            back = _BACK + self._journal.undo.removeprefix(ASIDE) + b"-" + number
+            with contextlib.suppress(FileNotFoundError):
+                remove(back, fd)
+            # In a directory that nobody else can enter, until it has all its metadata.
+            held = make_directory(back, fd) if os.geteuid() == 0 else os.dup(fd)
+            try:
+                copy(self._fd, number, held, back)
+                sync_file_system(held)
+                os.rename(back, name, src_dir_fd=held, dst_dir_fd=fd)
+                if os.geteuid() == 0:
+                    os.rmdir(back, dir_fd=fd)
+            finally:
+                os.close(held)
+        # It must not count as kept while it is being removed: half of it would be moved back again.
+        os.rename(number, number + _PART, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def _clear(self) -> None:
+        """Remove it. Raises OSError."""
+        if self._fd < 0:
+            return
+        remove_all_in(self._fd)
+        remove_directory(self._journal.undo, self._top, self._fd)
+
+
+def _write_token(fd: int, token: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    file = os.open(PROGRESS, flags, 0o600, dir_fd=fd)
+    try:
+        os.write(file, token)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    sync_if_supported(fd)
+
+
+def explain(error: OSError) -> str:
+    """Say why something cannot be removed, and what to do where root is refused."""
+    refused = error.errno == errno.EPERM and os.geteuid() == 0
+    hint = " (an immutable file? lsattr shows it, chattr -i allows it)" if refused else ""
+    return f"{error.strerror}{hint}"
+
+
+def _exists(name: bytes, fd: int) -> bool:
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,265 @@
+"""Journals of restores in place: what each does and how to undo it, in castore's own state directory.
+
+A journal is durable before its restore touches anything, and deleted when nothing is left to do. It is
+trusted because nobody else can write there; the tree that it is about may belong to another user. Its file
+holds a header, the journal, and a byte that says how the restore ended. Its creator holds a lock on the
+file while it is at work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import msgspec
+from blake3 import blake3
+
+from castore.errors import BusyError, CastoreError, NotIntactError
+from castore.model.tree import Entry  # noqa: TC001 - msgspec needs it
+from castore.state.paths import write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Path = tuple[bytes, ...]
+Action = Literal["remove", "replace", "create", "metadata"]
+Ids = tuple[int, int]
+"""Device and inode."""
+
+_MAGIC: Final = b"castorej"
+_HEADER: Final = struct.Struct("<8sII16s")
+"""Magic, version, length of the journal, its checksum."""
+_VERSION: Final = 2
+_ENDS: Final = {b"\0": "", b"!": "done", b"~": "reverted"}
+_AT_WORK: Final[set[str]] = set()
+"""Journals of restores that this process is carrying out."""
+
+
+class Journal(msgspec.Struct, frozen=True, array_like=True):
+    """What is going to be done, and what it takes to undo it."""
+
+    steps: tuple[tuple[Action, Path], ...]
+    before: tuple[tuple[Path, Entry, Ids], ...]
+    """Owner, mode, time and attributes, as they were, of what is changed in place, and which file that is."""
+    time: int | None
+    """The time that the top directory is to have in the end; None: the one it has."""
+    owner: str = ""
+    """The service that this is part of a rollback of, which is recovered as a whole."""
+    path: bytes = b""
+    """The top directory, without links."""
+    top: Ids = (0, 0)
+    undo: bytes = b""
+    """The name of the undo directory, in the top directory."""
+    undo_ids: Ids = (0, 0)
+    token: bytes = b""
+    """What the undo directory begins its list of steps with."""
+    boot: str = ""
+    """The boot since which device numbers are what they are."""
+    created: int = 0
+    """ns."""
+    owned: bool = True
+    """Whether the undo directory belongs to castore's user: some file systems keep no owners."""
+
+    @property
+    def shown(self) -> str:
+        """The top directory, for people."""
+        return os.fsdecode(self.path)
+
+    @property
+    def undo_path(self) -> str:
+        """The undo directory, for people."""
+        return os.path.join(self.shown, os.fsdecode(self.undo))
+
+
+class Record(NamedTuple):
+    """A journal that was read."""
+
+    file: str
+    journal: Journal
+    end: str
+    """How the restore ended: "done", "reverted", or empty: it did not."""
+
+
+class JournalFile:
+    """The journal of a restore at work, locked until it is closed."""
+
+    def __init__(self, path: str) -> None:
+        """Open and lock a journal. Raises BusyError if its restore is at work, FileNotFoundError, OSError."""
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        locked = _lock(self._fd)
+        if not locked or not os.fstat(self._fd).st_nlink:
+            self.close()
+            if locked:
+                raise FileNotFoundError(path)
+            raise BusyError(f"a restore in place is at work ({path}): wait for its end")
+        _AT_WORK.add(path)
+
+    @classmethod
+    def create(cls, folder: str, journal: Journal) -> JournalFile:
+        """Write a journal, durably. Raises StorageError, OSError."""
+        path = os.path.join(folder, os.urandom(8).hex())
+        data = msgspec.msgpack.encode(journal)
+        head = _HEADER.pack(_MAGIC, _VERSION, len(data), blake3(data).digest(16))
+        # The last byte is overwritten when it ends, so that a full disk cannot stop that.
+        write_private(path, head + data + b"\0")
+        try:
+            return cls(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
+
+    def end(self, mark: Literal[b"!", b"~"]) -> None:
+        """Record durably that all was restored, or that all was reverted."""
+        os.pwrite(self._fd, mark, os.fstat(self._fd).st_size - 1)
+        os.fsync(self._fd)
+
+    def discard(self) -> None:
+        """Delete it: nothing is left to do."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        _AT_WORK.discard(self.path)
+
+    def close(self) -> None:
+        """Close it, so that whoever comes next can take it over."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        _AT_WORK.discard(self.path)
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
+
+
+def is_at_work(record: Record) -> bool:
+    """Whether the restore of a journal is being carried out or recovered now."""
+    if record.file in _AT_WORK:
+        return True
+    try:
+        fd = os.open(record.file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _lock(fd)
+    finally:
+        os.close(fd)
+
+
+def journals(folder: str) -> list[Record]:
+    """Return the journals of all restores in place that have not come to their end, the newest first.
+
+    Raises NotIntactError for one that is damaged.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    # Of what was killed while it was being written only a part with a longer name is left.
+    found = [read(os.path.join(folder, name)) for name in names if "." not in name]
+    return sorted((one for one in found if one is not None), key=lambda one: -one.journal.created)
+
+
+def read(path: str) -> Record | None:
+    """Return a journal; None if it does not exist any more. Raises NotIntactError, CastoreError."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CastoreError(f"cannot read {path}, the journal of a restore: {error.strerror}") from error
+    plain, end = data[_HEADER.size : -1], data[-1:]
+    if len(data) > _HEADER.size:
+        magic, version, length, checksum = _HEADER.unpack_from(data)
+        if magic == _MAGIC and version != _VERSION:
+            raise NotIntactError(
+                f"the journal of a restore in place, {path}, is of version {version}, and this castore knows "
+                f"{_VERSION}: recover it with the castore that wrote it; if you have repaired the tree, "
+                "delete it"
+            )
+        if (magic, length, checksum) == (_MAGIC, len(plain), blake3(plain).digest(16)) and end in _ENDS:
+            with contextlib.suppress(msgspec.MsgspecError):
+                return Record(path, msgspec.msgpack.decode(plain, type=Journal), _ENDS[end])
+    raise NotIntactError(
+        f"the journal of a restore in place, {path}, is damaged: look for a directory .castore-aside-... in "
+        "the tree that was being restored, move back what you need of it, then delete both"
+    )
+
+
+def unfinished(folder: str, path: bytes) -> Iterator[Record]:
+    """Yield the journals of restores that have not ended at a directory, below it, or above it.
+
+    path: of the directory, without links. Those that this process carries out are passed over.
+    """
+    wanted = os.path.join(path, b"")
+    for record in journals(folder):
+        found = os.path.join(record.journal.path, b"")
+        if (found.startswith(wanted) or wanted.startswith(found)) and record.file not in _AT_WORK:
+            if record.end:
+                _drop_if_cleared(record)
+            else:
+                yield record
+
+
+def interrupted(folder: str) -> list[str]:
+    """Return the directories of restores in place that were interrupted, and are of no service's rollback."""
+    found = [one for one in journals(folder) if not one.journal.owner and not is_at_work(one)]
+    return list(dict.fromkeys(one.journal.shown for one in found))
+
+
+def _drop_if_cleared(record: Record) -> None:
+    """Delete the journal of a restore that has ended, once what it left was removed by hand."""
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(record.journal.undo_path) and not is_at_work(record):
+            os.unlink(record.file)
+
+
+def refuse_unfinished(folder: str, path: bytes) -> None:
+    """Raise CastoreError if a restore in place was interrupted at a directory, below it, or above it."""
+    for record in unfinished(folder, path):
+        journal = record.journal
+        if is_at_work(record):
+            raise BusyError(f"a restore into {journal.shown} is at work: wait for its end")
+        if journal.owner:
+            raise CastoreError(is_part(journal))
+        raise CastoreError(
+            f"an earlier restore into {journal.shown} was interrupted: {journal.undo_path} holds what it "
+            f"moved aside; revert it with: castore recover {journal.shown}"
+        )
+
+
+def is_part(journal: Journal) -> str:
+    """Say which rollback a journal is part of, and how that is ended."""
+    return (
+        f"{journal.undo_path} is part of a rollback of {journal.owner!r} that was interrupted, which is "
+        f"recovered with all its parts: castore recover {journal.owner} (if that knows of no rollback: "
+        f"castore recover --forget {journal.shown}/)"
+    )
+
+
+def boot_id() -> str:
+    """Return what identifies this boot of the machine; empty if that is not known."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def same_file(ids: Ids, info: os.stat_result, boot: str) -> bool:
+    """Whether an open file is the one of these ids, which were taken in the boot `boot`.
+
+    After another boot devices may have other numbers, and some file systems number their files afresh.
+    """
+    return ids == (info.st_dev, info.st_ino) or boot != boot_id()

@@ -1,0 +1,1 @@
+"""A live directory tree into a store."""

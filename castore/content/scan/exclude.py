@@ -1,0 +1,114 @@
+"""Which files of a tree are left out: patterns as in .gitignore, by the pathspec library."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+_CLASS: Final = re.compile(r"(?<=.)\[:([a-z]+):\](?=.)")
+_CLASSES: Final = {
+    "alnum": "0-9A-Za-z",
+    "alpha": "A-Za-z",
+    "blank": " \t",
+    "digit": "0-9",
+    "lower": "a-z",
+    "space": " \t\n\r\f\v",
+    "upper": "A-Z",
+    "xdigit": "0-9A-Fa-f",
+}
+
+
+class Exclude:
+    """Patterns, relative to a tree's top; later ones win, `!` takes a path back in.
+
+    top: the absolute path of the tree; a pattern that begins with it is about what is below it. Raises
+    UsageError for a pattern that is not valid.
+    """
+
+    def __init__(self, patterns: Iterable[str], top: str = "") -> None:
+        # Imported here: it costs 20 ms, and most trees are taken whole.
+        from pathspec import GitIgnoreSpec  # noqa: PLC0415
+
+        self.patterns = tuple(_relative(pattern, top) for pattern in patterns)
+        if problems := [problem for pattern in self.patterns if (problem := _problem(pattern))]:
+            raise UsageError("; ".join(problems))
+        with warnings.catch_warnings():
+            # Brackets may hold what a later version of Python may read otherwise.
+            warnings.simplefilter("ignore", FutureWarning)
+            lines = map(_without_classes, self.patterns)
+            self._spec = GitIgnoreSpec.from_lines(lines, backend="simple")
+            for one in self._spec.patterns:
+                if one.regex is not None:
+                    # Names may have newlines, which the library's expressions do not expect.
+                    pattern = re.sub(r"\$(?=\)*\Z)", r"\\Z", one.regex.pattern)
+                    one.regex = re.compile(pattern, re.DOTALL)
+
+    def matches(self, path: bytes, *, is_dir: bool) -> bool:
+        """Whether the file at `path`, relative to the top, is left out."""
+        return bool(self._spec.match_file(os.fsdecode(path) + ("/" if is_dir else "")))
+
+
+def why_useless(pattern: str, top: str) -> str:
+    """Return why a pattern can match nothing in the tree at `top`; empty if it can."""
+    path = pattern.removeprefix("!")
+    if path.startswith("#") or not path.strip():
+        return ""
+    if path.rstrip("/") in {one.rstrip("/") for one in _names_of(top)}:
+        return "it is the tree itself"
+    if path.startswith("~/"):
+        return "'~' is not replaced in patterns: write the path in full"
+    names = path.strip("/").split("/")
+    if {".", "..", ""} & set(names):
+        return "a path in a tree has no '.', '..' or '//' in it: begin with '/' for the top of the tree"
+    relative = _relative(path, top)
+    if relative == path and path.startswith("/") and len(names) > 1 and os.path.lexists(path):
+        inside = os.path.join(top, path.strip("/"))
+        return "" if os.path.lexists(inside) else "it is a path outside of the tree"
+    return ""
+
+
+def _names_of(top: str) -> set[str]:
+    """Return the paths that a tree is known by."""
+    return {os.path.abspath(top), os.path.realpath(top)} if top else set()
+
+
+def _relative(pattern: str, top: str) -> str:
+    """Return a pattern with an absolute path below `top` as one that is relative to it."""
+    sign = "!" if pattern.startswith("!") else ""
+    rest = pattern.removeprefix(sign)
+    for one in _names_of(top):
+        above = one.rstrip("/")
+        if above and rest.startswith(above + "/"):
+            return sign + rest.removeprefix(above)
+    return pattern
+
+
+def _without_classes(pattern: str) -> str:
+    """Return a pattern with the character classes of POSIX as ranges, which the library does not know."""
+    return _CLASS.sub(lambda found: _CLASSES.get(found[1], found[0]), pattern) if "[:" in pattern else pattern
+
+
+def _problem(pattern: str) -> str:
+    """Return why a pattern is not valid; empty if it is."""
+    from pathspec import GitIgnoreSpec  # noqa: PLC0415
+
+    try:
+        pattern.encode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            GitIgnoreSpec.from_lines((_without_classes(pattern),), backend="simple")
+    except UnicodeEncodeError:
+        reason = "it is not valid UTF-8"
+    except (ValueError, re.error) as error:
+        reason = str(error)
+    else:
+        return ""
+    return f"the exclude pattern {pattern!r} is not valid: {reason} (see: man gitignore)"

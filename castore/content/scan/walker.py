@@ -1,0 +1,418 @@
+"""A live directory tree into a store.
+
+Everything is opened relative to the descriptor of its directory, never by path: paths may be longer
+than PATH_MAX, and a parent renamed meanwhile cannot lead elsewhere. A tree is walked depth first,
+in the order of names; of each directory first the small files are read, into one stream (its bundle),
+then the large ones, then its subdirectories. A file that vanishes, cannot be read or changes while
+it is read is a warning, and the scan goes on.
+
+What the last scan saw is compared first: a subtree that is as it was is not walked, a directory whose
+own listing is as it was keeps all but its subdirectories, and of a directory that has changed the large
+files that are as they were keep their streams.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from blake3 import blake3
+
+from castore.content.scan.cache import LINKED, Told, is_racy, told_of
+from castore.content.scan.files import SMALL, FileScanner, Scanned, joined
+from castore.errors import CastoreError, UsageError
+from castore.fs.beneath import OPEN_DIRECTORY, open_top
+from castore.fs.metadata import CACHE_TAG, allow_descriptors, extra_of, is_cache, is_mount_point
+from castore.kernel.dir_listing import (
+    DIRECTORY,
+    DISTRUST,
+    ENTERED,
+    FAILED,
+    LARGE_FILE,
+    PLAIN_FILE,
+    SMALL_FILE,
+    list_directory,
+    listed_of,
+    name_at,
+    places_of,
+    raw_at,
+    survey,
+)
+from castore.model.tree import MAX_ENTRIES_BYTES, ROOT_NAME, Content
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from castore.content.pipeline import Ingest
+    from castore.content.scan.cache import NewScan, OldScan
+    from castore.content.scan.exclude import Exclude
+    from castore.kernel.dir_listing import Listed, Record
+    from castore.model.refs import Ref
+
+
+UNLISTED: Final = "cannot be listed"
+"""How the reason begins why a directory is stored empty."""
+_MAYBE_DIRECTORY: Final = {0, stat.S_IFDIR}
+
+
+@dataclass(frozen=True)
+class ScanRules:
+    """What of a tree is taken."""
+
+    exclude: Exclude | None = None
+    one_file_system: bool = False
+    """Directories on other file systems than the top's are kept, empty."""
+    exclude_caches: bool = False
+    """Of directories with a valid CACHEDIR.TAG, only the tag is kept."""
+    leave_out: frozenset[tuple[int, int]] = frozenset()
+    """(device, inode) of directories kept empty: the store's own."""
+    own: frozenset[bytes] = frozenset()
+    """Paths, relative to the top, of what castore has made there for the moment, which is not taken."""
+
+    def digest(self, top: os.stat_result) -> bytes:
+        """Return what tells these rules, and what they are for, from others.
+
+        Patterns are relative to the top, and links to files on its device are stored without it. What is
+        castore's own is not of it: directories that hold such are looked at again.
+        """
+        patterns = self.exclude.patterns if self.exclude is not None else ()
+        kinds = (self.one_file_system, self.exclude_caches, sorted(self.leave_out), SMALL)
+        rules = (patterns, *kinds, top.st_dev, top.st_ino)
+        return blake3(repr(rules).encode("utf-8", "surrogateescape")).digest()
+
+
+def store_tree(
+    ingest: Ingest,
+    path: str | bytes,
+    rules: ScanRules,
+    done: Callable[[Ref], None],
+    new: NewScan,
+    old: OldScan | None,
+) -> None:
+    """Feed the tree at `path`; `done` is given its root once all of it is stored.
+
+    new: takes what the next scan is to know; old: what the last one saw. What is missing or doubtful
+    in the tree is told in the tally's warnings. Raises UsageError if `path` is not a directory that
+    can be read.
+    """
+    try:
+        fd = open_top(path)
+    except OSError as error:
+        raise UsageError(f"cannot read the tree {os.fsdecode(path)}: {error.strerror}") from None
+    allow_descriptors()
+    _Scanner(ingest, rules, os.fstat(fd).st_dev, new, old).run(fd, done)
+
+
+class _Scanner:
+    def __init__(
+        self, ingest: Ingest, rules: ScanRules, device: int, new: NewScan, old: OldScan | None
+    ) -> None:
+        self._ingest = ingest
+        self._tally = ingest.tally
+        self._rules = rules
+        self._files = FileScanner(ingest, device, old)
+        self._new = new
+        self._old = old
+
+    def run(self, fd: int, done: Callable[[Ref], None]) -> None:
+        """Walk the tree whose top is open as `fd`, without recursion: trees may be deep."""
+        info = os.fstat(fd)
+
+        def finish(root: Ref) -> None:
+            self._new.finish(root, self._rules.digest(info))
+            done(root)
+
+        # The root holds one entry, the top directory itself, under the name that no file has.
+        root = Scanned(-1, b"", finish)
+        stack = [root]
+        if self._old is not None:
+            self._old.compare(fd)
+        top = listed_of(ROOT_NAME, info)
+        root.take = bytearray(1)
+        extra = extra_of(top, 0, self._files.xattrs(root, 0, fd, ROOT_NAME))
+        self._files.add(root, 0, top, Content.OWN, extra=extra)
+        at = self._old.top if self._old is not None else None
+        stack.append(self._begin(fd, b"", root.directories.append, (info.st_dev, info.st_ino), at))
+        try:
+            while stack:
+                directory = stack[-1]
+                child = self._next_child(directory)
+                if child is not None:
+                    stack.append(child)
+                    continue
+                self._finish(stack.pop())
+                if stack:
+                    stack[-1].count += directory.count
+                    stack[-1].size += directory.size
+                    stack[-1].linked |= directory.linked
+        finally:
+            for directory in stack:
+                if directory.fd >= 0:
+                    os.close(directory.fd)
+
+    def _begin(
+        self,
+        fd: int,
+        path: bytes,
+        close: Callable[[Ref], None],
+        ids: tuple[int, int],
+        old_at: int | None,
+        *,
+        moved: bool = False,
+    ) -> Scanned:
+        """Read a directory: its small files, then its large ones; leave its subdirectories."""
+        directory = Scanned(fd, path, close, ids=ids, time=time.time_ns(), moved=moved)
+        record = None
+        seen = None
+        if self._old is not None and old_at is not None:
+            record = self._old.record(old_at)
+            seen = None if moved else self._old.listing_of(old_at)
+        try:
+            if seen is not None:
+                directory.listing, directory.time = seen
+            else:
+                directory.listing = list_directory(fd)
+        except OSError as error:
+            if not path:
+                # Nothing of the tree can be read: an empty generation of it would only do harm.
+                os.close(fd)
+                raise CastoreError(
+                    f"the top directory of the tree {UNLISTED}: {error.strerror}; nothing of it was stored"
+                ) from error
+            self._files.doubt(directory, f"{UNLISTED}: {error.strerror}")
+        if record is not None and self._old is not None:
+            directory.below = self._old.below(record)
+        if record is not None and self._keep(directory, record):
+            return directory
+        found = survey(directory.listing, SMALL)
+        directory.places, directory.kinds = found.places, found.kinds
+        directory.marks, directory.take = bytearray(len(found.kinds)), bytearray(len(found.kinds))
+        directory.at = self._new.begin(directory.listing, len(found.kinds))
+        directory.distrust |= is_racy(found.last_ctime, directory.time)
+        directory.linked = found.linked
+        self._count_chunks(directory, 0)
+        self._read(directory, self._files.streams(record))
+        return directory
+
+    def _keep(self, directory: Scanned, record: Record) -> bool:
+        """Take all of a directory but its subdirectories from the last scan, if it is as it was."""
+        old = self._old
+        if old is None or record.flags & DISTRUST or directory.distrust:
+            return False
+        if record.listing != directory.listing:
+            return False
+        try:
+            refs = old.references(record)
+        except CastoreError:
+            return False
+        told = told_of(record)
+        below = [told_of(old.record(at)) for at in directory.below.values()]
+        kept = refs[: len(refs) - len(below)]
+        if not old.has(kept):
+            return False
+        directory.kept = kept
+        directory.marks = bytearray(record.marks)
+        directory.linked = bool(record.flags & LINKED)
+        directory.time = told.time
+        directory.at = self._new.begin(directory.listing, len(record.marks))
+        if below:
+            directory.places = places_of(directory.listing)
+            marked = range(len(record.marks) - 1, -1, -1)
+            directory.subdirectories = [one for one in marked if record.marks[one] & ENTERED]
+        directory.count = told.files - sum(one.files for one in below)
+        directory.size = told.size - sum(one.size for one in below)
+        self._tally.files += directory.count
+        self._tally.read += directory.size
+        self._count_chunks(directory, told.chunks - sum(one.chunks for one in below))
+        return True
+
+    def _count_chunks(self, directory: Scanned, chunks: int) -> None:
+        """Remember how many references there are before a directory's, and count those that are kept."""
+
+        def count() -> None:
+            directory.chunks = self._tally.chunks
+            self._tally.chunks += chunks
+
+        self._ingest.after(count)
+
+    def _read(self, directory: Scanned, streams: dict[bytes, tuple[bytes, int, Ref]]) -> None:
+        small: list[int] = []
+        large: list[int] = []
+        for position in self._taken(directory):
+            kind = directory.kinds[position]
+            if kind in {PLAIN_FILE, SMALL_FILE}:
+                small.append(position)
+            elif kind == DIRECTORY:
+                directory.subdirectories.append(position)
+            elif kind == LARGE_FILE:
+                large.append(position)
+            else:
+                self._files.special(directory, position)
+        bundled = self._files.small_files(directory, small, large)
+        if bundled:
+            self._ingest.end_stream(lambda ref: setattr(directory, "bundle", ref))
+        for position in sorted(large):
+            raw = raw_at(directory.listing, directory.places[position])
+            name = name_at(directory.listing, directory.places[position])
+            before, mark, ref = streams.get(name, (b"", 0, None))
+            same = ref is not None and raw == before
+            if not (same and ref and self._files.known(directory, position, mark, ref)):
+                self._files.large_file(directory, position)
+        directory.subdirectories.reverse()
+
+    def _taken(self, directory: Scanned) -> Sequence[int]:
+        """Return the positions of what is taken."""
+        taken: Sequence[int] = range(len(directory.kinds))
+        if self._rules.exclude_caches and is_cache(directory.fd):
+            taken = [one for one in taken if directory.listed(one).name == CACHE_TAG]
+        if self._rules.exclude is not None or self._rules.own or FAILED in directory.kinds:
+            taken = [one for one in taken if self._allowed(directory, one)]
+        self._tally.files += len(taken)
+        directory.count = len(taken)
+        return taken
+
+    def _allowed(self, directory: Scanned, position: int) -> bool:
+        path = joined(directory.path, name_at(directory.listing, directory.places[position]))
+        if path in self._rules.own:
+            directory.distrust = True
+            return False
+        kind = directory.kinds[position]
+        entry = directory.listed(position) if kind == FAILED else None
+        # What cannot be looked at may still be excluded. Most often it is a directory that another file
+        # system is mounted on; where the type is unknown, patterns of directories match, too.
+        is_dir = entry.mode in _MAYBE_DIRECTORY if entry is not None else kind == DIRECTORY
+        exclude = self._rules.exclude
+        if exclude is not None and exclude.matches(path, is_dir=is_dir):
+            return False
+        if entry is not None and not (
+            self._rules.one_file_system and is_mount_point(directory.fd, entry.name)
+        ):
+            self._files.warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
+        return entry is None
+
+    def _next_child(self, directory: Scanned) -> Scanned | None:
+        """Enter the next subdirectory that is not as it was, if any is left."""
+        while directory.subdirectories:
+            position = directory.subdirectories.pop()
+            entry = directory.listed(position)
+            if self._left_empty(entry):
+                self._files.special(directory, position)
+                continue
+            at, moved = self._record_of(directory, entry)
+            if at is not None and self._same(directory, position, entry, at, moved=moved):
+                continue
+            try:
+                child = self._enter(directory, position, entry, at, moved=moved)
+            except OSError as error:
+                self._files.warn(directory, entry.name, error)
+                if directory.kept is not None and self._old is not None and at is not None:
+                    # The entries that are kept name it, so it has to be there, as it was.
+                    ref = told_of(self._old.record(at)).ref
+                    self._ingest.after(partial(directory.directories.append, ref))
+                    directory.marks[position] &= ~ENTERED
+                continue
+            return child
+        return None
+
+    def _record_of(self, directory: Scanned, entry: Listed) -> tuple[int | None, bool]:
+        """Return the record of a subdirectory in the last scan, and whether it was moved here since."""
+        if self._old is None:
+            return None, False
+        at = directory.below.get(entry.name)
+        ids = (entry.dev, entry.ino)
+        if at is not None and told_of(self._old.record(at)).ids == ids:
+            return at, directory.moved
+        # Elsewhere other patterns may match what is in it.
+        return (self._old.moved(ids) if self._rules.exclude is None else None), True
+
+    def _same(
+        self, directory: Scanned, position: int, entry: Listed, at: int, *, moved: bool
+    ) -> bool:
+        """Take a subdirectory from the last scan, with all below it, if it is as it was."""
+        old, ingest = self._old, self._ingest
+        if old is None or not old.is_same(at, directory.fd, entry.name, moved=moved):
+            return False
+        if directory.kept is None:
+            xattrs = self._files.xattrs_of(directory, position, entry)
+            extra = extra_of(entry, self._files.device, xattrs)
+            self._files.add(directory, position, entry, Content.OWN, extra=extra)
+        record = old.record(at)
+        told = told_of(record)
+        directory.marks[position] |= ENTERED
+        directory.linked |= bool(record.flags & LINKED)
+        directory.count += told.files
+        directory.size += told.size
+        self._new.copy(old, at)
+        self._tally.files += told.files
+        self._tally.read += told.size
+
+        def join() -> None:
+            directory.directories.append(told.ref)
+            self._tally.chunks += told.chunks
+
+        ingest.after(join)
+        return True
+
+    def _enter(
+        self, directory: Scanned, position: int, entry: Listed, at: int | None, *, moved: bool
+    ) -> Scanned:
+        fd = os.open(entry.name, OPEN_DIRECTORY, dir_fd=directory.fd)
+        try:
+            info = os.fstat(fd)
+            if directory.kept is None:
+                now = listed_of(entry.name, info)
+                xattrs = self._files.xattrs(directory, position, fd, entry.name)
+                extra = extra_of(now, self._files.device, xattrs)
+                self._files.add(directory, position, now, Content.OWN, extra=extra)
+        except OSError:
+            os.close(fd)
+            raise
+        directory.marks[position] |= ENTERED
+        path = joined(directory.path, entry.name)
+        ids = (info.st_dev, info.st_ino)
+        return self._begin(fd, path, directory.directories.append, ids, at, moved=moved)
+
+    def _left_empty(self, entry: Listed) -> bool:
+        if self._rules.one_file_system and entry.dev != self._files.device:
+            return True
+        return (entry.dev, entry.ino) in self._rules.leave_out
+
+    def _finish(self, directory: Scanned) -> None:
+        """Store a directory's entries, and after all that is in it the directory itself."""
+        ingest, new = self._ingest, self._new
+        length = new.end(directory.at) if directory.at >= 0 else 0
+        flags = (DISTRUST if directory.distrust else 0) | (LINKED if directory.linked else 0)
+
+        def close(refs: list[Ref]) -> None:
+            ref = ingest.put_list(refs)
+            if directory.at >= 0:
+                chunks = self._tally.chunks - directory.chunks
+                told = Told(directory.time, directory.count, directory.size, chunks, ref, directory.ids)
+                new.tell(directory.at, length, told, directory.marks, flags, len(directory.listing))
+            directory.close(ref)
+
+        if directory.kept is not None:
+            kept = directory.kept
+            ingest.after(lambda: close([*kept, *directory.directories]))
+        else:
+            entries = directory.encoded()
+            if len(entries) > MAX_ENTRIES_BYTES:
+                shown = os.fsdecode(directory.path) or "the top of the tree"
+                raise CastoreError(
+                    f"the directory {shown} has more entries than castore can store, {len(entries):,} bytes "
+                    f"of names and attributes where {MAX_ENTRIES_BYTES:,} are possible: exclude it"
+                )
+            ingest.write(entries)
+
+            def end(entries: Ref | None) -> None:
+                streams = [ref for ref in (entries, directory.bundle) if ref is not None]
+                close([*streams, *directory.files, *directory.directories])
+
+            ingest.end_stream(end)
+        if directory.fd >= 0:
+            os.close(directory.fd)
+            directory.fd = -1

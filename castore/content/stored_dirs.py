@@ -1,0 +1,338 @@
+"""Stored directories: their entries, each joined with where its content is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from castore.content.ref_tree import iter_list
+from castore.content.streams import RangeReader, check_length
+from castore.errors import DamageError, NotFoundError, UsageError
+from castore.kernel.dir_entries import Split, count_entries, split_entries
+from castore.model.odd_text import escaped
+from castore.model.refs import RefKind, decode_node
+from castore.model.tree import (
+    MAX_ENTRIES_BYTES,
+    NOBODY,
+    ROOT_NAME,
+    Content,
+    Entry,
+    Owners,
+    decode_entries,
+    decode_entry,
+    decode_owners,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from castore.content.allowance import Allowance
+    from castore.content.streams import StreamReader
+    from castore.model.refs import RecordId, Ref
+
+
+_LEAST_ENTRY: Final = 16
+"""Bytes; no entry is encoded in fewer."""
+_FEW_REFS: Final = 4096
+"""More references are taken only once the entries have been counted."""
+
+
+class Child(NamedTuple):
+    """An entry of a stored directory, and its content."""
+
+    entry: Entry
+    ref: Ref | None
+    """The directory or stream of its own, or the bundle, that holds its content."""
+    offset: int
+    """Where in the bundle its content begins."""
+    owners: Owners
+    """Names of users and groups in the directory that the entry stands in."""
+
+
+def open_directory(reader: StreamReader, ref: Ref | None, *, root: bool = False) -> list[Child]:
+    """Return what is in the directory that `ref` names; None is one whose content was not taken.
+
+    root: it is the root of a tree, in which the top directory has the empty name. Raises DamageError,
+    MissingError, IdentityError.
+    """
+    if ref is None:
+        return []
+    refs = references(reader, ref)
+    first = _first(refs, ref)
+    owners, entries = decode_entries(reader.read_all(first, MAX_ENTRIES_BYTES))
+    if not root and entries and entries[0].name == ROOT_NAME:
+        raise DamageError(f"the directory {ref.id.hex()} has an entry without a name")
+    offset = 0
+    located = []
+    for entry in entries:
+        located.append((entry, offset))
+        if entry.content is Content.BUNDLE:
+            offset += entry.size
+    return _joined(ref, refs[1:], located, owners, bundled=offset)[0]
+
+
+class Opened(NamedTuple):
+    """A directory that was opened to be restored."""
+
+    others: list[Child]
+    """What is not in `plain`."""
+    plain: Split | None = None
+    """Its plain files."""
+    bundle: Ref | None = None
+    owners: Owners = NOBODY
+    chunks: Mapping[RecordId, bytes | memoryview] = MappingProxyType({})
+    """Those that were read with it."""
+
+    def plain_children(self, first: int = 0, end: int | None = None) -> list[Child]:
+        """Return its plain files, or those of its entries [first, end) that are."""
+        found = self.plain.encoded(first, end) if self.plain is not None else []
+        located = [(decode_entry(frame), offset) for frame, offset in found]
+        return [
+            Child(entry, self.bundle if entry.content is Content.BUNDLE else None, offset, self.owners)
+            for entry, offset in located
+        ]
+
+
+class Fetched(NamedTuple):
+    """What a directory refers to, and of that the chunks which were read with it, by their ids."""
+
+    refs: list[Ref]
+    chunks: Mapping[RecordId, bytes | memoryview]
+
+
+def fetch_directory(reader: StreamReader, ref: Ref, room: int) -> Fetched:
+    """Read a directory, and chunks that are all of a stream of it, up to `room` bytes.
+
+    What is in one directory was stored together, so it is read with few requests. Raises as
+    `open_directory`; of chunks that are damaged there are none.
+    """
+    refs = references(reader, ref)
+    wanted = []
+    for one in refs:
+        if one.kind is RefKind.CHUNK and one.size <= room:
+            wanted.append(one)
+            room -= one.size
+    chunks: dict[RecordId, bytes] = {}
+    with contextlib.suppress(DamageError):
+        found = reader.store.read_chunks([one.id for one in wanted])
+        for one, data in zip(wanted, found, strict=True):
+            chunks[one.id] = check_length(one, data)
+    return Fetched(refs, chunks)
+
+
+def fetch_directories(reader: StreamReader, wanted: list[Ref]) -> list[Fetched | None]:
+    """Read the entries of several directories with few requests.
+
+    None for a directory that has to be read by itself: it is large, or something in it is damaged.
+    """
+    try:
+        nodes = reader.store.read_nodes_bytes([ref.id for ref in wanted])
+        listed = [_flat(ref, plain) for ref, plain in zip(wanted, nodes, strict=True)]
+        firsts = {refs[0].id: refs[0] for refs in listed if refs}
+        opened = reader.store.read_chunks(list(firsts))
+        entries = [check_length(ref, data) for ref, data in zip(firsts.values(), opened, strict=True)]
+    except DamageError:
+        return [None] * len(wanted)
+    found = dict(zip(firsts, entries, strict=True))
+    return [Fetched(refs, {refs[0].id: found[refs[0].id]}) if refs else None for refs in listed]
+
+
+def _flat(ref: Ref, plain: bytes) -> list[Ref]:
+    """Return what a directory refers to, which is all in one node; none if `references` has to find it."""
+    refs = decode_node(plain)
+    if sum(one.size for one in refs) != ref.size or refs[0].kind is not RefKind.CHUNK:
+        return []
+    if len(refs) > 2 + refs[0].size // _LEAST_ENTRY or any(one.kind is RefKind.SPLICE for one in refs):
+        return []
+    return refs
+
+
+def open_fetched(reader: StreamReader, ref: Ref, fetched: Fetched) -> Opened:
+    """Return what is in a directory that was read. Raises as `open_directory`."""
+    refs, chunks = fetched
+    first = _first(refs, ref)
+    data = bytes(chunks.get(first.id, b"")) or reader.read_all(first, MAX_ENTRIES_BYTES)
+    owners, at = decode_owners(data)
+    split = split_entries(data, at)
+    if split is None:
+        return Opened(open_directory(reader, ref), owners=owners, chunks=chunks)  # or it tells why not
+    located = [(decode_entry(frame), offset) for frame, offset in split.others]
+    others, bundle = _joined(ref, refs[1:], located, owners, bundled=split.size)
+    return Opened(others, split, bundle, owners, chunks)
+
+
+def references(reader: StreamReader, ref: Ref) -> list[Ref]:
+    """Return what a directory refers to. Raises DamageError.
+
+    Few nodes that name each other often can stand for more than any machine has room for: no more is
+    taken than the entries, which are the first, can be about.
+    """
+    refs: list[Ref] = []
+    most = counted = 0
+    for _, child in iter_list(reader.store, ref):
+        refs.append(child)
+        if not most:
+            most = 2 + child.size // _LEAST_ENTRY
+        if len(refs) > _FEW_REFS and not counted:
+            # A reference says how long the entries are, and need not be true.
+            data = reader.read_all(refs[0], MAX_ENTRIES_BYTES)
+            counted = count_entries(data)
+            most = min(most, 1 + counted)  # the first of these are the owners
+        if len(refs) > most:
+            raise DamageError(f"the directory {ref.id.hex()} refers to more than its entries name")
+    return refs
+
+
+def _first(refs: list[Ref], ref: Ref) -> Ref:
+    if not refs:
+        raise DamageError(f"the directory {ref.id.hex()} lacks its entries")
+    return refs[0]
+
+
+def _joined(
+    ref: Ref, found: list[Ref], located: list[tuple[Entry, int]], owners: Owners, *, bundled: int
+) -> tuple[list[Child], Ref | None]:
+    """Return entries, each given with where in the bundle its content begins, with their content; the bundle.
+
+    found: what the directory refers to, after its entries. bundled: how long its bundle has to be.
+    """
+    refs = iter(found)
+    bundle = _expect(refs, ref) if bundled else None
+    if bundle is not None and bundle.size != bundled:
+        # It is not known which files have which bytes of it: none is restored.
+        bundle = None
+    own = [entry for entry, _ in located if entry.content is Content.OWN]
+    # Streams of files come before subdirectories, each in the order of entries.
+    holders = sorted(own, key=lambda entry: entry.is_dir)
+    held = {entry.name: _expect(refs, ref) for entry in holders}
+    if next(refs, None) is not None:
+        raise DamageError(f"the directory {ref.id.hex()} refers to more than its entries name")
+    children = []
+    for entry, offset in located:
+        if entry.content is Content.BUNDLE:
+            children.append(Child(entry, bundle, offset, owners))
+            continue
+        content = held.get(entry.name)
+        if entry.is_dir and content is not None and content.kind is not RefKind.LIST:
+            raise DamageError(f"the directory {ref.id.hex()} holds one that is no list")
+        children.append(Child(entry, content, 0, owners))
+    return children, bundle
+
+
+def _expect(refs: Iterator[Ref], ref: Ref) -> Ref:
+    found = next(refs, None)
+    if found is None:
+        raise DamageError(f"the directory {ref.id.hex()} lacks what its entries need")
+    return found
+
+
+def open_top(reader: StreamReader, root: Ref) -> Child:
+    """Return the top directory of the tree whose root is given."""
+    children = open_directory(reader, root, root=True)
+    if len(children) != 1 or children[0].entry.name != ROOT_NAME or not children[0].entry.is_dir:
+        raise DamageError(f"the tree {root.id.hex()} has no single top directory")
+    return children[0]
+
+
+def look_up(reader: StreamReader, root: Ref, path: bytes) -> Child:
+    """Return what is at `path` in a tree, links not followed. Raises NotFoundError."""
+    child = open_top(reader, root)
+    seen = b""
+    for name in path.split(b"/"):
+        if name in {b"", b"."}:
+            continue
+        shown = escaped(os.fsdecode(seen)) or "the top of the tree"
+        if not child.entry.is_dir:
+            raise UsageError(f"{shown} is no directory")
+        found = [c for c in open_directory(reader, child.ref) if c.entry.name == name]
+        if not found:
+            raise NotFoundError(f"there is no {os.fsdecode(name)!r} in {shown}; 'castore ls' lists it")
+        child = found[0]
+        seen = seen + b"/" + name if seen else name
+    return child
+
+
+def walk(
+    reader: StreamReader, top: Child, allowance: Allowance, path: bytes = b""
+) -> Iterator[tuple[bytes, Child]]:
+    """Yield everything below `top`, depth first in the order of names, with its path. Raises DamageError."""
+    stack = [_located(reader, top, path)]
+    while stack:
+        item = next(stack[-1], None)
+        if item is None:
+            stack.pop()
+            continue
+        yield item
+        if item[1].entry.is_dir:
+            allowance.enter()
+            stack.append(_located(reader, item[1], item[0]))
+
+
+def _located(reader: StreamReader, child: Child, path: bytes) -> Iterator[tuple[bytes, Child]]:
+    for found in open_directory(reader, child.ref):
+        name = found.entry.name
+        yield (path + b"/" + name if path else name), found
+
+
+def check_content(child: Child) -> None:
+    """Raise DamageError unless what an entry refers to is as long as it says."""
+    entry, ref, _, _ = child
+    if not entry.is_file:
+        return
+    if entry.content is Content.BUNDLE:
+        if ref is None:
+            raise DamageError("the bundle of its directory is not as long as the entries in it say")
+        return
+    stored = sum(length for _, length in entry.extents_or_whole)
+    found = ref.size if ref is not None else 0
+    if found != stored:
+        how = "shorter" if found < stored else "longer"
+        raise DamageError(f"a file's stream is {how} than its entry says: {found} and {stored} bytes")
+
+
+def read_data(
+    reader: StreamReader, child: Child, whole: bytes | memoryview | None = None
+) -> Iterator[tuple[int, bytes | memoryview]]:
+    """Yield what is stored of a regular file in pieces, each with its offset; holes are passed over.
+
+    whole: its stream, where that was read before. Raises DamageError if the store has less or more of
+    it than its entry says.
+    """
+    check_content(child)
+    entry, ref, offset, _ = child
+    if entry.content is Content.BUNDLE:
+        yield 0, RangeReader(reader.store, ref).read(offset, entry.size)
+        return
+    data: Iterator[bytes | memoryview] = iter((whole,)) if whole is not None else reader.read(ref)
+    pending: bytes | memoryview = b""
+    for start, length in entry.extents_or_whole:
+        position, end = start, start + length
+        while position < end:
+            pending = pending or next(data, b"")
+            if not pending:
+                raise DamageError("a file's stream is shorter than its entry says")
+            piece, pending = pending[: end - position], pending[end - position :]
+            yield position, piece
+            position += len(piece)
+    if pending or next(data, None) is not None:
+        raise DamageError("a file's stream is longer than its entry says")
+
+
+def read_file(reader: StreamReader, child: Child) -> Iterator[bytes]:
+    """Yield the bytes of a stored regular file, holes as zeros. Raises DamageError."""
+    position = 0
+    for offset, data in read_data(reader, child):
+        yield from _zeros(offset - position)
+        yield bytes(data)
+        position = offset + len(data)
+    yield from _zeros(child.entry.size - position)
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    """Yield `count` zero bytes in pieces."""
+    block = bytes(1 << 16)
+    while count > 0:
+        yield block[:count]
+        count -= len(block)

@@ -1,0 +1,293 @@
+"""Recipients and identities, and their text forms."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from nacl._sodium import lib
+
+from castore.crypto.key_derivation import derive
+from castore.crypto.key_text import one_line, read, write
+from castore.crypto.object_aead import open_box, seal_box
+from castore.crypto.signing import SigningKey
+from castore.crypto.sodium import Secret, allocate, pointer, taken, wipe
+from castore.errors import IdentityError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_PUBLIC: Final = "castore-pub-"
+_IDENTITY: Final = "castore-identity-"
+_LOCKED: Final = "castore-locked-"
+
+SEAL_BYTES: Final = 48
+"""Bytes that a sealed box is longer than what is in it."""
+
+_LOCK: Final = struct.Struct("<16sII")
+_LOCKED_BYTES: Final = _LOCK.size + 24 + 32 + 16
+_LENGTHS: Final = {_IDENTITY: 58, _LOCKED: 160}
+"""How many letters stand behind the beginning."""
+_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
+GROUP: Final = 5
+"""Letters that are typed together."""
+# libsodium's "moderate" setting: three passes over 256 MiB, about a second.
+_OPERATIONS: Final = 3
+_MEMORY_KIB: Final = 256 * 1024
+_MAX_MEMORY_KIB: Final = 4 * 1024 * 1024
+_MAX_OPERATIONS: Final = 64
+
+
+def typed_identity(text: str) -> str:
+    """Return the one line of an identity's text that may be typed from paper; "" if it is none.
+
+    It may have any case, spaces and dashes in it, stand on several lines, and lack its beginning, which
+    its length tells.
+    """
+    text = text.removeprefix("\ufeff")
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    # What a sheet has in front of each line.
+    lines = [re.sub(r"^\s*(begins|[0-9]+\s+to\s+[0-9]+)\s", "", line) for line in lines]
+    body = "".join("".join(lines).split()).replace("-", "").lower()
+    for prefix, length in _LENGTHS.items():
+        start = prefix.replace("-", "")
+        if body.startswith(start):
+            return prefix + body[len(start) :]
+        if len(body) == length and not body.startswith("castore"):
+            return prefix + body
+    return ""
+
+
+def is_whole(text: str) -> bool:
+    """Whether an identity's text, as it was typed, has all of its letters; they may be wrong ones."""
+    line = typed_identity(text)
+    return any(line.startswith(prefix) and len(line) >= len(prefix) + n for prefix, n in _LENGTHS.items())
+
+
+def check_identity(text: str) -> str:
+    """Return the one line of an identity's text, whose check is right. Raises IdentityError.
+
+    It is not opened: no passphrase is needed.
+    """
+    line = typed_identity(text)
+    for prefix, length in ((_IDENTITY, 32), (_LOCKED, _LOCKED_BYTES)):
+        if line.startswith(prefix):
+            if read(prefix, line, length) is None:
+                raise IdentityError(f"the identity is mistyped or cut: {where_mistyped(line)}")
+            return line
+    raise IdentityError("this is no identity: one looks like castore-identity-... or castore-locked-...")
+
+
+def is_locked(line: str) -> bool:
+    """Whether an identity's text takes a passphrase."""
+    return line.startswith(_LOCKED)
+
+
+def groups(line: str) -> tuple[str, list[str]]:
+    """Return an identity's text as it is typed: how it begins, and groups of GROUP letters."""
+    prefix = _LOCKED if is_locked(line) else _IDENTITY
+    body = line[len(prefix) :]
+    return prefix, [body[at : at + GROUP] for at in range(0, len(body), GROUP)]
+
+
+def where_mistyped(line: str) -> str:
+    """Return where to look in an identity whose check does not match; nothing of the secret is in it.
+
+    All that one wrong, missing or superfluous letter, or two that changed places, can have made of a right
+    one is tried: by the check of 32 bits, what matches is what was meant.
+    """
+    prefix = _LOCKED if is_locked(line) else _IDENTITY
+    length = _LOCKED_BYTES if is_locked(line) else 32
+    body = line[len(prefix) :]
+    foreign = [at for at, letter in enumerate(body) if letter not in _LETTERS]
+    if foreign:
+        numbers = ", ".join(str(one) for one in sorted({at // GROUP + 1 for at in foreign}))
+        return f"group {numbers} has what is neither a letter nor one of the digits 2 to 7"
+    for at, meant in _near(body, _LENGTHS[prefix]):
+        if read(prefix, prefix + meant, length) is not None:
+            return f"look at group {at // GROUP + 1}, at letter {at % GROUP + 1} of it"
+    told = "its check does not match"
+    if len(body) != _LENGTHS[prefix]:
+        told += f": it has {len(body)} letters behind {prefix} instead of {_LENGTHS[prefix]}"
+    return told
+
+
+def _near(body: str, length: int) -> Iterator[tuple[int, str]]:
+    """Yield the texts of the right length that are one slip away, and where that is."""
+    for at in range(len(body) + 1):
+        if len(body) == length + 1:
+            yield at, body[:at] + body[at + 1 :]
+        if len(body) == length - 1:
+            yield from ((at, body[:at] + letter + body[at:]) for letter in _LETTERS)
+        if len(body) == length and at < length:
+            yield from ((at, body[:at] + letter + body[at + 1 :]) for letter in _LETTERS)
+            yield at, body[:at] + body[at : at + 2][::-1] + body[at + 2 :]
+
+
+@dataclass(frozen=True, repr=False)
+class Recipient:
+    """The public half of an identity: seals what only that identity opens."""
+
+    key: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.key) != 32:
+            raise ValueError(f"a recipient has 32 bytes, not {len(self.key)}")
+
+    def __repr__(self) -> str:
+        return f"Recipient({self.text})"
+
+    @classmethod
+    def parse(cls, text: str) -> Recipient:
+        """Return the recipient of a `castore-pub-...` text. Raises UsageError."""
+        line = one_line(text)
+        if line.startswith((_IDENTITY, _LOCKED)):
+            raise UsageError(
+                "a recipient was expected, but this is an identity, which is secret; "
+                "'castore key show' gives its recipient (castore-pub-...)"
+            )
+        if not line.startswith(_PUBLIC):
+            raise UsageError("this is no recipient: one looks like castore-pub-...")
+        key = read(_PUBLIC, line, 32)
+        if key is None:
+            raise UsageError(f"the recipient {line} is mistyped or cut: its check does not match")
+        return cls(key)
+
+    @property
+    def text(self) -> str:
+        """How a person copies it."""
+        return write(_PUBLIC, self.key)
+
+    def seal(self, data: bytes) -> bytes:
+        """Return `data` sealed, SEAL_BYTES longer. Raises UsageError for a key that is none."""
+        sealed = allocate("unsigned char[]", len(data) + SEAL_BYTES)
+        if lib.crypto_box_seal(sealed, pointer(data), len(data), self.key):
+            raise UsageError(f"nothing can be sealed to {self.text}: it is not a public key")
+        return taken(sealed, len(data) + SEAL_BYTES)
+
+
+class Identity:
+    """An X25519 secret key: opens sessions, and therefore reads state. It is wiped when it goes.
+
+    What it opens, and the text that it was read from, are Python's `bytes` and `str`, which cannot be.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != 32:
+            raise ValueError(f"an identity has 32 bytes, not {len(secret)}")
+        self._secret = Secret(secret)
+        public = allocate("unsigned char[]", 32)
+        lib.crypto_scalarmult_base(public, self._secret.pointer)
+        self._recipient = Recipient(taken(public, 32))
+
+    def __repr__(self) -> str:
+        return f"Identity(of {self._recipient.text})"
+
+    @classmethod
+    def generate(cls) -> Identity:
+        """Return a new one."""
+        return cls(os.urandom(32))
+
+    @classmethod
+    def parse(cls, text: str, passphrase: Callable[[], str] | None) -> Identity:
+        """Return the identity that a file's text holds, asking for its passphrase if it has one.
+
+        Raises IdentityError if the text holds no identity, or the passphrase is wrong or missing.
+        """
+        line = typed_identity(text) or one_line(text)
+        if line.startswith(_PUBLIC):
+            raise IdentityError(
+                "this is a recipient (castore-pub-...), the public half; the identity "
+                "(castore-identity-... or castore-locked-...) is needed"
+            )
+        if line.startswith(_IDENTITY):
+            secret = read(_IDENTITY, line, 32)
+            if secret is None:
+                raise IdentityError(f"the identity is mistyped or cut: {where_mistyped(line)}")
+            return cls(secret)
+        if not line.startswith(_LOCKED):
+            raise IdentityError(
+                "there is no identity in this text: one line castore-identity-... or "
+                "castore-locked-... was expected"
+            )
+        locked = read(_LOCKED, line, _LOCKED_BYTES)
+        if locked is None:
+            raise IdentityError(f"the locked identity is mistyped or cut: {where_mistyped(line)}")
+        if passphrase is None:
+            raise IdentityError("this identity is locked with a passphrase, and none was given")
+        return cls(_unlock(locked, passphrase()))
+
+    def text(self) -> str:
+        """Return the secret as text, for a file that only its owner can read."""
+        return write(_IDENTITY, bytes(self._secret))
+
+    def locked_text(self, passphrase: str) -> str:
+        """Return the secret under a passphrase; takes about a second."""
+        lock = _LOCK.pack(os.urandom(16), _OPERATIONS, _MEMORY_KIB)
+        key = _stretch(lock, passphrase)
+        try:
+            return write(_LOCKED, lock + seal_box(key, b"", bytes(self._secret)))
+        finally:
+            wipe(key)
+
+    @property
+    def recipient(self) -> Recipient:
+        """The public half."""
+        return self._recipient
+
+    @cached_property
+    def admin(self) -> SigningKey:
+        """The admin key of this identity: it signs the configurations of the stores that name it."""
+        return SigningKey(derive("castore 1 admin", bytes(self._secret)))
+
+    def open(self, sealed: bytes) -> bytes:
+        """Return what was sealed to the recipient. Raises IdentityError if it was not."""
+        length = len(sealed) - SEAL_BYTES
+        data = allocate("unsigned char[]", max(length, 1))
+        if length < 0 or lib.crypto_box_seal_open(
+            data, pointer(sealed), len(sealed), self._recipient.key, self._secret.pointer
+        ):
+            raise IdentityError(f"this is not sealed to the identity of {self._recipient.text}")
+        opened = taken(data, length)
+        wipe(data)
+        return opened
+
+
+def _stretch(lock: bytes, passphrase: str) -> Any:
+    """Return the key that a passphrase gives with the salt and limits of a lock; to be wiped."""
+    salt, operations, memory = _LOCK.unpack(lock)
+    key = allocate("unsigned char[]", 32)
+    secret = bytearray(passphrase.encode("utf-8", "surrogateescape"))
+    failed = lib.crypto_pwhash(
+        key,
+        32,
+        pointer(secret),
+        len(secret),
+        salt,
+        operations,
+        memory * 1024,
+        lib.crypto_pwhash_alg_argon2id13(),
+    )
+    wipe(secret)
+    if failed:
+        raise IdentityError(f"to unlock this identity takes {memory // 1024} MiB of free memory")
+    return key
+
+
+def _unlock(locked: bytes, passphrase: str) -> bytes:
+    lock, box = locked[: _LOCK.size], locked[_LOCK.size :]
+    _, operations, memory = _LOCK.unpack(lock)
+    if not (1 <= operations <= _MAX_OPERATIONS and 8 <= memory <= _MAX_MEMORY_KIB):
+        raise IdentityError(
+            f"this identity's lock is not sane: it asks for {operations} passes over {memory} KiB"
+        )
+    key = _stretch(lock, passphrase)
+    secret = open_box(key, b"", box)
+    wipe(key)
+    if secret is None:
+        raise IdentityError("wrong passphrase for this identity")
+    return secret

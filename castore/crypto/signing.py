@@ -1,0 +1,82 @@
+"""Ed25519: who signed an object. Admins and writer machines have such keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nacl._sodium import lib
+
+from castore.crypto.key_text import one_line, read, write
+from castore.crypto.sodium import NULL, Secret, allocate, pointer, taken, wipe
+from castore.errors import UsageError
+
+_ADMIN: Final = "castore-admin-"
+
+PUBLIC_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+
+
+class SigningKey:
+    """An Ed25519 secret key. It is wiped when it is no longer used."""
+
+    def __init__(self, seed: bytes) -> None:
+        if len(seed) != 32:
+            raise ValueError(f"a signing key has 32 bytes, not {len(seed)}")
+        public = allocate("unsigned char[]", PUBLIC_BYTES)
+        secret: Any = allocate("unsigned char[]", 64)
+        lib.crypto_sign_seed_keypair(public, secret, seed)
+        self._secret = Secret(taken(secret, 64))
+        wipe(secret)
+        self.public = taken(public, PUBLIC_BYTES)
+
+    def __repr__(self) -> str:
+        return f"SigningKey(of {self.public.hex()})"
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the signature of a message, which is short: both are copied."""
+        signed = allocate("unsigned char[]", SIGNATURE_BYTES + len(message))
+        lib.crypto_sign(signed, NULL, pointer(message), len(message), self._secret.pointer)
+        return taken(signed, SIGNATURE_BYTES)
+
+
+def is_signed_by(public: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether a signature of a message is one of this public key."""
+    if len(public) != PUBLIC_BYTES or len(signature) != SIGNATURE_BYTES:
+        return False
+    signed = signature + message
+    opened = allocate("unsigned char[]", len(signed))
+    return not lib.crypto_sign_open(opened, NULL, pointer(signed), len(signed), public)
+
+
+@dataclass(frozen=True, repr=False)
+class Admin:
+    """The public half of an admin key, which signs configurations."""
+
+    key: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.key) != PUBLIC_BYTES:
+            raise ValueError(f"an admin key has {PUBLIC_BYTES} bytes, not {len(self.key)}")
+
+    def __repr__(self) -> str:
+        return f"Admin({self.text})"
+
+    @classmethod
+    def parse(cls, text: str) -> Admin:
+        """Return the admin of a `castore-admin-...` text. Raises UsageError."""
+        line = one_line(text)
+        if not line.startswith(_ADMIN):
+            raise UsageError(
+                "an admin key was expected: one looks like castore-admin-...; "
+                "'castore key show' prints that of an identity"
+            )
+        key = read(_ADMIN, line, PUBLIC_BYTES)
+        if key is None:
+            raise UsageError(f"the admin key {line} is mistyped or cut: its check does not match")
+        return cls(key)
+
+    @property
+    def text(self) -> str:
+        """How a person copies it."""
+        return write(_ADMIN, self.key)

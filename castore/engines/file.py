@@ -1,0 +1,323 @@
+"""One file, whose bytes are the dump: what another program dumped, or a database that is one file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from castore.content.restore.copying import check_overwritable, copy, overwrite
+from castore.engines.base import SWITCHING, Contents, Engine, Memo
+from castore.errors import CastoreError, UsageError
+from castore.fs.beneath import Located, locate, open_entry, path_of
+from castore.fs.regular import descriptor_of, exists, refuse_irregular, temporary_names
+from castore.fs.sparse import write_sparse
+from castore.fs.trusted import kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.engines.base import Readinto
+
+
+class File(Engine, frozen=True):
+    """A file as it is. A rollback writes a new one next to the live one, and exchanges the two."""
+
+    path: str
+
+    paths: ClassVar[tuple[str, ...]] = ("path",)
+
+    def there(self) -> bool:
+        """Whether there is such a file."""
+        return os.path.exists(self.path)
+
+    def check(self) -> None:
+        """See whether it can be read."""
+        with self.dump():
+            pass
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads the file."""
+        if descriptor_of(self.path) is not None:
+            self._refuse("an open file of a process")
+        try:
+            with locate(self.path) as found:
+                self._refuse(kind_of(_status(found).st_mode))
+                descriptor = found.open_regular()
+        except OSError as error:
+            raise UsageError(f"cannot read the dump {self.path}: {error.strerror}") from None
+        try:
+            yield _Reading(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _refuse(self, kind: str) -> None:
+        """Raise UsageError where a dump could not be restored; kind: of the file, empty for a regular one."""
+        if kind == "a directory":
+            raise UsageError(f"{self.path} is a directory: take it with --tree")
+        if kind:
+            raise UsageError(
+                f"{self.path} is {kind}, which a rollback cannot restore: take what it gives with --dump "
+                "NAME=-, or with a program (--exec)"
+            )
+
+    def ready(self) -> None:
+        """See whether there is a folder to write it in, and what is replaced is a regular file."""
+        self._place()
+
+    def begin(self) -> Memo:
+        """Return the names of the files that are made."""
+        # Of a symbolic link, what it leads to is written: that is what was taken.
+        path, existed = self._place()
+        new, old = temporary_names(path)
+        return {"path": path, "existed": existed, "new": new, "old": old}
+
+    def _place(self) -> tuple[str, str]:
+        """Return the path without links, and "yes" if the file exists. Raises CastoreError."""
+        if descriptor_of(self.path) is not None:
+            raise CastoreError(
+                f"{self.path} refers to an open file of a process, and is not replaced: nothing was touched; "
+                "use 'castore restore' or 'castore cat'"
+            )
+        try:
+            with locate(self.path) as found:
+                refuse_irregular(found)
+                return os.fsdecode(found.path), "yes" if exists(found) else ""
+        except (FileNotFoundError, NotADirectoryError):
+            folder, name = os.path.split(os.path.realpath(self.path))
+            raise CastoreError(
+                f"there is no folder {folder} to restore {name} into: make it, with the owner and mode "
+                "that it had"
+            ) from None
+        except OSError as error:
+            raise CastoreError(f"{self.path} cannot be replaced: {error.strerror}") from error
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Write it next to the live one, durably."""
+        try:
+            with _Folder(memo) as folder, folder.create("new") as file:
+                info = os.fstat(file)
+                memo["inode"] = f"{info.st_dev} {info.st_ino}"
+                write_sparse(file, contents.target())
+                folder.copy_metadata(file)
+                os.fsync(file)
+        except OSError as error:
+            raise CastoreError(f"cannot write {memo['new']}: {error.strerror}") from error
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Move the live file aside, and the new one into its place."""
+        del contents
+        live, new = memo["path"], memo["new"]
+        try:
+            with _Folder(memo) as folder:
+                info = folder.status("new")
+                if info is None:
+                    raise CastoreError(
+                        f"what was to take the place of {live} is gone: another process removed {new}"
+                    )
+                if memo.get("inode") not in {None, f"{info.st_dev} {info.st_ino}"}:
+                    raise CastoreError(f"another process exchanged {new}, which was to replace {live}")
+                try:
+                    self._move_aside(folder)
+                    folder.rename("new", "path")
+                except OSError as error:
+                    if error.errno != errno.EBUSY:
+                        raise
+                    folder.exchange_mounted()
+                folder.sync()
+        except OSError as error:
+            raise CastoreError(f"cannot exchange {live}: {error.strerror}") from error
+
+    def remove(self, memo: Memo) -> None:
+        """Move the live file aside."""
+        try:
+            with _Folder(memo) as folder:
+                self._move_aside(folder)
+                folder.sync()
+        except OSError as error:
+            raise CastoreError(f"cannot move {memo['path']} aside: {error.strerror}") from error
+
+    def _move_aside(self, folder: _Folder) -> None:
+        refuse_irregular(folder.live)
+        # What is next to the live one belongs to it, and is moved first: so whoever undoes this can tell from
+        # where the file itself is what belongs to which.
+        for ending in (*self.beside, ""):
+            folder.rename("path", "old", ending)
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Move the live file back."""
+        del contents
+        live, old = memo["path"], memo["old"]
+        try:
+            with _Folder(memo) as folder:
+                if folder.status("old") is not None:
+                    folder.remove("path", self.beside)
+                    folder.move_back()
+                elif not memo["existed"] and SWITCHING in memo and folder.status("new") is None:
+                    folder.remove("path", ("", *self.beside))
+                for ending in self.beside:
+                    if folder.status("path", ending) is None:
+                        folder.rename("old", "path", ending)
+                folder.remove("new", ("", *self.beside))
+                folder.sync()
+        except OSError as error:
+            raise CastoreError(
+                f"{live} could not be restored ({error.strerror}): its previous content is in {old}"
+            ) from error
+
+    def finish(self, memo: Memo) -> None:
+        """Remove what was moved aside."""
+        with _Folder(memo) as folder:
+            folder.remove("old", ("", *self.beside))
+
+
+class _Folder:
+    """The directory that the files of a memo are in, which another user may own: its names are not followed.
+
+    A file is named by the memo's key: "path", the live one; "new"; "old".
+    """
+
+    def __init__(self, memo: Memo) -> None:
+        self._memo = memo
+        self._names = {key: os.fsencode(os.path.basename(memo[key])) for key in ("path", "new", "old")}
+
+    def __enter__(self) -> Self:
+        path = os.fsencode(self._memo["path"])
+        with locate(os.path.dirname(path)) as found:
+            fd = open_entry(found.folder, found.name)
+        self.live = Located(fd, self._names["path"], path)
+        self._fd = fd
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.close()
+
+    def sync(self) -> None:
+        """Make durable which names it holds. Raises OSError."""
+        self.live.sync()
+
+    def status(self, key: str, ending: str = "") -> os.stat_result | None:
+        """Return what a file is, links not followed; None if it does not exist."""
+        try:
+            return os.stat(self._names[key] + ending.encode(), dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def rename(self, key: str, to: str, ending: str = "") -> None:
+        """Rename a file, if it exists. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            source, target = (self._names[one] + ending.encode() for one in (key, to))
+            os.rename(source, target, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def remove(self, key: str, endings: tuple[str, ...]) -> None:
+        """Delete a file with each of these endings, if it exists. Raises OSError."""
+        for ending in endings:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._names[key] + ending.encode(), dir_fd=self._fd)
+
+    @contextlib.contextmanager
+    def create(self, key: str) -> Iterator[int]:
+        """Give a new file open for writing, for its owner only. Raises OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(self._names[key], flags, 0o600, dir_fd=self._fd)
+        try:
+            os.fchmod(file, 0o600)
+            yield file
+        finally:
+            os.close(file)
+
+    def copy_metadata(self, file: int) -> None:
+        """Give a new file the owner, mode and attributes of the live one, or of its directory an owner.
+
+        Bits and capabilities by which a program gets more rights are left out: the live file may be another
+        user's, or just have been put there.
+        """
+        held = None
+        with contextlib.suppress(FileNotFoundError):
+            held = open_entry(self._fd, self._names["path"])
+        try:
+            info = os.fstat(self._fd if held is None else held)
+            if os.geteuid() == 0:
+                os.fchown(file, info.st_uid, info.st_gid)
+            if held is not None:
+                os.fchmod(file, stat.S_IMODE(info.st_mode) & ~(stat.S_ISUID | stat.S_ISGID))
+                _copy_attributes(path_of(held), file)
+        finally:
+            if held is not None:
+                os.close(held)
+
+    def exchange_mounted(self) -> None:
+        """Copy a mount point aside, which cannot be moved, and overwrite it with the new file."""
+        fd, name, new, old = self._fd, *(self._names[key] for key in ("path", "new", "old"))
+        check_overwritable(fd, name)
+        part = old + b"-part"
+        try:
+            copy(fd, name, fd, part)
+            # From here on the live file may be touched.
+            os.rename(part, old, src_dir_fd=fd, dst_dir_fd=fd)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=fd)
+            raise
+        overwrite(fd, new, fd, name)
+        os.unlink(new, dir_fd=fd)
+
+    def move_back(self) -> None:
+        """Move the old file back; overwrite a mount point with it."""
+        try:
+            self.rename("old", "path")
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            overwrite(self._fd, self._names["old"], self._fd, self._names["path"])
+            os.unlink(self._names["old"], dir_fd=self._fd)
+
+
+class _Reading:
+    """What reads a file, and notices when it is changed meanwhile."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.warnings: list[tuple[bytes, str]] = []
+        self._descriptor = descriptor
+        self._before = self._state()
+
+    def __call__(self, view: memoryview) -> int:
+        """Fill the beginning of a buffer; return how many bytes that were, 0 at the end."""
+        count = os.readv(self._descriptor, [view])
+        if not count and not self.warnings and self._state() != self._before:
+            self.warnings.append((b".", "changed while being read; what was read is kept"))
+        return count
+
+    def _state(self) -> tuple[int, int, int]:
+        info = os.fstat(self._descriptor)
+        return info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def _status(found: Located) -> os.stat_result:
+    return os.stat(found.name, dir_fd=found.folder, follow_symlinks=False)
+
+
+def _copy_attributes(path: bytes, descriptor: int) -> None:
+    """Give a file the extended attributes of another, its access control list among them; none else."""
+    wanted = _attributes(path)
+    for name in _attributes(descriptor):
+        # Its folder may hand an access control list down to what is made in it.
+        if name not in wanted:
+            with contextlib.suppress(PermissionError):
+                os.removexattr(descriptor, name)
+    for name in wanted:
+        # Some are the system's own, and nobody's to set.
+        with contextlib.suppress(PermissionError):
+            os.setxattr(descriptor, name, os.getxattr(path, name))
+
+
+def _attributes(file: bytes | int) -> list[str]:
+    try:
+        return [name for name in os.listxattr(file) if name != "security.capability"]
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return []  # the file system has none
+        raise

@@ -1,0 +1,389 @@
+"""One database of an OpenLDAP server, as LDIF, loaded into a directory that then becomes the live one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import glob
+import itertools
+import os
+import re
+import shutil
+import stat
+import struct
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+
+from castore.engines.base import SWITCHING, Contents, Engine, Memo
+from castore.errors import CastoreError, ProgramError
+from castore.fs.beneath import OPEN_DIRECTORY, OPEN_FILE, locate, real_path
+from castore.fs.regular import temporary_names
+from castore.model import counting
+from castore.process.program import client_environment
+from castore.process.runners import feed, output_of, run_dump
+from castore.process.servers import give, unprivileged
+from castore.process.users import owner_account
+from castore.storage.os_files import sync_if_supported
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Iterable, Iterator
+
+    from castore.engines.base import Readinto
+
+
+_BEGINNING: Final = 4096
+"""More than the name of an attribute with its options."""
+_READS_FILE: Final = re.compile(rb"[^:]*:[ \t\r]*<|include:", re.IGNORECASE)
+_END_SECONDS: Final = 5.0
+"""How long slapd may take to be gone when `stop` has ended."""
+
+
+class LDAP(Engine, frozen=True):
+    """The entries below one suffix. A roll-back needs `stop` and `start`."""
+
+    suffix: str
+    """Such as "dc=example,dc=org"."""
+    config: str = "/etc/ldap/slapd.d"
+    """The directory of slapd's configuration."""
+    program_path: str | None = None
+    """The directory of slapcat and slapadd."""
+
+    runs_programs: ClassVar[bool] = True
+    paths: ClassVar[tuple[str, ...]] = ("config", "program_path")
+
+    def _program(self, name: str) -> str:
+        path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+        found = shutil.which(f"{self.program_path}/{name}" if self.program_path else name, path=path)
+        if found is None:
+            raise ProgramError(f"there is no program {name!r}, which the engine ldap needs")
+        return found
+
+    def check(self) -> None:
+        """Look for the database in the configuration."""
+        self._directory()
+
+    def version(self) -> str:
+        """Return what makes the dump."""
+        return "ldap slapcat"
+
+    @property
+    def _own(self) -> pwd.struct_passwd | None:
+        """The user that slapcat and slapadd are run as: `run-as`, else the owner of the configuration.
+
+        They open the files of slapd's user, who may have put anything there; None: castore's own.
+        """
+        if self.run_as is not None:
+            return self.account
+        with contextlib.suppress(OSError):
+            return owner_account(self.config)
+        return None
+
+    def _process(self) -> dict[str, Any]:
+        """Return what slapcat is run with."""
+        return {"env": client_environment(), "timeout": self.timeout, "account": self._own}
+
+    def _configuration(self) -> bytes:
+        argv = [self._program("slapcat"), "-F", self.config, "-n", "0"]
+        return output_of(argv, **self._process())
+
+    def _directory(self) -> str:
+        """Return where the database lies."""
+        for entry in _unfolded(self._configuration()).split("\n\n"):
+            lines = entry.split("\n")
+            if any(line.lower() == f"olcsuffix: {self.suffix}".lower() for line in lines):
+                for line in lines:
+                    if line.startswith("olcDbDirectory: "):
+                        return line.partition(": ")[2]
+        raise ProgramError(f"slapd's configuration in {self.config} has no database of {self.suffix!r}")
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads what slapcat writes."""
+        argv = [self._program("slapcat"), "-F", self.config, "-b", self.suffix]
+        with run_dump(argv, **self._process()) as readinto:
+            some = False
+
+            def read(view: memoryview) -> int:
+                nonlocal some
+                count = readinto(view)
+                some = some or count > 0
+                if not some:
+                    raise ProgramError(f"slapcat exited with 0, but wrote nothing of {self.suffix!r}")
+                return count
+
+            yield read
+
+    def begin(self) -> Memo:
+        """Return the names of the directories that are made."""
+        try:
+            live = os.fsdecode(real_path(self._directory()))
+        except OSError as error:
+            raise CastoreError(f"cannot replace {self._directory()}: {error.strerror}") from error
+        new, old = temporary_names(live)
+        existed = "yes" if os.path.isdir(live) else ""
+        return {"live": live, "existed": existed, "new": new, "old": old}
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Load the entries into a directory beside the live one."""
+        self._load(memo["new"], f"{memo['new']}.conf", contents, self._own)
+        if memo["existed"]:
+            try:
+                _give(memo["new"], os.stat(memo["live"], follow_symlinks=False))
+            except OSError as error:
+                raise CastoreError(f"cannot set the owner of {memo['new']}: {error.strerror}") from error
+
+    def _load(
+        self, data: str, config: str, contents: Contents, account: pwd.struct_passwd | None = None
+    ) -> None:
+        """Load entries into the new directory `data`, by a copy of the configuration that names it.
+
+        account: the user that slapadd is run as; None: castore's own.
+        """
+        try:
+            for folder in (data, config):
+                _make(folder, account)
+        except OSError as error:
+            raise CastoreError(f"cannot make {data}: {error.strerror}") from error
+        try:
+            entries = []
+            known = False
+            for entry in _unfolded(self._configuration()).split("\n\n"):
+                here = re.search(f"(?im)^olcSuffix: {re.escape(self.suffix)}$", entry)
+                known = known or here is not None
+                entries.append(
+                    re.sub("(?m)^olcDbDirectory: .*$", f"olcDbDirectory: {data}", entry) if here else entry
+                )
+            if not known:
+                # slapadd would find the live database by another spelling of its suffix.
+                raise CastoreError(f"slapd's configuration has no database with the suffix {self.suffix!r}")
+            program = self._program("slapadd")
+            load = partial(feed, env=client_environment(), timeout=self.timeout, account=account)
+            load([program, "-F", config, "-n", "0"], ["\n\n".join(entries).encode()])
+            argv = [program, "-q", "-F", config, "-b", self.suffix]
+            load(argv, without_files(contents.target()), only=_plain)
+        finally:
+            with contextlib.suppress(OSError), locate(config) as found:
+                shutil.rmtree(found.name, ignore_errors=True, dir_fd=found.folder)
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Exchange the directories."""
+        del contents
+        _refuse_held(memo["live"])
+        try:
+            with _Siblings(memo) as here:
+                if not here.has("new"):
+                    raise CastoreError(f"what was to replace {memo['live']} is gone: {memo['new']}")
+                if here.has("live"):
+                    here.rename("live", "old")
+                here.rename("new", "live")
+                here.sync()
+        except OSError as error:
+            raise CastoreError(f"cannot exchange {memo['live']}: {error.strerror}") from error
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Exchange them back."""
+        del contents
+        live, old = memo["live"], memo["old"]
+        try:
+            with _Siblings(memo) as here:
+                if here.has("old"):
+                    if here.has("live"):
+                        here.rename("live", "new")
+                    here.rename("old", "live")
+                elif not memo["existed"] and SWITCHING in memo and here.has("live") and not here.has("new"):
+                    here.rename("live", "new")
+                here.remove("new")
+                here.remove("new", ".conf")
+                here.sync()
+        except OSError as error:
+            raise CastoreError(
+                f"{live} could not be restored ({error.strerror}): its previous content is in {old}"
+            ) from error
+
+    def finish(self, memo: Memo) -> None:
+        """Remove what was replaced."""
+        with _Siblings(memo) as here:
+            here.remove("old")
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Load the entries into a directory of their own, and count them."""
+        count = 0
+
+        def counted() -> Iterator[bytes | memoryview]:
+            nonlocal count
+            rest = b"\n"
+            for piece in contents.target():
+                text = rest + bytes(piece)
+                count += text.count(b"\ndn: ") + text.count(b"\ndn:: ")
+                rest = text[-5:]
+                count -= rest.count(b"\ndn: ") + rest.count(b"\ndn:: ")
+                yield piece
+
+        data = os.path.join(folder, "data")
+        # Not as root: entries are loaded that anybody may have written.
+        account = unprivileged("openldap")
+        if account is not None:
+            os.chmod(folder, 0o711)  # noqa: S103 - what is in it is that user's only
+        self._load(data, os.path.join(folder, "conf"), contents._replace(target=counted), account)
+        yield f"{counting.count(count, 'entry', 'entries')} taken by slapadd", {"PATH": data}
+
+
+def without_files(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """Yield LDIF line by line. Raises CastoreError where slapadd would read another file for it.
+
+    That is `attribute:< URL` and `include: URL`, each of which may be folded; slapcat writes neither.
+    """
+    pieces: list[bytes] = []  # joined once: a line may be long
+    began = b""
+    for chunk in itertools.chain(chunks, [None]):
+        pieces.append(b"" if chunk is None else bytes(chunk))
+        if chunk is not None and b"\n" not in pieces[-1]:
+            continue
+        lines = b"".join(pieces).split(b"\n")
+        # What follows the last end of a line is looked at with the next piece.
+        rest = lines.pop()
+        pieces = [rest]
+        if chunk is None and rest:
+            lines.append(rest)
+        for line in lines:
+            folded = line.startswith(b" ")
+            began = (began + line[1:] if folded else line)[:_BEGINNING]
+            # No name of an attribute is as long as what is looked at.
+            odd = b"\0" in line or (folded and len(began) == _BEGINNING and b":" not in began)
+            if odd or _READS_FILE.match(began) or _READS_FILE.match(line):
+                shown = line[:40].decode(errors="backslashreplace")
+                raise CastoreError(
+                    f"the LDIF has the line {shown!r}, by which slapadd would read another file, or stop "
+                    "reading: no such dump is loaded"
+                )
+        if lines:
+            yield b"\n".join(lines) + (b"" if chunk is None else b"\n")
+
+
+def _unfolded(ldif: bytes) -> str:
+    return ldif.decode().replace("\n ", "")
+
+
+class _Siblings:
+    """The directory that the directories of a memo are in: names there are not followed.
+
+    A directory is named by the memo's key: "live", "new", "old".
+    """
+
+    def __init__(self, memo: Memo) -> None:
+        self._memo = memo
+        self._names = {key: os.path.basename(memo[key]) for key in ("live", "new", "old")}
+
+    def __enter__(self) -> Self:
+        with locate(os.path.dirname(self._memo["live"])) as found:
+            self._fd = found.open_directory()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def has(self, key: str, ending: str = "") -> bool:
+        """Whether it exists."""
+        with contextlib.suppress(FileNotFoundError):
+            name = self._names[key] + ending
+            return stat.S_ISDIR(os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mode)
+        return False
+
+    def rename(self, key: str, to: str) -> None:
+        """Rename it. Raises OSError."""
+        os.rename(self._names[key], self._names[to], src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def remove(self, key: str, ending: str = "") -> None:
+        """Delete it with its content, if it exists. Raises OSError."""
+        if self.has(key, ending):
+            shutil.rmtree(self._names[key] + ending, dir_fd=self._fd)
+
+    def sync(self) -> None:
+        """Make durable which names the directory holds. Raises OSError."""
+        sync_if_supported(self._fd)
+
+
+def _make(path: str, account: pwd.struct_passwd | None) -> None:
+    """Make a directory for a user; None: castore's own. Raises OSError."""
+    with locate(os.path.dirname(path)) as found:
+        above = found.open_directory()
+    try:
+        name = os.path.basename(path)
+        os.mkdir(name, 0o700, dir_fd=above)
+        made = os.open(name, OPEN_DIRECTORY, dir_fd=above)
+        try:
+            give(made, account)
+        finally:
+            os.close(made)
+    finally:
+        os.close(above)
+
+
+def _give(top: str, info: os.stat_result) -> None:
+    """Give a directory, and the files in it, to the owner of the live one. Raises OSError.
+
+    The user that loaded it may have put links there, to files of others: each file is opened first.
+    """
+    with locate(top) as found:
+        folder = found.open_directory()
+    try:
+        if os.geteuid() == 0:
+            for name in os.listdir(folder):
+                _give_file(folder, name, info)
+            os.fchown(folder, info.st_uid, info.st_gid)
+        os.fchmod(folder, stat.S_IMODE(info.st_mode) & 0o777)
+    finally:
+        os.close(folder)
+
+
+def _give_file(folder: int, name: str, info: os.stat_result) -> None:
+    file = os.open(name, OPEN_FILE, dir_fd=folder)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise OSError(errno.EBUSY, f"{name} in it is not a regular file of slapadd's")
+        os.fchown(file, info.st_uid, info.st_gid)
+    finally:
+        os.close(file)
+
+
+def _plain(line: bytes) -> bytes:
+    """Return what may be told of what slapadd says: what failed, and in which line, but not whose entry."""
+    return re.sub(rb'"[^"]*"?', b'"..."', line)
+
+
+def _refuse_held(data: str) -> None:
+    """Raise CastoreError while somebody has a database open: he would go on with what was moved away."""
+    end = time.monotonic() + _END_SECONDS
+    while held := _is_locked(data) or _is_open(data):
+        if time.monotonic() > end:
+            raise CastoreError(
+                f"slapd still has {data} open (process {held}): `stop` of castore.toml has to stop it, and "
+                "`start` to start it again"
+            )
+        time.sleep(0.05)
+
+
+def _is_locked(data: str) -> int:
+    """Return a process that has an LMDB environment open; 0: none. Each holds a lock on its lock file."""
+    lock = os.path.join(data, "lock.mdb")
+    with contextlib.suppress(OSError), locate(lock) as found, open(found.open_regular(), "rb") as file:
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        kind, _, _, _, holder = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        if kind != fcntl.F_UNLCK:
+            # Of another PID namespace it is told as 0: one that is nobody's.
+            return int(holder) or -1
+    return 0
+
+
+def _is_open(data: str) -> int:
+    """Return a process that has a file in a directory open; 0: none that can be seen."""
+    for path in glob.glob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.path.dirname(os.readlink(path)) == data:
+                return int(path.split("/")[2])
+    return 0

@@ -1,0 +1,297 @@
+"""Run the programs of MariaDB and MySQL, independent of the option files and settings of the machine.
+
+A program reads no option file but one: a file in memory that castore writes. Each session sets all variables
+that change what a statement does or what the client prints, so neither a server's defaults nor its
+`init_connect` matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from castore.engines.base import read_setting
+from castore.engines.mariadb.script import plain, unescaped
+from castore.engines.mariadb.session import Session
+from castore.errors import ProgramError
+from castore.process.program import Program, client_environment
+from castore.process.runners import feed, output_of
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from castore.engines.base import Secret
+    from castore.process.program import Filter
+
+MOST: Final = 1 << 30
+"""Bytes that a query may print."""
+PACKET: Final = 1 << 30
+"""The largest packet that the protocol allows."""
+LOCK_SECONDS: Final = 30
+"""How long to wait for a table that an idle transaction of another client holds; the default is a day."""
+DUMP, CLIENT = 0, 1
+_SESSION: Final = (
+    "SET SESSION sql_mode = '', autocommit = 1, sql_safe_updates = 0, sql_big_selects = 1, "
+    "sql_select_limit = 18446744073709551615, sql_quote_show_create = 1, time_zone = '+00:00', "
+    "lc_messages = 'en_US', wait_timeout = 2147483, net_read_timeout = 3600, net_write_timeout = 3600, "
+    "lock_wait_timeout = {seconds}"
+    " /*M!100100 , max_statement_time = 0 */"
+)
+LENIENT: Final = (
+    b"/*M!100201 SET SESSION check_constraint_checks = 0, innodb_strict_mode = 0 */;\n"
+    b"/*M!100703 SET SESSION system_versioning_alter_history = KEEP */;\n"
+)
+"""At the beginning of a load: rows and tables may be older than the rules that they violate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """How a server is reached."""
+
+    names: tuple[tuple[str, ...], tuple[str, ...]]
+    """What the dump program and the client may be called."""
+    host: str | None = None
+    port: int | None = None
+    socket: str | None = None
+    user: str | None = None
+    password: Secret | None = None
+    defaults_file: str | None = None
+    program_path: str | None = None
+    timeout: float | None = None
+    account: pwd.struct_passwd | None = None
+    """The user that programs are run as; None: castore's own."""
+    session: Session | None = None
+    """What answers queries that only read."""
+
+    def program(self, which: int) -> str:
+        """Return the path of the dump program or the client. Raises ProgramError."""
+        for name in self.names[which]:
+            path = f"{self.program_path}/{name}" if self.program_path else name
+            if shutil.which(path) is not None:
+                return path
+        raise ProgramError(f"there is no program {self.names[which][0]!r}, which this engine needs")
+
+    @contextlib.contextmanager
+    def argv(self, which: int, *, charset: str = "utf8mb4") -> Iterator[tuple[list[str], list[int]]]:
+        """Give the beginning of an argument list, and the descriptors that the program inherits.
+
+        The password is in a file in memory, which is the only option file that is read.
+        """
+        argv = [self.program(which)]
+        with self._option_file(self._options()) as (first, kept):
+            argv.append(first)
+            for option, value in (
+                *(("host", self.host), ("port", self.port), ("socket", self.socket), ("user", self.user)),
+                *(("default-character-set", charset), ("max-allowed-packet", PACKET)),
+            ):
+                if value is not None:
+                    argv.append(f"--{option}={value}")
+            if which == CLIENT:
+                argv += [*_refusing(argv[0], self.account), "--skip-safe-updates"]
+                argv.append(f"--init-command={_SESSION.format(seconds=LOCK_SECONDS)}")
+            yield argv, kept
+
+    @contextlib.contextmanager
+    def _option_file(self, options: str) -> Iterator[tuple[str, list[int]]]:
+        """Give the option that names a file in memory with that text, and the descriptors that it needs."""
+        if not options:
+            yield "--no-defaults", []
+            return
+        fd = os.memfd_create("castore", 0)
+        try:
+            os.fchmod(fd, 0o600)
+            if self.account is not None:
+                # The client opens it by its name in /proc.
+                os.fchown(fd, self.account.pw_uid, self.account.pw_gid)
+            with open(fd, "wb", closefd=False) as file:
+                file.write(os.fsencode(options))
+            yield f"--defaults-file=/proc/self/fd/{fd}", [fd]
+        finally:
+            os.close(fd)
+
+    def _defaults(self) -> str:
+        """Return the content of the configured defaults-file, so that what was checked is what is read."""
+        if self.defaults_file is None:
+            return ""
+        return os.fsdecode(read_setting("defaults-file", self.defaults_file, self.account))
+
+    def _options(self) -> str:
+        """Return the text of the option file; empty: none is needed."""
+        lines = [self._defaults()]
+        if self.password is not None:
+            secret = self.password.get(self.account).replace("\\", "\\\\").replace('"', '\\"')
+            lines += ["[client]", f'password="{secret}"']
+        return "".join(f"{line}\n" for line in lines if line)
+
+    def file_options(self) -> list[str]:
+        """Return the options that the dump program reads from the configured defaults-file."""
+        if self.defaults_file is None:
+            return []
+        with self._option_file(self._defaults() or "\n") as (option, kept):
+            printed = output_of([self.program(DUMP), option, "--print-defaults"], **self.process(kept))
+        return printed.decode(errors="replace").partition("\n")[2].split()
+
+    def process(self, kept: Sequence[int] = ()) -> dict[str, Any]:
+        """Return what every program is run with; kept: descriptors that it needs."""
+        return {"env": environment(), "timeout": self.timeout, "account": self.account, "kept": kept}
+
+    def raw(
+        self,
+        sql: str,
+        database: str | None = None,
+        only: Filter = plain,
+        *,
+        force: bool = False,
+        shown: bool = True,
+    ) -> list[list[bytes]]:
+        """Run SQL; return the rows that it prints, as bytes. only: which of its messages are kept.
+
+        force: continue after a statement that fails. shown: whether they are shown, too.
+        """
+        with self.argv(CLIENT) as (argv, kept):
+            run = [*argv, "--batch", "--skip-column-names", "--silent", *(["--force"] if force else [])]
+            run += [f"--database={database}"] if database else []
+            out = output_of(
+                run, **self.process(kept), given=os.fsencode(sql), limit=MOST, only=only, shown=shown
+            )
+        return _rows(out)
+
+    def query(self, sql: str, database: str | None = None, only: Filter = plain) -> list[list[str]]:
+        """Run SQL; return the rows that it prints. only: which of its messages are shown."""
+        return _decoded(self.raw(sql, database, only))
+
+    def quietly(self, sql: str, database: str | None = None) -> list[list[str]]:
+        """Run SQL whose failure is expected; its message is in the error only."""
+        return _decoded(self.raw(sql, database, shown=False))
+
+    def ask(self, sql: str, *, quiet: bool = False) -> list[list[str]]:
+        """Run SQL that only reads, in the open session if there is one; return the rows that it prints.
+
+        quiet: its failure is expected.
+        """
+        out = self.session.answer(sql) if self.session is not None else None
+        if out is None:
+            return self.quietly(sql) if quiet else self.query(sql)
+        return _decoded(_rows(out))
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Client]:
+        """Give a client that asks in one session for the block."""
+        session = Session(self._start, MOST)
+        try:
+            yield replace(self, session=session)
+        finally:
+            session.close()
+
+    @contextlib.contextmanager
+    def _start(self, stdin: int, stdout: int) -> Iterator[Program]:
+        """Give a running client that prints each result at once."""
+        with self.argv(CLIENT) as (argv, kept):
+            run = [*argv, "--batch", "--skip-column-names", "--silent", "--unbuffered"]
+            with Program(run, stdin, stdout, **self.process(kept), only=_nothing) as program:
+                yield program
+
+    def works(self, sql: str, database: str | None = None) -> bool:
+        """Run SQL; return whether it succeeded, and show no message."""
+        try:
+            self.raw(sql, database, _nothing)
+        except ProgramError:
+            return False
+        return True
+
+    def feed(
+        self,
+        database: str,
+        chunks: Iterable[bytes | memoryview],
+        *,
+        charset: str = "utf8mb4",
+        force: bool = False,
+    ) -> None:
+        """Run a script in a database. charset: how the client finds where strings end. Raises ProgramError.
+
+        force: continue after a statement that fails, and show no message.
+        """
+        with self.argv(CLIENT, charset=charset) as (argv, kept):
+            # Without --comments the client removes them from the bodies of routines.
+            run = [*argv, "--batch", "--comments", f"--database={database}"]
+            run += ["--force"] if force else []
+            only = _nothing if force else plain
+            feed(run, chunks, **self.process(kept), only=only)
+
+    @contextlib.contextmanager
+    def holding(self, sql: str) -> Iterator[None]:
+        """Run SQL in a session that stays open for the block. Raises ProgramError, also if it ended early."""
+        with self._start(subprocess.PIPE, subprocess.PIPE) as program:
+            _ask(program, sql)
+            yield
+            _ask(program, "")
+            program.close_input()
+            program.wait()
+
+
+def _rows(out: bytes) -> list[list[bytes]]:
+    return [[unescaped(value) for value in line.split(b"\t")] for line in out.split(b"\n") if line]
+
+
+def _decoded(rows: list[list[bytes]]) -> list[list[str]]:
+    return [[os.fsdecode(value) for value in row] for row in rows]
+
+
+def _ask(program: Program, sql: str) -> None:
+    """Run SQL in an open session, and wait until it is done. Raises ProgramError."""
+    program.write([f"{sql}\nSELECT 'castore';\n".encode("utf-8", "surrogateescape")])
+    answer, room = b"", memoryview(bytearray(64))
+    while b"castore\n" not in answer:
+        count = program.read(room)
+        if not count:
+            program.wait()
+            raise ProgramError("the client ended before it was asked to")
+        answer += room[:count]
+
+
+def environment() -> dict[str, str | None]:
+    """Return how the environment of the programs differs from castore's."""
+    # MySQL's programs read ~/.mylogin.cnf even where they read no option file.
+    return client_environment(MYSQL_TEST_LOGIN_FILE="/dev/null")
+
+
+def _nothing(_line: bytes) -> None:
+    return None
+
+
+@lru_cache(maxsize=16)
+def _refusing(client: str, account: pwd.struct_passwd | None) -> tuple[str, ...]:
+    return tuple(refusing_commands(client, account=account, exact=True))
+
+
+def refusing_commands(
+    *client: str, account: pwd.struct_passwd | None = None, exact: bool = False
+) -> list[str]:
+    """Return the options by which the client runs no command of a dump, and reads no local file for it.
+
+    client: the arguments up to its name. account: the user that it is run as; None: castore's own. exact:
+    also those by which it changes no ends of lines. Raises ProgramError for a client without them.
+    """
+    try:
+        usage = output_of([*client, "--help"], env=environment(), account=account)
+    except ProgramError:  # an option file of the machine is not valid
+        usage = output_of([*client, "--no-defaults", "--help"], env=environment(), account=account)
+    # Older clients and MySQL's have the second only. It leaves DELIMITER, which routines need.
+    found = [
+        one
+        for one in ("--sandbox", "--binary-mode")
+        if re.search(rf"(?m)^ *(?:-\w, )?{one}\b".encode(), usage)
+    ]
+    if not found:
+        raise ProgramError(
+            f"{client[-1]} has neither --sandbox nor --binary-mode: a dump could start programs; "
+            "use a newer one"
+        )
+    return [*(found if exact else found[:1]), "--local-infile=0"]

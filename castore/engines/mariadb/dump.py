@@ -1,0 +1,205 @@
+"""One dump of a MariaDB or MySQL database: at one moment, complete, and compared with what the server has."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from contextlib import ExitStack
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from castore.engines.base import Reader, refuse_filters, trailing
+from castore.engines.mariadb import (
+    accounts,
+    inventory,
+    programs,
+    reports,
+    swap,
+)
+from castore.engines.mariadb.client import DUMP, MOST, environment
+from castore.engines.mariadb.contents import digest, digests_of
+from castore.engines.mariadb.lock import OtherTables
+from castore.engines.mariadb.reports import State
+from castore.engines.mariadb.rights import Rights
+from castore.engines.mariadb.script import Observed, record_line
+from castore.errors import ProgramError
+from castore.process.runners import output_of, run_dump
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Callable, Iterator
+
+    from castore.engines.base import Readinto
+    from castore.engines.mariadb.client import Client
+
+FILTERS: Final = (
+    *("-d", "-t", "-w", "--ignore", "--where", "--no-data", "--no-create-info", "--tables", "--skip-opt"),
+    *("--skip-create-options", "--skip-hex-blob", "--skip-tz-utc", "--skip-extended-insert", "--as-of"),
+)
+"""Options of the dump program that leave something out, or change what is read."""
+_ARGUMENTS: Final = (
+    *("--single-transaction", "--skip-dump-date", "--hex-blob", "--no-tablespaces", "--skip-triggers"),
+    *("--skip-routines", "--skip-events", "--skip-add-locks"),
+)
+_END: Final = b"-- Dump completed"
+_PIECE: Final = 1 << 16
+_HEADER_MODE: Final = re.compile(rb"(?m)^/\*!40101 SET @OLD_SQL_MODE=[^\n]*\n")
+_MODES: Final = (
+    b"/*!50003 SET SESSION SQL_MODE='NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,NO_ENGINE_SUBSTITUTION' */;\n"
+)
+
+
+@contextlib.contextmanager
+def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> Iterator[Readinto]:
+    """Give a function that reads a dump. mark: what begins the lines that castore writes into it."""
+    reports.refuse_limits(client)
+    before = State(client, database)
+    rights = Rights(client)
+    warnings, unseen = reports.unseen(rights, database, before)
+    charset = swap.charset(client, database)
+    introduction: dict[str, Any] = {"charset": charset, "database": database, "mark": mark}
+    # Without the right to read the schema mysql, the users are not recorded.
+    with contextlib.suppress(ProgramError):
+        recorded = accounts.read_accounts(partial(client.ask, quiet=True), database)
+        introduction["accounts"] = msgspec.to_builtins(recorded)
+    most = int(client.ask("SELECT @@GLOBAL.max_allowed_packet")[0][0])
+    with ExitStack() as stack:
+        others = stack.enter_context(OtherTables(client, database, before.tables.values()))
+        argv, kept = stack.enter_context(client.argv(DUMP))
+        views = [one.name for one in before.programs if one.kind == "view"]
+        views += [name for kind, name in before.unseen if kind == "view"]
+        argv += [
+            *_ARGUMENTS,
+            *history(client),
+            *options,
+            *(f"--ignore-table={database}.{view}" for view in views),
+            *("--", database),
+        ]
+        readinto = stack.enter_context(run_dump(argv, **client.process(kept)))
+        watched = others.watched(trailing(readinto, _END, argv[0]))
+        observed = Observed(_with_modes(watched), most, others.passed)
+
+        def tail() -> bytes:
+            later = State(client, database)
+            reader.warnings += reports.compare(observed, before, later)
+            reader.warnings += reports.uncounted(client, observed, before, later)
+            apart = others.unlocked.items()
+            reader.warnings += [(os.fsencode(name), reports.OTHER_MOMENT + why) for name, why in apart]
+            return b"".join(_tail(client, database, mark, observed, before, charset[1], unseen))
+
+        reader = Reader(_continued(observed, tail), introduction)
+        observed.warnings = reader.warnings
+        reader.warnings += warnings
+        reader.warnings += reports.lasting(client, database, before)
+        yield reader
+
+
+def _with_modes(readinto: Readinto) -> Readinto:
+    """Return what reads a dump in which a statement after the header sets the modes that its rows need.
+
+    The header of the dump program would have the server replace dates that are not valid, and engines that
+    it does not have.
+    """
+    waiting: memoryview | None = None
+
+    def read(view: memoryview) -> int:
+        nonlocal waiting
+        if waiting is None:
+            beginning = b""
+            room = memoryview(bytearray(_PIECE))
+            while not (found := _HEADER_MODE.search(beginning)) and len(beginning) < _PIECE:
+                count = readinto(room)
+                if not count:
+                    break
+                beginning += room[:count]
+            at = found.end() if found else 0
+            waiting = memoryview(beginning[:at] + (_MODES if found else b"") + beginning[at:])
+        if waiting:
+            count = min(len(waiting), len(view))
+            view[:count] = waiting[:count]
+            waiting = waiting[count:]
+            return count
+        return readinto(view)
+
+    return read
+
+
+def _continued(readinto: Readinto, tail: Callable[[], bytes]) -> Readinto:
+    """Return what reads a stream, and then what `tail` returns at its end."""
+    rest: memoryview | None = None
+
+    def read(view: memoryview) -> int:
+        nonlocal rest
+        if rest is None:
+            if count := readinto(view):
+                return count
+            rest = memoryview(tail())
+        count = min(len(rest), len(view))
+        view[:count] = rest[:count]
+        rest = rest[count:]
+        return count
+
+    return read
+
+
+def _tail(
+    client: Client,
+    database: str,
+    mark: str,
+    observed: Observed,
+    state: State,
+    collation: str,
+    unseen: list[str],
+) -> Iterator[bytes]:
+    """Yield the section after the tables: programs as SQL, for any client, and the records."""
+    yield b"\n" + record_line(mark, b"views, triggers, routines and events")
+    rows = observed.rows
+    rounds = inventory.rounds(client, database, state.tables.values())
+    recorded = []
+    for name, table in state.tables.items():
+        present = rows.get(name, 0) if rows is not None and not inventory.is_elsewhere(table) else None
+        if table.kind == "SEQUENCE":
+            present = None
+        value = observed.script.values.get(name)
+        recorded.append(
+            msgspec.structs.replace(
+                table,
+                rows=present,
+                value=value,
+                round=rounds.get(name, 0),
+                definition=digest(observed.script.created.get(name, b"")),
+            )
+        )
+        yield record_line(mark, msgspec.json.encode(recorded[-1]))
+    yield os.fsencode(inventory.begin_rounds(recorded))
+    for one in state.programs:
+        yield record_line(mark, msgspec.json.encode(one))
+    yield from programs.script(programs.ordered(one for one in state.programs if not one.broken), collation)
+    version = client.ask("SELECT VERSION()")[0][0]
+    digests = digests_of([*recorded, *state.programs])
+    end = inventory.End(version, tuple(unseen), digests)
+    yield b"\n" + record_line(mark, msgspec.json.encode(end))
+
+
+def history(client: Client) -> list[str]:
+    """Return the option by which the history of system-versioned tables is dumped, too."""
+    usage = _usage(client.program(DUMP), client.account)
+    return ["--dump-history"] if b"--dump-history" in usage else []
+
+
+@lru_cache(maxsize=16)
+def _usage(program: str, account: pwd.struct_passwd | None) -> bytes:
+    ask = partial(output_of, limit=MOST, env=environment(), account=account)
+    try:
+        return ask([program, "--help"])
+    except ProgramError:  # an option file of the machine is not valid
+        return ask([program, "--no-defaults", "--help"])
+
+
+def refuse_options(client: Client, options: tuple[str, ...]) -> None:
+    """Raise CastoreError where options leave out what a rollback would not restore."""
+    refuse_filters(options, FILTERS)
+    refuse_filters(tuple(client.file_options()), FILTERS)

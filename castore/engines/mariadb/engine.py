@@ -1,0 +1,374 @@
+"""One MariaDB or MySQL database, restored into a new one, whose tables then take the place of the live ones.
+
+These servers cannot rename a database. Tables move between databases in one atomic RENAME TABLE. The programs
+of the database (views, triggers, routines, events) do not move: they are recorded as the server shows them,
+dropped, and created again under their own names, from their own text. So no SQL text is edited, except that
+the default of a column that takes the next value of a sequence is staged without the database's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket as sockets
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import msgspec
+
+from castore.engines.base import (
+    SWITCHING,
+    Contents,
+    Engine,
+    Memo,
+    Secret,
+    introduction_of,
+    refuse_elsewhere,
+)
+from castore.engines.mariadb import (
+    accounts,
+    checks,
+    inventory,
+    programs,
+)
+from castore.engines.mariadb import dump as dumps
+from castore.engines.mariadb.client import CLIENT, DUMP, Client
+from castore.engines.mariadb.contents import StoredDump
+from castore.engines.mariadb.programs import literal, quoted
+from castore.engines.mariadb.scratch import scratch_server
+from castore.engines.mariadb.swap import Swap, charset, charset_clause, exists
+from castore.errors import CastoreError, ProgramError
+from castore.model.counting import count as counted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+    from castore.engines.base import Readinto
+
+_ELSEWHERE: Final = ("-A", "--all-databases", "-B", "--databases")
+_DRILL: Final = "drill"
+
+
+class MariaDB(Engine, frozen=True):
+    """One database of a MariaDB server, as mariadb-dump writes it."""
+
+    database: str
+    host: str | None = None
+    port: int | None = None
+    socket: str | None = None
+    user: str | None = None
+    password: Secret | None = None
+    defaults_file: str | None = None
+    """The option file that the programs read; they read no other."""
+    options: tuple[str, ...] = ()
+    """More arguments of the dump program."""
+    program_path: str | None = None
+    """The directory of the programs."""
+
+    runs_programs: ClassVar[bool] = True
+    paths: ClassVar[tuple[str, ...]] = ("program_path", "socket", "defaults_file")
+    names: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (
+        ("mariadb-dump", "mysqldump"),
+        ("mariadb", "mysql"),
+    )
+    """What the dump program and the client are called."""
+
+    @property
+    def _client(self) -> Client:
+        return Client(
+            names=self.names,
+            host=self.host,
+            port=self.port,
+            socket=self.socket,
+            user=self.user,
+            password=self.password,
+            defaults_file=self.defaults_file,
+            program_path=self.program_path,
+            timeout=self.timeout,
+            account=self.account,
+        )
+
+    def there(self) -> bool:
+        """Whether the server has this database."""
+        return exists(self._client, self.database)
+
+    def check(self) -> None:
+        """See whether the database can be dumped completely, and rolled back. Raises CastoreError."""
+        with self._client.connected() as client:
+            client.program(DUMP)
+            client.query("SELECT 1", self.database)
+            checks.refuse_unseen(client, self.database)
+            self._ready(client)
+
+    def version(self) -> str:
+        """Return the server's version."""
+        return f"mariadb {self._client.query('SELECT VERSION()')[0][0]}"
+
+    def warn(self, version: str) -> str:
+        """Say when the server is older than the one that was dumped from, or of another vendor."""
+        then, now = version.rsplit(maxsplit=1)[-1], self.version().split()[-1]
+        if ("MariaDB" in then) != ("MariaDB" in now):
+            return f"it was dumped from {then}, and the server here is {now}: it may not take it"
+        numbers = [tuple(int(n) for n in re.findall("[0-9]+", one)[:2]) for one in (then, now)]
+        if numbers[1] >= numbers[0]:
+            return ""
+        return f"it was dumped from {then}, and the server here is {now}, which is older: it may not take it"
+
+    def dump(self) -> AbstractContextManager[Readinto]:
+        """Give a function that reads a dump: the database at one moment."""
+        return self.stable_dump(os.urandom(16).hex())
+
+    def stable_dump(self, secret: str) -> AbstractContextManager[Readinto]:
+        """Give what `dump` gives, with a mark between its sections that only depends on the secret."""
+        mark = hashlib.blake2b(secret.encode(), digest_size=12).hexdigest()
+        return self._dump(mark)
+
+    @contextlib.contextmanager
+    def _dump(self, mark: str) -> Iterator[Readinto]:
+        with (
+            self._client.connected() as client,
+            dumps.dump(client, self.database, self.options, mark) as read,
+        ):
+            yield read
+
+    def ready(self) -> None:
+        """See whether the server answers, and a rollback would restore everything. Raises CastoreError."""
+        with self._client.connected() as client:
+            self._ready(client)
+
+    def _ready(self, client: Client) -> None:
+        dumps.refuse_options(client, self.options)
+        refuse_elsewhere(self.options, _ELSEWHERE)
+        checks.refuse_unready(client, self.database)
+
+    def begin(self) -> Memo:
+        """Return the names of the databases that are made."""
+        return {"live": self.database, "existed": "yes" if self.there() else "", **Swap.names()}
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Make a database, load the dump, and compare it with what the dump records."""
+        with self._client.connected() as client:
+            self._stage(client, memo, contents)
+
+    def _stage(self, client: Client, memo: Memo, contents: Contents) -> None:
+        swap, new = Swap(client, memo), memo["new"]
+        introduction = introduction_of(contents.target())
+        dump = StoredDump(introduction, contents.target())
+        self._refuse_without_space(client, swap.live)
+        swap.make(dump.charset)
+        dump.load_into(client, new)
+        self._refuse_differences(dump.differences(client, new))
+        self._refuse_lost(client, dump, swap.live)
+        programs.refuse_mixed(dump.programs)
+        # Routines and triggers in the staged database would keep its tables from being moved.
+        programs.rehearse(client, new, dump.programs, dump.database, dump.charset[1])
+        swap.drop_programs(new)
+        swap.keep("programs", dump.programs)
+        swap.keep("tables", self._digests(client, new))
+        swap.detach("new keys")
+        if not memo["existed"]:
+            memo["made"] = "\n".join(self._make_accounts(client, memo, introduction))
+
+    @staticmethod
+    def _refuse_differences(lines: list[str]) -> None:
+        if lines:
+            raise CastoreError(
+                f"the staged copy is not what was dumped: {'; '.join(lines[:5])}"
+                + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")
+                + "; nothing was touched"
+            )
+
+    @staticmethod
+    def _refuse_lost(client: Client, dump: StoredDump, live: str) -> None:
+        """Raise CastoreError where the rollback would drop programs that the dump could not record."""
+        assert dump.end is not None
+        if dump.programs and dump.database != live:
+            raise CastoreError(
+                f"the dump is of the database {dump.database}, whose views, triggers, routines and events "
+                f"belong to that name: they cannot be created in {live}; nothing was touched"
+            )
+        present = programs.names(client, live)
+        for unseen in dump.end.unseen:
+            if lost := [f"{kind} {name}" for kind, name in present if kind in unseen or f"{kind}s" in unseen]:
+                raise CastoreError(
+                    f"this generation was taken by an account that could not see {unseen}, and a rollback "
+                    f"would drop {', '.join(lost[:5])}; nothing was touched. Drop them first if they are not "
+                    "wanted, or choose another generation"
+                )
+
+    @staticmethod
+    def _refuse_without_space(client: Client, live: str) -> None:
+        """Raise CastoreError where the server's disk, if it is here, has no room for a second copy."""
+        where = f"WHERE TABLE_SCHEMA = {literal(live)}"
+        total = f"SELECT COALESCE(SUM(DATA_LENGTH + INDEX_LENGTH), 0) FROM information_schema.TABLES {where}"
+        host, folder, size = client.ask(f"SELECT @@hostname, @@datadir, ({total})")[0]
+        with contextlib.suppress(OSError):
+            if host == sockets.gethostname():
+                info = os.statvfs(folder)
+                free = info.f_bavail * info.f_frsize
+                if free < int(size):
+                    raise CastoreError(
+                        f"{folder} has {free} bytes free, and a second copy of {live} needs about {size}; "
+                        "nothing was touched"
+                    )
+
+    @staticmethod
+    def _make_accounts(client: Client, memo: Memo, introduction: dict[str, Any]) -> list[str]:
+        """Create the recorded users that do not exist; return a line for each."""
+        recorded = accounts.decode(introduction)
+        if recorded is None:
+            line = (
+                f"the dump does not record the users of the database {memo['live']}: create those that it "
+                "needs (they are recorded where the dumping user may read the schema mysql)"
+            )
+            return [line]
+        try:
+            lacking = accounts.missing(client.quietly, recorded)
+        except ProgramError as error:
+            return [f"cannot see which users exist: {error}; create those that the database needs"]
+        created, lines = accounts.create(client.query, lacking)
+        memo["accounts"] = json.dumps([msgspec.to_builtins(one) for one in created])
+        return lines
+
+    def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
+        """Return the database and the users that a rollback would create."""
+        if self.there():
+            return []
+        recorded = accounts.decode(introduction_of(contents()))
+        users = accounts.missing(self._client.query, recorded) if recorded is not None else []
+        return [f"the database {self.database}", *(one.shown for one in users)]
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Move the live tables aside and the new ones in, and create the programs."""
+        with self._client.connected() as client:
+            self._switch(client, memo, contents)
+
+    def _switch(self, client: Client, memo: Memo, contents: Contents) -> None:
+        swap = Swap(client, memo)
+        live, new = swap.live, swap.new
+        if not memo["existed"]:
+            client.query(
+                f"CREATE DATABASE IF NOT EXISTS {quoted(live)}{charset_clause(charset(client, new))}"
+            )
+        if not swap.is_moved:
+            swap.lock_all()
+            swap.keep_live()
+            swap.drop_programs(live)
+            swap.detach("old keys")
+            swap.move()
+        swap.drop_programs(live)
+        swap.set_charset(new)
+        swap.settle_defaults()
+        swap.attach("new keys")
+        lines = swap.create_programs(swap.new_programs())
+        self._compare_tables(client, swap)
+        if not memo["existed"] and (recorded := accounts.decode(introduction_of(contents.target()))):
+            lines += accounts.grant(client.query, live, recorded, self._created(memo))
+        memo["made"] = "\n".join(lines)
+
+    @staticmethod
+    def _digests(client: Client, database: str) -> dict[str, str]:
+        """Return a digest of each definition, without the name of its database."""
+        found = inventory.tables(client, database).values()
+        texts = inventory.definitions(client, database, found)
+        return {name: hashlib.blake2b(text, digest_size=12).hexdigest() for name, text in texts.items()}
+
+    def _compare_tables(self, client: Client, swap: Swap) -> None:
+        """Raise CastoreError where the live tables are not those that were staged."""
+        staged = msgspec.json.decode(swap.kept("tables") or b"{}", type=dict[str, str])
+        found = self._digests(client, swap.live)
+        for name in sorted(staged.keys() | found.keys()):
+            if staged.get(name) != found.get(name):
+                raise CastoreError(
+                    f"the table {name} of {swap.live} was changed during the swap: is it in use?"
+                )
+
+    @staticmethod
+    def _created(memo: Memo) -> list[accounts.Account]:
+        """Return the accounts that this rollback has created."""
+        return msgspec.convert(json.loads(memo.get("accounts", "[]")), list[accounts.Account])
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Move them back."""
+        del contents
+        with self._client.connected() as client:
+            self._undo(client, memo)
+
+    def _undo(self, client: Client, memo: Memo) -> None:
+        swap = Swap(client, memo)
+        live, old = swap.live, swap.old
+        if SWITCHING in memo and swap.is_made:
+            swap.wait()
+            if swap.is_moved:
+                swap.drop_programs(live)
+                swap.move_back()
+            if memo["existed"]:
+                swap.set_charset(old)
+            swap.attach("old keys")
+            if (kept := swap.live_programs()) is not None:
+                swap.drop_programs(live)
+                swap.create_programs(kept)
+            swap.restore_asides()
+            if not memo["existed"] and exists(client, live) and not inventory.tables(client, live):
+                client.query(f"DROP DATABASE {quoted(live)}")
+        # An account that stays is no damage: the next rollback finds it.
+        with contextlib.suppress(ProgramError):
+            accounts.drop(client.quietly, self._created(memo))
+        if SWITCHING not in memo:
+            # The live database was not touched. What cannot be removed now, the next rollback removes.
+            with contextlib.suppress(ProgramError):
+                swap.remove()
+            return
+        if inventory.tables(client, old):
+            raise CastoreError(f"the live tables of {live} are in {old}, and were not moved back")
+        swap.remove()
+
+    def finish(self, memo: Memo) -> None:
+        """Remove what was replaced."""
+        with self._client.connected() as client:
+            Swap(client, memo).remove()
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Load the dump into a server of its own, on a private socket, check its tables, count its rows."""
+        with scratch_server(folder, self._client.program(CLIENT)) as socket:
+            own = Client(names=self.names, socket=socket, user="root", program_path=self.program_path)
+            dump = StoredDump(introduction_of(contents.target()), contents.target())
+            # Under its own name: a trigger's text may contain it.
+            name = dump.database
+            own.query(f"CREATE DATABASE {quoted(name)}{charset_clause(dump.charset)}")
+            dump.load_into(own, name)
+            differences = dump.differences(own, name)
+            programs.create(own, name, dump.programs, dump.charset[1])
+            lines, _ = programs.differences(dump.programs, programs.read(own, name)[0])
+            if differences := [*differences, *lines]:
+                raise CastoreError(f"the restored copy is not what was dumped: {'; '.join(differences[:5])}")
+            tables = inventory.tables(own, name)
+            for table, *_, said in own.query(
+                ";\n".join(f"CHECK TABLE {quoted(one)}" for one in tables), name
+            ):
+                if said not in {"OK", "Table is already up to date"} and "doesn't support" not in said:
+                    raise CastoreError(f"the table {table}: {said}")
+            count = inventory.count(own, name, (one for one in tables.values() if one.kind != "SEQUENCE"))
+            self._alias(own, name, count)
+            rows = sum(count.values()) + len(tables) - len(count)  # a sequence has one
+            finding = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}"
+            finding += ", CHECK TABLE ok, in a server of its own"
+            yield finding, {"SOCKET": socket, "DATABASE": name, "USER": "root"}
+
+    @staticmethod
+    def _alias(own: Client, name: str, tables: Iterable[str]) -> None:
+        """Let a drill-check find the tables in the database `drill`, too, whatever their own is called."""
+        if name != _DRILL:
+            view = "CREATE VIEW {0}.{2} AS SELECT * FROM {1}.{2}"
+            views = (view.format(_DRILL, quoted(name), quoted(one)) for one in tables)
+            own.query(";\n".join([f"CREATE DATABASE {_DRILL}", *views]))
+
+
+class MySQL(MariaDB, frozen=True):
+    """One database of a MySQL server, as mysqldump writes it."""
+
+    names: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("mysqldump",), ("mysql",))

@@ -1,0 +1,214 @@
+"""What a MariaDB or MySQL database has: its tables and sequences, compared between server, dump and copy."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.engines.mariadb.programs import literal, quoted
+from castore.engines.mariadb.script import normal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from castore.engines.mariadb.client import Client
+
+_WITHOUT_ROWS: Final = frozenset({"MRG_MYISAM", "MRG_ISAM", "FEDERATED"})
+"""Storage engines whose rows are in other tables: the dump program leaves them out."""
+_MARK: Final = b"castore table"
+_SHOWN: Final = 120
+_WORD: Final = rb"`(?:[^`]|``)*`"
+_FOREIGN_KEY: Final = re.compile(
+    rb"(?<=\n  )CONSTRAINT (%b) FOREIGN KEY \((?:%b(?:, )?)+\) REFERENCES (%b)(\.%b)? [^\n]*"
+    % (_WORD, _WORD, _WORD, _WORD)
+)
+_PLAIN: Final = re.compile(rb"[A-Za-z0-9_]+")
+_INDEX: Final = re.compile(rb"(?<=\n  )KEY (%b) (\([^\n]*?),?(?=\n)" % _WORD)
+"""On a line of its own, as SHOW CREATE TABLE writes it."""
+_PARTITIONED: Final = re.compile(rb"\n *(?:/\*!\d+)? *PARTITION BY ")
+
+
+class Table(msgspec.Struct, frozen=True, omit_defaults=True, tag="table"):
+    """A table or sequence of a dump."""
+
+    name: str
+    kind: str
+    """As information_schema says: BASE TABLE, SYSTEM VERSIONED, SEQUENCE."""
+    engine: str = ""
+    rows: int | None = None
+    """In the dump; None: not counted, or in other tables."""
+    value: int | None = None
+    """Where a sequence continues."""
+    round: int = 0
+    """How often a sequence has begun again, which the dump program does not write."""
+    definition: str = ""
+    """A digest of its definition in the dump."""
+
+
+class End(msgspec.Struct, frozen=True, omit_defaults=True, tag="end"):
+    """The last record of a dump."""
+
+    version: str
+    """Of the server."""
+    unseen: tuple[str, ...] = ()
+    """Kinds of programs that the account could not see."""
+    digests: dict[str, str] = {}
+    """Of each other record, by kind and name."""
+
+
+def tables(client: Client, database: str) -> dict[str, Table]:
+    """Return the tables and sequences of a database that the account sees."""
+    columns = "TABLE_NAME, TABLE_TYPE, COALESCE(ENGINE, '')"
+    kinds = "'BASE TABLE', 'SYSTEM VERSIONED', 'SEQUENCE'"
+    where = f"WHERE TABLE_SCHEMA = {literal(database)} AND TABLE_TYPE IN ({kinds})"
+    rows = client.ask(f"SELECT {columns} FROM information_schema.TABLES {where}")
+    return {name: Table(name, kind, engine) for name, kind, engine in rows}
+
+
+def is_elsewhere(table: Table) -> bool:
+    """Whether the rows of a table are in other tables."""
+    return table.engine.upper() in _WITHOUT_ROWS
+
+
+def definitions(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, bytes]:
+    """Return the definition of each table, as they are compared; dropped ones are missing."""
+    wanted = list(wanted)
+    script = []
+    for table in wanted:
+        kind = "SEQUENCE" if table.kind == "SEQUENCE" else "TABLE"
+        script += [f"SELECT '{_MARK.decode()}'", f"SHOW CREATE {kind} {quoted(table.name)}"]
+    if not script:
+        return {}
+    rows = client.raw(";\n".join(script) + ";\n", database, lambda _line: None, force=True)
+    found: dict[str, bytes] = {}
+    at = -1
+    for row in rows:
+        if row == [_MARK]:
+            at += 1
+        else:
+            found[wanted[at].name] = normal(row[1], database)
+    return found
+
+
+def unmovable_keys(
+    tables: Mapping[str, Table], definitions: Mapping[str, bytes]
+) -> list[tuple[str, str, str]]:
+    """Return the foreign keys that RENAME TABLE does not move with their tables: table, name, definition.
+
+    InnoDB does not change the database of a key that references a table that it does not have under this
+    name (of another engine, or partitioned), or that leads from or to a table whose name it encodes. With
+    foreign_key_checks off it accepts all of them.
+    """
+    names = {
+        quoted(name).encode()
+        for name, table in tables.items()
+        if table.engine == "InnoDB" and not re.search(_PARTITIONED, definitions.get(name, b""))
+    }
+    return [
+        (table, found[1].decode()[1:-1].replace("``", "`"), found[0].decode().rstrip(","))
+        for table, text in definitions.items()
+        for found in re.finditer(_FOREIGN_KEY, text)
+        if not found[3]
+        and (found[2] not in names or not all(map(_PLAIN.fullmatch, (found[2][1:-1], table.encode()))))
+    ]
+
+
+def renamed_indexes(found: bytes, wanted: bytes) -> list[tuple[str, str]]:
+    """Return the indexes of a definition that have another name in one that is wanted: name, wanted name."""
+    here, there = ({one[2]: one[1] for one in _INDEX.finditer(text)} for text in (found, wanted))
+    return [
+        (name.decode()[1:-1].replace("``", "`"), there[columns].decode()[1:-1].replace("``", "`"))
+        for columns, name in here.items()
+        if columns in there and there[columns] != name
+    ]
+
+
+def compared(expected: Mapping[str, bytes], found: Mapping[str, bytes]) -> list[str]:
+    """Return what differs between definitions and those that were expected."""
+    lines = []
+    for name, text in expected.items():
+        if name not in found:
+            lines.append(f"the table {name} is missing")
+        elif found[name] != text:
+            lines.append(f"the table {name} differs: {_first_difference(text, found[name])}")
+    lines += [f"the table {name} was not expected" for name in found if name not in expected]
+    return lines
+
+
+def _first_difference(expected: bytes, found: bytes) -> str:
+    was, has = (text.decode(errors="backslashreplace").split("\n") for text in (expected, found))
+    for one, other in zip(was, has, strict=False):
+        if one != other:
+            return f"{one.strip()[:_SHOWN]!r} became {other.strip()[:_SHOWN]!r}"
+    return f"{len(was)} lines became {len(has)}"
+
+
+def columns(client: Client, database: str) -> dict[str, list[str]]:
+    """Return the names of the columns of each table, for servers whose definitions read differently."""
+    where = f"WHERE TABLE_SCHEMA = {literal(database)} ORDER BY TABLE_NAME, ORDINAL_POSITION"
+    found: dict[str, list[str]] = {}
+    for table, column in client.ask(
+        f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where}"
+    ):
+        found.setdefault(table, []).append(column)
+    return found
+
+
+def count(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, int]:
+    """Return how many rows each table has, with those of its history; for a sequence where it continues."""
+    wanted = list(wanted)
+    script = []
+    for at, table in enumerate(wanted):
+        what = quoted(table.name)
+        if table.kind == "SEQUENCE":
+            script.append(f"SELECT {at}, next_not_cached_value FROM {what}")
+        else:
+            history = " FOR SYSTEM_TIME ALL" if table.kind == "SYSTEM VERSIONED" else ""
+            script.append(f"SELECT {at}, COUNT(*) FROM {what}{history}")
+    rows = client.query(";\n".join(script), database) if script else []
+    return {wanted[int(at)].name: int(number) for at, number in rows}
+
+
+def stamps(client: Client, database: str) -> dict[str, tuple[str, bool]]:
+    """Return when each table was last changed, and whether that was some time ago."""
+    settled = "UPDATE_TIME IS NULL OR UPDATE_TIME < current_timestamp() - INTERVAL 2 SECOND"
+    times = "CONCAT_WS(' ', CREATE_TIME, UPDATE_TIME)"
+    where = f"WHERE TABLE_SCHEMA = {literal(database)}"
+    rows = client.ask(f"SELECT TABLE_NAME, {times}, {settled} FROM information_schema.TABLES {where}")
+    return {name: (time, old == "1") for name, time, old in rows}
+
+
+def rounds(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, int]:
+    """Return how often each sequence has begun again."""
+    names = [table.name for table in wanted if table.kind == "SEQUENCE"]
+    script = [f"SELECT {at}, cycle_count FROM {quoted(name)}" for at, name in enumerate(names)]
+    rows = client.query(";\n".join(script), database) if script else []
+    return {names[int(at)]: int(number) for at, number in rows}
+
+
+def begin_rounds(tables: Iterable[Table]) -> str:
+    """Return the statements that set how often sequences have begun again; empty: none has."""
+    return "".join(
+        f"DO SETVAL({quoted(table.name)}, {table.value}, 0, {table.round});\n"
+        for table in tables
+        if table.round and table.value is not None
+    )
+
+
+def miscounted(expected: Iterable[Table], found: Mapping[str, int]) -> list[str]:
+    """Return in which tables rows are missing, or more than expected."""
+    lines = []
+    for table in expected:
+        number = table.value if table.kind == "SEQUENCE" else table.rows
+        if number is not None and found.get(table.name) != number:
+            what = "continues at" if table.kind == "SEQUENCE" else "has this many rows:"
+            lines.append(f"{table.name} {what} {found.get(table.name)}, in the dump {number}")
+    return lines
+
+
+def release(version: str) -> tuple[str, ...]:
+    """Return what servers that write definitions in the same form have in common: their release series."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (*(found.groups() if found else (version,)), "MariaDB" if "MariaDB" in version else "MySQL")

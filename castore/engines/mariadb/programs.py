@@ -1,0 +1,379 @@
+"""The programs of a MariaDB or MySQL database: its views, triggers, routines, packages and events.
+
+Each is kept as the server shows it, in bytes of the character set that it was written in, with the session
+settings that it depends on. It is created again in the database of the same name from exactly this text:
+nothing in it is edited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.engines.mariadb.script import unqualified
+from castore.engines.mariadb.text import executable
+from castore.errors import CastoreError, ProgramError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from castore.engines.mariadb.client import Client
+
+_SCHEMA: Final = "information_schema"
+ROUTINES: Final = ("function", "procedure", "package", "package body")
+KINDS: Final = (*ROUTINES, "view", "trigger", "event")
+"""In the order in which they are created."""
+_NAMES: Final = (
+    # One query, since the server reads the definitions of all routines for each.
+    "SELECT LOWER(ROUTINE_TYPE), ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0}",
+    "SELECT 'view', TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {0} AND NOT {1}",
+    "SELECT 'trigger', TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {0} ORDER BY {2}",
+    "SELECT 'event', EVENT_NAME FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {0}",
+)
+MIXED: Final = (
+    "its name, comment or table has characters that the character set of its text does not have, so it could "
+    "not be created again: create it again in a session with SET NAMES utf8mb4"
+)
+_INVALID: Final = "references invalid"
+_MARK: Final = b"castore program"
+_PLAIN_CHARSETS: Final = frozenset({"utf8mb4", "utf8mb3", "utf8", "latin1", "binary", "ascii"})
+"""Whose bytes below 128 are always ASCII: the client finds the ends of strings whichever it assumes."""
+_DELIMITERS: Final = (";;", "$$", "//", *(f"~{number}~" for number in range(100)))
+_ASIDE: Final = "TABLE_NAME LIKE 'castore!_view!_%' ESCAPE '!'"
+_RUN: Final = "EVENT_OBJECT_TABLE, ACTION_TIMING, EVENT_MANIPULATION, ACTION_ORDER"
+"""In which order the triggers of a table run, and are created."""
+
+
+class Program(msgspec.Struct, frozen=True, omit_defaults=True, tag="program"):
+    """A view, trigger, routine, package or event."""
+
+    kind: str
+    name: str
+    text: bytes
+    """The statement that creates it."""
+    charset: str
+    """In which the text is, and that the client had."""
+    collation: str
+    """Of the connection that created it."""
+    mode: str = ""
+    """The sql_mode."""
+    database_collation: str = ""
+    """The default collation of the database when it was created."""
+    time_zone: str = ""
+    """An event's."""
+    table: str = ""
+    """A trigger's."""
+    header: str = ""
+    """When a trigger runs: BEFORE INSERT."""
+    body: bytes = b""
+    """A trigger's statement, in UTF-8."""
+    odd: bool = False
+    """Whether the server finds fault with a view: it is created if that succeeds."""
+    broken: bool = False
+    """Whether a view refers to something that does not exist: it cannot be created."""
+    mixed: bool = False
+    """Whether a name or comment cannot be written in the character set of the text: it cannot be created."""
+
+    @property
+    def shown(self) -> str:
+        """Its kind and name for messages."""
+        return f"the {self.kind} {self.name}"
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What no other program of the database has."""
+        return self.kind, self.name
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL has it."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def literal(text: str) -> str:
+    """Return a text as SQL has it, whatever the server's mode."""
+    return "0x" + os.fsencode(text).hex() if text else "''"
+
+
+def names(client: Client, database: str) -> list[tuple[str, str]]:
+    """Return kind and name of each program that the account sees."""
+    rows = client.ask(";\n".join(_NAMES).format(literal(database), _ASIDE, _RUN))
+    return sorted(((kind, name) for kind, name in rows if kind in KINDS), key=lambda row: KINDS.index(row[0]))
+
+
+def read(client: Client, database: str) -> tuple[list[Program], list[tuple[str, str]]]:
+    """Return the programs of a database, and those whose text the account may not see."""
+    wanted = names(client, database)
+    if not wanted:
+        return [], []
+    script = ["SET character_set_results = binary"]
+    for kind, name in wanted:
+        script += [f"SELECT '{_MARK.decode()}'", f"SHOW CREATE {kind.upper()} {quoted(name)}"]
+    rows = client.raw(";\n".join(script) + ";\n", database, lambda _line: None, force=True)
+    triggers = _triggers(client, database)
+    found: dict[int, list[bytes]] = {}
+    at = -1
+    for row in rows:
+        if row == [_MARK]:
+            at += 1
+        else:
+            found[at] = row
+    programs, unseen = [], []
+    for number, (kind, name) in enumerate(wanted):
+        program = _program(kind, name, found.get(number), triggers)
+        if program is None:
+            unseen.append((kind, name))
+        else:
+            programs.append(program)
+    programs = executable(client, database, programs)
+    odd = _odd_views(client, database, [one.name for one in programs if one.kind == "view"])
+    return [
+        msgspec.structs.replace(one, odd=True, broken=odd[one.name])
+        if one.kind == "view" and one.name in odd
+        else one
+        for one in programs
+    ], unseen
+
+
+def _triggers(client: Client, database: str) -> dict[str, tuple[str, str, bytes]]:
+    columns = "TRIGGER_NAME, EVENT_OBJECT_TABLE, ACTION_TIMING, EVENT_MANIPULATION, ACTION_STATEMENT"
+    where = f"WHERE TRIGGER_SCHEMA = {literal(database)}"
+    rows = client.raw(f"SELECT {columns} FROM {_SCHEMA}.TRIGGERS {where}")
+    return {
+        name.decode(): (table.decode(), f"{timing.decode()} {event.decode()}", body)
+        for name, table, timing, event, body in rows
+    }
+
+
+def _program(
+    kind: str, name: str, row: list[bytes] | None, triggers: dict[str, tuple[str, str, bytes]]
+) -> Program | None:
+    if row is None:
+        return None
+    zone = ""
+    if kind == "view":
+        _, text, charset, collation = row[:4]
+        mode = database_collation = b""
+    elif kind == "event":
+        _, mode, zone_, text, charset, collation, database_collation = row[:7]
+        zone = zone_.decode()
+    else:
+        _, mode, text, charset, collation, database_collation = row[:6]
+    if text == b"NULL" or (kind == "trigger" and name not in triggers):
+        return None
+    table, header, body = triggers[name] if kind == "trigger" else ("", "", b"")
+    return Program(
+        *(kind, name, text, charset.decode(), collation.decode(), mode.decode(), database_collation.decode()),
+        *(zone, table, header, body),
+    )
+
+
+def _odd_views(client: Client, database: str, views: list[str]) -> dict[str, bool]:
+    """Return the views that the server finds fault with, each with whether it is broken.
+
+    The definer of a view that is not may be missing: then it can be created, and may not be used.
+    """
+    if not views:
+        return {}
+    said: dict[str, str] = {}
+    for table, _, kind, text in client.query(f"CHECK TABLE {', '.join(map(quoted, views))}", database):
+        if kind.lower() == "error":
+            name = table[len(database) + 1 :]
+            said[name] = f"{said.get(name, '')} {text}"
+    return {
+        name: _INVALID in text or not client.works(f"SHOW FIELDS FROM {quoted(name)}", database)
+        for name, text in said.items()
+    }
+
+
+def ordered(programs: Iterable[Program]) -> list[Program]:
+    """Return programs so that views come after those that they name."""
+    left = {one.identity: one for one in programs}
+    views = {one.name: quoted(one.name).encode() for one in left.values() if one.kind == "view"}
+    found: dict[tuple[str, str], Program] = {}
+
+    def add(one: Program) -> None:
+        if left.pop(one.identity, None) is None:
+            return
+        if one.kind == "view":
+            for name, word in views.items():
+                needed = left.get(("view", name))
+                if needed is not None and word in one.text:
+                    add(needed)
+        found[one.identity] = one
+
+    for one in list(left.values()):
+        add(one)
+    return list(found.values())
+
+
+def script(programs: Iterable[Program], collation: str) -> Iterator[bytes]:
+    """Yield the statements that create programs in the current database.
+
+    collation: the database's own. Where a program needs another, that is set for the moment.
+    """
+    present = collation
+    for one in programs:
+        wanted = one.database_collation or collation
+        if wanted != present:
+            yield f"ALTER DATABASE COLLATE {wanted};\n".encode()
+            present = wanted
+        settings = f"character_set_client = {one.charset}, collation_connection = {one.collation}"
+        settings += f", sql_mode = '{one.mode}'"
+        if one.time_zone:
+            settings += f", time_zone = '{one.time_zone}'"
+        delimiter = next(mark for mark in _DELIMITERS if mark.encode() not in one.text)
+        yield f"SET {settings};\nDELIMITER {delimiter}\n".encode()
+        yield one.text + f"\n{delimiter}\nDELIMITER ;\n".encode()
+    if present != collation:
+        yield f"ALTER DATABASE COLLATE {collation};\n".encode()
+
+
+def create(client: Client, database: str, programs: Iterable[Program], collation: str) -> None:
+    """Create programs in a database that has its tables. Raises ProgramError.
+
+    Broken views are created only if that succeeds.
+    """
+    wanted = ordered(programs)
+    _feed(client, database, [one for one in wanted if one.kind in ROUTINES], collation)
+    _create_views(client, database, [one for one in wanted if one.kind == "view"], collation)
+    _feed(client, database, [one for one in wanted if one.kind in {"trigger", "event"}], collation)
+
+
+def _feed(
+    client: Client, database: str, programs: list[Program], collation: str, *, force: bool = False
+) -> None:
+    for charset, group in itertools.groupby(
+        programs, lambda one: "utf8mb4" if one.charset in _PLAIN_CHARSETS else one.charset
+    ):
+        client.feed(database, script(group, collation), charset=charset, force=force)
+
+
+def _create_views(client: Client, database: str, views: list[Program], collation: str) -> None:
+    """Create views in whichever order they can be created: one may use others."""
+    left = views
+    while left:
+        with contextlib.suppress(ProgramError):
+            _feed(client, database, left, collation, force=True)
+        there = {name for kind, name in names(client, database) if kind == "view"}
+        still = [one for one in left if one.name not in there]
+        if len(still) == len(left):
+            _create_over_orphans(client, database, views, {one.name for one in still}, collation)
+            _feed(client, database, [one for one in still if not one.odd], collation)
+            return
+        left = still
+
+
+def refuse_mixed(programs: Iterable[Program]) -> None:
+    """Raise CastoreError for a program that could not be created again as it is."""
+    for one in programs:
+        if one.mixed:
+            raise CastoreError(f"{one.shown}: {MIXED}; nothing was touched")
+
+
+def _create_over_orphans(
+    client: Client, database: str, views: list[Program], lacking: set[str], collation: str
+) -> None:
+    """Create the views that are lacking because a view that they use has a definer who does not exist.
+
+    The server lets nobody create a view over such a view. So its definer is castore's account for the moment.
+    """
+    orphans = [one for one in views if one.odd and one.name not in lacking]
+    if not orphans:
+        return
+    drop_views = "".join(f"DROP VIEW IF EXISTS {quoted(one.name)};\n" for one in orphans)
+    owned = [msgspec.structs.replace(one, text=_DEFINER.sub(rb"\1", one.text)) for one in orphans]
+    client.query(drop_views, database)
+    _feed(client, database, owned, collation, force=True)
+    _feed(client, database, [one for one in views if one.name in lacking], collation, force=True)
+    client.query(drop_views, database)
+    _feed(client, database, orphans, collation)
+
+
+def rehearse(client: Client, database: str, programs: Iterable[Program], own: str, collation: str) -> None:
+    """Create routines, views and triggers in a staging database, to see that the server takes them.
+
+    own: the name of the database that they belong to, which parts of views may be qualified with. A trigger's
+    statement may name it anywhere, so its header is written from the catalogue. Events are left out: they
+    would run. Raises CastoreError.
+    """
+    tried = [_rehearsed(one, own) for one in programs if one.kind != "event" and not one.broken]
+    try:
+        create(client, database, tried, collation)
+    except ProgramError as error:
+        there = set(names(client, database))
+        missing = [one for one in tried if one.identity not in there]
+        first = f"{missing[0].shown} cannot be created on this server: " if missing else ""
+        raise CastoreError(f"{first}{error}; nothing was touched") from None
+
+
+def _rehearsed(one: Program, own: str) -> Program:
+    """Return a program as it can be created in another database than its own."""
+    if one.kind == "view":
+        return msgspec.structs.replace(one, text=unqualified(one.text, own, parts=3))
+    if one.kind == "trigger":
+        header = f"CREATE TRIGGER {quoted(one.name)} {one.header} ON {quoted(one.table)} FOR EACH ROW "
+        text = header.encode() + one.body
+        return msgspec.structs.replace(one, text=text, charset="utf8mb4", collation="utf8mb4_bin")
+    return one
+
+
+def drop(client: Client, database: str) -> None:
+    """Drop all programs of a database that the account sees."""
+    found = [one for one in names(client, database) if one[0] != "package body"]
+    script = [f"DROP {kind.upper()} IF EXISTS {quoted(database)}.{quoted(name)};" for kind, name in found]
+    if any(kind == "package" for kind, _ in found):
+        script.insert(0, "SET SESSION sql_mode = ORACLE;")
+    if script:
+        client.query("\n".join(script))
+
+
+def differences(expected: Iterable[Program], found: Iterable[Program]) -> tuple[list[str], list[str]]:
+    """Return what differs between programs and those that were expected, and what cannot exist any more.
+
+    Broken views are not compared.
+    """
+    there = {one.identity: one for one in found}
+    lines, notes = [], []
+    for one in expected:
+        other = there.pop(one.identity, None)
+        if one.broken or one == other:
+            continue
+        if one.odd and other is None:
+            notes.append(f"{one.shown} could not be created: its definer, or what it refers to, is missing")
+            continue
+        fields = [
+            name for name in _COMPARED if other is not None and getattr(one, name) != getattr(other, name)
+        ]
+        if other is not None and one.odd != other.odd and fields == ["text"]:
+            # Of a view whose definer does not exist the server writes columns with the database's name.
+            continue
+        if one.kind == "event" and _ENDING.search(one.text) and fields in ([], ["text"]):
+            notes.append(f"{one.shown} has no time left to run in: the server has disabled or not created it")
+        elif other is None:
+            lines.append(f"{one.shown} is missing")
+        elif fields:
+            lines.append(f"{one.shown} differs in {', '.join(fields)}")
+    lines += [f"{one.shown} was not expected" for one in there.values()]
+    return lines, notes
+
+
+_DEFINER: Final = re.compile(
+    rb"\A(CREATE ALGORITHM=\w+ )DEFINER=`(?:[^`]|``)*`(?:@`(?:[^`]|``)*`)? "
+)
+_COMPARED: Final = (
+    "text",
+    "charset",
+    "collation",
+    "mode",
+    "database_collation",
+    "time_zone",
+    "table",
+    "header",
+)
+_ENDING: Final = re.compile(rb" ON SCHEDULE (?:AT '|EVERY [^']*(?:STARTS '[^']*' )?ENDS ')")

@@ -1,0 +1,226 @@
+"""What of a MariaDB database is not in its dump, or could not be restored from it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+from castore.engines.mariadb import inventory, programs
+from castore.engines.mariadb.programs import literal, quoted
+from castore.engines.mariadb.script import normal
+from castore.errors import CastoreError, ProgramError
+from castore.model.counting import count as counted
+
+if TYPE_CHECKING:
+    from castore.engines.mariadb.client import Client
+    from castore.engines.mariadb.rights import Rights
+    from castore.engines.mariadb.script import Observed
+
+LACKING: Final = "this view refers to what does not exist, or may not be used: only its text is kept"
+STRANGE: Final = (
+    "this name has a tab, an end of a line or another control character in it, and could not be rolled back: "
+    "rename it"
+)
+OTHER_MOMENT: Final = (
+    "its engine knows no transactions, and it may be of another moment than the other tables (ENGINE=InnoDB "
+    "would help): "
+)
+_LEFT_OUT: Final = "the dump program has left it out"
+_CHANGED: Final = "it was changed, created or dropped while the dump was taken"
+_OTHERWISE: Final = "its definition in the dump is not the one that the server has"
+_UNSEEN: Final = "the account may not see its text, which is not in the dump; missing: "
+_NO_LIMIT: Final = "18446744073709551615"
+
+
+class State:
+    """What the server says that a database has."""
+
+    def __init__(self, client: Client, database: str) -> None:
+        self.database = database
+        self.tables = inventory.tables(client, database)
+        self.definitions = inventory.definitions(client, database, self.tables.values())
+        self.programs, self.unseen = programs.read(client, database)
+        self.stamps = inventory.stamps(client, database)
+
+    def changes(self, later: State) -> list[str]:
+        """Return the names of what is not the same later."""
+        names = {
+            name
+            for name in self.definitions.keys() | later.definitions.keys()
+            if self.definitions.get(name) != later.definitions.get(name)
+        }
+        lines, _ = programs.differences(self.programs, later.programs)
+        changed = {one.name for one in {*self.programs} ^ {*later.programs}} if lines else set()
+        return sorted(names | changed)
+
+
+def refuse_limits(client: Client) -> None:
+    """Raise ProgramError where the defaults of sessions would let the dump program read less than all.
+
+    The dump program cannot be given commands for the beginning of its session.
+    """
+    limit, connect = client.ask("SELECT @@GLOBAL.sql_select_limit, @@GLOBAL.init_connect")[0]
+    if limit != _NO_LIMIT:
+        raise ProgramError(
+            f"the server limits a SELECT to {counted(int(limit), 'row')} (sql_select_limit), so a dump would "
+            "not be complete: SET GLOBAL sql_select_limit = DEFAULT"
+        )
+    if re.search(r"sql_select_limit|system_versioning_asof", connect, re.IGNORECASE):
+        raise ProgramError(
+            f"the server's init_connect changes what a SELECT returns ({connect}), so a dump would not be "
+            "complete: remove that from it, or dump with an account that has CONNECTION ADMIN"
+        )
+    with contextlib.suppress(ProgramError):
+        moment = client.ask("SELECT @@GLOBAL.system_versioning_asof", quiet=True)[0][0]
+        if moment != "DEFAULT":
+            raise CastoreError(
+                f"the server shows tables with system versioning as of {moment} (system_versioning_asof): "
+                "SET GLOBAL system_versioning_asof = DEFAULT"
+            )
+
+
+def unseen(rights: Rights, database: str, state: State) -> tuple[list[tuple[bytes, str]], list[str]]:
+    """Return what of the database the account may not see, as warnings, and the kinds of it."""
+    routines = any(
+        kind in programs.ROUTINES for kind, _ in [*state.unseen, *(one.identity for one in state.programs)]
+    )
+    hidden = any(kind in programs.ROUTINES for kind, _ in state.unseen)
+    lacks = rights.lacking_to_dump(database, list(state.tables), routines=routines and hidden)
+    warnings = []
+    kinds = []
+    for lack in lacks:
+        reason = (
+            f"the account {rights.account} may not see all {lack.without} of {database}: those that it does "
+            f"not see are not in the dump; {rights.grants([lack])}"
+        )
+        warnings.append((os.fsencode(lack.without), reason))
+        kinds.append(lack.without)
+    for kind, name in state.unseen:
+        grants = rights.grants(lacks) or "more rights to it"
+        warnings.append((os.fsencode(name), f"{kind}: {_UNSEEN}{grants}"))
+    return warnings, kinds
+
+
+def lasting(client: Client, database: str, state: State) -> list[tuple[bytes, str]]:
+    """Return warnings for what the database holds, whatever its dump says of it."""
+    return [
+        *((os.fsencode(one.name), LACKING) for one in state.programs if one.broken),
+        *((os.fsencode(one.name), programs.MIXED) for one in state.programs if one.mixed),
+        *((os.fsencode(name), STRANGE) for name in strange_names(client, database)),
+        *_without_keys(client, database),
+        *_rounded(client, database),
+        *_empty_members(client, database),
+    ]
+
+
+def strange_names(client: Client, database: str) -> list[str]:
+    """Return the names in the database that the programs' output and scripts cannot be trusted with."""
+    found = {name for _, name in programs.names(client, database)} | inventory.tables(client, database).keys()
+    found |= {column for names in inventory.columns(client, database).values() for column in names}
+    return sorted(name for name in found if re.search("[\0-\x1f\x7f]", name))
+
+
+def _without_keys(client: Client, database: str) -> list[tuple[bytes, str]]:
+    """Return a warning for each table that the server would not let be created again, since it has no key."""
+    demanded = client.ask("SHOW GLOBAL VARIABLES LIKE '%\\_primary\\_key'")
+    if not (names := [name for name, value in demanded if value == "ON"]):
+        return []
+    where = f"TABLE_SCHEMA = {literal(database)}"
+    keys = f"SELECT TABLE_NAME FROM information_schema.STATISTICS WHERE {where} AND NON_UNIQUE = 0"
+    kinds = "ENGINE = 'InnoDB' AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED')"
+    rows = client.ask(
+        f"SELECT TABLE_NAME FROM information_schema.TABLES WHERE {where} AND {kinds} "
+        f"AND TABLE_NAME NOT IN ({keys} AND NULLABLE <> 'YES')"
+    )
+    reason = f"it has no primary key, which the server demands ({names[0]}): it could not be restored"
+    return [(os.fsencode(row[0]), reason) for row in rows]
+
+
+def _rounded(client: Client, database: str) -> list[tuple[bytes, str]]:
+    """Return a warning for each column of type FLOAT with values that the dump program rounds."""
+    where = f"WHERE TABLE_SCHEMA = {literal(database)} AND DATA_TYPE = 'float' AND IS_GENERATED = 'NEVER'"
+    tables = inventory.tables(client, database)
+    found = client.ask(f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where}")
+    columns = [(table, column) for table, column in found if table in tables]
+    check = "SELECT {0}, COUNT(*) FROM {1} WHERE {2} <> CAST(CAST({2} AS CHAR) AS FLOAT)"
+    script = [check.format(at, quoted(table), quoted(column)) for at, (table, column) in enumerate(columns)]
+    warnings = []
+    for at, number in client.query(";\n".join(script), database) if script else ():
+        if number != "0":
+            table, column = columns[int(at)]
+            reason = (
+                f"{number} values of {column}, of type FLOAT, have more than the six digits that the dump "
+                "program writes: they are rounded; ALTER TABLE ... MODIFY to DOUBLE keeps them"
+            )
+            warnings.append((os.fsencode(table), reason))
+    return warnings
+
+
+def _empty_members(client: Client, database: str) -> list[tuple[bytes, str]]:
+    """Return a warning for each ENUM with values of index 0 that are written like its empty member."""
+    tables = inventory.tables(client, database)
+    where = f"WHERE TABLE_SCHEMA = {literal(database)} AND DATA_TYPE = 'enum' AND IS_GENERATED = 'NEVER'"
+    found = client.query(
+        f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where} "
+        "AND (COLUMN_TYPE LIKE 'enum('',%' OR COLUMN_TYPE LIKE '%,'',%' OR COLUMN_TYPE LIKE '%,'')')"
+    )
+    columns = [(table, column) for table, column in found if table in tables]
+    check = "SELECT {0}, COUNT(*) FROM {1} WHERE {2} = '' AND {2} + 0 = 0"
+    script = [check.format(at, quoted(table), quoted(column)) for at, (table, column) in enumerate(columns)]
+    warnings = []
+    for at, number in client.query(";\n".join(script), database) if script else ():
+        if number != "0":
+            table, column = columns[int(at)]
+            reason = (
+                f"{counted(int(number), 'value')} of {column} were not a member of the ENUM (index 0); the "
+                "dump writes them as the empty member, which they become"
+            )
+            warnings.append((os.fsencode(table), reason))
+    return warnings
+
+
+def compare(observed: Observed, before: State, later: State) -> list[tuple[bytes, str]]:
+    """Return what is not in the dump as the server has it, as warnings."""
+    changed = before.changes(later)
+    warnings = [(os.fsencode(name), _CHANGED) for name in changed]
+    for name, text in before.definitions.items():
+        if name in changed:
+            continue
+        dumped = observed.script.created.get(name)
+        if dumped is None:
+            warnings.append((os.fsencode(name), _LEFT_OUT))
+        elif normal(dumped, later.database) != text:
+            warnings.append((os.fsencode(name), _OTHERWISE))
+    return warnings
+
+
+def uncounted(client: Client, observed: Observed, before: State, later: State) -> list[tuple[bytes, str]]:
+    """Return a warning for each table that has more or fewer rows than its dump.
+
+    Only tables that nobody changed until they were counted can be compared. Of a MEMORY table the server does
+    not say when it was changed.
+    """
+    quiet = []
+    for name, table in before.tables.items():
+        time, is_settled = before.stamps.get(name, ("", False))
+        is_counted = table.kind != "SEQUENCE" and table.engine.upper() != "MEMORY"
+        if is_counted and is_settled and later.stamps.get(name, ("", False))[0] == time:
+            quiet.append(table)
+    if (rows := observed.rows) is None or not quiet:
+        return []
+    found = inventory.count(
+        client, before.database, [one for one in quiet if not inventory.is_elsewhere(one)]
+    )
+    differing = {
+        name: number
+        for name, number in found.items()
+        if number != rows.get(name, 0) and name in observed.script.created
+    }
+    now = inventory.stamps(client, before.database) if differing else {}
+    return [
+        (os.fsencode(name), f"it has {counted(number, 'row')}, and the dump {rows.get(name, 0)}")
+        for name, number in differing.items()
+        if now.get(name, ("", False))[0] == before.stamps[name][0]
+    ]

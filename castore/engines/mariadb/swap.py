@@ -1,0 +1,330 @@
+"""The exchange of a database's tables for staged ones, and what has to be known to revert it.
+
+It is kept in a database of its own, where it is found whatever happens to castore.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from castore.engines.base import new_name
+from castore.engines.mariadb import client as clients
+from castore.engines.mariadb import inventory, programs
+from castore.engines.mariadb.programs import Program, literal, quoted
+from castore.errors import CastoreError, ProgramError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from castore.engines.base import Memo
+    from castore.engines.mariadb.client import Client
+
+MARKS: Final = ("new", "old", "code")
+_MADE: Final = re.compile("castore_(new|old|code)_[0-9a-f]{12}")
+_PIECE: Final = 1 << 18
+
+
+def charset(client: Client, database: str) -> list[str]:
+    """Return the character set and collation that new tables of a database get; []: it does not exist."""
+    columns = "DEFAULT_CHARACTER_SET_NAME, DEFAULT_COLLATION_NAME"
+    where = f"WHERE SCHEMA_NAME = {literal(database)}"
+    found = client.ask(f"SELECT {columns} FROM information_schema.SCHEMATA {where}")
+    return found[0] if found else []
+
+
+def charset_clause(names: list[str]) -> str:
+    """Return what CREATE DATABASE and ALTER DATABASE are given of a character set and collation."""
+    return f" CHARACTER SET {names[0]} COLLATE {names[1]}" if names else ""
+
+
+def exists(client: Client, database: str) -> bool:
+    """Whether the server has a database, as far as the account sees."""
+    where = f"WHERE SCHEMA_NAME = {literal(database)}"
+    return bool(client.ask(f"SELECT 1 FROM information_schema.SCHEMATA {where}"))
+
+
+class Swap:
+    """The databases of one rollback. memo: of the engine's `begin`."""
+
+    def __init__(self, client: Client, memo: Memo) -> None:
+        self.live, self.new, self.old, self.code = (memo[one] for one in ("live", *MARKS))
+        self._client = client
+        self._memo = memo
+
+    @staticmethod
+    def names() -> Memo:
+        """Return new names for what is made."""
+        return {mark: new_name(mark) for mark in MARKS}
+
+    def make(self, names: list[str]) -> None:
+        """Create the databases. names: character set and collation of the staged one."""
+        self._remove_left()
+        present = charset(self._client, self.live)
+        self._client.query(f"""
+            CREATE DATABASE {quoted(self.code)};
+            CREATE TABLE {quoted(self.code)}.kept (which VARCHAR(10), number INT, text LONGBLOB NOT NULL,
+                PRIMARY KEY (which, number)) ENGINE=InnoDB;
+            CREATE TABLE {quoted(self.code)}.staged (number INT PRIMARY KEY) ENGINE=InnoDB;
+        """)
+        self.keep("owner", {"live": self.live, "new": self.new, "old": self.old, "code": self.code})
+        self._client.query(f"""
+            CREATE DATABASE {quoted(self.new)}{charset_clause(names or present)};
+            CREATE DATABASE {quoted(self.old)}{charset_clause(present)};
+        """)
+
+    def _remove_left(self) -> None:
+        """Remove what an earlier rollback of the live database staged, and could not remove when it failed.
+
+        Its service is locked, so no other rollback of it is at work.
+        """
+        where = "WHERE TABLE_SCHEMA LIKE 'castore\\_code\\_%' AND TABLE_NAME = 'staged'"
+        for (code,) in self._client.ask(f"SELECT TABLE_SCHEMA FROM information_schema.TABLES {where}"):
+            if not _MADE.fullmatch(code):
+                continue
+            left = Swap(self._client, {"live": self.live, "new": code, "old": code, "code": code})
+            with contextlib.suppress(ProgramError, msgspec.MsgspecError):
+                owner = msgspec.json.decode(left.kept("owner") or b"{}", type=dict[str, str])
+                if owner.get("live") == self.live and left.live_programs() is None:
+                    Swap(self._client, owner).remove()
+
+    def remove(self) -> None:
+        """Drop the databases, as far as they exist."""
+        self._client.query(self._lock())
+        for aside in self._asides():
+            self._client.query(f"DROP VIEW IF EXISTS {quoted(self.live)}.{quoted(aside)}")
+        for name in (self.new, self.old, self.code):
+            if not _MADE.fullmatch(name):
+                raise AssertionError(name)  # nothing else is ever dropped
+            # What the account may not create it may not drop either, and it does not exist.
+            if exists(self._client, name):
+                self._client.query(f"SET foreign_key_checks = 0; DROP DATABASE IF EXISTS {quoted(name)}")
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the record of what has been done exists."""
+        return bool(inventory.tables(self._client, self.code))
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether the tables have been exchanged."""
+        return "moved" in inventory.tables(self._client, self.code)
+
+    def wait(self) -> None:
+        """Wait until nobody else moves these tables."""
+        self._client.query(self._lock())
+
+    def move(self) -> None:
+        """Exchange all tables at once."""
+        self._rename([(self.live, self.old), (self.new, self.live)], "staged", "moved")
+
+    def move_back(self) -> None:
+        """Exchange them back."""
+        self._rename([(self.live, self.new), (self.old, self.live)], "moved", "staged")
+
+    def _rename(self, pairs: list[tuple[str, str]], marker: str, then: str) -> None:
+        """Move all tables between databases at once; a marker, renamed with them, records that it is done."""
+        code = quoted(self.code)
+        moves = [f"{code}.{quoted(marker)} TO {code}.{quoted(then)}"]
+        for source, target in pairs:
+            names = map(quoted, inventory.tables(self._client, source))
+            moves += [f"{quoted(source)}.{name} TO {quoted(target)}.{name}" for name in names]
+        # The lock shows another castore that the client of a killed one may still be at work.
+        self._client.query(f"""
+            {self._lock()}
+            SET SESSION foreign_key_checks = 0;
+            RENAME TABLE {", ".join(moves)};
+        """)
+
+    def _lock(self) -> str:
+        """Return SQL that waits until nobody else moves these tables, and fails if that takes long."""
+        return f"""
+            SELECT CASE WHEN GET_LOCK({literal(self.code)}, {2 * clients.LOCK_SECONDS}) = 1 THEN 0
+                ELSE (SELECT 1 UNION SELECT 2) END INTO @castore;
+        """
+
+    def lock_all(self) -> None:
+        """See whether the live tables can be had, before anything is dropped. Raises ProgramError."""
+        live = inventory.tables(self._client, self.live)
+        if tables := [f"{quoted(self.live)}.{quoted(table)} WRITE" for table in live]:
+            self._client.query(f"LOCK TABLES {', '.join(tables)}; UNLOCK TABLES")
+
+    def set_charset(self, of: str) -> None:
+        """Let new tables of the live database get the character set that those of another get."""
+        wanted = charset(self._client, of)
+        if wanted and wanted != charset(self._client, self.live):
+            self._client.query(f"ALTER DATABASE {quoted(self.live)}{charset_clause(wanted)}")
+
+    def keep_live(self) -> None:
+        """Record the programs of the live database, and the rights to them, which are dropped with them."""
+        if self.kept("live") is not None:
+            return
+        found, unseen = programs.read(self._client, self.live)
+        if unseen:
+            kind, name = unseen[0]
+            raise CastoreError(
+                f"the account may not see the text of the {kind} {name}, so it could not be restored; "
+                "nothing was touched: castore config check says which rights are missing"
+            )
+        programs.refuse_mixed(found)
+        self._set_aside([one.name for one in found if one.odd])
+        self.keep("grants", self._grants())
+        self.keep("live", [one for one in found if not one.odd])
+
+    def live_programs(self) -> list[Program] | None:
+        """Return the recorded programs of the live database; None: they have not been recorded yet."""
+        return self._programs("live")
+
+    def new_programs(self) -> list[Program]:
+        """Return the programs to create for the staged tables."""
+        found = self._programs("programs")
+        if found is None:
+            raise CastoreError(f"the views, triggers, routines and events of {self.live} are missing")
+        return found
+
+    def _programs(self, which: str) -> list[Program] | None:
+        data = self.kept(which)
+        return None if data is None else msgspec.json.decode(data, type=list[Program])
+
+    def _set_aside(self, views: list[str]) -> None:
+        """Rename views that could not be created again: so they can be restored as they are."""
+        if self.kept("asides") is None:
+            mark = self.code.rpartition("_")[2]
+            self.keep("asides", [[name, f"castore_view_{mark}_{at}"] for at, name in enumerate(views)])
+        there = {name for kind, name in programs.names(self._client, self.live) if kind == "view"}
+        for name, aside in msgspec.json.decode(self.kept("asides") or b"[]"):
+            if name in there:
+                self._rename_view(name, aside)
+
+    def restore_asides(self) -> None:
+        """Give the views that were renamed their names again."""
+        there = self._asides()
+        for name, aside in msgspec.json.decode(self.kept("asides") or b"[]"):
+            if aside in there:
+                self._rename_view(aside, name)
+
+    def _rename_view(self, name: str, to: str) -> None:
+        live = quoted(self.live)
+        self._client.query(f"RENAME TABLE {live}.{quoted(name)} TO {live}.{quoted(to)}")
+
+    def _asides(self) -> list[str]:
+        """Return the views of the live database that this rollback has renamed."""
+        mark = self.code.rpartition("_")[2]
+        where = f"WHERE TABLE_SCHEMA = {literal(self.live)}"
+        rows = self._client.ask(f"SELECT TABLE_NAME FROM information_schema.VIEWS {where}")
+        return [row[0] for row in rows if re.fullmatch(f"castore_view_{mark}_[0-9]+", row[0])]
+
+    def _grants(self) -> list[str]:
+        """Return the rights to single routines of the live database."""
+        if not any(kind in programs.ROUTINES for kind, _ in programs.names(self._client, self.live)):
+            return []
+        found = []
+        columns = "Routine_type, Routine_name, User, Host, Proc_priv"
+        where = f"WHERE Db = {literal(self.live)}"
+        for kind, name, user, host, rights in self._client.ask(
+            f"SELECT {columns} FROM mysql.procs_priv {where}"
+        ):
+            given = [one for one in rights.upper().split(",") if one != "GRANT"]
+            option = " WITH GRANT OPTION" if "GRANT" in rights.upper().split(",") else ""
+            whom = f"{quoted(user)}@{quoted(host)}" if host else quoted(user)
+            on = f"{kind} {quoted(self.live)}.{quoted(name)}"
+            found.append(f"GRANT {', '.join(given) or 'USAGE'} ON {on} TO {whom}{option};")
+        return found
+
+    def grant(self) -> None:
+        """Give the recorded rights again."""
+        for statement in msgspec.json.decode(self.kept("grants") or b"[]"):
+            # A routine that only one of both states has takes its rights with it.
+            with contextlib.suppress(ProgramError):
+                self._client.quietly(statement)
+
+    def drop_programs(self, database: str) -> None:
+        """Drop the programs of a database of this rollback."""
+        programs.drop(self._client, database)
+
+    def create_programs(self, wanted: Iterable[Program]) -> list[str]:
+        """Create programs in the live database; return what cannot exist any more. Raises CastoreError."""
+        wanted = list(wanted)
+        collation = charset(self._client, self.live)[1]
+        programs.create(self._client, self.live, wanted, collation)
+        self.grant()
+        found, _ = programs.read(self._client, self.live)
+        differences, notes = programs.differences(wanted, found)
+        if differences:
+            raise CastoreError("; ".join(differences))
+        return notes
+
+    def settle_defaults(self) -> None:
+        """Let defaults that take the next value of a staged sequence take that of the live one."""
+        mine = f"{quoted(self.new)}."
+        where = (
+            f"WHERE TABLE_SCHEMA = {literal(self.live)} AND COLUMN_DEFAULT LIKE {literal(f'%{self.new}%')}"
+        )
+        found = self._client.ask(
+            f"SELECT TABLE_NAME, COLUMN_NAME, COLUMN_DEFAULT FROM information_schema.COLUMNS {where}"
+        )
+        # All columns of a table at once: it cannot be opened while one refers to the staged database.
+        changes: dict[str, list[str]] = {}
+        tables = inventory.tables(self._client, self.live)
+        for table, column, default in found:
+            if table not in tables:
+                continue  # a view that shows the column
+            # The name is random, so it stands for nothing else.
+            wanted = default.replace(mine, quoted(self.live) + ".")
+            changes.setdefault(table, []).append(f"ALTER COLUMN {quoted(column)} SET DEFAULT ({wanted})")
+        script = [f"ALTER TABLE {quoted(table)} {', '.join(parts)};\n" for table, parts in changes.items()]
+        if script:
+            # Defaults may hold backslashes, in the form that the server shows under an empty sql_mode.
+            self._client.feed(self.live, [clients.LENIENT, b"SET sql_mode = '';\n", "".join(script).encode()])
+
+    def detach(self, which: str) -> None:
+        """Drop the foreign keys of a database that do not move with its tables, and record them."""
+        database = self.new if which == "new keys" else self.live
+        if self.kept(which) is None:
+            tables = inventory.tables(self._client, database)
+            texts = inventory.definitions(self._client, database, tables.values())
+            keys = inventory.unmovable_keys(tables, texts)
+            self.keep(which, [(*key, texts[key[0]]) for key in keys])
+        for table, name, *_ in self._keys(which):
+            where = f"{quoted(database)}.{quoted(table)}"
+            drop = f"ALTER TABLE {where} DROP FOREIGN KEY IF EXISTS {quoted(name)};\n"
+            self._client.feed(database, [clients.LENIENT, drop.encode()])
+
+    def attach(self, which: str) -> None:
+        """Create the recorded foreign keys of the live database again."""
+        for table, _, definition, _ in self._keys(which):
+            add = f"SET foreign_key_checks = 0;\nALTER TABLE {quoted(table)} ADD {definition};\n"
+            self._client.feed(self.live, [clients.LENIENT, add.encode()])
+        for table, _, _, text in self._keys(which):
+            # An index that the server made for a foreign key is renamed by that.
+            there = inventory.tables(self._client, self.live)
+            found = inventory.definitions(self._client, self.live, [there[table]])
+            renamed = inventory.renamed_indexes(found[table], text)
+            for name, wanted in renamed:
+                rename = f"ALTER TABLE {quoted(table)} RENAME INDEX {quoted(name)} TO {quoted(wanted)};\n"
+                self._client.feed(self.live, [clients.LENIENT, rename.encode()])
+
+    def _keys(self, which: str) -> list[tuple[str, str, str, bytes]]:
+        return msgspec.json.decode(self.kept(which) or b"[]", type=list[tuple[str, str, str, bytes]])
+
+    def keep(self, which: str, what: Any) -> None:
+        """Record something, in pieces that any server takes, and see that it can be read again."""
+        text = msgspec.json.encode(what)
+        table = f"{quoted(self.code)}.kept"
+        script = [f"DELETE FROM {table} WHERE which = {literal(which)};"]
+        for at, start in enumerate(range(0, len(text), _PIECE)):
+            piece = text[start : start + _PIECE].hex()
+            script.append(f"INSERT INTO {table} VALUES ({literal(which)}, {at}, 0x{piece});")
+        self._client.query("\n".join(["BEGIN;", *script, "COMMIT;"]))
+        if self.kept(which) != text:
+            raise CastoreError(f"{which} of {self.live} could not be recorded")
+
+    def kept(self, which: str) -> bytes | None:
+        """Return what was recorded, in JSON; None: nothing was."""
+        table = f"{quoted(self.code)}.kept"
+        where = f"WHERE which = {literal(which)} ORDER BY number"
+        found = self._client.ask(f"SELECT HEX(text) FROM {table} {where}")
+        return b"".join(bytes.fromhex(row[0]) for row in found) if found else None

@@ -1,0 +1,160 @@
+"""One database of a PostgreSQL server: what it is, what it holds, and its dump."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from castore.engines.base import INVENTORY, Inventory, Reader, trailing
+from castore.engines.postgresql import inventory as catalogue
+from castore.engines.postgresql.session import DEFERRABLE, PREAMBLE, reading
+from castore.engines.postgresql.sql import (
+    COLUMNS,
+    PASSWORDS,
+    PROPERTIES,
+    dbname_argument,
+    quoted_name,
+    quoted_text,
+    search_path,
+)
+from castore.errors import CastoreError, ProgramError
+from castore.process.runners import output_of, run_dump
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.engines.base import Readinto
+    from castore.engines.postgresql.client import Client
+
+Compared = Literal["full", "objects", "off"]
+"""What of a database is compared: objects and numbers of rows, objects, or nothing."""
+_TRAILER: Final = b"-- PostgreSQL database dump complete"
+
+
+@contextlib.contextmanager
+def valid_record() -> Iterator[None]:
+    """Raise CastoreError where what a dump records of its database is not of the expected form."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CastoreError(f"what the dump records of its database is damaged: {error!r}") from None
+
+
+def restrict_key(client: Client, program: str, secret: str) -> tuple[str, ...]:
+    """Return the option of pg_dump or pg_dumpall that names the word between restricted parts.
+
+    It has to be secret: a server that knows it can put commands for psql into the dump.
+    """
+    if not secret or b"--restrict-key" not in output_of([program, "--help"], **client.process(None)):
+        return ()
+    return (f"--restrict-key={secret}",)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database by its name; it need not exist."""
+
+    client: Client
+    name: str
+    options: tuple[str, ...] = ()
+    """More arguments of pg_dump."""
+    compared: Compared = "full"
+
+    def exists(self) -> bool:
+        """Return whether the server has this database."""
+        sql = "SELECT 1 FROM pg_database WHERE datname = :'live';"
+        return bool(self.client.query(sql, {"live": self.name}))
+
+    def oid(self) -> str:
+        """Return the number by which the server knows the database; empty if it has none."""
+        sql = "SELECT oid FROM pg_database WHERE datname = :'name';"
+        return "".join(self.client.query(sql, {"name": self.name}))
+
+    def properties(self) -> dict[str, Any] | None:
+        """Return what the database is apart from what it holds; None if it does not exist."""
+        query = self.client.query
+        found = query(PROPERTIES, {"live": self.name})
+        if not found:
+            return None
+        recorded: dict[str, Any] = json.loads(found[0])
+        row = recorded.pop("row")
+        recorded |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
+        # It had another name before PostgreSQL 17.
+        if locale := row.get("datlocale") or row.get("daticulocale"):
+            recorded["locale"] = locale
+        if query("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT');") == ["t"]:
+            found = query(PASSWORDS)
+            hashes = json.loads(found[0]) if found else {}
+            for role in recorded["roles"] or ():
+                role["password"] = hashes.get(role["name"])
+        return recorded
+
+    @contextlib.contextmanager
+    def dump(self, secret: str) -> Iterator[Readinto]:
+        """Give a function that reads what pg_dump writes, guarded by a word that depends on the secret."""
+        program = self.client.program("pg_dump")
+        argv = [program, *self.client.where(), "--format=plain", *restrict_key(self.client, program, secret)]
+        argv += self.options
+        first = self.properties() or {}
+        with contextlib.ExitStack() as stack:
+            found, rest = stack.enter_context(self._inventory(first))
+            if not rest["failed"] and self.compared != "off":
+                first[INVENTORY] = catalogue.condensed(found)
+            first["server"] = self.client.version()
+            first |= {"extensions": rest["extension"], "views": rest["view"], "orders": rest["order"]}
+            if snapshot := rest["snapshot"].get(""):
+                argv.append(f"--snapshot={snapshot}")
+            argv.append(dbname_argument(self.name))
+            readinto = stack.enter_context(run_dump(argv, **self.client.process(None)))
+            reader = Reader(trailing(readinto, _TRAILER, program), first)
+            reader.warnings += [
+                (os.fsencode(name), f"the {name} is not in the dump: {reason}")
+                for name, reason in rest["missing"].items()
+            ]
+            if reason := rest["failed"].get(""):
+                reader.warnings.append((b"inventory", f"no inventory was taken, to compare with: {reason}"))
+            yield reader
+
+    @contextlib.contextmanager
+    def _inventory(self, was: dict[str, Any]) -> Iterator[tuple[Inventory, dict[str, dict[str, str]]]]:
+        """Give what `snapshot` gives; if that fails, nothing but the reason: a dump is worth more."""
+        with contextlib.ExitStack() as stack:
+            try:
+                taken = stack.enter_context(self.snapshot(was, dumped=True))
+            except ProgramError as error:
+                found, rest = catalogue.split(())
+                taken = found, {**rest, "failed": {"": str(error)}}
+            yield taken
+
+    @contextlib.contextmanager
+    def snapshot(
+        self, was: dict[str, Any], *, dumped: bool = False
+    ) -> Iterator[tuple[Inventory, dict[str, dict[str, str]]]]:
+        """Give the inventory of the database, and what `split` gives with it.
+
+        was: what is known of the database apart from what it holds. dumped: also give what a dump of it
+        leaves out. The transaction that it was taken in lasts as long as the block; its snapshot is exported.
+        """
+        level = "SERIALIZABLE" if DEFERRABLE in self.options else "REPEATABLE READ"
+        deferrable = " DEFERRABLE" if DEFERRABLE in self.options else ""
+        role = [option.removeprefix("--role=") for option in self.options if option.startswith("--role=")]
+        script = [PREAMBLE.removesuffix(";") + " \\g /dev/null"]
+        if role and dumped:
+            script.append(f"SET ROLE {quoted_name(role[-1])};")
+        script.append(f"BEGIN ISOLATION LEVEL {level} READ ONLY{deferrable};")
+        script += [catalogue.EXPORT, catalogue.EXTENSIONS, catalogue.ORDERS]
+        if dumped:
+            script.append(catalogue.LEFT_OUT)
+        if self.compared != "off":
+            script.append(catalogue.OBJECTS)
+        if self.compared == "full":
+            # Functions in indexes are looked at while a query is planned, and may need it.
+            path = quoted_text(search_path(was))
+            script.append(f"SELECT set_config('search_path', {path}, false) \\g /dev/null")
+            script += [catalogue.ROWS, catalogue.VIEWS]
+        own = self.client.process("SQL_ASCII" if was.get("encoding") == "SQL_ASCII" else "UTF8")
+        with reading(self.client.psql(self.name), "\n".join(script), **own) as pairs:
+            yield catalogue.split(pairs)

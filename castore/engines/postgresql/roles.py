@@ -1,0 +1,110 @@
+"""The roles of a PostgreSQL cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING
+
+from castore.engines.base import SWITCHING, Contents, Engine, Memo, trailing
+from castore.engines.postgresql.database import restrict_key
+from castore.engines.postgresql.engine import PostgreSQL
+from castore.engines.postgresql.sql import quoted_name
+from castore.errors import CastoreError
+from castore.process.runners import run_dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from castore.engines.base import Bytes, Readinto
+
+
+def _created_role(line: bytes) -> str | None:
+    """Return the name of the role that a line of pg_dumpall creates; None for every other line."""
+    found = re.fullmatch(r'CREATE ROLE (?:"((?:[^"]|"")*)"|([^ ;"]+));\s*', line.decode("utf-8", "replace"))
+    return (found[1].replace('""', '"') if found[1] else found[2]) if found else None
+
+
+class PostgreSQLRoles(PostgreSQL, frozen=True):
+    """The roles of a cluster, with their passwords as the server keeps them, and tablespaces.
+
+    A rollback makes those that are missing and sets all that are named to what they were; roles that have
+    come since stay.
+    """
+
+    def __post_init__(self) -> None:
+        """It has no database."""
+
+    def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
+        """It is one part."""
+        del name
+        return {}
+
+    @contextlib.contextmanager
+    def stable_dump(self, secret: str) -> Iterator[Readinto]:
+        """Give a function that reads what pg_dumpall writes of all but databases."""
+        client = self._client
+        program = client.program("pg_dumpall")
+        argv = [program, *client.where(), "--globals-only", *restrict_key(client, program, secret)]
+        with run_dump(argv, **client.process()) as readinto:
+            yield trailing(readinto, b"-- PostgreSQL database cluster dump complete", program)
+
+    def check(self) -> None:
+        """Raise CastoreError where the roles could not be dumped or set."""
+        self._client.program("pg_dumpall")
+        self.ready()
+
+    def ready(self) -> None:
+        """Raise CastoreError where the account may not read and set roles."""
+        sql = "SELECT current_user FROM pg_roles WHERE rolname = current_user AND NOT rolsuper;"
+        for name in self._client.query(sql):
+            raise CastoreError(
+                f"only a superuser reads and sets all roles: ALTER ROLE {quoted_name(name)} SUPERUSER;"
+            )
+
+    def begin(self) -> Memo:
+        """Nothing is made next to the live state."""
+        return {}
+
+    def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
+        """Return the roles that a rollback would create."""
+        there = self._client.roles()
+        lines = b"".join(map(bytes, contents())).splitlines()
+        named = [role for line in lines if (role := _created_role(line)) is not None]
+        return [f"the role {role}" for role in named if role not in there]
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Make roles that are missing: databases that are staged may belong to them."""
+        del memo
+        lines = b"".join(map(bytes, contents.target())).splitlines(keepends=True)
+        self._load([line for line in lines if _created_role(line) is not None])
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Set roles to what they were."""
+        del memo
+        self._load(contents.target())
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Set them to what they were before."""
+        if SWITCHING in memo:
+            self._load(contents.before())
+
+    def finish(self, memo: Memo) -> None:
+        """Nothing was replaced."""
+
+    def _load(self, chunks: Iterable[Bytes]) -> None:
+        there = self._client.roles()
+        lines = b"".join(map(bytes, chunks)).splitlines(keepends=True)
+        wanted = [line for line in lines if _created_role(line) not in there]
+        # A tablespace that exists cannot be created: that is no failure.
+        self._client.load(self._client.elsewhere, wanted, stops=False)
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Nothing but to read them: they are not for a server of their own."""
+        del folder
+        count = sum(
+            bytes(line).startswith(b"CREATE ROLE ")
+            for line in b"".join(map(bytes, contents.target())).splitlines()
+        )
+        yield f"{count} roles", {}

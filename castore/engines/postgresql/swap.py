@@ -1,0 +1,128 @@
+"""The exchange of the live database and a staged one, by renaming both in one transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from typing import TYPE_CHECKING, Final
+
+from castore.engines.base import SWITCHING
+from castore.engines.postgresql import checks
+from castore.engines.postgresql.database import Database
+from castore.engines.postgresql.sql import quoted_name
+from castore.errors import CastoreError, ProgramError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from castore.engines.base import Memo
+    from castore.engines.postgresql.client import Client
+
+SUBSCRIBED: Final = """SELECT subname FROM pg_subscription
+WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = :'name');"""
+
+
+class Swap:
+    """The steps of a rollback on the databases that its memo names."""
+
+    def __init__(self, client: Client, memo: Memo) -> None:
+        self._query = client.query
+        self._client = client
+        self._memo = memo
+        self.live, self.new, self.old = memo["live"], memo["new"], memo["old"]
+
+    def existing(self) -> set[str]:
+        """Return which of the databases of the rollback exist."""
+        names = {"live": self.live, "new": self.new, "old": self.old}
+        sql = "SELECT datname FROM pg_database WHERE datname IN (:'live', :'new', :'old');"
+        return set(self._query(sql, names))
+
+    def switch(self) -> None:
+        """Exchange the names of the two databases, in one transaction. Raises CastoreError."""
+        checks.refuse(self.live, "rolled back", self._query(checks.BLOCKERS, {"live": self.live}))
+        there = self.existing()
+        if self.new in there:
+            pairs = ((self.live, self.old), (self.new, self.live))
+            self._rename([(one, to) for one, to in pairs if one in there])
+        self._let_in(self.live)
+        if Database(self._client, self.live).oid() != self._memo.get("oid"):
+            raise CastoreError(f"the database that was restored does not have the name {self.live}")
+
+    def undo(self) -> None:
+        """Exchange the names back, and remove the new database and the roles that were made for it."""
+        there = self.existing()
+        if self.old in there:
+            pairs = ((self.live, self.new), (self.old, self.live))
+            self._rename([(one, to) for one, to in pairs if one in there])
+        elif (
+            self.live in there
+            and not self._memo["existed"]
+            and self.new not in there
+            and SWITCHING in self._memo
+        ):
+            self._rename([(self.live, self.new)])
+        self._let_in(self.live)
+        self.drop(self.new)
+        for role in json.loads(self._memo.get("roles", "[]")):
+            # A role that somebody already uses stays.
+            with contextlib.suppress(ProgramError):
+                self._query(f"DROP ROLE IF EXISTS {quoted_name(role)};")
+
+    def finish(self) -> None:
+        """Remove the database that was replaced."""
+        self._let_in(self.live)
+        self.drop(self.old)
+
+    def drop(self, name: str) -> None:
+        """Remove a database that a rollback made or replaced, if it exists."""
+        if not re.fullmatch("castore_(new|old)_[0-9a-f]{12}", name):
+            raise AssertionError(name)  # nothing else is ever dropped
+        if not self._query("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
+            return
+        subscribed = self._query(f"ALTER DATABASE {name} IS_TEMPLATE false;\n{SUBSCRIBED}", {"name": name})
+        if name.startswith("castore_new") and subscribed:
+            self._let_in(name)
+            for line in self._query(checks.SUBSCRIPTIONS, database=name):
+                for statement in line.split("; "):
+                    self._query(statement.removesuffix(";") + ";", database=name)
+        self._close(name)
+        self._query(f"DROP DATABASE {name};")
+
+    def _rename(self, pairs: list[tuple[str, str]]) -> None:
+        """Give databases new names, in one transaction."""
+        script = [f"ALTER DATABASE {quoted_name(name)} RENAME TO {quoted_name(to)};" for name, to in pairs]
+        try:
+            self._close(*(name for name, _ in pairs))
+            self._query("\n".join(["BEGIN;", *script, "COMMIT;"]), detail=True)
+        finally:
+            self._let_in(*(name for pair in pairs for name in pair))
+
+    # One client for all statements: the service is down meanwhile, and starting a client takes longest.
+
+    def _close(self, *names: str) -> None:
+        """End all connections to databases, and keep new ones out. Raises CastoreError."""
+        memo, listed = _listed(names)
+        connected = f"FROM pg_stat_activity WHERE datname IN ({listed});"
+        script = [f"ALTER DATABASE {quoted_name(name)} ALLOW_CONNECTIONS false;" for name in names]
+        script += [f"SELECT count(pg_terminate_backend(pid)) {connected}", f"SELECT datname {connected}"]
+        _, *left = self._query("\n".join(script), memo)
+        for _ in range(50):
+            if not left:
+                return
+            _, *left = self._query(f"SELECT count(pg_sleep(0.1)); SELECT datname {connected}", memo)
+        raise CastoreError(f"somebody stays connected to the database {left[0]}: stop what uses it")
+
+    def _let_in(self, *names: str) -> None:
+        memo, listed = _listed(names)
+        self._query(
+            "SELECT format('ALTER DATABASE %I ALLOW_CONNECTIONS true;', datname) FROM pg_database "
+            f"WHERE datname IN ({listed}) AND NOT datallowconn \\gexec\n",
+            memo,
+        )
+
+
+def _listed(names: Iterable[str]) -> tuple[Memo, str]:
+    """Return variables of psql with these values, and the list of them."""
+    memo = {f"name{number}": name for number, name in enumerate(names)}
+    return memo, ", ".join(f":'{variable}'" for variable in memo)

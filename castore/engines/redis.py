@@ -1,0 +1,282 @@
+"""One Redis server, as the snapshot file (RDB) that it loads when it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from castore.engines.base import Engine, Memo, Secret
+from castore.engines.file import File
+from castore.errors import CastoreError, ProgramError
+from castore.process.program import client_environment
+from castore.process.runners import output_of, run_dump
+from castore.process.servers import give, running, socket_folder, unprivileged
+from castore.process.users import owner_account
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.engines.base import Contents, Readinto
+    from castore.process.program import Filter
+
+_MAGIC: Final = b"REDIS"
+_SAVING: Final = "3600 1"
+"""With any such rule a server writes its RDB when it is ended; with none it does not."""
+_SAVE_SECONDS: Final = 3600.0
+_NO_SERVER: Final = "exited with status 1"
+"""What redis-cli does where it cannot connect; on an error that the server tells it exits with 0."""
+_STILL_RUNS: Final = "the Redis server still runs: `stop` of castore.toml has to stop it"
+
+
+class Redis(Engine, frozen=True):
+    """All databases of a server. A roll-back needs `stop` and `start`: the file is read at the start.
+
+    The server writes what it holds into that file when it is stopped. Where its configuration says that it
+    should not, it is told otherwise while the roll-back lasts; and whether it has done so is looked at.
+    """
+
+    host: str | None = None
+    port: int | None = None
+    socket: str | None = None
+    user: str | None = None
+    password: Secret | None = None
+    path: str | None = None
+    """The RDB file; else the server is asked."""
+    program_path: str | None = None
+    """The directory of redis-cli."""
+
+    runs_programs: ClassVar[bool] = True
+    paths: ClassVar[tuple[str, ...]] = ("socket", "path", "program_path")
+
+    def _argv(self) -> list[str]:
+        program = f"{self.program_path}/redis-cli" if self.program_path else "redis-cli"
+        if shutil.which(program) is None:
+            raise ProgramError(f"there is no program {program!r}, which the engine redis needs")
+        argv = [program, "--no-auth-warning"]
+        where = (("-h", self.host), ("-p", self.port), ("-s", self.socket), ("--user", self.user))
+        for option, value in where:
+            if value is not None:
+                argv += [option, str(value)]
+        return argv
+
+    def _env(self) -> dict[str, str | None]:
+        own = {} if self.password is None else {"REDISCLI_AUTH": self.password.get(self.account)}
+        return client_environment(**own)
+
+    def _process(self) -> dict[str, Any]:
+        """Return what redis-cli is run with."""
+        return {"env": self._env(), "timeout": self.timeout, "account": self.account}
+
+    def _ask(self, *words: str, only: Filter | None = None) -> list[str]:
+        out = output_of([*self._argv(), *words], **self._process(), only=only)
+        lines = out.decode(errors="replace").splitlines()
+        if lines and lines[0].startswith(("ERR", "NOAUTH", "WRONGPASS", "NOPERM")):
+            raise ProgramError(f"redis-cli {' '.join(words)}: {lines[0]}")
+        return lines
+
+    def check(self) -> None:
+        """Ask the server whether it is there."""
+        if self._ask("PING") != ["PONG"]:
+            raise ProgramError("the Redis server does not answer to PING")
+
+    def version(self) -> str:
+        """Return the server's version."""
+        found = [line for line in self._ask("INFO", "server") if line.startswith("redis_version:")]
+        return f"redis {found[0].partition(':')[2].strip()}" if found else "redis"
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads the RDB that the server sends, as to a replica."""
+        with run_dump([*self._argv(), "--rdb", "-"], **self._process()) as readinto:
+            began = b""
+
+            def read(view: memoryview) -> int:
+                nonlocal began
+                count = readinto(view)
+                if len(began) < len(_MAGIC):
+                    began += bytes(view[: min(count, len(_MAGIC))])
+                    if not began.startswith(_MAGIC[: len(began)]) or (not count and not began):
+                        raise ProgramError("redis-cli exited with 0, but sent no RDB")
+                return count
+
+            yield read
+
+    def stopped(self, memo: Memo) -> Engine:
+        """Return what reads the file that the server has written when it was stopped. Raises CastoreError."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        if self._runs():
+            raise CastoreError(_STILL_RUNS)
+        _refuse_unsaved(memo)
+        return _StoppedRedis(**{**fields, "path": memo["path"]})
+
+    def _file(self, memo: Memo) -> File:
+        return File(path=memo["path"])
+
+    def ready(self) -> None:
+        """Refuse a server that would load something else than its RDB, or not keep it."""
+        if self._setting("appendonly") != "no":
+            raise CastoreError(
+                "the Redis server keeps an append-only file (appendonly), and would load that, not its RDB: "
+                "it can be taken and drilled, but not rolled back; nothing was touched"
+            )
+        if "role:slave" in self._ask("INFO", "replication"):
+            raise CastoreError(
+                "the Redis server is a replica, and would take its state from its master again: roll that "
+                "back; nothing was touched"
+            )
+
+    def _setting(self, name: str) -> str:
+        found = self._ask("CONFIG", "GET", name)
+        if len(found) < 2:
+            raise CastoreError(f"the Redis server does not tell its setting {name!r}: nothing was touched")
+        return found[1]
+
+    def begin(self) -> Memo:
+        """Return the names of the files that are made."""
+        path = self.path
+        if path is None:
+            path = os.path.join(*(self._setting(name) for name in ("dir", "dbfilename")))
+        return {**File(path=path).begin(), "save": self._setting("save")}
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Write the RDB beside the live one."""
+        self._file(memo).stage(memo, contents)
+        program = shutil.which("redis-check-rdb")
+        if program is not None:
+            account = self.account or owner_account(memo["new"])
+            output_of([program, memo["new"]], timeout=self.timeout, account=account)
+        self._save(memo)
+
+    def _save(self, memo: Memo) -> None:
+        """See that the server can write its RDB, where that is, and that it will do so when it is stopped."""
+        path = memo["path"]
+        if not memo["save"]:
+            try:
+                self._ask("CONFIG", "SET", "save", _SAVING)
+            except ProgramError as error:
+                raise CastoreError(
+                    'the Redis server keeps nothing when it is stopped (save ""), and that cannot be changed '
+                    f"for a roll-back: {error}"
+                ) from error
+        before = _seen(path)
+        end = time.monotonic() + (self.timeout or _SAVE_SECONDS)
+        # Another may be under way: what that one saves is older.
+        while self._is_saving() or not self._begin_to_save():
+            _wait(end)
+        while self._is_saving():
+            _wait(end)
+        if "rdb_last_bgsave_status:ok" not in self._ask("INFO", "persistence"):
+            raise CastoreError("the Redis server cannot write its RDB: its log says why")
+        if _seen(path) in {before, ""}:
+            raise CastoreError(
+                f"the Redis server does not write {path}: is it on this machine, and the `path` of "
+                "castore.toml its file?"
+            )
+        memo["saved"] = _seen(path)
+
+    def _is_saving(self) -> bool:
+        return "rdb_bgsave_in_progress:1" in self._ask("INFO", "persistence")
+
+    def _begin_to_save(self) -> bool:
+        """Let it write its RDB; False: another is just being written."""
+        try:
+            self._ask("BGSAVE")
+        except ProgramError as error:
+            if "in progress" not in str(error):
+                raise
+            return False
+        return True
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Exchange the files; the server has written its own when it was stopped."""
+        if self._runs():
+            raise CastoreError(_STILL_RUNS)
+        _refuse_unsaved(memo)
+        self._file(memo).switch(memo, contents)
+
+    def _runs(self) -> bool:
+        """Whether there is a server; one that answers with an error is there, too."""
+        try:
+            self._ask("PING", only=lambda _line: None)
+        except ProgramError as error:
+            return _NO_SERVER not in str(error)
+        return True
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Exchange them back."""
+        self._file(memo).undo(memo, contents)
+        if not memo.get("save", "-") and self._runs():
+            # Else it is as its configuration says when it is started the next time.
+            with contextlib.suppress(ProgramError):
+                self._ask("CONFIG", "SET", "save", "")
+
+    def finish(self, memo: Memo) -> None:
+        """Remove what was replaced."""
+        self._file(memo).finish(memo)
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Load the RDB into a server of its own, on a private socket, and count its keys."""
+        server = shutil.which("redis-server")
+        if server is None:
+            raise ProgramError("there is no redis-server here to drill with")
+        path = os.path.join(folder, "dump.rdb")
+        with open(path, "xb") as file:
+            file.writelines(contents.target())
+            account = unprivileged("redis")
+            give(file.fileno(), account)
+        give(folder, account)
+        with socket_folder(account) as place:
+            socket = os.path.join(place, "socket")
+            argv = [server, "--port", "0", "--unixsocket", socket, "--dir", folder, "--save", ""]
+            # The directory of the socket says who may connect.
+            argv += ["--unixsocketperm", "777"]
+            with running(argv, signal.SIGTERM, account=account, cwd=folder) as process:
+                own = Redis(socket=socket, program_path=self.program_path)
+                process.wait_for([*own._argv(), "-e", "DBSIZE"])
+                keys = [line for line in own._ask("INFO", "keyspace") if line.startswith("db")]
+                count = sum(int(line.split("keys=")[1].split(",")[0]) for line in keys)
+                yield f"{count} keys in a server of its own", {"SOCKET": socket}
+
+
+class _StoppedRedis(Redis, frozen=True):
+    """A server that does not run: its file is what it holds."""
+
+    def version(self) -> str:
+        """It cannot be asked."""
+        return "redis"
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads the file."""
+        with File(path=self.path or "").dump() as readinto:
+            yield readinto
+
+
+def _seen(path: str) -> str:
+    """Return what tells one RDB from the next; empty: there is none."""
+    try:
+        info = os.stat(path)
+    except OSError:
+        return ""
+    return f"{info.st_ino} {info.st_size} {info.st_mtime_ns}"
+
+
+def _refuse_unsaved(memo: Memo) -> None:
+    """Raise CastoreError where a server was stopped and has not written its RDB."""
+    if memo.get("saved", "") in {_seen(memo["path"]), ""}:
+        raise CastoreError(
+            f"the Redis server was stopped without writing {memo['path']} (killed, or by SHUTDOWN NOSAVE?): "
+            "what it was told since the roll-back began is not there. `stop` of castore.toml has to end it "
+            "by SIGTERM or SHUTDOWN"
+        )
+
+
+def _wait(end: float) -> None:
+    if time.monotonic() > end:
+        raise ProgramError("the Redis server takes too long to write its RDB")
+    time.sleep(0.05)

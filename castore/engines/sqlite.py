@@ -1,0 +1,139 @@
+"""One SQLite database, taken while it is in use, and exchanged as a file.
+
+SQLite itself runs in another process: castore.engines.sqlite_process says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from castore.engines.file import File
+from castore.engines.sqlite_process import (
+    InvalidError,
+    LockedError,
+    User,
+    ask,
+    copied,
+    looked,
+    owner_of,
+    refuse_special,
+    user_of_account,
+)
+from castore.errors import CastoreError, ProgramError, UsageError
+from castore.model.counting import count as counted
+from castore.process.open_files import refuse_open
+from castore.process.servers import unprivileged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.engines.base import Contents, Memo, Readinto
+
+_WAIT_SECONDS: Final = 60.0
+_SWITCH_SECONDS: Final = 5.0
+
+
+class SQLite(File, frozen=True):
+    """The database in one file, as its pages."""
+
+    runs_programs: ClassVar[bool] = True
+    beside: ClassVar[tuple[str, ...]] = ("-wal", "-shm", "-journal")
+
+    def _user(self, path: str | None = None) -> User | None:
+        """Return the user that SQLite runs as; None: castore's own. Raises CastoreError."""
+        return owner_of(self.path if path is None else path, self.account)
+
+    @property
+    def _seconds(self) -> float:
+        """How long to wait for a lock of the live database."""
+        return self.timeout or _WAIT_SECONDS
+
+    def check(self) -> None:
+        """Look into it."""
+        refuse_special(self.path)
+        ask("check", self.path, self._user(), seconds=self._seconds)
+
+    def version(self) -> str:
+        """Return SQLite's version."""
+        return f"sqlite {sqlite3.sqlite_version}"
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[Readinto]:
+        """Give a function that reads a copy, made by SQLite's online backup: one moment of the database."""
+        refuse_special(self.path)
+        with copied(self.path, self._user(), self._seconds) as readinto:
+            yield readinto
+
+    def stage(self, memo: Memo, contents: Contents) -> None:
+        """Write the database next to the live one, and let SQLite look at it."""
+        super().stage(memo, contents)
+        memo["made"] = looked(memo["new"], self.path, self._user(memo["path"])).remarks
+        self._set_mode(memo["new"], memo["mode"])
+
+    def begin(self) -> Memo:
+        """Return the names of the files that are made, and the mode that the database is in."""
+        mode = ""
+        with contextlib.suppress(ProgramError, UsageError):
+            refuse_special(self.path)
+            mode = ask("mode", self.path, self._user(), seconds=self._seconds)["mode"]
+        return {**super().begin(), "mode": mode}
+
+    def switch(self, memo: Memo, contents: Contents) -> None:
+        """Exchange the files, if nobody has the live one open; its log is written back first."""
+        self._close(memo["path"])
+        super().switch(memo, contents)
+
+    def remove(self, memo: Memo) -> None:
+        """Move the file aside, if nobody has it open."""
+        self._close(memo["path"])
+        super().remove(memo)
+
+    def undo(self, memo: Memo, contents: Contents) -> None:
+        """Exchange them back."""
+        super().undo(memo, contents)
+        if os.path.isfile(memo["path"]):
+            with contextlib.suppress(ProgramError):
+                self._set_mode(memo["path"], memo["mode"])
+
+    def _close(self, path: str) -> None:
+        """Leave all that a database holds in its one file. Raises CastoreError if another has it open."""
+        if not os.path.isfile(path):
+            return
+        try:
+            # Only a connection that is alone can leave the mode of a log.
+            mode = ask("set-mode", path, self._user(path), seconds=_SWITCH_SECONDS, wal=False)["mode"]
+        except LockedError as error:
+            raise CastoreError(f"somebody has {path} open, stop what uses it: {error}") from error
+        except InvalidError:
+            mode = "delete"  # it is not a valid database any more
+        if mode != "delete":
+            raise CastoreError(f"somebody has {path} open: stop what uses it")
+        # An idle connection without a log holds no lock.
+        refuse_open(path)
+
+    def _set_mode(self, path: str, mode: str) -> None:
+        if mode == "wal":
+            ask("set-mode", path, self._user(path), seconds=_SWITCH_SECONDS, wal=True)
+
+    @contextlib.contextmanager
+    def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
+        """Write the database, and let SQLite check all of it."""
+        path = os.path.join(folder, os.path.basename(self.path))
+        with open(path, "xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.writelines(contents.target())
+        size = counted(os.path.getsize(path), "byte")
+        sound = looked(path, self.path, self._drilling_user(), drill=True)
+        summary = f"{counted(sound.rows, 'row')}, {size}, integrity_check ok"
+        yield f"{summary}; {sound.remarks}" if sound.remarks else summary, {"PATH": path}
+
+    def _drilling_user(self) -> User | None:
+        """Return the user that a drill looks at a copy as: never root, whoever has written the copy."""
+        user = None
+        with contextlib.suppress(CastoreError):
+            user = self._user()
+        account = unprivileged("nobody")
+        return user if user is not None or account is None else user_of_account(account)

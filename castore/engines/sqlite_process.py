@@ -1,0 +1,238 @@
+"""Run SQLite in a process of its own, as the user to whom the database belongs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import sys
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from castore.errors import CastoreError, ProgramError, UsageError
+from castore.fs.beneath import Located, locate
+from castore.fs.trusted import directories_above, kind_of, others_write, user_text
+from castore.process.runners import run_dump
+from castore.process.scratch_dir import scratch_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.engines.base import Readinto
+
+_KEPT: Final = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD")
+"""Environment variables of castore that the process has, too: what Python may need to start."""
+_START: Final = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from castore.engines.sqlite_worker import main; main()"
+)
+_IDLE_SECONDS: Final = 30.0
+"""How long the process may do nothing, beyond waiting for a lock: its user can stop it, and a pipe in the
+place of one of its files has it wait for ever."""
+_MOST_ANSWER: Final = 1 << 20
+_ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+"""The directory that the package castore is in."""
+
+
+class User(NamedTuple):
+    """A user that SQLite runs as."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+
+    @property
+    def text(self) -> str:
+        """How messages name the user."""
+        return user_text(self.uid)
+
+
+class Looked(NamedTuple):
+    """What a check of a copy found."""
+
+    rows: int
+    """Counted by a thorough check only."""
+    remarks: str
+    """What was not checked, and rows that do not fit the schema; empty: neither occurs."""
+
+
+class LockedError(ProgramError):
+    """SQLite could not do it while another process uses the database."""
+
+
+class InvalidError(ProgramError):
+    """SQLite does not accept a file as a database."""
+
+
+def user_of_account(account: pwd.struct_passwd) -> User:
+    """Return an account with all its groups."""
+    return User(account.pw_uid, account.pw_gid, os.getgrouplist(account.pw_name, account.pw_gid))
+
+
+def _user(uid: int, gid: int) -> User:
+    try:
+        return user_of_account(pwd.getpwuid(uid))
+    except KeyError:  # of a container
+        return User(uid, gid, [])
+
+
+def owner_of(path: str, account: pwd.struct_passwd | None = None) -> User | None:
+    """Return the user that SQLite has to be for a database; None: castore's own.
+
+    That is `account`, if given; the file's owner; for a file of root, the owner of a directory on the way
+    that is not root's. Raises CastoreError where others could have placed files next to one of root's.
+    """
+    if os.geteuid() != 0:
+        return None
+    if account is not None:
+        return user_of_account(account)
+    try:
+        with _located(path) as found:
+            folder = os.fstat(found.folder)
+            info = folder
+            with contextlib.suppress(FileNotFoundError):
+                info = os.stat(found.name, dir_fd=found.folder, follow_symlinks=False)
+            real = found.path
+        if info.st_uid:
+            return _user(info.st_uid, info.st_gid)
+        for above, status in directories_above(real):
+            if status.st_uid:
+                return _user(status.st_uid, status.st_gid)
+            if status.st_mode & others_write() and not status.st_mode & 0o1000:
+                _refuse_open_directory(path, above)
+    except OSError as error:
+        raise ProgramError(f"{path} cannot be taken: {error.strerror}") from None
+    if folder.st_mode & others_write():
+        _refuse_open_directory(path, os.path.dirname(real))
+    return None
+
+
+def _refuse_open_directory(path: str, folder: bytes) -> None:
+    shown = os.fsdecode(folder)
+    raise CastoreError(
+        f"{path} belongs to root, and other users may write in {shown}: by a journal next to the database "
+        f"they could have SQLite, as root, delete any file; chmod go-w {shown}, or give the database to its "
+        "user (chown), or name that user as `run-as`"
+    )
+
+
+def _located(path: str) -> Located:
+    try:
+        return locate(path)
+    except FileNotFoundError:
+        raise ProgramError(f"there is no database {path}") from None
+    except OSError as error:
+        raise ProgramError(f"{path} cannot be taken: {error.strerror}") from None
+
+
+def refuse_special(path: str) -> None:
+    """Raise UsageError or ProgramError unless a path leads to a regular file, by trusted links only."""
+    try:
+        with _located(path) as found:
+            kind = kind_of(os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        raise ProgramError(f"there is no database {path}") from None
+    except OSError as error:
+        raise ProgramError(f"{path} cannot be taken: {error.strerror}") from None
+    if kind:
+        raise UsageError(
+            f"{path} is {kind}, not a database"
+            + (": take it with --tree" if kind == "a directory" else ": remove it, or move it away")
+        )
+
+
+@contextlib.contextmanager
+def _asked(
+    act: str, path: str, user: User | None, more: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], Readinto]]:
+    """Have a process do something with a database; give its answer, and a function that reads what follows.
+
+    Raises ProgramError, LockedError, CastoreError.
+    """
+    env: dict[str, str | None] = {name: None for name in os.environ if name not in _KEPT}
+    with _located(path) as found, scratch_folder("castore-run-", mode=0o711) as top:
+        request = {"act": act, "path": found.path.hex(), "folder": found.folder, "parent": os.getpid()}
+        request |= {"user": user and [*user], **more}
+        argv = [sys.executable, "-I", "-S", "-c", _START, _ROOT, json.dumps(request)]
+        place = os.path.join(top, "t")
+        os.mkdir(place, 0o700)
+        if user is not None:
+            os.chown(place, user.uid, user.gid)
+        env |= {"LC_ALL": "C", "TMPDIR": place, "SQLITE_TMPDIR": place}
+        kept = [] if user is None else [found.folder]
+        idle = more.get("seconds", 0) + _IDLE_SECONDS
+        with run_dump(argv, env=env, idle=idle, kept=kept) as readinto:
+            line, rest = _first_line(readinto)
+            answer = json.loads(line) if line else {}
+            _raise(path if user is None else f"{path} (as {user.text})", answer)
+            yield answer, _after(rest, readinto)
+
+
+def _raise(path: str, answer: dict[str, Any]) -> None:
+    if reason := answer.get("refused"):
+        raise CastoreError(reason)
+    for key, kind in (("operational", LockedError), ("invalid", InvalidError), ("error", ProgramError)):
+        if reason := answer.get(key):
+            raise kind(f"{path} cannot be taken: {reason}")
+
+
+def _first_line(readinto: Readinto) -> tuple[bytes, bytes]:
+    """Return the first line of what a program prints, and what was read after it."""
+    found = b""
+    room = memoryview(bytearray(1 << 16))
+    while b"\n" not in found and len(found) < _MOST_ANSWER and (count := readinto(room)):
+        found += room[:count]
+    line, _, rest = found.partition(b"\n")
+    return line, rest
+
+
+def _after(rest: bytes, readinto: Readinto) -> Readinto:
+    left = memoryview(rest)
+
+    def read(view: memoryview) -> int:
+        nonlocal left
+        if left:
+            count = min(len(left), len(view))
+            view[:count] = left[:count]
+            left = left[count:]
+            return count
+        return readinto(view)
+
+    return read
+
+
+def ask(act: str, path: str, user: User | None, **more: Any) -> dict[str, Any]:
+    """Have a process do something with a database, and return its answer.
+
+    Raises LockedError where another process uses it, ProgramError, CastoreError.
+    """
+    with _asked(act, path, user, more) as (answer, readinto):
+        # Its end: only then its exit code is known.
+        readinto(memoryview(bytearray(1)))
+        return answer
+
+
+@contextlib.contextmanager
+def copied(path: str, user: User | None, seconds: float) -> Iterator[Readinto]:
+    """Give a function that reads a consistent copy of a database. seconds: to wait for its lock."""
+    with _asked("dump", path, user, {"seconds": seconds}) as (answer, readinto):
+        left = answer.get("size", 0)
+
+        def read(view: memoryview) -> int:
+            nonlocal left
+            count = readinto(view)
+            left -= count
+            if not count and left:
+                raise ProgramError(f"{path} cannot be taken: the copy of it is incomplete")
+            return count
+
+        yield read
+
+
+def looked(path: str, what: str, user: User | None, *, drill: bool = False) -> Looked:
+    """Check a copy of the database `what`, as castore.engines.sqlite_check.look does.
+
+    drill: check it thoroughly; it is in a directory of castore's own, which the user may not enter.
+    """
+    found = ask("look", path, user, what=os.fsencode(what).hex(), thorough=drill, early=drill)
+    return Looked(found["rows"], found["remarks"])

@@ -1,0 +1,1 @@
+"""Files: opened by name where others may write, copied, and described with all their metadata."""

@@ -1,0 +1,204 @@
+"""What a live file is, beyond what lstat tells: attributes, holes, names of owners."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import grp
+import os
+import pwd
+import re
+import resource
+import stat
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from castore.fs.beneath import open_regular
+from castore.model.tree import NO_EXTRA, Extra
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.kernel.dir_listing import Listed
+
+CACHE_TAG: Final = b"CACHEDIR.TAG"
+CACHE_TAG_CONTENT: Final = b"Signature: 8a477f597d28d172789f06886806bc55"
+"""How the tag file of a directory of caches begins (the Cache Directory Tagging Specification)."""
+
+ATTRIBUTE: Final = "attribute"
+"""How the reason begins why attributes of a file are not stored, though the file is."""
+_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
+_GET_FLAGS: Final = 0x80086601
+"""FS_IOC_GETFLAGS of ioctl(2)."""
+_PROTECTING: Final = 0x30
+"""FS_IMMUTABLE_FL and FS_APPEND_FL."""
+_NO_XATTRS: Final = {errno.ENOTSUP, errno.ENOSYS}
+_WELL_KNOWN: Final = (
+    b"security.capability",
+    b"security.selinux",
+    b"system.posix_acl_access",
+    b"system.posix_acl_default",
+)
+"""Attributes that are read although the names cannot be listed: access depends on them."""
+
+
+def allow_descriptors() -> None:
+    """Raise the limit of open files as far as allowed: a level of a deep tree holds one open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def mounts_below(top: str) -> set[tuple[bytes, ...]]:
+    """Return where other file systems are mounted below a directory, as names from there down."""
+    found = set()
+    above = os.fsencode(os.path.realpath(top)).rstrip(b"/") + b"/"
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            point = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), line.split()[4])
+            if point.startswith(above):
+                found.add(tuple(point[len(above) :].split(b"/")))
+    return found
+
+
+def is_mount_point(fd: int, name: bytes) -> bool:
+    """Whether another file system is mounted on a name in the directory open as `fd`.
+
+    The mount table answers also for one that cannot be looked at: another user's FUSE, a server that is down.
+    """
+    try:
+        folder = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return False
+    return (name,) in mounts_below(folder)
+
+
+def is_protected(fd: int) -> bool:
+    """Whether an open file or directory is immutable or append-only, so that not even root removes it."""
+    try:
+        flags = fcntl.ioctl(fd, _GET_FLAGS, bytes(8))
+    except OSError:
+        return False  # a file system without such flags
+    return bool(int.from_bytes(flags[:4], sys.byteorder) & _PROTECTING)
+
+
+def is_cache(fd: int) -> bool:
+    """Whether the directory open as `fd` has a valid CACHEDIR.TAG."""
+    try:
+        tag = open_regular(fd, CACHE_TAG)
+    except OSError:
+        return False
+    try:
+        return os.read(tag, len(CACHE_TAG_CONTENT)) == CACHE_TAG_CONTENT
+    except OSError:
+        return False
+    finally:
+        os.close(tag)
+
+
+def data_extents(fd: int, size: int, blocks: int) -> tuple[tuple[int, int], ...] | None:
+    """Return where a sparse file has data, or None if it has no holes (lseek(2), SEEK_DATA)."""
+    if blocks * 512 >= size:
+        return None
+    extents = []
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+            position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data behind `position`
+                break
+            if error.errno == errno.EINVAL:  # a file system that cannot tell
+                return None
+            raise
+        extents.append((start, position - start))
+    if extents == [(0, size)]:
+        return None
+    return tuple(extents)
+
+
+def extra_of(
+    entry: Listed,
+    device: int,
+    xattrs: tuple[tuple[bytes, bytes], ...],
+    *,
+    target: bytes = b"",
+    extents: tuple[tuple[int, int], ...] | None = None,
+) -> Extra:
+    """Return what few entries have. device: the one that the tree's top is on."""
+    kind = stat.S_IFMT(entry.mode)
+    number = entry.rdev if kind in {stat.S_IFCHR, stat.S_IFBLK} else 0
+    link = None
+    if entry.nlink > 1 and kind != stat.S_IFDIR:
+        # Device numbers may differ after a reboot; on the tree's own device 0 stands for it.
+        link = (0 if entry.dev == device else entry.dev, entry.ino)
+    if not (target or number or link or xattrs or extents is not None):
+        return NO_EXTRA
+    return Extra(target, number, link, xattrs, extents)
+
+
+def read_xattrs_at(
+    fd: int, name: bytes, warn: Callable[[str], None]
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Read the extended attributes of `name` in the directory open as `fd`, links not followed.
+
+    Only to compare them: another file may have the name by now. There is no listxattrat(2) here. What
+    cannot be read is passed to `warn`.
+    """
+    return read_xattrs(b"/proc/self/fd/%d/%s" % (fd, name), warn, follow=False)
+
+
+def read_xattrs(
+    file: int | bytes, warn: Callable[[str], None], *, follow: bool = True
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Read extended attributes, sorted by name; none where they are not supported.
+
+    file: a descriptor, or `path_of` one that was opened with O_PATH. What cannot be read is passed to
+    `warn`, and left out.
+    """
+    follow |= isinstance(file, int)
+    try:
+        names = sorted(map(os.fsencode, os.listxattr(file, follow_symlinks=follow)))
+        listed = True
+    except OSError as error:
+        if error.errno in _NO_XATTRS:
+            return ()
+        # E2BIG: the kernel returns no list of names of more than 64 KiB.
+        warn(f"{ATTRIBUTE}s cannot be listed: {error.strerror}")
+        names, listed = list(_WELL_KNOWN), False
+    found = []
+    for name in names:
+        try:
+            found.append((name, os.getxattr(file, name, follow_symlinks=follow)))
+        except OSError as error:
+            # ENODATA: removed since it was listed.
+            if listed and error.errno != errno.ENODATA:
+                shown = name.decode(errors="backslashreplace")
+                warn(f"{ATTRIBUTE} {shown} cannot be read: {error.strerror}")
+    return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def user_name(uid: int) -> str | None:
+    """Return the name of a user of this machine; None for a name that is not UTF-8, too."""
+    try:
+        return _text(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def group_name(gid: int) -> str | None:
+    """Return the name of a group of this machine; None for a name that is not UTF-8, too."""
+    try:
+        return _text(grp.getgrgid(gid).gr_name)
+    except KeyError:
+        return None
+
+
+def _text(name: str) -> str | None:
+    return None if any("\ud800" <= one <= "\udfff" for one in name) else name

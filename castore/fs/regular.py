@@ -1,0 +1,88 @@
+"""Distinguish regular files, which alone are restored, from devices, pipes and all else at a path."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import CastoreError, UsageError
+from castore.fs.trusted import kind_of
+
+if TYPE_CHECKING:
+    from castore.fs.beneath import Located
+
+_DESCRIPTOR: Final = re.compile(r"/proc/(?:self|thread-self|\d+)/(?:task/\d+/)?fd/(\d+)")
+_LINKS: Final = 40
+_LONGEST: Final = 100
+"""Bytes of a name that are kept in a temporary one: with what is appended it fits any file system."""
+
+
+def descriptor_of(path: str) -> int | None:
+    """Return the open file that a path such as /dev/stdin refers to; None if it names no open file."""
+    for _ in range(_LINKS):
+        folder, name = os.path.split(os.path.abspath(path))
+        path = os.path.join(os.path.realpath(folder), name)
+        if found := _DESCRIPTOR.fullmatch(path):
+            return int(found[1])
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            return None
+    return None
+
+
+def open_stream(path: str) -> int | None:
+    """Open what can be read once, and has no place to be restored to: a pipe, or an open file.
+
+    Return its descriptor; None for everything else. Raises UsageError.
+    """
+    number = descriptor_of(path)
+    try:
+        if number is not None and _is_own(path):
+            return os.dup(number)
+        if number is not None or stat.S_ISFIFO(os.stat(path).st_mode):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if number is None:
+            return None
+        raise UsageError(f"cannot read the dump {path}: {error.strerror}") from None
+    return None
+
+
+def _is_own(path: str) -> bool:
+    """Whether an open file is one of this process."""
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    return folder.startswith(f"/proc/{os.getpid()}/") or path == "/dev/stdin"
+
+
+def exists(found: Located) -> bool:
+    """Whether a path that was resolved leads to anything. Raises OSError."""
+    try:
+        os.stat(found.name, dir_fd=found.folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def refuse_irregular(found: Located) -> None:
+    """Raise CastoreError where a rollback would replace something that is not a regular file, and OSError."""
+    try:
+        kind = kind_of(os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return
+    if kind:
+        raise CastoreError(
+            f"{os.fsdecode(found.path)} is {kind}, not a regular file, and is not replaced: nothing was "
+            "touched; move it away, or use 'castore restore' or 'castore cat'"
+        )
+
+
+def temporary_names(path: str) -> tuple[str, str]:
+    """Return names next to a path for what a rollback makes, and for what it moves aside."""
+    folder, name = os.path.split(path)
+    while len(os.fsencode(name)) > _LONGEST:
+        name = name[:-1]
+    mark = os.urandom(6).hex()
+    return tuple(os.path.join(folder, f"{name}.castore-{kind}-{mark}") for kind in ("new", "old"))  # type: ignore[return-value]

@@ -1,0 +1,96 @@
+"""Remove files and directories below a directory that is open."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+from castore.fs.beneath import OPEN_DIRECTORY, open_entry, path_of
+
+
+def remove(name: bytes, parent: int) -> None:
+    """Remove what is called `name` in the directory open as `parent`. Raises OSError."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+        remove_tree(name, parent)
+    else:
+        os.unlink(name, dir_fd=parent)
+
+
+def remove_tree(name: bytes, parent: int) -> None:
+    """Remove the directory `name` in the one open as `parent`, but nothing of another file system in it.
+
+    Directories whose mode forbids it get another mode. Raises OSError.
+    """
+    device = os.stat(name, dir_fd=parent, follow_symlinks=False).st_dev
+    _empty([(name, _open_to_empty(name, parent, device))], parent, device)
+
+
+def remove_all_in(fd: int) -> None:
+    """Remove all that is in the directory open as `fd`, as `remove_tree` does. Raises OSError."""
+    device = os.fstat(fd).st_dev
+    for name in {os.fsencode(one) for one in os.listdir(fd)}:
+        if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            _empty([(name, _open_to_empty(name, fd, device))], fd, device)
+        else:
+            os.unlink(name, dir_fd=fd)
+
+
+def remove_directory(name: bytes, parent: int, fd: int) -> None:
+    """Remove the empty directory open as `fd` from the one open as `parent`, whatever its name there is now.
+
+    name: what it was called. Nothing is done where it is not in that directory any more. Raises OSError.
+    """
+    wanted = os.fstat(fd)
+    for one in (name, *map(os.fsencode, os.listdir(parent))):
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(wanted, os.stat(one, dir_fd=parent, follow_symlinks=False)):
+                os.rmdir(one, dir_fd=parent)
+                return
+
+
+def _empty(stack: list[tuple[bytes, int]], parent: int, device: int) -> None:
+    """Remove the directory that is open on the stack, with all in it."""
+    try:
+        while stack:
+            current, fd = stack[-1]
+            # Some file systems list a name more than once.
+            for below in {os.fsencode(one) for one in os.listdir(fd)}:
+                info = os.stat(below, dir_fd=fd, follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode):
+                    stack.append((below, _open_to_empty(below, fd, device)))
+                    break
+                os.unlink(below, dir_fd=fd)
+            else:
+                stack.pop()
+                os.close(fd)
+                os.rmdir(current, dir_fd=stack[-1][1] if stack else parent)
+    finally:
+        for _, fd in stack:
+            os.close(fd)
+
+
+def _open_to_empty(name: bytes, parent: int, device: int) -> int:
+    try:
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+    except PermissionError:
+        _allow(name, parent)
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+    info = os.fstat(fd)
+    if info.st_dev != device:
+        os.close(fd)
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    if info.st_mode & 0o700 != 0o700:
+        os.fchmod(fd, 0o700)
+    return fd
+
+
+def _allow(name: bytes, parent: int) -> None:
+    """Let the owner of a directory enter it."""
+    held = open_entry(parent, name)
+    try:
+        if stat.S_ISDIR(os.fstat(held).st_mode):
+            os.chmod(path_of(held), 0o700)
+    finally:
+        os.close(held)

@@ -1,0 +1,155 @@
+"""Read files that decide what castore does, or hold a secret, only if no other user could have written them.
+
+A file is opened once, checked by its descriptor, and read from that descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import stat
+from typing import TYPE_CHECKING, Final
+
+from castore.fs.beneath import locate, open_entry, path_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+MOST: Final = 1 << 24
+"""Bytes of the largest such file."""
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_OWN_DESCRIPTOR: Final = re.compile(r"/dev/(?:stdin|fd/(\d+))|/proc/self/fd/(\d+)")
+_BLOCK: Final = 1 << 16
+
+
+class UntrustedFileError(OSError):
+    """Why a file is not read, and what to do; another user could have written it, or it is not a file."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(None, reason)
+
+    def __str__(self) -> str:
+        return self.strerror or ""
+
+
+def read_trusted(path: str, *, most: int = MOST, also: Iterable[int] = ()) -> bytes:
+    """Return the content of a file that `open_trusted` accepts. Raises OSError, UntrustedPathError.
+
+    most: bytes that it may have.
+    """
+    descriptor = open_trusted(path, also)
+    content = bytearray()
+    try:
+        while block := os.read(descriptor, _BLOCK):
+            content += block
+            if len(content) > most:
+                raise UntrustedFileError(f"it has more than {most} bytes")
+    finally:
+        os.close(descriptor)
+    return bytes(content)
+
+
+def open_trusted(path: str, also: Iterable[int] = ()) -> int:
+    """Open a regular file for reading that only trusted users can have written; never wait for a pipe.
+
+    also: users who are trusted besides root and castore's own. Checked are the open file, and each directory
+    on the way to it. An open file of this process, such as /dev/stdin, is the caller's choice. Raises OSError
+    (UntrustedFileError says what to do) and UntrustedPathError.
+    """
+    own = _OWN_DESCRIPTOR.fullmatch(path)
+    if own is not None:
+        return os.dup(int(own[1] or own[2] or 0))
+    trusted = frozenset((0, os.geteuid(), *also))
+    with locate(path) as found:
+        # Opened with O_PATH: a pipe is not waited for, and a device is not touched.
+        held = open_entry(found.folder, found.name)
+        try:
+            _check_file(os.fstat(held), os.fsdecode(found.path), trusted)
+            _check_directories(found.path, trusted)
+            return os.open(path_of(held), os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(held)
+
+
+def refuse_loose(path: str) -> None:
+    """Raise OSError where a user who is not trusted can exchange names in a directory, or one above it."""
+    with locate(path) as found:
+        _check_directories(os.path.join(found.path, b"-"), frozenset((0, os.geteuid())))
+
+
+def _check_file(info: os.stat_result, path: str, trusted: frozenset[int]) -> None:
+    if kind := kind_of(info.st_mode):
+        raise UntrustedFileError(f"it is {kind}, not a regular file")
+    if info.st_uid not in trusted:
+        raise UntrustedFileError(_not_owned(path, info.st_uid))
+    if info.st_mode & _OTHERS_WRITE:
+        raise UntrustedFileError(_writable("", path, info.st_mode))
+
+
+def _check_directories(path: bytes, trusted: frozenset[int]) -> None:
+    """Refuse a path with a directory on the way in which another user could have exchanged a name.
+
+    It is checked from the top: once nobody can exchange a directory, its name is as good as a descriptor.
+    """
+    for folder, info in directories_above(path):
+        if info.st_uid not in trusted:
+            raise UntrustedFileError(_not_owned(os.fsdecode(folder), info.st_uid))
+        if info.st_mode & others_write() and not info.st_mode & stat.S_ISVTX:
+            raise UntrustedFileError(_writable("the directory ", os.fsdecode(folder), info.st_mode))
+
+
+def directories_above(path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Yield the directories above an absolute path without links, the topmost first. Raises OSError."""
+    end = 0
+    while end >= 0:
+        folder = path[:end] or b"/"
+        yield folder, os.stat(folder, follow_symlinks=False)
+        end = path.find(b"/", end + 1)
+
+
+def others_write() -> int:
+    """Return the bits of a directory's mode by which other users may write in it.
+
+    A user's own directories may be open to the group, which often is that user's alone.
+    """
+    return _OTHERS_WRITE if os.geteuid() == 0 else stat.S_IWOTH
+
+
+def user_text(uid: int) -> str:
+    """Return how messages name a user."""
+    try:
+        return f"the user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"the user id {uid}"
+
+
+def _not_owned(path: str, uid: int) -> str:
+    own = user_text(os.geteuid()).rpartition(" ")[2]
+    return (
+        f"{path} belongs to {user_text(uid)}, who could have changed what is read: keep the file where only "
+        f"{own} can write, or, if that user did not change it: chown {own} {path}"
+    )
+
+
+def _writable(what: str, path: str, mode: int) -> str:
+    return (
+        f"other users may write {what or 'to '}{path} (mode {stat.S_IMODE(mode):04o}), and could have "
+        f"changed what is read; if they did not: chmod go-w {path}"
+    )
+
+
+_KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
+    (stat.S_ISREG, ""),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISLNK, "a symbolic link"),
+)
+
+
+def kind_of(mode: int) -> str:
+    """Return what a file is that is not a regular one; empty for a regular file."""
+    return next((kind for test, kind in _KINDS if test(mode)), "a special file")

@@ -1,0 +1,90 @@
+"""What each machine and admin has added to a store, by the keys that signed it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from castore.errors import DamageError, FormatError
+from castore.store.format.envelope import Refusal
+
+if TYPE_CHECKING:
+    from castore.model.generation import Generation
+    from castore.store import Store
+
+
+class Added(msgspec.Struct):
+    """What one key has added."""
+
+    key: str
+    """Its public half, in hex."""
+    kind: str
+    """`writer`, `admin` or `former admin`."""
+    host: str
+    since: int
+    """When it was certified: nanoseconds since 1970; 0: it is not known."""
+    roles: tuple[str, ...] = ()
+    revoked: int = 0
+    """When it was revoked: nanoseconds since 1970; 0: it is valid."""
+    replaced: bool = False
+    generations: int = 0
+    first: int = 0
+    """Time of the first of those: nanoseconds since 1970, by the clock of that machine."""
+    last: int = 0
+    sessions: int = 0
+    packs: int = 0
+    bytes: int = 0
+    """Of those packs."""
+
+
+class Audit(msgspec.Struct):
+    """What is known of a store's writers."""
+
+    added: list[Added]
+    former: int
+    """Objects that are accepted under writer keys that were replaced."""
+    refused: dict[str, str]
+    """Objects that are not accepted, by name, and why."""
+
+
+def audit(store: Store) -> Audit:
+    """Return what each key has added. The index is brought up to date. Raises StorageError, OlderError."""
+    store.sync(report_older=True)
+    config = store.config
+    found = [
+        Added(one.key.hex(), "writer", one.host, one.since, one.roles, one.revoked, one.replaced)
+        for one in config.writers
+    ]
+    found += [Added(one.key.hex(), "admin", one.label, 0) for one in config.admins]
+    found += [Added(key.hex(), "former admin", "", 0) for key in config.former_admins]
+    by_key = {one.key: one for one in found}
+    for generation in store.all_generations():
+        _count(by_key[generation.host_id], generation)
+    sessions: Counter[str] = Counter()
+    for _, length, signer, _ in store.index.owners():
+        added = by_key.get(signer.hex())
+        if added is not None:
+            added.packs += 1
+            added.bytes += length
+    for writer in store.session_writers():
+        sessions[writer.hex()] += 1
+    for key, count in sessions.items():
+        if key in by_key:
+            by_key[key].sessions = count
+    refused = {name: reason for name, reason in store.damaged.items() if isinstance(reason, Refusal)}
+    return Audit(found, _former(store), {**store.passed_over, **refused})
+
+
+def _count(added: Added, generation: Generation) -> None:
+    added.generations += 1
+    added.first = min(added.first or generation.time, generation.time)
+    added.last = max(added.last, generation.time)
+
+
+def _former(store: Store) -> int:
+    try:
+        return len(store.writer_key.listed()) if store.writer_key.former else 0
+    except (DamageError, FormatError):
+        return 0

@@ -1,0 +1,96 @@
+"""Records moved from pack to pack, unopened."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from castore.store.format.pack import PackWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from castore.model.refs import PackId
+    from castore.progress import Tally
+    from castore.store import Store
+    from castore.store.format.pack import PackEntry
+    from castore.store.write.base_cache import ReferenceWriter
+
+
+def records_of(entries: Iterable[PackEntry]) -> list[list[PackEntry]]:
+    """Return the entries of a pack, those together that share a record."""
+    return [list(group) for _, group in itertools.groupby(entries, lambda entry: entry.offset)]
+
+
+def record_in(data: bytes | memoryview, entries: list[PackEntry]) -> memoryview:
+    """Return the record of these entries in the bytes of their pack."""
+    first = entries[0]
+    return memoryview(data)[first.offset : first.offset + first.sealed_length]
+
+
+class Mover:
+    """Moves records to new packs, unopened, with what the reference cache has of them."""
+
+    def __init__(self, store: Store) -> None:
+        self.written = 0
+        self._store = store
+        self._pack: PackWriter | None = None
+        self._reference: ReferenceWriter | None = None
+        self._overhead = -1
+        self._from: set[PackId] = set()
+
+    def add(
+        self, pack: PackId, entries: list[PackEntry], sealed: bytes | memoryview, tally: Tally
+    ) -> None:
+        """Copy one record of a pack, given with all its entries. Raises StorageError."""
+        first = entries[0]
+        if self._pack is not None and not self._pack.fits(entries):
+            self._close(full=True)
+        if self._pack is None:
+            self._pack = PackWriter(self._store.storage, self._store.writer_key)
+        offset = self._pack.add(entries, sealed)
+        self._from.add(pack)
+        tally.stored += len(sealed)
+        frame = self._store.references.read(pack, first.offset, len(sealed))
+        if frame is not None:
+            self._keep(offset, frame, len(sealed) - len(frame))
+
+    def finish(self) -> int:
+        """Make all that was moved durable, and indexed; return how many bytes of packs were written."""
+        if self._pack is not None:
+            self._close(full=False)
+        return self.written
+
+    def abort(self) -> None:
+        """Throw away what is not finished."""
+        if self._pack is not None:
+            self._pack.abort()
+        if self._reference is not None:
+            self._reference.abort()
+        self._pack = self._reference = None
+
+    def _keep(self, offset: int, frame: bytes, overhead: int) -> None:
+        """Keep a frame for the reference cache; a file of it holds those of one cipher."""
+        if self._reference is None:
+            self._reference = self._store.references.create(overhead)
+            self._overhead = overhead
+        if self._reference is not None and overhead == self._overhead:
+            self._reference.add(offset, frame)
+
+    def _close(self, *, full: bool) -> None:
+        pack, self._pack = self._pack, None
+        reference, self._reference = self._reference, None
+        assert pack is not None
+        try:
+            pack_id, length = pack.commit(full=full)
+            if reference is not None:
+                reference.commit(self._store.references.path_of(pack_id))
+        finally:
+            pack.abort()
+            if reference is not None:
+                reference.abort()
+        signers = {pack_id: self._store.writer_key.signer.public}
+        self._store.index.put_packs([(pack_id, length, pack.entries)], signers=signers)
+        self._store.index.move_uses((old, pack_id) for old in self._from)
+        self._from.clear()
+        self.written += length

@@ -1,0 +1,204 @@
+"""A damaged store made whole again: what cannot be read is dropped, all else is kept.
+
+A pack that is not what was written is written anew without the records that do not open; generations stay,
+and what they lost is stored again by the next snapshot that still has it. What nobody can read goes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from castore.errors import DamageError, FormatError, IdentityError, ObjectMissingError, StorageError
+from castore.maintenance.repack import Mover, record_in, records_of
+from castore.maintenance.verify import Verification, damaged_of_two, verify
+from castore.model.refs import PackId, SessionId
+from castore.store.format.config import CONFIGS
+from castore.store.format.deletion import open_condemned
+from castore.store.format.generation import open_generation
+from castore.store.format.pack import CHUNK, pack_name
+from castore.store.format.removal import REMOVALS, damaged_removals, open_removal
+from castore.store.format.session_key import decode_session, session_name, session_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.progress import Tally
+    from castore.store import Store
+    from castore.store.format.pack import PackEntry
+
+
+class Repair(msgspec.Struct):
+    """What a repair does, or did."""
+
+    done: bool = False
+    mend: list[str] = []
+    """Objects that are kept twice, and are written anew from the one that is whole."""
+    drop: list[str] = []
+    """Objects of which nothing can be read."""
+    rewrite: list[PackId] = []
+    """Packs that are written anew without what does not open."""
+    kept_records: int = 0
+    """Of those packs."""
+    lost_records: int = 0
+
+
+def repair(
+    store: Store,
+    tally: Tally,
+    *,
+    agree: Callable[[Verification, Repair], bool],
+) -> tuple[Repair, Verification]:
+    """Drop what cannot be read; return what was done, and what a look at the store then finds.
+
+    Everything is read first: with an identity each record, else only whether packs are what was written. To
+    write one anew that is not takes an identity. What the place refuses to read, a bad disk, is left alone.
+    agree: is asked whether to go on. Raises IdentityError, StorageError.
+    """
+    with store.upkeep_lock():
+        _refuse_other_keys(store)
+        readable = _can_read(store)
+        found = verify(store, tally, packs=True, read_data=readable)
+        planned = _plan(store, found)
+        planned.drop += _stray(store) if readable else []
+        if not agree(found, planned):
+            return planned, found
+        store.check_may_maintain("repair")
+        planned.done = True
+        if planned.mend:
+            store.mend_copies()
+        if planned.rewrite and not readable:
+            raise IdentityError(
+                f"{pack_name(planned.rewrite[0])} is damaged, and only an identity tells what of it is "
+                "whole: use --identity FILE or CASTORE_IDENTITY"
+            )
+        for pack in planned.rewrite:
+            _write_anew(store, pack, tally, planned)
+        # What is kept of them is durable elsewhere by now.
+        with store.storage.hold(alone=True):
+            _refuse_other_keys(store)
+            # A configuration may be accepted by now, if it was only half read before.
+            stray = store.stray_configurations()
+            dropped = [one for one in planned.drop if not one.startswith(f"{CONFIGS}/") or one in stray]
+            store.drop([*dropped, *(pack_name(pack) for pack in planned.rewrite)])
+        store.sync()
+        return planned, verify(store, tally)
+
+
+def _refuse_other_keys(store: Store) -> None:
+    """What is sealed under keys that this machine has not, or cannot judge, is not damaged.
+
+    Raises RotatedError; MissingError or DamageError for the list of what former keys sealed.
+    """
+    store.refresh_config()
+    if store.writer_key.former:
+        store.writer_key.listed()
+
+
+def _can_read(store: Store) -> bool:
+    try:
+        store.identity()
+    except IdentityError:
+        return False
+    return True
+
+
+def _plan(store: Store, found: Verification) -> Repair:
+    planned = Repair(mend=sorted(damaged_of_two(store)))
+    packs = {*found.damaged_packs}
+    for name in [*store.damaged, *_generations(store), *_sessions(store), *_removals(store)]:
+        if not _is_damaged(store, name):
+            continue
+        if name.startswith("packs/"):
+            packs.add(PackId(bytes.fromhex(name.removeprefix("packs/"))))
+        else:
+            planned.drop.append(name)
+    for pack in sorted(packs):
+        if _entries(store, pack):
+            planned.rewrite.append(pack)
+        elif _is_damaged(store, pack_name(pack)):
+            planned.drop.append(pack_name(pack))
+    planned.drop = sorted({*planned.drop})
+    return planned
+
+
+def _stray(store: Store) -> list[str]:
+    """Return the configurations that may be dropped since they are not accepted: an admin decides that.
+
+    Another machine could take the next one of an admin for one: it does not open where a machine was revoked.
+    """
+    return store.stray_configurations() if store.identity().admin.public in store.config.admin_keys else []
+
+
+def _generations(store: Store) -> list[str]:
+    return [f"generations/{short}" for short in store.storage.list("generations")]
+
+
+def _sessions(store: Store) -> list[str]:
+    numbers = session_numbers(store.storage)
+    return [session_name(session, number) for session in numbers for number in numbers[session]]
+
+
+def _removals(store: Store) -> list[str]:
+    return list(damaged_removals(store.storage, store.writer_key))
+
+
+def _is_damaged(store: Store, name: str) -> bool:
+    """Whether an object is not what was written. What is of a newer castore is not damaged."""
+    try:
+        if name.startswith("packs/"):
+            store.pack_entries(PackId(bytes.fromhex(name.removeprefix("packs/"))))
+        elif name.startswith("generations/"):
+            open_generation(name, store.storage.get(name), store.writer_key)
+        elif name.startswith("condemned/"):
+            open_condemned(name, store.storage.get(name), store.writer_key)
+        elif name.startswith(f"{REMOVALS}/"):
+            open_removal(name, store.storage.get(name), store.writer_key)
+        else:
+            session, _, number = name.removeprefix("sessions/").partition(".")
+            session_id = SessionId(bytes.fromhex(session))
+            decode_session(session_id, int(number), store.storage.get(name), store.writer_key)
+    except DamageError:
+        return True
+    except (FormatError, StorageError):
+        return False
+    return False
+
+
+def _entries(store: Store, pack: PackId) -> list[PackEntry]:
+    """Return what is in a pack: by its footer, or, where that is damaged, what the index still knows."""
+    try:
+        return store.pack_entries(pack)
+    except ObjectMissingError:
+        return []
+    except DamageError:
+        return store.index.entries(pack)
+
+
+def _write_anew(store: Store, pack: PackId, tally: Tally, planned: Repair) -> None:
+    """Move the records of a pack that open to a new one."""
+    mover = Mover(store)
+    data = store.storage.get(pack_name(pack))
+    try:
+        for entries in records_of(_entries(store, pack)):
+            sealed = record_in(data, entries)
+            if _is_whole(store, pack, entries, sealed):
+                mover.add(pack, entries, sealed, tally)
+                planned.kept_records += 1
+            else:
+                planned.lost_records += 1
+        mover.finish()
+    finally:
+        mover.abort()
+
+
+def _is_whole(store: Store, pack: PackId, entries: list[PackEntry], sealed: memoryview) -> bool:
+    """Whether a record is as it was sealed, and holds what it should, as far as its bases are there."""
+    first = entries[0]
+    if len(sealed) != first.sealed_length or not store.is_intact(pack, first, sealed):
+        return False
+    for entry, _ in store.broken_entries(pack, entries):
+        if entry.kind != CHUNK or all(store.index.known(list(entry.bases))):
+            return False
+    return True

@@ -1,0 +1,191 @@
+"""What of stored trees does not restore: each directory decoded once, by the code that restores it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from castore.content.ref_tree import iter_chunks
+from castore.content.stored_dirs import (
+    check_content,
+    fetch_directories,
+    fetch_directory,
+    open_fetched,
+    open_top,
+)
+from castore.errors import DamageError
+from castore.model.refs import RefKind
+from castore.model.tree import Content
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.content.stored_dirs import Fetched, Opened
+    from castore.content.streams import StreamReader
+    from castore.maintenance.impact import Reasons
+    from castore.model.refs import Ref
+
+
+_AT_ONCE: Final = 64
+"""Directories that are read at once."""
+_ROOM: Final = 1 << 24
+"""Bytes of content in these: what is read of them is a small part of it."""
+
+
+class _Directory(NamedTuple):
+    """A directory that was decoded, or not."""
+
+    ref: Ref
+    reason: str
+    """Why it does not decode; empty if it does."""
+    opened: Opened | None
+    below: list[tuple[bytes, Ref]]
+    """Its subdirectories."""
+
+
+class _Open(NamedTuple):
+    """A directory whose subdirectories are being looked at; None is the parent of the top."""
+
+    found: _Directory | None
+    below: Iterator[_Directory]
+
+
+class Trees:
+    """Says what does not restore of trees; each directory is decoded once, however many trees have it.
+
+    Content is not read: `reasons` says which chunks and nodes do not open.
+    """
+
+    def __init__(self, reader: StreamReader, reasons: Reasons) -> None:
+        self._reader = reader
+        self._reasons = reasons
+        self._intact: dict[tuple[bytes, int], bool] = {}
+        """Whether all in a directory restores, and all below it."""
+
+    def lost(self, root: Ref) -> Iterator[tuple[bytes, str]]:
+        """Yield (path, reason) of what of a tree does not restore; the top's path is empty.
+
+        Raises IdentityError.
+        """
+        try:
+            top = open_top(self._reader, root).ref
+        except DamageError as error:
+            yield b"", str(error)
+            return
+        if top is None or self._intact.get(_key(top)) or self._is_intact(top):
+            return
+        stack = [(b"", top)]
+        while stack:
+            path, ref = stack.pop()
+            found = self._decoded(ref)
+            for name, reason in self._lost(found):
+                yield _joined(path, name), reason
+            stack += [
+                (_joined(path, name), below)
+                for name, below in reversed(found.below)
+                if not self._intact[_key(below)]
+            ]
+
+    def _is_intact(self, top: Ref) -> bool:
+        """Whether all below a directory restores."""
+        # Depth first without recursion.
+        stack = [_Open(None, iter(self._opened([top])))]
+        while True:
+            current = stack[-1]
+            found = next(current.below, None)
+            if found is not None:
+                below = [one for _, one in found.below]
+                stack.append(_Open(found, iter(self._opened(below))))
+                continue
+            stack.pop()
+            if current.found is None:
+                return self._intact[_key(top)]
+            # Only now, so that no node is read twice: what is below has been looked at.
+            lost = any(True for _ in self._lost(current.found))
+            self._intact[_key(current.found.ref)] = not lost and all(
+                self._intact[_key(one)] for _, one in current.found.below
+            )
+
+    def _opened(self, wanted: list[Ref]) -> Iterator[_Directory]:
+        """Yield directories, but those that are known: read some at once, and decoded as by a restore."""
+        at = 0
+        while at < len(wanted):
+            end, room = at, _ROOM
+            while end < len(wanted) and end - at < _AT_ONCE and room > 0:
+                room -= wanted[end].size
+                end += 1
+            several = [ref for ref in wanted[at:end] if _key(ref) not in self._intact]
+            at = end
+            found = list(zip(several, fetch_directories(self._reader, several), strict=True))
+            self._reasons.expect([(ref, fetched.refs) for ref, fetched in found if fetched is not None])
+            for ref, fetched in found:
+                if _key(ref) not in self._intact:
+                    yield self._decoded(ref, fetched)
+
+    def _decoded(self, ref: Ref, fetched: Fetched | None = None) -> _Directory:
+        """Decode a directory as a restore does."""
+        try:
+            opened = open_fetched(self._reader, ref, fetched or fetch_directory(self._reader, ref, 0))
+        except DamageError as error:
+            return _Directory(ref, str(error), None, [])
+        below = [
+            (child.entry.name, child.ref)
+            for child in opened.others
+            if child.entry.is_dir and child.ref is not None
+        ]
+        return _Directory(ref, "", opened, below)
+
+    def _lost(self, found: _Directory) -> Iterator[tuple[bytes, str]]:
+        """Yield (name, reason) of the files in a directory that do not restore.
+
+        The name is empty where the directory itself does not.
+        """
+        ref, reason, opened, _ = found
+        if opened is None:
+            yield b"", reason
+            return
+        files = [child for child in opened.others if not child.entry.is_dir]
+        bundle = opened.bundle or next(
+            (child.ref for child in files if child.entry.content is Content.BUNDLE), None
+        )
+        # Where all that the directory refers to opens, a chunk does.
+        sound = not self._reasons.below(ref)
+        spans = []
+        if bundle is not None and not (sound and bundle.kind is RefKind.CHUNK):
+            spans = self._lost_spans(bundle)
+        if opened.plain is not None and opened.plain.size and (bundle is None or spans):
+            files += opened.plain_children()
+        for child in sorted(files, key=lambda child: child.entry.name):
+            try:
+                check_content(child)
+            except DamageError as error:
+                yield child.entry.name, str(error)
+                continue
+            reason = ""
+            if child.entry.content is Content.OWN and child.ref is not None:
+                known = sound and child.ref.kind is RefKind.CHUNK
+                reason = "" if known else self._reasons.of_stream(child.ref)
+            elif child.entry.content is Content.BUNDLE:
+                end = child.offset + child.entry.size
+                reason = next((why for start, stop, why in spans if start < end and child.offset < stop), "")
+            if reason:
+                yield child.entry.name, reason
+
+    def _lost_spans(self, bundle: Ref) -> list[tuple[int, int, str]]:
+        """Return which bytes of a directory's bundle are lost: (start, end, reason)."""
+        if not (reason := self._reasons.of_stream(bundle)):
+            return []
+        try:
+            chunks = list(iter_chunks(self._reader.store, bundle))
+        except DamageError:
+            return [(0, bundle.size, reason)]
+        checked = ((offset, one, self._reasons.of_chunks([one])) for offset, one in chunks)
+        return [(offset, offset + one.size, why) for offset, one, why in checked if why]
+
+
+def _key(ref: Ref) -> tuple[bytes, int]:
+    """Return what directories are remembered by."""
+    return ref.id, ref.size
+
+
+def _joined(path: bytes, name: bytes) -> bytes:
+    return path + b"/" + name if path and name else path or name

@@ -1,0 +1,74 @@
+"""The base cache cut down to what the last generation of each service, and the bases of its chunks, need.
+
+What was forgotten must not stay readable in the clear, and what compaction has replaced is of no use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import TYPE_CHECKING
+
+from castore.errors import DamageError, FormatError, ObjectMissingError
+from castore.kernel.id_set import Marks
+from castore.store.format.pack import CHUNK
+from castore.store.reachability import Walk, mark, roots_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.model.generation import Generation
+    from castore.model.refs import PackId
+    from castore.store import Store
+
+
+def trim_base_cache(store: Store) -> None:
+    """Drop from the base cache what the last generations do not need.
+
+    Where it is not known what they need, since an object is damaged, drop only the files of packs that
+    do not exist. Raises StorageError.
+    """
+    references = store.references
+    kept = references.packs()
+    if not kept:
+        return
+    packs = store.index.pack_ids()
+    marks = Marks()
+    known = True
+    try:
+        newest = itertools.chain.from_iterable(_last(store, service) for service in store.services())
+        roots = itertools.chain.from_iterable(map(roots_of, newest))
+        mark(Walk(store), roots, marks)
+        store.index.mark_bases(marks)
+    except (DamageError, FormatError):
+        known = False
+    with references.trimming() as trim:
+        for pack in kept:
+            if pack not in packs:
+                trim(pack, [])
+            elif known:
+                with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
+                    trim(pack, _live(store, pack, marks))
+
+
+def _last(store: Store, service: str) -> Iterator[Generation]:
+    """Yield this host's newest generation of a service; if it is partial, the newest complete one, too.
+
+    Where it has none, yield the newest of any host: the next snapshot is compared with it.
+    """
+    first = next(filter(store.is_own, store.newest_first(service)), None)
+    mine = filter(store.is_own, store.newest_first(service)) if first else store.newest_first(service)
+    for position, generation in enumerate(mine):
+        if position == 0 or not generation.partial:
+            yield generation
+        if not generation.partial:
+            return
+
+
+def _live(store: Store, pack: PackId, marks: Marks) -> list[tuple[int, int]]:
+    """Return offset and sealed length of each record of a pack that is needed from there."""
+    chunks = [entry for entry in store.pack_entries(pack) if entry.kind == CHUNK]
+    needed = list(itertools.compress(chunks, marks.find(b"".join([entry.id for entry in chunks]))))
+    chosen = itertools.compress(needed, store.index.are_chosen(pack, needed))
+    # The deltas of a group share a record.
+    return sorted({(entry.offset, entry.sealed_length) for entry in chosen})

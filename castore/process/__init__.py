@@ -1,0 +1,1 @@
+"""Programs that castore runs: their pipes, time, users and scratch directories."""

@@ -1,0 +1,73 @@
+"""Who has a file open: a program that does would go on with the old file after a rollback."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from typing import Final
+
+from castore.errors import CastoreError
+from castore.fs.beneath import OPEN_FILE
+
+_MOST_NAMED: Final = 5
+_PATIENCE_SECONDS: Final = 5.0
+
+
+def refuse_open(path: str) -> None:
+    """Raise CastoreError if another process has a file open. The caller has not.
+
+    The kernel answers for all processes, also of other users and containers; where a file system cannot be
+    asked, what is visible in /proc decides.
+    """
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        alone = _is_alone(path)
+        holders = [] if alone else _holders(path)
+        if alone or (alone is None and not holders):
+            return
+        # A backup or an indexer may read it for a moment.
+        if time.monotonic() > end:
+            break
+        time.sleep(0.1)
+    named = f" (process {', '.join(holders[:_MOST_NAMED])})" if holders else ""
+    raise CastoreError(
+        f"somebody has {path} open{named}, and would go on with the old file: stop what uses it, with `stop` "
+        "in castore.toml, or by hand"
+    )
+
+
+def _is_alone(path: str) -> bool | None:
+    """Return whether nobody has a file open; None: the kernel does not say."""
+    try:
+        descriptor = os.open(path, OPEN_FILE)
+    except OSError as error:
+        raise CastoreError(f"cannot see who has {path} open: {error.strerror}") from error
+    try:
+        # A write lease is granted only while there is no other open file description.
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return False if error.errno == errno.EAGAIN else None
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _holders(path: str) -> list[str]:
+    """Return the visible processes that have a file open, each as "123 sqlite3"."""
+    found = []
+    wanted = os.stat(path)
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            for descriptor in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    info = os.stat(f"/proc/{pid}/fd/{descriptor}")
+                    if (info.st_dev, info.st_ino) == (wanted.st_dev, wanted.st_ino):
+                        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                            found.append(f"{pid} {file.read().strip()}")
+                        break
+    return found

@@ -1,0 +1,133 @@
+"""Generations let go, by rules or by name, and the space given back that only they needed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from castore.errors import BusyError, CastoreError, NotIntactError, UsageError
+from castore.maintenance.compact import Compacted, Plan, compact
+from castore.maintenance.trim import trim_base_cache
+from castore.model.counting import count as counted
+from castore.services.events import event
+from castore.services.hosts import removable
+from castore.services.retention import judge
+from castore.services.rollback.transaction import refuse_interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from typing import Unpack
+
+    from castore.maintenance.compact import Limits
+    from castore.model.generation import Generation
+    from castore.progress import Tally
+    from castore.services.config import Service
+    from castore.services.retention import Verdict
+    from castore.store import Store
+
+
+def judged(store: Store, service: str, settings: Service | None, now: int) -> list[Verdict]:
+    """Return what the rules of a service say of each generation of the chosen host, newest first.
+
+    now: ns since 1970. Raises StorageError, NotFoundError where the chosen host has no generation.
+    """
+    wanted = removable(store, service)
+    live = store.live_revision(service)
+    return judge(
+        filter(wanted, store.generations(service)),
+        settings.keep if settings is not None else None,
+        now,
+        live=[live] if live else [],
+        pinned=frozenset(store.pins(service)),
+        key=store.host_key,
+    )
+
+
+def prune(
+    store: Store,
+    services: Mapping[str, Service | None],
+    tally: Tally,
+    *,
+    grace: float,
+    **limits: Unpack[Limits],
+) -> tuple[list[Generation], list[CastoreError], Compacted]:
+    """Forget what no rule keeps, and reclaim the space; settings: by service; the rest: as of `compact`.
+
+    Returns the generations that were removed, why services were left out (another castore is at work on them,
+    or a rollback has not ended), and what came of the space. Raises what `compact` raises, with the
+    generations removed.
+    """
+    removed: list[Generation] = []
+    left_out: list[CastoreError] = []
+    for service, settings in services.items():
+        try:
+            with store.lock(service):
+                refuse_interrupted(store, service)
+                verdicts = judged(store, service, settings, time.time_ns())
+                let_go = [verdict.generation for verdict in verdicts if not verdict.rules]
+                _forget(store, service, let_go)
+        except (BusyError, NotIntactError) as error:
+            left_out.append(error)
+            continue
+        removed += let_go
+    if not store.writer_key.may_maintain:
+        store.say(
+            "the space of what was removed is left to a machine that may compact the store; "
+            "'castore key adopt --maintain' gives this machine the role"
+        )
+        return removed, left_out, Compacted(Plan())
+    return removed, left_out, give_back(store, tally, grace=grace, **limits)
+
+
+def give_back(store: Store, tally: Tally, *, grace: float, **limits: Unpack[Limits]) -> Compacted:
+    """Give back the space that no generation needs. Takes and raises what `compact` does."""
+    with event(store, "compact", "") as note:
+        done = compact(store, tally, grace=grace, **limits)
+        trim_base_cache(store)
+        note.text = (
+            f"{counted(done.removed, 'pack')}, {counted(done.removed_bytes, 'byte')} removed; "
+            f"{counted(done.written_bytes, 'byte')} rewritten"
+        )
+    return done
+
+
+def forget(store: Store, service: str, generations: Collection[Generation]) -> None:
+    """Remove generations of a service for good, from the base cache, too; the caller holds its lock.
+
+    Raises UsageError if one of them is pinned, and then removes none; StorageError.
+    """
+    _forget(store, service, generations)
+    trim_base_cache(store)
+
+
+def _forget(store: Store, service: str, generations: Collection[Generation]) -> None:
+    if not generations:
+        return
+    if not all(map(store.is_of_this_host, generations)):
+        store.check_may_maintain("remove generations of other hosts from")
+    pinned = store.pins(service)
+    if kept := sorted({one.number for one in generations} & pinned.keys()):
+        raise UsageError(
+            f"{service}@{kept[0]} is pinned{told(pinned[kept[0]])}; 'castore unpin {service}@{kept[0]}' first"
+        )
+    with event(store, "forget", service) as note:
+        numbers = [one.number for one in generations]
+        note.number = numbers[0] if len(numbers) == 1 else None
+        note.text = f"generation{'s' if len(numbers) > 1 else ''} {spans(numbers)}"
+        store.forget(service, numbers)
+
+
+def told(note: str) -> str:
+    """Return a pin's note as a message has it."""
+    return f" ({note})" if note else ""
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Return numbers as people write them: `1-4, 7`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,263 @@
+"""Stored parts into a directory beside the live state."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from castore.content.restore import one_file
+from castore.content.restore.metadata import drop_inherited
+from castore.content.restore.plan import plan_entry
+from castore.content.restore.resume import complete
+from castore.content.restore.tree_writer import Report, restore_directory, restore_file
+from castore.content.stored_dirs import Child, look_up, open_top, read_file
+from castore.content.streams import StreamReader
+from castore.errors import CastoreError, StoppedError, StorageError, UsageError
+from castore.fs.beneath import OPEN_DIRECTORY, make_directory
+from castore.fs.sparse import write_sparse
+from castore.services.begun import Begun, Destination, begin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from castore.content.restore.metadata import Ownership
+    from castore.content.restore.plan import TreePlan
+    from castore.model.generation import Part
+    from castore.progress import Tally
+    from castore.services.selectors import Selection
+    from castore.store import Store
+
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass
+class Restored:
+    """What a restore put where, and what it could not do."""
+
+    placed: list[str] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+
+
+def restore(
+    store: Store,
+    selection: Selection,
+    destination: str,
+    ownership: Ownership,
+    tally: Tally,
+    *,
+    resume: bool = False,
+) -> Restored:
+    """Put what is selected into `destination`, which must be new or empty.
+
+    resume: it may also be one that an interrupted restore of the same selection began to fill.
+
+    A whole generation: each tree and each dump under its part's name. A part or path that is a
+    directory: what is in it. A dump, or one file of a tree: as a file of its name. Files that are
+    damaged are missing, and named in the report. Raises UsageError, DamageError, IdentityError.
+    """
+    with StreamReader(store) as reader:
+        parts = [selection.part] if selection.part else list(selection.generation.parts)
+        # Looked up before the destination is made: a wrong path leaves nothing behind.
+        children = {part.name: child_of(reader, part, selection.path) for part in parts}
+        # A wrong identity, too.
+        store.identity()
+        tally.total = sum(size_below(part, children[part.name], selection.path) for part in parts)
+        tally.most_files = sum(part.files for part in parts)
+        begun = Begun.of(store, selection)
+        top = begin(destination, begun, resume=resume)
+        try:
+            result = Restored()
+            for part in parts:
+                into = None if selection.part else os.fsencode(part.name)
+                _restore_part(reader, top, part, children[part.name], into, ownership, tally, result)
+            _end(top, children if selection.part else {})
+        except BaseException as error:
+            if top.is_empty:
+                # Else the next try would find a directory that is not empty.
+                top.discard()
+                raise
+            raise _continued(error, f"to continue: {begun.command(destination)}") from error
+        finally:
+            os.close(top.fd)
+    result.placed = [os.path.join(destination, name) for name in result.placed]
+    return result
+
+
+def _end(top: Destination, children: dict[str, Child | None]) -> None:
+    """Say that a restore has ended, and set the time of its directory, which that has changed."""
+    top.unmark()
+    for child in children.values():
+        if child is not None and child.entry.is_dir:
+            with contextlib.suppress(OSError, OverflowError):
+                os.utime(top.fd, ns=(child.entry.mtime, child.entry.mtime))
+
+
+def _continued(error: BaseException, how: str) -> BaseException:
+    """Return an error that says how the restore that it ended is continued."""
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedError(f"the restore was interrupted and is incomplete; {how}")
+    if isinstance(error, CastoreError):
+        return type(error)(f"{error}; the restore is incomplete; {how}")
+    if isinstance(error, OSError):
+        return CastoreError(f"{error}; the restore is incomplete; {how}")
+    return error
+
+
+def size_below(part: Part, child: Child | None, path: str) -> int:
+    """Return the bytes of what is at a path of a part; of a directory below the top, an estimate."""
+    if child is None or not path:
+        return part.size
+    return child.entry.size if child.ref is None or not child.entry.is_dir else scaled(part, child.ref.size)
+
+
+def scaled(part: Part, size: int) -> int:
+    """Return about how many bytes of content a directory has whose size with all its entries is `size`."""
+    return size * part.size // part.content.size if part.content is not None and part.content.size else size
+
+
+def plan_size(part: Part, plan: TreePlan) -> int:
+    """Return about how many bytes of content the steps of a plan write."""
+    steps = [(step.size, step.child is not None and step.child.entry.is_dir) for step in plan.steps]
+    return sum(scaled(part, size) if is_dir else size for size, is_dir in steps)
+
+
+def child_of(reader: StreamReader, part: Part, path: str) -> Child | None:
+    """Return what is at `path` in a tree; None for a dump."""
+    if part.kind == "dump":
+        if path:
+            raise UsageError(f"{part.name!r} is a dump: there are no paths in it")
+        return None
+    if part.content is None:
+        raise AssertionError("a tree has a root")
+    if not path:
+        return open_top(reader, part.content)
+    return look_up(reader, part.content, os.fsencode(path))
+
+
+def _restore_part(
+    reader: StreamReader,
+    top: Destination,
+    part: Part,
+    child: Child | None,
+    into: bytes | None,
+    ownership: Ownership,
+    tally: Tally,
+    result: Restored,
+) -> None:
+    if child is None:
+        _restore_dump(reader, top, part, tally)
+        result.placed.append(part.name)
+        return
+    if not child.entry.is_dir:
+        report = _restore_file(reader, top, child, ownership, tally)
+        result.placed.append(os.fsdecode(child.entry.name))
+    elif into is None:
+        report = _restore_tree(reader, top, top.fd, top.path, child, ownership, tally)
+        result.placed.append("")
+    else:
+        fd = _open_part(top, into)
+        try:
+            path = os.path.join(top.path, part.name)
+            report = _restore_tree(reader, top, fd, path, child, ownership, tally)
+        finally:
+            os.close(fd)
+        result.placed.append(part.name)
+    prefix = into + b"/" if into else b""
+    result.report.warnings += [(prefix + path, reason) for path, reason in report.warnings]
+    result.report.damaged += [(prefix + path, reason) for path, reason in report.damaged]
+
+
+def _open_part(top: Destination, name: bytes) -> int:
+    """Open the directory of a tree; make it unless an earlier restore did."""
+    try:
+        fd = make_directory(name, top.fd)
+    except FileExistsError:
+        return os.open(name, OPEN_DIRECTORY, dir_fd=top.fd)
+    # A default ACL of the destination is not the restored directory's.
+    drop_inherited(fd)
+    return fd
+
+
+def _restore_tree(
+    reader: StreamReader,
+    top: Destination,
+    fd: int,
+    path: str,
+    child: Child,
+    ownership: Ownership,
+    tally: Tally,
+) -> Report:
+    """Fill the directory at `path`, open as `fd`."""
+    own = top.own if fd == top.fd else frozenset()
+    if {os.fsencode(name) for name in os.listdir(fd)} - top.own:
+        return complete(reader, child, path, ownership, tally, trusted=top.trusted, own=own)
+    return restore_directory(reader, fd, child, ownership, tally)
+
+
+def _restore_file(
+    reader: StreamReader, top: Destination, child: Child, ownership: Ownership, tally: Tally
+) -> Report:
+    name = child.entry.name
+    if not os.path.lexists(os.path.join(os.fsencode(top.path), name)):
+        return restore_file(reader, top.fd, name, child, ownership, tally)
+    path = os.path.join(top.path, os.fsdecode(name))
+    plan = plan_entry(reader, child, path, ownership, checksum=not top.trusted)
+    return Report(warnings=one_file.carry_out(reader, plan, ownership, tally))
+
+
+def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Tally) -> None:
+    """Write a dump under another name until it is complete: half a dump must not look like one."""
+    tally.files += 1
+    if top.resumed and _is_complete_dump(top, part):
+        return
+    partial = part.name + ".partial"
+    if top.resumed:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial, dir_fd=top.fd)
+    fd = os.open(partial, _CREATE, 0o600, dir_fd=top.fd)
+    try:
+        drop_inherited(fd)
+        write_sparse(fd, counted(reader.read(part.content), tally))
+        os.rename(partial, part.name, src_dir_fd=top.fd, dst_dir_fd=top.fd)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial, dir_fd=top.fd)
+        if isinstance(error, OSError):
+            raise StorageError(f"cannot write {partial}: {error.strerror}") from error
+        raise
+    finally:
+        os.close(fd)
+
+
+def _is_complete_dump(top: Destination, part: Part) -> bool:
+    """Whether an earlier restore wrote a dump to its end."""
+    try:
+        info = os.stat(part.name, dir_fd=top.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return top.trusted and stat.S_ISREG(info.st_mode) and info.st_size == part.size
+
+
+def counted(pieces: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
+    """Yield pieces, and count their bytes."""
+    for data in pieces:
+        yield data
+        tally.read += len(data)
+
+
+def read(reader: StreamReader, selection: Selection) -> Iterator[bytes]:
+    """Yield the bytes of a selected dump, or of a selected file of a tree."""
+    part = selection.part
+    if part is None:
+        raise UsageError("name a part: SERVICE@SELECTOR:PART, or :PART/PATH for a file of a tree")
+    child = child_of(reader, part, selection.path)
+    if child is None:
+        return reader.read(part.content)
+    if not child.entry.is_file:
+        raise UsageError(
+            f"{selection.path or part.name!r} is no regular file: 'castore ls' lists directories"
+        )
+    return read_file(reader, child)

@@ -1,0 +1,165 @@
+"""A live directory made equal to a stored tree."""
+
+from __future__ import annotations
+
+import os
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from castore.content.restore import one_file
+from castore.content.restore.in_place import InPlace
+from castore.content.restore.plan import Comparison, plan_entry, plan_tree
+from castore.content.streams import StreamReader
+from castore.errors import StoppedError, UsageError
+from castore.model.generation import MAX_DETAILS, Origin, decode_details
+from castore.process.signal_shield import Shield
+from castore.services.recorded import trusted_origins
+from castore.services.restore import child_of
+from castore.services.snapshot import directory_ids, last_scan, left_out, rules_of
+from castore.services.underway import refuse_unfinished, report_foreign
+from castore.services.unread import unread_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from castore.content.restore.metadata import Ownership
+    from castore.content.restore.plan import TreePlan
+    from castore.progress import Tally
+    from castore.services.selectors import Selection
+    from castore.store import Store
+
+
+def plan_in_place(
+    store: Store,
+    selection: Selection,
+    top: str,
+    ownership: Ownership,
+    *,
+    checksum: bool = False,
+    trust_times: bool = False,
+    leave_out: Sequence[str] = (),
+    configured: Mapping[str, Origin] = MappingProxyType({}),
+) -> TreePlan:
+    """Compare the directory `top` with a selected tree, or directory in one; or the file `top` with a file.
+
+    What snapshots of it leave out is left alone, and so are the directories `leave_out`, castore's own.
+    Files of the same size and time are compared by content, unless they are as the last snapshot has read
+    them. checksum: read those, too. trust_times: compare no content. configured: what castore.toml says
+    of parts. Raises UsageError, IdentityError, DamageError, CastoreError.
+    """
+    part = selection.part
+    if part is not None and part.kind == "dump":
+        what = f"{selection.generation.service}@{selection.generation.number}:{part.name}"
+        raise UsageError(
+            f"{what} is a dump, and --in-place takes a tree: to write it to a file, castore cat {what} >FILE;"
+            f" to restore the database, castore rollback {selection.generation.service} "
+            f"--to {selection.generation.number}"
+        )
+    if part is None:
+        raise UsageError("name the tree that the directory is to become: SERVICE@SELECTOR:PART[/PATH]")
+    generation = selection.generation
+    _refuse_own(top, left_out(store, leave_out))
+    with StreamReader(store) as reader:
+        child = child_of(reader, part, selection.path)
+        assert child is not None, "it is a tree"
+        if not child.entry.is_dir:
+            return plan_entry(reader, child, top, ownership, checksum=not trust_times)
+        refuse_unfinished(store.places.journals, top)
+        report_foreign(store, top)
+        details = decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
+        origin = configured.get(part.name) or details.origins.get(part.name, Origin())
+        rules = rules_of(origin, left_out(store, leave_out))
+        below = os.fsencode(selection.path).strip(b"/")
+        with last_scan(store, generation.service, part.name, top, rules) as scan:
+            seen = None if below or checksum else scan
+            unread = unread_paths(reader, generation, part.name, selection.path)
+            comparison = Comparison(
+                checksum=not trust_times,
+                rules=rules,
+                unread=unread.paths,
+                unread_attributes=unread.attributes,
+                below=below,
+                scan=seen,
+            )
+            return plan_tree(reader, child, top, ownership, comparison)
+
+
+def _refuse_own(top: str, own: frozenset[tuple[int, int]]) -> None:
+    """Raise UsageError where a restore in place would change the store, or other files of castore itself."""
+    path = os.path.realpath(top)
+    while True:
+        if any(one in own for one in directory_ids([path])):
+            raise UsageError(f"{top} is in {path}, where castore keeps its own files: nothing was touched")
+        if path == os.path.dirname(path):
+            return
+        path = os.path.dirname(path)
+
+
+def origin_of(
+    store: Store, selection: Selection, configured: dict[str, Origin], *, consent: bool = False
+) -> str:
+    """Return where a selected tree, or directory or file in one, belongs; empty where that is not known.
+
+    configured: where castore.toml says that parts belong, which wins over what was recorded. consent: take
+    what was recorded, also where no snapshot on this machine took the tree from there.
+    """
+    part = selection.part
+    if part is None or part.kind != "tree":
+        return ""
+    with StreamReader(store) as reader:
+        details = decode_details(reader.read_all(selection.generation.details.ref, MAX_DETAILS))
+    generation = selection.generation
+    origins = trusted_origins(store, generation, details.origins, configured, consent=consent)
+    found = origins.get(part.name, Origin())
+    return os.path.join(os.fsdecode(found.path), selection.path.strip("/")) if found.path else ""
+
+
+def restore_in_place(
+    store: Store,
+    plan: TreePlan,
+    ownership: Ownership,
+    tally: Tally,
+    say: Callable[[str], None] = lambda _text: None,
+) -> list[tuple[bytes, str]]:
+    """Carry a plan out, or put all back as it was and raise; return what could not be made right.
+
+    What is replaced or removed is kept aside in the directory itself until the end.
+    """
+    with StreamReader(store) as reader:
+        if plan.one_file:
+            return one_file.carry_out(reader, plan, ownership, tally)
+        return _carry_out(reader, plan, ownership, tally, say)
+
+
+def _carry_out(
+    reader: StreamReader,
+    plan: TreePlan,
+    ownership: Ownership,
+    tally: Tally,
+    say: Callable[[str], None],
+) -> list[tuple[bytes, str]]:
+    tree = InPlace(reader, plan, ownership, tally)
+    try:
+        tree.apply()
+    except BaseException as error:
+        _revert(tree, plan.top, error)
+        raise
+    try:
+        with Shield(lambda: say("all is restored, and what it replaced is being removed")):
+            tree.keep()
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"all is restored; removing what it replaced was interrupted: castore recover {plan.top}"
+        ) from None
+    # Read after the cleanup, which adds what it could not remove.
+    return tree.problems
+
+
+def _revert(tree: InPlace, top: str, cause: BaseException) -> None:
+    try:
+        with Shield(lambda: None):
+            tree.undo()
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"reverting {top} was interrupted, too: first castore recover {top}"
+        ) from cause

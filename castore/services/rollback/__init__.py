@@ -1,0 +1,1 @@
+"""Roll a service back: plan, journal, steps."""

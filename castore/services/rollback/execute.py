@@ -1,0 +1,495 @@
+"""A service's state back to a generation: one transaction over all its parts.
+
+First a plan, which is data. Then: every dump staged beside what is live; the service stopped; a safety
+generation of its state taken; part after part that differs switched; the service started and looked at;
+what was replaced removed. A journal on this machine says how far that got, so that whatever fails or is
+killed before the end is undone, and behind that point finished, by this process or another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from castore.content.restore.in_place import InPlace
+from castore.content.restore.plan import Comparison, plan_removal
+from castore.content.streams import StreamReader
+from castore.engines.base import SWITCHING, Memo, settings_of
+from castore.errors import CastoreError, NotIntactError, StoppedError, StorageError
+from castore.model.generation import Origin
+from castore.model.names import short_revision
+from castore.process.runners import run
+from castore.process.signal_shield import Shield
+from castore.process.users import account_of
+from castore.services import folders
+from castore.services.config import Service
+from castore.services.events import event
+from castore.services.hooks import Around
+from castore.services.hosts import take_over
+from castore.services.nested_parts import (
+    below,
+    live_paths,
+    made_paths,
+    refuse_same,
+    with_endings,
+)
+from castore.services.restore import plan_size
+from castore.services.rollback.plan import RollbackPlan, plan_live_tree, plan_rollback, present_sources
+from castore.services.rollback.transaction import (
+    Change,
+    EngineChange,
+    EngineRemoval,
+    Journal,
+    PartJournal,
+    TreeChange,
+    TreeRemoval,
+    check_health,
+    contents_of,
+    finish,
+    forget,
+    refuse_interrupted,
+    remember,
+    undo,
+    ways_out,
+    write_journal,
+)
+from castore.services.snapshot import (
+    EngineSource,
+    TreeSource,
+    left_out,
+    rules_of,
+    snapshot,
+)
+from castore.services.state_revision import after_rollback
+from castore.services.unread import unread_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from castore.content.restore.metadata import Ownership
+    from castore.content.restore.plan import TreePlan
+    from castore.model.generation import FileOwner, Generation, Part
+    from castore.progress import Tally
+    from castore.store import Store
+
+_NO_SERVICE: Final = Service()
+RESTORING: Final = "restoring"
+"""What progress calls the work that is not of one part."""
+
+
+@dataclass
+class RolledBack:
+    """What a roll-back did."""
+
+    target: Generation
+    safety: Generation | None
+    problems: list[tuple[str, bytes, str]] = field(default_factory=list)
+    """(part, path, reason) of what could not be made as it was, and of what could not be removed."""
+    parts: tuple[str, ...] = ()
+    """Those that were not equal to the target already."""
+
+
+def roll_back(
+    store: Store,
+    target: Generation,
+    origins: dict[str, Origin],
+    ownership: Ownership,
+    *,
+    settings: Service | None = None,
+    with_safety: bool = True,
+    trust_times: bool = False,
+    revision: str = "",
+    leave_out: Sequence[str] = (),
+    progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
+    say: Callable[[str], None] = lambda _text: None,
+    tally: Tally,
+) -> RolledBack:
+    """Put the state of `target` back. The caller holds the service's lock.
+
+    settings: the service's hooks. trust_times: without a pre-rollback generation, compare files by size and
+    time only. revision: of the present state, recorded with the safety generation. Raises CastoreError;
+    then the present state is as it was, or the message says what is not.
+    """
+    with event(store, "rollback", target.service) as note:
+        note.of(target)
+        refuse_interrupted(store, target.service)
+        done = _roll_back(
+            *(store, target, origins, ownership, settings or _NO_SERVICE),
+            *(revision, leave_out, progress, say, tally),
+            with_safety=with_safety,
+            trust_times=trust_times,
+        )
+        kept = f"; what it replaced is generation {done.safety.number}" if done.safety else ""
+        note.text = f"restored {', '.join(done.parts)}{kept}" if done.parts else "nothing was to be done"
+    return done
+
+
+def _roll_back(
+    store: Store,
+    target: Generation,
+    origins: dict[str, Origin],
+    ownership: Ownership,
+    service: Service,
+    revision: str,
+    leave_out: Sequence[str],
+    progress: Callable[[str, Tally], None],
+    say: Callable[[str], None],
+    tally: Tally,
+    *,
+    with_safety: bool,
+    trust_times: bool,
+) -> RolledBack:
+    # Before anything is touched: every part has a place to go to.
+    # Trees are compared again when the service is stopped.
+    plan = plan_rollback(
+        store, target, origins, ownership, leave_out=leave_out, settings=service, trust_times=True
+    )
+    check_plan(plan, origins, with_safety=with_safety)
+    if plan.untouched:
+        say(f"not in generation {target.number}, and left as they are: {', '.join(plan.untouched)}")
+    folders.make_missing(_wanted(plan, origins), ownership, say)
+    for dump in plan.dumps:
+        if dump.warning:
+            say(f"{dump.part.name}: {dump.warning}")
+
+    def keep(memos: dict[str, Memo], made: Sequence[str]) -> Generation | None:
+        """Take the safety generation: the service has been stopped, so nothing comes behind it.
+
+        made: what the roll-back has made beside what is live.
+        """
+        if not with_safety:
+            return None
+        around = Around.of(service) if not service.stop else Around(())
+        taken = None
+        now, absent = present_sources(plan, origins)
+        for name, source in now.items():
+            if isinstance(source, TreeSource):
+                now[name] = replace(source, own=below(source.path, made))
+            elif isinstance(source, EngineSource) and service.stop and name in memos:
+                now[name] = EngineSource(source.name, source.engine.stopped(memos[name]))
+        if now or absent.kinds:
+            # On a new machine, what exists in the place of the service is the state of no revision. Filed
+            # under the configured one, 'follow' would restore it.
+            empty = bool(absent.kinds) and store.live_revision(target.service) is None
+            taken = snapshot(
+                store,
+                target.service,
+                now,
+                revision="" if empty else revision,
+                safety=True,
+                lacks=plan.untouched,
+                leave_out=leave_out,
+                around=around,
+                absent=absent,
+                progress=progress,
+            )
+        for failure in around.failures:
+            say(failure)
+        progress(RESTORING, tally)
+        return taken
+
+    with StreamReader(store) as reader:
+        work = _Transaction(
+            store, reader, plan, service, origins, keep, say, revision, trust_times=trust_times
+        )
+        work.prepare(ownership, leave_out, tally)
+        tally.total = sum(dump.part.size for dump in plan.dumps)
+        tally.total += sum(_size_of(target, name, tree) for name, tree in plan.trees.items())
+        tally.most_files = sum(part.files for part in target.parts)
+        progress(RESTORING, tally)
+        work.run()
+    with contextlib.suppress(StorageError):  # the state is restored: only selection depends on it
+        take_over(store, target)
+    return RolledBack(target, work.safety, work.problems, work.changed)
+
+
+def _size_of(target: Generation, name: str, tree: TreePlan) -> int:
+    """Return about how many bytes of content the steps of a plan write."""
+    part = target.part(name)
+    return plan_size(part, tree) if part is not None else 0
+
+
+def _wanted(plan: RollbackPlan, origins: dict[str, Origin]) -> list[Origin]:
+    return [origins[part.name] for part in plan.target.parts if part.name in origins]
+
+
+def missing_folders(plan: RollbackPlan, origins: dict[str, Origin]) -> list[str]:
+    """Return the directories above parts that a rollback makes first."""
+    return [os.fsdecode(one.path) for one in folders.missing(_wanted(plan, origins))]
+
+
+def creations(store: Store, plan: RollbackPlan) -> list[str]:
+    """Return what engines would create for a rollback, each as "PART: the role NAME"."""
+    found = []
+    with StreamReader(store) as reader:
+        for dump in plan.dumps:
+            contents = partial(reader.read, dump.part.content)
+            found += [f"{dump.part.name}: {one}" for one in dump.source.engine.creates(contents)]
+    return found
+
+
+def check_plan(plan: RollbackPlan, origins: dict[str, Origin], *, with_safety: bool) -> None:
+    """Raise CastoreError where a rollback would be refused before it touches anything."""
+    for dump in plan.dumps:
+        # A file whose directory is missing is ready as soon as that is made.
+        if not folders.missing([origins.get(dump.part.name, Origin())]):
+            dump.source.engine.ready()
+    if with_safety:
+        present_sources(plan, origins)
+
+
+def _is_equal(part: Part, safety: Generation | None) -> bool:
+    """Whether the live state is what is to be put back."""
+    before = safety.part(part.name) if safety is not None else None
+    return before is not None and not before.missed and (before.kind, before.root) == (part.kind, part.root)
+
+
+class _Transaction:
+    def __init__(
+        self,
+        store: Store,
+        reader: StreamReader,
+        plan: RollbackPlan,
+        service: Service,
+        origins: dict[str, Origin],
+        keep: Callable[[dict[str, Memo], Sequence[str]], Generation | None],
+        say: Callable[[str], None],
+        revision: str,
+        *,
+        trust_times: bool,
+    ) -> None:
+        self.problems: list[tuple[str, bytes, str]] = []
+        self.safety: Generation | None = None
+        self.changed: tuple[str, ...] = ()
+        self._store = store
+        self._reader = reader
+        self._target = target = plan.target
+        self._sources = {dump.part.name: dump.source for dump in plan.dumps}
+        self._removals = plan.removals
+        self._lies: dict[str, list[str]] = {}
+        """Where parts are, by name."""
+        self._apart: dict[str, list[str]] = {}
+        """With what lies beside them and is theirs."""
+        self._made: list[str] = []
+        self._service = service
+        self._keep = keep
+        self._say = say
+        self._changes: list[Change] = []
+        self._journal = Journal(
+            target.service,
+            target.number,
+            None,
+            [],
+            service.stop,
+            service.start,
+            service.timeout,
+            service.run_as,
+            revision=after_rollback(store, target, revision),
+            before=revision,
+        )
+        self._origins = origins
+        self._trust_times = trust_times
+
+    def prepare(self, ownership: Ownership, leave_out: Sequence[str], tally: Tally) -> None:
+        """Say how each part is changed; nothing is made yet. Raises ConfigError, CastoreError."""
+        for part in self._target.parts:
+            found = self._origins.get(part.name, Origin())
+            if part.kind == "tree":
+                plan = partial(self._plan, part, found, ownership, leave_out)
+                service = self._target.service
+                tree = TreeChange(self._reader, service, found.path, plan, ownership, tally)
+                self._add(tree, PartJournal(part.name, path=found.path, memo=tree.memo))
+                self._lies[part.name] = self._apart[part.name] = [os.fsdecode(found.path)]
+                continue
+            source = self._sources[part.name]
+            journal = self._journal_of(part.name, source)
+            contents = contents_of(self._reader, part, lambda: self.safety, tally)
+            own = partial(self._own, found.file, ownership)
+            self._add(EngineChange(source, journal.memo, contents, own), journal, source.engine.beside)
+        # What is going to be gone.
+        for removal in self._removals:
+            if not removal.there:
+                continue
+            if removal.source is None:
+                path = os.fsencode(removal.path)
+                work = partial(self._removal, removal.name, removal.path, ownership, leave_out, tally)
+                removed = TreeRemoval(self._store.places.journals, path, work=work)
+                self._add(removed, PartJournal(removal.name, path=path, memo=removed.memo))
+                continue
+            journal = self._journal_of(removal.name, removal.source)
+            contents = contents_of(self._reader, None, lambda: self.safety)
+            kept = partial(self._has_all_of, removal.name)
+            change = EngineRemoval(removal.source, journal.memo, contents, kept)
+            self._add(change, journal, removal.source.engine.beside)
+        refuse_same(self._lies)
+
+    def _own(self, file: FileOwner | None, ownership: Ownership, path: str, inode: str) -> None:
+        if file is not None:
+            try:
+                folders.give(path, inode, file, ownership, self._say)
+            except OSError as error:
+                raise CastoreError(f"cannot set the recorded owner and mode of {path}: {error}") from error
+
+    @staticmethod
+    def _journal_of(name: str, source: EngineSource) -> PartJournal:
+        settings = settings_of(source.engine)
+        return PartJournal(name, engine=source.name, settings=settings, memo=source.engine.begin())
+
+    def _add(self, change: Change, journal: PartJournal, beside: tuple[str, ...] = ()) -> None:
+        self._changes.append(change)
+        self._journal.parts.append(journal)
+        self._lies[journal.name] = live = live_paths(journal.memo)
+        self._apart[journal.name] = with_endings(live, beside)
+        self._made += made_paths(journal.memo, beside)
+
+    def _plan(
+        self, part: Part, found: Origin, ownership: Ownership, leave_out: Sequence[str]
+    ) -> TreePlan:
+        given = (self._store, self._reader, self._target, part, found, ownership)
+        others = [path for name, paths in self._apart.items() if name != part.name for path in paths]
+        apart = below(os.fsdecode(found.path), [*others, *self._made])
+        return plan_live_tree(*given, self.safety, leave_out, apart, trust_times=self._trust_times)
+
+    def _removal(
+        self, name: str, path: str, ownership: Ownership, leave_out: Sequence[str], tally: Tally
+    ) -> tuple[InPlace, bool]:
+        """Return what removes a tree in place, and whether nothing in it has to stay."""
+        rules = rules_of(self._origins.get(name, Origin()), left_out(self._store, leave_out))
+        # What is removed with it is no reason to keep its directory.
+        kept = [where for part in self._target.parts for where in self._apart.get(part.name, [])]
+        apart = below(path, kept)
+        if apart:
+            apart = below(path, [*kept, *self._made])
+        unread = unread_paths(self._reader, self.safety, name)
+        comparison = Comparison(rules=rules, apart=apart, unread=unread.paths)
+        plan, complete = plan_removal(self._reader, path, comparison)
+        return InPlace(self._reader, plan, ownership, tally, self._target.service), complete
+
+    def _has_all_of(self, name: str) -> bool:
+        """Whether the pre-rollback generation, if one was to be taken, has all of a part."""
+        part = self.safety.part(name) if self.safety is not None else None
+        return self.safety is None or (part is not None and not part.missed)
+
+    def run(self) -> None:
+        """Do it all, or take it back and raise."""
+        with ExitStack() as shielded:
+            self._swap_all(shielded)
+            self._complete()
+
+    def _swap_all(self, shielded: ExitStack) -> None:
+        """Swap all parts, or revert them and raise; from the end on, an interrupt is deferred."""
+        journal = self._journal
+        self._save()
+        try:
+            for part, change in zip(journal.parts, self._changes, strict=True):
+                change.stage()
+                self._report_made(part)
+            self._stop()
+            memos = {part.name: part.memo for part in journal.parts if part.engine}
+            self.safety = self._keep(memos, self._made)
+            journal.safety = self.safety.number if self.safety is not None else None
+            self._save()
+            changed = []
+            for part, change in zip(journal.parts, self._changes, strict=True):
+                stored = self._target.part(part.name)
+                if stored is not None and _is_equal(stored, self.safety):
+                    continue
+                part.memo[SWITCHING] = "yes"
+                changed.append(part.name)
+                self._save()
+                change.switch()
+                self._report_made(part)
+            self.changed = tuple(changed)
+            self._start()
+            # An interrupt from here on would leave a rollback that is done but looks interrupted.
+            shielded.enter_context(Shield(self._defer))
+            journal.phase = "done"
+            self._save()
+        except BaseException as error:
+            if journal.phase == "done":
+                # What is said on disk decides what `recover` does, so that comes first.
+                journal.phase = "started"
+                self._save()
+            self._take_back(error)
+            if isinstance(error, CastoreError):
+                error.args = (f"{error}; {self._reverted()}",)
+            raise
+
+    def _reverted(self) -> str:
+        """Say which state is live after a rollback failed and was reverted."""
+        if self._journal.phase == "begun":
+            return f"nothing was replaced: the state of {self._target.service!r} is as before"
+        of = f" (revision {short_revision(self._journal.before)})" if self._journal.before else ""
+        return f"the previous state of {self._target.service!r}{of} is restored"
+
+    def _report_made(self, part: PartJournal) -> None:
+        for line in filter(None, part.memo.pop("made", "").split("\n")):
+            self._say(f"{part.name}: {line}")
+
+    def _defer(self) -> None:
+        self._say("all is restored, and what it replaced is being removed; interrupt again to stop that")
+
+    def _complete(self) -> None:
+        """Remove what the restored parts replaced."""
+        journal = self._journal
+        try:
+            remember(self._store, journal)
+            problems = finish(self._store, journal, self._changes)
+        except KeyboardInterrupt:
+            raise StoppedError(
+                "all is restored; removing what it replaced was interrupted: "
+                f"castore recover {journal.service}"
+            ) from None
+        # Read after the cleanup, which adds what it could not remove.
+        for part, change in zip(journal.parts, self._changes, strict=True):
+            self.problems += [(part.name, path, reason) for path, reason in change.problems]
+        self.problems += problems
+
+    def _save(self) -> None:
+        write_journal(self._store, self._journal)
+
+    def _stop(self) -> None:
+        self._journal.phase = "stopped"
+        self._save()
+        if self._service.stop:
+            account = account_of(self._service.run_as)
+            run(self._service.stop, timeout=self._service.timeout, account=account)
+
+    def _start(self) -> None:
+        self._journal.phase = "started"
+        self._save()
+        if self._service.start:
+            account = account_of(self._service.run_as)
+            run(self._service.start, timeout=self._service.timeout, account=account)
+        check_health(self._service)
+
+    def _take_back(self, cause: BaseException) -> None:
+        service = self._target.service
+        why = str(cause) or "interrupted"
+
+        def tell() -> None:
+            self._say("the present state is being put back, which goes on; interrupt it again to stop that")
+
+        try:
+            with Shield(tell):
+                failed = undo(self._store, self._journal, self._changes)
+        except KeyboardInterrupt:
+            raise StoppedError(
+                f"{why}; and putting back the present state was interrupted: first castore recover {service}"
+            ) from cause
+        if failed and not self._journal.changed:
+            # Nothing live was touched: what is left over must not block the next command.
+            self._say("; ".join(failed))
+            self._say(forget(self._store, service))
+            return
+        if failed:
+            number = f"; generation {self.safety.number} holds it" if self.safety else ""
+            safety = self.safety.number if self.safety else None
+            raise NotIntactError(
+                f"{why}; and the previous state is not intact: {'; '.join(failed)}{number}; "
+                + ways_out(service, safety)
+            ) from cause

@@ -1,0 +1,259 @@
+"""What a roll-back would do, as data: where each part belongs, and what is there now."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from castore.content.allowance import Allowance
+from castore.content.diff import TIMES, diff_trees
+from castore.content.restore.plan import Comparison, Step, TreePlan, plan_tree
+from castore.content.stored_dirs import open_top
+from castore.content.streams import StreamReader
+from castore.errors import UsageError
+from castore.model.generation import MAX_DETAILS, Details, Origin, decode_details
+from castore.services.nested_parts import below, configured_path, with_endings
+from castore.services.rollback.transaction import refuse_without_folder
+from castore.services.snapshot import (
+    Absent,
+    EngineSource,
+    Source,
+    TreeSource,
+    engine_of,
+    lacking,
+    last_scan,
+    left_out,
+    origin,
+    rules_of,
+    taker_of,
+)
+from castore.services.underway import refuse_unfinished, report_foreign
+from castore.services.unread import unread_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
+
+    from castore.content.restore.metadata import Ownership
+    from castore.model.generation import Generation, Part
+    from castore.services.config import Service
+    from castore.store import Store
+
+
+@dataclass(frozen=True)
+class DumpPlan:
+    """How a dump is put back."""
+
+    part: Part
+    source: EngineSource
+    warning: str = ""
+    """What speaks against it."""
+
+    @property
+    def places(self) -> list[str]:
+        """Where it lies, if that is a file, and known."""
+        found = configured_path(self.source.engine)
+        return [] if found is None else [found]
+
+    @property
+    def into(self) -> str:
+        """Where it goes, for people."""
+        settings = origin(self.source)
+        if settings.restore:
+            return " ".join(settings.restore)
+        if settings.path:
+            return os.fsdecode(settings.path)
+        where = settings.settings.get("path") or settings.settings.get("database") or ""
+        return f"{settings.engine} {where}".strip()
+
+
+@dataclass(frozen=True)
+class RemovalPlan:
+    """A part that was not there in the state that is gone back to."""
+
+    name: str
+    path: str
+    """Where it is, or was."""
+    source: EngineSource | None
+    """None: it is a tree."""
+
+    @property
+    def there(self) -> bool:
+        """Whether there is anything to remove."""
+        return os.path.lexists(self.path) if self.source is None else self.source.engine.there()
+
+
+@dataclass(frozen=True)
+class RollbackPlan:
+    """What a roll-back would do."""
+
+    target: Generation
+    trees: dict[str, TreePlan] = field(default_factory=dict)
+    dumps: tuple[DumpPlan, ...] = ()
+    removals: tuple[RemovalPlan, ...] = ()
+    untouched: tuple[str, ...] = ()
+    """Live parts of the service that `target` does not have."""
+
+
+def read_details(store: Store, generation: Generation) -> Details:
+    """Return what a generation tells holders of an identity. Raises IdentityError, DamageError."""
+    with StreamReader(store) as reader:
+        return decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
+
+
+def plan_rollback(
+    store: Store,
+    target: Generation,
+    origins: dict[str, Origin],
+    ownership: Ownership,
+    *,
+    leave_out: Sequence[str] = (),
+    settings: Service | None = None,
+    trust_times: bool = False,
+) -> RollbackPlan:
+    """Compare the live state with `target` and return what is to be done; nothing is touched.
+
+    origins: where each part belongs now. leave_out: directories that are left alone: castore's own.
+    settings: what castore.toml says of the service. trust_times: as for `plan_live_tree`. Raises UsageError
+    for a part that has nowhere to go.
+    """
+    dumps = [
+        _plan_dump(part, origins.get(part.name, Origin())) for part in target.parts if part.kind == "dump"
+    ]
+    removals = _plan_removals(store, target, origins)
+    lies = {dump.part.name: with_endings(dump.places, dump.source.engine.beside) for dump in dumps}
+    lies |= {one.name: [one.path] for one in removals}
+    tops = {
+        part.name: [os.fsdecode(origins.get(part.name, Origin()).path)]
+        for part in target.parts
+        if part.kind == "tree"
+    }
+    lies |= tops
+    trees = {}
+    with StreamReader(store) as reader:
+        for part in target.parts:
+            if part.kind == "tree":
+                found = origins.get(part.name, Origin())
+                others = [path for name, paths in lies.items() if name != part.name for path in paths]
+                above = [path for name, (path,) in tops.items() if name != part.name]
+                inside = any(below(path, [os.fsdecode(found.path)]) for path in above)
+                if found.path and not found.above and not inside:
+                    refuse_without_folder(os.fsdecode(found.path))
+                given = (store, reader, target, part, found, ownership, None, leave_out)
+                apart = below(os.fsdecode(found.path), others)
+                trees[part.name] = plan_live_tree(*given, apart, trust_times=trust_times)
+    covered = {part.name for part in target.parts} | {one.name for one in removals}
+    untouched = [*lacking(settings, covered), *(name for name in target.lacks if name not in covered)]
+    return RollbackPlan(target, trees, tuple(dumps), removals, tuple(dict.fromkeys(untouched)))
+
+
+def _plan_removals(
+    store: Store, target: Generation, origins: dict[str, Origin]
+) -> tuple[RemovalPlan, ...]:
+    """Say which parts `target` tells of as not there, wherever it is known where they are now."""
+    found = []
+    for name, kind in read_details(store, target).absent.items():
+        at = origins.get(name, Origin())
+        source = engine_of(at) if kind == "dump" else None
+        path = os.fsdecode(at.path) or (configured_path(source.engine) if source else None) or ""
+        if path and target.part(name) is None:
+            found.append(RemovalPlan(name, path, source))
+    return tuple(found)
+
+
+def _plan_dump(part: Part, found: Origin) -> DumpPlan:
+    source = taker_of(found)
+    if source is None or source.engine.refusal():
+        raise UsageError(
+            f"no program is known that takes the dump {part.name!r} back in: name one with "
+            f"--restore {part.name}='PROGRAM ...', or as 'restore' of the part in castore.toml"
+        )
+    return DumpPlan(part, source, source.engine.warn(found.made_by) if found.made_by else "")
+
+
+def plan_live_tree(
+    store: Store,
+    reader: StreamReader,
+    target: Generation,
+    part: Part,
+    found: Origin,
+    ownership: Ownership,
+    safety: Generation | None,
+    leave_out: Sequence[str],
+    apart: AbstractSet[bytes],
+    *,
+    trust_times: bool = False,
+) -> TreePlan:
+    """Compare a live tree with the stored one.
+
+    With a pre-rollback generation of the live state, files are different where their content in it is,
+    whatever their times are. Without one they are compared by content, unless trust_times: then by size and
+    time. apart: paths in it that belong to other parts.
+    """
+    if not found.path or part.content is None:
+        raise UsageError(
+            f"where the tree {part.name!r} belongs is not known: describe the part in castore.toml, or "
+            f"restore it into a directory: castore restore {target.service}@{target.number}:{part.name} DIR"
+        )
+    live = os.fsdecode(found.path)
+    if not os.path.lexists(live):
+        # A roll-back makes it; this is for whoever wants to see what that does.
+        return TreePlan(live, (Step("create", (), open_top(reader, part.content)),), {})
+    refuse_unfinished(store.places.journals, live)
+    report_foreign(store, live)
+    rules = rules_of(found, left_out(store, leave_out))
+    with last_scan(store, target.service, part.name, live, rules) as scan:
+        unread = [unread_paths(reader, one, part.name) for one in (target, safety)]
+        comparison = Comparison(
+            _changed(reader, safety, part),
+            checksum=safety is None and not trust_times,
+            rules=rules,
+            apart=apart,
+            unread=unread[0].paths | unread[1].paths,
+            unread_attributes=unread[0].attributes | unread[1].attributes,
+            scan=scan,
+        )
+        return plan_tree(reader, open_top(reader, part.content), live, ownership, comparison)
+
+
+def _changed(reader: StreamReader, safety: Generation | None, part: Part) -> set[bytes]:
+    """Return the paths of a tree whose content is not what the safety generation just saw."""
+    before = safety.part(part.name) if safety is not None else None
+    if before is None or before.content is None or part.content is None:
+        return set()
+    allowance = Allowance.of([before, part], TIMES)
+    differences = diff_trees(reader, before.content, part.content, allowance)
+    return {found.path for found in differences if found.change == "content"}
+
+
+def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dict[str, Source], Absent]:
+    """Return how to take the present state of what a plan changes, and what of it is not there.
+
+    Raises UsageError.
+    """
+    sources: dict[str, Source] = {}
+    absent = Absent()
+    kinds: dict[str, Literal["tree", "dump"]] = {part.name: part.kind for part in plan.target.parts}
+    kinds |= {one.name: "dump" if one.source else "tree" for one in plan.removals}
+    for name, kind in kinds.items():
+        found = origins.get(name, Origin())
+        source: Source | None
+        if kind == "tree":
+            where = os.fsdecode(found.path)
+            source = TreeSource(where, found.exclude, found.one_file_system, found.exclude_caches)
+            there = os.path.lexists(where)
+        else:
+            source = engine_of(found)
+            if source is None:
+                raise UsageError(
+                    f"no program is known that dumps the present state of {name!r}: name it as "
+                    "'dump' of the part in castore.toml, or go without a safety generation: --no-safety"
+                )
+            there = source.engine.there()
+        if there:
+            sources[name] = source
+        else:
+            absent.kinds[name] = kind
+            absent.origins[name] = found
+    return sources, absent

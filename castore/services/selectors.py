@@ -1,0 +1,420 @@
+"""`SERVICE@SELECTOR:PART/PATH`: how a person names anything stored."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from castore.errors import (
+    DamageError,
+    FormatError,
+    FormerKeyError,
+    NotFoundError,
+    ObjectMissingError,
+    UsageError,
+)
+from castore.model.counting import count as counted
+from castore.model.names import check_name, revision_begins, revision_is, revision_names, short_revision
+from castore.services.dates import parse_date
+from castore.services.hosts import chosen, own
+from castore.store.format.generation import MAX_JUMP, open_generation, split_name
+from castore.store.hosts import HostGroups
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.model.generation import Generation, Part
+    from castore.services.hosts import Predicate
+    from castore.store import Store
+
+_SHOWN = 5
+_MAX_DIGITS = 100
+"""Longer numbers name no generation; Python refuses to read those of thousands of digits."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was named: a generation, and perhaps a part of it, and perhaps a path in that."""
+
+    generation: Generation
+    part: Part | None = None
+    path: str = ""
+
+
+def split(text: str) -> tuple[str, str]:
+    """Split `SERVICE@REST`. Raises UsageError."""
+    service, at, rest = text.partition("@")
+    if not at or not rest:
+        raise UsageError(
+            f"{text!r} names no generation: write SERVICE@NUMBER, SERVICE@REVISION, "
+            "SERVICE@latest or SERVICE@DATE"
+        )
+    return check_name("service", service), rest
+
+
+def select(store: Store, text: str) -> Selection:
+    """Return what `text` names. Raises NotFoundError, UsageError.
+
+    Revisions and times may hold colons: of the ways to split off `:PART/PATH`, the first, from the
+    left, that names a generation and a part of it is meant.
+    """
+    service, rest = split(text)
+    first_error: NotFoundError | UsageError | None = None
+    for selector, part_name, path in _readings(rest):
+        try:
+            generation = find(store, service, selector)
+            if part_name is None:
+                return Selection(generation)
+            return Selection(generation, _part(generation, part_name), path)
+        except (NotFoundError, UsageError) as error:
+            if part_name is None or not _goes_on(store, service, selector, part_name):
+                first_error = first_error or error
+    raise first_error or NotFoundError(f"{text!r} names nothing stored")
+
+
+def _goes_on(store: Store, service: str, selector: str, part_name: str) -> bool:
+    """Whether the colon behind `selector` is more likely a revision's than one before a part."""
+    generations = store.generations(service)
+    begun = selector.removeprefix("=") + ":"
+    return any(revision_begins(generation.revision, begun) for generation in generations) and not any(
+        generation.part(part_name) for generation in generations
+    )
+
+
+def _readings(rest: str) -> Iterator[tuple[str, str | None, str]]:
+    for match in re.finditer(":", rest):
+        part, _, path = rest[match.end() :].partition("/")
+        if part:
+            yield rest[: match.start()], part, path
+    yield rest, None, ""
+
+
+def _part(generation: Generation, name: str) -> Part:
+    part = generation.part(name)
+    if part is None:
+        names = ", ".join(part.name for part in generation.parts)
+        raise NotFoundError(
+            f"generation {generation.service}@{generation.number} has no part {name!r}; it has {names}"
+        )
+    return part
+
+
+def find(store: Store, service: str, selector: str) -> Generation:
+    """Return the one generation of `service` that `selector` means, as `_find` says.
+
+    One whose record is damaged may have been meant: no older one is taken for it. Raises
+    NotFoundError, UsageError, DamageError, FormatError.
+    """
+    try:
+        found = _find(store, service, selector)
+    except NotFoundError:
+        _refuse_damaged(store, service, 0)
+        raise
+    number = selector.removeprefix("#")
+    if number.lstrip("0") != str(found.number):
+        _refuse_damaged(store, service, found.number)
+    confirmed = store.confirmed(found)
+    # Of another copy of the store, what the selector means may be another generation.
+    return confirmed if confirmed == found else _find(store, service, selector)
+
+
+def find_range(store: Store, service: str, selector: str) -> list[Generation]:
+    """Return what `selector` means: one generation, or for `3-7` the chosen host's with those numbers.
+
+    A beginning of a revision goes first. Raises NotFoundError, UsageError, DamageError, FormatError.
+    """
+    numbers = re.fullmatch(r"#?([0-9]{1,10})-#?([0-9]{1,10})", selector)
+    if numbers is None or parse_date(selector) is not None:
+        return [find(store, service, selector)]
+    generations = store.generations(service)
+    if any(revision_begins(one.revision, selector) for one in generations) or not generations:
+        return [find(store, service, selector)]
+    first, last = int(numbers[1]), int(numbers[2])
+    if first > last:
+        raise UsageError(f"{service}@{selector}: the range ends before it begins; write {last}-{first}")
+    within = [one for one in generations if first <= one.number <= last]
+    found = list(filter(chosen(store, service), within))
+    if within and len(found) < len(within):
+        of = HostGroups(within, store.host_key).names().values()
+        store.say(
+            f"{service}@{selector}: of {counted(len(within), 'generation')}, {len(within) - len(found)} of "
+            f"other hosts left out (hosts: {', '.join(sorted(of))}; choose with --host)"
+        )
+    if not found:
+        raise NotFoundError(
+            f"no generation of {service!r} has a number from {first} to {last}; "
+            f"'castore log {service}' lists them"
+        )
+    return [store.confirmed(one) for one in found]
+
+
+def _refuse_damaged(store: Store, service: str, older: int) -> None:
+    """Raise what is wrong with a record of the service with a number above `older`, if any is.
+
+    What somebody signed who may not is passed over, and so is what is out of the sequence of numbers.
+    """
+    if not store.damaged:
+        return
+    tags = store.writer_key.tags(service)
+    highest = store.next_number(service) + MAX_JUMP
+    for name in sorted(store.damaged, key=lambda name: name[-10:], reverse=True):
+        tag, number = split_name(name)
+        if tag not in tags or not older < number <= highest:
+            continue
+        try:
+            open_generation(name, store.storage.get(name), store.writer_key)
+        except ObjectMissingError:
+            continue
+        except (DamageError, FormatError) as error:
+            # Where a generation had this name before, what is in its place may be put there to hide it.
+            if isinstance(error, FormerKeyError) and name not in store.writer_key.listed():
+                continue
+            hint = "it may be what is meant; any other is found by its number"
+            raise type(error)(f"{error} ({hint})") from None
+
+
+def _find(store: Store, service: str, selector: str) -> Generation:
+    """Return the one generation of `service` that `selector` means, of those that are whole.
+
+    `latest`; a number (or `#NUMBER`); a revision (or `=REVISION`) or a unique beginning of one (of a
+    path in the store of Guix or Nix also of its base name): its newest generation; a date or
+    time (`dates.parse_date`): the newest at or before it; any of these with `~N`: N generations earlier, of
+    the same revision where a revision was named. Pre-rollback and partial generations are found by number
+    only. Raises NotFoundError, UsageError if several are meant.
+    """
+    chosen_host = _Chosen(store, service)
+    quick = _found_at_once(store, service, selector, chosen_host)
+    if quick is not None:
+        return quick
+    generations = store.generations(service)
+    if not generations:
+        raise unknown_service(store, service)
+    by_number = _is_number(selector) and store.chosen_host is None
+    wanted: Predicate = own(store, service) if by_number else chosen_host
+    regular = [one for one in generations if not one.number_only and wanted(one)]
+    try:
+        return _meant(store, service, selector, generations, regular)
+    except NotFoundError as error:
+        hint = _hint(generations, selector) or _other_hosts(generations, regular, selector)
+        raise NotFoundError(f"{error}{hint}") from None
+
+
+def unknown_service(store: Store, service: str) -> NotFoundError:
+    """Return the error for a service that has no generation in the store."""
+    known = ", ".join(store.services()) or "none"
+    return NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+
+
+class _Chosen:
+    """Whether a generation is of the chosen host; what that needs is read when it is first asked."""
+
+    def __init__(self, store: Store, service: str) -> None:
+        self._store = store
+        self._service = service
+        self._found: Predicate | None = None
+
+    def __call__(self, generation: Generation) -> bool:
+        if self._found is None:
+            self._found = chosen(self._store, self._service)
+        return self._found(generation)
+
+
+def _is_number(selector: str) -> bool:
+    number = selector.removeprefix("#")
+    return number.isascii() and number.isdecimal()
+
+
+def _other_hosts(generations: list[Generation], regular: list[Generation], selector: str) -> str:
+    """Say which other hosts have a revision that the chosen one does not have."""
+    if selector == "latest":
+        return ""
+    seen = {one.number for one in regular}
+    others = (one for one in generations if not one.number_only and one.number not in seen)
+    names = {one.host for one in others if revision_begins(one.revision, selector.removeprefix("="))}
+    return f"; other hosts have it: {', '.join(sorted(names))} (choose one with --host NAME)" if names else ""
+
+
+def _hint(generations: list[Generation], selector: str) -> str:
+    """Say which generations, selected only by number, a selector could mean."""
+    revision = "" if selector == "latest" else selector.removeprefix("=")
+    found = [one for one in generations if one.number_only and revision_begins(one.revision, revision)]
+    if not found:
+        return ""
+    shown = ", ".join(
+        f"{one.number} ({'pre-rollback' if one.safety else 'partial'})" for one in found[:_SHOWN]
+    )
+    return f"; only their numbers select: {shown}{', ...' if len(found) > _SHOWN else ''}"
+
+
+def _meant(
+    store: Store,
+    service: str,
+    selector: str,
+    generations: list[Generation],
+    regular: list[Generation],
+) -> Generation:
+    """Return what `selector` means, as `_find` says, of all generations or of the regular ones."""
+    counted = re.fullmatch(r"(.+)~([0-9]{0,9})", selector, re.DOTALL)
+    if counted and not _has_revision(regular, selector.removeprefix("=")):
+        return _earlier(store, service, counted[1], int(counted[2] or "1"))
+    if selector.startswith("#"):
+        return _numbered(generations, service, selector[1:])
+    if selector.startswith("="):
+        return _of_revision(regular, service, selector[1:])
+    if selector == "latest":
+        return _newest(regular, f"{service!r} has no complete generation")
+    if selector.isascii() and selector.isdigit():
+        return _number_or_revision(generations, regular, service, selector)
+    if _has_revision(regular, selector):
+        return _of_revision(regular, service, selector)
+    if (before := parse_date(selector)) is not None:
+        early = [generation for generation in regular if generation.time <= before]
+        return _newest(early, f"no generation of {service!r} is as old as {selector}")
+    return _of_prefix(regular, service, selector)
+
+
+def _earlier(store: Store, service: str, selector: str, steps: int) -> Generation:
+    """Return the generation `steps` before the one that `selector` names."""
+    named = _find(store, service, selector)
+    generations = store.generations(service)
+    groups = HostGroups(generations, store.host_key)
+    host = groups.key(named)
+    # This host's generations include those that it took over.
+    same = store.is_own if store.is_own(named) else lambda one: groups.key(one) == host
+    earlier = [g for g in generations if not g.number_only and g.number <= named.number and same(g)]
+    what = f"generation {named.number}"
+    if _names_revision(selector, named):
+        earlier = [generation for generation in earlier if generation.revision == named.revision]
+        what += f" that have revision {short_revision(named.revision)}"
+    if named.number_only:
+        earlier.append(named)
+    earlier.sort(key=lambda generation: generation.number, reverse=True)
+    if steps < len(earlier):
+        return earlier[steps]
+    raise NotFoundError(
+        f"there is no generation {selector}~{steps} of {service!r}: it has {len(earlier) - 1} before {what}; "
+        f"'castore log {service}' lists them"
+    )
+
+
+def _names_revision(selector: str, found: Generation) -> bool:
+    """Whether `selector`, which names the generation `found`, is a revision or the beginning of one."""
+    if selector.startswith("="):
+        return True
+    by_number = selector.lstrip("#").lstrip("0") == str(found.number)
+    return not by_number and selector != "latest" and revision_begins(found.revision, selector)
+
+
+def _found_at_once(
+    store: Store, service: str, selector: str, chosen_host: Predicate
+) -> Generation | None:
+    """Return what is meant where the index tells without a look at every generation of the service."""
+    if selector == "latest":
+        newest_first = (one for one in store.newest_first(service) if not one.number_only)
+        return next((one for one in newest_first if chosen_host(one)), None)
+    if selector.startswith("#") and (number := selector[1:]).isascii() and number.isdecimal():
+        return store.generation(service, int(number)) if len(number) <= _MAX_DIGITS else None
+    revision = selector.removeprefix("=")
+    if selector.startswith("=") or not (selector.isascii() and selector.isdigit()):
+        numbers = store.index.numbers_by_revision(service, revision)
+        found = (store.generation(service, number) for number in numbers)
+        exact = (one for one in found if one is not None and one.revision == revision)
+        return next((one for one in exact if chosen_host(one)), None)
+    return None
+
+
+def _newest(generations: list[Generation], otherwise: str) -> Generation:
+    if not generations:
+        raise NotFoundError(otherwise)
+    return max(generations, key=lambda generation: generation.number)
+
+
+def _numbered(generations: list[Generation], service: str, text: str) -> Generation:
+    found = [g for g in generations if str(g.number) == text.lstrip("0")]
+    newest = max(generation.number for generation in generations)
+    return _newest(found, f"there is no generation {text} of {service!r}; the newest is {newest}")
+
+
+def _of_revision(generations: list[Generation], service: str, revision: str) -> Generation:
+    """Return the newest generation of exactly this revision, or of the store path that this names."""
+    exact = [generation for generation in generations if generation.revision == revision]
+    named = exact or [one for one in generations if revision_is(one.revision, revision)]
+    return _only_revision(named, generations, service, revision)
+
+
+def _has_revision(generations: list[Generation], revision: str) -> bool:
+    return any(revision_is(generation.revision, revision) for generation in generations)
+
+
+def _number_or_revision(
+    generations: list[Generation], regular: list[Generation], service: str, text: str
+) -> Generation:
+    """A number first; a revision may be a number too, and a wrong guess would restore wrong state."""
+    named = [generation for generation in regular if generation.revision == text]
+    numbered = [generation for generation in generations if str(generation.number) == text.lstrip("0")]
+    if named and numbered and numbered[0].revision != text:
+        newest = _newest(named, "")
+        of = short_revision(numbered[0].revision) or "-"
+        raise UsageError(
+            f"{text} is a generation of {service!r} (of revision {of}) and a revision "
+            f"(its newest generation is {newest.number}): say #{text} or ={text}"
+        )
+    if numbered:
+        return numbered[0]
+    if named:
+        return _newest(named, "")
+    if any(revision_begins(generation.revision, text) for generation in regular):
+        return _of_prefix(regular, service, text)
+    return _numbered(generations, service, text)
+
+
+def _of_prefix(generations: list[Generation], service: str, prefix: str) -> Generation:
+    exact = [generation for generation in generations if revision_is(generation.revision, prefix)]
+    found = exact or [one for one in generations if revision_begins(one.revision, prefix)]
+    return _only_revision(found, generations, service, prefix)
+
+
+def _only_revision(
+    found: list[Generation], generations: list[Generation], service: str, prefix: str
+) -> Generation:
+    """Return the newest of `found`, which have to be of one revision. Raises UsageError, NotFoundError."""
+    revisions = sorted({generation.revision for generation in found})
+    if len(revisions) > 1:
+        shown = ", ".join(revisions[:_SHOWN]) + (", ..." if len(revisions) > _SHOWN else "")
+        raise UsageError(f"{prefix!r} begins several revisions of {service!r}: {shown}")
+    return _newest(found, _no_revision(generations, service, prefix))
+
+
+def _no_revision(generations: list[Generation], service: str, revision: str) -> str:
+    """Say that there is no such revision, and which is the likeliest to be meant."""
+    known = {generation.revision: generation for generation in reversed(generations)}
+    known.pop("", None)
+    if not known:
+        return f"no generation of {service!r} has revision {revision!r}: none has any"
+
+    def shared(name: str) -> int:
+        return max(_shared(one, revision) for one in revision_names(name))
+
+    nearest = max(known, key=lambda name: (shared(name), known[name].number))
+    when = dt.datetime.fromtimestamp(known[nearest].time / 1e9).astimezone()
+    return (
+        f"no generation of {service!r} has revision {revision!r}; nearest: {short_revision(nearest)} "
+        f"({when:%Y-%m-%d %H:%M})"
+    )
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many characters two texts have in common from their beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def undo_of(store: Store, service: str) -> Generation:
+    """Return the generation that the last roll-back of a service kept. Raises NotFoundError."""
+    number = store.undo_number(service)
+    generation = store.generation(service, number) if number is not None else None
+    if generation is None:
+        raise NotFoundError(f"the last roll-back of {service!r} on this machine kept no generation")
+    return store.confirmed(generation)

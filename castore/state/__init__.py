@@ -1,0 +1,1 @@
+"""What castore keeps on this machine of each store: paths, locks, freshness, the writer's keys."""

@@ -1,0 +1,100 @@
+"""The log of what was done to services, on this machine: state, not cache. A bounded file of JSON lines."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.model.events import Event
+from castore.state.locks import waiting_lock
+from castore.state.paths import make_private_directory, read_private, refusal, write_private
+from castore.storage.os_files import sync_if_supported
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MOST_EVENTS: Final = 10_000
+_MOST_BYTES: Final = 8 << 20
+"""A longer file is written again, with the newest events and the last drill of each generation."""
+
+_decoder = msgspec.json.Decoder(Event)
+
+
+class EventLog:
+    """The file `path`; safe to use from several processes at once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def append(self, event: Event) -> None:
+        """Keep an event, durably. Raises StorageError."""
+        with waiting_lock(f"{self._path}.lock"):
+            make_private_directory(os.path.dirname(self._path))
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                descriptor = os.open(self._path, flags, 0o600)
+                try:
+                    length = os.fstat(descriptor).st_size
+                    # The last line of a process that was killed may be cut.
+                    cut = length and os.pread(descriptor, 1, length - 1) != b"\n"
+                    line = (b"\n" if cut else b"") + _encoded(event)
+                    while line:
+                        line = line[os.write(descriptor, line) :]
+                    os.fsync(descriptor)
+                    if not length:
+                        sync_if_supported(os.path.dirname(self._path))
+                    length = os.fstat(descriptor).st_size
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                raise refusal("write", self._path, error) from error
+            if length > _MOST_BYTES:
+                self._shorten()
+
+    def read(self, service: str | None = None) -> list[Event]:
+        """Return the events of a service, or all, newest first. Raises StorageError."""
+        found = []
+        # Not splitlines(): a text may hold a line separator of Unicode, which JSON does not escape.
+        for line in (read_private(self._path) or "").split("\n"):
+            try:
+                event = _decoder.decode(line)
+            except (msgspec.MsgspecError, UnicodeError):
+                continue
+            if service in {None, event.service}:
+                found.append(event)
+        found.sort(key=lambda event: event.time)
+        return found[::-1]
+
+    def _shorten(self) -> None:
+        events = self.read()
+        kept = events[: _MOST_EVENTS // 2]
+        drills: dict[tuple[str, int | None], Event] = {}
+        for event in events[len(kept) :]:
+            if event.kind == "drill" and len(drills) < _MOST_EVENTS // 2:
+                drills.setdefault((event.service, event.number), event)
+        write_private(self._path, _joined([*kept, *drills.values()]))
+
+
+def _encoded(event: Event) -> bytes:
+    # What is no valid text, such as a file name in a message, is kept escaped.
+    texts = {
+        field: value.encode("utf-8", "backslashreplace").decode()
+        for field in ("service", "revision", "text")
+        if not (value := getattr(event, field)).isascii()
+    }
+    return msgspec.json.encode(msgspec.structs.replace(event, **texts)) + b"\n"
+
+
+def _joined(events: Iterable[Event]) -> bytes:
+    # A long event cannot make the file too long for ever.
+    lines: list[bytes] = []
+    room = _MOST_BYTES // 2
+    for event in events:
+        line = _encoded(event)
+        room -= len(line)
+        if room < 0:
+            break
+        lines.append(line)
+    return b"".join(reversed(lines))

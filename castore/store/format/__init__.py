@@ -1,0 +1,1 @@
+"""Objects of a store, one module per kind: their bytes, and what is checked when they are read."""

@@ -1,0 +1,329 @@
+"""`packs/P`: sealed records one behind the other, and a sealed footer that says what they are."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from blake3 import blake3
+
+from castore.crypto import ObjectSealer
+from castore.errors import DamageError
+from castore.kernel import MAX_GROUP, padme
+from castore.model.refs import PackId, RecordId, SessionId
+from castore.store.format.header import HEADER_BYTES, PACK, check_header, header
+from castore.store.format.signed import ENVELOPE_BYTES, open_signed, sign
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from castore.crypto import WriterKey
+    from castore.storage import Storage, Writer
+
+PACK_BYTES: Final = 64 << 20
+"""The length of a full pack."""
+
+CHUNK: Final = 0
+NODE: Final = 1
+RAW: Final = 0
+ZSTD: Final = 1
+DICTIONARY: Final = 2
+"""zstd, with the base as raw-content dictionary; read, but no longer written."""
+DELTA: Final = 3
+"""A delta of the kernel's from the base, under zstd."""
+DELTA_PAIR: Final = 4
+"""The same, from two bases one behind the other; both are read, but no longer written."""
+GROUPED: Final = 5
+"""A delta from one base, in a record that holds a group of them; GROUPED + n: from n more."""
+BASES: Final = (0, 0, 1, 1, 2, 1, 2, 3, 4)
+"""How many bases a chunk has, by its codec."""
+MAX_BASES: Final = 4
+MAX_CHAIN: Final = 8
+"""No delta rests on more bases below one another than this."""
+MAX_PLAIN: Final = 32 << 20
+"""No chunk is longer: eight times the largest average."""
+NO_BASE: Final = RecordId(bytes(32))
+
+RECORDS: Final = HEADER_BYTES + 16
+"""Where in a pack the first record begins."""
+_ENTRY: Final = struct.Struct("<32sIIIHBB")
+_SESSIONS: Final = struct.Struct("<H")
+_MAX_SESSIONS: Final = 0xFFFF
+_TRAILER: Final = struct.Struct("<II")
+_TRAILER_BYTES: Final = _TRAILER.size + ObjectSealer.OVERHEAD
+_BUFFER: Final = 1 << 20
+_TAIL: Final = 128 << 10
+"""What is read of a pack's end at once: the footer of a pack of 64 KiB chunks is in it."""
+
+
+class PackEntry(NamedTuple):
+    """A chunk or node in a pack, all but its bytes. The deltas of a group share a record."""
+
+    id: RecordId
+    kind: int
+    codec: int
+    plain_length: int
+    sealed_length: int
+    counter: int
+    session: SessionId
+    offset: int = 0
+    """Of its first byte in the pack."""
+    bases: tuple[RecordId, ...] = ()
+    """What it is the difference from: BASES[codec] ids."""
+    member: int = 0
+    """Which one it is of the group that the record holds."""
+
+
+def record_names(
+    record_id: RecordId, bases: tuple[RecordId, ...], plain_length: int, kind: int, codec: int
+) -> tuple[bytes, bytes, int, int, int]:
+    """Return what a record is sealed with: id, base, plain length, kind, codec.
+
+    A group has none of its own, and its members' would take a look-up each: the record's counter says
+    which group it is, and the id of a chunk that comes out of it whether it is the right one.
+    """
+    if codec >= GROUPED:
+        return NO_BASE, NO_BASE, 0, kind, GROUPED
+    base = bases[0] if bases else NO_BASE
+    if len(bases) > 1:
+        base = RecordId(blake3(b"".join(bases)).digest())
+    return record_id, base, plain_length, kind, codec
+
+
+def pack_name(pack: PackId) -> str:
+    """Return the name of the object."""
+    return f"packs/{pack.hex()}"
+
+
+class PackWriter:
+    """A pack being written. A failed one is to be aborted, and never committed."""
+
+    def __init__(self, storage: Storage, key: WriterKey) -> None:
+        self.entries: list[PackEntry] = []
+        self._key = key
+        self._start = header(PACK) + os.urandom(16)
+        self._sessions: dict[SessionId, int] = {}
+        self._bases = 0
+        self._offset = RECORDS
+        self._hash = blake3()
+        self._buffer = bytearray(self._start)
+        self._writer: Writer = storage.create()
+
+    def fits(self, entries: Sequence[PackEntry]) -> bool:
+        """Whether a record with these entries leaves the pack at most PACK_BYTES long."""
+        added = sum(_ENTRY.size + 32 * len(entry.bases) for entry in entries)
+        if entries[0].session not in self._sessions:
+            if len(self._sessions) >= _MAX_SESSIONS:
+                return False
+            added += 16
+        added += entries[0].sealed_length
+        return self._offset + self._end_bytes() + added <= PACK_BYTES
+
+    def _end_bytes(self) -> int:
+        footer = (
+            ENVELOPE_BYTES
+            + _SESSIONS.size
+            + 16 * len(self._sessions)
+            + _ENTRY.size * len(self.entries)
+            + 32 * self._bases
+        )
+        return footer + ObjectSealer.OVERHEAD + _TRAILER_BYTES
+
+    def add(self, entries: Sequence[PackEntry], record: bytes | memoryview) -> int:
+        """Append a record, with an entry for each of what it holds; return its offset.
+
+        That is also put into the entries. Raises StorageError.
+        """
+        offset = self._offset
+        for entry in entries:
+            self._sessions.setdefault(entry.session, len(self._sessions))
+            self._bases += len(entry.bases)
+            self.entries.append(entry._replace(offset=offset))
+        self._offset += len(record)
+        self._buffer += record
+        if len(self._buffer) >= _BUFFER:
+            self._flush()
+        return offset
+
+    def commit(self, *, full: bool) -> tuple[PackId, int]:
+        """Make the pack durable; return its name and length.
+
+        full: pad to PACK_BYTES, since no further record fits. Raises StorageError.
+        """
+        about = self._associated(b"footer")
+        footer = self._key.objects.seal(about, sign(self._key.signer, about, self._footer()))
+        trailer = _TRAILER.pack(len(footer), len(self.entries))
+        trailer = self._key.objects.seal(self._associated(b"trailer"), trailer)
+        length = self._offset + len(footer) + len(trailer)
+        padded = PACK_BYTES if full else padme(length)
+        missing = padded - length
+        while missing > 0:
+            piece = os.urandom(min(missing, _BUFFER))
+            self._buffer += piece
+            missing -= len(piece)
+            self._flush()
+        self._buffer += footer + trailer
+        self._flush()
+        pack = PackId(self._hash.digest())
+        self._writer.commit(pack_name(pack))
+        return pack, padded
+
+    def abort(self) -> None:
+        """Throw the pack away; does nothing after a commit."""
+        self._writer.abort()
+
+    def _footer(self) -> bytes:
+        return b"".join(
+            [
+                _SESSIONS.pack(len(self._sessions)),
+                *self._sessions,
+                *(
+                    _ENTRY.pack(
+                        entry.id,
+                        0 if entry.member else entry.sealed_length,
+                        entry.plain_length,
+                        entry.counter,
+                        self._sessions[entry.session],
+                        entry.kind,
+                        entry.codec,
+                    )
+                    for entry in self.entries
+                ),
+                *(base for entry in self.entries for base in entry.bases),
+            ]
+        )
+
+    def _associated(self, what: bytes) -> bytes:
+        return what + self._key.store_id + self._start
+
+    def _flush(self) -> None:
+        self._hash.update(self._buffer)
+        self._writer.write(self._buffer)
+        self._buffer.clear()
+
+
+class Footer(NamedTuple):
+    """The footer of a pack, opened."""
+
+    plain: bytes
+    entry_count: int
+    """As the trailer says it."""
+    end: int
+    """Where the records must have ended."""
+    size: int
+    """Of the pack."""
+    signer: bytes = b""
+    """The public key of who made the pack, and may."""
+
+    @property
+    def sessions(self) -> list[SessionId]:
+        """The table of sessions, as far as it is there."""
+        behind = _SESSIONS.size + 16 * int.from_bytes(self.plain[:2], "little")
+        return [SessionId(self.plain[at : at + 16]) for at in range(_SESSIONS.size, behind, 16)]
+
+    def entries(self) -> list[PackEntry]:
+        """Return what lies in the pack, in order. Raises DamageError, which does not name the pack."""
+        return _decode_footer(self.plain, self.entry_count, self.end)
+
+
+def read_footer(storage: Storage, name: str, key: WriterKey) -> tuple[list[PackEntry], int]:
+    """Return what lies in the pack `name`, in order, and the pack's length.
+
+    Raises DamageError and FormatError, naming the pack; ObjectMissingError, StorageError.
+    """
+    footer = open_footer(storage, name, key)
+    return entries_of(name, footer), footer.size
+
+
+def entries_of(name: str, footer: Footer) -> list[PackEntry]:
+    """Return what lies in the pack `name`, in order. Raises DamageError, naming the pack."""
+    try:
+        return footer.entries()
+    except DamageError as error:
+        raise DamageError(f"{name} is damaged: {error}") from None
+
+
+def open_footer(storage: Storage, name: str, key: WriterKey) -> Footer:
+    """Return the footer of the pack `name`. Raises as `read_footer`."""
+    size = storage.size(name)
+    if not RECORDS + _SESSIONS.size + ObjectSealer.OVERHEAD + _TRAILER_BYTES <= size <= PACK_BYTES:
+        raise DamageError(f"{name} is damaged: no pack has {size} bytes")
+    start = storage.get(name, 0, RECORDS)
+    check_header(name, start, PACK)
+    tail_at = max(size - _TAIL, RECORDS)
+    tail = storage.get(name, tail_at, size - tail_at)
+    if len(start) != RECORDS or len(tail) != size - tail_at:
+        raise DamageError(f"{name} is damaged: it is cut")
+    try:
+        associated = key.store_id + start
+        box = tail[-_TRAILER_BYTES:]
+        pack = PackId(bytes.fromhex(name.rpartition("/")[2]))  # a pack's name is its hash
+        trailer, opener = key.open(pack_name(pack), b"trailer" + associated, box, lambda: pack)
+        length, count = _TRAILER.unpack(trailer)
+        footer_at = size - _TRAILER_BYTES - length
+        if footer_at < RECORDS:
+            raise DamageError("its footer is longer than the pack")  # noqa: TRY301 - it is told like the others
+        if footer_at >= tail_at:
+            box = tail[footer_at - tail_at : -_TRAILER_BYTES]
+        else:
+            box = storage.get(name, footer_at, length)
+        about = b"footer" + associated
+        signer, footer = open_signed(about, opener.objects.open(about, box))
+        key.check_signer(signer, opener)
+        return Footer(footer, count, footer_at, size, signer)
+    except DamageError as error:
+        raise type(error)(f"{name} is damaged: {error}") from None
+
+
+def _decode_footer(footer: bytes, count: int, end: int) -> list[PackEntry]:
+    """Return the entries of a footer; `end` is where the records must have ended."""
+    table = int.from_bytes(footer[:2], "little")
+    begin = _SESSIONS.size + 16 * table
+    base = begin + _ENTRY.size * count
+    if base > len(footer):
+        raise DamageError("its footer is too short for what it counts")
+    sessions = [SessionId(footer[at : at + 16]) for at in range(_SESSIONS.size, begin, 16)]
+    entries: list[PackEntry] = []
+    offset = RECORDS
+    of: tuple[RecordId, ...]
+    for record_id, sealed, plain, counter, session, kind, codec in _ENTRY.iter_unpack(
+        footer[begin:base]
+    ):
+        if session >= table or kind > NODE or codec >= len(BASES):
+            raise DamageError(
+                f"an entry of its footer has session {session}, kind {kind}, codec {codec}"
+            )
+        if plain > MAX_PLAIN:
+            raise DamageError(f"an entry of its footer has {plain} bytes, more than any chunk")
+        of = ()
+        if BASES[codec]:
+            behind = base + 32 * BASES[codec]
+            of = tuple(RecordId(footer[at : at + 32]) for at in range(base, behind, 32))
+            base = behind
+        entry = PackEntry(record_id, kind, codec, plain, sealed, counter, sessions[session], offset, of)
+        if not sealed:
+            entry = _next_member(entries, entry)
+        entries.append(entry)
+        offset += sealed
+    if base != len(footer):
+        raise DamageError("its footer has not the length that it counts")
+    if offset > end:
+        raise DamageError("its records are longer than the pack")
+    return entries
+
+
+def _next_member(entries: list[PackEntry], entry: PackEntry) -> PackEntry:
+    """Return an entry that shares the record of the one before. Raises DamageError."""
+    first = entries[-1] if entries else None
+    if (
+        first is None
+        or min(first.codec, entry.codec) < GROUPED
+        or first.counter != entry.counter
+        or first.session != entry.session
+        or first.member == MAX_GROUP - 1
+    ):
+        raise DamageError("an entry of its footer has no record")
+    return entry._replace(
+        sealed_length=first.sealed_length, offset=first.offset, member=first.member + 1
+    )

@@ -1,0 +1,87 @@
+"""`pins/T-N`: generations that are kept whatever the rules say."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from castore.errors import DamageError, FormatError, FormerKeyError, ObjectExistsError, ObjectMissingError
+from castore.store.format.envelope import decode_record, open_object, seal_object
+from castore.store.format.generation import split_name
+from castore.store.format.header import PIN
+
+if TYPE_CHECKING:
+    from castore.crypto import WriterKey
+    from castore.storage import Storage
+
+_VERSION: Final = 1
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """Why a generation is kept."""
+
+    version: int
+    time: int
+    """When it was pinned: nanoseconds since 1970."""
+    note: str
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Pin)
+
+
+def _name(tag: bytes, number: int) -> str:
+    return f"pins/{tag.hex()}-{number:010d}"
+
+
+def pin(storage: Storage, writer: WriterKey, service: str, number: int, note: str) -> bool:
+    """Pin a generation; tell whether it was not yet. Raises StorageError."""
+    if number in pins(storage, writer, service):
+        return False
+    name = _name(writer.tag(service), number)
+    plain = _encoder.encode(Pin(_VERSION, time.time_ns(), note))
+    try:
+        storage.put(name, seal_object(PIN, name, plain, writer))
+    except ObjectExistsError:
+        if number in pins(storage, writer, service):
+            return False
+        # Somebody who may not had written it, so that it could not be pinned.
+        storage.delete_all([name])
+        storage.put(name, seal_object(PIN, name, plain, writer))
+    return True
+
+
+def unpin(storage: Storage, writer: WriterKey, service: str, number: int) -> bool:
+    """Let the rules decide about a generation again; tell whether it was pinned. Raises StorageError."""
+    pinned = number in pins(storage, writer, service)
+    storage.delete_all(_name(tag, number) for tag in writer.tags(service))
+    return pinned
+
+
+def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
+    """Return the numbers that are pinned of a service, with the notes. Raises StorageError.
+
+    One whose object is damaged is pinned, with an empty note: rather keep too much.
+    """
+    tags = writer.tags(service)
+    found: dict[int, str] = {}
+    for short in storage.list("pins"):
+        tag, number = split_name(short)
+        if number and tag in tags:
+            note = ""
+            try:
+                note = open_pin(f"pins/{short}", storage.get(f"pins/{short}"), writer).note
+            except FormerKeyError:
+                continue  # somebody who may not wrote it
+            except (DamageError, FormatError, ObjectMissingError):
+                pass
+            found[number] = note or found.get(number, "")
+    return found
+
+
+def open_pin(name: str, data: bytes, writer: WriterKey) -> Pin:
+    """Return what the object `name` holds. Raises DamageError, FormatError."""
+    opened = open_object(PIN, name, data, writer)
+    return decode_record(name, opened.plain, _decoder, _VERSION)

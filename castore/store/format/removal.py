@@ -1,0 +1,141 @@
+"""`removals/T-X`: which generations of a service were removed on purpose.
+
+Another machine that has seen a removed generation finds it missing. The record is signed, so that machine
+knows that the removal was intended, and whether the signer may remove that generation: a machine may remove
+those of its own host, one with the role `maintain` those of all. Numbers are never given again,
+so an old record that somebody restores explains nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
+from castore.model.spans import Spans
+from castore.store.format.envelope import decode_record, open_object, seal_object
+from castore.store.format.header import REMOVAL
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from castore.crypto import WriterKey
+    from castore.storage import Storage
+
+REMOVALS: Final = "removals"
+"""The folder."""
+_VERSION: Final = 1
+_NAME: Final = re.compile(r"([0-9a-f]{16})-[0-9a-f]{32}")
+
+
+class Removal(msgspec.Struct, frozen=True):
+    """The generations of one service that were removed."""
+
+    version: int
+    time: int
+    """When it was written: nanoseconds since 1970, by the clock of the writer."""
+    spans: tuple[tuple[int, int], ...]
+    """First and last number of each run of removed generations, ascending."""
+
+    @property
+    def numbers(self) -> Spans:
+        """The numbers of the removed generations."""
+        return Spans(self.spans)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Removal)
+
+
+class Removals(NamedTuple):
+    """Which generations of a service were removed on purpose."""
+
+    by_maintainers: Spans = Spans()
+    """By admins, and machines that may remove what others added."""
+    by_hosts: Mapping[str, Spans] = MappingProxyType({})
+    """By other machines, of their own: by host name."""
+
+    def includes(self, number: int, host: str) -> bool:
+        """Whether a generation of a host was removed by somebody who may."""
+        return number in self.by_maintainers or number in self.by_hosts.get(host, ())
+
+
+
+def record_removal(
+    storage: Storage, writer: WriterKey, service: str, numbers: Collection[int]
+) -> None:
+    """Record that generations are removed on purpose, durably; replace earlier records of this signer.
+
+    Raises StorageError, IdentityError.
+    """
+    own = writer.signer.public
+    earlier = {
+        name: found for name, (found, signer) in _read(storage, writer, service).items() if signer == own
+    }
+    known = Spans().union(*(one.numbers for one in earlier.values()))
+    if all(number in known for number in numbers):
+        return
+    name = f"{REMOVALS}/{writer.tag(service).hex()}-{os.urandom(16).hex()}"
+    record = Removal(_VERSION, time.time_ns(), known.union(Spans.of(numbers)).spans)
+    storage.put(name, seal_object(REMOVAL, name, _encoder.encode(record), writer))
+    # The new record has all that the earlier ones have; two processes that write at once leave two.
+    with contextlib.suppress(StorageError):
+        storage.delete_all(earlier)
+
+
+def removals(storage: Storage, writer: WriterKey, service: str) -> Removals:
+    """Return the generations of a service that were removed on purpose. Raises StorageError."""
+    maintained: list[Spans] = []
+    hosts: dict[str, list[Spans]] = {}
+    for record, signer in _read(storage, writer, service).values():
+        if writer.signers.may_maintain(signer):
+            maintained.append(record.numbers)
+        for host in writer.signers.names(signer):
+            hosts.setdefault(host, []).append(record.numbers)
+    by_hosts = {host: Spans().union(*found) for host, found in hosts.items()}
+    return Removals(Spans().union(*maintained), by_hosts)
+
+
+def open_removal(name: str, data: bytes, writer: WriterKey) -> tuple[Removal, bytes]:
+    """Return the record in the object `name`, and who signed it. Raises DamageError, FormatError."""
+    opened = open_object(REMOVAL, name, data, writer)
+    record = decode_record(name, opened.plain, _decoder, _VERSION)
+    if any(not 0 < first <= last <= 0xFFFFFFFF for first, last in record.spans):
+        raise DamageError(f"{name} is damaged: a run of generations in it is not a valid one")
+    return record, opened.signer
+
+
+def damaged_removals(storage: Storage, writer: WriterKey) -> dict[str, str]:
+    """Return what is wrong with the records of all services, by name. Raises StorageError."""
+    found = {}
+    for short in storage.list(REMOVALS):
+        if _NAME.fullmatch(short) is None:
+            continue
+        name = f"{REMOVALS}/{short}"
+        try:
+            open_removal(name, storage.get(name), writer)
+        except ObjectMissingError:
+            continue  # replaced by a newer record meanwhile
+        except (DamageError, FormatError, StorageError) as error:
+            found[name] = str(error)
+    return found
+
+
+def _read(storage: Storage, writer: WriterKey, service: str) -> dict[str, tuple[Removal, bytes]]:
+    """Return the records of a service and who signed each, by name, without those that are not accepted."""
+    tags = {tag.hex() for tag in writer.tags(service)}
+    found = {}
+    for short in storage.list(REMOVALS):
+        match = _NAME.fullmatch(short)
+        if match is None or match[1] not in tags:
+            continue
+        name = f"{REMOVALS}/{short}"
+        with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
+            found[name] = open_removal(name, storage.get(name), writer)
+    return found

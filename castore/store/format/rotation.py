@@ -1,0 +1,144 @@
+"""`eras/N`: what was in a store when its writer key was replaced by that of `config/N`.
+
+What is sealed under a former key stays readable, but only if it was there at that time: whoever took
+the key from a machine can seal whatever he likes with it. So the object lists all packs, which are named
+by their bytes, and all sessions and generations with a hash of theirs; it is sealed under the new key.
+One replacement's list holds what earlier ones listed, so that only the last one's counts.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from blake3 import blake3
+
+from castore.crypto import Past, WriterKey
+from castore.errors import (
+    DamageError,
+    MissingError,
+    ObjectMissingError,
+)
+from castore.store.format.envelope import decode_record
+from castore.store.format.header import ERA, HEADER_BYTES, check_header, header
+from castore.store.keys import replicas
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from castore.crypto import SigningKey
+    from castore.storage import Storage
+    from castore.store.format.config import StoreConfig
+
+ERAS: Final = "eras"
+"""The folder."""
+
+_VERSION: Final = 1
+
+
+class EraRecord(msgspec.Struct, frozen=True):
+    """What such an object holds."""
+
+    version: int
+    packs: bytes
+    """The ids of the packs, 32 bytes each, one behind the other."""
+    objects: dict[str, bytes]
+    """Of each session, generation, pin and condemned object, by its name, BLAKE3 of its bytes."""
+
+
+_encoder = msgspec.msgpack.Encoder(order="sorted")
+_decoder = msgspec.msgpack.Decoder(EraRecord)
+
+
+def era_name(number: int) -> str:
+    """Return the name of the object."""
+    return f"{ERAS}/{number}"
+
+
+def era_numbers(storage: Storage) -> list[int]:
+    """Return the numbers of such objects, in ascending order."""
+    return replicas.numbers(storage, ERAS)
+
+
+def encode_era(number: int, listed: Mapping[str, bytes], writer: WriterKey) -> bytes:
+    """Return the bytes of `eras/number`. listed: the hash of each object, by its name."""
+    packs = b"".join(sorted(one for name, one in listed.items() if name.startswith("packs/")))
+    objects = {name: one for name, one in listed.items() if not name.startswith("packs/")}
+    plain = _encoder.encode(EraRecord(_VERSION, packs, objects))
+    start, name = header(ERA), era_name(number)
+    return start + writer.objects.seal(name.encode() + writer.store_id + start, plain)
+
+
+def decode_era(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
+    """Return what the bytes of `eras/number` list. Raises DamageError, FormatError."""
+    name = era_name(number)
+    check_header(name, data, ERA)
+    try:
+        ad = name.encode() + writer.store_id + data[:HEADER_BYTES]
+        plain = writer.objects.open(ad, data[HEADER_BYTES:])
+    except DamageError as error:
+        raise DamageError(f"{name} is damaged: {error}") from None
+    record = decode_record(name, plain, _decoder, _VERSION)
+    packs = [record.packs[at : at + 32] for at in range(0, len(record.packs), 32)]
+    return {**{f"packs/{pack.hex()}": pack for pack in packs}, **record.objects}
+
+
+def read_era(storage: Storage, config: StoreConfig) -> bytes:
+    """Return the bytes of the list that a configuration names.
+
+    Raises MissingError, DamageError, which say what to do, StorageError.
+    """
+    name = era_name(config.era)
+    for data in replicas.variants(storage, ERAS, config.era):
+        if blake3(data).digest() == config.era_hash:
+            return data
+    try:
+        storage.get(name)
+    except ObjectMissingError:
+        raise MissingError(
+            f"{name} is missing, which lists what was stored under former writer keys; restore it from a "
+            "copy of the store (tools/rescue.py does without it)"
+        ) from None
+    raise DamageError(
+        f"{name} is damaged: it is not the list that the configuration names; restore it from a copy of the "
+        "store"
+    )
+
+
+class _Listed:
+    """What an era's object lists, read when it is first needed, and once."""
+
+    def __init__(self, storage: Storage, writer: WriterKey, config: StoreConfig) -> None:
+        self._storage = storage
+        self._writer = writer
+        self._config = config
+        self._lock = threading.Lock()
+        self._found: dict[str, bytes] | None = None
+
+    def __call__(self) -> dict[str, bytes]:
+        with self._lock:
+            if self._found is None:
+                data = read_era(self._storage, self._config)
+                self._found = decode_era(self._config.era, data, self._writer)
+            return self._found
+
+
+def with_config(
+    writer: WriterKey, config: StoreConfig, storage: Storage, signer: SigningKey | None
+) -> WriterKey:
+    """Return a store's writer key, with those that it took the place of, and with who may sign.
+
+    signer: signs what is added.
+    """
+    past = None
+    if config.former:
+        listed = _Listed(storage, writer, config)
+        past = Past(config.former, config.ids or writer.secret, listed)
+    return WriterKey(
+        *(writer.store_id, writer.secret, past),
+        machine=writer.machine,
+        pins=writer.pins,
+        signer=signer,
+        signers=config.signers,
+    )

@@ -1,0 +1,43 @@
+"""The envelope in a box: who signed a record, the signature, and the record.
+
+The signature covers what the box is bound to, too: the object's name, the store, the header. So no signed
+record can be moved to another object.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from castore.crypto.key_derivation import derive
+from castore.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, is_signed_by
+from castore.errors import DamageError
+
+if TYPE_CHECKING:
+    from castore.crypto import SigningKey
+
+_CONTEXT: Final = "castore 1 signed"
+_LENGTH: Final = struct.Struct("<I")
+ENVELOPE_BYTES: Final = PUBLIC_BYTES + SIGNATURE_BYTES
+"""Bytes that an envelope adds to a record."""
+
+
+def sign(signer: SigningKey, about: bytes, record: bytes) -> bytes:
+    """Return the signer's public key, its signature and the record. about: what the record is bound to."""
+    return signer.public + signer.sign(_message(about, record)) + record
+
+
+def open_signed(about: bytes, envelope: bytes) -> tuple[bytes, bytes]:
+    """Return the public key that signed a record, and the record.
+
+    Whether that key may sign it is for the caller to say. Raises DamageError, which does not name the object.
+    """
+    signer = envelope[:PUBLIC_BYTES]
+    signature, record = envelope[PUBLIC_BYTES:ENVELOPE_BYTES], envelope[ENVELOPE_BYTES:]
+    if not is_signed_by(signer, _message(about, record), signature):
+        raise DamageError("its signature is not valid")
+    return signer, record
+
+
+def _message(about: bytes, record: bytes) -> bytes:
+    return derive(_CONTEXT, _LENGTH.pack(len(about)) + about + record)

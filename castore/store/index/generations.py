@@ -1,0 +1,153 @@
+"""Generations, found by service, number and revision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from castore.errors import DamageError, FormatError
+from castore.model.generation import decode_generation
+from castore.store.index.schema import NUMBER, Tables, forwards
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from castore.model.generation import Generation
+
+_FEW: Final = 200
+"""Generations that are read at once."""
+
+
+class Catalog(Tables):
+    """Keeps the generations."""
+
+    def compare_records(self, listed: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Compare the names T-N of generations in a store with those that are indexed.
+
+        Returns, sorted, which are not indexed, and which are but not listed.
+        """
+        fresh = set(listed)
+        gone = []
+        with self._transaction() as txn:
+            keys = txn.cursor(self._tables["records"]).iternext(keys=True, values=False)
+            for key in keys:
+                name = key.decode()
+                if name in fresh:
+                    fresh.discard(name)
+                else:
+                    gone.append(name)
+        return sorted(fresh), gone
+
+    def put_generations(self, found: Iterable[tuple[str, Generation, bytes]]) -> None:
+        """Take in generations: (T-N, the generation, its plaintext) of each."""
+        self._write(self._put_generations, list(found))
+
+    def _put_generations(self, txn: Any, found: list[tuple[str, Generation, bytes]]) -> None:
+        for name, generation, plain in found:
+            number = NUMBER.pack(generation.number)
+            key = generation.service.encode() + b"\0" + number
+            txn.put(key, plain, db=self._tables["generations"])
+            txn.put(name.encode(), key, db=self._tables["records"])
+            if not generation.number_only:
+                revision = _revision_key(generation.service, generation.revision)
+                txn.put(revision + b"\0" + number, b"", db=self._tables["revisions"])
+
+    def remove_generations(self, names: Iterable[str]) -> None:
+        """Forget generations, named T-N, that are gone from the store."""
+        self._write(self._remove_generations, list(names))
+
+    def _remove_generations(self, txn: Any, names: list[str]) -> None:
+        gone = {txn.pop(name.encode(), db=self._tables["records"]) for name in names}
+        for key in gone - {None}:
+            plain = txn.pop(key, db=self._tables["generations"])
+            try:
+                generation = decode_generation(plain)
+            except (DamageError, FormatError, TypeError):
+                # It is not known which it was of.
+                found = txn.cursor(self._tables["revisions"]).iternext(keys=True, values=False)
+                keys = [one for one in found if one.startswith(key[:-4]) and one[-4:] == key[-4:]]
+            else:
+                keys = [_revision_key(generation.service, generation.revision) + b"\0" + key[-4:]]
+                txn.put(generation.session, b"", db=self._tables["ended"])
+            for one in keys:
+                txn.delete(one, db=self._tables["revisions"])
+
+    def ended_sessions(self) -> set[bytes]:
+        """Return the sessions whose generation was here, and is gone."""
+        with self._transaction() as txn:
+            return set(txn.cursor(self._tables["ended"]).iternext(keys=True, values=False))
+
+    def forget_ended(self, sessions: Collection[bytes]) -> None:
+        """Forget such sessions, whose objects are gone."""
+        if sessions:
+            self._write(self._forget_ended, sessions)
+
+    def _forget_ended(self, txn: Any, sessions: Collection[bytes]) -> None:
+        for session in sessions:
+            txn.delete(session, db=self._tables["ended"])
+
+    def services(self) -> list[str]:
+        """Return the services that have generations."""
+        found = []
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["generations"])
+            service = b""
+            more = cursor.first()
+            while more:
+                service = forwards(service, cursor.key()[:-5])
+                found.append(service.decode())
+                more = cursor.set_range(service + b"\x01")
+        return found
+
+    def generations(self, service: str) -> Iterator[bytes]:
+        """Yield the plaintexts of a service's records, newest first."""
+        prefix = service.encode() + b"\0"
+        end = service.encode() + b"\x01"
+        while batch := self._generations_below(prefix, end):
+            yield from (plain for _, plain in batch)
+            end = batch[-1][0]
+
+    def _generations_below(self, prefix: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
+        """Return keys and values of the last records in front of a key, downwards, some hundreds."""
+        found: list[tuple[bytes, bytes]] = []
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["generations"])
+            more = cursor.prev() if cursor.set_range(end) else cursor.last()
+            while more and len(found) < _FEW and cursor.key().startswith(prefix):
+                forwards(cursor.key(), end)
+                found.append(cursor.item())
+                more = cursor.prev()
+        return found
+
+    def numbers(self, service: str) -> list[int]:
+        """Return the numbers of a service's generations, in ascending order."""
+        prefix, found = service.encode() + b"\0", []
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["generations"])
+            more = cursor.set_range(prefix)
+            while more and cursor.key().startswith(prefix):
+                found.append(NUMBER.unpack(cursor.key()[-4:])[0])
+                more = cursor.next()
+        return found
+
+    def generation(self, service: str, number: int) -> bytes | None:
+        """Return the plaintext of a generation's record, or None."""
+        with self._transaction() as txn:
+            key = service.encode() + b"\0" + NUMBER.pack(number)
+            value: bytes | None = txn.get(key, db=self._tables["generations"])
+            return value
+
+    def numbers_by_revision(self, service: str, prefix: str) -> list[int]:
+        """Return the numbers of generations whose revision begins with `prefix`, newest first."""
+        numbers = []
+        start = _revision_key(service, prefix)
+        with self._transaction() as txn:
+            cursor = txn.cursor(self._tables["revisions"])
+            more = cursor.set_range(start)
+            while more and cursor.key().startswith(start):
+                numbers.append(NUMBER.unpack(cursor.key()[-4:])[0])
+                more = cursor.next()
+        return sorted(numbers, reverse=True)
+
+
+def _revision_key(service: str, revision: str) -> bytes:
+    return service.encode() + b"\0" + revision.encode("utf-8", "surrogateescape")

@@ -1,0 +1,204 @@
+"""For upkeep: what of packs is needed, what is condemned, and what was verified."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from array import array
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+from castore.kernel.index_rows import weigh
+from castore.model.refs import PackId
+from castore.store.format.pack import CHUNK
+from castore.store.index.pack_tables import Packs
+from castore.store.index.schema import NUMBER, PACK, PLACE, batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from castore.kernel.id_set import Marks
+    from castore.store.format.pack import PackEntry
+
+_VERIFIED: Final = struct.Struct("<QQ")
+_DAMAGED: Final = bytes(16)
+_RECALLED: Final = b"recalled"
+_VERIFYING: Final = (b"verifying 1", b"verifying 2")
+"""In its place."""
+
+
+class Marking(Packs):
+    """Tells what is needed of packs."""
+
+    def condemn(self, packs: Iterable[PackId]) -> None:
+        """Count no more on what is in exactly these packs: they are about to be removed from the store."""
+        with self._transaction() as txn:
+            before = self._condemned(txn)
+            numbers = [txn.get(pack, db=self._tables["pack_numbers"]) for pack in packs]
+        now = frozenset(number[::-1] for number in numbers if number is not None)
+        if now != before:
+            self._write(self._condemn, now, bool(now - before))
+
+    def mark_bases(self, marks: Marks) -> None:
+        """Mark all that marked chunks rest on, wherever they lie."""
+        marked = -1
+        # One pass nearly always does; that a whole one marked nothing is what proves it.
+        while marked != len(marks):
+            marked = len(marks)
+            with self._transaction() as txn:
+                for batch in batches(iter(txn.cursor(self._tables["bases"]))):
+                    # Keys of 36 bytes begin with the id.
+                    told = marks.find(b"".join([key for key, _ in batch]), 36)
+                    self._mark_below(txn, [joined for _, joined in itertools.compress(batch, told)], marks)
+
+    def _mark_below(self, txn: Any, todo: list[bytes], marks: Marks) -> None:
+        """Mark chunks, whose joined ids are given, and all that they rest on."""
+        cursor = txn.cursor(self._tables["bases"])
+        # Most are marked, most of the time.
+        while todo and (joined := b"".join(todo)):
+            todo = []
+            told = marks.add(joined)
+            at = -1
+            while (at := told.find(1, at + 1)) >= 0:
+                base = joined[32 * at : 32 * at + 32]
+                more = cursor.set_range(base)
+                while more and cursor.key()[:32] == base:
+                    todo.append(cursor.value())
+                    more = cursor.next()
+
+    def live_bytes(self, marks: Marks) -> dict[PackId, tuple[int, int, int]]:
+        """Return how much is marked of each pack that is to stay.
+
+        Of a pack: its length, the bytes of its records, and how many of these are marked, about: records
+        of several chunks count by the share of those that are.
+        """
+        with self._transaction() as txn:
+            condemned = self._condemned(txn)
+            live = array("Q", bytes(8 * self._numbers_given(txn)))
+            for table in (self._tables["chunks"], self._tables["nodes"]):
+                for batch in batches(iter(txn.cursor(table))):
+                    told = marks.find(b"".join([key for key, _ in batch]))
+                    values = [value for _, value in batch]
+                    if condemned:
+                        values = [
+                            next(self._values(txn, key, first, condemned), first)
+                            if alive and first[:4] in condemned
+                            else first
+                            for (key, first), alive in zip(batch, told, strict=True)
+                        ]
+                    weigh(b"".join(values), told, live)
+            packs = {}
+            for number, value in txn.cursor(self._tables["packs"]):
+                if number[::-1] in condemned:
+                    continue
+                pack, length, records = PACK.unpack(value)
+                packs[PackId(pack)] = length, records, live[NUMBER.unpack(number)[0]]
+        return packs
+
+    def _numbers_given(self, txn: Any) -> int:
+        """Return how many packs have been numbered: more than there are, where some are gone."""
+        given = txn.get(b"next pack", NUMBER.pack(0), db=self._tables["meta"])
+        return int(NUMBER.unpack(given)[0])
+
+    def are_chosen(self, pack: PackId, entries: Sequence[PackEntry]) -> list[bool]:
+        """Say of each entry of a pack whether this is the place that its record is to be taken from.
+
+        So are all places of what can be put together from none: what it lacks may be stored again.
+        """
+        with self._transaction() as txn:
+            number = txn.get(pack, b"", db=self._tables["pack_numbers"])[::-1]
+            condemned = self._condemned(txn)
+            found = []
+            for entry in entries:
+                if entry.kind == CHUNK:
+                    value = self._whole_value(txn, entry.id, Counter(), {}, set(), condemned)
+                else:
+                    first = txn.get(entry.id, db=self._tables["nodes"])
+                    values = iter(()) if first is None else self._values(txn, entry.id, first, condemned)
+                    value = next(values, None)
+                if value is None:
+                    found.append(True)
+                    continue
+                place = PLACE.unpack(value)
+                found.append(value[:4] == number and (place[1], place[7]) == (entry.offset, entry.member))
+        return found
+
+    def verified(self, depth: int) -> dict[PackId, int]:
+        """Return when packs were last found sound at a depth (1 bytes, 2 records): ns since 1970."""
+        found = {}
+        with self._transaction() as txn:
+            for number, value in txn.cursor(self._tables["verified"]):
+                named = txn.get(number, db=self._tables["packs"])
+                if named is not None:
+                    found[PackId(named[:32])] = _VERIFIED.unpack(value)[depth - 1]
+        return found
+
+    def doubt(self, packs: Iterable[PackId]) -> None:
+        """Remember that packs were found damaged, until they are found sound, or gone."""
+        self._write(self._doubt, list(packs))
+
+    def _doubt(self, txn: Any, packs: list[PackId]) -> None:
+        for pack in packs:
+            number = txn.get(pack, db=self._tables["pack_numbers"])
+            if number is not None:
+                txn.put(number, _DAMAGED, db=self._tables["verified"])
+
+    def doubted(self) -> set[PackId]:
+        """Return the packs that were found damaged."""
+        with self._transaction() as txn:
+            numbers = [number for number, value in txn.cursor(self._tables["verified"]) if value == _DAMAGED]
+            found = (txn.get(number, db=self._tables["packs"]) for number in numbers)
+            return {PackId(named[:32]) for named in found if named is not None}
+
+    def set_verified(self, packs: Iterable[PackId], depth: int, time: int) -> None:
+        """Remember that packs were found sound at a depth, and so at those above."""
+        self._write(self._set_verified, list(packs), depth, time)
+
+    def _set_verified(self, txn: Any, packs: list[PackId], depth: int, time: int) -> None:
+        table = self._tables["verified"]
+        for pack in packs:
+            number = txn.get(pack, db=self._tables["pack_numbers"])
+            if number is not None:
+                _, records_at = _VERIFIED.unpack(txn.get(number, bytes(16), db=table))
+                txn.put(number, _VERIFIED.pack(time, time if depth > 1 else records_at), db=table)
+
+    def verification(self) -> dict[bytes, bytes]:
+        """Return all that verification found: by pack id, and by `verifying DEPTH`."""
+        found: dict[bytes, bytes] = {}
+        with self._transaction() as txn:
+            for number, value in txn.cursor(self._tables["verified"]):
+                named = txn.get(number, db=self._tables["packs"])
+                if named is not None:
+                    found[bytes(named[:32])] = bytes(value)
+            for key in _VERIFYING:
+                if (value := txn.get(key, db=self._tables["meta"])) is not None:
+                    found[key] = bytes(value)
+        return found
+
+    def is_recalled(self) -> bool:
+        """Whether what verification found was taken over into this index."""
+        with self._transaction() as txn:
+            return txn.get(_RECALLED, db=self._tables["meta"]) is not None
+
+    def recall_verification(self, found: dict[bytes, bytes]) -> None:
+        """Take over what verification found, as `verification` returned it."""
+        self._write(self._recall_verification, found)
+
+    def _recall_verification(self, txn: Any, found: dict[bytes, bytes]) -> None:
+        for key, value in found.items():
+            if key in _VERIFYING and len(value) == 8:
+                txn.put(key, value, overwrite=False, db=self._tables["meta"])
+            number = txn.get(key, db=self._tables["pack_numbers"])
+            if number is not None and len(value) == _VERIFIED.size:
+                txn.put(number, value, overwrite=False, db=self._tables["verified"])
+        txn.put(_RECALLED, b"1", db=self._tables["meta"])
+
+    def verifying(self, depth: int) -> int:
+        """Return when a verification of this depth began that has not ended, or 0."""
+        with self._transaction() as txn:
+            return int.from_bytes(txn.get(b"verifying %d" % depth, b"", db=self._tables["meta"]), "big")
+
+    def set_verifying(self, depth: int, time: int) -> None:
+        """Remember when a verification began; 0: it has ended."""
+        key, value = b"verifying %d" % depth, time.to_bytes(8, "big")
+        self._write(lambda txn: txn.put(key, value, db=self._tables["meta"]))

@@ -1,0 +1,1 @@
+"""Who may read, add to and administer a store."""

@@ -1,0 +1,211 @@
+"""Whom a store is sealed to, who may add to it, and the writer key that it is written with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from castore.crypto import Recipient
+from castore.errors import (
+    ConfigError,
+    DamageError,
+    FormatError,
+    ObjectMissingError,
+    RotatedError,
+    UsageError,
+)
+from castore.kernel import Cutter
+from castore.state.locks import named_lock
+from castore.state.service_state import Remembered
+from castore.state.writer_key_file import keep_accepted
+from castore.store.format.config import CONFIGS, config_numbers
+from castore.store.format.rotation import ERAS, decode_era, read_era, with_config
+from castore.store.format.session_key import session_name, session_numbers
+from castore.store.keys import replicas
+from castore.store.keys.keyring import Keyring
+from castore.store.keys.trust import choose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from castore.crypto import Identity, SigningKey
+    from castore.model.refs import SessionId
+    from castore.state.freshness import Seen
+    from castore.store.format.config import SealedConfig, StoreConfig
+    from castore.store.format.session_key import SessionRecord
+    from castore.store.index import Index
+    from castore.store.keys.keyring import IdentitySource
+    from castore.store.keys.trust import Accepted, Opener
+
+
+class Keyed(Remembered):
+    """A store's keys and recipients, as they were when the configuration was last looked at."""
+
+    config: StoreConfig
+    cutter: Cutter
+    index: Index
+    passed_over: dict[str, str]
+    """Configurations with higher numbers that are not accepted, by name, with the reasons."""
+    _sealed: SealedConfig
+    _numbers: frozenset[int]
+    """The numbers of the configurations that were there when they were last looked at."""
+    _opener: Opener
+    _seen: Seen
+    _identity: IdentitySource
+    _keyring: Keyring
+
+    @property
+    def location(self) -> str:
+        """How a person names the place that holds the store."""
+        return self.storage.location
+
+    @property
+    def recipients(self) -> list[tuple[Recipient, str]]:
+        """Whom the store is sealed to, with what they are called."""
+        return [(entry.recipient, entry.label) for entry in self.config.recipients]
+
+    def identity(self) -> Identity:
+        """Return the identity that contents are opened with. Raises IdentityError."""
+        return self._identity.get()
+
+    def known_identity(self) -> Identity | None:
+        """Return the identity if it was asked for before; it is not asked for now."""
+        return self._identity.known()
+
+    def check_seal(self, session: SessionId, number: int, record: SessionRecord) -> None:
+        """Open the seal of a session for the identity at hand. Raises DamageError, IdentityError."""
+        self._keyring.data_key(session_name(session, number), session, record)
+
+    def check_may_maintain(self, doing: str) -> None:
+        """Refuse to remove what other machines added, where this one has no such role. Raises UsageError."""
+        if not self.writer_key.may_maintain:
+            raise UsageError(
+                f"this machine may not {doing} the store {self.location}, which others add to: run it where "
+                "the store was made, or give this machine the role with 'castore key adopt --maintain' and "
+                "the identity of an admin"
+            )
+
+    def session_writers(self) -> Iterator[bytes]:
+        """Yield the public key of who added to each session whose object is accepted."""
+        for session in session_numbers(self.storage):
+            if writer := self._keyring.writer_of(session):
+                yield writer
+
+    def check_settings(self) -> None:
+        """Refuse to add to a store that is not sealed to whom castore.toml names, or under another host name.
+
+        Raises ConfigError.
+        """
+        wanted = {Recipient.parse(one).text for one in self.configured_recipients}
+        actual = {recipient.text for recipient, _ in self.recipients}
+        if wanted and wanted != actual:
+            raise ConfigError(
+                f"castore.toml: recipients: not those of the store {self.location} "
+                f"({', '.join(sorted(wanted ^ actual))}); change the file, or the store with "
+                "'castore key add' and 'castore key remove'"
+            )
+        name = self.configured_host
+        if name and self.certified_host not in {"", name}:
+            raise ConfigError(
+                f"castore.toml: host: this machine is {self.certified_host} in the store {self.location}, "
+                f"and not {name}; change the file, or the store with 'castore key adopt --host {name}'"
+            )
+
+    def _hold(self, accepted: Accepted) -> None:
+        """Use this configuration, and the writer key that opens it, from now on."""
+        config = accepted.config
+        self.config = config
+        self._sealed, self._numbers = accepted.sealed, accepted.names
+        self.passed_over = accepted.passed_over
+        writer = accepted.writer.with_pins(accepted.pins)
+        self.writer_key = with_config(writer, config, self.storage, self._signer(accepted))
+        self.cutter = Cutter(self.writer_key.gear, config.average)
+        self._keyring = Keyring(self.storage, self.writer_key, self._identity, config)
+        self.__dict__.pop("_records", None)
+        if self.index.era() != config.era:
+            self._enter_era()
+
+    def _signer(self, accepted: Accepted) -> SigningKey | None:
+        """Return the key that signs what is added here: this machine's, or that of an admin without one."""
+        machine, config = accepted.writer.machine, accepted.config
+        if machine is not None:
+            certificate = config.certificate(machine.signing.public)
+            return None if certificate is None or certificate.revoked else machine.signing
+        admin = self._identity.get().admin
+        return admin if admin.public in config.admin_keys else None
+
+    def _enter_era(self) -> None:
+        """Forget what the index took in under a former writer key after that was replaced."""
+        try:
+            listed = self.writer_key.listed()
+        except (DamageError, FormatError):
+            # Without the list nothing under a former key counts: synchronising says so of each object.
+            self.index.clear()
+            return
+        # What is under the present key comes back when it is looked for.
+        self.index.remove_packs(self.index.pack_ids().difference(listed.values()))
+        short = {name.removeprefix("generations/") for name in listed}
+        self.index.remove_generations(self.index.compare_records(short)[1])
+        self.index.enter_era(self.config.era, new_ids=not self.config.ids)
+
+    def refresh_config(self) -> None:
+        """Take in what an admin has signed since: who the recipients are. Raises RotatedError."""
+        if frozenset(config_numbers(self.storage)) != self._numbers:
+            accepted = choose(self._opener)
+            if accepted.writer.secret != self.writer_key.secret:
+                raise RotatedError(
+                    f"the writer key of the store at {self.location} has been replaced; repeat the command"
+                )
+            if accepted.sealed.hash == self._sealed.hash:
+                self._numbers, self.passed_over = accepted.names, accepted.passed_over
+                return
+            self._remember(accepted)
+            self._hold(accepted)
+
+    def stray_configurations(self) -> list[str]:
+        """Return the names of configurations with higher numbers than the accepted one, and of copies."""
+        numbers = (one for one in config_numbers(self.storage) if one > self._sealed.number)
+        return [name for number in numbers for name in replicas.names(self.storage, CONFIGS, number)]
+
+    def _remember(self, accepted: Accepted, *, accept_older: bool = False) -> None:
+        """Keep on this machine what was accepted: the number, the admins, and the key that opens it."""
+        self._seen.config(accepted.sealed, accepted.pins, accept=accept_older)
+        for kept in self._opener.keys(self.store_id)[:1]:
+            path = self.places.writer_key_of(self.store_id)
+            keep_accepted(path, kept, accepted.writer.with_pins(accepted.pins), self.storage)
+
+    def kept_twice(self) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+        """Yield folder and number of each object that is kept twice, and what reads its bytes, authentic.
+
+        That raises DamageError, FormatError, StorageError.
+        """
+        yield CONFIGS, self._sealed.number, lambda: self._sealed.data
+        if self.config.era:
+            yield ERAS, self.config.era, self._read_era
+
+    def _read_era(self) -> bytes:
+        data = read_era(self.storage, self.config)
+        decode_era(self.config.era, data, self.writer_key)
+        return data
+
+    def _keep_copies(self) -> None:
+        """Write the copies that are not there yet: of an older castore, or of one that was killed."""
+        for folder, number, read in self.kept_twice():
+            with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
+                replicas.keep_copy(self.storage, folder, number, read)
+
+    def mend_copies(self) -> None:
+        """Write what is kept twice, and is not as it was written, anew from the other one.
+
+        Raises DamageError, FormatError, StorageError, BusyError.
+        """
+        with self._writer_key_lock():
+            self.refresh_config()
+            for folder, number, read in self.kept_twice():
+                replicas.mend(self.storage, folder, number, read())
+
+    def _writer_key_lock(self) -> AbstractContextManager[None]:
+        path = os.path.join(self.places.state_of(self.store_id), "locks", "writer-key")
+        return named_lock(path, f"the keys of {self.location}")

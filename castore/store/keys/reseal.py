@@ -1,0 +1,134 @@
+"""A store sealed anew, for other recipients: keys are sealed again, data is not touched."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from castore.errors import (
+    BusyError,
+    FormatError,
+    FormerKeyError,
+    MissingError,
+    ObjectExistsError,
+    ObjectMissingError,
+)
+from castore.store.format.config import CONFIGS, config_name, config_numbers, encode_config
+from castore.store.format.session_key import (
+    encode_session,
+    read_session,
+    sealed_to,
+    session_name,
+    session_numbers,
+)
+from castore.store.keys import replicas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.crypto import SigningKey
+    from castore.model.refs import SessionId
+    from castore.storage import Storage
+    from castore.store.format.config import StoreConfig
+    from castore.store.format.session_key import SessionRecord
+    from castore.store.keys.keyring import Keyring
+
+
+def reseal(
+    storage: Storage,
+    keyring: Keyring,
+    number: int,
+    config: StoreConfig,
+    signer: SigningKey,
+    look: Callable[[], None] = lambda: None,
+) -> bool:
+    """Seal the store to the recipients of `config`, which becomes config/`number`.
+
+    Returns whether there was anything to do.
+
+    That object is there already if this was begun before: what is done is not done again. New
+    objects are written before old ones are removed, so that at every moment each session has a key. signer:
+    the admin's key. look: raises an error if the writer key has been replaced: nothing that is written
+    under it counts any more.
+    Raises IdentityError, DamageError, StorageError, BusyError.
+    """
+    name = config_name(number)
+    changed = False
+    if number not in config_numbers(storage):
+        check_opens(storage, keyring, config)
+        data = encode_config(number, config, keyring.writer, signer)
+        try:
+            storage.put(name, data)
+        except ObjectExistsError:
+            raise BusyError(f"another castore has just written {name}; try again") from None
+        replicas.put_copy(storage, CONFIGS, number, data)
+        changed = True
+    for session, numbers in sorted(session_numbers(storage).items()):
+        changed |= _reseal_session(storage, keyring, session, numbers, config, signer)
+    # What takes their place may be from a castore that was killed before it had synced the names.
+    for folder in ("config", "sessions"):
+        storage.settle(folder)
+    look()
+    for session, numbers in session_numbers(storage).items():
+        with contextlib.suppress(FormerKeyError, FormatError, MissingError):
+            counts, _ = read_session(storage, session, numbers, keyring.writer)
+            for old in numbers[: numbers.index(counts)]:
+                _remove(storage, session_name(session, old))
+                changed = True
+    for name in replicas.below(storage, CONFIGS, number):
+        _remove(storage, name)
+        changed = True
+    return changed
+
+
+def check_opens(storage: Storage, keyring: Keyring, config: StoreConfig) -> None:
+    """Refuse to seal to the recipients of `config` with an identity that does not open all sessions.
+
+    Raises IdentityError, DamageError, StorageError.
+    """
+    for session, numbers in session_numbers(storage).items():
+        _data_key(storage, keyring, session, numbers, config)
+
+
+def _reseal_session(
+    storage: Storage,
+    keyring: Keyring,
+    session: SessionId,
+    numbers: list[int],
+    config: StoreConfig,
+    signer: SigningKey,
+) -> bool:
+    found = _data_key(storage, keyring, session, numbers, config)
+    if found is None:
+        return False
+    record, data_key, number = found
+    writer = keyring.writer
+    number = replicas.free_above(number, numbers)
+    seals = sealed_to((entry.recipient for entry in config.recipients), session, data_key)
+    anew = msgspec.structs.replace(record, seals=seals)
+    with contextlib.suppress(ObjectExistsError):
+        storage.put(
+            session_name(session, number), encode_session(session, number, anew, writer, signer)
+        )
+    return True
+
+
+def _data_key(
+    storage: Storage, keyring: Keyring, session: SessionId, numbers: list[int], config: StoreConfig
+) -> tuple[SessionRecord, bytes, int] | None:
+    """Return what a session object holds, and its number; None if it is sealed to the recipients already."""
+    try:
+        number, record = read_session(storage, session, numbers, keyring.writer)
+    except (FormerKeyError, FormatError, MissingError):
+        return None  # no object of it is accepted
+    name = session_name(session, number)
+    if {key for key, _ in record.seals} == {entry.key for entry in config.recipients}:
+        return None
+    return record, keyring.data_key(name, session, record), number
+
+
+def _remove(storage: Storage, name: str) -> None:
+    with contextlib.suppress(ObjectMissingError):
+        storage.delete(name)

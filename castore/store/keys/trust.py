@@ -1,0 +1,317 @@
+"""Which configuration is accepted: the highest one that opens, verifies, and is signed by a pinned admin.
+
+Whoever can add objects to the store, or has its writer secret, can add configurations. Those that do not
+open, or that no pinned admin has signed, are passed over, whatever their number: they block nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from castore.crypto import Admin, WriterKey
+from castore.errors import (
+    CastoreError,
+    DamageError,
+    FormatError,
+    IdentityError,
+    NotFoundError,
+    RotatedError,
+    StorageError,
+    UntrustedError,
+)
+from castore.state.freshness import seen_at
+from castore.state.writer_key_file import local_writer_keys
+from castore.store.format.config import (
+    CONFIGS,
+    NewerConfigError,
+    SealedConfig,
+    config_name,
+    config_numbers,
+    is_empty,
+)
+from castore.store.format.rotation import era_numbers
+from castore.store.keys import replicas
+from castore.store.keys.keyring import wrong_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from castore.state.paths import Places
+    from castore.storage import Storage
+    from castore.store.format.config import StoreConfig
+    from castore.store.keys.keyring import IdentitySource
+
+    Agree = Callable[[StoreConfig, bytes], bool]
+
+_WITHOUT_CONFIG: Final = (
+    "without it nothing in the store can be opened; restore config/ from the newest copy of the store that "
+    "there is (nothing was changed)"
+)
+
+
+@dataclass
+class Accepted:
+    """A configuration that is accepted."""
+
+    sealed: SealedConfig
+    config: StoreConfig
+    writer: WriterKey
+    """The key that opens it; without those that it took the place of."""
+    signer: bytes
+    passed_over: dict[str, str] = field(default_factory=dict)
+    """What is wrong with configurations of higher numbers, by name."""
+    names: frozenset[int] = frozenset()
+    """The numbers that were there."""
+
+    @property
+    def pins(self) -> tuple[bytes, ...]:
+        """The public keys whose configurations are accepted from now on.
+
+        A store that no admin has signed yet has the machine that made it in their place.
+        """
+        admins = sorted(self.config.admin_keys)
+        return (*admins, self.signer) if self.signer not in admins else tuple(admins)
+
+
+@dataclass(frozen=True)
+class Opener:
+    """What this process can open configurations with, and whose signatures it accepts."""
+
+    storage: Storage
+    places: Places
+    identity: IdentitySource
+    """Opens configurations where this machine has no writer key."""
+    local_key: bool = True
+    """Whether the writer key that this machine keeps is used."""
+    trusted: frozenset[bytes] = frozenset()
+    """Keys whose configurations are accepted besides those that this machine pins."""
+    agree: Agree | None = None
+    """Asks the user whether a configuration that no trusted key has signed is right."""
+
+    def keys(self, store_id: bytes) -> list[WriterKey]:
+        """Return the writer keys of this machine for a store. Raises UsageError, StorageError."""
+        if not self.local_key:
+            return []
+        return local_writer_keys(self.places.writer_key_of(store_id), store_id, self.storage)
+
+    def _accepts(self, store_id: bytes, keys: list[WriterKey], signer: bytes) -> bool:
+        if signer in self.trusted:
+            return True
+        if keys:
+            return signer in keys[0].pins
+        return signer in seen_at(self.places, store_id, self.storage).admins()
+
+    def open(self, sealed: SealedConfig, keys: list[WriterKey]) -> Accepted:
+        """Return a configuration as accepted. Raises CastoreError, which says why it is not."""
+        try:
+            writer = _by_machine(sealed, keys) if keys else self._through_identity(sealed)
+            config, signer = sealed.open(writer)
+        except NewerConfigError as error:
+            is_own = not keys and self.identity.get().admin.public == error.signer
+            if is_own or self._accepts(sealed.store_id, keys, error.signer):
+                raise _NewerStoreError(str(error)) from None
+            raise
+        if not self._accepts(sealed.store_id, keys, signer) and (keys or not self._is_agreed(config, signer)):
+            raise _untrusted(sealed, config, signer, self.storage.location)
+        return Accepted(sealed, config, writer, signer)
+
+    def _through_identity(self, sealed: SealedConfig) -> WriterKey:
+        try:
+            identity = self.identity.get()
+        except IdentityError as error:
+            raise IdentityError(
+                f"this machine has no writer key for the store at {self.storage.location}; "
+                f"run 'castore key adopt' with an identity ({error})"
+            ) from None
+        secret = sealed.secret(identity)
+        if secret is None:
+            raise _NoSealError(f"{sealed.name} is not sealed to the identity")
+        return WriterKey(sealed.store_id, secret)
+
+    def _is_agreed(self, config: StoreConfig, signer: bytes) -> bool:
+        """Whether the identity at hand is the admin that signed, or its holder says that all is right."""
+        if signer in config.admin_keys and self.identity.get().admin.public == signer:
+            return True
+        return self.agree is not None and self.agree(config, signer)
+
+
+def _by_machine(sealed: SealedConfig, keys: list[WriterKey]) -> WriterKey:
+    """Return the key that opens a configuration: one of these, or the one that is sealed to this machine."""
+    for writer in keys:
+        with contextlib.suppress(DamageError):
+            sealed.open(writer)
+            return writer
+    for writer in keys:
+        if writer.machine is not None and (secret := sealed.secret(writer.machine.box)) is not None:
+            return writer.with_secret(secret)
+    return keys[0]  # opening with it says what is wrong
+
+
+class _NewerStoreError(FormatError):
+    """An admin has signed that the store is of a format that this castore does not know."""
+
+
+class _UntrustedConfigError(UntrustedError):
+    """A configuration is signed by a key that this machine does not pin."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """The same in short, for a configuration that is passed over."""
+
+
+class _NoSealError(CastoreError):
+    """A configuration is not sealed to the identity."""
+
+
+def choose(opener: Opener) -> Accepted:
+    """Return the configuration of a store that is accepted.
+
+    Raises NotFoundError, UntrustedError, IdentityError, RotatedError, DamageError, FormatError.
+    """
+    storage = opener.storage
+    for _ in range(3):
+        numbers = config_numbers(storage)
+        passed: dict[str, str] = {}
+        errors: list[CastoreError] = []
+        has_key = False
+        waiting: list[SealedConfig] = []
+        for sealed, keys in _candidates(numbers, opener, errors, passed):
+            if not keys:
+                waiting.append(sealed)
+            elif found := _attempt(opener, sealed, keys, errors, passed):
+                # Others are of another store: somebody has put them here.
+                passed |= {one.name: "it is of another store" for one in waiting}
+                return _accepted(found, numbers, passed)
+            else:
+                has_key = True
+        for sealed in () if has_key else waiting:
+            if found := _attempt(opener, sealed, [], errors, passed):
+                return _accepted(found, numbers, passed)
+        if numbers == config_numbers(storage):
+            break  # else another castore has just replaced it
+    if not errors:
+        raise _missing(storage)
+    raise _refusal(storage, errors, numbers[-1], opener.identity)
+
+
+def newest_numbers(storage: Storage) -> list[tuple[bytes, int]]:
+    """Return the ids of stores that configurations name, unverified, each with their highest number.
+
+    Raises NotFoundError, DamageError, FormatError.
+    """
+    found: dict[bytes, int] = {}
+    problem: CastoreError | None = None
+    for number in reversed(config_numbers(storage)):
+        for data in replicas.variants(storage, CONFIGS, number):
+            try:
+                found.setdefault(SealedConfig(number, data).store_id, number)
+            except (DamageError, FormatError) as error:
+                problem = problem or error
+    if not found:
+        raise problem or _missing(storage)
+    return list(found.items())
+
+
+def _missing(storage: Storage) -> CastoreError:
+    """Return the error for a place without a configuration that can be read."""
+    if numbers := config_numbers(storage):
+        name = config_name(numbers[-1])
+        return DamageError(f"{name} is missing, and its copy is damaged: {_WITHOUT_CONFIG}")
+    if not is_empty(storage):
+        return DamageError(f"{storage.location} has no config/ any more: {_WITHOUT_CONFIG}")
+    return NotFoundError(f"no store at {storage.location}: the directory holds no castore store")
+
+
+def _candidates(
+    numbers: list[int], opener: Opener, errors: list[CastoreError], passed: dict[str, str]
+) -> Iterator[tuple[SealedConfig, list[WriterKey]]]:
+    """Yield the configurations, the highest first, each with the keys of this machine for its store."""
+    for number in reversed(numbers):
+        name = config_name(number)
+        for data in replicas.variants(opener.storage, CONFIGS, number):
+            try:
+                sealed = SealedConfig(number, data)
+            except (DamageError, FormatError) as error:
+                errors.append(error)
+                passed.setdefault(name, _reason(name, error))
+                continue
+            yield sealed, opener.keys(sealed.store_id)
+
+
+def _attempt(
+    opener: Opener,
+    sealed: SealedConfig,
+    keys: list[WriterKey],
+    errors: list[CastoreError],
+    passed: dict[str, str],
+) -> Accepted | None:
+    """Return a configuration as accepted, or note why it is not."""
+    try:
+        return opener.open(sealed, keys)
+    except _NewerStoreError:
+        raise
+    except (UntrustedError, DamageError, FormatError, _NoSealError) as error:
+        errors.append(error)
+        passed.setdefault(sealed.name, _reason(sealed.name, error))
+        return None
+
+
+def _accepted(found: Accepted, numbers: list[int], passed: dict[str, str]) -> Accepted:
+    """Return what is accepted, with what was passed over for it."""
+    higher = {name for name in passed if int(name.rpartition("/")[2]) > found.sealed.number}
+    found.passed_over = {name: passed[name] for name in sorted(higher)}
+    found.names = frozenset(numbers)
+    return found
+
+
+def _refusal(
+    storage: Storage, errors: list[CastoreError], number: int, identity: IdentitySource
+) -> CastoreError:
+    """Return the error for a store of which no configuration is accepted."""
+    for kind in (UntrustedError, FormatError):
+        if found := [error for error in errors if isinstance(error, kind)]:
+            return found[0]
+    if any(isinstance(error, _NoSealError) for error in errors):
+        return IdentityError(wrong_identity(storage, identity.get(), None))
+    damage = next((error for error in errors if isinstance(error, DamageError)), errors[0])
+    try:
+        was_replaced = any(one <= number for one in era_numbers(storage))
+    except StorageError:
+        was_replaced = False
+    if not was_replaced:
+        return damage
+    return RotatedError(
+        f"the writer key of the store at {storage.location} was replaced, and this machine has a former one: "
+        "it was revoked, or another machine took its place: run 'castore key adopt' with the identity of an "
+        "admin, and with --host NAME if another machine has its name now (if 'castore key list' fails with "
+        f"that identity, too, {config_name(number)} is damaged)"
+    )
+
+
+def _reason(name: str, error: CastoreError) -> str:
+    if isinstance(error, _UntrustedConfigError):
+        return error.reason
+    return str(error).removeprefix(name).removeprefix(" is damaged").lstrip(": ")
+
+
+def _untrusted(
+    sealed: SealedConfig, config: StoreConfig, signer: bytes, location: str
+) -> _UntrustedConfigError:
+    text = Admin(signer).text
+    what = f"{sealed.name} of the store at {location}"
+    if signer in config.admin_keys:
+        reason = f"it is signed by a key that this machine does not trust: --trust-admin {text} accepts it"
+        return _UntrustedConfigError(
+            f"{what} is signed by {text}, which this machine does not trust: compare it with what "
+            "'castore key show' prints for the identity of the store's admin, and if it is the same, repeat "
+            f"the command with --trust-admin {text}",
+            reason,
+        )
+    return _UntrustedConfigError(
+        f"{what} is signed by no admin, but by the machine that made the store: run 'castore key sign' with "
+        "an identity of the store, which shows whom it is sealed to",
+        "it is signed by no admin",
+    )

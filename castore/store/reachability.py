@@ -1,0 +1,94 @@
+"""The graph that ties chunks to generations: walked under the index key, in bounded memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import DamageError, MissingError
+from castore.model.refs import MAX_NODE_REFS, RecordId, RefKind
+from castore.store.format.pack import NODE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from castore.kernel.id_set import Marks
+    from castore.model.generation import Generation
+    from castore.model.refs import Ref
+    from castore.store.store import Store
+
+_REF: Final = 40
+_KIND: Final = 39
+"""Where in it the kind is."""
+
+
+def roots_of(generation: Generation) -> list[Ref]:
+    """Return the references that hold all of a generation."""
+    roots = [part.content for part in generation.parts] + [generation.details.ref]
+    return [root for root in roots if root is not None]
+
+
+class Walk:
+    """Walks from roots to chunks, each node once however many roots have it.
+
+    What is seen of nodes is kept, exactly, in about 100 bytes a node; one node has a hundred chunks.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: set[bytes] = set()
+        self.lost: list[RecordId] = []
+        """Nodes that are in no pack: what lies below them is in no generation any more."""
+
+    def runs(self, roots: Iterable[Ref]) -> Iterator[bytes]:
+        """Yield what nodes hold: references of 40 bytes each, one behind the other, and root chunks alike.
+
+        Raises DamageError for a node that is there but does not open, StorageError.
+        """
+        todo: list[bytes] = []
+        for root in roots:
+            yield root.id + bytes(_KIND - 32) + bytes([root.kind])
+            if root.kind is not RefKind.CHUNK and root.id not in self._seen:
+                self._seen.add(root.id)
+                todo.append(root.id)
+        while todo:
+            node = todo.pop()
+            try:
+                plain = self._store.read_node_bytes(RecordId(node))
+            except MissingError as error:
+                if self._store.index.locate(NODE, RecordId(node)) is not None:
+                    # It is there; what opens it is gone, for now perhaps: what lies below is not known.
+                    raise DamageError(str(error)) from None
+                self.lost.append(RecordId(node))
+                continue
+            kinds = plain[_KIND::_REF]
+            count = len(plain) // _REF
+            if len(plain) % _REF or not 0 < count <= MAX_NODE_REFS or max(kinds) > RefKind.SPLICE:
+                raise DamageError(f"node {node.hex()} does not hold references")
+            yield plain
+            if any(kinds):
+                below = [plain[_REF * at : _REF * at + 32] for at, kind in enumerate(kinds) if kind]
+                fresh = [one for one in dict.fromkeys(below) if one not in self._seen]
+                self._seen.update(fresh)
+                todo += fresh
+
+
+def mark(walk: Walk, roots: Iterable[Ref], marks: Marks) -> None:
+    """Mark all nodes and chunks below roots; the bases of chunks are left to `Index.mark_bases`."""
+    for run in walk.runs(roots):
+        marks.add(run, _REF)
+
+
+def is_whole(store: Store, roots: Iterable[Ref]) -> bool:
+    """Whether all that lies below roots is in the store, in packs that are to stay."""
+    walk = Walk(store)
+    try:
+        for run in walk.runs(roots):
+            kinds = run[_KIND::_REF]
+            ids = [run[at : at + 32] for at in range(0, len(run), _REF)]
+            chunks = [RecordId(one) for one, kind in zip(ids, kinds, strict=True) if not kind]
+            nodes = [one for one, kind in zip(ids, kinds, strict=True) if kind]
+            if not all(store.index.known(chunks)) or not all(map(store.index.has_node, nodes)):
+                return False
+    except DamageError:
+        return False
+    return not walk.lost

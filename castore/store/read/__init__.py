@@ -1,0 +1,1 @@
+"""Read records, and rebuild chunks from their deltas."""

@@ -1,0 +1,1 @@
+"""Write sessions: chunks become records, records become packs."""

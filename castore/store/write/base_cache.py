@@ -1,0 +1,330 @@
+"""The reference cache: on this machine, unsealed, what a writer needs to make deltas.
+
+A writer cannot open what it sealed. So beside each pack that it writes it keeps `reference/P`, which
+has each chunk's frame, as it was before it was sealed, at the offset where the pack has the record.
+Only the owner can read it. It may be deleted, cut or damaged at any time: whoever takes a frame from
+here *must* verify what it stands for by its chunk id; then what is lost is space, never content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import struct
+import threading
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from castore.model.refs import PackId
+from castore.state.paths import make_private_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+_HEADER: Final = struct.Struct("<8sHHxxxxQ")
+"""Magic, version, bytes that sealing adds to a frame, when it was made (seconds since 1970).
+
+It fits in front of a pack's first record.
+"""
+_MAGIC: Final = b"castorer"
+_VERSION: Final = 1
+_BUFFER: Final = 1 << 20
+_OPEN_FILES: Final = 64
+_UNFINISHED: Final = ".part"
+_NAME: Final = re.compile("[0-9a-f]{64}")
+_OTHERS_SECONDS: Final = 86400
+"""A younger file may be of a snapshot under way, of another service, whose generation is still to come."""
+_MAX_AGE_SECONDS: Final = 90 * 86400
+"""An older file is not used, and removed: what it holds in the clear may be of state long gone."""
+_USED_ENOUGH: Final = 16
+"""A file of which less than 1/16 is used is not worth its place."""
+_DEFAULT_LIMIT: Final = 20 * 10**9
+
+
+class ReferenceWriter:
+    """The reference file of a pack under way. Frames can be read back at once.
+
+    Where this machine has no room for it, it is given up without a word: it only saves space.
+    """
+
+    def __init__(self, path: str, overhead: int) -> None:
+        self._path = path
+        self._buffer = bytearray(_HEADER.pack(_MAGIC, _VERSION, overhead, int(time.time())))
+        self._flushed = 0
+        self._lock = threading.Lock()
+        self._descriptor = -1
+        with contextlib.suppress(OSError):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._descriptor = os.open(path, flags, 0o600)
+
+    def add(self, offset: int, frame: bytes | memoryview) -> None:
+        """Keep a frame at its record's offset; offsets ascend."""
+        if self._descriptor < 0:
+            return
+        with self._lock:
+            self._buffer += bytes(offset - self._flushed - len(self._buffer))
+            self._buffer += frame
+            if len(self._buffer) >= _BUFFER:
+                self._flush()
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """Return what was kept at an offset, or None."""
+        with self._lock:
+            if self._descriptor < 0:
+                return None
+            if offset >= self._flushed:
+                at = offset - self._flushed
+                return bytes(self._buffer[at : at + length])
+            if offset + length > self._flushed:
+                self._flush()
+            return _pread(self._descriptor, offset, length)
+
+    def commit(self, path: str) -> None:
+        """Make it the reference file at `path`."""
+        with self._lock:
+            if self._descriptor < 0:
+                return
+            self._flush()
+            with contextlib.suppress(OSError):
+                os.rename(self._path, path)
+        self.abort()
+
+    def abort(self) -> None:
+        """Close it, and throw it away unless it was committed."""
+        with self._lock:
+            self._give_up()
+
+    def _flush(self) -> None:
+        rest = memoryview(self._buffer)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            rest.release()
+            self._give_up()
+            return
+        rest.release()
+        self._flushed += len(self._buffer)
+        self._buffer.clear()
+
+    def _give_up(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+        self._buffer.clear()
+
+
+class ReferenceCache:
+    """The reference files in a folder; safe to share between threads.
+
+    limit: bytes; 0 switches it off; None: 10 % of the free space of its disk, at most 20 GB.
+    """
+
+    def __init__(self, folder: str, limit: int | None = None) -> None:
+        self._folder = folder
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._open: OrderedDict[PackId, tuple[int, int]] = OrderedDict()
+        self._adding = -1
+        """A shared lock, held while files are added whose generation is still to come."""
+
+    def create(self, overhead: int) -> ReferenceWriter | None:
+        """Begin a reference file; None if there is no room for more, or it is switched off.
+
+        overhead: how many bytes longer a record is than its frame.
+        """
+        if self.limit == 0:
+            return None
+        with contextlib.suppress(Exception):
+            make_private_directory(self._folder)
+            self._hold_shared()
+        if self.size() >= self._bound():
+            return None
+        name = os.urandom(16).hex() + _UNFINISHED
+        return ReferenceWriter(os.path.join(self._folder, name), overhead)
+
+    def path_of(self, pack: PackId) -> str:
+        """Return where a pack's reference file lies."""
+        return os.path.join(self._folder, pack.hex())
+
+    def read(self, pack: PackId, offset: int, sealed_length: int) -> bytes | None:
+        """Return the frame of a record, or None if it is not kept, or too old to be a base."""
+        if self.limit == 0:
+            return None
+        with self._lock:
+            descriptor, overhead = self._opened(pack)
+            if descriptor < 0:
+                return None
+            return _pread(descriptor, offset, sealed_length - overhead)
+
+    def size(self) -> int:
+        """Return how many bytes the cache takes."""
+        return sum(size for _, size, _ in self._files())
+
+    def evict(self, used: Mapping[PackId, int]) -> None:
+        """Remove what is too old, or used by no last generation, then the oldest until it is in bounds.
+
+        used: how many bytes of each pack they use. A file of which that is little goes as a whole.
+        """
+        kept = {pack.hex(): size for pack, size in used.items()}
+        now = time.time()
+        files = sorted(self._files(), key=lambda file: -file[2])
+        bound = self._bound(sum(size for _, size, _ in files))
+        total = 0
+        for name, size, modified in files:
+            age = now - modified
+            unfinished = name.endswith(_UNFINISHED)
+            unused = name not in kept or kept[name] < size // _USED_ENOUGH
+            total += size
+            if unfinished and age < _OTHERS_SECONDS:
+                continue
+            if (unused and age > _OTHERS_SECONDS) or total > bound or age > _MAX_AGE_SECONDS:
+                total -= size
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self._folder, name))
+        self.close()
+
+    def packs(self) -> list[PackId]:
+        """Return the packs of which it has files."""
+        return [PackId(bytes.fromhex(name)) for name, _, _ in self._files() if _NAME.fullmatch(name)]
+
+    @contextlib.contextmanager
+    def trimming(self) -> Iterator[Callable[[PackId, list[tuple[int, int]]], None]]:
+        """Give a function that keeps, of a pack's file, the records at (offset, sealed length) only.
+
+        With none, the file is removed. While a snapshot is adding files, younger ones stay as they are.
+        """
+        self.close()
+        lock = -1
+        alone = False
+        with contextlib.suppress(OSError):
+            lock = os.open(f"{self._folder}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+
+        def trim(pack: PackId, records: list[tuple[int, int]]) -> None:
+            path = self.path_of(pack)
+            with contextlib.suppress(OSError):
+                if alone or time.time() - os.stat(path).st_mtime > _OTHERS_SECONDS:
+                    if records:
+                        _copy_records(path, records)
+                    else:
+                        os.unlink(path)
+
+        try:
+            if alone:
+                # No snapshot is under way: one that was killed left these.
+                for name, _, _ in self._files():
+                    if name.endswith(_UNFINISHED):
+                        with contextlib.suppress(OSError):
+                            os.unlink(os.path.join(self._folder, name))
+            yield trim
+        finally:
+            if lock >= 0:
+                os.close(lock)
+
+    def _hold_shared(self) -> None:
+        with self._lock:
+            if self._adding < 0:
+                path = f"{self._folder}.lock"
+                self._adding = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._adding, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Close its files; they are opened again when they are needed."""
+        with self._lock:
+            if self._adding >= 0:
+                os.close(self._adding)
+                self._adding = -1
+            while self._open:
+                self._close_oldest()
+
+    def _bound(self, size: int | None = None) -> int:
+        if self.limit is not None:
+            return self.limit
+        try:
+            info = os.statvfs(self._folder)
+        except OSError:
+            return 0
+        free = info.f_bavail * info.f_frsize + (self.size() if size is None else size)
+        return min(free // 10, _DEFAULT_LIMIT)
+
+    def _files(self) -> list[tuple[str, int, float]]:
+        found = []
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    info = entry.stat(follow_symlinks=False)
+                    found.append((entry.name, info.st_blocks * 512, info.st_mtime))
+        return found
+
+    def _opened(self, pack: PackId) -> tuple[int, int]:
+        """Return a pack's reference file, open, and its overhead; -1 if it is of no use."""
+        found = self._open.get(pack)
+        if found is not None:
+            self._open.move_to_end(pack)
+            return found
+        if len(self._open) >= _OPEN_FILES:
+            self._close_oldest()
+        descriptor, overhead = -1, 0
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.path_of(pack), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            header = os.pread(descriptor, _HEADER.size, 0)
+            magic, version, overhead, made = (
+                _HEADER.unpack(header) if len(header) == _HEADER.size else (b"", 0, 0, 0)
+            )
+            if (magic, version) != (_MAGIC, _VERSION) or time.time() - made > _MAX_AGE_SECONDS:
+                os.close(descriptor)
+                descriptor = -1
+        self._open[pack] = descriptor, overhead
+        return descriptor, overhead
+
+    def _close_oldest(self) -> None:
+        _, (descriptor, _) = self._open.popitem(last=False)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _copy_records(path: str, records: list[tuple[int, int]]) -> None:
+    """Write a file again with these records only, and holes elsewhere. Raises OSError."""
+    part = f"{path}{_UNFINISHED}"
+    with open(path, "rb") as old:
+        status = os.fstat(old.fileno())
+        header = os.pread(old.fileno(), _HEADER.size, 0)
+        if len(header) < _HEADER.size:
+            os.unlink(path)
+            return
+        overhead = _HEADER.unpack(header)[2]
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            with open(os.open(part, flags, 0o600), "wb") as new:
+                new.write(header)
+                for offset, length in records:
+                    frame = os.pread(old.fileno(), length - overhead, offset)
+                    # What was a hole stays one: a record may never have been kept.
+                    if frame.strip(b"\0"):
+                        new.seek(offset)
+                        new.write(frame)
+            os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.rename(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
+
+
+def _pread(descriptor: int, offset: int, length: int) -> bytes | None:
+    if length < 0:
+        return None
+    try:
+        data = os.pread(descriptor, length, offset)
+    except OSError:
+        return None
+    return data if len(data) == length else None

@@ -1,0 +1,161 @@
+"""Bases: the plaintexts of chunks that new ones are told by, out of the reference cache."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from blake3 import blake3
+
+from castore.errors import DamageError
+from castore.store.format.codecs import Groups, member_of
+from castore.store.format.pack import CHUNK, DICTIONARY, GROUPED
+from castore.store.read.delta_resolver import Base, Layer, assemble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from castore.kernel import Sketch
+    from castore.model.refs import PackId, RecordId
+    from castore.store.format.codecs import Codecs
+    from castore.store.index import Index, Place
+    from castore.store.write.base_cache import ReferenceCache, ReferenceWriter
+
+MAX_DEPTH: Final = 4
+"""No delta that is written rests on more chunks below one another than this."""
+
+_KEPT_BYTES: Final = 32 << 20
+
+
+class Pending(NamedTuple):
+    """Where the frame of a chunk lies whose pack is under way."""
+
+    writer: ReferenceWriter
+    offset: int
+    length: int
+    plain_length: int
+    codec: int
+    bases: tuple[RecordId, ...]
+    member: int
+    sketch: Sketch
+
+
+class _Kept:
+    """The last chunks, up to a number of bytes; safe to share between threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._chunks: OrderedDict[RecordId, Base] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, chunk: RecordId) -> Base | None:
+        with self._lock:
+            found = self._chunks.get(chunk)
+            if found is not None:
+                self._chunks.move_to_end(chunk)
+            return found
+
+    def __setitem__(self, chunk: RecordId, base: Base) -> None:
+        with self._lock:
+            if chunk not in self._chunks:
+                self._bytes += len(base.data)
+            self._chunks[chunk] = base
+            while self._bytes > self._limit:
+                _, gone = self._chunks.popitem(last=False)
+                self._bytes -= len(gone.data)
+
+
+class Bases:
+    """Gives bases, each verified; keeps the last ones. Safe to share between threads."""
+
+    def __init__(
+        self,
+        index: Index,
+        references: ReferenceCache,
+        codecs: Codecs,
+        id_key: bytes,
+        pending: Callable[[RecordId], Pending | None],
+    ) -> None:
+        self._index = index
+        self._references = references
+        self._codecs = codecs
+        self._id_key = id_key
+        self._pending = pending
+        self._groups = Groups(codecs)
+        self._local = threading.local()
+        self._verified = _Kept(_KEPT_BYTES)
+        self._below = _Kept(_KEPT_BYTES // 2)
+        """What lies below others: it is verified with these."""
+
+    def get(self, chunk: RecordId) -> Base | None:
+        """Return a chunk as a base; None if it, or one below it, is not at hand, damaged, or condemned."""
+        found = self._verified.get(chunk)
+        if found is not None:
+            return found
+        # What is about to be removed is no base, wherever it is at hand: nothing would hold it back.
+        if self._pending(chunk) is None and not self._index.stays(chunk):
+            return None
+        try:
+            found = assemble(chunk, self._layer, self._below)
+        except (KeyError, DamageError):
+            # It may only be for now: its pack is just being finished.
+            return None
+        if blake3(found.data, key=self._id_key).digest() != chunk:
+            return None
+        self._verified[chunk] = found
+        return found
+
+    def offer(self, chunk: RecordId, data: bytes) -> None:
+        """Keep a chunk that was just sealed, not as a delta, before it can be found."""
+        self._verified[chunk] = Base(chunk, data, 0, (), frozenset())
+
+    def prepare(self, chunks: Iterable[RecordId]) -> None:
+        """Locate, for this thread, chunks that it will get, and all that they rest on, at once."""
+        self._local.places = self._index.locate_chunks(chunks)
+
+    def _layer(self, chunk: RecordId) -> Layer:
+        """Return how a chunk is stored. Raises KeyError, DamageError."""
+        pending = self._pending(chunk)
+        if pending is not None:
+            writer, offset, length, plain_length, codec, bases, member, _ = pending
+            layer = self._decode(
+                (writer, offset),
+                lambda: writer.read(offset, length),
+                *(plain_length, codec, bases, member),
+            )
+            if layer is not None:
+                return layer
+        # Its pack may have been finished since.
+        places: dict[RecordId, Place] = getattr(self._local, "places", {})
+        place = places.get(chunk) or self._index.locate(CHUNK, chunk)
+        if place is not None:
+            where = place.pack, place.offset
+            layer = self._decode(
+                where,
+                lambda: self._references.read(*where, place.sealed_length),
+                *(place.plain_length, place.codec, place.bases, place.member),
+            )
+            if layer is not None:
+                return layer
+        raise KeyError(chunk)
+
+    def _decode(
+        self,
+        key: tuple[ReferenceWriter | PackId, int],
+        read: Callable[[], bytes | None],
+        plain_length: int,
+        codec: int,
+        bases: tuple[RecordId, ...],
+        member: int,
+    ) -> Layer | None:
+        deltas = self._groups.get(key) if codec >= GROUPED else None
+        if deltas is None:
+            frame = read()
+            if frame is None or codec == DICTIONARY:
+                return None
+            if codec < GROUPED:
+                return Layer(self._codecs.body(codec, frame, plain_length), plain_length, bases)
+            deltas = self._groups.open(key, lambda: frame)
+        return Layer(member_of(deltas, member), plain_length, bases)

@@ -1,0 +1,365 @@
+"""One run that adds packs to a store.
+
+Chunks are named, compressed or told by others that they resemble, and sealed on any thread, then
+added in order on one; full packs are made durable and indexed, in the order in which they were
+filled, on another. So whatever a node in the store refers to is in the store too, at every moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from blake3 import blake3
+
+from castore.crypto import RecordSealer, best_cipher, random_key
+from castore.errors import StorageError
+from castore.model.refs import RecordId, SessionId, encode_node
+from castore.store.format.codecs import Codecs
+from castore.store.format.pack import (
+    CHUNK,
+    NO_BASE,
+    NODE,
+    PackEntry,
+    PackWriter,
+    record_names,
+)
+from castore.store.format.session_key import encode_session, new_session_record, sealed_to, session_name
+from castore.store.write.base_provider import Bases, Pending
+from castore.store.write.counter import RecordCounter
+from castore.store.write.delta_encoder import Deltas
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from mmap import mmap
+    from types import TracebackType
+
+    from castore.crypto import WriterKey
+    from castore.kernel import Sketch, Sketcher
+    from castore.model.refs import Ref
+    from castore.storage import Storage
+    from castore.store.format.config import StoreConfig
+    from castore.store.index import Index
+    from castore.store.write.base_cache import ReferenceCache, ReferenceWriter
+    from castore.store.write.delta_encoder import Member, NewChunk
+
+_OUTSTANDING: Final = 2
+_RECENT: Final = 1 << 16
+"""Ids: far more than are on their way from the question whether they are known to their pack."""
+
+
+class Sealed(NamedTuple):
+    """A record on its way into a pack: a chunk, or a group of deltas."""
+
+    record: bytes
+    counter: int
+    members: list[Member]
+    frame: bytes
+    """What was sealed, for the reference cache."""
+
+
+class Session:
+    """One run that adds packs; to be used in a `with` block.
+
+    `seal` is for any thread; `add`, `put_node` and `finish` are for one. After its first error a
+    session refuses everything with that error. Leaving the block by an error still ends the pack
+    under way, where that is possible, so that the next try finds what was stored.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        index: Index,
+        writer: WriterKey,
+        config: StoreConfig,
+        references: ReferenceCache,
+        sketcher: Sketcher,
+    ) -> None:
+        self.id = SessionId(os.urandom(16))
+        self._storage = storage
+        self._index = index
+        self._writer = writer
+        self._chunk_id_key = writer.chunk_id_key
+        cipher = best_cipher()
+        data_key = random_key()
+        seals = sealed_to((entry.recipient for entry in config.recipients), self.id, data_key)
+        signer = writer.signer.public
+        host = next(iter(writer.signers.names(signer)), os.uname().nodename)
+        self._record = new_session_record(time.time_ns(), host, cipher, seals, signer)
+        self._recorded = False
+        self._chunk_sealer = RecordSealer(cipher, data_key, writer.store_id)
+        self._node_sealer = RecordSealer(cipher, writer.node_key(self.id), writer.store_id)
+        self._chunk_counter = RecordCounter()
+        self._node_counter = RecordCounter()
+        self._codecs = Codecs()
+        self._references = references
+        self._sketcher = sketcher
+        # In packs that are not indexed yet.
+        self._pending: dict[RecordId, Pending | None] = {}
+        self._pending_features: dict[bytes, RecordId] = {}
+        # In packs that were indexed while others of the same content may have been under way.
+        self._recent: dict[RecordId, None] = {}
+        bases = Bases(index, references, self._codecs, self._chunk_id_key, self._pending.get)
+        self._deltas = Deltas(bases, self._codecs)
+        self._reference: ReferenceWriter | None = None
+        self.used: Counter[bytes] = Counter()
+        """Bytes of the packs that all that was added or known lies in, as `Index.known` tells them."""
+        self._pack: PackWriter | None = None
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="castore-pack")
+        self._finishing: deque[Future[None]] = deque()
+        self._error: BaseException | None = None
+        self._ended = False
+        self._counting = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self.abort()
+
+    @property
+    def overhead(self) -> int:
+        """How many bytes longer a record is than what is sealed in it."""
+        return self._chunk_sealer.overhead
+
+    def name(self, plain: memoryview | bytes) -> RecordId:
+        """Return the id of a chunk."""
+        return RecordId(blake3(plain, key=self._chunk_id_key).digest())
+
+    def known(self, chunks: Sequence[RecordId]) -> list[bool]:
+        """Say of each chunk whether the store has it, or will have it by what was added."""
+        if self._error is not None:
+            raise self._error
+        # In this order: a pack's ids leave the pending ones only when the index has them.
+        pending = self._pending
+        waiting = [chunk in pending for chunk in chunks]
+        packs: Counter[bytes] = Counter()
+        indexed = self._index.known(chunks, packs)
+        with self._counting:
+            self.used += packs
+        return [one or other for one, other in zip(waiting, indexed, strict=True)]
+
+    def was_added(self, chunk: RecordId) -> bool:
+        """Whether a chunk was added of late; it may be after `known` was asked. For the adding thread."""
+        return chunk in self._pending or chunk in self._recent
+
+    def resemble(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
+        """Return chunks that the store does not have, each with what it has that is alike."""
+        if self._references.limit == 0:
+            return list(chunks)  # without sketches and bases, nothing is told by anything
+        sketches = self._sketcher.sketch(buffer, [(one.start, one.end) for one in chunks])
+        similar = self._index.similar(sketches)
+        return [
+            chunk._replace(sketch=sketch, alike=(*alike[:1], *self._pending_alike(sketch)))
+            for chunk, sketch, alike in zip(chunks, sketches, similar, strict=True)
+        ]
+
+    def seal(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[Sealed]:
+        """Seal chunks that the store does not have, as deltas of what they resemble if that pays.
+
+        The records are to be added together, in this order: what is told by another is behind it.
+        """
+        if self._error is not None:
+            raise self._error
+        return [self._sealed(*encoded) for encoded in self._deltas.encode(buffer, chunks)]
+
+    def _pending_alike(self, sketch: Sketch) -> list[RecordId]:
+        """Return the chunk, not indexed yet, that has most of the features of a sketch."""
+        found = [self._pending_features.get(feature) for feature in sketch]
+        votes = [one for one in found if one is not None]
+        return [max(votes, key=votes.count)] if votes else []
+
+    def _sealed(self, data: bytes | memoryview, members: list[Member]) -> Sealed:
+        counter = self._chunk_counter.take()
+        first = members[0]
+        names = record_names(first.id, first.bases, first.length, CHUNK, first.codec)
+        record = self._chunk_sealer.seal(counter, *names, data)
+        # What is in the caller's buffer is gone when it is filled again.
+        frame = bytes(data) if self._references.limit != 0 else b""
+        return Sealed(record, counter, members, frame)
+
+    def add(self, sealed: Sealed) -> bool:
+        """Put a record into the pack under way, unless the store has all of it; tell whether it was.
+
+        Raises StorageError.
+        """
+        if self._error is not None:
+            raise self._error
+        record, counter, members, frame = sealed
+        if all(self.was_added(one.id) for one in members):
+            return False
+        entries = [
+            PackEntry(
+                *(one.id, CHUNK, one.codec, one.length, len(record), counter, self.id, 0),
+                one.bases,
+                member,
+            )
+            for member, one in enumerate(members)
+        ]
+        self._append(entries, record, frame, [one.sketch for one in members])
+        return True
+
+    def put_node(self, refs: list[Ref]) -> tuple[RecordId, int]:
+        """Store a node, after all that it refers to; return its id and the bytes it took.
+
+        Those are 0 if the store has it. Raises StorageError.
+        """
+        if self._error is not None:
+            raise self._error
+        plain = encode_node(refs)
+        record_id = RecordId(blake3(plain, key=self._writer.node_id_key).digest())
+        if record_id in self._pending or self._index.has_node(record_id):
+            return record_id, 0
+        codec, data = self._codecs.compress(plain)
+        counter = self._node_counter.take()
+        length = len(plain)
+        record = self._node_sealer.seal(counter, record_id, NO_BASE, length, NODE, codec, data)
+        self._append(
+            [PackEntry(record_id, NODE, codec, length, len(record), counter, self.id)], record
+        )
+        return record_id, len(record)
+
+    def finish(self) -> None:
+        """End the session: when this returns, all that was added is durable and indexed.
+
+        Raises the session's first error, whatever it was.
+        """
+        if self._ended:
+            return
+        try:
+            if self._error is None:
+                self._close_pack(full=False)
+            self._settle()
+        except BaseException as error:
+            self._error = self._error or error
+            raise
+        finally:
+            self._end()
+
+    def abort(self) -> None:
+        """End the session after an error elsewhere, keeping of what was stored all that can be."""
+        with contextlib.suppress(Exception):
+            self.finish()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._finisher.shutdown(wait=True)
+        if self._pack is not None:
+            self._pack.abort()
+            self._pack = None
+        if self._reference is not None:
+            self._reference.abort()
+            self._reference = None
+        self._pending.clear()
+        self._pending_features.clear()
+        self._error = self._error or StorageError("this session has ended")
+
+    def _append(
+        self,
+        entries: Sequence[PackEntry],
+        record: bytes,
+        frame: bytes = b"",
+        sketches: Sequence[Sketch] = (),
+    ) -> None:
+        try:
+            pack = self._pack
+            if pack is not None and not pack.fits(entries):
+                self._close_pack(full=True)
+                pack = None
+            if pack is None:
+                pack = self._pack = PackWriter(self._storage, self._writer)
+                self._reference = self._references.create(self._chunk_sealer.overhead)
+            offset = pack.add(entries, record)
+        except BaseException as error:
+            # Half a record may be in the pack.
+            self._error = self._error or error
+            raise
+        reference = self._reference
+        if not frame or reference is None:
+            for entry in entries:
+                self._pending.setdefault(entry.id)
+            return
+        reference.add(offset, frame)
+        for entry, sketch in zip(entries, sketches, strict=True):
+            # Of two the first stays: what is behind it may rest on it.
+            self._pending.setdefault(
+                entry.id,
+                Pending(
+                    *(reference, offset, len(frame), entry.plain_length),
+                    *(entry.codec, entry.bases, entry.member, sketch),
+                ),
+            )
+            for feature in sketch:
+                self._pending_features[feature] = entry.id
+
+    def _close_pack(self, *, full: bool) -> None:
+        """Hand the pack over to be finished; wait while too many are."""
+        pack, self._pack = self._pack, None
+        reference, self._reference = self._reference, None
+        if pack is None:
+            return
+        self._finishing.append(
+            self._finisher.submit(self._finish_pack, pack, reference, full=full)
+        )
+        while len(self._finishing) > _OUTSTANDING:
+            self._finishing.popleft().result()
+        if self._error is not None:
+            raise self._error
+
+    def _settle(self) -> None:
+        while self._finishing:
+            self._finishing.popleft().result()
+        if self._error is not None:
+            raise self._error
+
+    def _finish_pack(
+        self, pack: PackWriter, reference: ReferenceWriter | None, *, full: bool
+    ) -> None:
+        """Make a pack durable and index it; runs on the finishing thread, one at a time."""
+        try:
+            if self._error is not None:
+                pack.abort()
+                return
+            if not self._recorded:
+                name = session_name(self.id, 0)
+                self._storage.put(name, encode_session(self.id, 0, self._record, self._writer))
+                self._recorded = True
+            pack_id, length = pack.commit(full=full)
+            if reference is not None:
+                reference.commit(self._references.path_of(pack_id))
+            ids = [entry.id for entry in pack.entries]
+            kept = ((one, self._pending.get(one)) for one in ids)
+            sketches = [(one, pending.sketch) for one, pending in kept if pending is not None]
+            signers = {pack_id: self._writer.signer.public}
+            self._index.put_packs([(pack_id, length, pack.entries)], sketches, signers=signers)
+            self.known([entry.id for entry in pack.entries if entry.kind == CHUNK])
+            self._recent |= dict.fromkeys(ids)
+            for old in list(itertools.islice(self._recent, max(len(self._recent) - _RECENT, 0))):
+                del self._recent[old]
+            for one in ids:
+                self._pending.pop(one, None)
+            # They are found through the index now.
+            for one, sketch in sketches:
+                for feature in sketch:
+                    if self._pending_features.get(feature) == one:
+                        self._pending_features.pop(feature, None)
+        except BaseException as error:  # noqa: BLE001 - it surfaces on the session's own thread
+            self._error = self._error or error
+            pack.abort()
+        finally:
+            if reference is not None:
+                reference.abort()
