@@ -123,7 +123,7 @@ mine = []
 for _ in range(int(sys.argv[2])):
     mine += put(index, 1500)
     assert all(index.known([entry.id for entry in mine]))
-print(index._lmdb_env._size, len(mine))
+print(index._environment._size, len(mine))
 """
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 

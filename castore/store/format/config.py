@@ -162,10 +162,8 @@ class _Versioned(msgspec.Struct):
 class NewerConfigError(FormatError):
     """A configuration that opens, and is signed, is of a format that this castore does not know."""
 
-    def __init__(self, name: str, version: int, signer: bytes) -> None:
-        super().__init__(f"{name} is of format {version}, and this castore knows {_VERSION}: update castore")
-        self.signer = signer
-        """The public key that signed it."""
+    signer: bytes = b""
+    """The public key that signed it."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -240,7 +238,10 @@ class SealedConfig:
             signer, plain = open_signed(about, writer.objects.open(about, self.data[self._box :]))
             version = _versions.decode(plain).version
             if version != _VERSION:
-                raise NewerConfigError(self.name, version, signer)
+                known = f"{self.name} is of format {version}, and this castore knows {_VERSION}"
+                newer = NewerConfigError(f"{known}: update castore")
+                newer.signer = signer
+                raise newer
             config = _decoder.decode(plain)
         except (DamageError, msgspec.MsgspecError) as error:
             raise DamageError(
