@@ -19,7 +19,11 @@ _EXACT: Final = 1 << 53
 # Neither has false negatives; where one matches, the entire value is converted.
 _SURROGATE: Final = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 _LONG_NUMBER: Final = re.compile(r"[\[ -]\d{16}")
-_KINDS: Final = {"TakenBackError": "deployment-failed", "CastoreError": "failed"}
+_KINDS: Final = {
+    "TakenBackError": "deployment-failed",
+    "CastoreError": "failed",
+    "NewerConfigError": "format",
+}
 
 _unset: Final = object()
 _kept: list[Document] = []

@@ -9,7 +9,6 @@ import pwd
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import castore
 from castore.errors import CastoreError, ProgramError, UsageError
 from castore.fs.beneath import Located, locate
 from castore.fs.trusted import directories_above, kind_of, others_write, user_text
@@ -31,7 +30,7 @@ _IDLE_SECONDS: Final = 30.0
 """How long the process may do nothing, beyond waiting for a lock: its user can stop it, and a pipe in the
 place of one of its files has it wait for ever."""
 _MOST_ANSWER: Final = 1 << 20
-_ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(castore.__file__)))
+_ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 """The directory that the package castore is in."""
 
 

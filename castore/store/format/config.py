@@ -162,8 +162,10 @@ class _Versioned(msgspec.Struct):
 class NewerConfigError(FormatError):
     """A configuration that opens, and is signed, is of a format that this castore does not know."""
 
-    signer: bytes = b""
-    """The public key that signed it."""
+    def __init__(self, message: str, signer: bytes = b"") -> None:
+        super().__init__(message)
+        self.signer = signer
+        """The public key that signed it."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -239,9 +241,7 @@ class SealedConfig:
             version = _versions.decode(plain).version
             if version != _VERSION:
                 known = f"{self.name} is of format {version}, and this castore knows {_VERSION}"
-                newer = NewerConfigError(f"{known}: update castore")
-                newer.signer = signer
-                raise newer
+                raise NewerConfigError(f"{known}: update castore", signer)
             config = _decoder.decode(plain)
         except (DamageError, msgspec.MsgspecError) as error:
             raise DamageError(

@@ -156,9 +156,9 @@ class _NewerStoreError(FormatError):
 class _UntrustedConfigError(UntrustedError):
     """A configuration is signed by a key that this machine does not pin."""
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason = reason or message
         """The same in short, for a configuration that is passed over."""
 
 
