@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from castore.engines.file import File
 from castore.engines.sqlite_process import (
@@ -54,7 +54,7 @@ class SQLite(File, frozen=True):
     def check(self) -> None:
         """Look into it."""
         refuse_special(self.path)
-        ask("check", self.path, self._user(), seconds=self._seconds)
+        ask("check", self.path, self._user(), self.timeout, seconds=self._seconds)
 
     def version(self) -> str:
         """Return SQLite's version."""
@@ -64,13 +64,13 @@ class SQLite(File, frozen=True):
     def dump(self) -> Iterator[Readinto]:
         """Give a function that reads a copy, made by SQLite's online backup: one moment of the database."""
         refuse_special(self.path)
-        with copied(self.path, self._user(), self._seconds) as readinto:
+        with copied(self.path, self._user(), self._seconds, self.timeout) as readinto:
             yield readinto
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Write the database next to the live one, and let SQLite look at it."""
         super().stage(memo, contents)
-        memo["made"] = looked(memo["new"], self.path, self._user(memo["path"])).remarks
+        memo["made"] = looked(memo["new"], self.path, self._user(memo["path"]), self.timeout).remarks
         self._set_mode(memo["new"], memo["mode"])
 
     def begin(self) -> Memo:
@@ -78,7 +78,7 @@ class SQLite(File, frozen=True):
         mode = ""
         with contextlib.suppress(ProgramError, UsageError):
             refuse_special(self.path)
-            mode = ask("mode", self.path, self._user(), seconds=self._seconds)["mode"]
+            mode = ask("mode", self.path, self._user(), self.timeout, seconds=self._seconds)["mode"]
         return {**super().begin(), "mode": mode}
 
     def switch(self, memo: Memo, contents: Contents) -> None:
@@ -104,7 +104,7 @@ class SQLite(File, frozen=True):
             return
         try:
             # Only a connection that is alone can leave the mode of a log.
-            mode = ask("set-mode", path, self._user(path), seconds=_SWITCH_SECONDS, wal=False)["mode"]
+            mode = self._switched(path, wal=False)["mode"]
         except LockedError as error:
             raise CastoreError(f"somebody has {path} open, stop what uses it: {error}") from error
         except InvalidError:
@@ -116,7 +116,10 @@ class SQLite(File, frozen=True):
 
     def _set_mode(self, path: str, mode: str) -> None:
         if mode == "wal":
-            ask("set-mode", path, self._user(path), seconds=_SWITCH_SECONDS, wal=True)
+            self._switched(path, wal=True)
+
+    def _switched(self, path: str, *, wal: bool) -> dict[str, Any]:
+        return ask("set-mode", path, self._user(path), self.timeout, seconds=_SWITCH_SECONDS, wal=wal)
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
@@ -126,7 +129,7 @@ class SQLite(File, frozen=True):
             os.fchmod(file.fileno(), 0o600)
             file.writelines(contents.target())
         size = counted(os.path.getsize(path), "byte")
-        sound = looked(path, self.path, self._drilling_user(), drill=True)
+        sound = looked(path, self.path, self._drilling_user(), self.timeout, drill=True)
         summary = f"{counted(sound.rows, 'row')}, {size}, integrity_check ok"
         yield f"{summary}; {sound.remarks}" if sound.remarks else summary, {"PATH": path}
 

@@ -29,6 +29,12 @@ _START: Final = (
 _IDLE_SECONDS: Final = 30.0
 """How long the process may do nothing, beyond waiting for a lock: its user can stop it, and a pipe in the
 place of one of its files has it wait for ever."""
+_LEAST_SECONDS: Final = 600.0
+_LEAST_SPEED: Final = 1 << 16
+"""Without a `timeout` the process may take _LEAST_SECONDS, and a second for so many bytes of the database.
+
+Its user could stop it and have it continue in turns, so that it is never idle, and never ends.
+"""
 _MOST_ANSWER: Final = 1 << 20
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 """The directory that the package castore is in."""
@@ -143,11 +149,12 @@ def refuse_special(path: str) -> None:
 
 @contextlib.contextmanager
 def _asked(
-    act: str, path: str, user: User | None, more: dict[str, Any]
+    act: str, path: str, user: User | None, timeout: float | None, more: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], Readinto]]:
     """Have a process do something with a database; give its answer, and a function that reads what follows.
 
-    Raises ProgramError, LockedError, CastoreError.
+    timeout: seconds that it may take in all, until the block is left. Raises ProgramError, LockedError,
+    CastoreError.
     """
     env: dict[str, str | None] = {name: None for name in os.environ if name not in _KEPT}
     with _located(path) as found, scratch_folder("castore-run-", mode=0o711) as top:
@@ -160,12 +167,21 @@ def _asked(
             os.chown(place, user.uid, user.gid)
         env |= {"LC_ALL": "C", "TMPDIR": place, "SQLITE_TMPDIR": place}
         kept = [] if user is None else [found.folder]
-        idle = more.get("seconds", 0) + _IDLE_SECONDS
-        with run_dump(argv, env=env, idle=idle, kept=kept) as readinto:
+        waiting = more.get("seconds", 0)
+        limit = timeout or waiting + _LEAST_SECONDS + _size(found) / _LEAST_SPEED
+        idle = waiting + _IDLE_SECONDS
+        with run_dump(argv, env=env, timeout=limit, idle=idle, kept=kept) as readinto:
             line, rest = _first_line(readinto)
             answer = json.loads(line) if line else {}
             _raise(path if user is None else f"{path} (as {user.text})", answer)
             yield answer, _after(rest, readinto)
+
+
+def _size(found: Located) -> int:
+    try:
+        return os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_size
+    except OSError:
+        return 0  # the process says what is wrong
 
 
 def _raise(path: str, answer: dict[str, Any]) -> None:
@@ -201,21 +217,25 @@ def _after(rest: bytes, readinto: Readinto) -> Readinto:
     return read
 
 
-def ask(act: str, path: str, user: User | None, **more: Any) -> dict[str, Any]:
+def ask(act: str, path: str, user: User | None, timeout: float | None = None, **more: Any) -> dict[str, Any]:
     """Have a process do something with a database, and return its answer.
 
-    Raises LockedError where another process uses it, ProgramError, CastoreError.
+    timeout: seconds that it may take in all; else that depends on the size of the database. Raises
+    LockedError where another process uses it, ProgramError, CastoreError.
     """
-    with _asked(act, path, user, more) as (answer, readinto):
+    with _asked(act, path, user, timeout, more) as (answer, readinto):
         # Its end: only then its exit code is known.
         readinto(memoryview(bytearray(1)))
         return answer
 
 
 @contextlib.contextmanager
-def copied(path: str, user: User | None, seconds: float) -> Iterator[Readinto]:
-    """Give a function that reads a consistent copy of a database. seconds: to wait for its lock."""
-    with _asked("dump", path, user, {"seconds": seconds}) as (answer, readinto):
+def copied(path: str, user: User | None, seconds: float, timeout: float | None = None) -> Iterator[Readinto]:
+    """Give a function that reads a consistent copy of a database.
+
+    seconds: to wait for its lock. timeout: seconds until all is read; as of `ask`.
+    """
+    with _asked("dump", path, user, timeout, {"seconds": seconds}) as (answer, readinto):
         left = answer.get("size", 0)
 
         def read(view: memoryview) -> int:
@@ -229,10 +249,13 @@ def copied(path: str, user: User | None, seconds: float) -> Iterator[Readinto]:
         yield read
 
 
-def looked(path: str, what: str, user: User | None, *, drill: bool = False) -> Looked:
+def looked(
+    path: str, what: str, user: User | None, timeout: float | None = None, *, drill: bool = False
+) -> Looked:
     """Check a copy of the database `what`, as castore.engines.sqlite_check.look does.
 
-    drill: check it thoroughly; it is in a directory of castore's own, which the user may not enter.
+    timeout: as of `ask`. drill: check it thoroughly; it is in a directory of castore's own, which the user
+    may not enter.
     """
-    found = ask("look", path, user, what=os.fsencode(what).hex(), thorough=drill, early=drill)
+    found = ask("look", path, user, timeout, what=os.fsencode(what).hex(), thorough=drill, early=drill)
     return Looked(found["rows"], found["remarks"])

@@ -159,7 +159,7 @@ class Machine:
         (self.top / "root" / "castore.toml").write_text(
             f'[service.web.parts.t]\nengine = "tree"\npath = "{self.tree}"\n'
             f'[service.web.parts.f]\nengine = "file"\npath = "{self.file}"\n'
-            f'[service.db.parts.s]\nengine = "sqlite"\npath = "{self.database}"\ntimeout = 5\n'
+            f'[service.db.parts.s]\nengine = "sqlite"\npath = "{self.database}"\ntimeout = 20\n'
         )
         self.fill_outside()
         for folder in (self.tree, self.file.parent, self.database.parent, self.stock):

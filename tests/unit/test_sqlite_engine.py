@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from castore.engines import sqlite_process
 from castore.engines.sqlite import SQLite
 from castore.engines.sqlite_check import look
-from castore.errors import CastoreError
+from castore.errors import CastoreError, ProgramError
 from castore.services.snapshot import EngineSource
 from tests.support.stores import Lab
 
@@ -105,3 +109,36 @@ def test_an_idle_connection_is_not_left_with_the_old_file(mode: str, tmp_path: P
     with contextlib.closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT x FROM t").fetchall() == [(1,)]
     assert [name for name in os.listdir(path.parent) if "castore" in name] == []
+
+
+def test_a_process_that_is_stopped_and_continued_in_turns_ends_in_time(anki: Path):
+    ended = threading.Event()
+
+    def slow_down() -> None:
+        children = Path(f"/proc/{os.getpid()}/task")
+        while not ended.wait(0.1):
+            for pid in " ".join(one.read_text() for one in children.glob("*/children")).split():
+                with contextlib.suppress(OSError):
+                    if b"sqlite_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(int(pid), signal.SIGCONT)
+                        time.sleep(0.001)
+                        os.kill(int(pid), signal.SIGSTOP)
+
+    thread = threading.Thread(target=slow_down)
+    thread.start()
+    try:
+        began = time.monotonic()
+        with pytest.raises(ProgramError, match="took longer than 3 s"):
+            SQLite(path=str(anki), timeout=3).check()
+        with pytest.raises(ProgramError, match="took longer than 3 s"), SQLite(path=str(anki), timeout=3).dump() as readinto:
+            readinto(memoryview(bytearray(1 << 20)))
+        assert time.monotonic() - began < 30
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_without_a_timeout_the_process_still_ends(anki: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sqlite_process, "_LEAST_SECONDS", -59.99)
+    with pytest.raises(ProgramError, match="took longer than"):
+        SQLite(path=str(anki)).check()
