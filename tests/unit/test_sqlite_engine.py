@@ -140,5 +140,6 @@ def test_a_process_that_is_stopped_and_continued_in_turns_ends_in_time(anki: Pat
 
 def test_without_a_timeout_the_process_still_ends(anki: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite_process, "_LEAST_SECONDS", -59.99)
+    monkeypatch.setattr(sqlite_process, "_LEAST_SPEED", 1 << 40)
     with pytest.raises(ProgramError, match="took longer than"):
         SQLite(path=str(anki)).check()
