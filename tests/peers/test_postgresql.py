@@ -297,3 +297,32 @@ def test_what_keeps_a_database_from_being_renamed_is_told(lab: Lab):
             assert server.psql("SELECT count(*) FROM t", "busy") == "2"
             lab.roll_back(1)
             assert server.psql("SELECT count(*) FROM t", "busy") == "0"
+
+
+def test_questions_are_asked_in_one_session_and_those_that_fail_are_reported(server: Postgres):
+    own = PostgreSQL(database="postgres", host=server.socket_folder, user="postgres", program_path=server.programs)
+    with own._client.connected() as client:
+        (number,) = client.ask("SELECT pg_backend_pid();")
+        for text in ("plain", "it's", 'back\\slash "quoted"', "two\nlines", ":'text'", "ü日本"):
+            assert client.ask("SELECT :'text';", {"text": text}) == [text]
+        assert client.ask("SELECT repeat('x', 1000000);") == ["x" * 1000000]
+        assert client.ask(f"SELECT '{'y' * 100000}';") == ["y" * 100000]  # too long for the session
+        assert client.ask("SELECT 1 WHERE false;") == []
+        assert client.ask("SELECT pg_backend_pid();") == [number]
+        with pytest.raises(ProgramError, match="does not exist"):
+            client.ask("SELECT 1; SELECT * FROM missing;")
+        (another,) = client.ask("SELECT pg_backend_pid();")
+        assert another != number
+        server.psql(f"SELECT pg_terminate_backend({another})")
+        assert client.ask("SELECT 3;") == ["3"]
+
+
+@pytest.mark.parametrize(("limit", "is_kept"), [("-1", True), ("2", False), ("9", True)])
+def test_a_role_with_few_connections_has_no_session(server: Postgres, limit: str, is_kept: bool):
+    server.psql(f"CREATE ROLE few LOGIN CONNECTION LIMIT {limit}")
+    try:
+        own = PostgreSQL(database="app", host=server.socket_folder, user="few", program_path=server.programs)
+        with own._client.connected() as client:
+            assert (client.ask("SELECT pg_backend_pid();") == client.ask("SELECT pg_backend_pid();")) is is_kept
+    finally:
+        server.psql("DROP ROLE few")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from castore.engines.base import read_setting
 from castore.engines.mariadb.script import plain, unescaped
-from castore.engines.mariadb.session import Session
+from castore.engines.query_session import QuerySession
 from castore.errors import ProgramError
 from castore.process.program import Program, client_environment
 from castore.process.runners import feed, output_of
@@ -67,7 +67,7 @@ class Client:
     timeout: float | None = None
     account: pwd.struct_passwd | None = None
     """The user that programs are run as; None: castore's own."""
-    session: Session | None = None
+    session: QuerySession | None = None
     """What answers queries that only read."""
 
     def program(self, which: int) -> str:
@@ -184,7 +184,9 @@ class Client:
     @contextlib.contextmanager
     def connected(self) -> Iterator[Client]:
         """Give a client that asks in one session for the block."""
-        session = Session(self._start, MOST)
+        # Of the account, or else of the server.
+        allowed = "SELECT @@max_user_connections"
+        session = QuerySession(self._start, most=MOST, allowed=allowed, separator=b"\n")
         try:
             yield replace(self, session=session)
         finally:

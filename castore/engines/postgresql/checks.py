@@ -137,10 +137,10 @@ def check(live: Database) -> None:
 def ready(live: Database) -> None:
     """Raise CastoreError where a rollback would be refused: for options, rights, replication, space."""
     refuse_options(live.options)
-    query, names = live.client.query, {"live": live.name}
-    problems = [*query(BLOCKERS, names), *query(RIGHTS, names)]
+    ask, names = live.client.ask, {"live": live.name}
+    problems = [*ask(BLOCKERS, names), *ask(RIGHTS, names)]
     if live.exists() and not any("ALLOW_CONNECTIONS" in one for one in problems):
-        problems += query(INSIDE, database=live.name)
+        problems += live.client.query(INSIDE, database=live.name)
     refuse(live.name, "rolled back", [*problems, *_lacking_space(live)])
 
 
@@ -149,7 +149,7 @@ def _lacking_space(live: Database) -> list[str]:
     client = live.client
     if client.host is not None and not client.host.startswith("/"):
         return []
-    for record in client.query(SPACE, {"live": live.name}):
+    for record in client.ask(SPACE, {"live": live.name}):
         size, _, folder = record.partition("|")
         with contextlib.suppress(OSError):
             info = os.statvfs(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from castore.engines.base import INVENTORY, Inventory, Reader, trailing
@@ -66,17 +66,17 @@ class Database:
     def exists(self) -> bool:
         """Return whether the server has this database."""
         sql = "SELECT 1 FROM pg_database WHERE datname = :'live';"
-        return bool(self.client.query(sql, {"live": self.name}))
+        return bool(self.client.ask(sql, {"live": self.name}))
 
     def oid(self) -> str:
         """Return the number by which the server knows the database; empty if it has none."""
         sql = "SELECT oid FROM pg_database WHERE datname = :'name';"
-        return "".join(self.client.query(sql, {"name": self.name}))
+        return "".join(self.client.ask(sql, {"name": self.name}))
 
     def properties(self) -> dict[str, Any] | None:
         """Return what the database is apart from what it holds; None if it does not exist."""
-        query = self.client.query
-        found = query(PROPERTIES, {"live": self.name})
+        ask = self.client.ask
+        found = ask(PROPERTIES, {"live": self.name})
         if not found:
             return None
         recorded: dict[str, Any] = json.loads(found[0])
@@ -85,8 +85,8 @@ class Database:
         # It had another name before PostgreSQL 17.
         if locale := row.get("datlocale") or row.get("daticulocale"):
             recorded["locale"] = locale
-        if query("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT');") == ["t"]:
-            found = query(PASSWORDS)
+        if ask("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT');") == ["t"]:
+            found = ask(PASSWORDS)
             hashes = json.loads(found[0]) if found else {}
             for role in recorded["roles"] or ():
                 role["password"] = hashes.get(role["name"])
@@ -98,12 +98,15 @@ class Database:
         program = self.client.program("pg_dump")
         argv = [program, *self.client.where(), "--format=plain", *restrict_key(self.client, program, secret)]
         argv += self.options
-        first = self.properties() or {}
+        with self.client.connected() as client:
+            live = replace(self, client=client)
+            first = live.properties() or {}
+            version = client.version()
         with contextlib.ExitStack() as stack:
             found, rest = stack.enter_context(self._inventory(first))
             if not rest["failed"] and self.compared != "off":
                 first[INVENTORY] = catalogue.condensed(found)
-            first["server"] = self.client.version()
+            first["server"] = version
             first |= {"extensions": rest["extension"], "views": rest["view"], "orders": rest["order"]}
             if snapshot := rest["snapshot"].get(""):
                 argv.append(f"--snapshot={snapshot}")

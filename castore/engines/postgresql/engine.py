@@ -72,7 +72,7 @@ class PostgreSQL(Engine, frozen=True):
         every = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1;"
         common = self._shared()
         found = self._roles_part(name)
-        for database in self._client.query(every):
+        for database in self._client.ask(every):
             plain = re.sub("[^A-Za-z0-9_.-]", "_", database)
             part = f"{name}.{plain}"
             if plain != database or part in found:
@@ -125,7 +125,10 @@ class PostgreSQL(Engine, frozen=True):
 
     @property
     def _live(self) -> Database:
-        return Database(self._client, self.database, self.options, self.inventory)
+        return self._database(self._client)
+
+    def _database(self, client: Client) -> Database:
+        return Database(client, self.database, self.options, self.inventory)
 
     def there(self) -> bool:
         """Whether the server has this database."""
@@ -134,7 +137,8 @@ class PostgreSQL(Engine, frozen=True):
     def check(self) -> None:
         """Raise CastoreError where the database could not be dumped, or a rollback would be refused."""
         if not self.cluster:
-            checks.check(self._live)
+            with self._client.connected() as client:
+                checks.check(self._database(client))
             return
         self._client.program("pg_dump")
         problems = []
@@ -170,7 +174,8 @@ class PostgreSQL(Engine, frozen=True):
 
     def ready(self) -> None:
         """Raise CastoreError where a rollback would be refused: for options, rights, replication, space."""
-        checks.ready(self._live)
+        with self._client.connected() as client:
+            checks.ready(self._database(client))
 
     def begin(self) -> Memo:
         """Return the names of the databases that are made."""
@@ -180,7 +185,8 @@ class PostgreSQL(Engine, frozen=True):
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Make a database like the one that was dumped, and load the dump."""
-        staging.stage(self._live, memo, contents)
+        with self._client.connected() as client:
+            staging.stage(self._database(client), memo, contents)
 
     def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
         """Return the database and the roles that a rollback would create."""
@@ -192,16 +198,19 @@ class PostgreSQL(Engine, frozen=True):
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Exchange the names of the two databases, in one transaction."""
         del contents
-        Swap(self._client, memo).switch()
+        with self._client.connected() as client:
+            Swap(client, memo).switch()
 
     def undo(self, memo: Memo, contents: Contents) -> None:
         """Exchange them back, and remove the new one."""
         del contents
-        Swap(self._client, memo).undo()
+        with self._client.connected() as client:
+            Swap(client, memo).undo()
 
     def finish(self, memo: Memo) -> None:
         """Remove what was replaced."""
-        Swap(self._client, memo).finish()
+        with self._client.connected() as client:
+            Swap(client, memo).finish()
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:

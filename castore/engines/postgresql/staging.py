@@ -60,7 +60,7 @@ def stage(live: Database, memo: Memo, contents: Contents) -> None:
         differing, _ = verify(new, was or {}, live.name)
     disabled = [
         f"the subscription {name} is disabled: ALTER SUBSCRIPTION {quoted_name(name)} ENABLE"
-        for name in client.query(SUBSCRIBED, {"name": new.name})
+        for name in client.ask(SUBSCRIBED, {"name": new.name})
     ]
     memo["made"] = "\n".join(filter(None, [memo.get("made", ""), *differing, *disabled]))
     with contextlib.suppress(ProgramError):
@@ -154,10 +154,10 @@ def _remarks(was: dict[str, Any], rest: dict[str, dict[str, str]]) -> list[str]:
 
 def _refuse_lacking(live: Database, was: dict[str, Any]) -> None:
     """Raise CastoreError where the server lacks what the dumped database needs."""
-    there = set(live.client.query("SELECT name FROM pg_available_extensions;"))
+    there = set(live.client.ask("SELECT name FROM pg_available_extensions;"))
     needed = [name for name in was.get("extensions") or () if name not in there]
     lacking = [f"the extension {name}: install its package" for name in needed]
-    spaces = live.client.query("SELECT spcname FROM pg_tablespace;")
+    spaces = live.client.ask("SELECT spcname FROM pg_tablespace;")
     if was["tablespace"] not in spaces:
         name = quoted_name(was["tablespace"])
         lacking.append(f"the tablespace {was['tablespace']}: CREATE TABLESPACE {name} LOCATION '...';")

@@ -36,11 +36,11 @@ class Swap:
         """Return which of the databases of the rollback exist."""
         names = {"live": self.live, "new": self.new, "old": self.old}
         sql = "SELECT datname FROM pg_database WHERE datname IN (:'live', :'new', :'old');"
-        return set(self._query(sql, names))
+        return set(self._client.ask(sql, names))
 
     def switch(self) -> None:
         """Exchange the names of the two databases, in one transaction. Raises CastoreError."""
-        checks.refuse(self.live, "rolled back", self._query(checks.BLOCKERS, {"live": self.live}))
+        checks.refuse(self.live, "rolled back", self._client.ask(checks.BLOCKERS, {"live": self.live}))
         there = self.existing()
         if self.new in there:
             pairs = ((self.live, self.old), (self.new, self.live))
@@ -78,7 +78,7 @@ class Swap:
         """Remove a database that a rollback made or replaced, if it exists."""
         if not re.fullmatch("castore_(new|old)_[0-9a-f]{12}", name):
             raise AssertionError(name)  # nothing else is ever dropped
-        if not self._query("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
+        if not self._client.ask("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
             return
         subscribed = self._query(f"ALTER DATABASE {name} IS_TEMPLATE false;\n{SUBSCRIBED}", {"name": name})
         if name.startswith("castore_new") and subscribed:

@@ -22,18 +22,30 @@ if TYPE_CHECKING:
 
 _LONGEST: Final = 1 << 15
 """Bytes of a script that a pipe takes at once: the client may print before it has read all of it."""
-_LIMIT: Final = b"SELECT @@max_user_connections;\n"
-"""Of the account, or else of the server; 0: none."""
 _OTHERS: Final = 2
 """The other connections at one time: of what loads or dumps, and of a lock."""
 
 
-class Session:
-    """A client that stays. `start` gives a new one, with pipes for its input and output."""
+class QuerySession:
+    """A client that stays.
 
-    def __init__(self, start: Callable[[int, int], AbstractContextManager[Program]], limit: int) -> None:
+    start: gives a new one, with pipes for its input and output. most: bytes of an answer. allowed: SQL that
+    gives how many connections the account may have; 0 or less: any number. separator: what the client
+    prints after a record.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[int, int], AbstractContextManager[Program]],
+        *,
+        most: int,
+        allowed: str,
+        separator: bytes,
+    ) -> None:
         self._start = start
-        self._limit = limit
+        self._most = most
+        self._allowed = allowed
+        self._separator = separator
         self._open = contextlib.ExitStack()
         self._program: Program | None = None
         self._is_allowed = True
@@ -41,14 +53,14 @@ class Session:
 
     def answer(self, sql: str) -> bytes | None:
         """Return what statements that only read print; None: there is no answer."""
-        script = os.fsencode(sql.rstrip("; \n")) + b";\nSELECT '%b';\n" % self._end
+        script = self._marked(sql)
         if len(script) > _LONGEST or not self._is_allowed:
             return None
         try:
             if self._program is None:
                 self._program = self._open.enter_context(self._start(subprocess.PIPE, subprocess.PIPE))
-                most = self._exchange(self._program, _LIMIT + b"SELECT '%b';\n" % self._end)
-                self._is_allowed = most is not None and not 0 < int(most) <= _OTHERS
+                allowed = self._exchange(self._program, self._marked(self._allowed))
+                self._is_allowed = allowed is not None and not 0 < int(allowed.strip(b"\0")) <= _OTHERS
             found = self._exchange(self._program, script) if self._is_allowed else None
         except (ProgramError, OSError):
             found = None
@@ -56,17 +68,21 @@ class Session:
             self.close()
         return found
 
+    def _marked(self, sql: str) -> bytes:
+        """Return a script whose last record is the mark of the answer's end."""
+        return os.fsencode(sql.rstrip("; \n")) + b";\nSELECT '%b';\n" % self._end
+
     def _exchange(self, program: Program, script: bytes) -> bytes | None:
         _, complete = program.write([script])
         answer = bytearray()
         room = memoryview(bytearray(1 << 16))
-        end = self._end + b"\n"
-        while complete and len(answer) <= self._limit:
+        end = self._end + self._separator
+        while complete and len(answer) <= self._most:
             count = program.read(room)
             if not count:
                 break
             answer += room[:count]
-            if answer.endswith(end) and bytes(answer[-len(end) - 1 : -len(end)]) in {b"", b"\n"}:
+            if answer.endswith(end) and bytes(answer[-len(end) - 1 : -len(end)]) in {b"", self._separator}:
                 return bytes(answer[: -len(end)])
         return None
 
