@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shlex
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -82,7 +83,10 @@ def _check_file(info: os.stat_result, path: str, trusted: frozenset[int]) -> Non
     if kind := kind_of(info.st_mode):
         raise UntrustedFileError(f"it is {kind}, not a regular file")
     if info.st_uid not in trusted:
-        raise UntrustedFileError(_not_owned(path, info.st_uid))
+        raise UntrustedFileError(
+            f"{_not_owned(path, info.st_uid)}, or, if that user did not change it: "
+            f"chown {_own()} {shlex.quote(path)}"
+        )
     if info.st_mode & _OTHERS_WRITE:
         raise UntrustedFileError(_writable("", path, info.st_mode))
 
@@ -94,7 +98,9 @@ def _check_directories(path: bytes, trusted: frozenset[int]) -> None:
     """
     for folder, info in directories_above(path):
         if info.st_uid not in trusted:
-            raise UntrustedFileError(_not_owned(os.fsdecode(folder), info.st_uid))
+            # Not to be given away: it may be that user's home, and a service need it.
+            shown = os.fsdecode(folder)
+            raise UntrustedFileError(f"the directory {_not_owned(shown, info.st_uid)}: move it there (mv)")
         if info.st_mode & others_write() and not info.st_mode & stat.S_ISVTX:
             raise UntrustedFileError(_writable("the directory ", os.fsdecode(folder), info.st_mode))
 
@@ -124,18 +130,22 @@ def user_text(uid: int) -> str:
         return f"the user id {uid}"
 
 
+def _own() -> str:
+    return user_text(os.geteuid()).rpartition(" ")[2]
+
+
 def _not_owned(path: str, uid: int) -> str:
-    own = user_text(os.geteuid()).rpartition(" ")[2]
     return (
         f"{path} belongs to {user_text(uid)}, who could have changed what is read: keep the file where only "
-        f"{own} can write, or, if that user did not change it: chown {own} {path}"
+        f"{_own()} can write"
     )
 
 
 def _writable(what: str, path: str, mode: int) -> str:
+    # As OpenSSH does, also where the group has no other member: who is in it may change at any time.
     return (
         f"other users may write {what or 'to '}{path} (mode {stat.S_IMODE(mode):04o}), and could have "
-        f"changed what is read; if they did not: chmod go-w {path}"
+        f"changed what is read; if they did not: chmod go-w {shlex.quote(path)}"
     )
 
 
