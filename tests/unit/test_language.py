@@ -1,0 +1,76 @@
+"""Documents are written in plain technical English: some words and phrases of an earlier dialect are refused.
+
+WORDS says what to write instead. What is justified is in EXCEPTIONS, with the reason. Add folders of code to
+CHECKED when they are clean.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHECKED = ["README.md", "CHANGELOG.md", "castore/docs/**/*.md"]
+
+WORDS = {
+    r"(re)?told|tells?|telling": "report, say, encode as, pass to",
+    r"behind": "after",
+    r"in front of": "before",
+    r"beside": "next to, alongside, concurrently with",
+    r"anew": "again; rebuild, recreate",
+    r"mend(s|ed|ing)?": "repair, fix",
+    r"hurt|unhurt": "damaged; intact",
+    r"rests? on|resting on": "depend on, reference",
+    r"is gone|are gone|is no more|when .{1,20} is gone": "is missing, was deleted",
+    r"lets? go|letting go": "expire, delete",
+    r"takes? back|taken back|tak(es|ing) .{1,30} back\b|puts? back|putting back|gives? back|giv(en|ing) back": "revert, restore, reclaim",
+    r"alike": "similar",
+    r"roll-backs?": "rollback (noun), roll back (verb)",
+    r"a night|each night of|of a night|of each night": "per night",
+    r"one that is none": "not a valid one",
+    r"half of each": "inconsistent",
+    r"state of before": "the previous state",
+    r"\bhe\b|\bhim\b|\bhis\b": "they, them, their",
+    r"whole store|leaves? a whole|stays? whole|whole again": "intact",
+    r"(which|that|where it|it|they) (lies?|lay)\b|lies (in|on|next|below|above|there)": "is, is stored",
+    r"stands (in|on|at|for)": "is, is stored; represents",
+    r"what is there|was not there|is there already": "what exists; did not exist",
+    r"who reads it|whoever keeps": "name the role: the reader, the storage provider",
+}
+
+EXCEPTIONS = {
+    "castore/docs/cli.md": "generated from help texts, which are code",
+    '`"tell"`': "a value of castore.toml",
+    "`mended[]`": "a field of --json",
+    '"system", "roll-back"': "Guix's command",
+}
+"""A whole file, or a text that is removed before a line is checked; why."""
+
+
+def files() -> list[Path]:
+    found = {path for pattern in CHECKED for path in ROOT.glob(pattern)}
+    return sorted(path for path in found if str(path.relative_to(ROOT)) not in EXCEPTIONS)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.name)
+def test_the_old_dialect_is_not_written(path: Path) -> None:
+    problems = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        line = text
+        for exception in EXCEPTIONS:
+            line = line.replace(exception, "")
+        # Names of tests and code are not prose.
+        line = re.sub(r"`test_\w+(\.py)?`", "", line)
+        for pattern, instead in WORDS.items():
+            if match := re.search(rf"(?<![\w-])(?:{pattern})(?![\w-])", line, re.IGNORECASE):
+                problems.append(f"{path.relative_to(ROOT)}:{number}: {match[0]!r}: write {instead}")
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_every_exception_is_used() -> None:
+    texts = "".join(path.read_text(encoding="utf-8") for pattern in CHECKED for path in ROOT.glob(pattern))
+    for exception, reason in EXCEPTIONS.items():
+        assert exception in texts or (ROOT / exception).exists(), exception
+        assert len(reason.split()) > 1, exception
