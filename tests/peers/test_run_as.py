@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.documents import block
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
 
@@ -162,9 +163,8 @@ def test_a_rollback_that_was_killed_is_recovered(castore: Run, home: Path, shop:
 
 
 def test_a_cluster_with_peer_authentication(castore: Run, home: Path, shop: Postgres) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    block = next(one for one in readme.split("```")[1::2] if "run-as" in one).removeprefix("toml\n")
-    (home / "castore.toml").write_text(f'store = "{home}/store"\n{block}host = "{shop.socket_folder}"\n')
+    part = block("configuration", "run-as")
+    (home / "castore.toml").write_text(f'store = "{home}/store"\n{part}host = "{shop.socket_folder}"\n')
     castore("snapshot", "shop", "--revision", "r1")
     shop.psql("INSERT INTO t VALUES (2)", "shop")
     castore("rollback", "shop", "--to", "r1")
