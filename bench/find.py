@@ -35,7 +35,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import castore
 from castore.crypto import Identity
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 
 A_DIRECTORY = 100
 
@@ -78,7 +78,7 @@ def make(folder: str, files: int, generations: int, *, clustered: bool) -> None:
     identity_file = os.path.join(folder, "identity")
     with open(identity_file, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
         file.write(identity.text() + "\n")
-    places = Places(os.path.join(folder, "state", "castore"), os.path.join(folder, "cache", "castore"))
+    places = MachinePaths(os.path.join(folder, "state", "castore"), os.path.join(folder, "cache", "castore"))
     storage = LocalStorage(os.path.join(folder, "store"), create=True)
     Store.create(storage, places, [(identity.recipient, "")], identity=lambda: identity).close()
     for number in range(generations):

@@ -29,7 +29,7 @@ from castore.maintenance.compact import plan
 from castore.model.generation import Generation, StoredRef
 from castore.model.refs import PackId, RefKind
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format import pack as packs
 from castore.store.format.generation import encode_generation, generation_name
 from castore.store.format.header import PACK, header
@@ -44,7 +44,7 @@ _ENTRY = struct.Struct("<32sIIIHBB")
 
 
 def open_store(folder: str) -> Store:
-    places = Places(f"{folder}/state", f"{folder}/cache")
+    places = MachinePaths(f"{folder}/state", f"{folder}/cache")
     return Store.open(LocalStorage(f"{folder}/store"), places)
 
 
@@ -56,7 +56,7 @@ def ids_of(number: int, count: int = A_PACK) -> bytes:
 def make(folder: str, chunks: int, generations: int) -> dict:
     """Write a store."""
     storage = LocalStorage(f"{folder}/store", create=True)
-    places = Places(f"{folder}/state", f"{folder}/cache")
+    places = MachinePaths(f"{folder}/state", f"{folder}/cache")
     identity = Identity.generate()
     Store.create(storage, places, [(identity.recipient, "")], identity=lambda: identity).close()
     with open_store(folder) as store:

@@ -17,7 +17,7 @@ from bench.data import write_dump, write_tree
 from castore.crypto import Cipher, Identity, RecordSealer, random_key
 from castore.kernel import Cutter
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 
 MB = 10**6
 SIZE = int(os.environ.get("CASTORE_BENCH_MB", "200")) * MB
@@ -43,7 +43,7 @@ class Machine:
 
     def __init__(self, folder: str) -> None:
         identity = Identity.generate()
-        places = Places(os.path.join(folder, "state"), os.path.join(folder, "cache"))
+        places = MachinePaths(os.path.join(folder, "state"), os.path.join(folder, "cache"))
         storage = LocalStorage(os.path.join(folder, "store"), create=True)
         Store.create(storage, places, [(identity.recipient, "")], identity=lambda: identity).close()
         self.store = castore.open_store(storage.location, places, lambda: identity)
@@ -162,7 +162,7 @@ def test_tree_restore(benchmark, machine, tree, tmp_path) -> None:
     def restore() -> None:
         selection = castore.select(machine.store, "t@1:part")
         into = str(tmp_path / f"out-{next(number)}")
-        castore.restore(machine.store, selection, into, castore.Ownership(change=False), castore.Tally())
+        castore.restore(machine.store, selection, into, castore.Ownership(change=False), castore.Progress())
 
     benchmark.pedantic(restore, rounds=3)
     tell(benchmark, taken.size, taken, machine.store)

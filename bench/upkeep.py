@@ -35,7 +35,7 @@ from castore.maintenance.verify import verify
 from castore.services.prune import forget
 from castore.storage import LocalStorage
 from castore.storage.os_files import Files
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.index import lmdb_env
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Place:
         self.folder, self.files = folder, files
         self.identity = Identity.generate()
         storage = LocalStorage(folder + "/store", create=True, files=files)
-        self.places = Places(folder + "/state", folder + "/cache")
+        self.places = MachinePaths(folder + "/state", folder + "/cache")
         recipients = [(self.identity.recipient, "")]
         Store.create(storage, self.places, recipients, identity=lambda: self.identity).close()
 
@@ -160,7 +160,7 @@ def upkeep(folder: str, nights: list[dict]) -> None:
     for name, options in (("index", {}), ("packs", {"packs": True}), ("read-data", {"read_data": True})):
         with place.open() as store:
             began = time.perf_counter()
-            found = verify(store, castore.Tally(), **options)
+            found = verify(store, castore.Progress(), **options)
             took = time.perf_counter() - began
         assert found.sound
         print(f"verify --{name}: {took:.2f}s, {size / took / 1e6:.0f} MB/s")
@@ -169,14 +169,14 @@ def upkeep(folder: str, nights: list[dict]) -> None:
         forget(store, "s", store.generations("s")[1:])
         forget(store, "noise", store.generations("noise")[1:])
         began = time.perf_counter()
-        done = compact(store, castore.Tally())
+        done = compact(store, castore.Progress())
         took = time.perf_counter() - began
         began = time.perf_counter()
-        again = compact(store, castore.Tally())
+        again = compact(store, castore.Progress())
         nothing = time.perf_counter() - began
         assert again.removed == 0
         store.reindex()
-        assert verify(store, castore.Tally(), read_data=True).sound
+        assert verify(store, castore.Progress(), read_data=True).sound
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     moved = f"{done.removed_bytes / 1e6:.0f} MB removed, {done.written_bytes / 1e6:.0f} MB written"
     sizes = f"{size / 1e6:.0f} MB before, {place.stored() / 1e6:.0f} MB behind"

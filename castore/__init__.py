@@ -4,13 +4,13 @@ The public Python API, of which the command line is one client::
 
     import castore
 
-    store = castore.open_store("/var/backups/castore", castore.Places(state, cache), identity)
+    store = castore.open_store("/var/backups/castore", castore.MachinePaths(state, cache), identity)
     with store, store.lock("drupal"):
         sources = {"sites": castore.TreeSource("/var/lib/drupal/sites")}
         taken = castore.snapshot(store, "drupal", sources, revision="r1")
     store.generations("drupal")                               # newest first
     selection = castore.select(store, "drupal@r1:sites")
-    castore.restore(store, selection, "/tmp/look", castore.Ownership(change=False), castore.Tally())
+    castore.restore(store, selection, "/tmp/look", castore.Ownership(change=False), castore.Progress())
     castore.roll_back(store, selection.generation, origins, ...)
 
 Errors are those of `castore.errors`. Names are imported when they are first used.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from castore.crypto import Identity, Recipient
     from castore.maintenance.verify import verify
     from castore.model.generation import Generation, Part
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.services.restore import restore
     from castore.services.rollback.execute import roll_back
     from castore.services.rollback.plan import plan_rollback, read_details
@@ -42,20 +42,20 @@ if TYPE_CHECKING:
         TreeSource,
         snapshot,
     )
-    from castore.store import Places, Store
+    from castore.store import MachinePaths, Store
 
 __all__ = [
     "FileSource",
     "Generation",
     "Identity",
+    "MachinePaths",
     "Ownership",
     "Part",
-    "Places",
     "ProgramSource",
+    "Progress",
     "Recipient",
     "Store",
     "StreamSource",
-    "Tally",
     "TreeSource",
     "__version__",
     "open_store",
@@ -74,12 +74,12 @@ _WHERE = {
     "Identity": "castore.crypto",
     "Ownership": "castore.content.restore.metadata",
     "Part": "castore.model.generation",
-    "Places": "castore.store",
+    "MachinePaths": "castore.store",
     "ProgramSource": "castore.services.snapshot",
     "Recipient": "castore.crypto",
     "Store": "castore.store",
     "StreamSource": "castore.services.snapshot",
-    "Tally": "castore.progress",
+    "Progress": "castore.progress",
     "TreeSource": "castore.services.snapshot",
     "plan_rollback": "castore.services.rollback.plan",
     "read_details": "castore.services.rollback.plan",
@@ -101,7 +101,7 @@ def __getattr__(name: str) -> Any:
 
 def open_store(
     path: str,
-    places: Places,
+    places: MachinePaths,
     identity: Callable[[], Identity] | None = None,
     *,
     accept_older: bool = False,
@@ -110,7 +110,7 @@ def open_store(
 
     places: where this machine keeps keys, indexes and what it has seen of stores. identity: called once,
     when state is first read; without it what takes an identity raises IdentityError. accept_older: take
-    a store that is older than this machine has seen it. Raises NotFoundError, OlderError, FormatError.
+    a store that is older than this machine has seen it. Raises NotFoundError, StaleStoreError, FormatError.
     """
     from castore.storage import LocalStorage
     from castore.store import Store

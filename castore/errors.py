@@ -11,17 +11,17 @@ The tree, with the code the command line ends with::
     +-- ProgramError                   4   a dump, restore or hook program failed
     +-- DamageError                    5   stored bytes are not what was stored
     |   +-- MissingError               5   something a generation needs is gone
-    |   +-- FormerKeyError             5   sealed under a former writer key, after that was replaced
+    |   +-- RevokedKeyError             5   sealed under a former writer key, after that was replaced
     |       +-- SignerError            5   signed by somebody who may not, or not at all
     +-- NotFoundError                  6   no such store, service, generation or part
     +-- IdentityError                  7   an identity is needed, or the wrong one was given
-    |   +-- RotatedError               7   the writer key was replaced: this machine has a former one
+    |   +-- KeyRotatedError               7   the writer key was replaced: this machine has a former one
     |   +-- UntrustedError             7   the configuration is signed by nobody whom this machine trusts
     +-- BusyError                      8   another castore is at work on this
-    +-- TakenBackError                 9   a deployment failed, and was taken back
-    +-- OlderError                    10   the store is older than this machine has seen it
+    +-- DeploymentRevertedError                 9   a deployment failed, and was taken back
+    +-- StaleStoreError                    10   the store is older than this machine has seen it
     +-- NotIntactError               11   a rollback failed, and the previous state was not restored
-    +-- StoppedError                 130   putting something back was interrupted, too
+    +-- RevertInterruptedError                 130   putting something back was interrupted, too
     +-- SeveralError                       as the worst of the failures of several services
     +-- StorageError                   1   the place that holds the store refused an operation
     |   +-- ObjectExistsError          1   create-only: the name is taken
@@ -108,11 +108,11 @@ class MissingError(DamageError):
     """An object or a chunk that a generation needs is not in the store."""
 
 
-class FormerKeyError(DamageError):
+class RevokedKeyError(DamageError):
     """An object is sealed under a former writer key, and was not there when that was replaced."""
 
 
-class SignerError(FormerKeyError):
+class SignerError(RevokedKeyError):
     """An object is signed by a key that may not sign it: it is not used, and blocks nothing."""
 
 
@@ -128,7 +128,7 @@ class IdentityError(CastoreError):
     exit_code = 7
 
 
-class RotatedError(IdentityError):
+class KeyRotatedError(IdentityError):
     """The store's writer key was replaced, and this machine, or this process, has a former one."""
 
 
@@ -142,13 +142,13 @@ class BusyError(CastoreError):
     exit_code = 8
 
 
-class TakenBackError(CastoreError):
+class DeploymentRevertedError(CastoreError):
     """A deployment failed, and was taken back, with the state."""
 
     exit_code = 9
 
 
-class OlderError(CastoreError):
+class StaleStoreError(CastoreError):
     """The store is not what this machine has seen of it: something in it went back."""
 
     exit_code = 10
@@ -160,7 +160,7 @@ class NotIntactError(CastoreError):
     exit_code = 11
 
 
-class StoppedError(CastoreError):
+class RevertInterruptedError(CastoreError):
     """What puts a state back was interrupted itself; the message says what it is now."""
 
     exit_code = EXIT_INTERRUPTED

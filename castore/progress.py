@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Tally:
+class Progress:
     """What has passed so far. All numbers but `total` only grow."""
 
     files: int = 0

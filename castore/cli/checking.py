@@ -12,7 +12,7 @@ from castore.cli.options import Percent, agreed, common, json_option, print_json
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
-    from castore.cli.context import Common
+    from castore.cli.context import CliContext
     from castore.maintenance.repair import Repair
     from castore.maintenance.verify import Verification
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @json_option
 @common
 def verify(
-    context: Common,
+    context: CliContext,
     index: bool,
     packs: bool,
     read_data: bool,
@@ -51,14 +51,14 @@ def verify(
     from castore.cli.progress import watching
     from castore.errors import DamageError, UsageError
     from castore.maintenance.verify import verify as check
-    from castore.progress import Tally
+    from castore.progress import Progress
 
     if index and (packs or read_data or sample is not None):
         raise UsageError("--index is no more than what is always done: leave it out, or the others")
     with context.open_store(confined=()) as store:
         if read_data or context.identity_file:
             store.identity()  # the seals for it are opened, too
-        tally = Tally()
+        tally = Progress()
         with watching() as progress:
             progress("verifying", tally)
             found = check(
@@ -126,7 +126,7 @@ def _print_findings(found: Verification) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @common
-def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
+def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Drop what cannot be read, and say what is lost; all else stays restorable.
 
     What generations lost is stored again by the next snapshot that still finds it. Configurations that are
@@ -135,7 +135,7 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
     from castore.cli.progress import hushed, watching
     from castore.errors import DamageError
     from castore.maintenance.repair import repair as mend
-    from castore.progress import Tally
+    from castore.progress import Progress
 
     def agree(found: Verification, planned: Repair) -> bool:
         with hushed():
@@ -155,7 +155,7 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
             return yes or agreed("Drop what cannot be read, for good?")
 
     with context.open_store() as store:
-        tally = Tally()
+        tally = Progress()
         with watching() as progress:
             progress("looking at everything", tally)
             done, after = mend(store, tally, agree=agree)
@@ -186,13 +186,13 @@ def repair(context: Common, dry_run: bool, yes: bool, as_json: bool) -> None:
 @click.command(epilog="Example: castore reindex")
 @json_option
 @common
-def reindex(context: Common, as_json: bool) -> None:
+def reindex(context: CliContext, as_json: bool) -> None:
     """Throw the index away and build it from the store; needs no identity."""
     from castore.cli.progress import watching
-    from castore.progress import Tally
+    from castore.progress import Progress
 
     with context.open_store() as store:
-        tally = Tally()
+        tally = Progress()
         with watching() as progress:
             progress("reading packs", tally)
             store.reindex(tally)

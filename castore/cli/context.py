@@ -29,7 +29,7 @@ def _note(line: str) -> None:
 
 
 @dataclass(frozen=True)
-class Common:
+class CliContext:
     """The options that all commands share, and what follows from them."""
 
     store: str | None

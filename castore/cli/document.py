@@ -20,7 +20,7 @@ _EXACT: Final = 1 << 53
 _SURROGATE: Final = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 _LONG_NUMBER: Final = re.compile(r"[\[ -]\d{16}")
 _KINDS: Final = {
-    "TakenBackError": "deployment-failed",
+    "DeploymentRevertedError": "deployment-failed",
     "CastoreError": "failed",
     "NewerConfigError": "format",
 }

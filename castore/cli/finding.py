@@ -15,7 +15,7 @@ from castore.cli.options import common, host_option, json_option, print_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from castore.cli.context import Common
+    from castore.cli.context import CliContext
     from castore.model.generation import Generation
     from castore.services.find import Hit, Span
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @common
 @host_option
 def find(
-    context: Common,
+    context: CliContext,
     pattern: str,
     service: str | None,
     part: str,
@@ -152,7 +152,7 @@ def _date(generation: Generation) -> str:
 @json_option
 @common
 @host_option
-def history(context: Common, what: str, limit: int | None, as_json: bool) -> None:
+def history(context: CliContext, what: str, limit: int | None, as_json: bool) -> None:
     """List the versions of a part, a directory or a file over all generations, newest first.
 
     A version is a run of generations between which nothing of it changed: content, metadata, what is below

@@ -12,7 +12,7 @@ from castore.cli.quiet import is_quiet, summarize
 from castore.cli.signing import described, signed_store, yes_option
 
 if TYPE_CHECKING:
-    from castore.cli.context import Common
+    from castore.cli.context import CliContext
     from castore.cli.recovery_sheet import Sheet
 
 
@@ -67,7 +67,7 @@ def _new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
 @json_option
 @common
 def init(
-    context: Common,
+    context: CliContext,
     path: str | None,
     recipients: tuple[str, ...],
     admins: tuple[str, ...],
@@ -126,7 +126,7 @@ def new(file: str, passphrase: bool, as_json: bool) -> None:
 @key.command(epilog="Example: castore key show --identity /media/usb/identity")
 @json_option
 @common
-def show(context: Common, as_json: bool) -> None:
+def show(context: CliContext, as_json: bool) -> None:
     """Print the public keys of an identity: what seals to it, and its admin key."""
     from castore.crypto import Admin
 
@@ -142,7 +142,7 @@ def show(context: Common, as_json: bool) -> None:
 @key.command(name="list", epilog="Example: castore key list")
 @json_option
 @common
-def list_(context: Common, as_json: bool) -> None:
+def list_(context: CliContext, as_json: bool) -> None:
     """List the recipients of the store, the admin keys that sign, and the machines that add."""
     from castore.cli import formatting
 
@@ -172,7 +172,7 @@ def list_(context: Common, as_json: bool) -> None:
 @json_option
 @common
 def add(
-    context: Common, recipient: str, label: str, admin: str | None, yes: bool, as_json: bool
+    context: CliContext, recipient: str, label: str, admin: str | None, yes: bool, as_json: bool
 ) -> None:
     """Seal the store's sessions to one more recipient. Needs an admin's identity; no data is rewritten."""
     from castore.crypto import Admin, Recipient
@@ -200,7 +200,7 @@ def add(
 @click.argument("recipient", metavar="PUB")
 @json_option
 @common
-def remove(context: Common, recipient: str, as_json: bool) -> None:
+def remove(context: CliContext, recipient: str, as_json: bool) -> None:
     """Seal the store's sessions to one recipient less. Needs an admin's identity, and not that one.
 
     The admin key of the same identity is removed, too; PUB may also be an admin key alone. What was sealed
@@ -229,7 +229,7 @@ def remove(context: Common, recipient: str, as_json: bool) -> None:
         summarize(f"{removed.text} is no longer a recipient of this store")
 
 
-def _remove_admin(context: Common, text: str, *, as_json: bool) -> None:
+def _remove_admin(context: CliContext, text: str, *, as_json: bool) -> None:
     from castore.crypto import Admin
     from castore.errors import NotFoundError
 
@@ -249,7 +249,7 @@ def _remove_admin(context: Common, text: str, *, as_json: bool) -> None:
 @yes_option
 @json_option
 @common
-def sign(context: Common, yes: bool, as_json: bool) -> None:
+def sign(context: CliContext, yes: bool, as_json: bool) -> None:
     """Sign the configuration of a store that was made with --recipient, as its admin.
 
     Shows whom the store is sealed to and which machines add to it, and asks. Other machines accept what this
@@ -278,7 +278,7 @@ def sign(context: Common, yes: bool, as_json: bool) -> None:
 @json_option
 @common
 def adopt(
-    context: Common, host: str, maintain: bool, replace: bool, new_key: bool, yes: bool, as_json: bool
+    context: CliContext, host: str, maintain: bool, replace: bool, new_key: bool, yes: bool, as_json: bool
 ) -> None:
     """Make this machine a writer of the store, by the identity of an admin, who certifies its own key.
 
@@ -300,7 +300,7 @@ def adopt(
 )
 @json_option
 @common
-def rotate_writer(context: Common, new_ids: bool, as_json: bool) -> None:
+def rotate_writer(context: CliContext, new_ids: bool, as_json: bool) -> None:
     """Draw a new writer key, after somebody may have read it. Needs the identity of an admin.
 
     What is stored stays, and restores. What is sealed under the former key from now on is refused, also
@@ -323,7 +323,7 @@ def rotate_writer(context: Common, new_ids: bool, as_json: bool) -> None:
 @click.argument("host", metavar="HOST")
 @json_option
 @common
-def revoke_writer(context: Common, host: str, as_json: bool) -> None:
+def revoke_writer(context: CliContext, host: str, as_json: bool) -> None:
     """End the certificate of a machine that was stolen or lost. Needs the identity of an admin.
 
     What it added before stays, and restores; 'castore key list' names the machines. It also draws a new
@@ -343,7 +343,7 @@ def revoke_writer(context: Common, host: str, as_json: bool) -> None:
 @key.command(epilog="Example: castore key audit")
 @json_option
 @common
-def audit(context: Common, as_json: bool) -> None:
+def audit(context: CliContext, as_json: bool) -> None:
     """Show what each machine and admin has added, and what is not accepted.
 
     After a machine was stolen this tells what it could have done before 'castore key revoke-writer'.
@@ -384,7 +384,7 @@ def audit(context: Common, as_json: bool) -> None:
     help="Write a .html page, .svg picture or .txt file; else it is printed here.",
 )
 @common
-def paper(context: Common, out: str | None) -> None:
+def paper(context: CliContext, out: str | None) -> None:
     """Print the identity on a sheet that outlives disks: to type, and as a QR code.
 
     A locked identity stays locked on it. The file is secret like the identity: remove it once it is
@@ -408,7 +408,7 @@ def paper(context: Common, out: str | None) -> None:
     click.echo(f"{out} holds the identity: print it, remove it, and keep the sheet somewhere safe", err=True)
 
 
-def _sheet(context: Common) -> Sheet:
+def _sheet(context: CliContext) -> Sheet:
     """Return what is to be printed of the identity at hand."""
     import datetime as dt
     import re
@@ -483,7 +483,7 @@ def enter(file: str, as_json: bool) -> None:
 @click.option("--remove", is_flag=True, help="Leave the identity without a passphrase.")
 @json_option
 @common
-def passphrase(context: Common, file: str | None, remove: bool, as_json: bool) -> None:
+def passphrase(context: CliContext, file: str | None, remove: bool, as_json: bool) -> None:
     """Set, change or remove the passphrase of an identity's file.
 
     That is FILE, --identity, or where init wrote it. CASTORE_PASSPHRASE_COMMAND prints the present one,

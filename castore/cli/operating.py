@@ -15,7 +15,7 @@ from castore.cli.quiet import is_quiet, summarize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from castore.cli.context import Common
+    from castore.cli.context import CliContext
     from castore.cli.progress import Watch
     from castore.model.generation import Generation
     from castore.services.config import Service, TreePart
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-def _work(context: Common, store: Store, progress: Watch, services: Sequence[str]) -> Work:
+def _work(context: CliContext, store: Store, progress: Watch, services: Sequence[str]) -> Work:
     from castore.cli.progress import hushed
     from castore.content.restore.metadata import Ownership
     from castore.services.deployment import Work
@@ -55,7 +55,7 @@ def _work(context: Common, store: Store, progress: Watch, services: Sequence[str
 @json_option
 @common
 @click.argument("words", metavar="SERVICE... -- COMMAND", nargs=-1, required=True, type=click.UNPROCESSED)
-def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: bool) -> None:
+def guard(context: CliContext, restoring: bool, words: tuple[str, ...], as_json: bool) -> None:
     """Run a deployment COMMAND between a snapshot of each SERVICE and its health check.
 
     If the revision is one that was configured before (COMMAND was a rollback of the system), its newest
@@ -65,7 +65,7 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: boo
     import sys
 
     from castore.cli.progress import hushed, watching
-    from castore.errors import TakenBackError
+    from castore.errors import DeploymentRevertedError
     from castore.model.names import short_revision
     from castore.services.deployment import guard as run_guarded
 
@@ -90,7 +90,7 @@ def guard(context: Common, restoring: bool, words: tuple[str, ...], as_json: boo
             print_json({"services": [_guarded(service, done) for service in done.taken]})
         if done.failure:
             outcome = "; ".join(f"{service}: {said}" for service, said in done.outcome.items())
-            raise TakenBackError(f"{done.failure}; the deployment was reverted: {outcome}")
+            raise DeploymentRevertedError(f"{done.failure}; the deployment was reverted: {outcome}")
         for service, said in done.outcome.items():
             summarize(f"{service}: {said}", err=as_json)
 
@@ -119,7 +119,7 @@ def _split_command(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @json_option
 @common
-def follow(context: Common, services: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Let the state of each SERVICE follow its present revision. For boot and activation scripts.
 
     The same revision as the state belongs to: nothing. A new one: it is noted. One that was here before: its
@@ -166,7 +166,7 @@ def _print_followed(one: Followed, *, dry_run: bool) -> None:
 @click.argument("service")
 @json_option
 @common
-def revision(context: Common, service: str, as_json: bool) -> None:
+def revision(context: CliContext, service: str, as_json: bool) -> None:
     """Print the present revision of SERVICE, and where it comes from."""
     from castore.errors import UsageError
     from castore.model.names import short_revision
@@ -200,7 +200,7 @@ def revision(context: Common, service: str, as_json: bool) -> None:
 @common
 @host_option
 def drill(
-    context: Common, what: str, scratch: str | None, trust_recorded: bool, as_json: bool
+    context: CliContext, what: str, scratch: str | None, trust_recorded: bool, as_json: bool
 ) -> None:
     """Restore a generation of SERVICE, the newest if none is named, into a scratch place and check it.
 
@@ -249,7 +249,7 @@ def drill(
 @click.option("--limit", type=Count(1), default=50, show_default=True, help="Show the newest N.")
 @json_option
 @common
-def events(context: Common, service: str | None, limit: int, as_json: bool) -> None:
+def events(context: CliContext, service: str | None, limit: int, as_json: bool) -> None:
     """List what castore did on this machine, newest first, and what failed and why."""
     import msgspec
 
@@ -273,7 +273,7 @@ def config() -> None:
 @config.command("init", epilog="Example: castore config init /etc/castore/castore.toml")
 @click.argument("file", required=False, type=LocalPath())
 @common
-def write_config(context: Common, file: str | None) -> None:
+def write_config(context: CliContext, file: str | None) -> None:
     """Write a commented castore.toml for the services found on this machine.
 
     FILE is by default /etc/castore/castore.toml for root, else ~/.config/castore/castore.toml; `-` prints it.
@@ -307,7 +307,7 @@ def write_config(context: Common, file: str | None) -> None:
 @config.command(epilog="Example: castore config show")
 @json_option
 @common
-def show(context: Common, as_json: bool) -> None:  # noqa: ARG001 - it is JSON anyway
+def show(context: CliContext, as_json: bool) -> None:  # noqa: ARG001 - it is JSON anyway
     """Print the configuration as it is understood, with all that was left out."""
     import msgspec
 
@@ -323,7 +323,7 @@ def show(context: Common, as_json: bool) -> None:  # noqa: ARG001 - it is JSON a
 @config.command(epilog="Example: castore config check")
 @json_option
 @common
-def check(context: Common, as_json: bool) -> None:
+def check(context: CliContext, as_json: bool) -> None:
     """See whether all that castore.toml names is there: programs, databases, paths, store, identity."""
     from castore.cli import places
     from castore.content.scan.exclude import Exclude

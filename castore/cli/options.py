@@ -178,9 +178,9 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         trusted: tuple[str, ...],
         **others: Any,
     ) -> Any:
-        from castore.cli.context import Common
+        from castore.cli.context import CliContext
 
-        return command(Common(store, config, identity_file, accept_older, trusted=trusted), **others)
+        return command(CliContext(store, config, identity_file, accept_older, trusted=trusted), **others)
 
     return _store_option(_config_option(_identity_option(_older_option(_trust_option(with_context)))))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from castore.crypto.identity import Identity
-    from castore.state.paths import Places
+    from castore.state.paths import MachinePaths
 
 _FILE: Final = "castore.toml"
 _SYSTEM_FILE: Final = "/etc/castore/castore.toml"
@@ -136,13 +136,13 @@ def default_store() -> str:
     return os.path.join(_base("XDG_DATA_HOME", ".local/share"), "castore")
 
 
-def places() -> Places:
+def places() -> MachinePaths:
     """Return the folders that hold something for each store."""
-    from castore.state.paths import Places
+    from castore.state.paths import MachinePaths
 
     state = _base("XDG_STATE_HOME", ".local/state", root="/var/lib")
     cache = _base("XDG_CACHE_HOME", ".cache", root="/var/cache")
-    return Places(os.path.join(state, "castore"), os.path.join(cache, "castore"))
+    return MachinePaths(os.path.join(state, "castore"), os.path.join(cache, "castore"))
 
 
 def identity_path(store_id: bytes) -> str:

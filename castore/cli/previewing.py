@@ -9,7 +9,7 @@ from castore.cli import formatting
 from castore.cli.options import print_json
 
 if TYPE_CHECKING:
-    from castore.cli.context import Common
+    from castore.cli.context import CliContext
     from castore.cli.several import Several
     from castore.services.preview import PartPreview
     from castore.services.snapshot import Source
@@ -18,7 +18,7 @@ _SHOWN = 10
 
 
 def show_preview(
-    context: Common,
+    context: CliContext,
     service: str,
     sources: dict[str, Source],
     revision: str | None,
@@ -49,7 +49,7 @@ def show_preview(
         raise UsageError("; ".join(reasons))
 
 
-def _revision(context: Common, service: str, revision: str | None) -> str:
+def _revision(context: CliContext, service: str, revision: str | None) -> str:
     """Return what a generation would be filed under."""
     from castore.errors import NotFoundError
     from castore.services.state_revision import filed_under

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from castore.progress import Tally
+    from castore.progress import Progress
 
 _FIRST_SECONDS: Final = 0.5
 _STEP_SECONDS: Final = 0.1
@@ -36,7 +36,7 @@ class Watch:
     """Shows the newest of the tallies that it was told of; remembers the warnings of all."""
 
     def __init__(self) -> None:
-        self._tallies: list[tuple[str, Tally]] = []
+        self._tallies: list[tuple[str, Progress]] = []
         self._done = threading.Event()
         self._drawing = threading.RLock()
         self._live: Live | None = None
@@ -45,7 +45,7 @@ class Watch:
         """What had been read when the work on the present tally began, or was resumed."""
         self._past: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS)
 
-    def __call__(self, name: str, tally: Tally) -> None:
+    def __call__(self, name: str, tally: Progress) -> None:
         """Turn to the work on `name`, which counts in `tally`."""
         # A tally comes twice where its work was suspended for that on another.
         self._tallies = [one for one in self._tallies if one[1] is not tally] + [(name, tally)]
@@ -125,7 +125,7 @@ class Watch:
         grid.add_row(ProgressBar(tally.total, done, width=bar), line)
         return grid
 
-    def _pieces(self, name: str, tally: Tally, done: int) -> list[tuple[int, str]]:
+    def _pieces(self, name: str, tally: Progress, done: int) -> list[tuple[int, str]]:
         """Return what to show, in order, each with its rank: the greatest is left out first."""
         share, left, amount = "", "", _amount(tally.read, tally) if tally.read else ""
         if tally.total:
@@ -143,7 +143,7 @@ class Watch:
         ]
         return [(rank, f" {piece}" if rank > 2 else piece) for rank, piece in pieces if piece]
 
-    def _rate(self, tally: Tally) -> int:
+    def _rate(self, tally: Progress) -> int:
         now = time.monotonic()
         if self._past and self._past[-1][1] > tally.read:
             self._past.clear()  # another part, counted from 0
@@ -152,7 +152,7 @@ class Watch:
         return int((tally.read - before) / (now - began)) if now > began else 0
 
 
-def _amount(number: int, tally: Tally) -> str:
+def _amount(number: int, tally: Progress) -> str:
     return formatting.count(number, tally.unit) if tally.unit else formatting.size(number)
 
 

@@ -15,11 +15,11 @@ from castore.cli.quiet import is_quiet, summarize
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from castore.cli.context import Common
+    from castore.cli.context import CliContext
     from castore.maintenance.compact import Compacted, Limits, Plan
     from castore.model.generation import Generation
     from castore.services.config import Keep, Service
-    from castore.services.retention import Verdict
+    from castore.services.retention import RetentionDecision
     from castore.store import Store
 
 _DAY = 86400.0
@@ -99,7 +99,7 @@ def _rules_given(rules: dict[str, int], within: str | None) -> Keep | None:
 
 
 def _rules_of(
-    context: Common, services: Sequence[str], known: Sequence[str], keep: Keep | None
+    context: CliContext, services: Sequence[str], known: Sequence[str], keep: Keep | None
 ) -> tuple[dict[str, Service | None], list[str]]:
     """Return the settings of the services to prune, and why some of them were left out.
 
@@ -129,7 +129,7 @@ def _rules_of(
 @json_option
 @common
 @host_option
-def pin(context: Common, what: str, note: str, as_json: bool) -> None:
+def pin(context: CliContext, what: str, note: str, as_json: bool) -> None:
     """Keep a generation whatever the rules say, until it is unpinned."""
     from castore.services.selectors import find
 
@@ -149,7 +149,7 @@ def pin(context: Common, what: str, note: str, as_json: bool) -> None:
 @json_option
 @common
 @host_option
-def unpin(context: Common, what: str, as_json: bool) -> None:
+def unpin(context: CliContext, what: str, as_json: bool) -> None:
     """Let the rules decide about a generation again."""
     from castore.errors import NotFoundError
     from castore.services.selectors import find
@@ -174,7 +174,7 @@ def unpin(context: Common, what: str, as_json: bool) -> None:
 @json_option
 @common
 @host_option
-def forget(context: Common, what: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> None:
+def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> None:
     """Remove generations for good. 'castore compact' reclaims the space that only they needed.
 
     SERVICE@3-7 names the generations with the numbers 3 to 7.
@@ -244,7 +244,7 @@ def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:
 @common
 @host_option
 def prune(
-    context: Common,
+    context: CliContext,
     services: tuple[str, ...],
     keep: Keep | None,
     dry_run: bool,
@@ -263,7 +263,7 @@ def prune(
     from castore.cli.progress import watching
     from castore.errors import ConfigError
     from castore.maintenance.compact import plan
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.services.prune import judged
     from castore.services.prune import prune as remove
     from castore.services.selectors import unknown_service
@@ -292,7 +292,7 @@ def prune(
             if refused:
                 raise ConfigError("; ".join(refused))
             return
-        tally = Tally()
+        tally = Progress()
         with watching() as progress:
             progress("pruning", tally)
             gone_now, left_out, done = remove(
@@ -331,23 +331,23 @@ def _is_clear(store: Store, service: str) -> bool:
 @json_option
 @common
 def compact(
-    context: Common, dry_run: bool, max_unused: float, grace: float, unfinished: bool, as_json: bool
+    context: CliContext, dry_run: bool, max_unused: float, grace: float, unfinished: bool, as_json: bool
 ) -> None:
     """Give back the space that no generation needs: of what was forgotten, or never committed."""
     from castore.cli.progress import watching
     from castore.maintenance.compact import plan
-    from castore.progress import Tally
-    from castore.services.prune import give_back
+    from castore.progress import Progress
+    from castore.services.prune import compact_and_record
 
     limits = _limits(max_unused, unfinished=unfinished)
     with context.open_store() as store:
         if dry_run:
             _print_plan(store, [], plan(store, **limits), as_json=as_json)
             return
-        tally = Tally()
+        tally = Progress()
         with watching() as progress:
             progress("compacting", tally)
-            done = give_back(store, tally, grace=grace, **limits)
+            done = compact_and_record(store, tally, grace=grace, **limits)
     if as_json:
         print_json(_as_json(done))
     else:
@@ -361,7 +361,7 @@ def _limits(max_unused: float, *, unfinished: bool) -> Limits:
     return {"max_unused": max_unused, "unfinished": 0 if unfinished else UNFINISHED_SECONDS}
 
 
-def _print_plan(store: Store, verdicts: list[Verdict], planned: Plan, *, as_json: bool) -> None:
+def _print_plan(store: Store, verdicts: list[RetentionDecision], planned: Plan, *, as_json: bool) -> None:
     from castore.model.names import short_revision
 
     generations = [

@@ -16,7 +16,7 @@ from castore.cli.quiet import summarize
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from castore.cli.context import Common
+    from castore.cli.context import CliContext
     from castore.model.generation import Generation, Part
     from castore.services.selectors import Selection
     from castore.store import Store
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @common
 @host_option
 def log(
-    context: Common, service: str | None, revision: str | None, limit: int | None, as_json: bool
+    context: CliContext, service: str | None, revision: str | None, limit: int | None, as_json: bool
 ) -> None:
     """List generations, newest first: of SERVICE, or of all services."""
     from itertools import islice
@@ -101,7 +101,7 @@ def _of_hosts(store: Store, service: str | None) -> Callable[[Generation], bool]
 @json_option
 @common
 @host_option
-def show(context: Common, what: str, as_json: bool) -> None:
+def show(context: CliContext, what: str, as_json: bool) -> None:
     """Show one generation, or a part or path of it: sizes, and how much the store had already."""
     from castore.cli.generations import parts_table, plain
     from castore.model.names import short_revision
@@ -187,7 +187,7 @@ def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
 @json_option
 @common
 @host_option
-def ls(context: Common, what: str, recursive: bool, as_json: bool) -> None:
+def ls(context: CliContext, what: str, recursive: bool, as_json: bool) -> None:
     """List what is in a generation, a part, or a directory of it."""
     from castore.content.streams import StreamReader
     from castore.services.selectors import select
@@ -278,7 +278,7 @@ _TYPES = {1: "fifo", 2: "char", 4: "dir", 6: "block", 8: "file", 10: "link", 12:
 @click.argument("what", metavar="SERVICE@SEL:PART[/PATH]")
 @common
 @host_option
-def cat(context: Common, what: str) -> None:
+def cat(context: CliContext, what: str) -> None:
     """Write a dump, or a file of a tree, to standard output."""
     from castore.content.streams import StreamReader
     from castore.services.restore import read
@@ -298,7 +298,7 @@ def cat(context: Common, what: str) -> None:
 @json_option
 @common
 @host_option
-def diff(context: Common, old: str, new: str, as_json: bool) -> None:
+def diff(context: CliContext, old: str, new: str, as_json: bool) -> None:
     """Say what differs: paths added (+), removed (-), changed (M), metadata only (m); bytes of dumps.
 
     With a part or path in one of the two names, the other one's is the same unless it is named.
@@ -400,7 +400,7 @@ def _diff_line(row: dict[str, Any]) -> str:
 @click.command(epilog="Example: castore stats --json")
 @json_option
 @common
-def stats(context: Common, as_json: bool) -> None:
+def stats(context: CliContext, as_json: bool) -> None:
     """Say how much the store holds, and what each step saved."""
     from castore.maintenance.stats import stats as count
 

@@ -20,11 +20,11 @@ from castore.cli.options import (
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
-    from castore.cli.context import Common
+    from castore.cli.context import CliContext
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import TreePlan
     from castore.model.generation import Generation, Origin
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.services.config import Service
     from castore.services.rollback.plan import RollbackPlan
     from castore.services.selectors import Selection
@@ -75,7 +75,7 @@ _numeric_option = click.option(
 @common
 @host_option
 def restore(
-    context: Common,
+    context: CliContext,
     what: str,
     destination: str,
     in_place: bool,
@@ -100,7 +100,7 @@ def restore(
     import time
 
     from castore.cli.progress import watching
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.services.restore import restore as put
     from castore.services.selectors import select
 
@@ -117,7 +117,7 @@ def restore(
     with context.open_store(confined=None if in_place else writable) as store:
         store.sync_generations()
         selection = select(store, what)
-        tally = Tally()
+        tally = Progress()
         if in_place:
             ownership = _ownership(numeric_ids)
             options = (dry_run, checksum, trust_times, yes, as_json, trust_recorded)
@@ -143,17 +143,17 @@ def restore(
     context.report_restored(done.report.warnings, done.report.damaged)
 
 
-def _amounts(tally: Tally, seconds: float) -> str:
+def _amounts(tally: Progress, seconds: float) -> str:
     """Return how much was restored, and how long it took."""
     return f"{formatting.count(tally.files, 'file')}, {formatting.size(tally.read)}, in {seconds:.1f} s"
 
 
-def _plain_amounts(tally: Tally, seconds: float) -> dict[str, Any]:
+def _plain_amounts(tally: Progress, seconds: float) -> dict[str, Any]:
     return {"files": tally.files, "bytes": tally.read, "seconds": round(seconds, 3)}
 
 
 def _in_place(
-    context: Common,
+    context: CliContext,
     store: Store,
     selection: Selection,
     top: str,
@@ -168,15 +168,15 @@ def _in_place(
     import time
 
     from castore.cli.progress import hushed, watching
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.services.restore import plan_size
     from castore.services.restore_in_place import origin_of, plan_in_place, restore_in_place
 
     began = time.monotonic()
-    tally = Tally()
+    tally = Progress()
     configured = context.configured_origins(selection.generation.service)
     with watching() as progress:
-        progress("comparing", Tally())
+        progress("comparing", Progress())
         plan = plan_in_place(
             store,
             selection,
@@ -260,7 +260,7 @@ def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
 )
 @json_option
 @common
-def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool) -> None:
+def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: bool) -> None:
     """End what was interrupted: a rollback of a SERVICE, or a restore in place into a DIR.
 
     What was not complete is reverted to the previous state. Where only what was replaced had still to be
@@ -336,7 +336,7 @@ def recover(context: Common, what: tuple[str, ...], forget: bool, as_json: bool)
 @common
 @host_option
 def rollback(
-    context: Common,
+    context: CliContext,
     service: str,
     selector: str | None,
     undo: bool,
@@ -358,7 +358,7 @@ def rollback(
     import time
 
     from castore.cli.progress import watching
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.services.doubts import doubts
     from castore.services.rollback.execute import check_plan, creations, missing_folders, roll_back
     from castore.services.rollback.plan import plan_rollback, read_details
@@ -405,7 +405,7 @@ def rollback(
         configured = _revision_if_known(context, service)
         with store.lock(service), watching() as progress:
             revision = state_revision(store, service, configured).revision
-            tally, began = Tally(), time.monotonic()
+            tally, began = Progress(), time.monotonic()
             done = roll_back(
                 store,
                 target,
@@ -442,7 +442,7 @@ def rollback(
     )
 
 
-def _revision_if_known(context: Common, service: str, *, quiet: bool = False) -> str | None:
+def _revision_if_known(context: CliContext, service: str, *, quiet: bool = False) -> str | None:
     """Return the configured revision; None, with a warning, where what names it does not exist (yet)."""
     from castore.errors import ProgramError, UsageError
 
@@ -454,7 +454,7 @@ def _revision_if_known(context: Common, service: str, *, quiet: bool = False) ->
         return None
 
 
-def _tell_follow(context: Common, service: str, target: Generation) -> None:
+def _tell_follow(context: CliContext, service: str, target: Generation) -> None:
     """Say that the next `follow` takes this roll-back for a state that is left behind."""
     from castore.model.names import short_revision
 
@@ -476,7 +476,7 @@ def _of(generation: Generation) -> str:
 
 
 def _origins(
-    context: Common,
+    context: CliContext,
     store: Store,
     target: Generation,
     recorded: dict[str, Origin],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from castore.cli import formatting
 from castore.cli.document import error_fields
-from castore.errors import CastoreError, IncompleteError, SeveralError, StoppedError
+from castore.errors import CastoreError, IncompleteError, RevertInterruptedError, SeveralError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Several:
         """Run the block for one service; note its error, and report it."""
         try:
             yield
-        except StoppedError:
+        except RevertInterruptedError:
             raise
         except (CastoreError, OSError) as raised:
             if not self.apart:

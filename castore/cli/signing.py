@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from castore.cli.context import Common
+    from castore.cli.context import CliContext
     from castore.store import Store
     from castore.store.format.config import Certificate, StoreConfig
 
@@ -17,7 +17,7 @@ yes_option = click.option(
 """Adds --yes."""
 
 
-def signed_store(context: Common, *, yes: bool, local_key: bool = True) -> Store:
+def signed_store(context: CliContext, *, yes: bool, local_key: bool = True) -> Store:
     """Open a store whose configuration an admin has signed, or now signs if the user agrees.
 
     Raises UsageError where the user does not.

@@ -13,9 +13,9 @@ from castore.cli.options import LocalPath, common, json_option, print_json
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
-    from castore.cli.context import Common
+    from castore.cli.context import CliContext
     from castore.cli.several import Several
-    from castore.services.hooks import Around
+    from castore.services.hooks import Hooks
     from castore.services.snapshot import Source
     from castore.store import Store
 
@@ -85,7 +85,7 @@ def split_program(option: str, text: str) -> tuple[str, ...]:
 @json_option
 @common
 def snapshot(
-    context: Common,
+    context: CliContext,
     services: tuple[str, ...],
     everything: bool,
     revision: str | None,
@@ -114,7 +114,7 @@ def snapshot(
     given = _given_sources(trees, dumps, programs, limits, allow_empty=allow_empty)
     names = _chosen_services(context, services, everything=everything, given=bool(given))
     several = Several(names, apart=everything or len(names) > 1)
-    wanted: dict[str, tuple[dict[str, Source], Around]] = {}
+    wanted: dict[str, tuple[dict[str, Source], Hooks]] = {}
     for name in names:
         with several.service(name):
             wanted[name] = _wanted(context, name, given, limits)
@@ -200,7 +200,7 @@ def _given_sources(
 
 
 def _chosen_services(
-    context: Common, services: tuple[str, ...], *, everything: bool, given: bool
+    context: CliContext, services: tuple[str, ...], *, everything: bool, given: bool
 ) -> list[str]:
     """Return the services to snapshot, each once. Raises UsageError."""
     from castore.errors import UsageError
@@ -224,17 +224,17 @@ def _chosen_services(
 
 
 def _wanted(
-    context: Common, service: str, given: dict[str, Source], limits: TreeLimits
-) -> tuple[dict[str, Source], Around]:
+    context: CliContext, service: str, given: dict[str, Source], limits: TreeLimits
+) -> tuple[dict[str, Source], Hooks]:
     """Return the parts to take of a service, and its hooks. Raises UsageError."""
     import dataclasses
 
-    from castore.services.hooks import Around
+    from castore.services.hooks import Hooks
     from castore.services.snapshot import TreeSource
 
     if given:
         _note_useless(given)
-        return given, Around(())
+        return given, Hooks(())
     sources = context.configured_sources(service)
     for name, source in sources.items():
         if isinstance(source, TreeSource):
@@ -245,7 +245,7 @@ def _wanted(
                 exclude_caches=source.exclude_caches or limits.exclude_caches,
             )
     _note_useless(sources)
-    return sources, Around.of(context.service_settings(service))
+    return sources, Hooks.of(context.service_settings(service))
 
 
 def _note_useless(sources: dict[str, Source]) -> None:
@@ -267,11 +267,11 @@ def _note_useless(sources: dict[str, Source]) -> None:
 
 
 def _take(
-    context: Common,
+    context: CliContext,
     store: Store,
     service: str,
     sources: dict[str, Source],
-    around: Around,
+    around: Hooks,
     revision: str | None,
     several: Several,
     *,

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from castore.content.previous_stream import Parent, Window
+    from castore.content.previous_stream import PreviousStream, Window
     from castore.kernel import Borders, Cutter
     from castore.model.refs import RecordId
-    from castore.progress import Tally
-    from castore.store import Sealed, Session
+    from castore.progress import Progress
+    from castore.store import SealedRecord, Session
 
 _WORKERS: Final = 2
 _UNDER_WAY: Final = 6
@@ -47,7 +47,7 @@ class _Stretch:
         self.begins = begins
         """Whether the stream begins here; else a chunk under way, in front of `start`, goes on."""
         self.final = final
-        self.parent: Parent | None = None
+        self.parent: PreviousStream | None = None
         self.chunks: list[tuple[int, int, RecordId, bool]] = []
         """Start, end, id of each chunk found, and whether the store has it."""
         self.refs: list[Ref] = []
@@ -74,7 +74,7 @@ class _Batch:
         """What the store does not have, with its offset in its stream."""
         self.window: Window | None = None
         """What stood in its place."""
-        self.sealed: Future[list[Sealed]] | None = None
+        self.sealed: Future[list[SealedRecord]] | None = None
 
     @property
     def stretches(self) -> list[_Stretch]:
@@ -82,14 +82,14 @@ class _Batch:
         return [op for op in self.ops if isinstance(op, _Stretch)]
 
 
-class Ingest:
+class Pipeline:
     """Stores streams, one after the other, through `session`; counts in `tally`.
 
     deltas: whether chunks may be stored as deltas of chunks in earlier packs.
     Use it in a `with` block. Its end waits for all that was fed, unless an error leaves it.
     """
 
-    def __init__(self, session: Session, cutter: Cutter, tally: Tally, *, deltas: bool = True) -> None:
+    def __init__(self, session: Session, cutter: Cutter, tally: Progress, *, deltas: bool = True) -> None:
         self.tally = tally
         self._deltas = deltas
         self._session = session
@@ -106,7 +106,7 @@ class Ingest:
         self._sealing: set[RecordId] = set()
         self._free: list[mmap.mmap] = []
         self._builder = ListBuilder(self.put_node)
-        self._parent: Parent | None = None
+        self._parent: PreviousStream | None = None
         self._begins = True
         self._offset = 0
         """In its stream, of the next byte to be fed."""
@@ -143,7 +143,7 @@ class Ingest:
         while self._out:
             self._take_in()
 
-    def compare_with(self, parent: Parent | None) -> None:
+    def compare_with(self, parent: PreviousStream | None) -> None:
         """Say what the stream that begins now is likely to be like."""
         self._parent = parent
 
@@ -372,7 +372,7 @@ class Ingest:
             batch.sealed = self._pool.submit(self._seal, batch)
         self._compared += 1
 
-    def _seal(self, batch: _Batch) -> list[Sealed]:
+    def _seal(self, batch: _Batch) -> list[SealedRecord]:
         """Seal the chunks of a batch that the store does not have; runs on a worker."""
         session, window = self._session, batch.window
         new = [chunk for chunk, _ in batch.new]
@@ -411,7 +411,7 @@ class Ingest:
                 op()
         self._broken = False
 
-    def _add(self, sealed: Sealed) -> None:
+    def _add(self, sealed: SealedRecord) -> None:
         if not self._session.add(sealed):
             return
         tally = self.tally

@@ -74,7 +74,7 @@ class Window:
         return tuple(self._chunks[at].id for at in found[:MAX_BASES])
 
 
-class Parent:
+class PreviousStream:
     """A stored stream, followed from its beginning to its end in bounded memory.
 
     runs: its chunks, as `iter_runs_of_chunks` gives them. Where they cannot be read the stream just

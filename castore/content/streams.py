@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
-    from castore.content.pipeline import Ingest
+    from castore.content.pipeline import Pipeline
     from castore.model.refs import RecordId, Ref
     from castore.store import Store
 
@@ -34,7 +34,7 @@ _AHEAD_RUNS: Final = 6
 
 
 def store_stream(
-    ingest: Ingest, readinto: Callable[[memoryview], int], done: Callable[[Ref | None], None]
+    ingest: Pipeline, readinto: Callable[[memoryview], int], done: Callable[[Ref | None], None]
 ) -> None:
     """Feed what `readinto` gives, until it gives 0 bytes, as one stream."""
     while count := readinto(ingest.room()):

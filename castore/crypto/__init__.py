@@ -11,15 +11,15 @@ from castore.crypto.identity import Identity, Recipient
 from castore.crypto.object_aead import ObjectSealer
 from castore.crypto.record_aead import Cipher, RecordSealer, best_cipher, random_key
 from castore.crypto.signing import Admin, SigningKey
-from castore.crypto.writer_key import MachineKey, Past, Signers, WriterKey
+from castore.crypto.writer_key import KeyHistory, MachineKey, Signers, WriterKey
 
 __all__ = [
     "Admin",
     "Cipher",
     "Identity",
+    "KeyHistory",
     "MachineKey",
     "ObjectSealer",
-    "Past",
     "Recipient",
     "RecordSealer",
     "Signers",

@@ -15,7 +15,7 @@ from castore.crypto.key_text import one_line, read, write
 from castore.crypto.object_aead import ObjectSealer
 from castore.crypto.signing import PUBLIC_BYTES, SigningKey
 from castore.crypto.sodium import Secret
-from castore.errors import DamageError, FormerKeyError, IdentityError, SignerError, UsageError
+from castore.errors import DamageError, IdentityError, RevokedKeyError, SignerError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -58,7 +58,7 @@ class MachineKey:
 
 
 @dataclass(frozen=True, repr=False)
-class Past:
+class KeyHistory:
     """What came before a writer key that took the place of others."""
 
     former: tuple[bytes, ...]
@@ -105,7 +105,7 @@ class WriterKey:
         self,
         store_id: bytes,
         secret: bytes,
-        past: Past | None = None,
+        past: KeyHistory | None = None,
         *,
         machine: MachineKey | None = None,
         pins: Iterable[bytes] = (),
@@ -213,7 +213,7 @@ class WriterKey:
         """Return the plaintext of an object's box, and the key, this or a former one, that opened it.
 
         digest: returns the hash of the whole object, which is asked for if it was a former one.
-        Raises DamageError, FormerKeyError, which do not name the object.
+        Raises DamageError, RevokedKeyError, which do not name the object.
         """
         plain = self._objects.attempt(ad, box)
         if plain is not None:
@@ -223,7 +223,7 @@ class WriterKey:
             if plain is None:
                 continue
             if self.listed().get(name) != digest():
-                raise FormerKeyError(
+                raise RevokedKeyError(
                     "it was sealed under a former writer key after that was replaced: somebody who has "
                     "that key may have forged it"
                 )

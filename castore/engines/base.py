@@ -116,7 +116,8 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     def dump(self) -> AbstractContextManager[Readinto]:
         """Give a function that reads the dump, as castore.process.runners.run_dump does.
 
-        It may be a `Reader`, which has warnings. Raises ProgramError where the dump failed or is not whole.
+        It may be a `DumpWithPreamble`, which has warnings. Raises ProgramError where the dump failed or is
+        not complete.
         """
 
     def stable_dump(self, secret: str) -> AbstractContextManager[Readinto]:
@@ -240,7 +241,7 @@ def read_setting(what: str, path: str, account: pwd.struct_passwd | None) -> byt
         raise ConfigError(f"cannot read the {what} in {path}: {reason}") from error
 
 
-class Reader:
+class DumpWithPreamble:
     """What reads a dump: a line of castore's own first, which the program that takes it in passes over.
 
     warnings: (name, reason) of what of the state is not in the dump, or could not be taken in again. They
@@ -264,7 +265,7 @@ class Reader:
         return self._readinto(view)
 
 
-def introduction_of(chunks: Iterable[Bytes]) -> dict[str, Any]:
+def read_preamble(chunks: Iterable[Bytes]) -> dict[str, Any]:
     """Return what the first line of a dump records; {}: it was taken by a castore that wrote none.
 
     Raises CastoreError if the line is not valid.
@@ -350,7 +351,7 @@ def new_name(mark: str) -> str:
     return f"castore_{mark}_{os.urandom(6).hex()}"
 
 
-def trailing(readinto: Readinto, promise: bytes, what: str, within: int = 4096) -> Readinto:
+def require_trailer(readinto: Readinto, promise: bytes, what: str, within: int = 4096) -> Readinto:
     """Return `readinto`, but with an error at the end of a dump that does not end as promised.
 
     promise: what is in its last `within` bytes if it is whole.

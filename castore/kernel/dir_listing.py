@@ -164,7 +164,7 @@ def entry_at(listing: bytes, at: int) -> Listed:
     )
 
 
-def raw_at(listing: bytes, at: int) -> bytes:
+def entry_bytes(listing: bytes, at: int) -> bytes:
     """Return all that a listing tells at one place."""
     end = at + _ENTRY.size
     return listing[at : end + _NAME_LENGTH.unpack_from(listing, end - 4)[0]]
@@ -204,7 +204,7 @@ def name_at(listing: bytes, at: int) -> bytes:
     return listing[begin : begin + _NAME_LENGTH.unpack_from(listing, begin - 4)[0]]
 
 
-def listed_of(name: bytes, info: os.stat_result) -> Listed:
+def listing_entry(name: bytes, info: os.stat_result) -> Listed:
     """Return what a listing would tell of what was looked at by itself."""
     return Listed(
         *(name, info.st_ino, info.st_dev, info.st_size, info.st_mtime_ns, info.st_ctime_ns),

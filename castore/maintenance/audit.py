@@ -50,7 +50,10 @@ class Audit(msgspec.Struct):
 
 
 def audit(store: Store) -> Audit:
-    """Return what each key has added. The index is brought up to date. Raises StorageError, OlderError."""
+    """Return what each key has added. The index is brought up to date.
+
+    Raises StorageError, StaleStoreError.
+    """
     store.sync(report_older=True)
     config = store.config
     found = [

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from castore.model.generation import Generation
     from castore.model.refs import RecordId
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.store import Store
     from castore.store.format.pack import PackEntry
 
@@ -134,7 +134,7 @@ def plan(
 
 def compact(
     store: Store,
-    tally: Tally,
+    tally: Progress,
     *,
     max_unused: float = MAX_UNUSED,
     grace: float = GRACE_SECONDS,
@@ -264,7 +264,7 @@ class _Compaction:
         except ObjectMissingError:
             return False
 
-    def run(self, tally: Tally, grace: float) -> Compacted:
+    def run(self, tally: Progress, grace: float) -> Compacted:
         done = Compacted(self.plan())
         self._refuse_lost()
         self._finish_condemned(grace, done)
@@ -276,7 +276,7 @@ class _Compaction:
         self._remove_sessions(done)
         return done
 
-    def _rewrite(self, tally: Tally, done: Compacted) -> None:
+    def _rewrite(self, tally: Progress, done: Compacted) -> None:
         """Write packs anew, in steps that are each made durable, and followed by a removal."""
         step: dict[PackId, int] = {}
         tally.total = sum(one.length for one in done.plan.rewrites)

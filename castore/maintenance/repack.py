@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from castore.model.refs import PackId
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.store import Store
     from castore.store.format.pack import PackEntry
     from castore.store.write.base_cache import ReferenceWriter
@@ -40,7 +40,7 @@ class Mover:
         self._from: set[PackId] = set()
 
     def add(
-        self, pack: PackId, entries: list[PackEntry], sealed: bytes | memoryview, tally: Tally
+        self, pack: PackId, entries: list[PackEntry], sealed: bytes | memoryview, tally: Progress
     ) -> None:
         """Copy one record of a pack, given with all its entries. Raises StorageError."""
         first = entries[0]

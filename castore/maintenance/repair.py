@@ -24,7 +24,7 @@ from castore.store.format.session_key import decode_session, session_name, sessi
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.store import Store
     from castore.store.format.pack import PackEntry
 
@@ -46,7 +46,7 @@ class Repair(msgspec.Struct):
 
 def repair(
     store: Store,
-    tally: Tally,
+    tally: Progress,
     *,
     agree: Callable[[Verification, Repair], bool],
 ) -> tuple[Repair, Verification]:
@@ -89,7 +89,7 @@ def repair(
 def _refuse_other_keys(store: Store) -> None:
     """What is sealed under keys that this machine has not, or cannot judge, is not damaged.
 
-    Raises RotatedError; MissingError or DamageError for the list of what former keys sealed.
+    Raises KeyRotatedError; MissingError or DamageError for the list of what former keys sealed.
     """
     store.refresh_config()
     if store.writer_key.former:
@@ -176,7 +176,7 @@ def _entries(store: Store, pack: PackId) -> list[PackEntry]:
         return store.index.entries(pack)
 
 
-def _write_anew(store: Store, pack: PackId, tally: Tally, planned: Repair) -> None:
+def _write_anew(store: Store, pack: PackId, tally: Progress, planned: Repair) -> None:
     """Move the records of a pack that open to a new one."""
     mover = Mover(store)
     data = store.storage.get(pack_name(pack))

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.model.refs import PackId
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.store import Store
 
 _PIECE: Final = 1 << 22
@@ -82,7 +82,7 @@ class Verification:
 
 def verify(
     store: Store,
-    tally: Tally,
+    tally: Progress,
     *,
     packs: bool = False,
     read_data: bool = False,
@@ -264,7 +264,7 @@ def _look_into(
     store: Store,
     packs: list[tuple[PackId, int]],
     depth: int,
-    tally: Tally,
+    tally: Progress,
     found: Verification,
     bad: dict[bytes, str],
 ) -> None:

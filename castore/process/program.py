@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from castore.errors import ProgramError
-from castore.process.signal_shield import start_without_signals, unheard
+from castore.process.signal_shield import ignoring_sigint, start_without_signals
 
 if TYPE_CHECKING:
     import pwd
@@ -186,7 +186,7 @@ class Program:
         self._alarm: int | None = None
         given = stdin if stdin is not None or interactive else subprocess.DEVNULL
         try:
-            with unheard():
+            with ignoring_sigint():
                 self._process = self._start(argv, given, stdout, env, account, cwd)
             self._pidfd = _pidfd_of(self._process)
         except BaseException:

@@ -18,11 +18,11 @@ _OVER: Final = b"\0"
 
 
 def _is_shielded() -> bool:
-    return isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), Shield)
+    return isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), DeferInterrupts)
 
 
 @contextlib.contextmanager
-def unheard() -> Iterator[None]:
+def ignoring_sigint() -> Iterator[None]:
     """Let a program that is started in the block ignore Ctrl-C, if castore itself does for now.
 
     castore gets an interrupt that arrives meanwhile after the block.
@@ -58,7 +58,7 @@ def _block(number: signal.Signals) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
 
 
-class Shield:
+class DeferInterrupts:
     """Through the block, the first interrupt is only told of; the next one raises KeyboardInterrupt.
 
     Programs that are run in it do not see Ctrl-C, which a terminal sends to all of its processes. In another

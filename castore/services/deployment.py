@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from castore.errors import CastoreError, ProgramError, StoppedError, UsageError
+from castore.errors import CastoreError, ProgramError, RevertInterruptedError, UsageError
 from castore.model.counting import count as counted
 from castore.model.names import short_revision
 from castore.process.runners import run
-from castore.process.signal_shield import Shield
-from castore.progress import Tally
+from castore.process.signal_shield import DeferInterrupts
+from castore.progress import Progress
 from castore.services.events import event
-from castore.services.hooks import Around
+from castore.services.hooks import Hooks
 from castore.services.recorded import trusted_origins
 from castore.services.revision import current
 from castore.services.rollback.execute import roll_back
@@ -52,7 +52,7 @@ class Work:
     """By name."""
     ownership: Ownership
     leave_out: Sequence[str] = ()
-    progress: Callable[[str, Tally], None] = lambda _name, _tally: None
+    progress: Callable[[str, Progress], None] = lambda _name, _tally: None
     say: Callable[[str], None] = lambda _text: None
     note: Callable[[str], None] = lambda _text: None
     """Says what went as expected."""
@@ -76,7 +76,7 @@ class Work:
             if warning := state.warning(service):
                 self.say(warning)
             revision = state.revision if configured else ""
-            around = Around.of(settings)
+            around = Hooks.of(settings)
             taken = snapshot(
                 self.store,
                 service,
@@ -117,7 +117,7 @@ class Work:
                 leave_out=self.leave_out,
                 progress=self.progress,
                 say=lambda text: self.say(f"{service}: {text}"),
-                tally=Tally(),
+                tally=Progress(),
             )
         if done.problems:
             problems = counted(len(done.problems), "file or attribute", "files or attributes")
@@ -194,9 +194,9 @@ def _guard(work: Work, services: Sequence[str], command: Sequence[str], wanted: 
         _restore_known(work, revisions, done, wanted)
         for service in services:
             check_health(work.of(service))
-    except StoppedError as error:
+    except RevertInterruptedError as error:
         done.failure = str(error)
-        raise StoppedError(_stopped(work, done, _undos(work, services), services)) from None
+        raise RevertInterruptedError(_stopped(work, done, _undos(work, services), services)) from None
     except (CastoreError, KeyboardInterrupt) as error:
         done.failure = (str(error) or "interrupted") + _hint(done)
         _take_back(work, services, done)
@@ -295,7 +295,7 @@ def _take_back(work: Work, services: Sequence[str], done: Guarded) -> None:
         work.say("the deployment is being taken back, which goes on; interrupt it again to stop that")
 
     try:
-        with Shield(tell):
+        with DeferInterrupts(tell):
             while undos:
                 try:
                     run(undos[0])
@@ -309,7 +309,7 @@ def _take_back(work: Work, services: Sequence[str], done: Guarded) -> None:
                         note.of(done.taken[service])
                         note.text = f"taken back: {done.failure}"
                         _put_back(work, service, done.taken[service])
-                except StoppedError:
+                except RevertInterruptedError:
                     raise
                 except CastoreError as error:
                     failed.append(f"{service}: {error}; {_way_back(work, done.taken[service])}")
@@ -317,8 +317,8 @@ def _take_back(work: Work, services: Sequence[str], done: Guarded) -> None:
             # Services may depend on each other: health is checked when the state of all is restored.
             found = (_unhealthy(work, service, done.taken[service]) for service in services)
             failed += filter(None, found)
-    except (KeyboardInterrupt, StoppedError):
-        raise StoppedError(_stopped(work, done, undos, left)) from None
+    except (KeyboardInterrupt, RevertInterruptedError):
+        raise RevertInterruptedError(_stopped(work, done, undos, left)) from None
     if failed:
         raise CastoreError(f"{done.failure}; and not everything could be reverted: {'; '.join(failed)}")
     done.outcome = {service: _reverted(work, service, done.taken[service]) for service in services}
@@ -349,9 +349,9 @@ def _stopped(work: Work, done: Guarded, undos: Sequence[tuple[str, ...]], left: 
         half = work.store.has_begun_rollback(service)
         state = "may be half of each" if half else "is that of the deployment"
         told.append(f"the state of {service!r} {state}: {_way_back(work, taken)}")
-        with contextlib.suppress(StoppedError), event(work.store, "guard", service) as note:
+        with contextlib.suppress(RevertInterruptedError), event(work.store, "guard", service) as note:
             note.of(taken)
-            raise StoppedError(f"taking it back was interrupted: {told[-1]}")
+            raise RevertInterruptedError(f"taking it back was interrupted: {told[-1]}")
     return f"{done.failure}; and taking it back was interrupted: {'; '.join(told) or 'all was done'}"
 
 

@@ -17,7 +17,7 @@ from castore.model.generation import Origin
 from castore.process.runners import run
 from castore.process.scratch_dir import scratch_folder
 from castore.process.users import account_of
-from castore.progress import Tally
+from castore.progress import Progress
 from castore.services.events import event
 from castore.services.recorded import trusted_origins
 from castore.services.rollback.plan import read_details
@@ -62,7 +62,7 @@ def drill(
     consent: bool = False,
     say: Callable[[str], None] = lambda _text: None,
     warn: Callable[[str], None] = lambda _text: None,
-    progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
+    progress: Callable[[str, Progress], None] = lambda _name, _tally: None,
 ) -> Drilled:
     """Restore a generation into a scratch place and check it there; nothing live is touched.
 
@@ -88,7 +88,7 @@ def drill(
         known = trusted_origins(store, generation, recorded, origins, warn, consent=consent, drill=True)
         for part in generation.parts:
             folder = _made(place, part.name, 0o700)
-            tally = Tally(total=part.size, most_files=part.files)
+            tally = Progress(total=part.size, most_files=part.files)
             progress(part.name, tally)
             try:
                 if part.kind == "tree":
@@ -143,7 +143,7 @@ def _let_in(account: pwd.struct_passwd, env: dict[str, str]) -> None:
 
 
 def _tree(
-    reader: StreamReader, part: Part, folder: str, ownership: Ownership, tally: Tally
+    reader: StreamReader, part: Part, folder: str, ownership: Ownership, tally: Progress
 ) -> tuple[str, dict[str, str]]:
     if part.content is None:
         raise DamageError("it has no content")
@@ -164,7 +164,12 @@ def _tree(
 
 
 def _dump(
-    reader: StreamReader, part: Part, found: Origin, folders: tuple[str, str], stack: ExitStack, tally: Tally
+    reader: StreamReader,
+    part: Part,
+    found: Origin,
+    folders: tuple[str, str],
+    stack: ExitStack,
+    tally: Progress,
 ) -> tuple[str, dict[str, str]]:
     """Restore a dump. folders: one for castore only, and one whose path other users may enter."""
     folder, shared = folders

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Argv = tuple[str, ...]
 
 
-class Around:
+class Hooks:
     """Runs `before` in order, and at the end of the block `after`, the other way round, whatever happens.
 
     pairs: (before, after, user): either program may be empty; None: castore's own user. If a `before` fails,
@@ -32,7 +32,7 @@ class Around:
         self._left: list[tuple[Argv, str | None]] = []
 
     @classmethod
-    def of(cls, settings: Service | None) -> Around:
+    def of(cls, settings: Service | None) -> Hooks:
         """Return the hooks of a service and its parts."""
         if settings is None:
             return cls(())

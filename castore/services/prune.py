@@ -11,7 +11,7 @@ from castore.maintenance.trim import trim_base_cache
 from castore.model.counting import count as counted
 from castore.services.events import event
 from castore.services.hosts import removable
-from castore.services.retention import judge
+from castore.services.retention import apply_policy
 from castore.services.rollback.transaction import refuse_interrupted
 
 if TYPE_CHECKING:
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
     from castore.maintenance.compact import Limits
     from castore.model.generation import Generation
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.services.config import Service
-    from castore.services.retention import Verdict
+    from castore.services.retention import RetentionDecision
     from castore.store import Store
 
 
-def judged(store: Store, service: str, settings: Service | None, now: int) -> list[Verdict]:
+def judged(store: Store, service: str, settings: Service | None, now: int) -> list[RetentionDecision]:
     """Return what the rules of a service say of each generation of the chosen host, newest first.
 
     now: ns since 1970. Raises StorageError, NotFoundError where the chosen host has no generation.
     """
     wanted = removable(store, service)
     live = store.live_revision(service)
-    return judge(
+    return apply_policy(
         filter(wanted, store.generations(service)),
         settings.keep if settings is not None else None,
         now,
@@ -46,7 +46,7 @@ def judged(store: Store, service: str, settings: Service | None, now: int) -> li
 def prune(
     store: Store,
     services: Mapping[str, Service | None],
-    tally: Tally,
+    tally: Progress,
     *,
     grace: float,
     **limits: Unpack[Limits],
@@ -76,10 +76,10 @@ def prune(
             "'castore key adopt --maintain' gives this machine the role"
         )
         return removed, left_out, Compacted(Plan())
-    return removed, left_out, give_back(store, tally, grace=grace, **limits)
+    return removed, left_out, compact_and_record(store, tally, grace=grace, **limits)
 
 
-def give_back(store: Store, tally: Tally, *, grace: float, **limits: Unpack[Limits]) -> Compacted:
+def compact_and_record(store: Store, tally: Progress, *, grace: float, **limits: Unpack[Limits]) -> Compacted:
     """Give back the space that no generation needs. Takes and raises what `compact` does."""
     with event(store, "compact", "") as note:
         done = compact(store, tally, grace=grace, **limits)

@@ -15,7 +15,7 @@ from castore.content.restore.resume import complete
 from castore.content.restore.tree_writer import Report, restore_directory, restore_file
 from castore.content.stored_dirs import Child, look_up, open_top, read_file
 from castore.content.streams import StreamReader
-from castore.errors import CastoreError, StoppedError, StorageError, UsageError
+from castore.errors import CastoreError, RevertInterruptedError, StorageError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, make_directory
 from castore.fs.sparse import write_sparse
 from castore.services.begun import Begun, Destination, begin
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import TreePlan
     from castore.model.generation import Part
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.services.selectors import Selection
     from castore.store import Store
 
@@ -46,7 +46,7 @@ def restore(
     selection: Selection,
     destination: str,
     ownership: Ownership,
-    tally: Tally,
+    tally: Progress,
     *,
     resume: bool = False,
 ) -> Restored:
@@ -98,7 +98,7 @@ def _end(top: Destination, children: dict[str, Child | None]) -> None:
 def _continued(error: BaseException, how: str) -> BaseException:
     """Return an error that says how the restore that it ended is continued."""
     if isinstance(error, KeyboardInterrupt):
-        return StoppedError(f"the restore was interrupted and is incomplete; {how}")
+        return RevertInterruptedError(f"the restore was interrupted and is incomplete; {how}")
     if isinstance(error, CastoreError):
         return type(error)(f"{error}; the restore is incomplete; {how}")
     if isinstance(error, OSError):
@@ -144,7 +144,7 @@ def _restore_part(
     child: Child | None,
     into: bytes | None,
     ownership: Ownership,
-    tally: Tally,
+    tally: Progress,
     result: Restored,
 ) -> None:
     if child is None:
@@ -188,7 +188,7 @@ def _restore_tree(
     path: str,
     child: Child,
     ownership: Ownership,
-    tally: Tally,
+    tally: Progress,
 ) -> Report:
     """Fill the directory at `path`, open as `fd`."""
     own = top.own if fd == top.fd else frozenset()
@@ -198,7 +198,7 @@ def _restore_tree(
 
 
 def _restore_file(
-    reader: StreamReader, top: Destination, child: Child, ownership: Ownership, tally: Tally
+    reader: StreamReader, top: Destination, child: Child, ownership: Ownership, tally: Progress
 ) -> Report:
     name = child.entry.name
     if not os.path.lexists(os.path.join(os.fsencode(top.path), name)):
@@ -208,7 +208,7 @@ def _restore_file(
     return Report(warnings=one_file.carry_out(reader, plan, ownership, tally))
 
 
-def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Tally) -> None:
+def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Progress) -> None:
     """Write a dump under another name until it is complete: half a dump must not look like one."""
     tally.files += 1
     if top.resumed and _is_complete_dump(top, part):
@@ -241,7 +241,7 @@ def _is_complete_dump(top: Destination, part: Part) -> bool:
     return top.trusted and stat.S_ISREG(info.st_mode) and info.st_size == part.size
 
 
-def counted(pieces: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
+def counted(pieces: Iterable[bytes], tally: Progress) -> Iterator[bytes]:
     """Yield pieces, and count their bytes."""
     for data in pieces:
         yield data

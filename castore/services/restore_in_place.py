@@ -10,9 +10,9 @@ from castore.content.restore import one_file
 from castore.content.restore.in_place import InPlace
 from castore.content.restore.plan import Comparison, plan_entry, plan_tree
 from castore.content.streams import StreamReader
-from castore.errors import StoppedError, UsageError
+from castore.errors import RevertInterruptedError, UsageError
 from castore.model.generation import MAX_DETAILS, Origin, decode_details
-from castore.process.signal_shield import Shield
+from castore.process.signal_shield import DeferInterrupts
 from castore.services.recorded import trusted_origins
 from castore.services.restore import child_of
 from castore.services.snapshot import directory_ids, last_scan, left_out, rules_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import TreePlan
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.services.selectors import Selection
     from castore.store import Store
 
@@ -118,7 +118,7 @@ def restore_in_place(
     store: Store,
     plan: TreePlan,
     ownership: Ownership,
-    tally: Tally,
+    tally: Progress,
     say: Callable[[str], None] = lambda _text: None,
 ) -> list[tuple[bytes, str]]:
     """Carry a plan out, or put all back as it was and raise; return what could not be made right.
@@ -135,7 +135,7 @@ def _carry_out(
     reader: StreamReader,
     plan: TreePlan,
     ownership: Ownership,
-    tally: Tally,
+    tally: Progress,
     say: Callable[[str], None],
 ) -> list[tuple[bytes, str]]:
     tree = InPlace(reader, plan, ownership, tally)
@@ -145,10 +145,10 @@ def _carry_out(
         _revert(tree, plan.top, error)
         raise
     try:
-        with Shield(lambda: say("all is restored, and what it replaced is being removed")):
+        with DeferInterrupts(lambda: say("all is restored, and what it replaced is being removed")):
             tree.keep()
     except KeyboardInterrupt:
-        raise StoppedError(
+        raise RevertInterruptedError(
             f"all is restored; removing what it replaced was interrupted: castore recover {plan.top}"
         ) from None
     # Read after the cleanup, which adds what it could not remove.
@@ -157,9 +157,9 @@ def _carry_out(
 
 def _revert(tree: InPlace, top: str, cause: BaseException) -> None:
     try:
-        with Shield(lambda: None):
+        with DeferInterrupts(lambda: None):
             tree.undo()
     except KeyboardInterrupt:
-        raise StoppedError(
+        raise RevertInterruptedError(
             f"reverting {top} was interrupted, too: first castore recover {top}"
         ) from cause

@@ -32,7 +32,7 @@ _BUCKETS: Final[dict[str, Callable[[dt.datetime], tuple[int, ...]]]] = {
 }
 
 
-class Verdict(NamedTuple):
+class RetentionDecision(NamedTuple):
     """What becomes of a generation."""
 
     generation: Generation
@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
     """Those that keep it; none: it is to go."""
 
 
-def judge(
+def apply_policy(
     generations: Iterable[Generation],
     keep: Keep | None,
     now: int,
@@ -49,7 +49,7 @@ def judge(
     pinned: frozenset[int] = frozenset(),
     zone: dt.tzinfo | None = None,
     key: Callable[[Generation], str] = host_key,
-) -> list[Verdict]:
+) -> list[RetentionDecision]:
     """Return what becomes of the generations of one service, newest first.
 
     keep: None keeps all. now: ns since 1970. live: revisions that are in use; the newest generation of
@@ -84,7 +84,7 @@ def judge(
         if keep is not None:
             _count(counted[::-1], keep, now, rules, zone)
             _count_partial(counted, partial, keep, now, rules, zone)
-    return [Verdict(generation, tuple(rules[generation.number])) for generation in reversed(found)]
+    return [RetentionDecision(generation, tuple(rules[generation.number])) for generation in reversed(found)]
 
 
 def _always(own: list[Generation], live: Sequence[str], rules: dict[int, list[str]]) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from castore.errors import (
     DamageError,
     FormatError,
-    FormerKeyError,
     NotFoundError,
     ObjectMissingError,
+    RevokedKeyError,
     UsageError,
 )
 from castore.model.counting import count as counted
@@ -169,7 +169,7 @@ def _refuse_damaged(store: Store, service: str, older: int) -> None:
             continue
         except (DamageError, FormatError) as error:
             # Where a generation had this name before, what is in its place may be put there to hide it.
-            if isinstance(error, FormerKeyError) and name not in store.writer_key.listed():
+            if isinstance(error, RevokedKeyError) and name not in store.writer_key.listed():
                 continue
             hint = "it may be what is meant; any other is found by its number"
             raise type(error)(f"{error} ({hint})") from None

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from castore.content.pipeline import Ingest
-from castore.content.previous_stream import Parent
+from castore.content.pipeline import Pipeline
+from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
-from castore.content.scan.cache import NewScan, OldScan, scan_path
+from castore.content.scan.cache import ScanCacheReader, ScanCacheWriter, scan_path
 from castore.content.scan.exclude import Exclude
 from castore.content.scan.walker import ScanRules, store_tree
 from castore.content.streams import store_stream
@@ -28,7 +28,7 @@ from castore.model.counting import count as counted
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef, encode
 from castore.model.names import check_name, check_revision
 from castore.process.program import enlarge_pipe
-from castore.progress import Tally
+from castore.progress import Progress
 from castore.services.config import Service, TreePart
 from castore.services.events import event
 from castore.services.folders import above, owner_of, path_of
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from castore.engines.base import Engine
     from castore.model.refs import Ref
-    from castore.services.hooks import Around
+    from castore.services.hooks import Hooks
     from castore.store import Session, Store
 
 
@@ -116,9 +116,9 @@ def snapshot(
     interrupted: bool = False,
     lacks: Sequence[str] = (),
     leave_out: Sequence[str] = (),
-    around: Around | None = None,
+    around: Hooks | None = None,
     absent: Absent = _NONE_ABSENT,
-    progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
+    progress: Callable[[str, Progress], None] = lambda _name, _tally: None,
 ) -> Generation:
     """Store one generation of `service` and return it; `progress` is told of each part begun.
 
@@ -163,9 +163,9 @@ def _snapshot(
     interrupted: bool,
     lacks: tuple[str, ...],
     leave_out: Sequence[str],
-    around: Around | None,
+    around: Hooks | None,
     absent: Absent,
-    progress: Callable[[str, Tally], None],
+    progress: Callable[[str, Progress], None],
 ) -> tuple[Generation, dict[str, Origin]]:
     check_name("service", service)
     check_revision(revision)
@@ -183,16 +183,16 @@ def _snapshot(
     origins = dict(absent.origins)
     warnings: list[tuple[str, bytes, str]] = []
     with ExitStack() as stack, store.session() as session:
-        scans: list[NewScan] = []
+        scans: list[ScanCacheWriter] = []
         with around if around is not None else contextlib.nullcontext():
             for name, source in present_parts(sources).items():
-                tally = Tally(total=_expected_size(store, service, name))
+                tally = Progress(total=_expected_size(store, service, name))
                 progress(check_name("part", name), tally)
                 if isinstance(source, TreeSource):
                     if not interrupted:
                         refuse_unfinished(store.places.journals, source.path)
                     report_foreign(store, source.path)
-                    scans.append(NewScan(scan_path(store, service, name), store.index.epoch()))
+                    scans.append(ScanCacheWriter(scan_path(store, service, name), store.index.epoch()))
                     stack.callback(scans[-1].discard)
                     rules = rules_of(source, skip)
                     root = _store_tree(
@@ -271,19 +271,19 @@ def _store_tree(
     name: str,
     path: str,
     rules: ScanRules,
-    new: NewScan,
-    tally: Tally,
+    new: ScanCacheWriter,
+    tally: Progress,
 ) -> Ref | None:
     roots: list[Ref | None] = []
     with (
         last_scan(store, service, name, path, rules) as old,
-        Ingest(session, store.cutter, tally) as ingest,
+        Pipeline(session, store.cutter, tally) as ingest,
     ):
         store_tree(ingest, path, rules, roots.append, new, old)
     return roots[0]
 
 
-def _part(name: str, source: Source, root: Ref | None, tally: Tally) -> Part:
+def _part(name: str, source: Source, root: Ref | None, tally: Progress) -> Part:
     return Part(
         name=name,
         kind="tree" if isinstance(source, TreeSource) else "dump",
@@ -303,7 +303,7 @@ def _part(name: str, source: Source, root: Ref | None, tally: Tally) -> Part:
 @contextlib.contextmanager
 def last_scan(
     store: Store, service: str, part: str, path: str, rules: ScanRules
-) -> Iterator[OldScan | None]:
+) -> Iterator[ScanCacheReader | None]:
     """Give what the last snapshot of a service saw of the tree at `path`, by these rules.
 
     None, if this machine did not take it so.
@@ -312,7 +312,7 @@ def last_scan(
     root = found.content if found is not None and found.kind == "tree" else None
     old = None
     with contextlib.suppress(OSError):
-        old = OldScan.open(store, scan_path(store, service, part), root, rules.digest(os.stat(path)))
+        old = ScanCacheReader.open(store, scan_path(store, service, part), root, rules.digest(os.stat(path)))
     with old if old is not None else contextlib.nullcontext():
         yield old
 
@@ -333,12 +333,12 @@ def _expected_size(store: Store, service: str, name: str) -> int:
 
 
 def _store_dump(
-    store: Store, session: Session, source: Source, secret: str, parent: Part | None, tally: Tally
+    store: Store, session: Session, source: Source, secret: str, parent: Part | None, tally: Progress
 ) -> Ref | None:
     roots: list[Ref | None] = []
-    with Ingest(session, store.cutter, tally) as ingest, ExitStack() as stack:
+    with Pipeline(session, store.cutter, tally) as ingest, ExitStack() as stack:
         if parent is not None and parent.kind == "dump":
-            ingest.compare_with(Parent(iter_runs_of_chunks(store, parent.content)))
+            ingest.compare_with(PreviousStream(iter_runs_of_chunks(store, parent.content)))
         if isinstance(source, EngineSource):
             readinto = stack.enter_context(source.engine.stable_dump(secret))
         elif isinstance(source, StreamSource):
@@ -372,7 +372,7 @@ def _stream_reader(source: StreamSource) -> Callable[[memoryview], int]:
 def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:
     found: list[Ref | None] = []
     # A delta would save a few bytes, and keep packs of earlier generations in use.
-    with Ingest(session, store.cutter, Tally(), deltas=False) as ingest:
+    with Pipeline(session, store.cutter, Progress(), deltas=False) as ingest:
         ingest.write(data)
         ingest.end_stream(found.append)
     stored = StoredRef.of(found[0])

@@ -64,7 +64,7 @@ def decide(configured: str | None, noted: str | None, here_before: Callable[[str
 def state_revision(
     store: Store, service: str, configured: str | None, *, report_older: bool = False
 ) -> StateRevision:
-    """Return the revision of a service's live state. Raises StorageError, OlderError.
+    """Return the revision of a service's live state. Raises StorageError, StaleStoreError.
 
     report_older: for a snapshot, which an older store does not stop: note that in `store.older`.
     """

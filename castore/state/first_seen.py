@@ -52,7 +52,7 @@ def _aged(before: _Look | None, names: Collection[str], wanted: int) -> _Look:
     return _Look(start, boot, calendar, ages)
 
 
-class Ages:
+class FirstSeen:
     """The file `path`; safe to use from several processes at once."""
 
     def __init__(self, path: str) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.errors import OlderError, StorageError
+from castore.errors import StaleStoreError, StorageError
 from castore.state.locks import waiting_lock
 from castore.state.paths import read_private, write_private
 from castore.store.format.removal import Removals
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from castore.model.generation import Generation
-    from castore.state.paths import Places
+    from castore.state.paths import MachinePaths
     from castore.storage import Storage
     from castore.store.format.config import SealedConfig
 
@@ -38,7 +38,7 @@ _WAY_OUT: Final = (
 )
 
 
-class SeenService(msgspec.Struct, frozen=True, omit_defaults=True):
+class ServiceHighWater(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was seen of a service."""
 
     last: int = 0
@@ -54,7 +54,7 @@ class SeenService(msgspec.Struct, frozen=True, omit_defaults=True):
     host: str = ""
     """The host that the highest generation was taken on, which may remove it."""
 
-    def with_generation(self, number: int, session: str, host: str = "") -> SeenService:
+    def with_generation(self, number: int, session: str, host: str = "") -> ServiceHighWater:
         """Return this with a generation that was seen: the highest counts, and it has to stay."""
         if number <= self.number or number in self.removed:
             return msgspec.structs.replace(self, last=max(self.last, number))
@@ -64,18 +64,18 @@ class SeenService(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-class Memory(msgspec.Struct, frozen=True, omit_defaults=True):
+class FreshnessState(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the file holds."""
 
     config: int = 0
-    services: dict[str, SeenService] = {}
+    services: dict[str, ServiceHighWater] = {}
     config_hash: bytes = b""
     """BLAKE3 of the bytes of that configuration; empty: none was accepted yet."""
     admins: tuple[bytes, ...] = ()
     """The public keys whose configurations are accepted, where this machine has no writer key."""
 
 
-class Seen:
+class FreshnessGuard:
     """The memory of a store, in the file `path`; safe to use from several processes at once."""
 
     def __init__(self, path: str, location: str, elsewhere: Iterable[str] = ()) -> None:
@@ -89,7 +89,7 @@ class Seen:
 
         At any place: what this machine keeps of a service names generations by their numbers.
         """
-        others = (Seen(path, self._location)._read() for path in self._elsewhere)  # noqa: SLF001
+        others = (FreshnessGuard(path, self._location)._read() for path in self._elsewhere)  # noqa: SLF001
         return max(self._of(memory, service).last for memory in (self._read(), *others))
 
     def services(self) -> list[str]:
@@ -97,19 +97,19 @@ class Seen:
         return sorted(self._read().services)
 
     def check_config(self, number: int, digest: bytes = b"") -> None:
-        """Refuse a store whose configuration went back. Raises OlderError, StorageError.
+        """Refuse a store whose configuration went back. Raises StaleStoreError, StorageError.
 
         digest: the hash of its bytes, if it is authentic.
         """
         memory = self._read()
         if number < memory.config:
-            raise OlderError(
+            raise StaleStoreError(
                 f"the store at {self._location} is older than this machine has seen it: its "
                 f"configuration was config/{memory.config} and is config/{number}, so that recipients that "
                 f"were removed may be back; {_WAY_OUT}"
             )
         if number == memory.config and digest and memory.config_hash not in {b"", digest}:
-            raise OlderError(
+            raise StaleStoreError(
                 f"config/{number} of the store at {self._location} is not the one that this machine has "
                 f"seen: recipients, admins or writers may be others; {_WAY_OUT}"
             )
@@ -120,7 +120,7 @@ class Seen:
         admins: the keys whose configurations are accepted from now on.
         """
 
-        def change(memory: Memory) -> Memory:
+        def change(memory: FreshnessState) -> FreshnessState:
             if sealed.number < memory.config and not accept:
                 return memory
             return msgspec.structs.replace(
@@ -131,16 +131,16 @@ class Seen:
 
     def admins(self) -> frozenset[bytes]:
         """Return the keys whose configurations are accepted, here, or else at the store's other places."""
-        others = (Seen(path, self._location)._read().admins for path in self._elsewhere)  # noqa: SLF001
+        others = (FreshnessGuard(path, self._location)._read().admins for path in self._elsewhere)  # noqa: SLF001
         return frozenset(self._read().admins or (key for one in others for key in one))
 
-    def memory(self) -> Memory:
+    def memory(self) -> FreshnessState:
         """Return what is remembered now."""
         return self._read()
 
     def compare(
         self,
-        memory: Memory,
+        memory: FreshnessState,
         present: Mapping[str, Generation],
         session_of: Callable[[str, int], str | None],
         *,
@@ -154,7 +154,7 @@ class Seen:
         of each service. session_of: the session, in hex, of a generation; "" if it is there, but
         damaged, which is reported elsewhere; None if it does not exist. removals: the generations of a
         service that other machines removed on purpose. report: is passed what is wrong, instead of an
-        error; the generations that disappeared are remembered as missing. Raises OlderError, which names
+        error; the generations that disappeared are remembered as missing. Raises StaleStoreError, which names
         all services that went back, StorageError.
         """
         memory_before = memory
@@ -178,13 +178,13 @@ class Seen:
                     f"one: {'; '.join(reasons)}; {_WAY_OUT}"
                 )
                 if report is None:
-                    raise OlderError(message)
+                    raise StaleStoreError(message)
                 report(message)
 
-        def change(memory: Memory) -> Memory:
+        def change(memory: FreshnessState) -> FreshnessState:
             services = dict(memory.services)
             if accept:
-                services = {name: SeenService(last=seen.last) for name, seen in services.items()}
+                services = {name: ServiceHighWater(last=seen.last) for name, seen in services.items()}
             for name in memory_before.services.keys() & services.keys():
                 before, seen = memory_before.services[name], services[name]
                 missing = lost.get(name, {})
@@ -192,7 +192,7 @@ class Seen:
                     seen = msgspec.structs.replace(seen, number=0, session="", host="")
                 services[name] = msgspec.structs.replace(seen, missing=missing)
             for name, newest in present.items():
-                seen = services.get(name, SeenService())
+                seen = services.get(name, ServiceHighWater())
                 services[name] = seen.with_generation(newest.number, newest.session.hex(), newest.host)
             return msgspec.structs.replace(memory, services=services)
 
@@ -201,7 +201,7 @@ class Seen:
     def committed(self, generation: Generation) -> None:
         """Remember a generation that was just committed."""
 
-        def change(memory: Memory) -> Memory:
+        def change(memory: FreshnessState) -> FreshnessState:
             seen = self._of(memory, generation.service)
             seen = seen.with_generation(generation.number, generation.session.hex(), generation.host)
             return msgspec.structs.replace(
@@ -218,7 +218,7 @@ class Seen:
         """
         gone = tuple(numbers)
 
-        def change(memory: Memory) -> Memory:
+        def change(memory: FreshnessState) -> FreshnessState:
             seen = self._of(memory, service)
             last = max([seen.last, *gone])
             number, session, host = seen.number, seen.session, seen.host
@@ -227,28 +227,28 @@ class Seen:
                 if rest is not None:
                     number, session, host = rest.number, rest.session.hex(), rest.host
             removed = tuple(sorted({one for one in (*seen.removed, *gone) if one > number}))
-            changed = SeenService(last, number, session, removed, seen.missing, host)
+            changed = ServiceHighWater(last, number, session, removed, seen.missing, host)
             return msgspec.structs.replace(memory, services={**memory.services, service: changed})
 
         self._change(change, strict=True)
 
     @staticmethod
-    def _of(memory: Memory, service: str) -> SeenService:
-        return memory.services.get(service, SeenService())
+    def _of(memory: FreshnessState, service: str) -> ServiceHighWater:
+        return memory.services.get(service, ServiceHighWater())
 
-    def _read(self) -> Memory:
+    def _read(self) -> FreshnessState:
         text = read_private(self._path)
         if text is None:
-            return Memory()
+            return FreshnessState()
         try:
-            return msgspec.json.decode(text, type=Memory)
+            return msgspec.json.decode(text, type=FreshnessState)
         except (msgspec.MsgspecError, UnicodeError):
             raise StorageError(
                 f"{self._path} is damaged, which tells what this machine has seen of the store at "
                 f"{self._location}; delete it if that store is the present one"
             ) from None
 
-    def _change(self, change: Callable[[Memory], Memory], *, strict: bool = False) -> None:
+    def _change(self, change: Callable[[FreshnessState], FreshnessState], *, strict: bool = False) -> None:
         """Change the file, if that changes anything; raises StorageError, if `strict`."""
         memory = self._read()
         if change(memory) == memory:
@@ -268,7 +268,7 @@ class Seen:
 
 def _went_back(
     service: str,
-    seen: SeenService,
+    seen: ServiceHighWater,
     newest: Generation | None,
     session_of: Callable[[str, int], str | None],
     removals: Callable[[str], Removals],
@@ -292,13 +292,13 @@ def _went_back(
 
 
 def _is_removed(
-    removals: Callable[[str], Removals], service: str, number: int, seen: SeenService
+    removals: Callable[[str], Removals], service: str, number: int, seen: ServiceHighWater
 ) -> bool:
     host = seen.host if number == seen.number else ""
     return removals(service).includes(number, host)
 
 
-def seen_at(places: Places, store_id: bytes, storage: Storage) -> Seen:
+def seen_at(places: MachinePaths, store_id: bytes, storage: Storage) -> FreshnessGuard:
     """Return what this machine has seen of the store in `storage`."""
     path = places.seen_of(store_id, storage.place)
-    return Seen(path, storage.location, places.all_seen_of(store_id))
+    return FreshnessGuard(path, storage.location, places.all_seen_of(store_id))

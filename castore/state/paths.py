@@ -19,7 +19,7 @@ _PLACES: Final = "places"
 
 
 @dataclass(frozen=True)
-class Places:
+class MachinePaths:
     """The folders on this machine that hold something for each store, below its id."""
 
     state: str

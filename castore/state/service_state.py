@@ -13,7 +13,7 @@ from castore.errors import StorageError
 from castore.model.names import host_name
 from castore.model.odd_text import escaped
 from castore.state.event_log import EventLog
-from castore.state.first_seen import Ages
+from castore.state.first_seen import FirstSeen
 from castore.state.locks import named_lock
 from castore.state.paths import read_private, write_private
 from castore.storage.os_files import sync_if_supported
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from castore.crypto import WriterKey
     from castore.model.generation import Generation
-    from castore.state.paths import Places
+    from castore.state.paths import MachinePaths
     from castore.storage import Storage
     from castore.store.format.config import StoreConfig
     from castore.store.index import Index
@@ -39,7 +39,7 @@ class Remembered:
     """The part of a store that lies in this machine's state, a file for each thing and service."""
 
     storage: Storage
-    places: Places
+    places: MachinePaths
     store_id: bytes
     writer_key: WriterKey
     config: StoreConfig
@@ -169,9 +169,9 @@ class Remembered:
         self.index.recall_verification(found)
 
     @property
-    def ages(self) -> Ages:
+    def ages(self) -> FirstSeen:
         """For how long this machine has seen things in the store."""
-        return Ages(self.places.ages_of(self.store_id, self.storage.place))
+        return FirstSeen(self.places.ages_of(self.store_id, self.storage.place))
 
     def live_revision(self, service: str) -> str | None:
         """Return the revision that the service's state on this machine was last put to."""

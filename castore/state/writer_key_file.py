@@ -12,7 +12,7 @@ from castore.state.paths import read_private, refusal, write_private
 from castore.storage.os_files import sync_if_supported
 
 if TYPE_CHECKING:
-    from castore.state.paths import Places
+    from castore.state.paths import MachinePaths
     from castore.storage import Storage
 
 
@@ -31,7 +31,7 @@ def keep_writer_key(path: str, writer: WriterKey, storage: Storage) -> None:
     write_private(path, (note + writer.text() + "\n").encode())
 
 
-def has_kept_key_of(places: Places, location: str) -> bool:
+def has_kept_key_of(places: MachinePaths, location: str) -> bool:
     """Whether this machine keeps a writer key of a store that was at that place."""
     for path in places.writer_keys():
         with contextlib.suppress(StorageError):

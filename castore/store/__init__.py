@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from castore.state.paths import Places
+from castore.state.paths import MachinePaths
 from castore.store.store import Store
 
 if TYPE_CHECKING:
     from castore.store.write.delta_encoder import NewChunk
-    from castore.store.write.session import Sealed, Session
+    from castore.store.write.session import SealedRecord, Session
 
-__all__ = ["NewChunk", "Places", "Sealed", "Session", "Store"]
+__all__ = ["MachinePaths", "NewChunk", "SealedRecord", "Session", "Store"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
         from castore.store.write.delta_encoder import NewChunk  # noqa: PLC0415
 
         return NewChunk
-    if name in {"Sealed", "Session"}:
+    if name in {"SealedRecord", "Session"}:
         from castore.store.write import session  # noqa: PLC0415
 
         return getattr(session, name)

@@ -10,12 +10,12 @@ from castore.errors import (
     CastoreError,
     DamageError,
     FormatError,
-    FormerKeyError,
+    KeyRotatedError,
     NotFoundError,
     ObjectExistsError,
     ObjectMissingError,
-    OlderError,
-    RotatedError,
+    RevokedKeyError,
+    StaleStoreError,
     StorageError,
     StorageFullError,
     UsageError,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from castore.model.generation import Generation
     from castore.model.refs import PackId
-    from castore.progress import Tally
+    from castore.progress import Progress
 
 
 class History(Keyed):
@@ -61,7 +61,7 @@ class History(Keyed):
     # The index
 
     def sync(
-        self, *, reread: bool = False, report_older: bool = False, tally: Tally | None = None
+        self, *, reread: bool = False, report_older: bool = False, tally: Progress | None = None
     ) -> None:
         """Bring the index up to date with the store; what is damaged is told in `damaged`.
 
@@ -84,7 +84,7 @@ class History(Keyed):
             self.distrusted = frozenset(self._distrusted())
             self.index.condemn({*keyless, *doubted, *removing, *self.distrusted})
 
-    def _sync_packs(self, tally: Tally | None) -> dict[str, str]:
+    def _sync_packs(self, tally: Progress | None) -> dict[str, str]:
         return sync_packs(self.storage, self.index, self.writer_key, tally, self._keyring.writer_of)
 
     def _distrusted(self) -> set[PackId]:
@@ -114,11 +114,11 @@ class History(Keyed):
         """Bring the index's generations up to date with the store.
 
         report_older: note in `older` that generations disappeared which this machine has seen, and
-        go on: a new snapshot must not be refused to protect old ones. Else raises OlderError.
+        go on: a new snapshot must not be refused to protect old ones. Else raises StaleStoreError.
         """
         self.older = ""
         with self._syncing:
-            older: OlderError | None = None
+            older: StaleStoreError | None = None
             # Another copy of the store may be in its place, with other generations of the same names.
             reread = reread or self._accept_older or self._is_another_copy()
             while True:
@@ -140,7 +140,7 @@ class History(Keyed):
                         report=self._report_older if report_older and older is not None else None,
                     )
                     break
-                except OlderError as error:
+                except StaleStoreError as error:
                     # Another process may have removed some on purpose while they were listed; and an
                     # index that a disk has changed may lack what is there.
                     if reread and not report_older and self._seen.memory() == memory:
@@ -184,7 +184,7 @@ class History(Keyed):
         for name in self._names_of(service, number):
             try:
                 found, plain = open_generation(name, self.storage.get(name), self.writer_key)
-            except (ObjectMissingError, FormerKeyError):
+            except (ObjectMissingError, RevokedKeyError):
                 continue
             if plain != self.index.generation(service, number):
                 self.sync_generations(reread=True)
@@ -206,7 +206,7 @@ class History(Keyed):
         kept = {k: reason for k, reason in self.damaged.items() if not k.startswith(folder)}
         self.damaged = kept | found
 
-    def reindex(self, tally: Tally | None = None) -> None:
+    def reindex(self, tally: Progress | None = None) -> None:
         """Build the index again from the store. Raises BusyError while something is removed from it.
 
         tally: counts the packs that are read.
@@ -331,8 +331,8 @@ class History(Keyed):
             raise
         try:
             self.refresh_config()
-        except RotatedError as error:
-            raise RotatedError(
+        except KeyRotatedError as error:
+            raise KeyRotatedError(
                 f"{generation.service}@{generation.number} is not committed, since meanwhile {error}"
             ) from None
         except CastoreError as error:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Self
 from castore.crypto import WriterKey
 from castore.errors import (
     DamageError,
+    KeyRotatedError,
     MissingError,
     ObjectExistsError,
     ObjectMissingError,
-    RotatedError,
     StorageError,
     UntrustedError,
     UsageError,
@@ -39,7 +39,7 @@ from castore.store.format.config import (
     is_empty,
 )
 from castore.store.format.pack import CHUNK, NODE, pack_name, read_footer
-from castore.store.index import Index, Place
+from castore.store.index import Index, RecordLocation
 from castore.store.keys import replicas
 from castore.store.keys.authority import Authority, first_config, labelled
 from castore.store.keys.keyring import IdentitySource
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from castore.crypto import Identity, Recipient
     from castore.model.refs import PackId, RecordId, Ref
-    from castore.state.paths import Places
+    from castore.state.paths import MachinePaths
     from castore.storage import Storage
     from castore.store.format.pack import PackEntry
     from castore.store.keys.trust import Accepted, Agree
@@ -91,7 +91,7 @@ class Store(Authority):
     def create(
         cls,
         storage: Storage,
-        places: Places,
+        places: MachinePaths,
         recipients: Sequence[tuple[Recipient, str]],
         *,
         average: int = DEFAULT_AVERAGE,
@@ -142,7 +142,7 @@ class Store(Authority):
     def open(
         cls,
         storage: Storage,
-        places: Places,
+        places: MachinePaths,
         identity: Callable[[], Identity] | None = None,
         *,
         local_key: bool = True,
@@ -158,7 +158,7 @@ class Store(Authority):
         right (`accept_older`), and then remembered as it is. trust: keys of admins that are accepted besides
         those that this machine pins. agree: asks whether a configuration that no trusted admin has signed is
         right, if there is no writer key.
-        Raises NotFoundError, IdentityError, RotatedError, UntrustedError, OlderError, DamageError,
+        Raises NotFoundError, IdentityError, KeyRotatedError, UntrustedError, StaleStoreError, DamageError,
         FormatError, UsageError.
         """
         source = IdentitySource(identity)
@@ -316,7 +316,7 @@ class Store(Authority):
 
         Raises DamageError, IdentityError for a chunk, ObjectMissingError.
         """
-        return self._records.open(entry.kind, entry.id, Place.of(pack, entry))
+        return self._records.open(entry.kind, entry.id, RecordLocation.of(pack, entry))
 
     def broken_entries(
         self, pack: PackId, entries: Sequence[PackEntry]
@@ -329,7 +329,7 @@ class Store(Authority):
 
         Raises IdentityError for a chunk.
         """
-        return self._records.is_intact(Place.of(pack, entry), entry, sealed)
+        return self._records.is_intact(RecordLocation.of(pack, entry), entry, sealed)
 
 
 def _choose(opener: Opener, *, accept_older: bool) -> Accepted:
@@ -337,7 +337,7 @@ def _choose(opener: Opener, *, accept_older: bool) -> Accepted:
     storage, places = opener.storage, opener.places
     try:
         accepted = choose(opener)
-    except (RotatedError, UntrustedError, DamageError):
+    except (KeyRotatedError, UntrustedError, DamageError):
         if not accept_older:
             # An older copy in the place of a store is the likelier reason, and says more.
             for store_id, number in newest_numbers(storage):

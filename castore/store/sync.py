@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 from castore.errors import (
     DamageError,
     FormatError,
-    FormerKeyError,
     ObjectMissingError,
+    RevokedKeyError,
     SignerError,
     StorageError,
 )
 from castore.model.refs import PackId
-from castore.progress import Tally
+from castore.progress import Progress
 from castore.store.format.envelope import Refusal
 from castore.store.format.generation import NAME, open_generation
 from castore.store.format.pack import entries_of, open_footer, pack_name
@@ -40,14 +40,14 @@ def sync_packs(
     storage: Storage,
     index: Index,
     writer: WriterKey,
-    tally: Tally | None = None,
+    tally: Progress | None = None,
     writer_of: Callable[[SessionId], bytes | None] = lambda _session: None,
 ) -> dict[str, str]:
     """Index new packs, and drop missing ones; return what is damaged, and why.
 
     tally: counts the packs. writer_of: returns who added to a session; None where that is not known.
     """
-    tally = tally or Tally()
+    tally = tally or Progress()
     # What is indexed is looked up first: a pack that another process adds meanwhile is then new
     # here, and never taken for one that is gone.
     indexed = index.pack_ids()
@@ -94,7 +94,7 @@ def _index_all(
     writer: WriterKey,
     listed: set[PackId],
     damaged: dict[str, str],
-    tally: Tally,
+    tally: Progress,
     writer_of: Callable[[SessionId], bytes | None],
 ) -> None:
     """Take all packs into an index that has none; say in `damaged` which cannot be."""
@@ -131,7 +131,7 @@ def _check_sessions(
             raise SignerError(f"{name} is damaged: it holds records of another machine's session")
 
 
-def _counted(packs: list[PackId], tally: Tally) -> Iterator[PackId]:
+def _counted(packs: list[PackId], tally: Progress) -> Iterator[PackId]:
     """Yield packs, and count them."""
     tally.unit, tally.read, tally.total = "pack", 0, len(packs)
     for pack in packs:
@@ -186,4 +186,4 @@ def sync_generations(
 def _reason(name: str, error: Exception) -> str:
     """Return what is wrong, without the object's name, which stands next to it."""
     reason = str(error).removeprefix(name).removeprefix(" is damaged").lstrip(": ")
-    return Refusal(reason) if isinstance(error, FormerKeyError) else reason
+    return Refusal(reason) if isinstance(error, RevokedKeyError) else reason

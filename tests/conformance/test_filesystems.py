@@ -74,7 +74,7 @@ def in_place(lab: Lab, what: str, top: Path) -> list[tuple[bytes, str]]:
         selection = castore.select(store, what)
         ownership = castore.Ownership(change=True, numeric=True)
         plan = plan_in_place(store, selection, str(top), ownership)
-        return restore_in_place(store, plan, ownership, castore.Tally())
+        return restore_in_place(store, plan, ownership, castore.Progress())
 
 
 def test_every_kind_of_file_is_kept_and_restored(place, lab: Lab, tmp_path: Path, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 
 import castore as package
 from castore.content.restore.recover import recover
-from castore.content.restore.undo_area import Aside
+from castore.content.restore.undo_area import UndoArea
 from castore.errors import CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from tests.support.stores import Lab
@@ -94,21 +94,21 @@ def test_directories_of_a_lower_layer_come_back_after_a_failure(
     stored_without_the_layer(lab, tmp_path)
     before = walk(overlay)
     left = [steps]
-    begin = Aside.begin
+    begin = UndoArea.begin
 
-    def fail_later(aside: Aside) -> None:
+    def fail_later(aside: UndoArea) -> None:
         left[0] -= 1
         if left[0] == 0:
             raise OSError(28, "No space left on device")
         begin(aside)
 
-    monkeypatch.setattr(Aside, "begin", fail_later)
+    monkeypatch.setattr(UndoArea, "begin", fail_later)
     with lab.open() as opened:
         plan = plan_in_place(opened, package.select(opened, "s@1:t"), str(overlay), lab.ownership)
         if len(plan.steps) < steps:
             pytest.skip("it has fewer steps")
         with pytest.raises(CastoreError):
-            restore_in_place(opened, plan, lab.ownership, package.Tally())
+            restore_in_place(opened, plan, lab.ownership, package.Progress())
     assert compare(before, walk(overlay), ignore=["blocks", "extents", "inode"]) == []
     assert recover(lab.places.journals, str(overlay)) == []
 

@@ -25,7 +25,7 @@ from castore.crypto import Identity
 from castore.maintenance.compact import compact
 from castore.maintenance.verify import verify
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from tests.support.worker import KEPT, Worker, check_generation
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Crowd:
             elif "false_alarm" in line:
                 self.counts["verified during a prune"] += 1
         first = Worker(self.folder, ROLES[0][0], lockless=self.lockless, grace=0)
-        fresh = Places(first.places.state, str(self.folder / "fresh"))
+        fresh = MachinePaths(first.places.state, str(self.folder / "fresh"))
         identity = Identity.parse((self.folder / "identity").read_text(), None)
         for places in (first.places, fresh):
             with Store.open(LocalStorage(str(self.folder / "store")), places, lambda: identity) as store:
@@ -163,13 +163,13 @@ class Crowd:
                     check_generation(store, service, number, self.folder)
                 # The data is compared above. A copy of a chunk may rest on what is gone, where another
                 # copy is whole.
-                found = verify(store, castore.Tally(), packs=True)
+                found = verify(store, castore.Progress(), packs=True)
                 assert found.sound, (found.damage, found.affected)
         # What was left under way is cleared away, and all is still there.
         with Store.open(LocalStorage(str(self.folder / "store")), fresh, lambda: identity) as store:
-            compact(store, castore.Tally(), max_unused=0, grace=0, unfinished=0)
-            compact(store, castore.Tally(), max_unused=0, grace=0, unfinished=0)
-            assert verify(store, castore.Tally(), packs=True).sound
+            compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
+            compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
+            assert verify(store, castore.Progress(), packs=True).sound
             assert {(one.service, one.number) for one in store.generations()} == listed.keys()
             for service, number in listed:
                 check_generation(store, service, number, self.folder)

@@ -24,7 +24,7 @@ import castore
 from castore.content.restore import undo_area
 from castore.crypto import Identity
 from castore.services.restore_in_place import plan_in_place, restore_in_place
-from castore.store import Places
+from castore.store import MachinePaths
 
 store, state, cache, identity, live, point = sys.argv[1:]
 left = [int(point)]
@@ -43,15 +43,15 @@ def watched(function):
     return wrapped
 
 for name in ("begin", "take", "_clear", "finish"):
-    setattr(undo_area.Aside, name, watched(getattr(undo_area.Aside, name)))
+    setattr(undo_area.UndoArea, name, watched(getattr(undo_area.UndoArea, name)))
 for name in ("mkdir", "fsync", "unlink", "rmdir"):
     setattr(os, name, watched(getattr(os, name)))
 found = Identity.parse(identity, lambda: "")
 ownership = castore.Ownership(change=os.geteuid() == 0, numeric=True)
-with castore.open_store(store, Places(state, cache), lambda: found) as opened:
+with castore.open_store(store, MachinePaths(state, cache), lambda: found) as opened:
     opened.sync()
     plan = plan_in_place(opened, castore.select(opened, "s@1:t"), live, ownership)
-    restore_in_place(opened, plan, ownership, castore.Tally())
+    restore_in_place(opened, plan, ownership, castore.Progress())
 print("done")
 """
 

@@ -39,7 +39,7 @@ from castore.errors import CastoreError, UsageError
 from castore.maintenance.repair import repair
 from castore.storage import LocalStorage
 from castore.storage.base import Writer
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format.pack import pack_name
 from tests.support import histories
 from tests.support.aftermath import CHANCES, look_at_all, shown
@@ -184,7 +184,7 @@ def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: i
         _hurt(world, f"{histories.ROOT}/{name}")
     begin = len(world.disk.log)
     with world.open("first") as store:
-        _, after = repair(store, castore.Tally(), agree=lambda _found, _planned: True)
+        _, after = repair(store, castore.Progress(), agree=lambda _found, _planned: True)
         lost = {(hit.service, hit.number) for hit in after.affected}
     assert after.damage == []
     chance = random.Random(f"repair cuts {seed}")
@@ -199,10 +199,10 @@ def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: i
             looked.add(key)
             counts["looked at"] += 1
             scratch = folder / f"cut{counts['looked at']}"
-            places = Places(str(world.folder / "state"), str(scratch / "cache"))
+            places = MachinePaths(str(world.folder / "state"), str(scratch / "cache"))
             storage = LocalStorage(histories.ROOT, files=DiskFiles(Disk(state)))
             with Store.open(storage, places, lambda: world.identities["first"]) as store:
-                _, after = repair(store, castore.Tally(), agree=lambda _found, _planned: True)
+                _, after = repair(store, castore.Progress(), agree=lambda _found, _planned: True)
                 assert after.damage == [], label
                 # Without the index of before, a pack with a broken footer is lost as a whole: here none is.
                 assert {(hit.service, hit.number) for hit in after.affected} <= lost, label

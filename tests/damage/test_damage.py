@@ -20,7 +20,7 @@ from castore.errors import (
     FormatError,
     IdentityError,
     NotFoundError,
-    OlderError,
+    StaleStoreError,
 )
 from castore.model.refs import PackId
 from tests.support.stores import Lab
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from castore.store import Store
 
-_ACCEPTED = (DamageError, FormatError, IdentityError, NotFoundError, OlderError)
+_ACCEPTED = (DamageError, FormatError, IdentityError, NotFoundError, StaleStoreError)
 _RECORD = re.compile(r"(chunk|node) [0-9a-f]{64}")
 MODES = ("index kept", "index deleted", "another machine")
 """Another machine has neither index nor writer key: all comes through the identity."""
@@ -221,7 +221,7 @@ def _restored_rightly(master: Master, store: Store, number: int, into: Path) -> 
             selection = castore.select(store, f"s@{number}:{part}")
             assert selection.generation.number == number
             done = castore.restore(
-                store, selection, str(out), castore.Ownership(change=False), castore.Tally()
+                store, selection, str(out), castore.Ownership(change=False), castore.Progress()
             )
             assert done.report.warnings == []
             damaged = done.report.damaged
@@ -291,14 +291,14 @@ def test_damage_is_named_and_nothing_wrong_is_restored(
         if "padding" in how:
             store.sync()
             assert store.damaged == {}
-            assert castore.verify(store, castore.Tally()).sound
+            assert castore.verify(store, castore.Progress()).sound
         try:
-            found = castore.verify(store, castore.Tally(), packs=True, read_data=True)
+            found = castore.verify(store, castore.Progress(), packs=True, read_data=True)
             report = "\n".join(found.damage + [hit.reason for hit in found.affected])
         except CastoreError as error:
             assert isinstance(error, _ACCEPTED), error
             report = str(error)
-            if isinstance(error, OlderError):
+            if isinstance(error, StaleStoreError):
                 assert (what, how) == ("generation 2", "deleted"), "what is damaged is no older store"
                 store._accept_older = True
         told = "".join(_restored_rightly(master, store, number, room / str(number)) for number in (1, 2))
@@ -315,7 +315,7 @@ def test_damage_is_named_and_nothing_wrong_is_restored(
 def test_the_store_undamaged_is_sound(master: Master, room: Path, mode: str) -> None:
     lab = _copy(master, room, mode)
     with lab.open() as store:
-        assert castore.verify(store, castore.Tally(), read_data=True).sound
+        assert castore.verify(store, castore.Progress(), read_data=True).sound
         assert [_restored_rightly(master, store, n, room / str(n)) for n in (1, 2)] == ["", ""]
 
 
@@ -327,7 +327,7 @@ def test_a_pack_of_another_length_is_found_without_reading_it(
     lab = _copy(master, room, "index kept")
     _damage(master, lab.store, what, how)
     with lab.open(identity=False) as store:
-        assert not castore.verify(store, castore.Tally()).sound
+        assert not castore.verify(store, castore.Progress()).sound
 
 
 @pytest.mark.parametrize("what", ["generation 1", "generation 2"])
@@ -338,7 +338,7 @@ def test_a_damaged_generation_is_found_with_the_writer_key_only(
     lab = _copy(master, room, "index kept")
     _damage(master, lab.store, what, how)
     with lab.open(identity=False) as store:
-        found = castore.verify(store, castore.Tally())
+        found = castore.verify(store, castore.Progress())
     assert any(line.startswith(master.names[what]) for line in found.damage)
 
 

@@ -24,7 +24,7 @@ from castore.model.generation import (
 )
 from castore.model.names import check_host, check_name, check_path, host_name
 from castore.services import folders
-from castore.store import Places
+from castore.store import MachinePaths
 from castore.store.format import generation
 from tests.support.hostile import forge
 from tests.support.stores import Lab
@@ -198,7 +198,7 @@ def test_a_name_in_the_store_is_checked_where_it_is_opened(lab: Lab, tree: Path)
         name = generation.generation_name(store.writer_key, "web", forged.number)
         with pytest.raises(DamageError, match=name):
             generation.open_generation(name, store.storage.get(name), store.writer_key)
-    fresh = Places(str(lab.folder / "state2"), str(lab.folder / "cache2"))
+    fresh = MachinePaths(str(lab.folder / "state2"), str(lab.folder / "cache2"))
     with api.open_store(str(lab.store), fresh, lambda: lab.identity) as store:
         store.sync()
         assert list(store.damaged) == [name]

@@ -206,7 +206,7 @@ def test_a_number_that_is_also_a_revision_is_wrong_usage(castore: Callable, stor
 
 _HOLD = """
 import sys, castore
-store = castore.open_store(sys.argv[1], castore.Places(sys.argv[2], sys.argv[3]))
+store = castore.open_store(sys.argv[1], castore.MachinePaths(sys.argv[2], sys.argv[3]))
 with store, store.lock("web"):
     print("held", flush=True)
     sys.stdin.read()

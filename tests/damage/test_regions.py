@@ -199,7 +199,7 @@ class Case:
     def verified(self) -> str:
         try:
             with self.lab.open() as store:
-                found = verify(store, castore.Tally(), read_data=True)
+                found = verify(store, castore.Progress(), read_data=True)
                 return "\n".join(found.damage + [hit.reason for hit in found.affected])
         except CastoreError as error:
             return str(error)
@@ -230,7 +230,7 @@ class Case:
             counts["taken, and whole" if whole else "taken, and told to be damaged"] += 1
         try:
             with self.lab.open(identity=False) as store:
-                compact(store, castore.Tally(), max_unused=0, grace=0)
+                compact(store, castore.Progress(), max_unused=0, grace=0)
             counts["compacted"] += 1
         except CastoreError:
             counts["not compacted"] += 1

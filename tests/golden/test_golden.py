@@ -15,7 +15,7 @@ import pytest
 import castore
 from castore.crypto import Identity, WriterKey
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format.pack import DELTA, DELTA_PAIR
 from tests.golden.make import night, plain
 from tests.support.walker import walk
@@ -32,7 +32,7 @@ class Copy:
 
     def __init__(self, folder: Path, golden: Path = GOLDEN) -> None:
         self.path = folder / "store"
-        self.places = Places(str(folder / "state"), str(folder / "cache"))
+        self.places = MachinePaths(str(folder / "state"), str(folder / "cache"))
         shutil.copytree(golden / "store", self.path)
         assert not (self.path / "tmp").exists()  # git does not keep it
         self.golden = golden
@@ -74,7 +74,7 @@ def test_it_is_listed_with_the_writer_key_only(golden: Copy) -> None:
                 ("tree", "tree", 0),
                 ("dump", "dump", 0),
             ]
-        assert castore.verify(store, castore.Tally(), packs=True).sound
+        assert castore.verify(store, castore.Progress(), packs=True).sound
 
 
 @pytest.mark.parametrize("revision", ["r1", "r2"])
@@ -83,14 +83,14 @@ def test_it_is_restored(golden: Copy, tmp_path: Path, revision: str) -> None:
         store.sync()
         selection = castore.select(store, f"golden@{revision}")
         ownership = castore.Ownership(change=False)
-        done = castore.restore(store, selection, str(tmp_path / "out"), ownership, castore.Tally())
+        done = castore.restore(store, selection, str(tmp_path / "out"), ownership, castore.Progress())
     assert (done.report.damaged, done.report.warnings) == ([], [])
     the_same(revision, tmp_path / "out")
 
 
 def test_all_of_it_opens_and_details_too(golden: Copy) -> None:
     with golden.open() as store:
-        assert castore.verify(store, castore.Tally(), read_data=True).sound
+        assert castore.verify(store, castore.Progress(), read_data=True).sound
         details = castore.read_details(store, castore.select(store, "golden@latest").generation)
     assert set(details.origins) == {"tree", "dump"}
     assert details.origins["tree"].path.endswith(b"/live/tree")
@@ -101,7 +101,7 @@ def test_it_takes_another_generation_and_finds_its_chunks_again(golden: Copy, tm
     with golden.open() as store:
         selection = castore.select(_synced(store), "golden@r2")
         ownership = castore.Ownership(change=False)
-        castore.restore(store, selection, str(tmp_path / "out"), ownership, castore.Tally())
+        castore.restore(store, selection, str(tmp_path / "out"), ownership, castore.Progress())
         sources = {
             "tree": castore.TreeSource(str(tmp_path / "out" / "tree")),
             "dump": castore.FileSource(str(tmp_path / "out" / "dump")),
@@ -135,13 +135,13 @@ def test_it_is_restored_without_castore(golden: Copy, tmp_path: Path, revision: 
 
 def test_deltas_with_records_of_their_own_are_read(tmp_path: Path) -> None:
     with Copy(tmp_path, DELTAS).open() as store:
-        assert castore.verify(_synced(store), castore.Tally(), read_data=True).sound
+        assert castore.verify(_synced(store), castore.Progress(), read_data=True).sound
         codecs = {entry.codec for pack, _ in store.packs() for entry in store.pack_entries(pack)}
         assert {DELTA, DELTA_PAIR} <= codecs
         for number in range(5):
             out = tmp_path / str(number)
             selection = castore.select(store, f"nights@{number + 1}")
-            castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Tally())
+            castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Progress())
             assert (out / "dump").read_bytes() == night(number)
     command = [sys.executable, str(RESCUE), str(tmp_path / "store"), "--identity", str(DELTAS / "identity")]
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
@@ -161,11 +161,11 @@ def test_what_former_writer_keys_sealed_is_read_and_rescued(tmp_path: Path, iden
     first = Identity.parse((ROTATED / "identity").read_text(), None)
     with copy.open(trust=[first.admin.public]) as store:
         assert len(store.writer_key.former) == 2
-        assert castore.verify(_synced(store), castore.Tally(), read_data=True).sound
+        assert castore.verify(_synced(store), castore.Progress(), read_data=True).sound
         for number in range(5):
             out = tmp_path / str(number)
             selection = castore.select(store, f"nights@{number + 1}")
-            castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Tally())
+            castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Progress())
             _is_night(out, number)
     command = [sys.executable, str(RESCUE), str(copy.path), "--identity", str(ROTATED / identity)]
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
@@ -196,4 +196,4 @@ def test_a_rotated_store_goes_on_with_the_present_writer_key(tmp_path: Path) -> 
         sources = {"dump": castore.FileSource(str(tmp_path / "dump"))}
         taken = castore.snapshot(store, "nights", sources)
         assert (taken.number, taken.parent, taken.part("dump").new_chunks) == (6, 5, 0)
-        assert castore.verify(store, castore.Tally(), packs=True).sound
+        assert castore.verify(store, castore.Progress(), packs=True).sound

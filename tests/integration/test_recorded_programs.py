@@ -14,7 +14,7 @@ import castore as api
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef
 from castore.model.refs import RefKind
 from castore.services.recorded import remember, trusted_origins
-from castore.store import Places
+from castore.store import MachinePaths
 from tests.support.hostile import forge
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -196,7 +196,7 @@ def test_a_recorded_path_is_never_removed(castore: Run, home: Path, elsewhere: P
         origins = {**one.origins, "u": Origin(path=str(precious).encode()), "v": Origin(engine="file", path=str(precious / "file").encode(), settings={"path": str(precious / "file")})}
         return msgspec.structs.replace(one, origins=origins, absent={"u": "tree", "v": "dump"})
 
-    state = Places(str(home / ".local/state/castore"), str(home / ".cache/castore"))
+    state = MachinePaths(str(home / ".local/state/castore"), str(home / ".cache/castore"))
     with api.open_store(str(home / "store"), state) as store:
         forge(store, "web", {"t": api.TreeSource(str(elsewhere))}, details=details)
     assert "u: it did not exist then, and is left as it is" in castore("rollback", "web", "--to", "2", "--dry-run", "--trust-recorded").stderr

@@ -23,7 +23,7 @@ from castore.content.restore import (
 )
 from castore.content.restore.plan import TreePlan
 from castore.content.restore.recover import recover
-from castore.content.restore.undo_area import Aside
+from castore.content.restore.undo_area import UndoArea
 from castore.content.scan import files
 from castore.errors import BusyError, CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
@@ -104,7 +104,7 @@ def planned(lab: Lab, what: str, top: Path) -> TreePlan:
 
 def carry_out(lab: Lab, plan: TreePlan) -> list[tuple[bytes, str]]:
     with lab.open() as opened:
-        return restore_in_place(opened, plan, lab.ownership, package.Tally())
+        return restore_in_place(opened, plan, lab.ownership, package.Progress())
 
 
 def interrupted(store: Run, live: Path) -> Path:
@@ -177,9 +177,9 @@ def test_a_restore_at_work_is_neither_recovered_nor_passed_over(
 ) -> None:
     lab.snapshot("s", {"t": package.TreeSource(str(live))})
     (live / "c").write_text("changed")
-    real = Aside.begin
+    real = UndoArea.begin
 
-    def begin(aside: Aside) -> None:
+    def begin(aside: UndoArea) -> None:
         monkeypatch.setattr(undo_journal, "_AT_WORK", set())  # as another process sees it
         for work in (
             lambda: recover(lab.places.journals, str(live)),
@@ -189,7 +189,7 @@ def test_a_restore_at_work_is_neither_recovered_nor_passed_over(
                 work()
         real(aside)
 
-    monkeypatch.setattr(Aside, "begin", begin)
+    monkeypatch.setattr(UndoArea, "begin", begin)
     assert lab.in_place("s@1:t", live) > 0
 
 
@@ -201,7 +201,7 @@ def test_a_user_s_own_restore_is_theirs_to_recover(lab: Lab, live: Path, monkeyp
         own = Lab(live / "own" / "lab", average=4096)
         own.snapshot("s", {"t": package.TreeSource(str(live / "data"))})
         (live / "data" / "a").write_text("changed")
-        monkeypatch.setattr(Aside, "finish", lambda _self: os._exit(0))
+        monkeypatch.setattr(UndoArea, "finish", lambda _self: os._exit(0))
         own.in_place("s@1:t", live / "data")
 
     as_user(killed)

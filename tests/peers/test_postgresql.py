@@ -15,7 +15,7 @@ import pytest
 
 from castore.content.restore.metadata import Ownership
 from castore.engines import base
-from castore.engines.base import Secret, introduction_of
+from castore.engines.base import Secret, read_preamble
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.engines.postgresql.sql import creation, plain
 from castore.errors import CastoreError, ProgramError
@@ -148,7 +148,7 @@ def without_introduction(reader, readinto, _introduction) -> None:
 def test_a_dump_of_an_older_castore_comes_back_as_the_live_database_is(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
     with database(server, "plain"):
         with monkeypatch.context() as older:
-            older.setattr(base.Reader, "__init__", without_introduction)
+            older.setattr(base.DumpWithPreamble, "__init__", without_introduction)
             lab.snapshot("s", source(server, "plain"))
         server.psql("ALTER DATABASE plain CONNECTION LIMIT 5; ALTER DATABASE plain SET work_mem = '3MB'")
         server.psql("CREATE TABLE t (x int)", "plain")
@@ -278,9 +278,9 @@ def test_extensions_and_tablespaces_come_back_and_are_drilled(server: Postgres, 
 def test_the_first_line_of_a_dump_is_read_from_any_pieces():
     line = b'-- castore: {"a": [1, "x"]}\nSELECT 1;\n'
     for size in (1, 3, 11, 12, 13, 1000):
-        assert introduction_of(line[at : at + size] for at in range(0, len(line), size)) == {"a": [1, "x"]}
-    assert introduction_of([]) == {}
-    assert introduction_of([b"--\n-- PostgreSQL", b" database dump"]) == {}
+        assert read_preamble(line[at : at + size] for at in range(0, len(line), size)) == {"a": [1, "x"]}
+    assert read_preamble([]) == {}
+    assert read_preamble([b"--\n-- PostgreSQL", b" database dump"]) == {}
 
 
 def test_what_keeps_a_database_from_being_renamed_is_told(lab: Lab):

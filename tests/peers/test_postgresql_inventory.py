@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.engines.base import INVENTORY, differences, introduction_of
+from castore.engines.base import INVENTORY, differences, read_preamble
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.errors import CastoreError
 from castore.services.rollback import execute
@@ -89,7 +89,7 @@ def test_every_kind_goes_back_and_is_compared(server: Postgres, tmp_path: Path, 
 
             def target():
                 data = b"".join(map(bytes, found.target()))
-                assert INVENTORY in introduction_of([data])
+                assert INVENTORY in read_preamble([data])
                 assert line in data
                 yield data.replace(line, rest, 1)
 

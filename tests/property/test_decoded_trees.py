@@ -165,7 +165,7 @@ class Writer(Hostile):
         shutil.rmtree(out, ignore_errors=True)
         selection = castore.select(self.store, f"s@{taken.number}:t")
         try:
-            done = castore.restore(self.store, selection, str(out), self.lab.ownership, castore.Tally())
+            done = castore.restore(self.store, selection, str(out), self.lab.ownership, castore.Progress())
         except DamageError:
             return {"."}
         return {path.decode(errors="backslashreplace") for path, _ in done.report.damaged}
@@ -350,7 +350,7 @@ def test_a_fault_is_reported_with_its_paths(writer, name):
     assert writer.reported(taken) == expected
     assert writer.lost_by_restore(taken) == expected
     with writer.lab.open() as store:
-        found = verify(store, castore.Tally(), read_data=True)
+        found = verify(store, castore.Progress(), read_data=True)
     (hit,) = [hit for hit in found.affected if hit.number == taken.number]
     assert (hit.part, set(hit.paths)) == ("t", expected)
     assert found.damage == []
@@ -361,11 +361,11 @@ def test_a_tree_that_does_not_decode_is_read_again_by_the_next_snapshot(tmp_path
     with writer.reader:
         (scan,) = (tmp_path / "lab" / "cache").rglob("s:t")
         with writer.lab.open() as store:
-            assert verify(store, castore.Tally(), read_data=True).sound
+            assert verify(store, castore.Progress(), read_data=True).sound
         assert scan.exists()
         writer.commit(FLAT, EXAMPLES["no order"][1])
         with writer.lab.open() as store:
-            assert not verify(store, castore.Tally(), read_data=True).sound
+            assert not verify(store, castore.Progress(), read_data=True).sound
         assert not scan.exists()
     writer.store.close()
 
@@ -377,7 +377,7 @@ def test_details_that_do_not_decode_are_reported(writer):
     taken = msgspec.structs.replace(writer.first, number=next(writer.numbers), details=StoredRef.of(ref))
     writer.store.commit(taken)
     with writer.lab.open() as store:
-        found = verify(store, castore.Tally(), read_data=True)
+        found = verify(store, castore.Progress(), read_data=True)
     hits = [(hit.part, hit.reason) for hit in found.affected if hit.number == taken.number]
     assert [part for part, _ in hits] == ["(details)"]
     assert "do not decode" in hits[0][1]

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 import castore
 from castore.content.ref_tree import iter_chunks, iter_list
-from castore.content.scan.cache import told_of
+from castore.content.scan.cache import summary_of
 from castore.content.streams import StreamReader
 from castore.crypto import Identity, Recipient, WriterKey
 from castore.errors import CastoreError, ConfigError, DamageError
@@ -62,7 +62,7 @@ from castore.store.format.session_key import decode_session, session_name
 from castore.store.format.signed import sign
 from castore.store.index import Index
 from castore.store.reachability import Walk, is_whole
-from castore.store.read.delta_resolver import Layer, assemble
+from castore.store.read.delta_resolver import StoredForm, assemble
 from castore.store.write.base_cache import ReferenceCache
 from castore.store.write.session import Session
 from tests.support.stores import Lab, certified, signed
@@ -389,7 +389,7 @@ def test_nodes_that_hold_themselves_end(hostile):
         tame(lambda ref=ref: list(iter_list(hostile.store, ref)))
         tame(lambda ref=ref: is_whole(hostile.store, [ref]))
         tame(lambda ref=ref: list(Walk(hostile.store).runs([ref])))
-    tame(lambda: verify(hostile.store, castore.Tally(), read_data=True))
+    tame(lambda: verify(hostile.store, castore.Progress(), read_data=True))
 
 
 def deep(hostile: Hostile, kind: RefKind, levels: int) -> Ref:
@@ -410,9 +410,9 @@ def test_nodes_that_are_nested_deeply_end(hostile, kind):
         assert not is_whole(hostile.store, [ref])
         commit(hostile, ref)
         tame(lambda: castore.select(hostile.store, "web@1:t"))
-        tame(lambda: verify(hostile.store, castore.Tally()))
+        tame(lambda: verify(hostile.store, castore.Progress()))
         tame(lambda: plan(hostile.store))
-        tame(lambda: compact(hostile.store, castore.Tally(), max_unused=0, grace=0, unfinished=0))
+        tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace=0, unfinished=0))
         tame(lambda: hostile.lab.restore("web@1:t", hostile.lab.folder / "out"))
         tame(lambda: hostile.lab.restore("web@1:d", hostile.lab.folder / "out"))
 
@@ -439,7 +439,7 @@ def test_lists_that_fan_out_end(hostile):
     root = ref._replace(kind=RefKind.LIST)
     assert not is_whole(hostile.store, [root])
     commit(hostile, root)
-    tame(lambda: verify(hostile.store, castore.Tally()))
+    tame(lambda: verify(hostile.store, castore.Progress()))
     tame(lambda: plan(hostile.store))
 
 
@@ -455,8 +455,8 @@ def test_deltas_that_rest_on_themselves_end(hostile):
         bounded(lambda record_id=record_id: hostile.store.read_chunk(RecordId(record_id)))
         bounded(lambda record_id=record_id: hostile.store.read_chunks([RecordId(record_id)]))
     commit(hostile, Ref(RefKind.CHUNK, RecordId(one), 0))
-    assert not verify(hostile.store, castore.Tally()).sound
-    tame(lambda: compact(hostile.store, castore.Tally(), max_unused=0, grace=0, unfinished=0))
+    assert not verify(hostile.store, castore.Progress()).sound
+    tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace=0, unfinished=0))
 
 
 @pytest.mark.parametrize("width", [1, 4])
@@ -483,8 +483,8 @@ def test_long_chains_of_deltas_end(hostile, width):
     bounded(lambda: hostile.store.read_chunk(first))
     bounded(lambda: hostile.store.read_chunks([first]))
     commit(hostile, Ref(RefKind.CHUNK, first, 0))
-    tame(lambda: verify(hostile.store, castore.Tally(), read_data=True))
-    tame(lambda: compact(hostile.store, castore.Tally(), max_unused=0, grace=0, unfinished=0))
+    tame(lambda: verify(hostile.store, castore.Progress(), read_data=True))
+    tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace=0, unfinished=0))
     tame(lambda: hostile.store.reindex())
 
 
@@ -565,7 +565,7 @@ def test_deltas(base, delta, length):
 def test_chunks_assembled_from_anything(bases):
     def layer(chunk):
         position = chunk[0]
-        return Layer(b"\0", 0, tuple(RecordId(bytes([one]) * 32) for one in bases[position]))
+        return StoredForm(b"\0", 0, tuple(RecordId(bytes([one]) * 32) for one in bases[position]))
 
     calls = []
 
@@ -630,7 +630,7 @@ def _decoded(data: bytes) -> None:
         except ValueError:
             return
         places_of(record.listing)
-        told_of(record)
+        summary_of(record)
         if record.below <= at:
             return
         at = record.below
@@ -729,12 +729,12 @@ _CHILD = """
 import sys, castore
 from castore.errors import CastoreError
 from castore.crypto import Identity
-from castore.store import Places
+from castore.store import MachinePaths
 
 store, state, cache, identity, dump, data = sys.argv[1:]
 found = Identity.parse(identity, lambda: "")
 try:
-    with castore.open_store(store, Places(state, cache), lambda: found) as opened:
+    with castore.open_store(store, MachinePaths(state, cache), lambda: found) as opened:
         opened.sync()
         taken = castore.snapshot(opened, "web", {"d": castore.FileSource(dump)})
         print("taken", taken.number)
@@ -783,7 +783,7 @@ def flipped_index(lab: Lab, folder: Path, dump: Path, rng: random.Random) -> str
     shutil.rmtree(work / "cache")
     with copy.open() as store:
         store.sync()
-        verified = verify(store, castore.Tally(), read_data=True)
+        verified = verify(store, castore.Progress(), read_data=True)
         assert verified.sound, (how, verified.damage, verified.affected)
         assert copy_dump(store) == dump.read_bytes()
     return before + "taken"

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from castore.content import pipeline as ingesting
-from castore.content.pipeline import Ingest
+from castore.content.pipeline import Pipeline
 from castore.content.streams import RangeReader, StreamReader, store_stream
 from castore.errors import DamageError, StorageError
 from castore.model.refs import RefKind
-from castore.progress import Tally
+from castore.progress import Progress
 from tests.support.stores import Lab
 
 AVERAGE = 1024
@@ -59,7 +59,7 @@ def pieces(data, splits):
 def put(store, *streams, tally=None):
     """Store streams, each given as its pieces, in one session; return their references."""
     found = []
-    with store.session() as session, Ingest(session, store.cutter, tally or Tally()) as ingest:
+    with store.session() as session, Pipeline(session, store.cutter, tally or Progress()) as ingest:
         for stream in streams:
             for piece in stream:
                 ingest.write(piece)
@@ -92,7 +92,7 @@ def test_a_stream_is_the_same_however_it_is_split_and_comes_back(store, data, sp
     whole, split = put(store, [data], pieces(data, splits))
     assert whole == split
     found = []
-    with store.session() as session, Ingest(session, store.cutter, Tally()) as ingest:
+    with store.session() as session, Pipeline(session, store.cutter, Progress()) as ingest:
         store_stream(ingest, reading(data, size), found.append)
     assert found == [whole]
     assert read(store, whole) == data
@@ -143,7 +143,7 @@ def test_the_same_again_stores_nothing_new(store, data, seed):
     data += random.Random(seed).randbytes(3000)
     refs = put(store, [data])
     packs = sorted(store.packs())
-    tally = Tally()
+    tally = Progress()
     assert put(store, [data], tally=tally) == refs
     assert (tally.new_chunks, tally.new_bytes, tally.stored) == (0, 0, 0)
     assert tally.chunks > 0
@@ -152,7 +152,7 @@ def test_the_same_again_stores_nothing_new(store, data, seed):
 
 def test_lists_and_actions_run_in_the_order_in_which_they_are_fed(store):
     order = []
-    with store.session() as session, Ingest(session, store.cutter, Tally()) as ingest:
+    with store.session() as session, Pipeline(session, store.cutter, Progress()) as ingest:
         for number in range(300):
             ingest.write(random.Random(number).randbytes(1000))
             ingest.end_stream(lambda ref, number=number: order.append((number, ref.size)))
@@ -176,7 +176,7 @@ def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, name, at):
             return real(*args)
 
         setattr(session, name, failing)
-        with Ingest(session, store.cutter, Tally()) as ingest:
+        with Pipeline(session, store.cutter, Progress()) as ingest:
             ingest.write(data)
             ingest.end_stream(kept.append)
     assert kept == []
@@ -198,7 +198,7 @@ def test_an_error_of_the_feeder_ends_the_session_and_keeps_what_was_stored(store
     with (
         pytest.raises(ZeroDivisionError, match="of the feeder"),
         store.session() as session,
-        Ingest(session, store.cutter, Tally()) as ingest,
+        Pipeline(session, store.cutter, Progress()) as ingest,
     ):
         ingest.write(data)
         store_stream(ingest, failing, lambda _ref: None)
@@ -215,7 +215,7 @@ def test_an_error_on_the_feeding_thread_surfaces(store, name):
             raise StorageError("full")
 
         setattr(session, name, failing)
-        with Ingest(session, store.cutter, Tally()) as ingest:
+        with Pipeline(session, store.cutter, Progress()) as ingest:
             ingest.write(data)
             ingest.end_stream(lambda _ref: None)
     (ref,) = put(store, [data])

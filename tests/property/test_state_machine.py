@@ -20,12 +20,12 @@ from castore.crypto import Identity
 from castore.errors import IdentityError, NotFoundError, UsageError
 from castore.maintenance.compact import compact
 from castore.maintenance.repair import repair
-from castore.progress import Tally
+from castore.progress import Progress
 from castore.services.config import Keep, Service
 from castore.services.prune import forget, prune
 from castore.services.restore import read
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from tests.support.stores import Lab, admins
 
 SERVICES = ["web", "mail"]
@@ -109,7 +109,7 @@ class Machine(RuleBasedStateMachine):
         try:
             with self.elsewhere(self.lab.identity) as store:
                 store.sync()
-                assert castore.verify(store, Tally(), read_data=True).damage == []
+                assert castore.verify(store, Progress(), read_data=True).damage == []
                 for service, number in self.taken:
                     self.check_dump(store, service, number)
                     self.check_tree(store, service, number)
@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
     def elsewhere(self, identity):
         """Open the store on a machine that never saw it."""
         home = self.fresh()
-        places = Places(home + "/state", home + "/cache")
+        places = MachinePaths(home + "/state", home + "/cache")
         trust = [one.admin.public for one in self.identities]
         return Store.open(LocalStorage(str(self.lab.store)), places, lambda: identity, trust=trust)
 
@@ -160,7 +160,7 @@ class Machine(RuleBasedStateMachine):
     def check_tree(self, store, service, number):
         out = self.fresh()
         selection = castore.select(store, f"{service}@#{number}:tree")
-        done = castore.restore(store, selection, out, castore.Ownership(change=False), Tally())
+        done = castore.restore(store, selection, out, castore.Ownership(change=False), Progress())
         assert done.report.damaged == []
         assert harvest(out) == self.taken[service, number][1]
         shutil.rmtree(out)
@@ -237,7 +237,7 @@ class Machine(RuleBasedStateMachine):
         with self.lab.open() as store:
             store.sync_generations()
             selection = castore.select(store, f"{service}@#{number}")
-            castore.restore(store, selection, out, castore.Ownership(change=False), Tally())
+            castore.restore(store, selection, out, castore.Ownership(change=False), Progress())
         assert harvest(out + "/tree") == tree
         assert Path(out, "dump").read_bytes() == dump
 
@@ -304,13 +304,13 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(IdentityError):
                 castore.read_details(store, store.generation(service, number))
             with pytest.raises(IdentityError):
-                castore.verify(store, Tally(), read_data=True)
-            assert castore.verify(store, Tally(), packs=True).sound
+                castore.verify(store, Progress(), read_data=True)
+            assert castore.verify(store, Progress(), packs=True).sound
 
     @rule()
     def verify(self):
         with self.lab.open() as store:
-            found = castore.verify(store, Tally(), read_data=True)
+            found = castore.verify(store, Progress(), read_data=True)
         assert (found.damage, found.affected) == ([], [])
         assert found.sound
         assert found.generations == len(self.taken)
@@ -348,7 +348,7 @@ class Machine(RuleBasedStateMachine):
         with self.writing() as store:
             if lockless:
                 store.storage.hold = lambda *, alone=False: contextlib.nullcontext(False)
-            done = compact(store, Tally(), max_unused=share, grace=0, unfinished=unfinished)
+            done = compact(store, Progress(), max_unused=share, grace=0, unfinished=unfinished)
             assert done.damaged == []
             assert done.plan.lost == 0
 
@@ -357,7 +357,7 @@ class Machine(RuleBasedStateMachine):
         with self.writing() as store:
             store.sync_generations()
             settings = dict.fromkeys(store.services(), Service(keep=Keep(last=last, per_revision=0)))
-            gone, busy, _ = prune(store, settings, Tally(), max_unused=0.1, grace=0)
+            gone, busy, _ = prune(store, settings, Progress(), max_unused=0.1, grace=0)
         assert not busy
         for one in gone:
             assert one.number != max(self.numbers(one.service))
@@ -408,7 +408,7 @@ class Machine(RuleBasedStateMachine):
             pack.chmod(0o600)
             pack.write_bytes(data)
         with self.lab.open() as store:
-            _, after = repair(store, Tally(), agree=lambda _found, _planned: True)
+            _, after = repair(store, Progress(), agree=lambda _found, _planned: True)
             assert after.damage == []
             lost = {(hit.service, hit.number) for hit in after.affected}
             for service, number in self.taken.keys() - lost:
@@ -418,7 +418,7 @@ class Machine(RuleBasedStateMachine):
             for service in SERVICES:
                 if self.numbers(service):
                     self.note(castore.snapshot(store, service, self.sources(service)), "")
-            healed = castore.verify(store, Tally(), read_data=True)
+            healed = castore.verify(store, Progress(), read_data=True)
             assert healed.damage == []
             for service, number in {(hit.service, hit.number) for hit in healed.affected}:
                 assert (service, number) in lost

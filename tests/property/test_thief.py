@@ -18,13 +18,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import castore
 from castore.content.streams import StreamReader
 from castore.crypto import Identity, WriterKey
-from castore.errors import CastoreError, DamageError, RotatedError, UntrustedError
+from castore.errors import CastoreError, DamageError, KeyRotatedError, UntrustedError
 from castore.maintenance.compact import compact
 from castore.services.config import Keep, Service
 from castore.services.prune import judged
 from castore.services.restore import read
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format.config import LabelledAdmin, LabelledRecipient, encode_config
 from castore.store.format.deletion import condemn
 from castore.store.format.generation import MAX_NUMBER, encode_generation, generation_name
@@ -50,8 +50,8 @@ class Thief(RuleBasedStateMachine):
     def teardown(self):
         shutil.rmtree(self.folder)
 
-    def places(self, name: str) -> Places:
-        return Places(str(self.folder / name / "state"), str(self.folder / name / "cache"))
+    def places(self, name: str) -> MachinePaths:
+        return MachinePaths(str(self.folder / name / "state"), str(self.folder / name / "cache"))
 
     def at(self, name: str, identity: Identity | None = None) -> Store:
         provider = None if identity is None else lambda: identity
@@ -139,7 +139,7 @@ class Thief(RuleBasedStateMachine):
         with self.at("owner", self.lab.identity) as store:
             store.revoke_writer("thief")
         self.revoked = True
-        with pytest.raises((RotatedError, UntrustedError)):
+        with pytest.raises((KeyRotatedError, UntrustedError)):
             self.at("thief")
 
     @rule()
@@ -183,7 +183,7 @@ class Thief(RuleBasedStateMachine):
     def compact_what_there_is(self):
         with self.at("owner") as store:
             try:
-                compact(store, castore.Tally())
+                compact(store, castore.Progress())
             except CastoreError as error:
                 assert "castore repair" in str(error), "garbage is named, and repair drops it"  # noqa: PT017
 

@@ -13,7 +13,7 @@ import castore
 from castore.crypto import Identity
 from castore.errors import NotFoundError
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format.session_key import read_session, session_name, session_numbers
 from tests.support import histories
 from tests.support.histories import ROOT, SERVICES, Content, Promise, Watch, World, restored
@@ -63,7 +63,7 @@ class Inspector:
             self.counts["with the old index"] += 1
             shutil.copytree(old, scratch / "cache")
             _spoil(scratch / "cache", chance)
-        places = Places(str(world.folder / "state"), str(scratch / "cache"))
+        places = MachinePaths(str(world.folder / "state"), str(scratch / "cache"))
         readers = {name: world.identities[name] for name in known.readers}
         if not known.begun:
             readers = {"first": world.identities["first"]}
@@ -85,7 +85,7 @@ class Inspector:
             store.sync()
             assert store.damaged == {}
             self._generations(store, known, scratch)
-            found = castore.verify(store, castore.Tally(), read_data=True)
+            found = castore.verify(store, castore.Progress(), read_data=True)
             assert found.sound, (found.damage, found.affected)
             _all_open(store, readers.values())
             self._go_on(store, scratch)

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import castore
-from castore.content.pipeline import Ingest
+from castore.content.pipeline import Pipeline
 from castore.content.streams import StreamReader
 from castore.crypto import Identity
 from castore.errors import StorageError
@@ -48,7 +48,7 @@ from castore.maintenance.compact import compact as run_compact
 from castore.model.refs import RefKind
 from castore.services.restore import read
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format.generation import open_generation
 from castore.store.format.pack import CHUNK, NODE, pack_name
 from castore.store.format.session_key import session_name, session_numbers
@@ -119,8 +119,8 @@ class World:
             (folder / name).mkdir(parents=True)
 
     @property
-    def places(self) -> Places:
-        return Places(str(self.folder / "state"), str(self.folder / "cache"))
+    def places(self) -> MachinePaths:
+        return MachinePaths(str(self.folder / "state"), str(self.folder / "cache"))
 
     def open(self, reader: str | None = None, *, create: bool = False) -> Store:
         """Open the store; `reader`: the name of the identity."""
@@ -230,7 +230,7 @@ def restored(store: Store, key: Key, into: str) -> Content:
     generation = store.generation(service, number)
     assert generation is not None, f"{service} {number} is not there"
     selection = castore.select(store, f"{service}@#{number}:tree")
-    done = castore.restore(store, selection, into, castore.Ownership(change=False), castore.Tally())
+    done = castore.restore(store, selection, into, castore.Ownership(change=False), castore.Progress())
     assert done.report.damaged == []
     tree = harvest(into)
     shutil.rmtree(into)
@@ -344,7 +344,7 @@ def aborted(world: World) -> None:
     service = world.chance.choice(SERVICES)
     content = world.edit(service, world.chance)
     try:
-        with world.open() as store, store.session() as session, Ingest(session, store.cutter, castore.Tally()) as ingest:
+        with world.open() as store, store.session() as session, Pipeline(session, store.cutter, castore.Progress()) as ingest:
             store.sync()
             ingest.write(content.dump)
             ingest.end_stream(lambda _root: None)
@@ -407,7 +407,7 @@ def _forget(world: World, gone: set[Key]) -> None:
 def compact(world: World) -> None:
     """Give back what no generation needs, and write anew all packs of which anything is not needed."""
     with world.open() as store:
-        run_compact(store, castore.Tally(), max_unused=0, grace=0, unfinished=0)
+        run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
 
 
 @step
@@ -416,7 +416,7 @@ def compact_without_lock(world: World) -> None:
     with world.open() as store:
         store.storage.hold = lambda *, alone=False: contextlib.nullcontext(False)
         for _ in range(2):
-            run_compact(store, castore.Tally(), max_unused=0, grace=0, unfinished=0)
+            run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
 
 
 @step

@@ -31,7 +31,7 @@ import castore
 from castore.crypto import Identity
 from castore.errors import EXIT_CODES
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format.pack import CHUNK
 from tests.support.pausing import Call, Ended, is_supported, run_paused
 
@@ -117,8 +117,8 @@ class Machine:
         return self.hostile / "stock"
 
     @property
-    def places(self) -> Places:
-        return Places(str(self.top / "root" / "state" / "castore"), str(self.top / "root" / "cache" / "castore"))
+    def places(self) -> MachinePaths:
+        return MachinePaths(str(self.top / "root" / "state" / "castore"), str(self.top / "root" / "cache" / "castore"))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -593,7 +593,7 @@ class Sweep:
     def _stored(self, known: dict[bytes, bytes] | None = None) -> dict[bytes, bytes]:
         """Return the chunks that the store holds, by their ids, without those that are known."""
         found: dict[bytes, bytes] = {}
-        places = Places(self.machine.places.state, str(self.machine.top.with_name("index")))
+        places = MachinePaths(self.machine.places.state, str(self.machine.top.with_name("index")))
         shutil.rmtree(places.cache, ignore_errors=True)
         with Store.open(LocalStorage(str(self.machine.top / "root" / "store")), places, lambda: self.machine.identity, accept_older=True) as store:
             store.sync()

@@ -17,7 +17,7 @@ from castore.services.rollback.execute import RolledBack, roll_back
 from castore.services.rollback.plan import read_details
 from castore.services.rollback.transaction import recover
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format.config import LabelledAdmin
 
 
@@ -64,8 +64,8 @@ class Lab:
         return self.folder / "store"
 
     @property
-    def places(self) -> Places:
-        return Places(str(self.folder / "state"), str(self.folder / "cache"))
+    def places(self) -> MachinePaths:
+        return MachinePaths(str(self.folder / "state"), str(self.folder / "cache"))
 
     def open(self, *, identity: bool = True) -> Store:
         return castore.open_store(str(self.store), self.places, (lambda: self.identity) if identity else None)
@@ -80,7 +80,7 @@ class Lab:
             target = store.generation(service, number)
             assert target is not None
             origins = dict(read_details(store, target).origins)
-            return roll_back(store, target, origins, self.ownership, settings=settings, tally=castore.Tally(), **options)
+            return roll_back(store, target, origins, self.ownership, settings=settings, tally=castore.Progress(), **options)
 
     def undo(self, settings: Service | None = None, *, service: str = "s", **options) -> RolledBack:
         """Go back to what the last roll-back replaced."""
@@ -98,7 +98,7 @@ class Lab:
         with self.open() as store:
             store.sync()
             plan = plan_in_place(store, castore.select(store, what), str(top), self.ownership, **options)
-            assert restore_in_place(store, plan, self.ownership, castore.Tally()) == []
+            assert restore_in_place(store, plan, self.ownership, castore.Progress()) == []
         return len(plan.steps)
 
     @property
@@ -109,4 +109,4 @@ class Lab:
         with self.open() as store:
             selection = castore.select(store, what)
             ownership = castore.Ownership(change=True, numeric=numeric)
-            return castore.restore(store, selection, str(into), ownership, castore.Tally())
+            return castore.restore(store, selection, str(into), ownership, castore.Progress())

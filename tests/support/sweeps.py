@@ -29,7 +29,7 @@ from castore.errors import EXIT_CODES
 from castore.maintenance.verify import verify
 from castore.services.restore import read
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from tests.support import forked
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class Machine:
         return self.folder / "dump"
 
     @property
-    def places(self) -> Places:
-        return Places(str(self.folder / "state" / "castore"), str(self.folder / "cache" / "castore"))
+    def places(self) -> MachinePaths:
+        return MachinePaths(str(self.folder / "state" / "castore"), str(self.folder / "cache" / "castore"))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -218,7 +218,7 @@ class Machine:
         """Give the store, synchronised; fresh: with an index made for this alone."""
         places = self.places
         if fresh:
-            places = Places(places.state, str(self.folder / "fresh"))
+            places = MachinePaths(places.state, str(self.folder / "fresh"))
             shutil.rmtree(self.folder / "fresh", ignore_errors=True)
         with Store.open(lockless(str(self.store)), places, lambda: self.identity) as store:
             store.sync()
@@ -233,7 +233,7 @@ class Machine:
         """All that is certain is there, nothing that is not possible is, and each restores byte for byte."""
         with self.opened(fresh=fresh) as store:
             assert store.damaged == {}
-            found = verify(store, castore.Tally(), read_data=True)
+            found = verify(store, castore.Progress(), read_data=True)
             assert found.sound, (found.damage, found.affected)
             listed = self.listed(store)
             assert certain <= listed, f"lost: {certain - listed}"

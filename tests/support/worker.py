@@ -23,7 +23,7 @@ from castore.services.prune import forget
 from castore.services.restore import read
 from castore.services.snapshot import _OvertakenError
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from tests.support.sweeps import plain_tree, stored_tree
 
 KEPT = 3
@@ -75,7 +75,7 @@ class Worker:
         self.lockless = lockless
         self.grace = grace
         machine = folder / "machines" / (name if lockless else "one")
-        self.places = Places(str(machine / "state"), str(machine / "cache"))
+        self.places = MachinePaths(str(machine / "state"), str(machine / "cache"))
         self.identity = Identity.parse((folder / "identity").read_text(), None)
 
     def open(self) -> Store:
@@ -115,7 +115,7 @@ class Worker:
                             forget(store, service, old)
                 with contextlib.suppress(BusyError):
                     limits = {"max_unused": rng.choice((0, 0.1, 0.5)), "unfinished": rng.choice((0, 3600))}
-                    done = compact(store, castore.Tally(), grace=self.grace, **limits)
+                    done = compact(store, castore.Progress(), grace=self.grace, **limits)
                     assert not done.damaged, done.damaged
                     self.tell(removed=done.removed, condemned=done.condemned, written=done.written_bytes)
             time.sleep(rng.random() * 0.1)
@@ -131,7 +131,7 @@ class Worker:
                 # A prune takes packs away between the look at the list and the look at the pack.
                 for last in (False, False, True):
                     try:
-                        found = verify(store, castore.Tally(), packs=True)
+                        found = verify(store, castore.Progress(), packs=True)
                     except (DamageError, ObjectMissingError):
                         self.tell(false_alarm=1)
                         continue

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from castore.state import first_seen
-from castore.state.first_seen import Ages
+from castore.state.first_seen import FirstSeen
 
 DAY = 86400 * 10**9
 WEEK = 7 * DAY
@@ -17,7 +17,7 @@ class Machine:
     """Its clocks, which a test sets."""
 
     def __init__(self, path):
-        self.ages = Ages(str(path / "state" / "ages"))
+        self.ages = FirstSeen(str(path / "state" / "ages"))
         self.now = ["first start", 1000, 1000 * DAY]
 
     def pass_time(self, span):
@@ -107,7 +107,7 @@ def test_a_file_that_is_damaged_is_begun_anew(machine, tmp_path, content):
 
 def test_where_it_cannot_be_written_nothing_grows_old(tmp_path):
     os.symlink("nowhere/at/all", tmp_path / "state")
-    assert Ages(str(tmp_path / "state" / "ages")).look("things", ["a"], WEEK) == {"a": 0}
+    assert FirstSeen(str(tmp_path / "state" / "ages")).look("things", ["a"], WEEK) == {"a": 0}
 
 
 def test_the_clocks_of_this_machine():

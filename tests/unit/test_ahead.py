@@ -14,7 +14,7 @@ import pytest
 
 import castore
 from castore.content.restore import prefetch, tree_writer
-from castore.content.restore.prefetch import Ahead
+from castore.content.restore.prefetch import Prefetcher
 from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from castore.errors import DamageError
@@ -98,14 +98,14 @@ def test_a_process_that_is_killed_or_stopped_is_done_without(
     monkeypatch.setattr(prefetch, "_PATIENCE_MS", 300)
     monkeypatch.setattr(prefetch, "_RING", 1 << 15)
     count = iter(range(1000))
-    real = Ahead.take
+    real = Prefetcher.take
 
     def take(self, ref, depth):
         if next(count) == after:
             os.kill(processes[0], how)
         return real(self, ref, depth)
 
-    monkeypatch.setattr(Ahead, "take", take)
+    monkeypatch.setattr(Prefetcher, "take", take)
     check(lab, live, tmp_path / "out")
 
 
@@ -156,7 +156,7 @@ def test_directories_that_are_not_asked_for_do_not_hold_it_up(
         root = taken.parts[0].content
         assert root is not None
         top = open_top(reader, root)
-        with Ahead(store, top.ref) as opened:
+        with Prefetcher(store, top.ref) as opened:
             assert top.ref is not None
             found = opened.take(top.ref, 0)
             assert found is not None
@@ -199,7 +199,7 @@ prefetch._LEAST, prefetch._RING = 0, 1 << 13
 lab = Lab(Path(sys.argv[1]), average=4096)
 taken = lab.snapshot("s", {"t": castore.TreeSource(sys.argv[2])})
 with lab.open() as store, StreamReader(store) as reader:
-    opened = prefetch.Ahead(store, open_top(reader, taken.parts[0].content).ref)
+    opened = prefetch.Prefetcher(store, open_top(reader, taken.parts[0].content).ref)
     print(opened._child, flush=True)
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGKILL)

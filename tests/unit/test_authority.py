@@ -20,8 +20,8 @@ from castore.errors import (
     DamageError,
     FormatError,
     IdentityError,
-    OlderError,
-    RotatedError,
+    KeyRotatedError,
+    StaleStoreError,
     UntrustedError,
     UsageError,
 )
@@ -31,7 +31,7 @@ from castore.maintenance.repair import repair
 from castore.services.prune import forget
 from castore.services.restore import read
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format.config import (
     MAINTAIN,
     Certificate,
@@ -70,10 +70,10 @@ class Place(Lab):
     def storage(self) -> LocalStorage:
         return LocalStorage(str(self.store))
 
-    def machine(self, name: str) -> Places:
-        return Places(str(self.folder / name / "state"), str(self.folder / name / "cache"))
+    def machine(self, name: str) -> MachinePaths:
+        return MachinePaths(str(self.folder / name / "state"), str(self.folder / name / "cache"))
 
-    def at(self, places: Places | None = None, identity: Identity | None = None, **options) -> Store:
+    def at(self, places: MachinePaths | None = None, identity: Identity | None = None, **options) -> Store:
         provider = None if identity is None else lambda: identity
         return Store.open(self.storage, places or self.places, provider, **options)
 
@@ -195,11 +195,11 @@ def test_an_admin_removes_configurations_that_are_not_accepted(lab, tmp_path):
     for other in (None, identity):
         with lab.at(identity=other) as store:
             assert list(store.passed_over) == ["config/7", "config/8", "config/9", "config/99"]
-            repair(store, castore.Tally(), agree=agree)
+            repair(store, castore.Progress(), agree=agree)
             assert store.passed_over, "only an admin decides"
     with lab.open() as store:
         lab.storage.put("config/3", encode_config(3, config, writer, lab.identity.admin))
-        repair(store, castore.Tally(), agree=agree)
+        repair(store, castore.Progress(), agree=agree)
         assert not store.passed_over
     assert len(planned[-1]) == 5
     assert [one for one in numbers(lab.storage) if one > 1] == [3]
@@ -288,7 +288,7 @@ def test_another_configuration_under_the_same_number_is_refused(lab):
     for name in list(lab.storage.list("config")):
         lab.storage.delete(f"config/{name}")
     lab.storage.put("config/1", data)
-    with pytest.raises(OlderError, match="not the one that this machine has seen"):
+    with pytest.raises(StaleStoreError, match="not the one that this machine has seen"):
         lab.open(identity=False)
     with lab.at(accept_older=True):
         pass
@@ -340,7 +340,7 @@ def test_a_name_belongs_to_one_machine(lab):
         store.adopt("renamed", replace=True)
         assert store.certified_host == "renamed"
         assert [one.replaced for one in store.config.writers] == [False, True, False]
-    with pytest.raises(RotatedError, match="another machine took its place.*castore key adopt.*--host NAME"):
+    with pytest.raises(KeyRotatedError, match="another machine took its place.*castore key adopt.*--host NAME"):
         lab.at(lab.machine("second"))
 
 
@@ -387,7 +387,7 @@ def test_a_revoked_machine_does_not_get_the_next_key(lab):
     for places in (lab.machine("other"), lab.places):
         with lab.at(places) as store:
             assert store.writer_key.secret != key.secret
-    with pytest.raises(RotatedError):
+    with pytest.raises(KeyRotatedError):
         lab.at(lab.machine("stolen"))
 
 
@@ -484,7 +484,7 @@ def test_a_host_is_a_certified_name_and_not_a_claim(fleet):
         assert [one.number for one in store.generations()] == [2, 1]
         assert len([name for name in store.damaged if name.startswith("generations/")]) == 3
         assert store.next_number("s") == 3
-        assert compact(store, castore.Tally()).removed == 0, "it blocks nothing"
+        assert compact(store, castore.Progress()).removed == 0, "it blocks nothing"
     fleet.take(b"more")
 
 
@@ -536,12 +536,12 @@ def test_nobody_else_removes_a_generation_unnoticed(fleet):
         with pytest.raises(UsageError, match="--maintain"):
             forget(store, "s", store.generations("s"))
         with pytest.raises(UsageError, match="--maintain"):
-            compact(store, castore.Tally())
+            compact(store, castore.Progress())
         record_removal(store.storage, store.writer_key, "s", [1])
         condemn(store.storage, store.writer_key, store.index.pack_ids())
     for name in list(fleet.storage.list("generations")):
         fleet.storage.delete(f"generations/{name}")
-    with fleet.open(identity=False) as store, pytest.raises(OlderError, match="s@1"):
+    with fleet.open(identity=False) as store, pytest.raises(StaleStoreError, match="s@1"):
         store.sync()
 
 
@@ -566,9 +566,9 @@ def test_a_session_without_the_seal_of_a_recipient_is_reported(fleet, monkeypatc
     monkeypatch.setattr(session_module, "sealed_to", lambda to, session, key: tuple((one.key, os.urandom(96)) for one in to))
     fleet.take(NOISE[::-1], "stolen")
     with fleet.open() as store:
-        assert not castore.verify(store, castore.Tally()).damage, "without an identity it is not known"
+        assert not castore.verify(store, castore.Progress()).damage, "without an identity it is not known"
         store.identity()
-        found = castore.verify(store, castore.Tally()).damage
+        found = castore.verify(store, castore.Progress()).damage
         assert len(found) == 2
         assert "castore key add" in "".join(found)
         assert "its seal does not open" in "".join(found)
@@ -673,7 +673,7 @@ def test_a_machine_takes_no_session_of_another_over(fleet, number, tmp_path):
     assert (tmp_path / "out" / "d").read_bytes() == NOISE, ended.stderr
     with fleet.open() as store:
         store.revoke_writer("stolen")
-        assert castore.verify(store, castore.Tally()).generations
+        assert castore.verify(store, castore.Progress()).generations
     assert fleet.read("s@1:d") == NOISE
     assert fleet.take(NOISE, "other").part("d").new_chunks == 0, "it is still another's session"
 
@@ -774,7 +774,7 @@ def test_no_machine_puts_its_own_object_in_the_place_of_anothers_session(fleet):
     assert fleet.read("s@1:d") == NOISE
     with fleet.open() as store:
         store.identity()
-        assert not [line for line in castore.verify(store, castore.Tally()).damage if "seal" in line]
+        assert not [line for line in castore.verify(store, castore.Progress()).damage if "seal" in line]
         store.rotate_writer()
         store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
     assert fleet.read("s@1:d") == NOISE
@@ -788,9 +788,9 @@ def test_space_of_a_revoked_machine_is_reclaimed_once_nothing_needs_it(fleet):
     with fleet.open(identity=False) as store:
         store.sync()
         assert len(store.distrusted) == 1
-        assert compact(store, castore.Tally(), unfinished=0).removed == 0
+        assert compact(store, castore.Progress(), unfinished=0).removed == 0
         forget(store, "s", [store.generation("s", 1)])
-        assert compact(store, castore.Tally(), unfinished=0).removed == 1
+        assert compact(store, castore.Progress(), unfinished=0).removed == 1
     assert fleet.read("s@2:d") == NOISE[:1000]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import castore
 from castore.kernel.id_set import Marks
-from castore.services.prune import forget, give_back
+from castore.services.prune import compact_and_record, forget
 from castore.store.format.pack import CHUNK
 from castore.store.reachability import Walk, mark, roots_of
 from tests.support.stores import Lab
@@ -48,7 +48,7 @@ def test_forty_nights_with_forget_and_compact_leave_a_small_cache(tmp_path):
                 store.sync()
                 with store.lock("web"):
                     forget(store, "web", [one for one in store.generations("web") if one.number <= night - 3])
-                give_back(store, castore.Tally(), grace=0, unfinished=0)
+                compact_and_record(store, castore.Progress(), grace=0, unfinished=0)
                 assert store.references.size() <= 1.5 * needed(store, "web")
     assert max(stored[-8:]) < 500_000, "the bases of deltas stay"
 

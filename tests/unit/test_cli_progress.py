@@ -11,14 +11,14 @@ import sys
 import pytest
 
 from castore.cli.progress import Watch, fitted, hushed, remaining, watching
-from castore.progress import Tally
+from castore.progress import Progress
 
 WORK = """
 import sys, time
 from castore.cli.progress import hushed, watching
-from castore.progress import Tally
+from castore.progress import Progress
 with watching() as progress:
-    tally = Tally(total={total})
+    tally = Progress(total={total})
     progress("sites\\x1b", tally)
     for step in range({steps}):
         tally.read += 1 << 20
@@ -117,9 +117,9 @@ def test_a_narrow_terminal_shows_what_matters_most(width, expected):
 
 def test_work_that_is_resumed_has_an_estimate_by_what_it_did_since():
     watch = Watch()
-    tally = Tally(read=90, total=100)
+    tally = Progress(read=90, total=100)
     watch("restoring", tally)
-    watch("part", Tally())
+    watch("part", Progress())
     watch("restoring", tally)
     assert watch._before == 90
     assert len(watch._tallies) == 2
@@ -134,7 +134,7 @@ def test_short_work_is_not_shown():
 def test_the_warnings_of_all_work_are_kept():
     with watching() as progress:
         for name in ("db", "sites"):
-            tally = Tally()
+            tally = Progress()
             progress(name, tally)
             tally.warn(b"path", "vanished")
     assert progress.warnings == [("db", b"path", "vanished"), ("sites", b"path", "vanished")]

@@ -16,7 +16,7 @@ from castore.errors import DamageError, UsageError
 from castore.maintenance import compact as module
 from castore.maintenance.compact import compact, plan
 from castore.maintenance.verify import verify
-from castore.progress import Tally
+from castore.progress import Progress
 from castore.services.config import Keep, Service
 from castore.services.prune import forget, prune, spans
 from castore.services.restore import read
@@ -67,13 +67,13 @@ class Kept(Lab):
 
     def compact(self, *, lockless=False, **options):
         with self.opened(lockless=lockless) as store:
-            return compact(store, Tally(), **options)
+            return compact(store, Progress(), **options)
 
     def check(self):
         """All that was taken is there, and nothing else is said to be wrong."""
         with self.opened() as store:
             store.sync()
-            assert verify(store, Tally(), read_data=True).sound
+            assert verify(store, Progress(), read_data=True).sound
             found = {(one.service, one.number) for one in store.generations()}
             assert found == set(self.taken)
             for (service, number), data in self.taken.items():
@@ -283,7 +283,7 @@ def test_a_snapshot_under_way_stores_again_what_a_prune_took_away(lab, tmp_path,
     with lab.opened(lockless=lockless) as store:
         castore.snapshot(store, "new", sources, progress=progress)
     with lab.opened() as store:
-        assert verify(store, Tally(), read_data=True).sound
+        assert verify(store, Progress(), read_data=True).sound
         assert b"".join(read(StreamReader(store), castore.select(store, "new@1:b"))) == shared
 
 
@@ -320,7 +320,7 @@ def test_rules_let_generations_go_and_pins_hold_them(lab):
         assert not store.pin("web", 2, "again")
         assert store.pins("web") == {2: "before the move"}
         settings = Service(keep=Keep(last=1))
-        gone, busy, done = prune(store, {"web": settings}, Tally(), max_unused=0.1, grace=0)
+        gone, busy, done = prune(store, {"web": settings}, Progress(), max_unused=0.1, grace=0)
     assert [one.number for one in gone] == [4, 3, 1]
     assert not busy
     assert done.removed

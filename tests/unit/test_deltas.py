@@ -21,7 +21,7 @@ from castore.model.refs import PackId, RecordId, RefKind, SessionId
 from castore.store import NewChunk
 from castore.store.format.codecs import Codecs, Groups, member_of
 from castore.store.format.pack import BASES, CHUNK, GROUPED, PackEntry, _decode_footer
-from castore.store.read.delta_resolver import Layer, assemble
+from castore.store.read.delta_resolver import StoredForm, assemble
 from castore.store.write.base_provider import MAX_DEPTH
 from tests.support.stores import Lab
 
@@ -91,7 +91,7 @@ def test_nights_of_a_dump_take_little_and_come_back(lab):
         assert content(lab, number) == data
     assert max(depths(lab)) == MAX_DEPTH
     with lab.open() as store:
-        assert castore.verify(store, castore.Tally(), read_data=True).sound
+        assert castore.verify(store, castore.Progress(), read_data=True).sound
         store.reindex()
     assert content(lab, 9) == nights[-1]
     assert max(depths(lab)) == MAX_DEPTH
@@ -204,7 +204,7 @@ def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(lab):
         file.seek(place.offset + 5)
         file.write(bytes([byte[0] ^ 1]))
     with lab.open() as store:
-        found = castore.verify(store, castore.Tally(), read_data=True)
+        found = castore.verify(store, castore.Progress(), read_data=True)
         needing = set()
         for generation in store.generations():
             for _, ref in chunks_of(store, generation):
@@ -245,7 +245,7 @@ def test_deltas_share_records_and_the_loss_of_one_is_told_of_all_in_it(lab):
     os.chmod(path, 0o600)
     path.write_bytes(data)
     with lab.open() as store:
-        found = castore.verify(store, castore.Tally(), read_data=True)
+        found = castore.verify(store, castore.Progress(), read_data=True)
     assert {(hit.number, hit.part) for hit in found.affected} == {(2, "d")}
     for entry in members:
         assert any(entry.id.hex() in text for text in found.damage)
@@ -309,7 +309,7 @@ def test_a_base_that_is_gone_is_told_of_every_generation_that_needs_it(lab):
         pack = store.index.locate(CHUNK, ref.id).pack
     (lab.store / "packs" / pack.hex()).unlink()
     with lab.open(identity=False) as store:
-        found = castore.verify(store, castore.Tally())
+        found = castore.verify(store, castore.Progress())
     assert {hit.number for hit in found.affected if hit.part == "d"} == {1, 2, 3}
     assert any("rests on" in hit.reason for hit in found.affected)
 
@@ -491,13 +491,13 @@ def test_a_chunk_too_large_to_be_kept_is_put_together_all_the_same():
 
     base, target = b"base" * 100, b"base" * 60 + b"new" + b"base" * 60
     delta = encode_delta(base, bytearray(target), 0, len(target), 1000)
-    layers = {b"t": Layer(delta, len(target), (b"b",)), b"b": Layer(base, len(base))}
+    layers = {b"t": StoredForm(delta, len(target), (b"b",)), b"b": StoredForm(base, len(base))}
     found = assemble(b"t", layers.__getitem__, Nothing())
     assert (found.data, found.depth, found.bases, found.below) == (target, 1, (b"b",), {b"b"})
-    layers[b"u"] = Layer(encode_delta(target * 2, bytearray(base), 0, len(base), 1000), len(base), (b"t", b"t"))
+    layers[b"u"] = StoredForm(encode_delta(target * 2, bytearray(base), 0, len(base), 1000), len(base), (b"t", b"t"))
     found = assemble(b"u", layers.__getitem__, {})
     assert (found.data, found.depth, found.below) == (base, 2, {b"t", b"b"})
-    layers[b"b"] = Layer(delta, len(base), (b"t",))
+    layers[b"b"] = StoredForm(delta, len(base), (b"t",))
     with pytest.raises(KeyError):
         assemble(b"t", layers.__getitem__, {})
 
@@ -548,4 +548,4 @@ def test_a_chunk_whose_base_is_lost_is_stored_again_and_restored(lab):
     take(lab, nights[2])
     assert content(lab, 4) == nights[2]
     with lab.open(identity=False) as store:
-        assert {hit.number for hit in castore.verify(store, castore.Tally()).affected} == {1}
+        assert {hit.number for hit in castore.verify(store, castore.Progress()).affected} == {1}

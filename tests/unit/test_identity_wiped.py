@@ -23,7 +23,7 @@ import sys
 import castore
 from castore.crypto import Identity
 from castore.services.rollback.plan import read_details
-from castore.store import Places
+from castore.store import MachinePaths
 
 store_path, state, cache, masked, mask = sys.argv[1:]
 masked, mask = bytes.fromhex(masked), bytes.fromhex(mask)
@@ -37,7 +37,7 @@ def provide():
         key[at] = 0
     return identity
 
-store = castore.open_store(store_path, Places(state, cache), provide)
+store = castore.open_store(store_path, MachinePaths(state, cache), provide)
 read_details(store, store.generation("s", 1))
 print("open", flush=True)
 sys.stdin.readline()
@@ -68,7 +68,7 @@ def test_a_closed_store_holds_no_identity_without_the_cyclic_collector(lab: Lab)
     gc.disable()
     try:
         store = castore.open_store(str(lab.store), lab.places, provide)
-        castore.restore(store, castore.select(store, "s@1:f"), str(lab.folder / "out"), lab.ownership, castore.Tally())
+        castore.restore(store, castore.select(store, "s@1:f"), str(lab.folder / "out"), lab.ownership, castore.Progress())
         assert given[0]() is not None
         keyring = weakref.ref(store._keyring)
         store.close()

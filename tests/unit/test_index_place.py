@@ -15,7 +15,7 @@ import pytest
 import castore
 from castore.errors import StorageError
 from castore.model.refs import PackId, RecordId, SessionId
-from castore.store import Places
+from castore.store import MachinePaths
 from castore.store.format.pack import PackEntry
 from castore.store.index import (
     Index,
@@ -298,7 +298,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(disk):
 
 def test_a_snapshot_that_the_index_has_no_room_for_commits_nothing_and_succeeds_when_there_is(disk, small, tmp_path):
     lab = Lab(tmp_path)
-    places = Places(lab.places.state, str(disk / "cache"))
+    places = MachinePaths(lab.places.state, str(disk / "cache"))
     (tmp_path / "dump").write_bytes(os.urandom(3_000_000))
     source = {"d": castore.FileSource(str(tmp_path / "dump"))}
     with castore.open_store(str(lab.store), places) as store:

@@ -11,7 +11,7 @@ import textwrap
 
 _BEGINNING = """
     import os, signal, subprocess, sys, threading, time
-    from castore.process.signal_shield import Shield, start_without_signals, unheard
+    from castore.process.signal_shield import DeferInterrupts, start_without_signals, unheard
 
     announced = threading.Event()
     start_without_signals(threading.Thread(target=time.sleep, args=(60,), daemon=True))
@@ -31,7 +31,7 @@ def run(script: str) -> None:
 def test_an_interrupt_while_a_program_starts_arrives_afterwards():
     run("""
         command = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
-        with Shield(announced.set):
+        with DeferInterrupts(announced.set):
             with unheard():
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.05)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from castore.model.generation import Generation, StoredRef
 from castore.model.refs import RefKind
 from castore.services.config import Keep
-from castore.services.retention import judge
+from castore.services.retention import apply_policy
 
 SECOND = 10**9
 DAY = 86400 * SECOND
@@ -26,7 +26,7 @@ def generation(
 
 
 def kept(generations: list[Generation], keep: Keep | None, **options) -> dict[int, tuple[str, ...]]:
-    found = judge(generations, keep, NOW, zone=dt.UTC, **options)
+    found = apply_policy(generations, keep, NOW, zone=dt.UTC, **options)
     return {verdict.generation.number: verdict.rules for verdict in found if verdict.rules}
 
 

@@ -14,17 +14,17 @@ import pytest
 from blake3 import blake3
 
 import castore
-from castore.crypto import Identity, Past, WriterKey
+from castore.crypto import Identity, KeyHistory, WriterKey
 from castore.errors import (
     BusyError,
     DamageError,
-    FormerKeyError,
     IdentityError,
-    RotatedError,
+    KeyRotatedError,
+    RevokedKeyError,
 )
 from castore.state.writer_key_file import next_of
 from castore.storage import LocalStorage, Storage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format.config import config_numbers
 from castore.store.format.generation import encode_generation, generation_name
 from castore.store.format.rotation import decode_era, encode_era, era_numbers
@@ -55,7 +55,7 @@ class Bench:
         return Store.open(storage or self.storage, places or self.lab.places, provider, **options)
 
     def machine(self, name):
-        return Places(str(self.folder / name / "state"), str(self.folder / name / "cache"))
+        return MachinePaths(str(self.folder / name / "state"), str(self.folder / name / "cache"))
 
     def take(self, places=None, **options):
         number = len(self.versions) + 1
@@ -84,11 +84,11 @@ class Bench:
             store.sync()
             assert store.damaged == {}
             assert [g.number for g in store.generations("web")] == sorted(self.versions, reverse=True)
-            assert castore.verify(store, castore.Tally(), read_data=True).sound
+            assert castore.verify(store, castore.Progress(), read_data=True).sound
             for number, (data, tree) in self.versions.items():
                 out = self.folder / f"out-{os.urandom(4).hex()}"
                 selection = castore.select(store, f"web@{number}")
-                castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Tally())
+                castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Progress())
                 assert (out / "d").read_bytes() == data
                 assert {path.name: path.read_bytes() for path in (out / "t").iterdir()} == tree
                 shutil.rmtree(out)
@@ -175,7 +175,7 @@ def test_a_machine_takes_the_new_key_by_itself_unless_it_is_revoked(bench):
     with bench.open() as store:
         store.revoke_writer("other")
     for identity in (False, True):
-        with pytest.raises(RotatedError, match="castore key adopt"):
+        with pytest.raises(KeyRotatedError, match="castore key adopt"):
             bench.open(other, identity=identity)
     with bench.open(other, local_key=False) as store:
         store.adopt("other")
@@ -197,9 +197,9 @@ def test_a_session_in_flight_does_not_commit_under_the_former_key(bench):
         bench.rotate()
         import msgspec
 
-        with pytest.raises(RotatedError, match="web@2 is not committed"):
+        with pytest.raises(KeyRotatedError, match="web@2 is not committed"):
             late.commit(msgspec.structs.replace(model, number=2))
-        with pytest.raises(RotatedError):
+        with pytest.raises(KeyRotatedError):
             late.session()
     with bench.open() as store:
         store.sync()
@@ -233,9 +233,9 @@ def test_a_thief_of_the_former_key_forges_nothing(bench):
                 assert "former writer key" in reason
             assert [g.number for g in store.generations()] == [1]
             assert store.next_number("web") == 3
-            found = castore.verify(store, castore.Tally())
+            found = castore.verify(store, castore.Progress())
             assert len(found.damage) == 2
-            with pytest.raises(FormerKeyError):
+            with pytest.raises(RevokedKeyError):
                 castore.select(store, "web@latest")
     command = [sys.executable, str(RESCUE), str(bench.lab.store), "--identity", str(bench.folder / "identity")]
     (bench.folder / "identity").write_text(bench.lab.identity.text() + "\n")
@@ -412,7 +412,7 @@ def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(bench,
         store.sync()
         assert [one.number for one in store.generations()] == [2]
         selection = castore.select(store, "web@2:d")
-        castore.restore(store, selection, str(bench.folder / "out"), castore.Ownership(change=False), castore.Tally())
+        castore.restore(store, selection, str(bench.folder / "out"), castore.Ownership(change=False), castore.Progress())
         assert (bench.folder / "out" / "d").read_bytes() == bench.versions[2][0]
 
 
@@ -438,9 +438,9 @@ def test_the_era_object_is_what_the_format_says():
 
 def test_no_secret_of_a_past_is_shown():
     first = WriterKey.generate()
-    later = WriterKey(first.store_id, os.urandom(32), Past((first.secret,), first.secret, dict))
+    later = WriterKey(first.store_id, os.urandom(32), KeyHistory((first.secret,), first.secret, dict))
     assert first.secret.hex() not in repr([later, later.former])
-    assert repr(Past((first.secret,), first.secret, dict)).startswith("<")
+    assert repr(KeyHistory((first.secret,), first.secret, dict)).startswith("<")
     assert (later.chunk_id_key, later.gear, later.sketch) == (first.chunk_id_key, first.gear, first.sketch)
     assert later.tag("s") != first.tag("s")
 
@@ -592,7 +592,7 @@ def test_of_two_rotations_at_once_one_counts(bench, monkeypatch):
         return listed(*args)
 
     monkeypatch.setattr(rotation, "_listed", meanwhile)
-    with bench.open() as store, pytest.raises((BusyError, RotatedError)):
+    with bench.open() as store, pytest.raises((BusyError, KeyRotatedError)):
         store.rotate_writer()
     bench.check(other)
     bench.check()

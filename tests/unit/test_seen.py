@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import castore
 from castore.crypto import Identity
-from castore.errors import OlderError, StorageError
-from castore.state.freshness import Memory, Seen, SeenService
+from castore.errors import StaleStoreError, StorageError
+from castore.state.freshness import FreshnessGuard, FreshnessState, ServiceHighWater
 from tests.support.stores import Lab
 
 
@@ -62,7 +62,7 @@ def test_an_older_copy_is_refused_and_says_what_went_back(lab):
     for forget_index in (False, True):
         if forget_index:
             shutil.rmtree(lab.places.cache)
-        with opened(lab) as store, pytest.raises(OlderError) as refused:
+        with opened(lab) as store, pytest.raises(StaleStoreError) as refused:
             store.sync_generations()
         for said in ("web@3", "web@1", "mail@2", "mail@1", "--accept-older", "older copy"):
             assert said in str(refused.value)
@@ -89,10 +89,10 @@ def test_a_service_that_vanished_and_one_that_is_another(lab):
     state.unlink()
     take(lab)  # another number 2
     state.write_bytes(memory)
-    with opened(lab) as store, pytest.raises(OlderError, match="not the generation that had this number"):
+    with opened(lab) as store, pytest.raises(StaleStoreError, match="not the generation that had this number"):
         store.sync()
     shutil.rmtree(lab.store / "generations")
-    with opened(lab) as store, pytest.raises(OlderError, match="there is none"):
+    with opened(lab) as store, pytest.raises(StaleStoreError, match="there is none"):
         store.sync()
 
 
@@ -101,7 +101,7 @@ def test_a_configuration_that_went_back_is_refused(lab):
     with opened(lab) as store:
         store.reseal([*store.recipients, (Identity.generate().recipient, "more")])
     put_in_place(lab, "old")
-    with pytest.raises(OlderError, match=r"was config/2 and is config/1.*--accept-older"):
+    with pytest.raises(StaleStoreError, match=r"was config/2 and is config/1.*--accept-older"):
         opened(lab)
     opened(lab, accept_older=True).close()
     opened(lab).close()
@@ -152,7 +152,7 @@ def test_what_is_removed_on_purpose_is_not_missed(lab):
     assert take(lab).number == 5
     for name in objects(lab, "web", 5):
         os.unlink(lab.store / name)
-    with opened(lab) as store, pytest.raises(OlderError):
+    with opened(lab) as store, pytest.raises(StaleStoreError):
         store.sync()
 
 
@@ -190,7 +190,7 @@ def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_reading(lab, mo
 def _note(path, service, numbers):
     from tests.unit.test_seen import generation
 
-    seen = Seen(path, "here")
+    seen = FreshnessGuard(path, "here")
     for number in numbers:
         seen.committed(generation(service, number))
 
@@ -211,7 +211,7 @@ def test_processes_at_once_lose_nothing_of_each_other(tmp_path):
         run.start()
     for run in runs:
         run.join()
-    seen = Seen(path, "here")
+    seen = FreshnessGuard(path, "here")
     assert (seen.last("a"), seen.last("b")) == (39, 39)
 
 
@@ -231,7 +231,7 @@ def test_what_this_machine_does_itself_is_never_refused_and_no_number_is_given_t
     there: set[int] = set()
     given_numbers: list[int] = []
     for step, which in steps:
-        seen = Seen(path, "here")
+        seen = FreshnessGuard(path, "here")
         if step == "take":
             number = max([*there, seen.last("s")], default=0) + 1
             assert number not in given_numbers
@@ -249,10 +249,10 @@ def test_what_this_machine_does_itself_is_never_refused_and_no_number_is_given_t
         newest = max(there)
         rest = {"s": generation("s", max(there - {newest}))} if there - {newest} else {}
         session = lambda _, n: generation("s", n).session.hex() if n in there - {newest} else None
-        with pytest.raises(OlderError):
-            (again := Seen(path, "here")).compare(again.memory(), rest, session, accept=False)
+        with pytest.raises(StaleStoreError):
+            (again := FreshnessGuard(path, "here")).compare(again.memory(), rest, session, accept=False)
 
 
 def test_the_memory_holds_what_it_says():
-    memory = Memory(3, {"web": SeenService(5, 4, "ab", (5,))})
-    assert msgspec.json.decode(msgspec.json.encode(memory), type=Memory) == memory
+    memory = FreshnessState(3, {"web": ServiceHighWater(5, 4, "ab", (5,))})
+    assert msgspec.json.decode(msgspec.json.encode(memory), type=FreshnessState) == memory

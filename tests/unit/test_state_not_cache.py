@@ -25,7 +25,7 @@ def test_deleting_the_cache_keeps_events_drills_and_verification(tmp_path):
     for _ in range(3):
         take(lab)
     with lab.open() as store:
-        verify(store, castore.Tally(), packs=True)
+        verify(store, castore.Progress(), packs=True)
         with event(store, "drill", "web") as note:
             note.of(store.newest("web"))
         packs = sorted(pack for pack, _ in store.packs())

@@ -18,9 +18,9 @@ from castore.errors import (
     DamageError,
     FormatError,
     IdentityError,
+    KeyRotatedError,
     MissingError,
     NotFoundError,
-    RotatedError,
     StorageError,
     UsageError,
 )
@@ -29,8 +29,8 @@ from castore.model.generation import Generation, StoredRef
 from castore.model.refs import RecordId, Ref, RefKind
 from castore.storage import LocalStorage
 from castore.store import (
+    MachinePaths,
     NewChunk,
-    Places,
     Store,
     sync,
 )
@@ -44,7 +44,7 @@ class Bench:
 
     def __init__(self, path):
         self.path = path
-        self.places = Places(str(path / "state"), str(path / "cache"))
+        self.places = MachinePaths(str(path / "state"), str(path / "cache"))
         self.identity = Identity.generate()
         self.asked = 0
         recipients = [(self.identity.recipient, "me")]
@@ -62,7 +62,7 @@ class Bench:
         return Store.open(self.storage(), places or self.places, provider, **options)
 
     def elsewhere(self, name="other"):
-        return Places(str(self.path / name / "state"), str(self.path / name / "cache"))
+        return MachinePaths(str(self.path / name / "state"), str(self.path / name / "cache"))
 
     def objects(self, folder):
         return sorted((self.path / "store" / folder).iterdir())
@@ -439,7 +439,7 @@ def test_resealing_adds_and_removes_recipients_and_can_be_repeated(bench, monkey
     assert [p.name.split(".")[1] for p in bench.objects("sessions")] == ["2"]
     with bench.open() as store, pytest.raises(IdentityError, match=second.recipient.text):
         store.read_chunk(refs[0].id)
-    with pytest.raises(RotatedError):
+    with pytest.raises(KeyRotatedError):
         put(bench.store, b"more")  # who is no admin any more knows the writer key: it was replaced
     with bench.open(identity=None) as store:
         put(store, b"more")

@@ -13,7 +13,7 @@ from castore.content.streams import StreamReader
 from castore.crypto import Recipient
 from castore.errors import IdentityError, UsageError
 from castore.kernel import padme
-from castore.progress import Tally
+from castore.progress import Progress
 from castore.services.restore import read
 from castore.store.format.pack import PACK_BYTES
 from tests.support.stores import Lab
@@ -105,7 +105,7 @@ def test_a_writer_reads_no_state(lab, tree):
         with pytest.raises(IdentityError):
             b"".join(read(reader, castore.select(store, "Service-Name@1:dump")))
         with pytest.raises(IdentityError):
-            castore.verify(store, Tally(), read_data=True)
+            castore.verify(store, Progress(), read_data=True)
 
 
 @pytest.mark.parametrize(

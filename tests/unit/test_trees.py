@@ -212,7 +212,7 @@ def test_without_root_devices_and_set_id_bits_are_not_restored(lab: Lab, tmp_pat
     with lab.open() as store:
         selection = castore.select(store, "s@1:t")
         done = castore.restore(
-            store, selection, str(tmp_path / "out"), castore.Ownership(change=False), castore.Tally()
+            store, selection, str(tmp_path / "out"), castore.Ownership(change=False), castore.Progress()
         )
     assert [path for path, _ in done.report.warnings] == [b"null"]
     assert stat.S_IMODE((tmp_path / "out" / "suid").stat().st_mode) == 0o755

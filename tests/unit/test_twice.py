@@ -12,13 +12,13 @@ import pytest
 import castore
 from castore.content.streams import StreamReader
 from castore.crypto import Identity
-from castore.errors import DamageError, RotatedError, StorageError, UsageError
+from castore.errors import DamageError, KeyRotatedError, StorageError, UsageError
 from castore.maintenance.repair import repair
 from castore.maintenance.verify import verify
-from castore.progress import Tally
+from castore.progress import Progress
 from castore.services.restore import read
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.keys import replicas
 from tests.support.stores import Lab, remove_copies
 
@@ -88,14 +88,14 @@ def test_one_of_the_two_is_enough_and_the_other_is_named_and_mended(lab, folder,
     subprocess.run([*command, "web", "1", str(out)], check=True, capture_output=True)
     assert (out / "d").read_bytes() == CONTENT
     with lab.open() as store:
-        found = verify(store, Tally())
+        found = verify(store, Progress())
         if (which, how) == (1, "gone"):  # as a castore leaves it that is killed
             assert found.sound
             return
         name = f"{folder}/{hurt.name}"
         assert [line.partition(":")[0] for line in found.damage] == [name]
         assert not found.affected
-        done, after = repair(store, Tally(), agree=lambda *_: True)
+        done, after = repair(store, Progress(), agree=lambda *_: True)
         assert (done.mend, done.drop, done.rewrite) == ([name], [], [])
         assert after.sound
     assert hurt.read_bytes() == before
@@ -126,11 +126,11 @@ def test_with_both_damaged_it_is_told(lab, folder):
     for path in both(lab, folder):
         damage(path, -1)
     if folder == "config":
-        with pytest.raises((DamageError, RotatedError), match="config/2 is damaged"):
+        with pytest.raises((DamageError, KeyRotatedError), match="config/2 is damaged"):
             Store.open(LocalStorage(str(lab.store)), lab.places, lambda: lab.identity, local_key=False)
     else:
         with lab.open() as store:
-            assert any(line.startswith("eras/2: ") for line in verify(store, Tally()).damage)
+            assert any(line.startswith("eras/2: ") for line in verify(store, Progress()).damage)
 
 
 def test_an_object_that_the_disk_refuses_is_read_from_its_copy(lab):
@@ -141,7 +141,7 @@ def test_an_object_that_the_disk_refuses_is_read_from_its_copy(lab):
             return super().get(name, offset, length)
 
     with Store.open(Bad(str(lab.store)), lab.places, lambda: lab.identity) as store:
-        assert verify(store, Tally()).damage == ["config/2: cannot read config/2"]
+        assert verify(store, Progress()).damage == ["config/2: cannot read config/2"]
 
 
 def test_a_copy_that_was_never_written_by_castore_is_not_believed(lab):
@@ -199,7 +199,7 @@ def test_what_another_machine_replaces_meanwhile_is_not_written_back(lab, monkey
 
     other = Identity.generate()
 
-    elsewhere = Places(str(lab.folder / "other" / "state"), str(lab.folder / "other" / "cache"))
+    elsewhere = MachinePaths(str(lab.folder / "other" / "state"), str(lab.folder / "other" / "cache"))
 
     def meanwhile(*args, **kwargs):
         monkeypatch.setattr(module, "verify", verify)
@@ -211,7 +211,7 @@ def test_what_another_machine_replaces_meanwhile_is_not_written_back(lab, monkey
     monkeypatch.setattr(module, "verify", meanwhile)
     damage(both(lab, "config")[0], "gone")
     with lab.open() as store:
-        done, _ = repair(store, Tally(), agree=lambda *_: True)
+        done, _ = repair(store, Progress(), agree=lambda *_: True)
     assert done.mend == []
     assert {name.split(".")[0] for name in LocalStorage(str(lab.store)).list("config")} == {"3"}
 

@@ -12,17 +12,24 @@ import pytest
 import castore
 from castore.content.streams import StreamReader
 from castore.crypto import Identity
-from castore.errors import BusyError, DamageError, MissingError, OlderError, RotatedError, StorageError
+from castore.errors import (
+    BusyError,
+    DamageError,
+    KeyRotatedError,
+    MissingError,
+    StaleStoreError,
+    StorageError,
+)
 from castore.maintenance.compact import compact, plan
 from castore.maintenance.repair import repair
 from castore.maintenance.verify import verify
 from castore.model.refs import RecordId, Ref, RefKind
-from castore.progress import Tally
+from castore.progress import Progress
 from castore.services.prune import forget
 from castore.services.restore import read
 from castore.state import first_seen
 from castore.storage import LocalStorage
-from castore.store import Places, Store
+from castore.store import MachinePaths, Store
 from castore.store.format.rotation import encode_era
 from tests.unit.test_compact import Kept, Lockless, noise
 
@@ -36,7 +43,7 @@ def lab(tmp_path):
 
 def another(lab, **options):
     """The store as another machine sees it."""
-    places = Places(str(lab.folder / "other" / "state"), str(lab.folder / "other" / "cache"))
+    places = MachinePaths(str(lab.folder / "other" / "state"), str(lab.folder / "other" / "cache"))
     return Store.open(LocalStorage(str(lab.store)), places, lambda: lab.identity, **options)
 
 
@@ -109,10 +116,10 @@ def test_a_number_given_again_by_who_lost_its_memory_harms_nobody(lab):
     # The record of the removal keeps the number from being given again.
     shutil.rmtree(lab.store / "removals")
     assert lab.take("web", noise(3, 50_000)) == 2
-    with another(lab) as other, pytest.raises(OlderError, match="web@2 is not the generation"):
-        compact(other, Tally(), max_unused=0)
+    with another(lab) as other, pytest.raises(StaleStoreError, match="web@2 is not the generation"):
+        compact(other, Progress(), max_unused=0)
     with another(lab, accept_older=True) as other:
-        compact(other, Tally(), max_unused=0)
+        compact(other, Progress(), max_unused=0)
         assert content(other, "web@2:db") == noise(3, 50_000)
     lab.check()
 
@@ -143,8 +150,8 @@ def test_a_repair_with_a_former_writer_key_drops_nothing(lab):
         with lab.opened() as store:
             store.rotate_writer()
         number = lab.take("web", noise(2, 50_000))
-        for act in (lambda: repair(other, Tally(), agree=yes), lambda: verify(other, Tally())):
-            with pytest.raises(RotatedError):
+        for act in (lambda: repair(other, Progress(), agree=yes), lambda: verify(other, Progress())):
+            with pytest.raises(KeyRotatedError):
                 act()
     assert number == 2
     lab.check()
@@ -160,7 +167,7 @@ def test_recipients_and_the_writer_key_change_one_behind_the_other(lab):
             second.rotate_writer()
     with lab.opened() as store, lab.opened() as second:
         second.rotate_writer()
-        with pytest.raises(RotatedError):
+        with pytest.raises(KeyRotatedError):
             store.reseal([*store.recipients, (other.recipient, "other")])
     lab.check()
 
@@ -174,7 +181,7 @@ def test_what_former_keys_sealed_is_not_dropped_nor_orphaned_while_its_list_is_g
     eras.rename(lab.folder / "aside")
     with lab.opened() as store:
         with pytest.raises(MissingError, match="restore it from"):
-            repair(store, Tally(), agree=yes)
+            repair(store, Progress(), agree=yes)
         with pytest.raises(MissingError, match="restore it from"):
             store.rotate_writer()
     (lab.folder / "aside").rename(eras)
@@ -220,7 +227,7 @@ def test_a_pack_that_vanishes_while_it_is_verified_is_no_sound_one(lab, monkeypa
 
     monkeypatch.setattr(verifying, "_look", vanishing)
     with lab.opened() as store:
-        found = verify(store, Tally(), packs=True)
+        found = verify(store, Progress(), packs=True)
         assert not found.sound
         assert store.index.verified(1) == {}
 
@@ -346,7 +353,7 @@ def test_what_another_machine_let_go_is_known_to_have_ended(lab):
     with another(lab) as other:
         other.sync()
         lab.drop("web", 1)
-        assert compact(other, Tally()).removed == 1
+        assert compact(other, Progress()).removed == 1
     lab.check()
 
 
@@ -366,7 +373,7 @@ def test_a_rotation_that_takes_itself_back_takes_back_the_copy_that_somebody_mad
                     other.reseal([one for one in other.recipients if one[1] != "lost"])
             super().put(name, data)
             if name == "config/4":
-                places = Places(str(lab.folder / "third" / "state"), str(lab.folder / "third" / "cache"))
+                places = MachinePaths(str(lab.folder / "third" / "state"), str(lab.folder / "third" / "cache"))
                 with Store.open(Lockless(str(lab.store)), places, lambda: lab.identity, local_key=False) as third:
                     third.session().abort()
 

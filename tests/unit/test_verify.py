@@ -18,7 +18,7 @@ from castore.maintenance.compact import compact
 from castore.maintenance.repair import repair
 from castore.maintenance.verify import verify
 from castore.model.generation import encode
-from castore.progress import Tally
+from castore.progress import Progress
 from castore.services.prune import forget
 from castore.services.restore import read
 from castore.store.format.envelope import seal_object
@@ -56,12 +56,12 @@ def take(lab, tree, service="web"):
 
 def look(lab, *, identity=True, **options):
     with lab.open(identity=identity) as store:
-        return verify(store, Tally(), **options)
+        return verify(store, Progress(), **options)
 
 
 def mend(lab, *, identity=True):
     with lab.open(identity=identity) as store:
-        return repair(store, Tally(), agree=lambda _found, _planned: True)
+        return repair(store, Progress(), agree=lambda _found, _planned: True)
 
 
 def place_of(lab, service, path):
@@ -144,13 +144,13 @@ def test_samples_come_to_everything(lab):
         packs = {pack for pack, _ in store.packs()}
         seen = []
         for _ in range(10):
-            assert verify(store, Tally(), read_data=True, sample=0.1).read in {1, 2}
+            assert verify(store, Progress(), read_data=True, sample=0.1).read in {1, 2}
             seen.append(set(store.index.verified(2)))
         assert seen[0] < packs
         assert seen[-1] == packs
         # What was not looked at for longest is the next.
         before = store.index.verified(1)
-        verify(store, Tally(), packs=True, sample=0.01)
+        verify(store, Progress(), packs=True, sample=0.01)
         after = store.index.verified(1)
         (again,) = [pack for pack in packs if after[pack] != before[pack]]
         assert before[again] == min(before.values())
@@ -274,12 +274,12 @@ def test_what_a_header_says_to_be_of_a_newer_format_stops_compact_until_repair(l
         (lab.store / name).parent.mkdir(exist_ok=True)
         (lab.store / name).write_bytes(kind + b"\2" + bytes(7) + os.urandom(600))
     with lab.open() as store, pytest.raises(DamageError, match="castore repair"):
-        compact(store, Tally())
+        compact(store, Progress())
     done, after = mend(lab)
     assert done.drop == sorted(names)
     assert after.sound
     with lab.open() as store:
-        compact(store, Tally())
+        compact(store, Progress())
     assert look(lab, read_data=True).sound
 
 
@@ -367,7 +367,7 @@ def test_a_prune_beside_damage_that_was_found_loses_nothing(lab, tree):
     assert not look(lab, packs=True).sound
     take(lab, tree, "mail")
     with lab.open() as store:
-        compact(store, Tally(), max_unused=0, grace=0, unfinished=0)
+        compact(store, Progress(), max_unused=0, grace=0, unfinished=0)
     assert pack.exists()
     assert not look(lab, read_data=True).affected
     out = lab.folder / "out"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from castore.content.restore.copying import live_entry
 from castore.content.restore.metadata import drop_inherited, mode_of, replace_attributes
 from castore.content.restore.tree_writer import TreeWriter, named
-from castore.content.restore.undo_area import Aside
+from castore.content.restore.undo_area import UndoArea
 from castore.content.restore.undo_journal import Journal
 from castore.errors import CastoreError
 from castore.fs.beneath import locate, make_directory, open_below, open_content, open_entry, path_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader
     from castore.model.tree import Entry
-    from castore.progress import Tally
+    from castore.progress import Progress
 
 _LARGE: Final = 1 << 20
 """A file of this size keeps what it has, where it is replaced."""
@@ -41,7 +41,7 @@ class PlanWriter:
     """Writes what the steps of a plan need below its top directory, which is open as `top`."""
 
     def __init__(
-        self, reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Tally
+        self, reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Progress
     ) -> None:
         self._ownership = ownership
         try:
@@ -119,14 +119,14 @@ class InPlace(PlanWriter):
         reader: StreamReader,
         plan: TreePlan,
         ownership: Ownership,
-        tally: Tally,
+        tally: Progress,
         owner: str = "",
     ) -> None:
         super().__init__(reader, plan, ownership, tally)
         self._plan = plan
         self._owner = owner
         self._journals = reader.store.places.journals
-        self._aside: Aside | None = None
+        self._aside: UndoArea | None = None
 
     @property
     def problems(self) -> list[tuple[bytes, str]]:
@@ -146,7 +146,7 @@ class InPlace(PlanWriter):
         time = last.child.entry.mtime if last.child is not None and not last.path else None
         try:
             journal = Journal(steps, before, time, self._owner, self.real_path)
-            self._aside = Aside.create(self.top, journal, self._journals)
+            self._aside = UndoArea.create(self.top, journal, self._journals)
         except OSError as error:
             raise CastoreError(f"cannot begin in {self._plan.top}: {error.strerror}") from error
         for step in self._plan.steps:
@@ -197,7 +197,7 @@ class InPlace(PlanWriter):
             f"allow it with: chattr -i -a {shlex.quote(what)}"
         )
 
-    def _do(self, aside: Aside, step: Step) -> None:
+    def _do(self, aside: UndoArea, step: Step) -> None:
         path = step.path or (b".",)
         aside.begin()
         moved = True

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from castore.content.restore.plan import Step, TreePlan
     from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader
-    from castore.progress import Tally
+    from castore.progress import Progress
 
 _NEW: Final = ".castore-new-"
 
 
 def carry_out(
-    reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Tally
+    reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Progress
 ) -> list[tuple[bytes, str]]:
     """Carry out a plan of `plan_entry`; return (path, reason) of the metadata that could not be set.
 
@@ -50,7 +50,7 @@ def carry_out(
 
 
 def _do(
-    reader: StreamReader, top: int, step: Step, ownership: Ownership, tally: Tally
+    reader: StreamReader, top: int, step: Step, ownership: Ownership, tally: Progress
 ) -> list[tuple[bytes, str]]:
     (name,), child = step.path, step.child
     if child is None:

@@ -11,7 +11,7 @@ import msgspec
 
 from castore.content.restore.large_files import holds_content
 from castore.content.restore.metadata import Ownership, is_privileged
-from castore.content.scan.cache import LINKED, told_of
+from castore.content.scan.cache import LINKED, summary_of
 from castore.content.scan.files import unchanged, without_xattrs
 from castore.content.scan.walker import ScanRules
 from castore.content.stored_dirs import Child, check_content, open_directory
@@ -19,7 +19,7 @@ from castore.content.streams import RangeReader
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_regular, open_top
 from castore.fs.metadata import allow_descriptors, is_cache, mounts_below, read_xattrs_at
-from castore.kernel.dir_listing import entries_of, list_directory, listed_of
+from castore.kernel.dir_listing import entries_of, list_directory, listing_entry
 from castore.model.trampoline import run
 from castore.model.tree import Content, clamped_time
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from castore.content.restore.tree_writer import Link
     from castore.content.restore.undo_journal import Action, Ids, Path
-    from castore.content.scan.cache import OldScan
+    from castore.content.scan.cache import ScanCacheReader
     from castore.content.streams import StreamReader
     from castore.kernel.dir_listing import Listed
     from castore.model.refs import Ref
@@ -107,7 +107,7 @@ class Comparison:
     """Paths of which a snapshot could not read some attribute: none of theirs are removed."""
     below: bytes = b""
     """The path of the stored directory in its tree, which patterns are relative to."""
-    scan: OldScan | None = None
+    scan: ScanCacheReader | None = None
     """What the last snapshot saw of the live tree: what is as it was then is not read again.
 
     It goes by inodes and ctimes, which no user can set.
@@ -133,7 +133,7 @@ def plan_tree(
             return planner.nothing(top)
         run(planner.directory(fd, (), child, planner.top_record(fd)))
         steps = planner.steps
-        if steps or planner.metadata_differs(fd, (), child, listed_of(b".", os.fstat(fd))):
+        if steps or planner.metadata_differs(fd, (), child, listing_entry(b".", os.fstat(fd))):
             steps.append(planner.metadata((), child, ids))
     except OSError as error:
         raise CastoreError(f"cannot compare {top}: {error}") from error
@@ -247,7 +247,7 @@ class _Planner:
         if self._scan is None:
             return None
         info = os.fstat(fd)
-        if told_of(self._scan.record(self._scan.top)).ids != (info.st_dev, info.st_ino):
+        if summary_of(self._scan.record(self._scan.top)).ids != (info.st_dev, info.st_ino):
             self._scan = None
             return None
         self._scan.compare(fd)
@@ -268,7 +268,7 @@ class _Planner:
         entry = msgspec.structs.replace(child.entry, name=name)
         found = child._replace(entry=entry)
         try:
-            info = listed_of(name, os.stat(name, dir_fd=fd, follow_symlinks=False))
+            info = listing_entry(name, os.stat(name, dir_fd=fd, follow_symlinks=False))
         except FileNotFoundError:
             self.steps.append(Step("create", (name,), found))
             return
@@ -318,7 +318,7 @@ class _Planner:
             record = self._scan.record(at)
             records = self._scan.below(record)
             bare = without_xattrs(record, listing)
-            if self._comparison.checksum and told_of(record).ref == child.ref:
+            if self._comparison.checksum and summary_of(record).ref == child.ref:
                 read = unchanged(record, listing)
         if not (self._comparison.rules.exclude_caches and is_cache(fd)):
             for name in sorted(live.keys() - names):
@@ -395,7 +395,7 @@ class _Planner:
             return False
         record = self._scan.record(at)
         return (
-            told_of(record).ref == found.ref
+            summary_of(record).ref == found.ref
             and not record.flags & LINKED
             and self._scan.is_same(at, fd, found.entry.name)
         )

@@ -76,7 +76,7 @@ class _Message(NamedTuple):
     head: int
 
 
-class Ahead:
+class Prefetcher:
     """Opens the directories of a tree ahead, depth first, in order; use it in a `with` block."""
 
     def __init__(self, store: Store, ref: Ref | None) -> None:

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from castore.content.restore.undo_area import ASIDE, PROGRESS, TOKEN, Aside, explain
+from castore.content.restore.undo_area import ASIDE, PROGRESS, TOKEN, UndoArea, explain
 from castore.content.restore.undo_journal import JournalFile, Record, is_part, journals, read, same_file
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import (
@@ -97,7 +97,7 @@ def _look_at_foreign(top: int, path: str, name: str) -> str:
 
 def _recover(record: Record, top: int, path: str, *, keep: bool, owned: bool, forget: bool) -> str:
     file = JournalFile(record.file)
-    aside: Aside | None = None
+    aside: UndoArea | None = None
     try:
         found = read(record.file)
         if found is None:
@@ -106,7 +106,7 @@ def _recover(record: Record, top: int, path: str, *, keep: bool, owned: bool, fo
         if fd < 0 and not found.end:
             file.discard()
             return "the interrupted restore is forgotten; what it had moved aside is missing"
-        aside = Aside(top, fd, file, found.journal, _begun(fd, found.journal))
+        aside = UndoArea(top, fd, file, found.journal, _begun(fd, found.journal))
         return _end(aside, found, path, keep=keep)
     finally:
         file.close()
@@ -124,7 +124,7 @@ def _open_checked(found: Record, top: int, path: str, *, owned: bool, forget: bo
     return fd
 
 
-def _end(aside: Aside, found: Record, path: str, *, keep: bool) -> str:
+def _end(aside: UndoArea, found: Record, path: str, *, keep: bool) -> str:
     """Undo or finish a restore; say which. Raises CastoreError."""
     problems: list[str] = []
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from castore.content.restore.tree_writer import Report
     from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader
-    from castore.progress import Tally
+    from castore.progress import Progress
 
 
 def complete(
@@ -27,7 +27,7 @@ def complete(
     child: Child,
     top: str,
     ownership: Ownership,
-    tally: Tally,
+    tally: Progress,
     *,
     trusted: bool,
     own: AbstractSet[bytes],

@@ -32,7 +32,7 @@ from castore.content.restore.metadata import (
     set_attributes,
     without_privileges,
 )
-from castore.content.restore.prefetch import ROOM, Ahead
+from castore.content.restore.prefetch import ROOM, Prefetcher
 from castore.content.stored_dirs import (
     Child,
     Opened,
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from castore.model.refs import RecordId
-    from castore.progress import Tally
+    from castore.progress import Progress
 
 _WORKERS: Final = 2
 _LEFT: Final = 32
@@ -129,7 +129,7 @@ class _Work(NamedTuple):
     """Who helps with a tree."""
 
     pool: ThreadPoolExecutor
-    ahead: Ahead
+    ahead: Prefetcher
     depth: int
     """Of the tree's own top."""
 
@@ -137,7 +137,7 @@ class _Work(NamedTuple):
 class TreeWriter:
     """Writes stored trees below the directory open as `top`."""
 
-    def __init__(self, reader: StreamReader, top: int, ownership: Ownership, tally: Tally) -> None:
+    def __init__(self, reader: StreamReader, top: int, ownership: Ownership, tally: Progress) -> None:
         self.report = Report()
         self._reader = reader
         self._top = top
@@ -159,7 +159,7 @@ class TreeWriter:
         allow_descriptors()
         stack: list[_Open] = []
         pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-restore")
-        with pool, Ahead(self._reader.store, child.ref) as ahead:
+        with pool, Prefetcher(self._reader.store, child.ref) as ahead:
             work = _Work(pool, ahead, len(path))
             try:
                 top = os.dup(fd)
@@ -537,7 +537,7 @@ def open_destination(path: str | bytes) -> int:
 
 
 def restore_directory(
-    reader: StreamReader, top: int, child: Child, ownership: Ownership, tally: Tally
+    reader: StreamReader, top: int, child: Child, ownership: Ownership, tally: Progress
 ) -> Report:
     """Make the empty directory open as `top` the stored one `child`; say what could not be done."""
     writer = TreeWriter(reader, top, ownership, tally)
@@ -549,7 +549,7 @@ def restore_directory(
 
 
 def restore_file(
-    reader: StreamReader, top: int, name: bytes, child: Child, ownership: Ownership, tally: Tally
+    reader: StreamReader, top: int, name: bytes, child: Child, ownership: Ownership, tally: Progress
 ) -> Report:
     """Make the stored file `child`, which is no directory, as `name` in the directory `top`."""
     writer = TreeWriter(reader, top, ownership, tally)

@@ -54,7 +54,7 @@ _BEGUN: Final = b"."
 _SPECIAL: Final = stat.S_ISUID | stat.S_ISGID
 
 
-class Aside:
+class UndoArea:
     """The undo directory of one restore, in the top directory, which is open as `top`."""
 
     def __init__(self, top: int, fd: int, file: JournalFile, journal: Journal, begun: int) -> None:

@@ -63,7 +63,7 @@ _RACY_NS: Final = 2_000_000_000
 """What changed so shortly before it was listed may change again with the same time: FAT has two seconds."""
 
 
-class Told(NamedTuple):
+class DirectorySummary(NamedTuple):
     """What a record tells of a directory and all below it."""
 
     time: int
@@ -83,13 +83,13 @@ def scan_path(store: Store, service: str, part: str) -> str:
     return os.path.join(store.places.scans_of(store.store_id, store.storage.place), f"{service}:{part}")
 
 
-def told_of(record: Record) -> Told:
+def summary_of(record: Record) -> DirectorySummary:
     """Return what a record tells."""
     time, files, size, chunks, ref, ref_size, dev, ino = _TOLD.unpack(record.told)
-    return Told(time, files, size, chunks, Ref(RefKind.LIST, RecordId(ref), ref_size), (dev, ino))
+    return DirectorySummary(time, files, size, chunks, Ref(RefKind.LIST, RecordId(ref), ref_size), (dev, ino))
 
 
-def is_racy(ctime: int, time: int) -> bool:
+def is_racily_clean(ctime: int, time: int) -> bool:
     """Whether what has this ctime may have changed after it was listed at `time`, unseen."""
     return ctime >= time - _RACY_NS
 
@@ -117,7 +117,7 @@ class _Compared:
         return None
 
 
-class OldScan:
+class ScanCacheReader:
     """The last scan of a tree; use it in a `with` block."""
 
     top: Final = _HEADER.size
@@ -202,7 +202,7 @@ class OldScan:
 
     def references(self, record: Record) -> list[Ref]:
         """Return the references of a directory. Raises DamageError, MissingError."""
-        return [ref for _, ref in iter_list(self.store, told_of(record).ref)]
+        return [ref for _, ref in iter_list(self.store, summary_of(record).ref)]
 
     def compare(self, top: int) -> None:
         """Begin to compare the tree whose top is open as `top` with what it was, on all cores."""
@@ -276,7 +276,7 @@ class OldScan:
             changed = bool(changes_below(fd, name, self.data, self.end, at, 0))
         else:
             return False  # what is below it is being compared
-        return not changed and self.store.index.has_node(told_of(self.record(at)).ref.id)
+        return not changed and self.store.index.has_node(summary_of(self.record(at)).ref.id)
 
     def listing_of(self, at: int) -> tuple[bytes, int] | None:
         """Return what the directory of a record lists now, and when it was looked at; None: not known."""
@@ -295,12 +295,12 @@ class OldScan:
             at = self.top
             while at < self.end:
                 record = self.record(at)
-                self._by_inode[told_of(record).ids] = at
+                self._by_inode[summary_of(record).ids] = at
                 at = record.below
         return self._by_inode.get(ids)
 
 
-class NewScan:
+class ScanCacheWriter:
     """A scan cache being made. Where this machine has no room for it, it is given up without a word."""
 
     def __init__(self, path: str, epoch: bytes) -> None:
@@ -326,7 +326,7 @@ class NewScan:
         self._append(encode_record(listing, count))
         return at
 
-    def copy(self, old: OldScan, at: int) -> None:
+    def copy(self, old: ScanCacheReader, at: int) -> None:
         """Append a record of the last scan, and all below it."""
         length = old.length(at)
         self._append(old.data[at : at + length])
@@ -336,7 +336,7 @@ class NewScan:
         return self._flushed + len(self._buffer) - at
 
     def tell(
-        self, at: int, length: int, told: Told, marks: bytes | bytearray, flags: int, listed: int
+        self, at: int, length: int, told: DirectorySummary, marks: bytes | bytearray, flags: int, listed: int
     ) -> None:
         """Say what is known now of the directory whose record is at `at`.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.ref_tree import iter_chunks
-from castore.content.scan.cache import is_racy, told_of
+from castore.content.scan.cache import is_racily_clean, summary_of
 from castore.errors import CastoreError
 from castore.fs.acl import acl_ids
 from castore.fs.beneath import UnexpectedFileError, open_entry, open_regular, path_of
@@ -27,10 +27,10 @@ from castore.kernel.dir_listing import (
     PLAIN_FILE,
     REPEATED,
     entry_at,
-    listed_of,
+    entry_bytes,
+    listing_entry,
     name_at,
     places_of,
-    raw_at,
     read_files,
 )
 from castore.model.tree import Content, Entry, Owners, clamped_time, encode_entries, encode_owners
@@ -38,8 +38,8 @@ from castore.model.tree import Content, Entry, Owners, clamped_time, encode_entr
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from castore.content.pipeline import Ingest
-    from castore.content.scan.cache import OldScan
+    from castore.content.pipeline import Pipeline
+    from castore.content.scan.cache import ScanCacheReader
     from castore.kernel.dir_listing import Listed, Record
     from castore.model.refs import Ref
     from castore.model.tree import Extra
@@ -129,7 +129,7 @@ class Scanned:
 class FileScanner:
     """Takes the files of directories that are scanned, with what they hold."""
 
-    def __init__(self, ingest: Ingest, device: int, old: OldScan | None) -> None:
+    def __init__(self, ingest: Pipeline, device: int, old: ScanCacheReader | None) -> None:
         self.device = device
         """The one that the tree's top is on."""
         self._ingest = ingest
@@ -269,7 +269,7 @@ class FileScanner:
         # A file system that gives no size, such as proc, says 0.
         if (after.st_size and count != after.st_size) or _stamp(info) != _stamp(after):
             self.doubt(directory, _CHANGED, name)
-        self._bundle(directory, position, listed_of(name, after), count, xattrs)
+        self._bundle(directory, position, listing_entry(name, after), count, xattrs)
         return count
 
     def known(self, directory: Scanned, position: int, mark: int, ref: Ref) -> bool:
@@ -338,7 +338,7 @@ class FileScanner:
         if again:
             self._tally.read += taken.stored  # each name counts
         content = Content.OWN if taken.stored else Content.NONE
-        entry = listed_of(name, info)
+        entry = listing_entry(name, info)
         extra = extra_of(entry, self.device, xattrs, extents=linked.extents)
         self.add(directory, position, entry, content, size=taken.size, extra=extra)
         directory.size += taken.stored
@@ -446,11 +446,11 @@ class FileScanner:
         marked = zip(places_of(record.listing), record.marks, strict=True)
         large = [(place, mark) for place, mark in marked if mark & _OWN]
         first = 1 + any(mark & _BUNDLED for mark in record.marks)
-        since = told_of(record).time
+        since = summary_of(record).time
         return {
-            name_at(record.listing, place): (raw_at(record.listing, place), mark, ref)
+            name_at(record.listing, place): (entry_bytes(record.listing, place), mark, ref)
             for (place, mark), ref in zip(large, refs[first:], strict=False)
-            if not mark & _DOUBTFUL and not is_racy(entry_at(record.listing, place).ctime_ns, since)
+            if not mark & _DOUBTFUL and not is_racily_clean(entry_at(record.listing, place).ctime_ns, since)
         }
 
 
@@ -479,12 +479,12 @@ def _as_before(record: Record, listing: bytes, *, but: int) -> set[bytes]:
     if record.flags & DISTRUST:
         return set()
     before = {
-        raw_at(record.listing, place)
+        entry_bytes(record.listing, place)
         for place, mark in zip(places_of(record.listing), record.marks, strict=True)
         if mark & (_BUNDLED | _OWN) and not mark & but
     }
     places = places_of(listing)
-    return {name_at(listing, at) for at in places if raw_at(listing, at) in before}
+    return {name_at(listing, at) for at in places if entry_bytes(listing, at) in before}
 
 
 @dataclass

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from castore.content.scan.cache import LINKED, Told, is_racy, told_of
+from castore.content.scan.cache import LINKED, DirectorySummary, is_racily_clean, summary_of
 from castore.content.scan.files import SMALL, FileScanner, Scanned, joined
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_top
@@ -35,11 +35,11 @@ from castore.kernel.dir_listing import (
     LARGE_FILE,
     PLAIN_FILE,
     SMALL_FILE,
+    entry_bytes,
     list_directory,
-    listed_of,
+    listing_entry,
     name_at,
     places_of,
-    raw_at,
     survey,
 )
 from castore.model.tree import MAX_ENTRIES_BYTES, ROOT_NAME, Content
@@ -47,8 +47,8 @@ from castore.model.tree import MAX_ENTRIES_BYTES, ROOT_NAME, Content
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from castore.content.pipeline import Ingest
-    from castore.content.scan.cache import NewScan, OldScan
+    from castore.content.pipeline import Pipeline
+    from castore.content.scan.cache import ScanCacheReader, ScanCacheWriter
     from castore.content.scan.exclude import Exclude
     from castore.kernel.dir_listing import Listed, Record
     from castore.model.refs import Ref
@@ -86,12 +86,12 @@ class ScanRules:
 
 
 def store_tree(
-    ingest: Ingest,
+    ingest: Pipeline,
     path: str | bytes,
     rules: ScanRules,
     done: Callable[[Ref], None],
-    new: NewScan,
-    old: OldScan | None,
+    new: ScanCacheWriter,
+    old: ScanCacheReader | None,
 ) -> None:
     """Feed the tree at `path`; `done` is given its root once all of it is stored.
 
@@ -109,7 +109,12 @@ def store_tree(
 
 class _Scanner:
     def __init__(
-        self, ingest: Ingest, rules: ScanRules, device: int, new: NewScan, old: OldScan | None
+        self,
+        ingest: Pipeline,
+        rules: ScanRules,
+        device: int,
+        new: ScanCacheWriter,
+        old: ScanCacheReader | None,
     ) -> None:
         self._ingest = ingest
         self._tally = ingest.tally
@@ -131,7 +136,7 @@ class _Scanner:
         stack = [root]
         if self._old is not None:
             self._old.compare(fd)
-        top = listed_of(ROOT_NAME, info)
+        top = listing_entry(ROOT_NAME, info)
         root.take = bytearray(1)
         extra = extra_of(top, 0, self._files.xattrs(root, 0, fd, ROOT_NAME))
         self._files.add(root, 0, top, Content.OWN, extra=extra)
@@ -192,7 +197,7 @@ class _Scanner:
         directory.places, directory.kinds = found.places, found.kinds
         directory.marks, directory.take = bytearray(len(found.kinds)), bytearray(len(found.kinds))
         directory.at = self._new.begin(directory.listing, len(found.kinds))
-        directory.distrust |= is_racy(found.last_ctime, directory.time)
+        directory.distrust |= is_racily_clean(found.last_ctime, directory.time)
         directory.linked = found.linked
         self._count_chunks(directory, 0)
         self._read(directory, self._files.streams(record))
@@ -209,8 +214,8 @@ class _Scanner:
             refs = old.references(record)
         except CastoreError:
             return False
-        told = told_of(record)
-        below = [told_of(old.record(at)) for at in directory.below.values()]
+        told = summary_of(record)
+        below = [summary_of(old.record(at)) for at in directory.below.values()]
         kept = refs[: len(refs) - len(below)]
         if not old.has(kept):
             return False
@@ -256,7 +261,7 @@ class _Scanner:
         if bundled:
             self._ingest.end_stream(lambda ref: setattr(directory, "bundle", ref))
         for position in sorted(large):
-            raw = raw_at(directory.listing, directory.places[position])
+            raw = entry_bytes(directory.listing, directory.places[position])
             name = name_at(directory.listing, directory.places[position])
             before, mark, ref = streams.get(name, (b"", 0, None))
             same = ref is not None and raw == before
@@ -311,7 +316,7 @@ class _Scanner:
                 self._files.warn(directory, entry.name, error)
                 if directory.kept is not None and self._old is not None and at is not None:
                     # The entries that are kept name it, so it has to be there, as it was.
-                    ref = told_of(self._old.record(at)).ref
+                    ref = summary_of(self._old.record(at)).ref
                     self._ingest.after(partial(directory.directories.append, ref))
                     directory.marks[position] &= ~ENTERED
                 continue
@@ -324,7 +329,7 @@ class _Scanner:
             return None, False
         at = directory.below.get(entry.name)
         ids = (entry.dev, entry.ino)
-        if at is not None and told_of(self._old.record(at)).ids == ids:
+        if at is not None and summary_of(self._old.record(at)).ids == ids:
             return at, directory.moved
         # Elsewhere other patterns may match what is in it.
         return (self._old.moved(ids) if self._rules.exclude is None else None), True
@@ -341,7 +346,7 @@ class _Scanner:
             extra = extra_of(entry, self._files.device, xattrs)
             self._files.add(directory, position, entry, Content.OWN, extra=extra)
         record = old.record(at)
-        told = told_of(record)
+        told = summary_of(record)
         directory.marks[position] |= ENTERED
         directory.linked |= bool(record.flags & LINKED)
         directory.count += told.files
@@ -364,7 +369,7 @@ class _Scanner:
         try:
             info = os.fstat(fd)
             if directory.kept is None:
-                now = listed_of(entry.name, info)
+                now = listing_entry(entry.name, info)
                 xattrs = self._files.xattrs(directory, position, fd, entry.name)
                 extra = extra_of(now, self._files.device, xattrs)
                 self._files.add(directory, position, now, Content.OWN, extra=extra)
@@ -391,7 +396,9 @@ class _Scanner:
             ref = ingest.put_list(refs)
             if directory.at >= 0:
                 chunks = self._tally.chunks - directory.chunks
-                told = Told(directory.time, directory.count, directory.size, chunks, ref, directory.ids)
+                told = DirectorySummary(
+                    directory.time, directory.count, directory.size, chunks, ref, directory.ids
+                )
                 new.tell(directory.at, length, told, directory.marks, flags, len(directory.listing))
             directory.close(ref)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from castore.engines.base import Reader, refuse_filters, trailing
+from castore.engines.base import DumpWithPreamble, refuse_filters, require_trailer
 from castore.engines.mariadb import (
     accounts,
     inventory,
@@ -79,7 +79,7 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
             *("--", database),
         ]
         readinto = stack.enter_context(run_dump(argv, **client.process(kept)))
-        watched = others.watched(trailing(readinto, _END, argv[0]))
+        watched = others.watched(require_trailer(readinto, _END, argv[0]))
         observed = Observed(_with_modes(watched), most, others.passed)
 
         def tail() -> bytes:
@@ -90,7 +90,7 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
             reader.warnings += [(os.fsencode(name), reports.OTHER_MOMENT + why) for name, why in apart]
             return b"".join(_tail(client, database, mark, observed, before, charset[1], unseen))
 
-        reader = Reader(_continued(observed, tail), introduction)
+        reader = DumpWithPreamble(_continued(observed, tail), introduction)
         observed.warnings = reader.warnings
         reader.warnings += warnings
         reader.warnings += reports.lasting(client, database, before)

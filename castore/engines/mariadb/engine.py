@@ -24,7 +24,7 @@ from castore.engines.base import (
     Engine,
     Memo,
     Secret,
-    introduction_of,
+    read_preamble,
     refuse_elsewhere,
 )
 from castore.engines.mariadb import (
@@ -155,7 +155,7 @@ class MariaDB(Engine, frozen=True):
 
     def _stage(self, client: Client, memo: Memo, contents: Contents) -> None:
         swap, new = Swap(client, memo), memo["new"]
-        introduction = introduction_of(contents.target())
+        introduction = read_preamble(contents.target())
         dump = StoredDump(introduction, contents.target())
         self._refuse_without_space(client, swap.live)
         swap.make(dump.charset)
@@ -237,7 +237,7 @@ class MariaDB(Engine, frozen=True):
         """Return the database and the users that a rollback would create."""
         if self.there():
             return []
-        recorded = accounts.decode(introduction_of(contents()))
+        recorded = accounts.decode(read_preamble(contents()))
         users = accounts.missing(self._client.query, recorded) if recorded is not None else []
         return [f"the database {self.database}", *(one.shown for one in users)]
 
@@ -265,7 +265,7 @@ class MariaDB(Engine, frozen=True):
         swap.attach("new keys")
         lines = swap.create_programs(swap.new_programs())
         self._compare_tables(client, swap)
-        if not memo["existed"] and (recorded := accounts.decode(introduction_of(contents.target()))):
+        if not memo["existed"] and (recorded := accounts.decode(read_preamble(contents.target()))):
             lines += accounts.grant(client.query, live, recorded, self._created(memo))
         memo["made"] = "\n".join(lines)
 
@@ -336,7 +336,7 @@ class MariaDB(Engine, frozen=True):
         """Load the dump into a server of its own, on a private socket, check its tables, count its rows."""
         with scratch_server(folder, self._client.program(CLIENT)) as socket:
             own = Client(names=self.names, socket=socket, user="root", program_path=self.program_path)
-            dump = StoredDump(introduction_of(contents.target()), contents.target())
+            dump = StoredDump(read_preamble(contents.target()), contents.target())
             # Under its own name: a trigger's text may contain it.
             name = dump.database
             own.query(f"CREATE DATABASE {quoted(name)}{charset_clause(dump.charset)}")

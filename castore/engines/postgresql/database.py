@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from castore.engines.base import INVENTORY, Inventory, Reader, trailing
+from castore.engines.base import INVENTORY, DumpWithPreamble, Inventory, require_trailer
 from castore.engines.postgresql import inventory as catalogue
 from castore.engines.postgresql.session import DEFERRABLE, PREAMBLE, reading
 from castore.engines.postgresql.sql import (
@@ -112,7 +112,7 @@ class Database:
                 argv.append(f"--snapshot={snapshot}")
             argv.append(dbname_argument(self.name))
             readinto = stack.enter_context(run_dump(argv, **self.client.process(None)))
-            reader = Reader(trailing(readinto, _TRAILER, program), first)
+            reader = DumpWithPreamble(require_trailer(readinto, _TRAILER, program), first)
             reader.warnings += [
                 (os.fsencode(name), f"the {name} is not in the dump: {reason}")
                 for name, reason in rest["missing"].items()

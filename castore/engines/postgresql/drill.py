@@ -10,7 +10,7 @@ import shutil
 import signal
 from typing import TYPE_CHECKING
 
-from castore.engines.base import introduction_of
+from castore.engines.base import read_preamble
 from castore.engines.postgresql.client import Client
 from castore.engines.postgresql.database import Database, valid_record
 from castore.engines.postgresql.sql import quoted_name, quoted_text
@@ -69,7 +69,7 @@ def drilled(
     with scratch_server(server_programs(program_path), folder) as socket:
         client = Client(host=socket, user="postgres", program_path=program_path)
         database = Database(client, NAME)
-        was = introduction_of(contents.target())
+        was = read_preamble(contents.target())
         _load(database, folder, contents, was)
         with valid_record():
             differing, found = verify(database, was, NAME)

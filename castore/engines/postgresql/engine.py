@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from castore.engines import find
-from castore.engines.base import Contents, Engine, Memo, Secret, introduction_of, new_name
+from castore.engines.base import Contents, Engine, Memo, Secret, new_name, read_preamble
 from castore.engines.postgresql import checks, staging
 from castore.engines.postgresql.client import Client
 from castore.engines.postgresql.database import Compared, Database, valid_record
@@ -192,7 +192,7 @@ class PostgreSQL(Engine, frozen=True):
         """Return the database and the roles that a rollback would create."""
         found = [] if self.there() else [f"the database {self.database}"]
         with valid_record():
-            lacking = missing_roles(introduction_of(contents()), self._client.roles())
+            lacking = missing_roles(read_preamble(contents()), self._client.roles())
         return [*found, *(f"the role {role}" for role in lacking)]
 
     def switch(self, memo: Memo, contents: Contents) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING
 
-from castore.engines.base import SWITCHING, Contents, Engine, Memo, trailing
+from castore.engines.base import SWITCHING, Contents, Engine, Memo, require_trailer
 from castore.engines.postgresql.database import restrict_key
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.engines.postgresql.sql import quoted_name
@@ -47,7 +47,7 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         program = client.program("pg_dumpall")
         argv = [program, *client.where(), "--globals-only", *restrict_key(client, program, secret)]
         with run_dump(argv, **client.process()) as readinto:
-            yield trailing(readinto, b"-- PostgreSQL database cluster dump complete", program)
+            yield require_trailer(readinto, b"-- PostgreSQL database cluster dump complete", program)
 
     def check(self) -> None:
         """Raise CastoreError where the roles could not be dumped or set."""

@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.engines.base import INVENTORY, introduction_of, refuse_difference
+from castore.engines.base import INVENTORY, read_preamble, refuse_difference
 from castore.engines.postgresql import inventory as catalogue
 from castore.engines.postgresql.database import Database, valid_record
 from castore.engines.postgresql.sql import (
@@ -42,7 +42,7 @@ def stage(live: Database, memo: Memo, contents: Contents) -> None:
     client = live.client
     new = Database(client, memo["new"], live.options, live.compared)
     # An older castore did not record what the database was: then it is as the live one.
-    was = introduction_of(contents.target()) or live.properties()
+    was = read_preamble(contents.target()) or live.properties()
     with valid_record():
         if was is not None:
             _refuse_lacking(live, was)

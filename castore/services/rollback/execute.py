@@ -19,16 +19,16 @@ from castore.content.restore.in_place import InPlace
 from castore.content.restore.plan import Comparison, plan_removal
 from castore.content.streams import StreamReader
 from castore.engines.base import SWITCHING, Memo, settings_of
-from castore.errors import CastoreError, NotIntactError, StoppedError, StorageError
+from castore.errors import CastoreError, NotIntactError, RevertInterruptedError, StorageError
 from castore.model.generation import Origin
 from castore.model.names import short_revision
 from castore.process.runners import run
-from castore.process.signal_shield import Shield
+from castore.process.signal_shield import DeferInterrupts
 from castore.process.users import account_of
 from castore.services import folders
 from castore.services.config import Service
 from castore.services.events import event
-from castore.services.hooks import Around
+from castore.services.hooks import Hooks
 from castore.services.hosts import take_over
 from castore.services.nested_parts import (
     below,
@@ -40,13 +40,13 @@ from castore.services.nested_parts import (
 from castore.services.restore import plan_size
 from castore.services.rollback.plan import RollbackPlan, plan_live_tree, plan_rollback, present_sources
 from castore.services.rollback.transaction import (
-    Change,
-    EngineChange,
+    DumpStep,
     EngineRemoval,
     Journal,
     PartJournal,
-    TreeChange,
+    RollbackStep,
     TreeRemoval,
+    TreeStep,
     check_health,
     contents_of,
     finish,
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import TreePlan
     from castore.model.generation import FileOwner, Generation, Part
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.store import Store
 
 _NO_SERVICE: Final = Service()
@@ -104,9 +104,9 @@ def roll_back(
     trust_times: bool = False,
     revision: str = "",
     leave_out: Sequence[str] = (),
-    progress: Callable[[str, Tally], None] = lambda _name, _tally: None,
+    progress: Callable[[str, Progress], None] = lambda _name, _tally: None,
     say: Callable[[str], None] = lambda _text: None,
-    tally: Tally,
+    tally: Progress,
 ) -> RolledBack:
     """Put the state of `target` back. The caller holds the service's lock.
 
@@ -136,9 +136,9 @@ def _roll_back(
     service: Service,
     revision: str,
     leave_out: Sequence[str],
-    progress: Callable[[str, Tally], None],
+    progress: Callable[[str, Progress], None],
     say: Callable[[str], None],
-    tally: Tally,
+    tally: Progress,
     *,
     with_safety: bool,
     trust_times: bool,
@@ -163,7 +163,7 @@ def _roll_back(
         """
         if not with_safety:
             return None
-        around = Around.of(service) if not service.stop else Around(())
+        around = Hooks.of(service) if not service.stop else Hooks(())
         taken = None
         now, absent = present_sources(plan, origins)
         for name, source in now.items():
@@ -278,7 +278,7 @@ class _Transaction:
         self._service = service
         self._keep = keep
         self._say = say
-        self._changes: list[Change] = []
+        self._changes: list[RollbackStep] = []
         self._journal = Journal(
             target.service,
             target.number,
@@ -294,14 +294,14 @@ class _Transaction:
         self._origins = origins
         self._trust_times = trust_times
 
-    def prepare(self, ownership: Ownership, leave_out: Sequence[str], tally: Tally) -> None:
+    def prepare(self, ownership: Ownership, leave_out: Sequence[str], tally: Progress) -> None:
         """Say how each part is changed; nothing is made yet. Raises ConfigError, CastoreError."""
         for part in self._target.parts:
             found = self._origins.get(part.name, Origin())
             if part.kind == "tree":
                 plan = partial(self._plan, part, found, ownership, leave_out)
                 service = self._target.service
-                tree = TreeChange(self._reader, service, found.path, plan, ownership, tally)
+                tree = TreeStep(self._reader, service, found.path, plan, ownership, tally)
                 self._add(tree, PartJournal(part.name, path=found.path, memo=tree.memo))
                 self._lies[part.name] = self._apart[part.name] = [os.fsdecode(found.path)]
                 continue
@@ -309,7 +309,7 @@ class _Transaction:
             journal = self._journal_of(part.name, source)
             contents = contents_of(self._reader, part, lambda: self.safety, tally)
             own = partial(self._own, found.file, ownership)
-            self._add(EngineChange(source, journal.memo, contents, own), journal, source.engine.beside)
+            self._add(DumpStep(source, journal.memo, contents, own), journal, source.engine.beside)
         # What is going to be gone.
         for removal in self._removals:
             if not removal.there:
@@ -339,7 +339,7 @@ class _Transaction:
         settings = settings_of(source.engine)
         return PartJournal(name, engine=source.name, settings=settings, memo=source.engine.begin())
 
-    def _add(self, change: Change, journal: PartJournal, beside: tuple[str, ...] = ()) -> None:
+    def _add(self, change: RollbackStep, journal: PartJournal, beside: tuple[str, ...] = ()) -> None:
         self._changes.append(change)
         self._journal.parts.append(journal)
         self._lies[journal.name] = live = live_paths(journal.memo)
@@ -355,7 +355,7 @@ class _Transaction:
         return plan_live_tree(*given, self.safety, leave_out, apart, trust_times=self._trust_times)
 
     def _removal(
-        self, name: str, path: str, ownership: Ownership, leave_out: Sequence[str], tally: Tally
+        self, name: str, path: str, ownership: Ownership, leave_out: Sequence[str], tally: Progress
     ) -> tuple[InPlace, bool]:
         """Return what removes a tree in place, and whether nothing in it has to stay."""
         rules = rules_of(self._origins.get(name, Origin()), left_out(self._store, leave_out))
@@ -406,7 +406,7 @@ class _Transaction:
             self.changed = tuple(changed)
             self._start()
             # An interrupt from here on would leave a rollback that is done but looks interrupted.
-            shielded.enter_context(Shield(self._defer))
+            shielded.enter_context(DeferInterrupts(self._defer))
             journal.phase = "done"
             self._save()
         except BaseException as error:
@@ -440,7 +440,7 @@ class _Transaction:
             remember(self._store, journal)
             problems = finish(self._store, journal, self._changes)
         except KeyboardInterrupt:
-            raise StoppedError(
+            raise RevertInterruptedError(
                 "all is restored; removing what it replaced was interrupted: "
                 f"castore recover {journal.service}"
             ) from None
@@ -475,10 +475,10 @@ class _Transaction:
             self._say("the present state is being put back, which goes on; interrupt it again to stop that")
 
         try:
-            with Shield(tell):
+            with DeferInterrupts(tell):
                 failed = undo(self._store, self._journal, self._changes)
         except KeyboardInterrupt:
-            raise StoppedError(
+            raise RevertInterruptedError(
                 f"{why}; and putting back the present state was interrupted: first castore recover {service}"
             ) from cause
         if failed and not self._journal.changed:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import TreePlan
     from castore.model.generation import Generation, Part
-    from castore.progress import Tally
+    from castore.progress import Progress
     from castore.services.config import Service
     from castore.store import Store
 
@@ -103,7 +103,7 @@ class _JournalVersion(msgspec.Struct):
     version: int = 1
 
 
-class Change:
+class RollbackStep:
     """How one part is changed. Of these, `undo` and `finish` may be called in another process."""
 
     problems: list[tuple[bytes, str]]
@@ -121,7 +121,7 @@ class Change:
         """Remove what was replaced."""
 
 
-class EngineChange(Change):
+class DumpStep(RollbackStep):
     """A dump that an engine puts back."""
 
     def __init__(
@@ -162,7 +162,7 @@ class EngineChange(Change):
         self._engine.finish(self._memo)
 
 
-class TreeChange(Change):
+class TreeStep(RollbackStep):
     """A tree that is made equal to the stored one, in place."""
 
     def __init__(
@@ -172,7 +172,7 @@ class TreeChange(Change):
         path: bytes,
         plan: Callable[[], TreePlan],
         ownership: Ownership,
-        tally: Tally,
+        tally: Progress,
     ) -> None:
         self.problems = []
         self.memo: Memo = {_EXISTED: "yes" if os.path.lexists(path) else ""}
@@ -212,7 +212,7 @@ class TreeChange(Change):
             self.problems = work.problems
 
 
-class _LeftTree(Change):
+class _RecoveredTreeStep(RollbackStep):
     """A tree that another process was at work on."""
 
     def __init__(self, journals: str, path: bytes, memo: Memo) -> None:
@@ -248,7 +248,7 @@ def refuse_without_folder(path: str) -> None:
         )
 
 
-class TreeRemoval(Change):
+class TreeRemoval(RollbackStep):
     """A tree that did not exist in the state to go back to: it is moved aside, next to itself.
 
     What no snapshot has of it stays where it is.
@@ -363,7 +363,7 @@ def _rename(path: str, new: str) -> None:
         at.sync()
 
 
-class EngineRemoval(EngineChange):
+class EngineRemoval(DumpStep):
     """A part of an engine that did not exist in the state to go back to."""
 
     def __init__(
@@ -387,7 +387,7 @@ def contents_of(
     reader: StreamReader,
     part: Part | None,
     safety: Callable[[], Generation | None],
-    tally: Tally | None = None,
+    tally: Progress | None = None,
 ) -> Contents:
     """Return what there is of a part: the dump to go back to, and that of the safety generation.
 
@@ -424,7 +424,7 @@ def check_health(service: Service) -> None:
             return
 
 
-def undo(store: Store, journal: Journal, changes: list[Change], *, later: bool = False) -> list[str]:
+def undo(store: Store, journal: Journal, changes: list[RollbackStep], *, later: bool = False) -> list[str]:
     """Put the state back as it was; return what failed. The journal stays if anything did.
 
     later: it is another process that was interrupted, and what it had stopped may have been started since.
@@ -463,7 +463,7 @@ def undo(store: Store, journal: Journal, changes: list[Change], *, later: bool =
     return failed
 
 
-def finish(store: Store, journal: Journal, changes: list[Change]) -> list[tuple[str, bytes, str]]:
+def finish(store: Store, journal: Journal, changes: list[RollbackStep]) -> list[tuple[str, bytes, str]]:
     """Remove what was replaced; return what could not be. The journal stays if an engine has to try again."""
     problems = []
     left = False
@@ -477,7 +477,7 @@ def finish(store: Store, journal: Journal, changes: list[Change]) -> list[tuple[
             problems.append((part.name, b".", f"what was replaced cannot be removed: {error}"))
             # Of a tree only files are left over, which another try could not remove either, and which must
             # not block the next command.
-            left = left or isinstance(change, EngineChange)
+            left = left or isinstance(change, DumpStep)
     if not left:
         store.forget_rollback(journal.service)
     return problems
@@ -606,18 +606,18 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
     target = store.generation(service, journal.target)
     safety = store.generation(service, journal.safety) if journal.safety is not None else None
     with StreamReader(store) as reader:
-        changes: list[Change] = []
+        changes: list[RollbackStep] = []
         for part in journal.parts:
             if not part.engine:
                 removed = "old" in part.memo
-                kind = TreeRemoval if removed else _LeftTree
+                kind = TreeRemoval if removed else _RecoveredTreeStep
                 changes.append(kind(store.places.journals, part.path, part.memo))
                 continue
             source = engine_of(Origin(engine=part.engine, settings=part.settings))
             assert source is not None
             found = target.part(part.name) if target is not None else None
             contents = contents_of(reader, found, lambda: safety)
-            changes.append(EngineChange(source, part.memo, contents))
+            changes.append(DumpStep(source, part.memo, contents))
         if journal.phase == "done":
             remember(store, journal)
             problems = finish(store, journal, changes)

@@ -16,8 +16,8 @@ import msgspec
 from castore.errors import (
     DamageError,
     FormatError,
-    FormerKeyError,
     ObjectMissingError,
+    RevokedKeyError,
     SignerError,
     StorageError,
 )
@@ -72,7 +72,7 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
             continue
         try:
             found.append(open_condemned(name, storage.get(name), writer))
-        except (ObjectMissingError, FormerKeyError):
+        except (ObjectMissingError, RevokedKeyError):
             # Who is left with a former key removes nothing that counts.
             continue
         except DamageError as error:

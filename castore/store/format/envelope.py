@@ -63,7 +63,7 @@ def seal_object(
 def open_object(kind: bytes, name: str, data: bytes, writer: WriterKey, *, more: int = 0) -> Opened:
     """Return what the object `name` holds. more: how many bytes stand in the clear after the header.
 
-    Raises DamageError, FormerKeyError, SignerError, FormatError; they name the object.
+    Raises DamageError, RevokedKeyError, SignerError, FormatError; they name the object.
     """
     check_header(name, data, kind)
     box = HEADER_BYTES + more

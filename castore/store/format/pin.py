@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.errors import DamageError, FormatError, FormerKeyError, ObjectExistsError, ObjectMissingError
+from castore.errors import DamageError, FormatError, ObjectExistsError, ObjectMissingError, RevokedKeyError
 from castore.store.format.envelope import decode_record, open_object, seal_object
 from castore.store.format.generation import split_name
 from castore.store.format.header import PIN
@@ -73,7 +73,7 @@ def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
             note = ""
             try:
                 note = open_pin(f"pins/{short}", storage.get(f"pins/{short}"), writer).note
-            except FormerKeyError:
+            except RevokedKeyError:
                 continue  # somebody who may not wrote it
             except (DamageError, FormatError, ObjectMissingError):
                 pass

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from blake3 import blake3
 
-from castore.crypto import Past, WriterKey
+from castore.crypto import KeyHistory, WriterKey
 from castore.errors import (
     DamageError,
     MissingError,
@@ -134,7 +134,7 @@ def with_config(
     past = None
     if config.former:
         listed = _Listed(storage, writer, config)
-        past = Past(config.former, config.ids or writer.secret, listed)
+        past = KeyHistory(config.former, config.ids or writer.secret, listed)
     return WriterKey(
         *(writer.store_id, writer.secret, past),
         machine=writer.machine,

@@ -33,10 +33,10 @@ from __future__ import annotations
 
 from castore.store.index.generations import Catalog
 from castore.store.index.liveness import Marking
-from castore.store.index.locations import Place
+from castore.store.index.locations import RecordLocation
 from castore.store.index.pack_usage import Uses
 
-__all__ = ["Index", "Place"]
+__all__ = ["Index", "RecordLocation"]
 
 
 class Index(Marking, Uses, Catalog):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LACKING: Final = -1
 
 
-class Place(NamedTuple):
+class RecordLocation(NamedTuple):
     """Where a record lies, and what it takes to open it."""
 
     pack: PackId
@@ -34,7 +34,7 @@ class Place(NamedTuple):
     member: int
 
     @classmethod
-    def of(cls, pack: PackId, entry: PackEntry) -> Place:
+    def of(cls, pack: PackId, entry: PackEntry) -> RecordLocation:
         """Return the place of an entry of a pack."""
         return cls(
             pack,
@@ -205,7 +205,7 @@ class LookUp(Tables):
             if cursor.set_range(start) and cursor.key()[:8] == start
         ]
 
-    def locate(self, kind: int, record_id: RecordId) -> Place | None:
+    def locate(self, kind: int, record_id: RecordId) -> RecordLocation | None:
         """Return where a record lies, or None."""
         try:
             txn = self._begin()
@@ -220,12 +220,12 @@ class LookUp(Tables):
 
     def locate_chunks(
         self, chunks: Iterable[RecordId], kept: Container[RecordId] = (), kind: int = CHUNK
-    ) -> dict[RecordId, Place]:
+    ) -> dict[RecordId, RecordLocation]:
         """Return where chunks are, and all that they depend on, as far as it is indexed; or nodes, by `kind`.
 
         kept: what to leave out, and what only that depends on.
         """
-        found: dict[RecordId, Place] = {}
+        found: dict[RecordId, RecordLocation] = {}
         todo = [chunk for chunk in chunks if chunk not in kept]
         names: dict[int, tuple[bytes, PackId]] = {}
         sessions: dict[int, SessionId] = {}
@@ -255,12 +255,12 @@ class LookUp(Tables):
                     else:
                         bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
                     todo += [base for base in bases if base not in kept]
-                found[chunk] = Place(
+                found[chunk] = RecordLocation(
                     pack_id, offset, sealed, plain, counter, sessions[session], codec, bases, member
                 )
         return found
 
-    def copies(self, record_id: RecordId) -> list[Place]:
+    def copies(self, record_id: RecordId) -> list[RecordLocation]:
         """Return where else a record lies."""
         with self._transaction() as txn:
             found = [self._place(txn, record_id, value) for value in self._copy_values(txn, record_id)]
@@ -290,7 +290,7 @@ class LookUp(Tables):
             more = cursor.next()
         return found
 
-    def _place(self, txn: Any, record_id: bytes, value: bytes) -> Place | None:
+    def _place(self, txn: Any, record_id: bytes, value: bytes) -> RecordLocation | None:
         pack, offset, sealed, plain, counter, session, codec, member, _ = PLACE.unpack(value)
         number = NUMBER.pack(pack)
         named = txn.get(number, db=self._tables["packs"])
@@ -303,7 +303,7 @@ class LookUp(Tables):
         bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
         pack_id = PackId(named[:32])
         session_id = SessionId(session_id)
-        return Place(pack_id, offset, sealed, plain, counter, session_id, codec, bases, member)
+        return RecordLocation(pack_id, offset, sealed, plain, counter, session_id, codec, bases, member)
 
     def records(self) -> Iterator[tuple[int, RecordId, int, tuple[RecordId, ...]]]:
         """Yield kind, id, sealed length and bases of each chunk and node.

@@ -11,8 +11,8 @@ from castore.errors import (
     ConfigError,
     DamageError,
     FormatError,
+    KeyRotatedError,
     ObjectMissingError,
-    RotatedError,
     UsageError,
 )
 from castore.kernel import Cutter
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from castore.crypto import Identity, SigningKey
     from castore.model.refs import SessionId
-    from castore.state.freshness import Seen
+    from castore.state.freshness import FreshnessGuard
     from castore.store.format.config import SealedConfig, StoreConfig
     from castore.store.format.session_key import SessionRecord
     from castore.store.index import Index
@@ -52,7 +52,7 @@ class Keyed(Remembered):
     _numbers: frozenset[int]
     """The numbers of the configurations that were there when they were last looked at."""
     _opener: Opener
-    _seen: Seen
+    _seen: FreshnessGuard
     _identity: IdentitySource
     _keyring: Keyring
 
@@ -151,11 +151,11 @@ class Keyed(Remembered):
         self.index.enter_era(self.config.era, new_ids=not self.config.ids)
 
     def refresh_config(self) -> None:
-        """Take in what an admin has signed since: who the recipients are. Raises RotatedError."""
+        """Take in what an admin has signed since: who the recipients are. Raises KeyRotatedError."""
         if frozenset(config_numbers(self.storage)) != self._numbers:
             accepted = choose(self._opener)
             if accepted.writer.secret != self.writer_key.secret:
-                raise RotatedError(
+                raise KeyRotatedError(
                     f"the writer key of the store at {self.location} has been replaced; repeat the command"
                 )
             if accepted.sealed.hash == self._sealed.hash:

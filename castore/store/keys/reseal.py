@@ -10,10 +10,10 @@ import msgspec
 from castore.errors import (
     BusyError,
     FormatError,
-    FormerKeyError,
     MissingError,
     ObjectExistsError,
     ObjectMissingError,
+    RevokedKeyError,
 )
 from castore.store.format.config import CONFIGS, config_name, config_numbers, encode_config
 from castore.store.format.session_key import (
@@ -72,7 +72,7 @@ def reseal(
         storage.settle(folder)
     look()
     for session, numbers in session_numbers(storage).items():
-        with contextlib.suppress(FormerKeyError, FormatError, MissingError):
+        with contextlib.suppress(RevokedKeyError, FormatError, MissingError):
             counts, _ = read_session(storage, session, numbers, keyring.writer)
             for old in numbers[: numbers.index(counts)]:
                 _remove(storage, session_name(session, old))
@@ -121,7 +121,7 @@ def _data_key(
     """Return what a session object holds, and its number; None if it is sealed to the recipients already."""
     try:
         number, record = read_session(storage, session, numbers, keyring.writer)
-    except (FormerKeyError, FormatError, MissingError):
+    except (RevokedKeyError, FormatError, MissingError):
         return None  # no object of it is accepted
     name = session_name(session, number)
     if {key for key, _ in record.seals} == {entry.key for entry in config.recipients}:

@@ -16,8 +16,8 @@ from castore.errors import (
     DamageError,
     FormatError,
     IdentityError,
+    KeyRotatedError,
     NotFoundError,
-    RotatedError,
     StorageError,
     UntrustedError,
 )
@@ -38,7 +38,7 @@ from castore.store.keys.keyring import wrong_identity
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from castore.state.paths import Places
+    from castore.state.paths import MachinePaths
     from castore.storage import Storage
     from castore.store.format.config import StoreConfig
     from castore.store.keys.keyring import IdentitySource
@@ -80,7 +80,7 @@ class Opener:
     """What this process can open configurations with, and whose signatures it accepts."""
 
     storage: Storage
-    places: Places
+    places: MachinePaths
     identity: IdentitySource
     """Opens configurations where this machine has no writer key."""
     local_key: bool = True
@@ -169,7 +169,7 @@ class _NoSealError(CastoreError):
 def choose(opener: Opener) -> Accepted:
     """Return the configuration of a store that is accepted.
 
-    Raises NotFoundError, UntrustedError, IdentityError, RotatedError, DamageError, FormatError.
+    Raises NotFoundError, UntrustedError, IdentityError, KeyRotatedError, DamageError, FormatError.
     """
     storage = opener.storage
     for _ in range(3):
@@ -283,7 +283,7 @@ def _refusal(
         was_replaced = False
     if not was_replaced:
         return damage
-    return RotatedError(
+    return KeyRotatedError(
         f"the writer key of the store at {storage.location} was replaced, and this machine has a former one: "
         "it was revoked, or another machine took its place: run 'castore key adopt' with the identity of an "
         "admin, and with --host NAME if another machine has its name now (if 'castore key list' fails with "

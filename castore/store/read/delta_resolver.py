@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from castore.model.refs import RecordId
 
 
-class Layer(NamedTuple):
+class StoredForm(NamedTuple):
     """How a chunk is stored: as its plaintext or, if it has bases, as a delta from these in order."""
 
     data: bytes
@@ -23,7 +23,7 @@ class Layer(NamedTuple):
     bases: tuple[RecordId, ...] = ()
 
 
-class Base(NamedTuple):
+class BaseChunk(NamedTuple):
     """A chunk that others can be told by."""
 
     id: RecordId
@@ -35,19 +35,19 @@ class Base(NamedTuple):
     """All that it rests on."""
 
 
-class Kept(Protocol):
+class ChunkCache(Protocol):
     """Chunks that were put together before: a dict, say."""
 
-    def get(self, chunk: RecordId, /) -> Base | None:
+    def get(self, chunk: RecordId, /) -> BaseChunk | None:
         """Return one, or None."""
 
-    def __setitem__(self, chunk: RecordId, base: Base, /) -> None:
+    def __setitem__(self, chunk: RecordId, base: BaseChunk, /) -> None:
         """Keep one."""
 
 
 def assemble(
-    chunk: RecordId, layer_of: Callable[[RecordId], Layer], kept: Kept, depth: int = 0
-) -> Base:
+    chunk: RecordId, layer_of: Callable[[RecordId], StoredForm], kept: ChunkCache, depth: int = 0
+) -> BaseChunk:
     """Return a chunk; it, and what ends chains of single bases, is kept.
 
     layer_of: raises KeyError where a layer is not to be had, which is passed on, as is the KeyError for a
@@ -70,13 +70,13 @@ def assemble(
             data = apply(b"".join(part.data for part in parts), [(data, length)])
         level = max((1 + part.depth for part in parts), default=0)
         under = frozenset(bases).union(*(part.below for part in parts))
-        found = kept[below] = Base(below, data, level, bases, under)
+        found = kept[below] = BaseChunk(below, data, level, bases, under)
         break  # it may be too large to be kept
     if chain:
         data = apply(found.data, chain[::-1])
         bases = ((*passed, below)[1],)
         under = found.below.union((*passed[1:], below))
-        found = kept[chunk] = Base(chunk, data, found.depth + len(chain), bases, under)
+        found = kept[chunk] = BaseChunk(chunk, data, found.depth + len(chain), bases, under)
     return found
 
 

@@ -25,8 +25,8 @@ from castore.store.format.pack import (
     pack_name,
     record_names,
 )
-from castore.store.index import Place
-from castore.store.read.delta_resolver import Layer, apply, assemble
+from castore.store.index import RecordLocation
+from castore.store.read.delta_resolver import StoredForm, apply, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from castore.store.format.pack import PackEntry
     from castore.store.index import Index
     from castore.store.keys.keyring import Keyring
-    from castore.store.read.delta_resolver import Base
+    from castore.store.read.delta_resolver import BaseChunk
 
     _Where = tuple[PackId, int]
 
@@ -107,7 +107,7 @@ class RecordReader:
         what several of them rest on is opened once. None if that does not succeed, whatever the
         reason: `read` tells it, or finds another copy.
         """
-        before: dict[RecordId, Base] = getattr(self._local, "bases", {})
+        before: dict[RecordId, BaseChunk] = getattr(self._local, "bases", {})
         kept = before.copy()
         try:
             layers = self._layers(self._index.locate_chunks(chunks, kept))
@@ -150,20 +150,20 @@ class RecordReader:
             chunks = [entry.id for entry in batch if entry.kind == CHUNK]
             places = self._index.locate_chunks(chunks)
             # What is found here anyway is opened together with its like, which is faster.
-            here = [entry for entry in batch if places.get(entry.id) == Place.of(pack, entry)]
+            here = [entry for entry in batch if places.get(entry.id) == RecordLocation.of(pack, entry)]
             whole = self.read_chunks([entry.id for entry in here]) is not None
             for entry in batch:
                 if whole and entry in here:
                     continue
                 self._local.left = _MOST_OPENED
                 try:
-                    self.open(entry.kind, entry.id, Place.of(pack, entry))
+                    self.open(entry.kind, entry.id, RecordLocation.of(pack, entry))
                 except DamageError as error:
                     yield entry, error
                 except ObjectMissingError as error:
                     yield entry, DamageError(str(error))
 
-    def is_intact(self, place: Place, entry: PackEntry, sealed: bytes | memoryview) -> bool:
+    def is_intact(self, place: RecordLocation, entry: PackEntry, sealed: bytes | memoryview) -> bool:
         """Whether `sealed` is what lies at a place, as it was sealed. Raises IdentityError."""
         try:
             self._unseal(entry.kind, entry.id, place, sealed)
@@ -171,12 +171,12 @@ class RecordReader:
             return False
         return True
 
-    def _layers(self, places: dict[RecordId, Place]) -> dict[RecordId, Layer]:
+    def _layers(self, places: dict[RecordId, RecordLocation]) -> dict[RecordId, StoredForm]:
         """Return how chunks are stored. Raises DamageError, IdentityError, StorageError."""
         if sum(place.plain_length for place in places.values()) > _AT_ONCE:
             raise DamageError("these are too many to be opened together")
         groups: dict[_Where, list[bytes]] = {}
-        records: dict[_Where, tuple[RecordId, Place]] = {}
+        records: dict[_Where, tuple[RecordId, RecordLocation]] = {}
         for chunk, place in places.items():
             self._check_length(CHUNK, place)
             where = place.pack, place.offset
@@ -195,11 +195,11 @@ class RecordReader:
                 groups[where] = self._groups.open(where, unseal)
             elif place.codec != DICTIONARY:  # `read` knows that
                 body = self._codecs.body(place.codec, unseal(), place.plain_length)
-                found[chunk] = Layer(body, place.plain_length, place.bases)
+                found[chunk] = StoredForm(body, place.plain_length, place.bases)
         for chunk, place in places.items():
             if place.codec >= GROUPED:
                 delta = member_of(groups[place.pack, place.offset], place.member)
-                found[chunk] = Layer(delta, place.plain_length, place.bases)
+                found[chunk] = StoredForm(delta, place.plain_length, place.bases)
         return found
 
     def _fetch(self, spans: Iterable[tuple[PackId, int, int]]) -> Iterator[tuple[_Where, memoryview]]:
@@ -222,14 +222,14 @@ class RecordReader:
             yield (pack, offset), data[offset - start : offset - start + length]
 
     def _unseal(
-        self, kind: int, record_id: RecordId, place: Place, sealed: bytes | memoryview
+        self, kind: int, record_id: RecordId, place: RecordLocation, sealed: bytes | memoryview
     ) -> bytes:
         """Return what is sealed in a record. Raises DamageError, IdentityError."""
         keys = self._keyring.chunks if kind == CHUNK else self._keyring.nodes
         names = record_names(record_id, place.bases, place.plain_length, kind, place.codec)
         return keys(place.session).open(place.counter, *names, sealed)
 
-    def open(self, kind: int, record_id: RecordId, place: Place, depth: int = 0) -> bytes:
+    def open(self, kind: int, record_id: RecordId, place: RecordLocation, depth: int = 0) -> bytes:
         """Return what lies at a place, verified. Raises as `read` does, or ObjectMissingError."""
         try:
             data = self._open(kind, record_id, place, depth)
@@ -245,7 +245,7 @@ class RecordReader:
             raise DamageError(f"{_where(kind, record_id, place)}: {error}") from None
         return data
 
-    def _open(self, kind: int, record_id: RecordId, place: Place, depth: int) -> bytes:
+    def _open(self, kind: int, record_id: RecordId, place: RecordLocation, depth: int) -> bytes:
         where = place.pack, place.offset
         read = partial(self._read_sealed, kind, record_id, place)
         self._check_length(kind, place)
@@ -267,13 +267,13 @@ class RecordReader:
             body = self._codecs.body(place.codec, data, place.plain_length, below)
         return apply(below, [(body, place.plain_length)]) if place.codec >= DELTA else body
 
-    def _check_length(self, kind: int, place: Place) -> None:
+    def _check_length(self, kind: int, place: RecordLocation) -> None:
         """Raise DamageError for a chunk or node that is longer than castore makes them."""
         most = self._longest if kind == CHUNK else _MAX_NODE
         if place.plain_length > most:
             raise DamageError(f"it has {place.plain_length} bytes, and none of its kind has more than {most}")
 
-    def _read_sealed(self, kind: int, record_id: RecordId, place: Place) -> bytes:
+    def _read_sealed(self, kind: int, record_id: RecordId, place: RecordLocation) -> bytes:
         sealed = self._storage.get(pack_name(place.pack), place.offset, place.sealed_length)
         if len(sealed) != place.sealed_length:
             raise DamageError("the pack is cut")
@@ -286,6 +286,6 @@ class RecordReader:
         return found
 
 
-def _where(kind: int, record_id: RecordId, place: Place) -> str:
+def _where(kind: int, record_id: RecordId, place: RecordLocation) -> str:
     what = "chunk" if kind == CHUNK else "node"
     return f"{what} {record_id.hex()} in {pack_name(place.pack)} at byte {place.offset} is damaged"

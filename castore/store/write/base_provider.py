@@ -11,7 +11,7 @@ from blake3 import blake3
 from castore.errors import DamageError
 from castore.store.format.codecs import Groups, member_of
 from castore.store.format.pack import CHUNK, DICTIONARY, GROUPED
-from castore.store.read.delta_resolver import Base, Layer, assemble
+from castore.store.read.delta_resolver import BaseChunk, StoredForm, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from castore.kernel import Sketch
     from castore.model.refs import PackId, RecordId
     from castore.store.format.codecs import Codecs
-    from castore.store.index import Index, Place
+    from castore.store.index import Index, RecordLocation
     from castore.store.write.base_cache import ReferenceCache, ReferenceWriter
 
 MAX_DEPTH: Final = 4
@@ -28,7 +28,7 @@ MAX_DEPTH: Final = 4
 _KEPT_BYTES: Final = 32 << 20
 
 
-class Pending(NamedTuple):
+class PendingChunk(NamedTuple):
     """Where the frame of a chunk lies whose pack is under way."""
 
     writer: ReferenceWriter
@@ -47,17 +47,17 @@ class _Kept:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._chunks: OrderedDict[RecordId, Base] = OrderedDict()
+        self._chunks: OrderedDict[RecordId, BaseChunk] = OrderedDict()
         self._bytes = 0
 
-    def get(self, chunk: RecordId) -> Base | None:
+    def get(self, chunk: RecordId) -> BaseChunk | None:
         with self._lock:
             found = self._chunks.get(chunk)
             if found is not None:
                 self._chunks.move_to_end(chunk)
             return found
 
-    def __setitem__(self, chunk: RecordId, base: Base) -> None:
+    def __setitem__(self, chunk: RecordId, base: BaseChunk) -> None:
         with self._lock:
             if chunk not in self._chunks:
                 self._bytes += len(base.data)
@@ -76,7 +76,7 @@ class Bases:
         references: ReferenceCache,
         codecs: Codecs,
         id_key: bytes,
-        pending: Callable[[RecordId], Pending | None],
+        pending: Callable[[RecordId], PendingChunk | None],
     ) -> None:
         self._index = index
         self._references = references
@@ -89,7 +89,7 @@ class Bases:
         self._below = _Kept(_KEPT_BYTES // 2)
         """What lies below others: it is verified with these."""
 
-    def get(self, chunk: RecordId) -> Base | None:
+    def get(self, chunk: RecordId) -> BaseChunk | None:
         """Return a chunk as a base; None if it, or one below it, is not at hand, damaged, or condemned."""
         found = self._verified.get(chunk)
         if found is not None:
@@ -109,13 +109,13 @@ class Bases:
 
     def offer(self, chunk: RecordId, data: bytes) -> None:
         """Keep a chunk that was just sealed, not as a delta, before it can be found."""
-        self._verified[chunk] = Base(chunk, data, 0, (), frozenset())
+        self._verified[chunk] = BaseChunk(chunk, data, 0, (), frozenset())
 
     def prepare(self, chunks: Iterable[RecordId]) -> None:
         """Locate, for this thread, chunks that it will get, and all that they rest on, at once."""
         self._local.places = self._index.locate_chunks(chunks)
 
-    def _layer(self, chunk: RecordId) -> Layer:
+    def _layer(self, chunk: RecordId) -> StoredForm:
         """Return how a chunk is stored. Raises KeyError, DamageError."""
         pending = self._pending(chunk)
         if pending is not None:
@@ -128,7 +128,7 @@ class Bases:
             if layer is not None:
                 return layer
         # Its pack may have been finished since.
-        places: dict[RecordId, Place] = getattr(self._local, "places", {})
+        places: dict[RecordId, RecordLocation] = getattr(self._local, "places", {})
         place = places.get(chunk) or self._index.locate(CHUNK, chunk)
         if place is not None:
             where = place.pack, place.offset
@@ -149,13 +149,13 @@ class Bases:
         codec: int,
         bases: tuple[RecordId, ...],
         member: int,
-    ) -> Layer | None:
+    ) -> StoredForm | None:
         deltas = self._groups.get(key) if codec >= GROUPED else None
         if deltas is None:
             frame = read()
             if frame is None or codec == DICTIONARY:
                 return None
             if codec < GROUPED:
-                return Layer(self._codecs.body(codec, frame, plain_length), plain_length, bases)
+                return StoredForm(self._codecs.body(codec, frame, plain_length), plain_length, bases)
             deltas = self._groups.open(key, lambda: frame)
-        return Layer(member_of(deltas, member), plain_length, bases)
+        return StoredForm(member_of(deltas, member), plain_length, bases)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from castore.kernel import Sketch
     from castore.model.refs import RecordId
     from castore.store.format.codecs import Codecs
-    from castore.store.read.delta_resolver import Base
+    from castore.store.read.delta_resolver import BaseChunk
     from castore.store.write.base_provider import Bases
 
 _GROUP_BYTES: Final = 1 << 17
@@ -117,7 +117,7 @@ class Deltas:
         """Return the shortest delta that tells a chunk, if it is worth it: codec, delta, bases."""
         start, end = chunk.start, chunk.end
         length = end - start
-        best: tuple[bytes, tuple[Base, ...]] | None = None
+        best: tuple[bytes, tuple[BaseChunk, ...]] | None = None
         for choice in self._choices(chunk):
             found = self._rebased(choice, buffer, start, end)
             if found is not None and (best is None or len(found[0]) < len(best[0])):
@@ -133,7 +133,7 @@ class Deltas:
                 return None
         return GROUPED + len(bases) - 1, raw, tuple(base.id for base in bases)
 
-    def _choices(self, chunk: NewChunk) -> Iterator[tuple[Base, ...]]:
+    def _choices(self, chunk: NewChunk) -> Iterator[tuple[BaseChunk, ...]]:
         """Yield what a chunk may be told by, the likeliest first."""
         for candidate in chunk.alike:
             if (base := self._base(chunk, candidate)) is not None:
@@ -142,14 +142,14 @@ class Deltas:
         if bases := tuple(base for base in found if base is not None):
             yield bases
 
-    def _base(self, chunk: NewChunk, candidate: RecordId) -> Base | None:
+    def _base(self, chunk: NewChunk, candidate: RecordId) -> BaseChunk | None:
         # Another process may have stored the same chunk meanwhile: it must not be told by itself.
         base = self._bases.get(candidate) if candidate != chunk.id else None
         return None if base is None or chunk.id in base.below else base
 
     def _rebased(
-        self, bases: tuple[Base, ...], buffer: bytearray | mmap, start: int, end: int
-    ) -> tuple[bytes, tuple[Base, ...]] | None:
+        self, bases: tuple[BaseChunk, ...], buffer: bytearray | mmap, start: int, end: int
+    ) -> tuple[bytes, tuple[BaseChunk, ...]] | None:
         """Tell a chunk by these bases, or, where none may rest on them, by what they rest on.
 
         The unit is what the chunk differs by from the last of a chain. Simulated over 60 nights, where

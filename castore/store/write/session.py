@@ -31,7 +31,7 @@ from castore.store.format.pack import (
     record_names,
 )
 from castore.store.format.session_key import encode_session, new_session_record, sealed_to, session_name
-from castore.store.write.base_provider import Bases, Pending
+from castore.store.write.base_provider import Bases, PendingChunk
 from castore.store.write.counter import RecordCounter
 from castore.store.write.delta_encoder import Deltas
 
@@ -54,7 +54,7 @@ _RECENT: Final = 1 << 16
 """Ids: far more than are on their way from the question whether they are known to their pack."""
 
 
-class Sealed(NamedTuple):
+class SealedRecord(NamedTuple):
     """A record on its way into a pack: a chunk, or a group of deltas."""
 
     record: bytes
@@ -101,7 +101,7 @@ class Session:
         self._references = references
         self._sketcher = sketcher
         # In packs that are not indexed yet.
-        self._pending: dict[RecordId, Pending | None] = {}
+        self._pending: dict[RecordId, PendingChunk | None] = {}
         self._pending_features: dict[bytes, RecordId] = {}
         # In packs that were indexed while others of the same content may have been under way.
         self._recent: dict[RecordId, None] = {}
@@ -168,7 +168,7 @@ class Session:
             for chunk, sketch, alike in zip(chunks, sketches, similar, strict=True)
         ]
 
-    def seal(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[Sealed]:
+    def seal(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[SealedRecord]:
         """Seal chunks that the store does not have, as deltas of what they resemble if that pays.
 
         The records are to be added together, in this order: what is told by another is behind it.
@@ -183,16 +183,16 @@ class Session:
         votes = [one for one in found if one is not None]
         return [max(votes, key=votes.count)] if votes else []
 
-    def _sealed(self, data: bytes | memoryview, members: list[Member]) -> Sealed:
+    def _sealed(self, data: bytes | memoryview, members: list[Member]) -> SealedRecord:
         counter = self._chunk_counter.take()
         first = members[0]
         names = record_names(first.id, first.bases, first.length, CHUNK, first.codec)
         record = self._chunk_sealer.seal(counter, *names, data)
         # What is in the caller's buffer is gone when it is filled again.
         frame = bytes(data) if self._references.limit != 0 else b""
-        return Sealed(record, counter, members, frame)
+        return SealedRecord(record, counter, members, frame)
 
-    def add(self, sealed: Sealed) -> bool:
+    def add(self, sealed: SealedRecord) -> bool:
         """Put a record into the pack under way, unless the store has all of it; tell whether it was.
 
         Raises StorageError.
@@ -298,7 +298,7 @@ class Session:
             # Of two the first stays: what is behind it may rest on it.
             self._pending.setdefault(
                 entry.id,
-                Pending(
+                PendingChunk(
                     *(reference, offset, len(frame), entry.plain_length),
                     *(entry.codec, entry.bases, entry.member, sketch),
                 ),
