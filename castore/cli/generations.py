@@ -12,7 +12,7 @@ from castore.model.names import short_revision
 if TYPE_CHECKING:
     from castore.model.events import Event
     from castore.model.generation import Generation, Part
-    from castore.store.hosts import HostGroups
+    from castore.model.hosts import HostGroups
 
 
 _Drills = Mapping[tuple[str, int], "Event"]

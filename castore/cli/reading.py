@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from castore.cli.context import CliContext
     from castore.model.generation import Generation, Part
+    from castore.model.hosts import HostGroups
     from castore.services.selectors import Selection
     from castore.store import Store
-    from castore.store.hosts import HostGroups
 
 
 @click.command(epilog="Example: castore log drupal --revision r1")
@@ -37,10 +37,10 @@ def log(
     from itertools import islice
 
     from castore.cli.generations import plain, table
+    from castore.model.hosts import ALL_HOSTS
     from castore.model.names import revision_begins
     from castore.services.events import drills
     from castore.services.selectors import unknown_service
-    from castore.store.hosts import ALL_HOSTS
 
     with context.open_store(confined=()) as store:
         store.sync_generations()
@@ -70,8 +70,8 @@ def log(
 
 def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> HostGroups | None:
     """Return the hosts of what is shown; None where its services have one. complete: it is all there is."""
+    from castore.model.hosts import HostGroups
     from castore.services.hosts import groups_of
-    from castore.store.hosts import HostGroups
 
     groups = HostGroups(shown, store.host_key)
     services = {one.service for one in shown}

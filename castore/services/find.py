@@ -10,9 +10,9 @@ from castore.content.find import Damaged, Found, Version, find
 from castore.content.patterns import PathPattern
 from castore.content.stored_dirs import read_file
 from castore.errors import NotFoundError
+from castore.model.hosts import HostGroups
 from castore.model.tree import Content
 from castore.services.rollback.plan import read_details
-from castore.store.hosts import HostGroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from castore.errors import NotFoundError, UsageError
-from castore.store.hosts import ALL_HOSTS, HostGroups, refuse_unknown_host
+from castore.model.hosts import ALL_HOSTS, HostGroups, refuse_unknown_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from castore.model.hosts import HostGroups, host_key
 from castore.services.config import parse_span
-from castore.store.hosts import HostGroups, host_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -16,11 +16,11 @@ from castore.errors import (
     UsageError,
 )
 from castore.model.counting import count as counted
+from castore.model.hosts import HostGroups
 from castore.model.names import check_name, revision_begins, revision_is, revision_names, short_revision
 from castore.services.dates import parse_date
 from castore.services.hosts import chosen, own
 from castore.store.format.generation import MAX_JUMP, open_generation, split_name
-from castore.store.hosts import HostGroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from castore.errors import StorageError
+from castore.model.hosts import Host, begins_id
 from castore.model.names import host_name
 from castore.model.odd_text import escaped
 from castore.state.event_log import EventLog
@@ -17,7 +18,6 @@ from castore.state.first_seen import FirstSeen
 from castore.state.locks import named_lock
 from castore.state.paths import read_private, write_private
 from castore.storage.os_files import sync_if_supported
-from castore.store.hosts import Host, begins_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -32,7 +32,7 @@ from castore.store.format.generation import (
     split_name,
 )
 from castore.store.format.pin import pin, pins, unpin
-from castore.store.format.removal import Removals, record_removal, removals
+from castore.store.format.removal import record_removal, removals
 from castore.store.format.session_key import session_numbers
 from castore.store.keys.key_manager import Keyed
 from castore.store.sync import sync_generations, sync_packs
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from castore.model.generation import Generation
     from castore.model.refs import PackId
+    from castore.model.removals import Removals
     from castore.progress import Progress
 
 

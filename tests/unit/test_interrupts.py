@@ -11,7 +11,7 @@ import textwrap
 
 _BEGINNING = """
     import os, signal, subprocess, sys, threading, time
-    from castore.process.signal_shield import DeferInterrupts, start_without_signals, unheard
+    from castore.process.signal_shield import DeferInterrupts, start_without_signals, ignoring_sigint
 
     announced = threading.Event()
     start_without_signals(threading.Thread(target=time.sleep, args=(60,), daemon=True))
@@ -32,7 +32,7 @@ def test_an_interrupt_while_a_program_starts_arrives_afterwards():
     run("""
         command = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
         with DeferInterrupts(announced.set):
-            with unheard():
+            with ignoring_sigint():
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.05)
                 assert not announced.is_set()
@@ -45,9 +45,9 @@ def test_an_interrupt_while_a_program_starts_arrives_afterwards():
 
 def test_an_interrupt_that_waits_is_not_dropped_where_a_program_starts():
     run("""
-        with Shield(announced.set):
+        with DeferInterrupts(announced.set):
             signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
             os.kill(os.getpid(), signal.SIGINT)
-            with unheard():
+            with ignoring_sigint():
                 assert announced.wait(10)
     """)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from castore.crypto import WriterKey
     from castore.model.generation import Generation
-    from castore.store.format.removal import Removals
+    from castore.model.removals import Removals
 
 NAME = re.compile(r"[0-9a-f]{16}-[0-9]{10}")
 """What the names in `generations/` look like."""

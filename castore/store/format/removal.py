@@ -12,18 +12,18 @@ import contextlib
 import os
 import re
 import time
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from castore.errors import DamageError, FormatError, ObjectMissingError, StorageError
+from castore.model.removals import Removals
 from castore.model.spans import Spans
 from castore.store.format.envelope import decode_record, open_object, seal_object
 from castore.store.format.header import REMOVAL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from castore.crypto import WriterKey
     from castore.storage import Storage
@@ -51,20 +51,6 @@ class Removal(msgspec.Struct, frozen=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Removal)
-
-
-class Removals(NamedTuple):
-    """Which generations of a service were removed on purpose."""
-
-    by_maintainers: Spans = Spans()
-    """By admins, and machines that may remove what others added."""
-    by_hosts: Mapping[str, Spans] = MappingProxyType({})
-    """By other machines, of their own: by host name."""
-
-    def includes(self, number: int, host: str) -> bool:
-        """Whether a generation of a host was removed by somebody who may."""
-        return number in self.by_maintainers or number in self.by_hosts.get(host, ())
-
 
 
 def record_removal(
