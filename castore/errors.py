@@ -3,7 +3,7 @@
 The tree, with the code the command line ends with::
 
     CastoreError                       1   failed
-    +-- UsageError                     2   wrong usage or configuration
+    +-- UsageError                     2   wrong usage or configuration, a missing path
     |   +-- UntrustedPathError         2   another user could decide where a path leads
     |   +-- ConfigError                2   castore.toml says something it cannot mean
     |       +-- ConfigProblemsError    2   all of its mistakes
@@ -39,7 +39,7 @@ from typing import Final
 EXIT_CODES: Final[dict[int, str]] = {
     0: "done",
     1: "failed",
-    2: "wrong usage or configuration",
+    2: "wrong usage or configuration; a path that the command or castore.toml names is missing",
     3: "done but incomplete: files were unreadable, changed while being read, or could not be restored "
     "completely; the generation is committed and records them",
     4: "a dump, restore or hook program failed; nothing was committed",

@@ -88,7 +88,7 @@ class File(Engine, frozen=True):
                 return os.fsdecode(found.path), "yes" if exists(found) else ""
         except (FileNotFoundError, NotADirectoryError):
             folder, name = os.path.split(os.path.realpath(self.path))
-            raise CastoreError(
+            raise UsageError(
                 f"there is no folder {folder} to restore {name} into: make it, with the owner and mode "
                 "that it had"
             ) from None

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from castore.engines.base import SWITCHING, Contents, Engine, Memo
-from castore.errors import CastoreError, ProgramError
+from castore.errors import CastoreError, ProgramError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, OPEN_FILE, locate, real_path
 from castore.fs.regular import temporary_names
 from castore.model import counting
@@ -82,12 +82,14 @@ class LDAP(Engine, frozen=True):
         return None
 
     def _process(self) -> dict[str, Any]:
-        """Return what slapcat is run with."""
+        """Return what slapcat is run with. Raises UsageError where slapd has no configuration there."""
+        if not os.path.isdir(self.config):
+            raise UsageError(f"there is no directory {self.config}, the configuration of slapd (`config`)")
         return {"env": client_environment(), "timeout": self.timeout, "account": self._own}
 
     def _configuration(self) -> bytes:
-        argv = [self._program("slapcat"), "-F", self.config, "-n", "0"]
-        return output_of(argv, **self._process())
+        process = self._process()
+        return output_of([self._program("slapcat"), "-F", self.config, "-n", "0"], **process)
 
     def _directory(self) -> str:
         """Return where the database lies."""
@@ -102,8 +104,9 @@ class LDAP(Engine, frozen=True):
     @contextlib.contextmanager
     def dump(self) -> Iterator[Readinto]:
         """Give a function that reads what slapcat writes."""
+        process = self._process()
         argv = [self._program("slapcat"), "-F", self.config, "-b", self.suffix]
-        with run_dump(argv, **self._process()) as readinto:
+        with run_dump(argv, **process) as readinto:
             some = False
 
             def read(view: memoryview) -> int:

@@ -95,7 +95,7 @@ class SQLite(File, frozen=True):
         """Exchange them back."""
         super().undo(memo, contents)
         if os.path.isfile(memo["path"]):
-            with contextlib.suppress(ProgramError):
+            with contextlib.suppress(ProgramError, UsageError):
                 self._set_mode(memo["path"], memo["mode"])
 
     def _close(self, path: str) -> None:

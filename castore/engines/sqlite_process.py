@@ -107,7 +107,7 @@ def owner_of(path: str, account: pwd.struct_passwd | None = None) -> User | None
             if status.st_mode & others_write() and not status.st_mode & 0o1000:
                 _refuse_open_directory(path, above)
     except OSError as error:
-        raise ProgramError(f"{path} cannot be taken: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be taken: {error.strerror}") from None
     if folder.st_mode & others_write():
         _refuse_open_directory(path, os.path.dirname(real))
     return None
@@ -126,20 +126,20 @@ def _located(path: str) -> Located:
     try:
         return locate(path)
     except FileNotFoundError:
-        raise ProgramError(f"there is no database {path}") from None
+        raise UsageError(f"there is no database {path}") from None
     except OSError as error:
-        raise ProgramError(f"{path} cannot be taken: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be taken: {error.strerror}") from None
 
 
 def refuse_special(path: str) -> None:
-    """Raise UsageError or ProgramError unless a path leads to a regular file, by trusted links only."""
+    """Raise UsageError unless a path leads to a regular file, by trusted links only."""
     try:
         with _located(path) as found:
             kind = kind_of(os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_mode)
     except FileNotFoundError:
-        raise ProgramError(f"there is no database {path}") from None
+        raise UsageError(f"there is no database {path}") from None
     except OSError as error:
-        raise ProgramError(f"{path} cannot be taken: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be taken: {error.strerror}") from None
     if kind:
         raise UsageError(
             f"{path} is {kind}, not a database"

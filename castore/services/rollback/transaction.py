@@ -20,7 +20,14 @@ from castore.content.restore.undo_area import UNMOVABLE
 from castore.content.restore.undo_journal import boot_id, same_file
 from castore.content.streams import StreamReader
 from castore.engines.base import SWITCHING, Contents, Memo
-from castore.errors import CastoreError, NotFoundError, NotIntactError, ProgramError, StorageError
+from castore.errors import (
+    CastoreError,
+    NotFoundError,
+    NotIntactError,
+    ProgramError,
+    StorageError,
+    UsageError,
+)
 from castore.fs.beneath import locate, make_directory
 from castore.fs.regular import temporary_names
 from castore.fs.removing import remove
@@ -239,10 +246,10 @@ def _unmake(path: str, memo: Memo) -> None:
 
 
 def refuse_without_folder(path: str) -> None:
-    """Raise CastoreError where there is no folder that a tree could be made in again."""
+    """Raise UsageError where there is no folder that a tree could be made in again."""
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
-        raise CastoreError(
+        raise UsageError(
             f"there is no folder {folder} to make the tree {path} in: make it, with the owner and mode that "
             "it had"
         )
