@@ -35,7 +35,7 @@ from castore.services import drill
 from castore.services.config import Service
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, missing
 from tests.support.stores import Lab
 
 END = b"\n--\n-- PostgreSQL database dump complete\n--\n\n"
@@ -289,7 +289,7 @@ def test_what_a_postgresql_dump_runs_in_a_drill_is_not_the_live_servers_user(pos
 def slapd_configuration(folder: Path) -> tuple[Path, Path]:
     """Make the configuration of a slapd with one database; return its directory, and that of the data."""
     if shutil.which("slapadd", path="/usr/sbin:/usr/bin:" + os.environ["PATH"]) is None:
-        pytest.skip("there is no slapadd")
+        missing("there is no slapadd")
     conf, data = folder / "conf", folder / "data"
     conf.mkdir()
     data.mkdir()
@@ -366,7 +366,7 @@ def test_slapadd_does_not_put_a_local_file_into_the_directory(tmp_path: Path):
 
 def test_a_redis_file_that_is_none_is_refused_in_a_server_of_its_own(mark: Path, tmp_path: Path):
     if shutil.which("redis-server") is None:
-        pytest.skip("there is no redis-server")
+        missing("there is no redis-server")
     dump = b"REDIS0009\xfa\nredis-ver\x056.0.0" + f"\n\\! touch {mark}\nEVAL \"os.execute('touch {mark}')\" 0\n".encode()
     with drill_folder() as folder, pytest.raises(CastoreError, match="did not start"):
         with Redis().drill(folder, Contents(lambda: [dump], lambda: [dump])):

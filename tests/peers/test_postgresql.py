@@ -22,7 +22,7 @@ from castore.errors import CastoreError, ProgramError
 from castore.services import drill
 from castore.services.config import Service
 from castore.services.snapshot import EngineSource
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, missing
 from tests.support.stores import Lab
 
 
@@ -249,7 +249,7 @@ def test_a_drill_makes_the_roles_that_its_server_lacks_and_prints_no_error(serve
 
 def test_extensions_and_tablespaces_come_back_and_are_drilled(server: Postgres, lab: Lab):
     if "pg_trgm" not in server.psql("SELECT name FROM pg_available_extensions"):
-        pytest.skip("there is no extension pg_trgm")
+        missing("there is no extension pg_trgm")
     with tempfile.TemporaryDirectory(prefix="space-", dir=server.socket_folder) as place:
         info = os.stat(server.socket_folder)
         os.chown(place, info.st_uid, info.st_gid)

@@ -14,7 +14,7 @@ from castore.engines.postgresql.engine import PostgreSQL
 from castore.errors import CastoreError, ProgramError
 from castore.services.rollback.plan import read_details
 from castore.services.snapshot import EngineSource
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, missing
 from tests.support.stores import Lab
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -306,7 +306,7 @@ def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(ser
     from castore.services.drill import drill
 
     if "unaccent" not in server.psql("SELECT name FROM pg_available_extensions"):
-        pytest.skip("there is no extension unaccent")
+        missing("there is no extension unaccent")
     with database(server, "app") as source:
         server.psql("ALTER DATABASE app SET search_path = public, other")
         server.psql(UNACCENT, "app")
