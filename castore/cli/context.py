@@ -173,15 +173,12 @@ class CliContext:
         to: list[tuple[Recipient, str]] = [(Recipient.parse(r), "") for r in recipients or configured]
         if recipients and self.identity_file:
             raise UsageError("give --recipient or --identity: with recipients no identity is made")
-        identity = known = None
+        identity = admin = place = None
         if not to:
-            if self.identity_file and os.path.exists(places.expanded(self.identity_file)):
-                known = places.read_identity(self.identity_file)
-                to = [(known.recipient, "")]
-            else:
-                identity = Identity.generate()
-                to = [(identity.recipient, "")]
-        admin = known or identity
+            admin, place = places.identity_of_new_store(self.identity_file)
+            if admin is None:
+                admin = identity = Identity.generate()
+            to = [(admin.recipient, "")]
         phrase = passphrase() if passphrase is not None and identity is not None else None
         path = self.store_path(argument)
         written = None
@@ -190,7 +187,7 @@ class CliContext:
             # Before the store is one: nobody could ever read what is put into a store without it.
             nonlocal written
             if identity is not None:
-                written = places.expanded(self.identity_file or places.identity_path(store_id))
+                written = place or places.identity_path(store_id)
                 places.write_identity(written, identity, phrase)
 
         places.refuse_others(path)

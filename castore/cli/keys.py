@@ -78,9 +78,10 @@ def init(
 ) -> None:
     """Make a store in the directory STORE, and an identity unless recipients are given.
 
-    The identity alone opens what is stored: it belongs somewhere safe. --identity FILE says where to
-    write it; a file that is there already is used. Its admin key signs whom the store is sealed to, and which
-    machines add to it. With --recipient an admin is to sign that later: 'castore key sign'.
+    The identity alone opens what is stored: it belongs somewhere safe. It is written to --identity FILE,
+    else to CASTORE_IDENTITY. An identity that exists there, or that CASTORE_IDENTITY_COMMAND prints, is used
+    instead. Its admin key signs whom the store is sealed to, and which machines add to it. With --recipient
+    an admin is to sign that later: 'castore key sign'.
     """
     made = context.make_store(
         *(path, recipients),

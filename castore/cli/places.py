@@ -181,6 +181,21 @@ def identity_text(option: str | None, default: Callable[[], str]) -> tuple[str, 
     raise IdentityError(_WAYS + (f"; {path} is not there either" if path else ""))
 
 
+def identity_of_new_store(option: str | None) -> tuple[Identity | None, str | None]:
+    """Return the identity that a new store is to be sealed to; None, and where to write a new one.
+
+    It is looked for as by `identity_provider`, so that the next command finds it. A place of None is the
+    default one. Raises as that.
+    """
+    given = _variable("CASTORE_IDENTITY") if option is None else option
+    if given and (option is not None or not _is_identity_text(given)):
+        path = expanded(given)
+        return (read_identity(given), None) if os.path.exists(path) else (None, path)
+    if given or _variable("CASTORE_IDENTITY_COMMAND"):
+        return _parse(*identity_text(None, lambda: "")), None
+    return None, None
+
+
 def runs_identity_program(option: str | None) -> bool:
     """Whether a program prints the identity or its passphrase. option: what --identity says."""
     if _variable("CASTORE_PASSPHRASE_COMMAND"):

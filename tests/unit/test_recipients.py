@@ -299,6 +299,27 @@ def test_init_with_a_passphrase(desk):
     assert not any("horse" in text for text in desk.printed)
 
 
+def test_init_uses_the_identity_of_the_environment(desk):
+    public = desk("key", "show", "--identity", desk.first).stdout.split()[0]
+    for number, (way, env) in enumerate(ways(desk.first).items()):
+        made = json.loads(desk("init", desk.folder / f"store{number}", "--json", env=env).stdout)
+        assert (made["recipients"], made["identity"]) == ([public], None), way
+    failed = desk("init", desk.folder / "no", env={"CASTORE_IDENTITY_COMMAND": "false"}, expect=7)
+    assert "CASTORE_IDENTITY_COMMAND" in failed.stderr
+    assert not (desk.folder / "no" / "config").exists()
+
+
+def test_init_writes_a_new_identity_where_the_environment_says(desk):
+    path, store = desk.folder / "keys" / "fresh", desk.folder / "fresh"
+    env = {"CASTORE_IDENTITY": str(path), "CASTORE_STORE": str(store)}
+    made = json.loads(desk("init", store, "--json", env=env).stdout)
+    assert made["identity"] == str(path)
+    assert mode(path) == 0o600
+    (desk.folder / "file").write_text("content")
+    desk("snapshot", "web", "--dump", f"d={desk.folder / 'file'}", env=env)
+    assert desk("cat", "web@1:d", env=env).stdout == "content"
+
+
 def ways(path):
     quoted = shlex.quote(str(path))
     return {
