@@ -17,7 +17,8 @@ from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
 from castore.content.scan.cache import ScanCacheReader, ScanCacheWriter, scan_path
 from castore.content.scan.exclude import Exclude
-from castore.content.scan.walker import ScanRules, store_tree
+from castore.content.scan.rules import ScanRules
+from castore.content.scan.walker import store_tree
 from castore.content.streams import store_stream
 from castore.engines import find
 from castore.engines.base import settings_of

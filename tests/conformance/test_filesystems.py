@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.content.scan import cache, files
+from castore.content.scan import cache, small_files
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from tests.support.forest import plant
 from tests.support.stores import Lab
@@ -95,8 +95,8 @@ def test_every_kind_of_file_is_kept_and_restored(place, lab: Lab, tmp_path: Path
     assert compare(walk(live), walk(point / "out"), ignore=left) == []
 
     read: list[int] = []
-    real = files.read_files
-    monkeypatch.setattr(files, "read_files", lambda *args: (read.append(len(args[2])), real(*args))[1])
+    real = small_files.read_files
+    monkeypatch.setattr(small_files, "read_files", lambda *args: (read.append(len(args[2])), real(*args))[1])
     assert lab.snapshot("s", source).parts[0].stored_bytes == 0
     assert sum(read) == 0  # by what was seen of it then
     before = walk(live)

@@ -24,7 +24,7 @@ from castore.content.restore import (
 from castore.content.restore.plan import TreePlan
 from castore.content.restore.recover import recover
 from castore.content.restore.undo_area import UndoArea
-from castore.content.scan import files
+from castore.content.scan import small_files
 from castore.errors import BusyError, CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from tests.support.stores import Lab
@@ -404,7 +404,7 @@ def test_attributes_of_another_file_are_not_stored(
 ) -> None:
     make_privileged(live / "data" / "b", "capability")
     os.setxattr(live / "data" / "a", "user.x", b"1")
-    real = files.read_files
+    real = small_files.read_files
     exchanged: list[bool] = []
 
     def reading(fd, *rest):
@@ -414,7 +414,7 @@ def test_attributes_of_another_file_are_not_stored(
             as_user(lambda: os.rename(live / "data" / "b", live / "data" / "a"))
         return found
 
-    monkeypatch.setattr(files, "read_files", reading)
+    monkeypatch.setattr(small_files, "read_files", reading)
     lab.snapshot("s", {"t": package.TreeSource(str(live))})
     out = live.parent / "out"
     lab.restore("s@1:t", out)
@@ -453,7 +453,7 @@ def test_what_takes_the_place_of_a_file_is_not_read(
     (live / "data" / "a").write_bytes(b"x" * size)
     (tmp_path / "secret").write_text("secret")
     os.mknod(live / "null", stat.S_IFCHR | 0o666, os.makedev(1, 5))
-    real = files.FileScanner.small_files
+    real = small_files.SmallFileReader.read
 
     def meanwhile(self, directory, small, large):
         if directory.path == b"data":
@@ -466,7 +466,7 @@ def test_what_takes_the_place_of_a_file_is_not_read(
                 as_user(lambda: os.rename(live / "null", live / "data" / "a"))
         return real(self, directory, small, large)
 
-    monkeypatch.setattr(files.FileScanner, "small_files", meanwhile)
+    monkeypatch.setattr(small_files.SmallFileReader, "read", meanwhile)
     opened: list[str] = []
     real_open = os.open
 

@@ -18,7 +18,7 @@ import castore
 from castore.content.restore import in_place as inplace
 from castore.content.restore import tree_writer
 from castore.content.scan import cache
-from castore.content.scan import files as scanfiles
+from castore.content.scan import small_files as scanfiles
 from castore.errors import CastoreError, DamageError, UsageError
 from castore.kernel.dir_listing import entries_of
 from castore.services.restore_in_place import plan_in_place

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.content.scan import files
+from castore.content.scan import small_files
 from castore.errors import UsageError
 from tests.support.forest import Forest, plant
 from tests.support.stores import Lab
@@ -106,7 +106,7 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_told_and_the_rest_is_kept(
             raise PermissionError(13, "Permission denied")
         return real(path, flags, *args, **kwargs)
 
-    monkeypatch.setattr(files, "read_files", lambda *_: (0, b"", 0))  # as if none were as listed
+    monkeypatch.setattr(small_files, "read_files", lambda *_: (0, b"", 0))  # as if none were as listed
     monkeypatch.setattr(os, "open", failing)
     taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
     monkeypatch.undo()
@@ -139,7 +139,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(
         os.truncate(live / "large", 1_000_000)
         return real_pread(fd, buffers, offset)
 
-    monkeypatch.setattr(files, "read_files", lambda *_: (0, b"", 0))
+    monkeypatch.setattr(small_files, "read_files", lambda *_: (0, b"", 0))
     monkeypatch.setattr(os, "readv", growing)
     monkeypatch.setattr(os, "preadv", shrinking)
     taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
@@ -158,7 +158,7 @@ def test_what_is_no_longer_as_listed_is_read_as_it_is_now(
     live.mkdir()
     for name in "abcdefgh":
         (live / name).write_text(name * 100)
-    real = files.read_files
+    real = small_files.read_files
 
     def racing(*arguments):
         for name, change in {
@@ -169,10 +169,10 @@ def test_what_is_no_longer_as_listed_is_read_as_it_is_now(
             "f": lambda path: (path.unlink(missing_ok=True), path.symlink_to("/etc/passwd")),
         }.items():
             change(live / name)
-        monkeypatch.setattr(files, "read_files", real)
+        monkeypatch.setattr(small_files, "read_files", real)
         return real(*arguments)
 
-    monkeypatch.setattr(files, "read_files", racing)
+    monkeypatch.setattr(small_files, "read_files", racing)
     taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
     with lab.open() as store:
         warnings = {path: reason for _, path, reason in castore.read_details(store, taken).warnings}

@@ -12,8 +12,8 @@ import msgspec
 from castore.content.restore.large_files import holds_content
 from castore.content.restore.metadata import Ownership, is_privileged
 from castore.content.scan.cache import LINKED, summary_of
-from castore.content.scan.files import unchanged, without_xattrs
-from castore.content.scan.walker import ScanRules
+from castore.content.scan.marks import unchanged, without_xattrs
+from castore.content.scan.rules import ScanRules
 from castore.content.stored_dirs import Child, check_content, open_directory
 from castore.content.streams import RangeReader
 from castore.errors import CastoreError, UsageError

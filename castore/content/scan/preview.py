@@ -7,14 +7,14 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from castore.content.scan.files import joined
+from castore.content.scan.scanned import joined
 from castore.errors import UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_regular, open_top
 from castore.fs.metadata import CACHE_TAG, allow_descriptors, data_extents, is_cache, is_mount_point
 from castore.kernel.dir_listing import entries_of, list_directory
 
 if TYPE_CHECKING:
-    from castore.content.scan.walker import ScanRules
+    from castore.content.scan.rules import ScanRules
     from castore.kernel.dir_listing import Listed
 
 _MOST_NAMED: Final = 1000

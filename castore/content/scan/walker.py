@@ -16,14 +16,14 @@ from __future__ import annotations
 import os
 import stat
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from blake3 import blake3
-
 from castore.content.scan.cache import LINKED, DirectorySummary, is_racily_clean, summary_of
-from castore.content.scan.files import SMALL, FileScanner, Scanned, joined
+from castore.content.scan.entries import EntryRecorder
+from castore.content.scan.large_files import LargeFileReader
+from castore.content.scan.scanned import Scanned, joined
+from castore.content.scan.small_files import SMALL, SmallFileReader
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_top
 from castore.fs.metadata import CACHE_TAG, allow_descriptors, extra_of, is_cache, is_mount_point
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from castore.content.pipeline import Pipeline
     from castore.content.scan.cache import ScanCacheReader, ScanCacheWriter
-    from castore.content.scan.exclude import Exclude
+    from castore.content.scan.rules import ScanRules
     from castore.kernel.dir_listing import Listed, Record
     from castore.model.refs import Ref
 
@@ -57,32 +57,6 @@ if TYPE_CHECKING:
 UNLISTED: Final = "cannot be listed"
 """How the reason begins why a directory is stored empty."""
 _MAYBE_DIRECTORY: Final = {0, stat.S_IFDIR}
-
-
-@dataclass(frozen=True)
-class ScanRules:
-    """What of a tree is taken."""
-
-    exclude: Exclude | None = None
-    one_file_system: bool = False
-    """Directories on other file systems than the top's are kept, empty."""
-    exclude_caches: bool = False
-    """Of directories with a valid CACHEDIR.TAG, only the tag is kept."""
-    leave_out: frozenset[tuple[int, int]] = frozenset()
-    """(device, inode) of directories kept empty: the store's own."""
-    own: frozenset[bytes] = frozenset()
-    """Paths, relative to the top, of what castore has made there for the moment, which is not taken."""
-
-    def digest(self, top: os.stat_result) -> bytes:
-        """Return what tells these rules, and what they are for, from others.
-
-        Patterns are relative to the top, and links to files on its device are stored without it. What is
-        castore's own is not of it: directories that hold such are looked at again.
-        """
-        patterns = self.exclude.patterns if self.exclude is not None else ()
-        kinds = (self.one_file_system, self.exclude_caches, sorted(self.leave_out), SMALL)
-        rules = (patterns, *kinds, top.st_dev, top.st_ino)
-        return blake3(repr(rules).encode("utf-8", "surrogateescape")).digest()
 
 
 def store_tree(
@@ -119,7 +93,9 @@ class _Scanner:
         self._ingest = ingest
         self._tally = ingest.tally
         self._rules = rules
-        self._files = FileScanner(ingest, device, old)
+        self._entries = EntryRecorder(ingest.tally, device)
+        self._small = SmallFileReader(ingest, self._entries)
+        self._large = LargeFileReader(ingest, self._entries, old)
         self._new = new
         self._old = old
 
@@ -138,8 +114,8 @@ class _Scanner:
             self._old.compare(fd)
         top = listing_entry(ROOT_NAME, info)
         root.take = bytearray(1)
-        extra = extra_of(top, 0, self._files.xattrs(root, 0, fd, ROOT_NAME))
-        self._files.add(root, 0, top, Content.OWN, extra=extra)
+        extra = extra_of(top, 0, self._entries.xattrs(root, 0, fd, ROOT_NAME))
+        self._entries.add(root, 0, top, Content.OWN, extra=extra)
         at = self._old.top if self._old is not None else None
         stack.append(self._begin(fd, b"", root.directories.append, (info.st_dev, info.st_ino), at))
         try:
@@ -172,23 +148,9 @@ class _Scanner:
         """Read a directory: its small files, then its large ones; leave its subdirectories."""
         directory = Scanned(fd, path, close, ids=ids, time=time.time_ns(), moved=moved)
         record = None
-        seen = None
         if self._old is not None and old_at is not None:
             record = self._old.record(old_at)
-            seen = None if moved else self._old.listing_of(old_at)
-        try:
-            if seen is not None:
-                directory.listing, directory.time = seen
-            else:
-                directory.listing = list_directory(fd)
-        except OSError as error:
-            if not path:
-                # Nothing of the tree can be read: an empty generation of it would only do harm.
-                os.close(fd)
-                raise CastoreError(
-                    f"the top directory of the tree {UNLISTED}: {error.strerror}; nothing of it was stored"
-                ) from error
-            self._files.doubt(directory, f"{UNLISTED}: {error.strerror}")
+        self._list(directory, old_at)
         if record is not None and self._old is not None:
             directory.below = self._old.below(record)
         if record is not None and self._keep(directory, record):
@@ -200,8 +162,27 @@ class _Scanner:
         directory.distrust |= is_racily_clean(found.last_ctime, directory.time)
         directory.linked = found.linked
         self._count_chunks(directory, 0)
-        self._read(directory, self._files.streams(record))
+        self._read(directory, self._large.streams(record))
         return directory
+
+    def _list(self, directory: Scanned, old_at: int | None) -> None:
+        """List a directory, or take the listing that was made when it was compared with the last scan."""
+        seen = None
+        if self._old is not None and old_at is not None and not directory.moved:
+            seen = self._old.listing_of(old_at)
+        try:
+            if seen is not None:
+                directory.listing, directory.time = seen
+            else:
+                directory.listing = list_directory(directory.fd)
+        except OSError as error:
+            if not directory.path:
+                # Nothing of the tree can be read: an empty generation of it would only do harm.
+                os.close(directory.fd)
+                raise CastoreError(
+                    f"the top directory of the tree {UNLISTED}: {error.strerror}; nothing of it was stored"
+                ) from error
+            self._entries.doubt(directory, f"{UNLISTED}: {error.strerror}")
 
     def _keep(self, directory: Scanned, record: Record) -> bool:
         """Take all of a directory but its subdirectories from the last scan, if it is as it was."""
@@ -256,8 +237,8 @@ class _Scanner:
             elif kind == LARGE_FILE:
                 large.append(position)
             else:
-                self._files.special(directory, position)
-        bundled = self._files.small_files(directory, small, large)
+                self._entries.special(directory, position)
+        bundled = self._small.read(directory, small, large)
         if bundled:
             self._ingest.end_stream(lambda ref: setattr(directory, "bundle", ref))
         for position in sorted(large):
@@ -265,8 +246,8 @@ class _Scanner:
             name = name_at(directory.listing, directory.places[position])
             before, mark, ref = streams.get(name, (b"", 0, None))
             same = ref is not None and raw == before
-            if not (same and ref and self._files.known(directory, position, mark, ref)):
-                self._files.large_file(directory, position)
+            if not (same and ref and self._large.known(directory, position, mark, ref)):
+                self._large.read(directory, position)
         directory.subdirectories.reverse()
 
     def _taken(self, directory: Scanned) -> Sequence[int]:
@@ -296,7 +277,7 @@ class _Scanner:
         if entry is not None and not (
             self._rules.one_file_system and is_mount_point(directory.fd, entry.name)
         ):
-            self._files.warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
+            self._entries.warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
         return entry is None
 
     def _next_child(self, directory: Scanned) -> Scanned | None:
@@ -305,7 +286,7 @@ class _Scanner:
             position = directory.subdirectories.pop()
             entry = directory.listed(position)
             if self._left_empty(entry):
-                self._files.special(directory, position)
+                self._entries.special(directory, position)
                 continue
             at, moved = self._record_of(directory, entry)
             if at is not None and self._same(directory, position, entry, at, moved=moved):
@@ -313,7 +294,7 @@ class _Scanner:
             try:
                 child = self._enter(directory, position, entry, at, moved=moved)
             except OSError as error:
-                self._files.warn(directory, entry.name, error)
+                self._entries.warn(directory, entry.name, error)
                 if directory.kept is not None and self._old is not None and at is not None:
                     # The entries that are kept name it, so it has to be there, as it was.
                     ref = summary_of(self._old.record(at)).ref
@@ -342,9 +323,9 @@ class _Scanner:
         if old is None or not old.is_same(at, directory.fd, entry.name, moved=moved):
             return False
         if directory.kept is None:
-            xattrs = self._files.xattrs_of(directory, position, entry)
-            extra = extra_of(entry, self._files.device, xattrs)
-            self._files.add(directory, position, entry, Content.OWN, extra=extra)
+            xattrs = self._entries.xattrs_of(directory, position, entry)
+            extra = extra_of(entry, self._entries.device, xattrs)
+            self._entries.add(directory, position, entry, Content.OWN, extra=extra)
         record = old.record(at)
         told = summary_of(record)
         directory.marks[position] |= ENTERED
@@ -370,9 +351,9 @@ class _Scanner:
             info = os.fstat(fd)
             if directory.kept is None:
                 now = listing_entry(entry.name, info)
-                xattrs = self._files.xattrs(directory, position, fd, entry.name)
-                extra = extra_of(now, self._files.device, xattrs)
-                self._files.add(directory, position, now, Content.OWN, extra=extra)
+                xattrs = self._entries.xattrs(directory, position, fd, entry.name)
+                extra = extra_of(now, self._entries.device, xattrs)
+                self._entries.add(directory, position, now, Content.OWN, extra=extra)
         except OSError:
             os.close(fd)
             raise
@@ -382,7 +363,7 @@ class _Scanner:
         return self._begin(fd, path, directory.directories.append, ids, at, moved=moved)
 
     def _left_empty(self, entry: Listed) -> bool:
-        if self._rules.one_file_system and entry.dev != self._files.device:
+        if self._rules.one_file_system and entry.dev != self._entries.device:
             return True
         return (entry.dev, entry.ino) in self._rules.leave_out
 

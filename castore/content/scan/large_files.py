@@ -1,0 +1,204 @@
+"""The large files of a directory that is scanned: each is a stream of its own.
+
+One that is as the last scan read it keeps its stream and is not read.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from castore.content.ref_tree import iter_chunks
+from castore.content.scan.cache import is_racily_clean, summary_of
+from castore.content.scan.entries import CHANGED, stamp_of
+from castore.content.scan.marks import BUNDLED, DOUBTFUL, OWN_STREAM, SPARSE, WITH_XATTRS
+from castore.errors import CastoreError
+from castore.fs.beneath import open_regular
+from castore.fs.metadata import data_extents, extra_of
+from castore.kernel.dir_listing import entry_at, entry_bytes, listing_entry, name_at, places_of
+from castore.model.tree import Content
+
+if TYPE_CHECKING:
+    from castore.content.pipeline import Pipeline
+    from castore.content.scan.cache import ScanCacheReader
+    from castore.content.scan.entries import EntryRecorder
+    from castore.content.scan.scanned import Scanned
+    from castore.kernel.dir_listing import Record
+    from castore.model.refs import Ref
+
+
+class LargeFileReader:
+    """Reads the large files of directories that are scanned."""
+
+    def __init__(self, ingest: Pipeline, entries: EntryRecorder, old: ScanCacheReader | None) -> None:
+        self._ingest = ingest
+        self._tally = ingest.tally
+        self._entries = entries
+        self._old = old
+        self._links: dict[tuple[int, int], _Linked] = {}
+
+    def streams(self, record: Record | None) -> dict[bytes, tuple[bytes, int, Ref]]:
+        """Return the large files that the last scan read of a directory: entry, mark, stream."""
+        if record is None or self._old is None or not any(mark & OWN_STREAM for mark in record.marks):
+            return {}
+        try:
+            refs = self._old.references(record)
+        except CastoreError:
+            return {}
+        marked = zip(places_of(record.listing), record.marks, strict=True)
+        large = [(place, mark) for place, mark in marked if mark & OWN_STREAM]
+        first = 1 + any(mark & BUNDLED for mark in record.marks)
+        since = summary_of(record).time
+        return {
+            name_at(record.listing, place): (entry_bytes(record.listing, place), mark, ref)
+            for (place, mark), ref in zip(large, refs[first:], strict=False)
+            if not mark & DOUBTFUL and not is_racily_clean(entry_at(record.listing, place).ctime_ns, since)
+        }
+
+    def known(self, directory: Scanned, position: int, mark: int, ref: Ref) -> bool:
+        """Take a large file that is as the last scan read it; say whether that was possible."""
+        entry = directory.listed(position)
+        extents = None
+        try:
+            if mark & SPARSE:
+                fd = open_regular(directory.fd, entry.name)
+                try:
+                    extents = data_extents(fd, entry.size, entry.blocks)
+                finally:
+                    os.close(fd)
+            found = [] if self._old is None else [one for _, one in iter_chunks(self._old.store, ref)]
+            if self._old is None or not self._old.has(found):
+                return False
+        except (OSError, CastoreError):
+            return False
+        if sum(length for _, length in extents or ((0, entry.size),)) != ref.size:
+            return False
+        directory.marks[position] = mark
+        xattrs = self._entries.xattrs_of(directory, position, entry) if mark & WITH_XATTRS else ()
+        directory.size += ref.size
+        self._tally.read += ref.size
+
+        def join() -> None:
+            directory.files.append(ref)
+            self._tally.chunks += len(found)
+
+        self._ingest.after(join)
+        extra = extra_of(entry, self._entries.device, xattrs, extents=extents)
+        self._entries.add(directory, position, entry, Content.OWN, size=entry.size, extra=extra)
+        return True
+
+    def read(self, directory: Scanned, position: int) -> None:
+        """Read a file into a stream of its own."""
+        name = name_at(directory.listing, directory.places[position])
+        fd = self._entries.open_file(directory, name)
+        if fd < 0:
+            return
+        try:
+            info = os.fstat(fd)
+            key = (info.st_dev, info.st_ino)
+            linked = self._links.get(key) if info.st_nlink > 1 else None
+            again = linked is not None and linked.stamp == stamp_of(info)
+            if linked is None or not again:
+                linked = self._read_large(directory, position, name, fd, info)
+                if info.st_nlink > 1:
+                    self._links[key] = linked
+            xattrs = self._entries.xattrs(directory, position, fd, name)
+        except OSError as error:
+            self._entries.warn(directory, name, error)
+            return
+        finally:
+            os.close(fd)
+        # The stream's reference may still be on its way: it joins when its turn has come.
+        taken = linked
+        if taken.stored:
+
+            def join() -> None:
+                directory.files.append(taken.ref())
+                if again:
+                    self._tally.chunks += taken.chunks
+
+            self._ingest.after(join)
+        if again:
+            self._tally.read += taken.stored  # each name counts
+        content = Content.OWN if taken.stored else Content.NONE
+        entry = listing_entry(name, info)
+        extra = extra_of(entry, self._entries.device, xattrs, extents=linked.extents)
+        self._entries.add(directory, position, entry, content, size=taken.size, extra=extra)
+        directory.size += taken.stored
+        directory.marks[position] |= (
+            (OWN_STREAM if taken.stored else 0) | (SPARSE if linked.extents is not None else 0)
+        )
+
+    def _read_large(
+        self, directory: Scanned, position: int, name: bytes, fd: int, info: os.stat_result
+    ) -> _Linked:
+        extents = data_extents(fd, info.st_size, info.st_blocks)
+        linked = _Linked(stamp_of(info), info.st_size, None)
+        self._ingest.after(lambda: linked.begin(self._tally.chunks))
+        whole = extents if extents is not None else ((0, info.st_size),)
+        taken: list[tuple[int, int]] = []
+        read_before = self._tally.read
+        try:
+            for offset, length in whole:
+                count = self._read_extent(fd, offset, length)
+                if count:
+                    taken.append((offset, count))
+                    linked.stored += count
+                if count < length:
+                    break
+        except OSError:
+            self._ingest.drop_stream()
+            self._tally.read = read_before
+            raise
+        if linked.stored:
+            self._ingest.end_stream(lambda ref: linked.end(ref, self._tally.chunks))
+        after = os.fstat(fd)
+        if stamp_of(after) != linked.stamp or sum(length for _, length in whole) != linked.stored:
+            self._entries.doubt(directory, CHANGED, name)
+            directory.marks[position] |= DOUBTFUL
+        if extents is None:
+            linked.size = linked.stored
+        else:
+            linked.extents = tuple(taken)
+        return linked
+
+    def _read_extent(self, fd: int, offset: int, length: int) -> int:
+        done = 0
+        while done < length:
+            room = self._ingest.room()
+            count = os.preadv(fd, [room[: length - done]], offset + done)
+            if count == 0:
+                break
+            self._ingest.filled(count)
+            done += count
+        return done
+
+
+@dataclass
+class _Linked:
+    """What was read of a large file, kept for its other names."""
+
+    stamp: tuple[int, int, int]
+    size: int
+    extents: tuple[tuple[int, int], ...] | None
+    stored: int = 0
+    chunks: int = 0
+    """References to chunks."""
+    refs: list[Ref | None] = field(default_factory=list)
+
+    def begin(self, chunks: int) -> None:
+        """Take note of how many references were made before it."""
+        self.chunks = -chunks
+
+    def end(self, ref: Ref | None, chunks: int) -> None:
+        """Take its stream, and how many there are now."""
+        self.refs.append(ref)
+        self.chunks += chunks
+
+    def ref(self) -> Ref:
+        """The stream, once it is stored."""
+        (ref,) = self.refs
+        if ref is None:
+            raise AssertionError("a stream of some bytes has a reference")
+        return ref

@@ -1,0 +1,42 @@
+"""Marks of names in a scan cache, and what a later scan concludes from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from castore.kernel.dir_listing import DISTRUST, ENTERED, entry_bytes, name_at, places_of
+
+if TYPE_CHECKING:
+    from castore.kernel.dir_listing import Record
+
+# Marks of entries in a scan cache, beside ENTERED.
+OWN_STREAM: Final = 2
+"""A file with a stream of its own."""
+WITH_XATTRS: Final = 4
+SPARSE: Final = 8
+BUNDLED: Final = 16
+DOUBTFUL: Final = 32
+"""A file that was not read as it was listed."""
+
+
+def without_xattrs(record: Record, listing: bytes) -> set[bytes]:
+    """Return the names in a listing that are as a record has them, and had no attributes then."""
+    return _as_before(record, listing, but=WITH_XATTRS | ENTERED)
+
+
+def unchanged(record: Record, listing: bytes) -> set[bytes]:
+    """Return the names in a listing of files whose content was read as it is for a record."""
+    return _as_before(record, listing, but=DOUBTFUL | ENTERED)
+
+
+def _as_before(record: Record, listing: bytes, *, but: int) -> set[bytes]:
+    """Return the names of files in a listing that are as a record has them, without one of these marks."""
+    if record.flags & DISTRUST:
+        return set()
+    before = {
+        entry_bytes(record.listing, place)
+        for place, mark in zip(places_of(record.listing), record.marks, strict=True)
+        if mark & (BUNDLED | OWN_STREAM) and not mark & but
+    }
+    places = places_of(listing)
+    return {name_at(listing, at) for at in places if entry_bytes(listing, at) in before}

@@ -1,0 +1,90 @@
+"""A directory that is being scanned."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from castore.fs.acl import acl_ids
+from castore.fs.metadata import group_name, user_name
+from castore.kernel.dir_entries import GIVEN, join_entries
+from castore.kernel.dir_listing import entry_at
+from castore.model.tree import Entry, Owners, encode_entries, encode_owners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.kernel.dir_listing import Listed
+    from castore.model.refs import Ref
+
+
+@dataclass
+class Scanned:
+    """A directory being scanned."""
+
+    fd: int
+    path: bytes
+    """Relative to the tree's top; empty for the top itself."""
+    close: Callable[[Ref], None]
+    """Takes its reference, once it is stored."""
+    entries: dict[int, Entry] = field(default_factory=dict)
+    """By position in the listing; not those of plain files that are as listed."""
+    take: bytearray = field(default_factory=bytearray)
+    """How each name of the listing is taken."""
+    subdirectories: list[int] = field(default_factory=list)
+    """Positions of those still to be entered, the first one last."""
+    bundle: Ref | None = None
+    files: list[Ref] = field(default_factory=list)
+    directories: list[Ref] = field(default_factory=list)
+    kept: list[Ref] | None = None
+    """All references but those of directories, where its own listing is as it was."""
+    ids: tuple[int, int] = (0, 0)
+    time: int = 0
+    """When it was listed."""
+    listing: bytes = b""
+    places: array[int] = field(default_factory=lambda: array("Q"))
+    """Of the names in the listing."""
+    marks: bytearray = field(default_factory=bytearray)
+    distrust: bool = False
+    linked: bool = False
+    """Whether it, or a directory below it, has a file of several names."""
+    at: int = -1
+    """Of its record in the new scan cache."""
+    moved: bool = False
+    """Whether that is of elsewhere."""
+    below: dict[bytes, int] = field(default_factory=dict)
+    """Where the records of its subdirectories are in the old one."""
+    kinds: bytes = b""
+    """What the names of the listing are."""
+    count: int = 0
+    """Of entries, in it and below."""
+    size: int = 0
+    """Of content, in it and below."""
+    chunks: int = 0
+    """References to chunks that had been made when it was begun."""
+
+    def listed(self, position: int) -> Listed:
+        """Return what the listing tells of a name."""
+        return entry_at(self.listing, self.places[position])
+
+    def encoded(self) -> bytes:
+        """Return its entries, with their owners, as they are stored."""
+        given = encode_entries(entry for _, entry in sorted(self.entries.items()))
+        for position in self.entries:
+            self.take[position] = GIVEN
+        entries, ids = join_entries(self.listing, self.places, bytes(self.take), given)
+        uids, gids = {uid for uid, _ in ids}, {gid for _, gid in ids}
+        for entry in self.entries.values():
+            named = acl_ids(entry.extra.xattrs)
+            uids |= {entry.uid, *named[0]}
+            gids |= {entry.gid, *named[1]}
+        self.entries.clear()
+        users = {uid: name for uid in sorted(uids) if (name := user_name(uid))}
+        groups = {gid: name for gid in sorted(gids) if (name := group_name(gid))}
+        return encode_owners(Owners(users=users, groups=groups)) + entries
+
+
+def joined(path: bytes, name: bytes) -> bytes:
+    """Return the path of a name in the directory at `path`, which is empty for the top."""
+    return path + b"/" + name if path else name
