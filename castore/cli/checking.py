@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: castore verify --read-data --sample 5%")
-@click.option("--index", is_flag=True, help="Look whether everything is there; always done.")
+@click.option("--index", is_flag=True, help="Check that everything exists; always done.")
 @click.option("--packs", is_flag=True, help="Also compare every pack's bytes with its name.")
 @click.option(
     "--read-data",
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     "--sample",
     metavar="PERCENT",
     type=Percent(),
-    help="Read so much of the packs, those that were not for longest: run after run reads all. "
+    help="Read this share of the packs, those first that were not read for longest. "
     "With --read-data their chunks are opened too.",
 )
-@click.option("--restart", is_flag=True, help="Do not go on with a run that was interrupted.")
+@click.option("--restart", is_flag=True, help="Do not continue an interrupted run.")
 @json_option
 @common
 def verify(
@@ -44,9 +44,9 @@ def verify(
     restart: bool,
     as_json: bool,
 ) -> None:
-    """Check that everything the generations need is there, and intact; exit code 5 if it is not.
+    """Check that everything that generations reference exists and is intact; exit code 5 if it is not.
 
-    A run that was interrupted is gone on with by the next of the same depth.
+    The next run of the same depth continues an interrupted one.
     """
     from castore.cli.progress import watching
     from castore.errors import DamageError, UsageError
@@ -127,9 +127,9 @@ def _print_findings(found: Verification) -> None:
 @json_option
 @common
 def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Drop what cannot be read, and say what is lost; all else stays restorable.
+    """Drop what cannot be read, and report what is lost; everything else stays restorable.
 
-    What generations lost is stored again by the next snapshot that still finds it. Configurations that are
+    The next snapshot that still finds lost content stores it again. Configurations that are
     not accepted are dropped with the identity of an admin. Exit code 5 if anything is lost.
     """
     from castore.cli.progress import hushed, watching
@@ -187,7 +187,7 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
 @json_option
 @common
 def reindex(context: CliContext, as_json: bool) -> None:
-    """Throw the index away and build it from the store; needs no identity."""
+    """Delete the index and rebuild it from the store; needs no identity."""
     from castore.cli.progress import watching
     from castore.progress import Progress
 

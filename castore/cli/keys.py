@@ -41,7 +41,7 @@ def _new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
     "recipients",
     metavar="PUB",
     multiple=True,
-    help="Seal to this public key; no identity is made then.",
+    help="Encrypt to this public key; then no identity is made.",
 )
 @click.option(
     "--admin",
@@ -56,7 +56,7 @@ def _new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
     type=int,
     default=1 << 18,
     show_default=True,
-    help="Mean length of chunks; stays as it is.",
+    help="Mean length of chunks; it cannot be changed later.",
 )
 @click.option("--passphrase", is_flag=True, help="Protect the new identity with a passphrase.")
 @click.option(
@@ -78,10 +78,10 @@ def init(
 ) -> None:
     """Make a store in the directory STORE, and an identity unless recipients are given.
 
-    The identity alone opens what is stored: it belongs somewhere safe. It is written to --identity FILE,
+    Only the identity decrypts what is stored: move it off this machine. It is written to --identity FILE,
     else to CASTORE_IDENTITY. An identity that exists there, or that CASTORE_IDENTITY_COMMAND prints, is used
-    instead. Its admin key signs whom the store is sealed to, and which machines add to it. With --recipient
-    an admin is to sign that later: 'castore key sign'.
+    instead. Its admin key signs for whom the store is encrypted, and which machines add to it. With
+    --recipient an admin signs that later: 'castore key sign'.
     """
     made = context.make_store(
         *(path, recipients),
@@ -103,7 +103,7 @@ def init(
 
 @click.group()
 def key() -> None:
-    """Identities, and the recipients of a store."""
+    """Manage identities, and the recipients, admins and machines of a store."""
 
 
 @key.command(epilog="Example: castore key new /media/usb/identity --passphrase")
@@ -128,7 +128,7 @@ def new(file: str, passphrase: bool, as_json: bool) -> None:
 @json_option
 @common
 def show(context: CliContext, as_json: bool) -> None:
-    """Print the public keys of an identity: what seals to it, and its admin key."""
+    """Print the public keys of an identity: its recipient, and its admin key."""
     from castore.crypto import Admin
 
     identity = context.identity()()
@@ -165,7 +165,7 @@ def list_(context: CliContext, as_json: bool) -> None:
 
 @key.command(epilog="Example: castore key add castore-pub-... --label 'offsite, 2026'")
 @click.argument("recipient", metavar="PUB")
-@click.option("--label", default="", help="A word on whose it is.")
+@click.option("--label", default="", help="A note on whose it is.")
 @click.option(
     "--admin", metavar="KEY", help="Let the admin key of the same identity change recipients and writers."
 )
@@ -175,7 +175,7 @@ def list_(context: CliContext, as_json: bool) -> None:
 def add(
     context: CliContext, recipient: str, label: str, admin: str | None, yes: bool, as_json: bool
 ) -> None:
-    """Seal the store's sessions to one more recipient. Needs an admin's identity; no data is rewritten."""
+    """Encrypt the store to one more recipient. Needs an admin's identity; no data is rewritten."""
     from castore.crypto import Admin, Recipient
     from castore.errors import UsageError
     from castore.store.format.config import LabelledAdmin
@@ -202,11 +202,11 @@ def add(
 @json_option
 @common
 def remove(context: CliContext, recipient: str, as_json: bool) -> None:
-    """Seal the store's sessions to one recipient less. Needs an admin's identity, and not that one.
+    """Remove a recipient of the store. Needs an admin's identity, and not that one.
 
-    The admin key of the same identity is removed, too; PUB may also be an admin key alone. What was sealed
-    before may have been read before: a copy of an old session still opens for whoever had it. The writer
-    key does not change.
+    The admin key of the same identity is removed, too; PUB may also be an admin key alone. The
+    removed recipient can still decrypt copies of the store that were made before. The writer key does not
+    change.
     """
     from castore.crypto import Recipient
     from castore.errors import NotFoundError, UsageError
@@ -253,8 +253,8 @@ def _remove_admin(context: CliContext, text: str, *, as_json: bool) -> None:
 def sign(context: CliContext, yes: bool, as_json: bool) -> None:
     """Sign the configuration of a store that was made with --recipient, as its admin.
 
-    Shows whom the store is sealed to and which machines add to it, and asks. Other machines accept what this
-    identity signs from then on, once they were given its admin key with --trust-admin.
+    Shows for whom the store is encrypted and which machines add to it, and asks. Other machines accept
+    what this identity signs later, once they were given its admin key with --trust-admin.
     """
     from castore.crypto import Admin
 
@@ -272,7 +272,7 @@ def sign(context: CliContext, yes: bool, as_json: bool) -> None:
 @click.option("--host", metavar="NAME", default="", help="The machine's name in the store; else its own.")
 @click.option("--maintain", is_flag=True, help="Let this machine remove what others added, too.")
 @click.option(
-    "--replace", is_flag=True, help="It takes the place of the machine that had the name, and is trusted so."
+    "--replace", is_flag=True, help="It replaces the machine that had the name, with its role."
 )
 @click.option("--new-key", is_flag=True, help="Give it another key: a copy of its own is on another machine.")
 @yes_option
@@ -281,9 +281,9 @@ def sign(context: CliContext, yes: bool, as_json: bool) -> None:
 def adopt(
     context: CliContext, host: str, maintain: bool, replace: bool, new_key: bool, yes: bool, as_json: bool
 ) -> None:
-    """Make this machine a writer of the store, by the identity of an admin, who certifies its own key.
+    """Make this machine a writer of the store. Needs the identity of an admin, who certifies its key.
 
-    A writer key that is here already, because the store has another one since, is replaced.
+    An outdated writer key of this machine is replaced.
     """
     with signed_store(context, yes=yes, local_key=False) as store:
         store.adopt(host, maintain=maintain, replace=replace, new_key=new_key)
@@ -297,17 +297,17 @@ def adopt(
 
 @key.command(name="rotate-writer", epilog="Example: castore key rotate-writer")
 @click.option(
-    "--new-ids", is_flag=True, help="Also name chunks anew: nothing stored now is found again later."
+    "--new-ids", is_flag=True, help="Also rename chunks: later snapshots share nothing with earlier ones."
 )
 @json_option
 @common
 def rotate_writer(context: CliContext, new_ids: bool, as_json: bool) -> None:
     """Draw a new writer key, after somebody may have read it. Needs the identity of an admin.
 
-    What is stored stays, and restores. What is sealed under the former key from now on is refused, also
-    snapshots that other machines are just taking. Machines that are writers of the store get the new key by
-    themselves. Whoever has the former key still knows the names of earlier services and generations, and,
-    unless --new-ids is given, can find out whether the store holds a chunk that they know.
+    Stored data stays, and restores. Data under the former key is refused from now on, also that of
+    snapshots that other machines are taking. Machines that are writers of the store get the new key by
+    themselves. A holder of the former key still knows the names of earlier services and generations, and,
+    unless --new-ids is given, can test whether the store holds a chunk that they know.
     """
     with context.open_store() as store:
         store.rotate_writer(new_ids=new_ids)
@@ -327,8 +327,8 @@ def rotate_writer(context: CliContext, new_ids: bool, as_json: bool) -> None:
 def revoke_writer(context: CliContext, host: str, as_json: bool) -> None:
     """End the certificate of a machine that was stolen or lost. Needs the identity of an admin.
 
-    What it added before stays, and restores; 'castore key list' names the machines. It also draws a new
-    writer key, as 'castore key rotate-writer' does, which the machine that is revoked does not get.
+    What the machine added before stays, and restores; 'castore key list' names the machines. It also draws
+    a new writer key, as 'castore key rotate-writer' does, which the revoked machine does not get.
     """
     with context.open_store() as store:
         store.revoke_writer(host)
@@ -347,7 +347,7 @@ def revoke_writer(context: CliContext, host: str, as_json: bool) -> None:
 def audit(context: CliContext, as_json: bool) -> None:
     """Show what each machine and admin has added, and what is not accepted.
 
-    After a machine was stolen this tells what it could have done before 'castore key revoke-writer'.
+    After a theft this shows what the machine could have done before 'castore key revoke-writer'.
     """
     from castore.cli import formatting
     from castore.maintenance.audit import audit as look

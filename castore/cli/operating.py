@@ -51,7 +51,7 @@ def _work(context: CliContext, store: Store, progress: Watch, services: Sequence
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
     epilog="Example: castore guard drupal -- guix system reconfigure config.scm",
 )
-@click.option("--restore", "restoring", is_flag=True, help="Restore an earlier revision's state unasked.")
+@click.option("--restore", "restoring", is_flag=True, help="Restore an earlier state without asking.")
 @json_option
 @common
 @click.argument("words", metavar="SERVICE... -- COMMAND", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -59,8 +59,8 @@ def guard(context: CliContext, restoring: bool, words: tuple[str, ...], as_json:
     """Run a deployment COMMAND between a snapshot of each SERVICE and its health check.
 
     If the revision is one that was configured before (COMMAND was a rollback of the system), its newest
-    generation is offered to be restored, before the health check. If the command or a check fails, `undo` of
-    castore.toml is run, the state that was kept is restored, and the exit code is 9.
+    generation is offered to be restored, before the health check. If the command or a check fails, castore
+    runs `undo` of castore.toml, restores the state, and exits with 9.
     """
     import sys
 
@@ -120,10 +120,10 @@ def _split_command(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
 @json_option
 @common
 def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Let the state of each SERVICE follow its present revision. For boot and activation scripts.
+    """Make the state of each SERVICE match its configured revision. For boot and activation scripts.
 
-    The same revision as the state belongs to: nothing. A new one: it is noted. One that was here before: its
-    newest generation is restored, where castore.toml says follow = "restore"; else that is only said.
+    The state belongs to that revision: nothing. It is new: it is recorded. It has generations: the
+    newest generation is restored with follow = "restore" in castore.toml; otherwise the command is printed.
     """
     from castore.cli.progress import watching
     from castore.cli.several import Several
@@ -167,7 +167,7 @@ def _print_followed(one: Followed, *, dry_run: bool) -> None:
 @json_option
 @common
 def revision(context: CliContext, service: str, as_json: bool) -> None:
-    """Print the present revision of SERVICE, and where it comes from."""
+    """Print the configured revision of SERVICE, and its source."""
     from castore.errors import UsageError
     from castore.model.names import short_revision
     from castore.services.revision import current, source_of
@@ -193,7 +193,7 @@ def revision(context: CliContext, service: str, as_json: bool) -> None:
     "--scratch",
     metavar="DIR",
     type=LocalPath(),
-    help="Where to restore to; else the system's temporary folder.",
+    help="Where to restore to. Default: the system's temporary folder.",
 )
 @trust_option
 @json_option
@@ -202,10 +202,10 @@ def revision(context: CliContext, service: str, as_json: bool) -> None:
 def drill(
     context: CliContext, what: str, scratch: str | None, trust_recorded: bool, as_json: bool
 ) -> None:
-    """Restore a generation of SERVICE, the newest if none is named, into a scratch place and check it.
+    """Restore a generation of SERVICE, the newest by default, into a scratch directory, and check it.
 
     Databases are loaded into servers of their own, on private sockets. Then `drill-check` of castore.toml
-    is run. What came of it is kept, and `castore log` shows it.
+    runs. The result is stored, and `castore log` shows it.
     """
     from castore.cli.progress import watching
     from castore.content.restore.metadata import Ownership
@@ -308,7 +308,7 @@ def write_config(context: CliContext, file: str | None) -> None:
 @json_option
 @common
 def show(context: CliContext, as_json: bool) -> None:  # noqa: ARG001 - it is JSON anyway
-    """Print the configuration as it is understood, with all that was left out."""
+    """Print the configuration as castore understands it, with all defaults."""
     import msgspec
 
     settings = context.required_settings()
@@ -324,7 +324,7 @@ def show(context: CliContext, as_json: bool) -> None:  # noqa: ARG001 - it is JS
 @json_option
 @common
 def check(context: CliContext, as_json: bool) -> None:
-    """See whether all that castore.toml names is there: programs, databases, paths, store, identity."""
+    """Check that everything that castore.toml names exists: programs, databases, paths, store, identity."""
     from castore.cli import places
     from castore.content.scan.exclude import Exclude
     from castore.errors import CastoreError, ConfigError

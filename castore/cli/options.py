@@ -54,7 +54,7 @@ _identity_option = click.option(
 _older_option = click.option(
     "--accept-older",
     is_flag=True,
-    help="Take a store that is older than this machine has seen it, and remember it as it is.",
+    help="Accept a store that is older than this machine has seen it, from now on.",
 )
 
 
@@ -62,7 +62,7 @@ trust_option = click.option(
     "--trust-recorded",
     is_flag=True,
     help="Use recorded programs, servers and paths of parts that castore.toml does not describe and this "
-    "machine has not taken. Without it they are shown, and not used: look at them first.",
+    "machine has not taken. Without this option they are shown and not used: look at them first.",
 )
 
 _trust_option = click.option(
@@ -70,7 +70,7 @@ _trust_option = click.option(
     "trusted",
     metavar="KEY",
     multiple=True,
-    help="Accept what this admin key (castore-admin-...) has signed, and remember the store's admins.",
+    help="Trust this admin key (castore-admin-...), and pin the store's admins.",
 )
 
 
@@ -86,7 +86,7 @@ def host_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--host",
         metavar="NAME",
-        help="Select generations of this host, '*' of every host; else of this machine.",
+        help="Select generations of this host; '*': of every host. Default: this machine.",
     )(with_host)
 
 

@@ -31,7 +31,7 @@ def _compacting(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--unfinished",
             is_flag=True,
-            help="Remove at once, too, what snapshots have stored that did not end: none may be under way.",
+            help="Also delete what unfinished snapshots stored; no snapshot may be running.",
         ),
         click.option(
             "--grace",
@@ -39,7 +39,7 @@ def _compacting(command: Callable[..., Any]) -> Callable[..., Any]:
             default=_DAY,
             show_default=True,
             metavar="SECONDS",
-            help="Where no lock keeps others out: how long what goes is set aside before.",
+            help="If not all users of the store see one lock: seconds between marking and deleting a pack.",
         ),
         click.option(
             "--max-unused",
@@ -47,7 +47,7 @@ def _compacting(command: Callable[..., Any]) -> Callable[..., Any]:
             default="10%",
             show_default=True,
             metavar="PERCENT",
-            help="Leave packs as they are of which no more is unused.",
+            help="Rewrite a pack only if more than PERCENT of it is unused.",
         ),
         click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
     ):
@@ -333,7 +333,7 @@ def _is_clear(store: Store, service: str) -> bool:
 def compact(
     context: CliContext, dry_run: bool, max_unused: float, grace: float, unfinished: bool, as_json: bool
 ) -> None:
-    """Give back the space that no generation needs: of what was forgotten, or never committed."""
+    """Reclaim the space that no generation references: of forgotten generations, and of failed snapshots."""
     from castore.cli.progress import watching
     from castore.maintenance.compact import plan
     from castore.progress import Progress

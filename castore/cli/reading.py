@@ -102,7 +102,7 @@ def _of_hosts(store: Store, service: str | None) -> Callable[[Generation], bool]
 @common
 @host_option
 def show(context: CliContext, what: str, as_json: bool) -> None:
-    """Show one generation, or a part or path of it: sizes, and how much the store had already."""
+    """Show one generation, or a part or path of it: sizes, and how much was already stored."""
     from castore.cli.generations import parts_table, plain
     from castore.model.names import short_revision
     from castore.services.selectors import select
@@ -183,12 +183,12 @@ def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
 
 @click.command(epilog="Example: castore ls -R drupal@12:sites/default")
 @click.argument("what", metavar="SERVICE@SEL[:PART[/PATH]]")
-@click.option("-R", "--recursive", is_flag=True, help="And everything below.")
+@click.option("-R", "--recursive", is_flag=True, help="List everything below, too.")
 @json_option
 @common
 @host_option
 def ls(context: CliContext, what: str, recursive: bool, as_json: bool) -> None:
-    """List what is in a generation, a part, or a directory of it."""
+    """List the content of a generation, a part, or a directory of it."""
     from castore.content.streams import StreamReader
     from castore.services.selectors import select
 
@@ -299,9 +299,9 @@ def cat(context: CliContext, what: str) -> None:
 @common
 @host_option
 def diff(context: CliContext, old: str, new: str, as_json: bool) -> None:
-    """Say what differs: paths added (+), removed (-), changed (M), metadata only (m); bytes of dumps.
+    """Show what differs: paths added (+), removed (-), changed (M), metadata only (m); bytes of dumps.
 
-    With a part or path in one of the two names, the other one's is the same unless it is named.
+    A part or path in one of the two names also applies to the other, unless that has its own.
     """
     from castore.content.streams import StreamReader
     from castore.services.selectors import select
@@ -401,7 +401,7 @@ def _diff_line(row: dict[str, Any]) -> str:
 @json_option
 @common
 def stats(context: CliContext, as_json: bool) -> None:
-    """Say how much the store holds, and what each step saved."""
+    """Show how much the store holds, and what each step saved."""
     from castore.maintenance.stats import stats as count
 
     with context.open_store(confined=()) as store:

@@ -38,7 +38,7 @@ def _ownership(numeric_ids: bool) -> Ownership:
 
 
 _numeric_option = click.option(
-    "--numeric-ids", is_flag=True, help="Go by numbers of users and groups, not by their names."
+    "--numeric-ids", is_flag=True, help="Restore owners by number, not by name."
 )
 
 
@@ -55,7 +55,7 @@ _numeric_option = click.option(
 @click.option(
     "--checksum",
     is_flag=True,
-    help="With --in-place: also read files that are as the last snapshot has read them.",
+    help="With --in-place: also read files that have not changed since the last snapshot read them.",
 )
 @click.option(
     "--trust-times",
@@ -64,10 +64,10 @@ _numeric_option = click.option(
 )
 @click.option(
     "--yes", is_flag=True,
-    help="With --in-place: do not ask where DEST, or this host, is not where the tree came from.",
+    help="With --in-place: do not ask if DEST or this host is not where the tree came from.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Continue in DEST a restore of the same that was interrupted there."
+    "--resume", is_flag=True, help="Continue an interrupted restore of the same to DEST."
 )
 @trust_option
 @_numeric_option
@@ -90,12 +90,12 @@ def restore(
 ) -> None:
     """Restore into the directory DEST, which must be new or empty.
 
-    A whole generation: each part under its name. A tree, or a directory in it: what it holds. A dump
-    or a single file: as a file of its name.
+    A generation is restored as one directory per part; a tree, or a directory in it, as its content; a
+    dump or a single file as a file of its name.
 
-    With --in-place DEST becomes the selected tree, or directory in one: what is not in it is removed, but
-    not what snapshots of it leave out. If anything fails, DEST is restored to its previous state. Where DEST
-    is not the directory that the tree came from, castore shows what would change and asks first.
+    With --in-place DEST becomes equal to the selected tree, or directory in one: everything else in DEST is
+    removed, but not what snapshots leave out. If anything fails, DEST is restored to its previous
+    state. If DEST is not the directory that the tree came from, castore shows what would change and asks.
     """
     import time
 
@@ -255,17 +255,17 @@ def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
 @click.option(
     "--forget",
     is_flag=True,
-    help="Of a SERVICE: touch nothing, it was put right by hand. Of a DIR: put it back by itself, though it "
-    "is part of a service's roll-back.",
+    help="Of a SERVICE: change nothing, you have repaired it. Of a DIR: revert it alone, although it "
+    "is part of a rollback of a service.",
 )
 @json_option
 @common
 def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: bool) -> None:
-    """End what was interrupted: a rollback of a SERVICE, or a restore in place into a DIR.
+    """Complete or undo what was interrupted: a rollback of a SERVICE, or a restore in place of a DIR.
 
-    What was not complete is reverted to the previous state. Where only what was replaced had still to be
-    removed, that is done now. Without arguments: all that was interrupted on this machine. A DIR has a / in
-    it; for it neither the store nor an identity is needed.
+    An incomplete rollback is reverted to the previous state. If it only had to remove what it replaced, it
+    is completed. Without arguments: everything that was interrupted on this machine. A DIR has a / in it;
+    for it neither the store nor an identity is needed.
     """
     from castore.cli.places import places
     from castore.content.restore.recover import recover as recover_directory
@@ -314,10 +314,10 @@ def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: b
 @click.command(epilog="Example: castore rollback drupal --to r1 --dry-run")
 @click.argument("service")
 @click.option("--to", "selector", metavar="SEL", help="Revision, number, date, latest.")
-@click.option("--undo", is_flag=True, help="Go back to what the last roll-back replaced.")
+@click.option("--undo", is_flag=True, help="Return to the state that the last rollback replaced.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask where the generation is of another host or place.")
-@click.option("--no-safety", is_flag=True, help="Do not take a generation of the present state first.")
+@click.option("--yes", is_flag=True, help="Do not ask if the generation is of another host or place.")
+@click.option("--no-safety", is_flag=True, help="Do not take a pre-rollback generation.")
 @click.option(
     "--trust-times",
     is_flag=True,
@@ -328,7 +328,7 @@ def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: b
     "programs",
     metavar="NAME='ARGV'",
     multiple=True,
-    help="The program that takes the dump NAME in on its standard input.",
+    help="The program that reads the dump NAME on its standard input.",
 )
 @trust_option
 @_numeric_option
@@ -349,11 +349,11 @@ def rollback(
     numeric_ids: bool,
     as_json: bool,
 ) -> None:
-    """Put the state of SERVICE back: the newest generation of a revision, or any one.
+    """Roll SERVICE back: to the newest generation of a revision, or to any one.
 
-    The present state is kept in a safety generation. Dumps are restored beside what is live; then the
-    service is stopped, as castore.toml says how, all parts are exchanged, of trees only what differs, and
-    it is started and looked at. If anything fails, all is put back.
+    Dumps are restored into staging copies next to the live data. Then castore stops the service, takes a
+    pre-rollback generation, swaps all parts, of trees only what differs, starts the service and checks its
+    health, with the programs of castore.toml. If anything fails, it reverts all parts.
     """
     import time
 

@@ -50,9 +50,9 @@ def split_program(option: str, text: str) -> tuple[str, ...]:
 @click.argument("services", metavar="[SERVICE]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Snapshot every service that castore.toml describes.")
 @click.option("--revision", metavar="REV", help="The configuration that the state belongs to.")
-@click.option("--tree", "trees", metavar="NAME=DIR", multiple=True, help="Take a directory.")
+@click.option("--tree", "trees", metavar="NAME=DIR", multiple=True, help="Take a directory as the part NAME.")
 @click.option(
-    "--dump", "dumps", metavar="NAME=FILE", multiple=True, help="Take a file; - is standard input."
+    "--dump", "dumps", metavar="NAME=FILE", multiple=True, help="Take a file; -: standard input."
 )
 @click.option(
     "--exec",
@@ -62,7 +62,7 @@ def split_program(option: str, text: str) -> tuple[str, ...]:
     help="Run a program without a shell and take its standard output, if it exits 0.",
 )
 @click.option(
-    "--exclude", metavar="PATTERN", multiple=True, help="Leave out of trees, as in .gitignore."
+    "--exclude", metavar="PATTERN", multiple=True, help="Leave matching paths out; as in .gitignore."
 )
 @click.option(
     "--exclude-file",
@@ -74,13 +74,13 @@ def split_program(option: str, text: str) -> tuple[str, ...]:
 )
 @click.option("--one-file-system", is_flag=True, help="Stay on the file system of each tree's top.")
 @click.option(
-    "--exclude-caches", is_flag=True, help="Of directories with a CACHEDIR.TAG, keep only that."
+    "--exclude-caches", is_flag=True, help="Of directories with a CACHEDIR.TAG, keep only that file."
 )
 @click.option(
     "--allow-empty", is_flag=True, help="Accept a dump from standard input or a pipe that is empty."
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Show what would be taken: no program is run, nothing is stored."
+    "--dry-run", is_flag=True, help="Show what would be taken; run no program, store nothing."
 )
 @json_option
 @common
@@ -103,7 +103,8 @@ def snapshot(
     """Take one generation of each SERVICE, with all its parts.
 
     With a castore.toml that describes SERVICE, its name alone is enough; options for trees are added to
-    what it says. With nothing configured, the first snapshot makes a store and an identity, and says where.
+    what it says. Without any configuration, the first snapshot makes a store and an identity, and prints
+    where they are.
 
     Of several services, the failure of one does not stop the others; the exit code is that of the worst.
     """

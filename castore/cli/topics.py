@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _WIDTH: Final = 100
 """Columns: longer lines are hard to read."""
 _LINK: Final = re.compile(r"\[([^]\n]+)\]\((?:[a-z-]+/|\.\./)?([a-z-]+)\.md(?:#[a-z0-9-]*)?\)")
+_ANCHOR: Final = re.compile(r'<a id="[a-z-]+"></a>')
 _COMMENT: Final = re.compile(r"^<!--.*?-->\n+", re.DOTALL | re.MULTILINE)
 
 
@@ -26,10 +27,10 @@ def topics() -> dict[str, str]:
 
 
 def read_topic(name: str) -> str | None:
-    """Return the Markdown text of a topic without its comments; None if there is no such topic."""
+    """Return the Markdown text of a topic without comments and anchors; None if there is no such topic."""
     for topic, page in _pages():
         if topic == name:
-            return _COMMENT.sub("", page.read_text(encoding="utf-8")).rstrip("\n")
+            return _ANCHOR.sub("", _COMMENT.sub("", page.read_text(encoding="utf-8"))).rstrip("\n")
     return None
 
 

@@ -114,6 +114,11 @@ def test_dates_in_the_page_of_commands_are_understood() -> None:
     assert all(parse_date(one) is not None for one in examples)
 
 
+def test_the_glossary_is_in_order_and_defines_each_term_once() -> None:
+    terms = re.findall(r"\*\*(.+?)\*\*", (DOCS / "glossary.md").read_text())
+    assert terms == sorted(set(terms))
+
+
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page, as GitHub makes them of headings, and its own."""
     text = page.read_text()

@@ -33,6 +33,7 @@ WORDS = {
     r"half of each": "inconsistent",
     r"state of before": "the previous state",
     r"\bhe\b|\bhim\b|\bhis\b": "they, them, their",
+    r"safety generations?": "pre-rollback generation",
     r"whole store|leaves? a whole|stays? whole|whole again": "intact",
     r"(which|that|where it|it|they) (lies?|lay)\b|lies (in|on|next|below|above|there)": "is, is stored",
     r"stands (in|on|at|for)": "is, is stored; represents",
@@ -41,7 +42,6 @@ WORDS = {
 }
 
 EXCEPTIONS = {
-    "castore/docs/cli.md": "generated from help texts, which are code",
     '`"tell"`': "a value of castore.toml",
     "`mended[]`": "a field of --json",
     '"system", "roll-back"': "Guix's command",
