@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import random
 import shutil
@@ -140,10 +141,7 @@ def test_the_kernel_does_nothing_undefined(tmp_path, name, optimise):
         pytest.skip("no C compiler")
     kernel = os.path.dirname(castore.kernel.__file__)
     driver = os.path.join(os.path.dirname(cut_twin.__file__), f"{name}.c")
-    sources = [
-        os.path.join(kernel, source)
-        for source in ("cut.c", "delta.c", "entries.c", "marks.c", "rows.c", "scan.c", "sketch.c")
-    ]
+    sources = sorted(glob.glob(os.path.join(kernel, "*.c")))
     program = tmp_path / name
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     built = subprocess.run(
