@@ -1,35 +1,35 @@
-"""What can go wrong, and the exit code of each.
+"""The errors of castore, and the exit code of each.
 
-The tree, with the code the command line ends with::
+The tree, with the exit code of the command line::
 
     CastoreError                       1   failed
     +-- UsageError                     2   wrong usage or configuration, a missing path
     |   +-- UntrustedPathError         2   another user could decide where a path leads
-    |   +-- ConfigError                2   castore.toml says something it cannot mean
-    |       +-- ConfigProblemsError    2   all of its mistakes
-    +-- IncompleteError                3   done, but not wholly
+    |   +-- ConfigError                2   castore.toml is not valid
+    |       +-- ConfigProblemsError    2   all mistakes of a castore.toml
+    +-- IncompleteError                3   done, but some files are missing or doubtful
     +-- ProgramError                   4   a dump, restore or hook program failed
-    +-- DamageError                    5   stored bytes are not what was stored
-    |   +-- MissingError               5   something a generation needs is gone
-    |   +-- RevokedKeyError             5   sealed under a former writer key, after that was replaced
-    |       +-- SignerError            5   signed by somebody who may not, or not at all
+    +-- DamageError                    5   stored bytes differ from what was written
+    |   +-- MissingError               5   an object or chunk that a generation needs is missing
+    |   +-- RevokedKeyError            5   sealed under a writer key that had been replaced
+    |       +-- SignerError            5   not signed, or signed by a key without the right to
     +-- NotFoundError                  6   no such store, service, generation or part
     +-- IdentityError                  7   an identity is needed, or the wrong one was given
-    |   +-- KeyRotatedError               7   the writer key was replaced: this machine has a former one
-    |   +-- UntrustedError             7   the configuration is signed by nobody whom this machine trusts
-    +-- BusyError                      8   another castore is at work on this
-    +-- DeploymentRevertedError                 9   a deployment failed, and was taken back
-    +-- StaleStoreError                    10   the store is older than this machine has seen it
-    +-- NotIntactError               11   a rollback failed, and the previous state was not restored
-    +-- RevertInterruptedError                 130   putting something back was interrupted, too
-    +-- SeveralError                       as the worst of the failures of several services
-    +-- StorageError                   1   the place that holds the store refused an operation
-    |   +-- ObjectExistsError          1   create-only: the name is taken
-    |   +-- ObjectMissingError         1   the name is not there
-    |   +-- StorageFullError           1   no room for a new object; the store did not change
-    +-- FormatError                    1   a store of a version this castore does not know
+    |   +-- KeyRotatedError            7   the writer key was replaced; this machine has a former one
+    |   +-- UntrustedError             7   no admin that this machine trusts signed the configuration
+    +-- BusyError                      8   another castore works on the same service
+    +-- DeploymentRevertedError        9   a deployment failed and was reverted
+    +-- StaleStoreError                10  the store is older than this machine has seen it
+    +-- NotIntactError                 11  a rollback failed, and the previous state was not restored
+    +-- RevertInterruptedError         130 reverting a state was interrupted
+    +-- SeveralError                       the code of the worst failure of several services
+    +-- StorageError                   1   the storage refused an operation
+    |   +-- ObjectExistsError          1   create-only: an object of that name exists
+    |   +-- ObjectMissingError         1   no object of that name exists
+    |   +-- StorageFullError           1   no space for a new object; the store did not change
+    +-- FormatError                    1   the store has a version that this castore does not know
 
-A message names the thing, what was expected, and what to do next.
+A message says what failed on which object, why, and what to do next.
 """
 
 from __future__ import annotations
@@ -65,21 +65,21 @@ class CastoreError(Exception):
 
 
 class UsageError(CastoreError):
-    """The call or the command line asks for something that cannot be done as it stands."""
+    """The call or the command line asks for something that is not possible as given."""
 
     exit_code = 2
 
 
 class UntrustedPathError(UsageError):
-    """A path leads through a symbolic link that another user could have made."""
+    """A path leads through a symbolic link that another user could have created."""
 
 
 class ConfigError(UsageError):
-    """castore.toml is not well formed, or says something it cannot mean."""
+    """castore.toml is not well formed, or a value in it is not valid."""
 
 
 class ConfigProblemsError(ConfigError):
-    """castore.toml has these mistakes."""
+    """castore.toml has several mistakes: `problems` lists them."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("; ".join(problems))
@@ -87,19 +87,19 @@ class ConfigProblemsError(ConfigError):
 
 
 class IncompleteError(CastoreError):
-    """What was asked for is done, but files were missed; raised when all else is finished."""
+    """The operation is finished, but files were missed; raised after everything else is done."""
 
     exit_code = 3
 
 
 class ProgramError(CastoreError):
-    """A dump, restore or hook program did not exist, was killed, or exited with another code than 0."""
+    """A dump, restore or hook program does not exist, was killed, or exited with a code other than 0."""
 
     exit_code = 4
 
 
 class DamageError(CastoreError):
-    """Stored bytes are not what was stored: they were flipped, cut, swapped or forged."""
+    """Stored bytes differ from what was written: they were flipped, cut, swapped or forged."""
 
     exit_code = 5
 
@@ -109,11 +109,11 @@ class MissingError(DamageError):
 
 
 class RevokedKeyError(DamageError):
-    """An object is sealed under a former writer key, and was not there when that was replaced."""
+    """An object is sealed under a former writer key, and did not exist when that key was replaced."""
 
 
 class SignerError(RevokedKeyError):
-    """An object is signed by a key that may not sign it: it is not used, and blocks nothing."""
+    """An object is signed by a key that may not sign it. castore ignores the object and goes on."""
 
 
 class NotFoundError(CastoreError):
@@ -123,17 +123,17 @@ class NotFoundError(CastoreError):
 
 
 class IdentityError(CastoreError):
-    """Reading state needs an identity, and none, or one that opens nothing here, was given."""
+    """Reading state needs an identity: none was given, or the given one opens nothing here."""
 
     exit_code = 7
 
 
 class KeyRotatedError(IdentityError):
-    """The store's writer key was replaced, and this machine, or this process, has a former one."""
+    """The store's writer key was replaced, and this machine or this process has a former one."""
 
 
 class UntrustedError(IdentityError):
-    """No configuration of the store is signed by an admin whose key this machine pins."""
+    """No configuration of the store is signed by an admin whose key is pinned on this machine."""
 
 
 class BusyError(CastoreError):
@@ -143,13 +143,13 @@ class BusyError(CastoreError):
 
 
 class DeploymentRevertedError(CastoreError):
-    """A deployment failed, and was taken back, with the state."""
+    """A deployment failed, and was reverted together with the state."""
 
     exit_code = 9
 
 
 class StaleStoreError(CastoreError):
-    """The store is not what this machine has seen of it: something in it went back."""
+    """Something in the store is older than this machine has already seen it."""
 
     exit_code = 10
 
@@ -161,7 +161,7 @@ class NotIntactError(CastoreError):
 
 
 class RevertInterruptedError(CastoreError):
-    """What puts a state back was interrupted itself; the message says what it is now."""
+    """Reverting a state was itself interrupted; the message says what the state is now."""
 
     exit_code = EXIT_INTERRUPTED
 
@@ -171,19 +171,19 @@ class SeveralError(CastoreError):
 
 
 class StorageError(CastoreError):
-    """The place that holds the store refused an operation."""
+    """The storage that holds the store refused an operation."""
 
 
 class ObjectExistsError(StorageError):
-    """An object of that name is there already, and objects are never replaced."""
+    """An object of that name exists, and objects are never replaced."""
 
 
 class ObjectMissingError(StorageError):
-    """There is no object of that name."""
+    """No object of that name exists."""
 
 
 class StorageFullError(StorageError):
-    """There is no room for a new object. The store did not change, so deleting objects may go on."""
+    """There is no space for a new object. The store did not change, so objects can still be deleted."""
 
 
 class FormatError(CastoreError):

@@ -1,4 +1,4 @@
-"""Counters of work under way, written by the layer that works and read by whoever shows them."""
+"""Counters of running work: the working layer updates them, the command line shows them."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Progress:
-    """What has passed so far. All numbers but `total` only grow."""
+    """The work done so far. All numbers except `total` only grow."""
 
     files: int = 0
-    """Entries of trees."""
+    """Entries of trees that were processed."""
     read: int = 0
     """Bytes of content read."""
     total: int = 0
-    """What `read` is expected to reach, as far as that is known; an estimate, or 0."""
+    """The value that `read` is expected to reach: an estimate, or 0 if it is not known."""
     most_files: int | None = None
-    """Entries that the restored trees can have, by the records of their generations; None: not known."""
+    """The most entries that the restored trees can have, by their generations' records; None: not known."""
     unit: str = ""
-    """What `read` and `total` count where that is not bytes: `pack`."""
+    """The unit of `read` and `total` where it is not bytes: `pack`."""
     chunks: int = 0
-    """References to chunks made."""
+    """References to chunks that were made."""
     new_chunks: int = 0
-    """Chunks among them that the store did not have."""
+    """Those of the chunks that the store did not have."""
     new_bytes: int = 0
-    """Their length."""
+    """Total length of the new chunks, in bytes."""
     after_delta: int = 0
-    """What is left of those bytes where chunks are told by others that they resemble."""
+    """What remains of `new_bytes` after chunks were encoded as deltas of similar chunks."""
     after_compression: int = 0
-    """What is left of that, compressed."""
+    """What remains of `after_delta` after compression, in bytes."""
     stored: int = 0
-    """Bytes that they and new nodes took, compressed and sealed."""
+    """Bytes that the new chunks and nodes took in the store, compressed and sealed."""
     warnings: list[tuple[bytes, str]] = field(default_factory=list)
     """(path, reason) of each file that is missing or doubtful."""
 

@@ -1,1 +1,1 @@
-"""Looking after a store: verifying, counting, rebuilding the index."""
+"""Maintenance of a store: verify, repair, prune, compact, rebuild the index, report statistics."""

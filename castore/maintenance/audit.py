@@ -1,4 +1,4 @@
-"""What each machine and admin has added to a store, by the keys that signed it."""
+"""List what each machine and admin has added to a store, by the keys that signed it."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ if TYPE_CHECKING:
 
 
 class Added(msgspec.Struct):
-    """What one key has added."""
+    """What one key added."""
 
     key: str
-    """Its public half, in hex."""
+    """Its public half, in hexadecimal."""
     kind: str
     """`writer`, `admin` or `former admin`."""
     host: str
     since: int
-    """When it was certified: nanoseconds since 1970; 0: it is not known."""
+    """When it was certified: nanoseconds since 1970; 0 if that is not known."""
     roles: tuple[str, ...] = ()
     revoked: int = 0
-    """When it was revoked: nanoseconds since 1970; 0: it is valid."""
+    """When it was revoked: nanoseconds since 1970; 0 if it is valid."""
     replaced: bool = False
     generations: int = 0
     first: int = 0
-    """Time of the first of those: nanoseconds since 1970, by the clock of that machine."""
+    """Time of its first generation: nanoseconds since 1970, by the clock of that machine."""
     last: int = 0
     sessions: int = 0
     packs: int = 0
     bytes: int = 0
-    """Of those packs."""
+    """Total length of its packs."""
 
 
 class Audit(msgspec.Struct):
-    """What is known of a store's writers."""
+    """What is known about the writers of a store."""
 
     added: list[Added]
     former: int
-    """Objects that are accepted under writer keys that were replaced."""
+    """Number of objects that are accepted under replaced writer keys."""
     refused: dict[str, str]
-    """Objects that are not accepted, by name, and why."""
+    """Objects that are not accepted, by name, with the reason."""
 
 
 def audit(store: Store) -> Audit:
-    """Return what each key has added. The index is brought up to date.
+    """Return what each key has added. First brings the index up to date.
 
     Raises StorageError, StaleStoreError.
     """

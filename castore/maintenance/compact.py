@@ -1,14 +1,14 @@
-"""Space given back: packs that no generation needs go; those of which little is needed are written anew.
+"""Compaction: delete packs that no generation references, and rewrite packs that are partly unused.
 
-All under the writer key: records are moved as they are, sealed. First a plan, which is data; then it is
-carried out in steps, each of which leaves a whole store behind, whatever ends it: what is moved is durable
-in its new pack before the old one goes, and no pack goes before it was looked at once more, against the
-generations that are there at that moment.
+Compaction needs only the writer key: it moves records as they are, sealed. It first makes a plan, which is
+data, and then carries it out in steps. Each step leaves an intact store, even if it is interrupted: moved
+records are durable in their new pack before the old pack is deleted. Before a pack is deleted, it is checked
+again against the generations that exist at that moment.
 
-Snapshots may run beside it. Where the place has a lock, packs are removed while it is held alone; a snapshot
-holds it, with others, while it looks whether all that it counts on is still there, and commits. Where there
-is none, packs are condemned first, and removed by a later run, after a time in which no commit is still under
-way; a snapshot counts on nothing that is condemned when it commits.
+Snapshots may run at the same time. If the storage has a lock, packs are deleted under the exclusive lock. A
+snapshot holds the lock shared while it checks that everything it references still exists, and commits. If the
+storage has no lock, packs are first condemned. A later run deletes them, after a grace time in which every
+commit under way has ended. A snapshot does not reference condemned packs when it commits.
 """
 
 from __future__ import annotations
@@ -41,81 +41,81 @@ if TYPE_CHECKING:
     from castore.store.format.pack import PackEntry
 
 MAX_UNUSED: Final = 0.1
-"""A pack is written anew when a larger share of its records is needed by none."""
+"""A pack is rewritten if no generation needs more than this share of its records."""
 GRACE_SECONDS: Final = 86400
-"""Far longer than a commit takes, from its look at what is condemned to the end of its writing."""
+"""Far longer than a commit takes from its check of the condemned packs to the end of its write."""
 
 UNFINISHED_SECONDS: Final = 7 * 86400
-"""So long what a session has stored stays, of which no generation is known: a snapshot may be under way."""
+"""Packs of a session that no generation names are kept this long: its snapshot may still be running."""
 
 _SMALL: Final = PACK_BYTES // 16
 _FEW: Final = 64
-"""So few packs are forgotten entry by entry."""
+"""Up to this number of deleted packs, the index drops their entries one by one."""
 _MANY_SMALL: Final = 16
-"""So many small packs, a night's each, are put together."""
+"""From this number on, small packs are merged: each nightly snapshot leaves one."""
 _STEP_BYTES: Final = 1 << 30
-"""What is written before old packs go: compaction needs no more room than this."""
+"""Bytes written before old packs are deleted: compaction needs no more free space than this."""
 _SESSION_SECONDS: Final = 7 * 86400
-"""So long nothing is seen of a session before its key is removed: it may be about to write its first pack."""
+"""A session without records keeps its key this long: it may be about to write its first pack."""
 
 
 class Limits(TypedDict, total=False):
-    """What `plan` and `compact` leave alone."""
+    """Thresholds of `plan` and `compact`."""
 
     max_unused: float
     unfinished: float
 
 
 class Rewrite(msgspec.Struct, frozen=True):
-    """A pack of which some is needed."""
+    """A pack of which some records are needed."""
 
     pack: PackId
     length: int
     kept: int
-    """Bytes of the records in it that are needed."""
+    """Total length of its records that are needed, in bytes."""
 
 
 class Plan(msgspec.Struct):
-    """What a compaction would do."""
+    """What a compaction would do. Lengths are in bytes."""
 
     generations: int = 0
-    """Whose needs it looked at."""
+    """Number of generations that were examined."""
     packs: int = 0
     stored: int = 0
-    """Bytes of all packs."""
+    """Total length of all packs."""
     dead: dict[PackId, int] = {}
     """Packs of which nothing is needed, with their lengths."""
     unfinished: dict[PackId, int] = {}
-    """Packs that stay as they are, with their lengths, since a snapshot that has not ended stored to them."""
+    """Packs that are kept, with their lengths, because an unfinished snapshot stored records in them."""
     rewrites: list[Rewrite] = []
     lost: int = 0
-    """Nodes that generations refer to, and that are in no pack."""
+    """Nodes that generations reference and that are in no pack."""
 
     @property
     def written(self) -> int:
-        """How many bytes are moved to new packs."""
+        """Bytes that are moved to new packs."""
         return sum(one.kept for one in self.rewrites)
 
     @property
     def freed(self) -> int:
-        """How many bytes the store is shorter behind it, but for footers and padding."""
+        """Bytes by which the store shrinks, except for footers and padding."""
         return sum(self.dead.values()) + sum(one.length for one in self.rewrites) - self.written
 
 
 class Compacted(msgspec.Struct):
-    """What a compaction did."""
+    """What a compaction did. Lengths are in bytes."""
 
     plan: Plan
     removed: int = 0
-    """Packs."""
+    """Number of packs deleted."""
     removed_bytes: int = 0
     written_bytes: int = 0
     condemned: int = 0
-    """Packs that a later run removes."""
+    """Number of packs that a later run deletes."""
     sessions: int = 0
-    """Sessions removed, of which nothing is left."""
+    """Number of sessions removed because no record of them is left."""
     damaged: list[str] = []
-    """Packs that were to be written anew, and are not what they were: left as they are."""
+    """Packs that were to be rewritten but are damaged: they are left as they are."""
 
 
 def plan(
@@ -125,9 +125,9 @@ def plan(
     unfinished: float = UNFINISHED_SECONDS,
     without: Callable[[Generation], bool] | None = None,
 ) -> Plan:
-    """Return what `compact` would do; without: generations that are taken to be gone.
+    """Return what `compact` would do.
 
-    Raises DamageError, StorageError.
+    without: selects generations that the plan treats as deleted. Raises DamageError, StorageError.
     """
     return _Compaction(store, max_unused, unfinished, without).plan()
 
@@ -140,13 +140,13 @@ def compact(
     grace: float = GRACE_SECONDS,
     unfinished: float = UNFINISHED_SECONDS,
 ) -> Compacted:
-    """Give back what no generation needs. One at a time on a machine.
+    """Reclaim the space of what no generation needs. One compaction at a time runs on a machine.
 
-    grace: seconds from condemning a pack to its removal, where the place has no lock. unfinished: seconds
-    for which what a snapshot has stored that did not commit, or not yet, stays, from when this machine
-    first looked. tally: bytes of packs read, and stored anew. Interrupted anywhere, it leaves a whole
-    store; the next goes on. Raises DamageError if the store is damaged so that it cannot be known what is
-    needed; BusyError, StorageError.
+    grace: seconds from condemning a pack to its deletion, if the storage has no lock. unfinished: seconds for
+    which the packs of an uncommitted snapshot are kept, counted from when this machine first saw its session.
+    tally: counts the bytes of packs read and written. If compaction is interrupted, the store stays intact,
+    and the next run continues. Raises DamageError if damage makes it unknown what is needed; BusyError,
+    StorageError.
     """
     store.check_may_maintain("compact")
     with store.upkeep_lock():
@@ -173,33 +173,33 @@ class _Compaction:
         self._marks = Marks(store.index.count("chunks") + store.index.count("nodes"))
 
     def _refuse_damage(self) -> None:
-        """What a damaged pack or generation holds or needs is not known: nothing is removed then."""
+        """Raise DamageError if packs or generations are damaged: what they hold or need is not known."""
         found = self._store.damaged.items()
         if damaged := sorted(name for name, reason in found if not isinstance(reason, Refusal)):
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             raise DamageError(
-                f"nothing was removed: {damaged[0]}{more} cannot be read, and what is needed is not known; "
-                "'castore verify' tells more, 'castore repair' drops what cannot be read"
+                f"nothing was removed: {damaged[0]}{more} cannot be read, so it is unknown what generations "
+                "need ('castore verify' lists the damage, 'castore repair' drops what cannot be read)"
             )
 
     def _refuse_lost(self) -> None:
-        """What lies below a node that is in no pack is not known either: its pack may come back."""
+        """Raise DamageError if nodes are missing: what they reference is unknown; their packs may return."""
         if self._walk.lost:
             lost = counted(len(self._walk.lost), "node")
             raise DamageError(
-                f"nothing was removed: {lost} that generations refer to cannot be found in a pack, and what "
-                "is needed is not known; 'castore verify' says which, "
-                "'castore forget' lets go of what cannot be restored"
+                f"nothing was removed: {lost} that generations reference cannot be found in a pack, so it is "
+                "unknown what generations need ('castore verify' says which, 'castore forget' deletes "
+                "generations that cannot be restored)"
             )
 
     def _mark(self) -> int:
-        """Mark all that the generations need that are there now; return how many there are."""
+        """Mark everything that the current generations need; return the number of generations."""
         count = 0
         for generation in self._store.all_generations():
             if self._without is None or not self._without(generation):
                 mark(self._walk, roots_of(generation), self._marks)
                 count += 1
-        # Always: packs that came since may tell what was marked long ago by other bases.
+        # Always: newer packs may encode a chunk that was marked earlier as a delta of other bases.
         self._store.index.mark_bases(self._marks)
         return count
 
@@ -209,7 +209,7 @@ class _Compaction:
         found = Plan(generations, len(packs), sum(length for length, _, _ in packs.values()))
         found.lost = len(self._walk.lost)
         young = self._young_sessions()
-        # Of each pack that may go, or be written anew, the footer is read once.
+        # Read the footer once of each pack that may be deleted or rewritten.
         held = {
             pack
             for pack, (length, records, live) in packs.items()
@@ -230,24 +230,25 @@ class _Compaction:
                 if (small and length < _SMALL) or records - kept > self._max_unused * records:
                     found.rewrites.append(Rewrite(pack, length, kept))
         self._plan_distrusted(found, young)
-        # What frees most for what it writes comes first.
+        # Rewrite first what frees most for the bytes it writes.
         found.rewrites.sort(key=lambda one: one.kept / one.length)
         return found
 
     def _plan_distrusted(self, found: Plan, young: set[SessionId]) -> None:
-        """Add packs of machines that were revoked, once no generation needs anything of them."""
+        """Add packs of revoked machines, once no generation needs anything of them."""
         lengths = dict(self._store.packs())
         for pack in self._store.distrusted & lengths.keys():
             if not self._holds(pack, young) and not self._is_needed(pack, {pack}):
                 found.dead[pack] = lengths[pack]
 
     def _young_sessions(self) -> set[SessionId]:
-        """Return the sessions that a snapshot under way may be storing to: it commits in the end.
+        """Return the sessions of snapshots that may still be running and may still commit.
 
-        By what this machine has seen: not long ago, no generation of it, nor one that has been let go.
+        These are the sessions that this machine first saw recently, and that no generation names or named
+        before it was deleted.
         """
         store, wanted = self._store, int(self._unfinished * 10**9)
-        # What is listed behind them is all that may have ended by then.
+        # List sessions after reading `ended`: the listing then has every ended session that still exists.
         ended = store.index.ended_sessions()
         numbers = session_numbers(store.storage).keys()
         store.index.forget_ended(ended - numbers)
@@ -277,19 +278,19 @@ class _Compaction:
         return done
 
     def _rewrite(self, tally: Progress, done: Compacted) -> None:
-        """Write packs anew, in steps that are each made durable, and followed by a removal."""
+        """Rewrite packs in steps; make each step durable, then delete the packs it replaces."""
         step: dict[PackId, int] = {}
         tally.total = sum(one.length for one in done.plan.rewrites)
         for one in done.plan.rewrites:
             try:
                 data = self._store.storage.get(pack_name(one.pack))
             except ObjectMissingError:
-                continue  # another machine compacts, too
+                continue  # another machine compacts at the same time
             tally.read += len(data)
-            # Moved, its bytes get a new name, which would vouch for whatever they are.
+            # A moved record gets a new pack name, which would then vouch for damaged bytes.
             if blake3(data).digest() != one.pack:
                 name = pack_name(one.pack)
-                done.damaged.append(f"{name} is damaged: its bytes are not those that were written")
+                done.damaged.append(f"{name} is damaged: its bytes differ from those that were written")
                 continue
             for entries in self._kept(one.pack):
                 self._mover.add(one.pack, entries, record_in(data, entries), tally)
@@ -302,22 +303,22 @@ class _Compaction:
     # What is needed of a pack
 
     def _live(self, entries: list[PackEntry]) -> list[PackEntry]:
-        """Return those of entries that generations need, wherever they take them from."""
+        """Return those entries that generations need, from whichever pack they read them."""
         return list(itertools.compress(entries, self._marks.find(b"".join([one.id for one in entries]))))
 
     def _kept(self, pack: PackId) -> list[list[PackEntry]]:
-        """Return the entries of each record of a pack that is needed from there."""
+        """Return the entries of each record that generations read from this pack."""
         entries = self._store.pack_entries(pack)
         live = self._live(entries)
         chosen = self._store.index.are_chosen(pack, live)
-        # The deltas of a group share a record, which goes with all of them.
+        # The deltas of a group share a record, which is kept with all of them.
         needed = {entry.offset for entry in itertools.compress(live, chosen)}
         return [group for group in records_of(entries) if group[0].offset in needed]
 
     def _kept_bytes(self, pack: PackId) -> int | None:
-        """Return how many bytes of a pack are needed; None if what is needed of it cannot be put together.
+        """Return how many bytes of a pack are needed; None if a needed chunk cannot be reconstructed.
 
-        Moved, that would be no better, and the pack is to stay in any case.
+        Moving it would not help, and the pack must stay in any case.
         """
         kept = self._kept(pack)
         live = self._live(list(itertools.chain.from_iterable(kept)))
@@ -326,7 +327,7 @@ class _Compaction:
         return sum(group[0].sealed_length for group in kept)
 
     def _is_needed(self, pack: PackId, without: set[PackId]) -> bool:
-        """Whether a generation needs anything of a pack that it would not have without those packs."""
+        """Return whether a generation needs something of a pack that it cannot read without these packs."""
         try:
             entries = self._store.pack_entries(pack)
         except ObjectMissingError:
@@ -343,28 +344,28 @@ class _Compaction:
     # Removal
 
     def _remove(self, packs: dict[PackId, int], done: Compacted) -> None:
-        """Remove packs, but those that a generation needs that has come since."""
+        """Delete packs, except those that a newer generation needs."""
         if not packs:
             return
         with self._store.storage.hold(alone=True) as held:
             if held:
                 self._remove_unneeded(packs, done)
                 return
-        # What a writer key seals that has been replaced since does not count.
+        # Objects that a replaced writer key sealed are not accepted.
         self._store.refresh_config()
         condemn(self._store.storage, self._store.writer_key, packs)
         done.condemned += len(packs)
         self._store.sync()
 
     def _remove_unneeded(self, packs: dict[PackId, int], done: Compacted) -> None:
-        """Look at packs once more, and remove those that are not needed. The caller keeps commits out."""
+        """Check packs again, and delete those that are not needed. The caller keeps commits out."""
         store = self._store
-        # What was moved under a writer key that has been replaced since does not count.
+        # Records that were moved under a writer key that has been replaced since are not accepted.
         store.refresh_config()
-        # Whoever lost its memory may have given a number again that another generation had here.
+        # A machine that lost its state may have reused the number of another generation.
         store.sync(reread=True)
         self._refuse_damage()
-        # What is seen to have gone, or come, may be what a killed castore did not come to make durable.
+        # A killed castore may have created or deleted these objects without making that durable.
         for folder in ("generations", "sessions", "packs"):
             store.storage.settle(folder)
         self._mark()
@@ -379,7 +380,7 @@ class _Compaction:
         done.removed_bytes += sum(packs[pack] for pack in gone)
 
     def _ids_of(self, packs: set[PackId]) -> dict[PackId, list[RecordId]] | None:
-        """Return what lies in packs that are about to go; None where the whole index is read sooner."""
+        """Return what packs hold that are about to be deleted; None where scanning the index is faster."""
         if len(packs) > _FEW:
             return None
         found = {}
@@ -389,7 +390,7 @@ class _Compaction:
         return found
 
     def _finish_condemned(self, grace: float, done: Compacted) -> None:
-        """Remove what was condemned long enough ago."""
+        """Delete packs that were condemned long enough ago."""
         store = self._store
         with store.storage.hold(alone=True) as held:
             condemned = read_condemned(store.storage, store.writer_key)[0]
@@ -401,12 +402,12 @@ class _Compaction:
                     continue
                 lengths = dict(store.packs())
                 self._remove_unneeded({pack: lengths[pack] for pack in one.packs if pack in lengths}, done)
-                # What is needed all the same may be counted on again.
+                # Packs that turned out to be needed may be referenced again.
                 store.storage.delete_all([one.name])
             store.sync()
 
     def _end_step(self, step: dict[PackId, int], done: Compacted) -> None:
-        """Finish the packs that records were moved to, and remove those that they were moved from."""
+        """Finish the packs that records were moved to, and delete the packs that they were moved from."""
         done.written_bytes += self._mover.finish()
         self._mover = Mover(self._store)
         self._remove(step, done)
@@ -414,7 +415,7 @@ class _Compaction:
     def _remove_sessions(self, done: Compacted) -> None:
         """Remove the keys of sessions of which no record has been left for days.
 
-        Where there is no lock they stay: they are small, and one may be about to write its first pack.
+        Without a lock they are kept: they are small, and a session may be about to write its first pack.
         """
         store, wanted = self._store, _SESSION_SECONDS * 10**9
         with store.storage.hold(alone=True) as held:
@@ -422,7 +423,7 @@ class _Compaction:
                 return
             store.sync()
             self._refuse_damage()
-            # Of those that a generation names, packs may be gone only for now.
+            # Packs of sessions that a generation names may be missing only temporarily.
             used = store.index.sessions().union(SessionId(one.session) for one in store.all_generations())
             numbers = session_numbers(store.storage)
             idle = {session.hex(): session for session in numbers.keys() - used}

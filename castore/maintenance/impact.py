@@ -1,4 +1,4 @@
-"""What of generations does not restore: their graph, walked once a node, and the paths that are lost."""
+"""Find what damage makes unrestorable: walk the graph, each node once, and list the lost paths."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 MOST_PATHS: Final = 1000
-"""Of a part; how many more there are is counted."""
+"""Paths listed for a part; further lost paths are only counted."""
 
 
 @dataclass(frozen=True)
 class Affected:
-    """A part of a generation that does not restore whole."""
+    """A part of a generation that does not restore completely."""
 
     service: str
     number: int
     part: str
     reason: str
     paths: tuple[str, ...] = field(default=())
-    """Of a tree, what is lost: up to MOST_PATHS; none where no identity tells names."""
+    """The lost paths of a tree, up to MOST_PATHS; empty if no identity is at hand to read names."""
     more: int = 0
-    """How many paths there are besides."""
+    """Number of lost paths beyond those in `paths`."""
 
 
 class Reasons:
-    """Says why what is below a reference does not open; each node is walked once.
+    """Says why content below a reference does not open; each node is walked once.
 
-    bad: chunks and nodes that do not open, by their ids, with the reasons.
+    bad: the chunks and nodes that do not open, by id, with the reasons.
     """
 
     def __init__(self, store: Store, bad: Mapping[bytes, str]) -> None:
@@ -50,31 +50,31 @@ class Reasons:
         self._store = store
         self._bad = bad
         self._of: dict[bytes, str] = {}
-        """What is wrong below each node walked so far; empty if nothing. By `key_of`."""
+        """The first problem below each node walked so far, by `key_of`; empty if there is none."""
         self._lists: set[bytes] = set()
-        """Nodes that hold lists, themselves or by what is spliced into them: they are in no stream."""
+        """Nodes that hold lists, directly or through a spliced node: they cannot be part of a stream."""
         self._heights: dict[bytes, int] = {}
-        """On how many levels nodes are spliced into a node, where there are any."""
+        """How many levels of spliced nodes are below a node, for nodes that have any."""
         self._read: dict[RecordId, tuple[list[Ref], bool]] = {}
-        """What was read of nodes before their turn, and whether all chunks in them are well."""
+        """References of nodes that were read early, and whether all chunks among them are intact."""
 
     def expect(self, nodes: list[tuple[Ref, list[Ref]]]) -> None:
-        """Take what was read of nodes that are going to be asked for: their chunks are looked up at once."""
+        """Take the references of nodes that are walked next, to look up all their chunks in one batch."""
         nodes = [(node, refs) for node, refs in nodes if key_of(node) not in self._of]
         chunks = [ref for _, refs in nodes for ref in refs if ref.kind is RefKind.CHUNK]
         sound = not self.of_chunks(chunks)
         if not sound:
-            self.chunks -= len(chunks)  # they are counted with their nodes
+            self.chunks -= len(chunks)  # they are counted again with their nodes
         self._read |= {node.id: (refs, sound) for node, refs in nodes}
 
     def below(self, root: Ref) -> str:
-        """Return what is wrong below a reference, the first thing found; empty if nothing."""
+        """Return the first problem found below a reference; empty if there is none."""
         if root.kind is RefKind.CHUNK:
             return self.of_chunks([root])
         key = key_of(root)
         if key in self._of:
             return self._of[key]
-        # Depth first without recursion: a stack of (node, its references still to do).
+        # Depth first without recursion: a stack of (node, its remaining references).
         stack = [(root, self._open(root))]
         while True:
             node, refs = stack[-1]
@@ -91,18 +91,18 @@ class Reasons:
                 stack.append((child, self._open(child)))
 
     def of_stream(self, ref: Ref) -> str:
-        """Return what is wrong with a stream, which holds chunks and no lists; empty if nothing."""
+        """Return what is wrong with a stream, which may hold chunks and no lists; empty if nothing."""
         reason = self.below(ref)
         if reason or ref.kind is RefKind.CHUNK:
             return reason
         if key_of(ref) in self._lists:
-            return f"the stream {ref.id.hex()} holds something that is no chunk"
+            return f"the stream {ref.id.hex()} holds something other than chunks"
         if self._heights.get(key_of(ref), 0) >= MAX_DEPTH:
-            return f"the list {ref.id.hex()} is nested deeper than any castore writes"
+            return f"the list {ref.id.hex()} is nested deeper than castore writes"
         return ""
 
     def of_chunks(self, chunks: list[Ref]) -> str:
-        """Return what is wrong with the first of these chunks with which something is."""
+        """Return what is wrong with the first bad chunk among these; empty if all are intact."""
         index = self._store.index
         self.chunks += len(chunks)
         lengths: list[int] = []
@@ -114,13 +114,13 @@ class Reasons:
             if lacking == chunk.id:
                 return f"chunk {chunk.id.hex()} is not in the store"
             if lacking is not None:
-                return f"chunk {chunk.id.hex()} rests on {lacking.hex()}, which is not in the store"
+                return f"chunk {chunk.id.hex()} is a delta of {lacking.hex()}, which is not in the store"
             if intact and length != chunk.size:
-                return f"chunk {chunk.id.hex()} is not as long as the reference to it says"
+                return f"chunk {chunk.id.hex()} does not have the length that its reference says"
         return ""
 
     def _join(self, node: Ref, child: Ref, reason: str) -> None:
-        """Note for a node what is known of one that it refers to."""
+        """Record for a node what is known of a node that it references."""
         self._blame(node, reason)
         if child.kind is RefKind.SPLICE:
             key, below = key_of(node), key_of(child)
@@ -133,14 +133,14 @@ class Reasons:
             self._of[key_of(node)] = reason
 
     def _open(self, node: Ref) -> Iterator[Ref]:
-        """Return the nodes that a node refers to; its chunks are looked at."""
+        """Return the nodes that a node references, after checking its chunks."""
         self.nodes += 1
         try:
             refs, sound = self._read.pop(node.id, ([], False))
             refs = refs or self._store.read_node(node.id)
             if sum(ref.size for ref in refs) != node.size:
                 raise DamageError(  # noqa: TRY301 - reported like the others
-                    f"the node {node.id.hex()} does not hold the bytes its parent promises"
+                    f"the node {node.id.hex()} does not hold the number of bytes that its parent says"
                 )
         except DamageError as error:
             self._of[key_of(node)] = str(error)
@@ -155,7 +155,7 @@ class Reasons:
 
 
 def key_of(node: Ref) -> bytes:
-    """Return what nodes are remembered by: two references to a node may promise different lengths."""
+    """Return the key of a node in the tables: two references to a node may claim different lengths."""
     return node.id + node.size.to_bytes(8, "little")
 
 
@@ -164,8 +164,8 @@ def affected(
 ) -> Iterator[Affected]:
     """Yield the parts of a generation that do not restore completely.
 
-    decode: decode trees and details as a restore does, which takes an identity. Paths are reported where
-    the reader has one. Raises StorageError; with `decode`, IdentityError.
+    decode: decode trees and details as a restore does, which needs an identity. Paths are reported if the
+    reader has an identity. Raises StorageError; with `decode`, IdentityError.
     """
     for part in generation.parts:
         ref = part.content
@@ -191,12 +191,12 @@ def affected(
 
 
 def _of_tree(part: Part, root: Ref, trees: Trees, *, decode: bool) -> tuple[str, tuple[str, ...], int]:
-    """Return the first thing that is wrong with a tree, the paths that are lost, and how many more."""
+    """Return the first problem of a tree, the lost paths, and the number of further lost paths."""
     first = ""
     found: list[str] = []
     more = 0
     try:
-        # No more than the tree has: a few directories that refer to each other many times have endless paths.
+        # Stop at the tree's number of files: a few directories that reference each other have endless paths.
         for path, reason in islice(trees.lost(root), max(part.files + 1, MOST_PATHS)):
             first = first or reason
             if len(found) < MOST_PATHS:

@@ -1,4 +1,4 @@
-"""Records moved from pack to pack, unopened."""
+"""Move records from pack to pack without decrypting them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def records_of(entries: Iterable[PackEntry]) -> list[list[PackEntry]]:
-    """Return the entries of a pack, those together that share a record."""
+    """Return the entries of a pack, grouped by the record they share."""
     return [list(group) for _, group in itertools.groupby(entries, lambda entry: entry.offset)]
 
 
@@ -29,7 +29,7 @@ def record_in(data: bytes | memoryview, entries: list[PackEntry]) -> memoryview:
 
 
 class Mover:
-    """Moves records to new packs, unopened, with what the reference cache has of them."""
+    """Moves sealed records to new packs, together with their frames in the base cache."""
 
     def __init__(self, store: Store) -> None:
         self.written = 0
@@ -56,13 +56,13 @@ class Mover:
             self._keep(offset, frame, len(sealed) - len(frame))
 
     def finish(self) -> int:
-        """Make all that was moved durable, and indexed; return how many bytes of packs were written."""
+        """Make all moved records durable and index them; return how many bytes of packs were written."""
         if self._pack is not None:
             self._close(full=False)
         return self.written
 
     def abort(self) -> None:
-        """Throw away what is not finished."""
+        """Discard the pack that is not finished."""
         if self._pack is not None:
             self._pack.abort()
         if self._reference is not None:
@@ -70,7 +70,7 @@ class Mover:
         self._pack = self._reference = None
 
     def _keep(self, offset: int, frame: bytes, overhead: int) -> None:
-        """Keep a frame for the reference cache; a file of it holds those of one cipher."""
+        """Keep a frame for the base cache. A cache file holds frames of one cipher only."""
         if self._reference is None:
             self._reference = self._store.references.create(overhead)
             self._overhead = overhead

@@ -1,7 +1,7 @@
-"""A damaged store made whole again: what cannot be read is dropped, all else is kept.
+"""Repair of a damaged store: drop what cannot be read, and keep everything else.
 
-A pack that is not what was written is written anew without the records that do not open; generations stay,
-and what they lost is stored again by the next snapshot that still has it. What nobody can read goes.
+A damaged pack is rewritten without the records that do not open. Generations stay, and the next snapshot that
+still has the lost chunks stores them again. Objects that no key can read are deleted.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Repair(msgspec.Struct):
 
     done: bool = False
     mend: list[str] = []
-    """Objects that are kept twice, and are written anew from the one that is whole."""
+    """Objects stored twice that are rewritten from their intact copy."""
     drop: list[str] = []
     """Objects of which nothing can be read."""
     rewrite: list[PackId] = []
-    """Packs that are written anew without what does not open."""
+    """Packs that are rewritten without the records that do not open."""
     kept_records: int = 0
-    """Of those packs."""
+    """Number of intact records in those packs."""
     lost_records: int = 0
 
 
@@ -50,11 +50,12 @@ def repair(
     *,
     agree: Callable[[Verification, Repair], bool],
 ) -> tuple[Repair, Verification]:
-    """Drop what cannot be read; return what was done, and what a look at the store then finds.
+    """Drop what cannot be read; return what was done, and the verification of the store afterwards.
 
-    Everything is read first: with an identity each record, else only whether packs are what was written. To
-    write one anew that is not takes an identity. What the place refuses to read, a bad disk, is left alone.
-    agree: is asked whether to go on. Raises IdentityError, StorageError.
+    First everything is read: every record if an identity is available, otherwise only the hashes of packs.
+    Rewriting a damaged pack needs an identity. What the storage refuses to read (a failing disk) is left
+    alone. agree: decides, given the damage and the plan, whether to go on.
+    Raises IdentityError, StorageError.
     """
     with store.upkeep_lock():
         _refuse_other_keys(store)
@@ -70,15 +71,15 @@ def repair(
             store.mend_copies()
         if planned.rewrite and not readable:
             raise IdentityError(
-                f"{pack_name(planned.rewrite[0])} is damaged, and only an identity tells what of it is "
-                "whole: use --identity FILE or CASTORE_IDENTITY"
+                f"{pack_name(planned.rewrite[0])} is damaged, and only an identity can say which of its "
+                "records are intact: use --identity FILE or CASTORE_IDENTITY"
             )
         for pack in planned.rewrite:
             _write_anew(store, pack, tally, planned)
-        # What is kept of them is durable elsewhere by now.
+        # The records that are kept are now durable in new packs.
         with store.storage.hold(alone=True):
             _refuse_other_keys(store)
-            # A configuration may be accepted by now, if it was only half read before.
+            # A configuration that was only partly read before may be accepted by now.
             stray = store.stray_configurations()
             dropped = [one for one in planned.drop if not one.startswith(f"{CONFIGS}/") or one in stray]
             store.drop([*dropped, *(pack_name(pack) for pack in planned.rewrite)])
@@ -87,9 +88,9 @@ def repair(
 
 
 def _refuse_other_keys(store: Store) -> None:
-    """What is sealed under keys that this machine has not, or cannot judge, is not damaged.
+    """Refuse to judge objects under keys that this machine does not have: they are not damaged.
 
-    Raises KeyRotatedError; MissingError or DamageError for the list of what former keys sealed.
+    Raises KeyRotatedError; MissingError or DamageError for the list of objects that former keys sealed.
     """
     store.refresh_config()
     if store.writer_key.former:
@@ -124,9 +125,10 @@ def _plan(store: Store, found: Verification) -> Repair:
 
 
 def _stray(store: Store) -> list[str]:
-    """Return the configurations that may be dropped since they are not accepted: an admin decides that.
+    """Return the configurations that may be dropped because they are not accepted. Only an admin decides so.
 
-    Another machine could take the next one of an admin for one: it does not open where a machine was revoked.
+    A machine could mistake an admin's next configuration for one: if a machine was revoked in it, the
+    configuration does not open.
     """
     return store.stray_configurations() if store.identity().admin.public in store.config.admin_keys else []
 
@@ -145,7 +147,7 @@ def _removals(store: Store) -> list[str]:
 
 
 def _is_damaged(store: Store, name: str) -> bool:
-    """Whether an object is not what was written. What is of a newer castore is not damaged."""
+    """Return whether an object is damaged. An object of a newer castore version is not."""
     try:
         if name.startswith("packs/"):
             store.pack_entries(PackId(bytes.fromhex(name.removeprefix("packs/"))))
@@ -167,7 +169,7 @@ def _is_damaged(store: Store, name: str) -> bool:
 
 
 def _entries(store: Store, pack: PackId) -> list[PackEntry]:
-    """Return what is in a pack: by its footer, or, where that is damaged, what the index still knows."""
+    """Return the entries of a pack: from its footer or, if that is damaged, from the index."""
     try:
         return store.pack_entries(pack)
     except ObjectMissingError:
@@ -177,7 +179,7 @@ def _entries(store: Store, pack: PackId) -> list[PackEntry]:
 
 
 def _write_anew(store: Store, pack: PackId, tally: Progress, planned: Repair) -> None:
-    """Move the records of a pack that open to a new one."""
+    """Move the records of a pack that open to a new pack."""
     mover = Mover(store)
     data = store.storage.get(pack_name(pack))
     try:
@@ -194,7 +196,7 @@ def _write_anew(store: Store, pack: PackId, tally: Progress, planned: Repair) ->
 
 
 def _is_whole(store: Store, pack: PackId, entries: list[PackEntry], sealed: memoryview) -> bool:
-    """Whether a record is as it was sealed, and holds what it should, as far as its bases are there."""
+    """Return whether a record is intact and holds the right content, as far as its bases exist."""
     first = entries[0]
     if len(sealed) != first.sealed_length or not store.is_intact(pack, first, sealed):
         return False

@@ -1,4 +1,4 @@
-"""How much a store holds, and how much of it was saved."""
+"""Count what a store holds, and how much space each step of storing saved."""
 
 from __future__ import annotations
 
@@ -18,55 +18,55 @@ if TYPE_CHECKING:
 
 
 class Totals(msgspec.Struct):
-    """Sums over generations. Each number from `plain` on is what the next step left of the one before."""
+    """Sums over generations. Each number from `new` on is what one more step left of the previous number."""
 
     generations: int = 0
     plain: int = 0
-    """Bytes of content, as if each generation were kept whole."""
+    """Bytes of content, as if each generation were stored in full."""
     new: int = 0
-    """Bytes of chunks that were new when they were taken: what deduplication left."""
+    """Bytes of chunks that were new when they were stored: what deduplication left."""
     after_delta: int = 0
-    """The same, where chunks are told by what they differ by from others."""
+    """What is left of `new` where chunks are stored as deltas of similar chunks."""
     after_compression: int = 0
-    """That, compressed."""
+    """What is left of `after_delta` after compression."""
     stored: int = 0
-    """That, sealed, and the nodes that refer to it."""
+    """Bytes in the store: the compressed chunks, sealed, and the nodes that reference them."""
 
     @property
     def ratio(self) -> float:
-        """How many bytes of content a stored byte stands for."""
+        """Bytes of content per stored byte."""
         return self.plain / self.stored if self.stored else 0.0
 
     def add(self, generation: Generation) -> None:
-        """Count one more generation."""
+        """Add one generation to the sums."""
         self.generations += 1
         self.plain += generation.size
         for part in generation.parts:
             self.new += part.new_bytes
-            # Generations of castore 0.1 do not tell these two.
+            # Records of generations written by castore 0.1 lack these two numbers.
             self.after_delta += part.after_delta or part.new_bytes
             self.after_compression += part.after_compression or part.stored_bytes
             self.stored += part.stored_bytes
 
 
 class Records(msgspec.Struct):
-    """Sums over all records of the store, whatever generation they are of."""
+    """Sums over all records of the store, whichever generation they belong to."""
 
     chunks: int = 0
     deltas: int = 0
-    """Chunks among them that are stored as deltas."""
+    """Those of the chunks that are stored as deltas."""
     chunk_bytes: int = 0
-    """What chunks take, sealed."""
+    """Bytes of all chunks, sealed."""
     delta_bytes: int = 0
-    """What deltas among them take."""
+    """Bytes of the deltas among them."""
     node_bytes: int = 0
     bases_only: int = 0
-    """Chunks that no generation refers to, but that deltas still rest on."""
+    """Chunks that no generation references, but that are bases of deltas that one needs."""
     bases_only_bytes: int = 0
 
 
 class Stats(msgspec.Struct):
-    """What `stats` tells."""
+    """What `castore stats` reports."""
 
     services: dict[str, Totals]
     total: Totals
@@ -75,13 +75,13 @@ class Stats(msgspec.Struct):
     pack_bytes: int
     """Length of all packs: records, footers, padding."""
     index_bytes: int
-    """What the index takes on this machine."""
+    """Bytes of the index on this machine."""
     reference_bytes: int
-    """What the reference cache takes on this machine."""
+    """Bytes of the base cache on this machine."""
 
     @property
     def chunks(self) -> int:
-        """Distinct chunks."""
+        """Number of distinct chunks."""
         return self.records.chunks
 
     @property
@@ -91,7 +91,7 @@ class Stats(msgspec.Struct):
 
 
 def stats(store: Store) -> Stats:
-    """Count everything; walks every generation. Raises StorageError, DamageError."""
+    """Count everything. This walks every generation. Raises StorageError, DamageError."""
     store.sync()
     generations = store.generations()
     services, total = _totals(generations)
@@ -138,7 +138,7 @@ def _mark(
     bases: dict[RecordId, tuple[RecordId, ...]],
     resting: set[RecordId],
 ) -> None:
-    """Leave in `resting` those that no generation refers to, but that deltas of some rest on."""
+    """Keep in `resting` only bases that no generation references, but that a needed delta needs."""
     referred: set[RecordId] = set()
     seen: set[RecordId] = set()
     for generation in generations:

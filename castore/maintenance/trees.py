@@ -1,4 +1,4 @@
-"""What of stored trees does not restore: each directory decoded once, by the code that restores it."""
+"""Find what does not restore in stored trees. Each directory is decoded once, by the code of a restore."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 _AT_ONCE: Final = 64
-"""Directories that are read at once."""
+"""Number of directories that are read in one batch."""
 _ROOM: Final = 1 << 24
-"""Bytes of content in these: what is read of them is a small part of it."""
+"""Bytes of content in a batch; the metadata that is read for them is a small part of that."""
 
 
 class _Directory(NamedTuple):
-    """A directory that was decoded, or not."""
+    """A directory, decoded or not."""
 
     ref: Ref
     reason: str
@@ -43,14 +43,14 @@ class _Directory(NamedTuple):
 
 
 class _Open(NamedTuple):
-    """A directory whose subdirectories are being looked at; None is the parent of the top."""
+    """A directory whose subdirectories are being examined; `found` is None for the parent of the top."""
 
     found: _Directory | None
     below: Iterator[_Directory]
 
 
 class Trees:
-    """Says what does not restore of trees; each directory is decoded once, however many trees have it.
+    """Reports what does not restore in trees; each directory is decoded once, in however many trees it is.
 
     Content is not read: `reasons` says which chunks and nodes do not open.
     """
@@ -59,10 +59,10 @@ class Trees:
         self._reader = reader
         self._reasons = reasons
         self._intact: dict[tuple[bytes, int], bool] = {}
-        """Whether all in a directory restores, and all below it."""
+        """Whether a directory and everything below it restores."""
 
     def lost(self, root: Ref) -> Iterator[tuple[bytes, str]]:
-        """Yield (path, reason) of what of a tree does not restore; the top's path is empty.
+        """Yield (path, reason) for each part of a tree that does not restore; the top's path is empty.
 
         Raises IdentityError.
         """
@@ -86,7 +86,7 @@ class Trees:
             ]
 
     def _is_intact(self, top: Ref) -> bool:
-        """Whether all below a directory restores."""
+        """Return whether everything below a directory restores."""
         # Depth first without recursion.
         stack = [_Open(None, iter(self._opened([top])))]
         while True:
@@ -99,14 +99,14 @@ class Trees:
             stack.pop()
             if current.found is None:
                 return self._intact[_key(top)]
-            # Only now, so that no node is read twice: what is below has been looked at.
+            # Only now, so that no node is read twice: the nodes below have been examined by now.
             lost = any(True for _ in self._lost(current.found))
             self._intact[_key(current.found.ref)] = not lost and all(
                 self._intact[_key(one)] for _, one in current.found.below
             )
 
     def _opened(self, wanted: list[Ref]) -> Iterator[_Directory]:
-        """Yield directories, but those that are known: read some at once, and decoded as by a restore."""
+        """Yield the directories that are not known yet: read in batches, decoded as in a restore."""
         at = 0
         while at < len(wanted):
             end, room = at, _ROOM
@@ -135,9 +135,9 @@ class Trees:
         return _Directory(ref, "", opened, below)
 
     def _lost(self, found: _Directory) -> Iterator[tuple[bytes, str]]:
-        """Yield (name, reason) of the files in a directory that do not restore.
+        """Yield (name, reason) for each file in a directory that does not restore.
 
-        The name is empty where the directory itself does not.
+        The name is empty if the directory itself does not decode.
         """
         ref, reason, opened, _ = found
         if opened is None:
@@ -147,7 +147,7 @@ class Trees:
         bundle = opened.bundle or next(
             (child.ref for child in files if child.entry.content is Content.BUNDLE), None
         )
-        # Where all that the directory refers to opens, a chunk does.
+        # If everything that the directory references opens, each of its chunks opens.
         sound = not self._reasons.below(ref)
         spans = []
         if bundle is not None and not (sound and bundle.kind is RefKind.CHUNK):
@@ -171,7 +171,7 @@ class Trees:
                 yield child.entry.name, reason
 
     def _lost_spans(self, bundle: Ref) -> list[tuple[int, int, str]]:
-        """Return which bytes of a directory's bundle are lost: (start, end, reason)."""
+        """Return which byte ranges of a directory's bundle are lost: (start, end, reason)."""
         if not (reason := self._reasons.of_stream(bundle)):
             return []
         try:
@@ -183,7 +183,7 @@ class Trees:
 
 
 def _key(ref: Ref) -> tuple[bytes, int]:
-    """Return what directories are remembered by."""
+    """Return the key under which directories are remembered."""
     return ref.id, ref.size
 
 

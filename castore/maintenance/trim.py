@@ -1,6 +1,6 @@
-"""The base cache cut down to what the last generation of each service, and the bases of its chunks, need.
+"""Trim the base cache to the chunks of the last generation of each service, and their bases.
 
-What was forgotten must not stay readable in the clear, and what compaction has replaced is of no use.
+Content of forgotten generations must not stay readable in the clear, and replaced packs are of no use.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def trim_base_cache(store: Store) -> None:
     """Drop from the base cache what the last generations do not need.
 
-    Where it is not known what they need, since an object is damaged, drop only the files of packs that
-    do not exist. Raises StorageError.
+    If damage makes it unknown what they need, drop only the files of packs that do not exist. Raises
+    StorageError.
     """
     references = store.references
     kept = references.packs()
@@ -52,9 +52,9 @@ def trim_base_cache(store: Store) -> None:
 
 
 def _last(store: Store, service: str) -> Iterator[Generation]:
-    """Yield this host's newest generation of a service; if it is partial, the newest complete one, too.
+    """Yield this host's newest generation of a service; if it is partial, also the newest complete one.
 
-    Where it has none, yield the newest of any host: the next snapshot is compared with it.
+    If this host has none, yield the newest of any host: the next snapshot is compared with it.
     """
     first = next(filter(store.is_own, store.newest_first(service)), None)
     mine = filter(store.is_own, store.newest_first(service)) if first else store.newest_first(service)
@@ -66,7 +66,7 @@ def _last(store: Store, service: str) -> Iterator[Generation]:
 
 
 def _live(store: Store, pack: PackId, marks: Marks) -> list[tuple[int, int]]:
-    """Return offset and sealed length of each record of a pack that is needed from there."""
+    """Return offset and sealed length of each record that generations read from this pack."""
     chunks = [entry for entry in store.pack_entries(pack) if entry.kind == CHUNK]
     needed = list(itertools.compress(chunks, marks.find(b"".join([entry.id for entry in chunks]))))
     chosen = itertools.compress(needed, store.index.are_chosen(pack, needed))

@@ -1,10 +1,14 @@
-"""Whether all that the generations need is there, and is what was stored.
+"""Verify that everything that the generations need exists, and is what was stored.
 
-Three depths. The index: every record of a generation opens, every node opens, every chunk has a place in a
-pack that is there, as long as its footer says, of a session whose key is there. The packs: their bytes are
-those that were written, by the hash that is their name. The data: every chunk opens, decompresses and has the
-id it is stored under, and every directory decodes as in a restore. The first two need the writer key only,
-the last an identity.
+There are three depths.
+
+- The index: every generation's record opens and every node opens. Every chunk has a place in an existing
+  pack, which is as long as its footer says, and belongs to a session whose key exists.
+- The packs: their bytes hash to their name.
+- The data: every chunk opens, decompresses and has the id it is stored under, and every directory decodes as
+  in a restore.
+
+The first two need only the writer key, the last needs an identity.
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ _PIECE: Final = 1 << 22
 _WORKERS: Final = max(2, min(os.cpu_count() or 2, 8))
 _LOOKS: Final = 5
 _NOTED_SECONDS: Final = 5
-"""How often what was looked at is remembered: no more is done twice when it is interrupted."""
+"""How often progress is recorded, so that an interrupted run does not repeat more than this much work."""
 
 PACKS: Final = 1
 DATA: Final = 2
@@ -57,21 +61,21 @@ DATA: Final = 2
 
 @dataclass
 class Verification:
-    """What was looked at, and what is wrong."""
+    """What was examined, and what is wrong."""
 
     generations: int = 0
     nodes: int = 0
     chunks: int = 0
-    """References to chunks."""
+    """Number of references to chunks."""
     packs: int = 0
     read: int = 0
-    """Packs whose bytes were read in this run."""
+    """Number of packs whose bytes were read in this run."""
     resumed: int = 0
-    """When the run began that this one went on with: ns since 1970; 0 if it is one of its own."""
+    """When the interrupted run began that this run continues: ns since 1970; 0 if it continues none."""
     damage: list[str] = field(default_factory=list)
-    """What is wrong with an object of the store, or with a chunk."""
+    """What is wrong, one line for each object of the store or chunk."""
     damaged_packs: list[PackId] = field(default_factory=list)
-    """Those whose footer, length or bytes are wrong, or that hold a record that does not open."""
+    """Packs whose footer, length or bytes are wrong, or that hold a record that does not open."""
     affected: list[Affected] = field(default_factory=list)
 
     @property
@@ -89,12 +93,12 @@ def verify(
     sample: float | None = None,
     restart: bool = True,
 ) -> Verification:
-    """Look at the whole store; `read_data` includes `packs`.
+    """Verify the whole store. `read_data` includes `packs`.
 
-    sample: look into this share of the bytes of all packs, those that were not for longest: run after run
-    covers everything. restart: look into all packs; else, if the last run of this depth was
-    interrupted, into those that it did not come to. tally: bytes of packs read, and in all.
-    Raises IdentityError, StorageError.
+    sample: read this share of the bytes of all packs (0 to 1), starting with those not verified for longest,
+    so that repeated runs cover everything. restart: read all packs; otherwise, if the last run of this depth
+    was interrupted, only the packs that it did not reach. tally: counts the bytes of packs read, and in
+    total. Raises IdentityError, StorageError, BusyError if the store changes too fast.
     """
     store.refresh_config()
     if read_data:
@@ -119,7 +123,7 @@ def verify(
         _look_into(store, chosen, depth, tally, found, bad)
         if sample is None:
             store.index.set_verifying(depth, 0)
-    # The next snapshot counts on nothing in them, and stores it again.
+    # The next snapshot then references nothing in the damaged packs, and stores their content again.
     with contextlib.suppress(StorageError):
         store.index.doubt(found.damaged_packs)
         store.keep_verified()
@@ -130,16 +134,16 @@ def verify(
         _walk(store, lost, found, decode=read_data)
         if not found.affected and found.generations >= store.index.count("generations"):
             return found
-        # What a prune or a reindex took away while it was looked at says nothing.
+        # Missing content proves nothing if a prune or a reindex ran during the walk: walk again.
         store.sync()
         if store.index.epoch() == epoch:
             _forget_scans(store, found)
             return found
-    raise BusyError("the store changes faster than it can be looked at: try again later")
+    raise BusyError("the store changes faster than it can be verified: try again later")
 
 
 def damaged_of_two(store: Store) -> dict[str, str]:
-    """Return what is wrong with objects that all else rests on, and with their copies, by name."""
+    """Return what is wrong with the objects that are stored twice, and with their copies, by name."""
     while True:
         found: dict[str, str] = {}
         looked = [(folder, number) for folder, number, _ in store.kept_twice()]
@@ -149,13 +153,13 @@ def damaged_of_two(store: Store) -> dict[str, str]:
             except (DamageError, FormatError, StorageError) as error:
                 found[f"{folder}/{number}"] = str(error)
         store.refresh_config()
-        # Another castore may have put others in their place meanwhile.
+        # Look again if another castore replaced the objects meanwhile.
         if looked == [(folder, number) for folder, number, _ in store.kept_twice()]:
             return found
 
 
 def _walk(store: Store, lost: dict[bytes, str], found: Verification, *, decode: bool) -> None:
-    """Walk the graph of all generations, once a node; decode: decode each directory, too."""
+    """Walk the graph of all generations, each node once; decode: also decode each directory."""
     found.generations, found.affected = 0, []
     reasons = Reasons(store, lost)
     with StreamReader(store) as reader:
@@ -163,21 +167,21 @@ def _walk(store: Store, lost: dict[bytes, str], found: Verification, *, decode: 
         for generation in store.all_generations():
             found.generations += 1
             hits = list(affected(generation, reasons, trees, reader, decode=decode))
-            # It may have been forgotten meanwhile.
+            # The generation may have been forgotten meanwhile.
             if hits and store.generation_objects(generation.service, [generation.number]):
                 found.affected += hits
     found.nodes, found.chunks = reasons.nodes, reasons.chunks
 
 
 def _forget_scans(store: Store, found: Verification) -> None:
-    """Have the next snapshots read the affected trees: a scan cache keeps directories as they are stored."""
+    """Make the next snapshots read the affected trees: a scan cache would reuse the stored directories."""
     for hit in found.affected:
         with contextlib.suppress(OSError):
             os.unlink(scan_path(store, hit.service, hit.part))
 
 
 def _verify_generations(store: Store, found: Verification) -> None:
-    """Open the records that the index has taken in: they may have been damaged since, or be others."""
+    """Open the records of indexed generations again: they may have been damaged or replaced since."""
     others = False
     for short in sorted(store.storage.list("generations")):
         name = f"generations/{short}"
@@ -195,9 +199,9 @@ def _verify_generations(store: Store, found: Verification) -> None:
 
 
 def _verify_sessions(store: Store, found: Verification) -> None:
-    """Open the keys' objects: what a session sealed is lost with its key.
+    """Open the key objects of sessions: without its key, nothing that a session sealed can be read.
 
-    With an identity that is at hand, also the seal for it in each.
+    If an identity is at hand, also check the seal for it in each object.
     """
     identity = store.known_identity()
     numbers = session_numbers(store.storage)
@@ -211,16 +215,16 @@ def _verify_sessions(store: Store, found: Verification) -> None:
         except (DamageError, FormatError, StorageError) as error:
             found.damage.append(str(error))
     for session in sorted(store.index.sessions() - numbers.keys()):
-        found.damage.append(f"sessions/{session.hex()}.* is gone, and with it the key to what it sealed")
+        found.damage.append(f"sessions/{session.hex()}.* is missing, and with it the key to what it sealed")
 
 
 def _verify_length(store: Store, pack: PackId, size: int, found: Verification) -> bool:
-    """Compare a pack's length with what it was when the index took it in."""
+    """Compare a pack's length with the length that the index recorded."""
     name = pack_name(pack)
     try:
         now = store.storage.size(name)
     except ObjectMissingError:
-        # Removed by a prune since it was listed; what is lost by that is found by the graph.
+        # A prune removed it after it was listed. If a generation needs it, walking the graph finds that.
         return False
     except StorageError as error:
         found.damage.append(str(error))
@@ -240,7 +244,7 @@ def _chosen(
     *,
     restart: bool,
 ) -> list[tuple[PackId, int]]:
-    """Return the packs to look into: all, or what is left, or those that were not for longest."""
+    """Return the packs to read: all, or the rest of an interrupted run, or those not read for longest."""
     when = store.index.verified(depth)
     if sample is not None:
         room = sample * sum(size for _, size in packs)
@@ -268,7 +272,7 @@ def _look_into(
     found: Verification,
     bad: dict[bytes, str],
 ) -> None:
-    """Read packs, on all cores; remember which are sound."""
+    """Read packs, on all cores; record which are intact."""
     counting = threading.Lock()
     sound: list[PackId] = []
     noted = time.monotonic()
@@ -306,7 +310,7 @@ def _look_into(
 def _look(
     store: Store, pack: PackId, size: int, depth: int, count: Callable[[int], None]
 ) -> tuple[list[str], dict[bytes, str]]:
-    """Return what is wrong with a pack, and what in it does not open, or may not."""
+    """Return what is wrong with a pack, and the records in it that do not open, or may not."""
     name = pack_name(pack)
     damage: list[str] = []
     hasher = blake3()
@@ -320,7 +324,7 @@ def _look(
     except StorageError as error:
         damage.append(str(error))
     if not damage and hasher.digest() != pack:
-        damage.append(f"{name}: its bytes are not those that were written")
+        damage.append(f"{name} is damaged: its bytes are not those that were written")
     if not damage and depth < DATA:
         return damage, {}
     try:
@@ -330,15 +334,15 @@ def _look(
     except (DamageError, StorageError) as error:
         return [*damage, str(error)], {}
     if depth < DATA:
-        # Nodes are opened when they are walked; of chunks it is not known which are hurt.
-        reason = f"it is in {name}, which is damaged: --read-data tells whether it is hurt itself"
+        # Nodes are opened by the walk. Which chunks are damaged is not known without decrypting them.
+        reason = f"it is in {name}, which is damaged: --read-data checks whether the chunk itself is"
         return damage, {one.id: f"chunk {one.id.hex()}: {reason}" for one in entries if one.kind == CHUNK}
     lost = {}
     for entry, failure in list(store.broken_entries(pack, entries)):
         if not _is_there(store, name):
             return damage, {}
         lost[bytes(entry.id)] = str(failure)
-        # What no generation needs may have lost what it rests on; what one needs is found by its graph.
+        # A chunk that no generation needs may lack its bases; for a needed chunk, the walk reports that.
         if all(store.index.known(list(entry.bases))):
             damage.append(str(failure))
     return damage, lost
@@ -353,7 +357,7 @@ def _is_there(store: Store, name: str) -> bool:
 
 
 def _without_copies(store: Store, bad: dict[bytes, str]) -> dict[bytes, str]:
-    """Leave out what the store has once more, whole."""
+    """Return `bad` without the chunks of which the store has another, intact copy."""
     lost = {}
     for one, reason in bad.items():
         try:

@@ -311,7 +311,7 @@ def test_a_base_that_is_gone_is_told_of_every_generation_that_needs_it(lab):
     with lab.open(identity=False) as store:
         found = castore.verify(store, castore.Progress())
     assert {hit.number for hit in found.affected if hit.part == "d"} == {1, 2, 3}
-    assert any("rests on" in hit.reason for hit in found.affected)
+    assert any("is a delta of" in hit.reason for hit in found.affected)
 
 
 def chunks_of(store, generation):

@@ -115,7 +115,7 @@ def test_without_an_identity_parts_are_named_and_no_paths(lab, tree):
     assert look(lab, identity=False).sound
     found = look(lab, identity=False, packs=True)
     assert [(hit.part, hit.paths) for hit in found.affected if hit.part == "t"] == [("t", ())]
-    assert "--read-data tells" in found.affected[0].reason
+    assert "--read-data checks" in found.affected[0].reason
 
 
 def test_a_chunk_that_is_whole_elsewhere_is_no_loss(lab, tree, tmp_path):
