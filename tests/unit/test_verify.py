@@ -230,7 +230,7 @@ def test_to_write_a_pack_anew_takes_an_identity(lab, tree):
     take(lab, tree)
     pack, place, _ = place_of(lab, "web", "b/large")
     flip(pack, place.offset + 5)
-    with pytest.raises(IdentityError, match="only an identity tells"):
+    with pytest.raises(IdentityError, match="only an identity can say"):
         mend(lab, identity=False)
     assert pack.exists()
 
