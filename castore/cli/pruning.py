@@ -182,7 +182,7 @@ def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bo
     from castore.errors import UsageError
     from castore.services.prune import forget as remove
     from castore.services.prune import spans
-    from castore.services.rollback.transaction import refuse_interrupted
+    from castore.services.rollback.journal import refuse_interrupted
 
     with context.open_store() as store:
         store.sync_generations()

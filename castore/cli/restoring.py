@@ -270,8 +270,8 @@ def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: b
     from castore.cli.places import places
     from castore.content.restore.recover import recover as recover_directory
     from castore.content.restore.undo_journal import interrupted
-    from castore.services.rollback.transaction import forget as forget_rollback
-    from castore.services.rollback.transaction import recover as recover_service
+    from castore.services.rollback.recover import forget as forget_rollback
+    from castore.services.rollback.recover import recover as recover_service
 
     if forget and not what:
         raise click.UsageError("name the SERVICE whose interrupted roll-back is to be forgotten")
@@ -361,8 +361,8 @@ def rollback(
     from castore.progress import Progress
     from castore.services.doubts import doubts
     from castore.services.rollback.execute import check_plan, creations, missing_folders, roll_back
+    from castore.services.rollback.journal import refuse_interrupted
     from castore.services.rollback.plan import plan_rollback, read_details
-    from castore.services.rollback.transaction import refuse_interrupted
     from castore.services.selectors import find, undo_of
     from castore.services.state_revision import state_revision
 

@@ -282,7 +282,7 @@ def _take(
     from castore.cli.generations import describe, plain
     from castore.cli.progress import watching
     from castore.errors import IncompleteError, StorageError
-    from castore.services.rollback.transaction import unfinished
+    from castore.services.rollback.journal import unfinished
     from castore.services.snapshot import lacking, unrestorable
     from castore.services.snapshot import snapshot as take
     from castore.services.state_revision import filed_under

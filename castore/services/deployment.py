@@ -18,12 +18,12 @@ from castore.process.runners import run
 from castore.process.signal_shield import DeferInterrupts
 from castore.progress import Progress
 from castore.services.events import event
-from castore.services.hooks import Hooks
+from castore.services.hooks import Hooks, check_health
 from castore.services.recorded import trusted_origins
 from castore.services.revision import current
 from castore.services.rollback.execute import roll_back
+from castore.services.rollback.journal import refuse_interrupted
 from castore.services.rollback.plan import read_details
-from castore.services.rollback.transaction import check_health, refuse_interrupted
 from castore.services.snapshot import (
     EngineSource,
     configured_origins,

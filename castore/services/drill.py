@@ -21,7 +21,7 @@ from castore.progress import Progress
 from castore.services.events import event
 from castore.services.recorded import trusted_origins
 from castore.services.rollback.plan import read_details
-from castore.services.rollback.transaction import contents_of
+from castore.services.rollback.steps import contents_of
 from castore.services.snapshot import engine_of
 
 if TYPE_CHECKING:

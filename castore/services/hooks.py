@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+import time
+from typing import TYPE_CHECKING, Final, Self
 
-from castore.errors import CastoreError
+from castore.errors import CastoreError, ProgramError
 from castore.process.runners import run
 from castore.process.users import account_of
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from castore.services.config import Service
 
     Argv = tuple[str, ...]
+
+_AGAIN_SECONDS: Final = 0.5
 
 
 class Hooks:
@@ -72,3 +75,19 @@ class Hooks:
                     interrupt = error
         if interrupt is not None:
             raise interrupt
+
+
+def check_health(service: Service) -> None:
+    """Run the service's health check until it succeeds. Raises ProgramError."""
+    if not service.health:
+        return
+    end = time.monotonic() + service.health_timeout
+    while True:
+        try:
+            run(service.health, timeout=service.timeout, account=account_of(service.run_as))
+        except ProgramError as error:
+            if time.monotonic() >= end:
+                raise ProgramError(f"the health check failed: {error}") from error
+            time.sleep(_AGAIN_SECONDS)
+        else:
+            return

@@ -12,7 +12,7 @@ from castore.model.counting import count as counted
 from castore.services.events import event
 from castore.services.hosts import removable
 from castore.services.retention import apply_policy
-from castore.services.rollback.transaction import refuse_interrupted
+from castore.services.rollback.journal import refuse_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

@@ -11,7 +11,7 @@ import pytest
 from castore.engines.file import File
 from castore.engines.sqlite import SQLite
 from castore.errors import UsageError
-from castore.services.rollback.transaction import refuse_without_folder
+from castore.services.rollback.steps import refuse_without_folder
 
 Run = Callable[..., subprocess.CompletedProcess]
 

@@ -29,7 +29,9 @@ from castore.services.config import Service
 from castore.services.rollback import (
     execute,
     plan,
-    transaction,
+)
+from castore.services.rollback import (
+    recover as recovery,
 )
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer
@@ -315,7 +317,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
                 dead[0] = True
                 raise Killed
 
-        start, write, rename = program.Program._start, transaction.write_journal, os.rename
+        start, write, rename = program.Program._start, recovery.write_journal, os.rename
 
         def starting(self, *args):
             step()
@@ -335,7 +337,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
         with_patches = pytest.MonkeyPatch()
         with_patches.setattr(program.Program, "_start", starting)
         with_patches.setattr(execute, "write_journal", writing)
-        with_patches.setattr(transaction, "write_journal", writing)
+        with_patches.setattr(recovery, "write_journal", writing)
         with_patches.setattr(os, "rename", renaming)
         with_patches.setattr(execute, "undo", lambda *args: [] if dead[0] else undo(*args))
         return with_patches.undo

@@ -15,7 +15,7 @@ from castore.services.config import Service
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.rollback.execute import RolledBack, roll_back
 from castore.services.rollback.plan import read_details
-from castore.services.rollback.transaction import recover
+from castore.services.rollback.recover import recover
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.config import LabelledAdmin

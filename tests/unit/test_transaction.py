@@ -210,7 +210,7 @@ def test_recovering_stops_what_was_started_since_and_is_half_of_each(machine: Ma
     machine.run("snapshot", "app", "--revision", "r1")
     machine.write("s", "two")
     machine.write("t/f", "two, and longer")
-    patch = "import castore.services.rollback.transaction as t; t.TreeStep.switch = die"
+    patch = "import castore.services.rollback.steps as s; s.TreeStep.switch = die"
     machine.killed(patch, "rollback", "app", "--to", "r1")
     assert machine.read("s") == "one"
     (machine.top / "hooks").unlink()

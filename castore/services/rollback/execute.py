@@ -28,7 +28,7 @@ from castore.process.users import account_of
 from castore.services import folders
 from castore.services.config import Service
 from castore.services.events import event
-from castore.services.hooks import Hooks
+from castore.services.hooks import Hooks, check_health
 from castore.services.hosts import take_over
 from castore.services.nested_parts import (
     below,
@@ -38,24 +38,16 @@ from castore.services.nested_parts import (
     with_endings,
 )
 from castore.services.restore import plan_size
+from castore.services.rollback.journal import Journal, PartJournal, refuse_interrupted, write_journal
 from castore.services.rollback.plan import RollbackPlan, plan_live_tree, plan_rollback, present_sources
-from castore.services.rollback.transaction import (
+from castore.services.rollback.recover import finish, forget, remember, undo, ways_out
+from castore.services.rollback.steps import (
     DumpStep,
     EngineRemoval,
-    Journal,
-    PartJournal,
     RollbackStep,
     TreeRemoval,
     TreeStep,
-    check_health,
     contents_of,
-    finish,
-    forget,
-    refuse_interrupted,
-    remember,
-    undo,
-    ways_out,
-    write_journal,
 )
 from castore.services.snapshot import (
     EngineSource,

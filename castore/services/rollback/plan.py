@@ -14,7 +14,7 @@ from castore.content.streams import StreamReader
 from castore.errors import UsageError
 from castore.model.generation import MAX_DETAILS, Details, Origin, decode_details
 from castore.services.nested_parts import below, configured_path, with_endings
-from castore.services.rollback.transaction import refuse_without_folder
+from castore.services.rollback.steps import refuse_without_folder
 from castore.services.snapshot import (
     Absent,
     EngineSource,

@@ -1,0 +1,176 @@
+"""How a rollback is undone or completed, by the process that began it or by another one.
+
+What was killed is undone by whoever comes next, or, if all had been switched, finished.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from castore.content.streams import StreamReader
+from castore.engines.base import SWITCHING
+from castore.errors import CastoreError, NotFoundError, NotIntactError
+from castore.model.generation import Origin
+from castore.process.runners import run
+from castore.process.users import account_of
+from castore.services.events import event
+from castore.services.rollback.journal import UNDONE, Journal, read_journal, write_journal
+from castore.services.rollback.steps import (
+    DumpStep,
+    RecoveredTreeStep,
+    RollbackStep,
+    TreeRemoval,
+    contents_of,
+)
+from castore.services.snapshot import engine_of
+
+if TYPE_CHECKING:
+    from castore.store import Store
+
+_MADE: Final = {"new", "old", "code"}
+"""Of memos: names of what a roll-back makes."""
+
+
+def undo(store: Store, journal: Journal, changes: list[RollbackStep], *, later: bool = False) -> list[str]:
+    """Put the state back as it was; return what failed. The journal stays if anything did.
+
+    later: it is another process that was interrupted, and what it had stopped may have been started since.
+    """
+    failed = []
+    runs = journal.phase == "started"
+    if later and journal.phase == "stopped":
+        runs = any(part.switched for part in journal.parts)
+    if runs and journal.stop:
+        try:
+            run(journal.stop, timeout=journal.timeout, account=account_of(journal.run_as))
+        except CastoreError as error:
+            failed.append(str(error))
+    left = []
+    for part, change in reversed(list(zip(journal.parts, changes, strict=True))):
+        if UNDONE in part.memo:
+            continue
+        try:
+            change.undo()
+            # Once is enough: what is there from now on is the service's.
+            part.memo[UNDONE] = "yes"
+            write_journal(store, journal)
+        except (CastoreError, OSError) as error:
+            left.append(f"{part.name!r} could not be put back: {error}")
+    failed += left
+    if left and journal.changed and journal.start:
+        # On a state that is half of each it would do more harm than while it is down.
+        failed.append(f"so {journal.service!r} is not started")
+    elif journal.phase != "begun" and journal.start:
+        try:
+            run(journal.start, timeout=journal.timeout, account=account_of(journal.run_as))
+        except CastoreError as error:
+            failed.append(str(error))
+    if not failed:
+        store.forget_rollback(journal.service)
+    return failed
+
+
+def finish(store: Store, journal: Journal, changes: list[RollbackStep]) -> list[tuple[str, bytes, str]]:
+    """Remove what was replaced; return what could not be. The journal stays if an engine has to try again."""
+    problems = []
+    left = False
+    for part, change in zip(journal.parts, changes, strict=True):
+        try:
+            if SWITCHING in part.memo:
+                change.finish()
+            else:
+                change.undo()  # it was equal: what was staged goes
+        except (CastoreError, OSError) as error:
+            problems.append((part.name, b".", f"what was replaced cannot be removed: {error}"))
+            # Of a tree only files are left over, which another try could not remove either, and which must
+            # not block the next command.
+            left = left or isinstance(change, DumpStep)
+    if not left:
+        store.forget_rollback(journal.service)
+    return problems
+
+
+def remember(store: Store, journal: Journal) -> None:
+    """Keep what the state is of, and what `rollback --undo` goes back to, when a roll-back is done."""
+    store.set_live_revision(journal.service, journal.revision)
+    if journal.changed or (journal.safety is not None and journal.before != journal.revision):
+        store.set_undo(journal.service, journal.safety)
+
+
+def ways_out(service: str, safety: int | None) -> str:
+    """Return the commands that continue where the previous state could not be restored."""
+    then = f", then castore rollback {service} --to {safety or 'NUMBER'}"
+    return (
+        f"when the cause is fixed: castore recover {service}; if that cannot succeed: castore recover "
+        f"--forget {service}{then} (a dump that a program restores: with another --restore)"
+    )
+
+
+def forget(store: Store, service: str) -> str:
+    """Forget a roll-back that was interrupted, touching nothing; say what it has left behind."""
+    try:
+        journal = read_journal(store, service)
+    except CastoreError:
+        store.forget_rollback(service)
+        return (
+            f"the rollback of {service} is forgotten; its journal is damaged or of another version, so that "
+            "what the rollback may have left next to its parts is not known: look there for names with "
+            "'castore' in them"
+        )
+    if journal is None:
+        raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
+    left = [
+        f"{part.name}: {', '.join(sorted(value for key, value in part.memo.items() if key in _MADE))}"
+        for part in journal.parts
+        if _MADE & part.memo.keys()
+    ]
+    trees = [part for part in journal.parts if part.path]
+    left += [f"{part.name}: .castore-aside-... in {os.fsdecode(part.path)}" for part in trees]
+    store.forget_rollback(service)
+    return f"the roll-back of {service} is forgotten; it may have left behind: {'; '.join(left) or 'nothing'}"
+
+
+def recover(store: Store, service: str) -> str:
+    """Finish or undo a roll-back that was interrupted; say which. The caller holds the service's lock.
+
+    Raises NotFoundError if there is none, CastoreError if the state is still not whole.
+    """
+    journal = read_journal(store, service)
+    if journal is None:
+        raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
+    with event(store, "recover", service) as note:
+        note.number, note.revision = journal.target, journal.revision
+        note.text = _recover(store, service, journal)
+    return note.text
+
+
+def _recover(store: Store, service: str, journal: Journal) -> str:
+    target = store.generation(service, journal.target)
+    safety = store.generation(service, journal.safety) if journal.safety is not None else None
+    with StreamReader(store) as reader:
+        changes: list[RollbackStep] = []
+        for part in journal.parts:
+            if not part.engine:
+                removed = "old" in part.memo
+                kind = TreeRemoval if removed else RecoveredTreeStep
+                changes.append(kind(store.places.journals, part.path, part.memo))
+                continue
+            source = engine_of(Origin(engine=part.engine, settings=part.settings))
+            assert source is not None
+            found = target.part(part.name) if target is not None else None
+            contents = contents_of(reader, found, lambda: safety)
+            changes.append(DumpStep(source, part.memo, contents))
+        if journal.phase == "done":
+            remember(store, journal)
+            problems = finish(store, journal, changes)
+            if problems:
+                raise CastoreError("; ".join(f"{name}: {reason}" for name, _, reason in problems))
+            return f"{service} is at generation {journal.target}: what it replaced is removed"
+        failed = undo(store, journal, changes, later=True)
+    if failed:
+        raise NotIntactError(
+            f"the state of {service!r} is not intact: {'; '.join(failed)}; "
+            + ways_out(service, journal.safety)
+        )
+    return f"{service} is as it was before the roll-back to generation {journal.target}"
