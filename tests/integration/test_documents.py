@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_shell_blocks_have_no_mistake_of_syntax() -> None:
         for block in blocks(page):
             if block.language in {"sh", "test"}:
                 subprocess.run(["/bin/sh", "-nc", block.text], check=True)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_accepts_the_unit_files(machine: Machine) -> None:
+    units = [block.text for page in PAGES for block in blocks(page) if block.language == "ini"]
+    assert len(units) > 1
+    for text in units:
+        name = "castore.timer" if "[Timer]" in text else "castore.service"
+        (machine.root / name).write_text(machine.here(text))
+    paths = [str(machine.root / name) for name in ("castore.timer", "castore.service")]
+    checked = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True, check=False)
+    # Of units of the machine that are not castore's it reports more.
+    assert checked.returncode == 0, checked.stderr
+    assert "castore" not in checked.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
