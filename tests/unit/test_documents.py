@@ -107,6 +107,14 @@ def test_every_variable_that_castore_reads_is_documented() -> None:
     assert used <= documented
 
 
+def test_the_changelog_has_the_form_of_keep_a_changelog() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert text.startswith("# Changelog\n")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE)[0] == "[Unreleased]"
+    kinds = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
 def test_dates_in_the_page_of_commands_are_understood() -> None:
     row = next(row for row in rows((DOCS / "cli.md").read_text()) if row[0] == "a date")
     examples = re.findall("`([^`]+)`", row[1])
