@@ -1,8 +1,8 @@
 """Sessions, packs and the index: put a chunk, get a chunk, commit a generation.
 
-What lies in a store is said in `castore/docs/format.md`; this layer writes and reads it through
-`castore.storage`, with the keys of `castore.crypto`, and keeps an index of it on this machine. It
-knows chunks, nodes and generation records, and nothing of what content they make up.
+`castore/docs/format.md` describes the stored format. This layer writes and reads it through
+`castore.storage`, with the keys of `castore.crypto`, and keeps an index of it on this machine. It knows
+chunks, nodes and generation records, and nothing about the content that they make up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["MachinePaths", "NewChunk", "SealedRecord", "Session", "Store"]
 
 
 def __getattr__(name: str) -> Any:
-    # What only lists a store does not pay for what adding takes: threads and compressors.
+    # A command that only lists a store does not pay for the modules that adding needs.
     if name == "NewChunk":
         from castore.store.write.delta_encoder import NewChunk  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The generations of a store: the index brought up to date with them, found, committed, let go."""
+"""The generations of a store: keep the index up to date with them, find, commit and forget them."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
 
 
 class History(Keyed):
-    """What a store has generations of."""
+    """The generations of a store, and the index of them on this machine."""
 
     damaged: dict[str, str]
     """Objects that were found damaged, by name, with the reasons; they are not indexed."""
     distrusted: frozenset[PackId] = frozenset()
-    """Packs that new snapshots here share nothing with, since a machine that was revoked has added them."""
+    """Packs that new snapshots here do not reference, because a revoked machine added them."""
     older: str
-    """What is wrong where a store that went back is reported instead of refused; empty: nothing."""
+    """What is wrong with a store that is older than seen before, if that is only reported; else empty."""
     _accept_older: bool
     _syncing: threading.Lock
 
@@ -64,21 +64,21 @@ class History(Keyed):
     def sync(
         self, *, reread: bool = False, report_older: bool = False, tally: Progress | None = None
     ) -> None:
-        """Bring the index up to date with the store; what is damaged is told in `damaged`.
+        """Bring the index up to date with the store, and list damaged objects in `damaged`.
 
-        reread: the generations that are indexed, too: under the name of one may be another.
-        report_older: do as `sync_generations` does. tally: counts the packs that are read.
+        reread: also read indexed generations again: the store may have another one under the same name.
+        report_older: as for `sync_generations`. tally: counts the packs that are read.
         """
         self.index.try_again()
         self.sync_generations(reread=reread, report_older=report_older)
         with self._syncing:
-            # Packs are listed behind what condemns them: what is condemned no more is gone from that list.
+            # Packs are listed after the condemned ones: a pack is off that list only once it is deleted.
             condemned, found = read_condemned(self.storage, self.writer_key)
-            self._told(CONDEMNED, found)
-            self._told("packs/", self._sync_packs(tally))
+            self._replace_damaged(CONDEMNED, found)
+            self._replace_damaged("packs/", self._sync_packs(tally))
             self._recall_verified()
-            # Nor is what nobody has the key to counted on, or is damaged: it is stored again where it is
-            # still at hand.
+            # Packs without a key, and damaged packs, are not referenced either: snapshots store their
+            # content again as long as they have it.
             doubted = self.index.doubted()
             keyless = self.index.packs_without_key(lambda: session_numbers(self.storage).keys())
             removing = {pack for one in condemned for pack in one.packs}
@@ -89,11 +89,12 @@ class History(Keyed):
         return sync_packs(self.storage, self.index, self.writer_key, tally, self._keyring.writer_of)
 
     def _distrusted(self) -> set[PackId]:
-        """Return the packs that new snapshots here do not share, be it as a whole or as bases of deltas.
+        """Return the packs that new snapshots here do not reference, neither directly nor as bases.
 
-        Those are what a revoked machine has added; with `isolate_writers`, what any other machine has. A
-        maintainer may have moved its records to packs of its own. Of a maintainer that is revoked no pack is
-        shared: it could put anything in the place of others' records. They are read and kept as ever.
+        Those are the packs of revoked machines; with `isolate_writers`, those of every other machine. A
+        maintainer may have moved a machine's records to packs of its own. If a maintainer is revoked, none of
+        its packs is referenced: it could have replaced others' records. All these packs are still read and
+        kept as before.
         """
         revoked = {one.key for one in self.config.writers if one.revoked and not one.replaced}
         if not revoked and not self.isolate_writers:
@@ -114,13 +115,13 @@ class History(Keyed):
     def sync_generations(self, *, reread: bool = False, report_older: bool = False) -> None:
         """Bring the index's generations up to date with the store.
 
-        report_older: note in `older` that generations disappeared which this machine has seen, and
-        go on: a new snapshot must not be refused to protect old ones. Else raises StaleStoreError.
+        report_older: if generations that this machine has seen disappeared, describe that in `older` and go
+        on: a new snapshot must not be refused to protect old ones. Otherwise raises StaleStoreError.
         """
         self.older = ""
         with self._syncing:
             older: StaleStoreError | None = None
-            # Another copy of the store may be in its place, with other generations of the same names.
+            # Another copy of the store may have replaced it, with other generations of the same names.
             reread = reread or self._accept_older or self._is_another_copy()
             while True:
                 memory = self._seen.memory()
@@ -130,7 +131,7 @@ class History(Keyed):
                     if older is not None:
                         raise older from None
                     raise
-                self._told("generations/", found)
+                self._replace_damaged("generations/", found)
                 newest = (self._newest_in_sequence(service) for service in self.services())
                 present = {one.service: one for one in newest if one is not None}
                 try:
@@ -142,8 +143,8 @@ class History(Keyed):
                     )
                     break
                 except StaleStoreError as error:
-                    # Another process may have removed some on purpose while they were listed; and an
-                    # index that a disk has changed may lack what is there.
+                    # Another process may have removed generations on purpose during the listing; and an
+                    # index that a failing disk has changed may lack existing ones.
                     if reread and not report_older and self._seen.memory() == memory:
                         raise
                     older, reread = error, True
@@ -156,14 +157,14 @@ class History(Keyed):
         return removals(self.storage, self.writer_key, service)
 
     def _is_another_copy(self) -> bool:
-        """Whether the newest indexed generation of a service is not the one of that name in the store."""
+        """Return whether the newest indexed generation of a service differs from the stored one."""
         newest = (self.newest(service) for service in self.services())
         return any(self._is_stale(one) for one in newest if one is not None)
 
     def _is_stale(self, generation: Generation) -> bool:
-        """Whether the index has another generation than the store under this one's name.
+        """Return whether the store has another generation than the index under this one's name.
 
-        One that is missing or damaged is not: a listing reports it.
+        A missing or damaged one does not count: a listing reports it.
         """
         plain = self.index.generation(generation.service, generation.number)
         for name in self._names_of(generation.service, generation.number):
@@ -176,9 +177,9 @@ class History(Keyed):
         return [f"generations/{tag.hex()}-{number:010d}" for tag in tags]
 
     def confirmed(self, generation: Generation) -> Generation:
-        """Return the generation of this number as the store has it, to be read.
+        """Return the generation of this number as the store has it, for reading.
 
-        The index may be of another copy of the store, in whose place this one is now. Raises
+        The index may describe another copy of the store, which this one has replaced since. Raises
         NotFoundError, DamageError, FormatError, StorageError.
         """
         service, number = generation.service, generation.number
@@ -196,19 +197,19 @@ class History(Keyed):
         )
 
     def _session_of(self, service: str, number: int) -> str | None:
-        """Return the session of a generation, in hex; "" if it is damaged, None if it is not there."""
+        """Return the session of a generation, in hex; "" if it is damaged, None if it does not exist."""
         found = self.generation(service, number)
         if found is not None:
             return found.session.hex()
         names = {(tag, number) for tag in self.writer_key.tags(service)}
         return "" if any(split_name(name) in names for name in self.damaged) else None
 
-    def _told(self, folder: str, found: dict[str, str]) -> None:
+    def _replace_damaged(self, folder: str, found: dict[str, str]) -> None:
         kept = {k: reason for k, reason in self.damaged.items() if not k.startswith(folder)}
         self.damaged = kept | found
 
     def reindex(self, tally: Progress | None = None) -> None:
-        """Build the index again from the store. Raises BusyError while something is removed from it.
+        """Rebuild the index from the store. Raises BusyError while another castore removes from it.
 
         tally: counts the packs that are read.
         """
@@ -227,17 +228,17 @@ class History(Keyed):
         if service is not None:
             return list(self.newest_first(service))
         found = list(self.all_generations())
-        # Of those of one time and number, the last service comes first.
+        # Of generations with the same time and number, the one of the last service comes first.
         found.sort(key=lambda one: (one.time, one.number, one.service), reverse=True)
         return found
 
     def all_generations(self) -> Iterator[Generation]:
-        """Yield all generations, service by service; each is read when it is asked for."""
+        """Yield all generations, service by service; each is read when the caller asks for it."""
         for service in self.services():
             yield from self.newest_first(service)
 
     def newest_first(self, service: str) -> Iterator[Generation]:
-        """Yield the generations of a service, newest first; each is read when it is asked for."""
+        """Yield the generations of a service, newest first; each is read when the caller asks for it."""
         return map(self._decode, self.index.generations(service))
 
     def newest(self, service: str) -> Generation | None:
@@ -261,15 +262,15 @@ class History(Keyed):
         return [generation for generation in found if generation is not None]
 
     def has_revision(self, service: str, revision: str) -> bool:
-        """Whether there is a generation of exactly this revision."""
+        """Return whether there is a generation of exactly this revision."""
         return any(one.revision == revision for one in self.by_revision(service, revision))
 
     def next_number(self, service: str) -> int:
-        """Return the number after the highest of a generation that is accepted, or was removed on purpose.
+        """Return the number for the next generation of a service.
 
-        It is also after the highest that this machine has ever seen: a number is not given twice. A number
-        that is far above all others is ignored: a machine that was stolen could use all numbers up. Names
-        that are taken are passed over, be they of damaged records, or of what is none.
+        It is above every number that is accepted, was removed on purpose, or was ever seen by this machine: a
+        number is not used twice. Numbers far above all others are ignored: a stolen machine could use up all
+        numbers. Numbers whose names exist are skipped, whether the object is damaged or not a record at all.
         """
         tag, *former = self.writer_key.tags(service)
         names = [split_name(short) for short in self.storage.list("generations")]
@@ -284,7 +285,7 @@ class History(Keyed):
         return number
 
     def _newest_in_sequence(self, service: str) -> Generation | None:
-        """Return the generation with the highest number that is not far above all others."""
+        """Return the generation with the highest number that is not far above all others; or None."""
         newest = self.newest(service)
         if newest is None or newest.number <= MAX_JUMP:
             return newest
@@ -292,9 +293,9 @@ class History(Keyed):
         return next((one for one in self.newest_first(service) if one.number <= last), None)
 
     def generation_objects(self, service: str, numbers: Iterable[int]) -> list[str]:
-        """Return the names that these generations of a service have in the store.
+        """Return the names of the objects of these generations of a service.
 
-        That is one of each that is there, whichever writer key it is under, and what was forged for one.
+        That includes objects under any writer key, and forged ones.
         """
         wanted = {(tag, number) for number in numbers for tag in self.writer_key.tags(service)}
         return [f"generations/{n}" for n in self.storage.list("generations") if split_name(n) in wanted]
@@ -305,19 +306,20 @@ class History(Keyed):
         except DamageError as error:
             raise self.index.refusal(error) from None
 
-    # Committed, and let go
+    # Commit and forget
 
     def commit(self, generation: Generation) -> None:
-        """Write a generation's record: the last step, which makes it one.
+        """Write a generation's record: the last step of a snapshot, which makes it a generation.
 
-        Raises BusyError if its number was taken, StorageError.
+        Raises BusyError if its number was taken, UsageError for a number out of range, KeyRotatedError,
+        StorageError.
         """
         if not 0 < generation.number <= MAX_NUMBER:
             raise UsageError(f"a generation cannot have the number {generation.number}")
         name = generation_name(self.writer_key, generation.service, generation.number)
         data, plain = encode_generation(generation, self.writer_key)
-        # The session has made its own objects durable. It may rest on others', which the index had
-        # from a listing, and whose writer may have been killed before it had synced their names.
+        # The session made its own objects durable. The generation may also reference objects of others,
+        # known from a listing, whose writer may have been killed before it synced their names.
         for folder in ("sessions", "packs"):
             self.storage.settle(folder)
         try:
@@ -328,7 +330,7 @@ class History(Keyed):
                 f"{generation.service!r}; nothing was committed, try again"
             ) from None
         except StorageError as error:
-            self._take_back(generation, name, data, error)
+            self._revert_commit(generation, name, data, error)
             raise
         try:
             self.refresh_config()
@@ -337,24 +339,24 @@ class History(Keyed):
                 f"{generation.service}@{generation.number} is not committed, since meanwhile {error}"
             ) from None
         except CastoreError as error:
-            # Whether it counts is not known.
-            self._take_back(generation, name, data, error)
+            # It is not known whether the generation is accepted.
+            self._revert_commit(generation, name, data, error)
             raise
-        # It is committed; where the index fails, the next synchronisation takes it in.
+        # It is committed; if updating the index fails, the next synchronisation adds it.
         with contextlib.suppress(StorageError):
             self._seen.committed(generation)
             self.index.put_generations([(name.partition("/")[2], generation, plain)])
 
-    def _take_back(
+    def _revert_commit(
         self, generation: Generation, name: str, data: bytes, error: CastoreError
     ) -> None:
-        """Remove what was written and, after an error, not acknowledged; unless another has its name.
+        """Remove a record that was written but not acknowledged, unless the name has another's record.
 
-        Where that fails, raises the error with that added.
+        If that fails, raises `error` with that added.
         """
         try:
             if self.storage.get(name) == data:
-                # Others may have seen it: its number is not given again.
+                # Others may have seen it: its number is not used again.
                 self.forgotten(generation.service, [generation.number])
                 with contextlib.suppress(StorageError):
                     record_removal(
@@ -365,35 +367,36 @@ class History(Keyed):
             pass
         except StorageError:
             raise type(error)(
-                f"{error}; {generation.service}@{generation.number} could not be taken back either: if it "
-                "is listed, it is whole"
+                f"{error}; {generation.service}@{generation.number} could not be removed either: if it is "
+                "listed, it is complete"
             ) from error
 
     def forgotten(self, service: str, numbers: Iterable[int]) -> None:
-        """Remember that generations are removed on purpose; to be called before their objects go.
+        """Remember that generations are removed on purpose. Call this before their objects are deleted.
 
-        So this machine does not miss them, and never gives their numbers again. Raises StorageError.
+        This machine then does not report them as missing, and never uses their numbers again. Raises
+        StorageError.
         """
         gone = set(numbers)
         rest = (one for one in self.newest_first(service) if one.number not in gone)
         self._seen.forget(service, gone, next(rest, None))
 
     def forget(self, service: str, numbers: Collection[int]) -> None:
-        """Remove the records of generations, durably; what only they need is left to `compact`.
+        """Delete the records of generations, durably; `compact` reclaims the space of their content.
 
         Raises StorageError.
         """
         names = self.generation_objects(service, numbers)
         self.forgotten(service, numbers)
-        # First, so that no other machine misses them. On a full disk removal is what makes room, and what
-        # it frees is needed by compaction: other machines then report the removal as unexplained.
+        # First, so that no other machine reports them missing. On a full disk the record is skipped: removal
+        # is what makes space, and compaction needs it. Other machines then report an unexplained removal.
         with contextlib.suppress(StorageFullError):
             record_removal(self.storage, self.writer_key, service, numbers)
         self.storage.delete_all(names)
         self.index.remove_generations(name.partition("/")[2] for name in names)
 
     def drop(self, names: Collection[str]) -> None:
-        """Remove objects that nobody can read, durably. Raises StorageError."""
+        """Delete objects that no key can read, durably. Raises StorageError."""
         for name in names:
             tag, number = split_name(name)
             for service in self._seen.services() if number else ():
@@ -403,13 +406,13 @@ class History(Keyed):
         self.storage.delete_all(names)
 
     def pin(self, service: str, number: int, note: str) -> bool:
-        """Keep a generation whatever the rules say; tell whether it was not pinned yet."""
+        """Keep a generation whatever the retention rules say; return whether it was not pinned yet."""
         return pin(self.storage, self.writer_key, service, number, note)
 
     def unpin(self, service: str, number: int) -> bool:
-        """Let the rules decide about a generation; tell whether it was pinned."""
+        """Let the retention rules decide about a generation again; return whether it was pinned."""
         return unpin(self.storage, self.writer_key, service, number)
 
     def pins(self, service: str) -> dict[int, str]:
-        """Return the numbers that are pinned of a service, with the reasons."""
+        """Return the pinned numbers of a service, with the reasons."""
         return pins(self.storage, self.writer_key, service)

@@ -1,4 +1,4 @@
-"""The graph that ties chunks to generations: walked under the index key, in bounded memory."""
+"""The graph from generations to chunks, walked under the index key in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 _REF: Final = 40
 _KIND: Final = 39
-"""Where in it the kind is."""
+"""Offset of the kind byte in a reference of `_REF` bytes."""
 
 
 def roots_of(generation: Generation) -> list[Ref]:
-    """Return the references that hold all of a generation."""
+    """Return the references from which all content of a generation can be reached."""
     roots = [part.content for part in generation.parts] + [generation.details.ref]
     return [root for root in roots if root is not None]
 
 
 class Walk:
-    """Walks from roots to chunks, each node once however many roots have it.
+    """Walks from roots to chunks, visiting each node once, however many roots share it.
 
-    What is seen of nodes is kept, exactly, in about 100 bytes a node; one node has a hundred chunks.
+    It keeps the exact set of visited nodes, at about 100 bytes a node; a node has about a hundred chunks.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._seen: set[bytes] = set()
         self.lost: list[RecordId] = []
-        """Nodes that are in no pack: what lies below them is in no generation any more."""
+        """Nodes that are in no pack: what was below them is lost to every generation."""
 
     def runs(self, roots: Iterable[Ref]) -> Iterator[bytes]:
-        """Yield what nodes hold: references of 40 bytes each, one behind the other, and root chunks alike.
+        """Yield the content of each node as concatenated references of 40 bytes; root references, too.
 
-        Raises DamageError for a node that is there but does not open, StorageError.
+        Raises DamageError for a node that exists but does not open, StorageError.
         """
         todo: list[bytes] = []
         for root in roots:
@@ -56,7 +56,7 @@ class Walk:
                 plain = self._store.read_node_bytes(RecordId(node))
             except MissingError as error:
                 if self._store.index.locate(NODE, RecordId(node)) is not None:
-                    # It is there; what opens it is gone, for now perhaps: what lies below is not known.
+                    # It exists, but its key is missing, perhaps only for now: what is below is unknown.
                     raise DamageError(str(error)) from None
                 self.lost.append(RecordId(node))
                 continue
@@ -73,13 +73,13 @@ class Walk:
 
 
 def mark(walk: Walk, roots: Iterable[Ref], marks: Marks) -> None:
-    """Mark all nodes and chunks below roots; the bases of chunks are left to `Index.mark_bases`."""
+    """Mark all nodes and chunks below roots, but not the bases of chunks: see `Index.mark_bases`."""
     for run in walk.runs(roots):
         marks.add(run, _REF)
 
 
 def is_whole(store: Store, roots: Iterable[Ref]) -> bool:
-    """Whether all that lies below roots is in the store, in packs that are to stay."""
+    """Return whether everything below roots is in the store, in packs that may be referenced."""
     walk = Walk(store)
     try:
         for run in walk.runs(roots):

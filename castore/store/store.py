@@ -1,7 +1,8 @@
-"""A store: made, opened, added to through sessions, read, sealed to others.
+"""The store: create, open, add to it through sessions, read it, seal it for other recipients.
 
-What it remembers of services on this machine is in `remembered`, its keys are in `keyed`, its index and its
-generations in `history`, what only an admin may change in `authority`.
+The class is composed of layers. `state.service_state` keeps what this machine remembers about services,
+`keys.key_manager` the keys, `generation_log` the index and the generations, and `keys.authority` what only an
+admin may change.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
 
 class Store(Authority):
-    """An open store. What reads is safe to share between threads."""
+    """An open store. Methods that only read may be shared between threads."""
 
     def __init__(self, opener: Opener, *, accept_older: bool = False) -> None:
         self.storage = opener.storage
@@ -100,19 +101,19 @@ class Store(Authority):
         host: str = "",
         admins: Sequence[bytes] = (),
     ) -> Store:
-        """Make a store in `storage`, sealed to (recipient, label) pairs, and open it.
+        """Create a store in `storage`, sealed to (recipient, label) pairs, and open it.
 
-        Its writer key is kept on this machine, which is certified as `host`, else under its host name. The
-        configuration is signed by the admin key of the identity; where none is given, by this machine, and an
-        admin is to sign it later. keep: is called with the store's id before the store is there, to keep what
-        must not be missing then: an identity. admins: keys whose configurations are accepted besides.
-        Raises UsageError, StorageError.
+        Its writer key is kept on this machine, which is certified as `host`; by default under its host name.
+        The configuration is signed by the admin key of the identity. Without an identity, this machine signs
+        it, and an admin must sign it later. average: mean length of a chunk, in bytes. keep: is called with
+        the store's id before the store exists, to keep what must exist by then: an identity. admins: further
+        keys whose configurations are accepted. Raises UsageError, StorageError.
         """
         taken = f"{storage.location} holds a castore store already"
         if config_numbers(storage):
             raise UsageError(taken)
         if not is_empty(storage):
-            raise UsageError(f"{taken}, which has lost its config/: restore that from a copy of the store")
+            raise UsageError(f"{taken}, but its config/ is missing: restore that from a copy of the store")
         if not MIN_AVERAGE <= average <= MAX_AVERAGE:
             raise UsageError(
                 f"chunks cannot have {average} bytes on average: {MIN_AVERAGE} to {MAX_AVERAGE}"
@@ -135,7 +136,7 @@ class Store(Authority):
         try:
             replicas.put_copy(storage, CONFIGS, 1, data)
         except StorageError as error:
-            raise StorageError(f"{error}; the store is made all the same, and can be used") from error
+            raise StorageError(f"{error}; the store was created nevertheless, and can be used") from error
         return cls(Opener(storage, places, source))
 
     @classmethod
@@ -152,12 +153,12 @@ class Store(Authority):
     ) -> Store:
         """Open the store in `storage`.
 
-        The writer key comes from this machine's state, or, where it is not there or not wanted
-        (`local_key`), through the identity, into memory only. `identity` is called when it is first
-        needed, and once. A store that is older than this machine has seen it is refused, unless that is
-        right (`accept_older`), and then remembered as it is. trust: keys of admins that are accepted besides
-        those that this machine pins. agree: asks whether a configuration that no trusted admin has signed is
-        right, if there is no writer key.
+        The writer key comes from this machine's state. If it is missing there, or not wanted (`local_key` is
+        false), it comes through the identity and is kept in memory only. `identity` is called once, when it
+        is first needed. A store that is older than this machine has seen it is refused; with `accept_older`
+        it is accepted, and remembered as it is. trust: keys of admins that are accepted in addition to those
+        that this machine pins. agree: if this machine has no writer key, asks the user whether to accept a
+        configuration that no trusted admin signed.
         Raises NotFoundError, IdentityError, KeyRotatedError, UntrustedError, StaleStoreError, DamageError,
         FormatError, UsageError.
         """
@@ -167,7 +168,7 @@ class Store(Authority):
 
     @staticmethod
     def read_id(storage: Storage) -> bytes:
-        """Return the 16 bytes that name the store in `storage`, unverified.
+        """Return the 16 bytes that identify the store in `storage`, unverified.
 
         Raises NotFoundError, DamageError, FormatError.
         """
@@ -175,7 +176,7 @@ class Store(Authority):
 
     @staticmethod
     def read_ids(storage: Storage) -> list[bytes]:
-        """Return the ids that configurations in `storage` name, unverified: of a sound store it is one.
+        """Return the ids that configurations in `storage` name, unverified; an intact store has one.
 
         Raises NotFoundError, DamageError, FormatError.
         """
@@ -192,7 +193,7 @@ class Store(Authority):
         self.index.close()
 
     def reopened(self) -> Store:
-        """Return this store, to be read by a process just forked: LMDB wants an index of its own."""
+        """Return this store for reading in a newly forked process: LMDB needs an index handle of its own."""
         store = copy.copy(self)
         store.index = Index(self.index.path, self.store_id)
         store.__dict__.pop("_records", None)
@@ -227,19 +228,19 @@ class Store(Authority):
         return self.index.count("chunks")
 
     def has_chunk(self, chunk: RecordId) -> bool:
-        """Whether a chunk is indexed."""
+        """Return whether a chunk is indexed."""
         return self.index.has_chunk(chunk)
 
     # Records
 
     def session(self) -> Session:
         """Return a session that adds to this store; use it in a `with` block. Raises StorageError."""
-        # Imported when needed, like RecordReader: what lists generations shall start fast.
+        # Imported when needed, like RecordReader: commands that list generations must start fast.
         from castore.store.write.session import Session  # noqa: PLC0415
 
         self.refresh_config()
         self.check_settings()
-        # Of an `init` that was killed it may be seen, and yet be lost: before all that needs it.
+        # After a killed `init`, the configuration may be visible but not durable: sync it before use.
         self.storage.settle(CONFIGS)
         self._keep_copies()
         sketcher = Sketcher(self.writer_key.gear, self.writer_key.sketch)
@@ -252,7 +253,7 @@ class Store(Authority):
         return self._records.chunk_id(data)
 
     def is_chunk(self, chunk: RecordId, data: bytes | memoryview) -> bool:
-        """Whether bytes have this id as a chunk, by the present id key or a former one."""
+        """Return whether bytes have this id as a chunk, under the present id key or a former one."""
         return self._records.is_chunk(chunk, data)
 
     def read_chunk(self, chunk: RecordId) -> bytes:
@@ -260,7 +261,7 @@ class Store(Authority):
         return self._read(CHUNK, chunk)
 
     def read_chunks(self, chunks: Sequence[RecordId]) -> list[bytes]:
-        """Return chunks of one stretch of a stream: faster than one by one. Raises as read_chunk."""
+        """Return chunks of one range of a stream: faster than one by one. Raises as `read_chunk`."""
         found = self._records.read_chunks(chunks)
         if found is not None:
             return found
@@ -279,7 +280,7 @@ class Store(Authority):
         return self._read(NODE, node)
 
     def read_nodes_bytes(self, nodes: Sequence[RecordId]) -> list[bytes]:
-        """Return the plaintexts of nodes, read together. Raises MissingError, DamageError."""
+        """Return the plaintexts of nodes, read in one batch. Raises MissingError, DamageError."""
         found = self._records.read_nodes(nodes)
         return found if found is not None else [self.read_node_bytes(node) for node in nodes]
 
@@ -308,11 +309,11 @@ class Store(Authority):
         return RecordReader(self.storage, self.index, self.writer_key, self._keyring, self.cutter.max)
 
     def pack_entries(self, pack: PackId) -> list[PackEntry]:
-        """Return what a pack says that it holds. Raises DamageError, FormatError, StorageError."""
+        """Return the entries in a pack's footer. Raises DamageError, FormatError, StorageError."""
         return read_footer(self.storage, pack_name(pack), self.writer_key)[0]
 
     def read_entry(self, pack: PackId, entry: PackEntry) -> bytes:
-        """Return the record that lies at this place of this pack, verified.
+        """Return the record at this place of this pack, verified.
 
         Raises DamageError, IdentityError for a chunk, ObjectMissingError.
         """
@@ -321,11 +322,11 @@ class Store(Authority):
     def broken_entries(
         self, pack: PackId, entries: Sequence[PackEntry]
     ) -> Iterator[tuple[PackEntry, DamageError]]:
-        """Yield the entries of a pack that do not open where they lie, and why. Raises IdentityError."""
+        """Yield the entries of a pack that do not open at their place, and why. Raises IdentityError."""
         return self._records.broken(pack, entries)
 
     def is_intact(self, pack: PackId, entry: PackEntry, sealed: bytes | memoryview) -> bool:
-        """Whether `sealed` is the record of this entry, as it was sealed; what it rests on is not looked at.
+        """Return whether `sealed` is the unchanged record of this entry; its bases are not checked.
 
         Raises IdentityError for a chunk.
         """
@@ -333,13 +334,13 @@ class Store(Authority):
 
 
 def _choose(opener: Opener, *, accept_older: bool) -> Accepted:
-    """Return the configuration that is accepted, which must not be older than one that was."""
+    """Return the accepted configuration. It must not be older than one that was accepted before."""
     storage, places = opener.storage, opener.places
     try:
         accepted = choose(opener)
     except (KeyRotatedError, UntrustedError, DamageError):
         if not accept_older:
-            # An older copy in the place of a store is the likelier reason, and says more.
+            # More likely, an older copy replaced the store; that error also says more.
             for store_id, number in newest_numbers(storage):
                 seen_at(places, store_id, storage).check_config(number)
         raise

@@ -1,4 +1,4 @@
-"""The index brought up to date with what is in the store."""
+"""Bring the index up to date with the store."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from castore.store.index import Index
 
 _BATCH: Final = 50_000
-"""Records put in one transaction: one sync of the index's file a batch, in bounded memory."""
+"""Records put in one transaction: one sync of the index's file per batch, in bounded memory."""
 _RECORDS: Final = 5_000
 """Generations put in one transaction."""
 _MANY: Final = 32
-"""So many packs are worth an index that is made anew."""
+"""From this many packs on, rebuilding the index is faster than adding to it."""
 
 
 def sync_packs(
@@ -43,13 +43,13 @@ def sync_packs(
     tally: Progress | None = None,
     writer_of: Callable[[SessionId], bytes | None] = lambda _session: None,
 ) -> dict[str, str]:
-    """Index new packs, and drop missing ones; return what is damaged, and why.
+    """Index new packs, and drop missing ones; return the damaged ones by name, with the reasons.
 
-    tally: counts the packs. writer_of: returns who added to a session; None where that is not known.
+    tally: counts the packs. writer_of: returns the key that added to a session; None if it is not known.
     """
     tally = tally or Progress()
-    # What is indexed is looked up first: a pack that another process adds meanwhile is then new
-    # here, and never taken for one that is gone.
+    # Read the index before the listing: a pack that another process adds meanwhile is then new
+    # here, and is never taken for a missing one.
     indexed = index.pack_ids()
     listed = {
         PackId(bytes.fromhex(name))
@@ -97,8 +97,8 @@ def _index_all(
     tally: Progress,
     writer_of: Callable[[SessionId], bytes | None],
 ) -> None:
-    """Take all packs into an index that has none; say in `damaged` which cannot be."""
-    from castore.store.index.bulk_load import read_footers  # noqa: PLC0415 - of little use to most commands
+    """Add all packs to an empty index; record in `damaged` those that cannot be read."""
+    from castore.store.index.bulk_load import read_footers  # noqa: PLC0415 - most commands do not need it
 
     def failed(pack: PackId, error: Exception) -> None:
         if not isinstance(error, ObjectMissingError):
@@ -120,9 +120,9 @@ def _index_all(
 def _check_sessions(
     name: str, footer: Footer, writer: WriterKey, writer_of: Callable[[SessionId], bytes | None]
 ) -> None:
-    """Refuse a pack with records of another machine's session, but of one that may move them.
+    """Refuse a pack with records of another machine's session, unless its signer may move them.
 
-    Else a machine that is revoked later could have put records where they are still trusted.
+    Otherwise a machine that is revoked later could have put records where they are still trusted.
     """
     if writer.signers.may_maintain(footer.signer):
         return
@@ -132,7 +132,7 @@ def _check_sessions(
 
 
 def _counted(packs: list[PackId], tally: Progress) -> Iterator[PackId]:
-    """Yield packs, and count them."""
+    """Yield packs, and count each after it is processed."""
     tally.unit, tally.read, tally.total = "pack", 0, len(packs)
     for pack in packs:
         yield pack
@@ -142,9 +142,9 @@ def _counted(packs: list[PackId], tally: Progress) -> Iterator[PackId]:
 def sync_generations(
     storage: Storage, index: Index, writer: WriterKey, *, reread: bool = False
 ) -> dict[str, str]:
-    """Take new generations in, and those that are gone out; return what is damaged, and why.
+    """Add new generations, and remove missing ones; return the damaged ones by name, with the reasons.
 
-    reread: read those that are indexed once more: under the name of one may be another.
+    reread: also read indexed generations again: the store may have another one under the same name.
     """
     names = list(storage.list("generations"))
     fresh, gone = index.compare_records(names)
@@ -177,13 +177,13 @@ def sync_generations(
     if found:
         index.put_generations(found)
     if gone:
-        # One that another process has committed, and indexed, since they were listed is not gone.
+        # A generation that another process committed and indexed since the listing is not missing.
         there = set(storage.list("generations"))
         index.remove_generations(name for name in gone if name not in there)
     return damaged
 
 
 def _reason(name: str, error: Exception) -> str:
-    """Return what is wrong, without the object's name, which stands next to it."""
+    """Return the reason without the object's name, which the caller adds."""
     reason = str(error).removeprefix(name).removeprefix(" is damaged").lstrip(": ")
     return Refusal(reason) if isinstance(error, RevokedKeyError) else reason

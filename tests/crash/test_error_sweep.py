@@ -75,7 +75,7 @@ class Faults:
         # Nothing is committed that is not told of, nor the other way round.
         acknowledged = set(self.taken) if done.returncode in {0, 3} else set()
         # What cannot even be taken back stays: whole, and told to have failed.
-        if done.returncode not in {0, 3} and "could not be taken back either" not in done.stderr:
+        if done.returncode not in {0, 3} and "could not be removed either" not in done.stderr:
             possible = self.machine.kept
         for fresh in (False, True):
             listed = self.machine.check(certain=self.certain | acknowledged, possible=possible, fresh=fresh)

@@ -1,4 +1,4 @@
-"""How the plaintext of a record is written shorter: compressed, or as what differs from its bases."""
+"""Codecs of records: compress the plaintext, or encode it as a delta of its bases."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ _PARAMETERS: Final = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_DFAST,
     write_content_size=1,
 )
-"""For chunks: level 3 but for matches of at least 6 bytes. In chunks of 256 KiB that is 4 to 20 % smaller
-and half as fast again for SQL dumps, 1 to 3 % larger for source text and SQLite files.
+"""For chunks: level 3, but with matches of at least 6 bytes. For chunks of 256 KiB, output is 4 to 20 %
+smaller and made 1.5 times as fast for SQL dumps, and 1 to 3 % larger for source text and SQLite files.
 """
 _DELTA_LEVEL: Final = 6
-"""Deltas are so few that it costs little: 2.5 % are saved against level 3; 9 would save 1.3 % more."""
+"""Deltas are so few that this costs little: it saves 2.5 % over level 3; level 9 would save 1.3 % more."""
 _GROUP: Final = struct.Struct("<III")
 """Lengths of the first three of the four frames of a group."""
 _MAX_GROUP_BYTES: Final = MAX_PLAIN
-"""Of all streams of a group: it is full with one delta, and that is at most half as long as its chunk."""
+"""Of all streams of a group. A full group may be a single delta, at most half as long as its chunk."""
 _KEPT_BYTES: Final = 16 << 20
 
 
 class Codecs:
-    """Encodes and decodes; safe to share between threads: each has contexts of its own.
+    """Encodes and decodes records; safe to share between threads, each of which has its own contexts.
 
-    They cost more to make than to use.
+    Contexts are kept because creating one costs more than using it.
     """
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def compress(self, plain: memoryview | bytes) -> tuple[int, bytes | memoryview]:
-        """Return the codec and what is to be sealed: compressed only if that saves over 1/32."""
-        # zstd gives up on incompressible data by itself, and passes it at 4 to 6 GB/s.
+        """Return the codec and the bytes to seal: compressed only if that saves more than 1/32."""
+        # zstd itself gives up on incompressible data, and passes it through at 4 to 6 GB/s.
         data = self._compressor().compress(plain)
         length = len(plain)
         if length - len(data) > length >> 5:
@@ -57,7 +57,7 @@ class Codecs:
         return RAW, plain
 
     def compress_group(self, deltas: Sequence[bytes]) -> bytes:
-        """Return deltas as a record holds a group of them; at most MAX_GROUP."""
+        """Return deltas, at most MAX_GROUP, encoded as one record that holds the group."""
         found: zstandard.ZstdCompressor | None = getattr(self._local, "delta_compressor", None)
         if found is None:
             found = self._local.delta_compressor = zstandard.ZstdCompressor(level=_DELTA_LEVEL)
@@ -65,7 +65,7 @@ class Codecs:
         return _GROUP.pack(*map(len, frames[:3])) + b"".join(frames)
 
     def group(self, data: bytes) -> list[bytes]:
-        """Return the deltas of a group. Raises DamageError."""
+        """Return the deltas of an encoded group. Raises DamageError."""
         if len(data) < _GROUP.size:
             raise DamageError("it is too short for a group of deltas")
         ends = [*itertools.accumulate(_GROUP.unpack_from(data), initial=_GROUP.size), len(data)]
@@ -75,39 +75,39 @@ class Codecs:
         try:
             for start, end in itertools.pairwise(ends):
                 frame = data[start:end]
-                # What a frame tells is allocated, whatever is in it.
-                told = zstandard.frame_content_size(frame)
-                if not 0 <= told <= room:
-                    raise DamageError("a group of deltas is longer than any is written")
-                room -= told
+                # The decompressor allocates what the frame claims, whatever is in it.
+                claimed = zstandard.frame_content_size(frame)
+                if not 0 <= claimed <= room:
+                    raise DamageError("a group of deltas is longer than castore writes")
+                room -= claimed
                 streams.append(decompressor.decompress(frame))
         except zstandard.ZstdError as error:
             raise DamageError(f"a group of deltas does not decompress: {error}") from None
         deltas = join_deltas(streams)
         if deltas is None:
-            raise DamageError("it is no group of deltas")
+            raise DamageError("it is not a group of deltas")
         return deltas
 
     def body(self, codec: int, data: bytes, length: int, dictionary: bytes = b"") -> bytes:
-        """Return what a record of its own holds: `length` bytes of plaintext, or a delta.
+        """Return the content of a record without group: `length` bytes of plaintext, or a delta.
 
         dictionary: the base, for codec DICTIONARY. Raises DamageError.
         """
         if codec == RAW:
             return data
         if length > MAX_PLAIN:
-            raise DamageError(f"it has {length} bytes, more than any chunk")
+            raise DamageError(f"it has {length} bytes, more than a chunk can have")
         try:
-            # What a frame tells is allocated, whatever is in it.
-            told = zstandard.frame_content_size(data)
+            # The decompressor allocates what the frame claims, whatever is in it.
+            claimed = zstandard.frame_content_size(data)
             if codec in {DELTA, DELTA_PAIR}:
                 most = 2 * length + 64
-                if told > most:
-                    raise DamageError(f"its frame has {told} bytes, more than any delta of {length}")
+                if claimed > most:
+                    raise DamageError(f"its frame has {claimed} bytes, too many for a delta of {length}")
                 raw: bytes = self._decompressor().decompress(data, max_output_size=most)
                 return raw
-            if told not in {-1, length}:
-                raise DamageError(f"its frame has {told} bytes instead of {length}")
+            if claimed not in {-1, length}:
+                raise DamageError(f"its frame has {claimed} bytes instead of {length}")
             decompressor = self._decompressor()
             if codec == DICTIONARY:
                 words = zstandard.ZstdCompressionDict(
@@ -133,18 +133,18 @@ class Codecs:
 
 
 class Groups:
-    """Keeps the last groups of deltas that were opened; safe to share between threads."""
+    """Keeps the most recently opened groups of deltas; safe to share between threads."""
 
     def __init__(self, codecs: Codecs) -> None:
         self._codecs = codecs
         self._lock = threading.Lock()
-        # Threads that read on in one stream come to its next group at about the same time.
+        # Threads that read ahead in one stream reach its next group at about the same time.
         self._opening = [threading.Lock() for _ in range(16)]
         self._kept: OrderedDict[Hashable, list[bytes]] = OrderedDict()
         self._kept_bytes = 0
 
     def get(self, key: Hashable) -> list[bytes] | None:
-        """Return the deltas of a group, if they are kept."""
+        """Return the deltas of a group if they are kept, else None."""
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
@@ -152,7 +152,7 @@ class Groups:
             return found
 
     def open(self, key: Hashable, data: Callable[[], bytes]) -> list[bytes]:
-        """Return the deltas of a group, of what `data` gives unless they are kept; keep them.
+        """Return the deltas of a group: the kept ones, or else those decoded from `data()`, and keep them.
 
         Raises DamageError, and what `data` raises.
         """

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 MIN_AVERAGE: Final = 1 << 10
 MAX_AVERAGE: Final = 4 << 20
+"""The longest chunk, eight times this, must fit into a pack."""
 DEFAULT_AVERAGE: Final = 1 << 18
-"""With deltas, larger chunks cost a night no more bytes, and half the time of 64 KiB: five nights of a
-dump of 450 MB took 16.9 MB at 64 KiB, 15.5 at 128, 13.4 at 256.
+"""With deltas, larger chunks take no more bytes per night, and half the time of 64 KiB chunks: five nights of
+a dump of 450 MB took 16.9 MB at 64 KiB, 15.5 MB at 128 KiB, 13.4 MB at 256 KiB.
 """
-"""The longest chunk, eight times this, has to fit into a pack."""
 
 CONFIGS: Final = "config"
-"""The folder."""
+"""The folder of configurations."""
 
 _VERSION: Final = 1
 _SEAL_BYTES: Final = 96
@@ -42,7 +42,7 @@ _COUNT: Final = struct.Struct("<H")
 
 
 class LabelledRecipient(msgspec.Struct, frozen=True, array_like=True):
-    """A recipient, and what people call it."""
+    """A recipient with its label."""
 
     key: bytes
     label: str
@@ -59,16 +59,16 @@ class LabelledAdmin(msgspec.Struct, frozen=True, array_like=True):
     key: bytes
     label: str = ""
     recipient: bytes = b""
-    """The recipient of the same identity, with which the admin is removed; empty: none is known."""
+    """The recipient of the same identity, used to remove the admin; empty if none is known."""
 
     @property
     def text(self) -> str:
-        """How a person copies the key."""
+        """The key in the form that people copy."""
         return Admin(self.key).text
 
 
 class Certificate(msgspec.Struct, frozen=True, array_like=True):
-    """What an admin says of a machine that adds: its keys, and the host name that they are for."""
+    """An admin's statement about a machine that adds: its keys, and the host name they are for."""
 
     key: bytes
     """Its Ed25519 public key."""
@@ -79,63 +79,63 @@ class Certificate(msgspec.Struct, frozen=True, array_like=True):
     """Nanoseconds since 1970."""
     roles: tuple[str, ...] = ()
     revoked: int = 0
-    """When it was revoked: nanoseconds since 1970; 0: it is valid."""
+    """When it was revoked: nanoseconds since 1970; 0 if it is valid."""
     replaced: bool = False
     """Whether it was revoked because the machine got other keys, and not because they were stolen."""
     names: tuple[str, ...] = ()
-    """Host names that it was for before."""
+    """Earlier host names of the machine."""
 
 
 MAINTAIN: Final = "maintain"
-"""The role of a machine that may remove what others added."""
+"""The role of a machine that may remove what other machines added."""
 
 
 class StoreConfig(msgspec.Struct, frozen=True):
-    """What holds for a whole store: the one document that says who may do what."""
+    """The settings of a whole store: the one document that says who may do what."""
 
     version: int
     created: int
     """Nanoseconds since 1970."""
     average: int
-    """The mean length of a chunk."""
+    """The mean length of a chunk, in bytes."""
     recipients: tuple[LabelledRecipient, ...]
     former: tuple[bytes, ...] = ()
-    """The writer secrets that this one's took the place of, the oldest first."""
+    """The writer secrets that the present one replaced, the oldest first."""
     ids: bytes = b""
-    """The one of them that ids, cuts and sketches come from; empty: the present one."""
+    """The one of them from which ids, cuts and sketches are derived; empty for the present one."""
     era: int = 0
-    """N of the `eras/N` that lists what was there when the last of them was replaced."""
+    """N of the `eras/N` that lists the objects that existed when the last of them was replaced."""
     era_hash: bytes = b""
     """BLAKE3 of the bytes of that object."""
     admins: tuple[LabelledAdmin, ...] = ()
     writers: tuple[Certificate, ...] = ()
     former_admins: tuple[bytes, ...] = ()
-    """The public keys of admins that were removed: what they signed before stays accepted."""
+    """The public keys of removed admins: what they signed before stays accepted."""
 
     def __repr__(self) -> str:
         return f"StoreConfig(of {len(self.recipients)} recipients)"
 
     @property
     def admin_keys(self) -> frozenset[bytes]:
-        """The public keys of the admins."""
+        """The public keys of the present admins."""
         return frozenset(admin.key for admin in self.admins)
 
     def certificate(self, key: bytes) -> Certificate | None:
-        """Return the certificate of a machine's public key, or None."""
+        """Return the certificate for a machine's public key, or None."""
         return next((one for one in self.writers if one.key == key), None)
 
     def live(self, host: str) -> Certificate | None:
-        """Return the certificate of a host that is valid, or None."""
+        """Return the valid certificate of a host, or None."""
         return next((one for one in self.writers if one.host == host and not one.revoked), None)
 
     def holder(self, host: str) -> Certificate | None:
-        """Return the certificate, if valid, of the machine whose name this is, or was before; or None."""
+        """Return the valid certificate of the machine that has or had this name, or None."""
         valid = [one for one in self.writers if not one.revoked]
         return self.live(host) or next((one for one in valid if host in one.names), None)
 
     @property
     def signers(self) -> Signers:
-        """Who may sign what is added."""
+        """The keys that may sign added objects."""
         names = {one.key: frozenset([one.host, *one.names]) for one in self.writers}
         valid = {one.key for one in self.writers if not one.revoked}
         former: dict[bytes, frozenset[str]] = {key: frozenset() for key in self.former_admins}
@@ -151,7 +151,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
 
     @property
     def sealed_to(self) -> list[Recipient]:
-        """To whom the writer secret is sealed: recipients, and the machines that add."""
+        """All keys that the writer secret is sealed to: recipients, and the machines that add."""
         return [*(entry.recipient for entry in self.recipients), *self._boxes()]
 
 
@@ -160,7 +160,7 @@ class _Versioned(msgspec.Struct):
 
 
 class NewerConfigError(FormatError):
-    """A configuration that opens, and is signed, is of a format that this castore does not know."""
+    """A configuration opens and is signed, but its format is one that this castore does not know."""
 
     def __init__(self, message: str, signer: bytes = b"") -> None:
         super().__init__(message)
@@ -174,22 +174,22 @@ _versions = msgspec.msgpack.Decoder(_Versioned)
 
 
 def config_name(number: int) -> str:
-    """Return the name of the object."""
+    """Return the name of the object of a configuration."""
     return f"{CONFIGS}/{number}"
 
 
 def config_numbers(storage: Storage) -> list[int]:
-    """Return the numbers of the configurations there are, in ascending order."""
+    """Return the numbers of all configurations in `storage`, in ascending order."""
     return replicas.numbers(storage, CONFIGS)
 
 
 def is_empty(storage: Storage) -> bool:
-    """Whether a place holds nothing of a store."""
+    """Return whether `storage` holds nothing of a store."""
     return not any(True for folder in ("packs", "generations", "sessions") for _ in storage.list(folder))
 
 
 def encode_config(number: int, config: StoreConfig, writer: WriterKey, signer: SigningKey) -> bytes:
-    """Return the bytes of `config/number`. Raises UsageError for a recipient that is none."""
+    """Return the bytes of `config/number`. Raises UsageError for an invalid recipient."""
     secret = writer.store_id + writer.secret
     seals = [recipient.seal(secret) for recipient in config.sealed_to]
     start = b"".join([header(CONFIG), writer.store_id, _COUNT.pack(len(seals)), *seals])
@@ -198,19 +198,19 @@ def encode_config(number: int, config: StoreConfig, writer: WriterKey, signer: S
 
 
 class SealedConfig:
-    """A `config/N` as it is read: a store id, seals, and a box."""
+    """A `config/N` before it is opened: a store id, seals, and a box."""
 
     def __init__(self, number: int, data: bytes) -> None:
         self.number = number
         self.name = config_name(number)
         check_header(self.name, data, CONFIG)
         if len(data) < _SEALS:
-            raise DamageError(f"{self.name} is damaged: it is cut")
+            raise DamageError(f"{self.name} is damaged: it is cut off")
         self.store_id = data[HEADER_BYTES : HEADER_BYTES + 16]
         (self._count,) = _COUNT.unpack_from(data, HEADER_BYTES + 16)
         self._box = _SEALS + self._count * _SEAL_BYTES
         if len(data) <= self._box:
-            raise DamageError(f"{self.name} is damaged: it is cut")
+            raise DamageError(f"{self.name} is damaged: it is cut off")
         self.data = data
 
     @property
@@ -219,7 +219,10 @@ class SealedConfig:
         return blake3(self.data).digest()
 
     def secret(self, identity: Identity) -> bytes | None:
-        """Return the writer secret through an identity, or a machine's; None if no seal is for it."""
+        """Return the writer secret, opened by an identity or a machine's key; None if no seal is for it.
+
+        Raises DamageError.
+        """
         for at in range(_SEALS, self._box, _SEAL_BYTES):
             try:
                 secret = identity.open(self.data[at : at + _SEAL_BYTES])
@@ -233,7 +236,7 @@ class SealedConfig:
     def open(self, writer: WriterKey) -> tuple[StoreConfig, bytes]:
         """Return the configuration, and the public key that signed it.
 
-        Whether that one may sign it is for the caller to say. Raises DamageError, NewerConfigError.
+        The caller decides whether that key may sign it. Raises DamageError, NewerConfigError.
         """
         about = self.name.encode() + self.data[: self._box]
         try:
@@ -253,26 +256,26 @@ class SealedConfig:
 
 
 def _problem(config: StoreConfig, signer: bytes) -> str:
-    """Return what is wrong with a configuration that opens; empty: nothing."""
+    """Return what is wrong with a configuration that opens; empty if nothing."""
     if any(len(secret) != 32 for secret in config.former) or len(config.ids) not in {0, 32}:
-        return "a former writer secret in it is none"
+        return "a former writer secret in it is not valid"
     if len(config.era_hash) not in {0, 32} or (config.era and not config.era_hash):
-        return "it does not say which list of earlier objects is the right one"
+        return "it does not name the list of objects under former writer keys"
     if any(len(entry.key) != 32 for entry in config.recipients) or not config.recipients:
-        return "a recipient in it is none"
+        return "a recipient in it is not valid, or it has none"
     if any(len(one.key) != 32 or len(one.recipient) not in {0, 32} for one in config.admins):
-        return "an admin key in it is none"
+        return "an admin key in it is not valid"
     if any(len(one.key) != 32 or len(one.box) != 32 for one in config.writers):
-        return "the certificate of a machine in it is none"
+        return "the certificate of a machine in it is not valid"
     if signer not in config.admin_keys and config.certificate(signer) is None:
-        return "it is signed by somebody whom it does not name"
+        return "it is signed by a key that it does not list"
     if not MIN_AVERAGE <= config.average <= MAX_AVERAGE:
-        return f"no chunks have {config.average} bytes"
+        return f"its mean chunk length is {config.average}, and not {MIN_AVERAGE} to {MAX_AVERAGE} bytes"
     return ""
 
 
 def named(recipients: Iterable[LabelledRecipient]) -> str:
-    """Return the recipients as a message names them."""
+    """Return the recipients as listed in messages."""
     return ", ".join(
         f"{entry.recipient.text} ({entry.label})" if entry.label else entry.recipient.text
         for entry in recipients

@@ -1,7 +1,7 @@
-"""`condemned/X`: packs that are about to be removed, where no lock keeps others from counting on them.
+"""`condemned/X`: packs that are about to be deleted, if no lock keeps other machines from referencing them.
 
-Who adds counts on no pack that is condemned, and looks again before the generation is written. Who removes
-waits, then looks which generations there are, and removes what none of them needs.
+A writer references no condemned pack, and checks again before it writes the generation. The deleting process
+waits, then reads which generations exist, and deletes the packs that none of them needs.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class Condemned(msgspec.Struct, frozen=True):
-    """One such object."""
+    """One object in `condemned/`."""
 
     name: str
     time: int
-    """When it was written: nanoseconds since 1970, by the clock of who wrote it."""
+    """When it was written: nanoseconds since 1970, by the clock of the writer."""
     packs: tuple[PackId, ...]
 
 
@@ -63,7 +63,10 @@ def condemn(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> Con
 
 
 def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned], dict[str, str]]:
-    """Return what is condemned; and, by their names, the objects that cannot be read, and why."""
+    """Return what is condemned; and, by name, the objects that cannot be read, with the reasons.
+
+    Raises StorageError.
+    """
     found: list[Condemned] = []
     damaged: dict[str, str] = {}
     for short in sorted(storage.list(FOLDER.rstrip("/"))):
@@ -73,10 +76,10 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
         try:
             found.append(open_condemned(name, storage.get(name), writer))
         except (ObjectMissingError, RevokedKeyError):
-            # Who is left with a former key removes nothing that counts.
+            # A machine that has only a former key may not have anything deleted.
             continue
         except DamageError as error:
-            # Who removes packs reads it again before, and then uses it as little: it condemns nothing.
+            # The deleting process reads it again first, and ignores it as well: it condemns nothing.
             damaged[name] = Refusal(error)
         except (FormatError, StorageError) as error:
             damaged[name] = str(error)
@@ -84,11 +87,11 @@ def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned]
 
 
 def open_condemned(name: str, data: bytes, writer: WriterKey) -> Condemned:
-    """Return what the object `name` condemns. Raises DamageError, FormatError, which name it."""
+    """Return what the object `name` condemns. Raises DamageError, FormatError; the messages name it."""
     opened = open_object(CONDEMNED, name, data, writer)
     if not writer.signers.may_maintain(opened.signer):
         raise SignerError(f"{name} is damaged: the machine that signed it may not remove packs")
     record = decode_record(name, opened.plain, _decoder, _VERSION)
     if any(len(pack) != 32 for pack in record.packs):
-        raise DamageError(f"{name} is damaged: it names a pack that is none")
+        raise DamageError(f"{name} is damaged: an id of a pack in it is not valid")
     return Condemned(name, record.time, tuple(PackId(pack) for pack in record.packs))

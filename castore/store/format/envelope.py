@@ -1,6 +1,6 @@
-"""Objects that are a header and one box, bound to their name, with a signed record in it.
+"""Objects that consist of a header and one box, which is bound to their name and holds a signed record.
 
-Eras are not signed: the configuration names their bytes.
+Eras are not signed: the configuration names the hash of their bytes.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _Record = TypeVar("_Record", bound=_Versioned)
 
 
 class Refusal(str):
-    """Why an object that opens is not accepted: somebody who may not made it, and nothing depends on it."""
+    """Why an object that opens is not accepted: its maker lacked the right. Nothing depends on it."""
 
     __slots__ = ()
 
 
 class Opened(NamedTuple):
-    """What a signed object holds."""
+    """The content of a signed object."""
 
     plain: bytes
     opener: WriterKey
-    """The key, the present or a former one, that opened it."""
+    """The key that opened it: the present or a former one."""
     signer: bytes
-    """The public key that signed it, and may."""
+    """The public key that signed it, which has the right to."""
 
 
 def seal_object(
@@ -53,7 +53,7 @@ def seal_object(
 ) -> bytes:
     """Return the bytes of the object `name` that holds `plain`, signed.
 
-    more: what stands in the clear after the header. signer: else the writer's. Raises IdentityError.
+    more: cleartext after the header. signer: by default the writer's. Raises IdentityError.
     """
     start = header(kind) + more
     about = name.encode() + writer.store_id + start
@@ -61,9 +61,9 @@ def seal_object(
 
 
 def open_object(kind: bytes, name: str, data: bytes, writer: WriterKey, *, more: int = 0) -> Opened:
-    """Return what the object `name` holds. more: how many bytes stand in the clear after the header.
+    """Return the content of the object `name`. more: number of cleartext bytes after the header.
 
-    Raises DamageError, RevokedKeyError, SignerError, FormatError; they name the object.
+    Raises DamageError, RevokedKeyError, SignerError, FormatError; their messages name the object.
     """
     check_header(name, data, kind)
     box = HEADER_BYTES + more
@@ -80,9 +80,9 @@ def open_object(kind: bytes, name: str, data: bytes, writer: WriterKey, *, more:
 def decode_record(
     name: str, plain: bytes, decoder: msgspec.msgpack.Decoder[_Record], version: int
 ) -> _Record:
-    """Return the record in the box of the object `name`, which is of this version.
+    """Return the record in the box of the object `name`, which must be of this version.
 
-    Raises DamageError, FormatError; they name the object.
+    Raises DamageError, FormatError; their messages name the object.
     """
     try:
         record = decoder.decode(plain)

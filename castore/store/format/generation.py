@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from castore.model.removals import Removals
 
 NAME = re.compile(r"[0-9a-f]{16}-[0-9]{10}")
-"""What the names in `generations/` look like."""
+"""The form of the names in `generations/`."""
 
 
 MAX_JUMP = 1 << 16
-"""A generation whose number is further above all others is not followed by the next."""
+"""A number that is further than this above all others is ignored when the next number is chosen."""
 
 
 def last_in_sequence(numbers: Iterable[int], removed: Removals) -> int:
-    """Return the highest number that is no more than MAX_JUMP above another one, or above 0.
+    """Return the highest number that is at most MAX_JUMP above another one, or above 0.
 
-    removed: those of generations that were removed. A machine that may remove only its own names numbers at
-    no cost, so all that such machines say leads no further than MAX_JUMP.
+    removed: the numbers of removed generations. A machine that may remove only its own can name any number at
+    no cost, so removals by such machines raise the result by at most MAX_JUMP.
     """
     spans = [(number, number) for number in numbers]
     spans = sorted([*spans, *removed.by_maintainers.spans])
@@ -39,7 +39,7 @@ def last_in_sequence(numbers: Iterable[int], removed: Removals) -> int:
 
 
 def _followed(spans: list[tuple[int, int]], *reached: int) -> int:
-    """Return the highest number that is reached by these ascending spans without a large gap."""
+    """Return the highest number that these ascending spans reach without a gap of more than MAX_JUMP."""
     highest = max(reached)
     for first, last in spans:
         if first - highest <= MAX_JUMP:
@@ -48,12 +48,12 @@ def _followed(spans: list[tuple[int, int]], *reached: int) -> int:
 
 
 def generation_name(writer: WriterKey, service: str, number: int) -> str:
-    """Return the name of the object, under this key; it may be there under a former one's."""
+    """Return the name of a generation's object under this key; an older object has a former key's name."""
     return f"generations/{writer.tag(service).hex()}-{number:010d}"
 
 
 def split_name(name: str) -> tuple[bytes, int]:
-    """Return the tag and number in a name; (b"", 0) if it is not a generation's."""
+    """Return the tag and number in a name; (b"", 0) if it is not the name of a generation."""
     short = name.removeprefix("generations/")
     if not NAME.fullmatch(short) or int(short[17:]) > MAX_NUMBER:
         return b"", 0
@@ -68,9 +68,9 @@ def encode_generation(generation: Generation, writer: WriterKey) -> tuple[bytes,
 
 
 def open_generation(name: str, data: bytes, writer: WriterKey) -> tuple[Generation, bytes]:
-    """Return the generation that the object `name` holds, and its plaintext.
+    """Return the generation in the object `name`, and its plaintext.
 
-    Raises DamageError, FormatError; they name the object.
+    Raises DamageError, FormatError; their messages name the object.
     """
     plain, key, signer = open_object(GENERATION, name, data, writer)
     try:
@@ -79,7 +79,7 @@ def open_generation(name: str, data: bytes, writer: WriterKey) -> tuple[Generati
         raise DamageError(f"{name} is damaged: {error}") from None
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from None
-    # Whoever has the writer key can seal what no castore writes.
+    # A holder of the writer key can seal records that castore never writes.
     if not 0 < generation.number <= MAX_NUMBER:
         raise DamageError(f"{name} is damaged: no generation has the number {generation.number}")
     names = writer.signers.names(signer)

@@ -1,4 +1,4 @@
-"""The 16 bytes that every object begins with."""
+"""The 16 bytes at the beginning of every object."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def check_header(name: str, data: bytes, kind: bytes) -> None:
     Raises DamageError; FormatError for a configuration of another version.
     """
     if len(data) < HEADER_BYTES or data[:8] != kind:
-        raise DamageError(f"{name} is damaged: it does not begin as such an object does")
+        raise DamageError(f"{name} is damaged: it does not begin as an object of its kind does")
     _, version, rest = _HEADER.unpack_from(data)
     if version != _VERSION and kind == CONFIG:
         raise FormatError(
             f"{name} is of format {version}, and this castore knows {_VERSION}: update castore"
         )
     if version != _VERSION:
-        # Nobody has signed a header. A newer castore has an admin sign a newer configuration first.
+        # A header is not signed. A newer castore first has an admin sign a newer configuration.
         raise DamageError(
             f"{name} is damaged: its header says format {version}, and the store is of format {_VERSION}"
         )
     if rest != bytes(6):
-        raise DamageError(f"{name} is damaged: its header is not one")
+        raise DamageError(f"{name} is damaged: its header is not valid")

@@ -1,4 +1,4 @@
-"""`packs/P`: sealed records one behind the other, and a sealed footer that says what they are."""
+"""`packs/P`: sealed records one after the other, and a sealed footer that describes them."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ NODE: Final = 1
 RAW: Final = 0
 ZSTD: Final = 1
 DICTIONARY: Final = 2
-"""zstd, with the base as raw-content dictionary; read, but no longer written."""
+"""zstd, with the base as raw-content dictionary; still read, but no longer written."""
 DELTA: Final = 3
-"""A delta of the kernel's from the base, under zstd."""
+"""A delta, made by the kernel from one base and compressed with zstd; still read, no longer written."""
 DELTA_PAIR: Final = 4
-"""The same, from two bases one behind the other; both are read, but no longer written."""
+"""A delta from two concatenated bases, compressed with zstd; still read, no longer written."""
 GROUPED: Final = 5
-"""A delta from one base, in a record that holds a group of them; GROUPED + n: from n more."""
+"""A delta from one base, in a record that holds a group of deltas; GROUPED + n: from n more bases."""
 BASES: Final = (0, 0, 1, 1, 2, 1, 2, 3, 4)
-"""How many bases a chunk has, by its codec."""
+"""Number of bases of a chunk, by its codec."""
 MAX_BASES: Final = 4
 MAX_CHAIN: Final = 8
-"""No delta rests on more bases below one another than this."""
+"""The longest chain of bases below a delta."""
 MAX_PLAIN: Final = 32 << 20
-"""No chunk is longer: eight times the largest average."""
+"""No chunk is longer, in bytes: eight times the largest average."""
 NO_BASE: Final = RecordId(bytes(32))
 
 RECORDS: Final = HEADER_BYTES + 16
-"""Where in a pack the first record begins."""
+"""Offset of the first record in a pack."""
 _ENTRY: Final = struct.Struct("<32sIIIHBB")
 _SESSIONS: Final = struct.Struct("<H")
 _MAX_SESSIONS: Final = 0xFFFF
@@ -54,11 +54,11 @@ _TRAILER: Final = struct.Struct("<II")
 _TRAILER_BYTES: Final = _TRAILER.size + ObjectSealer.OVERHEAD
 _BUFFER: Final = 1 << 20
 _TAIL: Final = 128 << 10
-"""What is read of a pack's end at once: the footer of a pack of 64 KiB chunks is in it."""
+"""Bytes read at once from a pack's end: they include the footer of a pack of 64 KiB chunks."""
 
 
 class PackEntry(NamedTuple):
-    """A chunk or node in a pack, all but its bytes. The deltas of a group share a record."""
+    """A chunk or node in a pack, without its bytes. The deltas of a group share a record."""
 
     id: RecordId
     kind: int
@@ -68,20 +68,20 @@ class PackEntry(NamedTuple):
     counter: int
     session: SessionId
     offset: int = 0
-    """Of its first byte in the pack."""
+    """Offset of the record's first byte in the pack."""
     bases: tuple[RecordId, ...] = ()
-    """What it is the difference from: BASES[codec] ids."""
+    """The chunks from which a delta is made: BASES[codec] ids."""
     member: int = 0
-    """Which one it is of the group that the record holds."""
+    """Its position in the group of deltas that the record holds."""
 
 
 def record_names(
     record_id: RecordId, bases: tuple[RecordId, ...], plain_length: int, kind: int, codec: int
 ) -> tuple[bytes, bytes, int, int, int]:
-    """Return what a record is sealed with: id, base, plain length, kind, codec.
+    """Return what a record is bound to when it is sealed: id, base, plain length, kind, codec.
 
-    A group has none of its own, and its members' would take a look-up each: the record's counter says
-    which group it is, and the id of a chunk that comes out of it whether it is the right one.
+    A group has no values of its own, and its members' values would cost a look-up each. The record's counter
+    identifies the group, and a chunk decoded from it is checked against its id.
     """
     if codec >= GROUPED:
         return NO_BASE, NO_BASE, 0, kind, GROUPED
@@ -92,12 +92,12 @@ def record_names(
 
 
 def pack_name(pack: PackId) -> str:
-    """Return the name of the object."""
+    """Return the name of a pack's object."""
     return f"packs/{pack.hex()}"
 
 
 class PackWriter:
-    """A pack being written. A failed one is to be aborted, and never committed."""
+    """A pack being written. After a failure it must be aborted, and never committed."""
 
     def __init__(self, storage: Storage, key: WriterKey) -> None:
         self.entries: list[PackEntry] = []
@@ -111,7 +111,7 @@ class PackWriter:
         self._writer: Writer = storage.create()
 
     def fits(self, entries: Sequence[PackEntry]) -> bool:
-        """Whether a record with these entries leaves the pack at most PACK_BYTES long."""
+        """Return whether the pack stays within PACK_BYTES with a record of these entries."""
         added = sum(_ENTRY.size + 32 * len(entry.bases) for entry in entries)
         if entries[0].session not in self._sessions:
             if len(self._sessions) >= _MAX_SESSIONS:
@@ -131,9 +131,9 @@ class PackWriter:
         return footer + ObjectSealer.OVERHEAD + _TRAILER_BYTES
 
     def add(self, entries: Sequence[PackEntry], record: bytes | memoryview) -> int:
-        """Append a record, with an entry for each of what it holds; return its offset.
+        """Append a record and the entries of what it holds; return its offset in the pack.
 
-        That is also put into the entries. Raises StorageError.
+        The stored entries get that offset. Raises StorageError.
         """
         offset = self._offset
         for entry in entries:
@@ -149,7 +149,7 @@ class PackWriter:
     def commit(self, *, full: bool) -> tuple[PackId, int]:
         """Make the pack durable; return its name and length.
 
-        full: pad to PACK_BYTES, since no further record fits. Raises StorageError.
+        full: pad to PACK_BYTES, because no further record fits. Raises StorageError.
         """
         about = self._associated(b"footer")
         footer = self._key.objects.seal(about, sign(self._key.signer, about, self._footer()))
@@ -170,7 +170,7 @@ class PackWriter:
         return pack, padded
 
     def abort(self) -> None:
-        """Throw the pack away; does nothing after a commit."""
+        """Discard the pack. Does nothing after a commit."""
         self._writer.abort()
 
     def _footer(self) -> bytes:
@@ -208,27 +208,27 @@ class Footer(NamedTuple):
 
     plain: bytes
     entry_count: int
-    """As the trailer says it."""
+    """Number of entries, as given in the trailer."""
     end: int
-    """Where the records must have ended."""
+    """Offset at which the records must have ended."""
     size: int
-    """Of the pack."""
+    """Length of the pack."""
     signer: bytes = b""
-    """The public key of who made the pack, and may."""
+    """The public key that signed the pack, which has the right to."""
 
     @property
     def sessions(self) -> list[SessionId]:
-        """The table of sessions, as far as it is there."""
-        behind = _SESSIONS.size + 16 * int.from_bytes(self.plain[:2], "little")
-        return [SessionId(self.plain[at : at + 16]) for at in range(_SESSIONS.size, behind, 16)]
+        """The table of sessions, as far as it is complete."""
+        end = _SESSIONS.size + 16 * int.from_bytes(self.plain[:2], "little")
+        return [SessionId(self.plain[at : at + 16]) for at in range(_SESSIONS.size, end, 16)]
 
     def entries(self) -> list[PackEntry]:
-        """Return what lies in the pack, in order. Raises DamageError, which does not name the pack."""
+        """Return the pack's entries, in order. Raises DamageError, which does not name the pack."""
         return _decode_footer(self.plain, self.entry_count, self.end)
 
 
 def read_footer(storage: Storage, name: str, key: WriterKey) -> tuple[list[PackEntry], int]:
-    """Return what lies in the pack `name`, in order, and the pack's length.
+    """Return the entries of the pack `name`, in order, and the pack's length.
 
     Raises DamageError and FormatError, naming the pack; ObjectMissingError, StorageError.
     """
@@ -237,7 +237,7 @@ def read_footer(storage: Storage, name: str, key: WriterKey) -> tuple[list[PackE
 
 
 def entries_of(name: str, footer: Footer) -> list[PackEntry]:
-    """Return what lies in the pack `name`, in order. Raises DamageError, naming the pack."""
+    """Return the entries of the pack `name`, in order. Raises DamageError, naming the pack."""
     try:
         return footer.entries()
     except DamageError as error:
@@ -245,16 +245,16 @@ def entries_of(name: str, footer: Footer) -> list[PackEntry]:
 
 
 def open_footer(storage: Storage, name: str, key: WriterKey) -> Footer:
-    """Return the footer of the pack `name`. Raises as `read_footer`."""
+    """Return the footer of the pack `name`. Raises the same errors as `read_footer`."""
     size = storage.size(name)
     if not RECORDS + _SESSIONS.size + ObjectSealer.OVERHEAD + _TRAILER_BYTES <= size <= PACK_BYTES:
-        raise DamageError(f"{name} is damaged: no pack has {size} bytes")
+        raise DamageError(f"{name} is damaged: {size} bytes is not a valid length of a pack")
     start = storage.get(name, 0, RECORDS)
     check_header(name, start, PACK)
     tail_at = max(size - _TAIL, RECORDS)
     tail = storage.get(name, tail_at, size - tail_at)
     if len(start) != RECORDS or len(tail) != size - tail_at:
-        raise DamageError(f"{name} is damaged: it is cut")
+        raise DamageError(f"{name} is damaged: it is cut off")
     try:
         associated = key.store_id + start
         box = tail[-_TRAILER_BYTES:]
@@ -263,7 +263,7 @@ def open_footer(storage: Storage, name: str, key: WriterKey) -> Footer:
         length, count = _TRAILER.unpack(trailer)
         footer_at = size - _TRAILER_BYTES - length
         if footer_at < RECORDS:
-            raise DamageError("its footer is longer than the pack")  # noqa: TRY301 - it is told like the others
+            raise DamageError("its footer is longer than the pack")  # noqa: TRY301 - reported like the others
         if footer_at >= tail_at:
             box = tail[footer_at - tail_at : -_TRAILER_BYTES]
         else:
@@ -277,12 +277,12 @@ def open_footer(storage: Storage, name: str, key: WriterKey) -> Footer:
 
 
 def _decode_footer(footer: bytes, count: int, end: int) -> list[PackEntry]:
-    """Return the entries of a footer; `end` is where the records must have ended."""
+    """Return the entries of a footer; `end` is the offset at which the records must have ended."""
     table = int.from_bytes(footer[:2], "little")
     begin = _SESSIONS.size + 16 * table
     base = begin + _ENTRY.size * count
     if base > len(footer):
-        raise DamageError("its footer is too short for what it counts")
+        raise DamageError("its footer is too short for its number of entries")
     sessions = [SessionId(footer[at : at + 16]) for at in range(_SESSIONS.size, begin, 16)]
     entries: list[PackEntry] = []
     offset = RECORDS
@@ -295,26 +295,26 @@ def _decode_footer(footer: bytes, count: int, end: int) -> list[PackEntry]:
                 f"an entry of its footer has session {session}, kind {kind}, codec {codec}"
             )
         if plain > MAX_PLAIN:
-            raise DamageError(f"an entry of its footer has {plain} bytes, more than any chunk")
+            raise DamageError(f"an entry of its footer has {plain} bytes, more than a chunk can have")
         of = ()
         if BASES[codec]:
-            behind = base + 32 * BASES[codec]
-            of = tuple(RecordId(footer[at : at + 32]) for at in range(base, behind, 32))
-            base = behind
+            next_base = base + 32 * BASES[codec]
+            of = tuple(RecordId(footer[at : at + 32]) for at in range(base, next_base, 32))
+            base = next_base
         entry = PackEntry(record_id, kind, codec, plain, sealed, counter, sessions[session], offset, of)
         if not sealed:
             entry = _next_member(entries, entry)
         entries.append(entry)
         offset += sealed
     if base != len(footer):
-        raise DamageError("its footer has not the length that it counts")
+        raise DamageError("its footer does not have the length that its entries give")
     if offset > end:
         raise DamageError("its records are longer than the pack")
     return entries
 
 
 def _next_member(entries: list[PackEntry], entry: PackEntry) -> PackEntry:
-    """Return an entry that shares the record of the one before. Raises DamageError."""
+    """Return an entry that shares the record of the previous entry. Raises DamageError."""
     first = entries[-1] if entries else None
     if (
         first is None

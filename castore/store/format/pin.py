@@ -1,4 +1,4 @@
-"""`pins/T-N`: generations that are kept whatever the rules say."""
+"""`pins/T-N`: generations that are kept whatever the retention rules say."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _name(tag: bytes, number: int) -> str:
 
 
 def pin(storage: Storage, writer: WriterKey, service: str, number: int, note: str) -> bool:
-    """Pin a generation; tell whether it was not yet. Raises StorageError."""
+    """Pin a generation; return whether it was not pinned yet. Raises StorageError."""
     if number in pins(storage, writer, service):
         return False
     name = _name(writer.tag(service), number)
@@ -47,23 +47,23 @@ def pin(storage: Storage, writer: WriterKey, service: str, number: int, note: st
     except ObjectExistsError:
         if number in pins(storage, writer, service):
             return False
-        # Somebody who may not had written it, so that it could not be pinned.
+        # An object without a valid signer has the name, to prevent the pin: replace it.
         storage.delete_all([name])
         storage.put(name, seal_object(PIN, name, plain, writer))
     return True
 
 
 def unpin(storage: Storage, writer: WriterKey, service: str, number: int) -> bool:
-    """Let the rules decide about a generation again; tell whether it was pinned. Raises StorageError."""
+    """Let retention rules decide about a generation; return whether it was pinned. Raises StorageError."""
     pinned = number in pins(storage, writer, service)
     storage.delete_all(_name(tag, number) for tag in writer.tags(service))
     return pinned
 
 
 def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
-    """Return the numbers that are pinned of a service, with the notes. Raises StorageError.
+    """Return the pinned numbers of a service, with the notes. Raises StorageError.
 
-    One whose object is damaged is pinned, with an empty note: rather keep too much.
+    A generation whose pin is damaged counts as pinned, with an empty note: rather keep too much.
     """
     tags = writer.tags(service)
     found: dict[int, str] = {}
@@ -74,7 +74,7 @@ def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
             try:
                 note = open_pin(f"pins/{short}", storage.get(f"pins/{short}"), writer).note
             except RevokedKeyError:
-                continue  # somebody who may not wrote it
+                continue  # its signer may not pin
             except (DamageError, FormatError, ObjectMissingError):
                 pass
             found[number] = note or found.get(number, "")
@@ -82,6 +82,6 @@ def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
 
 
 def open_pin(name: str, data: bytes, writer: WriterKey) -> Pin:
-    """Return what the object `name` holds. Raises DamageError, FormatError."""
+    """Return the pin in the object `name`. Raises DamageError, FormatError."""
     opened = open_object(PIN, name, data, writer)
     return decode_record(name, opened.plain, _decoder, _VERSION)

@@ -2,8 +2,8 @@
 
 Another machine that has seen a removed generation finds it missing. The record is signed, so that machine
 knows that the removal was intended, and whether the signer may remove that generation: a machine may remove
-those of its own host, one with the role `maintain` those of all. Numbers are never given again,
-so an old record that somebody restores explains nothing else.
+generations of its own host, and with the role `maintain` those of all hosts. Numbers are never used again, so
+an old record that is restored explains no other removal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from castore.storage import Storage
 
 REMOVALS: Final = "removals"
-"""The folder."""
+"""The folder of removal records."""
 _VERSION: Final = 1
 _NAME: Final = re.compile(r"([0-9a-f]{16})-[0-9a-f]{32}")
 
@@ -70,7 +70,7 @@ def record_removal(
     name = f"{REMOVALS}/{writer.tag(service).hex()}-{os.urandom(16).hex()}"
     record = Removal(_VERSION, time.time_ns(), known.union(Spans.of(numbers)).spans)
     storage.put(name, seal_object(REMOVAL, name, _encoder.encode(record), writer))
-    # The new record has all that the earlier ones have; two processes that write at once leave two.
+    # The new record includes the earlier ones. Two processes that write at the same time leave two records.
     with contextlib.suppress(StorageError):
         storage.delete_all(earlier)
 
@@ -89,7 +89,7 @@ def removals(storage: Storage, writer: WriterKey, service: str) -> Removals:
 
 
 def open_removal(name: str, data: bytes, writer: WriterKey) -> tuple[Removal, bytes]:
-    """Return the record in the object `name`, and who signed it. Raises DamageError, FormatError."""
+    """Return the record in the object `name`, and the key that signed it. Raises DamageError, FormatError."""
     opened = open_object(REMOVAL, name, data, writer)
     record = decode_record(name, opened.plain, _decoder, _VERSION)
     if any(not 0 < first <= last <= 0xFFFFFFFF for first, last in record.spans):
@@ -114,7 +114,7 @@ def damaged_removals(storage: Storage, writer: WriterKey) -> dict[str, str]:
 
 
 def _read(storage: Storage, writer: WriterKey, service: str) -> dict[str, tuple[Removal, bytes]]:
-    """Return the records of a service and who signed each, by name, without those that are not accepted."""
+    """Return the accepted records of a service, each with its signer, by name."""
     tags = {tag.hex() for tag in writer.tags(service)}
     found = {}
     for short in storage.list(REMOVALS):

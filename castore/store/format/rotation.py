@@ -1,9 +1,9 @@
-"""`eras/N`: what was in a store when its writer key was replaced by that of `config/N`.
+"""`eras/N`: what was in a store when the writer key of `config/N` replaced the previous one.
 
-What is sealed under a former key stays readable, but only if it was there at that time: whoever took
-the key from a machine can seal whatever he likes with it. So the object lists all packs, which are named
-by their bytes, and all sessions and generations with a hash of theirs; it is sealed under the new key.
-One replacement's list holds what earlier ones listed, so that only the last one's counts.
+What is sealed under a former key stays readable, but only if it existed when the key was replaced: a thief
+of the key could seal anything with it. So the object lists all packs, which are named by the hash of their
+bytes, and all other objects with the hash of their bytes; it is sealed under the new key. Each list includes
+what earlier ones listed, so that only the latest one is used.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from castore.store.format.config import StoreConfig
 
 ERAS: Final = "eras"
-"""The folder."""
+"""The folder of these objects."""
 
 _VERSION: Final = 1
 
 
 class EraRecord(msgspec.Struct, frozen=True):
-    """What such an object holds."""
+    """The content of such an object."""
 
     version: int
     packs: bytes
-    """The ids of the packs, 32 bytes each, one behind the other."""
+    """The ids of the packs, 32 bytes each, concatenated."""
     objects: dict[str, bytes]
-    """Of each session, generation, pin and condemned object, by its name, BLAKE3 of its bytes."""
+    """BLAKE3 of the bytes of each session, generation, pin, removal and condemned object, by its name."""
 
 
 _encoder = msgspec.msgpack.Encoder(order="sorted")
@@ -52,17 +52,17 @@ _decoder = msgspec.msgpack.Decoder(EraRecord)
 
 
 def era_name(number: int) -> str:
-    """Return the name of the object."""
+    """Return the name of such an object."""
     return f"{ERAS}/{number}"
 
 
 def era_numbers(storage: Storage) -> list[int]:
-    """Return the numbers of such objects, in ascending order."""
+    """Return the numbers of all such objects, in ascending order."""
     return replicas.numbers(storage, ERAS)
 
 
 def encode_era(number: int, listed: Mapping[str, bytes], writer: WriterKey) -> bytes:
-    """Return the bytes of `eras/number`. listed: the hash of each object, by its name."""
+    """Return the bytes of `eras/number`. listed: the hash of each object, by name."""
     packs = b"".join(sorted(one for name, one in listed.items() if name.startswith("packs/")))
     objects = {name: one for name, one in listed.items() if not name.startswith("packs/")}
     plain = _encoder.encode(EraRecord(_VERSION, packs, objects))
@@ -71,7 +71,7 @@ def encode_era(number: int, listed: Mapping[str, bytes], writer: WriterKey) -> b
 
 
 def decode_era(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
-    """Return what the bytes of `eras/number` list. Raises DamageError, FormatError."""
+    """Return the hashes that the bytes of `eras/number` list, by name. Raises DamageError, FormatError."""
     name = era_name(number)
     check_header(name, data, ERA)
     try:
@@ -87,7 +87,7 @@ def decode_era(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
 def read_era(storage: Storage, config: StoreConfig) -> bytes:
     """Return the bytes of the list that a configuration names.
 
-    Raises MissingError, DamageError, which say what to do, StorageError.
+    Raises MissingError, DamageError; their messages say what to do. Raises StorageError.
     """
     name = era_name(config.era)
     for data in replicas.variants(storage, ERAS, config.era):
@@ -107,7 +107,7 @@ def read_era(storage: Storage, config: StoreConfig) -> bytes:
 
 
 class _Listed:
-    """What an era's object lists, read when it is first needed, and once."""
+    """The content of an era's object, read once, when it is first needed."""
 
     def __init__(self, storage: Storage, writer: WriterKey, config: StoreConfig) -> None:
         self._storage = storage
@@ -127,7 +127,7 @@ class _Listed:
 def with_config(
     writer: WriterKey, config: StoreConfig, storage: Storage, signer: SigningKey | None
 ) -> WriterKey:
-    """Return a store's writer key, with those that it took the place of, and with who may sign.
+    """Return a store's writer key, with the keys that it replaced, and with the keys that may sign.
 
     signer: signs what is added.
     """

@@ -24,7 +24,7 @@ _BOX: Final = HEADER_BYTES + 16
 
 
 class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a session object holds."""
+    """The content of a session object."""
 
     version: int
     time: int
@@ -34,15 +34,18 @@ class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     seals: tuple[tuple[bytes, bytes], ...]
     """(recipient, session id | data key sealed to it)."""
     nodes: bytes = b""
-    """The key of the session's nodes; empty where it follows from the key that this is sealed under."""
+    """The key of the session's nodes; empty if it is derived from the key that seals this record."""
     writer: bytes = b""
-    """The public key of who added to the session: a machine's, or an admin's."""
+    """The public key that added to the session: a machine's, or an admin's."""
 
     def __repr__(self) -> str:
         return f"SessionRecord(of {self.host})"
 
     def data_key(self, name: str, session: SessionId, identity: Identity) -> bytes | None:
-        """Return the key of the session's chunks; None if it is not sealed to this identity."""
+        """Return the key of the session's chunks; None if it is not sealed to this identity.
+
+        Raises DamageError; IdentityError if the seal does not open.
+        """
         for key, sealed in self.seals:
             if key == identity.recipient.key:
                 opened = identity.open(sealed)
@@ -57,12 +60,12 @@ _decoder = msgspec.msgpack.Decoder(SessionRecord)
 
 
 def session_name(session: SessionId, number: int) -> str:
-    """Return the name of the object."""
+    """Return the name of a session's object."""
     return f"sessions/{session.hex()}.{number}"
 
 
 def session_numbers(storage: Storage) -> dict[SessionId, list[int]]:
-    """Return the numbers there are of each session, in ascending order."""
+    """Return the numbers of each session's objects, in ascending order."""
     found: dict[SessionId, list[int]] = {}
     for name in storage.list("sessions"):
         if match := re.fullmatch(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,17})", name):
@@ -86,7 +89,7 @@ def encode_session(
     writer: WriterKey,
     signer: SigningKey | None = None,
 ) -> bytes:
-    """Return the bytes of `sessions/S.number`. signer: else the writer's."""
+    """Return the bytes of `sessions/S.number`. signer: by default the writer's."""
     name, plain = session_name(session, number), _encoder.encode(record)
     return seal_object(SESSION, name, plain, writer, more=session, signer=signer)
 
@@ -94,19 +97,20 @@ def encode_session(
 def decode_session(
     session: SessionId, number: int, data: bytes, writer: WriterKey
 ) -> SessionRecord:
-    """Return what the bytes of `sessions/S.number` hold. Raises DamageError, FormatError.
+    """Return the record in the bytes of `sessions/S.number`. Raises DamageError, FormatError.
 
-    Of a session under a former writer key, the key of its nodes is filled in: sealed anew, it keeps it.
+    For a session under a former writer key, the key of its nodes is filled in, so that sealing the record
+    again keeps it.
     """
     name = session_name(session, number)
     check_header(name, data, SESSION)
     if data[HEADER_BYTES:_BOX] != session:
-        raise DamageError(f"{name} is damaged: it names another session, or is cut")
+        raise DamageError(f"{name} is damaged: it names another session, or is cut off")
     opened = open_object(SESSION, name, data, writer, more=16)
     record = decode_record(name, opened.plain, _decoder, _VERSION)
-    # Only an admin seals a session again: another machine could put its own object in the place of that.
+    # Only an admin seals a session again: a machine could otherwise replace another machine's object.
     if (record.writer != opened.signer or number > 0) and not writer.signers.is_admin(opened.signer):
-        raise SignerError(f"{name} is damaged: it is signed by another machine than its session is of")
+        raise SignerError(f"{name} is damaged: it is signed by another machine than its session's")
     if opened.opener is not writer and not record.nodes:
         record = msgspec.structs.replace(record, nodes=opened.opener.node_key(session))
     return record
@@ -115,9 +119,9 @@ def decode_session(
 def read_session(
     storage: Storage, session: SessionId, numbers: Sequence[int], writer: WriterKey
 ) -> tuple[int, SessionRecord]:
-    """Return the highest of a session's objects that is accepted: its number, and what it holds.
+    """Return the number and record of a session's highest object that is accepted.
 
-    One that does not open, or is signed by somebody who may not, must not hide the right one.
+    An object that does not open, or whose signer may not sign it, must not hide the right one.
     Raises DamageError, FormatError, StorageError.
     """
     refused: DamageError | FormatError | None = None
@@ -127,11 +131,11 @@ def read_session(
             return number, decode_session(session, number, data, writer)
         except (DamageError, FormatError) as error:
             refused = refused or error
-    raise refused or MissingError(f"the session object sessions/{session.hex()}.* is gone")
+    raise refused or MissingError(f"the session object sessions/{session.hex()}.* is missing")
 
 
 def new_session_record(
     time: int, host: str, cipher: Cipher, seals: tuple[tuple[bytes, bytes], ...], writer: bytes
 ) -> SessionRecord:
-    """Return the record of a session that begins."""
+    """Return the record of a new session."""
     return SessionRecord(_VERSION, time, host, cipher, seals, writer=writer)

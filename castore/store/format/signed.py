@@ -1,6 +1,6 @@
-"""The envelope in a box: who signed a record, the signature, and the record.
+"""The envelope in a box: the public key of the signer, its signature, and the record.
 
-The signature covers what the box is bound to, too: the object's name, the store, the header. So no signed
+The signature also covers what the box is bound to: the object's name, the store, the header. So no signed
 record can be moved to another object.
 """
 
@@ -30,7 +30,7 @@ def sign(signer: SigningKey, about: bytes, record: bytes) -> bytes:
 def open_signed(about: bytes, envelope: bytes) -> tuple[bytes, bytes]:
     """Return the public key that signed a record, and the record.
 
-    Whether that key may sign it is for the caller to say. Raises DamageError, which does not name the object.
+    The caller decides whether that key may sign it. Raises DamageError, which does not name the object.
     """
     signer = envelope[:PUBLIC_BYTES]
     signature, record = envelope[PUBLIC_BYTES:ENVELOPE_BYTES], envelope[ENVELOPE_BYTES:]
