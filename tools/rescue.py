@@ -256,7 +256,7 @@ class Store:  # opens and verifies what a store holds, and restores from it
         names.seek(0)
         while names.read(4):
             frames.append(decode(names))
-        entries = [Entry(*frame[:8], *frame[8][:5]) for frame in frames[1:]]  # behind the owners
+        entries = [Entry(*frame[:8], *frame[8][:5]) for frame in frames[1:]]  # after the owners
         bundled = any(entry.content == 1 for entry in entries)
         wanted = 1 + bundled + sum(entry.content == 2 for entry in entries)
         if lost := [position for position, ref in enumerate(refs) if ref[0] == LOST]:  # how many it had
@@ -383,7 +383,7 @@ class Stream:  # the bytes of a stream, in order
             if file and self.data:
                 file.write(self.data[:size])
             elif file:
-                problem(path, f"{size} bytes are lost, zeros stand there from byte {file.tell()} on")
+                problem(path, f"{size} bytes are lost, zeros are in their place from byte {file.tell()} on")
                 file.seek(size, os.SEEK_CUR)
             self.at, self.left, self.data = self.at + size, self.left - size, self.data and self.data[size:]
 
