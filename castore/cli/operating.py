@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from castore.cli.progress import Watch
     from castore.model.generation import Generation
     from castore.services.config import Service, TreePart
-    from castore.services.deployment import Followed, Guarded, Work
+    from castore.services.follow import Followed
+    from castore.services.guard import Guarded
+    from castore.services.operations import Work
     from castore.store import Store
 
 
 def _work(context: CliContext, store: Store, progress: Watch, services: Sequence[str]) -> Work:
     from castore.cli.progress import hushed
     from castore.content.restore.metadata import Ownership
-    from castore.services.deployment import Work
+    from castore.services.operations import Work
 
     def say(line: str) -> None:
         with hushed():
@@ -67,7 +69,7 @@ def guard(context: CliContext, restoring: bool, words: tuple[str, ...], as_json:
     from castore.cli.progress import hushed, watching
     from castore.errors import DeploymentRevertedError
     from castore.model.names import short_revision
-    from castore.services.deployment import guard as run_guarded
+    from castore.services.guard import guard as run_guarded
 
     services, command = _split_command(words)
     with context.open_store() as store, watching() as progress:
@@ -127,7 +129,7 @@ def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_jso
     """
     from castore.cli.progress import watching
     from castore.cli.several import Several
-    from castore.services.deployment import follow as run_follow
+    from castore.services.follow import follow as run_follow
 
     several = Several(services, apart=len(services) > 1)
     with context.open_store() as store, watching() as progress:

@@ -1,139 +1,30 @@
-"""State that follows the configuration: what a deployment changes, and what a boot finds."""
+"""Run a deployment between a snapshot and a health check, and revert both if it fails."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from castore.errors import CastoreError, ProgramError, RevertInterruptedError, UsageError
-from castore.model.counting import count as counted
 from castore.model.names import short_revision
 from castore.process.runners import run
 from castore.process.signal_shield import DeferInterrupts
-from castore.progress import Progress
 from castore.services.events import event
-from castore.services.hooks import Hooks, check_health
-from castore.services.recorded import trusted_origins
+from castore.services.hooks import check_health
 from castore.services.revision import current
-from castore.services.rollback.execute import roll_back
 from castore.services.rollback.journal import refuse_interrupted
-from castore.services.rollback.plan import read_details
-from castore.services.snapshot import (
-    EngineSource,
-    configured_origins,
-    present_parts,
-    snapshot,
-    sources_of,
-)
-from castore.services.state_revision import newest_of, state_revision
+from castore.services.snapshot import EngineSource, present_parts, sources_of
+from castore.services.state_revision import state_revision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
-    from castore.content.restore.metadata import Ownership
     from castore.model.generation import Generation
-    from castore.services.config import Service
-    from castore.store import Store
-
-
-@dataclass
-class Work:
-    """What guard and follow need to do their work on services."""
-
-    store: Store
-    settings: dict[str, Service]
-    """By name."""
-    ownership: Ownership
-    leave_out: Sequence[str] = ()
-    progress: Callable[[str, Progress], None] = lambda _name, _tally: None
-    say: Callable[[str], None] = lambda _text: None
-    note: Callable[[str], None] = lambda _text: None
-    """Says what went as expected."""
-    hushed: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Keeps the screen clear while a program has it."""
-
-    def of(self, service: str) -> Service:
-        """Return what castore.toml says of a service. Raises UsageError."""
-        found = self.settings.get(service)
-        if found is None:
-            raise UsageError(f"castore.toml does not describe the service {service!r}")
-        return found
-
-    def snapshot(self, service: str) -> Generation:
-        """Take a generation, filed under the revision that the state belongs to."""
-        settings = self.of(service)
-        configured = current(settings.revision, settings.timeout)
-        with self.store.lock(service):
-            refuse_interrupted(self.store, service)
-            state = state_revision(self.store, service, configured, report_older=True)
-            if warning := state.warning(service):
-                self.say(warning)
-            revision = state.revision if configured else ""
-            around = Hooks.of(settings)
-            taken = snapshot(
-                self.store,
-                service,
-                sources_of(settings),
-                revision=revision,
-                leave_out=self.leave_out,
-                around=around,
-                progress=self.progress,
-            )
-            self.store.set_live_revision(service, revision)
-        for failure in around.failures:
-            self.say(f"{service}: {failure}")
-        if self.store.older:
-            self.say(f"warning: {self.store.older}")
-        return taken
-
-    def restore(
-        self, service: str, target: Generation, *, with_safety: bool = True, health: bool = True
-    ) -> None:
-        """Restore a generation of a service. health: check the service's health then."""
-        settings = self.of(service)
-        if not health:
-            settings = msgspec.structs.replace(settings, health=())
-        recorded = read_details(self.store, target).origins
-        configured_parts = configured_origins(settings)
-        origins = trusted_origins(self.store, target, recorded, configured_parts, self.say)
-        configured = self._configured(settings)
-        with self.store.lock(service):
-            live = state_revision(self.store, service, configured).revision
-            done = roll_back(
-                self.store,
-                target,
-                origins,
-                self.ownership,
-                settings=settings,
-                with_safety=with_safety,
-                revision=live,
-                leave_out=self.leave_out,
-                progress=self.progress,
-                say=lambda text: self.say(f"{service}: {text}"),
-                tally=Progress(),
-            )
-        if done.problems:
-            problems = counted(len(done.problems), "file or attribute", "files or attributes")
-            self.say(f"{service}: not restored as before: {problems}")
-
-    def _configured(self, settings: Service) -> str | None:
-        """Return the configured revision; None if its source fails, which stops no rollback."""
-        try:
-            return current(settings.revision, settings.timeout)
-        except CastoreError as error:
-            self.say(f"the configured revision is unknown: {error}")
-            return None
-
-    def newest_of(self, service: str, revision: str) -> Generation | None:
-        """Return the newest generation of exactly this revision."""
-        return newest_of(self.store, service, revision)
+    from castore.services.operations import Work
 
 
 @dataclass
@@ -382,75 +273,3 @@ def _put_back(work: Work, service: str, taken: Generation) -> None:
         refuse_interrupted(work.store, service)
         work.say(f"{service}: {error}; trying without a safety generation")
         work.restore(service, taken, with_safety=False, health=False)
-
-
-@dataclass(frozen=True)
-class Followed:
-    """What `follow` found of a service, and did."""
-
-    service: str
-    revision: str
-    before: str
-    """The revision that its state belonged to."""
-    generation: Generation | None = None
-    """The newest of the present revision, if that is another, and was here before."""
-    restored: bool = False
-
-    @property
-    def _selector(self) -> str:
-        """What selects the generation: a pre-rollback generation is selected by number only."""
-        assert self.generation is not None
-        if self.generation.safety:
-            return f"{self.generation.number}"
-        return f"'={short_revision(self.revision)}'"
-
-    @property
-    def text(self) -> str:
-        """What happened, for people."""
-        short = short_revision(self.revision)
-        if self.revision == self.before:
-            return f"{self.service}: revision {short}, as before"
-        if self.generation is None:
-            what = "is new, and noted" if self.before else "is noted: what the state was of is not known here"
-            return f"{self.service}: revision {short} {what}"
-        what = "restored" if self.restored else "would be restored: castore rollback"
-        where = f"{self.service}@{self.generation.number}"
-        return (
-            f"{self.service}: revision {short} was here before; its newest generation {where} "
-            + (f"is {what}" if self.restored else f"{what} {self.service} --to {self._selector}")
-        )
-
-
-def follow(work: Work, services: Sequence[str], *, dry_run: bool = False) -> list[Followed]:
-    """Let the state of services follow their present revisions, which may have gone back; for every boot.
-
-    Raises CastoreError; of services that come behind one that fails, nothing was done.
-    """
-    found = []
-    for service in services:
-        settings = work.of(service)
-        now = current(settings.revision, settings.timeout)
-        if now is None:
-            raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
-        # Where it is not known what the state belongs to (a new machine), it is not replaced unasked.
-        state = state_revision(work.store, service, now)
-        before = state.noted
-        if now == before:
-            found.append(Followed(service, now, before))
-            continue
-        generation = work.newest_of(service, now) if state.left_behind else None
-        if generation is None:
-            if not dry_run:
-                with event(work.store, "follow", service) as note:
-                    note.revision, note.text = now, "a new revision"
-                    work.store.set_live_revision(service, now)
-            found.append(Followed(service, now, before))
-            continue
-        restoring = settings.follow == "restore" and not dry_run
-        if restoring:
-            with event(work.store, "follow", service) as note:
-                note.of(generation)
-                note.text = f"revision {short_revision(now)} is back"
-                work.restore(service, generation)
-        found.append(Followed(service, now, before, generation, restoring))
-    return found
