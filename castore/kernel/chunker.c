@@ -4,14 +4,14 @@
 
 #include <assert.h>
 
-/* The layout that the caller in Python fills in. */
+/* The Python caller fills in this layout. */
 static_assert(sizeof(struct cut_rule) == 32 + 256 * 8, "struct cut_rule is padded");
 
 /*
- * Hash buf[from .. to); return the position behind the first byte at which the
- * hash is below limit, or 0.  Eight bytes a turn with one test: what bounds the
- * loop is the chain of one shift and one addition a byte, and a test a byte
- * makes compilers break that chain up.
+ * Hash buf[from .. to).  Return the position after the first byte at which the
+ * hash is below limit, or 0 if there is none.  The loop tests once per eight
+ * bytes: its speed is bounded by the dependency chain of one shift and one
+ * addition per byte, and with a test per byte compilers break that chain up.
  */
 static size_t
 first_below(const uint64_t gear[256], const uint8_t *buf, size_t from, size_t to, uint64_t limit, uint64_t *hash)
@@ -43,7 +43,7 @@ first_below(const uint64_t gear[256], const uint8_t *buf, size_t from, size_t to
 	return (0);
 }
 
-/* The length of the chunk at the start of buf[0 .. len), or 0 if more bytes are needed to tell. */
+/* Return the length of the first chunk of buf[0 .. len), or 0 if more bytes are needed to find its end. */
 static size_t
 chunk_length(const struct cut_rule *rule, const uint8_t *buf, size_t len, int final)
 {
@@ -53,7 +53,7 @@ chunk_length(const struct cut_rule *rule, const uint8_t *buf, size_t len, int fi
 	if (len <= rule->min)
 		return (final ? len : 0);
 
-	/* Fill the window, so that the first border considered depends on its 64 bytes and nothing else. */
+	/* Fill the window: the first border considered must depend on its 64 bytes only. */
 	for (i = rule->min - GEAR_WINDOW; i < (size_t)rule->min - 1; i++)
 		h = (h << 1) + rule->gear[buf[i]];
 
@@ -93,7 +93,7 @@ cut_find(const struct cut_rule *rule, const uint8_t *buf, size_t first, size_t f
 
 	if (room > CUT_MAX_HITS)
 		room = CUT_MAX_HITS;
-	/* What is early enough shall be late enough too. */
+	/* A hash below `early` must be below `late` too. */
 	if (rule->early > rule->late ||
 	    gear_low(rule->gear, buf, first, from, to, rule->late, hits, hash, room, counts) != 0)
 		return (CUT_TOO_MANY);
@@ -115,7 +115,7 @@ cut_choose(const struct cut_rule *rule, const uint32_t *hits, size_t count, size
 	while (n < room && start < to) {
 		size_t limit = to - start < rule->max ? to : start + rule->max;
 
-		/* hits[] has the last byte of a window; a chunk ends behind it. */
+		/* hits[] has the position of the last byte of a window; the chunk ends after that byte. */
 		while (i < count && (hits[i] >> 1) + 1 < start + rule->min)
 			i++;
 		while (i < count && (hits[i] >> 1) + 1 <= start + rule->normal && (hits[i] & 1) == 0)

@@ -1,19 +1,23 @@
-/* Copies found by hashing the base: after Tichy, "The string-to-string correction problem with block moves", 1984. */
+/* Finds copies by hashing the base, after Tichy, "The string-to-string correction problem with block moves", 1984. */
 #include "delta.h"
 
 #include <string.h>
 
 #define WORD 8
-/* One table for a chunk of usual size, which the second-level cache holds; a larger one where it gets too coarse. */
+/*
+ * A table for a chunk of usual size fits into the second-level cache.  A longer
+ * base gets a larger table, or its samples would be too sparse.
+ */
 #define LEAST_BITS 16
 #define MOST_BITS 18
 _Static_assert(DELTA_TABLE == 1 << MOST_BITS, "room for the largest table");
 #define COARSE 8
 
 /*
- * The least that is worth a copy, by what its numbers cost once they are compressed:
- * least for what a chunk has in the place of as many other bytes, then for what lies
- * a little ahead of where it is expected.
+ * The shortest copies worth encoding, by the compressed cost of their numbers.
+ * A copy that continues after a replacement of equal length costs least and has
+ * no minimum.  Next cheapest is a copy from less than NEAR bytes after the
+ * expected source: MIN_NEAR.  Any other copy needs MIN_FAR bytes.
  */
 #define MIN_NEAR 12
 #define MIN_FAR 20
@@ -34,7 +38,7 @@ slot_of(uint64_t word, int bits)
 	return ((uint32_t)((word * 0x9E3779B185EBCA87u) >> (64 - bits)));
 }
 
-/* How many bytes a[0 .. n) and b[0 .. n) begin with in common. */
+/* Return the length of the common prefix of a[0 .. n) and b[0 .. n). */
 static size_t
 common(const uint8_t *a, const uint8_t *b, size_t n)
 {
@@ -65,7 +69,7 @@ put_number(uint8_t *p, uint64_t x)
 	return (p);
 }
 
-/* Returns NULL where the number is cut, or has more than 35 bits. */
+/* Return NULL if the number is truncated, or has more than 35 bits. */
 static const uint8_t *
 get_number(const uint8_t *p, const uint8_t *end, uint64_t *x)
 {
@@ -80,7 +84,7 @@ get_number(const uint8_t *p, const uint8_t *end, uint64_t *x)
 	return (NULL);
 }
 
-/* Signed numbers: 0, -1, 1, -2, 2 and so on as 0, 1, 2, 3, 4. */
+/* Signed numbers in zigzag order: 0, -1, 1, -2, 2 and so on are encoded as 0, 1, 2, 3, 4. */
 static uint64_t
 folded(int64_t x)
 {
@@ -93,7 +97,7 @@ unfolded(uint64_t x)
 	return (x & 1 ? -(int64_t)((x + 1) >> 1) : (int64_t)(x >> 1));
 }
 
-/* Three numbers of up to five bytes each. */
+/* A step is three numbers of up to five bytes each. */
 #define MAX_STEP 15
 
 size_t
@@ -104,7 +108,7 @@ delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t
 	size_t step, i, t = 0, literal = 0, expected = 0;
 	int bits = LEAST_BITS;
 
-	/* Backwards, so that of equal words the first is found, and what follows it can be copied too. */
+	/* Fill the table backwards: of equal words the first wins, and the longest run can be copied after it. */
 	while (bits < MOST_BITS && base_len >> bits >= COARSE)
 		bits++;
 	memset(table, 0xff, sizeof(*table) << bits);
@@ -121,7 +125,7 @@ delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t
 			uint64_t word = word_at(target + t);
 			size_t aligned = expected + (t - literal);
 
-			/* Bytes were put in place of as many; else, in front of what is expected. */
+			/* First guess: the target replaced as many bytes.  Second guess: it inserted the literal bytes. */
 			if (aligned + WORD <= base_len && word_at(base + aligned) == word)
 				source = aligned;
 			else if (expected + WORD <= base_len && word_at(base + expected) == word)
@@ -130,7 +134,7 @@ delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t
 				source = table[slot_of(word, bits)];
 				if (source == UINT32_MAX || word_at(base + source) != word) {
 					t++;
-					/* What is no longer alike is given up early. */
+					/* Give up early where the two are no longer similar. */
 					if ((size_t)(end - p) < t - literal)
 						return (0);
 					continue;
@@ -148,7 +152,7 @@ delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t
 		} else
 			t = len;
 
-		/* The literals up to here, then the copy; at the end only the literals. */
+		/* Write the literals up to here, then the copy; at the end, the literals only. */
 		if ((size_t)(end - p) < MAX_STEP + (t - back - literal))
 			return (0);
 		p = put_number(p, t - back - literal);

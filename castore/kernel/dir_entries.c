@@ -9,15 +9,15 @@
 #include <unistd.h>
 
 #define NEW_FILE (O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC)
-#define LENGTH 4 /* bytes of an entry's length in front of it */
-#define LEAST 10 /* bytes of an entry */
-#define MAX_BUNDLED (UINT64_C(1) << 20) /* bytes of a file that is read at once */
+#define LENGTH 4 /* bytes of the length before each entry */
+#define LEAST 10 /* bytes of the shortest entry */
+#define MAX_BUNDLED (UINT64_C(1) << 20) /* bytes of the largest file in a bundle, which is read at once */
 #define FIELDS 9
-#define MOST 80 /* bytes of an entry, its name apart */
+#define MOST 80 /* bytes of the longest entry, without its name */
 #define SECOND 1000000000
 #define REGULAR (S_IFREG >> 12)
 
-/* What an entry ends with that has no link, device, attributes or holes: ["", 0, nil, [], nil]. */
+/* The end of an entry without a link, device, extended attributes or holes: ["", 0, nil, [], nil]. */
 static const uint8_t nothing[] = {0x95, 0xc4, 0x00, 0x00, 0xc0, 0x90, 0xc0};
 
 /* MessagePack. */
@@ -133,7 +133,7 @@ meet(struct entry_ids *ids, size_t *count, uint32_t uid, uint32_t gid)
 {
 	size_t i;
 
-	/* The last one met is most often met again. */
+	/* Search backwards: most files have the same owner as the one before. */
 	for (i = *count; i > 0; i--)
 		if (ids[i - 1].uid == uid && ids[i - 1].gid == gid)
 			return;
@@ -220,7 +220,7 @@ entries_count(const uint8_t *data, size_t len, size_t at)
 	return (count);
 }
 
-/* Whether a name leads nowhere but to itself. */
+/* Whether a name is a valid file name: it must not lead to another directory. */
 static int
 is_name(const uint8_t *name, size_t len)
 {
@@ -255,7 +255,7 @@ decode(const uint8_t *data, struct entry_place *place)
 	place->mode = (uint32_t)mode;
 	place->uid = (uint32_t)uid;
 	place->gid = (uint32_t)gid;
-	/* Rounded down. The seconds of the earliest times, multiplied again, would not fit. */
+	/* Round down.  A remainder by multiplication would overflow for the earliest times. */
 	place->mtime = mtime / SECOND - (mtime % SECOND < 0);
 	place->mtime_ns = (uint32_t)((mtime % SECOND + SECOND) % SECOND);
 	place->bundled = content == 1;
@@ -266,7 +266,7 @@ decode(const uint8_t *data, struct entry_place *place)
 	return (0);
 }
 
-/* Whether the name of one entry comes before that of another. */
+/* Whether entry a sorts before entry b by name. */
 static int
 in_order(const uint8_t *data, const struct entry_place *a, const struct entry_place *b)
 {
@@ -276,7 +276,7 @@ in_order(const uint8_t *data, const struct entry_place *a, const struct entry_pl
 	return (order < 0 || (order == 0 && a->name_len < b->name_len));
 }
 
-/* Take the entry at `at` apart, which follows `before`, if any; 0 if it is not one. */
+/* Decode the entry at `at`, which follows `before` unless that is NULL.  Return 0 if it is not valid. */
 static int
 next_entry(const uint8_t *data, size_t len, size_t at, const struct entry_place *before, struct entry_place *place)
 {
@@ -293,7 +293,7 @@ next_entry(const uint8_t *data, size_t len, size_t at, const struct entry_place 
 	return (place->offset <= INT64_MAX && in_order(data, before, place));
 }
 
-/* Whether the bundle ends at a length that is one. */
+/* Whether the bundle ends at a valid length. */
 static int
 is_bounded(const struct entry_place *last)
 {
@@ -315,7 +315,7 @@ entries_split(const uint8_t *data, size_t len, size_t at, struct entry_place *pl
 	return (i);
 }
 
-/* Whether a name is pieces with any bytes between them; see entries_select. */
+/* Whether a name consists of the pieces, with any bytes between them; see entries_select. */
 static int
 matches(const uint8_t *name, size_t len, const uint8_t *pieces, size_t pieces_len)
 {
@@ -396,7 +396,7 @@ fill(int file, const struct entry_place *place, const struct entry_owners *owner
 			return (-1);
 		done += (size_t)got;
 	}
-	/* A change of owner clears set-id bits, so it comes first; all of them change the time. */
+	/* chown clears set-id bits, so it comes before chmod.  futimens comes last: all other calls change times. */
 	if (owners->change && fchown(file, wanted(owners->users, owners->user_count, place->uid),
 	    wanted(owners->groups, owners->group_count, place->gid)) != 0)
 		return (-1);
@@ -406,7 +406,7 @@ fill(int file, const struct entry_place *place, const struct entry_owners *owner
 	times[0].tv_nsec = times[1].tv_nsec = (long)place->mtime_ns;
 	if (futimens(file, times) != 0)
 		return (-1);
-	/* File systems replace a time that they cannot hold: such a file is left to the caller, who reports it. */
+	/* A file system replaces a time that it cannot store.  The caller then makes the file, and reports it. */
 	if (place->mtime < 0 || place->mtime > INT32_MAX)
 		return (fstat(file, &info) == 0 && info.st_mtim.tv_sec == (time_t)place->mtime ? 0 : -1);
 	return (0);

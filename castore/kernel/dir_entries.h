@@ -1,7 +1,7 @@
 /*
- * The entries of a directory in a store, as docs/format.md says of them: made of a
- * listing, taken apart, and made files of, for all those that are plain files.  A plain file has
- * one name, no extended attributes, and lies in its directory's bundle or is empty.
+ * The entries of a stored directory, as docs/format.md specifies them: encoding them from
+ * a listing, decoding them, and creating the plain files among them.  A plain file has one
+ * name and no extended attributes, and is empty or stored in the bundle of its directory.
  */
 #ifndef CASTORE_ENTRIES_H
 #define CASTORE_ENTRIES_H
@@ -11,72 +11,72 @@
 
 #define ENTRY_LEFT_OUT 0u
 #define ENTRY_AS_LISTED 1u
-#define ENTRY_GIVEN 2u /* encoded by whoever calls */
+#define ENTRY_GIVEN 2u /* encoded by the caller */
 
-/* Whose files are. */
+/* The owner and group of a file. */
 struct entry_ids {
 	uint32_t uid, gid;
 };
 
 /*
- * Encode the entries of a listing, each as its length and itself, into out[0 .. room): of each of
- * the `count` names, which places[i] are the offsets of, take[i] says whether and how.  given: the
- * encoded ones, in order.  ids[0 .. *ids_count): takes, of those that are encoded here, each owner
- * and group once; there is room for `count` of them.  Returns the length; SIZE_MAX where the room is
- * too small or there are fewer given than to be taken.
+ * Encode the entries of a listing to out[0 .. room), each with its length before it.  places[i] is the
+ * offset of entry i in the listing, i < count.  take[i] is one of ENTRY_*.  `given` has the entries that
+ * the caller encoded, in order.  ids[] gets each pair of owner and group of the entries encoded here once;
+ * it has room for `count` of them, and *ids_count gets their number.  Returns the length of the output, or
+ * SIZE_MAX if `room` is too small or `given` has fewer entries than take[] demands.
  */
 __attribute__((visibility("default")))
 size_t entries_join(const uint8_t *listing, const uint64_t *places, const uint8_t *take, size_t count, const uint8_t *given,
     size_t given_len, uint8_t *out, size_t room, struct entry_ids *ids, size_t *ids_count);
 
-/* An entry taken apart. */
+/* A decoded entry. */
 struct entry_place {
-	uint64_t at, name; /* in the data: of the entry behind its length, and of its name */
+	uint64_t at, name; /* offsets in the data: of the entry after its length, and of its name */
 	uint64_t size;
-	uint64_t offset; /* of its content in the bundle */
+	uint64_t offset; /* of its content, in the bundle */
 	int64_t mtime;   /* seconds since 1970 */
 	uint32_t mtime_ns, mode, uid, gid;
 	uint32_t len, name_len;
 	uint32_t plain, bundled;
 };
 
-/* Returns how many entries data[at .. len) holds, SIZE_MAX if it ends in the middle of one, or one is too short. */
+/* Return the number of entries in data[at .. len), or SIZE_MAX if one is truncated or too short. */
 __attribute__((visibility("default")))
 size_t entries_count(const uint8_t *data, size_t len, size_t at);
 
 /*
- * Take the entries of data[at .. len) apart, into places[0 .. count).  Returns how many
- * they are; SIZE_MAX where one is not encoded as entries_join would, or has a name that is none, or out of order.
+ * Decode the entries of data[at .. len) to places[0 .. count).  Returns their number, or SIZE_MAX if an
+ * entry is not encoded as entries_join does, has an invalid name, or is out of order.
  */
 __attribute__((visibility("default")))
 size_t entries_split(const uint8_t *data, size_t len, size_t at, struct entry_place *places, size_t count);
 
 /*
- * Take the entries of data[at .. len) apart, and keep in places[0 .. count) only those that are not plain files,
- * and the plain ones whose name matches `pieces`: literal bytes that are separated by a NUL where the name may have
- * any bytes.  "a" is the name a, "a\0b" every name that begins with a and ends with b.  *bundled: the length of the
- * bundle.  Returns how many are kept; SIZE_MAX as entries_split.
+ * Decode the entries of data[at .. len), and write to places[0 .. count) those that are not plain files and the
+ * plain files whose names match `pieces`.  `pieces` are literal bytes, separated by a NUL where a name may have any
+ * bytes: "a" matches the name a only, "a\0b" every name that begins with a and ends with b.  *bundled gets the
+ * length of the bundle.  Returns the number of entries written, or SIZE_MAX as entries_split does.
  */
 __attribute__((visibility("default")))
 size_t entries_select(const uint8_t *data, size_t len, size_t at, const uint8_t *pieces, size_t pieces_len,
     struct entry_place *places, size_t count, uint64_t *bundled);
 
-/* Whom the files of someone are given to. */
+/* The owner or group that a restored file gets instead of the stored one. */
 struct entry_owner {
 	uint32_t stored, wanted;
 };
 
 struct entry_owners {
-	uint32_t change; /* 0: files are whoever's who makes them */
-	uint32_t mode;   /* what of a mode is allowed */
+	uint32_t change; /* 0: files belong to the user that creates them */
+	uint32_t mode;   /* mask of the mode bits that are set */
 	uint64_t user_count, group_count;
-	const struct entry_owner *users, *groups; /* those that are not whose number is stored, in order of that */
+	const struct entry_owner *users, *groups; /* numbers that differ from the stored ones, sorted by `stored` */
 };
 
 /*
- * Make files of those of places[from .. to) that are plain, in the directory open as fd, of what
- * bundle[0 .. bundle_len) has of them; it begins at `start` of the directory's.  Links are not followed, and
- * nothing is replaced.  Returns where it ended: `to`, or at the one that could not be made, which is not there or not ours.
+ * Create the plain files of places[from .. to) in the directory open as fd.  bundle[0 .. bundle_len) is the part of
+ * the directory's bundle that begins at `start`.  Symbolic links are not followed, and no file is replaced.  Returns
+ * `to`, or the index of the first file that could not be created; that file was removed, or is not ours.
  */
 __attribute__((visibility("default")))
 size_t entries_write(int fd, const uint8_t *data, const struct entry_place *places, size_t from, size_t to,

@@ -27,7 +27,7 @@ struct dirent64_raw {
 	char name[];
 };
 
-/* The names of a directory, and its listing, in memory that is used again. */
+/* The names of a directory and its listing, in memory that is reused for the next directory. */
 struct pile {
 	char *names;
 	size_t names_len, names_room;
@@ -71,7 +71,7 @@ by_name(const void *a, const void *b)
 	return (strcmp(*(const char *const *)a, *(const char *const *)b));
 }
 
-/* Drops the names that a directory lists more than twice: the second of two says that there were more. */
+/* Drop repetitions of a name beyond the second: the second one says that the directory repeats the name. */
 static void
 drop_repeated(struct pile *pile)
 {
@@ -83,7 +83,7 @@ drop_repeated(struct pile *pile)
 	pile->count = kept;
 }
 
-/* Collects the names of the directory open as fd, sorted, with the type before each.  Returns 0 or errno. */
+/* Read the names of the directory open as fd, and sort them; the byte before each is its type.  Return 0 or errno. */
 static int
 names_of(int fd, struct pile *pile)
 {
@@ -149,7 +149,7 @@ tell(struct scan_entry *entry, const struct stat *info)
 	entry->nlink = (uint32_t)info->st_nlink;
 }
 
-/* Returns the length of what is in pile->listing then, or -errno. */
+/* List the directory open as fd in pile->listing.  Return the length of the listing, or -errno. */
 static int64_t
 list_of(int fd, struct pile *pile)
 {
@@ -174,7 +174,7 @@ list_of(int fd, struct pile *pile)
 			tell(&entry, &info);
 		} else {
 			entry.error = (uint32_t)errno;
-			/* A type of dirent is that of a mode, without its lower bits. */
+			/* The type in a dirent is that of st_mode, shifted right by 12 bits. */
 			entry.mode = (uint32_t)(uint8_t)pile->sorted[i][-1] << 12;
 		}
 		entry.name_len = (uint32_t)name_len;
@@ -227,7 +227,7 @@ whole(const struct walk *walk, uint64_t at, struct scan_record *record)
 	    padded(record->entries) <= left - record->listing_len);
 }
 
-/* Notes that records [at .. end) are not as they were, or were not looked at; listing: what the first is now. */
+/* Report that records [at .. end) changed or were not compared.  listing: the present listing of the first, or NULL. */
 static void
 note(struct walk *walk, uint64_t at, uint64_t end, const uint8_t *listing, uint64_t len)
 {
@@ -251,7 +251,7 @@ note(struct walk *walk, uint64_t at, uint64_t end, const uint8_t *listing, uint6
 	}
 }
 
-/* Takes the name of an entry of a listing that may be damaged; returns the length of the entry, 0 if there is none. */
+/* Copy the name of an entry of a listing, which may be damaged.  Return the length of the entry, or 0 if it is not valid. */
 static uint64_t
 name_of(const uint8_t *listing, uint64_t left, char *name)
 {
@@ -337,7 +337,7 @@ scan_forget(struct scan_changes *changes)
 	memset(changes, 0, sizeof(*changes));
 }
 
-/* Whether an open file is what its entry says. */
+/* Whether the metadata of an open file equals its entry. */
 static int
 as_listed(const struct scan_entry *entry, const struct stat *info)
 {
@@ -349,7 +349,7 @@ as_listed(const struct scan_entry *entry, const struct stat *info)
 	return (memcmp(&now, entry, sizeof(now)) == 0);
 }
 
-/* Whether an open file has attributes, or may have some that cannot be listed. */
+/* Whether an open file has extended attributes, or may have some that cannot be listed. */
 static int
 has_xattrs(int file)
 {
@@ -358,7 +358,7 @@ has_xattrs(int file)
 	return (len > 0 || (len < 0 && errno != ENOTSUP && errno != ENOSYS));
 }
 
-/* Whether another user could put a device in the place of a file of an open directory: to open one may do something. */
+/* Whether another user could replace a file of an open directory by a device, which merely to open may have effects. */
 static int
 may_have_devices(int fd)
 {
@@ -372,7 +372,7 @@ may_have_devices(int fd)
 	return (fstatfs(fd, &system) != 0 || (system.f_flags & ST_NODEV) == 0);
 }
 
-/* Open a regular file for reading; descriptors: /proc/self/fd, to look at the file before it is opened, or -1. */
+/* Open a regular file for reading.  descriptors: /proc/self/fd, to check the file type before opening, or -1. */
 static int
 open_regular(int fd, const char *name, int descriptors)
 {
@@ -419,7 +419,7 @@ scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count,
 		same = fstat(file, &info) == 0 && S_ISREG(info.st_mode) && as_listed(&entry, &info);
 		while (same && done < entry.size && (got = read(file, out + done, entry.size - done)) > 0)
 			done += (size_t)got;
-		/* File systems without sizes, such as proc, say 0 of files that have content. */
+		/* File systems without sizes, such as proc, report 0 for files that have content. */
 		if (same && entry.size == 0) {
 			uint8_t byte;
 
@@ -439,7 +439,7 @@ scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count,
 	return (i);
 }
 
-/* Times that fit 64 bits as nanoseconds. */
+/* Times below this fit into 64 bits as nanoseconds. */
 #define MOST_SECONDS 9000000000
 
 static uint8_t

@@ -1,51 +1,51 @@
-/* Directories listed, compared with what they were, and their small files read: a system call each, no more. */
+/* Listing directories, comparing them with an earlier listing, and reading small files, with few system calls. */
 #ifndef CASTORE_SCAN_H
 #define CASTORE_SCAN_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* One name of a listing; the name follows, and zeros up to a multiple of 8 bytes.  Listings are sorted by name. */
+/* An entry of a listing.  Its name follows, padded with zeros to a multiple of 8 bytes.  Entries are sorted by name. */
 struct scan_entry {
 	uint64_t ino, dev, size;
 	int64_t mtime, ctime; /* seconds since 1970 */
 	uint64_t blocks, rdev;
 	uint32_t mtime_ns, ctime_ns;
 	uint32_t mode, uid, gid, nlink;
-	uint32_t error; /* errno of lstat, or SCAN_REPEATED; all above but the type in mode are 0 then */
+	uint32_t error; /* 0, errno of lstat, or SCAN_REPEATED; if not 0, all fields above are 0, but for the type in mode */
 	uint32_t name_len;
 };
 
-/* lstat never fails with it: the directory lists the name of the entry before more than once. */
+/* The directory lists the name of the previous entry more than once.  lstat never fails with this number (EEXIST). */
 #define SCAN_REPEATED 17u
 
 /*
- * What a scan cache holds of a directory; its listing follows, then a byte an
- * entry, then zeros up to a multiple of 8 bytes, then the records of the
- * directories in it that were entered, in order.
+ * The record of a directory in a scan cache.  After it come the listing, one byte
+ * (a mark) for each entry, zeros up to a multiple of 8 bytes, and the records of
+ * those subdirectories that the scan entered, in the order of the listing.
  */
 struct scan_record {
-	uint64_t len; /* with all of this, to the end of the last record below it */
+	uint64_t len; /* to the end of the last record below this one */
 	uint64_t listing_len, entries;
 	uint64_t flags;
-	uint8_t told[96]; /* is not for the kernel */
+	uint8_t told[96]; /* summary of the directory; the kernel does not read it */
 };
 
-#define SCAN_DISTRUST 1u /* in flags: compare no more, list it again */
-#define SCAN_ENTERED 1u  /* in the byte of an entry: a directory whose record is below */
+#define SCAN_DISTRUST 1u /* in flags: do not compare; list the directory again */
+#define SCAN_ENTERED 1u  /* in a mark: the entry is a directory that has a record below */
 
 /*
  * List the directory open as fd in out[0 .. room).  Returns the length of the
- * listing; where it is more than room, nothing was written.  Returns -errno
- * where the directory cannot be read.
+ * listing; if that is more than `room`, nothing was written.  Returns -errno if
+ * the directory cannot be read.
  */
 __attribute__((visibility("default")))
 int64_t scan_list(int fd, uint8_t *out, size_t room);
 
-/* Of records [at .. end): they are not as they were, or were not looked at.  Then, if the first was: its listing. */
+/* Records [at .. end) that changed or were not compared.  If the first was listed, its listing follows in `text`. */
 struct scan_change {
 	uint64_t at, end;
-	uint64_t len; /* of the listing of the record at `at`, as it is now */
+	uint64_t len; /* of the present listing of the directory of the record at `at`, or SCAN_UNLISTED */
 };
 
 #define SCAN_UNLISTED UINT64_MAX
@@ -53,13 +53,13 @@ struct scan_change {
 struct scan_changes {
 	uint64_t count, text_len;
 	struct scan_change *changes;
-	uint8_t *text; /* their listings, one behind the other */
+	uint8_t *text; /* their listings, concatenated */
 };
 
 /*
- * Compare the directory `name` in the one open as fd, and all below it, with the
- * records from cache[at] on.  out: takes what is not as it was, to be given to scan_forget; of listings
- * up to `most` bytes.  Returns 0, or -1 where there is no memory.
+ * Compare the directory `name` of the one open as fd, and all below it, with the
+ * records from cache[at] on.  *out gets the changes, with up to `most` bytes of
+ * listings; the caller frees it with scan_forget.  Returns 0, or -1 if out of memory.
  */
 __attribute__((visibility("default")))
 int scan_differ(int fd, const char *name, const uint8_t *cache, uint64_t cache_len, uint64_t at, size_t most,
@@ -68,21 +68,22 @@ int scan_differ(int fd, const char *name, const uint8_t *cache, uint64_t cache_l
 __attribute__((visibility("default")))
 void scan_forget(struct scan_changes *changes);
 
-#define SCAN_HAS_XATTRS 1u /* or they cannot be listed */
+#define SCAN_HAS_XATTRS 1u /* the file has extended attributes, or they cannot be listed */
 #define SCAN_HAS_CONTENT 2u
 
 /*
- * Read files of the directory open as fd, which entries[0 .. count) are, offsets
- * in its listing, one behind the other into out[0 .. room).  Stops in front of the first that
- * is not as listed, or that is not read in full, or that does not fit any more.
- * Returns how many were read, and their bytes in *total; has[i] says what the i-th has.
+ * Read files of the directory open as fd into out[0 .. room), one after the other.
+ * entries[0 .. count) are the offsets of their entries in its listing.  Stops before
+ * the first file that differs from its entry, cannot be read completely, or does not
+ * fit.  Returns the number of files read; *total gets the bytes of all, has[i] the
+ * flags SCAN_HAS_* of file i.
  */
 __attribute__((visibility("default")))
 size_t scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room,
     uint8_t *has, uint64_t *total);
 
-/* What an entry of a listing is. */
-#define SCAN_PLAIN 1u /* a small file of one name */
+/* Kinds of entries of a listing. */
+#define SCAN_PLAIN 1u /* a small file with one name */
 #define SCAN_SMALL 2u /* another small file */
 #define SCAN_LARGE 3u /* another file, or one with holes */
 #define SCAN_DIRECTORY 4u
@@ -90,18 +91,19 @@ size_t scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t
 #define SCAN_FAILED 6u
 
 /*
- * Say what the entries of a listing are, with regular files of up to `small` bytes as small ones: where they
- * are in it, and their kinds; there is room for len / sizeof(struct scan_entry).  Returns how many they are.
- * last: takes the newest ctime, seconds and ns, and whether anything but a directory has several names.
+ * Classify the entries of a listing.  places[] gets their offsets and kinds[] their kinds; both have room for
+ * len / sizeof(struct scan_entry).  A regular file of up to `small` bytes is small.  last[0] and last[1] get the
+ * seconds and nanoseconds of the newest ctime; last[2] gets 1 if anything but a directory has several names, else
+ * 0.  Returns the number of entries.
  */
 __attribute__((visibility("default")))
 size_t scan_survey(const uint8_t *listing, size_t len, uint64_t small, uint64_t *places, uint8_t *kinds, int64_t *last);
 
-/* Make durable what was written to the file system of the file open as fd.  Returns 0 or errno. */
+/* Make everything durable that was written to the file system of the file open as fd.  Returns 0 or errno. */
 __attribute__((visibility("default")))
 int scan_sync(int fd);
 
-/* statfs(2)'s f_type of the file system that holds a path, or -1. */
+/* Return the f_type of statfs(2) for the file system of a path, or -1. */
 __attribute__((visibility("default")))
 int64_t scan_file_system(const char *path);
 

@@ -1,17 +1,17 @@
-/* The gear hash at every position of a buffer, where it is low; inside the kernel only. */
+/* Positions of a buffer at which the gear hash is below a limit.  Internal to the kernel. */
 #ifndef CASTORE_GEAR_H
 #define CASTORE_GEAR_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* How many bytes a 64-bit gear hash remembers: an older one is shifted out. */
+/* Bytes that a 64-bit gear hash depends on: older ones are shifted out. */
 #define GEAR_WINDOW 64
 
-/* Stretches hashed side by side: one alone waits two cycles a byte for its own last hash. */
+/* Stretches hashed in an interleaved loop: a single one waits two cycles per byte for its previous hash. */
 #define GEAR_LANES 4
 
-/* The hash of the GEAR_WINDOW - 1 bytes before buf[at], or of as many as there are behind `first`. */
+/* Return the hash of the GEAR_WINDOW - 1 bytes before buf[at], or of buf[first .. at) if that is shorter. */
 static inline uint64_t
 gear_before(const uint64_t gear[256], const uint8_t *buf, size_t first, size_t at)
 {
@@ -25,10 +25,11 @@ gear_before(const uint64_t gear[256], const uint8_t *buf, size_t first, size_t a
 
 /*
  * Find the positions in buf[from .. to) at which the hash of the 64 bytes that
- * end there is below `limit`.  buf[first .. from) is read for the first of
- * them.  Each lane writes its positions and hashes, in order, to its part of
- * at[] and hash[], room / GEAR_LANES of them; counts[] says how many.  Returns
- * -1 if a part is too small.  `hash` may be NULL.
+ * end there is below `limit`.  The first windows begin in buf[first .. from).
+ * Each lane writes its positions and hashes, in order, to its own part of at[]
+ * and hash[], which has room / GEAR_LANES entries.  counts[] gets the number of
+ * entries of each lane.  Returns -1 if a part is too small, else 0.  `hash` may
+ * be NULL.
  */
 static inline __attribute__((always_inline)) int
 gear_low(const uint64_t gear[256], const uint8_t *buf, size_t first, size_t from, size_t to,
@@ -66,7 +67,7 @@ gear_low(const uint64_t gear[256], const uint8_t *buf, size_t first, size_t from
 		STEP(2)
 		STEP(3)
 	}
-	/* What the division left over belongs to the last lane. */
+	/* The remainder of the division belongs to the last lane. */
 	for (end = to - from - 3 * q; i < end; i++) {
 		STEP(3)
 	}

@@ -1,8 +1,8 @@
-/* See marks.h. */
+/* See id_set.h. */
 #include "id_set.h"
 #include "ids.h"
 
-/* Zero is a free slot; an id whose hash is zero shares the mark of one whose hash is 1. */
+/* Zero marks a free slot, so an id whose hash is 0 is treated as one whose hash is 1. */
 static uint64_t
 key_of(const uint8_t *id, const uint64_t *seed)
 {
@@ -11,7 +11,7 @@ key_of(const uint8_t *id, const uint64_t *seed)
 	return (key ? key : 1);
 }
 
-/* Where a key is, or the free slot where it would be: linear probing. */
+/* Return the slot of a key, or the free slot where it would be stored (linear probing). */
 static uint64_t
 slot_of(const uint64_t *table, uint64_t slots, uint64_t key)
 {

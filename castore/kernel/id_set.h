@@ -1,4 +1,4 @@
-/* A set of ids: each is kept as a hash of 8 bytes, in an open hash table that the caller owns. */
+/* A set of ids, stored as hashes of 8 bytes in an open-addressing hash table that the caller owns. */
 #ifndef CASTORE_MARKS_H
 #define CASTORE_MARKS_H
 
@@ -6,10 +6,13 @@
 #include <stdint.h>
 
 /*
- * table[0 .. slots) begins as zeros; it must keep a free slot, so the caller
- * bounds what it adds.  seed: four random words, the same in each call about a table.  ids are `count` ids, one every `stride` bytes; told[i]
- * becomes 1 for an id that was not there before (marks_add), or that is there
- * (marks_find), else 0.  marks_add returns how many were not there before.
+ * table[0 .. slots) must be zeroed before its first use, and must always keep a
+ * free slot: the caller bounds the number of ids that it adds.  seed is four
+ * random words, the same in every call for one table.  ids has `count` ids, one
+ * every `stride` bytes.
+ *
+ * marks_add sets told[i] to 1 if id i was new, else to 0, and returns the number
+ * of new ids.  marks_find sets told[i] to 1 if the set contains id i, else to 0.
  */
 __attribute__((visibility("default")))
 size_t marks_add(uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *ids, size_t stride,
@@ -19,7 +22,7 @@ __attribute__((visibility("default")))
 void marks_find(const uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *ids, size_t stride,
     size_t count, uint8_t *told);
 
-/* Put all that is in one table into another, larger one. */
+/* Copy the entries of one table to a larger one. */
 __attribute__((visibility("default")))
 void marks_move(const uint64_t *from, uint64_t from_slots, uint64_t *table, uint64_t slots);
 

@@ -1,6 +1,6 @@
 /*
- * Where an id goes in a hash table.  Ids are keyed hashes, but in a hostile store they are chosen: under a
- * factor that is random in every process nobody can choose ids that meet.
+ * The hash-table slot of an id.  Ids are keyed hashes, but an attacker may choose those in a hostile store.
+ * Every process hashes them with its own random seed, so an attacker cannot choose ids that collide.
  */
 #ifndef CASTORE_IDS_H
 #define CASTORE_IDS_H
@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define ID_SEED 4 /* words of a factor */
+#define ID_SEED 4 /* words of a seed */
 
 static inline uint64_t
 id_fold(uint64_t a, uint64_t b)
@@ -28,7 +28,7 @@ id_hash(const uint8_t *id, const uint64_t seed[ID_SEED])
 	return (id_fold(id_fold(w[0] ^ seed[0], w[1] ^ seed[1]) ^ seed[3], id_fold(w[2] ^ seed[2], w[3] ^ seed[3]) ^ seed[0]));
 }
 
-/* Where in a table of so many slots a hash goes. */
+/* Return the slot of a hash in a table of `slots` slots. */
 static inline uint64_t
 id_slot(uint64_t hash, uint64_t slots)
 {

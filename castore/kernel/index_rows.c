@@ -1,4 +1,4 @@
-/* See rows.h.  Ids are keyed hashes: their bits are even, so that rows sort by their first eight bytes. */
+/* See index_rows.h.  Ids are keyed hashes, evenly distributed: sorting by their first eight bytes sorts almost all rows. */
 #include "index_rows.h"
 #include "ids.h"
 
@@ -55,7 +55,7 @@ entry_at(const uint8_t *p)
 	return (e);
 }
 
-/* Whether an id is not in seen[] yet, of which entries + 1 are kept; it is then. */
+/* Add the id of entry i to seen[], which stores indexes of entries plus 1.  Return whether the id was new. */
 static int
 is_fresh(uint32_t *seen, uint64_t slots, const uint64_t *seed, const uint8_t *entries, uint32_t i)
 {
@@ -115,7 +115,7 @@ rows_parse(const struct rows_footer *f, uint32_t *seen, uint64_t slots, const ui
 					return (-1);
 			members = (unsigned)(group_end - i);
 		} else {
-			/* It shares the record of the entry before. */
+			/* The entry shares the record of the entry before it (a group). */
 			if (first.id == NULL || first.codec < GROUPED || e.codec < GROUPED || e.counter != first.counter ||
 			    e.session != first.session)
 				return (-1);
@@ -163,7 +163,7 @@ compare(const void *a, const void *b)
 	return (memcmp(*(const uint8_t *const *)a, *(const uint8_t *const *)b, ROW_KEY));
 }
 
-/* Sort the rows of pairs[0 .. count), which begin with the same eight bytes; other: scratch of as many words. */
+/* Sort the rows of pairs[0 .. count), which begin with the same eight bytes.  other: scratch of 2 * count words. */
 static void
 sort_same(const uint8_t *rows, size_t stride, uint64_t *pairs, size_t count, uint64_t *other)
 {
@@ -188,7 +188,7 @@ rows_sort(const uint8_t *rows, size_t stride, size_t count, uint8_t *out, uint64
 		from[2 * i] = prefix_of(rows + i * stride);
 		from[2 * i + 1] = i;
 	}
-	/* By eleven bits at a time, from the lowest; even hashes leave nothing to skip but a short list's. */
+	/* Radix sort by eleven bits at a time, from the lowest.  With evenly distributed hashes no pass can be skipped. */
 	for (shift = 0; shift < 64; shift += 11) {
 		size_t ends[2048] = {0}, sum = 0;
 
@@ -220,7 +220,7 @@ rows_sort(const uint8_t *rows, size_t stride, size_t count, uint8_t *out, uint64
 		memcpy(out + i * stride, rows + from[2 * i + 1] * stride, stride);
 }
 
-/* Let the run at i sink to where it belongs in the heap. */
+/* Restore the heap order by moving the run at i down. */
 static void
 sink(struct rows_run *runs, size_t count, size_t i)
 {

@@ -8,7 +8,7 @@
 static_assert(sizeof(struct sketch_rule) == 8 + 2 * 8 * SKETCH_FEATURES + 256 * 8,
     "struct sketch_rule is padded");
 
-/* More than any chunk of content has where one position in 128 is taken: 512 KiB have 4096, 2 MiB as many as fit. */
+/* Samples of a chunk, at one position in 128: 512 KiB have 4096 on average, and 2 MiB would fill this. */
 #define ROOM 16384
 
 static void
@@ -36,7 +36,7 @@ sketch_one(const struct sketch_rule *rule, const uint8_t *buf, size_t len, uint3
 		}
 		total += counts[k];
 	}
-	/* A handful of samples says little: unlike chunks would be taken for like. */
+	/* With very few samples, different chunks would be taken for similar ones. */
 	if (total < 4)
 		return;
 	for (k = 0; k < SKETCH_SUPER; k++) {

@@ -1,4 +1,4 @@
-/* Sketches: three numbers that similar chunks are likely to share. */
+/* Sketches: three numbers per chunk, of which similar chunks are likely to share at least one. */
 #ifndef CASTORE_SKETCH_H
 #define CASTORE_SKETCH_H
 
@@ -9,9 +9,10 @@
 #define SKETCH_SUPER 3
 
 /*
- * Gear hashes below `limit` are a chunk's samples; feature j is the maximum of
- * mul[j] * sample + add[j] over them; super-feature s is made of the features
- * of its third.  All of it is secret, else a sketch would fingerprint content.
+ * The samples of a chunk are its gear hashes below `limit`.  Feature j is the
+ * maximum of mul[j] * sample + add[j] over all samples.  Super-feature s is
+ * hashed from the s-th third of the features.  The rule must be secret, or a
+ * sketch would fingerprint the content.
  */
 struct sketch_rule {
 	uint64_t limit;
@@ -22,7 +23,7 @@ struct sketch_rule {
 
 /*
  * Write the super-features of the chunks buf[spans[2i] .. spans[2i + 1]) to
- * out[3i .. 3i + 3).  A chunk too short or too monotonous to have any gets zeros.
+ * out[3i .. 3i + 3), and zeros for a chunk that is too short or too monotonous.
  */
 __attribute__((visibility("default")))
 void sketch_chunks(const struct sketch_rule *rule, const uint8_t *buf,
