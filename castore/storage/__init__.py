@@ -1,4 +1,4 @@
-"""Where a store's objects live. One contract, one test suite, one file a backend."""
+"""Where a store's objects are kept: one contract, one test suite, one file per backend."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The contract of every place that can hold a store.
+"""The contract of a storage: a place that holds a store's objects.
 
-Objects are immutable: written once, whole or not at all, and never changed. Names are relative
-paths of lower-case letters, digits, dots and dashes with `/` between their steps.
+Objects are immutable: written once, completely or not at all, and never changed. Names are relative paths of
+lower-case letters, digits, dots and dashes, with `/` between their components.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 MAX_WHOLE: Final = 256 << 20
-"""Bytes of an object that is read at once; the list of all objects at a rotation is the longest."""
+"""The longest object that is read at once, in bytes; the longest is the list of objects at a rotation."""
 
 
 class Writer(ABC):
-    """An object being written. Until `commit` returns, nobody else can see anything of it.
+    """An object being written. It is invisible to others until `commit` makes it durable.
 
     A writer that failed once refuses everything with its first error. Leaving its `with` block
-    without a commit leaves nothing behind.
+    without a commit leaves no trace.
     """
 
     @abstractmethod
@@ -36,14 +36,14 @@ class Writer(ABC):
     def commit(self, name: str) -> None:
         """Make what was written durable, and then visible as the object `name`, in one step.
 
-        When this returns, object and name survive a loss of power. Raises ObjectExistsError if
-        the name is taken, and then nothing was added; StorageError if the place failed, and then the
-        object may be there, whole, but is not to be relied on.
+        When this returns, object and name survive a loss of power. Raises ObjectExistsError if the name is
+        taken, and then nothing was added. Raises StorageError if the storage failed, and then the complete
+        object may exist, but is not guaranteed to be durable.
         """
 
     @abstractmethod
     def abort(self) -> None:
-        """Throw away what was written. Does nothing after a commit."""
+        """Discard what was written. Does nothing after a commit."""
 
     def __enter__(self) -> Self:
         return self
@@ -61,16 +61,16 @@ class Storage(ABC):
     """A place that holds a store's objects."""
 
     forks: bool = False
-    """Whether a process that was forked may go on reading, beside its parent."""
+    """Whether a forked process may go on reading, concurrently with its parent."""
 
     @property
     @abstractmethod
     def location(self) -> str:
-        """How a person names this place."""
+        """The place, as named in messages."""
 
     @property
     def place(self) -> str:
-        """The one name that this machine remembers the place under; by default its location."""
+        """The name under which this machine remembers the place; by default its location."""
         return self.location
 
     @abstractmethod
@@ -78,17 +78,17 @@ class Storage(ABC):
         """Begin a new object. Raises StorageError."""
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a whole object: `create`, `write` and `commit` in one."""
+        """Write a complete object: `create`, `write` and `commit` in one call."""
         with self.create() as writer:
             writer.write(data)
             writer.commit(name)
 
     @abstractmethod
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return an object's bytes from `offset`, up to `length` of them (None: to its end).
+        """Return an object's bytes from `offset`, at most `length` of them (None: to its end).
 
-        Fewer come back where the object ends earlier. Raises ObjectMissingError, StorageError; without a
-        length, DamageError for an object of more than MAX_WHOLE bytes: whoever has the place can make one.
+        Returns fewer if the object ends earlier. Raises ObjectMissingError, StorageError; without a length,
+        DamageError for an object of more than MAX_WHOLE bytes: the storage provider could create one.
         """
 
     @abstractmethod
@@ -97,36 +97,36 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, folder: str) -> Iterator[str]:
-        """Yield the names, without `folder` and `/`, of the objects right in `folder`, in any order.
+        """Yield the names, without `folder` and `/`, of the objects directly in `folder`, in any order.
 
-        A folder that nothing was put in is empty. Raises StorageError.
+        A folder that was never written to is empty. Raises StorageError.
         """
 
     def settle(self, folder: str) -> None:  # noqa: B027 - most places show only what is durable
-        """Make durable, where it is not yet, which objects `list` shows of a folder.
+        """Make durable what `list` shows of a folder, if it is not durable yet.
 
-        A process that was killed, or refused, just before the last step of a commit or a deletion leaves
-        what others see, and what a loss of power may yet undo. Who writes what rests on an object that
-        another may have put, or removes what one that is gone rested on, calls this in between.
+        A process that was killed just before the last step of a commit or a deletion leaves a state that
+        others see, but that a loss of power may still revert. Call this before writing an object that
+        references an object of another process, and before deleting what a missing object referenced.
         Raises StorageError.
         """
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove an object for good. Raises ObjectMissingError, StorageError."""
+        """Delete an object for good. Raises ObjectMissingError, StorageError."""
 
     def delete_all(self, names: Iterable[str]) -> None:
-        """Remove objects for good, in any order; one that is gone is no error. Raises StorageError."""
+        """Delete objects for good, in any order; missing ones are ignored. Raises StorageError."""
         for name in names:
             with contextlib.suppress(ObjectMissingError):
                 self.delete(name)
 
     @contextlib.contextmanager
     def hold(self, *, alone: bool = False) -> Iterator[bool]:
-        """Hold the place's lock through the block, alone or with others who do not hold it alone.
+        """Hold the place's lock during the block: exclusively (`alone`), or shared.
 
-        Gives whether there is a lock that all hold who may use this place; where there is none, who
-        removes has to wait until those have ended who may have begun before. Raises StorageError.
+        Yields whether every process that may use this place takes the lock. If not, a process that deletes
+        must wait until all commits that may have begun before have ended. Raises StorageError.
         """
         del alone
         yield False

@@ -1,6 +1,6 @@
-"""What only an admin may do: recipients, admins, the machines that add, another writer key.
+"""What only an admin may change: recipients, admins, the machines that add, the writer key.
 
-Each of these writes the next configuration, signed by the admin key of the identity at hand.
+Each change writes the next configuration, signed by the admin key of the identity at hand.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
 
 def labelled(recipients: Sequence[tuple[Recipient, str]]) -> tuple[LabelledRecipient, ...]:
-    """Return recipients as a configuration holds them. Raises UsageError if there are none, or too many."""
+    """Return recipients as stored in a configuration. Raises UsageError for none, or more than 1000."""
     if not recipients:
-        raise UsageError("a store needs a recipient: nobody could read what is sealed to none")
+        raise UsageError("a store needs at least one recipient: without one nobody could read it")
     found = dict(recipients)
     if len(found) > 1000:
         raise UsageError(f"a store has at most 1000 recipients, not {len(found)}")
@@ -70,7 +70,7 @@ def first_config(
     identity: Identity | None,
     admins: Sequence[bytes],
 ) -> tuple[StoreConfig, SigningKey]:
-    """Return the configuration of a new store, and the key that is to sign it."""
+    """Return the configuration of a new store, and the key that must sign it."""
     machine = writer.machine or MachineKey.generate()
     named = {key: LabelledAdmin(key) for key in admins}
     signer = machine.signing
@@ -90,7 +90,7 @@ def _certificate(machine: MachineKey, host: str, since: int, *, maintain: bool) 
 
 
 class Authority(History):
-    """A store, as an admin changes it."""
+    """A store with the changes that only an admin may make."""
 
     @property
     def signer(self) -> bytes:
@@ -99,12 +99,12 @@ class Authority(History):
 
     @property
     def is_signed_by_admin(self) -> bool:
-        """Whether an admin has signed the configuration, and not only the machine that made the store."""
+        """Whether an admin signed the configuration, and not only the machine that created the store."""
         return self.signer in self.config.admin_keys
 
     @property
     def has_one_configuration(self) -> bool:
-        """Whether there is no other configuration than the one that is accepted."""
+        """Whether the accepted configuration is the only one."""
         return len(self._numbers) == 1
 
     def admin(self) -> SigningKey:
@@ -115,8 +115,8 @@ class Authority(History):
                 raise IdentityError(wrong_identity(self.storage, identity, self.config))
             raise IdentityError(
                 f"the identity of {identity.recipient.text} is no admin of the store at {self.location}: "
-                "recipients and writers are changed with an identity that is ('castore key list' names the "
-                "admins; one of them makes this one an admin with 'castore key add PUB --admin KEY')"
+                "changing recipients and writers needs the identity of an admin ('castore key list' names "
+                "the admins; one of them makes this one an admin with 'castore key add PUB --admin KEY')"
                 if self.config.admins
                 else f"no admin has signed the configuration of the store at {self.location} yet: run "
                 "'castore key sign' with an identity of the store"
@@ -124,7 +124,7 @@ class Authority(History):
         return identity.admin
 
     def sign(self) -> bool:
-        """Make the identity at hand the first admin of a store that has none; tell whether it had none.
+        """Make the identity at hand the first admin of a store without one; return whether it had none.
 
         Raises IdentityError, BusyError, StorageError.
         """
@@ -133,9 +133,12 @@ class Authority(History):
             self.admin()
             return False
         if self.config.admins:
-            signer = self.admin()  # one that was named when the store was made
+            signer = self.admin()  # named when the store was created
         elif all(entry.key != identity.recipient.key for entry in self.config.recipients):
-            raise IdentityError(f"the identity of {identity.recipient.text} is no recipient of this store")
+            raise IdentityError(
+                f"the identity of {identity.recipient.text} is not a recipient of the store at "
+                f"{self.location}: use the identity of a recipient ('castore key list' names them)"
+            )
         else:
             signer = identity.admin
         admin = LabelledAdmin(signer.public, recipient=identity.recipient.key)
@@ -151,16 +154,16 @@ class Authority(History):
         *,
         admins: Iterable[LabelledAdmin] | None = None,
     ) -> bool:
-        """Seal the store to exactly these (recipient, label) pairs; tell whether it was not yet.
+        """Seal the store to exactly these (recipient, label) pairs; return whether that changed anything.
 
-        admins: those that it is to have; None: those that it has. Interrupted, it is finished by being
-        called again. Raises UsageError, IdentityError, DamageError, StorageError, BusyError.
+        admins: the admins it will have; None keeps the present ones. If it is interrupted, calling it again
+        completes it. Raises UsageError, IdentityError, DamageError, StorageError, BusyError.
         """
         wanted = labelled(recipients)
         if admins is not None:
             admins = tuple(admins)
             self._drop_admins(wanted, admins)
-        # Sealed again under a writer key that is replaced meanwhile, sessions would not count.
+        # Sessions that are sealed again under a writer key that is being replaced would not be accepted.
         with self._writer_key_lock(), self.upkeep_lock(), self.storage.hold():
             self.refresh_config()
             signer = self.admin()
@@ -179,7 +182,7 @@ class Authority(History):
         return changed
 
     def _drop_admins(self, wanted: tuple[LabelledRecipient, ...], admins: tuple[LabelledAdmin, ...]) -> None:
-        """Rotate the writer key if admins are removed: they know it. What they signed before is listed."""
+        """Rotate the writer key if admins are removed, who know it. What they signed before is listed."""
         self.refresh_config()
         gone = self.config.admin_keys - {one.key for one in admins}
         if not gone:
@@ -200,9 +203,9 @@ class Authority(History):
     ) -> None:
         """Keep the writer key on this machine, and certify the machine as a host of the store.
 
-        host: the name; else the one that this machine has. maintain: it may remove what others added.
-        replace: a certificate of this name that is for other keys is replaced, and its roles are kept.
-        new_key: the machine gets another key than the one that it has, of which another machine has a copy.
+        host: the name; by default the present name of this machine. maintain: it may remove what others
+        added. replace: revoke a certificate of this name for other keys, and take over its roles. new_key:
+        the machine gets a new key, because another machine has a copy of the present one.
         Raises IdentityError, UsageError, BusyError, StorageError.
         """
         path = self.places.writer_key_of(self.store_id)
@@ -227,12 +230,12 @@ class Authority(History):
                 if holder.host != name:
                     raise UsageError(
                         f"{name} is an earlier name of the machine {holder.host} at {self.location}, which "
-                        "may remove the generations of its names: give this one another name with --host NAME"
+                        "may remove generations under its names: give this one another name with --host NAME"
                     )
                 raise UsageError(
                     f"another machine is a writer of the store at {self.location} under the name {name}: "
-                    "give this one another name with --host NAME, or, if it took the place of that machine, "
-                    "use --replace"
+                    "give this one another name with --host NAME, or, if it replaces that machine, use "
+                    "--replace"
                 )
             # The keys are durable before they are certified.
             keep_writer_key(path, key, self.storage)
@@ -247,7 +250,7 @@ class Authority(History):
         self._hold(accepted)
 
     def _own_machine(self, path: str) -> MachineKey:
-        """Return the keys of this machine, which has them or gets new ones."""
+        """Return the keys of this machine; new ones if it has none."""
         with contextlib.suppress(UsageError):
             for kept in local_writer_keys(path, self.store_id, self.storage):
                 if kept.machine is not None:
@@ -255,13 +258,13 @@ class Authority(History):
         return MachineKey.generate()
 
     def _replaced_roles(self, name: str) -> tuple[str, ...]:
-        """Return the roles of the machine that had this name last, if it was replaced and not revoked."""
+        """Return the roles of the last machine with this name, if it was replaced rather than revoked."""
         former = [one for one in self.config.writers if one.host == name and one.revoked]
         last = max(former, key=lambda one: one.revoked, default=None)
         return last.roles if last is not None and last.replaced else ()
 
     def _with_certificate(self, machine: MachineKey, name: str, *, maintain: bool) -> StoreConfig:
-        """Return the configuration in which a machine is certified under this name."""
+        """Return the configuration with a machine certified under this name."""
         now = time.time_ns()
         fresh = _certificate(machine, name, now, maintain=maintain)
         certificates = []
@@ -277,16 +280,16 @@ class Authority(History):
         return msgspec.structs.replace(self.config, writers=tuple(certificates))
 
     def rotate_writer(self, *, new_ids: bool = False) -> None:
-        """Draw a new writer key: what is added with the present one from now on does not count.
+        """Create a new writer key: what is added with the present one from now on is not accepted.
 
-        It is sealed to the recipients, and to the machines that are certified. With `new_ids` chunks get
-        other names, and nothing that is stored now is found again by what is added later.
+        It is sealed to the recipients, and to the certified machines. With `new_ids`, chunks get new ids, so
+        later snapshots share no content with what is stored now.
         Raises IdentityError, BusyError, StorageError.
         """
         self._rotate(self.config, new_ids=new_ids)
 
     def revoke_writer(self, host: str) -> None:
-        """End the certificate of a host, and rotate the writer key: what it adds from now on is refused.
+        """End the certificate of a host, and rotate the writer key, so that what it adds now is refused.
 
         What it added before stays. Raises NotFoundError, IdentityError, BusyError, StorageError.
         """
@@ -313,14 +316,14 @@ class Authority(History):
             self.sync()
             for service in self.services():
                 stack.enter_context(self.lock(service))
-            # What is committed or moved while packs are listed would not count.
+            # What is committed or moved while packs are listed would not be accepted.
             stack.enter_context(self.storage.hold(alone=True))
             before = self.config
             self.refresh_config()
             if self.config != before:
                 raise BusyError("another castore has just changed the keys of this store; try again")
             if self.writer_key.former:
-                # Without what it lists, what is under former keys would be listed no more, for good.
+                # Without this list, the next list would lack everything under former keys, for good.
                 self.writer_key.listed()
             successor = self.writer_key.successor()
             keep = self.writer_key.machine is not None and os.path.exists(path)
@@ -343,7 +346,7 @@ class Authority(History):
             self._hold(accepted)
 
     def _is_rival(self, number: int) -> bool:
-        """Whether an admin has signed what is there as a configuration with this number."""
+        """Return whether an admin signed a configuration with this number that exists."""
         boxes = [self.identity()]
         if self.writer_key.machine is not None:
             boxes.append(self.writer_key.machine.box)
@@ -363,7 +366,7 @@ class Authority(History):
     # Configurations
 
     def _next_number(self) -> int:
-        # One that was written since must not be passed: what it changed would be lost.
+        # Do not skip a configuration that was written since: its changes would be lost.
         return replicas.free_above(self._sealed.number, {*self._numbers, *era_numbers(self.storage)})
 
     def _put_config(self, config: StoreConfig, signer: SigningKey) -> None:
@@ -375,7 +378,7 @@ class Authority(History):
         except ObjectExistsError:
             raise BusyError(f"another castore has just written {config_name(number)}; try again") from None
         replicas.put_copy(self.storage, CONFIGS, number, data)
-        # The machine that made the store, or one without a writer key, may not pin the signer yet.
+        # The machine that created the store, or one without a writer key, may not pin the signer yet.
         self._opener = dataclasses.replace(self._opener, trusted=self._opener.trusted | {signer.public})
         self.refresh_config()
         if self._sealed.number != number:

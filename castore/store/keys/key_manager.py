@@ -1,4 +1,4 @@
-"""Whom a store is sealed to, who may add to it, and the writer key that it is written with."""
+"""The recipients of a store, the machines that may add to it, and the writer key that it is written with."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Keyed(Remembered):
-    """A store's keys and recipients, as they were when the configuration was last looked at."""
+    """A store's keys and recipients, as of the last check of the configuration."""
 
     config: StoreConfig
     cutter: Cutter
@@ -50,7 +50,7 @@ class Keyed(Remembered):
     """Configurations with higher numbers that are not accepted, by name, with the reasons."""
     _sealed: SealedConfig
     _numbers: frozenset[int]
-    """The numbers of the configurations that were there when they were last looked at."""
+    """The numbers of the configurations that existed at the last check."""
     _opener: Opener
     _seen: FreshnessGuard
     _identity: IdentitySource
@@ -58,43 +58,43 @@ class Keyed(Remembered):
 
     @property
     def location(self) -> str:
-        """How a person names the place that holds the store."""
+        """The place that holds the store, as named in messages."""
         return self.storage.location
 
     @property
     def recipients(self) -> list[tuple[Recipient, str]]:
-        """Whom the store is sealed to, with what they are called."""
+        """The recipients that the store is sealed to, with their labels."""
         return [(entry.recipient, entry.label) for entry in self.config.recipients]
 
     def identity(self) -> Identity:
-        """Return the identity that contents are opened with. Raises IdentityError."""
+        """Return the identity that opens content. Raises IdentityError."""
         return self._identity.get()
 
     def known_identity(self) -> Identity | None:
-        """Return the identity if it was asked for before; it is not asked for now."""
+        """Return the identity if it was asked for before, else None; never asks."""
         return self._identity.known()
 
     def check_seal(self, session: SessionId, number: int, record: SessionRecord) -> None:
-        """Open the seal of a session for the identity at hand. Raises DamageError, IdentityError."""
+        """Open the seal of a session with the identity at hand. Raises DamageError, IdentityError."""
         self._keyring.data_key(session_name(session, number), session, record)
 
     def check_may_maintain(self, doing: str) -> None:
-        """Refuse to remove what other machines added, where this one has no such role. Raises UsageError."""
+        """Refuse to remove what other machines added if this one lacks that role. Raises UsageError."""
         if not self.writer_key.may_maintain:
             raise UsageError(
-                f"this machine may not {doing} the store {self.location}, which others add to: run it where "
-                "the store was made, or give this machine the role with 'castore key adopt --maintain' and "
-                "the identity of an admin"
+                f"this machine may not {doing} the store {self.location}, to which others add: run it on "
+                "the machine that created the store, or give this one the role with 'castore key adopt "
+                "--maintain' and the identity of an admin"
             )
 
     def session_writers(self) -> Iterator[bytes]:
-        """Yield the public key of who added to each session whose object is accepted."""
+        """Yield the public key that added to each session whose object is accepted."""
         for session in session_numbers(self.storage):
             if writer := self._keyring.writer_of(session):
                 yield writer
 
     def check_settings(self) -> None:
-        """Refuse to add to a store that is not sealed to whom castore.toml names, or under another host name.
+        """Refuse to add if the store's recipients or this machine's host name contradict castore.toml.
 
         Raises ConfigError.
         """
@@ -102,7 +102,7 @@ class Keyed(Remembered):
         actual = {recipient.text for recipient, _ in self.recipients}
         if wanted and wanted != actual:
             raise ConfigError(
-                f"castore.toml: recipients: not those of the store {self.location} "
+                f"castore.toml: recipients: they differ from those of the store {self.location} "
                 f"({', '.join(sorted(wanted ^ actual))}); change the file, or the store with "
                 "'castore key add' and 'castore key remove'"
             )
@@ -128,7 +128,7 @@ class Keyed(Remembered):
             self._enter_era()
 
     def _signer(self, accepted: Accepted) -> SigningKey | None:
-        """Return the key that signs what is added here: this machine's, or that of an admin without one."""
+        """Return the key that signs added objects: this machine's or, if it has none, the admin's."""
         machine, config = accepted.writer.machine, accepted.config
         if machine is not None:
             certificate = config.certificate(machine.signing.public)
@@ -137,21 +137,21 @@ class Keyed(Remembered):
         return admin if admin.public in config.admin_keys else None
 
     def _enter_era(self) -> None:
-        """Forget what the index took in under a former writer key after that was replaced."""
+        """Drop from the index what was added under a former writer key after it was replaced."""
         try:
             listed = self.writer_key.listed()
         except (DamageError, FormatError):
-            # Without the list nothing under a former key counts: synchronising says so of each object.
+            # Without the list nothing under a former key is accepted: a sync reports that for each object.
             self.index.clear()
             return
-        # What is under the present key comes back when it is looked for.
+            # Packs under the present key are indexed again by the next sync.
         self.index.remove_packs(self.index.pack_ids().difference(listed.values()))
         short = {name.removeprefix("generations/") for name in listed}
         self.index.remove_generations(self.index.compare_records(short)[1])
         self.index.enter_era(self.config.era, new_ids=not self.config.ids)
 
     def refresh_config(self) -> None:
-        """Take in what an admin has signed since: who the recipients are. Raises KeyRotatedError."""
+        """Use the newest configuration that an admin signed. Raises KeyRotatedError."""
         if frozenset(config_numbers(self.storage)) != self._numbers:
             accepted = choose(self._opener)
             if accepted.writer.secret != self.writer_key.secret:
@@ -165,21 +165,21 @@ class Keyed(Remembered):
             self._hold(accepted)
 
     def stray_configurations(self) -> list[str]:
-        """Return the names of configurations with higher numbers than the accepted one, and of copies."""
+        """Return the names of configurations above the accepted number, and of their copies."""
         numbers = (one for one in config_numbers(self.storage) if one > self._sealed.number)
         return [name for number in numbers for name in replicas.names(self.storage, CONFIGS, number)]
 
     def _remember(self, accepted: Accepted, *, accept_older: bool = False) -> None:
-        """Keep on this machine what was accepted: the number, the admins, and the key that opens it."""
+        """Record on this machine what was accepted: the number, the admins, and the key that opens it."""
         self._seen.config(accepted.sealed, accepted.pins, accept=accept_older)
         for kept in self._opener.keys(self.store_id)[:1]:
             path = self.places.writer_key_of(self.store_id)
             keep_accepted(path, kept, accepted.writer.with_pins(accepted.pins), self.storage)
 
     def kept_twice(self) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-        """Yield folder and number of each object that is kept twice, and what reads its bytes, authentic.
+        """Yield folder and number of each object that is stored twice, and a function that reads it.
 
-        That raises DamageError, FormatError, StorageError.
+        The function returns authentic bytes. It raises DamageError, FormatError, StorageError.
         """
         yield CONFIGS, self._sealed.number, lambda: self._sealed.data
         if self.config.era:
@@ -191,13 +191,13 @@ class Keyed(Remembered):
         return data
 
     def _keep_copies(self) -> None:
-        """Write the copies that are not there yet: of an older castore, or of one that was killed."""
+        """Write copies that are missing: an older castore wrote none, or castore was killed before it."""
         for folder, number, read in self.kept_twice():
             with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
                 replicas.keep_copy(self.storage, folder, number, read)
 
     def mend_copies(self) -> None:
-        """Write what is kept twice, and is not as it was written, anew from the other one.
+        """Write the objects that are stored twice again where one of the two is damaged.
 
         Raises DamageError, FormatError, StorageError, BusyError.
         """

@@ -1,4 +1,4 @@
-"""The keys of sessions, as far as this process may open them."""
+"""The keys of sessions, opened as far as this process can."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class IdentitySource:
-    """Asks for the identity when it is first needed, and once: a passphrase may hang on it."""
+    """Asks for the identity once, when it is first needed: it may ask the user for a passphrase."""
 
     def __init__(self, provider: Callable[[], Identity] | None) -> None:
         self._provider = provider
@@ -40,13 +40,13 @@ class IdentitySource:
         return self._provider is not None
 
     def get(self) -> Identity:
-        """Return the identity. Raises IdentityError, or whatever the asking raised."""
+        """Return the identity. Raises IdentityError, or the error with which asking failed."""
         with self._lock:
             if self._found is None:
                 if self._provider is None:
                     raise IdentityError(
-                        "contents open with an identity only, and none was given: "
-                        "use --identity FILE or CASTORE_IDENTITY"
+                        "reading content needs an identity, and none was given: use --identity FILE or "
+                        "CASTORE_IDENTITY"
                     )
                 try:
                     self._found = self._provider()
@@ -59,19 +59,19 @@ class IdentitySource:
             return self._found
 
     def known(self) -> Identity | None:
-        """Return the identity if it was asked for before; it is not asked for now."""
+        """Return the identity if it was asked for before, else None; never asks."""
         with self._lock:
             return None if isinstance(self._found, CastoreError) else self._found
 
     def close(self) -> None:
-        """Drop the identity, which is wiped then, and never ask for it again."""
+        """Drop the identity, which wipes it, and never ask for it again."""
         with self._lock:
             self._found = None
             self._provider = None
 
 
 class Keyring:
-    """Opens sessions; safe to share between threads."""
+    """Opens the keys of sessions; safe to share between threads."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Keyring:
         identity: IdentitySource,
         config: StoreConfig,
     ) -> None:
-        # Not the store itself: a reference cycle would keep the keys until the cyclic collector runs.
+        # No reference to the store itself: a cycle would keep the keys until the cyclic collector runs.
         self.config = config
         self._storage = storage
         self.writer = writer
@@ -99,7 +99,7 @@ class Keyring:
                 kept.clear()
 
     def nodes(self, session: SessionId) -> RecordSealer:
-        """Return what opens a session's nodes. Raises DamageError, naming the session."""
+        """Return the sealer that opens a session's nodes. Raises DamageError, naming the session."""
         sealer = self._node_sealers.get(session)
         if sealer is None:
             _, record = self._record(session)
@@ -109,7 +109,7 @@ class Keyring:
         return sealer
 
     def chunks(self, session: SessionId) -> RecordSealer:
-        """Return what opens a session's chunks. Raises IdentityError, DamageError."""
+        """Return the sealer that opens a session's chunks. Raises IdentityError, DamageError."""
         sealer = self._chunk_sealers.get(session)
         if sealer is None:
             name, record = self._record(session)
@@ -119,14 +119,17 @@ class Keyring:
         return sealer
 
     def writer_of(self, session: SessionId) -> bytes | None:
-        """Return the public key of who added to a session; None if no object of it is accepted."""
+        """Return the public key that added to a session; None if no object of it is accepted."""
         try:
             return self._record(session)[1].writer
         except (DamageError, FormatError):
             return None
 
     def data_key(self, name: str, session: SessionId, record: SessionRecord) -> bytes:
-        """Return the key that a session object holds for the identity at hand."""
+        """Return the key that a session object holds for the identity at hand.
+
+        Raises DamageError, IdentityError.
+        """
         identity = self._identity.get()
         try:
             key = record.data_key(name, session, identity)
@@ -138,8 +141,8 @@ class Keyring:
         if any(entry.key == identity.recipient.key for entry in recipients):
             raise DamageError(
                 f"{name} is damaged: it is not sealed to this identity, although the store is: adding its "
-                "recipient did not end, or a writer left it out; repeat 'castore key add' with an identity "
-                "that opens it"
+                "recipient was interrupted, or a writer left it out; repeat 'castore key add' with an "
+                "identity that opens it"
             )
         raise IdentityError(wrong_identity(self._storage, identity, self.config))
 
@@ -150,7 +153,7 @@ class Keyring:
                 try:
                     found = self._read(session)
                 except ObjectMissingError:
-                    # Sealed anew for other recipients since the names were listed.
+                    # It was sealed again for other recipients after the names were listed.
                     self._numbers.clear()
                     found = self._read(session)
                 self._records[session] = found
@@ -161,14 +164,14 @@ class Keyring:
             self._numbers = session_numbers(self._storage)
         if session not in self._numbers:
             raise MissingError(
-                f"the session object sessions/{session.hex()}.* is gone, and with it the key"
+                f"the session object sessions/{session.hex()}.* is missing, and with it the session's key"
             )
         number, record = read_session(self._storage, session, self._numbers[session], self.writer)
         return session_name(session, number), record
 
 
 def wrong_identity(storage: Storage, identity: Identity, config: StoreConfig | None) -> str:
-    """Return the message for an identity that a store is not sealed to."""
+    """Return the message for an identity to which the store is not sealed."""
     message = f"the identity of {identity.recipient.text} opens nothing in the store at "
     message += storage.location
     if config is not None:

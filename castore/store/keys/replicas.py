@@ -1,7 +1,7 @@
-"""Objects that all else rests on, `config/N` and `eras/N`: each has a copy, `config/N.H`.
+"""The two kinds of essential objects, `config/N` and `eras/N`: each has a copy, `config/N.H`.
 
-H is a hash of the bytes, so that who reads can tell, with no key, which of the two is as it was written.
-It says nothing of who wrote them: that the boxes in them do.
+H is a hash of the bytes, so that a reader without a key can see which of the two is unchanged. It does not
+authenticate the writer: the box in each object does.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ _NAME: Final = re.compile(r"([1-9][0-9]{0,17})(?:\.([0-9a-f]{32}))?")
 
 
 def numbers(storage: Storage, folder: str) -> list[int]:
-    """Return the numbers of such objects, in ascending order. Raises StorageError."""
+    """Return the numbers of the objects in a folder, in ascending order. Raises StorageError."""
     return sorted({number for _, number, _ in _names(storage, folder)})
 
 
 def below(storage: Storage, folder: str, number: int) -> list[str]:
-    """Return the names of those with lower numbers, and of their copies."""
+    """Return the names of the objects with lower numbers, and of their copies."""
     return [name for name, one, _ in _names(storage, folder) if one < number]
 
 
 def put_copy(storage: Storage, folder: str, number: int, data: bytes) -> None:
-    """Write the copy of one that is there. Raises StorageError."""
+    """Write the copy of an existing object. Raises StorageError."""
     with contextlib.suppress(ObjectExistsError):
         storage.put(_copy_of(folder, number, data), data)
 
 
-def keep_copy(storage: Storage, folder: str, number: int, whole: Callable[[], bytes]) -> None:
-    """Write the copy of one that has none, unless another one has taken its place; whole: gives its bytes.
+def keep_copy(storage: Storage, folder: str, number: int, read: Callable[[], bytes]) -> None:
+    """Write the copy of an object that has none, unless a newer object has replaced it.
 
-    Raises StorageError, and what that does.
+    read: returns the bytes. Raises StorageError, and what `read` raises.
     """
     copies = _copies(storage, folder, number)
-    data = whole()
+    data = read()
     if _copy_of(folder, number, data) in copies:
         return
     put_copy(storage, folder, number, data)
-    # By itself it would count, as one does whose object was lost.
-    there = list(_names(storage, folder))
-    is_there = any(one == number and not copied for _, one, copied in there)
-    if not is_there or max(one for _, one, _ in there) > number:
+    # A copy alone would be accepted, like one whose object was lost: remove it if the object is replaced.
+    present = list(_names(storage, folder))
+    exists = any(one == number and not copied for _, one, copied in present)
+    if not exists or max(one for _, one, _ in present) > number:
         storage.delete_all([_copy_of(folder, number, data)])
 
 
 def names(storage: Storage, folder: str, number: int) -> list[str]:
-    """Return the names of one and of its copies, these first."""
+    """Return the names of an object and of its copies, copies first."""
     return sorted((name for name, one, _ in _names(storage, folder) if one == number), key=len, reverse=True)
 
 
 def free_above(number: int, taken: Collection[int]) -> int:
-    """Return the lowest number above `number` that is not taken, by whomever it is."""
+    """Return the lowest number above `number` that is not in `taken`."""
     number += 1
     while number in taken:
         number += 1
@@ -69,16 +69,16 @@ def free_above(number: int, taken: Collection[int]) -> int:
 
 
 def variants(storage: Storage, folder: str, number: int) -> Iterator[bytes]:
-    """Yield the bytes that there are for one: its own, then those of copies that are as they were written.
+    """Yield the bytes found for an object: its own, then those of copies that match their hash.
 
-    Anybody who can add objects can add a copy, too: only what is in it says which one is genuine. Raises
-    StorageError where none of them can be read.
+    Anybody who can add objects can also add a copy: only the content shows which one is genuine. Raises
+    StorageError if none of them can be read.
     """
     seen: set[str] = set()
     problem: StorageError | None = None
     for name in reversed(names(storage, folder, number)):
         if name in seen:
-            continue  # by its name, the copy of what was read
+            continue  # the copy, by its name, of bytes that were already yielded
         try:
             data = storage.get(name)
         except ObjectMissingError:
@@ -95,9 +95,9 @@ def variants(storage: Storage, folder: str, number: int) -> Iterator[bytes]:
 
 
 def examine(storage: Storage, folder: str, number: int, data: bytes) -> dict[str, str]:
-    """Return what is wrong with one that was written as `data`, and with its copies, by their names.
+    """Return what is wrong with an object that was written as `data`, and with its copies, by name.
 
-    That there is no copy yet is not wrong.
+    It is not an error that no copy exists yet.
     """
     found = {}
     wanted = [f"{folder}/{number}", *_copies(storage, folder, number)]
@@ -106,30 +106,30 @@ def examine(storage: Storage, folder: str, number: int, data: bytes) -> dict[str
             if storage.get(name) != data or name not in {wanted[0], _copy_of(folder, number, data)}:
                 found[name] = "its bytes are not those that were written"
         except ObjectMissingError:
-            found[name] = "it is gone"
+                found[name] = "it is missing"
         except StorageError as error:
             found[name] = str(error)
     return found
 
 
 def mend(storage: Storage, folder: str, number: int, data: bytes) -> None:
-    """Write one, or its copy, anew where it is not `data`; at every moment one of the two is.
+    """Write an object, or its copy, again where it is not `data`; one of the two is intact at all times.
 
-    Raises StorageError, also where neither is by now.
+    Raises StorageError, also if neither is intact.
     """
-    whole, copy = f"{folder}/{number}", _copy_of(folder, number, data)
-    for hurt, other in ((copy, whole), (whole, copy)):
-        if _holds(storage, hurt, data):
+    main, copy = f"{folder}/{number}", _copy_of(folder, number, data)
+    for target, other in ((copy, main), (main, copy)):
+        if _holds(storage, target, data):
             continue
         if not _holds(storage, other, data):
-            raise StorageError(f"neither {whole} nor its copy can be read now, and both are left as they are")
-        storage.delete_all([hurt])
-        storage.put(hurt, data)
+            raise StorageError(f"neither {main} nor its copy can be read now, and both are left as they are")
+        storage.delete_all([target])
+        storage.put(target, data)
     storage.delete_all(name for name in _copies(storage, folder, number) if name != copy)
 
 
 def _names(storage: Storage, folder: str) -> Iterator[tuple[str, int, bool]]:
-    """Yield name and number of each, and whether it is a copy."""
+    """Yield name and number of each object, and whether it is a copy."""
     for short in storage.list(folder):
         if match := _NAME.fullmatch(short):
             yield f"{folder}/{short}", int(match[1]), match[2] is not None
@@ -150,11 +150,3 @@ def _copy_of(folder: str, number: int, data: bytes) -> str:
     return f"{folder}/{number}.{blake3(data).hexdigest()[:32]}"
 
 
-def _intact(storage: Storage, copies: list[str], folder: str, number: int) -> bytes | None:
-    """Return the bytes of a copy that is as it was written, or None."""
-    for name in copies:
-        with contextlib.suppress(StorageError):
-            data = storage.get(name)
-            if _copy_of(folder, number, data) == name:
-                return data
-    return None

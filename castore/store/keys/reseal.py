@@ -1,4 +1,4 @@
-"""A store sealed anew, for other recipients: keys are sealed again, data is not touched."""
+"""Seal a store for other recipients: only keys are sealed again, data is not touched."""
 
 from __future__ import annotations
 
@@ -46,12 +46,10 @@ def reseal(
 ) -> bool:
     """Seal the store to the recipients of `config`, which becomes config/`number`.
 
-    Returns whether there was anything to do.
-
-    That object is there already if this was begun before: what is done is not done again. New
-    objects are written before old ones are removed, so that at every moment each session has a key. signer:
-    the admin's key. look: raises an error if the writer key has been replaced: nothing that is written
-    under it counts any more.
+    Returns whether there was anything to do. If `config/number` exists, an earlier call was interrupted, and
+    only the missing steps are done. New objects are written before old ones are removed, so each session has
+    a key at all times. signer: the admin's key. look: raises an error if the writer key has been replaced,
+    because nothing that is written under it is accepted any more.
     Raises IdentityError, DamageError, StorageError, BusyError.
     """
     name = config_name(number)
@@ -67,14 +65,14 @@ def reseal(
         changed = True
     for session, numbers in sorted(session_numbers(storage).items()):
         changed |= _reseal_session(storage, keyring, session, numbers, config, signer)
-    # What takes their place may be from a castore that was killed before it had synced the names.
+    # A killed castore may have written the replacing objects without syncing their names: sync them first.
     for folder in ("config", "sessions"):
         storage.settle(folder)
     look()
     for session, numbers in session_numbers(storage).items():
         with contextlib.suppress(RevokedKeyError, FormatError, MissingError):
-            counts, _ = read_session(storage, session, numbers, keyring.writer)
-            for old in numbers[: numbers.index(counts)]:
+            accepted, _ = read_session(storage, session, numbers, keyring.writer)
+            for old in numbers[: numbers.index(accepted)]:
                 _remove(storage, session_name(session, old))
                 changed = True
     for name in replicas.below(storage, CONFIGS, number):
@@ -84,7 +82,7 @@ def reseal(
 
 
 def check_opens(storage: Storage, keyring: Keyring, config: StoreConfig) -> None:
-    """Refuse to seal to the recipients of `config` with an identity that does not open all sessions.
+    """Refuse to seal to the recipients of `config` if the identity does not open all sessions.
 
     Raises IdentityError, DamageError, StorageError.
     """
@@ -107,10 +105,10 @@ def _reseal_session(
     writer = keyring.writer
     number = replicas.free_above(number, numbers)
     seals = sealed_to((entry.recipient for entry in config.recipients), session, data_key)
-    anew = msgspec.structs.replace(record, seals=seals)
+    resealed = msgspec.structs.replace(record, seals=seals)
     with contextlib.suppress(ObjectExistsError):
         storage.put(
-            session_name(session, number), encode_session(session, number, anew, writer, signer)
+            session_name(session, number), encode_session(session, number, resealed, writer, signer)
         )
     return True
 
@@ -118,7 +116,7 @@ def _reseal_session(
 def _data_key(
     storage: Storage, keyring: Keyring, session: SessionId, numbers: list[int], config: StoreConfig
 ) -> tuple[SessionRecord, bytes, int] | None:
-    """Return what a session object holds, and its number; None if it is sealed to the recipients already."""
+    """Return a session's record, its key and its number; None if it is sealed to these recipients already."""
     try:
         number, record = read_session(storage, session, numbers, keyring.writer)
     except (RevokedKeyError, FormatError, MissingError):

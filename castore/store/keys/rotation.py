@@ -1,11 +1,11 @@
-"""A writer key that takes the place of another, after a machine that had it was lost.
+"""Rotation of the writer key, after a machine that had it was lost or stolen.
 
-The order of the steps makes every one of them a place where it may be cut off. The new key is kept
-next to the old one; `eras/N` lists what is there, which harms nothing as long as no configuration names
-it; `config/N`, under the new key, is the one step in which it takes the other's place; then the file of the
-old key is replaced. A snapshot that another machine ends meanwhile looks at the configuration once its
-generation is written, and is not taken for committed if that has changed; what it wrote before that step is
-listed, if need be, by an `eras/N+1` and `config/N+1` behind the first.
+The order of the steps makes an interruption harmless at each of them. The new key is kept next to the old
+one. `eras/N` lists what exists, which has no effect until a configuration names it. `config/N`, under the new
+key, is the one step that replaces the old key. Then the file of the old key is replaced. A snapshot that
+another machine finishes meanwhile checks the configuration after its generation is written, and is not
+committed if that has changed. What it wrote before that step is listed, if needed, by an `eras/N+1` and
+`config/N+1` after the first.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from castore.store.format.config import StoreConfig
 
 _ROUNDS: Final = 5
-"""How often what other machines add meanwhile is listed anew."""
+"""How often the list is rebuilt if other machines add objects meanwhile."""
 
 _FOLDERS: Final = ("generations", "sessions", "packs")
-"""In this order whatever a name that was listed needs is listed, too: it was written before."""
+"""Listed in this order, every object that a listed one needs is listed, too: it was written before."""
 
 
 def rotate(
@@ -54,13 +54,13 @@ def rotate(
     *,
     new_ids: bool,
 ) -> int:
-    """Let `successor` take the place of `writer`; return the number of the new configuration.
+    """Replace `writer` by `successor`; return the number of the new configuration.
 
-    config, number: the present one, with the certificates that are to be. known: the numbers of the
-    configurations that there were when it was accepted. packs: brings what is known of
-    packs up to date, and returns the ids of those that are the store's. signer: the admin's key.
-    is_rival: whether what is there under a number is another admin's configuration: anybody who can add
-    objects could else keep this from ending. Raises BusyError, StorageError.
+    config, number: the present configuration, with the new certificates, and its number. known: the numbers
+    of the configurations that existed when it was accepted. packs: brings the index of packs up to date, and
+    returns the ids of the accepted packs. signer: the admin's key. is_rival: whether the configuration of a
+    number is another admin's; otherwise anybody who can add objects could prevent the rotation. Raises
+    BusyError, StorageError.
     """
     ids = b"" if new_ids else writer.ids
     config = msgspec.structs.replace(config, former=(*config.former, writer.secret), ids=ids)
@@ -80,7 +80,7 @@ def rotate(
             raise BusyError("another castore has just changed the keys of this store; try again") from None
         fresh = {one for one in config_numbers(storage) if one > before} - {era} - known
         if any(map(is_rival, fresh)):
-            # Another castore was first: its configuration knows nothing of this one.
+            # Another castore was first; its configuration does not include this one.
             for name in replicas.names(storage, CONFIGS, era):
                 _remove(storage, name)
             raise BusyError("another castore has just changed the keys of this store; try again")
@@ -93,7 +93,7 @@ def rotate(
 
 
 def clean(storage: Storage, number: int) -> None:
-    """Remove what the configuration with this number, a new key's first, took the place of."""
+    """Remove the configurations and eras that the configuration with this number replaced."""
     for folder in (CONFIGS, ERAS):
         for name in replicas.below(storage, folder, number):
             _remove(storage, name)
@@ -104,9 +104,9 @@ def _names(storage: Storage) -> set[str]:
 
 
 def _listed(storage: Storage, writer: WriterKey, packs: Iterable[bytes]) -> dict[str, bytes]:
-    """Return the hash of each object that is the store's, by its name.
+    """Return the hash of each accepted object of the store, by name.
 
-    What does not open is not listed, be it forged or damaged: it would not open later, either.
+    Objects that do not open, forged or damaged, are not listed: they would not open later, either.
     """
     names = [f"generations/{short}" for short in storage.list("generations") if NAME.fullmatch(short)]
     found = {}
