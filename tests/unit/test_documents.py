@@ -17,7 +17,7 @@ from castore.cli.main import cli
 from castore.cli.topics import topics
 from castore.engines.base import Secret
 from castore.errors import EXIT_CODES
-from castore.services import config
+from castore.services.config import settings
 from castore.services.dates import parse_date
 from tests.support.documents import DOCS, PAGES, README, ROOT, commands_in_units, name_of
 from tests.support.documents import blocks as blocks_of
@@ -25,12 +25,12 @@ from tests.support.documents import blocks as blocks_of
 COMMON_OF_ENGINES = {"timeout", "run-as"}
 """Keys of every engine, which the page describes once."""
 TABLES = {
-    "Top level": config._TopTable,
-    "Service": config._ServiceTable,
-    "Revision": config.Revision,
-    "Keep": config.Keep,
-    "Part": config._HooksTable,
-    "tree": config.TreePart,
+    "Top level": settings.TopTable,
+    "Service": settings.ServiceTable,
+    "Revision": settings.Revision,
+    "Keep": settings.Keep,
+    "Part": settings.HooksTable,
+    "tree": settings.TreePart,
     "Passwords": Secret,
     **{name: engines.find(name) for name in engines.names() if name != "mysql"},
 }
@@ -82,7 +82,7 @@ def test_every_key_of_castore_toml_is_documented_with_type_and_default(section: 
 def test_the_keys_that_defaults_takes_are_documented() -> None:
     text = sections(DOCS / "configuration.md")["Defaults"].split("exclude")[0]
     named = set(re.findall(r"`([a-z-]+)`", text)) - {"exclude"}
-    assert named | {"exclude"} == {one.encode_name for one in msgspec.structs.fields(config._DefaultsTable)}
+    assert named | {"exclude"} == {one.encode_name for one in msgspec.structs.fields(settings.DefaultsTable)}
 
 
 def test_the_page_of_commands_is_current() -> None:
