@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from castore.content.restore.tree_writer import FILE_SYSTEMS_OWN, open_destination
+from castore.content.restore.destination import open_destination
+from castore.content.restore.tree_writer import FILE_SYSTEMS_OWN
 from castore.content.restore.undo_journal import boot_id
 from castore.errors import UsageError
 from castore.fs.beneath import OPEN_FILE

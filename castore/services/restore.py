@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from castore.content.restore import one_file
 from castore.content.restore.metadata import drop_inherited
-from castore.content.restore.plan import plan_entry
+from castore.content.restore.planner import plan_entry
+from castore.content.restore.report import Report
 from castore.content.restore.resume import complete
-from castore.content.restore.tree_writer import Report, restore_directory, restore_file
+from castore.content.restore.tree_writer import restore_directory, restore_file
 from castore.content.stored_dirs import Child, look_up, open_top, read_file
 from castore.content.streams import StreamReader
 from castore.errors import CastoreError, RevertInterruptedError, StorageError, UsageError

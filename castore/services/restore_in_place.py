@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from castore.content.restore import one_file
 from castore.content.restore.in_place import InPlace
-from castore.content.restore.plan import Comparison, plan_entry, plan_tree
+from castore.content.restore.plan import Comparison
+from castore.content.restore.planner import plan_entry, plan_tree
 from castore.content.streams import StreamReader
 from castore.errors import RevertInterruptedError, UsageError
 from castore.model.generation import MAX_DETAILS, Origin, decode_details

@@ -17,8 +17,8 @@ import pytest
 import castore as package
 from castore.content.restore import (
     copying,
+    file_writer,
     large_files,
-    tree_writer,
     undo_journal,
 )
 from castore.content.restore.plan import TreePlan
@@ -354,15 +354,15 @@ def test_nobody_reaches_a_file_before_it_has_its_owner_and_bits(
     into.mkdir()
     give(into)
     seen: list[list[str]] = []
-    real = tree_writer.set_attributes
+    real = file_writer.set_attributes
 
     def watched(file, entry, *rest, **options):
         seen.extend([os.listdir(into)] if entry.name == b"c" else [])
         real(file, entry, *rest, **options)
 
-    monkeypatch.setattr(tree_writer, "set_attributes", watched)
+    monkeypatch.setattr(file_writer, "set_attributes", watched)
     if not nameless:
-        monkeypatch.setattr(tree_writer, "_open_nameless", lambda _folder: -1)
+        monkeypatch.setattr(file_writer, "_open_nameless", lambda _folder: -1)
     done = lab.restore("s@1:t", into)
     assert is_privileged(into / "c") == nameless
     if nameless:

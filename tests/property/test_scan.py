@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import castore
+from castore.content.restore import file_writer, tree_writer
 from castore.content.restore import in_place as inplace
-from castore.content.restore import tree_writer
 from castore.content.scan import cache
 from castore.content.scan import small_files as scanfiles
 from castore.errors import CastoreError, DamageError, UsageError
@@ -540,7 +540,8 @@ def test_a_damaged_bundle_costs_its_files_and_no_others(lab, live, tmp_path, mon
         return real(store, ref, known)
 
     broken: list[object] = []
-    monkeypatch.setattr(tree_writer, "RangeReader", failing)
+    for module in (tree_writer, file_writer):
+        monkeypatch.setattr(module, "RangeReader", failing)
     report = lab.restore("s@1:t", tmp_path / "out").report
     assert len(report.damaged) in {5, 10}
     assert len(walk(tmp_path / "out")) == 89 - len(report.damaged)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import castore as castore_package
-from castore.content.restore import plan as treeplan
+from castore.content.restore import file_comparison
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from tests.support.stores import Lab
 
@@ -132,14 +132,14 @@ def test_what_cannot_be_compared_is_left_alone_and_its_neighbours_are_restored(
     for name in ("a", "c"):
         (top / "sub" / name).write_text("changed, and longer")
     os.chmod(top / "sub" / "bad", 0o600)
-    real = treeplan.read_xattrs_at
+    real = file_comparison.read_xattrs_at
 
     def fail(fd: int, name: bytes, warn: Callable[[str], None]) -> object:
         if name == b"bad":
             raise OSError(errno.EIO, "Input/output error")
         return real(fd, name, warn)
 
-    monkeypatch.setattr(treeplan, "read_xattrs_at", fail)
+    monkeypatch.setattr(file_comparison, "read_xattrs_at", fail)
     os.utime(top / "sub" / "bad", ns=(1, os.stat(top / "sub" / "bad").st_mtime_ns))
     os.chmod(top / "sub" / "bad", 0o644)
     with lab.open() as opened:

@@ -26,7 +26,7 @@ from castore.fs.metadata import is_protected
 if TYPE_CHECKING:
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import Step, TreePlan
-    from castore.content.restore.tree_writer import Report
+    from castore.content.restore.report import Report
     from castore.content.restore.undo_journal import Ids, Path
     from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader

@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from castore.content.restore.in_place import PlanWriter
-from castore.content.restore.plan import Comparison, plan_tree
+from castore.content.restore.plan import Comparison
+from castore.content.restore.planner import plan_tree
 from castore.errors import CastoreError
 from castore.fs.beneath import open_below
 from castore.fs.removing import remove
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import Step
-    from castore.content.restore.tree_writer import Report
+    from castore.content.restore.report import Report
     from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader
     from castore.progress import Progress

@@ -16,7 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from castore.content.restore.in_place import InPlace
-from castore.content.restore.plan import Comparison, plan_removal
+from castore.content.restore.plan import Comparison
+from castore.content.restore.planner import plan_removal
 from castore.content.streams import StreamReader
 from castore.engines.base import SWITCHING, Memo, settings_of
 from castore.errors import CastoreError, NotIntactError, RevertInterruptedError, StorageError

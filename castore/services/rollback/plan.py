@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from castore.content.allowance import Allowance
 from castore.content.diff import TIMES, diff_trees
-from castore.content.restore.plan import Comparison, Step, TreePlan, plan_tree
+from castore.content.restore.plan import Comparison, Step, TreePlan
+from castore.content.restore.planner import plan_tree
 from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from castore.errors import UsageError

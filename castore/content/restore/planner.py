@@ -1,0 +1,347 @@
+"""Compare a live directory with a stored tree and plan the steps that make them equal."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from castore.content.restore.file_comparison import FileComparison
+from castore.content.restore.metadata import Ownership
+from castore.content.restore.plan import Comparison, Step, TreePlan, ids_of
+from castore.content.restore.removal import RemovalPlanner
+from castore.content.scan.cache import LINKED, summary_of
+from castore.content.scan.marks import unchanged, without_xattrs
+from castore.content.stored_dirs import Child, open_directory
+from castore.errors import CastoreError, UsageError
+from castore.fs.beneath import OPEN_DIRECTORY, open_top
+from castore.fs.metadata import allow_descriptors, is_cache, mounts_below
+from castore.kernel.dir_listing import entries_of, list_directory, listing_entry
+from castore.model.trampoline import run
+from castore.model.tree import Content
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from castore.content.restore.hard_links import Link
+    from castore.content.restore.undo_journal import Ids, Path
+    from castore.content.streams import StreamReader
+    from castore.kernel.dir_listing import Listed
+
+
+def plan_tree(
+    reader: StreamReader, child: Child, top: str, ownership: Ownership, comparison: Comparison
+) -> TreePlan:
+    """Compare the directory `top` with the stored one and return what is to be done.
+
+    Raises UsageError if `top` is no directory, CastoreError if an earlier run was interrupted there.
+    """
+    try:
+        fd = open_top(top)
+    except OSError as error:
+        raise UsageError(f"cannot restore in place into {top}: {error.strerror}") from None
+    allow_descriptors()
+    planner = _Planner(reader, ownership, comparison, mounts_below(top))
+    try:
+        ids = ids_of(os.fstat(fd))
+        if b"" in comparison.unread:
+            return planner.nothing(top)
+        run(planner.directory(fd, (), child, planner.top_record(fd)))
+        steps = planner.steps
+        if steps or planner.files.metadata_differs(fd, (), child, listing_entry(b".", os.fstat(fd))):
+            steps.append(planner.metadata((), child, ids))
+    except OSError as error:
+        raise CastoreError(f"cannot compare {top}: {error}") from error
+    finally:
+        os.close(fd)
+    return replace(planner.plan(top), empties=planner.empties, ids=ids)
+
+
+def plan_entry(
+    reader: StreamReader, child: Child, path: str, ownership: Ownership, *, checksum: bool = False
+) -> TreePlan:
+    """Compare the file at `path` with a stored one, which is no directory; `top` is its directory.
+
+    Raises UsageError if there is no such directory, or if `path` is a directory.
+    """
+    top, name = os.path.split(path)
+    try:
+        fd = open_top(top)
+    except OSError as error:
+        raise UsageError(f"cannot restore into {top}: {error.strerror}") from None
+    try:
+        planner = _Planner(reader, ownership, Comparison(checksum=checksum), set())
+        planner.file(fd, os.fsencode(name), child)
+        ids = ids_of(os.fstat(fd))
+    except OSError as error:
+        raise UsageError(f"cannot compare {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    return replace(planner.plan(top), one_file=True, ids=ids)
+
+
+def plan_removal(reader: StreamReader, top: str, comparison: Comparison) -> tuple[TreePlan, bool]:
+    """Return how to remove what is in the directory `top`, and whether nothing in it has to stay.
+
+    Raises CastoreError.
+    """
+    allow_descriptors()
+    try:
+        fd = open_top(top)
+        try:
+            planner = _Planner(reader, Ownership(change=False), comparison, mounts_below(top))
+            complete = planner.all_of(fd)
+            ids = ids_of(os.fstat(fd))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise CastoreError(f"cannot list {top}, which is to be removed: {error.strerror}") from error
+    return replace(planner.plan(top), ids=ids), complete
+
+
+_READ_ONLY: Final = "it differs, and is mounted read-only"
+
+
+def _is_read_only(fd: int, name: bytes) -> bool:
+    """Whether what is called `name` in an open directory is on a file system that is mounted read-only."""
+    file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        return bool(os.fstatvfs(file).f_flag & os.ST_RDONLY)
+    finally:
+        os.close(file)
+
+
+class _Known(NamedTuple):
+    """What the last snapshot tells of a live file."""
+
+    bare: bool
+    """It has no attributes."""
+    is_read: bool
+    """It is as it was, and what the snapshot read of it is the stored content."""
+    at: int | None
+    """Where its record is, if it is a directory."""
+
+
+class _Planner:
+    def __init__(
+        self,
+        reader: StreamReader,
+        ownership: Ownership,
+        comparison: Comparison,
+        mounts: set[Path],
+    ) -> None:
+        self._mounts = mounts
+        self._reader = reader
+        self._comparison = comparison
+        self._scan = comparison.scan
+        self._removals = RemovalPlanner(comparison, mounts)
+        self.files = FileComparison(reader, ownership, comparison)
+        self._kept_links: dict[tuple[int, int], Link] = {}
+        self._crosses = False
+        self.empties = False
+        self.steps: list[Step] = []
+
+    def top_record(self, fd: int) -> int | None:
+        """Return where the last snapshot's record of the top is, if it saw this directory."""
+        if self._scan is None:
+            return None
+        info = os.fstat(fd)
+        if summary_of(self._scan.record(self._scan.top)).ids != (info.st_dev, info.st_ino):
+            self._scan = None
+            return None
+        self._scan.compare(fd)
+        return self._scan.top
+
+    def plan(self, top: str) -> TreePlan:
+        """Return the steps that were found."""
+        links, skipped = self._kept_links, tuple(self._removals.skipped)
+        return TreePlan(top, tuple(self.steps), links, skipped, crosses=self._crosses)
+
+    def nothing(self, top: str) -> TreePlan:
+        """Return a plan without steps, which reports that the directory `top` is left alone."""
+        self._removals.skip((b".",))
+        return self.plan(top)
+
+    def file(self, fd: int, name: bytes, child: Child) -> None:
+        """Add the steps for one file, which is called `name` in the directory open as `fd`."""
+        entry = msgspec.structs.replace(child.entry, name=name)
+        found = child._replace(entry=entry)
+        try:
+            info = listing_entry(name, os.stat(name, dir_fd=fd, follow_symlinks=False))
+        except FileNotFoundError:
+            self.steps.append(Step("create", (name,), found))
+            return
+        if stat.S_ISDIR(info.mode):
+            shown = os.fsdecode(child.entry.name)
+            raise UsageError(f"{os.fsdecode(name)!r} is a directory: name the file in it, as in {shown}")
+        if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
+            self.steps.append(Step("replace", (name,), found, removed=1, ids=ids_of(info)))
+            return
+        # Its other names are not restored with it.
+        alone = msgspec.structs.replace(entry, extra=msgspec.structs.replace(entry.extra, link=None))
+        single = info._replace(nlink=1)
+        if not self.files.same(fd, (name,), child._replace(entry=alone), single):
+            self.steps.append(Step("replace", (name,), found, removed=1, ids=ids_of(info)))
+        elif self.files.metadata_differs(fd, (name,), found, info):
+            self._change_metadata(fd, (name,), found, info)
+
+    def all_of(self, fd: int) -> bool:
+        """Add the steps that remove all in an open directory that may go; say whether all of it may."""
+        complete = True
+        for one in entries_of(list_directory(fd)):
+            removal = run(self._removals.plan(fd, (one.name,), one))
+            self.steps += removal.steps
+            complete = complete and removal.complete
+        return complete
+
+    def directory(
+        self, fd: int, path: Path, child: Child, at: int | None
+    ) -> Generator[Any, Any, None]:
+        """Add the steps for what is in a directory, the deepest first. A generator for `run`.
+
+        at: where the last snapshot's record of it is.
+        """
+        apart = self._comparison.apart
+        stored = open_directory(self._reader, child.ref)
+        self.empties |= not path and not stored
+        if apart:
+            stored = [one for one in stored if b"/".join((*path, one.entry.name)) not in apart]
+        seen = self._scan.listing_of(at) if self._scan is not None and at is not None else None
+        listing = seen[0] if seen is not None else list_directory(fd)
+        live = {entry.name: entry for entry in entries_of(listing)}
+        names = {found.entry.name for found in stored}
+        records: dict[bytes, int] = {}
+        bare: frozenset[bytes] | set[bytes] = frozenset()
+        read: frozenset[bytes] | set[bytes] = frozenset()
+        if self._scan is not None and at is not None:
+            record = self._scan.record(at)
+            records = self._scan.below(record)
+            bare = without_xattrs(record, listing)
+            if self._comparison.checksum and summary_of(record).ref == child.ref:
+                read = unchanged(record, listing)
+        if not (self._comparison.rules.exclude_caches and is_cache(fd)):
+            for name in sorted(live.keys() - names):
+                removal = yield self._removals.plan(fd, (*path, name), live[name])
+                self.steps += removal.steps
+        for found in stored:
+            name = found.entry.name
+            below = (*path, name)
+            if name not in live:
+                self.steps.append(Step("create", below, found))
+            elif self._removals.is_unread(below):
+                self._removals.skip(below)
+            else:
+                known = _Known(name in bare, name in read, records.get(name))
+                yield self._entry(fd, below, found, live[name], known)
+
+    def _is_as_scanned(self, fd: int, found: Child, at: int | None) -> bool:
+        """Whether a live directory is what the last snapshot stored, and that is the stored one."""
+        if self._scan is None or at is None or found.ref is None:
+            return False
+        record = self._scan.record(at)
+        return (
+            summary_of(record).ref == found.ref
+            and not record.flags & LINKED
+            and self._scan.is_same(at, fd, found.entry.name)
+        )
+
+    def _entry(
+        self, fd: int, path: Path, found: Child, info: Listed, known: _Known
+    ) -> Generator[Any, Any, None]:
+        """Add the steps for what is stored and live. A generator for `run`."""
+        entry = found.entry
+        if info.error:
+            crosses = self._comparison.rules.one_file_system and path in self._mounts
+            if not (crosses and entry.content is Content.NONE):
+                self._removals.skip(path, f"cannot be read: {os.strerror(info.error)}")
+            return
+        try:
+            if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
+                yield self._exchange(fd, path, found, info)
+                return
+            before = len(self.steps)
+            if entry.is_dir:
+                if not (yield self._inside(fd, path, found, known.at)):
+                    return
+            elif not self.files.same(fd, path, found, info, is_read=known.is_read):
+                if path in self._mounts and _is_read_only(fd, entry.name):
+                    self._removals.skip(path, _READ_ONLY)
+                else:
+                    self.steps.append(Step("replace", path, found, removed=1, ids=ids_of(info)))
+                return
+            # What was done in a directory has changed its time.
+            changed = len(self.steps) > before
+            if changed or self.files.metadata_differs(fd, path, found, info, bare=known.bare):
+                self._change_metadata(fd, path, found, info)
+            elif entry.extra.link is not None:
+                self._kept_links.setdefault(entry.extra.link, (path, ids_of(info)))
+        except OSError as error:
+            self._removals.skip(path, f"cannot be read: {error.strerror}")
+
+    def _exchange(
+        self, fd: int, path: Path, found: Child, info: Listed
+    ) -> Generator[Any, Any, None]:
+        """Add the step for what is stored as another kind of file than the live one."""
+        if path in self._mounts:
+            reason = "is a mount point, and stored as another kind of file: unmount it first"
+            self._removals.skip(path, reason)
+            return
+        count = 1
+        if stat.S_ISDIR(info.mode):
+            skipped = len(self._removals.skipped)
+            removal = yield self._removals.plan(fd, path, info)
+            if not removal.complete:
+                if len(self._removals.skipped) > skipped:
+                    return
+                shown = os.fsdecode(b"/".join(path))
+                raise CastoreError(
+                    f"{shown} is to be replaced, and holds what snapshots leave out: move it away first"
+                )
+            count = sum(step.removed for step in removal.steps)
+        self.steps.append(Step("replace", path, found, removed=count, ids=ids_of(info)))
+
+    def _inside(
+        self, fd: int, path: Path, found: Child, at: int | None
+    ) -> Generator[Any, Any, bool]:
+        """Add the steps for what is in a directory; say whether it could be compared."""
+        if found.entry.content is Content.NONE:
+            return True  # snapshots do not enter it: another file system, or castore's own
+        if self._is_as_scanned(fd, found, at):
+            return True
+        before = len(self.steps)
+        below = os.open(found.entry.name, OPEN_DIRECTORY, dir_fd=fd)
+        try:
+            yield self.directory(below, path, found, at)
+        except OSError as error:
+            del self.steps[before:]
+            self._removals.skip(path, f"cannot be read: {error.strerror}")
+            return False
+        finally:
+            os.close(below)
+        if len(self.steps) > before and path in self._mounts:
+            if _is_read_only(fd, found.entry.name):
+                del self.steps[before:]
+                self._removals.skip(path, _READ_ONLY)
+                return False
+            self._crosses = True
+        return True
+
+    def metadata(self, path: Path, child: Child, ids: Ids) -> Step:
+        """Return the step that sets the metadata of what is at a path."""
+        keep = b"/".join(path) in self._comparison.unread_attributes
+        return Step("metadata", path, child, ids=ids, keep_attributes=keep)
+
+    def _change_metadata(self, fd: int, path: Path, child: Child, info: Listed) -> None:
+        """Add the step after which what is at a path has the stored metadata."""
+        if not self.files.has_to_be_new(fd, child, info):
+            self.steps.append(self.metadata(path, child, ids_of(info)))
+            if child.entry.extra.link is not None:
+                self._kept_links.setdefault(child.entry.extra.link, (path, ids_of(info)))
+        elif b"/".join(path) in self._comparison.unread_attributes:
+            reason = "it has set-id bits or capabilities, and attributes that no snapshot has"
+            self._removals.skip(path, reason)
+        else:
+            self.steps.append(Step("replace", path, child, removed=1, ids=ids_of(info)))
