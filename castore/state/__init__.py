@@ -1,1 +1,1 @@
-"""What castore keeps on this machine of each store: paths, locks, freshness, the writer's keys."""
+"""What castore keeps of each store on this machine: paths, locks, freshness, the writer's keys, events."""

@@ -1,4 +1,4 @@
-"""The log of what was done to services, on this machine: state, not cache. A bounded file of JSON lines."""
+"""The log of operations on services, on this machine: state, not cache. A bounded file of JSON lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_EVENTS: Final = 10_000
 _MOST_BYTES: Final = 8 << 20
-"""A longer file is written again, with the newest events and the last drill of each generation."""
+"""A longer file is rewritten with the newest events, and the last drill of each generation."""
 
 _decoder = msgspec.json.Decoder(Event)
 
@@ -29,7 +29,7 @@ class EventLog:
         self._path = path
 
     def append(self, event: Event) -> None:
-        """Keep an event, durably. Raises StorageError."""
+        """Append an event, durably. Raises StorageError."""
         with waiting_lock(f"{self._path}.lock"):
             make_private_directory(os.path.dirname(self._path))
             try:
@@ -37,7 +37,7 @@ class EventLog:
                 descriptor = os.open(self._path, flags, 0o600)
                 try:
                     length = os.fstat(descriptor).st_size
-                    # The last line of a process that was killed may be cut.
+                    # A process that was killed may have left an incomplete last line.
                     cut = length and os.pread(descriptor, 1, length - 1) != b"\n"
                     line = (b"\n" if cut else b"") + _encoded(event)
                     while line:
@@ -54,7 +54,7 @@ class EventLog:
                 self._shorten()
 
     def read(self, service: str | None = None) -> list[Event]:
-        """Return the events of a service, or all, newest first. Raises StorageError."""
+        """Return the events of a service, or all events, newest first. Raises StorageError."""
         found = []
         # Not splitlines(): a text may hold a line separator of Unicode, which JSON does not escape.
         for line in (read_private(self._path) or "").split("\n"):
@@ -78,7 +78,7 @@ class EventLog:
 
 
 def _encoded(event: Event) -> bytes:
-    # What is no valid text, such as a file name in a message, is kept escaped.
+    # Invalid text, such as a file name in a message, is kept escaped.
     texts = {
         field: value.encode("utf-8", "backslashreplace").decode()
         for field in ("service", "revision", "text")
@@ -88,7 +88,7 @@ def _encoded(event: Event) -> bytes:
 
 
 def _joined(events: Iterable[Event]) -> bytes:
-    # A long event cannot make the file too long for ever.
+    # Events beyond half of the limit are dropped: one long event cannot keep the file too long forever.
     lines: list[bytes] = []
     room = _MOST_BYTES // 2
     for event in events:

@@ -1,8 +1,8 @@
-"""For how long things have been seen in a store by this machine, in its state: nobody else's clock counts.
+"""How long this machine has seen objects in a store, kept in its state. No other machine's clock is used.
 
-Within one start of the machine time is what its boot clock says, which nobody sets. Across starts it is
-what the calendar says, but never more than half of what is asked for: a calendar that was wrong once, or is
-right again, makes nothing old. Who loses the file waits anew.
+Within one boot of the machine, time is measured by the boot clock, which nobody sets. Across boots it is
+measured by the calendar, but at most half of the wanted age is counted: a calendar that was wrong once, or is
+correct again, makes nothing old. If the file is lost, the wait starts again.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 class _Look(msgspec.Struct, frozen=True):
-    """A look at things of one kind, in nanoseconds."""
+    """One observation of objects of a kind; times in nanoseconds."""
 
     start: str
-    """Which start of the machine it was in."""
+    """The id of the machine's boot."""
     boot: int
-    """By the clock that runs from there."""
+    """The boot clock."""
     calendar: int
     ages: dict[str, int]
-    """Of each thing that was there."""
+    """Age of each object that existed."""
 
 
 def _now() -> tuple[str, int, int]:
@@ -59,10 +59,10 @@ class FirstSeen:
         self._path = path
 
     def look(self, kind: str, names: Collection[str], wanted: int) -> dict[str, int]:
-        """Return for how many ns each of these has been seen, 0 for new ones; others are forgotten.
+        """Return for how many ns each of these objects has been seen, 0 for new ones; forget all others.
 
-        wanted: the age, in ns, that matters. Where the file cannot be read all are new; where it cannot be
-        written, on a full disk, they do not become older.
+        wanted: the age, in ns, that the caller waits for. If the file cannot be read, all objects are new. If
+        it cannot be written (on a full disk), they do not get older.
         """
         with contextlib.suppress(StorageError), waiting_lock(f"{self._path}.lock"):
             looks = self._read()

@@ -1,15 +1,14 @@
-"""What this machine has seen of a store, so that an older copy is not taken for the present one.
+"""What this machine has seen of a store, so that it does not accept an older copy for the present one.
 
-Whoever keeps the store's objects can put yesterday's in their place: every one of them is authentic,
-and so is the whole. Only the memory of a machine tells that something went back. It is one small file,
-in the state folder and not in the cache, written durably and only when it changed: the highest
-`config/N` with its hash and its admins, and of each service the highest generation with its session,
-which says whether it is still the same one.
+The storage provider can restore an old copy of a store: each of its objects is authentic, and so is the
+whole. Only what a machine remembers shows that something is older. That is one small file, in the state
+folder and not in the cache, written durably and only when it changes. It holds the highest `config/N` with
+its hash and its admins; and for each service the highest generation, with its session to recognise it.
 
 A machine that remembers nothing accepts what it finds. A copy of a store at another place has a memory
 of its own. A machine that removes generations leaves a record of that in the store (`removals`), so that
-other machines know that it was intended. What disappeared without one is refused until the user says that
-it is right (`accept`); a snapshot reports it and is committed nevertheless.
+other machines know that it was intended. What disappeared without a record is refused until the user says
+that it is right (`accept`); a snapshot reports it and is committed nevertheless.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
     from castore.store.format.config import SealedConfig
 
 _WAY_OUT: Final = (
-    "an older copy of the store may have been put in its place, or another machine removed generations; "
-    "if this is as it should be, repeat the command with --accept-older, which makes this machine "
+    "an older copy of the store may have replaced it, or another machine removed generations; "
+    "if this is intended, repeat the command with --accept-older, which makes this machine "
     "remember the present state"
 )
 
@@ -42,20 +41,20 @@ class ServiceHighWater(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was seen of a service."""
 
     last: int = 0
-    """The highest number that a generation ever had: no later one gets it, or a lower one."""
+    """The highest number that a generation ever had: new generations get higher ones."""
     number: int = 0
-    """The highest generation that has to be there."""
+    """The highest generation that must exist."""
     session: str = ""
-    """The session that made it, in hex."""
+    """The session of that generation, in hex."""
     removed: tuple[int, ...] = ()
-    """Those that this machine removed, or is about to, with numbers above it."""
+    """Generations with higher numbers that this machine removed, or is about to remove."""
     missing: dict[int, str] = {}
     """Generations that disappeared without a record, with their sessions: reported until accepted."""
     host: str = ""
-    """The host that the highest generation was taken on, which may remove it."""
+    """The host that took the highest generation, which may remove it."""
 
     def with_generation(self, number: int, session: str, host: str = "") -> ServiceHighWater:
-        """Return this with a generation that was seen: the highest counts, and it has to stay."""
+        """Return this with a generation that was seen. The highest one must exist from now on."""
         if number <= self.number or number in self.removed:
             return msgspec.structs.replace(self, last=max(self.last, number))
         removed = tuple(one for one in self.removed if one > number)
@@ -65,59 +64,59 @@ class ServiceHighWater(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class FreshnessState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the file holds."""
+    """The content of the file."""
 
     config: int = 0
     services: dict[str, ServiceHighWater] = {}
     config_hash: bytes = b""
-    """BLAKE3 of the bytes of that configuration; empty: none was accepted yet."""
+    """BLAKE3 of the bytes of that configuration; empty if none was accepted yet."""
     admins: tuple[bytes, ...] = ()
-    """The public keys whose configurations are accepted, where this machine has no writer key."""
+    """The public keys whose configurations are accepted if this machine has no writer key."""
 
 
 class FreshnessGuard:
     """The memory of a store, in the file `path`; safe to use from several processes at once."""
 
     def __init__(self, path: str, location: str, elsewhere: Iterable[str] = ()) -> None:
-        """Elsewhere: the memories of the same store at other places."""
+        """Open the memory. elsewhere: the files of the same store at other places."""
         self._path = path
         self._location = location
         self._elsewhere = [one for one in elsewhere if one != path]
 
     def last(self, service: str) -> int:
-        """Return the highest number that a generation of a service ever had, as far as is known.
+        """Return the highest number that a generation of a service ever had at any place of the store.
 
-        At any place: what this machine keeps of a service names generations by their numbers.
+        All places count, because the state of a service on this machine names generations by their numbers.
         """
         others = (FreshnessGuard(path, self._location)._read() for path in self._elsewhere)  # noqa: SLF001
         return max(self._of(memory, service).last for memory in (self._read(), *others))
 
     def services(self) -> list[str]:
-        """Return the services of which anything was seen."""
+        """Return the services of which a generation was seen."""
         return sorted(self._read().services)
 
     def check_config(self, number: int, digest: bytes = b"") -> None:
-        """Refuse a store whose configuration went back. Raises StaleStoreError, StorageError.
+        """Refuse a store with an older configuration than seen before. Raises StaleStoreError, StorageError.
 
-        digest: the hash of its bytes, if it is authentic.
+        digest: the hash of the configuration's bytes, if it is authentic.
         """
         memory = self._read()
         if number < memory.config:
             raise StaleStoreError(
                 f"the store at {self._location} is older than this machine has seen it: its "
-                f"configuration was config/{memory.config} and is config/{number}, so that recipients that "
-                f"were removed may be back; {_WAY_OUT}"
+                f"configuration was config/{memory.config} and is config/{number}, so that removed "
+                f"recipients may be valid again; {_WAY_OUT}"
             )
         if number == memory.config and digest and memory.config_hash not in {b"", digest}:
             raise StaleStoreError(
                 f"config/{number} of the store at {self._location} is not the one that this machine has "
-                f"seen: recipients, admins or writers may be others; {_WAY_OUT}"
+                f"seen: recipients, admins or writers may differ; {_WAY_OUT}"
             )
 
     def config(self, sealed: SealedConfig, admins: Iterable[bytes], *, accept: bool) -> None:
         """Remember an accepted configuration; with `accept`, also one with a lower number.
 
-        admins: the keys whose configurations are accepted from now on.
+        admins: the keys whose configurations are accepted from now on. Raises StorageError with `accept`.
         """
 
         def change(memory: FreshnessState) -> FreshnessState:
@@ -130,7 +129,7 @@ class FreshnessGuard:
         self._change(change, strict=accept)
 
     def admins(self) -> frozenset[bytes]:
-        """Return the keys whose configurations are accepted, here, or else at the store's other places."""
+        """Return the keys whose configurations are accepted here or, if none, at the store's other places."""
         others = (FreshnessGuard(path, self._location)._read().admins for path in self._elsewhere)  # noqa: SLF001
         return frozenset(self._read().admins or (key for one in others for key in one))
 
@@ -148,18 +147,18 @@ class FreshnessGuard:
         removals: Callable[[str], Removals] = lambda _service: Removals(),
         report: Callable[[str], None] | None = None,
     ) -> None:
-        """Refuse a store in which a service went back, and remember the highest generations.
+        """Refuse a store in which a service is older than seen before; remember the highest generations.
 
-        memory: what was remembered before the store was looked at. present: the highest generation
-        of each service. session_of: the session, in hex, of a generation; "" if it is there, but
-        damaged, which is reported elsewhere; None if it does not exist. removals: the generations of a
-        service that other machines removed on purpose. report: is passed what is wrong, instead of an
-        error; the generations that disappeared are remembered as missing. Raises StaleStoreError, which names
-        all services that went back, StorageError.
+        memory: what was remembered before the store was read. present: the highest generation of each
+        service. session_of: the session, in hex, of a generation; "" if it is damaged, which is reported
+        elsewhere; None if it does not exist. removals: the generations of a service that other machines
+        removed on purpose. report: receives the message instead of an error being raised; the generations
+        that disappeared are remembered as missing. Raises StaleStoreError, which names all services that are
+        older, and StorageError.
         """
         memory_before = memory
         lost: dict[str, dict[int, str]] = {}
-        # Those whose newest generation was removed on purpose, and those that went back unexplained.
+        # Services whose newest generation was removed on purpose, or disappeared without explanation.
         went = {
             name
             for name, seen in memory.services.items()
@@ -174,7 +173,7 @@ class FreshnessGuard:
                     reasons += [reason for *_, reason in found]
             if reasons:
                 message = (
-                    f"the store at {self._location} is older than this machine has seen it, or another "
+                    f"the store at {self._location} is older than this machine has seen it, or a different "
                     f"one: {'; '.join(reasons)}; {_WAY_OUT}"
                 )
                 if report is None:
@@ -211,10 +210,11 @@ class FreshnessGuard:
         self._change(change)
 
     def forget(self, service: str, numbers: Iterable[int], rest: Generation | None) -> None:
-        """Let generations of a service go, which are then removed on purpose.
+        """Stop expecting generations of a service, which are then removed on purpose.
 
-        rest: the highest one that stays. Their numbers are not given again. It is to be called before
-        they are removed: what is still there in the end harms nothing, what is gone would be missed.
+        rest: the highest generation that stays. Removed numbers are not used again. Call this before they are
+        removed: a generation that exists after all does no harm, but a missing one would be reported.
+        Raises StorageError.
         """
         gone = tuple(numbers)
 
@@ -244,24 +244,24 @@ class FreshnessGuard:
             return msgspec.json.decode(text, type=FreshnessState)
         except (msgspec.MsgspecError, UnicodeError):
             raise StorageError(
-                f"{self._path} is damaged, which tells what this machine has seen of the store at "
+                f"{self._path} is damaged, which records what this machine has seen of the store at "
                 f"{self._location}; delete it if that store is the present one"
             ) from None
 
     def _change(self, change: Callable[[FreshnessState], FreshnessState], *, strict: bool = False) -> None:
-        """Change the file, if that changes anything; raises StorageError, if `strict`."""
+        """Change the file if its content differs. Raises StorageError if reading fails or `strict` is set."""
         memory = self._read()
         if change(memory) == memory:
             return
         try:
             with waiting_lock(f"{self._path}.lock"):
-                # Another process may have changed it meanwhile, and its highest counts as ours does.
+                # Another process may have changed it meanwhile: apply the change to what it wrote.
                 memory = self._read()
                 changed = change(memory)
                 if changed != memory:
                     write_private(self._path, msgspec.json.encode(changed) + b"\n")
         except StorageError:
-            # A disk that is full, or read only, keeps nobody from restoring; the next command remembers.
+            # A full or read-only disk must not prevent a restore; the next command remembers.
             if strict:
                 raise
 
@@ -273,7 +273,7 @@ def _went_back(
     session_of: Callable[[str, int], str | None],
     removals: Callable[[str], Removals],
 ) -> list[tuple[int, str, str]]:
-    """Return (number, session, what a message says) of each generation that is not as it was seen."""
+    """Return (number, session, message) of each generation that is missing or differs from what was seen."""
     expected = dict(seen.missing)
     if seen.number:
         expected[seen.number] = seen.session

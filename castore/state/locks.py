@@ -1,4 +1,4 @@
-"""One castore at a time works on a service of a store, removes from it, or changes what is remembered."""
+"""Locks on this machine: one castore at a time works on a service, removes from a store, or writes a file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def named_lock(path: str, what: str, doing: str = "at work on") -> Iterator[None]:
-    """Hold the lock on `what`, which is the file `path`, through the block.
+    """Hold the lock on `what`, which is the file `path`, during the block.
 
-    doing: what its holder does to it. The kernel lets go of it when the process ends, however it ends: no
-    lock is ever stale. Raises BusyError.
+    doing: what the holder does to `what`, for the message. The kernel releases the lock when the process
+    ends, however it ends, so no lock is ever stale. Raises BusyError if another process holds it, StorageError.
     """
     make_private_directory(os.path.dirname(path))
     try:
@@ -31,19 +31,19 @@ def named_lock(path: str, what: str, doing: str = "at work on") -> Iterator[None
     try:
         _take(descriptor, path, what, doing)
         now = dt.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        # Only so that others are told who holds it: on a full disk it is held all the same.
+        # This only lets other processes report the holder. On a full disk the lock is held nevertheless.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"pid {os.getpid()} on {os.uname().nodename} since {now}\n".encode(), 0)
         yield
     finally:
-        # The file stays: were it removed, two processes could hold locks on two files of its name.
+        # The file stays: if it were deleted, two processes could hold locks on two files of its name.
         os.close(descriptor)
 
 
 @contextlib.contextmanager
 def waiting_lock(path: str) -> Iterator[None]:
-    """Hold the lock that is the file `path` through the block, which is short: others wait.
+    """Hold the lock that is the file `path` during the block, which must be short: others wait for it.
 
     Raises StorageError.
     """

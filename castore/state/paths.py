@@ -1,4 +1,4 @@
-"""Where on this machine a store's own things lie, and how its secret files are written."""
+"""Where this machine keeps its own files of a store, and how it writes secret ones."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from castore.storage.os_files import sync_if_supported
 _WRITER_KEY: Final = "writer.key"
 _IN_PLACE: Final = "in-place"
 _PLACES: Final = "places"
-"""The folder, in a store's state, that holds one folder for each place of the store or of its copies."""
+"""The folder, in a store's state, with one folder for each place of the store or of its copies."""
 
 
 @dataclass(frozen=True)
 class MachinePaths:
-    """The folders on this machine that hold something for each store, below its id."""
+    """The folders on this machine that hold files for each store, under its id."""
 
     state: str
-    """What must outlive caches: the writer key, what was seen of the store, locks, journals."""
+    """State that must outlive caches: the writer key, what was seen of the store, locks, journals."""
     cache: str
-    """What can be deleted at any time: the index."""
+    """Files that can be deleted at any time: the index and other caches."""
 
     @property
     def journals(self) -> str:
-        """The folder of the journals of restores in place, of whatever store."""
+        """The folder of the journals of restores in place, for all stores."""
         return os.path.join(self.state, _IN_PLACE)
 
     def state_of(self, store_id: bytes) -> str:
-        """Return the folder of what must be kept for a store."""
+        """Return the state folder of a store."""
         return os.path.join(self.state, store_id.hex())
 
     def writer_key_of(self, store_id: bytes) -> str:
@@ -41,36 +41,36 @@ class MachinePaths:
         return os.path.join(self.state_of(store_id), _WRITER_KEY)
 
     def writer_keys(self) -> list[str]:
-        """Return where the writer keys of all stores would be that this machine has known."""
+        """Return the possible paths of writer keys, for all stores that this machine has known."""
         stores = os.listdir(self.state) if os.path.isdir(self.state) else []
         return [os.path.join(self.state, store, _WRITER_KEY) for store in stores]
 
     def seen_of(self, store_id: bytes, place: str) -> str:
-        """Return the path of what was seen of a store at a place, which an older copy does not show."""
+        """Return the path of what was seen of a store at a place, which reveals an older copy."""
         return os.path.join(self._state_at(store_id, place), "seen")
 
     def all_seen_of(self, store_id: bytes) -> list[str]:
-        """Return the paths of what was seen of a store at every place where this machine used it."""
+        """Return the paths of what was seen of a store, at every place where this machine used it."""
         folder = os.path.join(self.state_of(store_id), _PLACES)
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         return [os.path.join(folder, name, "seen") for name in names]
 
     def has_used(self, place: str) -> bool:
-        """Whether this machine has used a store, or a copy of one, at a place."""
+        """Return whether this machine has used a store, or a copy of one, at a place."""
         name = _folder_of(place)
         stores = os.listdir(self.state) if os.path.isdir(self.state) else []
         return any(os.path.isdir(os.path.join(self.state, one, _PLACES, name)) for one in stores)
 
     def ages_of(self, store_id: bytes, place: str) -> str:
-        """Return the path of how long things have been seen in a store at a place."""
+        """Return the path of the record of how long objects have been seen in a store at a place."""
         return os.path.join(self._state_at(store_id, place), "ages")
 
     def verified_of(self, store_id: bytes, place: str) -> str:
-        """Return the path of what verification found of the packs of a store at a place."""
+        """Return the path of the record of verified packs of a store at a place."""
         return os.path.join(self._state_at(store_id, place), "verified")
 
     def events_of(self, store_id: bytes) -> str:
-        """Return the path of the log of what was done to the services of a store."""
+        """Return the path of the log of operations on the services of a store."""
         return os.path.join(self.state_of(store_id), "events")
 
     def index_of(self, store_id: bytes, place: str) -> str:
@@ -85,8 +85,8 @@ class MachinePaths:
         """Return the folder of the base cache of a store at a place."""
         return os.path.join(self._cache_at(store_id, place), "reference")
 
-    # A copy of a store has the id of the original, and other objects: what was seen of the one says
-    # nothing about the other.
+    # A copy of a store has the id of the original, but other objects: what was seen of one says nothing
+    # about the other.
 
     def _state_at(self, store_id: bytes, place: str) -> str:
         return os.path.join(self.state_of(store_id), _PLACES, _folder_of(place))
@@ -100,12 +100,12 @@ def _folder_of(place: str) -> str:
 
 
 def refusal(doing: str, path: str, error: OSError) -> StorageError:
-    """Return the error that says what this machine refused."""
+    """Return the error for an operation that this machine refused."""
     return StorageError(f"cannot {doing} {path}: {error.strerror or error}")
 
 
 def make_private_directory(path: str) -> None:
-    """Make `path` and what is missing above it, open to its owner only. Raises StorageError."""
+    """Create `path` and its missing parents, accessible to the owner only. Raises StorageError."""
     missing = []
     step = os.path.abspath(path)
     while not os.path.isdir(step):
@@ -119,13 +119,13 @@ def make_private_directory(path: str) -> None:
                 os.mkdir(step, 0o700)
             sync_if_supported(os.path.dirname(step))
         except OSError as error:
-            raise refusal("make the directory", step, error) from error
+            raise refusal("create the directory", step, error) from error
 
 
 def write_private(path: str, data: bytes) -> None:
-    """Make `path` a file that holds `data`, durably, in one step, readable to its owner only.
+    """Write `data` to the file `path`, durably, in one step, readable by its owner only.
 
-    A file that is there is replaced. Raises StorageError.
+    An existing file is replaced. Raises StorageError.
     """
     folder = os.path.dirname(path)
     make_private_directory(folder)
@@ -141,7 +141,7 @@ def write_private(path: str, data: bytes) -> None:
             os.close(descriptor)
         os.rename(part, path)
         sync_if_supported(folder)
-        # Whoever made the folder may have been killed before its name was synced.
+        # The process that created the folder may have been killed before it synced the folder's name.
         sync_if_supported(os.path.dirname(folder))
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -150,7 +150,7 @@ def write_private(path: str, data: bytes) -> None:
 
 
 def read_private(path: str) -> str | None:
-    """Return the text of a file, or None if it is not there. Raises StorageError."""
+    """Return the text of a file, or None if it does not exist. Raises StorageError."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -1,4 +1,4 @@
-"""What this machine keeps of the services of a store, outside of it: locks, the live revision, journals."""
+"""What this machine keeps of the services of a store: locks, the live revision, journals of rollbacks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _verified_decoder = msgspec.msgpack.Decoder(dict[bytes, bytes])
 
 
 class Remembered:
-    """The part of a store that lies in this machine's state, a file for each thing and service."""
+    """The part of a store that is kept in this machine's state, one file per item and service."""
 
     storage: Storage
     places: MachinePaths
@@ -47,41 +47,41 @@ class Remembered:
     configured_host: str = ""
     """`host` of castore.toml."""
     former_hosts: Collection[str] = ()
-    """`former-hosts` of castore.toml: names, or beginnings of ids, that this host had before."""
+    """`former-hosts` of castore.toml: earlier names of this host, or beginnings of its ids."""
     configured_recipients: Collection[str] = ()
-    """`recipients` of castore.toml, as text; empty: it does not say."""
+    """`recipients` of castore.toml, as text; empty if it is not set."""
     isolate_writers: bool = False
-    """`isolate-writers` of castore.toml: new snapshots share nothing that another machine has added."""
+    """`isolate-writers` of castore.toml: new snapshots share no content that another machine added."""
     chosen_host: str | None = None
-    """The host whose generations are selected, and ALL_HOSTS for every one; None: this one."""
+    """The host whose generations are selected: ALL_HOSTS for every host, None for this one."""
     say: Callable[[str], None] = staticmethod(lambda _text: None)
-    """Receives what the user should know of a selection."""
+    """Receives messages for the user about a selection."""
 
     @property
     def host(self) -> Host:
-        """This host, as generations record it. Raises IdentityError if this machine may add nothing."""
+        """This host, as recorded in generations. Raises IdentityError if this machine may not add."""
         return Host(self.host_name, self.writer_key.signer.public.hex())
 
     @property
     def host_name(self) -> str:
-        """The certified name of this machine; else the one that castore.toml or the system gives it."""
+        """The certified name of this machine, or else its name in castore.toml or in the system."""
         return self.certified_host or self.configured_host or host_name(escaped(os.uname().nodename))
 
     @property
     def certified_host(self) -> str:
-        """The name under which this machine is certified; empty: it is not."""
+        """The name under which this machine is certified; empty if it is not."""
         machine = self.writer_key.machine
         found = self.config.certificate(machine.signing.public) if machine is not None else None
         return "" if found is None or found.revoked else found.host
 
     def is_own(self, generation: Generation) -> bool:
-        """Whether a generation belongs to this host, or to one that it took over from."""
+        """Return whether a generation belongs to this host, or to one that this host took over."""
         return self.is_of_this_host(generation) or generation.number <= self._taken_over(
             generation.service
         ).get(self.host_key(generation), 0)
 
     def is_of_this_host(self, generation: Generation) -> bool:
-        """Whether a generation was taken on this host."""
+        """Return whether a generation was taken on this host."""
         if self.former_hosts and self._is_former(generation):
             return True
         return self.host_key(generation) == self.host_name
@@ -92,7 +92,7 @@ class Remembered:
         )
 
     def host_key(self, generation: Generation) -> str:
-        """Return the present name of a generation's host: that of the key that signed it."""
+        """Return the present name of a generation's host: the host of the key that signed it."""
         return self._present_names.get(generation.host_id, generation.host)
 
     @property
@@ -106,16 +106,16 @@ class Remembered:
         return names
 
     def last_taken(self, service: str) -> int:
-        """Return the last generation that this machine took of a service; 0: none is known."""
+        """Return the number of the last generation that this machine took of a service; 0 if none."""
         text = read_private(self._state_file("taken", service)) or ""
         return int(text) if text.strip().isdecimal() else 0
 
     def note_taken(self, service: str, number: int) -> None:
-        """Note that this machine takes a generation. Raises StorageError."""
+        """Record that this machine takes a generation. Raises StorageError."""
         write_private(self._state_file("taken", service), f"{number}\n".encode())
 
     def _taken_over(self, service: str) -> dict[str, int]:
-        """Return the last generation that counts as this host's own, by the key of its former host."""
+        """Return the last generation taken over, by the key of its former host."""
         if service not in self._overtaken:
             text = read_private(self._state_file("taken-over", service)) or ""
             lines = (line.partition(" ") for line in text.splitlines())
@@ -127,37 +127,40 @@ class Remembered:
         return {}
 
     def take_over(self, service: str, keys: Collection[str], number: int) -> None:
-        """Let other hosts' generations, up to a number, count as this host's own. Raises StorageError."""
+        """Treat other hosts' generations, up to a number, as this host's own. Raises StorageError."""
         lines = "".join(f"{number} {key}\n" for key in sorted(keys))
         write_private(self._state_file("taken-over", service), lines.encode("utf-8", "surrogateescape"))
         self._overtaken.pop(service, None)
 
     def lock(self, service: str) -> AbstractContextManager[None]:
-        """Hold the lock of a service on this machine. Raises BusyError."""
+        """Hold the lock of a service on this machine. Raises BusyError, StorageError."""
         return named_lock(self._state_file("locks", service), repr(service))
 
     def upkeep_lock(self) -> AbstractContextManager[None]:
-        """Hold the lock of what removes from the store, on this machine. Raises BusyError."""
+        """Hold this machine's lock for removing from the store. Raises BusyError, StorageError."""
         path = os.path.join(self.places.state_of(self.store_id), "locks", "upkeep")
         return named_lock(path, f"the upkeep of {self.storage.location}")
 
     def guard_lock(self, service: str) -> AbstractContextManager[None]:
-        """Hold what one deployment of a service has at a time; snapshots go on. Raises BusyError."""
+        """Hold the lock for one deployment of a service at a time; it does not block snapshots.
+
+        Raises BusyError, StorageError.
+        """
         path = self._state_file("guards", service)
         return named_lock(path, repr(service), "guarding a deployment of")
 
     @property
     def event_log(self) -> EventLog:
-        """The log of what was done to services of the store, on this machine."""
+        """The log of operations on services of the store, on this machine."""
         return EventLog(self.places.events_of(self.store_id))
 
     def keep_verified(self) -> None:
-        """Keep what verification found of packs in the state, where no cache is lost. Raises StorageError."""
+        """Record verified packs in the state, where they outlive the cache. Raises StorageError."""
         path = self.places.verified_of(self.store_id, self.storage.place)
         write_private(path, _verified_encoder.encode(self.index.verification()))
 
     def _recall_verified(self) -> None:
-        """Fill an index that is new with what verification found of packs, from the state."""
+        """Load which packs were verified from the state into a new index."""
         if self.index.is_recalled():
             return
         found = {}
@@ -165,16 +168,16 @@ class Remembered:
             with open(self.places.verified_of(self.store_id, self.storage.place), "rb") as file:
                 found = _verified_decoder.decode(file.read())
         except (OSError, msgspec.MsgspecError):
-            pass  # Never written, or unreadable: the packs have not been verified, then.
+            pass  # Never written, or unreadable: the packs then count as not verified.
         self.index.recall_verification(found)
 
     @property
     def ages(self) -> FirstSeen:
-        """For how long this machine has seen things in the store."""
+        """How long this machine has seen objects in the store."""
         return FirstSeen(self.places.ages_of(self.store_id, self.storage.place))
 
     def live_revision(self, service: str) -> str | None:
-        """Return the revision that the service's state on this machine was last put to."""
+        """Return the revision to which the service's state on this machine was last set; or None."""
         text = read_private(self._state_file("live", service))
         return None if text is None else text.removesuffix("\n")
 
@@ -184,11 +187,11 @@ class Remembered:
         write_private(path, revision.encode() + b"\n")
 
     def remember_rollback(self, service: str, journal: bytes) -> None:
-        """Keep, durably, how far a roll-back of a service has got. Raises StorageError."""
+        """Write the journal of a rollback of a service, durably. Raises StorageError."""
         write_private(self._state_file("rollbacks", service), journal)
 
     def known_origins(self, service: str) -> str | None:
-        """Return where snapshots on this machine took the parts of a service from, as JSON."""
+        """Return where snapshots on this machine took the parts of a service from, as JSON; or None."""
         return read_private(self._state_file("programs", service))
 
     def set_known_origins(self, service: str, origins: str) -> None:
@@ -196,33 +199,33 @@ class Remembered:
         write_private(self._state_file("programs", service), origins.encode())
 
     def has_begun_rollback(self, service: str) -> bool:
-        """Whether a rollback of a service has not ended; its journal may be unreadable."""
+        """Return whether a rollback of a service has not ended; its journal may be unreadable."""
         return os.path.lexists(self._state_file("rollbacks", service))
 
     def begun_rollback(self, service: str) -> bytes | None:
-        """Return the journal of a rollback that has not ended. Raises StorageError."""
+        """Return the journal of a rollback that has not ended, or None. Raises StorageError."""
         try:
             with open(self._state_file("rollbacks", service), "rb") as file:
                 return file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StorageError(f"cannot read the journal: {error}") from error
+            raise StorageError(f"cannot read the journal of the rollback of {service!r}: {error}") from error
 
     def forget_rollback(self, service: str) -> None:
-        """A roll-back has ended."""
+        """Delete the journal of a rollback that has ended."""
         path = self._state_file("rollbacks", service)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
             sync_if_supported(os.path.dirname(path))
 
     def undo_number(self, service: str) -> int | None:
-        """Return the generation that the last roll-back of a service kept; None if it kept none."""
+        """Return the number of the generation that the last rollback of a service kept; None if none."""
         text = read_private(self._state_file("undo", service)) or ""
         return int(text) if text.strip().isdecimal() else None
 
     def set_undo(self, service: str, number: int | None) -> None:
-        """Remember the generation that a roll-back kept."""
+        """Remember the number of the generation that a rollback kept."""
         write_private(self._state_file("undo", service), f"{number or ''}\n".encode())
 
     def _state_file(self, folder: str, service: str) -> str:

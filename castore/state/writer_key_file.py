@@ -1,4 +1,4 @@
-"""The writer key on this machine: where it comes from, and how it is kept."""
+"""The file of the writer key on this machine: how it is read, written and replaced."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 def next_of(path: str) -> str:
-    """Return the path of the key that is about to take the place of that at `path`."""
+    """Return the path of the key that is about to replace the one at `path`."""
     return f"{path}.next"
 
 
 def keep_writer_key(path: str, writer: WriterKey, storage: Storage) -> None:
-    """Write a writer key's file, durably, over another. Raises StorageError."""
+    """Write the file of a writer key, durably, and replace an existing one. Raises StorageError."""
     note = (
         f"# The writer key of the castore store {writer.store_id.hex()},\n"
         f"# {_noted(storage.location)}. It adds to the store and lists it; it\n"
-        "# does not open contents. Keep it secret.\n"
+        "# does not decrypt content. Keep it secret.\n"
     )
     write_private(path, (note + writer.text() + "\n").encode())
 
 
 def has_kept_key_of(places: MachinePaths, location: str) -> bool:
-    """Whether this machine keeps a writer key of a store that was at that place."""
+    """Return whether this machine keeps a writer key of a store that was at that place."""
     for path in places.writer_keys():
         with contextlib.suppress(StorageError):
             if _noted(location) in (read_private(path) or ""):
@@ -45,7 +45,7 @@ def _noted(location: str) -> str:
 
 
 def drop_next(path: str) -> None:
-    """Remove the key that was about to take the place of that at `path`, if there is one."""
+    """Delete the key that was about to replace the one at `path`, if there is one. Raises StorageError."""
     try:
         os.unlink(next_of(path))
         sync_if_supported(os.path.dirname(path))
@@ -56,10 +56,10 @@ def drop_next(path: str) -> None:
 
 
 def local_writer_keys(path: str, store_id: bytes, storage: Storage) -> list[WriterKey]:
-    """Return the writer keys that this machine keeps of a store, the present one first.
+    """Return the writer keys that this machine keeps for a store, the present one first.
 
-    The second is of a replacement that was cut off. Raises UsageError, and StorageError where a file cannot
-    be read.
+    The second one is from an interrupted rotation. Raises UsageError for an invalid file, StorageError for an
+    unreadable one.
     """
     text = read_private(path)
     if text is None:
@@ -72,7 +72,7 @@ def local_writer_keys(path: str, store_id: bytes, storage: Storage) -> list[Writ
 
 
 def keep_accepted(path: str, kept: WriterKey, accepted: WriterKey, storage: Storage) -> None:
-    """Keep the key that opens the accepted configuration, and the admins that it names."""
+    """Keep the key that opens the accepted configuration, together with the admins that it names."""
     if accepted.text() == kept.text():
         return
     with contextlib.suppress(StorageError):  # a full disk: the next command tries again
@@ -81,14 +81,14 @@ def keep_accepted(path: str, kept: WriterKey, accepted: WriterKey, storage: Stor
 
 
 def _parse(path: str, text: str, store_id: bytes, storage: Storage) -> WriterKey:
-    again = f"with an identity, 'castore key adopt --store {storage.location}' writes it again"
+    again = f"'castore key adopt --store {storage.location}' with an identity writes it again"
     try:
         writer = WriterKey.parse(text)
     except UsageError:
-        raise UsageError(f"the file {path} holds no writer key; {again}") from None
+        raise UsageError(f"the file {path} holds no valid writer key; {again}") from None
     if writer.store_id != store_id:
         raise UsageError(
-            f"the writer key in {path} is of the store {writer.store_id.hex()}, and the store at "
+            f"the writer key in {path} belongs to the store {writer.store_id.hex()}, and the store at "
             f"{storage.location} is {store_id.hex()}; {again}"
         )
     return writer

@@ -1,7 +1,7 @@
 """A store in a local directory.
 
-An object is written to a nameless file under `tmp/`, synced, linked to its name, and the directory
-that got the name is synced: after a loss of power an object is there whole or not at all.
+An object is written to a file under `tmp/` and synced. Then it is linked to its name, and the directory of
+the name is synced. After a loss of power an object exists completely or not at all.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["LocalStorage", "sync_directory"]
 
 _TMP: Final = "tmp"
 _SHARED: Final = "shared/all"
-"""The object that says that the directory's lock is not seen by all who use it."""
+"""The object that records that not every user of the directory sees its lock."""
 _STALE_SECONDS: Final = 7 * 86400
-"""Temporary files older than this belong to nobody: no snapshot writes one pack for a week."""
+"""Temporary files older than this are abandoned: no snapshot writes one pack for a week."""
 _FRESH_SECONDS: Final = 60
-"""Far longer than it takes to lock a file that was made."""
+"""Far longer than it takes to lock a newly created file."""
 
 _NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-"""What link(2) answers on file systems without hard links (FAT, some network ones)."""
+"""Errors of link(2) on file systems without hard links (FAT, some network ones)."""
 
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
@@ -48,11 +48,11 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
 def _refusal(doing: str, path: str, error: OSError) -> StorageError:
     hint = {
-        errno.ENOSPC: "; free some space there, what is committed is whole",
-        errno.EDQUOT: "; the quota there is used up, what is committed is whole",
+        errno.ENOSPC: "; free space there; committed generations are intact",
+        errno.EDQUOT: "; its quota is used up; committed generations are intact",
         errno.EROFS: "; it is mounted read-only",
-        errno.EACCES: "; run castore as a user who may",
-        errno.EPERM: "; run castore as a user who may",
+        errno.EACCES: "; run castore as a user who has the permission",
+        errno.EPERM: "; run castore as a user who has the permission",
     }.get(error.errno or 0, "")
     if doing == "make durable" and error.errno in NO_SYNC:
         hint = "; its file system does not support fsync there: keep the store on one that does"
@@ -61,7 +61,7 @@ def _refusal(doing: str, path: str, error: OSError) -> StorageError:
 
 
 def _sync_refusal(path: str, error: OSError) -> StorageError:
-    """Return the error of a directory that could not be synced, which nobody may sync again."""
+    """Return the error for a directory that could not be synced. The caller must not retry the sync."""
     return StorageError(str(_refusal("make durable", path, error)))
 
 
@@ -97,7 +97,7 @@ class _LocalWriter(Writer):
         path = os.path.join(self._root, name)
         try:
             # After a failed fsync the kernel may forget the pages it could not write and report
-            # success the next time (the "fsyncgate" of 2018): never retry, give the file up.
+            # success the next time (the "fsyncgate" of 2018): never retry, abandon the file.
             self._files.fsync(self._descriptor)
             self._name(path)
             self._sync_directory(os.path.dirname(path))
@@ -116,14 +116,14 @@ class _LocalWriter(Writer):
             raise self._fail(_sync_refusal(folder, error)) from error
 
     def _name(self, path: str) -> None:
-        """Give the file its name, unless it is taken."""
+        """Link the file to its name. Raises FileExistsError if the name is taken."""
         folder = os.path.dirname(path)
         if folder in self._folders:
             with contextlib.suppress(FileNotFoundError):
                 self._link(path)
                 return
-        # A folder that is there may be of a castore that was killed before it could sync the name.
-        # Not with what is above it: a store that is gone, unmounted say, is not begun anew.
+        # An existing folder may have been created by a castore that was killed before it synced the name.
+        # Only this one folder: a store that is missing, unmounted say, must not be created again.
         with contextlib.suppress(FileExistsError):
             self._files.mkdir(folder)
         self._sync_directory(os.path.dirname(folder))
@@ -136,13 +136,13 @@ class _LocalWriter(Writer):
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            # Without links, two processes that commit one name at one moment are not told apart.
+            # Without links, two processes that commit one name at the same moment cannot be kept apart.
             if self._files.exists(path):
                 raise FileExistsError(path) from None
             self._files.rename(self._path, path)
             return
-        # The object is complete: a second name left behind in tmp/ would cost nothing but a line
-        # in a listing, and is swept with other stale files.
+        # The object is complete: a second name that remains in tmp/ costs only a directory entry, and is
+        # removed with other stale files.
         with contextlib.suppress(OSError):
             self._files.unlink(self._path)
 
@@ -155,7 +155,7 @@ class _LocalWriter(Writer):
             self._error = StorageError(f"{self._path} was closed")
 
     def _close(self) -> None:
-        """Close the file: of use or not is settled by then, and never closed twice (close(2))."""
+        """Close the file. Whether it is usable is decided before; it is never closed twice (close(2))."""
         descriptor, self._descriptor = self._descriptor, -1
         with contextlib.suppress(OSError):
             self._files.close(descriptor)
@@ -171,9 +171,9 @@ class _LocalWriter(Writer):
 
 
 class LocalStorage(Storage):
-    """The directory `path`; with `create`, it is made when it is not there.
+    """The directory `path`; with `create`, it is created if it does not exist.
 
-    files: the file system that it is in.
+    files: the file system that it is in. Raises NotFoundError, StorageError.
     """
 
     forks = True
@@ -199,12 +199,12 @@ class LocalStorage(Storage):
 
     @property
     def location(self) -> str:
-        """The directory, absolute."""
+        """The directory, as an absolute path."""
         return self._root
 
     @property
     def place(self) -> str:
-        """The directory, without symbolic links: one directory has one name."""
+        """The directory without symbolic links: each directory has one name."""
         return os.path.realpath(self._root)
 
     def create(self) -> Writer:
@@ -257,18 +257,18 @@ class LocalStorage(Storage):
         yield from names
 
     def delete(self, name: str) -> None:
-        """Remove an object, durably."""
+        """Delete an object, durably."""
         path = os.path.join(self._root, name)
         try:
             self._files.unlink(path)
             self._files.sync_directory(os.path.dirname(path))
         except FileNotFoundError:
-            raise ObjectMissingError(f"{path} is not there") from None
+            raise ObjectMissingError(f"{path} does not exist") from None
         except OSError as error:
             raise _refusal("remove", path, error) from error
 
     def delete_all(self, names: Iterable[str]) -> None:
-        """Remove objects; each directory is synced once."""
+        """Delete objects; each directory is synced once."""
         folders = set()
         try:
             for name in names:
@@ -283,9 +283,10 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def hold(self, *, alone: bool = False) -> Iterator[bool]:
-        """Hold a lock on the store's directory, unless other machines may use it too.
+        """Hold a lock on the store's directory, unless other machines may use it, too.
 
-        The machine whose disk it is sees no network: so the first that does says so in the store.
+        A machine with a local disk cannot see that the directory is exported over a network. So the first
+        machine that mounts it over a network records that in the store.
         """
         try:
             lock = self._files.lock(self._root, alone=alone)
@@ -316,12 +317,12 @@ class LocalStorage(Storage):
             raise _sync_refusal(path, error) from error
 
     def _make(self) -> None:
-        """Make the store's directory and what is missing above it, each durable before what is in it."""
+        """Create the store's directory and missing parents, each durable before its content."""
         steps = [os.path.join(self._root, _TMP)]
         while not self._files.is_directory(steps[-1]) and steps[-1] != os.path.dirname(steps[-1]):
             steps.append(os.path.dirname(steps[-1]))
-        # The last is there already. Who made it may not have come to sync it; or it is another's, and
-        # the directory above it, which we may not read, too.
+        # The last one exists. Its creator may not have synced it; or it belongs to another user, like
+        # its parent directory, which we may not be able to read.
         with contextlib.suppress(OSError):
             self._files.sync_directory(os.path.dirname(steps.pop()))
         for step in reversed(steps):
@@ -330,9 +331,10 @@ class LocalStorage(Storage):
             self._files.sync_directory(os.path.dirname(step))
 
     def _sweep(self) -> None:
-        """Remove what writers that were killed left in `tmp/`.
+        """Delete files that killed writers left in `tmp/`.
 
-        Of this machine's it is known which are; what other machines, too, may write to goes by its age.
+        For files of this machine alone, it is known which ones are abandoned; if other machines write there,
+        too, their age decides.
         """
         folder = os.path.join(self._root, _TMP)
         now = time.time()
@@ -349,5 +351,5 @@ class LocalStorage(Storage):
     @staticmethod
     def _read_error(path: str, error: OSError) -> StorageError:
         if isinstance(error, FileNotFoundError):
-            return ObjectMissingError(f"{path} is not there")
+            return ObjectMissingError(f"{path} does not exist")
         return _refusal("read", path, error)

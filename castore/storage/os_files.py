@@ -1,7 +1,7 @@
-"""The file operations that a local store is made of: the seam at which tests take the power away.
+"""The file operations that a local store uses: the seam at which tests simulate a loss of power.
 
-`Files` is the operating system as it is; its methods raise OSError as those of `os` do. EINTR is no
-concern here or above: Python repeats what a signal interrupted (PEP 475).
+`Files` is the operating system itself; its methods raise OSError as those of `os` do. Nothing here or above
+handles EINTR: Python repeats calls that a signal interrupted (PEP 475).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Final
 from castore.kernel.dir_listing import network_of
 
 NO_SYNC: Final = {errno.EINVAL, errno.ENOTSUP}
-"""What fsync(2) of a directory answers where the file system cannot do it."""
+"""Errors of fsync(2) of a directory on file systems that do not support it."""
 _NO_FLOCK: Final = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 def sync_directory(path: str) -> None:
-    """Make durable which names a directory holds. Raises OSError."""
+    """Make the names in a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -29,7 +29,7 @@ def sync_directory(path: str) -> None:
 
 
 def sync_if_supported(directory: str | int) -> None:
-    """Make durable which names a directory holds, where its file system can. Raises OSError.
+    """Make the names in a directory durable if its file system supports that. Raises OSError.
 
     directory: its path, or the open directory. Some network and FUSE file systems answer EINVAL or ENOTSUP.
     That is accepted for live and machine state; a store needs `sync_directory`.
@@ -45,35 +45,35 @@ def sync_if_supported(directory: str | int) -> None:
 
 
 class Files:
-    """What a local store asks of a file system: nothing else of it is used."""
+    """All that a local store asks of a file system."""
 
     write = staticmethod(os.write)
-    """Append to an open file; return how many of the bytes were taken."""
+    """Append to an open file; return how many of the bytes were written."""
     pread = staticmethod(os.pread)
     fsync = staticmethod(os.fsync)
-    """Make an open file's bytes durable, and not its name."""
+    """Make an open file's bytes durable, but not its name."""
     close = staticmethod(os.close)
     link = staticmethod(os.link)
     rename = staticmethod(os.rename)
     unlink = staticmethod(os.unlink)
     sync_directory = staticmethod(sync_directory)
-    """Make durable which names a directory holds, and not what they name."""
+    """Make the names in a directory durable, but not the content of the files."""
     listdir = staticmethod(os.listdir)
     exists = staticmethod(os.path.lexists)
     is_directory = staticmethod(os.path.isdir)
 
     @staticmethod
     def create(path: str) -> int:
-        """Make a new file, for its owner only, and open it for writing."""
+        """Create a new file, for its owner only, and open it for writing."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        # So that it is seen to be of a process that lives, however that ends.
+        # The lock shows that a living process writes the file; it ends with the process, however that ends.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor
 
     @staticmethod
     def is_abandoned(path: str) -> bool:
-        """Whether a file that was made here a while ago is open nowhere on this machine for writing."""
+        """Return whether no process on this machine writes a file any more; it was created a while ago."""
         if network_of(path) is not None:
             return False
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -92,7 +92,7 @@ class Files:
 
     @staticmethod
     def mkdir(path: str) -> None:
-        """Make a directory, for its owner only."""
+        """Create a directory, for its owner only."""
         os.mkdir(path, 0o700)
 
     @staticmethod
@@ -108,9 +108,10 @@ class Files:
 
     @staticmethod
     def lock(path: str, *, alone: bool) -> int | None:
-        """Wait for the lock of a directory, alone or with others; return what is to be closed to let go.
+        """Wait for the lock of a directory, exclusive or shared; return the descriptor that holds it.
 
-        None where there is no such lock, or other machines may not see it.
+        Closing the descriptor releases the lock. Returns None if there is no such lock, or if other machines
+        may not see it.
         """
         if network_of(path) is not None:
             return None
@@ -126,4 +127,4 @@ class Files:
 
 
 FILES: Final = Files()
-"""The operating system's own."""
+"""The operating system itself."""
