@@ -1,8 +1,8 @@
-"""Keys and what is sealed with them: the one place that calls libsodium.
+"""Keys, sealing and signing: the only package that calls libsodium.
 
-`castore/docs/format.md`, sections 1 to 3, gives the bytes. A type a role: a Recipient can only seal, an
-Identity opens what was sealed to its recipient, a WriterKey gives the keys that a machine needs to
-add. None of them does I/O.
+`castore/docs/format.md`, sections 1 to 3, specifies the bytes. There is one type per role: a Recipient can
+only seal, an Identity opens what was sealed to its recipient, a WriterKey derives the keys that a machine
+needs to add. None of them does I/O.
 """
 
 from __future__ import annotations

@@ -26,15 +26,15 @@ _IDENTITY: Final = "castore-identity-"
 _LOCKED: Final = "castore-locked-"
 
 SEAL_BYTES: Final = 48
-"""Bytes that a sealed box is longer than what is in it."""
+"""Bytes that a sealed box is longer than its content."""
 
 _LOCK: Final = struct.Struct("<16sII")
 _LOCKED_BYTES: Final = _LOCK.size + 24 + 32 + 16
 _LENGTHS: Final = {_IDENTITY: 58, _LOCKED: 160}
-"""How many letters stand behind the beginning."""
+"""Number of letters after the prefix."""
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
 GROUP: Final = 5
-"""Letters that are typed together."""
+"""Letters in a group, which is typed together."""
 # libsodium's "moderate" setting: three passes over 256 MiB, about a second.
 _OPERATIONS: Final = 3
 _MEMORY_KIB: Final = 256 * 1024
@@ -43,14 +43,14 @@ _MAX_OPERATIONS: Final = 64
 
 
 def typed_identity(text: str) -> str:
-    """Return the one line of an identity's text that may be typed from paper; "" if it is none.
+    """Return the one line of an identity's text that may be typed from paper; "" if it is not one.
 
-    It may have any case, spaces and dashes in it, stand on several lines, and lack its beginning, which
-    its length tells.
+    The text may have any case, spaces and dashes in it, span several lines, and lack its prefix, which its
+    length implies.
     """
     text = text.removeprefix("\ufeff")
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    # What a sheet has in front of each line.
+    # A printed sheet labels each line: "begins", or the numbers of its groups.
     lines = [re.sub(r"^\s*(begins|[0-9]+\s+to\s+[0-9]+)\s", "", line) for line in lines]
     body = "".join("".join(lines).split()).replace("-", "").lower()
     for prefix, length in _LENGTHS.items():
@@ -63,42 +63,42 @@ def typed_identity(text: str) -> str:
 
 
 def is_whole(text: str) -> bool:
-    """Whether an identity's text, as it was typed, has all of its letters; they may be wrong ones."""
+    """Return whether an identity's text, as it was typed, has all of its letters; they may be wrong."""
     line = typed_identity(text)
     return any(line.startswith(prefix) and len(line) >= len(prefix) + n for prefix, n in _LENGTHS.items())
 
 
 def check_identity(text: str) -> str:
-    """Return the one line of an identity's text, whose check is right. Raises IdentityError.
+    """Return the one line of an identity's text, after verifying its checksum. Raises IdentityError.
 
-    It is not opened: no passphrase is needed.
+    The identity is not opened: no passphrase is needed.
     """
     line = typed_identity(text)
     for prefix, length in ((_IDENTITY, 32), (_LOCKED, _LOCKED_BYTES)):
         if line.startswith(prefix):
             if read(prefix, line, length) is None:
-                raise IdentityError(f"the identity is mistyped or cut: {where_mistyped(line)}")
+                raise IdentityError(f"the identity is mistyped or incomplete: {where_mistyped(line)}")
             return line
-    raise IdentityError("this is no identity: one looks like castore-identity-... or castore-locked-...")
+    raise IdentityError("this is not an identity: one looks like castore-identity-... or castore-locked-...")
 
 
 def is_locked(line: str) -> bool:
-    """Whether an identity's text takes a passphrase."""
+    """Return whether an identity's text needs a passphrase."""
     return line.startswith(_LOCKED)
 
 
 def groups(line: str) -> tuple[str, list[str]]:
-    """Return an identity's text as it is typed: how it begins, and groups of GROUP letters."""
+    """Return an identity's text as it is typed: its prefix, and groups of GROUP letters."""
     prefix = _LOCKED if is_locked(line) else _IDENTITY
     body = line[len(prefix) :]
     return prefix, [body[at : at + GROUP] for at in range(0, len(body), GROUP)]
 
 
 def where_mistyped(line: str) -> str:
-    """Return where to look in an identity whose check does not match; nothing of the secret is in it.
+    """Return where to look in an identity whose checksum does not match, without revealing any of the secret.
 
-    All that one wrong, missing or superfluous letter, or two that changed places, can have made of a right
-    one is tried: by the check of 32 bits, what matches is what was meant.
+    Tries every text that one wrong, missing or extra letter, or two swapped letters, could have turned into
+    this one. The checksum has 32 bits, so a text that matches is the one that was meant.
     """
     prefix = _LOCKED if is_locked(line) else _IDENTITY
     length = _LOCKED_BYTES if is_locked(line) else 32
@@ -106,18 +106,18 @@ def where_mistyped(line: str) -> str:
     foreign = [at for at, letter in enumerate(body) if letter not in _LETTERS]
     if foreign:
         numbers = ", ".join(str(one) for one in sorted({at // GROUP + 1 for at in foreign}))
-        return f"group {numbers} has what is neither a letter nor one of the digits 2 to 7"
+        return f"group {numbers} has a character that is neither a letter nor one of the digits 2 to 7"
     for at, meant in _near(body, _LENGTHS[prefix]):
         if read(prefix, prefix + meant, length) is not None:
             return f"look at group {at // GROUP + 1}, at letter {at % GROUP + 1} of it"
-    told = "its check does not match"
+    problem = "its checksum does not match"
     if len(body) != _LENGTHS[prefix]:
-        told += f": it has {len(body)} letters behind {prefix} instead of {_LENGTHS[prefix]}"
-    return told
+        problem += f": it has {len(body)} letters after {prefix} instead of {_LENGTHS[prefix]}"
+    return problem
 
 
 def _near(body: str, length: int) -> Iterator[tuple[int, str]]:
-    """Yield the texts of the right length that are one slip away, and where that is."""
+    """Yield each text of the right length that is one slip away, with the position of the slip."""
     for at in range(len(body) + 1):
         if len(body) == length + 1:
             yield at, body[:at] + body[at + 1 :]
@@ -130,7 +130,7 @@ def _near(body: str, length: int) -> Iterator[tuple[int, str]]:
 
 @dataclass(frozen=True, repr=False)
 class Recipient:
-    """The public half of an identity: seals what only that identity opens."""
+    """The public half of an identity: it seals data that only that identity opens."""
 
     key: bytes
 
@@ -151,19 +151,19 @@ class Recipient:
                 "'castore key show' gives its recipient (castore-pub-...)"
             )
         if not line.startswith(_PUBLIC):
-            raise UsageError("this is no recipient: one looks like castore-pub-...")
+            raise UsageError("this is not a recipient: one looks like castore-pub-...")
         key = read(_PUBLIC, line, 32)
         if key is None:
-            raise UsageError(f"the recipient {line} is mistyped or cut: its check does not match")
+            raise UsageError(f"the recipient {line} is mistyped or incomplete: its checksum does not match")
         return cls(key)
 
     @property
     def text(self) -> str:
-        """How a person copies it."""
+        """The key in the form that people copy."""
         return write(_PUBLIC, self.key)
 
     def seal(self, data: bytes) -> bytes:
-        """Return `data` sealed, SEAL_BYTES longer. Raises UsageError for a key that is none."""
+        """Return `data` sealed, SEAL_BYTES longer. Raises UsageError for an invalid public key."""
         sealed = allocate("unsigned char[]", len(data) + SEAL_BYTES)
         if lib.crypto_box_seal(sealed, pointer(data), len(data), self.key):
             raise UsageError(f"nothing can be sealed to {self.text}: it is not a public key")
@@ -171,9 +171,9 @@ class Recipient:
 
 
 class Identity:
-    """An X25519 secret key: opens sessions, and therefore reads state. It is wiped when it goes.
+    """An X25519 secret key that opens sessions, and so reads state. It is wiped when it is deallocated.
 
-    What it opens, and the text that it was read from, are Python's `bytes` and `str`, which cannot be.
+    What it opens, and the text that it was read from, are Python's `bytes` and `str`, which cannot be wiped.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -189,12 +189,12 @@ class Identity:
 
     @classmethod
     def generate(cls) -> Identity:
-        """Return a new one."""
+        """Return a new identity."""
         return cls(os.urandom(32))
 
     @classmethod
     def parse(cls, text: str, passphrase: Callable[[], str] | None) -> Identity:
-        """Return the identity that a file's text holds, asking for its passphrase if it has one.
+        """Return the identity in a file's text, asking for its passphrase if it has one.
 
         Raises IdentityError if the text holds no identity, or the passphrase is wrong or missing.
         """
@@ -207,16 +207,16 @@ class Identity:
         if line.startswith(_IDENTITY):
             secret = read(_IDENTITY, line, 32)
             if secret is None:
-                raise IdentityError(f"the identity is mistyped or cut: {where_mistyped(line)}")
+                raise IdentityError(f"the identity is mistyped or incomplete: {where_mistyped(line)}")
             return cls(secret)
         if not line.startswith(_LOCKED):
             raise IdentityError(
-                "there is no identity in this text: one line castore-identity-... or "
-                "castore-locked-... was expected"
+                "there is no identity in this text: expected one line castore-identity-... or "
+                "castore-locked-..."
             )
         locked = read(_LOCKED, line, _LOCKED_BYTES)
         if locked is None:
-            raise IdentityError(f"the locked identity is mistyped or cut: {where_mistyped(line)}")
+            raise IdentityError(f"the locked identity is mistyped or incomplete: {where_mistyped(line)}")
         if passphrase is None:
             raise IdentityError("this identity is locked with a passphrase, and none was given")
         return cls(_unlock(locked, passphrase()))
@@ -226,7 +226,7 @@ class Identity:
         return write(_IDENTITY, bytes(self._secret))
 
     def locked_text(self, passphrase: str) -> str:
-        """Return the secret under a passphrase; takes about a second."""
+        """Return the secret as text, locked with a passphrase. This takes about a second."""
         lock = _LOCK.pack(os.urandom(16), _OPERATIONS, _MEMORY_KIB)
         key = _stretch(lock, passphrase)
         try:
@@ -245,7 +245,7 @@ class Identity:
         return SigningKey(derive("castore 1 admin", bytes(self._secret)))
 
     def open(self, sealed: bytes) -> bytes:
-        """Return what was sealed to the recipient. Raises IdentityError if it was not."""
+        """Return the content of a box sealed to the recipient. Raises IdentityError for any other."""
         length = len(sealed) - SEAL_BYTES
         data = allocate("unsigned char[]", max(length, 1))
         if length < 0 or lib.crypto_box_seal_open(
@@ -258,7 +258,7 @@ class Identity:
 
 
 def _stretch(lock: bytes, passphrase: str) -> Any:
-    """Return the key that a passphrase gives with the salt and limits of a lock; to be wiped."""
+    """Return the key derived from a passphrase with the salt and limits of a lock; the caller wipes it."""
     salt, operations, memory = _LOCK.unpack(lock)
     key = allocate("unsigned char[]", 32)
     secret = bytearray(passphrase.encode("utf-8", "surrogateescape"))
@@ -274,7 +274,7 @@ def _stretch(lock: bytes, passphrase: str) -> Any:
     )
     wipe(secret)
     if failed:
-        raise IdentityError(f"to unlock this identity takes {memory // 1024} MiB of free memory")
+        raise IdentityError(f"unlocking this identity needs {memory // 1024} MiB of free memory")
     return key
 
 
@@ -283,7 +283,7 @@ def _unlock(locked: bytes, passphrase: str) -> bytes:
     _, operations, memory = _LOCK.unpack(lock)
     if not (1 <= operations <= _MAX_OPERATIONS and 8 <= memory <= _MAX_MEMORY_KIB):
         raise IdentityError(
-            f"this identity's lock is not sane: it asks for {operations} passes over {memory} KiB"
+            f"this identity's lock is not valid: it asks for {operations} passes over {memory} KiB"
         )
     key = _stretch(lock, passphrase)
     secret = open_box(key, b"", box)

@@ -15,7 +15,7 @@ _TAG: Final = 16
 
 
 def seal_box(key: Any, ad: bytes, plain: bytes) -> bytes:
-    """Return nonce | XChaCha20-Poly1305 of `plain`. key: 32 bytes, or a buffer of a call's.
+    """Return nonce | XChaCha20-Poly1305 of `plain`. key: 32 bytes, or the buffer of a libsodium call.
 
     The nonce is random: at 192 bits, no two of any number of boxes will share one.
     """
@@ -28,7 +28,7 @@ def seal_box(key: Any, ad: bytes, plain: bytes) -> bytes:
 
 
 def open_box(key: Any, ad: bytes, box: bytes | memoryview) -> bytes | None:
-    """Return the plaintext of a box, or None if key, associated data and box do not agree."""
+    """Return the plaintext of a box, or None if key, associated data and box do not match."""
     length = len(box) - _NONCE - _TAG
     if length < 0:
         return None
@@ -69,13 +69,13 @@ class ObjectSealer:
     def open(self, ad: bytes, box: bytes | memoryview) -> bytes:
         """Return the plaintext of a box.
 
-        Raises DamageError, which does not know the object's name: callers say it.
+        Raises DamageError, which does not name the object: the caller adds its name.
         """
         plain = self.attempt(ad, box)
         if plain is None:
-            raise DamageError("it does not open with the store's key: damaged, cut or foreign")
+            raise DamageError("it does not open with the store's key: it is damaged, cut off or foreign")
         return plain
 
     def attempt(self, ad: bytes, box: bytes | memoryview) -> bytes | None:
-        """Return the plaintext of a box; None if it is not sealed so."""
+        """Return the plaintext of a box; None if it was not sealed with this key and associated data."""
         return open_box(self._key, ad, box)

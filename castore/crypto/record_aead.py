@@ -1,4 +1,4 @@
-"""Records: chunks and nodes, each sealed under the key of its session."""
+"""Sealing of records: chunks and nodes, under keys of their session."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from castore.errors import DamageError
 _ASSOCIATED: Final = struct.Struct("<16s32s32sIBBxx")
 _COUNTER: Final = 8
 _DIGEST: Final = 16
-"""Bytes of a nonce that depend on what is sealed; a record begins with them."""
+"""Bytes of a nonce that depend on the sealed data; a sealed record begins with them."""
 _LAST_OF_ID: Final = 1
-"""Codecs up to this one (raw, zstd) seal what the record's id names; others seal what differs from bases."""
+"""Codecs up to this one (raw, zstd) seal the content that the record's id names; others seal deltas."""
 
 
 class Cipher(IntEnum):
-    """What a session seals its records with."""
+    """The cipher with which a session seals its records."""
 
     AEGIS_256 = 1
     XCHACHA20_POLY1305 = 2
@@ -31,8 +31,8 @@ class Cipher(IntEnum):
 def best_cipher() -> Cipher:
     """Return the faster cipher on this CPU.
 
-    AEGIS runs on AES instructions; in their absence libsodium's portable version is slow. They are
-    there exactly where libsodium offers AES-256-GCM, which it has no portable version of.
+    AEGIS uses the CPU's AES instructions; without them, libsodium's portable version is slow. A CPU has
+    them exactly if libsodium offers AES-256-GCM, of which it has no portable version.
     """
     if lib.crypto_aead_aes256gcm_is_available():
         return Cipher.AEGIS_256
@@ -40,16 +40,16 @@ def best_cipher() -> Cipher:
 
 
 def random_key() -> bytes:
-    """Return 32 bytes that nobody can guess."""
+    """Return 32 random bytes from the operating system."""
     return os.urandom(32)
 
 
 class RecordSealer:
     """Seals and opens the records of one session and one kind; safe to share between threads.
 
-    The caller never seals two records under the same counter. A virtual machine that is resumed twice from
-    one snapshot of its memory does so all the same, so a nonce is the counter and a keyed hash of what
-    is sealed: only the same record gets the same one. The copy of the key is wiped with the sealer.
+    The caller must never seal two records under the same counter. A virtual machine that is resumed twice
+    from one snapshot of its memory does so nevertheless. So a nonce is the counter and a keyed hash of the
+    sealed data: only the same record gets the same nonce. The copy of the key is wiped with the sealer.
     """
 
     def __init__(self, cipher: Cipher, key: bytes, store_id: bytes) -> None:
@@ -81,15 +81,15 @@ class RecordSealer:
         codec: int,
         data: bytes | memoryview,
     ) -> bytes:
-        """Return `data`, the plaintext as `codec` says, sealed; `overhead` bytes longer.
+        """Return `data`, the plaintext encoded with `codec`, sealed; `overhead` bytes longer.
 
-        base_id: 32 zeros where there is none.
+        base_id: 32 zero bytes if there is no base.
         """
         ad = _ASSOCIATED.pack(self._store_id, record_id, base_id, plain_length, kind, codec)
         length = len(data)
         hasher = self._hasher.copy()
         hasher.update(counter.to_bytes(_COUNTER, "little") + ad)
-        # The id of a record without bases determines what is sealed; hashing that takes longer than sealing.
+        # The id of a record without bases determines the data; hashing the data takes longer than sealing it.
         if codec > _LAST_OF_ID:
             hasher.update(data)
         digest = hasher.digest(_DIGEST)
@@ -118,10 +118,10 @@ class RecordSealer:
         codec: int,
         sealed: bytes | memoryview,
     ) -> bytes:
-        """Return what was sealed. Raises DamageError if any of the arguments is not as it was."""
+        """Return the data that was sealed. Raises DamageError if any argument differs from the sealing."""
         length = len(sealed) - self.overhead
         if length < 0:
-            raise DamageError(f"a record of {len(sealed)} bytes is too short to be one")
+            raise DamageError(f"a record of {len(sealed)} bytes is too short to be valid")
         ad = _ASSOCIATED.pack(self._store_id, record_id, base_id, plain_length, kind, codec)
         data = room(length)
         failed = self._decrypt(

@@ -1,4 +1,4 @@
-"""Ed25519: who signed an object. Admins and writer machines have such keys."""
+"""Ed25519 signatures: they prove which admin or writer machine made an object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGNATURE_BYTES: Final = 64
 
 
 class SigningKey:
-    """An Ed25519 secret key. It is wiped when it is no longer used."""
+    """An Ed25519 secret key. It is wiped when it is deallocated."""
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != 32:
@@ -34,14 +34,14 @@ class SigningKey:
         return f"SigningKey(of {self.public.hex()})"
 
     def sign(self, message: bytes) -> bytes:
-        """Return the signature of a message, which is short: both are copied."""
+        """Return the signature of a message, which should be short: message and signature are copied."""
         signed = allocate("unsigned char[]", SIGNATURE_BYTES + len(message))
         lib.crypto_sign(signed, NULL, pointer(message), len(message), self._secret.pointer)
         return taken(signed, SIGNATURE_BYTES)
 
 
 def is_signed_by(public: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether a signature of a message is one of this public key."""
+    """Return whether a signature of a message was made with the secret key of this public key."""
     if len(public) != PUBLIC_BYTES or len(signature) != SIGNATURE_BYTES:
         return False
     signed = signature + message
@@ -73,10 +73,10 @@ class Admin:
             )
         key = read(_ADMIN, line, PUBLIC_BYTES)
         if key is None:
-            raise UsageError(f"the admin key {line} is mistyped or cut: its check does not match")
+            raise UsageError(f"the admin key {line} is mistyped or incomplete: its checksum does not match")
         return cls(key)
 
     @property
     def text(self) -> str:
-        """How a person copies it."""
+        """The key in the form that people copy."""
         return write(_ADMIN, self.key)

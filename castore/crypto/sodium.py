@@ -1,6 +1,6 @@
-"""libsodium, initialised, and what every caller of it here needs.
+"""libsodium, initialised, with the helpers that all of its callers here need.
 
-The extension module is imported itself: `nacl.bindings` adds 20 ms to each start of the command
+The extension module is imported directly: `nacl.bindings` adds 20 ms to each start of the command
 line, and copies every message once more. The calls release the GIL.
 """
 
@@ -17,14 +17,14 @@ if lib.sodium_init() < 0:
 NULL: Final = ffi.NULL
 
 allocate: Any = ffi.new_allocator(should_clear_after_alloc=False)
-"""As ffi.new, but does not fill with zeros what is about to be overwritten."""
+"""Like ffi.new, but does not zero memory that is about to be overwritten."""
 
 
 _local = threading.local()
 
 
 def room(length: int) -> Any:
-    """Return memory of this thread's for at least `length` bytes, until it is asked for again."""
+    """Return this thread's buffer of at least `length` bytes. It is valid until the thread's next call."""
     found = getattr(_local, "room", None)
     if found is None or _local.length < length:
         _local.length = max(length, 1 << 17)
@@ -33,29 +33,29 @@ def room(length: int) -> Any:
 
 
 def pointer(data: bytes | bytearray | memoryview) -> Any:
-    """Return what a call takes to read `data` where it lies, without a copy."""
+    """Return the argument with which a call reads `data` in place, without a copy."""
     return ffi.from_buffer(data)
 
 
 def wipe(buffer: Any) -> None:
-    """Fill memory with zeros, which no compiler takes for needless: a `bytearray`, or a call's buffer."""
+    """Fill a `bytearray` or a call's buffer with zeros, in a way that no compiler optimises away."""
     view = ffi.from_buffer(buffer) if isinstance(buffer, bytearray) else buffer
     lib.sodium_memzero(view, ffi.sizeof(view))
 
 
 class Secret:
-    """Bytes that are wiped when nobody holds them any more.
+    """Bytes that are wiped when the last reference to them is dropped.
 
-    What Python makes of them on the way (`bytes` and `str` from a file, a terminal, a text form) it copies
-    and frees as it likes, and nobody can wipe that: this bounds how long a secret lies in memory, and a
-    process that is done with it does not keep it. The command line sees to it that no other process reads
-    its memory, and that it leaves no core.
+    Python copies and frees the `bytes` and `str` that a secret passes through (from a file, a terminal, a
+    text form) as it likes, and nobody can wipe those. This class bounds how long a secret stays in memory,
+    and a process that no longer needs it does not keep it. The command line prevents other processes from
+    reading its memory, and prevents core dumps.
     """
 
     def __init__(self, data: bytes | bytearray) -> None:
         self._data = bytearray(data)
         self.pointer: Any = ffi.from_buffer(self._data)
-        """What a call takes to read it."""
+        """The argument with which a call reads it."""
 
     def __repr__(self) -> str:
         return "Secret(...)"

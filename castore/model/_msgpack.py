@@ -1,4 +1,4 @@
-"""What decoding MessagePack raises where the bytes are not what was encoded."""
+"""The errors of decoding bytes that are not valid MessagePack."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from typing import Final
 import msgspec
 
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""msgspec's own root, and two that it lets through: text that is not UTF-8, nesting without end."""
+"""msgspec's own root, and two errors that it passes on: text that is not UTF-8, endless nesting."""

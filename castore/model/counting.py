@@ -1,4 +1,4 @@
-"""Numbers of things in messages: one singular and plural for all layers."""
+"""Counts in messages: one place for singular and plural forms."""
 
 from __future__ import annotations
 

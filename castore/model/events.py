@@ -1,4 +1,4 @@
-"""What was done to services, and how it went."""
+"""The record of an operation on a service, and its outcome."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import msgspec
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One thing that castore did or tried."""
+    """One operation that castore did or tried."""
 
     kind: str
     """snapshot, rollback, recover, guard, follow, drill, prune."""
     service: str
     time: int
-    """When it was begun: nanoseconds since 1970."""
+    """When it began: nanoseconds since 1970."""
     duration: int
     """Nanoseconds."""
     ok: bool
     number: int | None = None
-    """The generation that it is about."""
+    """The generation that the operation took or used; None if there was none."""
     revision: str = ""
     text: str = ""
-    """What came of it; of a failure, the reason."""
+    """The outcome; for a failure, the reason."""

@@ -1,4 +1,4 @@
-"""Generations: what one snapshot of a service left behind."""
+"""Generations: the record of one snapshot of a service, and its details."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from castore.model.refs import ID_BYTES, RecordId, Ref, RefKind
 _VERSION: Final = 1
 MAX_NUMBER: Final = 0xFFFFFFFF
 MAX_FILES: Final = 1 << 32
-"""Entries of a tree: no file system has more."""
+"""The most entries that a tree can have: no file system has more."""
 MAX_DETAILS: Final = 32 << 20
-"""Bytes of the stream that holds a generation's details."""
+"""The most bytes in the stream of a generation's details."""
 _MAX_SETTINGS: Final = 1 << 20
-"""Bytes of the settings of a part: values of any type take many times as much memory."""
+"""The most bytes in the settings of a part: decoded values take many times as much memory."""
 _MAX_COUNT: Final = (1 << 63) - 1
 _MAX_DEPTH: Final = 32
-"""Of values in each other in the settings of a part."""
+"""The deepest nesting of values in the settings of a part."""
 
 
 class StoredRef(msgspec.Struct, frozen=True, array_like=True):
-    """A reference as a record holds it."""
+    """A reference in the form in which records hold it."""
 
     kind: RefKind
     id: Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
@@ -36,7 +36,7 @@ class StoredRef(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, ref: Ref | None) -> StoredRef | None:
-        """Return `ref` for storing; None is the empty stream."""
+        """Return `ref` in stored form; None is the empty stream."""
         return None if ref is None else cls(*ref)
 
     @property
@@ -51,59 +51,59 @@ class Part(msgspec.Struct, frozen=True):
     name: str
     kind: Literal["tree", "dump"]
     root: StoredRef | None
-    """Its content; None is a dump of no bytes."""
+    """Its content; None for an empty dump."""
     size: int
     """Bytes of content."""
     files: int
     """Entries of a tree, its top directory not counted; 0 for a dump."""
     chunks: int
-    """References to chunks, metadata's among them."""
+    """References to chunks, including those of metadata."""
     new_chunks: int
-    """Chunks among them that the store did not have."""
+    """Those of the chunks that the store did not have."""
     new_bytes: int
-    """Their length."""
+    """Total length of the new chunks, in bytes."""
     stored_bytes: int
-    """What they and new nodes took, compressed and sealed."""
+    """Bytes that the new chunks and nodes took, compressed and sealed."""
     after_delta: int = 0
-    """What deltas left of `new_bytes`."""
+    """What is left of `new_bytes` after delta encoding."""
     after_compression: int = 0
-    """What compression left of `after_delta`; `stored_bytes` has seals and nodes on top."""
+    """What is left of `after_delta` after compression; `stored_bytes` also counts seals and nodes."""
     missed: int = 0
-    """Files that could not be read, vanished or changed while being read: see Details.warnings."""
+    """Files that could not be read, or that vanished or changed meanwhile: see Details.warnings."""
 
     @property
     def content(self) -> Ref | None:
-        """The reference to its content; None is a dump of no bytes."""
+        """The reference to its content; None for an empty dump."""
         return None if self.root is None else self.root.ref
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """A committed snapshot of a service. Its record lies under the index key."""
+    """A committed snapshot of a service. Its record is sealed under the index key."""
 
     service: str
     number: int
     time: int
-    """When it was begun: nanoseconds since 1970."""
+    """When the snapshot began: nanoseconds since 1970."""
     revision: str
-    """The configuration that the state belongs to; empty where none is known."""
+    """The configuration that the state belongs to; empty if none is known."""
     host: str
     parts: tuple[Part, ...]
     details: StoredRef
     """A stream that holds Details, sealed like content."""
     session: bytes
     parent: int = 0
-    """The number of the generation before it, 0 for the first."""
+    """The number of the previous generation; 0 for the first."""
     safety: bool = False
-    """Taken by a roll-back of the state that it was about to replace; found by number only."""
+    """Taken by a rollback, of the state that it was about to replace; selected by number only."""
     interrupted: bool = False
-    """Taken after a rollback that failed or was killed: the state may be inconsistent. Such a generation
-    is a safety generation, too, so that only its number selects it."""
+    """Taken after a rollback that failed or was killed: the state may be inconsistent. `safety` is also set,
+    so that only its number selects it."""
     host_id: str = ""
-    """What its host is known by; empty in records of older castores."""
+    """The key that identifies its host; empty in records of older castores."""
     lacks: tuple[str, ...] = ()
     """Parts that castore.toml described and that were not taken: the generation is partial."""
     duration: int = 0
-    """Nanoseconds from its beginning to its record."""
+    """Nanoseconds from the beginning of the snapshot to its record."""
     version: int = _VERSION
 
     @property
@@ -113,7 +113,7 @@ class Generation(msgspec.Struct, frozen=True):
 
     @property
     def missed(self) -> int:
-        """Files of all parts that are missing or doubtful in it."""
+        """Files of all parts that are missing or doubtful."""
         return sum(part.missed for part in self.parts)
 
     @property
@@ -127,7 +127,7 @@ class Generation(msgspec.Struct, frozen=True):
         return self.safety or self.partial
 
     def part(self, name: str) -> Part | None:
-        """Return the part of that name, or None."""
+        """Return the part with that name, or None."""
         return next((part for part in self.parts if part.name == name), None)
 
 
@@ -139,52 +139,52 @@ class FileOwner(msgspec.Struct, frozen=True, array_like=True):
     uid: int
     gid: int
     user: str = ""
-    """Empty: the machine had no name for the id."""
+    """Empty if the machine had no name for the id."""
     group: str = ""
     acls: tuple[tuple[bytes, bytes], ...] = ()
-    """Its POSIX access control lists, as attributes."""
+    """Its POSIX access control lists, as extended attributes."""
     users: tuple[tuple[int, str], ...] = ()
-    """The names of the users in these."""
+    """The names of the users in the lists."""
     groups: tuple[tuple[int, str], ...] = ()
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Where a part came from, so that a roll-back can put it back."""
+    """Where a part came from, so that a rollback can replace it there."""
 
     path: bytes = b""
-    """A tree's directory or a dump's file, absolute; empty for a program or standard input."""
+    """The absolute path of a tree's directory or a dump's file; empty for a program or standard input."""
     dump: tuple[str, ...] = ()
     """The program that made a dump."""
     restore: tuple[str, ...] = ()
-    """The program that takes a dump in on its standard input."""
+    """The program that reads a dump from its standard input and restores it."""
     exclude: tuple[str, ...] = ()
-    """The patterns that a tree was taken with."""
+    """The exclude patterns of the tree."""
     one_file_system: bool = False
     exclude_caches: bool = False
     engine: str = ""
-    """What castore.toml names as its engine; empty for a tree, and what older castores took."""
+    """Its engine in castore.toml; empty for a tree, and in records of older castores."""
     settings: dict[str, Any] = {}
-    """Its keys there: where the database is, never a password."""
+    """The part's keys in castore.toml: where the database is, never a password."""
     above: tuple[FileOwner, ...] = ()
-    """The directories above a tree or file, the topmost first: a new machine does not have them."""
+    """The directories above a tree or file, the topmost first: a new machine may lack them."""
     file: FileOwner | None = None
-    """The file that a part of the engines file and sqlite is."""
+    """The file itself, for a part of the engines file and sqlite."""
     made_by: str = ""
-    """What made the dump, with its version."""
+    """The program that made the dump, with its version."""
     raw: dict[str, tuple[bytes, ...]] = {}
-    """Stored only: `dump` and `restore` as bytes, where an argument is not UTF-8."""
+    """Only in stored form: `dump` and `restore` as bytes, if an argument is not UTF-8."""
 
 
 class Details(msgspec.Struct, frozen=True):
-    """What a generation tells about content, for holders of an identity only."""
+    """What a generation says about its content, readable with an identity only."""
 
     origins: dict[str, Origin]
     warnings: tuple[tuple[str, bytes, str], ...] = ()
     """(part, path, reason) of each file that is missing or doubtful."""
     hooks: tuple[tuple[str, ...], ...] = ()
-    """Programs that were run before the parts were taken, so that these belong together."""
+    """Programs that ran before the parts were taken, to make the parts consistent."""
     absent: dict[str, Literal["tree", "dump"]] = {}
-    """Parts that a roll-back found not to be there, and made: to go back to before it is to remove them."""
+    """Parts that a rollback created because they did not exist: reverting the rollback removes them."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -205,7 +205,7 @@ _version_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 
 def encode(record: Generation | Details) -> bytes:
-    """Return the plaintext of a record. Raises UsageError for one that `decode` would refuse."""
+    """Return the plaintext of a record. Raises UsageError for a record that decoding would refuse."""
     _check(record)
     if isinstance(record, Details):
         origins = {name: _storable(one) for name, one in record.origins.items()}
@@ -213,18 +213,18 @@ def encode(record: Generation | Details) -> bytes:
     try:
         plain = _encoder.encode(record)
     except UnicodeEncodeError:
-        # What only people read, like the reason of a warning.
+        # The odd text is only for people to read, like the reason of a warning: escape it.
         plain = _encoder.encode(without_odd(msgspec.to_builtins(record, builtin_types=(bytes,))))
     if isinstance(record, Details) and len(plain) > MAX_DETAILS:
         raise UsageError(
-            f"{counted(len(record.warnings), 'file')} could not be read, and a generation cannot list so "
-            "many: exclude them, or run castore as a user who may read them"
+            f"{counted(len(record.warnings), 'file')} could not be read, more than a generation can list: "
+            "exclude them, or run castore as a user who may read them"
         )
     return plain
 
 
 def _storable(origin: Origin) -> Origin:
-    """Return an origin that can be encoded: paths and arguments may have bytes that are not UTF-8."""
+    """Return an origin that can be encoded: its paths and arguments may have bytes that are not UTF-8."""
     raw = {
         name: tuple(map(os.fsencode, argv))
         for name, argv in (("dump", origin.dump), ("restore", origin.restore))
@@ -235,13 +235,13 @@ def _storable(origin: Origin) -> Origin:
 
 
 def _as_given(origin: Origin) -> Origin:
-    """Return the origin that `_storable` was given."""
+    """Return the origin that was passed to `_storable`."""
     argv = {name: texts(found) for name, found in origin.raw.items() if name in {"dump", "restore"}}
     return msgspec.structs.replace(origin, settings=texts(origin.settings), raw={}, **argv)
 
 
 def decode_generation(data: bytes | memoryview) -> Generation:
-    """Return the generation that a record's plaintext holds. Raises DamageError, FormatError."""
+    """Return the generation in a record's plaintext. Raises DamageError, FormatError."""
     try:
         generation = _generation_decoder.decode(data)
     except UNDECODABLE as error:
@@ -259,7 +259,7 @@ def decode_generation(data: bytes | memoryview) -> Generation:
 
 
 def _check(record: Generation | Details) -> None:
-    """Raise UsageError if a record has a name, path or number that no record may have."""
+    """Raise UsageError if a record has an invalid name, path or number."""
     if isinstance(record, Details):
         _check_details(record)
         return
@@ -273,7 +273,7 @@ def _check(record: Generation | Details) -> None:
     if len(set(names)) != len(names):
         raise UsageError("two parts have the same name")
     if len(record.session) != 16:
-        raise UsageError(f"a session is named by 16 bytes, not {len(record.session)}")
+        raise UsageError(f"the id of a session has 16 bytes, not {len(record.session)}")
     numbers = [record.time, record.duration, *(part.missed for part in record.parts)]
     numbers += [count for part in record.parts for count in (part.size, part.chunks, part.stored_bytes)]
     numbers += [count for part in record.parts for count in (part.new_chunks, part.new_bytes)]
@@ -281,7 +281,7 @@ def _check(record: Generation | Details) -> None:
     if not all(0 <= one <= _MAX_COUNT for one in numbers) or not 0 <= record.parent <= MAX_NUMBER:
         raise UsageError("a time, a size or a count in it is impossible")
     if not all(0 <= part.files <= MAX_FILES for part in record.parts):
-        raise UsageError(f"no tree has more than {counted(MAX_FILES, 'entry', 'entries')}")
+        raise UsageError(f"a tree cannot have more than {counted(MAX_FILES, 'entry', 'entries')}")
 
 
 def _check_details(record: Details) -> None:
@@ -308,7 +308,7 @@ def _check_origin(origin: Origin) -> None:
 
 
 def _check_plain(value: Any, depth: int) -> None:
-    """Raise UsageError for a text with a zero byte, which no program or system call takes."""
+    """Raise UsageError for a text with a zero byte, which no program or system call accepts."""
     if isinstance(value, str | bytes):
         if (b"\0" if isinstance(value, bytes) else "\0") in value:  # type: ignore[operator]
             raise UsageError(f"{value[:80]!r} has a zero byte")
@@ -322,17 +322,19 @@ def _check_plain(value: Any, depth: int) -> None:
 
 
 def _refuse_newer(data: bytes | memoryview) -> None:
-    """Raise FormatError if the record says that it is of another version."""
+    """Raise FormatError if the record says that it has another version."""
     try:
         version = msgspec.msgpack.decode(_version_decoder.decode(data)["version"], type=int)
     except (*UNDECODABLE, KeyError):
         return
     if version != _VERSION:
-        raise FormatError(f"a generation of format {version}; this castore knows {_VERSION}: update it")
+        raise FormatError(
+            f"a generation of format {version}, and this castore knows {_VERSION}: update castore"
+        )
 
 
 def decode_details(data: bytes) -> Details:
-    """Return the details that a stream holds. Raises DamageError."""
+    """Return the details in a stream's bytes. Raises DamageError."""
     if len(data) > MAX_DETAILS:
         raise DamageError(f"a generation's details have {len(data):,} bytes, more than castore writes")
     try:

@@ -1,8 +1,8 @@
-"""Which host a generation belongs to: machines may use one service name in one store.
+"""Which host a generation belongs to: several machines may use one service name in one store.
 
 A host is a name that an admin certified for a machine's own key (`castore key adopt`). A generation is signed
-with that key, so its host is not a claim. A machine that is renamed keeps its key, and a machine that was
-replaced gave its name to another one: the history of a host is what all keys that have its name have signed.
+with that key, so its host is proven. A machine that is renamed keeps its key, and a machine that was replaced
+passed its name on to another one. The history of a host is what all keys with its name have signed.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _SHORTEST_PREFIX: Final = 4
 
 @dataclass(frozen=True)
 class Host:
-    """A host as a generation records it."""
+    """A host as recorded in a generation."""
 
     name: str
-    """The certified name; of an admin's own machine, the host name that it has."""
+    """The certified name; for an admin's own machine, its system host name."""
     id: str
-    """The public key that signs, in hex."""
+    """The public key that signs, in hexadecimal."""
 
 
 def host_key(generation: Generation) -> str:
-    """Return what identifies a host, as far as a record says it."""
+    """Return the key of a generation's host, using its record only."""
     return generation.host
 
 
 class HostGroups:
-    """The hosts of some generations; key: identifies the host of one (`Remembered.host_key` knows more)."""
+    """The hosts of generations; key: returns a generation's host (`Remembered.host_key` knows more)."""
 
     def __init__(
         self, generations: Iterable[Generation], key: Callable[[Generation], str] = host_key
@@ -45,7 +45,7 @@ class HostGroups:
         self._key = key
         self._hosts: set[str] = set()
         self._earlier: dict[str, set[str]] = {}
-        """The hosts whose generations have a name or an id, by that."""
+        """The hosts that have generations under a name or an id, by that name or id."""
         for one in generations:
             host = key(one)
             self._hosts.add(host)
@@ -65,7 +65,7 @@ class HostGroups:
         return self._key(generation)
 
     def named(self, host: str) -> set[str]:
-        """Return the keys of the hosts that a name, an earlier name, or the beginning of an id, may mean."""
+        """Return the keys of the hosts that a name, an earlier name, or the beginning of an id may mean."""
         if host in self._hosts:
             return {host}
         return self._earlier.get(host, set()) or {
@@ -74,13 +74,13 @@ class HostGroups:
 
 
 def begins_id(host_id: str, text: str) -> bool:
-    """Whether `text` is a host's id or the beginning of one."""
+    """Return whether `text` is a host's id or the beginning of one."""
     is_id = len(host_id) == 64 and not host_id.strip("0123456789abcdef")
     return is_id and len(text) >= _SHORTEST_PREFIX and host_id.startswith(text)
 
 
 def refuse_unknown_host(service: str, host: str, groups: HostGroups) -> None:
-    """Raise NotFoundError if no generation of a service is of a host with this name."""
+    """Raise NotFoundError if no generation of a service belongs to a host with this name."""
     if not groups.named(host):
         known = ", ".join(sorted(set(groups.names().values())))
-        raise NotFoundError(f"no generation of {service!r} is of host {host!r}; its hosts: {known}")
+        raise NotFoundError(f"no generation of {service!r} belongs to host {host!r}; its hosts: {known}")

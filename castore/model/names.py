@@ -1,7 +1,7 @@
 """Validate the names that people choose: services, parts, hosts, revisions; and recorded paths.
 
 The same checks apply where a name is written and where it is decoded: a name can become a path, and
-everybody who holds a writer key can write what no castore writes.
+every holder of a writer key can write records that castore never writes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HOST_ID = re.compile(r"(?:[0-9a-f]{16}(?:[0-9a-f]{48})?)?")
 MAX_HOST = 255
 MAX_PATH = 1 << 16
-"""Bytes of a recorded path; far more than any system call takes."""
+"""The most bytes in a recorded path; far more than any system call accepts."""
 MAX_REVISION_BYTES = 255
 _STORE_PATH = re.compile(r"/(?:[^/]+/)*store/(?P<hash>[0-9a-z]{8,})-[^/]+")
 _SHOWN_HASH = 12
@@ -31,7 +31,7 @@ def check_name(what: str, name: str) -> str:
 
 
 def check_host(host: str) -> str:
-    """Return `host` if it can name a host, else raise UsageError. Empty: the name is not known."""
+    """Return `host` if it can name a host, else raise UsageError. An empty name means unknown."""
     if host == "*" or "/" in host or not host.isprintable() or host != host.strip() or len(host) > MAX_HOST:
         raise UsageError(
             f"{host[:80]!r} cannot name a host: 1 to {MAX_HOST} printable characters, no '/', no white space "
@@ -41,20 +41,20 @@ def check_host(host: str) -> str:
 
 
 def host_name(name: str) -> str:
-    """Return the name of this machine as `check_host` accepts it."""
+    """Return the name of this machine in a form that `check_host` accepts."""
     shown = "".join(char if char.isprintable() and char != "/" else "_" for char in name[:MAX_HOST]).strip()
     return "_" if shown == "*" else shown
 
 
 def check_host_id(host_id: str) -> str:
-    """Return `host_id` if it identifies a host, else raise UsageError. Empty: the name does."""
+    """Return `host_id` if it identifies a host, else raise UsageError. If it is empty, the name does."""
     if not _HOST_ID.fullmatch(host_id):
         raise UsageError(f"{host_id[:80]!r} cannot identify a host: 16 or 64 hexadecimal digits")
     return host_id
 
 
 def check_path(path: bytes) -> bytes:
-    """Return `path` if it can be recorded as the place of a part, else raise UsageError. Empty: nowhere."""
+    """Return `path` if it can be recorded as a part's path, else raise UsageError. Empty means no path."""
     steps = path.split(b"/")
     if path and (steps[0] or b"\0" in path or b".." in steps or b"." in steps or len(path) > MAX_PATH):
         raise UsageError(f"{path[:80]!r} is not an absolute path without '.', '..' and zero bytes")
@@ -62,7 +62,7 @@ def check_path(path: bytes) -> bytes:
 
 
 def check_revision(revision: str) -> str:
-    """Return `revision` if it can be recorded, else raise UsageError. Empty: none is known."""
+    """Return `revision` if it can be recorded, else raise UsageError. Empty means that none is known."""
     if revision != revision.strip() or not revision.isprintable():
         raise UsageError(f"revision {revision!r} has white space at an end or unprintable characters")
     if len(revision.encode()) > MAX_REVISION_BYTES:
@@ -76,22 +76,22 @@ def check_revision(revision: str) -> str:
 
 
 def revision_names(revision: str) -> tuple[str, ...]:
-    """Return the texts whose beginnings select a revision: itself, and the base name of a path."""
+    """Return the texts whose prefixes select a revision: itself, and the base name if it is a path."""
     base = revision.rpartition("/")[2] if revision.startswith("/") else ""
     return (revision, base) if base else (revision,)
 
 
 def revision_is(revision: str, text: str) -> bool:
-    """Whether `text` is a revision as it is recorded, as it is shown, or its base name if it is a path."""
+    """Return whether `text` is a revision as recorded, as shown, or the base name if it is a path."""
     return text in {*revision_names(revision), short_revision(revision)}
 
 
 def revision_begins(revision: str, prefix: str) -> bool:
-    """Whether `prefix` selects a revision: its beginning, or that of a path's base name."""
+    """Return whether `prefix` selects a revision: it begins the revision, or the base name of a path."""
     return any(name.startswith(prefix) for name in revision_names(revision))
 
 
 def short_revision(revision: str) -> str:
-    """Return a revision for tables: the beginning of the hash of a path in the store of Guix or Nix."""
+    """Return a revision for tables: for a path in the store of Guix or Nix, the beginning of its hash."""
     match = _STORE_PATH.fullmatch(revision)
     return revision if match is None else match["hash"][:_SHOWN_HASH]

@@ -1,6 +1,6 @@
-"""Texts that are not valid UTF-8: paths, arguments and host names may have any bytes.
+"""Texts that are not valid UTF-8: paths, arguments and host names may contain any bytes.
 
-Python holds such a byte as a surrogate, which no encoder of MessagePack or JSON accepts.
+Python represents such a byte as a surrogate, which no encoder of MessagePack or JSON accepts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _REPR: Final = re.compile(r"(?<!\\)\\udc([89a-f][0-9a-f])")
 
 
 def is_valid(text: str) -> bool:
-    """Whether a text can be encoded as UTF-8."""
+    """Return whether a text can be encoded as UTF-8."""
     return text.isascii() or _SURROGATE.search(text) is None
 
 
@@ -29,7 +29,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
-    """Give text instead of what a file cannot encode: a handler for `codecs.register_error`."""
+    """Replace what a file cannot encode by escapes: a handler for `codecs.register_error`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     odd = error.object[error.start : error.end]
@@ -38,22 +38,22 @@ def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
 
 
 def message(text: str) -> str:
-    r"""Return a message as people read it, in valid text: `\xNN` for such a byte, also from repr."""
+    r"""Return a message in valid text for people to read: `\xNN` for an odd byte, also from repr."""
     return _REPR.sub(r"\\x\1", escaped(text))
 
 
 def lossless(value: Any) -> Any:
-    """Return plain values with bytes in the place of every text that is not valid."""
+    """Return plain values with every text that is not valid replaced by bytes."""
     return _mapped(value, str, lambda text: text if is_valid(text) else os.fsencode(text))
 
 
 def without_odd(value: Any) -> Any:
-    """Return plain values with every text escaped that is not valid."""
+    """Return plain values with every text that is not valid escaped."""
     return _mapped(value, str, escaped)
 
 
 def texts(value: Any) -> Any:
-    """Return the plain values that `lossless` was given."""
+    """Return the plain values that were passed to `lossless`."""
     return _mapped(value, bytes, os.fsdecode)
 
 

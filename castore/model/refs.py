@@ -1,9 +1,9 @@
 """References, nodes, lists: the graph that ties chunks to generations.
 
-A *chunk* is a piece of content. A *node* is a sequence of references. A *list* is what a node
-stands for: its references in order, where a SPLICE is replaced by the references of the node it
-names. A stream is a list of chunks; a directory is a list of its streams and subdirectories. A
-store *must* only hold a node after everything that the node refers to.
+A *chunk* is a piece of content. A *node* is a sequence of references. A *list* is what a node represents: its
+references in order, with each SPLICE replaced by the references of the node that it names. A stream is a list
+of chunks; a directory is a list of its streams and subdirectories. A store *must* only hold a node after
+everything that the node references.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ SessionId = NewType("SessionId", bytes)
 ID_BYTES = 32
 _REF = struct.Struct("<32sQ")
 REF_BYTES = _REF.size
-"""Bytes of a reference in a node; the last one is its kind."""
+"""Bytes of a reference in a node; the last one is the kind."""
 _SIZE_BITS = 56
 MAX_NODE_REFS = 512
 """No node has more references than this."""
 
 
 class RefKind(IntEnum):
-    """What a reference names, and how a list that holds it reads it."""
+    """What a reference names, and how a list reads it."""
 
     CHUNK = 0
     """A chunk."""
     LIST = 1
-    """A node, which is a list of its own: a stream of several chunks, or a directory."""
+    """A node that is a list of its own: a stream of several chunks, or a directory."""
     SPLICE = 2
     """A node whose references belong in this list, at this place."""
 
 
 _KINDS = tuple(RefKind)
-"""By their numbers: the call of an enumeration costs more than the rest of a reference."""
+"""By their numbers: calling the enumeration costs more than all other steps of decoding a reference."""
 
 
 class Ref(NamedTuple):
-    """A reference: what kind of thing, its id, and how many bytes of content lie below it."""
+    """A reference: the kind of its target, the target's id, and the bytes of content below it."""
 
     kind: RefKind
     id: RecordId
@@ -74,7 +74,7 @@ def decode_node(data: bytes) -> list[Ref]:
         if kind > RefKind.SPLICE:
             raise DamageError(f"a reference of the unknown kind {kind}")
         if not size:
-            # Nothing that is stored is empty, and no length would bound how many such references a list has.
-            raise DamageError("a reference to no bytes")
+            # Stored content is never empty, and a list's length would not bound how many of these it has.
+            raise DamageError("a reference to content of no bytes")
         refs.append(Ref(_KINDS[kind], record_id, size))
     return refs

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class Removals(NamedTuple):
-    """Which generations of a service were removed on purpose."""
+    """The generations of a service that were removed on purpose."""
 
     by_maintainers: Spans = Spans()
-    """By admins, and machines that may remove what others added."""
+    """Removed by admins, and by machines that may remove what others added."""
     by_hosts: Mapping[str, Spans] = MappingProxyType({})
-    """By other machines, of their own: by host name."""
+    """Removed by other machines, which may remove only their own: by host name."""
 
     def includes(self, number: int, host: str) -> bool:
-        """Whether a generation of a host was removed by somebody who may."""
+        """Return whether a generation of a host was removed by a key with the right to."""
         return number in self.by_maintainers or number in self.by_hosts.get(host, ())

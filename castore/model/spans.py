@@ -40,7 +40,7 @@ class Spans:
 
     @property
     def last(self) -> int:
-        """The highest number; 0: there is none."""
+        """The highest number; 0 for the empty set."""
         return self.spans[-1][1] if self.spans else 0
 
     def union(self, *others: Spans) -> Spans:

@@ -1,4 +1,4 @@
-"""Run generators that call each other, without Python's limit of recursion."""
+"""Run generators that call each other, without Python's recursion limit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ T = TypeVar("T")
 def run(work: Generator[Any, Any, T]) -> T:
     """Run a generator and return its value.
 
-    Where it yields another such generator, that one is run first and its value is sent back, or its
-    exception is raised there. So the depth of the calls is bounded by memory alone.
+    If the generator yields another generator, that one is run first, and its value is sent back, or its
+    exception is raised there. So only memory limits the depth of the calls.
     """
     stack: list[Generator[Any, Any, Any]] = [work]
     value: Any = None

@@ -1,8 +1,8 @@
 """Directory entries and their encoding.
 
-A directory's entries are one stream: a header, then one MessagePack array an entry, in the order of
-their names. Nothing in it is a position or a reference: which stream or subdirectory belongs to an
-entry follows from the order, so that a change of one entry changes the bytes of one entry.
+A directory's entries are one stream: a header, then one MessagePack array per entry, sorted by name. It
+contains no position and no reference: the order of the entries determines which stream or subdirectory
+belongs to each. So a change of one entry changes only the bytes of that entry.
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ if TYPE_CHECKING:
 
 _VERSION: Final = 1
 _TYPES: Final = {1, 2, 4, 6, 8, 10, 12}
-"""Of files that Linux knows: stat.S_IFMT, shifted right by 12 bits."""
+"""File types that Linux knows: stat.S_IFMT, shifted right by 12 bits."""
 ROOT_NAME: Final = b""
 """The name of the one entry of a part's root, which describes the top directory itself."""
 
 
 FIRST_TIME: Final = -(1 << 63)
 LAST_TIME: Final = (1 << 64) - 1
-"""The nanoseconds that a modification time can have: from 1677 to 2554."""
+"""The range of a modification time in nanoseconds: from 1677 to 2554."""
 
 
 def clamped_time(time: int) -> int:
-    """Return the storable modification time (ns since 1970) that is nearest to a live one."""
+    """Return the storable modification time (ns since 1970) nearest to a live file's."""
     return min(max(time, FIRST_TIME), LAST_TIME)
 
 
 class Content(IntEnum):
-    """Where an entry's content is."""
+    """Where an entry's content is stored."""
 
     NONE = 0
-    """It has none: an empty file, a link, a device."""
+    """No content: an empty file, a link, a device."""
     BUNDLE = 1
     """The next `size` bytes of the directory's bundle."""
     OWN = 2
-    """A list of its own: the next stream (of a file) or subdirectory (of a directory)."""
+    """The next list of the directory: a stream (of a file) or a subdirectory (of a directory)."""
 
 
 class Extra(msgspec.Struct, frozen=True, array_like=True):
-    """What few entries have."""
+    """Properties that only few entries have."""
 
     target: bytes = b""
-    """Where a symbolic link points."""
+    """The target of a symbolic link."""
     device: int = 0
     """The device number (st_rdev) of a character or block device."""
     link: tuple[int, int] | None = None
     """(device, inode) of a file with several names; entries of a part that share it are one file."""
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
-    """Extended attributes, access control lists and capabilities among them, sorted by name."""
+    """Extended attributes, sorted by name; they include access control lists and capabilities."""
     extents: tuple[tuple[int, int], ...] | None = None
-    """(offset, length) of the data of a sparse file; its stream holds these bytes and no others."""
+    """(offset, length) of each data range of a sparse file; its stream holds only these ranges."""
 
 
 NO_EXTRA: Final = Extra()
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One name in a directory, with everything `lstat` and its relatives tell that lasts."""
+    """One name in a directory, with all its lasting metadata from `lstat` and related calls."""
 
     name: bytes
     type: int
@@ -78,13 +78,13 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     mtime: int
     """Nanoseconds since 1970."""
     size: int
-    """A regular file's length, holes included; else 0."""
+    """A regular file's length, holes included; 0 for other types."""
     content: Content
     extra: Extra = NO_EXTRA
 
     @property
     def st_mode(self) -> int:
-        """Type and permissions in one word, as lstat gives them."""
+        """Type and permissions in one word, as in lstat."""
         return self.type << 12 | self.mode
 
     @property
@@ -99,14 +99,14 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def extents_or_whole(self) -> tuple[tuple[int, int], ...]:
-        """(offset, length) of what is stored of a file: its extents, or all of it."""
+        """(offset, length) of each stored range of a file: its extents, or all of it."""
         if self.extra.extents is not None:
             return self.extra.extents
         return ((0, self.size),) if self.size else ()
 
 
 class Owners(msgspec.Struct, frozen=True, array_like=True):
-    """The header of a directory's entries: version, and names of the users and groups in it."""
+    """The header of a directory's entries: version, and the names of their users and groups."""
 
     version: int = _VERSION
     users: dict[int, str] = {}
@@ -114,12 +114,12 @@ class Owners(msgspec.Struct, frozen=True, array_like=True):
 
 
 NOBODY: Final = Owners()
-"""Owners without a name."""
+"""Owners without names."""
 
 MAX_ENTRIES_BYTES: Final = 256 << 20
-"""Of the entries of one directory: about three million. They are in memory at once where they are used."""
+"""For the entries of one directory: about three million. Users of entries hold all of them in memory."""
 MAX_BUNDLED: Final = 1 << 20
-"""Bytes of a file in a bundle, which is read at once; castore bundles files of at most 64 KiB."""
+"""Bytes of a file in a bundle, which is read in one piece; castore bundles files of at most 64 KiB."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decode_owners = msgspec.msgpack.Decoder(Owners).decode
@@ -133,17 +133,17 @@ def _framed(value: Owners | Entry) -> bytes:
 
 
 def encode_owners(owners: Owners) -> bytes:
-    """Return the bytes that begin a directory's entries stream."""
+    """Return the bytes at the beginning of a directory's entries stream."""
     return _framed(owners)
 
 
 def encode_entries(entries: Iterable[Entry]) -> bytes:
-    """Return the bytes of entries, in the order of their names, in their directory's stream."""
+    """Return the bytes of entries in their directory's stream; the entries must be sorted by name."""
     return b"".join(map(_framed, entries))
 
 
 def decode_entries(data: bytes) -> tuple[Owners, list[Entry]]:
-    """Return what a whole entries stream holds. Raises DamageError, FormatError."""
+    """Return the owners and entries of a complete entries stream. Raises DamageError, FormatError."""
     owners, at = decode_owners(data)
     entries = [decode_entry(frame) for frame in _frames(data, at)]
     _check(entries)
@@ -151,19 +151,21 @@ def decode_entries(data: bytes) -> tuple[Owners, list[Entry]]:
 
 
 def decode_owners(data: bytes) -> tuple[Owners, int]:
-    """Return what an entries stream begins with, and where its entries do. Raises as `decode_entries`."""
+    """Return an entries stream's owners, and the offset of its entries. Raises as `decode_entries`."""
     frame = next(_frames(data, 0), b"")
     try:
         owners = _decode_owners(frame)
     except UNDECODABLE as error:
         raise DamageError(f"a directory's owners do not decode: {error}") from None
     if owners.version != _VERSION:
-        raise FormatError(f"a directory of format {owners.version}; this castore knows {_VERSION}")
+        raise FormatError(
+            f"a directory of format {owners.version}, and this castore knows {_VERSION}: update castore"
+        )
     return owners, _LENGTH_BYTES + len(frame)
 
 
 def decode_entry(frame: bytes) -> Entry:
-    """Return what an encoded entry says; its name is not looked at. Raises DamageError."""
+    """Return a decoded entry; its name is not checked. Raises DamageError."""
     try:
         entry = _decode_entry(frame)
     except UNDECODABLE as error:
@@ -177,35 +179,35 @@ def _frames(data: bytes, position: int) -> Iterator[bytes]:
         start = position + _LENGTH_BYTES
         position = start + int.from_bytes(data[position:start], "little")
         if start > len(data) or position > len(data):
-            raise DamageError("a directory's entries end in the middle of one")
+            raise DamageError("a directory's entries end in the middle of an entry")
         yield data[start:position]
 
 
 def _check(entries: list[Entry]) -> None:
-    """Refuse what could lead a reader astray: names that are paths, or not in order."""
+    """Raise DamageError for names that could mislead a reader: paths, or names that are not sorted."""
     previous: bytes | None = None
     for entry in entries:
         name = entry.name
         if name == ROOT_NAME and len(entries) == 1:
             return
         if not name or name in {b".", b".."} or b"/" in name or b"\0" in name:
-            raise DamageError(f"a directory has an entry of the impossible name {name!r}")
+            raise DamageError(f"a directory has an entry with the invalid name {name!r}")
         if previous is not None and name <= previous:
             raise DamageError(f"a directory's entries are out of order at {name!r}")
         previous = name
 
 
 def _check_shape(entry: Entry) -> None:
-    """Refuse content of no known place, and what the system's calls cannot take."""
+    """Raise DamageError for content without a valid place, and for values that no system call accepts."""
     _check_ranges(entry)
     extra = entry.extra
     extents = extra.extents
     if entry.content is not Content.NONE and not (entry.is_file or entry.is_dir):
-        raise DamageError(f"entry {entry.name!r} has content and is neither file nor directory")
+        raise DamageError(f"entry {entry.name!r} has content, but is neither a file nor a directory")
     if entry.content is Content.BUNDLE and not (entry.is_file and entry.size and extents is None):
-        raise DamageError(f"entry {entry.name!r} is in a bundle and is not a file with bytes and no holes")
+        raise DamageError(f"entry {entry.name!r} is in a bundle, but is empty, sparse or not a file")
     if entry.content is Content.BUNDLE and entry.size > MAX_BUNDLED:
-        raise DamageError(f"entry {entry.name!r} is in a bundle, and too large for one")
+        raise DamageError(f"entry {entry.name!r} is in a bundle, but too large for one")
     if stat.S_ISLNK(entry.st_mode) and not extra.target:
         raise DamageError(f"entry {entry.name!r} is a symbolic link without a target")
     # The system calls take these as C strings.
@@ -221,7 +223,7 @@ def _check_shape(entry: Entry) -> None:
 
 
 def _check_ranges(entry: Entry) -> None:
-    """Refuse numbers that do not fit the system's types."""
+    """Raise DamageError for numbers that do not fit the system's types."""
     if not 0 <= entry.size < 1 << 63 or not 0 <= entry.mode <= 0o7777 or entry.type not in _TYPES:
         raise DamageError(f"entry {entry.name!r} has an impossible size, mode or type")
     if not (0 <= entry.uid < 1 << 32 and 0 <= entry.gid < 1 << 32):

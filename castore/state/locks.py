@@ -21,7 +21,8 @@ def named_lock(path: str, what: str, doing: str = "at work on") -> Iterator[None
     """Hold the lock on `what`, which is the file `path`, during the block.
 
     doing: what the holder does to `what`, for the message. The kernel releases the lock when the process
-    ends, however it ends, so no lock is ever stale. Raises BusyError if another process holds it, StorageError.
+    ends, however it ends, so no lock is ever stale.
+    Raises BusyError if another process holds the lock, StorageError.
     """
     make_private_directory(os.path.dirname(path))
     try:

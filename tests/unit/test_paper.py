@@ -133,9 +133,9 @@ def test_other_slips_are_named_too(locked):
         body[:70] + body[71:]: "group 15",
         body[:70] + "x" + body[70:]: "group 15",
         body[:swapped] + body[swapped + 1] + body[swapped] + body[swapped + 2 :]: f"group {swapped // 5 + 1}",
-        body[:51] + "0" + body[52:99] + "!" + body[100:]: "group 11, 20 has what is neither",
-        body[:-9]: "151 letters behind castore-locked- instead of 160",
-        "".join(sorted(body)): "its check does not match",
+        body[:51] + "0" + body[52:99] + "!" + body[100:]: "group 11, 20 has a character that is neither",
+        body[:-9]: "151 letters after castore-locked- instead of 160",
+        "".join(sorted(body)): "its checksum does not match",
     }
     for wrong, said in slips.items():
         with pytest.raises(IdentityError, match=said):
