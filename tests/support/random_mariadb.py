@@ -312,5 +312,16 @@ def differing(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     return [
         f"{name}: {expected.get(name)} became {found.get(name)}"[:1500]
         for name in sorted(expected.keys() | found.keys())
-        if expected.get(name) != found.get(name)
+        if expected.get(name) != found.get(name) and not _only_skips(expected.get(name, ""), found.get(name, ""))
     ]
+
+
+def _only_skips(expected: str, found: str) -> bool:
+    """Return whether a definition differs in a higher AUTO_INCREMENT only.
+
+    A counter that a failed INSERT has advanced is shown as it was before, until the server opens the table again: it does
+    after ALTER TABLE ... DROP FOREIGN KEY, or when it starts.
+    """
+    before, after = (re.findall(r" AUTO_INCREMENT=(\d+)", text) for text in (expected, found))
+    same = re.sub(r" AUTO_INCREMENT=\d+", "", expected) == re.sub(r" AUTO_INCREMENT=\d+", "", found)
+    return same and len(before) == len(after) == 1 and int(before[0]) <= int(after[0])
