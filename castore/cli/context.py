@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from castore.cli import formatting, places
+from castore.cli import environment, formatting, identity_files, missing_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,20 +43,20 @@ class CliContext:
     @cached_property
     def settings(self) -> Settings | None:
         """What castore.toml says, if there is one. Raises ConfigError."""
-        path = places.find_config(self.config)
+        path = environment.find_config(self.config)
         if path is None:
             return None
         from castore.services.config import load
 
-        return load(path, home=places.home(), programs=False, tolerant=True)
+        return load(path, home=environment.home(), programs=False, tolerant=True)
 
     def store_path(self, argument: str | None = None) -> str:
         """Return where the store is, or would be made."""
-        explicit = argument or self.store or places.store_from_environment()
+        explicit = argument or self.store or environment.store_from_environment()
         if explicit:
-            return places.absolute(explicit)
+            return environment.absolute(explicit)
         configured = self.settings.store if self.settings is not None else None
-        return configured or places.default_store()
+        return configured or environment.default_store()
 
     def open_store(
         self,
@@ -78,20 +78,20 @@ class CliContext:
         from castore.store import Store
 
         path = self.store_path()
-        if make and path == places.default_store() and not os.path.exists(path):
+        if make and path == environment.default_store() and not os.path.exists(path):
             self._make_first(path)
         if confined is not None:
             self._confine(path, confined)
         try:
             store = Store.open(
-                *(LocalStorage(path), places.places(), self.identity()),
+                *(LocalStorage(path), environment.machine_paths(), self.identity()),
                 local_key=local_key,
                 accept_older=self.accept_older,
                 trust=[Admin.parse(one).key for one in self.trusted],
                 agree=agree,
             )
         except NotFoundError as error:
-            raise NotFoundError(f"{error}: {places.instead_of(path)}") from None
+            raise NotFoundError(f"{error}: {missing_store.instead_of(path)}") from None
         if self.settings is not None and self.settings.reference_cache is not None:
             store.references.limit = self.settings.reference_cache
         if self.settings is not None:
@@ -114,9 +114,9 @@ class CliContext:
         from castore.errors import StorageError
         from castore.state.paths import make_private_directory
 
-        if not os.path.isdir(path) or places.runs_identity_program(self.identity_file):
+        if not os.path.isdir(path) or identity_files.runs_identity_program(self.identity_file):
             return
-        own = places.places()
+        own = environment.machine_paths()
         for folder in (own.state, own.cache):
             with contextlib.suppress(StorageError):
                 make_private_directory(folder)
@@ -125,27 +125,28 @@ class CliContext:
 
     def identity(self) -> Callable[[], Identity]:
         """Return how to get the identity when it is needed."""
-        return places.identity_provider(self.identity_file, self.default_identity)
+        return identity_files.identity_provider(self.identity_file, self.default_identity)
 
     def identity_text(self) -> tuple[str, str]:
         """Return the identity as text, which may be locked, and what it is from."""
-        return places.identity_text(self.identity_file, self.default_identity)
+        return identity_files.identity_text(self.identity_file, self.default_identity)
 
-    def own_places(self) -> list[str]:
+    def own_paths(self) -> list[str]:
         """Return the folders of castore itself, which no tree takes in, and the identities that it uses.
 
         The folders change under a scan. Identities are taken, but never removed: without one nothing that is
         stored can be read.
         """
-        own = places.places()
-        return [own.state, own.cache, *places.identity_files(self.identity_file, self.default_identity)]
+        own = environment.machine_paths()
+        identities = identity_files.files_in_use(self.identity_file, self.default_identity)
+        return [own.state, own.cache, *identities]
 
     def default_identity(self) -> str:
         """Return where `init` writes the identity of this store unless --identity names a file."""
         from castore.storage import LocalStorage
         from castore.store import Store
 
-        paths = [places.identity_path(one) for one in Store.read_ids(LocalStorage(self.store_path()))]
+        paths = [environment.identity_path(one) for one in Store.read_ids(LocalStorage(self.store_path()))]
         return next((path for path in paths if os.path.exists(path)), paths[0])
 
     def make_store(
@@ -175,7 +176,7 @@ class CliContext:
             raise UsageError("give --recipient or --identity: with recipients no identity is made")
         identity = admin = place = None
         if not to:
-            admin, place = places.identity_of_new_store(self.identity_file)
+            admin, place = identity_files.identity_of_new_store(self.identity_file)
             if admin is None:
                 admin = identity = Identity.generate()
             to = [(admin.recipient, "")]
@@ -187,16 +188,16 @@ class CliContext:
             # Before the store is one: nobody could ever read what is put into a store without it.
             nonlocal written
             if identity is not None:
-                written = place or places.identity_path(store_id)
-                places.write_identity(written, identity, phrase)
+                written = place or environment.identity_path(store_id)
+                identity_files.write_identity(written, identity, phrase)
 
-        places.refuse_others(path)
+        missing_store.refuse_others(path)
         if not replace_lost:
-            places.refuse_replacement(path)
+            missing_store.refuse_replacement(path)
         storage = LocalStorage(path, create=True)
         average = average or DEFAULT_AVERAGE
         Store.create(
-            *(storage, places.places(), to),
+            *(storage, environment.machine_paths(), to),
             average=average,
             keep=keep_identity,
             identity=None if admin is None else lambda: admin,
@@ -207,7 +208,7 @@ class CliContext:
         return {"store": path, "identity": written, "recipients": texts}
 
     def _make_first(self, path: str) -> None:
-        places.refuse_lost(path)
+        missing_store.refuse_lost(path)
         made = self.make_store(None, ())
         print(f"castore: made a store in {path}", file=sys.stderr)
         if made["identity"]:
@@ -258,7 +259,7 @@ class CliContext:
             )
         if self.settings is not None:
             # This time with its programs, which the tools of other services have no part in.
-            load(self.settings.path, home=places.home(), programs={service}, tolerant=True).of(service)
+            load(self.settings.path, home=environment.home(), programs={service}, tolerant=True).of(service)
         return sources_of(settings)
 
     def configured_origins(self, service: str) -> dict[str, Origin]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import shlex
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from castore.content.restore.metadata import Ownership
 
     _Floats = click.ParamType[float]
     _Texts = click.ParamType[str]
@@ -24,7 +28,7 @@ class LocalPath(_Texts):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
         """Return the path."""
-        from castore.cli.places import absolute, expanded
+        from castore.cli.environment import absolute, expanded
 
         absolute(value)  # refuses a relative one in a deleted working directory
         return expanded(value)
@@ -34,7 +38,6 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, errors included: see 'castore help json'."
 )
 """Adds --json, as the argument `as_json`."""
-
 _store_option = click.option(
     "--store",
     metavar="PATH",
@@ -56,15 +59,12 @@ _older_option = click.option(
     is_flag=True,
     help="Accept a store that is older than this machine has seen it, from now on.",
 )
-
-
 trust_option = click.option(
     "--trust-recorded",
     is_flag=True,
     help="Use recorded programs, servers and paths of parts that castore.toml does not describe and this "
     "machine has not taken. Without this option they are shown and not used: look at them first.",
 )
-
 _trust_option = click.option(
     "--trust-admin",
     "trusted",
@@ -190,3 +190,38 @@ def print_json(value: Any) -> None:
     from castore.cli import document
 
     document.print_json(value)
+
+
+numeric_ids_option = click.option(
+    "--numeric-ids", is_flag=True, help="Restore owners by number, not by name."
+)
+
+
+def ownership_of(numeric_ids: bool) -> Ownership:
+    """Return how a restore sets owners: only root changes them."""
+    from castore.content.restore.metadata import Ownership
+
+    return Ownership(change=os.geteuid() == 0, numeric=numeric_ids)
+
+
+def split_named(option: str, text: str) -> tuple[str, str]:
+    """Split NAME=VALUE."""
+    from castore.errors import UsageError
+
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise UsageError(f"{option} takes NAME=VALUE, not {text!r}")
+    return name, value
+
+
+def split_program(option: str, text: str) -> tuple[str, ...]:
+    """Split a program and its arguments by a shell's rules. No shell is run."""
+    from castore.errors import UsageError
+
+    try:
+        argv = tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} cannot be split into arguments: {error}") from None
+    if not argv:
+        raise UsageError(f"{option} names no program")
+    return argv

@@ -62,11 +62,11 @@ def test_the_version_is_told():
 
 def test_the_list_of_commands_is_that_of_the_files():
     context = click.Context(entry.cli, info_name="castore")
-    for name, lazy in entry._COMMANDS.items():
+    for name, line in entry._COMMANDS.items():
         command = entry.cli.get_command(context, name)
         assert command is not None
         assert command.name == name
-        assert len(lazy.help) <= 60
+        assert len(line) <= 60
         assert name in entry.cli.get_help(context)
 
 

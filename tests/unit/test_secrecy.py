@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.cli import places
+from castore.cli import identity_files
 from castore.crypto import (
     Cipher,
     Identity,
@@ -73,7 +73,7 @@ def cheap(monkeypatch):
 def test_at_every_moment_there_is_a_readable_identity(tmp_path, monkeypatch, cheap, call):
     identity = Identity.generate()
     path = tmp_path / "identity"
-    places.write_identity(str(path), identity, None)
+    identity_files.write_identity(str(path), identity, None)
     before = path.read_bytes()
     real = getattr(os, call)
 
@@ -84,7 +84,7 @@ def test_at_every_moment_there_is_a_readable_identity(tmp_path, monkeypatch, che
 
     monkeypatch.setattr(os, call, failing)
     with pytest.raises(StorageError):
-        places.change_passphrase(str(path), lambda: "new")
+        identity_files.change_passphrase(str(path), lambda: "new")
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["identity"]
@@ -93,16 +93,16 @@ def test_at_every_moment_there_is_a_readable_identity(tmp_path, monkeypatch, che
 def test_a_link_to_an_identity_stays_one_and_a_form_that_does_not_open_is_not_written(tmp_path, cheap, monkeypatch):
     identity = Identity.generate()
     path, link = tmp_path / "identity", tmp_path / "link"
-    places.write_identity(str(path), identity, None)
+    identity_files.write_identity(str(path), identity, None)
     link.symlink_to("identity")
-    places.change_passphrase(str(link), lambda: "new")
+    identity_files.change_passphrase(str(link), lambda: "new")
     assert link.is_symlink()
     assert Identity.parse(path.read_text(), lambda: "new").recipient == identity.recipient
     before = path.read_bytes()
-    monkeypatch.setattr(places, "_passphrase", lambda: "new")
+    monkeypatch.setattr(identity_files, "_passphrase", lambda: "new")
     monkeypatch.setattr(Identity, "locked_text", lambda *_: Identity.generate().text())
     with pytest.raises(IdentityError, match="does not open"):
-        places.change_passphrase(str(path), lambda: "other")
+        identity_files.change_passphrase(str(path), lambda: "other")
     assert path.read_bytes() == before
 
 

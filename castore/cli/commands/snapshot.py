@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from castore.cli.options import LocalPath, common, json_option, print_json
+from castore.cli.options import LocalPath, common, json_option, print_json, split_named, split_program
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
-    from castore.cli.several import Several
+    from castore.cli.service_results import ServiceResults
     from castore.services.hooks import Hooks
     from castore.services.snapshot import Source
     from castore.store import Store
-
-
-def split_named(option: str, text: str) -> tuple[str, str]:
-    """Split NAME=VALUE."""
-    from castore.errors import UsageError
-
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise UsageError(f"{option} takes NAME=VALUE, not {text!r}")
-    return name, value
-
-
-def split_program(option: str, text: str) -> tuple[str, ...]:
-    """Split a program and its arguments by a shell's rules. No shell is run."""
-    from castore.errors import UsageError
-
-    try:
-        argv = tuple(shlex.split(text))
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r} cannot be split into arguments: {error}") from None
-    if not argv:
-        raise UsageError(f"{option} names no program")
-    return argv
 
 
 @click.command(
@@ -108,19 +84,19 @@ def snapshot(
 
     Of several services, the failure of one does not stop the others; the exit code is that of the worst.
     """
-    from castore.cli.several import Several
+    from castore.cli.service_results import ServiceResults
 
     patterns = (*(one for file in exclude_files for one in _read_patterns(file)), *exclude)
     limits = TreeLimits(patterns, one_file_system, exclude_caches)
     given = _given_sources(trees, dumps, programs, limits, allow_empty=allow_empty)
     names = _chosen_services(context, services, everything=everything, given=bool(given))
-    several = Several(names, apart=everything or len(names) > 1)
+    several = ServiceResults(names, apart=everything or len(names) > 1)
     wanted: dict[str, tuple[dict[str, Source], Hooks]] = {}
     for name in names:
         with several.service(name):
             wanted[name] = _wanted(context, name, given, limits)
     if dry_run:
-        from castore.cli.previewing import show_preview
+        from castore.cli.snapshot_preview import show_preview
 
         for name, (sources, _) in wanted.items():
             with several.service(name):
@@ -169,7 +145,7 @@ def _given_sources(
     allow_empty: bool,
 ) -> dict[str, Source]:
     """Return the parts that options name. Raises UsageError."""
-    from castore.cli.places import expanded
+    from castore.cli.environment import expanded
     from castore.errors import UsageError
     from castore.fs.regular import descriptor_of, open_stream
     from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
@@ -274,7 +250,7 @@ def _take(
     sources: dict[str, Source],
     around: Hooks,
     revision: str | None,
-    several: Several,
+    several: ServiceResults,
     *,
     as_json: bool,
 ) -> None:
@@ -303,7 +279,7 @@ def _take(
             revision=filed,
             interrupted=interrupted,
             lacks=lacks,
-            leave_out=context.own_places(),
+            leave_out=context.own_paths(),
             around=around,
             progress=progress,
         )

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from castore.cli import places
+from castore.cli import environment, identity_files
 from castore.crypto.identity import Identity
 from castore.errors import ConfigError, IdentityError, NotFoundError, UsageError
 from castore.services.config import load
@@ -29,7 +29,7 @@ def clean(monkeypatch, tmp_path):
     work.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(work)
-    monkeypatch.setattr(places, "_SYSTEM_FILE", str(tmp_path / "etc" / "castore.toml"))
+    monkeypatch.setattr(environment, "_SYSTEM_FILE", str(tmp_path / "etc" / "castore.toml"))
     return home
 
 
@@ -40,28 +40,28 @@ def write(path, text=""):
 
 
 def test_the_configuration_is_the_first_that_is_there(monkeypatch, tmp_path, clean):
-    assert places.find_config(None) is None
+    assert environment.find_config(None) is None
     system = write(tmp_path / "etc" / "castore.toml")
-    assert places.find_config(None) == system
+    assert environment.find_config(None) == system
     own = write(clean / ".config" / "castore" / "castore.toml")
-    assert places.find_config(None) == own
+    assert environment.find_config(None) == own
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-    assert places.find_config(None) == system
+    assert environment.find_config(None) == system
     own = write(tmp_path / "xdg" / "castore" / "castore.toml")
-    assert places.find_config(None) == own
+    assert environment.find_config(None) == own
     here = write(tmp_path / "work" / "castore.toml")
-    assert places.find_config(None) == here
+    assert environment.find_config(None) == here
     monkeypatch.setenv("CASTORE_CONFIG", "")
-    assert places.find_config(None) == here
+    assert environment.find_config(None) == here
     monkeypatch.setenv("CASTORE_CONFIG", "~/asked.toml")
-    assert places.find_config(None) == f"{clean}/asked.toml"
-    assert places.find_config("option.toml") == f"{tmp_path}/work/option.toml"
+    assert environment.find_config(None) == f"{clean}/asked.toml"
+    assert environment.find_config("option.toml") == f"{tmp_path}/work/option.toml"
 
 
 def test_a_strangers_configuration_in_the_working_directory_is_refused(tmp_path):
     here = write(tmp_path / "work" / "castore.toml")
     os.chmod(here, 0o666)
-    assert places.find_config(None) == here
+    assert environment.find_config(None) == here
     with pytest.raises(ConfigError, match=f"not read: other users may write.*chmod go-w {here}"):
         load(here)
     os.chmod(here, 0o644)
@@ -73,35 +73,35 @@ def test_a_strangers_configuration_in_the_working_directory_is_refused(tmp_path)
 
 def test_folders_follow_the_user_and_xdg(monkeypatch, clean):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert places.default_store() == f"{clean}/.local/share/castore"
-    assert places.places().state == f"{clean}/.local/state/castore"
-    assert places.places().cache == f"{clean}/.cache/castore"
-    assert places.identity_path(b"\x01" * 16) == f"{clean}/.config/castore/{'01' * 16}.identity"
+    assert environment.default_store() == f"{clean}/.local/share/castore"
+    assert environment.machine_paths().state == f"{clean}/.local/state/castore"
+    assert environment.machine_paths().cache == f"{clean}/.cache/castore"
+    assert environment.identity_path(b"\x01" * 16) == f"{clean}/.config/castore/{'01' * 16}.identity"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert places.default_store() == f"{clean}/.local/share/castore"
-    assert places.places().state == "/var/lib/castore"
-    assert places.places().cache == "/var/cache/castore"
+    assert environment.default_store() == f"{clean}/.local/share/castore"
+    assert environment.machine_paths().state == "/var/lib/castore"
+    assert environment.machine_paths().cache == "/var/cache/castore"
     for name in ("DATA", "STATE", "CACHE", "CONFIG"):
         monkeypatch.setenv(f"XDG_{name}_HOME", f"/x/{name.lower()}")
-    assert places.default_store() == "/x/data/castore"
-    assert places.places().state == "/x/state/castore"
-    assert places.places().cache == "/x/cache/castore"
-    assert places.identity_path(b"\x01" * 16) == f"/x/config/castore/{'01' * 16}.identity"
+    assert environment.default_store() == "/x/data/castore"
+    assert environment.machine_paths().state == "/x/state/castore"
+    assert environment.machine_paths().cache == "/x/cache/castore"
+    assert environment.identity_path(b"\x01" * 16) == f"/x/config/castore/{'01' * 16}.identity"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert places.places().cache == "/var/cache/castore"
+    assert environment.machine_paths().cache == "/var/cache/castore"
 
 
 def test_variables(monkeypatch):
-    assert not places.debugging()
-    assert places.store_from_environment() is None
+    assert not environment.debugging()
+    assert environment.store_from_environment() is None
     monkeypatch.setenv("CASTORE_DEBUG", "1")
     monkeypatch.setenv("CASTORE_STORE", "/s")
-    assert places.debugging()
-    assert places.store_from_environment() == "/s"
+    assert environment.debugging()
+    assert environment.store_from_environment() == "/s"
 
 
 def get(option=None, default="/no/such"):
-    return places.identity_provider(option, lambda: default)()
+    return identity_files.identity_provider(option, lambda: default)()
 
 
 def test_the_identity_is_the_first_that_is_given(monkeypatch, tmp_path):
@@ -122,7 +122,7 @@ def test_the_identity_is_the_first_that_is_given(monkeypatch, tmp_path):
 
 def test_nothing_is_read_before_the_identity_is_needed(monkeypatch):
     monkeypatch.setenv("CASTORE_IDENTITY_COMMAND", "false")
-    places.identity_provider(None, lambda: pytest.fail("asked too early"))
+    identity_files.identity_provider(None, lambda: pytest.fail("asked too early"))
 
 
 def test_without_an_identity_the_ways_to_give_one_are_told():
@@ -135,7 +135,7 @@ def test_without_an_identity_the_ways_to_give_one_are_told():
         raise NotFoundError("no store")
 
     with pytest.raises(IdentityError, match="--identity"):
-        places.identity_provider(None, no_store)()
+        identity_files.identity_provider(None, no_store)()
 
 
 def test_an_identity_that_cannot_be_had_is_an_error_that_names_its_source(monkeypatch, tmp_path):
@@ -181,8 +181,8 @@ def test_on_a_terminal_identity_and_passphrase_are_asked_for_and_not_shown():
     script = (
         "import fcntl, termios\n"
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-        "from castore.cli import places\n"
-        "print('is', places.identity_provider(None, lambda: '/no/such')().recipient.text)"
+        "from castore.cli import identity_files\n"
+        "print('is', identity_files.identity_provider(None, lambda: '/no/such')().recipient.text)"
     )
     terminal, theirs = pty.openpty()
     process = subprocess.Popen(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from castore.store import Store
     from castore.store.format.config import Certificate, StoreConfig
 
+
 yes_option = click.option(
     "--yes", is_flag=True, help="Do not ask before the configuration of a store is signed for the first time."
 )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-class Several:
+class ServiceResults:
     """Collects the result of each service, and raises one error for all at the end.
 
     apart: False for one service that was named alone: its error is raised as it is.

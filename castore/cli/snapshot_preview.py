@@ -10,9 +10,10 @@ from castore.cli.options import print_json
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
-    from castore.cli.several import Several
+    from castore.cli.service_results import ServiceResults
     from castore.services.preview import PartPreview
     from castore.services.snapshot import Source
+
 
 _SHOWN = 10
 
@@ -22,17 +23,17 @@ def show_preview(
     service: str,
     sources: dict[str, Source],
     revision: str | None,
-    several: Several,
+    several: ServiceResults,
     *,
     as_json: bool,
 ) -> None:
     """Print what a snapshot of a service would take. Raises UsageError where it would fail."""
-    from castore.cli.places import places
+    from castore.cli.environment import machine_paths
     from castore.errors import UsageError
     from castore.services.preview import preview
 
     filed = _revision(context, service, revision)
-    parts = list(preview(sources, [context.store_path(), *context.own_places()], places().journals))
+    parts = list(preview(sources, [context.store_path(), *context.own_paths()], machine_paths().journals))
     plain = [_plain(part) for part in parts]
     entry = {"service": service, "revision": filed, "dry_run": True, "parts": plain}
     several.results.append(entry)

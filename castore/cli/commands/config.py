@@ -1,0 +1,158 @@
+"""castore config."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli import formatting
+from castore.cli.options import LocalPath, common, json_option, print_json
+from castore.cli.quiet import summarize
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+    from castore.services.config import Service, TreePart
+
+
+@click.group(epilog="Example: castore config check")
+def config() -> None:
+    """Check castore.toml, and show what it means."""
+
+
+@config.command("init", epilog="Example: castore config init /etc/castore/castore.toml")
+@click.argument("file", required=False, type=LocalPath())
+@common
+def write_config(context: CliContext, file: str | None) -> None:
+    """Write a commented castore.toml for the services found on this machine.
+
+    FILE is by default /etc/castore/castore.toml for root, else ~/.config/castore/castore.toml; `-` prints it.
+    An existing file is never overwritten.
+    """
+    from castore.cli import environment
+    from castore.errors import UsageError
+    from castore.services.config import load
+    from castore.services.detect import detect, document
+    from castore.state.paths import make_private_directory
+
+    path = file or environment.config_to_write(context.config)
+    if path != "-" and os.path.lexists(path):
+        raise UsageError(f"{path} exists, and is not overwritten; print one with: castore config init -")
+    store = context.store or environment.store_from_environment()
+    found = list(detect())
+    body = document(environment.absolute(store) if store else None, found)
+    if path == "-":
+        click.echo(body, nl=False)
+        return
+    path = environment.absolute(path)
+    make_private_directory(os.path.dirname(path))
+    with open(path, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as written:
+        written.write(body)
+    load(path, home=environment.home(), programs=False)
+    for one in found:
+        summarize(f"{one.name}: {one.why}{'' if one.usable else ' Its lines are comments.'}")
+    summarize(f"wrote {path}; change it where needed, then: castore config check")
+
+
+@config.command(epilog="Example: castore config show")
+@json_option
+@common
+def show(context: CliContext, as_json: bool) -> None:  # noqa: ARG001 - it is JSON anyway
+    """Print the configuration as castore understands it, with all defaults."""
+    import msgspec
+
+    settings = context.required_settings()
+    shown = msgspec.to_builtins(settings)
+    del shown["partial"]
+    if not settings.faults:
+        del shown["faults"]
+    print_json(shown)
+    settings.refuse_faults()
+
+
+@config.command(epilog="Example: castore config check")
+@json_option
+@common
+def check(context: CliContext, as_json: bool) -> None:
+    """Check that everything that castore.toml names exists: programs, databases, paths, store, identity."""
+    from castore.cli import environment, identity_files
+    from castore.content.scan.exclude import Exclude
+    from castore.errors import CastoreError, ConfigError
+    from castore.fs.beneath import open_top
+    from castore.process.program import errors_unshown
+    from castore.process.users import owner_hint
+    from castore.services.config import TreePart, load
+    from castore.services.nested_parts import refuse_overlaps
+    from castore.services.revision import current
+
+    settings = context.required_settings()
+    faults = load(settings.path, home=environment.home(), tolerant=True).faults  # with missing programs
+    found: list[dict[str, Any]] = []
+
+    def report(what: str, error: CastoreError | str | None, *, needed: bool = True) -> None:
+        problem = None if error is None else str(error)
+        found.append({"what": what, "ok": problem is None, "needed": needed, "problem": problem})
+        if as_json:
+            return
+        if problem is None:
+            summarize(f"{what}: ok")
+        else:
+            print(f"{what}: {problem}")
+
+    def tried(what: str, action: Any) -> None:
+        try:
+            action()
+        except CastoreError as error:
+            report(what, error)
+        else:
+            report(what, None)
+
+    def open_store() -> None:
+        with context.open_store() as store:
+            try:
+                with identity_files.unasked():
+                    store.identity()
+            except CastoreError as error:
+                reason = f"not reachable, which restore and rollback need ({error})"
+                report("identity", reason, needed=False)
+            else:
+                report("identity", None)
+            store.check_settings()
+
+    def tree(service: Service, part: str, own: TreePart) -> None:
+        if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):
+            raise ConfigError(f"cannot read the tree {own.path}")
+        open_and_close(own.path)
+        if own.exclude:
+            Exclude(own.exclude, own.path)
+        refuse_overlaps(service, part)
+
+    def open_and_close(path: str) -> None:
+        try:
+            os.close(open_top(path))
+        except OSError as error:
+            raise ConfigError(f"cannot read the tree {path}: {error.strerror}") from error
+
+    tried("store", open_store)
+    for problem in (one for problems in faults.values() for one in problems):
+        where, _, what = problem.removeprefix(f"{settings.path}: ").partition(": ")
+        report(where, what)
+    for name, service in {**settings.service, **settings.partial}.items():
+        tried(f"{name}: revision", lambda service=service: current(service.revision, service.timeout))
+        for part, described in service.parts.items():
+            own = described.source
+            if isinstance(own, TreePart):
+                tried(f"{name}: {part}", lambda service=service, part=part, own=own: tree(service, part, own))
+            else:
+                with errors_unshown():
+                    tried(f"{name}: {part}", own.check)
+            path = getattr(own, "path", None)
+            if path is not None and described.run_as is None:
+                hint = owner_hint(path, becomes_owner=described.engine == "sqlite")
+                if hint is not None:
+                    report(f"{name}: {part}: run-as", hint, needed=False)
+    if as_json:
+        print_json({"path": settings.path, "checks": found})
+    if failed := sum(one["needed"] and not one["ok"] for one in found):
+        raise ConfigError(f"{settings.path}: {formatting.count(failed, 'problem')}, as said above")

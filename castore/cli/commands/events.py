@@ -1,0 +1,35 @@
+"""castore events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from castore.cli import formatting
+from castore.cli.document import times
+from castore.cli.options import Count, common, json_option, print_json
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+
+
+@click.command(epilog="Example: castore events drupal")
+@click.argument("service", required=False)
+@click.option("--limit", type=Count(1), default=50, show_default=True, help="Show the newest N.")
+@json_option
+@common
+def events(context: CliContext, service: str | None, limit: int, as_json: bool) -> None:
+    """List what castore did on this machine, newest first, and what failed and why."""
+    import msgspec
+
+    with context.open_store() as store:
+        found = store.event_log.read(service)[:limit]
+    if as_json:
+        print_json([{**msgspec.to_builtins(one), **times("time", one.time)} for one in found])
+        return
+    for one in found:
+        number = f"@{one.number}" if one.number is not None else ""
+        how = "" if one.ok else "FAILED: "
+        took = formatting.duration(one.duration)
+        print(f"{formatting.local_time(one.time)}  {one.kind} {one.service}{number}  {took}  {how}{one.text}")

@@ -1,0 +1,63 @@
+"""castore follow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from castore.cli.operations import work_of
+from castore.cli.options import common, json_option, print_json
+from castore.cli.quiet import is_quiet, summarize
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+    from castore.services.follow import Followed
+
+
+@click.command(epilog="Example: castore follow drupal")
+@click.argument("services", metavar="SERVICE...", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@json_option
+@common
+def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Make the state of each SERVICE match its configured revision. For boot and activation scripts.
+
+    The state belongs to that revision: nothing. It is new: it is recorded. It has generations: the
+    newest generation is restored with follow = "restore" in castore.toml; otherwise the command is printed.
+    """
+    from castore.cli.progress import watching
+    from castore.cli.service_results import ServiceResults
+    from castore.services.follow import follow as run_follow
+
+    several = ServiceResults(services, apart=len(services) > 1)
+    with context.open_store() as store, watching() as progress:
+        store.sync_generations()
+        for service in services:
+            with several.service(service):
+                work = work_of(context, store, progress, (service,))
+                (one,) = run_follow(work, (service,), dry_run=dry_run)
+                several.results.append({
+                    "service": one.service,
+                    "revision": one.revision,
+                    "before": one.before,
+                    "number": one.generation.number if one.generation is not None else None,
+                    "restored": one.restored,
+                })
+                if not as_json:
+                    _print_followed(one, dry_run=dry_run)
+    if as_json:
+        print_json(several.results)
+    several.finish()
+
+
+def _print_followed(one: Followed, *, dry_run: bool) -> None:
+    from castore.cli.progress import hushed
+
+    if dry_run:
+        with hushed():
+            print(one.text, flush=True)
+    elif one.generation is not None and not one.restored and is_quiet():
+        click.echo(f"castore: {one.text}", err=True)  # something is left to do
+    else:
+        summarize(one.text)

@@ -1,0 +1,84 @@
+"""castore forget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli.options import agreed, common, host_option, json_option, print_json
+from castore.cli.quiet import summarize
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+    from castore.model.generation import Generation
+    from castore.store import Store
+
+
+@click.command(epilog="Example: castore forget drupal@7 drupal@20-29")
+@click.argument("what", metavar="SERVICE@SELECTOR...", nargs=-1, required=True)
+@click.option("--all", "everything", is_flag=True, help="Forget all generations of SERVICE.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@common
+@host_option
+def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> None:
+    """Remove generations for good. 'castore compact' reclaims the space that only they needed.
+
+    SERVICE@3-7 names the generations with the numbers 3 to 7.
+    """
+    from castore.errors import UsageError
+    from castore.services.prune import forget as remove
+    from castore.services.prune import spans
+    from castore.services.rollback.journal import refuse_interrupted
+
+    with context.open_store() as store:
+        store.sync_generations()
+        chosen: dict[str, dict[int, Any]] = {}
+        for one in what:
+            service, _, selector = one.partition("@")
+            if everything and selector:
+                raise UsageError(f"--all is of a service: {service}, not {one}")
+            if not everything and not selector:
+                raise UsageError(f"which generation of {one!r}? Say {one}@NUMBER, or --all")
+            for generation in _to_forget(store, service, selector):
+                chosen.setdefault(service, {})[generation.number] = generation
+        names = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
+        if not (yes or agreed(f"Remove {names} for good?")):
+            print_json({"forgotten": []}) if as_json else summarize("nothing was removed")
+            return
+        for service, generations in chosen.items():
+            with store.lock(service):
+                refuse_interrupted(store, service)
+                remove(store, service, list(generations.values()))
+    if as_json:
+        numbers = [(service, number) for service, found in chosen.items() for number in found]
+        print_json({"forgotten": [{"service": service, "number": number} for service, number in numbers]})
+    else:
+        summarize(f"forgotten: {names}")
+
+
+def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:
+    """Return what to forget of a service; selector: empty for all of the chosen host.
+
+    Only a number selects a generation of a host that was not named. Raises NotFoundError, UsageError.
+    """
+    from castore.errors import NotFoundError, UsageError
+    from castore.services.hosts import removable
+    from castore.services.selectors import find_range, unknown_service
+
+    if not selector:
+        if service not in store.services():
+            raise unknown_service(store, service)
+        found = list(filter(removable(store, service), store.generations(service)))
+        if not found:
+            raise NotFoundError(f"this host has no generation of {service!r} (another host's: --host NAME)")
+        return found
+    found = find_range(store, service, selector)
+    for one in found:
+        if store.chosen_host is None and not store.is_own(one) and selector.lstrip("#") != str(one.number):
+            raise UsageError(
+                f"{service}@{selector} is a generation of host {one.host}: forget {service}@{one.number}, or "
+                f"choose the host with --host {one.host}"
+            )
+    return found

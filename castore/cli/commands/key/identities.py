@@ -1,0 +1,176 @@
+"""castore key new, show, paper, enter, passphrase."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+
+from castore.cli.identity_files import new_passphrase
+from castore.cli.options import LocalPath, common, json_option, print_json
+from castore.cli.quiet import summarize
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+    from castore.cli.recovery_sheet import Sheet
+
+
+@click.command(epilog="Example: castore key new /media/usb/identity --passphrase")
+@click.argument("file", type=LocalPath())
+@click.option("--passphrase", is_flag=True, help="Protect it with a passphrase.")
+@json_option
+def new(file: str, passphrase: bool, as_json: bool) -> None:
+    """Make an identity in FILE, and print its public key; 'castore key show' prints its admin key, too."""
+    from castore.cli.identity_files import write_identity
+    from castore.crypto import Admin, Identity
+
+    identity = Identity.generate()
+    write_identity(file, identity, new_passphrase() if passphrase else None)
+    if as_json:
+        found = {"recipient": identity.recipient.text, "admin": Admin(identity.admin.public).text}
+        print_json({"identity": file, **found, "locked": passphrase})
+    else:
+        print(identity.recipient.text)
+
+
+@click.command(epilog="Example: castore key show --identity /media/usb/identity")
+@json_option
+@common
+def show(context: CliContext, as_json: bool) -> None:
+    """Print the public keys of an identity: its recipient, and its admin key."""
+    from castore.crypto import Admin
+
+    identity = context.identity()()
+    text, admin = identity.recipient.text, Admin(identity.admin.public).text
+    if as_json:
+        print_json({"recipient": text, "admin": admin})
+    else:
+        print(text)
+        print(admin)
+
+
+@click.command(epilog="Example: castore key paper --out sheet.html")
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=LocalPath(),
+    help="Write a .html page, .svg picture or .txt file; else it is printed here.",
+)
+@common
+def paper(context: CliContext, out: str | None) -> None:
+    """Print the identity on a sheet that outlives disks: to type, and as a QR code.
+
+    A locked identity stays locked on it. The file is secret like the identity: remove it once it is
+    printed.
+    """
+    import sys
+
+    from castore.cli import recovery_sheet as printing
+    from castore.cli.identity_files import write_secret
+    from castore.errors import UsageError
+
+    forms = {"html": printing.as_html, "svg": printing.as_svg, "txt": printing.as_text}
+    kind = "txt" if out is None else out.rpartition(".")[2].lower()
+    if kind not in forms:
+        raise UsageError(f"{out}: a sheet is a .html page, a .svg picture or a .txt file")
+    sheet = _sheet(context)
+    if out is None:
+        click.echo(printing.as_text(sheet, terminal=sys.stdout.isatty()), nl=False)
+        return
+    write_secret(out, forms[kind](sheet))
+    click.echo(f"{out} holds the identity: print it, remove it, and keep the sheet somewhere safe", err=True)
+
+
+def _sheet(context: CliContext) -> Sheet:
+    """Return what is to be printed of the identity at hand."""
+    import datetime as dt
+    import re
+
+    from castore.cli.recovery_sheet import Sheet
+    from castore.crypto.identity import Identity, check_identity, is_locked
+    from castore.errors import CastoreError, IdentityError
+    from castore.storage import LocalStorage
+    from castore.store import Store
+
+    text, source = context.identity_text()
+    try:
+        line = check_identity(text)
+    except IdentityError as error:
+        raise IdentityError(f"{source}: {error}") from None
+    if is_locked(line):
+        noted = re.search(r"^#\s*(castore-pub-[a-z2-7]+)\s*$", text, re.MULTILINE)
+        recipient = noted[1] if noted else ""
+    else:
+        recipient = Identity.parse(line, None).recipient.text
+    store, store_id = context.store_path(), ""
+    # A sheet for a store that is elsewhere, or whose disk is not here, is as good.
+    with contextlib.suppress(CastoreError):
+        store_id = Store.read_id(LocalStorage(store)).hex()
+    return Sheet(line, recipient, store, store_id, dt.datetime.now().astimezone().date().isoformat())
+
+
+@click.command(epilog="Example: castore key enter ./identity")
+@click.argument("file", type=LocalPath())
+@json_option
+def enter(file: str, as_json: bool) -> None:
+    """Make FILE of an identity that is typed, or pasted, from a sheet of 'castore key paper'.
+
+    Case, spaces, dashes and line ends do not matter. If the check does not match, the group that is
+    mistyped is named.
+    """
+    import os
+    import sys
+
+    from castore.cli.identity_files import write_secret
+    from castore.crypto.identity import Identity, check_identity, is_locked, is_whole
+    from castore.errors import UsageError
+
+    text = ""
+    if sys.stdin.isatty():
+        click.echo("Type the identity, in as many lines as you like; an empty line ends it.", err=True)
+        while not is_whole(text) and (line := sys.stdin.readline()).strip():
+            text += line
+    else:
+        text = sys.stdin.read(1 << 16)
+    line = check_identity(text)
+    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(file))):
+        raise UsageError(f"there is no directory {folder}")
+    note = "# castore identity, typed from paper"
+    if is_locked(line):
+        write_secret(file, f"{note}; it takes its passphrase\n{line}\n")
+        if as_json:
+            print_json({"identity": file, "recipient": None, "locked": True})
+        else:
+            summarize(f"{file} holds the identity, locked with its passphrase")
+        return
+    recipient = Identity.parse(line, None).recipient.text
+    write_secret(file, f"{note}: opens all state sealed to\n# {recipient}\n{line}\n")
+    if as_json:
+        print_json({"identity": file, "recipient": recipient, "locked": False})
+    else:
+        print(recipient)
+
+
+@click.command(epilog="Example: castore key passphrase /media/usb/identity")
+@click.argument("file", required=False, type=LocalPath())
+@click.option("--remove", is_flag=True, help="Leave the identity without a passphrase.")
+@json_option
+@common
+def passphrase(context: CliContext, file: str | None, remove: bool, as_json: bool) -> None:
+    """Set, change or remove the passphrase of an identity's file.
+
+    That is FILE, --identity, or where init wrote it. CASTORE_PASSPHRASE_COMMAND prints the present one,
+    CASTORE_NEW_PASSPHRASE_COMMAND the new one; else they are asked for. Copies of the file keep the
+    passphrase that they had.
+    """
+    from castore.cli.identity_files import change_passphrase
+
+    path = file or context.identity_file or context.default_identity()
+    variable = "CASTORE_NEW_PASSPHRASE_COMMAND"
+    identity = change_passphrase(path, lambda: None if remove else new_passphrase(variable))
+    if as_json:
+        print_json({"identity": path, "recipient": identity.recipient.text, "locked": not remove})
+        return
+    state = "no passphrase" if remove else "a new passphrase"
+    summarize(f"{path} has {state} now; it is the identity of {identity.recipient.text} as before")

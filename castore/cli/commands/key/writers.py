@@ -1,0 +1,123 @@
+"""castore key adopt, rotate-writer, revoke-writer, audit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from castore.cli.options import common, json_option, print_json
+from castore.cli.quiet import summarize
+from castore.cli.signed_store import signed_store, yes_option
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+
+
+@click.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")
+@click.option("--host", metavar="NAME", default="", help="The machine's name in the store; else its own.")
+@click.option("--maintain", is_flag=True, help="Let this machine remove what others added, too.")
+@click.option(
+    "--replace", is_flag=True, help="It replaces the machine that had the name, with its role."
+)
+@click.option("--new-key", is_flag=True, help="Give it another key: a copy of its own is on another machine.")
+@yes_option
+@json_option
+@common
+def adopt(
+    context: CliContext, host: str, maintain: bool, replace: bool, new_key: bool, yes: bool, as_json: bool
+) -> None:
+    """Make this machine a writer of the store. Needs the identity of an admin, who certifies its key.
+
+    An outdated writer key of this machine is replaced.
+    """
+    with signed_store(context, yes=yes, local_key=False) as store:
+        store.adopt(host, maintain=maintain, replace=replace, new_key=new_key)
+        location, name, maintains = store.location, store.certified_host, store.writer_key.may_maintain
+    if as_json:
+        print_json({"store": location, "host": name})
+    else:
+        may = "add to, and remove what others added from," if maintains else "add to"
+        summarize(f"this machine may {may} {location} now, as {name}")
+
+
+@click.command(name="rotate-writer", epilog="Example: castore key rotate-writer")
+@click.option(
+    "--new-ids", is_flag=True, help="Also rename chunks: later snapshots share nothing with earlier ones."
+)
+@json_option
+@common
+def rotate_writer(context: CliContext, new_ids: bool, as_json: bool) -> None:
+    """Draw a new writer key, after somebody may have read it. Needs the identity of an admin.
+
+    Stored data stays, and restores. Data under the former key is refused from now on, also that of
+    snapshots that other machines are taking. Machines that are writers of the store get the new key by
+    themselves. A holder of the former key still knows the names of earlier services and generations, and,
+    unless --new-ids is given, can test whether the store holds a chunk that they know.
+    """
+    with context.open_store() as store:
+        store.rotate_writer(new_ids=new_ids)
+        context.warn_damaged(store)
+        location = store.location
+    if as_json:
+        print_json({"store": location, "new_ids": new_ids})
+        return
+    summarize(f"the store at {location} has a new writer key, and so has this machine")
+    summarize("the other machines that add to it take it with their next command")
+
+
+@click.command(name="revoke-writer", epilog="Example: castore key revoke-writer web1")
+@click.argument("host", metavar="HOST")
+@json_option
+@common
+def revoke_writer(context: CliContext, host: str, as_json: bool) -> None:
+    """End the certificate of a machine that was stolen or lost. Needs the identity of an admin.
+
+    What the machine added before stays, and restores; 'castore key list' names the machines. It also draws
+    a new writer key, as 'castore key rotate-writer' does, which the revoked machine does not get.
+    """
+    with context.open_store() as store:
+        store.revoke_writer(host)
+        context.warn_damaged(store)
+        location = store.location
+    if as_json:
+        print_json({"store": location, "host": host})
+        return
+    summarize(f"{host} is no longer a writer of {location}; what it adds from now on is refused")
+    summarize("give the store new credentials, too, if that machine had any")
+
+
+@click.command(epilog="Example: castore key audit")
+@json_option
+@common
+def audit(context: CliContext, as_json: bool) -> None:
+    """Show what each machine and admin has added, and what is not accepted.
+
+    After a theft this shows what the machine could have done before 'castore key revoke-writer'.
+    """
+    from castore.cli import formatting
+    from castore.maintenance.audit import audit as look
+
+    with context.open_store() as store:
+        found = look(store)
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+        return
+    for one in found.added:
+        words = [f"{one.kind} {formatting.printable(one.host)}", one.key[:16], *one.roles]
+        words += [f"since {formatting.local_time(one.since)}"] if one.since else []
+        ended = "replaced" if one.replaced else "revoked"
+        words += [f"{ended} {formatting.local_time(one.revoked)}"] if one.revoked else []
+        print("  ".join(words))
+        if one.generations:
+            times = f"from {formatting.local_time(one.first)} to {formatting.local_time(one.last)}"
+            print(f"    {formatting.count(one.generations, 'generation')}, {times}")
+        if one.packs or one.sessions:
+            packs = f"{formatting.count(one.packs, 'pack')} of {formatting.size(one.bytes)}"
+            print(f"    {formatting.count(one.sessions, 'session')}, {packs}")
+    if found.former:
+        print(f"accepted under former writer keys: {formatting.count(found.former, 'object')}")
+    for name, reason in sorted(found.refused.items()):
+        print(f"not accepted: {name}: {formatting.one_line(reason)}")

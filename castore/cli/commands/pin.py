@@ -1,0 +1,57 @@
+"""castore pin, unpin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from castore.cli.options import common, host_option, json_option, print_json
+from castore.cli.quiet import summarize
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+
+
+@click.command(epilog="Example: castore pin drupal@12 --note 'before the move to PHP 9'")
+@click.argument("what", metavar="SERVICE@SELECTOR")
+@click.option("--note", default="", metavar="TEXT", help="Why; 'castore prune --dry-run' shows it.")
+@json_option
+@common
+@host_option
+def pin(context: CliContext, what: str, note: str, as_json: bool) -> None:
+    """Keep a generation whatever the rules say, until it is unpinned."""
+    from castore.services.selectors import find
+
+    service, _, selector = what.partition("@")
+    with context.open_store() as store:
+        store.sync_generations()
+        number = find(store, service, selector or "latest").number
+        fresh = store.pin(service, number, note)
+    if as_json:
+        print_json({"service": service, "number": number, "pinned": True, "changed": bool(fresh)})
+    else:
+        summarize(f"{service}@{number} is {'' if fresh else 'already '}pinned")
+
+
+@click.command(epilog="Example: castore unpin drupal@12")
+@click.argument("what", metavar="SERVICE@SELECTOR")
+@json_option
+@common
+@host_option
+def unpin(context: CliContext, what: str, as_json: bool) -> None:
+    """Let the rules decide about a generation again."""
+    from castore.errors import NotFoundError
+    from castore.services.selectors import find
+
+    service, _, selector = what.partition("@")
+    with context.open_store() as store:
+        store.sync_generations()
+        number = find(store, service, selector or "latest").number
+        if not store.unpin(service, number):
+            pinned = ", ".join(map(str, sorted(store.pins(service)))) or "none"
+            raise NotFoundError(f"{service}@{number} is not pinned; pinned of {service!r}: {pinned}")
+    if as_json:
+        print_json({"service": service, "number": number, "pinned": False, "changed": True})
+    else:
+        summarize(f"{service}@{number} is no longer pinned")

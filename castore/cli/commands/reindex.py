@@ -1,0 +1,35 @@
+"""castore reindex."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from castore.cli import formatting
+from castore.cli.options import common, json_option, print_json
+from castore.cli.quiet import summarize
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+
+
+@click.command(epilog="Example: castore reindex")
+@json_option
+@common
+def reindex(context: CliContext, as_json: bool) -> None:
+    """Delete the index and rebuild it from the store; needs no identity."""
+    from castore.cli.progress import watching
+    from castore.progress import Progress
+
+    with context.open_store() as store:
+        tally = Progress()
+        with watching() as progress:
+            progress("reading packs", tally)
+            store.reindex(tally)
+        count = store.count_chunks()
+        context.warn_damaged(store)
+    if as_json:
+        print_json({"chunks": count})
+    else:
+        summarize(f"the index holds {formatting.count(count, 'chunk')}")

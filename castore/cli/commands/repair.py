@@ -1,0 +1,79 @@
+"""castore repair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from castore.cli import formatting
+from castore.cli.damage import damage_summary, plain_findings, print_findings
+from castore.cli.options import agreed, common, json_option, print_json
+from castore.cli.quiet import summarize
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+    from castore.maintenance.repair import Repair
+    from castore.maintenance.verify import Verification
+
+
+@click.command(epilog="Example: castore repair --identity /media/usb/identity")
+@click.option("--dry-run", is_flag=True, help="Say what would be dropped, and drop nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@common
+def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Drop what cannot be read, and report what is lost; everything else stays restorable.
+
+    The next snapshot that still finds lost content stores it again. Configurations that are
+    not accepted are dropped with the identity of an admin. Exit code 5 if anything is lost.
+    """
+    from castore.cli.progress import hushed, watching
+    from castore.errors import DamageError
+    from castore.maintenance.repair import repair as mend
+    from castore.progress import Progress
+
+    def agree(found: Verification, planned: Repair) -> bool:
+        with hushed():
+            if not as_json:
+                print_findings(found)
+                for name in planned.mend:
+                    print(f"to be written anew from its copy: {name}")
+                for name in planned.drop:
+                    more = " (a machine whose index knows what is in it saves more)"
+                    print(f"to be dropped: {name}{more if name.startswith('packs/') else ''}")
+                for pack in planned.rewrite:
+                    print(f"to be written anew: packs/{pack.hex()}")
+            if dry_run or not (planned.mend or planned.drop or planned.rewrite):
+                return False
+            if not (planned.drop or planned.rewrite):
+                return True
+            return yes or agreed("Drop what cannot be read, for good?")
+
+    with context.open_store() as store:
+        tally = Progress()
+        with watching() as progress:
+            progress("looking at everything", tally)
+            done, after = mend(store, tally, agree=agree)
+    if as_json:
+        rewritten = [pack.hex() for pack in done.rewrite]
+        print_json({
+            "done": done.done,
+            "mended": done.mend,
+            "dropped": done.drop,
+            "rewritten": rewritten,
+            "kept_records": done.kept_records,
+            "lost_records": done.lost_records,
+            "left": plain_findings(after),
+        })
+    elif done.done:
+        summarize(
+            f"{formatting.count(len(done.mend), 'object')} repaired, {len(done.drop)} dropped, "
+            f"{formatting.count(len(done.rewrite), 'pack')} rewritten: "
+            f"{formatting.count(done.kept_records, 'record')} kept, {done.lost_records} lost"
+        )
+        print_findings(after)
+    elif after.sound:
+        summarize("nothing to repair")
+    if not after.sound:
+        raise DamageError(damage_summary(after))

@@ -1,0 +1,267 @@
+"""castore rollback."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli import formatting
+from castore.cli.options import (
+    agreed,
+    common,
+    host_option,
+    json_option,
+    numeric_ids_option,
+    ownership_of,
+    print_json,
+    trust_option,
+)
+from castore.cli.quiet import summarize
+from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tree_steps
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+    from castore.model.generation import Generation, Origin
+    from castore.services.config import Service
+    from castore.services.rollback.plan import RollbackPlan
+    from castore.store import Store
+
+
+@click.command(epilog="Example: castore rollback drupal --to r1 --dry-run")
+@click.argument("service")
+@click.option("--to", "selector", metavar="SEL", help="Revision, number, date, latest.")
+@click.option("--undo", is_flag=True, help="Return to the state that the last rollback replaced.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask if the generation is of another host or place.")
+@click.option("--no-safety", is_flag=True, help="Do not take a pre-rollback generation.")
+@click.option(
+    "--trust-times",
+    is_flag=True,
+    help="With --no-safety or --dry-run: do not compare the content of files of the same size and time.",
+)
+@click.option(
+    "--restore",
+    "programs",
+    metavar="NAME='ARGV'",
+    multiple=True,
+    help="The program that reads the dump NAME on its standard input.",
+)
+@trust_option
+@numeric_ids_option
+@json_option
+@common
+@host_option
+def rollback(
+    context: CliContext,
+    service: str,
+    selector: str | None,
+    undo: bool,
+    dry_run: bool,
+    yes: bool,
+    no_safety: bool,
+    trust_times: bool,
+    programs: tuple[str, ...],
+    trust_recorded: bool,
+    numeric_ids: bool,
+    as_json: bool,
+) -> None:
+    """Roll SERVICE back: to the newest generation of a revision, or to any one.
+
+    Dumps are restored into staging copies next to the live data. Then castore stops the service, takes a
+    pre-rollback generation, swaps all parts, of trees only what differs, starts the service and checks its
+    health, with the programs of castore.toml. If anything fails, it reverts all parts.
+    """
+    import time
+
+    from castore.cli.progress import watching
+    from castore.progress import Progress
+    from castore.services.doubts import doubts
+    from castore.services.rollback.execute import check_plan, creations, missing_folders, roll_back
+    from castore.services.rollback.journal import refuse_interrupted
+    from castore.services.rollback.plan import plan_rollback, read_details
+    from castore.services.selectors import find, undo_of
+    from castore.services.state_revision import state_revision
+
+    if (selector is None) == (not undo):
+        raise click.UsageError("give --to SEL, or --undo")
+    with context.open_store() as store:
+        store.sync_generations()
+        if undo:
+            # What the interrupted one kept is not known to be complete.
+            refuse_interrupted(store, service)
+        target = undo_of(store, service) if selector is None else find(store, service, selector)
+        recorded = read_details(store, target).origins
+        origins = _origins(context, store, target, recorded, programs, trust_recorded)
+        ownership = ownership_of(numeric_ids)
+        settings = context.service_settings(service)
+        doubted = doubts(store, target, recorded, origins)
+        for line in doubted:
+            click.echo(f"castore: {line}", err=True)
+        if dry_run:
+            plan = plan_rollback(
+                store,
+                target,
+                origins,
+                ownership,
+                leave_out=context.own_paths(),
+                settings=settings,
+                trust_times=trust_times,
+            )
+            check_plan(plan, origins, with_safety=not no_safety)
+            for folder in missing_folders(plan, origins):
+                shown = formatting.printable(os.fsencode(folder))
+                click.echo(f"castore: would make the directory {shown}", err=True)
+            for line in creations(store, plan):
+                click.echo(f"castore: would make {formatting.one_line(line)}", err=True)
+            _print_plan(plan, settings, as_json, safety=not no_safety)
+            return
+        if doubted and not (yes or agreed(f"Restore {service}@{target.number} all the same?")):
+            summarize("nothing was touched")
+            return
+        configured = _revision_if_known(context, service)
+        with store.lock(service), watching() as progress:
+            revision = state_revision(store, service, configured).revision
+            tally, began = Progress(), time.monotonic()
+            done = roll_back(
+                store,
+                target,
+                origins,
+                ownership,
+                settings=settings,
+                with_safety=not no_safety,
+                trust_times=trust_times,
+                revision=revision,
+                leave_out=context.own_paths(),
+                progress=progress,
+                say=lambda line: click.echo(f"castore: {formatting.one_line(line)}", err=True),
+                tally=tally,
+            )
+            seconds = time.monotonic() - began
+        _tell_follow(context, service, target)
+    safety = done.safety.number if done.safety else None
+    if as_json:
+        print_json({
+            "service": service,
+            "number": target.number,
+            "safety": safety,
+            "parts": list(done.parts),
+            **plain_amounts(tally, seconds),
+        })
+    elif not done.parts:
+        summarize(f"{service} is at generation {target.number}{_of(target)} already: nothing was touched")
+    else:
+        kept = f"; what it replaced is generation {safety}" if safety else ""
+        much = f"{formatting.count(len(done.parts), 'part')}, {amounts_text(tally, seconds)}"
+        summarize(f"{service} is back at generation {target.number}{_of(target)}: {much}{kept}")
+    context.report_restored(
+        [(f"{part}:".encode() + path, reason) for part, path, reason in done.problems], []
+    )
+
+
+def _revision_if_known(context: CliContext, service: str, *, quiet: bool = False) -> str | None:
+    """Return the configured revision; None, with a warning, where what names it does not exist (yet)."""
+    from castore.errors import ProgramError, UsageError
+
+    try:
+        return context.present_revision(service)
+    except (ProgramError, UsageError) as error:
+        if not quiet:
+            click.echo(f"castore: the configured revision of {service} is not known: {error}", err=True)
+        return None
+
+
+def _tell_follow(context: CliContext, service: str, target: Generation) -> None:
+    """Say that the next `follow` takes this roll-back for a state that is left behind."""
+    from castore.model.names import short_revision
+
+    settings = context.service_settings(service)
+    now = _revision_if_known(context, service, quiet=True)
+    short = short_revision(now or "")
+    if settings is not None and settings.follow == "restore" and now and now != target.revision:
+        click.echo(
+            f"castore: the present revision is {short}, and the state is of another now: the next "
+            f"'castore follow {service}' restores the newest generation of {short}, if any exists",
+            err=True,
+        )
+
+
+def _of(generation: Generation) -> str:
+    from castore.model.names import short_revision
+
+    return f" of revision {short_revision(generation.revision)}" if generation.revision else ""
+
+
+def _origins(
+    context: CliContext,
+    store: Store,
+    target: Generation,
+    recorded: dict[str, Origin],
+    programs: tuple[str, ...],
+    trust_recorded: bool,
+) -> dict[str, Origin]:
+    """Return where each part belongs: as recorded, but castore.toml, and then --restore, know better."""
+    import msgspec
+
+    from castore.cli.options import split_named, split_program
+    from castore.errors import UsageError
+    from castore.model.generation import Origin
+    from castore.services.recorded import trusted_origins
+
+    configured = context.configured_origins(target.service)
+
+    def say(line: str) -> None:
+        click.echo(f"castore: {formatting.one_line(line)}", err=True)
+
+    origins = trusted_origins(store, target, recorded, configured, say, consent=trust_recorded)
+    for text_ in programs:
+        name, argv = split_named("--restore", text_)
+        if target.part(name) is None:
+            raise UsageError(f"generation {target.number} of {target.service!r} has no part {name!r}")
+        program = split_program("--restore", argv)
+        origins[name] = msgspec.structs.replace(origins.get(name, Origin()), restore=program)
+    return origins
+
+
+def _print_plan(
+    plan: RollbackPlan, settings: Service | None, as_json: bool, *, safety: bool
+) -> None:
+    import shlex
+
+    trees: dict[str, Any] = {}
+    for name, tree in plan.trees.items():
+        trees[name] = tree_steps(tree)
+    dumps: list[dict[str, Any]] = [
+        {"part": dump.part.name, "size": dump.part.size, "into": dump.into, "warning": dump.warning}
+        for dump in plan.dumps
+    ]
+    removed = {one.name: one.path for one in plan.removals if one.there}
+    hooks = {
+        name: list(argv)
+        for name in ("stop", "start", "health")
+        if settings is not None and (argv := getattr(settings, name))
+    }
+    target = plan.target
+    if as_json:
+        print_json({
+            "number": target.number, "safety": safety, "hooks": hooks, "trees": trees, "dumps": dumps,
+            "removed": removed, "untouched": list(plan.untouched),
+        })
+        return
+    print(f"would put {target.service} back to generation {target.number}{_of(target)}")
+    print("first: " + ("a safety generation of the present state" if safety else "no safety generation"))
+    who = f" (as {settings.run_as})" if settings is not None and settings.run_as is not None else ""
+    for name, argv in hooks.items():
+        print(f"{name}: {shlex.join(argv)}{who}")
+    for name, tree in trees.items():
+        print(f"tree {name}: ", end="")
+        print_steps(tree)
+    for dump in dumps:
+        print(f"dump {dump['part']}: {formatting.size(dump['size'])} into {dump['into']}")
+        if dump["warning"]:
+            print(f"  beware: {dump['warning']}")
+    for name, path in removed.items():
+        print(f"{name}: was not there: {path} is removed")
+    for name in plan.untouched:
+        print(f"{name}: not in generation {target.number}: it is left as it is")

@@ -1,0 +1,104 @@
+"""castore show."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli import formatting
+from castore.cli.options import common, host_option, json_option, print_json
+from castore.cli.tree_entries import entry_line, plain_entry
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+    from castore.model.generation import Generation
+    from castore.services.selectors import Selection
+    from castore.store import Store
+
+
+@click.command(epilog="Example: castore show drupal@latest")
+@click.argument("what", metavar="SERVICE@SEL[:PART[/PATH]]")
+@json_option
+@common
+@host_option
+def show(context: CliContext, what: str, as_json: bool) -> None:
+    """Show one generation, or a part or path of it: sizes, and how much was already stored."""
+    from castore.cli.generations import parts_table, plain
+    from castore.model.names import short_revision
+    from castore.services.selectors import select
+
+    with context.open_store(confined=()) as store:
+        store.sync_generations()
+        selection = select(store, what)
+        generation = selection.generation
+        parts = [selection.part] if selection.part else list(generation.parts)
+        warnings = _warnings(store, generation) if any(part.missed for part in parts) else []
+        warnings = [one for one in warnings if _concerns(one, selection)]
+        entry = _entry_of(store, selection) if selection.path else None
+        pins = store.pins(generation.service)
+        own = store.is_own(generation)
+    if as_json:
+        shown = plain(generation, pins=pins)
+        names = {part.name for part in parts}
+        shown["parts"] = [part for part in shown["parts"] if part["name"] in names]
+        if entry is not None:
+            shown["entry"] = plain_entry(os.fsencode(selection.path), entry)
+        print_json({**shown, "warnings": warnings})
+        return
+    print(f"{generation.service}@{generation.number}  {formatting.local_time(generation.time)}")
+    short = short_revision(generation.revision)
+    print(f"revision  {short or '-'}{f'  ({generation.revision})' if short != generation.revision else ''}")
+    print(f"host      {formatting.printable(generation.host)}{'' if own else '  (not this one)'}")
+    print(f"took      {formatting.duration(generation.duration)}")
+    if generation.interrupted:
+        print("warning   taken after a rollback that has not ended: its state may be inconsistent")
+    elif generation.safety:
+        print("safety    taken by a roll-back, of what it replaced")
+    if generation.partial:
+        print(f"partial   without {', '.join(generation.lacks)}: only its number selects it")
+    if generation.number in pins:
+        print(f"pinned    {formatting.printable(pins[generation.number]) or 'yes'}")
+    print()
+    print(parts_table(parts))
+    if entry is not None:
+        print(entry_line(os.fsencode(selection.path), entry))
+    for warning in warnings:
+        print(f"missed: {warning['part']}:{warning['path']}: {warning['reason']}")
+
+
+def _entry_of(store: Store, selection: Selection) -> Any:
+    """Return what is at the path of a selection. Raises NotFoundError, UsageError."""
+    from castore.content.streams import StreamReader
+    from castore.services.restore import child_of
+
+    assert selection.part is not None
+    with StreamReader(store) as reader:
+        return child_of(reader, selection.part, selection.path)
+
+
+def _concerns(warning: dict[str, str], selection: Selection) -> bool:
+    """Whether a warning is about the part and path of a selection, or what is below."""
+    if selection.part is None:
+        return True
+    path = selection.path.strip("/")
+    below = not path or warning["path"] == path or warning["path"].startswith(path + "/")
+    return below and warning["part"] == selection.part.name
+
+
+def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
+    """Return which files are missing or doubtful; without an identity, that it takes one to know."""
+    from castore.errors import IdentityError
+    from castore.services.rollback.plan import read_details
+
+    try:
+        details = read_details(store, generation)
+    except IdentityError:
+        print("castore: the names of missed files need an identity to be shown", file=sys.stderr)
+        return []
+    return [
+        {"part": part, "path": formatting.printable(path), "reason": reason}
+        for part, path, reason in details.warnings
+    ]

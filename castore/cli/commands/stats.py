@@ -1,0 +1,69 @@
+"""castore stats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from castore.cli import formatting
+from castore.cli.options import common, json_option, print_json
+
+if TYPE_CHECKING:
+    from castore.cli.context import CliContext
+
+
+@click.command(epilog="Example: castore stats --json")
+@json_option
+@common
+def stats(context: CliContext, as_json: bool) -> None:
+    """Show how much the store holds, and what each step saved."""
+    from castore.maintenance.stats import stats as count
+
+    with context.open_store(confined=()) as store:
+        found = count(store)
+        context.warn_damaged(store)
+    if as_json:
+        import msgspec
+
+        print_json(
+            {**msgspec.to_builtins(found), "chunks": found.chunks, "overhead": found.overhead}
+        )
+        return
+    rows = []
+    for name, totals in [*found.services.items(), ("all", found.total)]:
+        rows.append([
+            name,
+            str(totals.generations),
+            formatting.size(totals.plain),
+            formatting.size(totals.new),
+            formatting.size(totals.after_delta),
+            formatting.size(totals.after_compression),
+            formatting.size(totals.stored),
+            f"{totals.ratio:.1f}x",
+        ])
+    header = ["service", "generations", "plain", "dedup", "delta", "compressed", "stored", "ratio"]
+    print(formatting.table(rows, header=header, right=set(range(1, 8))))
+    records = found.records
+    print()
+    if found.pack_bytes:
+        # The table tells what each generation added when it was taken, whatever was forgotten since.
+        print(
+            f"now: {formatting.size(found.total.plain)} of content in {formatting.size(found.pack_bytes)} "
+            f"of packs, {found.total.plain / found.pack_bytes:.1f}x"
+        )
+    print(
+        f"{formatting.count(found.packs, 'pack')}: {formatting.size(records.chunk_bytes)} in "
+        f"{formatting.count(records.chunks, 'chunk')}, {formatting.size(records.node_bytes)} in nodes, "
+        f"{formatting.size(found.overhead)} in footers and padding"
+    )
+    deltas = formatting.count(records.deltas, "chunk is a delta", "chunks are deltas")
+    print(f"{deltas}, of {formatting.size(records.delta_bytes)}")
+    print(
+        f"kept only as bases of deltas: {formatting.count(records.bases_only, 'chunk')} of "
+        f"{formatting.size(records.bases_only_bytes)}"
+    )
+    print(
+        f"on this machine: index {formatting.size(found.index_bytes)}, "
+        f"reference cache {formatting.size(found.reference_bytes)}"
+    )

@@ -1,0 +1,161 @@
+"""Options and results of `castore prune` and `castore compact`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli import formatting
+from castore.cli.document import times
+from castore.cli.options import Percent, Seconds, print_json
+from castore.cli.quiet import is_quiet, summarize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.maintenance.compact import Compacted, Limits, Plan
+    from castore.services.retention import RetentionDecision
+    from castore.store import Store
+
+
+_DAY = 86400.0
+
+
+def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --max-unused, --grace, --unfinished and --dry-run."""
+    for option in (
+        click.option(
+            "--unfinished",
+            is_flag=True,
+            help="Also delete what unfinished snapshots stored; no snapshot may be running.",
+        ),
+        click.option(
+            "--grace",
+            type=Seconds(),
+            default=_DAY,
+            show_default=True,
+            metavar="SECONDS",
+            help="If not all users of the store see one lock: seconds between marking and deleting a pack.",
+        ),
+        click.option(
+            "--max-unused",
+            type=Percent(zero=True),
+            default="10%",
+            show_default=True,
+            metavar="PERCENT",
+            help="Rewrite a pack only if more than PERCENT of it is unused.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+    ):
+        command = option(command)
+    return command
+
+
+def limits_of(max_unused: float, *, unfinished: bool) -> Limits:
+    """Return the limits of a compaction by the options of a command."""
+    from castore.maintenance.compact import UNFINISHED_SECONDS
+
+    return {"max_unused": max_unused, "unfinished": 0 if unfinished else UNFINISHED_SECONDS}
+
+
+def print_plan(store: Store, verdicts: list[RetentionDecision], planned: Plan, *, as_json: bool) -> None:
+    """Print what a prune or compaction would do."""
+    from castore.model.names import short_revision
+
+    generations = [
+        {
+            "service": found.generation.service,
+            "number": found.generation.number,
+            **times("time", found.generation.time),
+            "revision": found.generation.revision,
+            "kept_by": list(found.rules),
+        }
+        for found in verdicts
+    ]
+    if as_json:
+        print_json({"generations": generations, "space": _plan_json(planned)})
+        return
+    if verdicts:
+        notes = {service: store.pins(service) for service in {str(row["service"]) for row in generations}}
+        cells = []
+        for found in verdicts:
+            one = found.generation
+            why = ", ".join(found.rules) or "nothing: it would go"
+            note = notes[one.service].get(one.number, "")
+            cells.append([
+                *(one.service, str(one.number), formatting.local_time(one.time)),
+                short_revision(one.revision) or "-",
+                why + (f" ({formatting.one_line(note)})" if note else ""),
+            ])
+        header = ["service", "number", "time", "revision", "kept by"]
+        print(formatting.table(cells, header=header, right={1}))
+    print(
+        f"would free {formatting.size(planned.freed)} of {formatting.size(planned.stored)}: "
+        f"{_packs(len(planned.dead))} to remove, {len(planned.rewrites)} to write anew "
+        f"({formatting.size(planned.written)})"
+    )
+    _print_kept(planned)
+
+
+def print_done(done: Compacted) -> None:
+    """Print what a compaction did."""
+    freed = done.removed_bytes - done.written_bytes
+    summarize(
+        f"freed {formatting.size(max(freed, 0))}: {_packs(done.removed)} removed, "
+        f"{formatting.size(done.written_bytes)} rewritten"
+    )
+    if done.condemned:
+        summarize(f"{_packs(done.condemned)} set aside: a later run removes those that are still not needed")
+    if not is_quiet():
+        _print_kept(done.plan)
+
+
+def _print_kept(planned: Plan) -> None:
+    if planned.unfinished:
+        print(
+            f"{_packs(len(planned.unfinished))} ({formatting.size(sum(planned.unfinished.values()))}) kept "
+            "for a week: snapshots that have not ended stored to them; if none is under way, --unfinished "
+            "removes them now"
+        )
+    if planned.lost:
+        lost = formatting.count(planned.lost, "node")
+        print(f"in no pack: {lost} that generations refer to; see 'castore verify'")
+
+
+def _packs(count: int) -> str:
+    return formatting.count(count, "pack")
+
+
+def _plan_json(planned: Plan) -> dict[str, Any]:
+    return {
+        "stored": planned.stored,
+        "packs": planned.packs,
+        "dead": len(planned.dead),
+        "rewrites": len(planned.rewrites),
+        "written": planned.written,
+        "freed": planned.freed,
+        "unfinished": sum(planned.unfinished.values()),
+        "lost": planned.lost,
+    }
+
+
+def plain_compaction(done: Compacted) -> dict[str, Any]:
+    """Return what a compaction did, as JSON has it."""
+    return {
+        "removed": done.removed,
+        "removed_bytes": done.removed_bytes,
+        "written_bytes": done.written_bytes,
+        "condemned": done.condemned,
+        "sessions": done.sessions,
+        "damaged": done.damaged,
+        "plan": _plan_json(done.plan),
+    }
+
+
+def refuse_damaged(done: Compacted) -> None:
+    """Raise DamageError if the compaction found damaged packs."""
+    from castore.errors import DamageError
+
+    if done.damaged:
+        raise DamageError("; ".join(done.damaged) + ": left as they are; 'castore repair' mends that")

@@ -1,0 +1,69 @@
+"""What to do, and what to refuse, where there is no store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from typing import Final
+
+from castore.cli.environment import default_store, machine_paths
+from castore.errors import (
+    UsageError,
+)
+
+
+def refuse_others(path: str) -> None:
+    """Refuse to make a store where there is something else. Raises UsageError."""
+    own = {"config", "eras", "generations", "packs", "pins", "sessions", "condemned", "removals"}
+    own |= {"shared", "tmp"}
+    with contextlib.suppress(OSError):
+        if others := sorted({*os.listdir(path)} - own - {"lost+found"}):
+            raise UsageError(f"{path} holds {others[0]!r} already: give the store a directory of its own")
+
+
+def has_been_used(path: str) -> bool:
+    """Whether this machine has used a store at a path, which may be missing now."""
+    from castore.state.writer_key_file import has_kept_key_of
+
+    own = machine_paths()
+    return has_kept_key_of(own, path) or any(map(own.has_used, {path, os.path.realpath(path)}))
+
+
+def refuse_lost(path: str) -> None:
+    """Refuse to create a store without being asked where this machine has had one. Raises UsageError."""
+    if has_been_used(path):
+        raise UsageError(f"the store at {path} is missing: {_MISSING}")
+
+
+def refuse_replacement(path: str) -> None:
+    """Refuse to create a store where this machine has used one that is missing now. Raises UsageError."""
+    own = machine_paths()
+    if os.path.isdir(os.path.join(path, "config")):
+        return  # it exists, which is said otherwise, or its creation was interrupted
+    if any(map(own.has_used, {path, os.path.realpath(path)})):
+        raise UsageError(
+            f"the store at {path} is missing: {_MISSING}; if it is lost and a new one is to replace it, use "
+            f"castore init --replace-lost {shlex.quote(path)}"
+        )
+
+
+_MISSING: Final = (
+    "this machine has used a store there; mount its file system, restore it from a copy, or name the "
+    "right directory with --store"
+)
+
+
+def instead_of(path: str) -> str:
+    """Return what to do where there is no store at a path.
+
+    Creating one is suggested only where no store can have been: a new store in an empty mount point would
+    hide the one on the file system that is not mounted. A new user has no directory above the default store.
+    """
+    if has_been_used(path):
+        return _MISSING
+    above = os.path.dirname(path)
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(path) and (path == default_store() or os.listdir(above)):
+            return f"if there has never been one, create it with: castore init {shlex.quote(path)}"
+    return "mount the file system that it is on, or name the right directory with --store"
