@@ -1,8 +1,8 @@
-"""Engines: how one kind of state is dumped, and put back beside the live one.
+"""Engines: how one kind of state is dumped, and how a dump is restored next to the live state.
 
-An engine is a struct of what its part says in castore.toml, with the methods of `Engine`. castore's own
-are named here; another package adds one by the entry point group `castore.engines`: the name that
-`engine` has in castore.toml, and the class.
+An engine is a struct whose fields are the keys of its part in castore.toml, with the methods of `Engine`.
+castore's own engines are listed here. Another package adds one by the entry point group `castore.engines`:
+the entry point's name is the value of `engine` in castore.toml, its object is the class.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GROUP: Final = "castore.engines"
 
 
 def names() -> list[str]:
-    """Return the names of the engines that this castore has."""
+    """Return the names of the installed engines."""
     from importlib.metadata import entry_points  # noqa: PLC0415 - 10 ms, and it is seldom needed
 
     others = [found.name for found in entry_points(group=_GROUP)]
@@ -35,7 +35,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Any:
-    """Return the class of an engine. Raises UsageError."""
+    """Return the class of an engine. Raises UsageError if there is none, or if it cannot be loaded."""
     if name in _OWN:
         module, attribute = _OWN[name]
         return getattr(import_module(module), attribute)
@@ -45,5 +45,8 @@ def find(name: str) -> Any:
         try:
             return found.load()
         except Exception as error:
-            raise UsageError(f"the engine {name!r} of {found.value} cannot be loaded: {error}") from error
+            raise UsageError(
+                f"the engine {name!r} of {found.value} cannot be loaded: {error}; "
+                "repair or reinstall its package"
+            ) from error
     raise UsageError(f"there is no engine {name!r}; known are tree, {', '.join(names())}")

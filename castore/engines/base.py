@@ -1,4 +1,4 @@
-"""What an engine does."""
+"""The contract of an engine."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     Readinto = Callable[[memoryview], int]
 
 Memo = dict[str, str]
-"""What an engine has to know of a roll-back that another process may have begun."""
+"""What an engine has to know about a rollback that another process may have begun."""
 
 Inventory = dict[str, str]
-"""What a database holds: by "KIND NAME" a fingerprint of a definition; by "rows of NAME" a number."""
+"""The content of a database: for "KIND NAME" the fingerprint of a definition, for "rows of NAME" a count."""
 
 INVENTORY: Final = "inventory"
 """The key under which the first line of a dump holds the inventory of the database, where it has one."""
 
 _INTRODUCTION: Final = b"-- castore: "
 _MOST_NAMED: Final = 8
-"""Of objects that differ, in a message."""
+"""How many differing objects a message names."""
 _MOST_INTRODUCED: Final = 1 << 24
 
 SWITCHING: Final = "switching"
-"""Is in a memo from the moment on when `switch` is going to be called."""
+"""The key that a memo has from just before `switch` is called."""
 
 
 class Contents(NamedTuple):
-    """What a roll-back has for a part; each may be read several times."""
+    """The dumps that a rollback has for a part; each may be read several times."""
 
     target: Callable[[], Iterable[Bytes]]
     """The dump to go back to."""
@@ -51,147 +51,153 @@ class Contents(NamedTuple):
 
 
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
-    """One part of a service, as castore.toml describes it. Fields are its keys.
+    """One part of a service, as castore.toml describes it. Its fields are the keys of castore.toml.
 
-    A roll-back calls `begin`, `stage`, `switch`, and then `finish`, or, if anything fails, `undo`. What
-    `begin` returns is durable before `stage` is called. `switch` is called once, and raises if what was
-    staged is not there any more. `undo` and `finish` may be called again after a crash, in another process,
-    however far an earlier call got; they then do what is left.
+    A rollback calls `begin`, `stage`, `switch`, and then `finish`, or `undo` if anything fails. What `begin`
+    returns is durable before `stage` is called. `switch` is called once, and raises if the staged state no
+    longer exists. `undo` and `finish` may be called again after a crash, in another process, however far an
+    earlier call got. They then do what remains to be done.
 
-    What `stage` and `switch` leave under `made` in a memo is reported, a line each.
+    What `stage` and `switch` leave under `made` in a memo is reported, one line each.
 
-    What a memo holds under `path` or `live`, `new` and `old` is, where it is an absolute path, what a tree
-    around it leaves alone.
+    A memo may hold absolute paths under `path` or `live`, `new` and `old`. A tree that contains these paths
+    leaves them alone.
     """
 
     timeout: float | None = None
-    """Seconds that a program may take."""
+    """How many seconds a program may take; None: no limit."""
     run_as: str | None = None
-    """The user that programs which dump and restore are run as; None: castore's own."""
+    """The user that dump and restore programs run as; None: castore's own."""
 
     runs_programs: ClassVar[bool] = False
-    """Whether it runs programs, as `account`."""
+    """Whether the engine runs programs, as `account`."""
     paths: ClassVar[tuple[str, ...]] = ()
-    """Fields that are paths."""
+    """The fields that are paths."""
     programs: ClassVar[tuple[str, ...]] = ()
-    """Fields that are argument lists."""
+    """The fields that are argument lists."""
     beside: ClassVar[tuple[str, ...]] = ()
-    """Endings of files that lie beside the paths of a memo, and belong to them."""
+    """Endings of the files that are stored next to the paths of a memo and belong to them."""
 
     @property
     def account(self) -> pwd.struct_passwd | None:
-        """The user that programs are run as; None: castore's own. Raises ConfigError."""
+        """The user that programs run as; None: castore's own. Raises ConfigError if there is no such user."""
         return account_of(self.run_as)
 
     def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
-        """Return the parts that the part `name` stands for, now, each with its engine's name; {}: itself."""
+        """Return the parts that the part `name` represents at this time, each with its engine's name.
+
+        Returns {} if it represents only itself.
+        """
         del name
         return {}
 
     def recorded(self, name: str, settings: dict[str, dict[str, Any]]) -> dict[str, tuple[str, Engine]]:
-        """Return the parts that the part `name` represents in a generation; {}: itself.
+        """Return the parts that the part `name` represents in a generation; {} if only itself.
 
-        settings: of each part of the generation, as recorded. Nothing is asked of a server.
+        settings: the recorded settings of each part of the generation. No server is queried.
         """
         del name, settings
         return {}
 
     def there(self) -> bool:
-        """Whether there is anything that could be dumped, as far as that is known without trying."""
+        """Whether there is anything to dump, as far as that is known without trying."""
         return True
 
     def check(self) -> None:
-        """Raise CastoreError where this part could not be dumped now."""
+        """Raise CastoreError if this part could not be dumped now."""
 
     def version(self) -> str:
-        """Return what makes the dump, with its version; empty where that does not matter."""
+        """Return the name and version of what makes the dump; empty where the version does not matter."""
         return ""
 
     def warn(self, version: str) -> str:
-        """Return what speaks against restoring here what `version` dumped; empty: nothing."""
+        """Return a reason against restoring, on this machine, what `version` dumped; empty: none."""
         del version
         return ""
 
     @abstractmethod
     def dump(self) -> AbstractContextManager[Readinto]:
-        """Give a function that reads the dump, as castore.process.runners.run_dump does.
+        """Return a context with a function that reads the dump, as castore.process.runners.run_dump does.
 
-        It may be a `DumpWithPreamble`, which has warnings. Raises ProgramError where the dump failed or is
-        not complete.
+        The function may be a `DumpWithPreamble`, which has warnings. Raises ProgramError if the dump fails or
+        is incomplete.
         """
 
     def stable_dump(self, secret: str) -> AbstractContextManager[Readinto]:
-        """Give what `dump` gives, for engines whose program puts a random word into each dump.
+        """Return the same as `dump`, for engines whose program puts a random word into each dump.
 
-        secret: what to use instead, so that equal states give equal dumps: the same for this part each time.
+        secret: replaces the random word, so that equal states give equal dumps; always the same for one part.
         """
         del secret
         return self.dump()
 
     def stopped(self, memo: Memo) -> Engine:
-        """Return what dumps this part where its service has been stopped; memo: of `begin`."""
+        """Return the engine that dumps this part while its service is stopped. memo: of `begin`."""
         del memo
         return self
 
     def refusal(self) -> str:
-        """Return why this part cannot be put back; empty if it can."""
+        """Return why this part cannot be rolled back; empty if it can."""
         return ""
 
     def ready(self) -> None:
-        """Raise CastoreError where what a roll-back needs is not there: a program, a server."""
+        """Raise CastoreError if a program or server that a rollback needs is missing."""
 
     def creates(self, contents: Callable[[], Iterable[Bytes]]) -> list[str]:
-        """Return what a rollback to a dump would create first, for messages. contents: gives the dump."""
+        """Return what a rollback to a dump would first create, for messages. contents: gives the dump."""
         del contents
         return []
 
     def begin(self) -> Memo:
-        """Return what `switch`, `undo` and `finish` will need. Nothing is made yet."""
+        """Return what `switch`, `undo` and `finish` will need. Nothing is created yet."""
         return {}
 
     @abstractmethod
     def stage(self, memo: Memo, contents: Contents) -> None:
-        """Make the state to go back to, beside the live one, which goes on. Raises CastoreError."""
+        """Create the state to return to, next to the live one, which stays in use. Raises CastoreError."""
 
     @abstractmethod
     def switch(self, memo: Memo, contents: Contents) -> None:
-        """Let the staged state take the place of the live one, which is kept. Raises CastoreError."""
+        """Replace the live state by the staged one, and keep the replaced state. Raises CastoreError."""
 
     def remove(self, memo: Memo) -> None:
-        """Let there be nothing in the place of the live state, which is kept; called instead of `switch`.
+        """Move the live state away without a replacement, and keep it; called instead of `switch`.
 
-        For engines whose `there` may say no: a state that was not there may be gone back to. Raises
-        CastoreError.
+        This is for engines whose `there` may return False: a rollback may return to a time when the state did
+        not exist. Raises CastoreError.
         """
-        what = memo.get("live", "what is there now")
-        raise CastoreError(f"{what} was not there before, and is to be removed by hand")
+        what = memo.get("live", "the live state")
+        raise CastoreError(
+            f"{what} did not exist in that generation, and this engine cannot remove it: remove it by hand"
+        )
 
     @abstractmethod
     def undo(self, memo: Memo, contents: Contents) -> None:
-        """Put the live state back, and remove what was staged. Raises CastoreError."""
+        """Restore the live state, and remove what was staged. Raises CastoreError."""
 
     def finish(self, memo: Memo) -> None:
-        """Remove what was replaced. Raises CastoreError."""
+        """Remove the replaced state. Raises CastoreError."""
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
-        """Restore the dump into a scratch place below `folder`, check it, and give what is told of it.
+        """Restore the dump into a scratch place below `folder`, check it, and yield a summary of the result.
 
-        With it goes how to get at it while the block lasts: keys and values for the environment of a check.
-        None: this engine cannot; the dump is kept as a file. Raises CastoreError if it is not sound.
+        With the summary come variables for the environment of a check: they say how to reach the restored
+        state while the block lasts. Yields None if this engine has no drill; the dump is then kept as a
+        file. Raises CastoreError if the dump is damaged.
         """
         del folder, contents
         yield None
 
 
 class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """Where a password is: exactly one of these. It is never in an argument list, nor in a log."""
+    """The source of a password: exactly one field is set. No password is in an argument list or log."""
 
     file: str | None = None
     env: str | None = None
-    """An environment variable."""
+    """The name of an environment variable."""
     command: tuple[str, ...] | None = None
-    """A program that prints it."""
+    """A program that prints the password."""
     credential: str | None = None
     """The name of a systemd credential (LoadCredential=)."""
 
@@ -201,15 +207,17 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
             raise ValueError("exactly one of file, env, command and credential was expected")
 
     def get(self, account: pwd.struct_passwd | None = None) -> str:
-        """Return it. Raises ConfigError, ProgramError.
+        """Return the password. Raises ConfigError, ProgramError.
 
-        account: the user that it is for, who may own its file, too; None: castore's own.
+        account: the user that the password is for, who may also own its file; None: castore's own user.
         """
         if self.command is not None:
             return os.fsdecode(output_of(self.command)).rstrip("\n")
         if self.env is not None:
             if self.env not in os.environ:
-                raise ConfigError(f"the environment variable {self.env}, for a password, is not set")
+                raise ConfigError(
+                    f"the environment variable {self.env}, for a password, is not set: set it for castore"
+                )
             return os.environ[self.env]
         path = self.file or ""
         if self.credential is not None:
@@ -229,8 +237,8 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 def read_setting(what: str, path: str, account: pwd.struct_passwd | None) -> bytes:
     """Return the content of a file that castore.toml names, if no other user could have written it.
 
-    what: what the file holds. account: a user who may own it besides root and castore's own; None: no
-    other. Raises ConfigError.
+    what: what the file holds, for messages. account: a user who may own it besides root and castore's own
+    user; None: no other. Raises ConfigError.
     """
     try:
         return read_trusted(path, also=[] if account is None else [account.pw_uid])
@@ -242,21 +250,21 @@ def read_setting(what: str, path: str, account: pwd.struct_passwd | None) -> byt
 
 
 class DumpWithPreamble:
-    """What reads a dump: a line of castore's own first, which the program that takes it in passes over.
+    """Reads a dump that begins with a line of castore's own, which the restoring program ignores.
 
-    warnings: (name, reason) of what of the state is not in the dump, or could not be taken in again. They
-    are whole when the dump has been read to its end.
+    warnings: (name, reason) of parts of the state that are not in the dump, or that could not be restored.
+    They are complete once the dump has been read to its end.
     """
 
     def __init__(self, readinto: Readinto, introduction: dict[str, Any]) -> None:
         self.warnings: list[tuple[bytes, str]] = []
         self._readinto = readinto
-        # In ASCII, so that it holds no end of a line.
+        # In ASCII, so that the line contains no line end.
         text = json.dumps(introduction, sort_keys=True)
         self._first = memoryview(_INTRODUCTION + text.encode("ascii") + b"\n")
 
     def __call__(self, view: memoryview) -> int:
-        """Fill the beginning of a buffer; return how many bytes that were, 0 at the end."""
+        """Fill the beginning of a buffer; return how many bytes were written, 0 at the end."""
         if self._first:
             count = min(len(self._first), len(view))
             view[:count] = self._first[:count]
@@ -266,7 +274,7 @@ class DumpWithPreamble:
 
 
 def read_preamble(chunks: Iterable[Bytes]) -> dict[str, Any]:
-    """Return what the first line of a dump records; {}: it was taken by a castore that wrote none.
+    """Return what the first line of a dump records; {} if a castore without this line took the dump.
 
     Raises CastoreError if the line is not valid.
     """
@@ -280,17 +288,19 @@ def read_preamble(chunks: Iterable[Bytes]) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(text[len(_INTRODUCTION) :])
-        # JSON may hold lone surrogates, which no program can be given.
+        # JSON may hold lone surrogates, which cannot be passed to a program.
         json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise CastoreError("the first line of the dump, which castore wrote, is damaged")
+        raise CastoreError(
+            "the first line of the dump, which castore wrote, is damaged: restore another generation"
+        )
     return found
 
 
 def differences(expected: Inventory, found: Inventory) -> list[str]:
-    """Return what of `found` is not as expected, each as "the view a.b is missing"."""
+    """Return how `found` differs from `expected`, each difference as "the view a.b is missing"."""
     return [
         *(f"the {name} is missing" for name in sorted(expected.keys() - found.keys())),
         *(f"the {name} should not exist" for name in sorted(found.keys() - expected.keys())),
@@ -305,7 +315,7 @@ def differences(expected: Inventory, found: Inventory) -> list[str]:
 
 
 def refuse_difference(what: str, expected: Inventory, found: Inventory) -> None:
-    """Raise CastoreError where a staged database is not what was recorded when its dump was taken.
+    """Raise CastoreError if a staged database differs from what was recorded when its dump was taken.
 
     what: the database, for the message.
     """
@@ -326,35 +336,35 @@ def settings_of(engine: Engine) -> dict[str, Any]:
 
 
 def refuse_filters(options: tuple[str, ...], filters: tuple[str, ...]) -> None:
-    """Raise CastoreError where options of a dump program leave out what a roll-back would not bring back."""
+    """Raise CastoreError if an option of the dump program leaves out what a rollback has to restore."""
     for option in options:
         for one in filters:
             if option == one or (option.startswith(one) and (one.startswith("--") or len(option) > len(one))):
                 raise CastoreError(
-                    f"the option {option} leaves something out of the dump, and a roll-back exchanges the "
-                    "whole database: nothing was touched; the engine command leaves that to a program"
+                    f"the option {option} leaves something out of the dump, and a rollback replaces the "
+                    "whole database: nothing was touched; remove the option, or use the engine command"
                 )
 
 
 def refuse_elsewhere(options: tuple[str, ...], leading: tuple[str, ...]) -> None:
-    """Raise CastoreError where options let a dump say itself which database it goes into: the live one."""
+    """Raise CastoreError if an option has the dump itself name the database that it is loaded into."""
     for option in options:
         if any(option == one or (one.startswith("--") and option.startswith(one)) for one in leading):
             raise CastoreError(
-                f"with the option {option} the dump says itself where it goes: into the live database; "
-                "nothing was touched"
+                f"with the option {option} the dump names its database itself and would go into the live "
+                "database: nothing was touched; remove the option"
             )
 
 
 def new_name(mark: str) -> str:
-    """Return a name for what a roll-back makes, which nobody else has: castore_MARK_0123456789ab."""
+    """Return a name that nothing else has, for what a rollback creates: castore_MARK_0123456789ab."""
     return f"castore_{mark}_{os.urandom(6).hex()}"
 
 
 def require_trailer(readinto: Readinto, promise: bytes, what: str, within: int = 4096) -> Readinto:
-    """Return `readinto`, but with an error at the end of a dump that does not end as promised.
+    """Return `readinto` with a check: at the end it raises ProgramError unless the dump has its trailer.
 
-    promise: what is in its last `within` bytes if it is whole.
+    promise: bytes that occur in the last `within` bytes of a complete dump.
     """
     tail = b""
 
@@ -364,7 +374,7 @@ def require_trailer(readinto: Readinto, promise: bytes, what: str, within: int =
         if count:
             tail = (tail + bytes(view[max(0, count - within) : count]))[-within:]
         elif promise not in tail:
-            raise ProgramError(f"{what} exited with 0, but its dump is not whole: its end is missing")
+            raise ProgramError(f"{what} exited with 0, but its dump is incomplete: its end is missing")
         return count
 
     return read

@@ -1,6 +1,6 @@
-"""Clients of databases that users name to restore a dump: psql, mariadb, sqlite3 and others.
+"""Database clients that users name to restore a dump: psql, mariadb, sqlite3 and others.
 
-They are found also as an argument of another program (sudo, env, docker exec), and in the script of a shell.
+They are also recognised as an argument of another program (sudo, env, docker exec), and in a shell script.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _LDIF: Final = {"ldapadd", "ldapmodify", "slapadd", "slapmodify"}
 _OPTIONED: Final = {"mariadb", "mysql", "sqlite3"}
-"""Clients that an option keeps from running commands; from what others read, commands are filtered."""
+"""Clients that an option keeps from running commands; for the others castore filters commands out."""
 _CLIENTS: Final = {"psql", *_OPTIONED, *_LDIF}
 _SHELLS: Final = {"sh", "bash", "dash", "ksh", "zsh"}
 _LAST_PROGRAM: Final = re.compile(
@@ -57,10 +57,10 @@ def guarded_client(
     timeout: float | None,
     account: pwd.struct_passwd | None = None,
 ) -> tuple[list[str], Iterable[Bytes]]:
-    """Return the arguments and the dump with which a known client runs no command that is in the dump.
+    """Return arguments and dump with which a known client runs no command that is in the dump.
 
-    account: the user that the client is run as; None: castore's own.
-    Raises ProgramError for a client that cannot be kept from it.
+    account: the user that the client runs as; None: castore's own.
+    Raises ProgramError if the client cannot be kept from running commands.
     """
     argv = list(restore)
     client, at = _client_of(argv)
@@ -90,10 +90,11 @@ def refusal_of_tables(
     timeout: float | None,
     account: pwd.struct_passwd | None = None,
 ) -> str:
-    """Return why the dump cannot be restored into a database that has tables; empty if it can, or has none.
+    """Return why the dump cannot be restored into a database that has tables.
 
-    account: the user that the client is run as; None: castore's own.
-    These dumps create tables, and delete none first: the client would fail at the first that exists.
+    Returns an empty string if it can be restored, or if there are no tables.
+    account: the user that the client runs as; None: castore's own.
+    These dumps create tables without deleting them first: the client would fail at the first that exists.
     """
     client, at = _client_of(list(restore))
     kind = "mariadb" if client == "mysql" else client
@@ -112,7 +113,7 @@ def refusal_of_tables(
         ask = _with(list(restore), at, client, options)
         tables = output_of(ask, timeout=timeout, account=account).strip()
     except ProgramError:
-        return ""  # a database that cannot be asked is reported when the dump is restored
+        return ""  # a database that cannot be queried is reported when the dump is restored
     if tables in {b"", b"0"}:
         return ""
     return (
@@ -133,7 +134,7 @@ def _keeps_tables(client: str, names: set[str], words: list[str]) -> bool:
 
 
 def _words(argv: Sequence[str]) -> list[str]:
-    """Return the words of a command, of a shell those of its script."""
+    """Return the words of a command; for a shell, those of its script."""
     if argv and os.path.basename(argv[0]) in _SHELLS:
         try:
             return shlex.split(argv[-1])
@@ -143,9 +144,9 @@ def _words(argv: Sequence[str]) -> list[str]:
 
 
 def _client_of(argv: list[str]) -> tuple[str, int]:
-    """Return the client that reads the dump and where it is in the arguments; -1: in the script of a shell.
+    """Return the client that reads the dump and its position in the arguments; -1: in a shell script.
 
-    Of a shell's script only the last program is seen, and psql only where no other program feeds it.
+    Only the last program of a script is recognised, and psql only if no other program feeds it.
     """
     names = [os.path.basename(word) for word in argv]
     for at, name in enumerate(names):
@@ -158,7 +159,7 @@ def _client_of(argv: list[str]) -> tuple[str, int]:
 
 
 def _with(argv: list[str], at: int, client: str, options: list[str], *, first: bool = False) -> list[str]:
-    """Return the arguments with options for a client, at the end or at the beginning of its own."""
+    """Return the arguments with options added for a client, after or before its own."""
     if at >= 0:
         end = at + 1 if first else argv.index("--", at) if "--" in argv[at:] else len(argv)
         return [*argv[:end], *options, *argv[end:]]

@@ -1,4 +1,4 @@
-"""Any dump that a program makes and another takes in."""
+"""A dump that one program writes and another restores."""
 
 from __future__ import annotations
 
@@ -20,38 +20,41 @@ if TYPE_CHECKING:
 
 
 class Command(Engine, frozen=True):
-    """A dump made by a program.
+    """A dump that a program writes.
 
-    It cannot be staged: a roll-back feeds it to the live service, and undoes that by feeding it what
-    was there before.
+    It cannot be staged. A rollback feeds the dump to the live service, and reverts by feeding the dump that
+    was taken before.
     """
 
     program: tuple[str, ...] = msgspec.field(name="dump")
     """The program that writes the dump to its standard output."""
     restore: tuple[str, ...] = ()
-    """The program that takes it in on its standard input; empty: it cannot be rolled back."""
+    """The program that restores the dump from its standard input; empty: no rollback is possible."""
 
     runs_programs: ClassVar[bool] = True
     programs: ClassVar[tuple[str, ...]] = ("program", "restore")
 
     def dump(self) -> AbstractContextManager[Readinto]:
-        """Give a function that reads the dump."""
+        """Return a context with a function that reads the dump."""
         return run_dump(self.program, timeout=self.timeout, account=self.account)
 
     def refusal(self) -> str:
-        """Return why it cannot be put back."""
-        return "" if self.restore else "no program is known that takes it back in: name one as 'restore'"
+        """Return why this part cannot be rolled back."""
+        return "" if self.restore else "no program restores its dump: name one as 'restore' in castore.toml"
 
     def ready(self) -> None:
-        """See whether the program is there."""
+        """Check that the program exists, and that its database can take the dump."""
         program = self.restore[0]
         if shutil.which(program) is None:
-            raise UsageError(f"there is no program {program!r} to take the dump in: nothing was touched")
+            raise UsageError(
+                f"there is no program {program!r} to restore the dump: nothing was touched; install it, or "
+                "correct 'restore' in castore.toml"
+            )
         if reason := refusal_of_tables(self.program, self.restore, self.timeout, self.account):
             raise UsageError(reason)
 
     def stage(self, memo: Memo, contents: Contents) -> None:
-        """Do nothing: it cannot be staged."""
+        """Do nothing: the dump cannot be staged."""
 
     def switch(self, memo: Memo, contents: Contents) -> None:
         """Feed the dump to its program."""
@@ -59,13 +62,13 @@ class Command(Engine, frozen=True):
         self._load(contents.target())
 
     def undo(self, memo: Memo, contents: Contents) -> None:
-        """Feed the dump that was taken before to the program."""
+        """Feed the dump that was taken before the rollback to the program."""
         if SWITCHING not in memo:
             return
         self._load(contents.before())
 
     def _load(self, chunks: Iterable[Bytes]) -> None:
-        """Feed a dump to its program; to a client of a database so that it runs no command in it."""
+        """Feed a dump to its program; a known database client is kept from running commands in the dump."""
         account = self.account
         argv, safe = guarded_client(self.restore, chunks, self.timeout, account)
         feed(argv, safe, timeout=self.timeout, account=account)

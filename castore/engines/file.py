@@ -1,4 +1,4 @@
-"""One file, whose bytes are the dump: what another program dumped, or a database that is one file."""
+"""One file, whose bytes are the dump: another program's dump, or a database that is one file."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 
 class File(Engine, frozen=True):
-    """A file as it is. A rollback writes a new one next to the live one, and exchanges the two."""
+    """A file as it is. A rollback writes a new file next to the live one, then swaps the two."""
 
     path: str
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
 
     def there(self) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
         return os.path.exists(self.path)
 
     def check(self) -> None:
-        """See whether it can be read."""
+        """Check that the file can be read."""
         with self.dump():
             pass
 
     @contextlib.contextmanager
     def dump(self) -> Iterator[Readinto]:
-        """Give a function that reads the file."""
+        """Yield a function that reads the file."""
         if descriptor_of(self.path) is not None:
             self._refuse("an open file of a process")
         try:
@@ -55,22 +55,22 @@ class File(Engine, frozen=True):
             os.close(descriptor)
 
     def _refuse(self, kind: str) -> None:
-        """Raise UsageError where a dump could not be restored; kind: of the file, empty for a regular one."""
+        """Raise UsageError if a dump could not be restored. kind: of the file; empty for a regular one."""
         if kind == "a directory":
             raise UsageError(f"{self.path} is a directory: take it with --tree")
         if kind:
             raise UsageError(
-                f"{self.path} is {kind}, which a rollback cannot restore: take what it gives with --dump "
+                f"{self.path} is {kind}, which a rollback cannot restore: take its output with --dump "
                 "NAME=-, or with a program (--exec)"
             )
 
     def ready(self) -> None:
-        """See whether there is a folder to write it in, and what is replaced is a regular file."""
+        """Check that the directory exists, and that the file to replace is a regular one."""
         self._place()
 
     def begin(self) -> Memo:
-        """Return the names of the files that are made."""
-        # Of a symbolic link, what it leads to is written: that is what was taken.
+        """Return the names of the files that the rollback creates."""
+        # The file that a symbolic link leads to is replaced, because that is what the snapshot took.
         path, existed = self._place()
         new, old = temporary_names(path)
         return {"path": path, "existed": existed, "new": new, "old": old}
@@ -96,7 +96,7 @@ class File(Engine, frozen=True):
             raise CastoreError(f"{self.path} cannot be replaced: {error.strerror}") from error
 
     def stage(self, memo: Memo, contents: Contents) -> None:
-        """Write it next to the live one, durably."""
+        """Write the new file next to the live one, durably."""
         try:
             with _Folder(memo) as folder, folder.create("new") as file:
                 info = os.fstat(file)
@@ -116,10 +116,14 @@ class File(Engine, frozen=True):
                 info = folder.status("new")
                 if info is None:
                     raise CastoreError(
-                        f"what was to take the place of {live} is gone: another process removed {new}"
+                        f"cannot replace {live}: another process removed {new}, which was to replace it; "
+                        "repeat the rollback"
                     )
                 if memo.get("inode") not in {None, f"{info.st_dev} {info.st_ino}"}:
-                    raise CastoreError(f"another process exchanged {new}, which was to replace {live}")
+                    raise CastoreError(
+                        f"cannot replace {live}: another process exchanged {new}, which was to replace "
+                        "it; repeat the rollback"
+                    )
                 try:
                     self._move_aside(folder)
                     folder.rename("new", "path")
@@ -129,7 +133,7 @@ class File(Engine, frozen=True):
                     folder.exchange_mounted()
                 folder.sync()
         except OSError as error:
-            raise CastoreError(f"cannot exchange {live}: {error.strerror}") from error
+            raise CastoreError(f"cannot replace {live}: {error.strerror}") from error
 
     def remove(self, memo: Memo) -> None:
         """Move the live file aside."""
@@ -142,8 +146,8 @@ class File(Engine, frozen=True):
 
     def _move_aside(self, folder: _Folder) -> None:
         refuse_irregular(folder.live)
-        # What is next to the live one belongs to it, and is moved first: so whoever undoes this can tell from
-        # where the file itself is what belongs to which.
+        # The files next to the live one belong to it and are moved first. An undo can then conclude from
+        # the place of the file itself which files belong to it.
         for ending in (*self.beside, ""):
             folder.rename("path", "old", ending)
 
@@ -169,15 +173,15 @@ class File(Engine, frozen=True):
             ) from error
 
     def finish(self, memo: Memo) -> None:
-        """Remove what was moved aside."""
+        """Delete the file that was moved aside."""
         with _Folder(memo) as folder:
             folder.remove("old", ("", *self.beside))
 
 
 class _Folder:
-    """The directory that the files of a memo are in, which another user may own: its names are not followed.
+    """The directory of the files in a memo. Another user may own it, so links in it are not followed.
 
-    A file is named by the memo's key: "path", the live one; "new"; "old".
+    A file is named by the memo's key: "path" for the live one, "new", "old".
     """
 
     def __init__(self, memo: Memo) -> None:
@@ -196,11 +200,11 @@ class _Folder:
         self.live.close()
 
     def sync(self) -> None:
-        """Make durable which names it holds. Raises OSError."""
+        """Make its names durable. Raises OSError."""
         self.live.sync()
 
     def status(self, key: str, ending: str = "") -> os.stat_result | None:
-        """Return what a file is, links not followed; None if it does not exist."""
+        """Return the status of a file, without following links; None if it does not exist."""
         try:
             return os.stat(self._names[key] + ending.encode(), dir_fd=self._fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -220,7 +224,7 @@ class _Folder:
 
     @contextlib.contextmanager
     def create(self, key: str) -> Iterator[int]:
-        """Give a new file open for writing, for its owner only. Raises OSError."""
+        """Create a file that only its owner may access, and yield it open for writing. Raises OSError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(self._names[key], flags, 0o600, dir_fd=self._fd)
         try:
@@ -230,10 +234,10 @@ class _Folder:
             os.close(file)
 
     def copy_metadata(self, file: int) -> None:
-        """Give a new file the owner, mode and attributes of the live one, or of its directory an owner.
+        """Copy owner, mode and attributes of the live file to a new one; without one, its directory's owner.
 
-        Bits and capabilities by which a program gets more rights are left out: the live file may be another
-        user's, or just have been put there.
+        Bits and capabilities that give a program more rights are left out: the live file may belong to
+        another user, or may just have been put there.
         """
         held = None
         with contextlib.suppress(FileNotFoundError):
@@ -256,7 +260,7 @@ class _Folder:
         part = old + b"-part"
         try:
             copy(fd, name, fd, part)
-            # From here on the live file may be touched.
+            # From here on the live file may be changed: `undo` finds the copy.
             os.rename(part, old, src_dir_fd=fd, dst_dir_fd=fd)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -277,7 +281,7 @@ class _Folder:
 
 
 class _Reading:
-    """What reads a file, and notices when it is changed meanwhile."""
+    """Reads a file, and warns if the file changes meanwhile."""
 
     def __init__(self, descriptor: int) -> None:
         self.warnings: list[tuple[bytes, str]] = []
@@ -285,7 +289,7 @@ class _Reading:
         self._before = self._state()
 
     def __call__(self, view: memoryview) -> int:
-        """Fill the beginning of a buffer; return how many bytes that were, 0 at the end."""
+        """Fill the beginning of a buffer; return how many bytes were written, 0 at the end."""
         count = os.readv(self._descriptor, [view])
         if not count and not self.warnings and self._state() != self._before:
             self.warnings.append((b".", "changed while being read; what was read is kept"))
@@ -301,15 +305,15 @@ def _status(found: Located) -> os.stat_result:
 
 
 def _copy_attributes(path: bytes, descriptor: int) -> None:
-    """Give a file the extended attributes of another, its access control list among them; none else."""
+    """Give a file exactly the extended attributes of another, including its access control list."""
     wanted = _attributes(path)
     for name in _attributes(descriptor):
-        # Its folder may hand an access control list down to what is made in it.
+        # A file may inherit an access control list from its directory.
         if name not in wanted:
             with contextlib.suppress(PermissionError):
                 os.removexattr(descriptor, name)
     for name in wanted:
-        # Some are the system's own, and nobody's to set.
+        # Some attributes belong to the system, and no user can set them.
         with contextlib.suppress(PermissionError):
             os.setxattr(descriptor, name, os.getxattr(path, name))
 

@@ -1,8 +1,8 @@
-"""A client that stays connected and answers queries that only read: a rollback asks more than a hundred.
+"""A client that stays connected for queries that only read: a rollback runs more than a hundred of them.
 
-It only saves time. If it cannot be started or a query fails, there is no answer, and the caller runs the
-query in a client of its own, whose error is reported. An account that may have few connections needs them
-for the other clients: the session ends.
+This only saves time. If the client cannot be started or a query fails, there is no answer, and the caller
+runs the query in a client of its own, whose error is reported. If the account may have only few
+connections, the session ends, because the other clients need them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from castore.process.program import Program
 
 _LONGEST: Final = 1 << 15
-"""Bytes of a script that a pipe takes at once: the client may print before it has read all of it."""
+"""Bytes of a script that fit into a pipe at once: the client may print before it has read all of it."""
 _OTHERS: Final = 2
-"""The other connections at one time: of what loads or dumps, and of a lock."""
+"""How many other connections castore needs at one time: for a load or dump, and for a lock."""
 
 
 class QuerySession:
-    """A client that stays.
+    """A client that stays connected.
 
-    start: gives a new one, with pipes for its input and output. most: bytes of an answer. allowed: SQL that
-    gives how many connections the account may have; 0 or less: any number. separator: what the client
-    prints after a record.
+    start: starts a client with pipes for its input and output. most: the largest answer in bytes. allowed:
+    SQL that returns how many connections the account may have; 0 or less: any number. separator: what the
+    client prints after a record.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class QuerySession:
         self._end = b"castore " + os.urandom(12).hex().encode()
 
     def answer(self, sql: str) -> bytes | None:
-        """Return what statements that only read print; None: there is no answer."""
+        """Return what the read-only statements print; None: there is no answer."""
         script = self._marked(sql)
         if len(script) > _LONGEST or not self._is_allowed:
             return None
@@ -69,7 +69,7 @@ class QuerySession:
         return found
 
     def _marked(self, sql: str) -> bytes:
-        """Return a script whose last record is the mark of the answer's end."""
+        """Return a script whose last record marks the end of the answer."""
         return os.fsencode(sql.rstrip("; \n")) + b";\nSELECT '%b';\n" % self._end
 
     def _exchange(self, program: Program, script: bytes) -> bytes | None:
@@ -87,10 +87,10 @@ class QuerySession:
         return None
 
     def close(self) -> None:
-        """End the client. A later question starts another one."""
+        """End the client. A later query starts another one."""
         program, self._program = self._program, None
         if program is not None:
-            # A client that sees the end of its input takes leave of the server.
+            # At the end of its input a client disconnects from the server.
             with contextlib.suppress(ProgramError, OSError):
                 program.close_input()
                 program.wait()

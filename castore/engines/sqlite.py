@@ -1,6 +1,6 @@
-"""One SQLite database, taken while it is in use, and exchanged as a file.
+"""One SQLite database: dumped while it is in use, and replaced as a file.
 
-SQLite itself runs in another process: castore.engines.sqlite_process says why.
+SQLite itself runs in another process: castore.engines.sqlite_process gives the reasons.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class SQLite(File, frozen=True):
 
     @property
     def _seconds(self) -> float:
-        """How long to wait for a lock of the live database."""
+        """Seconds to wait for a lock of the live database."""
         return self.timeout or _WAIT_SECONDS
 
     def check(self) -> None:
-        """Look into it."""
+        """Check that SQLite can open the database."""
         refuse_special(self.path)
         ask("check", self.path, self._user(), self.timeout, seconds=self._seconds)
 
@@ -62,19 +62,19 @@ class SQLite(File, frozen=True):
 
     @contextlib.contextmanager
     def dump(self) -> Iterator[Readinto]:
-        """Give a function that reads a copy, made by SQLite's online backup: one moment of the database."""
+        """Yield a function that reads a consistent copy, which SQLite's online backup makes."""
         refuse_special(self.path)
         with copied(self.path, self._user(), self._seconds, self.timeout) as readinto:
             yield readinto
 
     def stage(self, memo: Memo, contents: Contents) -> None:
-        """Write the database next to the live one, and let SQLite look at it."""
+        """Write the database next to the live one, and check it with SQLite."""
         super().stage(memo, contents)
         memo["made"] = looked(memo["new"], self.path, self._user(memo["path"]), self.timeout).remarks
         self._set_mode(memo["new"], memo["mode"])
 
     def begin(self) -> Memo:
-        """Return the names of the files that are made, and the mode that the database is in."""
+        """Return the names of the files that the rollback creates, and the database's journal mode."""
         mode = ""
         with contextlib.suppress(ProgramError, UsageError):
             refuse_special(self.path)
@@ -82,36 +82,36 @@ class SQLite(File, frozen=True):
         return {**super().begin(), "mode": mode}
 
     def switch(self, memo: Memo, contents: Contents) -> None:
-        """Exchange the files, if nobody has the live one open; its log is written back first."""
+        """Replace the file if no process has it open; its write-ahead log is checkpointed first."""
         self._close(memo["path"])
         super().switch(memo, contents)
 
     def remove(self, memo: Memo) -> None:
-        """Move the file aside, if nobody has it open."""
+        """Move the file aside if no process has it open."""
         self._close(memo["path"])
         super().remove(memo)
 
     def undo(self, memo: Memo, contents: Contents) -> None:
-        """Exchange them back."""
+        """Restore the replaced file, and its journal mode."""
         super().undo(memo, contents)
         if os.path.isfile(memo["path"]):
             with contextlib.suppress(ProgramError, UsageError):
                 self._set_mode(memo["path"], memo["mode"])
 
     def _close(self, path: str) -> None:
-        """Leave all that a database holds in its one file. Raises CastoreError if another has it open."""
+        """Checkpoint a database into its one file. Raises CastoreError if another process has it open."""
         if not os.path.isfile(path):
             return
         try:
-            # Only a connection that is alone can leave the mode of a log.
+            # Only a single connection can leave WAL mode.
             mode = self._switched(path, wal=False)["mode"]
         except LockedError as error:
-            raise CastoreError(f"somebody has {path} open, stop what uses it: {error}") from error
+            raise CastoreError(f"another process has {path} open, stop what uses it: {error}") from error
         except InvalidError:
-            mode = "delete"  # it is not a valid database any more
+            mode = "delete"  # it is no longer a valid database
         if mode != "delete":
-            raise CastoreError(f"somebody has {path} open: stop what uses it")
-        # An idle connection without a log holds no lock.
+            raise CastoreError(f"another process has {path} open: stop what uses it")
+        # An idle connection without a log holds no lock, so open files are searched, too.
         refuse_open(path)
 
     def _set_mode(self, path: str, mode: str) -> None:
@@ -123,7 +123,7 @@ class SQLite(File, frozen=True):
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
-        """Write the database, and let SQLite check all of it."""
+        """Write the database, and have SQLite check all of it."""
         path = os.path.join(folder, os.path.basename(self.path))
         with open(path, "xb") as file:
             os.fchmod(file.fileno(), 0o600)
@@ -134,7 +134,7 @@ class SQLite(File, frozen=True):
         yield f"{summary}; {sound.remarks}" if sound.remarks else summary, {"PATH": path}
 
     def _drilling_user(self) -> User | None:
-        """Return the user that a drill looks at a copy as: never root, whoever has written the copy."""
+        """Return the user that a drill checks a copy as: never root, whoever has written the copy."""
         user = None
         with contextlib.suppress(CastoreError):
             user = self._user()
