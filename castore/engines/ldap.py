@@ -1,4 +1,4 @@
-"""One database of an OpenLDAP server, as LDIF, loaded into a directory that then becomes the live one."""
+"""One database of an OpenLDAP server, as LDIF: restored into a directory that replaces the live one."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
 
 _BEGINNING: Final = 4096
-"""More than the name of an attribute with its options."""
+"""Bytes of a line that are checked: more than the name of an attribute with its options."""
 _READS_FILE: Final = re.compile(rb"[^:]*:[ \t\r]*<|include:", re.IGNORECASE)
 _END_SECONDS: Final = 5.0
-"""How long slapd may take to be gone when `stop` has ended."""
+"""Seconds that slapd may take to end after `stop` has ended."""
 
 
 class LDAP(Engine, frozen=True):
-    """The entries below one suffix. A roll-back needs `stop` and `start`."""
+    """The entries below one suffix. A rollback needs `stop` and `start`."""
 
     suffix: str
-    """Such as "dc=example,dc=org"."""
+    """For example "dc=example,dc=org"."""
     config: str = "/etc/ldap/slapd.d"
     """The directory of slapd's configuration."""
     program_path: str | None = None
@@ -58,22 +58,25 @@ class LDAP(Engine, frozen=True):
         path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
         found = shutil.which(f"{self.program_path}/{name}" if self.program_path else name, path=path)
         if found is None:
-            raise ProgramError(f"there is no program {name!r}, which the engine ldap needs")
+            raise ProgramError(
+                f"there is no program {name!r}, which the engine ldap needs: install it, or set "
+                "`program-path`"
+            )
         return found
 
     def check(self) -> None:
-        """Look for the database in the configuration."""
+        """Check that the configuration has the database."""
         self._directory()
 
     def version(self) -> str:
-        """Return what makes the dump."""
+        """Return the name of what makes the dump."""
         return "ldap slapcat"
 
     @property
     def _own(self) -> pwd.struct_passwd | None:
-        """The user that slapcat and slapadd are run as: `run-as`, else the owner of the configuration.
+        """The user that slapcat and slapadd run as: `run-as`, else the owner of the configuration.
 
-        They open the files of slapd's user, who may have put anything there; None: castore's own.
+        They open the files of slapd's user, who may have put anything there. None: castore's own user.
         """
         if self.run_as is not None:
             return self.account
@@ -82,9 +85,12 @@ class LDAP(Engine, frozen=True):
         return None
 
     def _process(self) -> dict[str, Any]:
-        """Return what slapcat is run with. Raises UsageError where slapd has no configuration there."""
+        """Return how slapcat is run. Raises UsageError if slapd has no configuration directory there."""
         if not os.path.isdir(self.config):
-            raise UsageError(f"there is no directory {self.config}, the configuration of slapd (`config`)")
+            raise UsageError(
+                f"there is no directory {self.config}, the configuration of slapd: correct `config` in "
+                "castore.toml"
+            )
         return {"env": client_environment(), "timeout": self.timeout, "account": self._own}
 
     def _configuration(self) -> bytes:
@@ -92,18 +98,21 @@ class LDAP(Engine, frozen=True):
         return output_of([self._program("slapcat"), "-F", self.config, "-n", "0"], **process)
 
     def _directory(self) -> str:
-        """Return where the database lies."""
+        """Return the directory of the database. Raises ProgramError if the configuration has none."""
         for entry in _unfolded(self._configuration()).split("\n\n"):
             lines = entry.split("\n")
             if any(line.lower() == f"olcsuffix: {self.suffix}".lower() for line in lines):
                 for line in lines:
                     if line.startswith("olcDbDirectory: "):
                         return line.partition(": ")[2]
-        raise ProgramError(f"slapd's configuration in {self.config} has no database of {self.suffix!r}")
+        raise ProgramError(
+            f"slapd's configuration in {self.config} has no database of {self.suffix!r}: correct `suffix` in "
+            "castore.toml"
+        )
 
     @contextlib.contextmanager
     def dump(self) -> Iterator[Readinto]:
-        """Give a function that reads what slapcat writes."""
+        """Yield a function that reads slapcat's output."""
         process = self._process()
         argv = [self._program("slapcat"), "-F", self.config, "-b", self.suffix]
         with run_dump(argv, **process) as readinto:
@@ -120,7 +129,7 @@ class LDAP(Engine, frozen=True):
             yield read
 
     def begin(self) -> Memo:
-        """Return the names of the directories that are made."""
+        """Return the names of the directories that the rollback creates."""
         try:
             live = os.fsdecode(real_path(self._directory()))
         except OSError as error:
@@ -130,7 +139,7 @@ class LDAP(Engine, frozen=True):
         return {"live": live, "existed": existed, "new": new, "old": old}
 
     def stage(self, memo: Memo, contents: Contents) -> None:
-        """Load the entries into a directory beside the live one."""
+        """Load the entries into a directory next to the live one."""
         self._load(memo["new"], f"{memo['new']}.conf", contents, self._own)
         if memo["existed"]:
             try:
@@ -141,15 +150,15 @@ class LDAP(Engine, frozen=True):
     def _load(
         self, data: str, config: str, contents: Contents, account: pwd.struct_passwd | None = None
     ) -> None:
-        """Load entries into the new directory `data`, by a copy of the configuration that names it.
+        """Load entries into the new directory `data`, using a copy of the configuration that names it.
 
-        account: the user that slapadd is run as; None: castore's own.
+        account: the user that slapadd runs as; None: castore's own.
         """
         try:
             for folder in (data, config):
                 _make(folder, account)
         except OSError as error:
-            raise CastoreError(f"cannot make {data}: {error.strerror}") from error
+            raise CastoreError(f"cannot create {data}: {error.strerror}") from error
         try:
             entries = []
             known = False
@@ -160,8 +169,11 @@ class LDAP(Engine, frozen=True):
                     re.sub("(?m)^olcDbDirectory: .*$", f"olcDbDirectory: {data}", entry) if here else entry
                 )
             if not known:
-                # slapadd would find the live database by another spelling of its suffix.
-                raise CastoreError(f"slapd's configuration has no database with the suffix {self.suffix!r}")
+                # With another spelling of the suffix slapadd would find the live database.
+                raise CastoreError(
+                    f"slapd's configuration has no database with the suffix {self.suffix!r}: correct "
+                    "`suffix` in castore.toml"
+                )
             program = self._program("slapadd")
             load = partial(feed, env=client_environment(), timeout=self.timeout, account=account)
             load([program, "-F", config, "-n", "0"], ["\n\n".join(entries).encode()])
@@ -172,22 +184,25 @@ class LDAP(Engine, frozen=True):
                 shutil.rmtree(found.name, ignore_errors=True, dir_fd=found.folder)
 
     def switch(self, memo: Memo, contents: Contents) -> None:
-        """Exchange the directories."""
+        """Swap the directories."""
         del contents
         _refuse_held(memo["live"])
         try:
             with _Siblings(memo) as here:
                 if not here.has("new"):
-                    raise CastoreError(f"what was to replace {memo['live']} is gone: {memo['new']}")
+                    raise CastoreError(
+                        f"cannot replace {memo['live']}: another process removed {memo['new']}, which was to "
+                        "replace it; repeat the rollback"
+                    )
                 if here.has("live"):
                     here.rename("live", "old")
                 here.rename("new", "live")
                 here.sync()
         except OSError as error:
-            raise CastoreError(f"cannot exchange {memo['live']}: {error.strerror}") from error
+            raise CastoreError(f"cannot replace {memo['live']}: {error.strerror}") from error
 
     def undo(self, memo: Memo, contents: Contents) -> None:
-        """Exchange them back."""
+        """Swap the directories again, and delete what was staged."""
         del contents
         live, old = memo["live"], memo["old"]
         try:
@@ -207,13 +222,13 @@ class LDAP(Engine, frozen=True):
             ) from error
 
     def finish(self, memo: Memo) -> None:
-        """Remove what was replaced."""
+        """Delete the replaced directory."""
         with _Siblings(memo) as here:
             here.remove("old")
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
-        """Load the entries into a directory of their own, and count them."""
+        """Load the entries into a scratch directory, and count them."""
         count = 0
 
         def counted() -> Iterator[bytes | memoryview]:
@@ -227,18 +242,18 @@ class LDAP(Engine, frozen=True):
                 yield piece
 
         data = os.path.join(folder, "data")
-        # Not as root: entries are loaded that anybody may have written.
+        # Not as root: any user may have written the entries.
         account = unprivileged("openldap")
         if account is not None:
-            os.chmod(folder, 0o711)  # noqa: S103 - what is in it is that user's only
+            os.chmod(folder, 0o711)  # noqa: S103 - only that user can enter the directories in it
         self._load(data, os.path.join(folder, "conf"), contents._replace(target=counted), account)
-        yield f"{counting.count(count, 'entry', 'entries')} taken by slapadd", {"PATH": data}
+        yield f"{counting.count(count, 'entry', 'entries')} loaded by slapadd", {"PATH": data}
 
 
 def without_files(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-    """Yield LDIF line by line. Raises CastoreError where slapadd would read another file for it.
+    """Yield LDIF line by line. Raises CastoreError for a line that makes slapadd read another file.
 
-    That is `attribute:< URL` and `include: URL`, each of which may be folded; slapcat writes neither.
+    Such lines are `attribute:< URL` and `include: URL`; both may be folded. slapcat writes neither.
     """
     pieces: list[bytes] = []  # joined once: a line may be long
     began = b""
@@ -247,7 +262,7 @@ def without_files(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
         if chunk is not None and b"\n" not in pieces[-1]:
             continue
         lines = b"".join(pieces).split(b"\n")
-        # What follows the last end of a line is looked at with the next piece.
+        # What follows the last line end is checked with the next piece.
         rest = lines.pop()
         pieces = [rest]
         if chunk is None and rest:
@@ -255,13 +270,13 @@ def without_files(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
         for line in lines:
             folded = line.startswith(b" ")
             began = (began + line[1:] if folded else line)[:_BEGINNING]
-            # No name of an attribute is as long as what is looked at.
+            # No attribute name is as long as the part that is checked.
             odd = b"\0" in line or (folded and len(began) == _BEGINNING and b":" not in began)
             if odd or _READS_FILE.match(began) or _READS_FILE.match(line):
                 shown = line[:40].decode(errors="backslashreplace")
                 raise CastoreError(
-                    f"the LDIF has the line {shown!r}, by which slapadd would read another file, or stop "
-                    "reading: no such dump is loaded"
+                    f"the LDIF has the line {shown!r}, which makes slapadd read another file, or stop "
+                    "reading: such a dump is not loaded; restore another generation"
                 )
         if lines:
             yield b"\n".join(lines) + (b"" if chunk is None else b"\n")
@@ -272,7 +287,7 @@ def _unfolded(ldif: bytes) -> str:
 
 
 class _Siblings:
-    """The directory that the directories of a memo are in: names there are not followed.
+    """The directory that contains the directories of a memo: links there are not followed.
 
     A directory is named by the memo's key: "live", "new", "old".
     """
@@ -297,21 +312,21 @@ class _Siblings:
         return False
 
     def rename(self, key: str, to: str) -> None:
-        """Rename it. Raises OSError."""
+        """Rename a directory. Raises OSError."""
         os.rename(self._names[key], self._names[to], src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def remove(self, key: str, ending: str = "") -> None:
-        """Delete it with its content, if it exists. Raises OSError."""
+        """Delete a directory with its content, if it exists. Raises OSError."""
         if self.has(key, ending):
             shutil.rmtree(self._names[key] + ending, dir_fd=self._fd)
 
     def sync(self) -> None:
-        """Make durable which names the directory holds. Raises OSError."""
+        """Make the names in the directory durable. Raises OSError."""
         sync_if_supported(self._fd)
 
 
 def _make(path: str, account: pwd.struct_passwd | None) -> None:
-    """Make a directory for a user; None: castore's own. Raises OSError."""
+    """Create a directory for a user; None: castore's own. Raises OSError."""
     with locate(os.path.dirname(path)) as found:
         above = found.open_directory()
     try:
@@ -327,9 +342,9 @@ def _make(path: str, account: pwd.struct_passwd | None) -> None:
 
 
 def _give(top: str, info: os.stat_result) -> None:
-    """Give a directory, and the files in it, to the owner of the live one. Raises OSError.
+    """Give a directory and the files in it to the owner of the live one. Raises OSError.
 
-    The user that loaded it may have put links there, to files of others: each file is opened first.
+    The user that loaded it may have put links to files of others there, so each file is opened first.
     """
     with locate(top) as found:
         folder = found.open_directory()
@@ -348,37 +363,37 @@ def _give_file(folder: int, name: str, info: os.stat_result) -> None:
     try:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            raise OSError(errno.EBUSY, f"{name} in it is not a regular file of slapadd's")
+            raise OSError(errno.EBUSY, f"{name} in it is not a regular file that slapadd made")
         os.fchown(file, info.st_uid, info.st_gid)
     finally:
         os.close(file)
 
 
 def _plain(line: bytes) -> bytes:
-    """Return what may be told of what slapadd says: what failed, and in which line, but not whose entry."""
+    """Return what may be shown of slapadd's messages: what failed and in which line, but not whose entry."""
     return re.sub(rb'"[^"]*"?', b'"..."', line)
 
 
 def _refuse_held(data: str) -> None:
-    """Raise CastoreError while somebody has a database open: he would go on with what was moved away."""
+    """Raise CastoreError while a process has a database open: it would keep using the replaced files."""
     end = time.monotonic() + _END_SECONDS
     while held := _is_locked(data) or _is_open(data):
         if time.monotonic() > end:
             raise CastoreError(
-                f"slapd still has {data} open (process {held}): `stop` of castore.toml has to stop it, and "
-                "`start` to start it again"
+                f"slapd still has {data} open (process {held}): the `stop` program in castore.toml has to "
+                "stop it, and `start` to start it again"
             )
         time.sleep(0.05)
 
 
 def _is_locked(data: str) -> int:
-    """Return a process that has an LMDB environment open; 0: none. Each holds a lock on its lock file."""
+    """Return a process that has an LMDB environment open; 0: none. Each locks the environment's lock file."""
     lock = os.path.join(data, "lock.mdb")
     with contextlib.suppress(OSError), locate(lock) as found, open(found.open_regular(), "rb") as file:
         asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
         kind, _, _, _, holder = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
         if kind != fcntl.F_UNLCK:
-            # Of another PID namespace it is told as 0: one that is nobody's.
+            # A process of another PID namespace is reported as 0.
             return int(holder) or -1
     return 0
 

@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 _MAGIC: Final = b"REDIS"
 _SAVING: Final = "3600 1"
-"""With any such rule a server writes its RDB when it is ended; with none it does not."""
+"""With any such rule a server writes its RDB when it ends; without one it does not."""
 _SAVE_SECONDS: Final = 3600.0
 _NO_SERVER: Final = "exited with status 1"
-"""What redis-cli does where it cannot connect; on an error that the server tells it exits with 0."""
-_STILL_RUNS: Final = "the Redis server still runs: `stop` of castore.toml has to stop it"
+"""How redis-cli fails if it cannot connect; on an error that the server reports it exits with 0."""
+_STILL_RUNS: Final = "the Redis server still runs: the `stop` program in castore.toml has to stop it"
 
 
 class Redis(Engine, frozen=True):
-    """All databases of a server. A roll-back needs `stop` and `start`: the file is read at the start.
+    """All databases of a server. A rollback needs `stop` and `start`, because the file is read at the start.
 
-    The server writes what it holds into that file when it is stopped. Where its configuration says that it
-    should not, it is told otherwise while the roll-back lasts; and whether it has done so is looked at.
+    The server writes its state into that file when it is stopped. If its configuration says not to, castore
+    changes the setting during the rollback, and checks that the file has been written.
     """
 
     host: str | None = None
@@ -45,7 +45,7 @@ class Redis(Engine, frozen=True):
     user: str | None = None
     password: Secret | None = None
     path: str | None = None
-    """The RDB file; else the server is asked."""
+    """The RDB file; None: castore asks the server."""
     program_path: str | None = None
     """The directory of redis-cli."""
 
@@ -55,7 +55,10 @@ class Redis(Engine, frozen=True):
     def _argv(self) -> list[str]:
         program = f"{self.program_path}/redis-cli" if self.program_path else "redis-cli"
         if shutil.which(program) is None:
-            raise ProgramError(f"there is no program {program!r}, which the engine redis needs")
+            raise ProgramError(
+                f"there is no program {program!r}, which the engine redis needs: install it, or set "
+                "`program-path`"
+            )
         argv = [program, "--no-auth-warning"]
         where = (("-h", self.host), ("-p", self.port), ("-s", self.socket), ("--user", self.user))
         for option, value in where:
@@ -68,7 +71,7 @@ class Redis(Engine, frozen=True):
         return client_environment(**own)
 
     def _process(self) -> dict[str, Any]:
-        """Return what redis-cli is run with."""
+        """Return the environment, time limit (seconds) and user of redis-cli."""
         return {"env": self._env(), "timeout": self.timeout, "account": self.account}
 
     def _ask(self, *words: str, only: Filter | None = None) -> list[str]:
@@ -79,9 +82,9 @@ class Redis(Engine, frozen=True):
         return lines
 
     def check(self) -> None:
-        """Ask the server whether it is there."""
+        """Check that the server answers."""
         if self._ask("PING") != ["PONG"]:
-            raise ProgramError("the Redis server does not answer to PING")
+            raise ProgramError("the Redis server does not answer PING: is it the right host, port or socket?")
 
     def version(self) -> str:
         """Return the server's version."""
@@ -90,7 +93,7 @@ class Redis(Engine, frozen=True):
 
     @contextlib.contextmanager
     def dump(self) -> Iterator[Readinto]:
-        """Give a function that reads the RDB that the server sends, as to a replica."""
+        """Yield a function that reads the RDB, which the server sends as to a replica."""
         with run_dump([*self._argv(), "--rdb", "-"], **self._process()) as readinto:
             began = b""
 
@@ -100,13 +103,16 @@ class Redis(Engine, frozen=True):
                 if len(began) < len(_MAGIC):
                     began += bytes(view[: min(count, len(_MAGIC))])
                     if not began.startswith(_MAGIC[: len(began)]) or (not count and not began):
-                        raise ProgramError("redis-cli exited with 0, but sent no RDB")
+                        raise ProgramError("redis-cli exited with 0, but sent no RDB: see the server's log")
                 return count
 
             yield read
 
     def stopped(self, memo: Memo) -> Engine:
-        """Return what reads the file that the server has written when it was stopped. Raises CastoreError."""
+        """Return an engine that reads the file that the server wrote when it was stopped.
+
+        Raises CastoreError if the server still runs, or has not written the file.
+        """
         fields = {name: getattr(self, name) for name in self.__struct_fields__}
         if self._runs():
             raise CastoreError(_STILL_RUNS)
@@ -117,33 +123,36 @@ class Redis(Engine, frozen=True):
         return File(path=memo["path"])
 
     def ready(self) -> None:
-        """Refuse a server that would load something else than its RDB, or not keep it."""
+        """Refuse a server that would not load its RDB, or would not keep what it loaded."""
         if self._setting("appendonly") != "no":
             raise CastoreError(
                 "the Redis server keeps an append-only file (appendonly), and would load that, not its RDB: "
-                "it can be taken and drilled, but not rolled back; nothing was touched"
+                "castore can take and drill it, but not roll it back; nothing was touched"
             )
         if "role:slave" in self._ask("INFO", "replication"):
             raise CastoreError(
-                "the Redis server is a replica, and would take its state from its master again: roll that "
-                "back; nothing was touched"
+                "the Redis server is a replica, and would copy its master's state again: roll back the "
+                "master instead; nothing was touched"
             )
 
     def _setting(self, name: str) -> str:
         found = self._ask("CONFIG", "GET", name)
         if len(found) < 2:
-            raise CastoreError(f"the Redis server does not tell its setting {name!r}: nothing was touched")
+            raise CastoreError(
+                f"the Redis server does not report its setting {name!r}: nothing was touched; allow the "
+                "account CONFIG GET"
+            )
         return found[1]
 
     def begin(self) -> Memo:
-        """Return the names of the files that are made."""
+        """Return the names of the files that the rollback creates, and the server's `save` setting."""
         path = self.path
         if path is None:
             path = os.path.join(*(self._setting(name) for name in ("dir", "dbfilename")))
         return {**File(path=path).begin(), "save": self._setting("save")}
 
     def stage(self, memo: Memo, contents: Contents) -> None:
-        """Write the RDB beside the live one."""
+        """Write the RDB next to the live one, and have the server prove that it can save."""
         self._file(memo).stage(memo, contents)
         program = shutil.which("redis-check-rdb")
         if program is not None:
@@ -152,28 +161,31 @@ class Redis(Engine, frozen=True):
         self._save(memo)
 
     def _save(self, memo: Memo) -> None:
-        """See that the server can write its RDB, where that is, and that it will do so when it is stopped."""
+        """Check that the server can write its RDB, that the file is known, and that it is written at a stop.
+
+        Writes into the memo what identifies the RDB that was saved for this.
+        """
         path = memo["path"]
         if not memo["save"]:
             try:
                 self._ask("CONFIG", "SET", "save", _SAVING)
             except ProgramError as error:
                 raise CastoreError(
-                    'the Redis server keeps nothing when it is stopped (save ""), and that cannot be changed '
-                    f"for a roll-back: {error}"
+                    'the Redis server saves nothing when it is stopped (save ""), and this setting cannot be '
+                    f"changed for a rollback: {error}"
                 ) from error
         before = _seen(path)
         end = time.monotonic() + (self.timeout or _SAVE_SECONDS)
-        # Another may be under way: what that one saves is older.
+        # Another save may be running: it saves an older state.
         while self._is_saving() or not self._begin_to_save():
             _wait(end)
         while self._is_saving():
             _wait(end)
         if "rdb_last_bgsave_status:ok" not in self._ask("INFO", "persistence"):
-            raise CastoreError("the Redis server cannot write its RDB: its log says why")
+            raise CastoreError("the Redis server cannot write its RDB: see its log for the reason")
         if _seen(path) in {before, ""}:
             raise CastoreError(
-                f"the Redis server does not write {path}: is it on this machine, and the `path` of "
+                f"the Redis server does not write {path}: is it on this machine, and is `path` in "
                 "castore.toml its file?"
             )
         memo["saved"] = _seen(path)
@@ -182,7 +194,7 @@ class Redis(Engine, frozen=True):
         return "rdb_bgsave_in_progress:1" in self._ask("INFO", "persistence")
 
     def _begin_to_save(self) -> bool:
-        """Let it write its RDB; False: another is just being written."""
+        """Have the server write its RDB; return False if another save is running."""
         try:
             self._ask("BGSAVE")
         except ProgramError as error:
@@ -192,14 +204,14 @@ class Redis(Engine, frozen=True):
         return True
 
     def switch(self, memo: Memo, contents: Contents) -> None:
-        """Exchange the files; the server has written its own when it was stopped."""
+        """Swap the files; the server has written its own when it was stopped."""
         if self._runs():
             raise CastoreError(_STILL_RUNS)
         _refuse_unsaved(memo)
         self._file(memo).switch(memo, contents)
 
     def _runs(self) -> bool:
-        """Whether there is a server; one that answers with an error is there, too."""
+        """Whether there is a server; one that answers with an error exists, too."""
         try:
             self._ask("PING", only=lambda _line: None)
         except ProgramError as error:
@@ -207,23 +219,23 @@ class Redis(Engine, frozen=True):
         return True
 
     def undo(self, memo: Memo, contents: Contents) -> None:
-        """Exchange them back."""
+        """Restore the replaced file, and the server's setting."""
         self._file(memo).undo(memo, contents)
         if not memo.get("save", "-") and self._runs():
-            # Else it is as its configuration says when it is started the next time.
+            # If it does not run, it reads its configuration when it is started the next time.
             with contextlib.suppress(ProgramError):
                 self._ask("CONFIG", "SET", "save", "")
 
     def finish(self, memo: Memo) -> None:
-        """Remove what was replaced."""
+        """Delete the replaced file."""
         self._file(memo).finish(memo)
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
-        """Load the RDB into a server of its own, on a private socket, and count its keys."""
+        """Load the RDB into a private server on a private socket, and count its keys."""
         server = shutil.which("redis-server")
         if server is None:
-            raise ProgramError("there is no redis-server here to drill with")
+            raise ProgramError("there is no redis-server here to drill with: install it")
         path = os.path.join(folder, "dump.rdb")
         with open(path, "xb") as file:
             file.writelines(contents.target())
@@ -233,32 +245,32 @@ class Redis(Engine, frozen=True):
         with socket_folder(account) as place:
             socket = os.path.join(place, "socket")
             argv = [server, "--port", "0", "--unixsocket", socket, "--dir", folder, "--save", ""]
-            # The directory of the socket says who may connect.
+            # Access is limited by the directory of the socket.
             argv += ["--unixsocketperm", "777"]
             with running(argv, signal.SIGTERM, account=account, cwd=folder) as process:
                 own = Redis(socket=socket, program_path=self.program_path)
                 process.wait_for([*own._argv(), "-e", "DBSIZE"])
                 keys = [line for line in own._ask("INFO", "keyspace") if line.startswith("db")]
                 count = sum(int(line.split("keys=")[1].split(",")[0]) for line in keys)
-                yield f"{count} keys in a server of its own", {"SOCKET": socket}
+                yield f"{count} keys in a private server", {"SOCKET": socket}
 
 
 class _StoppedRedis(Redis, frozen=True):
-    """A server that does not run: its file is what it holds."""
+    """A server that does not run: its file is its state."""
 
     def version(self) -> str:
-        """It cannot be asked."""
+        """Return only the name: the server cannot be queried."""
         return "redis"
 
     @contextlib.contextmanager
     def dump(self) -> Iterator[Readinto]:
-        """Give a function that reads the file."""
+        """Yield a function that reads the file."""
         with File(path=self.path or "").dump() as readinto:
             yield readinto
 
 
 def _seen(path: str) -> str:
-    """Return what tells one RDB from the next; empty: there is none."""
+    """Return what distinguishes one RDB from the next; empty: there is none."""
     try:
         info = os.stat(path)
     except OSError:
@@ -267,16 +279,16 @@ def _seen(path: str) -> str:
 
 
 def _refuse_unsaved(memo: Memo) -> None:
-    """Raise CastoreError where a server was stopped and has not written its RDB."""
+    """Raise CastoreError if a server was stopped and has not written its RDB."""
     if memo.get("saved", "") in {_seen(memo["path"]), ""}:
         raise CastoreError(
             f"the Redis server was stopped without writing {memo['path']} (killed, or by SHUTDOWN NOSAVE?): "
-            "what it was told since the roll-back began is not there. `stop` of castore.toml has to end it "
-            "by SIGTERM or SHUTDOWN"
+            "writes since the rollback began are missing from it. The `stop` program in castore.toml has to "
+            "end the server by SIGTERM or SHUTDOWN"
         )
 
 
 def _wait(end: float) -> None:
     if time.monotonic() > end:
-        raise ProgramError("the Redis server takes too long to write its RDB")
+        raise ProgramError("the Redis server takes too long to write its RDB: raise `timeout` (seconds)")
     time.sleep(0.05)

@@ -1,7 +1,7 @@
-"""Whether a SQLite database that nobody uses is sound, as far as SQLite alone can say.
+"""Check a SQLite database that no process uses, as far as SQLite alone can check it.
 
-Collations, functions and virtual tables may exist only in the application. What needs them is not checked,
-and is named: it is no reason to refuse a database.
+Collations, functions and virtual tables may exist only in the application. Objects that need them are not
+checked but named: they are no reason to refuse a database.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ _COLLATION: Final = re.compile("no such collation sequence: (.+)")
 _ONLY_THERE: Final = re.compile(
     "no such (?:collation sequence|module|function|tokenizer)|unknown (?:function|tokenizer)|unsafe use of"
 )
-"""Messages of SQLite about what only the application has."""
+"""SQLite's messages about objects that only the application has."""
 _ROWS: Final = re.compile("(?:TEXT|NUMERIC|NULL|non-[A-Z]+) value in |CHECK constraint failed in ")
-"""What a check says of rows that SQLite accepted and now would not: they are as the application has them."""
+"""A check's messages about rows that SQLite once accepted and now would not: the application's own state."""
 _MOST_COLLATIONS: Final = 1000
 _MOST_ROWS: Final = 10000
 
 
 @dataclass
 class Soundness:
-    """What a check found."""
+    """The result of a check."""
 
     rows: int = 0
     collations: list[str] = field(default_factory=list)
     """Collations that only the application has: the order of indexes that use them was not checked."""
     unchecked: list[str] = field(default_factory=list)
-    """Tables of which more than that was not checked."""
+    """Tables that, apart from this, were not fully checked."""
     odd: str = ""
-    """What the check says of a row that does not fit the schema; empty: nothing."""
+    """What the check says about a row that does not fit the schema; empty: nothing."""
 
     @property
     def remarks(self) -> str:
-        """What was not checked, and rows that do not fit the schema; empty: neither occurs."""
+        """What was not checked, and rows that do not fit the schema; empty if there is neither."""
         found = []
         if self.collations:
             names = ", ".join(f"collation {name}" for name in self.collations)
@@ -58,17 +58,17 @@ class Soundness:
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """Open a database that nobody uses; nothing of its schema is read yet."""
+    """Open a database that no process uses; nothing of its schema is read yet."""
     return sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)
 
 
 def look(
     path: str, what: str, *, thorough: bool = False, connected: Callable[[str], sqlite3.Connection] = connect
 ) -> Soundness:
-    """Check a database; thorough: compare indexes with tables, too, and count rows.
+    """Check a database. thorough: also compare indexes with tables, and count rows.
 
-    what: the database that the file is a copy of, for messages. connected: gives a new connection, as
-    `connect` does; two are needed. Raises CastoreError if it is not sound.
+    what: the database that the file is a copy of, for messages. connected: makes a new connection as
+    `connect` does; it is called up to two times. Raises CastoreError if the database is damaged.
     """
     sound = Soundness()
     try:
@@ -85,14 +85,14 @@ def look(
 @contextlib.contextmanager
 def _prepared(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(connection) as database:
-        # What its schema calls while it is checked comes from the dump.
+        # What its schema calls during the check comes from the dump.
         database.execute("PRAGMA trusted_schema = OFF")
         database.text_factory = lambda text: text.decode(errors="backslashreplace")
         yield database
 
 
 def _checked(database: sqlite3.Connection, check: str, sound: Soundness) -> str:
-    """Return the first thing that a check says of damage; "ok" for none."""
+    """Return the first message of a check about damage; "ok" if there is none."""
     for (text,) in database.execute(check):
         if not _ROWS.match(text):
             return str(text)
@@ -104,7 +104,7 @@ def _refuse(what: str, found: str) -> None:
     if found != "ok":
         raise CastoreError(
             f"what was stored of {what} is no sound database: {found} (checked by SQLite "
-            f"{sqlite3.sqlite_version})"
+            f"{sqlite3.sqlite_version}); restore another generation"
         )
 
 
@@ -146,7 +146,7 @@ def _count(database: sqlite3.Connection, quoted: str) -> int:
 
 
 def _unless_lacking(ask: Callable[[], Any], name: str, sound: Soundness) -> Any:
-    """Return what a question gives; None where it needs what only the application has."""
+    """Return the result of a query; None if it needs what only the application has."""
     try:
         return ask()
     except sqlite3.OperationalError as error:

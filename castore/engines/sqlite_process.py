@@ -1,4 +1,4 @@
-"""Run SQLite in a process of its own, as the user to whom the database belongs."""
+"""Run SQLite in a process of its own, as the user who owns the database."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ if TYPE_CHECKING:
     from castore.engines.base import Readinto
 
 _KEPT: Final = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD")
-"""Environment variables of castore that the process has, too: what Python may need to start."""
+"""Environment variables of castore that the process also gets: Python may need them to start."""
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from castore.engines.sqlite_worker import main; main()"
 )
 _IDLE_SECONDS: Final = 30.0
-"""How long the process may do nothing, beyond waiting for a lock: its user can stop it, and a pipe in the
-place of one of its files has it wait for ever."""
+"""Seconds that the process may be idle, apart from waiting for a lock.
+
+Its user can stop it, and a pipe that replaces one of its files makes it wait for ever.
+"""
 _LEAST_SECONDS: Final = 600.0
 _LEAST_SPEED: Final = 1 << 16
-"""Without a `timeout` the process may take _LEAST_SECONDS, and a second for so many bytes of the database.
+"""Without a `timeout` the process may take _LEAST_SECONDS, plus a second per this many bytes of the database.
 
-Its user could stop it and have it continue in turns, so that it is never idle, and never ends.
+Its user could stop and continue it in turns, so that it is never idle and never ends.
 """
 _MOST_ANSWER: Final = 1 << 20
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-"""The directory that the package castore is in."""
+"""The directory that contains the package castore."""
 
 
 class User(NamedTuple):
@@ -49,21 +51,21 @@ class User(NamedTuple):
 
     @property
     def text(self) -> str:
-        """How messages name the user."""
+        """The user's name for messages."""
         return user_text(self.uid)
 
 
 class Looked(NamedTuple):
-    """What a check of a copy found."""
+    """The result of checking a copy."""
 
     rows: int
-    """Counted by a thorough check only."""
+    """Rows; only a thorough check counts them."""
     remarks: str
-    """What was not checked, and rows that do not fit the schema; empty: neither occurs."""
+    """What was not checked, and rows that do not fit the schema; empty if there is neither."""
 
 
 class LockedError(ProgramError):
-    """SQLite could not do it while another process uses the database."""
+    """SQLite failed because another process uses the database."""
 
 
 class InvalidError(ProgramError):
@@ -78,15 +80,16 @@ def user_of_account(account: pwd.struct_passwd) -> User:
 def _user(uid: int, gid: int) -> User:
     try:
         return user_of_account(pwd.getpwuid(uid))
-    except KeyError:  # of a container
+    except KeyError:  # a user that exists only in a container
         return User(uid, gid, [])
 
 
 def owner_of(path: str, account: pwd.struct_passwd | None = None) -> User | None:
-    """Return the user that SQLite has to be for a database; None: castore's own.
+    """Return the user that SQLite has to run as for a database; None: castore's own.
 
-    That is `account`, if given; the file's owner; for a file of root, the owner of a directory on the way
-    that is not root's. Raises CastoreError where others could have placed files next to one of root's.
+    That is `account`, if given; else the file's owner; for a file of root, the owner of the first directory
+    above it that does not belong to root. Raises CastoreError if others could have placed files next to one
+    of root's.
     """
     if os.geteuid() != 0:
         return None
@@ -116,8 +119,8 @@ def owner_of(path: str, account: pwd.struct_passwd | None = None) -> User | None
 def _refuse_open_directory(path: str, folder: bytes) -> None:
     shown = os.fsdecode(folder)
     raise CastoreError(
-        f"{path} belongs to root, and other users may write in {shown}: by a journal next to the database "
-        f"they could have SQLite, as root, delete any file; chmod go-w {shown}, or give the database to its "
+        f"{path} belongs to root, and other users may write in {shown}: with a journal next to the database "
+        f"they could make SQLite, as root, delete any file; chmod go-w {shown}, or give the database to its "
         "user (chown), or name that user as `run-as`"
     )
 
@@ -132,7 +135,7 @@ def _located(path: str) -> Located:
 
 
 def refuse_special(path: str) -> None:
-    """Raise UsageError unless a path leads to a regular file, by trusted links only."""
+    """Raise UsageError unless a path leads to a regular file, through trusted links only."""
     try:
         with _located(path) as found:
             kind = kind_of(os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_mode)
@@ -151,7 +154,7 @@ def refuse_special(path: str) -> None:
 def _asked(
     act: str, path: str, user: User | None, timeout: float | None, more: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], Readinto]]:
-    """Have a process do something with a database; give its answer, and a function that reads what follows.
+    """Run an operation on a database in a process; yield its answer, and a function that reads what follows.
 
     timeout: seconds that it may take in all, until the block is left. Raises ProgramError, LockedError,
     CastoreError.
@@ -181,7 +184,7 @@ def _size(found: Located) -> int:
     try:
         return os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_size
     except OSError:
-        return 0  # the process says what is wrong
+        return 0  # the process reports what is wrong
 
 
 def _raise(path: str, answer: dict[str, Any]) -> None:
@@ -193,7 +196,7 @@ def _raise(path: str, answer: dict[str, Any]) -> None:
 
 
 def _first_line(readinto: Readinto) -> tuple[bytes, bytes]:
-    """Return the first line of what a program prints, and what was read after it."""
+    """Return the first line of a program's output, and what was read after it."""
     found = b""
     room = memoryview(bytearray(1 << 16))
     while b"\n" not in found and len(found) < _MOST_ANSWER and (count := readinto(room)):
@@ -218,22 +221,22 @@ def _after(rest: bytes, readinto: Readinto) -> Readinto:
 
 
 def ask(act: str, path: str, user: User | None, timeout: float | None = None, **more: Any) -> dict[str, Any]:
-    """Have a process do something with a database, and return its answer.
+    """Run an operation on a database in a process, and return its answer.
 
-    timeout: seconds that it may take in all; else that depends on the size of the database. Raises
-    LockedError where another process uses it, ProgramError, CastoreError.
+    timeout: seconds that it may take in all; without it the limit depends on the size of the database. Raises
+    LockedError if another process uses the database, ProgramError, CastoreError.
     """
     with _asked(act, path, user, timeout, more) as (answer, readinto):
-        # Its end: only then its exit code is known.
+        # Read to the end: the exit code is known only then.
         readinto(memoryview(bytearray(1)))
         return answer
 
 
 @contextlib.contextmanager
 def copied(path: str, user: User | None, seconds: float, timeout: float | None = None) -> Iterator[Readinto]:
-    """Give a function that reads a consistent copy of a database.
+    """Yield a function that reads a consistent copy of a database.
 
-    seconds: to wait for its lock. timeout: seconds until all is read; as of `ask`.
+    seconds: how long to wait for its lock. timeout: seconds until all is read; the default is that of `ask`.
     """
     with _asked("dump", path, user, timeout, {"seconds": seconds}) as (answer, readinto):
         left = answer.get("size", 0)
@@ -254,8 +257,8 @@ def looked(
 ) -> Looked:
     """Check a copy of the database `what`, as castore.engines.sqlite_check.look does.
 
-    timeout: as of `ask`. drill: check it thoroughly; it is in a directory of castore's own, which the user
-    may not enter.
+    timeout: as for `ask`. drill: check thoroughly; the copy is in a directory of castore's own, which the
+    user may not enter.
     """
     found = ask("look", path, user, timeout, what=os.fsencode(what).hex(), thorough=drill, early=drill)
     return Looked(found["rows"], found["remarks"])

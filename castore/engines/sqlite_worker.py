@@ -1,9 +1,11 @@
-"""SQLite, in a process of its own that first becomes the user to whom a database belongs.
+"""SQLite, in a process that first becomes the user who owns a database.
 
 SQLite trusts the files next to a database: a journal can name any file to be deleted, or bring back old
-pages. Who can write them therefore must not have SQLite run with more rights than their own. Started by
-castore.engines.sqlite_process; everything is imported before the user is changed, who may not be
-able to read castore's own files. The answer is a line of JSON on standard output; a dump follows it.
+pages. A user who can write these files must therefore not make SQLite run with more rights than their own.
+
+castore.engines.sqlite_process starts this process. Everything is imported before the user is changed, since
+that user may not be able to read castore's own files. The answer is a line of JSON on standard output; a
+dump follows it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ _PR_SET_KEEPCAPS: Final = 8
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _OPENING_SECONDS: Final = 600
-"""How long SQLite may take to open a database, beyond waiting for its lock: to undo a large transaction."""
+"""Seconds that SQLite may take to open a database, apart from waiting for its lock: to undo a large
+transaction."""
 
 
 def main() -> None:
@@ -72,10 +75,10 @@ def main() -> None:
 
 
 def _prepare() -> None:
-    """Bound what this process may use."""
+    """Limit the resources of this process."""
     os.umask(0o077)
     os.chdir("/")
-    # A terminal that another user's process has could be typed into.
+    # Without this, the process could type into the terminal, although another user runs it.
     os.setsid()
     for limit, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _MOST_MEMORY)):
         with contextlib.suppress(ValueError, OSError):
@@ -85,7 +88,7 @@ def _prepare() -> None:
 def _become(user: list[Any], folder: int, path: str) -> str:
     """Become another user for good; return the path by which that user reaches the database.
 
-    user: the numbers of the user, the group and all groups. folder: the directory of the database, open.
+    user: the numbers of the user, of the group and of all groups. folder: the database's directory, open.
     """
     uid, gid, groups = user
     os.setgroups(groups)
@@ -95,11 +98,11 @@ def _become(user: list[Any], folder: int, path: str) -> str:
         if not _early:
             os.stat(os.path.dirname(path))
     except PermissionError:
-        # As in a container's volume: the user may enter the directory, but not those above.
+        # As in a container's volume: the user may enter the directory, but not those above it.
         os.seteuid(0)
         mounted = _mounted(folder, path)
         if mounted == path:
-            # The owner cannot get there to place anything; still nothing of others can be written.
+            # The owner cannot get there to place anything; nor can this process write files of other users.
             ctypes.CDLL(None).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
             os.setresuid(uid, uid, uid)
             _keep_only(_CAP_DAC_READ_SEARCH)
@@ -114,28 +117,31 @@ def _keep_only(capability: int) -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     data = (ctypes.c_uint32 * 6)(1 << capability, 1 << capability, 0, 0, 0, 0)
     if ctypes.CDLL(None).capset(header, data):
-        # Then there are all of root's, by which the process must not go on.
+        # All rights of root remain then, and the process must not continue with them.
         os._exit(1)
     _capabilities.append(capability)
 
 
 _capabilities: Final[list[int]] = []
-"""Those that this process has kept."""
+"""The capabilities that this process has kept."""
 
 
 def _refuse_others() -> None:
-    """Refuse what SQLite has open of other users, which by itself this process's user could not read.
+    """Refuse open files of other users, which this process's user could not read without its capability.
 
-    A link to it may have taken the place of the database, or of its log, after these were looked at. Raises
+    A link to such a file may have replaced the database, or its log, after these were checked. Raises
     ProgramError.
     """
     if not _capabilities:
         return
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # what has listed them is closed
+        with contextlib.suppress(OSError):  # the descriptor that listed them is closed
             info = os.fstat(int(name))
             if int(name) > 2 and stat.S_ISREG(info.st_mode) and info.st_uid != os.getuid():
-                raise ProgramError("another user's file took its place, or that of a file next to it")
+                raise ProgramError(
+                    "another user's file took its place, or that of a file next to it: remove that file, or "
+                    "the link"
+                )
 
 
 _early: Final[list[sqlite3.Connection]] = []
@@ -150,17 +156,17 @@ def _open_early(path: str) -> None:
 def _mounted(folder: int, path: str) -> str:
     """Mount a directory where any user reaches it, for this process only; return the path of the database.
 
-    Where that is not allowed, as in most containers, the path stays.
+    Where mounting is not allowed, as in most containers, the path is returned unchanged.
     """
     libc = ctypes.CDLL(None)
     place = tempfile.gettempdir()
     if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
         return path
-    # Opened again: the kernel mounts only what is of this process's own mounts.
+    # Opened again: the kernel mounts only directories of this process's own mounts.
     here = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if not os.path.samestat(os.fstat(here), os.fstat(folder)):
-            raise ProgramError("its directory was replaced meanwhile")
+            raise ProgramError("its directory was replaced meanwhile: repeat the command")
         if libc.mount(b"/proc/self/fd/%d" % here, os.fsencode(place), None, _MS_BIND, None):
             return path
     finally:
@@ -169,10 +175,10 @@ def _mounted(folder: int, path: str) -> str:
 
 
 def _end_with(parent: int) -> None:
-    """End with castore, and get no more rights than there are now."""
+    """Have this process end together with castore, and never gain rights."""
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # SIGTERM, so that what is scratch is removed; set last, since a change of the user clears it.
+    # SIGTERM, so that scratch files are removed. Set last, since a change of the user clears it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
@@ -185,7 +191,7 @@ def _answer(**fields: object) -> None:
 
 
 def _refuse_special(path: str) -> None:
-    """Refuse a database that is not a regular file, or has something else in the place of its journals.
+    """Refuse a database that is not a regular file, or has anything but regular files as its journals.
 
     SQLite would wait for ever for a pipe.
     """
@@ -199,7 +205,7 @@ def _refuse_special(path: str) -> None:
 @contextlib.contextmanager
 def _opened(path: str, seconds: float) -> Iterator[sqlite3.Connection]:
     """Open a live database. seconds: how long to wait for its lock."""
-    # A pipe may take the place of a journal after it was looked at: the alarm ends this process.
+    # A pipe may replace a journal after the check: the alarm then ends this process.
     signal.alarm(int(seconds) + _OPENING_SECONDS)
     uri = f"file:{quote(path)}?mode=rw"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=seconds)) as database:
@@ -210,8 +216,8 @@ def _opened(path: str, seconds: float) -> Iterator[sqlite3.Connection]:
 
 
 def _inventory(database: sqlite3.Connection) -> tuple[object, ...]:
-    """Return what a database has, as SQLite's own tables say; each call begins a read, if none has begun."""
-    # A name may be of bytes that are not UTF-8.
+    """Return what a database has, from SQLite's own tables; a call begins a read if none has begun."""
+    # A name may consist of bytes that are not UTF-8.
     database.text_factory = bytes
     (pages,) = database.execute("PRAGMA page_count").fetchone()
     columns = "type, name, tbl_name, sql"
@@ -235,7 +241,7 @@ def _set_mode(path: str, request: dict[str, Any]) -> None:
         wanted = "WAL" if request["wal"] else "DELETE"
         (mode,) = database.execute(f"PRAGMA journal_mode = {wanted}").fetchone()
         if not request["wal"]:
-            # Only a connection that is alone can leave the mode of a log.
+            # Only a single connection can leave WAL mode.
             database.execute("BEGIN EXCLUSIVE")
             database.execute("ROLLBACK")
     _answer(mode=mode)
@@ -249,9 +255,10 @@ def _look(path: str, request: dict[str, Any]) -> None:
 
 
 def _dump(path: str, request: dict[str, Any]) -> None:
-    """Print a copy, made by SQLite's online backup: one moment of the database."""
+    """Print a copy that SQLite's online backup makes: it is consistent."""
     folder = os.path.dirname(path)
-    # Next to the database if this user may: it is as large, and castore's own place may be small.
+    # Next to the database if this user may write there: the copy is as large, and castore's own directory
+    # may be small.
     where = folder if os.access(folder, os.W_OK) else tempfile.gettempdir()
     with scratch_folder(SCRATCH, where, anywhere=True) as scratch:
         copy = os.path.join(scratch, "copy")
@@ -259,16 +266,16 @@ def _dump(path: str, request: dict[str, Any]) -> None:
             _opened(path, request["seconds"]) as live,
             contextlib.closing(sqlite3.connect(copy)) as target,
         ):
-            # A read that has begun is not held up by writers, and waits no longer than it may to begin; all
-            # pages in one step, else a writer makes it begin again and again.
+            # Writers do not hold up a read that has begun, and it waits to begin no longer than it may. All
+            # pages are copied in one step, else a writer makes the backup start again and again.
             live.execute("BEGIN")
             before = _inventory(live)
             signal.alarm(0)
             live.backup(target)
-            # The copy is in the live one's mode; in this one it is a single file.
+            # The copy has the live one's journal mode; in this mode it is a single file.
             target.execute("PRAGMA journal_mode = DELETE")
             if _inventory(target) != before:
-                raise ProgramError("SQLite's copy of it has not all that the database has")
+                raise ProgramError("SQLite's copy of it is incomplete: repeat the command")
             _refuse_others()
         with open(copy, "rb", buffering=0) as file:
             _answer(size=os.fstat(file.fileno()).st_size)
