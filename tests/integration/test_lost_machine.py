@@ -261,8 +261,8 @@ def test_a_mariadb_database_and_its_users_come_back_on_an_empty_server(home: Pat
         assert "v@%" not in planned
         assert "other" not in planned
         done = castore("rollback", "app", "--to", "latest").stderr
-        assert "made the user m@localhost, with the recorded password hash" in done
-        assert "made the user s@localhost, who logs in by unix_socket" in done
+        assert "created the user m@localhost, with the recorded password hash" in done
+        assert "created the user s@localhost, who logs in by unix_socket" in done
         assert fresh.sql("SELECT * FROM app_x.t") == "7\t8"
         assert "latin1_german2_ci" in fresh.sql("SHOW CREATE DATABASE app_x")
         assert sorted(grants(fresh).splitlines()) == sorted(before.splitlines())

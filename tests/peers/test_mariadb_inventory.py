@@ -45,8 +45,8 @@ STORED = {
     "where a sequence continues": (rb"DO SETVAL\(`numbers`, 9", b"DO SETVAL(`numbers`, 10", "numbers"),
     "the text of a program": (rb'"name":"v","text":"[^"]*"', b'"name":"v","text":"Q1JFQVRFIFZJRVcgdiBBUyBTRUxFQ1QgMQ=="', "view v"),
     "the record of a row count": (rb'"engine":"InnoDB","rows":3', b'"engine":"InnoDB","rows":4', "t"),
-    "its end": (rb'\n-- castore \w+: \{"type":"end".*', b"\n", "not complete"),
-    "all after the tables": (rb"\n-- castore \w+: views.*", b"\n", "not complete"),
+    "its end": (rb'\n-- castore \w+: \{"type":"end".*', b"\n", "incomplete"),
+    "all after the tables": (rb"\n-- castore \w+: views.*", b"\n", "incomplete"),
 }
 
 

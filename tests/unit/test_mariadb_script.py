@@ -85,7 +85,7 @@ def test_a_dump_is_split_where_its_mark_says(size: int):
     sections = Sections(pieces(SCRIPT + tail, size), "a1")
     assert b"".join(sections.tables()) == SCRIPT + b"\n"
     assert list(sections.records()) == [b"1", b"3"]
-    with pytest.raises(CastoreError, match="not complete"):
+    with pytest.raises(CastoreError, match="incomplete"):
         list(Sections(pieces(SCRIPT + tail, size), "c3").tables())
 
 

@@ -1,8 +1,8 @@
-"""The users and roles with rights on one MariaDB or MySQL database, which its dump does not hold.
+"""The users and roles with rights on one MariaDB or MySQL database, which its dump does not contain.
 
-A dump may be hostile, so an account from it is only created where none of that name exists, with a password
+A dump may be hostile. So an account from it is created only if none of that name exists, with a password
 hash of a known form or else locked, and gets rights on the one database only. It joins no role that existed
-before: such a role may have rights elsewhere.
+before, because such a role may have rights elsewhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SECRETS: Final = {
     "auth_socket": re.compile(rb""),
     "caching_sha2_password": re.compile(rb"\$A\$[0-9A-F]{3}\$[\x01-\x7f]{63}"),
 }
-"""Ways to log in, and what the server stores for each."""
+"""The authentication plugins, and what the server stores for each."""
 _REQUIRE: Final = {"ANY": "SSL", "X509": "X509", "SPECIFIED": "X509"}
 
 
@@ -53,17 +53,17 @@ class Account(msgspec.Struct, frozen=True):
 
     @property
     def is_role(self) -> bool:
-        """Whether nobody logs in as it."""
+        """Whether it is a role: nobody can log in as a role."""
         return not self.host
 
     @property
     def sql(self) -> str:
-        """Return its name as SQL has it."""
+        """The name as SQL has it."""
         return quoted(self.user) + ("" if self.is_role else f"@{quoted(self.host)}")
 
     @property
     def shown(self) -> str:
-        """Return its kind and name for messages."""
+        """The kind and name for messages."""
         return f"the role {self.user}" if self.is_role else f"the user {self.user}@{self.host}"
 
 
@@ -88,17 +88,17 @@ class Accounts(msgspec.Struct, frozen=True):
 
 
 def quoted(name: str) -> str:
-    """Return a name as SQL has it."""
+    """Return a name quoted for SQL."""
     return "`" + name.replace("`", "``") + "`"
 
 
 def literal(text: str) -> str:
-    """Return a text as SQL has it, in every mode of the server."""
+    """Return a text as an SQL literal that is valid in every sql_mode."""
     return "0x" + os.fsencode(text).hex() if text else "''"
 
 
 def read_accounts(query: Query, database: str) -> Accounts:
-    """Return the accounts with rights on a database. Raises ProgramError where they may not be read."""
+    """Return the accounts with rights on a database. Raises ProgramError if they may not be read."""
     wanted = literal(database)
     mariadb = "MariaDB" in query("SELECT VERSION()")[0][0]
     more = "is_role, default_role" if mariadb else "'N', ''"
@@ -108,7 +108,7 @@ def read_accounts(query: Query, database: str) -> Accounts:
     rights = set(_rights(query, wanted))
     named = {(one.user, one.host) for one in rights}
     while True:
-        # A user has what the roles have that it is a member of.
+        # A user has the rights of the roles that it is a member of.
         more_named = {(user, host) for user, host, role in members if (role, "") in named} - named
         if not more_named:
             break
@@ -148,13 +148,13 @@ def _rights(query: Query, wanted: str) -> Iterator[Right]:
 
 
 def _grantee(text: str) -> tuple[str, str]:
-    """Split 'USER'@'HOST', which the server does not escape: a host has no quotes."""
+    """Split 'USER'@'HOST', which the server does not escape: a host contains no quotes."""
     user, _, host = text.rpartition("'@'")
     return user[1:], host[:-1]
 
 
 def decode(introduction: dict[str, Any]) -> Accounts | None:
-    """Return the accounts that a dump's first line records; None: it records none. Raises CastoreError."""
+    """Return the accounts that a dump's first line records; None if it records none. Raises CastoreError."""
     if "accounts" not in introduction:
         return None
     try:
@@ -171,17 +171,17 @@ def missing(query: Query, recorded: Accounts) -> list[Account]:
 
 
 def create(query: Query, accounts: list[Account]) -> tuple[list[Account], list[str]]:
-    """Create accounts; return those that were created, and a line for each that says how that went."""
+    """Create accounts; return those that were created, and a line about the result of each."""
     created, lines = [], []
     for account in accounts:
         sql, note = _creation(account)
         try:
             query(sql)
         except ProgramError as error:
-            lines.append(f"cannot make {account.shown}: {error}; create it by hand")
+            lines.append(f"cannot create {account.shown}: {error}; create it by hand")
         else:
             created.append(account)
-            lines.append(f"made {account.shown}{note}")
+            lines.append(f"created {account.shown}{note}")
     return created, lines
 
 
@@ -215,7 +215,7 @@ def _creation(account: Account) -> tuple[str, str]:
 
 
 def grant(query: Query, database: str, recorded: Accounts, created: list[Account]) -> list[str]:
-    """Give the recorded rights on the database, and memberships of created roles; return what failed."""
+    """Grant the recorded rights on the database, and memberships in created roles; return what failed."""
     lines = []
     roles = {one.user for one in created if one.is_role}
     for account in sorted(recorded.accounts, key=lambda one: not one.is_role):
@@ -228,7 +228,9 @@ def grant(query: Query, database: str, recorded: Accounts, created: list[Account
             if script := list(filter(None, script)):
                 query(";\n".join(script))
         except ProgramError as error:
-            lines.append(f"cannot give {account.shown} its rights on {database}: {error}; grant them by hand")
+            lines.append(
+                f"cannot grant {account.shown} its rights on {database}: {error}; grant them by hand"
+            )
         if left := [role for role in account.roles if role not in roles]:
             lines.append(f"{account.shown} was not made a member of {', '.join(left)}, which existed before")
     return lines
@@ -239,7 +241,7 @@ def _of(right: Right, account: Account) -> bool:
 
 
 def _granting(database: str, account: Account, right: Right) -> str:
-    """Return the statement that gives a right; empty for one that castore does not know."""
+    """Return the statement that grants a right; empty for a right that castore does not know."""
     if right.right not in _RIGHTS:
         return ""
     if right.kind in _ROUTINES:
@@ -247,7 +249,7 @@ def _granting(database: str, account: Account, right: Right) -> str:
     elif right.kind == "TABLE":
         on = f"TABLE {quoted(database)}.{quoted(right.name)}"
     elif not right.kind:
-        # On the database a name is a pattern.
+        # In a right on a database the name is a pattern.
         on = quoted(re.sub(r"([\\_%])", r"\\\1", database)) + ".*"
     else:
         return ""

@@ -1,4 +1,4 @@
-"""What keeps a MariaDB database from being rolled back, with the statements that change that."""
+"""Reasons why a MariaDB database cannot be rolled back, with the statements that remove them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 _DIRECTORY: Final = re.compile(
     rb"(?m)^[ (]?\(?(?:\) ENGINE=|\(?PARTITION|\s+SUBPARTITION).*(?:DATA|INDEX) DIRECTORY ?= ?'"
 )
-"""In the lines of a definition that hold options."""
+"""In those lines of a definition that hold options."""
 
 
 def refuse_unseen(client: Client, database: str) -> None:
-    """Raise CastoreError where the account may not see all that a dump needs."""
+    """Raise CastoreError if the account may not see all that a dump needs."""
     own = rights.Rights(client)
     _, unseen = programs.read(client, database)
     routines = any(kind in programs.ROUTINES for kind, _ in unseen)
@@ -43,7 +43,7 @@ def refuse_unseen(client: Client, database: str) -> None:
 
 
 def refuse_unready(client: Client, database: str) -> None:
-    """Raise CastoreError where a rollback would fail, or would lose or change something."""
+    """Raise CastoreError if a rollback would fail, or would lose or change something."""
     questions: tuple[Callable[[Client, str], str], ...] = (
         *(_strange, _keys, _history, _directories, _replica, _cluster, _filters, _creators, _rights),
     )
@@ -66,8 +66,8 @@ def _keys(client: Client, database: str) -> str:
     if not keys:
         return ""
     return (
-        f"the foreign key {keys[0][1]} of the database {keys[0][0]} leads into {database}, whose tables can "
-        "therefore not be exchanged"
+        f"the foreign key {keys[0][1]} of the database {keys[0][0]} references {database}, whose tables can "
+        "therefore not be exchanged: drop that key first, and create it again afterwards"
     )
 
 
@@ -77,14 +77,17 @@ def _history(client: Client, database: str) -> str:
     if not versioned or dumps.history(client):
         return ""
     program = client.program(DUMP)
-    return f"{program} cannot dump the history of the table {versioned[0]}: a rollback would lose it"
+    return (
+        f"{program} cannot dump the history of the table {versioned[0]}: a rollback would lose it; use a "
+        "mariadb-dump with --dump-history"
+    )
 
 
 def _directories(client: Client, database: str) -> str:
     """Return a refusal for tables with files in other directories.
 
-    RENAME TABLE leaves InnoDB's link to the file in the old database, which cannot be dropped any more; of
-    other engines a second table of the same name would need the same files.
+    RENAME TABLE leaves InnoDB's link to the file in the old database, which then can no longer be dropped.
+    With other engines a second table of the same name would need the same files.
     """
     tables = inventory.tables(client, database).values()
     wanted = [one for one in tables if one.engine and one.kind != "SEQUENCE"]
@@ -99,7 +102,7 @@ def _directories(client: Client, database: str) -> str:
 
 
 def _replica(client: Client, database: str) -> str:
-    """Return a refusal for a server that follows another one, from which a rollback would diverge."""
+    """Return a refusal for a server that replicates another one: a rollback would make it diverge."""
     del database
     for name, number in client.ask("SHOW GLOBAL STATUS LIKE 'Sl%e\\_running'"):
         if number in {"ON", "1"} or (number.isdecimal() and int(number) > 0):
@@ -108,7 +111,7 @@ def _replica(client: Client, database: str) -> str:
 
 
 def _cluster(client: Client, database: str) -> str:
-    """Return a refusal for a Galera cluster, where a lock keeps nobody on another node from writing."""
+    """Return a refusal for a Galera cluster, where a lock does not stop writers on other nodes."""
     rows = client.ask("SHOW GLOBAL STATUS LIKE 'wsrep\\_cluster\\_size'")
     size = rows[0][1] if rows else "0"
     if not size.isdecimal() or int(size) < 2:
@@ -120,7 +123,7 @@ def _cluster(client: Client, database: str) -> str:
 
 
 def _filters(client: Client, database: str) -> str:
-    """Return a refusal for filters of the binary log, by which replicas would get half of a rollback."""
+    """Return a refusal for filters of the binary log, with which replicas would get a part of a rollback."""
     if client.ask("SELECT @@GLOBAL.log_bin") != [["1"]]:
         return ""
     with contextlib.suppress(ProgramError):
@@ -136,7 +139,7 @@ def _filters(client: Client, database: str) -> str:
 
 
 def _creators(client: Client, database: str) -> str:
-    """Return a refusal where the binary log lets only some accounts create functions and triggers."""
+    """Return a refusal if the binary log lets only some accounts create functions and triggers."""
     log = client.ask("SELECT @@GLOBAL.log_bin, @@GLOBAL.log_bin_trust_function_creators")
     if log != [["1", "0"]]:
         return ""

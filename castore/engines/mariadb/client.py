@@ -1,7 +1,7 @@
 """Run the programs of MariaDB and MySQL, independent of the option files and settings of the machine.
 
-A program reads no option file but one: a file in memory that castore writes. Each session sets all variables
-that change what a statement does or what the client prints, so neither a server's defaults nor its
+A program reads only one option file: a file in memory that castore writes. Each session sets all variables
+that change what a statement does or what the client prints. So neither a server's defaults nor its
 `init_connect` matter.
 """
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from castore.process.program import Filter
 
 MOST: Final = 1 << 30
-"""Bytes that a query may print."""
+"""The most bytes that a query may print."""
 PACKET: Final = 1 << 30
-"""The largest packet that the protocol allows."""
+"""The largest packet in bytes that the protocol allows."""
 LOCK_SECONDS: Final = 30
-"""How long to wait for a table that an idle transaction of another client holds; the default is a day."""
+"""Seconds to wait for a table that an idle transaction of another client holds; the default is a day."""
 DUMP, CLIENT = 0, 1
 _SESSION: Final = (
     "SET SESSION sql_mode = '', autocommit = 1, sql_safe_updates = 0, sql_big_selects = 1, "
@@ -48,15 +48,15 @@ LENIENT: Final = (
     b"/*M!100201 SET SESSION check_constraint_checks = 0, innodb_strict_mode = 0 */;\n"
     b"/*M!100703 SET SESSION system_versioning_alter_history = KEEP */;\n"
 )
-"""At the beginning of a load: rows and tables may be older than the rules that they violate."""
+"""The beginning of a load: rows and tables may be older than the rules that they violate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """How a server is reached."""
+    """How to reach a server."""
 
     names: tuple[tuple[str, ...], tuple[str, ...]]
-    """What the dump program and the client may be called."""
+    """The possible names of the dump program and of the client."""
     host: str | None = None
     port: int | None = None
     socket: str | None = None
@@ -66,9 +66,9 @@ class Client:
     program_path: str | None = None
     timeout: float | None = None
     account: pwd.struct_passwd | None = None
-    """The user that programs are run as; None: castore's own."""
+    """The user that programs run as; None: castore's own."""
     session: QuerySession | None = None
-    """What answers queries that only read."""
+    """A session that answers read-only queries; None: there is none."""
 
     def program(self, which: int) -> str:
         """Return the path of the dump program or the client. Raises ProgramError."""
@@ -76,11 +76,14 @@ class Client:
             path = f"{self.program_path}/{name}" if self.program_path else name
             if shutil.which(path) is not None:
                 return path
-        raise ProgramError(f"there is no program {self.names[which][0]!r}, which this engine needs")
+        raise ProgramError(
+            f"there is no program {self.names[which][0]!r}, which this engine needs: install it, or set "
+            "`program-path`"
+        )
 
     @contextlib.contextmanager
     def argv(self, which: int, *, charset: str = "utf8mb4") -> Iterator[tuple[list[str], list[int]]]:
-        """Give the beginning of an argument list, and the descriptors that the program inherits.
+        """Yield the beginning of an argument list, and the descriptors that the program inherits.
 
         The password is in a file in memory, which is the only option file that is read.
         """
@@ -100,7 +103,7 @@ class Client:
 
     @contextlib.contextmanager
     def _option_file(self, options: str) -> Iterator[tuple[str, list[int]]]:
-        """Give the option that names a file in memory with that text, and the descriptors that it needs."""
+        """Yield the option that names a file in memory with this text, and the descriptors that it needs."""
         if not options:
             yield "--no-defaults", []
             return
@@ -117,13 +120,13 @@ class Client:
             os.close(fd)
 
     def _defaults(self) -> str:
-        """Return the content of the configured defaults-file, so that what was checked is what is read."""
+        """Return the content of the configured defaults-file, so that no unchecked file is read."""
         if self.defaults_file is None:
             return ""
         return os.fsdecode(read_setting("defaults-file", self.defaults_file, self.account))
 
     def _options(self) -> str:
-        """Return the text of the option file; empty: none is needed."""
+        """Return the text of the option file; empty if none is needed."""
         lines = [self._defaults()]
         if self.password is not None:
             secret = self.password.get(self.account).replace("\\", "\\\\").replace('"', '\\"')
@@ -139,7 +142,7 @@ class Client:
         return printed.decode(errors="replace").partition("\n")[2].split()
 
     def process(self, kept: Sequence[int] = ()) -> dict[str, Any]:
-        """Return what every program is run with; kept: descriptors that it needs."""
+        """Return the environment, time limit and user of a program. kept: descriptors that it needs."""
         return {"env": environment(), "timeout": self.timeout, "account": self.account, "kept": kept}
 
     def raw(
@@ -153,7 +156,7 @@ class Client:
     ) -> list[list[bytes]]:
         """Run SQL; return the rows that it prints, as bytes. only: which of its messages are kept.
 
-        force: continue after a statement that fails. shown: whether they are shown, too.
+        force: continue after a statement that fails. shown: whether the messages are also shown.
         """
         with self.argv(CLIENT) as (argv, kept):
             run = [*argv, "--batch", "--skip-column-names", "--silent", *(["--force"] if force else [])]
@@ -168,11 +171,11 @@ class Client:
         return _decoded(self.raw(sql, database, only))
 
     def quietly(self, sql: str, database: str | None = None) -> list[list[str]]:
-        """Run SQL whose failure is expected; its message is in the error only."""
+        """Run SQL whose failure is expected: its message appears only in the error."""
         return _decoded(self.raw(sql, database, shown=False))
 
     def ask(self, sql: str, *, quiet: bool = False) -> list[list[str]]:
-        """Run SQL that only reads, in the open session if there is one; return the rows that it prints.
+        """Run read-only SQL, in the open session if there is one; return the rows that it prints.
 
         quiet: its failure is expected.
         """
@@ -183,8 +186,8 @@ class Client:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[Client]:
-        """Give a client that asks in one session for the block."""
-        # Of the account, or else of the server.
+        """Yield a client that queries in one session during the block."""
+        # The limit of the account, else that of the server.
         allowed = "SELECT @@max_user_connections"
         session = QuerySession(self._start, most=MOST, allowed=allowed, separator=b"\n")
         try:
@@ -194,7 +197,7 @@ class Client:
 
     @contextlib.contextmanager
     def _start(self, stdin: int, stdout: int) -> Iterator[Program]:
-        """Give a running client that prints each result at once."""
+        """Yield a running client that prints each result at once."""
         with self.argv(CLIENT) as (argv, kept):
             run = [*argv, "--batch", "--skip-column-names", "--silent", "--unbuffered"]
             with Program(run, stdin, stdout, **self.process(kept), only=_nothing) as program:
@@ -221,7 +224,7 @@ class Client:
         force: continue after a statement that fails, and show no message.
         """
         with self.argv(CLIENT, charset=charset) as (argv, kept):
-            # Without --comments the client removes them from the bodies of routines.
+            # Without --comments the client removes comments from the bodies of routines.
             run = [*argv, "--batch", "--comments", f"--database={database}"]
             run += ["--force"] if force else []
             only = _nothing if force else plain
@@ -254,13 +257,13 @@ def _ask(program: Program, sql: str) -> None:
         count = program.read(room)
         if not count:
             program.wait()
-            raise ProgramError("the client ended before it was asked to")
+            raise ProgramError("the client ended too early: see the server's log")
         answer += room[:count]
 
 
 def environment() -> dict[str, str | None]:
     """Return how the environment of the programs differs from castore's."""
-    # MySQL's programs read ~/.mylogin.cnf even where they read no option file.
+    # MySQL's programs read ~/.mylogin.cnf even if they read no option file.
     return client_environment(MYSQL_TEST_LOGIN_FILE="/dev/null")
 
 
@@ -276,16 +279,17 @@ def _refusing(client: str, account: pwd.struct_passwd | None) -> tuple[str, ...]
 def refusing_commands(
     *client: str, account: pwd.struct_passwd | None = None, exact: bool = False
 ) -> list[str]:
-    """Return the options by which the client runs no command of a dump, and reads no local file for it.
+    """Return the options with which the client runs no command of a dump, and reads no local file for it.
 
-    client: the arguments up to its name. account: the user that it is run as; None: castore's own. exact:
-    also those by which it changes no ends of lines. Raises ProgramError for a client without them.
+    client: the arguments up to the client's name. account: the user that it runs as; None: castore's own.
+    exact: include the options that prevent changes of line ends. Raises ProgramError for a client without
+    them.
     """
     try:
         usage = output_of([*client, "--help"], env=environment(), account=account)
     except ProgramError:  # an option file of the machine is not valid
         usage = output_of([*client, "--no-defaults", "--help"], env=environment(), account=account)
-    # Older clients and MySQL's have the second only. It leaves DELIMITER, which routines need.
+    # Older clients and MySQL's have only the second option. It allows DELIMITER, which routines need.
     found = [
         one
         for one in ("--sandbox", "--binary-mode")

@@ -1,4 +1,4 @@
-"""A stored dump of a MariaDB database: its tables, its records, and how they compare with a database."""
+"""A stored dump of a MariaDB database: its tables, its records, and a comparison with a database."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _HEADERS: Final = tuple(
 
 
 class _Introduction(msgspec.Struct):
-    """What the first line of a dump says of it; and of its users, which is read elsewhere."""
+    """What the first line of a dump records, except for the users, which are read elsewhere."""
 
     mark: str
     database: str
     charset: list[str]
-    """And collation."""
+    """The character set and collation."""
 
 
 class StoredDump:
     """A stored dump, read and decoded: its records come after the script of its tables.
 
-    Raises CastoreError for a dump that is not complete.
+    Raises CastoreError if a dump is incomplete.
     """
 
     def __init__(self, introduction: dict[str, Any], chunks: Iterable[bytes | memoryview]) -> None:
@@ -58,7 +58,7 @@ class StoredDump:
         self._sections = Sections(chunks, begin.mark)
 
     def load(self) -> Iterator[bytes]:
-        """Yield the script of the tables, to be fed into any database, and read the records."""
+        """Yield the script of the tables, which can be fed into any database, and read the records."""
         yield LENIENT
         for chunk in self._sections.tables():
             yield from self.script.feed(chunk)
@@ -67,7 +67,9 @@ class StoredDump:
             try:
                 record = msgspec.json.decode(line, type=inventory.Table | Program | inventory.End)
             except (msgspec.DecodeError, msgspec.ValidationError) as error:
-                raise CastoreError(f"a record of the dump is not valid: {error}") from None
+                raise CastoreError(
+                    f"a record of the dump is not valid: {error}; restore another generation"
+                ) from None
             if isinstance(record, inventory.Table):
                 self.tables.append(record)
             elif isinstance(record, Program):
@@ -75,7 +77,9 @@ class StoredDump:
             else:
                 self.end = record
         if self.end is None:
-            raise CastoreError("the dump is not complete: the record of its end is missing")
+            raise CastoreError(
+                "the dump is incomplete: the record of its end is missing; restore another generation"
+            )
 
     def load_into(self, client: Client, database: str) -> None:
         """Load the tables into a database. Raises CastoreError."""
@@ -105,13 +109,13 @@ class StoredDump:
         if inventory.release(self.end.version) == inventory.release(client.ask("SELECT VERSION()")[0][0]):
             lines += inventory.compared(expected, inventory.definitions(client, database, found.values()))
         else:
-            # Another server writes the same definition in another way.
+            # Another server writes the same definition differently.
             lines += [f"the table {name} is missing" for name in expected if name not in found]
         return lines + inventory.miscounted(self.tables, inventory.count(client, database, found.values()))
 
 
 def _safe(program: Program) -> Program:
-    """Return a program whose settings are words, as the server gives them. Raises CastoreError."""
+    """Return a program whose settings are words, as the server writes them. Raises CastoreError."""
     words = (program.charset, program.collation, program.database_collation)
     kinds = program.kind in programs.KINDS and program.header in {"", *_HEADERS}
     if not kinds or not all(re.fullmatch(r"\w*", word) for word in words):
@@ -132,5 +136,5 @@ def digests_of(records: Iterable[inventory.Table | Program]) -> dict[str, str]:
 
 
 def digest(data: bytes) -> str:
-    """Return the digest by which a dump records a text."""
+    """Return the digest with which a dump records a text."""
     return hashlib.blake2b(data, digest_size=12).hexdigest()

@@ -1,4 +1,4 @@
-"""One dump of a MariaDB or MySQL database: at one moment, complete, and compared with what the server has."""
+"""Dump a MariaDB or MySQL database: consistent, complete, and compared with what the server has."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _MODES: Final = (
 
 @contextlib.contextmanager
 def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> Iterator[Readinto]:
-    """Give a function that reads a dump. mark: what begins the lines that castore writes into it."""
+    """Yield a function that reads a dump. mark: what begins the lines that castore writes into it."""
     reports.refuse_limits(client)
     before = State(client, database)
     rights = Rights(client)
@@ -98,10 +98,10 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
 
 
 def _with_modes(readinto: Readinto) -> Readinto:
-    """Return what reads a dump in which a statement after the header sets the modes that its rows need.
+    """Return a function that adds, after a dump's header, a statement for the modes that its rows need.
 
-    The header of the dump program would have the server replace dates that are not valid, and engines that
-    it does not have.
+    With the dump program's header alone the server would replace invalid dates, and engines that it does not
+    have.
     """
     waiting: memoryview | None = None
 
@@ -128,7 +128,7 @@ def _with_modes(readinto: Readinto) -> Readinto:
 
 
 def _continued(readinto: Readinto, tail: Callable[[], bytes]) -> Readinto:
-    """Return what reads a stream, and then what `tail` returns at its end."""
+    """Return a function that reads a stream, and then what `tail` returns at its end."""
     rest: memoryview | None = None
 
     def read(view: memoryview) -> int:
@@ -185,7 +185,7 @@ def _tail(
 
 
 def history(client: Client) -> list[str]:
-    """Return the option by which the history of system-versioned tables is dumped, too."""
+    """Return the option with which the history of system-versioned tables is also dumped."""
     usage = _usage(client.program(DUMP), client.account)
     return ["--dump-history"] if b"--dump-history" in usage else []
 
@@ -200,6 +200,6 @@ def _usage(program: str, account: pwd.struct_passwd | None) -> bytes:
 
 
 def refuse_options(client: Client, options: tuple[str, ...]) -> None:
-    """Raise CastoreError where options leave out what a rollback would not restore."""
+    """Raise CastoreError if options leave out what a rollback has to restore."""
     refuse_filters(options, FILTERS)
     refuse_filters(tuple(client.file_options()), FILTERS)

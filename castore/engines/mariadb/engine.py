@@ -74,7 +74,7 @@ class MariaDB(Engine, frozen=True):
         ("mariadb-dump", "mysqldump"),
         ("mariadb", "mysql"),
     )
-    """What the dump program and the client are called."""
+    """The possible names of the dump program and of the client."""
 
     @property
     def _client(self) -> Client:
@@ -96,7 +96,7 @@ class MariaDB(Engine, frozen=True):
         return exists(self._client, self.database)
 
     def check(self) -> None:
-        """See whether the database can be dumped completely, and rolled back. Raises CastoreError."""
+        """Check that the database can be dumped completely, and rolled back. Raises CastoreError."""
         with self._client.connected() as client:
             client.program(DUMP)
             client.query("SELECT 1", self.database)
@@ -108,21 +108,21 @@ class MariaDB(Engine, frozen=True):
         return f"mariadb {self._client.query('SELECT VERSION()')[0][0]}"
 
     def warn(self, version: str) -> str:
-        """Say when the server is older than the one that was dumped from, or of another vendor."""
+        """Return a warning if the server is older than the dumped one, or of another vendor."""
         then, now = version.rsplit(maxsplit=1)[-1], self.version().split()[-1]
         if ("MariaDB" in then) != ("MariaDB" in now):
-            return f"it was dumped from {then}, and the server here is {now}: it may not take it"
+            return f"it was dumped from {then}, and the server here is {now}: it may fail to load"
         numbers = [tuple(int(n) for n in re.findall("[0-9]+", one)[:2]) for one in (then, now)]
         if numbers[1] >= numbers[0]:
             return ""
-        return f"it was dumped from {then}, and the server here is {now}, which is older: it may not take it"
+        return f"it was dumped from {then}, and the server here is {now}, which is older: it may fail to load"
 
     def dump(self) -> AbstractContextManager[Readinto]:
-        """Give a function that reads a dump: the database at one moment."""
+        """Yield a function that reads a dump of one moment of the database."""
         return self.stable_dump(os.urandom(16).hex())
 
     def stable_dump(self, secret: str) -> AbstractContextManager[Readinto]:
-        """Give what `dump` gives, with a mark between its sections that only depends on the secret."""
+        """Do as `dump`, with a mark between the sections that depends only on the secret."""
         mark = hashlib.blake2b(secret.encode(), digest_size=12).hexdigest()
         return self._dump(mark)
 
@@ -135,7 +135,7 @@ class MariaDB(Engine, frozen=True):
             yield read
 
     def ready(self) -> None:
-        """See whether the server answers, and a rollback would restore everything. Raises CastoreError."""
+        """Check that the server answers, and that a rollback is possible. Raises CastoreError."""
         with self._client.connected() as client:
             self._ready(client)
 
@@ -145,11 +145,11 @@ class MariaDB(Engine, frozen=True):
         checks.refuse_unready(client, self.database)
 
     def begin(self) -> Memo:
-        """Return the names of the databases that are made."""
+        """Return the names of the databases that the rollback creates."""
         return {"live": self.database, "existed": "yes" if self.there() else "", **Swap.names()}
 
     def stage(self, memo: Memo, contents: Contents) -> None:
-        """Make a database, load the dump, and compare it with what the dump records."""
+        """Create a database, load the dump, and compare it with what the dump records."""
         with self._client.connected() as client:
             self._stage(client, memo, contents)
 
@@ -163,7 +163,7 @@ class MariaDB(Engine, frozen=True):
         self._refuse_differences(dump.differences(client, new))
         self._refuse_lost(client, dump, swap.live)
         programs.refuse_mixed(dump.programs)
-        # Routines and triggers in the staged database would keep its tables from being moved.
+        # Routines and triggers in the staged database would prevent its tables from being moved.
         programs.rehearse(client, new, dump.programs, dump.database, dump.charset[1])
         swap.drop_programs(new)
         swap.keep("programs", dump.programs)
@@ -178,17 +178,18 @@ class MariaDB(Engine, frozen=True):
             raise CastoreError(
                 f"the staged copy is not what was dumped: {'; '.join(lines[:5])}"
                 + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")
-                + "; nothing was touched"
+                + "; nothing was touched; restore another generation"
             )
 
     @staticmethod
     def _refuse_lost(client: Client, dump: StoredDump, live: str) -> None:
-        """Raise CastoreError where the rollback would drop programs that the dump could not record."""
+        """Raise CastoreError if the rollback would drop programs that the dump could not record."""
         assert dump.end is not None
         if dump.programs and dump.database != live:
             raise CastoreError(
                 f"the dump is of the database {dump.database}, whose views, triggers, routines and events "
-                f"belong to that name: they cannot be created in {live}; nothing was touched"
+                f"belong to that name: they cannot be created in {live}; nothing was touched; castore cat "
+                "gives the text of the dump"
             )
         present = programs.names(client, live)
         for unseen in dump.end.unseen:
@@ -201,7 +202,7 @@ class MariaDB(Engine, frozen=True):
 
     @staticmethod
     def _refuse_without_space(client: Client, live: str) -> None:
-        """Raise CastoreError where the server's disk, if it is here, has no room for a second copy."""
+        """Raise CastoreError if the server's disk, on this machine, has no room for a second copy."""
         where = f"WHERE TABLE_SCHEMA = {literal(live)}"
         total = f"SELECT COALESCE(SUM(DATA_LENGTH + INDEX_LENGTH), 0) FROM information_schema.TABLES {where}"
         host, folder, size = client.ask(f"SELECT @@hostname, @@datadir, ({total})")[0]
@@ -212,7 +213,7 @@ class MariaDB(Engine, frozen=True):
                 if free < int(size):
                     raise CastoreError(
                         f"{folder} has {free} bytes free, and a second copy of {live} needs about {size}; "
-                        "nothing was touched"
+                        "nothing was touched; free space there, and repeat the rollback"
                     )
 
     @staticmethod
@@ -277,13 +278,14 @@ class MariaDB(Engine, frozen=True):
         return {name: hashlib.blake2b(text, digest_size=12).hexdigest() for name, text in texts.items()}
 
     def _compare_tables(self, client: Client, swap: Swap) -> None:
-        """Raise CastoreError where the live tables are not those that were staged."""
+        """Raise CastoreError if the live tables are not those that were staged."""
         staged = msgspec.json.decode(swap.kept("tables") or b"{}", type=dict[str, str])
         found = self._digests(client, swap.live)
         for name in sorted(staged.keys() | found.keys()):
             if staged.get(name) != found.get(name):
                 raise CastoreError(
-                    f"the table {name} of {swap.live} was changed during the swap: is it in use?"
+                    f"the table {name} of {swap.live} was changed during the swap: is it in use? Stop what "
+                    "uses it, and repeat the rollback"
                 )
 
     @staticmethod
@@ -292,7 +294,7 @@ class MariaDB(Engine, frozen=True):
         return msgspec.convert(json.loads(memo.get("accounts", "[]")), list[accounts.Account])
 
     def undo(self, memo: Memo, contents: Contents) -> None:
-        """Move them back."""
+        """Move the replaced tables to their place again."""
         del contents
         with self._client.connected() as client:
             self._undo(client, memo)
@@ -314,7 +316,7 @@ class MariaDB(Engine, frozen=True):
             swap.restore_asides()
             if not memo["existed"] and exists(client, live) and not inventory.tables(client, live):
                 client.query(f"DROP DATABASE {quoted(live)}")
-        # An account that stays is no damage: the next rollback finds it.
+        # A remaining account does no damage: the next rollback finds it.
         with contextlib.suppress(ProgramError):
             accounts.drop(client.quietly, self._created(memo))
         if SWITCHING not in memo:
@@ -327,13 +329,13 @@ class MariaDB(Engine, frozen=True):
         swap.remove()
 
     def finish(self, memo: Memo) -> None:
-        """Remove what was replaced."""
+        """Drop the replaced tables."""
         with self._client.connected() as client:
             Swap(client, memo).remove()
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
-        """Load the dump into a server of its own, on a private socket, check its tables, count its rows."""
+        """Load the dump into a private server on a private socket, check its tables, and count its rows."""
         with scratch_server(folder, self._client.program(CLIENT)) as socket:
             own = Client(names=self.names, socket=socket, user="root", program_path=self.program_path)
             dump = StoredDump(read_preamble(contents.target()), contents.target())
@@ -345,7 +347,10 @@ class MariaDB(Engine, frozen=True):
             programs.create(own, name, dump.programs, dump.charset[1])
             lines, _ = programs.differences(dump.programs, programs.read(own, name)[0])
             if differences := [*differences, *lines]:
-                raise CastoreError(f"the restored copy is not what was dumped: {'; '.join(differences[:5])}")
+                raise CastoreError(
+                    f"the restored copy differs from the dump: {'; '.join(differences[:5])}; drill another "
+                    "generation"
+                )
             tables = inventory.tables(own, name)
             for table, *_, said in own.query(
                 ";\n".join(f"CHECK TABLE {quoted(one)}" for one in tables), name
@@ -354,14 +359,14 @@ class MariaDB(Engine, frozen=True):
                     raise CastoreError(f"the table {table}: {said}")
             count = inventory.count(own, name, (one for one in tables.values() if one.kind != "SEQUENCE"))
             self._alias(own, name, count)
-            rows = sum(count.values()) + len(tables) - len(count)  # a sequence has one
+            rows = sum(count.values()) + len(tables) - len(count)  # a sequence has one row
             finding = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}"
-            finding += ", CHECK TABLE ok, in a server of its own"
+            finding += ", CHECK TABLE ok, in a private server"
             yield finding, {"SOCKET": socket, "DATABASE": name, "USER": "root"}
 
     @staticmethod
     def _alias(own: Client, name: str, tables: Iterable[str]) -> None:
-        """Let a drill-check find the tables in the database `drill`, too, whatever their own is called."""
+        """Let a drill-check also find the tables in the database `drill`, whatever its own name is."""
         if name != _DRILL:
             view = "CREATE VIEW {0}.{2} AS SELECT * FROM {1}.{2}"
             views = (view.format(_DRILL, quoted(name), quoted(one)) for one in tables)

@@ -1,4 +1,4 @@
-"""What a MariaDB or MySQL database has: its tables and sequences, compared between server, dump and copy."""
+"""The tables and sequences of a MariaDB or MySQL database, compared between server, dump and copy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FOREIGN_KEY: Final = re.compile(
 )
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_]+")
 _INDEX: Final = re.compile(rb"(?<=\n  )KEY (%b) (\([^\n]*?),?(?=\n)" % _WORD)
-"""On a line of its own, as SHOW CREATE TABLE writes it."""
+"""An index on a line of its own, as SHOW CREATE TABLE writes it."""
 _PARTITIONED: Final = re.compile(rb"\n *(?:/\*!\d+)? *PARTITION BY ")
 
 
@@ -35,12 +35,12 @@ class Table(msgspec.Struct, frozen=True, omit_defaults=True, tag="table"):
 
     name: str
     kind: str
-    """As information_schema says: BASE TABLE, SYSTEM VERSIONED, SEQUENCE."""
+    """As information_schema reports it: BASE TABLE, SYSTEM VERSIONED, SEQUENCE."""
     engine: str = ""
     rows: int | None = None
-    """In the dump; None: not counted, or in other tables."""
+    """The number of rows in the dump; None: not counted, or in other tables."""
     value: int | None = None
-    """Where a sequence continues."""
+    """The value at which a sequence continues."""
     round: int = 0
     """How often a sequence has begun again, which the dump program does not write."""
     definition: str = ""
@@ -51,11 +51,11 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True, tag="end"):
     """The last record of a dump."""
 
     version: str
-    """Of the server."""
+    """The server's version."""
     unseen: tuple[str, ...] = ()
-    """Kinds of programs that the account could not see."""
+    """The kinds of programs that the account could not see."""
     digests: dict[str, str] = {}
-    """Of each other record, by kind and name."""
+    """A digest of each other record, by kind and name."""
 
 
 def tables(client: Client, database: str) -> dict[str, Table]:
@@ -73,7 +73,7 @@ def is_elsewhere(table: Table) -> bool:
 
 
 def definitions(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, bytes]:
-    """Return the definition of each table, as they are compared; dropped ones are missing."""
+    """Return the definition of each table, in the form for comparisons; dropped tables are missing."""
     wanted = list(wanted)
     script = []
     for table in wanted:
@@ -97,9 +97,9 @@ def unmovable_keys(
 ) -> list[tuple[str, str, str]]:
     """Return the foreign keys that RENAME TABLE does not move with their tables: table, name, definition.
 
-    InnoDB does not change the database of a key that references a table that it does not have under this
-    name (of another engine, or partitioned), or that leads from or to a table whose name it encodes. With
-    foreign_key_checks off it accepts all of them.
+    InnoDB keeps the database of a key in two cases: if the key references a table that InnoDB does not have
+    under this name (of another engine, or partitioned), or if the name of one of the key's tables is encoded.
+    With foreign_key_checks off it accepts all of them.
     """
     names = {
         quoted(name).encode()
@@ -116,7 +116,7 @@ def unmovable_keys(
 
 
 def renamed_indexes(found: bytes, wanted: bytes) -> list[tuple[str, str]]:
-    """Return the indexes of a definition that have another name in one that is wanted: name, wanted name."""
+    """Return the indexes whose name differs from that in a wanted definition: name, wanted name."""
     here, there = ({one[2]: one[1] for one in _INDEX.finditer(text)} for text in (found, wanted))
     return [
         (name.decode()[1:-1].replace("``", "`"), there[columns].decode()[1:-1].replace("``", "`"))
@@ -126,7 +126,7 @@ def renamed_indexes(found: bytes, wanted: bytes) -> list[tuple[str, str]]:
 
 
 def compared(expected: Mapping[str, bytes], found: Mapping[str, bytes]) -> list[str]:
-    """Return what differs between definitions and those that were expected."""
+    """Return how definitions differ from the expected ones."""
     lines = []
     for name, text in expected.items():
         if name not in found:
@@ -146,7 +146,7 @@ def _first_difference(expected: bytes, found: bytes) -> str:
 
 
 def columns(client: Client, database: str) -> dict[str, list[str]]:
-    """Return the names of the columns of each table, for servers whose definitions read differently."""
+    """Return the names of each table's columns, for servers that write definitions differently."""
     where = f"WHERE TABLE_SCHEMA = {literal(database)} ORDER BY TABLE_NAME, ORDINAL_POSITION"
     found: dict[str, list[str]] = {}
     for table, column in client.ask(
@@ -157,7 +157,7 @@ def columns(client: Client, database: str) -> dict[str, list[str]]:
 
 
 def count(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, int]:
-    """Return how many rows each table has, with those of its history; for a sequence where it continues."""
+    """Return each table's number of rows, including its history; for a sequence its next value."""
     wanted = list(wanted)
     script = []
     for at, table in enumerate(wanted):
@@ -172,7 +172,7 @@ def count(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, i
 
 
 def stamps(client: Client, database: str) -> dict[str, tuple[str, bool]]:
-    """Return when each table was last changed, and whether that was some time ago."""
+    """Return when each table was last changed, and whether that was at least two seconds ago."""
     settled = "UPDATE_TIME IS NULL OR UPDATE_TIME < current_timestamp() - INTERVAL 2 SECOND"
     times = "CONCAT_WS(' ', CREATE_TIME, UPDATE_TIME)"
     where = f"WHERE TABLE_SCHEMA = {literal(database)}"
@@ -189,7 +189,7 @@ def rounds(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, 
 
 
 def begin_rounds(tables: Iterable[Table]) -> str:
-    """Return the statements that set how often sequences have begun again; empty: none has."""
+    """Return the statements that set how often sequences have begun again; empty if none has."""
     return "".join(
         f"DO SETVAL({quoted(table.name)}, {table.value}, 0, {table.round});\n"
         for table in tables
@@ -198,7 +198,7 @@ def begin_rounds(tables: Iterable[Table]) -> str:
 
 
 def miscounted(expected: Iterable[Table], found: Mapping[str, int]) -> list[str]:
-    """Return in which tables rows are missing, or more than expected."""
+    """Return the tables that have fewer or more rows than expected."""
     lines = []
     for table in expected:
         number = table.value if table.kind == "SEQUENCE" else table.rows
@@ -209,6 +209,6 @@ def miscounted(expected: Iterable[Table], found: Mapping[str, int]) -> list[str]
 
 
 def release(version: str) -> tuple[str, ...]:
-    """Return what servers that write definitions in the same form have in common: their release series."""
+    """Return the release series: servers of the same one write definitions in the same form."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return (*(found.groups() if found else (version,)), "MariaDB" if "MariaDB" in version else "MySQL")

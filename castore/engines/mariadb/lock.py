@@ -1,7 +1,7 @@
-"""A lock on the tables whose engine knows no transactions, for as long as the dump program reads them.
+"""A lock on the tables whose engine has no transactions, while the dump program reads them.
 
-Another session than the dump program's holds it. A statement that waits for it may itself hold up the dump
-program: then the lock is given up, and that is reported, rather than waiting for each other for ever.
+Another session than the dump program's holds it. A statement that waits for the lock may itself hold up the
+dump program. To avoid a deadlock castore then releases the lock, and reports that.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
     from castore.engines.mariadb.script import Observed
 
 STUCK_SECONDS: Final = 10.0
-"""How long the dump program may write nothing before the lock is taken for the reason."""
+"""Seconds without output of the dump program after which castore assumes that the lock holds it up."""
 _MEMORY: Final = "MEMORY"
-"""The one engine without transactions whose writers do not respect the lock of a backup."""
+"""The only engine without transactions whose writers ignore the lock of a backup."""
 _BACKUP: Final = "BACKUP STAGE START; BACKUP STAGE FLUSH; BACKUP STAGE BLOCK_DDL;"
-"""Writers of tables without transactions wait, before they hold anything; all others go on."""
+"""Writers of tables without transactions wait before they hold anything; all other writers continue."""
 
 
 class OtherTables:
     """The tables without transactions, locked from the beginning of the block. A context manager.
 
-    Call `watch` with what reads the dump, and `passed` as it proceeds.
+    Call `watched` with the function that reads the dump, and `passed` as the dump proceeds.
     """
 
     def __init__(self, client: Client, database: str, tables: Collection[Table]) -> None:
         sql = "SELECT ENGINE FROM information_schema.ENGINES WHERE TRANSACTIONS = 'YES'"
         safe = {row[0] for row in client.ask(sql)}
         others = [one for one in tables if one.engine and one.engine not in safe]
-        # One table alone is read by one statement.
+        # If there is only one table, one statement reads all of it.
         self.names = {one.name for one in others} if len(tables) > 1 else set()
         self.unlocked: dict[str, str] = {}
-        """Names of tables that are not of the moment of the others, with why."""
+        """Names of tables whose rows may be of another moment, each with the reason."""
         self._client = client
         self._lock = _BACKUP
         memory = {one.name for one in others if one.engine == _MEMORY} & self.names
@@ -52,7 +52,7 @@ class OtherTables:
             where = ", ".join(f"{quoted(database)}.{quoted(name)}" for name in sorted(memory))
             self._lock = f"FLUSH TABLES {where} WITH READ LOCK;"
         else:
-            self.unlocked = dict.fromkeys(memory, "the engine MEMORY has no lock that others wait for")
+            self.unlocked = dict.fromkeys(memory, "writers of the engine MEMORY wait for no lock")
         self._held: contextlib.ExitStack | None = None
         self._guard = threading.Lock()
         self._reading = 0.0
@@ -65,7 +65,7 @@ class OtherTables:
             try:
                 held.enter_context(self._client.holding(self._lock))
             except ProgramError as error:
-                self._give_up(f"the lock could not be had ({error}); GRANT RELOAD ON *.* to the account")
+                self._give_up(f"the lock could not be taken ({error}); GRANT RELOAD ON *.* to the account")
             else:
                 self._held = held
                 self._watcher.start()
@@ -80,7 +80,7 @@ class OtherTables:
             self._watcher.join()
 
     def watched(self, readinto: Readinto) -> Readinto:
-        """Return what reads a dump, and shows while it waits for the dump program."""
+        """Return a function that reads a dump, and shows while it waits for the dump program."""
 
         def read(view: memoryview) -> int:
             self._reading = time.monotonic()
@@ -92,7 +92,7 @@ class OtherTables:
         return read
 
     def passed(self, observed: Observed) -> None:
-        """Release the lock once the dump has gone past the last table that needs it."""
+        """Release the lock once the dump is past the last table that needs it."""
         created = observed.script.created
         if self._held is None or not self.names <= created.keys():
             return

@@ -1,7 +1,7 @@
 """The programs of a MariaDB or MySQL database: its views, triggers, routines, packages and events.
 
 Each is kept as the server shows it, in bytes of the character set that it was written in, with the session
-settings that it depends on. It is created again in the database of the same name from exactly this text:
+settings that it depends on. It is created again, in the database of the same name, from exactly this text:
 nothing in it is edited.
 """
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 _SCHEMA: Final = "information_schema"
 ROUTINES: Final = ("function", "procedure", "package", "package body")
 KINDS: Final = (*ROUTINES, "view", "trigger", "event")
-"""In the order in which they are created."""
+"""In the order of creation."""
 _NAMES: Final = (
-    # One query, since the server reads the definitions of all routines for each.
+    # One query for all routines, since each query makes the server read all their definitions.
     "SELECT LOWER(ROUTINE_TYPE), ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {0}",
     "SELECT 'view', TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {0} AND NOT {1}",
     "SELECT 'trigger', TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {0} ORDER BY {2}",
@@ -42,11 +42,11 @@ MIXED: Final = (
 _INVALID: Final = "references invalid"
 _MARK: Final = b"castore program"
 _PLAIN_CHARSETS: Final = frozenset({"utf8mb4", "utf8mb3", "utf8", "latin1", "binary", "ascii"})
-"""Whose bytes below 128 are always ASCII: the client finds the ends of strings whichever it assumes."""
+"""Character sets whose bytes below 128 are ASCII: with any of them the client finds where strings end."""
 _DELIMITERS: Final = (";;", "$$", "//", *(f"~{number}~" for number in range(100)))
 _ASIDE: Final = "TABLE_NAME LIKE 'castore!_view!_%' ESCAPE '!'"
 _RUN: Final = "EVENT_OBJECT_TABLE, ACTION_TIMING, EVENT_MANIPULATION, ACTION_ORDER"
-"""In which order the triggers of a table run, and are created."""
+"""The order in which the triggers of a table run, and are created."""
 
 
 class Program(msgspec.Struct, frozen=True, omit_defaults=True, tag="program"):
@@ -57,27 +57,27 @@ class Program(msgspec.Struct, frozen=True, omit_defaults=True, tag="program"):
     text: bytes
     """The statement that creates it."""
     charset: str
-    """In which the text is, and that the client had."""
+    """The character set of the text, and of the client that created it."""
     collation: str
-    """Of the connection that created it."""
+    """The collation of the connection that created it."""
     mode: str = ""
     """The sql_mode."""
     database_collation: str = ""
     """The default collation of the database when it was created."""
     time_zone: str = ""
-    """An event's."""
+    """The time zone of an event."""
     table: str = ""
-    """A trigger's."""
+    """The table of a trigger."""
     header: str = ""
-    """When a trigger runs: BEFORE INSERT."""
+    """When a trigger runs, such as BEFORE INSERT."""
     body: bytes = b""
-    """A trigger's statement, in UTF-8."""
+    """The statement of a trigger, in UTF-8."""
     odd: bool = False
-    """Whether the server finds fault with a view: it is created if that succeeds."""
+    """Whether the server reports a fault in a view: it is created if that succeeds."""
     broken: bool = False
-    """Whether a view refers to something that does not exist: it cannot be created."""
+    """Whether a view refers to an object that does not exist: the view cannot be created."""
     mixed: bool = False
-    """Whether a name or comment cannot be written in the character set of the text: it cannot be created."""
+    """Whether a name or comment cannot be written in the text's character set: it cannot be created again."""
 
     @property
     def shown(self) -> str:
@@ -86,17 +86,17 @@ class Program(msgspec.Struct, frozen=True, omit_defaults=True, tag="program"):
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What no other program of the database has."""
+        """The kind and name, which no other program of the database shares."""
         return self.kind, self.name
 
 
 def quoted(name: str) -> str:
-    """Return a name as SQL has it."""
+    """Return a name quoted for SQL."""
     return "`" + name.replace("`", "``") + "`"
 
 
 def literal(text: str) -> str:
-    """Return a text as SQL has it, whatever the server's mode."""
+    """Return a text as an SQL literal that is valid in every sql_mode."""
     return "0x" + os.fsencode(text).hex() if text else "''"
 
 
@@ -174,9 +174,9 @@ def _program(
 
 
 def _odd_views(client: Client, database: str, views: list[str]) -> dict[str, bool]:
-    """Return the views that the server finds fault with, each with whether it is broken.
+    """Return the views in which the server reports a fault, each with whether it is broken.
 
-    The definer of a view that is not may be missing: then it can be created, and may not be used.
+    If a view is not broken, its definer may be missing: it can then be created, but perhaps not be used.
     """
     if not views:
         return {}
@@ -192,7 +192,7 @@ def _odd_views(client: Client, database: str, views: list[str]) -> dict[str, boo
 
 
 def ordered(programs: Iterable[Program]) -> list[Program]:
-    """Return programs so that views come after those that they name."""
+    """Return programs ordered so that views come after the views that they name."""
     left = {one.identity: one for one in programs}
     views = {one.name: quoted(one.name).encode() for one in left.values() if one.kind == "view"}
     found: dict[tuple[str, str], Program] = {}
@@ -215,7 +215,7 @@ def ordered(programs: Iterable[Program]) -> list[Program]:
 def script(programs: Iterable[Program], collation: str) -> Iterator[bytes]:
     """Yield the statements that create programs in the current database.
 
-    collation: the database's own. Where a program needs another, that is set for the moment.
+    collation: the database's own. It is changed temporarily for programs that need another one.
     """
     present = collation
     for one in programs:
@@ -237,7 +237,7 @@ def script(programs: Iterable[Program], collation: str) -> Iterator[bytes]:
 def create(client: Client, database: str, programs: Iterable[Program], collation: str) -> None:
     """Create programs in a database that has its tables. Raises ProgramError.
 
-    Broken views are created only if that succeeds.
+    A broken view that cannot be created is no error.
     """
     wanted = ordered(programs)
     _feed(client, database, [one for one in wanted if one.kind in ROUTINES], collation)
@@ -255,7 +255,7 @@ def _feed(
 
 
 def _create_views(client: Client, database: str, views: list[Program], collation: str) -> None:
-    """Create views in whichever order they can be created: one may use others."""
+    """Create views in any order that works, since one may use others."""
     left = views
     while left:
         with contextlib.suppress(ProgramError):
@@ -270,7 +270,7 @@ def _create_views(client: Client, database: str, views: list[Program], collation
 
 
 def refuse_mixed(programs: Iterable[Program]) -> None:
-    """Raise CastoreError for a program that could not be created again as it is."""
+    """Raise CastoreError for a program that could not be created again unchanged."""
     for one in programs:
         if one.mixed:
             raise CastoreError(f"{one.shown}: {MIXED}; nothing was touched")
@@ -279,9 +279,9 @@ def refuse_mixed(programs: Iterable[Program]) -> None:
 def _create_over_orphans(
     client: Client, database: str, views: list[Program], lacking: set[str], collation: str
 ) -> None:
-    """Create the views that are lacking because a view that they use has a definer who does not exist.
+    """Create the views that are missing because a view that they use has a definer who does not exist.
 
-    The server lets nobody create a view over such a view. So its definer is castore's account for the moment.
+    The server does not create a view that uses such a view. So its definer is temporarily castore's account.
     """
     orphans = [one for one in views if one.odd and one.name not in lacking]
     if not orphans:
@@ -296,11 +296,11 @@ def _create_over_orphans(
 
 
 def rehearse(client: Client, database: str, programs: Iterable[Program], own: str, collation: str) -> None:
-    """Create routines, views and triggers in a staging database, to see that the server takes them.
+    """Create routines, views and triggers in a staging database, to check that the server accepts them.
 
-    own: the name of the database that they belong to, which parts of views may be qualified with. A trigger's
-    statement may name it anywhere, so its header is written from the catalogue. Events are left out: they
-    would run. Raises CastoreError.
+    own: the name of their database, which may qualify parts of views. A trigger's statement may contain that
+    name anywhere, so the trigger's header is written from the catalogue. Events are left out: they would run.
+    Raises CastoreError.
     """
     tried = [_rehearsed(one, own) for one in programs if one.kind != "event" and not one.broken]
     try:
@@ -313,7 +313,7 @@ def rehearse(client: Client, database: str, programs: Iterable[Program], own: st
 
 
 def _rehearsed(one: Program, own: str) -> Program:
-    """Return a program as it can be created in another database than its own."""
+    """Return a program in a form that can be created in another database than its own."""
     if one.kind == "view":
         return msgspec.structs.replace(one, text=unqualified(one.text, own, parts=3))
     if one.kind == "trigger":
@@ -334,7 +334,7 @@ def drop(client: Client, database: str) -> None:
 
 
 def differences(expected: Iterable[Program], found: Iterable[Program]) -> tuple[list[str], list[str]]:
-    """Return what differs between programs and those that were expected, and what cannot exist any more.
+    """Return how programs differ from the expected ones, and which expected ones can no longer exist.
 
     Broken views are not compared.
     """
@@ -351,7 +351,7 @@ def differences(expected: Iterable[Program], found: Iterable[Program]) -> tuple[
             name for name in _COMPARED if other is not None and getattr(one, name) != getattr(other, name)
         ]
         if other is not None and one.odd != other.odd and fields == ["text"]:
-            # Of a view whose definer does not exist the server writes columns with the database's name.
+            # For a view whose definer does not exist, the server writes columns with the database's name.
             continue
         if one.kind == "event" and _ENDING.search(one.text) and fields in ([], ["text"]):
             notes.append(f"{one.shown} has no time left to run in: the server has disabled or not created it")

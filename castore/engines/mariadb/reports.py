@@ -1,4 +1,4 @@
-"""What of a MariaDB database is not in its dump, or could not be restored from it."""
+"""Reports of what a dump of a MariaDB database lacks, and of what could not be restored from it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 LACKING: Final = "this view refers to what does not exist, or may not be used: only its text is kept"
 STRANGE: Final = (
-    "this name has a tab, an end of a line or another control character in it, and could not be rolled back: "
+    "this name contains a tab, a line end or another control character, and could not be rolled back: "
     "rename it"
 )
 OTHER_MOMENT: Final = (
-    "its engine knows no transactions, and it may be of another moment than the other tables (ENGINE=InnoDB "
-    "would help): "
+    "its engine has no transactions, and its rows may be of another moment than the other tables' "
+    "(ENGINE=InnoDB would help): "
 )
-_LEFT_OUT: Final = "the dump program has left it out"
+_LEFT_OUT: Final = "the dump program left it out"
 _CHANGED: Final = "it was changed, created or dropped while the dump was taken"
-_OTHERWISE: Final = "its definition in the dump is not the one that the server has"
+_OTHERWISE: Final = "its definition in the dump differs from the server's"
 _UNSEEN: Final = "the account may not see its text, which is not in the dump; missing: "
 _NO_LIMIT: Final = "18446744073709551615"
 
 
 class State:
-    """What the server says that a database has."""
+    """What a database contains, as the server reports it."""
 
     def __init__(self, client: Client, database: str) -> None:
         self.database = database
@@ -45,7 +45,7 @@ class State:
         self.stamps = inventory.stamps(client, database)
 
     def changes(self, later: State) -> list[str]:
-        """Return the names of what is not the same later."""
+        """Return the names of objects that differ later."""
         names = {
             name
             for name in self.definitions.keys() | later.definitions.keys()
@@ -57,9 +57,9 @@ class State:
 
 
 def refuse_limits(client: Client) -> None:
-    """Raise ProgramError where the defaults of sessions would let the dump program read less than all.
+    """Raise ProgramError if the defaults of sessions would let the dump program read incomplete data.
 
-    The dump program cannot be given commands for the beginning of its session.
+    Commands cannot be passed to the dump program for the beginning of its session.
     """
     limit, connect = client.ask("SELECT @@GLOBAL.sql_select_limit, @@GLOBAL.init_connect")[0]
     if limit != _NO_LIMIT:
@@ -82,7 +82,7 @@ def refuse_limits(client: Client) -> None:
 
 
 def unseen(rights: Rights, database: str, state: State) -> tuple[list[tuple[bytes, str]], list[str]]:
-    """Return what of the database the account may not see, as warnings, and the kinds of it."""
+    """Return warnings for objects of the database that the account may not see, and their kinds."""
     routines = any(
         kind in programs.ROUTINES for kind, _ in [*state.unseen, *(one.identity for one in state.programs)]
     )
@@ -104,7 +104,7 @@ def unseen(rights: Rights, database: str, state: State) -> tuple[list[tuple[byte
 
 
 def lasting(client: Client, database: str, state: State) -> list[tuple[bytes, str]]:
-    """Return warnings for what the database holds, whatever its dump says of it."""
+    """Return warnings about the content of the database, independent of its dump."""
     return [
         *((os.fsencode(one.name), LACKING) for one in state.programs if one.broken),
         *((os.fsencode(one.name), programs.MIXED) for one in state.programs if one.mixed),
@@ -116,14 +116,14 @@ def lasting(client: Client, database: str, state: State) -> list[tuple[bytes, st
 
 
 def strange_names(client: Client, database: str) -> list[str]:
-    """Return the names in the database that the programs' output and scripts cannot be trusted with."""
+    """Return names in the database that are not safe in the programs' output and scripts."""
     found = {name for _, name in programs.names(client, database)} | inventory.tables(client, database).keys()
     found |= {column for names in inventory.columns(client, database).values() for column in names}
     return sorted(name for name in found if re.search("[\0-\x1f\x7f]", name))
 
 
 def _without_keys(client: Client, database: str) -> list[tuple[bytes, str]]:
-    """Return a warning for each table that the server would not let be created again, since it has no key."""
+    """Return a warning for each table without a key, which the server would not create again."""
     demanded = client.ask("SHOW GLOBAL VARIABLES LIKE '%\\_primary\\_key'")
     if not (names := [name for name, value in demanded if value == "ON"]):
         return []
@@ -134,7 +134,7 @@ def _without_keys(client: Client, database: str) -> list[tuple[bytes, str]]:
         f"SELECT TABLE_NAME FROM information_schema.TABLES WHERE {where} AND {kinds} "
         f"AND TABLE_NAME NOT IN ({keys} AND NULLABLE <> 'YES')"
     )
-    reason = f"it has no primary key, which the server demands ({names[0]}): it could not be restored"
+    reason = f"it has no primary key, which the server requires ({names[0]}): it could not be restored"
     return [(os.fsencode(row[0]), reason) for row in rows]
 
 
@@ -159,7 +159,7 @@ def _rounded(client: Client, database: str) -> list[tuple[bytes, str]]:
 
 
 def _empty_members(client: Client, database: str) -> list[tuple[bytes, str]]:
-    """Return a warning for each ENUM with values of index 0 that are written like its empty member."""
+    """Return a warning for each ENUM with values of index 0, which are written like its empty member."""
     tables = inventory.tables(client, database)
     where = f"WHERE TABLE_SCHEMA = {literal(database)} AND DATA_TYPE = 'enum' AND IS_GENERATED = 'NEVER'"
     found = client.query(
@@ -182,7 +182,7 @@ def _empty_members(client: Client, database: str) -> list[tuple[bytes, str]]:
 
 
 def compare(observed: Observed, before: State, later: State) -> list[tuple[bytes, str]]:
-    """Return what is not in the dump as the server has it, as warnings."""
+    """Return warnings for objects that are in the dump differently than on the server."""
     changed = before.changes(later)
     warnings = [(os.fsencode(name), _CHANGED) for name in changed]
     for name, text in before.definitions.items():
@@ -199,8 +199,8 @@ def compare(observed: Observed, before: State, later: State) -> list[tuple[bytes
 def uncounted(client: Client, observed: Observed, before: State, later: State) -> list[tuple[bytes, str]]:
     """Return a warning for each table that has more or fewer rows than its dump.
 
-    Only tables that nobody changed until they were counted can be compared. Of a MEMORY table the server does
-    not say when it was changed.
+    Only tables that were not changed before they were counted can be compared. For a MEMORY table the server
+    does not report when it was changed.
     """
     quiet = []
     for name, table in before.tables.items():

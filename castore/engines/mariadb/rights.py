@@ -1,6 +1,6 @@
 """The rights of the account that castore uses on a MariaDB or MySQL server, and those that it lacks.
 
-What an account may not see is invisible to it: without TRIGGER a database looks as if it had no triggers.
+Objects that an account may not see are invisible to it: without TRIGGER a database seems to have no triggers.
 So the rights are compared with those that a complete dump, or a rollback, needs.
 """
 
@@ -24,34 +24,34 @@ _GRANT: Final = re.compile(
     r"(`(?:[^`]|``)*`(?:@`(?:[^`]|``)*`)?)"
 )
 _STAGING: Final = "castore\\_%"
-"""The databases that a rollback makes."""
+"""A pattern for the databases that a rollback creates."""
 _DUMP: Final = {
     "SELECT": "rows",
     "SHOW VIEW": "views",
     "TRIGGER": "triggers",
     "EVENT": "events",
 }
-"""What a dump needs on its database, and what it lacks without."""
+"""The rights that a dump needs on its database, and what it lacks without each."""
 _CHANGE: Final = (
     *("SELECT", "INSERT", "CREATE", "DROP", "ALTER", "REFERENCES", "INDEX", "LOCK TABLES", "CREATE VIEW"),
     *("SHOW VIEW", "TRIGGER", "EVENT", "CREATE ROUTINE", "ALTER ROUTINE"),
 )
-"""What a rollback needs on its database."""
+"""The rights that a rollback needs on its database."""
 _HISTORY: Final = "DELETE HISTORY"
 
 
 class Lack(NamedTuple):
-    """A right that is missing."""
+    """A missing right."""
 
     right: str
     on: str
-    """The object as GRANT has it."""
+    """The object in GRANT's notation."""
     without: str
-    """What cannot be dumped without it; empty: it is needed for a rollback."""
+    """What cannot be dumped without it; empty: the right is needed for a rollback."""
 
 
 class Rights:
-    """The rights of an account, its active roles included."""
+    """The rights of an account, including its active roles."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -60,7 +60,7 @@ class Rights:
         self.account = f"{quoted(name)}@{quoted(host)}"
         self._grants: list[tuple[set[str], str, str]] = []
         self._on_databases: dict[str, dict[str, set[str]]] = {}
-        """Of the account and each of its roles, the rights by pattern of databases."""
+        """The rights by pattern of databases, for the account and each of its roles."""
         rows = client.ask("SHOW GRANTS")
         with contextlib.suppress(ProgramError):
             rows += client.ask("SHOW GRANTS FOR PUBLIC", quiet=True)
@@ -68,7 +68,7 @@ class Rights:
             found = _GRANT.match(line)
             if not found:
                 continue
-            # Rights on single columns are no rights on the table.
+            # Rights on single columns are not rights on the table.
             rights = {one.strip() for one in re.sub(r"[A-Z ]+\([^)]*\)", "", found[1]).split(",")}
             on, what, whom = _unquoted(found[2]), _unquoted(found[3]), found[4]
             if what == "*" and on != "*":
@@ -77,11 +77,11 @@ class Rights:
                 self._grants.append((rights, on, what))
 
     def has(self, right: str, database: str = "", table: str = "") -> bool:
-        """Whether the account has a right everywhere, on a database, or on a table of it."""
+        """Whether the account has a right globally, on a database, or on one of its tables."""
         wanted = {right, "ALL PRIVILEGES", "ALL"}
         if database:
             for patterns in self._on_databases.values():
-                # Of the patterns that cover a database only the most exact one counts.
+                # Of the patterns that match a database only the most specific one is used.
                 best = _most_exact(patterns, database)
                 if best is not None and wanted & patterns[best]:
                     return True
@@ -91,12 +91,12 @@ class Rights:
         )
 
     def _pattern(self, database: str) -> str:
-        """Return the databases to give a right on: another pattern would hide the rights on this one."""
+        """Return the database pattern to grant a right on: another pattern would hide this one's rights."""
         best = _most_exact(self._on_databases.get(self.account, {}), database)
         return quoted(best) if best is not None else _pattern(database)
 
     def lacking_to_dump(self, database: str, tables: list[str], *, routines: bool) -> list[Lack]:
-        """Return what a complete dump lacks. routines: whether the database has routines that are seen."""
+        """Return the rights that a complete dump lacks. routines: whether there are visible routines."""
         lacks = []
         for right, what in _DUMP.items():
             if self.has(right, database):
@@ -106,7 +106,7 @@ class Rights:
                 and tables
                 and all(self.has(right, database, one) for one in tables)
             ):
-                # All that is seen may be read; what else there may be is hidden.
+                # All visible tables may be read; other tables may be hidden.
                 continue
             lacks.append(Lack(right, f"{self._pattern(database)}.*", what))
         if not self._sees_routines(database, routines=routines):
@@ -126,20 +126,20 @@ class Rights:
             "SELECT 1 FROM mysql.proc LIMIT 0"
         ):
             return True
-        if self.has("SHOW_ROUTINE"):  # of MySQL
+        if self.has("SHOW_ROUTINE"):  # MySQL's name
             return True
-        # Their names are seen by this, and their texts are wanted only if there are any.
+        # These rights show the routines' names; the texts are needed only if there are routines.
         named = any(self.has(one, database) for one in ("EXECUTE", "ALTER ROUTINE", "CREATE ROUTINE"))
         return named and not routines
 
     def lacking_to_roll_back(self, database: str, definers: set[str], *, routines: bool) -> list[Lack]:
-        """Return what a rollback lacks. definers: of the programs, as USER@HOST."""
+        """Return the rights that a rollback lacks. definers: of the programs, as USER@HOST."""
         lacks = [
             Lack(right, f"{self._pattern(database)}.*", "")
             for right in _CHANGE
             if not self.has(right, database)
         ]
-        # A name that only the pattern covers.
+        # A name that only the pattern matches.
         if not all(self.has(right, "castore_new_0123456789ab") for right in (*_CHANGE, "DELETE", "UPDATE")):
             lacks.append(Lack("ALL PRIVILEGES", f"`{_STAGING}`.*", ""))
         if routines and not self._client.works("SELECT 1 FROM mysql.procs_priv LIMIT 0"):
@@ -155,7 +155,7 @@ class Rights:
         return lacks
 
     def grants(self, lacks: list[Lack]) -> str:
-        """Return the statements that give what is missing."""
+        """Return the statements that grant the missing rights."""
         on: dict[str, list[str]] = {}
         for lack in lacks:
             on.setdefault(lack.on, []).append(lack.right)
@@ -169,15 +169,15 @@ def _unquoted(name: str) -> str:
 
 
 def _pattern(database: str) -> str:
-    """Return the name of a database as GRANT has it: there it is a pattern."""
+    """Return the name of a database for GRANT, which reads it as a pattern."""
     return quoted(re.sub(r"([\\_%])", r"\\\1", database))
 
 
 def _most_exact(patterns: Iterable[str], database: str) -> str | None:
-    """Return the pattern that the server takes of those that cover a database."""
+    """Return the pattern that the server uses, of those that match a database."""
 
     def fixed(pattern: str) -> int:
-        """How much precedes the first wildcard."""
+        """Return how many characters precede the first wildcard."""
         found = re.search(r"(?<!\\)[%_]", pattern)
         return len(pattern) + 1 if found is None else found.start()
 
@@ -185,7 +185,7 @@ def _most_exact(patterns: Iterable[str], database: str) -> str | None:
 
 
 def _matches(pattern: str, database: str) -> bool:
-    """Whether the pattern of a right covers a database."""
+    """Whether the pattern of a right matches a database."""
     parts = re.split(r"(\\.|[%_])", pattern)
     kinds = {"%": ".*", "_": "."}
     text = "".join(
@@ -195,7 +195,7 @@ def _matches(pattern: str, database: str) -> bool:
 
 
 def definers(client: Client, database: str) -> set[str]:
-    """Return for whom the programs of a database run, as USER@HOST."""
+    """Return the definers of a database's programs, as USER@HOST."""
     schema, where = "information_schema", literal(database)
     script = ";\n".join(
         f"SELECT DEFINER FROM {schema}.{table} WHERE {column} = {where}"

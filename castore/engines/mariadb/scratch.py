@@ -1,4 +1,4 @@
-"""A MariaDB or MySQL server of castore's own, on a private socket, which a drill loads a dump into."""
+"""A private MariaDB or MySQL server on a private socket, into which a drill loads a dump."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def scratch_server(folder: str, client: str) -> Iterator[str]:
-    """Run a server below `folder`; give the path of its socket. client: a program to ask it with."""
+    """Run a server below `folder`; yield the path of its socket. client: a program to query it with."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     server = shutil.which("mariadbd", path=path) or shutil.which("mysqld", path=path)
     make = shutil.which("mariadb-install-db", path=path)
     if server is None:
-        raise ProgramError("there is no MariaDB or MySQL server here to drill with")
+        raise ProgramError("there is no MariaDB or MySQL server here to drill with: install one")
     account = unprivileged("mysql")
     give(folder, account)
     data = os.path.join(folder, "data")
-    # In a directory for temporary files that it shares, a server removes those of others when it starts.
+    # In a shared directory for temporary files, a starting server removes files of other servers.
     argv = [server, "--no-defaults", "--initialize-insecure", f"--datadir={data}"]
     if make is not None:
         argv = [make, "--no-defaults", f"--datadir={data}", f"--tmpdir={folder}", "--skip-test-db"]
@@ -39,7 +39,7 @@ def scratch_server(folder: str, client: str) -> Iterator[str]:
         files = os.path.join(folder, "files")
         os.mkdir(files, 0o700)
         give(files, account)
-        # No statement of a dump reads or writes files elsewhere, and nothing is in there.
+        # No statement of a dump reads or writes files outside this directory, which is empty.
         quiet = [f"--max-allowed-packet={PACKET}", f"--tmpdir={folder}", f"--secure-file-priv={files}"]
         quiet += ("--skip-networking", "--innodb-flush-log-at-trx-commit=0", "--event-scheduler=OFF")
         argv = [server, "--no-defaults", f"--datadir={data}", f"--socket={socket}", *quiet]

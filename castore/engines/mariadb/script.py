@@ -1,14 +1,14 @@
-"""What MariaDB's programs write: the script of a database's tables, and messages.
+"""The output of MariaDB's programs: the script of a database's tables, and messages.
 
-A stored dump has three sections. The first line is castore's introduction. The second section is what
+A stored dump has three sections. The first line is castore's preamble. The second section is what
 mariadb-dump writes for tables and sequences: rows and definitions, which name no database. It ends at a line
 with the dump's mark. The third section holds the *programs* of the database (views, triggers, routines,
-events), which castore writes from what the server says: a record of each in a comment, and the statements by
-which a plain client creates it.
+events), which castore writes from what the server reports: a record of each in a comment, and the statements
+with which a plain client creates it.
 
-The script of tables is read where the client would split it: strings, comments and the bodies of statements
-are never mistaken for statements. Rows are not parsed: mariadb-dump writes each on one line, with the ends of
-lines in it escaped.
+The script of tables is split where the client would split it: strings, comments and the bodies of statements
+are never mistaken for statements. Rows are not parsed: mariadb-dump writes each on one line, and escapes line
+ends in it.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ _CLOSING: Final = {
     b"/*": re.compile(rb"\*/"),
 }
 _HEAD: Final = 1024
-"""More than precedes a row in its statement."""
+"""More bytes than precede a row in its statement."""
 _ESCAPES: Final = {b"\\t": b"\t", b"\\n": b"\n", b"\\0": b"\0", b"\\\\": b"\\"}
 _CLOSING_BARE: Final = {b"'": re.compile(rb"''|'"), b'"': re.compile(rb'""|"')}
-"""Where NO_BACKSLASH_ESCAPES is set."""
+"""For scripts with NO_BACKSLASH_ESCAPES."""
 _HEADER: Final = 1 << 20
-"""More than the statement of a row has before its first one."""
+"""More bytes than the statement of a row has before its first row."""
 
 
 class TableScript:
-    """The script of tables as it passes: what it creates, and how many rows it brings.
+    """Reads the script of tables as it passes: what it creates, and how many rows it inserts.
 
-    database: its qualified names lose their qualification, so that the tables can be made in another one.
-    The server writes such names into a default like nextval(`app`.`numbers`).
+    database: names qualified with it lose the qualification, so that the tables can be created in another
+    database. The server writes such names into a default like nextval(`app`.`numbers`).
     """
 
     def __init__(self, database: str = "") -> None:
@@ -63,7 +63,7 @@ class TableScript:
         """The definition of each table and sequence."""
         self.rows: dict[str, int] = {}
         self.values: dict[str, int] = {}
-        """Where each sequence continues."""
+        """The value at which each sequence continues."""
         self._script = _Script()
         self._database = database
         self._rest = b""
@@ -72,13 +72,13 @@ class TableScript:
         self._creating: list[bytes] = []
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the next bytes of the script, to run. Raises CastoreError if it leaves the database."""
+        """Yield the next bytes of the script to run. Raises CastoreError if it names another database."""
         data = self._rest + data
         at = 0
         while at < len(data):
             if self._in_rows:
                 end = data.find(_END_OF_ROWS, at)
-                # What may be the beginning of the end is looked at again with the next piece.
+                # A possible beginning of the end is checked again with the next piece.
                 stop = end + 2 if end >= 0 else len(data) - (1 if data.endswith(b";") else 0)
                 self.rows[self._table] += data.count(b"\n", at, stop)
                 yield data[at:stop]
@@ -106,7 +106,7 @@ class TableScript:
         self._rest = data[at:]
 
     def close(self) -> Iterator[bytes]:
-        """Yield what is left at the end."""
+        """Yield the rest at the end."""
         rest, self._rest = self._rest, b""
         if rest:
             yield self._line(rest)
@@ -142,10 +142,10 @@ def _plain_name(quoted: bytes) -> str:
 
 
 def unqualified(text: bytes, database: str, parts: int = 2) -> bytes:
-    """Return a definition as SHOW CREATE writes it, without the name of one database before other names.
+    """Return a definition, as SHOW CREATE writes it, without one database's name before other names.
 
-    parts: how many a name that begins with the database has at least. In a view, one of two parts may begin
-    with a table of the same name.
+    parts: the least number of parts of a name that begins with the database. In a view, a name of two parts
+    may begin with a table of the same name.
     """
     name = re.escape(b"`" + os.fsencode(database).replace(b"`", b"``") + b"`")
     more = rb"(?:\.`(?:[^`]|``)*`)"
@@ -156,8 +156,8 @@ def unqualified(text: bytes, database: str, parts: int = 2) -> bytes:
 
 
 def normal(text: bytes, database: str) -> bytes:
-    """Return a definition in the form in which two of them are compared."""
-    # The counter moves while a dump is taken; loading rows moves it, too.
+    """Return a definition in the form in which definitions are compared."""
+    # The counter changes while a dump is taken, and when rows are loaded.
     return re.sub(rb" AUTO_INCREMENT=\d+", b"", unqualified(text, database))
 
 
@@ -183,30 +183,31 @@ class Sections:
             yield rest[:-keep]
             rest = rest[-keep:]
         raise CastoreError(
-            "the dump is not complete: it ends before the views, triggers, routines and events"
+            "the dump is incomplete: it ends before the views, triggers, routines and events; restore "
+            "another generation"
         )
 
     def records(self) -> Iterator[bytes]:
-        """Yield the records, in JSON, of the section after the mark; `tables` has been read to its end."""
+        """Yield the records after the mark, in JSON; call it after reading `tables` to its end."""
         assert self._tail is not None
         tail = b"".join([*self._tail, *map(bytes, self._chunks)])
-        # The first is the heading.
+        # The first line is the heading.
         for one in itertools.islice(re.finditer(re.escape(self._mark) + rb"([^\n]*)(?=\n)", tail), 1, None):
             yield one[1]
 
 
 def record_line(mark: str, record: bytes) -> bytes:
-    """Return the comment that holds a record."""
+    """Return the comment that contains a record."""
     return f"-- castore {mark}: ".encode() + record + b"\n"
 
 
 def unescaped(value: bytes) -> bytes:
-    """Return what the client has written in its batch mode."""
+    """Return a value that the client has escaped in its batch mode."""
     return re.sub(rb"\\[tn0\\]", lambda found: _ESCAPES[found[0]], value) if b"\\" in value else value
 
 
 def plain(line: bytes) -> bytes | None:
-    """Return what may be shown of a message of the client: what failed, and why, but no value of a row."""
+    """Return the part of a client's message that may be shown: what failed and why, but no value of a row."""
     text = line.decode(errors="backslashreplace")
     if not re.match(r"ERROR\b|WARNING\b|\S*(?:mariadb|mysql)\S*: ", text):
         return None
@@ -215,15 +216,15 @@ def plain(line: bytes) -> bytes | None:
 
 
 class Observed:
-    """What reads a dump, and looks at it as it passes.
+    """Reads a dump, and parses it as it passes.
 
-    It reports rows that the server would not take back in one packet.
+    It reports rows that the server would not accept in one packet.
     """
 
     def __init__(
         self, readinto: Readinto, most: int, passed: Callable[[Observed], None] = lambda _observed: None
     ) -> None:
-        """most: bytes that the server takes at once. passed: is called as the dump proceeds."""
+        """most: bytes that the server accepts at once. passed: is called as the dump proceeds."""
         self._passed = passed
         self.warnings: list[tuple[bytes, str]] = []
         self.script = TableScript()
@@ -233,7 +234,7 @@ class Observed:
         self._line = self._longest = 0
 
     def __call__(self, view: memoryview) -> int:
-        """Fill the beginning of a buffer; return how many bytes that were, 0 at the end."""
+        """Fill the beginning of a buffer; return how many bytes were written, 0 at the end."""
         count = self._readinto(view)
         data = bytes(view[:count])
         self.beginning += data[: 512 - len(self.beginning)]
@@ -244,12 +245,12 @@ class Observed:
         if first < 0:
             self._line += count
         else:
-            # Lines that are complete in a buffer are no longer than it, and packets larger than buffers.
+            # Complete lines in a buffer are shorter than the buffer, and packets are larger than buffers.
             self._longest = max(self._longest, self._line + first)
             self._line = count - data.rfind(b"\n") - 1
         if not count and self._longest + _HEAD > self._most:
             reason = (
-                f"a row is {self._longest} bytes in the dump, the server takes {self._most}: it could not "
+                f"a row is {self._longest} bytes in the dump, the server accepts {self._most}: it could not "
                 "be loaded again; raise max_allowed_packet"
             )
             self.warnings.append((b".", reason))
@@ -268,12 +269,12 @@ class Observed:
 
 
 class _Script:
-    """Where in a script the client is."""
+    """Follows where in a script the client is."""
 
     def __init__(self) -> None:
         self._delimiter = b";"
         self._open = b""
-        """The string or comment that has begun: its opening."""
+        """The opening of a string or comment that has begun."""
         self._pending = False
         """Whether a statement has begun."""
         self._bare = False
@@ -285,7 +286,7 @@ class _Script:
         return not (self._pending or self._open)
 
     def line(self, line: bytes) -> None:
-        """Pass a whole line. Raises CastoreError if it leaves the database."""
+        """Read a complete line. Raises CastoreError if it names another database."""
         if self.is_between:
             text = line.strip()
             if found := _DELIMITER.match(text):
@@ -323,7 +324,7 @@ class _Script:
             at = token.end()
 
     def _close(self, line: bytes, at: int) -> int:
-        """Look for the end of a string or comment; return where to continue."""
+        """Find the end of a string or comment; return where to continue."""
         closing = _CLOSING[self._open]
         if self._bare and self._open in _CLOSING_BARE:
             closing = _CLOSING_BARE[self._open]

@@ -1,6 +1,6 @@
-"""The exchange of a database's tables for staged ones, and what has to be known to revert it.
+"""Swap the tables of a database with staged ones, and record what is needed to revert it.
 
-It is kept in a database of its own, where it is found whatever happens to castore.
+The record is kept in a database of its own on the server, so that it survives any failure of castore.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PIECE: Final = 1 << 18
 
 
 def charset(client: Client, database: str) -> list[str]:
-    """Return the character set and collation that new tables of a database get; []: it does not exist."""
+    """Return the character set and collation of new tables of a database; [] if it does not exist."""
     columns = "DEFAULT_CHARACTER_SET_NAME, DEFAULT_COLLATION_NAME"
     where = f"WHERE SCHEMA_NAME = {literal(database)}"
     found = client.ask(f"SELECT {columns} FROM information_schema.SCHEMATA {where}")
@@ -37,12 +37,12 @@ def charset(client: Client, database: str) -> list[str]:
 
 
 def charset_clause(names: list[str]) -> str:
-    """Return what CREATE DATABASE and ALTER DATABASE are given of a character set and collation."""
+    """Return the clause of CREATE DATABASE and ALTER DATABASE for a character set and collation."""
     return f" CHARACTER SET {names[0]} COLLATE {names[1]}" if names else ""
 
 
 def exists(client: Client, database: str) -> bool:
-    """Whether the server has a database, as far as the account sees."""
+    """Whether the server has a database that the account sees."""
     where = f"WHERE SCHEMA_NAME = {literal(database)}"
     return bool(client.ask(f"SELECT 1 FROM information_schema.SCHEMATA {where}"))
 
@@ -57,7 +57,7 @@ class Swap:
 
     @staticmethod
     def names() -> Memo:
-        """Return new names for what is made."""
+        """Return new names for the databases that the rollback creates."""
         return {mark: new_name(mark) for mark in MARKS}
 
     def make(self, names: list[str]) -> None:
@@ -77,9 +77,9 @@ class Swap:
         """)
 
     def _remove_left(self) -> None:
-        """Remove what an earlier rollback of the live database staged, and could not remove when it failed.
+        """Remove what an earlier rollback of the live database staged and could not remove after it failed.
 
-        Its service is locked, so no other rollback of it is at work.
+        Its service is locked, so no other rollback of it is running.
         """
         where = "WHERE TABLE_SCHEMA LIKE 'castore\\_code\\_%' AND TABLE_NAME = 'staged'"
         for (code,) in self._client.ask(f"SELECT TABLE_SCHEMA FROM information_schema.TABLES {where}"):
@@ -99,30 +99,30 @@ class Swap:
         for name in (self.new, self.old, self.code):
             if not _MADE.fullmatch(name):
                 raise AssertionError(name)  # nothing else is ever dropped
-            # What the account may not create it may not drop either, and it does not exist.
+            # If the account may not create the database, it may not drop it either, and it does not exist.
             if exists(self._client, name):
                 self._client.query(f"SET foreign_key_checks = 0; DROP DATABASE IF EXISTS {quoted(name)}")
 
     @property
     def is_made(self) -> bool:
-        """Whether the record of what has been done exists."""
+        """Whether the record of the completed steps exists."""
         return bool(inventory.tables(self._client, self.code))
 
     @property
     def is_moved(self) -> bool:
-        """Whether the tables have been exchanged."""
+        """Whether the tables have been swapped."""
         return "moved" in inventory.tables(self._client, self.code)
 
     def wait(self) -> None:
-        """Wait until nobody else moves these tables."""
+        """Wait until no other session moves these tables."""
         self._client.query(self._lock())
 
     def move(self) -> None:
-        """Exchange all tables at once."""
+        """Swap all tables at once."""
         self._rename([(self.live, self.old), (self.new, self.live)], "staged", "moved")
 
     def move_back(self) -> None:
-        """Exchange them back."""
+        """Swap the tables again, to their previous places."""
         self._rename([(self.live, self.new), (self.old, self.live)], "moved", "staged")
 
     def _rename(self, pairs: list[tuple[str, str]], marker: str, then: str) -> None:
@@ -132,7 +132,7 @@ class Swap:
         for source, target in pairs:
             names = map(quoted, inventory.tables(self._client, source))
             moves += [f"{quoted(source)}.{name} TO {quoted(target)}.{name}" for name in names]
-        # The lock shows another castore that the client of a killed one may still be at work.
+        # The lock shows another castore that the client of a killed one may still be running.
         self._client.query(f"""
             {self._lock()}
             SET SESSION foreign_key_checks = 0;
@@ -140,20 +140,20 @@ class Swap:
         """)
 
     def _lock(self) -> str:
-        """Return SQL that waits until nobody else moves these tables, and fails if that takes long."""
+        """Return SQL that waits until no other session moves these tables; it fails if that takes long."""
         return f"""
             SELECT CASE WHEN GET_LOCK({literal(self.code)}, {2 * clients.LOCK_SECONDS}) = 1 THEN 0
                 ELSE (SELECT 1 UNION SELECT 2) END INTO @castore;
         """
 
     def lock_all(self) -> None:
-        """See whether the live tables can be had, before anything is dropped. Raises ProgramError."""
+        """Check that the live tables can be locked, before anything is dropped. Raises ProgramError."""
         live = inventory.tables(self._client, self.live)
         if tables := [f"{quoted(self.live)}.{quoted(table)} WRITE" for table in live]:
             self._client.query(f"LOCK TABLES {', '.join(tables)}; UNLOCK TABLES")
 
     def set_charset(self, of: str) -> None:
-        """Let new tables of the live database get the character set that those of another get."""
+        """Set the default character set of the live database to that of another."""
         wanted = charset(self._client, of)
         if wanted and wanted != charset(self._client, self.live):
             self._client.query(f"ALTER DATABASE {quoted(self.live)}{charset_clause(wanted)}")
@@ -167,7 +167,7 @@ class Swap:
             kind, name = unseen[0]
             raise CastoreError(
                 f"the account may not see the text of the {kind} {name}, so it could not be restored; "
-                "nothing was touched: castore config check says which rights are missing"
+                "nothing was touched: castore config check reports which rights are missing"
             )
         programs.refuse_mixed(found)
         self._set_aside([one.name for one in found if one.odd])
@@ -182,7 +182,10 @@ class Swap:
         """Return the programs to create for the staged tables."""
         found = self._programs("programs")
         if found is None:
-            raise CastoreError(f"the views, triggers, routines and events of {self.live} are missing")
+            raise CastoreError(
+                f"the record of the views, triggers, routines and events of {self.live} is missing; repeat "
+                "the rollback"
+            )
         return found
 
     def _programs(self, which: str) -> list[Program] | None:
@@ -190,7 +193,7 @@ class Swap:
         return None if data is None else msgspec.json.decode(data, type=list[Program])
 
     def _set_aside(self, views: list[str]) -> None:
-        """Rename views that could not be created again: so they can be restored as they are."""
+        """Rename views that could not be created again, so that they can be restored unchanged."""
         if self.kept("asides") is None:
             mark = self.code.rpartition("_")[2]
             self.keep("asides", [[name, f"castore_view_{mark}_{at}"] for at, name in enumerate(views)])
@@ -200,7 +203,7 @@ class Swap:
                 self._rename_view(name, aside)
 
     def restore_asides(self) -> None:
-        """Give the views that were renamed their names again."""
+        """Restore the names of the views that were renamed."""
         there = self._asides()
         for name, aside in msgspec.json.decode(self.kept("asides") or b"[]"):
             if aside in there:
@@ -235,9 +238,9 @@ class Swap:
         return found
 
     def grant(self) -> None:
-        """Give the recorded rights again."""
+        """Grant the recorded rights again."""
         for statement in msgspec.json.decode(self.kept("grants") or b"[]"):
-            # A routine that only one of both states has takes its rights with it.
+            # The rights to a routine that only one of the two states has are lost with it.
             with contextlib.suppress(ProgramError):
                 self._client.quietly(statement)
 
@@ -246,7 +249,7 @@ class Swap:
         programs.drop(self._client, database)
 
     def create_programs(self, wanted: Iterable[Program]) -> list[str]:
-        """Create programs in the live database; return what cannot exist any more. Raises CastoreError."""
+        """Create programs in the live database; return what can no longer exist. Raises CastoreError."""
         wanted = list(wanted)
         collation = charset(self._client, self.live)[1]
         programs.create(self._client, self.live, wanted, collation)
@@ -258,7 +261,7 @@ class Swap:
         return notes
 
     def settle_defaults(self) -> None:
-        """Let defaults that take the next value of a staged sequence take that of the live one."""
+        """Make defaults that take the next value of a staged sequence use the live one."""
         mine = f"{quoted(self.new)}."
         where = (
             f"WHERE TABLE_SCHEMA = {literal(self.live)} AND COLUMN_DEFAULT LIKE {literal(f'%{self.new}%')}"
@@ -272,12 +275,12 @@ class Swap:
         for table, column, default in found:
             if table not in tables:
                 continue  # a view that shows the column
-            # The name is random, so it stands for nothing else.
+            # The name is random, so it can mean nothing else.
             wanted = default.replace(mine, quoted(self.live) + ".")
             changes.setdefault(table, []).append(f"ALTER COLUMN {quoted(column)} SET DEFAULT ({wanted})")
         script = [f"ALTER TABLE {quoted(table)} {', '.join(parts)};\n" for table, parts in changes.items()]
         if script:
-            # Defaults may hold backslashes, in the form that the server shows under an empty sql_mode.
+            # Defaults may contain backslashes, in the form that the server shows with an empty sql_mode.
             self._client.feed(self.live, [clients.LENIENT, b"SET sql_mode = '';\n", "".join(script).encode()])
 
     def detach(self, which: str) -> None:
@@ -299,7 +302,7 @@ class Swap:
             add = f"SET foreign_key_checks = 0;\nALTER TABLE {quoted(table)} ADD {definition};\n"
             self._client.feed(self.live, [clients.LENIENT, add.encode()])
         for table, _, _, text in self._keys(which):
-            # An index that the server made for a foreign key is renamed by that.
+            # Creating a foreign key renames an index that the server made for it.
             there = inventory.tables(self._client, self.live)
             found = inventory.definitions(self._client, self.live, [there[table]])
             renamed = inventory.renamed_indexes(found[table], text)
@@ -311,7 +314,7 @@ class Swap:
         return msgspec.json.decode(self.kept(which) or b"[]", type=list[tuple[str, str, str, bytes]])
 
     def keep(self, which: str, what: Any) -> None:
-        """Record something, in pieces that any server takes, and see that it can be read again."""
+        """Record a value, in pieces that any server accepts, and check that it can be read again."""
         text = msgspec.json.encode(what)
         table = f"{quoted(self.code)}.kept"
         script = [f"DELETE FROM {table} WHERE which = {literal(which)};"]
@@ -320,10 +323,10 @@ class Swap:
             script.append(f"INSERT INTO {table} VALUES ({literal(which)}, {at}, 0x{piece});")
         self._client.query("\n".join(["BEGIN;", *script, "COMMIT;"]))
         if self.kept(which) != text:
-            raise CastoreError(f"{which} of {self.live} could not be recorded")
+            raise CastoreError(f"{which} of {self.live} could not be recorded: repeat the command")
 
     def kept(self, which: str) -> bytes | None:
-        """Return what was recorded, in JSON; None: nothing was."""
+        """Return a recorded value, in JSON; None if there is none."""
         table = f"{quoted(self.code)}.kept"
         where = f"WHERE which = {literal(which)} ORDER BY number"
         found = self._client.ask(f"SELECT HEX(text) FROM {table} {where}")

@@ -1,9 +1,9 @@
-"""The text of routines, events and triggers as a client can execute it.
+"""The text of routines, events and triggers in a form that a client can execute.
 
-The server shows the text in bytes of the character set of the client that created it. What it writes by
-itself is an exception: a comment, all of an event before its body, and the table of a trigger once it was
-renamed, are in UTF-8, and a comment has backslashes for escapes in every sql_mode. A client that executed
-this text would create another comment, an event with another name, or no trigger.
+The server shows the text in bytes of the character set of the client that created it. Some parts the server
+writes itself, in UTF-8: a comment, all of an event before its body, and the table of a trigger after it was
+renamed. It escapes a comment with backslashes in every sql_mode. A client that executed this text would
+create another comment, an event with another name, or no trigger.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ _EVENT: Final = re.compile(
     re.DOTALL,
 )
 _SAME: Final = frozenset({"utf8mb4", "utf8mb3", "utf8", "binary"})
-"""Character sets in which UTF-8 is read as what it is."""
+"""Character sets in which UTF-8 is read unchanged."""
 _LITERAL: Final = "NO_BACKSLASH_ESCAPES"
 _ESCAPES: Final = {b"\\": rb"\\", b"\0": rb"\0", b"\n": rb"\n", b"\r": rb"\r", b"'": b"''"}
 _ESCAPED: Final = {one: char for char, one in _ESCAPES.items()}
 
 
 class _Part(NamedTuple):
-    """What the server has written into a text by itself."""
+    """A part of a text that the server has written itself."""
 
     start: int
     end: int
     wanted: bytes
-    """In UTF-8, as the sql_mode of the program has it."""
+    """In UTF-8, in the form that the program's sql_mode needs."""
 
 
 def executable(client: Client, database: str, programs: Iterable[Program]) -> list[Program]:
     """Return programs with the text of each in its own character set and sql_mode.
 
-    Where the character set lacks a character, `mixed` is set: the program cannot be created again.
+    `mixed` is set if the character set lacks a character: the program cannot be created again.
     """
     programs = list(programs)
     kinds = {one.kind for one in programs if _is_doubtful(one)}
@@ -73,7 +73,7 @@ def executable(client: Client, database: str, programs: Iterable[Program]) -> li
 
 
 def _is_doubtful(program: Program) -> bool:
-    """Whether the server may have written something into a text that is not as it has to be."""
+    """Whether the server may have written a part of a text in a form that cannot be executed."""
     is_foreign = program.charset not in _SAME and not program.text.isascii()
     if program.kind in {"view", "trigger"}:
         return is_foreign and not program.table.isascii()
@@ -88,7 +88,7 @@ def _comments(client: Client, database: str) -> dict[tuple[str, str], bytes]:
 
 
 def _part(program: Program, comment: bytes) -> _Part | None:
-    """Return what the server has written into a text; None: nothing that matters. comment: of a routine."""
+    """Return the part that the server has written; None if that does not matter. comment: of a routine."""
     text = program.text
     if program.kind == "trigger":
         # RENAME TABLE writes the new name into the text of a trigger in UTF-8.
@@ -113,7 +113,7 @@ def _part(program: Program, comment: bytes) -> _Part | None:
 
 
 def _literal(program: Program, string: bytes) -> bytes:
-    """Return a string that the server has written as the sql_mode of a program has it."""
+    """Return a string that the server has written, in the form that the program's sql_mode needs."""
     if _LITERAL not in program.mode:
         return string
     return re.sub(rb"\\.", lambda escape: _ESCAPED.get(escape[0], escape[0][1:]), string, flags=re.DOTALL)
