@@ -48,7 +48,7 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
 def _refusal(doing: str, path: str, error: OSError) -> StorageError:
     hint = {
-        errno.ENOSPC: "; free space there; committed generations are intact",
+        errno.ENOSPC: "; free some space there; committed generations are intact",
         errno.EDQUOT: "; its quota is used up; committed generations are intact",
         errno.EROFS: "; it is mounted read-only",
         errno.EACCES: "; run castore as a user who has the permission",

@@ -278,7 +278,7 @@ def test_another_users_folder_and_one_that_others_write_to_are_refused(tmp_path,
     path = tmp_path / "index"
     Index(str(path), STORE).close()
     path.chmod(0o777)
-    with pytest.raises(StorageError, match="written to by others"):
+    with pytest.raises(StorageError, match="other users can write to"):
         Index(str(path), STORE)
     path.chmod(0o700)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
@@ -372,7 +372,7 @@ def test_processes_that_begin_anew_at_once_have_one_index(tmp_path):
 
 def damage(index):
     """Let it be found out that the index is damaged."""
-    with pytest.raises(StorageError, match="try again, and it is built anew"), index._transaction():
+    with pytest.raises(StorageError, match="try again, and it is rebuilt"), index._transaction():
         raise lmdb.CorruptedError("for a test")
 
 

@@ -1,8 +1,9 @@
-"""An index made at once of all packs of a store: read, sorted, and written in order into a new environment.
+"""Build an index of all packs of a store in one pass: read, sort, and write in order into a new environment.
 
-What is put one pack at a time goes all over the tables. Here the records of all packs are sorted first, in
-bounded memory, so that LMDB fills page after page; and nothing is made durable before the whole is. The new
-environment then takes the place of the old one. Interrupted, it is left behind, and the old one is as it was.
+Putting one pack at a time writes all over the tables. Here the records of all packs are sorted first, in
+bounded memory, so that LMDB fills page after page. Nothing is made durable before all of it is. Then the new
+environment replaces the old one. If the build is interrupted, the new one remains unused, and the old one is
+unchanged.
 """
 
 from __future__ import annotations
@@ -38,19 +39,19 @@ _FIRSTS: Final = struct.Struct("<32s27s")
 _COPIES: Final = struct.Struct("<36s27s")
 _BASES: Final = struct.Struct("<36sI128s")
 _BLOCK: Final = 1 << 16
-"""Rows that are put at once."""
+"""Rows that are put in one call."""
 _COMMIT: Final = 16
-"""Blocks a transaction: LMDB keeps up to half a gigabyte of changed pages in memory."""
+"""Blocks per transaction: LMDB keeps up to half a gigabyte of changed pages in memory."""
 _READERS: Final = 4
 """Threads that read footers."""
 _KEPT: Final = ("generations", "revisions", "records", "ended")
-"""Tables that are not made of packs."""
+"""Tables that are not built from packs, and are copied."""
 
 
 def read_footers(
     storage: Storage, writer: WriterKey, packs: Iterable[PackId]
 ) -> Iterator[tuple[PackId, Footer | Exception]]:
-    """Yield the footer of each pack, opened, in order; or why it cannot be."""
+    """Yield the footer of each pack, opened, in order; or the error that prevents that."""
 
     def read(pack: PackId) -> tuple[PackId, Footer | Exception]:
         try:
@@ -74,9 +75,9 @@ def rebuild(
     footers: Iterable[tuple[PackId, Footer | Exception]],
     failed: Callable[[PackId, Exception], None],
 ) -> None:
-    """Put an index of these packs in the place of the environment; what is not of packs is taken over.
+    """Replace the environment by an index of these packs; tables that are not built from packs are copied.
 
-    failed: is told which packs cannot be read. Raises StorageError.
+    failed: is called with each pack that cannot be read, and the error. Raises StorageError.
     """
     path = environment.path
     folder = f"{path}.{os.urandom(8).hex()}"
@@ -98,7 +99,7 @@ def rebuild(
 
 @contextlib.contextmanager
 def _alone_above(path: str) -> Iterator[None]:
-    """Keep other rebuilds out, and remove what was left beside an index by some that were interrupted."""
+    """Keep other rebuilds out, and remove what interrupted ones left next to an index."""
     above, own = os.path.split(path)
     lock = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -140,7 +141,7 @@ class _Build:
                 except DamageError as error:
                     failed(pack, DamageError(f"{pack_name(pack)} is damaged: {error}"))
                     continue
-                raise AssertionError("a footer is whole for one, and not for the other")
+                raise AssertionError("the kernel refuses a footer that Python accepts")
             owner = footer.signer.ljust(32, b"\0") + b"".join(map(NUMBER.pack, sessions))
             self._packs.append((pack, footer.size, size, owner))
         for block in rows.bases.merged(_BLOCK):
@@ -171,7 +172,7 @@ class _Build:
                 cursor.putmulti(_FIRSTS.iter_unpack(block), append=True)
             cursor = txn.cursor(self._made.tables["copies"])
             for block in copies:
-                # Those of nodes are there already.
+                # Those of nodes were put before.
                 cursor.putmulti(_COPIES.iter_unpack(block))
 
         self._made.write(change)

@@ -1,4 +1,4 @@
-"""Generations, found by service, number and revision."""
+"""The generations in an index, by service, number and revision."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation
 
 _FEW: Final = 200
-"""Generations that are read at once."""
+"""Generations that are read in one transaction."""
 
 
 class Catalog(Tables):
-    """Keeps the generations."""
+    """The part of an index that holds generations."""
 
     def compare_records(self, listed: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Compare the names T-N of generations in a store with those that are indexed.
+        """Compare the names T-N of generations in a store with the indexed ones.
 
-        Returns, sorted, which are not indexed, and which are but not listed.
+        Returns two sorted lists: names that are not indexed, and indexed names that are not listed.
         """
         fresh = set(listed)
         gone = []
@@ -38,7 +38,7 @@ class Catalog(Tables):
         return sorted(fresh), gone
 
     def put_generations(self, found: Iterable[tuple[str, Generation, bytes]]) -> None:
-        """Take in generations: (T-N, the generation, its plaintext) of each."""
+        """Add generations, each given as (T-N, the generation, its plaintext)."""
         self._write(self._put_generations, list(found))
 
     def _put_generations(self, txn: Any, found: list[tuple[str, Generation, bytes]]) -> None:
@@ -52,7 +52,7 @@ class Catalog(Tables):
                 txn.put(revision + b"\0" + number, b"", db=self._tables["revisions"])
 
     def remove_generations(self, names: Iterable[str]) -> None:
-        """Forget generations, named T-N, that are gone from the store."""
+        """Remove generations, named T-N, that are missing in the store."""
         self._write(self._remove_generations, list(names))
 
     def _remove_generations(self, txn: Any, names: list[str]) -> None:
@@ -62,7 +62,7 @@ class Catalog(Tables):
             try:
                 generation = decode_generation(plain)
             except (DamageError, FormatError, TypeError):
-                # It is not known which it was of.
+                # Its revision is not known: search all revisions for its number.
                 found = txn.cursor(self._tables["revisions"]).iternext(keys=True, values=False)
                 keys = [one for one in found if one.startswith(key[:-4]) and one[-4:] == key[-4:]]
             else:
@@ -72,12 +72,12 @@ class Catalog(Tables):
                 txn.delete(one, db=self._tables["revisions"])
 
     def ended_sessions(self) -> set[bytes]:
-        """Return the sessions whose generation was here, and is gone."""
+        """Return the sessions whose generation was indexed, and is deleted."""
         with self._transaction() as txn:
             return set(txn.cursor(self._tables["ended"]).iternext(keys=True, values=False))
 
     def forget_ended(self, sessions: Collection[bytes]) -> None:
-        """Forget such sessions, whose objects are gone."""
+        """Forget ended sessions whose objects are deleted."""
         if sessions:
             self._write(self._forget_ended, sessions)
 
@@ -107,7 +107,7 @@ class Catalog(Tables):
             end = batch[-1][0]
 
     def _generations_below(self, prefix: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
-        """Return keys and values of the last records in front of a key, downwards, some hundreds."""
+        """Return keys and values of some hundred records before a key, in descending order."""
         found: list[tuple[bytes, bytes]] = []
         with self._transaction() as txn:
             cursor = txn.cursor(self._tables["generations"])

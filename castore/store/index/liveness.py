@@ -1,4 +1,4 @@
-"""For upkeep: what of packs is needed, what is condemned, and what was verified."""
+"""For maintenance: what is needed of packs, which are condemned, and which were verified."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _VERIFIED: Final = struct.Struct("<QQ")
 _DAMAGED: Final = bytes(16)
 _RECALLED: Final = b"recalled"
 _VERIFYING: Final = (b"verifying 1", b"verifying 2")
-"""In its place."""
+"""Keys in `meta`: when a verification of depth 1 or 2 began that has not ended."""
 
 
 class Marking(Packs):
-    """Tells what is needed of packs."""
+    """The part of an index that knows what is needed of packs."""
 
     def condemn(self, packs: Iterable[PackId]) -> None:
-        """Count no more on what is in exactly these packs: they are about to be removed from the store."""
+        """Set the condemned packs: nothing references them any more, because they are about to be deleted."""
         with self._transaction() as txn:
             before = self._condemned(txn)
             numbers = [txn.get(pack, db=self._tables["pack_numbers"]) for pack in packs]
@@ -40,26 +40,27 @@ class Marking(Packs):
             self._write(self._condemn, now, bool(now - before))
 
     def mark_bases(self, marks: Marks) -> None:
-        """Mark all that marked chunks rest on, wherever they lie."""
+        """Mark all bases of marked chunks, wherever they are stored."""
         marked = -1
-        # One pass nearly always does; that a whole one marked nothing is what proves it.
+        # One pass is nearly always enough; a complete pass that marks nothing proves it.
         while marked != len(marks):
             marked = len(marks)
             with self._transaction() as txn:
                 for batch in batches(iter(txn.cursor(self._tables["bases"]))):
                     # Keys of 36 bytes begin with the id.
-                    told = marks.find(b"".join([key for key, _ in batch]), 36)
-                    self._mark_below(txn, [joined for _, joined in itertools.compress(batch, told)], marks)
+                    is_marked = marks.find(b"".join([key for key, _ in batch]), 36)
+                    bases = [joined for _, joined in itertools.compress(batch, is_marked)]
+                    self._mark_below(txn, bases, marks)
 
     def _mark_below(self, txn: Any, todo: list[bytes], marks: Marks) -> None:
-        """Mark chunks, whose joined ids are given, and all that they rest on."""
+        """Mark chunks, given by their joined ids, and all their bases."""
         cursor = txn.cursor(self._tables["bases"])
-        # Most are marked, most of the time.
+        # Usually, most of them are marked already.
         while todo and (joined := b"".join(todo)):
             todo = []
-            told = marks.add(joined)
+            is_new = marks.add(joined)
             at = -1
-            while (at := told.find(1, at + 1)) >= 0:
+            while (at := is_new.find(1, at + 1)) >= 0:
                 base = joined[32 * at : 32 * at + 32]
                 more = cursor.set_range(base)
                 while more and cursor.key()[:32] == base:
@@ -67,26 +68,26 @@ class Marking(Packs):
                     more = cursor.next()
 
     def live_bytes(self, marks: Marks) -> dict[PackId, tuple[int, int, int]]:
-        """Return how much is marked of each pack that is to stay.
+        """Return how many bytes are marked in each pack that stays.
 
-        Of a pack: its length, the bytes of its records, and how many of these are marked, about: records
-        of several chunks count by the share of those that are.
+        The values are the pack's length, the bytes of its records, and about how many of these are marked: a
+        record of several chunks counts by the share of its chunks that are marked.
         """
         with self._transaction() as txn:
             condemned = self._condemned(txn)
             live = array("Q", bytes(8 * self._numbers_given(txn)))
             for table in (self._tables["chunks"], self._tables["nodes"]):
                 for batch in batches(iter(txn.cursor(table))):
-                    told = marks.find(b"".join([key for key, _ in batch]))
+                    is_marked = marks.find(b"".join([key for key, _ in batch]))
                     values = [value for _, value in batch]
                     if condemned:
                         values = [
                             next(self._values(txn, key, first, condemned), first)
                             if alive and first[:4] in condemned
                             else first
-                            for (key, first), alive in zip(batch, told, strict=True)
+                            for (key, first), alive in zip(batch, is_marked, strict=True)
                         ]
-                    weigh(b"".join(values), told, live)
+                    weigh(b"".join(values), is_marked, live)
             packs = {}
             for number, value in txn.cursor(self._tables["packs"]):
                 if number[::-1] in condemned:
@@ -96,14 +97,15 @@ class Marking(Packs):
         return packs
 
     def _numbers_given(self, txn: Any) -> int:
-        """Return how many packs have been numbered: more than there are, where some are gone."""
+        """Return how many pack numbers were issued: at least the number of existing packs."""
         given = txn.get(b"next pack", NUMBER.pack(0), db=self._tables["meta"])
         return int(NUMBER.unpack(given)[0])
 
     def are_chosen(self, pack: PackId, entries: Sequence[PackEntry]) -> list[bool]:
-        """Say of each entry of a pack whether this is the place that its record is to be taken from.
+        """Return for each entry of a pack whether its record is to be read from this place.
 
-        So are all places of what can be put together from none: what it lacks may be stored again.
+        If a chunk cannot be reconstructed from any place, all its places count: what it lacks may be stored
+        again.
         """
         with self._transaction() as txn:
             number = txn.get(pack, b"", db=self._tables["pack_numbers"])[::-1]
@@ -124,7 +126,7 @@ class Marking(Packs):
         return found
 
     def verified(self, depth: int) -> dict[PackId, int]:
-        """Return when packs were last found sound at a depth (1 bytes, 2 records): ns since 1970."""
+        """Return when packs were last found intact at a depth (1 bytes, 2 records): ns since 1970."""
         found = {}
         with self._transaction() as txn:
             for number, value in txn.cursor(self._tables["verified"]):
@@ -134,7 +136,7 @@ class Marking(Packs):
         return found
 
     def doubt(self, packs: Iterable[PackId]) -> None:
-        """Remember that packs were found damaged, until they are found sound, or gone."""
+        """Record that packs were found damaged, until they are found intact or removed."""
         self._write(self._doubt, list(packs))
 
     def _doubt(self, txn: Any, packs: list[PackId]) -> None:
@@ -144,14 +146,14 @@ class Marking(Packs):
                 txn.put(number, _DAMAGED, db=self._tables["verified"])
 
     def doubted(self) -> set[PackId]:
-        """Return the packs that were found damaged."""
+        """Return the packs that are recorded as damaged."""
         with self._transaction() as txn:
             numbers = [number for number, value in txn.cursor(self._tables["verified"]) if value == _DAMAGED]
             found = (txn.get(number, db=self._tables["packs"]) for number in numbers)
             return {PackId(named[:32]) for named in found if named is not None}
 
     def set_verified(self, packs: Iterable[PackId], depth: int, time: int) -> None:
-        """Remember that packs were found sound at a depth, and so at those above."""
+        """Record that packs were found intact at a depth, and so at lower depths. time: ns since 1970."""
         self._write(self._set_verified, list(packs), depth, time)
 
     def _set_verified(self, txn: Any, packs: list[PackId], depth: int, time: int) -> None:
@@ -163,7 +165,7 @@ class Marking(Packs):
                 txn.put(number, _VERIFIED.pack(time, time if depth > 1 else records_at), db=table)
 
     def verification(self) -> dict[bytes, bytes]:
-        """Return all that verification found: by pack id, and by `verifying DEPTH`."""
+        """Return all results of verification: by pack id, and by `verifying DEPTH`."""
         found: dict[bytes, bytes] = {}
         with self._transaction() as txn:
             for number, value in txn.cursor(self._tables["verified"]):
@@ -176,12 +178,12 @@ class Marking(Packs):
         return found
 
     def is_recalled(self) -> bool:
-        """Whether what verification found was taken over into this index."""
+        """Return whether results of verification were loaded into this index."""
         with self._transaction() as txn:
             return txn.get(_RECALLED, db=self._tables["meta"]) is not None
 
     def recall_verification(self, found: dict[bytes, bytes]) -> None:
-        """Take over what verification found, as `verification` returned it."""
+        """Load results of verification, in the form that `verification` returned."""
         self._write(self._recall_verification, found)
 
     def _recall_verification(self, txn: Any, found: dict[bytes, bytes]) -> None:
@@ -194,11 +196,11 @@ class Marking(Packs):
         txn.put(_RECALLED, b"1", db=self._tables["meta"])
 
     def verifying(self, depth: int) -> int:
-        """Return when a verification of this depth began that has not ended, or 0."""
+        """Return when a verification of this depth began that has not ended (ns since 1970), or 0."""
         with self._transaction() as txn:
             return int.from_bytes(txn.get(b"verifying %d" % depth, b"", db=self._tables["meta"]), "big")
 
     def set_verifying(self, depth: int, time: int) -> None:
-        """Remember when a verification began; 0: it has ended."""
+        """Record when a verification began (ns since 1970); 0 means that it has ended."""
         key, value = b"verifying %d" % depth, time.to_bytes(8, "big")
         self._write(lambda txn: txn.put(key, value, db=self._tables["meta"]))

@@ -1,9 +1,10 @@
-"""The LMDB environment of an index: its transactions, and its map, which grows when it is full.
+"""The LMDB environment of an index: its transactions, and its memory map, which grows when it is full.
 
-LMDB maps its file, and who opens it says how much; what does not fit is refused. So the map is made larger
-when a transaction finds it full, and that transaction is run again. The map must not move below an open
-transaction of this process: all are counted, and who wants to make it larger waits until there is none, while
-new ones wait for that. So a transaction is short, and no thread opens one while it has another.
+LMDB maps its file with a size that is chosen when it is opened, and refuses what does not fit. So if a
+transaction finds the map full, the map is enlarged and the transaction is run again. The map must not move
+during an open transaction of this process. So all transactions are counted: enlarging waits until there are
+none, and new transactions wait for it. Transactions must therefore be short, and no thread may open a second
+one.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 _FIRST_BYTES: Final = 1 << 30
-"""How much is mapped of an index that is smaller than half of it."""
+"""Bytes that are mapped for an index of less than half of that."""
 LEAST_STEP: Final = 16 << 20
-"""A map that cannot become larger by this much does not; as much address space is left to the process."""
+"""The map grows by at least this many bytes or not at all; as much address space is left to the process."""
 _READERS: Final = 254
 _COPIED: Final = 1 << 14
-"""Entries of a table that are copied at once."""
+"""Entries of a table that are copied in one batch."""
 _LOCK_BYTES: Final = 20 << 10
-"""What LMDB's file of locks takes for so many readers, and a little."""
+"""A little more than LMDB's lock file takes for that many readers."""
 
 TABLES: Final = (
     "chunks",
@@ -67,31 +68,31 @@ BROKEN: Final = (
     lmdb.PageNotFoundError,
     lmdb.VersionMismatchError,
 )
-"""What LMDB raises for a file that is none of its own, or was changed."""
+"""Errors of LMDB for a file that is not its own, or that was changed."""
 WRONG: Final = (lmdb.Error, struct.error, IndexError, UnicodeDecodeError)
-"""What looking at the tables raises: LMDB's own, and what values lead to that a disk has changed."""
+"""Errors of reading the tables: LMDB's own, and those of decoding values that a failing disk changed."""
 
 CRASHES: Final = "crashes"
-"""A file in the index's folder: not empty, it was found damaged, or ended a process by a fault."""
+"""A file in the index's folder. If it is not empty, the index was found damaged, or crashed a process."""
 
 _Result = TypeVar("_Result")
 
 
 class Environment:
-    """An open LMDB environment. A process opens one only once, as lmdb.h demands."""
+    """An open LMDB environment. A process must open it only once, as lmdb.h demands."""
 
     def __init__(self, path: str, *, durable: bool = True) -> None:
-        """Durable: what is written is so by the end of its transaction."""
+        """Open it. durable: whether each transaction is made durable when it ends."""
         self.path = path
         self.users = 0
         self.condemned = False
-        """Whether it was found damaged: who opens it from now on begins anew."""
+        """Whether it was found damaged: whoever opens the index next replaces it by an empty one."""
         self._crashes = -1
         self.failed: Exception | None = None
-        """Why nothing more is written: after an error nobody knows what of the file is on the disk."""
+        """Why nothing more is written: after an I/O error it is unknown what of the file is on the disk."""
         self.tables: dict[str, Any] = {}
-        """By their names; asked for within a transaction: a rebuild has others."""
-        # One entry an open transaction; to append and to pop are one step of the interpreter each.
+        """The tables by name. Look them up within a transaction: a rebuild replaces them."""
+        # One entry per open transaction; append and pop are each one atomic step of the interpreter.
         self._open: list[None] = []
         self._enter, self._leave = self._open.append, self._open.pop
         self._growing = False
@@ -99,7 +100,7 @@ class Environment:
         self._take(path, durable=durable)
 
     def _take(self, path: str, *, durable: bool) -> None:
-        """Open what is in a folder."""
+        """Open the environment in a folder."""
         self._folder = os.stat(path)
         _allocate_locks(path)
         self.env: Any = _open(path, durable=durable)
@@ -114,7 +115,7 @@ class Environment:
             raise
 
     def _open_table(self, name: str) -> Any:
-        """Open a table, with the size that another process may give the map meanwhile."""
+        """Open a table; adopt the size that another process may have given the map meanwhile."""
         while True:
             try:
                 return self.env.open_db(name.encode())
@@ -122,15 +123,15 @@ class Environment:
                 self._fit()
 
     def close(self) -> None:
-        """Close it; what was open before a fork is only let go of."""
+        """Close it. An environment that was open before a fork is only released."""
         self.env.close()
         self._watch_no_more()
 
     def condemn(self) -> bool:
-        """Note in its folder that it is damaged; tell whether that was possible, and needed."""
+        """Record in its folder that it is damaged; return False if that failed."""
         self.condemned = True
         try:
-            # Another may have taken its place, and is none the worse.
+            # If another environment has replaced it, that one is not damaged.
             if os.path.samestat(os.stat(self.path), self._folder):
                 with open(os.path.join(self.path, CRASHES), "a", encoding="ascii") as file:
                     file.write("damaged\n")
@@ -147,10 +148,10 @@ class Environment:
             self._crashes = -1
 
     def _watch(self, path: str) -> None:
-        """Have it noted in the index's folder if the process is ended by a fault.
+        """Record in the index's folder if the process crashes.
 
-        LMDB believes its pages: one that a disk has changed can lead it anywhere (SIGBUS, SIGSEGV), or make
-        it give up (SIGABRT). Whoever comes next builds the index again.
+        LMDB trusts its pages: a page that a failing disk changed can make it access any address (SIGBUS,
+        SIGSEGV), or abort (SIGABRT). The next process then rebuilds the index.
         """
         if not faulthandler.is_enabled():
             with contextlib.suppress(OSError):
@@ -159,15 +160,15 @@ class Environment:
                 faulthandler.enable(self._crashes, all_threads=False)
 
     def _check_length(self, path: str) -> None:
-        """Refuse a file that was cut: touching a mapped page behind its end is a SIGBUS."""
+        """Refuse a truncated file: touching a mapped page after its end is a SIGBUS."""
         pages = self.env.info()["last_pgno"] + 1
         if os.path.getsize(os.path.join(path, "data.mdb")) < pages * self.env.stat()["psize"]:
-            raise lmdb.CorruptedError("the file is shorter than it says")
+            raise lmdb.CorruptedError("the file is shorter than its header says")
 
     # Transactions
 
     def begin(self, table: str | None = None, *, write: bool = False) -> Any:
-        """Return a transaction, for `end`; table: which one it is about, mostly."""
+        """Return a transaction, to be ended with `end`; table: the table that it mostly reads."""
         self._enter(None)
         if self._growing:
             self._stand_back()
@@ -180,7 +181,7 @@ class Environment:
             self._adopt()
         except lmdb.ReadersFullError:
             self.end()
-            # Those of processes that were killed are given back.
+            # Reclaim the slots of killed processes.
             if not self.env.reader_check():
                 raise
         except BaseException:
@@ -189,22 +190,22 @@ class Environment:
         return self.begin(table, write=write)
 
     def end(self) -> None:
-        """Say that a transaction has ended."""
+        """Record that a transaction has ended."""
         self._leave()
         if self._growing:
             with self._idle:
                 self._idle.notify_all()
 
     def try_again(self) -> None:
-        """Write again, after an error, for somebody who has not been told of it.
+        """Allow writing again after an error, for a caller who has not seen that error.
 
-        What the kernel may have forgotten is of the transaction that failed: others write pages of their own.
+        The pages that the kernel may have lost belong to the failed transaction: later ones write their own.
         """
         self.failed = None
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Any]:
-        """Give a transaction that reads."""
+        """Yield a read transaction."""
         txn = self.begin()
         try:
             yield txn
@@ -213,7 +214,7 @@ class Environment:
             self.end()
 
     def write(self, change: Callable[[Any], _Result]) -> _Result:
-        """Run `change` in a transaction that writes, again if the map was full; return what it does."""
+        """Run `change` in a write transaction, again if the map was full; return its result."""
         if self.failed is not None:
             raise self.failed
         while True:
@@ -225,7 +226,7 @@ class Environment:
             except lmdb.MapFullError:
                 pass
             except lmdb.Error as error:
-                # Its file is not synced again: the kernel may have forgotten what it could not write.
+                # Do not sync the file again: the kernel may have dropped the pages that it could not write.
                 if type(error) in {lmdb.Error, lmdb.DiskError}:
                     self.failed = error
                 raise
@@ -234,32 +235,32 @@ class Environment:
             self._grow(size)
 
     def become(self, made: Environment, kept: Iterable[str]) -> None:
-        """Take what was made in another folder instead, which is then durable; kept: tables to take over.
+        """Switch to an environment that was built in another folder, and make it durable.
 
-        Processes that have the old one open keep it, without its name: it is brought up to date with the
-        store as ever, and what is only in it is found there again.
+        kept: tables to copy from this one. Processes that have the old one open keep it, without its name:
+        syncing with the store updates it as usual, and what only it has is found in the store again.
         """
         olds = [f"{made.path}.0"]
         with self._alone(), contextlib.ExitStack() as place:
             self._fit()
-            # Its place before the right to write: in this order who opens it takes them. If it is gone,
-            # another process begins anew, since it was damaged.
+            # Lock the folder before the write lock, in the order in which an opening process takes them. If
+            # the folder is missing, another process replaces the index because it was damaged.
             with contextlib.suppress(FileNotFoundError):
                 place.enter_context(kept_in_place(self.path, fcntl.LOCK_EX))
-            # Of other processes, none writes to it any more.
+            # From here on, no other process writes to the old one.
             with self.env.begin(write=True) as txn:
                 for name in kept:
                     cursor = txn.cursor(self.tables[name])
                     pairs = iter(cursor)
                     while batch := list(itertools.islice(pairs, _COPIED)):
                         made.append(name, [batch])
-                told = dict(txn.cursor(self.tables["meta"]))
-                made.write(lambda to: _put_missing(to, made.tables["meta"], told))
+                meta = dict(txn.cursor(self.tables["meta"]))
+                made.write(lambda to: _put_missing(to, made.tables["meta"], meta))
                 made.env.sync(True)
                 made.env.close()
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(self.path, olds[0])
-                # Another process may have begun an empty one at this very moment.
+                # Another process may have created an empty one at this very moment.
                 while not _rename(made.path, self.path):
                     olds.append(f"{made.path}.{len(olds)}")
                     with (
@@ -276,7 +277,10 @@ class Environment:
             shutil.rmtree(old, ignore_errors=True)
 
     def append(self, table: str, blocks: Iterable[Iterable[tuple[bytes, bytes]]]) -> None:
-        """Put pairs, sorted, behind all that are in a table; the blocks can be asked for again."""
+        """Append sorted pairs to a table; the pairs of all blocks must come after its present keys.
+
+        The blocks must be iterable again: the transaction may run more than once.
+        """
 
         def change(txn: Any) -> None:
             cursor = txn.cursor(self.tables[table])
@@ -292,7 +296,7 @@ class Environment:
         return int(self.env.info()["map_size"])
 
     def _stand_back(self) -> None:
-        """Wait, with a transaction that is counted but not begun, while the map is made larger."""
+        """Wait while the map is enlarged; the caller's transaction is counted but has not begun."""
         while self._growing:
             self._leave()
             with self._idle:
@@ -303,7 +307,7 @@ class Environment:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold back all transactions of this process. The caller has none."""
+        """Hold back all transactions of this process. The caller must not have one."""
         with self._idle:
             while self._growing:
                 self._idle.wait()
@@ -317,19 +321,19 @@ class Environment:
                 self._idle.notify_all()
 
     def _grow(self, full: int) -> None:
-        """Make the map larger than the size at which it was full."""
+        """Enlarge the map beyond the size at which it was full."""
         with self._alone():
             if self._size <= full:
                 self._map(2 * full)
 
     def _adopt(self) -> None:
-        """Map what another process has written behind the end of this one's map."""
+        """Map what another process wrote after the end of this process's map."""
         with self._alone():
             self._fit()
 
     def _fit(self) -> None:
-        """Map all that is written, at least. There is no transaction."""
-        # Not what another process has mapped: this one may have less address space.
+        """Map at least everything that is written. The caller holds back all transactions."""
+        # Do not adopt the other process's size: this process may have less address space.
         written = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
         size = self._size
         while size < written:
@@ -337,7 +341,7 @@ class Environment:
         self._map(size)
 
     def _map(self, size: int) -> None:
-        """Map `size` bytes, or as much of that as can be had."""
+        """Map `size` bytes, or as much of that as is available. Raises lmdb.MemoryError."""
         before = self._size
         while not _has_room(size - before):
             size = before + (size - before) // 2
@@ -346,24 +350,24 @@ class Environment:
         try:
             self.env.set_mapsize(size)
         except lmdb.Error:
-            # Now it has no map at all: nothing may touch it any more.
+            # Now it has no map at all: nothing may access it any more.
             self.env.close()
             raise
 
 
-def _put_missing(txn: Any, meta: Any, told: dict[bytes, bytes]) -> None:
-    """Take over what an index remembers, but what is of its numbers of packs, or of what was indexed."""
-    for key, value in told.items():
+def _put_missing(txn: Any, meta: Any, entries: dict[bytes, bytes]) -> None:
+    """Copy metadata of an index, except what refers to its pack numbers, or to what it had indexed."""
+    for key, value in entries.items():
         if key not in {b"epoch", b"condemned", b"recalled"}:
             txn.put(key, value, overwrite=False, db=meta)
 
 
 @contextlib.contextmanager
 def kept_in_place(path: str, how: int) -> Iterator[None]:
-    """Keep a folder where it is, with others or alone (fcntl.LOCK_SH, LOCK_EX), through the block.
+    """Keep a folder at its path during the block; how: fcntl.LOCK_SH (shared) or LOCK_EX (exclusive).
 
-    Who opens an index opens two files by their names, which have to be in one folder; so who gives another
-    folder that name is alone. Raises FileNotFoundError while there is none.
+    Opening an index opens two files by name, which must be in the same folder. So a process that gives
+    another folder that name takes the lock exclusively. Raises FileNotFoundError while there is no folder.
     """
     while True:
         held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -377,7 +381,7 @@ def kept_in_place(path: str, how: int) -> Iterator[None]:
 
 
 def _rename(old: str, new: str) -> bool:
-    """Give a folder a name; tell whether that was free."""
+    """Rename a folder; return whether the new name was free."""
     try:
         os.rename(old, new)
     except OSError as error:
@@ -388,7 +392,7 @@ def _rename(old: str, new: str) -> bool:
 
 
 def _has_room(size: int) -> bool:
-    """Whether so much more can be mapped, and a little: where set_mapsize fails, the old map is gone."""
+    """Return whether `size` more bytes, and a reserve, can be mapped: a failing set_mapsize loses the map."""
     if size <= 0:
         return True
     size += LEAST_STEP
@@ -399,7 +403,7 @@ def _has_room(size: int) -> bool:
 
 
 def _allocate_locks(path: str) -> None:
-    """Make room for LMDB's file of locks: it is written through a map, where a full disk is a SIGBUS."""
+    """Allocate LMDB's lock file: it is written through a map, where a full disk causes a SIGBUS."""
     name = os.path.join(path, "lock.mdb")
     try:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -413,7 +417,7 @@ def _allocate_locks(path: str) -> None:
 
 
 def _open(path: str, *, durable: bool) -> Any:
-    """Open what is in a folder, with a map that is twice as large, or as large as can be had."""
+    """Open the environment in a folder, with a map twice as large, or as large as possible."""
     file = os.path.join(path, "data.mdb")
     length = os.path.getsize(file) if os.path.exists(file) else 0
     size = _FIRST_BYTES
@@ -426,7 +430,7 @@ def _open(path: str, *, durable: bool) -> Any:
             path, map_size=size, mode=0o600, max_dbs=len(TABLES), max_readers=_READERS, sync=durable
         )
     except lmdb.Error as error:
-        # The Python package looks at the version itself, and has no kind of error for it.
+        # The Python package checks the version itself, and has no error class for it.
         if type(error) is lmdb.Error and "data format" in str(error):
             raise lmdb.VersionMismatchError(str(error)) from error
         raise

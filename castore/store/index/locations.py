@@ -1,4 +1,4 @@
-"""Where records lie, what they rest on, and which chunks are alike."""
+"""Look up where records are stored, what their bases are, and which chunks are similar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LACKING: Final = -1
 
 
 class RecordLocation(NamedTuple):
-    """Where a record lies, and what it takes to open it."""
+    """Where a record is stored, and what is needed to open it."""
 
     pack: PackId
     offset: int
@@ -50,10 +50,10 @@ class RecordLocation(NamedTuple):
 
 
 class LookUp(Tables):
-    """Looks records up."""
+    """The part of an index that looks records up."""
 
     def has_chunk(self, chunk: bytes) -> bool:
-        """Whether the store has a chunk."""
+        """Return whether the store has a chunk."""
         try:
             txn = self._begin("chunks")
             try:
@@ -65,7 +65,7 @@ class LookUp(Tables):
             raise self.refusal(error) from error
 
     def has_node(self, node: bytes, *, without: Collection[PackId] = ()) -> bool:
-        """Whether the store has a node, in a pack that is to stay; without: packs that are not."""
+        """Return whether the store has a node in a pack that stays; without: packs that do not stay."""
         try:
             txn = self._begin("nodes")
             try:
@@ -87,11 +87,11 @@ class LookUp(Tables):
         without: Collection[PackId] = (),
         lengths: list[int] | None = None,
     ) -> list[bool]:
-        """Say of each chunk whether the store has it, and all that it rests on, in packs that are to stay.
+        """Return for each chunk whether the store has it, and all its bases, in packs that stay.
 
-        The bytes that these take are added to `packs`, by the pack's number. without: packs that are not
-        to stay, in addition to those that are condemned. lengths: the length of each chunk is appended; -1
-        where the store does not have it.
+        packs: the bytes that these take are added to it, by the pack's number. without: packs that do not
+        stay, in addition to condemned ones. lengths: the length of each chunk is appended to it, or -1 if the
+        store does not have the chunk.
         """
         packs = Counter() if packs is None else packs
         seen: dict[bytes, int] = {}
@@ -108,7 +108,7 @@ class LookUp(Tables):
             return found
 
     def stays(self, chunk: RecordId) -> bool:
-        """Whether a chunk that the store has can be put together without any pack that is condemned."""
+        """Return whether a chunk can be reconstructed without any condemned pack."""
         with self._transaction() as txn:
             condemned = self._condemned(txn)
         return not condemned or self.known([chunk])[0]
@@ -123,14 +123,15 @@ class LookUp(Tables):
         condemned: frozenset[bytes],
         depth: int = 0,
     ) -> bytes | None:
-        """Return the first of a chunk's places from which it can be put together.
+        """Return the first of a chunk's places from which it can be reconstructed, or None.
 
-        seen: of chunks that were looked at, on how many below one another they rest, or _LACKING; of one
-        that is in it, nothing is returned. records: those counted.
+        seen: for each chunk examined, the length of its chain of bases, or _LACKING; for a chunk that it
+        contains, None is returned. records: the records that were counted in `packs`.
         """
         if chunk in seen:
             return None
-        seen[chunk] = _LACKING  # what rests on itself is not whole, nor what no reader would go down to
+        # A chunk that is its own base, or whose chain is longer than a reader follows, stays _LACKING.
+        seen[chunk] = _LACKING
         first = txn.get(chunk, db=self._tables["chunks"]) if depth <= MAX_CHAIN else None
         if first is None:
             return None
@@ -142,7 +143,7 @@ class LookUp(Tables):
                 if seen[base] == _LACKING or height > MAX_CHAIN:
                     break
             else:
-                # Its pack and offset: several chunks may share a record.
+                # The record is identified by pack and offset: several chunks may share it.
                 if value[:8] not in records:
                     records.add(value[:8])
                     packs[value[:4]] += int.from_bytes(value[8:12], "little")
@@ -151,7 +152,7 @@ class LookUp(Tables):
         return None
 
     def _bases_of(self, txn: Any, chunk: bytes, value: bytes) -> list[bytes]:
-        """Return the ids that a chunk rests on at one of its places."""
+        """Return the ids of the bases of a chunk at one of its places."""
         if not BASES[value[CODEC]]:
             return []
         number = NUMBER.pack(int.from_bytes(value[:4], "little"))
@@ -159,9 +160,9 @@ class LookUp(Tables):
         return [joined[at : at + 32] for at in range(0, len(joined), 32)]
 
     def lacking(self, chunk: RecordId) -> RecordId | None:
-        """Return what keeps a chunk from being put together: it is not indexed, or rests on itself.
+        """Return the chunk that prevents reconstructing a chunk: it is not indexed, or is its own base.
 
-        None if nothing does.
+        Returns None if nothing prevents it.
         """
         return self._lacking(chunk, (), set())
 
@@ -174,8 +175,8 @@ class LookUp(Tables):
             return chunk
         place = self.locate(CHUNK, chunk)
         lacking: RecordId | None = chunk
-        # Two machines that stored the same at once may each have told one chunk by the other: then both
-        # have a copy of one of them that does not rest on the other.
+        # Two machines that stored the same data at once may each have stored one chunk as a delta of the
+        # other. Then each also has a copy of one of them that does not depend on the other.
         for one in [place, *self.copies(chunk)] if place is not None and place.bases else [place]:
             if one is None:
                 continue
@@ -188,7 +189,7 @@ class LookUp(Tables):
         return lacking
 
     def similar(self, sketches: Iterable[Sketch]) -> list[list[RecordId]]:
-        """Return for each sketch the chunks that share features with it, the most alike first."""
+        """Return for each sketch the chunks that share features with it, the most similar first."""
         with self._transaction() as txn:
             return [self._similar(txn, sketch) for sketch in sketches]
 
@@ -206,7 +207,7 @@ class LookUp(Tables):
         ]
 
     def locate(self, kind: int, record_id: RecordId) -> RecordLocation | None:
-        """Return where a record lies, or None."""
+        """Return where a record is stored, or None."""
         try:
             txn = self._begin()
             try:
@@ -221,9 +222,9 @@ class LookUp(Tables):
     def locate_chunks(
         self, chunks: Iterable[RecordId], kept: Container[RecordId] = (), kind: int = CHUNK
     ) -> dict[RecordId, RecordLocation]:
-        """Return where chunks are, and all that they depend on, as far as it is indexed; or nodes, by `kind`.
+        """Return the indexed places of chunks and of all their bases; or those of nodes (`kind`).
 
-        kept: what to leave out, and what only that depends on.
+        kept: chunks to leave out, together with bases that only they need.
         """
         found: dict[RecordId, RecordLocation] = {}
         todo = [chunk for chunk in chunks if chunk not in kept]
@@ -261,7 +262,7 @@ class LookUp(Tables):
         return found
 
     def copies(self, record_id: RecordId) -> list[RecordLocation]:
-        """Return where else a record lies."""
+        """Return the further places of a record."""
         with self._transaction() as txn:
             found = [self._place(txn, record_id, value) for value in self._copy_values(txn, record_id)]
         return [place for place in found if place is not None]
@@ -269,9 +270,9 @@ class LookUp(Tables):
     def _values(
         self, txn: Any, record_id: bytes, first: bytes, condemned: frozenset[bytes]
     ) -> Iterator[bytes]:
-        """Yield a record's places that may be counted on.
+        """Yield a record's places in packs that are not condemned.
 
-        Others than the first only if that is asked for, and it is a delta or condemned.
+        Places after the first are only yielded if the first is a delta or condemned.
         """
         stays = first[:4] not in condemned
         if stays:
@@ -308,7 +309,7 @@ class LookUp(Tables):
     def records(self) -> Iterator[tuple[int, RecordId, int, tuple[RecordId, ...]]]:
         """Yield kind, id, sealed length and bases of each chunk and node.
 
-        The length of a record that several share is told once, for the first of them.
+        The length of a shared record is given once, for its first entry, and is 0 for the others.
         """
         for kind, table in ((CHUNK, "chunks"), (NODE, "nodes")):
             start = b""
@@ -320,7 +321,7 @@ class LookUp(Tables):
                 start = batch[-1][0] + b"\0"
 
     def _records_from(self, table: str, start: bytes) -> list[tuple[bytes, bytes, bytes]]:
-        """Return records from an id on, some thousands: id, place and joined ids of bases of each."""
+        """Return up to BATCH records from an id on: id, place and joined ids of bases of each."""
         with self._transaction() as txn:
             cursor = txn.cursor(self._tables[table])
             if not cursor.set_range(start):

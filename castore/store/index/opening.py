@@ -1,4 +1,4 @@
-"""The environments that a process has open: where one may be, which is begun anew, what errors say."""
+"""The open environments of this process: where an index may be, when it is replaced, what errors say."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from castore.state.paths import make_private_directory
 from castore.store.index.lmdb_env import BROKEN, CRASHES, LEAST_STEP, Environment, kept_in_place
 
 _VERSION: Final = b"6"
-"""Of the layout of the tables. An index of another one is thrown away."""
+"""Version of the layout of the tables. An index with another one is replaced."""
 _TRIES: Final = 100
-_ELSEWHERE: Final = "or put the cache elsewhere: XDG_CACHE_HOME says where it is"
+_ELSEWHERE: Final = "or move the cache: set XDG_CACHE_HOME to another folder"
 
 _environments: dict[tuple[int, str], Environment] = {}
 _opening = threading.Lock()
 
 
 def refusal(path: str, error: Exception, environment: Environment | None = None) -> StorageError:
-    """Return the error that says what does not work about the index in `path`, and the way out.
+    """Return the error for a failure of the index in `path`, with what to do next.
 
-    environment: if it is open, it is condemned if it is damaged.
+    environment: the open environment, which is condemned if the failure shows damage.
     """
     hint = ""
     number = error.errno if isinstance(error, OSError) else None
     if not isinstance(error, lmdb.Error | OSError | MemoryError) or isinstance(error, BROKEN):
         if environment is not None and environment.condemn():
-            hint = "; it is damaged: try again, and it is built anew from the store"
+            hint = "; it is damaged: try again, and it is rebuilt from the store"
         else:
-            hint = "; it is damaged: delete that folder, and it is built anew from the store"
+            hint = "; it is damaged: delete that folder, and it is rebuilt from the store"
     elif isinstance(error, lmdb.DiskError) or number in {errno.ENOSPC, errno.EDQUOT} or _is_full(path):
         hint = f"; free some space there, {_ELSEWHERE}"
     elif isinstance(error, lmdb.ReadonlyError) or number in {errno.EROFS, errno.EACCES, errno.EPERM}:
         hint = f"; let this user write there, {_ELSEWHERE}"
     elif isinstance(error, lmdb.MemoryError | MemoryError):
-        hint = "; it needs more address space than this process may have: 'ulimit -v' tells, and raises it"
+        hint = "; it needs more address space than this process may have: raise the limit with 'ulimit -v'"
     elif isinstance(error, lmdb.ReadersFullError):
-        hint = "; very many are reading from it at this moment: try again when some of them have ended"
+        hint = "; too many processes read from it at this moment: try again when some of them have ended"
     return StorageError(f"the index in {path} does not work: {error}{hint}")
 
 
 def _is_full(path: str) -> bool:
-    """Whether there is next to no room: LMDB tells a write that was cut short for that as any I/O error."""
+    """Return whether the disk is almost full: LMDB reports a short write only as an I/O error."""
     with contextlib.suppress(OSError):
         room = os.statvfs(path)
         return room.f_bavail * room.f_frsize < LEAST_STEP // 16
@@ -59,37 +59,37 @@ def _is_full(path: str) -> bool:
 
 
 def refuse_place(path: str) -> None:
-    """Refuse a folder that no index can be kept in, or that others may write to. Raises StorageError."""
+    """Refuse a folder that cannot hold an index, or that others may write to. Raises StorageError."""
     if (network := network_of(path)) is not None:
         raise StorageError(
             f"the index cannot be in {path}, which is on a network file system ({network}): LMDB needs a "
-            "local one; set XDG_CACHE_HOME to a folder that is on this machine"
+            "local one; set XDG_CACHE_HOME to a folder on a local disk"
         )
     found = os.stat(path)
     if found.st_uid != os.geteuid():
         raise StorageError(
-            f"{path} belongs to user {found.st_uid}, and castore runs as user {os.geteuid()}: an index is "
-            "its owner's alone; run castore as that user, or set XDG_CACHE_HOME to a folder of your own"
+            f"{path} belongs to user {found.st_uid}, and castore runs as user {os.geteuid()}: only its owner "
+            "may use an index; run castore as that user, or set XDG_CACHE_HOME to a folder of your own"
         )
     if stat.S_IMODE(found.st_mode) & 0o022:
         raise StorageError(
-            f"{path} can be written to by others, who could have put anything there: remove it, and the "
-            "index is built again from the store"
+            f"other users can write to {path}, and could have changed the index in it: remove the folder, "
+            "and the index is rebuilt from the store"
         )
 
 
 def acquire(path: str, store_id: bytes) -> Environment:
-    """Open the environment, or share the one that is open; begin anew what is no index of ours.
+    """Open the environment, or share the open one; replace what is not an intact index of this store.
 
     Raises StorageError.
     """
     with _opening:
         key = (os.getpid(), os.path.realpath(path))
-        # What was open before a fork is the parent's; closed here, nothing of it is touched.
+        # Environments that were open before a fork are the parent's; closing them here does not touch those.
         for other in [one for one in _environments if one[0] != key[0]]:
             _environments.pop(other).close()
         found = _environments.get(key)
-        # What is damaged is left to those who have it open.
+        # A damaged environment is left to its present users.
         if found is None or found.condemned:
             found = _opened(path, store_id)
             _environments[key] = found
@@ -105,7 +105,7 @@ def _opened(path: str, store_id: bytes) -> Environment:
             make_private_directory(path)
         except StorageError as error:
             raise StorageError(
-                f"{error}; the index is to be there: let this user write there, {_ELSEWHERE}"
+                f"{error}; the index belongs there: let this user write there, {_ELSEWHERE}"
             ) from None
         try:
             refuse_place(path)
@@ -114,26 +114,26 @@ def _opened(path: str, store_id: bytes) -> Environment:
             if found is None:
                 found = _moved_away(path, store_id)
         except (lmdb.Error, OSError) as error:
-            # Another process may move it away at any moment, to begin anew.
+            # Another process may move the folder away at any moment, to replace the index.
             if not isinstance(error, FileNotFoundError) or tries == _TRIES:
                 raise refusal(path, error) from error
     return found
 
 
 def _moved_away(path: str, store_id: bytes) -> Environment | None:
-    """Remove what is not sound; but if another process has done so, open what that has begun."""
+    """Remove an unusable index; but if another process has already replaced it, open that one."""
     aside = f"{path}.{os.urandom(8).hex()}"
     with kept_in_place(path, fcntl.LOCK_EX):
         if (found := _sound(path, store_id)) is not None:
             return found
-        # In one step: what was removed in part could be taken for sound.
+        # Rename first, in one step: a partly removed index could look intact.
         os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
     return None
 
 
 def _sound(path: str, store_id: bytes) -> Environment | None:
-    """Open what is there; None if that is damaged, or of another layout or store."""
+    """Open an existing index; None if it is damaged, or has another layout or store."""
     with contextlib.suppress(OSError):
         if os.path.getsize(os.path.join(path, CRASHES)):
             return None
@@ -151,12 +151,12 @@ def _sound(path: str, store_id: bytes) -> Environment | None:
 
 
 def mark_of(store_id: bytes) -> bytes:
-    """Return what tells an index of this layout and store."""
+    """Return the mark that identifies an index of this layout and store."""
     return _VERSION + store_id
 
 
 def _claim(environment: Environment, store_id: bytes) -> bool:
-    """Mark an empty environment as this store's index; tell whether it is that now."""
+    """Mark an empty environment as this store's index; return whether it is this store's index now."""
     mark = mark_of(store_id)
     meta = environment.tables["meta"]
 
@@ -172,7 +172,7 @@ def _claim(environment: Environment, store_id: bytes) -> bool:
 
 
 def release(environment: Environment) -> None:
-    """Give an environment up; the last to do so closes it."""
+    """Release an environment; its last user closes it."""
     with _opening:
         environment.users -= 1
         if not environment.users:

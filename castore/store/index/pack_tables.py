@@ -1,4 +1,4 @@
-"""Packs put into the index, and taken out of it."""
+"""Add packs to an index, and remove them."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
 
 
 class Packs(LookUp):
-    """Keeps which packs there are, and what is in them."""
+    """The part of an index that knows packs and their content."""
 
     def rebuild(
         self,
         footers: Iterable[tuple[PackId, Footer | Exception]],
         failed: Callable[[PackId, Exception], None],
     ) -> None:
-        """Begin anew with all packs of a store, by their footers; failed: is told which cannot be read.
+        """Rebuild the index from the footers of all packs; failed: is called with each unreadable pack.
 
-        Generations stay. Raises StorageError; then the index is as it was.
+        Generations stay. Raises StorageError; then the index is unchanged.
         """
-        from castore.store.index.bulk_load import rebuild  # noqa: PLC0415 - of little use to most commands
+        from castore.store.index.bulk_load import rebuild  # noqa: PLC0415 - most commands do not need it
 
         rebuild(self._environment, mark_of(self._store_id), footers, failed)
 
     def pack_ids(self) -> set[PackId]:
-        """Return the packs that are indexed."""
+        """Return the ids of the indexed packs."""
         with self._transaction() as txn:
             keys = txn.cursor(self._tables["pack_numbers"]).iternext(keys=True, values=False)
             return set(keys)
 
     def packs(self) -> list[tuple[PackId, int]]:
-        """Return the packs that are indexed, with their lengths."""
+        """Return the ids of the indexed packs, with their lengths."""
         with self._transaction() as txn:
             values = txn.cursor(self._tables["packs"]).iternext(keys=False, values=True)
             return [PACK.unpack(value)[:2] for value in values]
 
     def owners(self) -> list[tuple[PackId, int, bytes, list[SessionId]]]:
-        """Return of each pack its id, its length, the public key that signed it, and the sessions in it."""
+        """Return for each pack its id, its length, the public key that signed it, and its sessions."""
         found = []
         with self._transaction() as txn:
             for number, value in list(txn.cursor(self._tables["owners"])):
@@ -64,7 +64,7 @@ class Packs(LookUp):
         return found
 
     def sessions(self) -> set[SessionId]:
-        """Return the sessions that the records in packs are of."""
+        """Return the sessions of the records in packs."""
         used: set[bytes] = set()
         with self._transaction() as txn:
             for table in (self._tables["chunks"], self._tables["nodes"], self._tables["copies"]):
@@ -73,7 +73,7 @@ class Packs(LookUp):
         return found - {None}
 
     def entries(self, pack: PackId) -> list[PackEntry]:
-        """Return what is known to lie in a pack, in order; of records with all of their entries only."""
+        """Return the indexed entries of a pack, in order; only of records that are completely indexed."""
         found: dict[int, list[PackEntry | None]] = {}
         with self._transaction() as txn:
             number = txn.get(pack, b"", db=self._tables["pack_numbers"])
@@ -92,15 +92,15 @@ class Packs(LookUp):
         return [entry for _, group in sorted(found.items()) if None not in group for entry in group if entry]
 
     def packs_without_key(self, listed: Callable[[], Collection[SessionId]]) -> set[PackId]:
-        """Return the packs that have records of sessions whose objects are gone: nobody opens those.
+        """Return the packs with records of sessions whose objects are missing: nobody can open those.
 
-        listed: the sessions there are; it is asked behind what this index knows of.
+        listed: returns the existing sessions; it is called after this index is read.
         """
         with self._transaction() as txn:
             known = dict(txn.cursor(self._tables["session_numbers"]))
         if not (missing := known.keys() - set(listed())):
             return set()
-        # Places have it little-endian.
+        # Places have the number in little-endian order.
         numbers = {known[session][::-1]: session for session in missing}
         found: set[bytes] = set()
         with self._transaction() as txn:
@@ -111,7 +111,7 @@ class Packs(LookUp):
                         missing.discard(numbers[value[20:24]])
             named = [txn.get(number[::-1], db=self._tables["packs"]) for number in found]
         if missing:
-            # Of those left nothing is in any pack: they are just forgotten.
+            # No pack has records of the remaining sessions: forget them.
             self._write(self._forget_sessions, [(one, known[one]) for one in missing])
         return {PackId(one[:32]) for one in named if one is not None}
 
@@ -127,9 +127,9 @@ class Packs(LookUp):
         *,
         signers: Mapping[PackId, bytes] | None = None,
     ) -> None:
-        """Take in packs that are durable in the store: (name, length, entries) of each.
+        """Add packs that are durable in the store: (name, length, entries) of each.
 
-        sketches: those of chunks among them that can be bases. signers: the public key that signed each.
+        sketches: of those of their chunks that can be bases. signers: the public key that signed each pack.
         """
         self._write(self._put_packs, list(packs), list(sketches), signers or {})
 
@@ -160,7 +160,7 @@ class Packs(LookUp):
         sessions: dict[SessionId, int] = {}
         members = Counter(entry.offset for entry in entries)
         before: RecordId | None = None
-        # Where a pack has one twice, the first rests on what is in front of it, and is the one to take.
+        # If a pack has a chunk twice, use the first one: its bases come before it.
         for entry in sorted(entries, key=lambda entry: (entry.id, entry.offset, entry.member)):
             if entry.id == before:
                 continue
@@ -196,9 +196,9 @@ class Packs(LookUp):
     def remove_packs(
         self, packs: Iterable[PackId], entries: Mapping[PackId, Sequence[RecordId]] | None = None
     ) -> None:
-        """Forget packs that are gone from the store; a copy takes the place of what was in them.
+        """Remove packs that are missing in the store; copies replace the records in them.
 
-        entries: the ids of all that is in each, where that is known: else all that is indexed is looked at.
+        entries: the ids of everything in each pack, if known; otherwise the whole index is scanned.
         """
         self._write(self._remove_packs, list(packs), entries)
 
@@ -228,7 +228,7 @@ class Packs(LookUp):
         self._delete_features(txn, [*dead["chunks"], *dead["nodes"]])
 
     def _delete_named(self, txn: Any, ids: dict[bytes, Sequence[RecordId]]) -> dict[str, list[bytes]]:
-        """Delete what is known to be in packs, by their numbers; return what had its first place there."""
+        """Delete entries of packs by their ids; return the ids whose first place was there."""
         dead: dict[str, list[bytes]] = {"chunks": [], "nodes": []}
         for number, found in ids.items():
             for one in sorted(set(found)):
@@ -242,44 +242,44 @@ class Packs(LookUp):
         return dead
 
     def _delete_scanned(self, txn: Any, numbers: list[bytes]) -> dict[str, list[bytes]]:
-        """Delete all that is in packs, wherever it is; return what had its first place there."""
+        """Delete all entries of packs by a scan; return the ids whose first place was there."""
         listed = b"".join(numbers)
         for name in ("copies", "bases"):
             found: list[bytes] = []
             for keys in batches(txn.cursor(self._tables[name]).iternext(keys=True, values=False)):
-                # The number stands behind the id.
-                count, told = are_listed(b"".join(keys)[32:] + bytes(32), 36, listed)
+                # The number comes after the id.
+                count, is_listed = are_listed(b"".join(keys)[32:] + bytes(32), 36, listed)
                 if count:
-                    found += itertools.compress(keys, told)
+                    found += itertools.compress(keys, is_listed)
             for key in found:
                 txn.delete(key, db=self._tables[name])
         listed = b"".join(sorted(number[::-1] for number in numbers))
         dead: dict[str, list[bytes]] = {"chunks": [], "nodes": []}
         for name, found in dead.items():
             for batch in batches(iter(txn.cursor(self._tables[name]))):
-                count, told = are_listed(b"".join([value for _, value in batch]), PLACE.size, listed)
+                count, is_listed = are_listed(b"".join([value for _, value in batch]), PLACE.size, listed)
                 if count:
-                    found += [key for key, _ in itertools.compress(batch, told)]
+                    found += [key for key, _ in itertools.compress(batch, is_listed)]
             for key in found:
                 txn.delete(key, db=self._tables[name])
         return dead
 
     def _delete_features(self, txn: Any, ids: list[bytes]) -> None:
-        """Delete the features of chunks that are gone."""
+        """Delete the features of chunks that are missing now."""
         marks = Marks(len(ids))
         marks.add(b"".join(ids))
         database = self._tables["features"]
         found: list[bytes] = []
         for batch in batches(iter(txn.cursor(database))) if ids else ():
-            told = marks.find(b"".join([start for _, start in batch]), 8)
-            if any(told):
-                alike = itertools.compress(batch, told)
-                found += [feature for feature, start in alike if not self._has(txn, start)]
+            marked = marks.find(b"".join([start for _, start in batch]), 8)
+            if any(marked):
+                candidates = itertools.compress(batch, marked)
+                found += [feature for feature, start in candidates if not self._has(txn, start)]
         for feature in found:
             txn.delete(feature, db=database)
 
     def _has(self, txn: Any, start: bytes) -> bool:
-        """Whether a chunk's id begins so."""
+        """Return whether the id of a chunk begins with `start`."""
         cursor = txn.cursor(self._tables["chunks"])
         return bool(cursor.set_range(start)) and cursor.key()[:8] == start
 
@@ -290,7 +290,7 @@ class Packs(LookUp):
             cursor.delete()
 
     def _condemn(self, txn: Any, numbers: frozenset[bytes], fresh: bool = False) -> None:
-        """Remember which packs are condemned; fresh: some of them were not before."""
+        """Record which packs are condemned; fresh: some of them were not condemned before."""
         if fresh:
             self._begin_epoch(txn)
         txn.put(CONDEMNED, b"".join(sorted(numbers)), db=self._tables["meta"])

@@ -1,4 +1,4 @@
-"""Which packs the last generations are in: what the reference cache keeps."""
+"""Which packs the last generations use: these are kept in the base cache."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Uses(Tables):
     """Remembers which packs the last generation of each service uses."""
 
     def set_uses(self, service: str, packs: Counter[bytes]) -> None:
-        """Remember which packs the last generation of a service is in, as `known` tells it."""
+        """Record the packs that the last generation of a service uses, as counted by `known`."""
         self._write(self._put_uses, service.encode(), packs)
 
     def _put_uses(self, txn: Any, service: bytes, packs: Counter[bytes]) -> None:
-        """Put what is used of packs that are there: of none more than all of it."""
+        """Put the bytes used of existing packs, limited to the bytes of their records."""
         uses = []
         for number, size in packs.items():
             value = txn.get(number[::-1], db=self._tables["packs"])
@@ -33,15 +33,16 @@ class Uses(Tables):
         txn.put(service, b"".join(uses), db=self._tables["uses"])
 
     def uses(self, service: str) -> Counter[bytes]:
-        """Return what was remembered so."""
+        """Return the bytes used per pack number, as recorded by `set_uses`."""
         with self._transaction() as txn:
             joined = txn.get(service.encode(), b"", db=self._tables["uses"])
             return Counter(dict(_USE.iter_unpack(joined)))
 
     def move_uses(self, moved: Iterable[tuple[PackId, PackId]]) -> None:
-        """What was used of packs is used of those that their records were moved to: (old, new).
+        """Add the uses of packs to those of the packs that their records were moved to: (old, new).
 
-        The old ones are there until they are removed. Who is killed in between moves them once more.
+        The uses of old packs stay until those are removed. If castore is killed in between, they are moved
+        once more.
         """
         self._write(self._move_uses, list(moved))
 
@@ -56,7 +57,7 @@ class Uses(Tables):
             self._put_uses(txn, service, used)
 
     def used_packs(self) -> Counter[PackId]:
-        """Return the packs that the last generations are in, and how many bytes of each they use."""
+        """Return the packs that the last generations use, with the bytes used of each."""
         found: Counter[PackId] = Counter()
         with self._transaction() as txn:
             for _, joined in txn.cursor(self._tables["uses"]):

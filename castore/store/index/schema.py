@@ -1,4 +1,4 @@
-"""The tables of an index: their layout, and how they are read and changed."""
+"""The tables of an index: their layout, and the transactions that read and change them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from castore.model.refs import PackId
 
 PLACE: Final = struct.Struct("<IIIIIIBBB")
-"""Pack, offset, sealed length, plain length, counter, session, codec, member of a group of how many."""
+"""Pack, offset, sealed length, plain length, counter, session, codec, member number, size of its group."""
 PLAIN: Final = slice(12, 16)
-"""Where in it the plain length is."""
+"""Position of the plain length in a place."""
 CODEC: Final = 24
-"""Where in it the codec is."""
+"""Position of the codec in a place."""
 NUMBER: Final = struct.Struct(">I")
 PACK: Final = struct.Struct("<32sQQ")
-"""Id, length, and how many bytes of it are records."""
+"""Id, length, and bytes of records."""
 BATCH: Final = 1 << 14
-"""Records that are looked at in one call of the kernel."""
+"""Records that are examined in one call of the kernel."""
 CONDEMNED: Final = b"condemned"
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 
 
 class Tables:
-    """Transactions on the tables of an index, and what concerns all of them."""
+    """Transactions on the tables of an index, and operations on all of them."""
 
     def __init__(self, path: str, store_id: bytes) -> None:
         self.path = path
@@ -47,28 +47,28 @@ class Tables:
         self._closed = False
 
     def close(self) -> None:
-        """Give the index up; the last to do so closes it."""
+        """Release the index; the last user closes it."""
         if not self._closed:
             self._closed = True
             release(self._environment)
 
     def try_again(self) -> None:
-        """Write again, after an error ended what was written to it before."""
+        """Allow writing again after an I/O error."""
         self._environment.try_again()
 
     def epoch(self) -> bytes:
-        """Return 16 bytes that are others as soon as anything that was indexed may be gone."""
+        """Return 16 bytes that change as soon as anything that was indexed may be missing."""
         with self._transaction() as txn:
             found: bytes | None = txn.get(b"epoch", db=self._tables["meta"])
         return self._write(self._begin_epoch) if found is None else found
 
     def era(self) -> int:
-        """Return which replacement of the writer key this index knows of: 0 for none."""
+        """Return the number of the last rotation of the writer key that this index knows of; 0 for none."""
         with self._transaction() as txn:
             return int.from_bytes(txn.get(b"era", b"", db=self._tables["meta"]), "little")
 
     def enter_era(self, number: int, *, new_ids: bool) -> None:
-        """Note that the writer key was replaced; with new ids, what was seen of trees is of no use."""
+        """Record that the writer key was rotated; with new ids, what was seen of trees is of no use."""
         self._write(self._enter_era, number.to_bytes(8, "little"), new_ids)
 
     def _enter_era(self, txn: Any, number: bytes, new_ids: bool) -> None:
@@ -82,7 +82,7 @@ class Tables:
         return epoch
 
     def clear(self) -> None:
-        """Forget everything. Raises StorageError."""
+        """Forget everything except metadata and ended sessions. Raises StorageError."""
         self._write(self._clear)
 
     def _clear(self, txn: Any) -> None:
@@ -94,7 +94,7 @@ class Tables:
                 txn.drop(self._tables[name], delete=False)
 
     def size(self) -> int:
-        """Return how many bytes the index takes."""
+        """Return the bytes that the index takes."""
         with self._transaction() as txn:
             pages = sum(
                 sum(txn.stat(table)[f"{kind}_pages"] for kind in ("branch", "leaf", "overflow"))
@@ -103,17 +103,17 @@ class Tables:
             return int(pages * txn.stat(self._tables["chunks"])["psize"])
 
     def count(self, table: str) -> int:
-        """Return how many entries a table has: chunks, nodes, packs, sessions, generations."""
+        """Return the number of entries of a table: chunks, nodes, packs, sessions, generations."""
         with self._transaction() as txn:
             return int(txn.stat(self._tables[table])["entries"])
 
     def refusal(self, error: Exception) -> StorageError:
-        """Return the error that says what does not work about the index; what is damaged is made anew."""
+        """Return the error to raise for a failure of the index; a damaged index is marked for a rebuild."""
         return refusal(self.path, error, self._environment)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Any]:
-        """Give a transaction that reads; while it is open, this thread opens no other."""
+        """Yield a read transaction; while it is open, this thread must not open another."""
         try:
             with self._environment.reading() as txn:
                 yield txn
@@ -121,7 +121,7 @@ class Tables:
             raise self.refusal(error) from error
 
     def _write(self, change: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Run `change(txn, *arguments)` in a transaction that writes; it may be run more than once."""
+        """Run `change(txn, *arguments)` in a write transaction; it may be run more than once."""
         try:
             return self._environment.write(lambda txn: change(txn, *arguments))
         except WRONG as error:
@@ -133,14 +133,14 @@ class Tables:
         return number
 
     def _condemned(self, txn: Any, besides: Iterable[PackId] = ()) -> frozenset[bytes]:
-        """Return the numbers of condemned packs, and those of others, as places begin with them."""
+        """Return the numbers of condemned packs, and of `besides`, as they are encoded in places."""
         joined = txn.get(CONDEMNED, b"", db=self._tables["meta"])
         numbers = [txn.get(pack, b"", db=self._tables["pack_numbers"])[::-1] for pack in besides]
         return frozenset([*numbers, *(joined[at : at + 4] for at in range(0, len(joined), 4))])
 
 
 def forwards(before: bytes, key: bytes) -> bytes:
-    """Return a key that is to lie behind another; a seek in a changed page may lead back, and for ever.
+    """Return a key, which must come after `before`: a damaged page may lead back, and so loop forever.
 
     Raises lmdb.CorruptedError.
     """
@@ -150,6 +150,6 @@ def forwards(before: bytes, key: bytes) -> bytes:
 
 
 def batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
-    """Yield what there is of a table, many at a time."""
+    """Yield the entries of a table in batches."""
     while batch := list(itertools.islice(items, BATCH)):
         yield batch

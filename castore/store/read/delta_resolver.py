@@ -1,4 +1,4 @@
-"""Chunks put together from what they rest on."""
+"""Reconstruct chunks from their deltas and bases."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ if TYPE_CHECKING:
 
 
 class StoredForm(NamedTuple):
-    """How a chunk is stored: as its plaintext or, if it has bases, as a delta from these in order."""
+    """The stored form of a chunk: its plaintext or, if it has bases, a delta of these, in order."""
 
     data: bytes
     length: int
-    """Of the chunk."""
+    """Length of the chunk in bytes."""
     bases: tuple[RecordId, ...] = ()
 
 
 class BaseChunk(NamedTuple):
-    """A chunk that others can be told by."""
+    """A chunk that can be a base of others."""
 
     id: RecordId
     data: bytes
     depth: int
-    """How many chunks lie below one another under it: 0 for one that is no delta."""
+    """Length of the chain of bases below it: 0 if it is not a delta."""
     bases: tuple[RecordId, ...]
     below: frozenset[RecordId]
-    """All that it rests on."""
+    """All direct and indirect bases."""
 
 
 class ChunkCache(Protocol):
-    """Chunks that were put together before: a dict, say."""
+    """Chunks that were reconstructed before; a dict, for example."""
 
     def get(self, chunk: RecordId, /) -> BaseChunk | None:
-        """Return one, or None."""
+        """Return a chunk, or None."""
 
     def __setitem__(self, chunk: RecordId, base: BaseChunk, /) -> None:
-        """Keep one."""
+        """Keep a chunk."""
 
 
 def assemble(
     chunk: RecordId, layer_of: Callable[[RecordId], StoredForm], kept: ChunkCache, depth: int = 0
 ) -> BaseChunk:
-    """Return a chunk; it, and what ends chains of single bases, is kept.
+    """Return a chunk; keep it, and the end of its chain of single bases, in `kept`.
 
-    layer_of: raises KeyError where a layer is not to be had, which is passed on, as is the KeyError for a
-    chain of more than MAX_CHAIN. Raises DamageError.
+    layer_of: returns a stored form, or raises KeyError if it is unavailable. Raises that KeyError, KeyError
+    for a chain of more than MAX_CHAIN, and DamageError.
     """
     chain: list[tuple[bytes, int]] = []
     passed: list[RecordId] = []
@@ -71,7 +71,7 @@ def assemble(
         level = max((1 + part.depth for part in parts), default=0)
         under = frozenset(bases).union(*(part.below for part in parts))
         found = kept[below] = BaseChunk(below, data, level, bases, under)
-        break  # it may be too large to be kept
+        break  # `kept` may discard a large chunk at once
     if chain:
         data = apply(found.data, chain[::-1])
         bases = ((*passed, below)[1],)
@@ -81,12 +81,12 @@ def assemble(
 
 
 def apply(base: bytes, deltas: list[tuple[bytes, int]]) -> bytes:
-    """Return what a chain of deltas, the lowest first, makes of a base. Raises DamageError.
+    """Return the result of applying a chain of deltas, the lowest first, to a base. Raises DamageError.
 
-    Each is given with the length of what it makes.
+    Each delta is given with the length of its result.
     """
-    whole = max(length for _, length in deltas) <= MAX_PLAIN
-    plain = apply_deltas(base, deltas) if whole else None
+    is_bounded = max(length for _, length in deltas) <= MAX_PLAIN
+    plain = apply_deltas(base, deltas) if is_bounded else None
     if plain is None:
-        raise DamageError("it is no delta of its base")
+        raise DamageError("it is not a delta of its base")
     return plain

@@ -1,4 +1,4 @@
-"""Records of a store, opened and verified."""
+"""Read records from a store, open and verify them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     _Where = tuple[PackId, int]
 
 _TOGETHER: Final = 64
-"""Entries of a pack that are opened at once: more than stand in a group."""
+"""Entries of a pack that are opened in one batch: more than a group can have."""
 _AT_ONCE: Final = 256 << 20
-"""Bytes of chunks, with all that they depend on, that are opened together; else one by one."""
+"""Bytes of chunks, with all their bases, that are opened in one batch; larger batches are read one by one."""
 _MOST_OPENED: Final = 1024
-"""Records that are opened for one chunk: one with four bases, on four levels, takes 341."""
+"""The most records that are opened for one chunk: four bases on each of four levels take 341."""
 _MAX_NODE: Final = MAX_NODE_REFS * REF_BYTES
 _GAP: Final = 1 << 16
-"""Bytes of a pack that are read and thrown away rather than asking twice."""
+"""Bytes of a pack that are read and discarded rather than making a second request."""
 
 
 class RecordReader:
@@ -58,7 +58,7 @@ class RecordReader:
     def __init__(
         self, storage: Storage, index: Index, writer: WriterKey, keyring: Keyring, longest: int = MAX_PLAIN
     ) -> None:
-        """Read from these; longest: bytes of the longest chunk that the store's cutter makes."""
+        """Open a reader. longest: bytes of the longest chunk that the store's cutter makes."""
         self._storage = storage
         self._longest = longest
         self._index = index
@@ -73,18 +73,18 @@ class RecordReader:
         return RecordId(blake3(data, key=self._id_keys[0][CHUNK]).digest())
 
     def is_chunk(self, chunk: RecordId, data: bytes | memoryview) -> bool:
-        """Whether bytes have this id as a chunk."""
+        """Return whether bytes have this id as a chunk."""
         return self._is_named(CHUNK, data, chunk)
 
     def _is_named(self, kind: int, data: bytes | memoryview, record_id: RecordId) -> bool:
-        """Whether bytes have this id, by the keys that ids are made with, or were before."""
+        """Return whether bytes have this id, under the present id keys or former ones."""
         return any(blake3(data, key=keys[kind]).digest() == record_id for keys in self._id_keys)
 
     def read(self, kind: int, record_id: RecordId, depth: int = 0) -> bytes | None:
         """Return the plaintext of a chunk or node; None if it is not indexed.
 
-        Of several copies, one that is whole is returned. Raises DamageError if there is none,
-        naming record and pack; ObjectMissingError if its pack is gone; IdentityError for a chunk.
+        If there are several copies, an intact one is returned. If there is none, raises DamageError, which
+        names record and pack, or ObjectMissingError if the pack is missing. Raises IdentityError for a chunk.
         """
         place = self._index.locate(kind, record_id)
         if place is None:
@@ -101,11 +101,11 @@ class RecordReader:
         raise failure
 
     def read_chunks(self, chunks: Sequence[RecordId]) -> list[bytes] | None:
-        """Return chunks that stand near each other in a stream, opened together.
+        """Return chunks that are near each other in a stream, opened in one batch.
 
-        All that they rest on is located at once, what lies together in a pack is read at once, and
-        what several of them rest on is opened once. None if that does not succeed, whatever the
-        reason: `read` tells it, or finds another copy.
+        All their bases are located in one transaction, neighbours in a pack are read with one request, and a
+        shared base is opened once. Returns None if anything fails: `read` then reports the reason, or finds
+        another copy.
         """
         before: dict[RecordId, BaseChunk] = getattr(self._local, "bases", {})
         kept = before.copy()
@@ -117,13 +117,13 @@ class RecordReader:
         for chunk, data in zip(chunks, found, strict=True):
             if not self._is_named(CHUNK, data, chunk):
                 return None
-        # The next chunks rest on the same ones, or on those behind.
+        # The next chunks probably have the same bases, or their neighbours.
         opened = kept.keys() - before.keys()
         self._local.bases = {chunk: kept[chunk] for chunk in opened.difference(chunks)}
         return found
 
     def read_nodes(self, nodes: Sequence[RecordId]) -> list[bytes] | None:
-        """Return the plaintexts of nodes, read together; None if that does not succeed, as `read_chunks`."""
+        """Return the plaintexts of nodes, read in one batch; None if anything fails, as in `read_chunks`."""
         opened: dict[RecordId, bytes] = {}
         try:
             places = self._index.locate_chunks(nodes, kind=NODE)
@@ -144,16 +144,16 @@ class RecordReader:
     def broken(
         self, pack: PackId, entries: Sequence[PackEntry]
     ) -> Iterator[tuple[PackEntry, DamageError]]:
-        """Yield the entries of a pack that do not open where they lie, and why. Raises IdentityError."""
+        """Yield the entries of a pack that do not open at their place, and why. Raises IdentityError."""
         for first in range(0, len(entries), _TOGETHER):
             batch = entries[first : first + _TOGETHER]
             chunks = [entry.id for entry in batch if entry.kind == CHUNK]
             places = self._index.locate_chunks(chunks)
-            # What is found here anyway is opened together with its like, which is faster.
+            # Entries whose indexed place is here are opened in one batch, which is faster.
             here = [entry for entry in batch if places.get(entry.id) == RecordLocation.of(pack, entry)]
-            whole = self.read_chunks([entry.id for entry in here]) is not None
+            intact = self.read_chunks([entry.id for entry in here]) is not None
             for entry in batch:
-                if whole and entry in here:
+                if intact and entry in here:
                     continue
                 self._local.left = _MOST_OPENED
                 try:
@@ -164,7 +164,7 @@ class RecordReader:
                     yield entry, DamageError(str(error))
 
     def is_intact(self, place: RecordLocation, entry: PackEntry, sealed: bytes | memoryview) -> bool:
-        """Whether `sealed` is what lies at a place, as it was sealed. Raises IdentityError."""
+        """Return whether `sealed` is the unchanged record at a place. Raises IdentityError."""
         try:
             self._unseal(entry.kind, entry.id, place, sealed)
         except DamageError:
@@ -172,9 +172,9 @@ class RecordReader:
         return True
 
     def _layers(self, places: dict[RecordId, RecordLocation]) -> dict[RecordId, StoredForm]:
-        """Return how chunks are stored. Raises DamageError, IdentityError, StorageError."""
+        """Return the stored forms of chunks. Raises DamageError, IdentityError, StorageError."""
         if sum(place.plain_length for place in places.values()) > _AT_ONCE:
-            raise DamageError("these are too many to be opened together")
+            raise DamageError("these chunks are too many to be opened in one batch")
         groups: dict[_Where, list[bytes]] = {}
         records: dict[_Where, tuple[RecordId, RecordLocation]] = {}
         for chunk, place in places.items():
@@ -193,7 +193,7 @@ class RecordReader:
             unseal = partial(self._unseal, CHUNK, chunk, place, sealed)
             if place.codec >= GROUPED:
                 groups[where] = self._groups.open(where, unseal)
-            elif place.codec != DICTIONARY:  # `read` knows that
+            elif place.codec != DICTIONARY:  # only `read` supports that codec
                 body = self._codecs.body(place.codec, unseal(), place.plain_length)
                 found[chunk] = StoredForm(body, place.plain_length, place.bases)
         for chunk, place in places.items():
@@ -203,7 +203,7 @@ class RecordReader:
         return found
 
     def _fetch(self, spans: Iterable[tuple[PackId, int, int]]) -> Iterator[tuple[_Where, memoryview]]:
-        """Read pieces of packs (pack, offset, length; sorted) with few requests; yield each."""
+        """Read ranges of packs (pack, offset, length; sorted) with few requests; yield each."""
         for pack, group in itertools.groupby(spans, lambda span: span[0]):
             run: list[tuple[int, int]] = []
             for _, offset, length in group:
@@ -224,21 +224,21 @@ class RecordReader:
     def _unseal(
         self, kind: int, record_id: RecordId, place: RecordLocation, sealed: bytes | memoryview
     ) -> bytes:
-        """Return what is sealed in a record. Raises DamageError, IdentityError."""
+        """Return the data sealed in a record. Raises DamageError, IdentityError."""
         keys = self._keyring.chunks if kind == CHUNK else self._keyring.nodes
         names = record_names(record_id, place.bases, place.plain_length, kind, place.codec)
         return keys(place.session).open(place.counter, *names, sealed)
 
     def open(self, kind: int, record_id: RecordId, place: RecordLocation, depth: int = 0) -> bytes:
-        """Return what lies at a place, verified. Raises as `read` does, or ObjectMissingError."""
+        """Return the record at a place, verified. Raises as `read` does, or ObjectMissingError."""
         try:
             data = self._open(kind, record_id, place, depth)
             if len(data) != place.plain_length:
-                raise DamageError(  # noqa: TRY301 - it is told like the others
+                raise DamageError(  # noqa: TRY301 - reported like the others
                     f"it has {len(data)} bytes instead of {place.plain_length}"
                 )
             if not self._is_named(kind, data, record_id):
-                raise DamageError("its bytes are not those that its id names")  # noqa: TRY301
+                raise DamageError("its bytes do not match its id")  # noqa: TRY301
         except MissingError as error:
             raise MissingError(f"{_where(kind, record_id, place)}: {error}") from None
         except (DamageError, FormatError) as error:
@@ -249,7 +249,7 @@ class RecordReader:
         where = place.pack, place.offset
         read = partial(self._read_sealed, kind, record_id, place)
         self._check_length(kind, place)
-        # A hostile store has chunks with many bases on many levels, each in many damaged copies.
+        # A hostile store may have chunks with many bases on many levels, each with many damaged copies.
         self._local.left = getattr(self._local, "left", _MOST_OPENED) - 1
         if self._local.left < 0:
             raise DamageError(f"more than {counted(_MOST_OPENED, 'record')} would have to be opened for it")
@@ -259,7 +259,7 @@ class RecordReader:
         else:
             data = read()
         if place.bases and depth >= MAX_CHAIN:
-            raise DamageError(f"it rests on more than {MAX_CHAIN} bases")
+            raise DamageError(f"its chain of bases is longer than {MAX_CHAIN}")
         below = b"".join(self._base(base, depth + 1) for base in place.bases)
         if place.codec >= GROUPED:
             body = member_of(deltas, place.member)
@@ -268,15 +268,15 @@ class RecordReader:
         return apply(below, [(body, place.plain_length)]) if place.codec >= DELTA else body
 
     def _check_length(self, kind: int, place: RecordLocation) -> None:
-        """Raise DamageError for a chunk or node that is longer than castore makes them."""
+        """Raise DamageError for a chunk or node that is longer than castore writes."""
         most = self._longest if kind == CHUNK else _MAX_NODE
         if place.plain_length > most:
-            raise DamageError(f"it has {place.plain_length} bytes, and none of its kind has more than {most}")
+            raise DamageError(f"it has {place.plain_length} bytes, more than {most}, the most for its kind")
 
     def _read_sealed(self, kind: int, record_id: RecordId, place: RecordLocation) -> bytes:
         sealed = self._storage.get(pack_name(place.pack), place.offset, place.sealed_length)
         if len(sealed) != place.sealed_length:
-            raise DamageError("the pack is cut")
+            raise DamageError("the pack is cut off")
         return self._unseal(kind, record_id, place, sealed)
 
     def _base(self, base: RecordId, depth: int) -> bytes:

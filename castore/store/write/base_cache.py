@@ -1,9 +1,9 @@
-"""The reference cache: on this machine, unsealed, what a writer needs to make deltas.
+"""The base cache: unsealed chunks on this machine that a writer needs to make deltas.
 
-A writer cannot open what it sealed. So beside each pack that it writes it keeps `reference/P`, which
-has each chunk's frame, as it was before it was sealed, at the offset where the pack has the record.
-Only the owner can read it. It may be deleted, cut or damaged at any time: whoever takes a frame from
-here *must* verify what it stands for by its chunk id; then what is lost is space, never content.
+A writer cannot open what it sealed. So for each pack that it writes, it keeps a file `reference/P`. The file
+has the frame of each chunk, as it was before sealing, at the offset of the record in the pack. Only its owner
+can read it. It may be deleted, cut off or damaged at any time: code that reads a frame from here *must*
+verify the chunk by its id. Then damage costs space, but never content.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _HEADER: Final = struct.Struct("<8sHHxxxxQ")
-"""Magic, version, bytes that sealing adds to a frame, when it was made (seconds since 1970).
+"""Magic, version, bytes that sealing adds to a frame, creation time (seconds since 1970).
 
-It fits in front of a pack's first record.
+It is shorter than what precedes a pack's first record.
 """
 _MAGIC: Final = b"castorer"
 _VERSION: Final = 1
@@ -36,18 +36,18 @@ _OPEN_FILES: Final = 64
 _UNFINISHED: Final = ".part"
 _NAME: Final = re.compile("[0-9a-f]{64}")
 _OTHERS_SECONDS: Final = 86400
-"""A younger file may be of a snapshot under way, of another service, whose generation is still to come."""
+"""A younger file may belong to a running snapshot of another service, whose generation is not written yet."""
 _MAX_AGE_SECONDS: Final = 90 * 86400
-"""An older file is not used, and removed: what it holds in the clear may be of state long gone."""
+"""An older file is not used, and is removed: its cleartext may be from state that was deleted long ago."""
 _USED_ENOUGH: Final = 16
-"""A file of which less than 1/16 is used is not worth its place."""
+"""A file of which less than 1/16 is used is not worth its space."""
 _DEFAULT_LIMIT: Final = 20 * 10**9
 
 
 class ReferenceWriter:
-    """The reference file of a pack under way. Frames can be read back at once.
+    """The cache file of a pack being written. Frames can be read immediately.
 
-    Where this machine has no room for it, it is given up without a word: it only saves space.
+    If this machine has no space for it, it is silently discarded: it only saves space in the store.
     """
 
     def __init__(self, path: str, overhead: int) -> None:
@@ -61,7 +61,7 @@ class ReferenceWriter:
             self._descriptor = os.open(path, flags, 0o600)
 
     def add(self, offset: int, frame: bytes | memoryview) -> None:
-        """Keep a frame at its record's offset; offsets ascend."""
+        """Keep a frame at its record's offset. Offsets must ascend."""
         if self._descriptor < 0:
             return
         with self._lock:
@@ -71,7 +71,7 @@ class ReferenceWriter:
                 self._flush()
 
     def read(self, offset: int, length: int) -> bytes | None:
-        """Return what was kept at an offset, or None."""
+        """Return the frame at an offset, or None."""
         with self._lock:
             if self._descriptor < 0:
                 return None
@@ -83,7 +83,7 @@ class ReferenceWriter:
             return _pread(self._descriptor, offset, length)
 
     def commit(self, path: str) -> None:
-        """Make it the reference file at `path`."""
+        """Rename the file to `path`, which makes it the cache file of its pack."""
         with self._lock:
             if self._descriptor < 0:
                 return
@@ -93,7 +93,7 @@ class ReferenceWriter:
         self.abort()
 
     def abort(self) -> None:
-        """Close it, and throw it away unless it was committed."""
+        """Close the file, and delete it unless it was committed."""
         with self._lock:
             self._give_up()
 
@@ -120,9 +120,9 @@ class ReferenceWriter:
 
 
 class ReferenceCache:
-    """The reference files in a folder; safe to share between threads.
+    """The cache files in a folder; safe to share between threads.
 
-    limit: bytes; 0 switches it off; None: 10 % of the free space of its disk, at most 20 GB.
+    limit: bytes; 0 switches the cache off; None means 10 % of its disk's free space, at most 20 GB.
     """
 
     def __init__(self, folder: str, limit: int | None = None) -> None:
@@ -131,12 +131,12 @@ class ReferenceCache:
         self._lock = threading.Lock()
         self._open: OrderedDict[PackId, tuple[int, int]] = OrderedDict()
         self._adding = -1
-        """A shared lock, held while files are added whose generation is still to come."""
+        """A shared lock, held while files are added whose generation is not written yet."""
 
     def create(self, overhead: int) -> ReferenceWriter | None:
-        """Begin a reference file; None if there is no room for more, or it is switched off.
+        """Begin a cache file; None if the cache is full or switched off.
 
-        overhead: how many bytes longer a record is than its frame.
+        overhead: bytes that a record is longer than its frame.
         """
         if self.limit == 0:
             return None
@@ -149,11 +149,11 @@ class ReferenceCache:
         return ReferenceWriter(os.path.join(self._folder, name), overhead)
 
     def path_of(self, pack: PackId) -> str:
-        """Return where a pack's reference file lies."""
+        """Return the path of a pack's cache file."""
         return os.path.join(self._folder, pack.hex())
 
     def read(self, pack: PackId, offset: int, sealed_length: int) -> bytes | None:
-        """Return the frame of a record, or None if it is not kept, or too old to be a base."""
+        """Return the frame of a record, or None if it is not cached, or too old to be a base."""
         if self.limit == 0:
             return None
         with self._lock:
@@ -163,13 +163,13 @@ class ReferenceCache:
             return _pread(descriptor, offset, sealed_length - overhead)
 
     def size(self) -> int:
-        """Return how many bytes the cache takes."""
+        """Return the bytes that the cache takes on disk."""
         return sum(size for _, size, _ in self._files())
 
     def evict(self, used: Mapping[PackId, int]) -> None:
-        """Remove what is too old, or used by no last generation, then the oldest until it is in bounds.
+        """Remove files that are too old or not used by a last generation, then the oldest beyond the limit.
 
-        used: how many bytes of each pack they use. A file of which that is little goes as a whole.
+        used: the bytes of each pack that the last generations use. Little used files are removed, too.
         """
         kept = {pack.hex(): size for pack, size in used.items()}
         now = time.time()
@@ -190,14 +190,14 @@ class ReferenceCache:
         self.close()
 
     def packs(self) -> list[PackId]:
-        """Return the packs of which it has files."""
+        """Return the packs that have cache files."""
         return [PackId(bytes.fromhex(name)) for name, _, _ in self._files() if _NAME.fullmatch(name)]
 
     @contextlib.contextmanager
     def trimming(self) -> Iterator[Callable[[PackId, list[tuple[int, int]]], None]]:
-        """Give a function that keeps, of a pack's file, the records at (offset, sealed length) only.
+        """Yield a function that trims a pack's file to the records at (offset, sealed length).
 
-        With none, the file is removed. While a snapshot is adding files, younger ones stay as they are.
+        An empty list removes the file. While a snapshot adds files, young files are left as they are.
         """
         self.close()
         lock = -1
@@ -218,7 +218,7 @@ class ReferenceCache:
 
         try:
             if alone:
-                # No snapshot is under way: one that was killed left these.
+                # No snapshot is running: a killed one left these files.
                 for name, _, _ in self._files():
                     if name.endswith(_UNFINISHED):
                         with contextlib.suppress(OSError):
@@ -236,7 +236,7 @@ class ReferenceCache:
                 fcntl.flock(self._adding, fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """Close its files; they are opened again when they are needed."""
+        """Close the files; they are opened again when needed."""
         with self._lock:
             if self._adding >= 0:
                 os.close(self._adding)
@@ -264,7 +264,7 @@ class ReferenceCache:
         return found
 
     def _opened(self, pack: PackId) -> tuple[int, int]:
-        """Return a pack's reference file, open, and its overhead; -1 if it is of no use."""
+        """Return the descriptor of a pack's file, -1 if there is no usable one, and its overhead."""
         found = self._open.get(pack)
         if found is not None:
             self._open.move_to_end(pack)
@@ -291,7 +291,7 @@ class ReferenceCache:
 
 
 def _copy_records(path: str, records: list[tuple[int, int]]) -> None:
-    """Write a file again with these records only, and holes elsewhere. Raises OSError."""
+    """Rewrite a file with these records only, and holes elsewhere. Raises OSError."""
     part = f"{path}{_UNFINISHED}"
     with open(path, "rb") as old:
         status = os.fstat(old.fileno())
@@ -308,7 +308,7 @@ def _copy_records(path: str, records: list[tuple[int, int]]) -> None:
                 new.write(header)
                 for offset, length in records:
                     frame = os.pread(old.fileno(), length - overhead, offset)
-                    # What was a hole stays one: a record may never have been kept.
+                    # A hole stays a hole: the record may never have been cached.
                     if frame.strip(b"\0"):
                         new.seek(offset)
                         new.write(frame)

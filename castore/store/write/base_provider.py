@@ -1,4 +1,4 @@
-"""Bases: the plaintexts of chunks that new ones are told by, out of the reference cache."""
+"""Bases: the plaintexts of chunks from which new chunks are encoded as deltas, read from the base cache."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from castore.store.write.base_cache import ReferenceCache, ReferenceWriter
 
 MAX_DEPTH: Final = 4
-"""No delta that is written rests on more chunks below one another than this."""
+"""The longest chain of bases below a delta that is written."""
 
 _KEPT_BYTES: Final = 32 << 20
 
 
 class PendingChunk(NamedTuple):
-    """Where the frame of a chunk lies whose pack is under way."""
+    """Where the frame of a chunk is stored while its pack is being written."""
 
     writer: ReferenceWriter
     offset: int
@@ -42,7 +42,7 @@ class PendingChunk(NamedTuple):
 
 
 class _Kept:
-    """The last chunks, up to a number of bytes; safe to share between threads."""
+    """The most recently used chunks, up to a number of bytes; safe to share between threads."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -68,7 +68,7 @@ class _Kept:
 
 
 class Bases:
-    """Gives bases, each verified; keeps the last ones. Safe to share between threads."""
+    """Provides verified bases, and keeps the most recent ones. Safe to share between threads."""
 
     def __init__(
         self,
@@ -87,20 +87,20 @@ class Bases:
         self._local = threading.local()
         self._verified = _Kept(_KEPT_BYTES)
         self._below = _Kept(_KEPT_BYTES // 2)
-        """What lies below others: it is verified with these."""
+        """Bases below others: they are verified together with those."""
 
     def get(self, chunk: RecordId) -> BaseChunk | None:
-        """Return a chunk as a base; None if it, or one below it, is not at hand, damaged, or condemned."""
+        """Return a chunk as a base; None if it or a chunk below it is unavailable, damaged or condemned."""
         found = self._verified.get(chunk)
         if found is not None:
             return found
-        # What is about to be removed is no base, wherever it is at hand: nothing would hold it back.
+        # A condemned chunk must not become a base, even if it is cached: nothing would prevent its deletion.
         if self._pending(chunk) is None and not self._index.stays(chunk):
             return None
         try:
             found = assemble(chunk, self._layer, self._below)
         except (KeyError, DamageError):
-            # It may only be for now: its pack is just being finished.
+            # This may be temporary: its pack may just be being finished.
             return None
         if blake3(found.data, key=self._id_key).digest() != chunk:
             return None
@@ -108,15 +108,15 @@ class Bases:
         return found
 
     def offer(self, chunk: RecordId, data: bytes) -> None:
-        """Keep a chunk that was just sealed, not as a delta, before it can be found."""
+        """Keep a chunk that was just sealed in full, before it can be found."""
         self._verified[chunk] = BaseChunk(chunk, data, 0, (), frozenset())
 
     def prepare(self, chunks: Iterable[RecordId]) -> None:
-        """Locate, for this thread, chunks that it will get, and all that they rest on, at once."""
+        """Locate, for this thread, chunks that it will get, and all their bases, in one transaction."""
         self._local.places = self._index.locate_chunks(chunks)
 
     def _layer(self, chunk: RecordId) -> StoredForm:
-        """Return how a chunk is stored. Raises KeyError, DamageError."""
+        """Return the stored form of a chunk. Raises KeyError, DamageError."""
         pending = self._pending(chunk)
         if pending is not None:
             writer, offset, length, plain_length, codec, bases, member, _ = pending
@@ -127,7 +127,7 @@ class Bases:
             )
             if layer is not None:
                 return layer
-        # Its pack may have been finished since.
+        # Its pack may have been finished in the meantime.
         places: dict[RecordId, RecordLocation] = getattr(self._local, "places", {})
         place = places.get(chunk) or self._index.locate(CHUNK, chunk)
         if place is not None:

@@ -1,4 +1,4 @@
-"""Numbers for records, each of which is part of the nonce of one record."""
+"""Numbers of records; each is part of the nonce of one record."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ MAX_COUNTER: Final = 0xFFFFFFFF
 
 
 class RecordCounter:
-    """Gives each number once, to any thread: two records under one nonce reveal their contents."""
+    """Issues each number once, to any thread: two records under one nonce reveal their content."""
 
     def __init__(self, start: int = 0) -> None:
-        # A lock, not an atomic step of the interpreter: a free-threaded Python does not promise one.
+        # A lock, because a free-threaded Python does not promise that the interpreter's steps are atomic.
         self._lock = threading.Lock()
         self._next = start
 
     def take(self) -> int:
-        """Return the next number. Raises StorageError after the last one, and at every call from then on."""
+        """Return the next number. After the last one, every call raises StorageError."""
         with self._lock:
             if self._next > MAX_COUNTER:
                 raise StorageError(

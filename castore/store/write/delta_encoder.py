@@ -1,4 +1,4 @@
-"""How new chunks are stored shortest: as deltas, of which bases, or whole."""
+"""The encoder of new chunks: choose whether a chunk is stored in full or as a delta, and of which bases."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from castore.store.write.base_provider import Bases
 
 _GROUP_BYTES: Final = 1 << 17
-"""How many bytes of deltas make a group: more of them save little, and are opened together."""
+"""Bytes of deltas that make a group: a larger group saves little, and is always opened as a whole."""
 _GOOD: Final = 6
 """A delta of less than 1/64 of its chunk ends the search for a better base."""
 _SURE: Final = 4
-"""One of less than 1/16 is taken without looking at what the whole chunk would take."""
+"""A delta of less than 1/16 is used without compressing the full chunk for comparison."""
 _WORTH: Final = 2
-"""Any other has to be, compressed alone, this many times smaller than that."""
+"""Any other delta must be this many times smaller than the compressed chunk, when compressed alone."""
 _PATIENCE: Final = (2.5, 5.5, 11.0, float("inf"))
-"""How many units a delta may take that rests 1, 2, 3, 4 below the last of a full chain."""
+"""The longest delta, in units, whose base is 1, 2, 3, 4 levels below the end of a full chain."""
 _LITTLE: Final = 7
-"""A difference of 1/128 of a chunk is the least to be taken for a unit: nearly nothing is a bad measure."""
+"""The unit is at least 1/128 of the chunk: a difference of almost nothing is a bad measure."""
 
 
 class NewChunk(NamedTuple):
@@ -40,9 +40,9 @@ class NewChunk(NamedTuple):
     end: int
     sketch: Sketch = ()
     alike: tuple[RecordId, ...] = ()
-    """Chunks that share features with it, the most alike first."""
+    """Chunks that share features with it, the most similar first."""
     neighbours: tuple[RecordId, ...] = ()
-    """The chunks, one or two, that stand at the same place in the stream before this one."""
+    """The one or two chunks that were at the same place in the previous version of the stream."""
 
 
 class Member(NamedTuple):
@@ -54,11 +54,11 @@ class Member(NamedTuple):
     bases: tuple[RecordId, ...]
     sketch: Sketch
     remainder: int
-    """Its length as a delta, before compression, or else as it is."""
+    """Its length before compression: that of the delta, or of the chunk."""
 
 
 class Encoded(NamedTuple):
-    """What a record is to hold: a chunk, or a group of deltas."""
+    """The content of a record: a chunk, or a group of deltas."""
 
     data: bytes | memoryview
     members: list[Member]
@@ -72,18 +72,18 @@ class Deltas:
         self._codecs = codecs
 
     def encode(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[Encoded]:
-        """Return how chunks are stored shortest; one may be told by another in front of it.
+        """Return the shortest encoding of chunks; a chunk may be a delta of an earlier one.
 
-        What is told by something comes behind it.
+        A delta comes after its bases.
         """
         self._bases.prepare(alike for chunk in chunks for alike in chunk.alike)
         encoded = []
         deltas: list[bytes] = []
         members: list[Member] = []
-        whole: dict[bytes, NewChunk] = {}
+        full: dict[bytes, NewChunk] = {}
         for new in chunks:
             chunk = new
-            if not new.alike and (other := _first(whole, new.sketch)) is not None:
+            if not new.alike and (other := _first(full, new.sketch)) is not None:
                 self._bases.offer(other.id, bytes(buffer[other.start : other.end]))
                 chunk = new._replace(alike=(other.id,))
             delta = self._delta(buffer, chunk)
@@ -94,7 +94,7 @@ class Deltas:
             remainder = len(data) if bases else length
             member = Member(new.id, length, codec, bases, new.sketch, remainder)
             if not delta:
-                whole |= dict.fromkeys(new.sketch, new)
+                full |= dict.fromkeys(new.sketch, new)
                 encoded.append(Encoded(data, [member]))
                 continue
             deltas.append(bytes(data))
@@ -114,7 +114,7 @@ class Deltas:
     def _delta(
         self, buffer: bytearray | mmap, chunk: NewChunk
     ) -> tuple[int, bytes, tuple[RecordId, ...]] | None:
-        """Return the shortest delta that tells a chunk, if it is worth it: codec, delta, bases."""
+        """Return the shortest delta for a chunk as (codec, delta, bases); None if none is worth it."""
         start, end = chunk.start, chunk.end
         length = end - start
         best: tuple[bytes, tuple[BaseChunk, ...]] | None = None
@@ -128,13 +128,13 @@ class Deltas:
             return None
         raw, bases = best
         if len(raw) > length >> _SURE:
-            whole = self._compressed(buffer, chunk)[1]
-            if len(self._codecs.compress_group([raw])) * _WORTH > len(whole):
+            full = self._compressed(buffer, chunk)[1]
+            if len(self._codecs.compress_group([raw])) * _WORTH > len(full):
                 return None
         return GROUPED + len(bases) - 1, raw, tuple(base.id for base in bases)
 
     def _choices(self, chunk: NewChunk) -> Iterator[tuple[BaseChunk, ...]]:
-        """Yield what a chunk may be told by, the likeliest first."""
+        """Yield possible bases of a chunk, the most promising first."""
         for candidate in chunk.alike:
             if (base := self._base(chunk, candidate)) is not None:
                 yield (base,)
@@ -143,19 +143,19 @@ class Deltas:
             yield bases
 
     def _base(self, chunk: NewChunk, candidate: RecordId) -> BaseChunk | None:
-        # Another process may have stored the same chunk meanwhile: it must not be told by itself.
+        # Another process may have stored the same chunk meanwhile: it must not become its own base.
         base = self._bases.get(candidate) if candidate != chunk.id else None
         return None if base is None or chunk.id in base.below else base
 
     def _rebased(
         self, bases: tuple[BaseChunk, ...], buffer: bytearray | mmap, start: int, end: int
     ) -> tuple[bytes, tuple[BaseChunk, ...]] | None:
-        """Tell a chunk by these bases, or, where none may rest on them, by what they rest on.
+        """Encode a chunk as a delta of these bases or, if their chains are full, of bases below them.
 
-        The unit is what the chunk differs by from the last of a chain. Simulated over 60 nights, where
-        differences add up and a full chunk costs 24 (48) units, a night takes 3.0 (3.6) units on
-        average, with chains of 3 3.5 (4.0), of 6 2.6 (2.9); a full chunk after every chain takes 5.6
-        (10.4). Each link more takes 6 % of the speed at which the newest night is read.
+        The unit is the difference of the chunk from the last chunk of a chain. This was simulated over 60
+        nights, where differences add up and a full chunk costs 24 (48) units. On average 3.0 (3.6) units are
+        stored per night; with chains of 3, 3.5 (4.0); with chains of 6, 2.6 (2.9). Storing a full chunk after
+        every chain takes 5.6 (10.4). Each further link costs 6 % of the speed of reading the newest version.
         """
         room = (end - start) >> 1
         raw = encode_delta(b"".join(base.data for base in bases), buffer, start, end, room)
@@ -182,6 +182,6 @@ class Deltas:
         return None
 
 
-def _first(whole: Mapping[bytes, NewChunk], sketch: Sketch) -> NewChunk | None:
+def _first(full: Mapping[bytes, NewChunk], sketch: Sketch) -> NewChunk | None:
     """Return a chunk that shares a feature of a sketch, or None."""
-    return next((whole[feature] for feature in sketch if feature in whole), None)
+    return next((full[feature] for feature in sketch if feature in full), None)

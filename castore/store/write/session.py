@@ -1,8 +1,8 @@
-"""One run that adds packs to a store.
+"""A session: one run that adds packs to a store.
 
-Chunks are named, compressed or told by others that they resemble, and sealed on any thread, then
-added in order on one; full packs are made durable and indexed, in the order in which they were
-filled, on another. So whatever a node in the store refers to is in the store too, at every moment.
+Any thread may name chunks, compress them or encode them as deltas, and seal them. One thread adds the records
+in order. Another makes full packs durable and indexes them, in the order in which they were filled. So at
+every moment, everything that a node in the store references is in the store, too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 _OUTSTANDING: Final = 2
 _RECENT: Final = 1 << 16
-"""Ids: far more than are on their way from the question whether they are known to their pack."""
+"""Number of ids: far more than are between the check whether they are known and their pack."""
 
 
 class SealedRecord(NamedTuple):
@@ -61,15 +61,15 @@ class SealedRecord(NamedTuple):
     counter: int
     members: list[Member]
     frame: bytes
-    """What was sealed, for the reference cache."""
+    """The data that was sealed, for the base cache."""
 
 
 class Session:
-    """One run that adds packs; to be used in a `with` block.
+    """One run that adds packs; use it in a `with` block.
 
-    `seal` is for any thread; `add`, `put_node` and `finish` are for one. After its first error a
-    session refuses everything with that error. Leaving the block by an error still ends the pack
-    under way, where that is possible, so that the next try finds what was stored.
+    Any thread may call `seal`; only one may call `add`, `put_node` and `finish`. After its first error a
+    session refuses everything with that error. If the block is left by an error, the open pack is still
+    finished if possible, so that the next attempt finds what was stored.
     """
 
     def __init__(
@@ -100,16 +100,16 @@ class Session:
         self._codecs = Codecs()
         self._references = references
         self._sketcher = sketcher
-        # In packs that are not indexed yet.
+        # Records in packs that are not indexed yet.
         self._pending: dict[RecordId, PendingChunk | None] = {}
         self._pending_features: dict[bytes, RecordId] = {}
-        # In packs that were indexed while others of the same content may have been under way.
+        # Records in recently indexed packs: records with the same content may still be on their way.
         self._recent: dict[RecordId, None] = {}
         bases = Bases(index, references, self._codecs, self._chunk_id_key, self._pending.get)
         self._deltas = Deltas(bases, self._codecs)
         self._reference: ReferenceWriter | None = None
         self.used: Counter[bytes] = Counter()
-        """Bytes of the packs that all that was added or known lies in, as `Index.known` tells them."""
+        """Bytes used of each pack by everything that was added or known; keys as in `Index.known`."""
         self._pack: PackWriter | None = None
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="castore-pack")
         self._finishing: deque[Future[None]] = deque()
@@ -133,7 +133,7 @@ class Session:
 
     @property
     def overhead(self) -> int:
-        """How many bytes longer a record is than what is sealed in it."""
+        """Bytes that a record is longer than the data sealed in it."""
         return self._chunk_sealer.overhead
 
     def name(self, plain: memoryview | bytes) -> RecordId:
@@ -141,10 +141,10 @@ class Session:
         return RecordId(blake3(plain, key=self._chunk_id_key).digest())
 
     def known(self, chunks: Sequence[RecordId]) -> list[bool]:
-        """Say of each chunk whether the store has it, or will have it by what was added."""
+        """Return for each chunk whether the store has it, or will have it after this session's additions."""
         if self._error is not None:
             raise self._error
-        # In this order: a pack's ids leave the pending ones only when the index has them.
+        # In this order: an id leaves the pending ones only after it is indexed.
         pending = self._pending
         waiting = [chunk in pending for chunk in chunks]
         packs: Counter[bytes] = Counter()
@@ -154,13 +154,13 @@ class Session:
         return [one or other for one, other in zip(waiting, indexed, strict=True)]
 
     def was_added(self, chunk: RecordId) -> bool:
-        """Whether a chunk was added of late; it may be after `known` was asked. For the adding thread."""
+        """Return whether a chunk was added recently, perhaps after `known`. For the adding thread only."""
         return chunk in self._pending or chunk in self._recent
 
     def resemble(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
-        """Return chunks that the store does not have, each with what it has that is alike."""
+        """Return chunks that the store lacks, each with its sketch and similar chunks of the store."""
         if self._references.limit == 0:
-            return list(chunks)  # without sketches and bases, nothing is told by anything
+            return list(chunks)  # without the base cache, no chunk is stored as a delta
         sketches = self._sketcher.sketch(buffer, [(one.start, one.end) for one in chunks])
         similar = self._index.similar(sketches)
         return [
@@ -169,16 +169,16 @@ class Session:
         ]
 
     def seal(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[SealedRecord]:
-        """Seal chunks that the store does not have, as deltas of what they resemble if that pays.
+        """Seal chunks that the store lacks, as deltas of similar chunks if that is worth it.
 
-        The records are to be added together, in this order: what is told by another is behind it.
+        The records must be added together, in this order: a delta comes after its bases.
         """
         if self._error is not None:
             raise self._error
         return [self._sealed(*encoded) for encoded in self._deltas.encode(buffer, chunks)]
 
     def _pending_alike(self, sketch: Sketch) -> list[RecordId]:
-        """Return the chunk, not indexed yet, that has most of the features of a sketch."""
+        """Return the chunk, not indexed yet, that shares most features with a sketch; in a list, or none."""
         found = [self._pending_features.get(feature) for feature in sketch]
         votes = [one for one in found if one is not None]
         return [max(votes, key=votes.count)] if votes else []
@@ -188,12 +188,12 @@ class Session:
         first = members[0]
         names = record_names(first.id, first.bases, first.length, CHUNK, first.codec)
         record = self._chunk_sealer.seal(counter, *names, data)
-        # What is in the caller's buffer is gone when it is filled again.
+        # Copy the data: the caller reuses the buffer.
         frame = bytes(data) if self._references.limit != 0 else b""
         return SealedRecord(record, counter, members, frame)
 
     def add(self, sealed: SealedRecord) -> bool:
-        """Put a record into the pack under way, unless the store has all of it; tell whether it was.
+        """Add a record to the open pack, unless the store has all of it; return whether it was added.
 
         Raises StorageError.
         """
@@ -214,9 +214,9 @@ class Session:
         return True
 
     def put_node(self, refs: list[Ref]) -> tuple[RecordId, int]:
-        """Store a node, after all that it refers to; return its id and the bytes it took.
+        """Store a node, after everything that it references; return its id and the bytes it took.
 
-        Those are 0 if the store has it. Raises StorageError.
+        The bytes are 0 if the store has the node already. Raises StorageError.
         """
         if self._error is not None:
             raise self._error
@@ -234,7 +234,7 @@ class Session:
         return record_id, len(record)
 
     def finish(self) -> None:
-        """End the session: when this returns, all that was added is durable and indexed.
+        """End the session: when this returns, everything that was added is durable and indexed.
 
         Raises the session's first error, whatever it was.
         """
@@ -251,7 +251,7 @@ class Session:
             self._end()
 
     def abort(self) -> None:
-        """End the session after an error elsewhere, keeping of what was stored all that can be."""
+        """End the session after an error elsewhere, and keep as much of what was stored as possible."""
         with contextlib.suppress(Exception):
             self.finish()
 
@@ -285,7 +285,7 @@ class Session:
                 self._reference = self._references.create(self._chunk_sealer.overhead)
             offset = pack.add(entries, record)
         except BaseException as error:
-            # Half a record may be in the pack.
+            # An incomplete record may be in the pack.
             self._error = self._error or error
             raise
         reference = self._reference
@@ -295,7 +295,7 @@ class Session:
             return
         reference.add(offset, frame)
         for entry, sketch in zip(entries, sketches, strict=True):
-            # Of two the first stays: what is behind it may rest on it.
+            # If a chunk was added twice, keep the first: later records may be deltas of it.
             self._pending.setdefault(
                 entry.id,
                 PendingChunk(
@@ -307,7 +307,7 @@ class Session:
                 self._pending_features[feature] = entry.id
 
     def _close_pack(self, *, full: bool) -> None:
-        """Hand the pack over to be finished; wait while too many are."""
+        """Hand the pack over to the finishing thread; wait while too many packs are unfinished."""
         pack, self._pack = self._pack, None
         reference, self._reference = self._reference, None
         if pack is None:
@@ -329,7 +329,7 @@ class Session:
     def _finish_pack(
         self, pack: PackWriter, reference: ReferenceWriter | None, *, full: bool
     ) -> None:
-        """Make a pack durable and index it; runs on the finishing thread, one at a time."""
+        """Make a pack durable and index it; runs on the finishing thread, one pack at a time."""
         try:
             if self._error is not None:
                 pack.abort()
@@ -352,12 +352,12 @@ class Session:
                 del self._recent[old]
             for one in ids:
                 self._pending.pop(one, None)
-            # They are found through the index now.
+            # From now on they are found through the index.
             for one, sketch in sketches:
                 for feature in sketch:
                     if self._pending_features.get(feature) == one:
                         self._pending_features.pop(feature, None)
-        except BaseException as error:  # noqa: BLE001 - it surfaces on the session's own thread
+        except BaseException as error:  # noqa: BLE001 - it is raised on the session's own thread
             self._error = self._error or error
             pack.abort()
         finally:
