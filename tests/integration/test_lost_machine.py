@@ -117,7 +117,7 @@ def test_a_postgresql_database_and_its_roles_come_back_in_a_new_cluster(home: Pa
         castore("key", "adopt", "--replace")
         assert "is sound" in castore("drill", "app").stdout
         done = castore("rollback", "app", "--to", "latest")
-        assert "made the role owner" in done.stderr
+        assert "created the role owner" in done.stderr
         assert fresh.psql("SELECT x FROM t", "app") == "7"
         assert fresh.psql("SELECT tableowner FROM pg_tables WHERE tablename = 't'", "app") == "owner"
         assert fresh.psql("SELECT rolcanlogin, rolcreatedb FROM pg_roles WHERE rolname = 'owner'") == "t|t"
@@ -157,7 +157,7 @@ def test_roles_come_back_with_passwords_and_memberships_but_no_power(home: Path,
             assert f"would make db: {made}\n" in planned
         assert fresh.psql("SELECT count(*) FROM pg_roles WHERE rolname IN ('app', 'owner', 'team')") == "0"
         done = castore("rollback", "app", "--to", "latest").stderr
-        assert "made the role app, with the recorded password hash" in done
+        assert "created the role app, with the recorded password hash" in done
         assert fresh.psql(hashes) == before
         assert fresh.psql("SELECT pg_has_role('app', 'team', 'MEMBER')") == "t"
         assert fresh.psql("SELECT bool_or(rolsuper OR rolcreaterole) FROM pg_roles WHERE rolname IN ('app', 'boss', 'owner', 'team')") == "f"

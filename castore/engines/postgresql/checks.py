@@ -1,4 +1,4 @@
-"""What keeps a PostgreSQL database from being dumped or rolled back, with the statements that change that."""
+"""Reasons why a PostgreSQL database cannot be dumped or rolled back, with statements that remove them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNION ALL SELECT 'the server is a standby, which cannot be written to' WHERE pg_
 UNION ALL SELECT format('the database does not allow connections: ALTER DATABASE %I ALLOW_CONNECTIONS true;', d.datname)
 FROM {_LIVE} AND NOT d.datallowconn;
 """
-"""What would be lost, or makes a rename impossible. Asked in another database than the live one."""
+"""Objects that would be lost, or that prevent a rename. Queried in another database than the live one."""
 
 RIGHTS: Final = f"""
 SELECT format('the role %1$s may not create databases: ALTER ROLE %1$I CREATEDB;', rolname) FROM pg_roles
@@ -57,7 +57,7 @@ UNION ALL SELECT format('session_replication_role is %s in sessions of the role 
   'ALTER ROLE %2$I RESET session_replication_role;', setting, current_user)
 FROM pg_settings WHERE name = 'session_replication_role' AND setting <> 'origin' AND {_NOT_SUPER};
 """
-"""Rights that a rollback needs and the role lacks. Asked in another database than the live one."""
+"""Rights that a rollback needs and the role lacks. Queried in another database than the live one."""
 
 INSIDE: Final = f"""
 SELECT format('only a superuser can create %s again: ALTER ROLE %I SUPERUSER;', x.what, current_user) FROM (
@@ -80,7 +80,7 @@ UNION ALL SELECT DISTINCT format('only a superuser can make objects of the schem
 UNION ALL SELECT format('the server has no files of the extension %s any more: install its package', e.extname)
 FROM pg_extension e WHERE NOT EXISTS (SELECT FROM pg_available_extensions a WHERE a.name = e.extname);
 """
-"""Of the objects of the live database: what the role could not create again. Asked in the live database."""
+"""Objects of the live database that the role could not create again. Queried in the live database."""
 
 READABLE: Final = f"""
 SELECT format('%s is on, so rows of damaged pages would be missing without an error: ALTER SYSTEM SET %s = off; (or where it '
@@ -99,29 +99,29 @@ FROM pg_largeobject_metadata m WHERE {_NOT_SUPER} AND NOT pg_has_role(m.lomowner
   AND NOT EXISTS (SELECT FROM aclexplode(m.lomacl) a WHERE a.privilege_type = 'SELECT'
     AND (a.grantee = 0 OR pg_has_role(a.grantee, 'USAGE')));
 """
-"""What a dump could not read. Asked in the live database."""
+"""Objects that a dump could not read. Queried in the live database."""
 
 SPACE: Final = """
 SELECT pg_database_size(:'live'), s.setting FROM (SELECT current_setting('data_directory', true) AS setting
   WHERE pg_has_role('pg_read_all_settings', 'USAGE')) s WHERE EXISTS (SELECT FROM pg_database WHERE datname = :'live');
 """
-"""The size of the live database, and where the server keeps its files."""
+"""The size of the live database in bytes, and where the server keeps its files."""
 
 SUBSCRIPTIONS: Final = """
 SELECT format('ALTER SUBSCRIPTION %1$I DISABLE; ALTER SUBSCRIPTION %1$I SET (slot_name = NONE); DROP SUBSCRIPTION %1$I;',
   subname) FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database());
 """
-"""Statements that drop the subscriptions of a database that a rollback made, without their slots."""
+"""Statements that drop the subscriptions of a database that a rollback created, without their slots."""
 
 
 def refuse(database: str, what: str, problems: list[str]) -> None:
-    """Raise CastoreError where a database has problems. what: cannot be done with it."""
+    """Raise CastoreError if a database has problems. what: the operation that they prevent."""
     if problems:
         raise CastoreError(f"the database {database} cannot be {what}: {'; '.join(problems)}")
 
 
 def check(live: Database) -> None:
-    """Raise CastoreError where the database could not be dumped, or a rollback would be refused."""
+    """Raise CastoreError if the database could not be dumped, or a rollback would be refused."""
     program = live.client.program("pg_dump")
     own = re.search(rb"\) (\d+)", output_of([program, "--version"], **live.client.process(None)))
     server = live.client.version() // 10000
@@ -135,7 +135,7 @@ def check(live: Database) -> None:
 
 
 def ready(live: Database) -> None:
-    """Raise CastoreError where a rollback would be refused: for options, rights, replication, space."""
+    """Raise CastoreError if a rollback would be refused: for options, rights, replication, space."""
     refuse_options(live.options)
     ask, names = live.client.ask, {"live": live.name}
     problems = [*ask(BLOCKERS, names), *ask(RIGHTS, names)]
@@ -145,7 +145,7 @@ def ready(live: Database) -> None:
 
 
 def _lacking_space(live: Database) -> list[str]:
-    """Say where the file system of a server on this machine is too small for a second database."""
+    """Return a problem if the file system of a server on this machine is too small for a second database."""
     client = live.client
     if client.host is not None and not client.host.startswith("/"):
         return []
@@ -156,5 +156,5 @@ def _lacking_space(live: Database) -> list[str]:
             free = info.f_bavail * info.f_frsize
             if free < int(size):
                 needed = f"a rollback needs {counted(int(size), 'byte')} for a second database"
-                return [f"{needed}, and {folder} has {counted(free, 'byte')} free"]
+                return [f"{needed}, and {folder} has {counted(free, 'byte')} free: free space there"]
     return []

@@ -1,4 +1,4 @@
-"""How the programs of PostgreSQL reach a server, whatever the machine's settings are."""
+"""Connect PostgreSQL's programs to a server, independent of the machine's settings."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from castore.process.program import Filter
 
 _NO_FILE: Final = "/nonexistent"
-"""Instead of files in the home directory that libpq reads by itself."""
+"""Replaces files in the home directory that libpq would read by itself."""
 
 
 _FILES: Final = {"PGPASSFILE", "PGSERVICEFILE"}
-"""Files that hold passwords, or say which server is connected to."""
+"""Files that hold passwords, or name the server to connect to."""
 _MOST: Final = 1 << 26
-"""Bytes of an answer in a session."""
+"""The most bytes of an answer in a session."""
 _CONNECTIONS: Final = """SELECT CASE WHEN r.rolsuper THEN -1 ELSE greatest(least(nullif(r.rolconnlimit, -1),
 nullif(d.datconnlimit, -1)), -1) END FROM pg_roles r, pg_database d WHERE r.rolname = current_user
 AND d.datname = current_database()"""
@@ -41,10 +41,10 @@ _RECORDS: Final = ("--tuples-only", "--no-align", "--record-separator-zero")
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """The settings with which pg_dump and psql are run."""
+    """The settings of pg_dump and psql."""
 
     elsewhere: str = "postgres"
-    """A database that is connected to while others are renamed."""
+    """The database to connect to while others are renamed."""
     host: str | None = None
     port: int | None = None
     user: str | None = None
@@ -54,15 +54,18 @@ class Client:
     """More environment variables of libpq."""
     timeout: float | None = None
     account: pwd.struct_passwd | None = None
-    """The user that the programs are run as; None: castore's own."""
+    """The user that the programs run as; None: castore's own."""
     session: QuerySession | None = None
-    """What answers queries that only read."""
+    """A session that answers read-only queries; None: there is none."""
 
     def program(self, name: str) -> str:
         """Return the path of a program. Raises ProgramError."""
         path = f"{self.program_path}/{name}" if self.program_path else name
         if shutil.which(path) is None:
-            raise ProgramError(f"there is no program {path!r}, which the engine postgresql needs")
+            raise ProgramError(
+                f"there is no program {path!r}, which the engine postgresql needs: install it, or set "
+                "`program-path`"
+            )
         return path
 
     def where(self) -> list[str]:
@@ -80,7 +83,8 @@ class Client:
         if encoding is not None:
             own["PGCLIENTENCODING"] = encoding
         for name in _FILES & self.variables.keys():
-            # libpq opens it by its name. Nobody else could have exchanged it, nor can before that.
+            # libpq opens the file by its name. No other user could have replaced it, nor can before libpq
+            # opens it.
             read_setting(name, self.variables[name], self.account)
         own |= self.variables
         if self.password is not None:
@@ -88,7 +92,7 @@ class Client:
         return client_environment(**own)
 
     def process(self, encoding: str | None = "UTF8") -> dict[str, Any]:
-        """Return what every client is run with. encoding: of the client; None: that of the database."""
+        """Return environment, time limit and user of a client. encoding: None: that of the database."""
         return {"env": self.env(encoding), "timeout": self.timeout, "account": self.account}
 
     def psql(self, database: str) -> list[str]:
@@ -97,35 +101,35 @@ class Client:
             self.program("psql"),
             *self.where(),
             *("--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", dbname_argument(database)),
-            # No DETAIL, no CONTEXT, no LINE: they show what is in rows.
+            # No DETAIL, no CONTEXT, no LINE: they show values of rows.
             *("--set=VERBOSITY=terse", "--set=SHOW_CONTEXT=never"),
         ]
 
     def query(
         self, sql: str, names: Memo | None = None, database: str | None = None, *, detail: bool = False
     ) -> list[str]:
-        """Run SQL; return the records that it gives. names: what :'name' in it stands for.
+        """Run SQL; return its records. names: the texts for :'name' in it.
 
-        detail: include a failure's DETAIL: of what has nothing to do with rows.
+        detail: include the DETAIL of a failure, for SQL that does not concern rows.
         """
         argv = [*self.psql(database or self.elsewhere), *_RECORDS]
         only: Filter | None = plain
         if detail:
             argv.append("--set=VERBOSITY=default")
             only = None
-        # The names in a database in SQL_ASCII may be of any encoding.
+        # The names in a database in SQL_ASCII may have any encoding.
         own = self.process("SQL_ASCII" if database and self._encoding(database) == "SQL_ASCII" else "UTF8")
         out = output_of(argv, **own, given=os.fsencode(_bound(sql, names)), only=only)
         return _records(out)
 
     def ask(self, sql: str, names: Memo | None = None) -> list[str]:
-        """Run SQL that only reads, in the open session if there is one; return the records that it gives."""
+        """Run read-only SQL, in the open session if there is one; return its records."""
         out = self.session.answer(_bound(sql, names)) if self.session is not None else None
         return self.query(sql, names) if out is None else _records(out)
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[Client]:
-        """Give a client that asks in one session for the block."""
+        """Yield a client that queries in one session during the block."""
         session = QuerySession(self._start, most=_MOST, allowed=_CONNECTIONS, separator=b"\0")
         try:
             yield replace(self, session=session)
@@ -134,7 +138,7 @@ class Client:
 
     @contextlib.contextmanager
     def _start(self, stdin: int, stdout: int) -> Iterator[Program]:
-        """Give a running psql that prints each result at once."""
+        """Yield a running psql that prints each result at once."""
         argv = [*self.psql(self.elsewhere), *_RECORDS]
         with Program(argv, stdin, stdout, **self.process(), only=_nothing) as program:
             yield program
@@ -144,7 +148,7 @@ class Client:
         return "".join(self.ask(sql, {"name": database}))
 
     def version(self) -> int:
-        """Return the server's version, as 150004."""
+        """Return the server's version, for example 150004."""
         return int(self.ask("SHOW server_version_num;")[0])
 
     def roles(self) -> set[str]:
@@ -162,10 +166,11 @@ class Client:
     ) -> None:
         """Feed a dump to psql, which runs no command in it.
 
-        stops: at the first error. path: to search. shown: errors are printed as they occur, too.
+        stops: whether to stop at the first error. path: the search path. shown: whether errors are also
+        printed as they occur.
         """
         if self.session is not None:
-            # It may take hours, and an idle connection could be in somebody's way.
+            # The load may take hours, and an idle connection could block other sessions.
             self.session.close()
         argv = [*self.psql(database), "--output=/dev/null", f"--command={PREAMBLE}", "--file=-"]
         if not stops:
@@ -175,7 +180,7 @@ class Client:
 
 
 def _bound(sql: str, names: Memo | None) -> str:
-    """Return SQL with a text for each :'name'."""
+    """Return SQL with a quoted text for each :'name'."""
     if not names:
         return sql
     return re.sub(f":'({'|'.join(names)})'", lambda found: quoted_text(names[found[1]]), sql)

@@ -1,4 +1,4 @@
-"""One database of a PostgreSQL server: what it is, what it holds, and its dump."""
+"""One database of a PostgreSQL server: its properties, its content, and its dump."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ if TYPE_CHECKING:
     from castore.engines.postgresql.client import Client
 
 Compared = Literal["full", "objects", "off"]
-"""What of a database is compared: objects and numbers of rows, objects, or nothing."""
+"""How much of a database is compared: objects and numbers of rows, objects, or nothing."""
 _TRAILER: Final = b"-- PostgreSQL database dump complete"
 
 
 @contextlib.contextmanager
 def valid_record() -> Iterator[None]:
-    """Raise CastoreError where what a dump records of its database is not of the expected form."""
+    """Raise CastoreError if what a dump records of its database does not have the expected form."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise CastoreError(f"what the dump records of its database is damaged: {error!r}") from None
+        raise CastoreError(
+            f"what the dump records of its database is damaged: {error!r}; restore another generation"
+        ) from None
 
 
 def restrict_key(client: Client, program: str, secret: str) -> tuple[str, ...]:
-    """Return the option of pg_dump or pg_dumpall that names the word between restricted parts.
+    """Return the option of pg_dump or pg_dumpall that sets the word of restricted parts.
 
-    It has to be secret: a server that knows it can put commands for psql into the dump.
+    The word has to be secret: a server that knows it can put commands for psql into the dump.
     """
     if not secret or b"--restrict-key" not in output_of([program, "--help"], **client.process(None)):
         return ()
@@ -69,12 +71,12 @@ class Database:
         return bool(self.client.ask(sql, {"live": self.name}))
 
     def oid(self) -> str:
-        """Return the number by which the server knows the database; empty if it has none."""
+        """Return the number with which the server identifies the database; empty if it does not exist."""
         sql = "SELECT oid FROM pg_database WHERE datname = :'name';"
         return "".join(self.client.ask(sql, {"name": self.name}))
 
     def properties(self) -> dict[str, Any] | None:
-        """Return what the database is apart from what it holds; None if it does not exist."""
+        """Return the properties of the database apart from its content; None if it does not exist."""
         ask = self.client.ask
         found = ask(PROPERTIES, {"live": self.name})
         if not found:
@@ -82,7 +84,7 @@ class Database:
         recorded: dict[str, Any] = json.loads(found[0])
         row = recorded.pop("row")
         recorded |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
-        # It had another name before PostgreSQL 17.
+        # The column had another name before PostgreSQL 17.
         if locale := row.get("datlocale") or row.get("daticulocale"):
             recorded["locale"] = locale
         if ask("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT');") == ["t"]:
@@ -94,7 +96,7 @@ class Database:
 
     @contextlib.contextmanager
     def dump(self, secret: str) -> Iterator[Readinto]:
-        """Give a function that reads what pg_dump writes, guarded by a word that depends on the secret."""
+        """Yield a function that reads pg_dump's output, protected by a word that depends on the secret."""
         program = self.client.program("pg_dump")
         argv = [program, *self.client.where(), "--format=plain", *restrict_key(self.client, program, secret)]
         argv += self.options
@@ -118,12 +120,12 @@ class Database:
                 for name, reason in rest["missing"].items()
             ]
             if reason := rest["failed"].get(""):
-                reader.warnings.append((b"inventory", f"no inventory was taken, to compare with: {reason}"))
+                reader.warnings.append((b"inventory", f"no inventory was taken for comparison: {reason}"))
             yield reader
 
     @contextlib.contextmanager
     def _inventory(self, was: dict[str, Any]) -> Iterator[tuple[Inventory, dict[str, dict[str, str]]]]:
-        """Give what `snapshot` gives; if that fails, nothing but the reason: a dump is worth more."""
+        """Yield what `snapshot` yields; if that fails, only the reason, since the dump is still useful."""
         with contextlib.ExitStack() as stack:
             try:
                 taken = stack.enter_context(self.snapshot(was, dumped=True))
@@ -136,10 +138,10 @@ class Database:
     def snapshot(
         self, was: dict[str, Any], *, dumped: bool = False
     ) -> Iterator[tuple[Inventory, dict[str, dict[str, str]]]]:
-        """Give the inventory of the database, and what `split` gives with it.
+        """Yield the inventory of the database, and what `split` returns with it.
 
-        was: what is known of the database apart from what it holds. dumped: also give what a dump of it
-        leaves out. The transaction that it was taken in lasts as long as the block; its snapshot is exported.
+        was: the known properties of the database. dumped: also yield what a dump of it leaves out. The
+        transaction of the inventory stays open during the block, and its snapshot is exported.
         """
         level = "SERIALIZABLE" if DEFERRABLE in self.options else "REPEATABLE READ"
         deferrable = " DEFERRABLE" if DEFERRABLE in self.options else ""
@@ -154,7 +156,7 @@ class Database:
         if self.compared != "off":
             script.append(catalogue.OBJECTS)
         if self.compared == "full":
-            # Functions in indexes are looked at while a query is planned, and may need it.
+            # Functions in indexes are evaluated while a query is planned, and may need the search path.
             path = quoted_text(search_path(was))
             script.append(f"SELECT set_config('search_path', {path}, false) \\g /dev/null")
             script += [catalogue.ROWS, catalogue.VIEWS]

@@ -1,4 +1,4 @@
-"""A drill: a dump is loaded into a PostgreSQL server of its own, and its rows are counted."""
+"""A drill: load a dump into a private PostgreSQL server, and count its rows."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from castore.engines.base import Contents
 
 NAME = "drill"
-"""Of the database in the server of a drill."""
+"""The database in the server of a drill."""
 
 
 def server_programs(program_path: str | None) -> str:
-    """Return the directory of initdb and postgres: those of the newest server that is installed."""
+    """Return the directory of initdb and postgres: those of the newest installed server."""
     found = glob.glob("/usr/lib/postgresql/*/bin/initdb")
     if program_path and os.path.exists(f"{program_path}/initdb"):
         return program_path
@@ -41,12 +41,12 @@ def server_programs(program_path: str | None) -> str:
         return os.path.dirname(newest)
     if program := shutil.which("initdb"):
         return os.path.dirname(os.path.realpath(program))
-    raise ProgramError("there is no PostgreSQL server (initdb) here to drill with")
+    raise ProgramError("there is no PostgreSQL server (initdb) here to drill with: install one")
 
 
 @contextlib.contextmanager
 def scratch_server(programs: str, folder: str) -> Iterator[str]:
-    """Run a PostgreSQL server of its own in `folder`; give the directory of its socket."""
+    """Run a private PostgreSQL server in `folder`; yield the directory of its socket."""
     account = unprivileged("postgres")
     give(folder, account)
     data = os.path.join(folder, "data")
@@ -65,7 +65,7 @@ def scratch_server(programs: str, folder: str) -> Iterator[str]:
 def drilled(
     folder: str, contents: Contents, program_path: str | None
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Load a dump into a scratch server below `folder`; give what was found, and how to reach it."""
+    """Load a dump into a scratch server below `folder`; yield a summary, and how to reach the server."""
     with scratch_server(server_programs(program_path), folder) as socket:
         client = Client(host=socket, user="postgres", program_path=program_path)
         database = Database(client, NAME)
@@ -76,7 +76,7 @@ def drilled(
         rows = [int(text) for name, text in found.items() if name.startswith("rows of ")]
         size = client.query(f"SELECT pg_database_size('{NAME}');")[0]
         finding = f"{counted(sum(rows), 'row')} in {counted(len(rows), 'table')}, "
-        finding += f"{counted(int(size), 'byte')} in a server of its own"
+        finding += f"{counted(int(size), 'byte')} in a private server"
         finding = "; ".join([finding, *differing])
         yield finding, {"HOST": socket, "DATABASE": NAME, "USER": "postgres"}
 
@@ -94,15 +94,15 @@ def _load(database: Database, folder: str, contents: Contents, was: dict[str, An
     while True:
         again()
         try:
-            # The first attempts may fail, for want of a role: that is no error of the drill.
+            # The first attempts may fail because a role is missing: that is no error of the drill.
             restore(database, contents, was, again, shown=False)
         except ProgramError as error:
-            # Roles are the server's, not the database's: they are not in its dump.
+            # Roles belong to the server, not to the database: its dump does not create them.
             if role := re.search('role "(.+?)" does not exist', str(error)):
                 client.query(f"CREATE ROLE {quoted_name(role[1])};")
             elif space := re.search('parameter "default_tablespace": "(.+?)"(;|$)', str(error)):
                 place = os.path.join(folder, f"space{spaces}")
-                # Made by the server's user, who owns the directory: a name there may be a link.
+                # The server's user, who owns the directory, creates it: a name there may be a link.
                 output_of(["mkdir", "-m", "700", place], account=unprivileged("postgres"), cwd=folder)
                 named = f"{quoted_name(space[1])} LOCATION {quoted_text(place)}"
                 client.query(f"CREATE TABLESPACE {named};")

@@ -30,7 +30,7 @@ class PostgreSQL(Engine, frozen=True):
 
     database: str = ""
     cluster: bool = False
-    """All databases of the server instead, each as a part of its own, and the roles."""
+    """Take all databases of the server instead, each as a part of its own, and the roles."""
     host: str | None = None
     """A name or address, or the directory of the server's socket."""
     port: int | None = None
@@ -41,17 +41,17 @@ class PostgreSQL(Engine, frozen=True):
     program_path: str | None = None
     """The directory of pg_dump and psql."""
     maintenance_database: str = "postgres"
-    """What is connected to while databases are renamed."""
+    """The database to connect to while others are renamed."""
     sslmode: str | None = None
     sslrootcert: str | None = None
     sslcert: str | None = None
     sslkey: str | None = None
     passfile: str | None = None
-    """A file like ~/.pgpass, which is not read by itself."""
+    """A file like ~/.pgpass; castore does not let libpq read ~/.pgpass by itself."""
     service: str | None = None
     """The name of a connection service."""
     service_file: str | None = None
-    """The file that describes it."""
+    """The file that describes the connection service."""
     inventory: Compared = "full"
     """What is compared after a dump was staged: objects and numbers of rows, objects, or nothing."""
 
@@ -61,12 +61,12 @@ class PostgreSQL(Engine, frozen=True):
     )
 
     def __post_init__(self) -> None:
-        """Refuse neither and both."""
+        """Refuse settings that name neither a database nor the cluster, or both."""
         if bool(self.database) == self.cluster:
             raise ValueError("either `database` or `cluster = true` was expected")
 
     def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
-        """Return the parts of a whole cluster: NAME, its roles, and NAME.DATABASE for each database."""
+        """Return the parts of a cluster: NAME, its roles, and NAME.DATABASE for each database."""
         if not self.cluster:
             return {}
         every = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1;"
@@ -81,7 +81,7 @@ class PostgreSQL(Engine, frozen=True):
         return found
 
     def recorded(self, name: str, settings: dict[str, dict[str, Any]]) -> dict[str, tuple[str, Engine]]:
-        """Return the parts of an entire cluster that a generation has, on this server."""
+        """Return the parts of a cluster that a generation has, on this server."""
         if not self.cluster:
             return {}
         found = self._roles_part(name)
@@ -96,7 +96,7 @@ class PostgreSQL(Engine, frozen=True):
         return {name: ("postgresql-roles", find("postgresql-roles")(**self._shared()))}
 
     def _shared(self) -> dict[str, Any]:
-        """Return the settings that the parts of a cluster have in common."""
+        """Return the settings that the parts of a cluster share."""
         return {
             field: getattr(self, field)
             for field in self.__struct_fields__
@@ -135,7 +135,7 @@ class PostgreSQL(Engine, frozen=True):
         return not self.database or self._live.exists()
 
     def check(self) -> None:
-        """Raise CastoreError where the database could not be dumped, or a rollback would be refused."""
+        """Raise CastoreError if the database could not be dumped, or a rollback would be refused."""
         if not self.cluster:
             with self._client.connected() as client:
                 checks.check(self._database(client))
@@ -155,36 +155,36 @@ class PostgreSQL(Engine, frozen=True):
         return f"postgresql {self._client.version()}"
 
     def warn(self, version: str) -> str:
-        """Say when the server is older than the one that was dumped from."""
+        """Return a warning if the server is older than the one that was dumped."""
         try:
             then, now = int(version.split()[1]) // 10000, self._client.version() // 10000
         except (IndexError, ValueError):
             return ""
         if now >= then:
             return ""
-        return f"it was dumped from PostgreSQL {then}, and the server here is {now}: it may not take it"
+        return f"it was dumped from PostgreSQL {then}, and the server here is {now}: it may fail to load"
 
     def dump(self) -> AbstractContextManager[Readinto]:
-        """Give a function that reads what pg_dump writes."""
+        """Return a context with a function that reads pg_dump's output."""
         return self.stable_dump("")
 
     def stable_dump(self, secret: str) -> AbstractContextManager[Readinto]:
-        """Give a function that reads what pg_dump writes, guarded by a word that stays the same."""
+        """Do as `dump`; a word that stays the same protects the restricted parts."""
         return self._live.dump(secret)
 
     def ready(self) -> None:
-        """Raise CastoreError where a rollback would be refused: for options, rights, replication, space."""
+        """Raise CastoreError if a rollback would be refused: for options, rights, replication, space."""
         with self._client.connected() as client:
             checks.ready(self._database(client))
 
     def begin(self) -> Memo:
-        """Return the names of the databases that are made."""
+        """Return the names of the databases that the rollback creates."""
         memo = {"live": self.database, "new": new_name("new"), "old": new_name("old")}
         there = self.database in Swap(self._client, memo).existing()
         return {**memo, "existed": "yes" if there else ""}
 
     def stage(self, memo: Memo, contents: Contents) -> None:
-        """Make a database like the one that was dumped, and load the dump."""
+        """Create a database like the dumped one, and load the dump."""
         with self._client.connected() as client:
             staging.stage(self._database(client), memo, contents)
 
@@ -196,24 +196,24 @@ class PostgreSQL(Engine, frozen=True):
         return [*found, *(f"the role {role}" for role in lacking)]
 
     def switch(self, memo: Memo, contents: Contents) -> None:
-        """Exchange the names of the two databases, in one transaction."""
+        """Swap the names of the two databases, in one transaction."""
         del contents
         with self._client.connected() as client:
             Swap(client, memo).switch()
 
     def undo(self, memo: Memo, contents: Contents) -> None:
-        """Exchange them back, and remove the new one."""
+        """Swap the names again, and drop the new database."""
         del contents
         with self._client.connected() as client:
             Swap(client, memo).undo()
 
     def finish(self, memo: Memo) -> None:
-        """Remove what was replaced."""
+        """Drop the replaced database."""
         with self._client.connected() as client:
             Swap(client, memo).finish()
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
-        """Load the dump into a server of its own, on a private socket, and count its rows."""
+        """Load the dump into a private server on a private socket, and count its rows."""
         with drilled(folder, contents, self.program_path) as found:
             yield found

@@ -1,7 +1,7 @@
-"""What a PostgreSQL database holds, as its catalogue says: to see that a dump and what it restores to is complete.
+"""The content of a PostgreSQL database, from its catalogue: to check dumps and what they restore to.
 
-A fingerprint covers what pg_dump restores: owner, rights, options and definition. What changes by itself, such as
-the last value of a sequence, is not part of it.
+A fingerprint covers what pg_dump restores: owner, rights, options and definition. Values that change by
+themselves, such as the last value of a sequence, are not part of it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from castore.engines.base import Inventory
 
 _MOST_BYTES: Final = 4 << 20
-"""Of an inventory in the first line of a dump; a larger one is condensed to a digest per kind."""
+"""The largest inventory in the first line of a dump; a larger one is condensed to a digest per kind."""
 
-# Objects of extensions are made by their extension; those of the system by the server.
+# Extensions create their own objects, and the server creates the system's.
 _OURS: Final = """NOT EXISTS (SELECT FROM pg_depend e WHERE e.deptype = 'e' AND e.classid = '{0}'::regclass
   AND e.objid = {1}.oid) AND {1}.oid >= 16384"""
 _SCHEMAS: Final = """{0} NOT IN (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog', 'information_schema')
@@ -41,7 +41,7 @@ def _select(kind: str, name: str, values: str, tail: str) -> str:
 
 
 def _plain(kind: str, catalogue: str, prefix: str, values: str, acl: str = "", where: str = "true") -> str:
-    """Return SQL for a catalogue whose objects have an owner, and a name that pg_identify_object gives."""
+    """Return SQL for a catalogue whose objects have an owner, and a name from pg_identify_object."""
     name = f"(pg_identify_object('{catalogue}'::regclass, x.oid, 0)).identity"
     rights = f", {_acl(f'x.{prefix}acl', acl, f'x.{prefix}owner')}" if acl else ""
     owner = f", {_owner(f'x.{prefix}owner')}" if prefix else ""
@@ -87,7 +87,7 @@ OBJECTS: Final = " UNION ALL ".join((
             f"""pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
       WHERE (i.indisvalid OR t.relkind = 'p') AND {_SCHEMAS.format("c.relnamespace")} AND {_OURS.format("pg_class", "t")}"""),
     _select("constraint", "(pg_identify_object('pg_constraint'::regclass, c.oid, 0)).identity",
-            # Whether an inherited one was validated depends on which of the tables was made first.
+            # Whether an inherited constraint was validated depends on which table was created first.
             """CASE WHEN c.coninhcount > 0 THEN replace(pg_get_constraintdef(c.oid), ' NOT VALID', '')
       ELSE pg_get_constraintdef(c.oid) END, c.convalidated OR c.coninhcount > 0, c.condeferrable, c.condeferred,
       c.connoinherit""",
@@ -171,7 +171,7 @@ OBJECTS: Final = " UNION ALL ".join((
     _select("security label on", """concat((pg_identify_object(d.classoid, d.objoid, d.objsubid)).identity, ' by ',
       d.provider)""", "d.label", "pg_seclabel d"),
 )) + ";"
-"""Gives one row per object: "KIND NAME", and a fingerprint. To be run with the search path pg_catalog."""
+"""Gives one row per object: "KIND NAME", and a fingerprint. Run it with the search path pg_catalog."""
 
 EXPORT: Final = "SELECT 'castore:snapshot', pg_export_snapshot();"
 _MEMBER: Final = "EXISTS (SELECT FROM pg_depend e WHERE e.deptype = 'e' AND e.classid = 'pg_class'::regclass AND e.objid = c.oid)"
@@ -181,7 +181,7 @@ SELECT format('SELECT %L, count(*) FROM ONLY %s;', concat('rows of ', {_RELATION
 FROM pg_class c WHERE c.relkind = 'r' AND {_SCHEMAS.format("c.relnamespace")} AND c.oid >= 16384 AND NOT {_MEMBER}
 ORDER BY c.oid \\gexec
 """
-"""For psql: gives one row per table, and how many rows it has."""
+"""For psql: gives one row per table, with its number of rows."""
 ORDERS: Final = f"""
 SELECT concat('castore:order ', {_RELATION.format("c.oid")}), (SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum)
   FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)
@@ -192,7 +192,7 @@ VIEWS: Final = f"""
 SELECT format('SELECT %L, count(*) FROM %s;', concat('castore:view ', {_RELATION.format("c.oid")}), c.oid::regclass)
 FROM pg_class c WHERE c.relkind = 'm' AND c.relispopulated AND NOT {_MEMBER} ORDER BY c.oid \\gexec
 """
-"""For psql: gives one row per materialized view, and how many rows it has. A restore fills it again."""
+"""For psql: gives one row per materialized view, with its number of rows. A restore fills it again."""
 EXTENSIONS: Final = "SELECT concat('castore:extension ', extname), extversion FROM pg_extension;"
 LEFT_OUT: Final = f"""
 SELECT concat('castore:missing index ', {_RELATION.format("c.oid")}),
@@ -223,11 +223,11 @@ SELECT format('SELECT %L, %L WHERE EXISTS (SELECT FROM ONLY %s);',
 FROM pg_class c WHERE c.relkind = 'r' AND {_MEMBER} AND NOT {_CONFIGURED} AND c.oid >= 16384
   AND has_table_privilege(c.oid, 'SELECT') AND {_SCHEMAS.format("c.relnamespace")} ORDER BY c.oid \\gexec
 """
-"""For psql: gives one row per object that pg_dump leaves out, and why."""
+"""For psql: gives one row per object that pg_dump leaves out, and the reason."""
 
 
 def condensed(inventory: Inventory, *, always: bool = False) -> Inventory:
-    """Return an inventory that fits the first line of a dump: of a very large one, a digest per kind."""
+    """Return an inventory that fits the first line of a dump: a very large one becomes a digest per kind."""
     if not always and len(json.dumps(inventory)) <= _MOST_BYTES:
         return inventory
     kinds: dict[str, list[str]] = {}
@@ -240,7 +240,7 @@ def condensed(inventory: Inventory, *, always: bool = False) -> Inventory:
 
 
 def names_only(inventory: Inventory) -> Inventory:
-    """Return an inventory without definitions, which another version of the server writes in another way."""
+    """Return an inventory without definitions, which another version of the server writes differently."""
     return {name: text if name.startswith("rows of ") else "" for name, text in inventory.items()}
 
 
@@ -250,7 +250,7 @@ def without_rows(inventory: Inventory) -> Inventory:
 
 
 def split(pairs: Iterable[tuple[str, str]]) -> tuple[Inventory, dict[str, dict[str, str]]]:
-    """Return the inventory in what the scripts above print, and of the rest, by its kind, names and values."""
+    """Return the inventory from the output of the scripts above, and the other records by kind and name."""
     inventory: Inventory = {}
     kinds = ("snapshot", "extension", "missing", "view", "order", "failed")
     rest: dict[str, dict[str, str]] = {kind: {} for kind in kinds}

@@ -26,23 +26,23 @@ def _created_role(line: bytes) -> str | None:
 
 
 class PostgreSQLRoles(PostgreSQL, frozen=True):
-    """The roles of a cluster, with their passwords as the server keeps them, and tablespaces.
+    """The roles of a cluster, with the password hashes that the server stores, and tablespaces.
 
-    A rollback makes those that are missing and sets all that are named to what they were; roles that have
-    come since stay.
+    A rollback creates missing roles, and sets all recorded ones to their recorded state. Roles that are newer
+    than the generation stay.
     """
 
     def __post_init__(self) -> None:
-        """It has no database."""
+        """Accept the settings: there is no database."""
 
     def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
-        """It is one part."""
+        """Return {}: this is one part."""
         del name
         return {}
 
     @contextlib.contextmanager
     def stable_dump(self, secret: str) -> Iterator[Readinto]:
-        """Give a function that reads what pg_dumpall writes of all but databases."""
+        """Yield a function that reads pg_dumpall's output of all but databases."""
         client = self._client
         program = client.program("pg_dumpall")
         argv = [program, *client.where(), "--globals-only", *restrict_key(client, program, secret)]
@@ -50,12 +50,12 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
             yield require_trailer(readinto, b"-- PostgreSQL database cluster dump complete", program)
 
     def check(self) -> None:
-        """Raise CastoreError where the roles could not be dumped or set."""
+        """Raise CastoreError if the roles could not be dumped or set."""
         self._client.program("pg_dumpall")
         self.ready()
 
     def ready(self) -> None:
-        """Raise CastoreError where the account may not read and set roles."""
+        """Raise CastoreError if the account may not read and set roles."""
         sql = "SELECT current_user FROM pg_roles WHERE rolname = current_user AND NOT rolsuper;"
         for name in self._client.query(sql):
             raise CastoreError(
@@ -63,7 +63,7 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
             )
 
     def begin(self) -> Memo:
-        """Nothing is made next to the live state."""
+        """Return an empty memo: nothing is created next to the live state."""
         return {}
 
     def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
@@ -74,34 +74,34 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         return [f"the role {role}" for role in named if role not in there]
 
     def stage(self, memo: Memo, contents: Contents) -> None:
-        """Make roles that are missing: databases that are staged may belong to them."""
+        """Create missing roles: they may own databases that are staged."""
         del memo
         lines = b"".join(map(bytes, contents.target())).splitlines(keepends=True)
         self._load([line for line in lines if _created_role(line) is not None])
 
     def switch(self, memo: Memo, contents: Contents) -> None:
-        """Set roles to what they were."""
+        """Set roles to their recorded state."""
         del memo
         self._load(contents.target())
 
     def undo(self, memo: Memo, contents: Contents) -> None:
-        """Set them to what they were before."""
+        """Set roles to their state before the rollback."""
         if SWITCHING in memo:
             self._load(contents.before())
 
     def finish(self, memo: Memo) -> None:
-        """Nothing was replaced."""
+        """Do nothing: nothing was replaced."""
 
     def _load(self, chunks: Iterable[Bytes]) -> None:
         there = self._client.roles()
         lines = b"".join(map(bytes, chunks)).splitlines(keepends=True)
         wanted = [line for line in lines if _created_role(line) not in there]
-        # A tablespace that exists cannot be created: that is no failure.
+        # An existing tablespace cannot be created: that is no failure.
         self._client.load(self._client.elsewhere, wanted, stops=False)
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
-        """Nothing but to read them: they are not for a server of their own."""
+        """Read the roles only: castore loads them into no server for a drill."""
         del folder
         count = sum(
             bytes(line).startswith(b"CREATE ROLE ")

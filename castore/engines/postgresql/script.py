@@ -1,8 +1,8 @@
-r"""Keep psql from running commands that are in a dump: backslash commands, which start programs.
+r"""Keep psql from running commands in a dump: backslash commands, which can start programs.
 
-A psql with `\restrict` refuses them itself, until a key is given that the dump cannot know. For an older
-psql, `without_commands` reads the script as psql's scanner does and refuses every one outside COPY data.
-Where the two could disagree, it refuses the script: it never lets through what psql might run.
+A psql with `\restrict` refuses them itself, until it reads a key that the dump cannot know. For an older
+psql, `without_commands` reads the script as psql's scanner does, and refuses each command outside COPY data.
+If the two could disagree, it refuses the script: it never passes on what psql might run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from castore.engines.base import Bytes
 
 _HEAD_BYTES: Final = 1 << 25
-"""More than the comments before the first statement of a dump."""
+"""More bytes than the comments before the first statement of a dump."""
 _TAIL_BYTES: Final = 4096
 _PAIR: Final = re.compile(rb"\\restrict ([A-Za-z0-9]{1,255})[ \r]*\n")
 _COMMENT_OR_BLANK: Final = re.compile(rb"(?:--[^\n]*|[ \t\r]*)\n")
@@ -33,7 +33,7 @@ _ODD: Final = re.compile(rb":[^:]|\$[0-9]+[^0-9]|[0-9].*'", re.DOTALL)
 _COMMENT_EDGE: Final = re.compile(rb"/\*|\*/")
 _CLOSING: Final = {b"'": re.compile(rb"'"), b'"': re.compile(rb'"')}
 _CLOSING_ESCAPED: Final = re.compile(rb"[\x80-\xff]\\'|\\.|''|'", re.DOTALL)
-"""The first: in some encodings the backslash belongs to the letter before it."""
+"""The first alternative: in some encodings the backslash belongs to the preceding letter."""
 _COPY: Final = re.compile(r"copy( [^ ();]+){1,3}( \([^()]*\))? from stdin")
 _COPY_END: Final = re.compile(rb"(?m)^\\\.\r?\n")
 _KEPT_TOKENS: Final = 4096
@@ -42,21 +42,21 @@ _OWN_COMMANDS: Final = re.compile(
     rb"""|connect (?:"[A-Za-z0-9_.]+"|[a-z0-9_.]+"""
     rb"""|-reuse-previous=on "dbname='(?:[^'"`\\\r\n]|"")*'"))[ \r]*\n"""
 )
-r"""What pg_dump and pg_dumpall write outside COPY data.
+r"""Commands that pg_dump and pg_dumpall write outside COPY data.
 
-\connect with anything but the name of a database could lead to another server, or have libpq load a library.
+\connect with anything but the name of a database could lead to another server, or make libpq load a library.
 """
 
 
 def guarded(
     psql: str, chunks: Iterable[Bytes], process: Mapping[str, Any], *, stops: bool = True
 ) -> Iterator[Bytes]:
-    """Yield a dump so that this psql runs no command in it. Raises CastoreError for one that it refuses.
+    """Yield a dump so that this psql runs no command in it. Raises CastoreError for a dump that it refuses.
 
-    process: what psql is run with. stops: whether psql ends at the first error.
+    process: how psql is run. stops: whether psql ends at the first error.
     """
     if b"\\restrict " in output_of([psql, "--help=commands"], **process):
-        # A new key each time: no dump can hold it.
+        # A new key each time: no dump can contain it.
         yield b"\\restrict %s\n" % os.urandom(24).hex().encode()
         yield from _without_zero_bytes(without_pair(chunks))
     else:
@@ -65,7 +65,7 @@ def guarded(
 
 
 def without_commands(chunks: Iterable[Bytes]) -> Iterator[bytes]:
-    """Yield a script for a psql of which nothing is known; refuse commands that pg_dump does not write."""
+    """Yield a script for any psql; refuse commands that pg_dump does not write."""
     return _checked(chunks, (_Lexer(allowed=_OWN_COMMANDS),))
 
 
@@ -128,12 +128,12 @@ class _Lexer:
     def __init__(
         self, *, copy: bool = True, escapes: bool = False, allowed: re.Pattern[bytes] | None = None
     ) -> None:
-        """copy: whether psql ends where the server refuses a COPY, so that data cannot become commands."""
+        """copy: whether psql ends when the server refuses a COPY, so that data cannot become commands."""
         self._copy = copy
         self._escapes = escapes
         self._allowed = allowed
         self._open = b""
-        """What has begun: a quote, `/*`, a dollar quote, or b"copy"."""
+        """What has been opened: a quote, `/*`, a dollar quote, or b"copy"."""
         self._escaped = False
         self._depth = 0
         self._line = 1
@@ -142,7 +142,7 @@ class _Lexer:
     def _begin(self) -> None:
         self._tokens: list[str] = []
         self._words: list[str] = []
-        """The first of the tokens that are unquoted words."""
+        """The first tokens that are unquoted words."""
         self._parentheses = 0
         self._blocks = 0
 
@@ -161,7 +161,7 @@ class _Lexer:
         )
 
     def _pass(self, data: bytes, at: int) -> int:
-        """Look for the end of what is open; return where to continue."""
+        """Find the end of what is open; return where to continue."""
         opened = self._open
         if opened == b"copy":
             end = _COPY_END.search(data, at)
@@ -221,7 +221,7 @@ class _Lexer:
             self._tokens.append(word)
 
     def _count(self, word: str) -> None:
-        """Follow parentheses and blocks: a semicolon in them does not end a statement."""
+        """Count parentheses and blocks: a semicolon in them does not end a statement."""
         self._note(word)
         if word == "(":
             self._parentheses += 1
@@ -245,7 +245,7 @@ class _Lexer:
         return words[:2] in (["create", "function"], ["create", "procedure"])
 
     def _end_statement(self, data: bytes, at: int) -> bool:
-        """Take in a semicolon; return whether the lines after this one are data."""
+        """Process a semicolon; return whether the lines after this one are data."""
         if self._parentheses or self._blocks:
             return False
         tokens = self._tokens

@@ -1,7 +1,7 @@
-"""How castore's sessions with PostgreSQL are set up, whatever is set for roles, databases, or the server.
+"""The settings of castore's sessions with PostgreSQL, independent of roles, databases and the server.
 
-Settings of roles, databases and postgresql.conf change what a dump says and how it is read: a money value in
-the format of lc_monetary, an interval in IntervalStyle, 'NULL' in an array, `x = NULL` in a view.
+Settings of roles, databases and postgresql.conf change what a dump contains and how it is read: a money value
+in the format of lc_monetary, an interval in IntervalStyle, 'NULL' in an array, `x = NULL` in a view.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _SETTINGS: Final = {
     "jit": "off",
 }
 OPTIONS: Final = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
-"""For PGOPTIONS. With row_security off, a query that a policy would cut fails."""
+"""The value of PGOPTIONS. With row_security off, a query fails if a policy would hide rows from it."""
 PREAMBLE: Final = """
 SELECT pg_catalog.set_config(name, CASE vartype WHEN 'enum' THEN 'origin' ELSE '0' END, false)
 FROM pg_catalog.pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout')
 OR name = 'session_replication_role' AND setting <> 'origin';"""
-"""For sessions that last: settings that only newer servers have, and one that only a superuser may set."""
+"""For longer sessions: settings that only newer servers have, and one that only a superuser may set."""
 
 _ALLOWED: Final = (
     *("--verbose", "-v", "--no-sync", "--quote-all-identifiers", "--inserts", "--column-inserts"),
@@ -68,34 +68,34 @@ _POLICIES_ON: Final = b"\nSET row_security = on;\n"
 _LAST_SETTING: Final = _POLICIES_OFF
 _NO_PATH: Final = b"'search_path', ''"
 _HEAD_BYTES: Final = 1 << 25
-"""More than castore's line and the settings at the beginning of a dump."""
+"""More bytes than castore's line and the settings at the beginning of a dump."""
 _END: Final = b"castore:end\0\0"
 
 
 def refuse_options(options: Sequence[str]) -> None:
-    """Raise CastoreError for options of pg_dump that are not known to leave nothing out of the dump."""
+    """Raise CastoreError for options of pg_dump that are not known to keep the dump complete."""
     words = iter(options)
     for word in words:
         if word in _DIRECTS:
             raise CastoreError(
-                f"with the option {word} the dump says itself where it goes: into the live database; remove "
-                "it from `options`"
+                f"with the option {word} the dump names its database itself and would go into the live "
+                "database; remove it from `options`"
             )
         if word in _ALLOWED or word.partition("=")[0] in _ALLOWED_VALUES:
             if word in _ALLOWED_VALUES:
                 next(words, None)
             continue
         raise CastoreError(
-            f"the option {word} of pg_dump leaves something out, or is not known to keep the whole database, "
-            "and a rollback exchanges the whole database: remove it from `options`, or use the engine command"
+            f"the option {word} of pg_dump leaves something out, or is not known to keep the dump complete, "
+            "and a rollback replaces the whole database: remove it from `options`, or use the engine command"
         )
 
 
 def prepared(chunks: Iterable[Bytes], path: str = "") -> Iterator[Bytes]:
-    """Yield a dump with other settings in its first statements than pg_dump writes.
+    """Yield a dump, with other settings in its first statements than pg_dump writes.
 
     `row_security` is on: with it off, a materialized view whose owner is subject to a policy cannot be filled
-    again; no policy exists yet when rows are loaded. path: a search path, instead of none.
+    again; no policy exists yet when rows are loaded. path: the search path; empty: none.
     """
     source = iter(chunks)
     head = b""
@@ -118,10 +118,10 @@ def reading(
     timeout: float | None,
     account: pwd.struct_passwd | None = None,
 ) -> Iterator[list[tuple[str, str]]]:
-    """Run a script in a psql that stays, and give the rows of two columns that it prints.
+    """Run a script in a psql that stays connected, and yield the rows of two columns that it prints.
 
-    A transaction that the script has begun goes on while the block lasts. account: the user that psql
-    is run as; None: castore's own. Raises ProgramError.
+    A transaction that the script has begun stays open during the block. account: the user that psql runs as;
+    None: castore's own. Raises ProgramError.
     """
     separated = ["--tuples-only", "--no-align", "--field-separator-zero", "--record-separator-zero"]
     pipes = subprocess.PIPE, subprocess.PIPE
@@ -134,9 +134,9 @@ def reading(
             count = program.read(room)
             if not count:
                 program.wait()
-                raise CastoreError(f"{argv[0]} ended before it had answered")
+                raise CastoreError(f"{argv[0]} ended before it had answered: see the server's log")
             output += room[:count]
-        # Names of a database in SQL_ASCII may be of any encoding.
+        # Names of a database in SQL_ASCII may have any encoding.
         words = output.decode("utf-8", "backslashreplace").split("\0")
         yield list(zip(words[0:-3:2], words[1:-2:2], strict=True))
         program.close_input()

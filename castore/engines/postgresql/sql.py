@@ -1,4 +1,4 @@
-"""What PostgreSQL is told and says: names, what a database is beside what it holds, and messages."""
+"""SQL for PostgreSQL and its messages: names, the properties of a database apart from its content."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SELECT json_build_object('row', row_to_json(d), 'owner', pg_get_userbyid(d.datdb
       ORDER BY r.rolname) FROM pg_roles r WHERE r.rolname !~ '^pg_' AND r.oid IN (SELECT oid FROM need)))
 FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace WHERE d.datname = :'live';
 """
-"""What a database is beside what it holds, which pg_dump does not write."""
+"""The properties of a database apart from its content, which pg_dump does not write."""
 PASSWORDS: Final = """
 SELECT json_object_agg(rolname, rolpassword) FROM pg_authid WHERE rolpassword IS NOT NULL;
 """
@@ -43,11 +43,11 @@ _HASH: Final = re.compile(
     r"md5[0-9a-f]{32}|SCRAM-SHA-256\$[1-9][0-9]{0,6}:[A-Za-z0-9+/]{1,64}={0,2}"
     r"\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}="
 )
-"""What the server stores of a password: anything else would be taken for the password itself."""
+"""The forms in which the server stores a password: it would take any other text for the password itself."""
 _PROVIDERS: Final = {"c": "libc", "i": "icu", "b": "builtin"}
 _REST: Final = ("NOTICE", "DETAIL", "CONTEXT", "HINT", "QUERY", "STATEMENT", "LOCATION", "LINE")
 _LISTS: Final = ("search_path", "temp_tablespaces", "unix_socket_directories")
-"""Settings that are lists, as is every one that ends in _libraries."""
+"""Settings that are lists, as are all whose names end in _libraries."""
 
 
 _RIGHTS: Final = {"CREATE", "CONNECT", "TEMPORARY"}
@@ -55,13 +55,13 @@ _RIGHTS: Final = {"CREATE", "CONNECT", "TEMPORARY"}
 
 
 def quoted_name(name: str) -> str:
-    """Return a name as SQL has it. Raises CastoreError for one that no name can be."""
+    """Return a name quoted for SQL. Raises CastoreError for an impossible name."""
     _refuse_zero(name)
     return '"' + name.replace('"', '""') + '"'
 
 
 def quoted_text(text: str) -> str:
-    """Return a text as SQL has it. Raises CastoreError for one that no text can be."""
+    """Return a text quoted for SQL. Raises CastoreError for an impossible text."""
     _refuse_zero(text)
     quoted = text.replace("'", "''").replace("\\", "\\\\")
     return f"E'{quoted}'" if "\\" in text else f"'{quoted}'"
@@ -70,23 +70,26 @@ def quoted_text(text: str) -> str:
 def _refuse_zero(text: str) -> None:
     """Raise CastoreError for a zero byte: psql reads a line up to it, and the next with a quote open."""
     if "\0" in text:
-        raise CastoreError(f"the first line of the dump has a zero byte in {text!r}: it is damaged")
+        raise CastoreError(
+            f"the first line of the dump has a zero byte in {text!r}: it is damaged; restore another "
+            "generation"
+        )
 
 
 def dbname_argument(database: str) -> str:
     """Return the argument that names a database, and nothing else.
 
-    A bare name with a = in it, or one that begins as a URI, is taken for a whole connection string: it could
-    send the password anywhere.
+    libpq takes a bare name that contains =, or begins as a URI, for a connection string: it could send the
+    password anywhere.
     """
     quoted = database.replace("\\", "\\\\").replace("'", "\\'")
     return f"--dbname=dbname='{quoted}'"
 
 
 def creation(new: str, was: dict[str, Any] | None, version: int) -> str:
-    """Return how a database is made that is as another was; version: of the server that makes it.
+    """Return the SQL that creates a database with recorded properties. version: of the creating server.
 
-    The provider of its locale is always named: a cluster has one of its own, which it would else take.
+    The locale provider is always named, because a cluster has a default of its own.
     """
     sql = f"CREATE DATABASE {quoted_name(new)} TEMPLATE template0"
     if was is None:
@@ -111,9 +114,9 @@ def missing_roles(was: dict[str, Any], roles: set[str]) -> list[str]:
 
 
 def role_creation(was: dict[str, Any], name: str, *, password: bool) -> tuple[str, bool]:
-    """Return the SQL that makes a recorded role, and whether it gets the recorded password hash.
+    """Return the SQL that creates a recorded role, and whether it gets the recorded password hash.
 
-    A dump's contents may be hostile: no role becomes a superuser or may make roles.
+    The content of a dump may be hostile: no role becomes a superuser or may create roles.
     """
     (role,) = [one for one in was["roles"] if one["name"] == name][:1]
     words = [
@@ -131,9 +134,9 @@ def role_creation(was: dict[str, Any], name: str, *, password: bool) -> tuple[st
 
 
 def memberships(was: dict[str, Any], made: set[str]) -> tuple[list[str], list[str]]:
-    """Return the SQL that makes recorded roles members of those just made, and what is left to do by hand.
+    """Return the SQL that adds recorded roles to roles just created, and what remains to be done by hand.
 
-    Nobody becomes a member of a role that existed before: it may have rights elsewhere.
+    No role becomes a member of a role that existed before, which may have rights elsewhere.
     """
     script, left = [], []
     for role in was.get("roles") or ():
@@ -146,7 +149,7 @@ def memberships(was: dict[str, Any], made: set[str]) -> tuple[list[str], list[st
 
 
 def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
-    """Yield what gives a database its settings, rights and comment; without roles that are gone."""
+    """Yield SQL for the settings, rights and comment of a database, without roles that no longer exist."""
     database = f"DATABASE {quoted_name(new)}"
     for role, setting in was["settings"] or ():
         name, _, value = setting.partition("=")
@@ -166,7 +169,10 @@ def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
         yield f"REVOKE ALL ON {database} FROM {quoted_name(was['owner'])}"
     for role, right, grantable in was["rights"] or ():
         if right not in _RIGHTS:
-            raise CastoreError(f"the first line of the dump grants {right!r}, not a right to a database")
+            raise CastoreError(
+                f"the first line of the dump grants {right!r}, which is not a right on a database: it is "
+                "damaged"
+            )
         if role is None or role in roles:
             option = " WITH GRANT OPTION" if grantable else ""
             yield f"GRANT {right} ON {database} TO {'PUBLIC' if role is None else quoted_name(role)}{option}"
@@ -175,7 +181,7 @@ def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
 
 
 def search_path(was: dict[str, Any]) -> str:
-    """Return the search path that sessions of a database have, as far as the database sets it."""
+    """Return the search path that the database sets for its sessions, or PostgreSQL's default."""
     for role, setting in was.get("settings") or ():
         name, _, value = setting.partition("=")
         if role is None and name == "search_path":
@@ -188,13 +194,13 @@ def _dotted(name: str) -> str:
 
 
 def _items(value: str) -> list[str]:
-    """Return what a list of names holds, as a setting has it: some of them quoted."""
+    """Return the items of a list of names, as a setting has it: some of them quoted."""
     found = re.findall(r'"((?:[^"]|"")*)"|([^",\s]+)', value)
     return [plain or quoted.replace('""', '"') for quoted, plain in found] or [""]
 
 
 def plain(line: bytes) -> bytes | None:
-    """Return what may be told of what psql says: what failed, and why, but no value of a row."""
+    """Return the part of a psql message that may be shown: what failed and why, but no value of a row."""
     text = line.decode(errors="backslashreplace")
     severity, colon, _ = text.partition(":  ")
     severity = severity.split(": ")[-1]

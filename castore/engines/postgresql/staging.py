@@ -38,10 +38,10 @@ _UNFOUND: Final = "(?:function|operator|relation|type|collation|text search [a-z
 
 
 def stage(live: Database, memo: Memo, contents: Contents) -> None:
-    """Make a database like the one that was dumped, and load the dump. Raises CastoreError."""
+    """Create a database like the dumped one, and load the dump. Raises CastoreError."""
     client = live.client
     new = Database(client, memo["new"], live.options, live.compared)
-    # An older castore did not record what the database was: then it is as the live one.
+    # An older castore did not record the properties: then those of the live database are used.
     was = read_preamble(contents.target()) or live.properties()
     with valid_record():
         if was is not None:
@@ -54,7 +54,7 @@ def stage(live: Database, memo: Memo, contents: Contents) -> None:
         Swap(client, memo).drop(new.name)
         client.query(create + ";")
 
-    # Not as one transaction: where there are large objects, pg_dump brings some of its own.
+    # Not as one transaction: with large objects, pg_dump writes transactions of its own.
     restore(new, contents, was or {}, again)
     with valid_record():
         differing, _ = verify(new, was or {}, live.name)
@@ -64,7 +64,7 @@ def stage(live: Database, memo: Memo, contents: Contents) -> None:
     ]
     memo["made"] = "\n".join(filter(None, [memo.get("made", ""), *differing, *disabled]))
     with contextlib.suppress(ProgramError):
-        # The server does it later, too.
+        # The server analyzes later by itself, too.
         path = quoted_text(search_path(was or {}))
         client.query(f"SELECT set_config('search_path', {path}, false); ANALYZE;", database=new.name)
     memo["oid"] = new.oid()
@@ -84,9 +84,9 @@ def restore(
 ) -> None:
     """Load a dump into a new database.
 
-    again: recreates it, if the first attempt has failed. shown: errors are printed as they occur, too.
-    pg_dump sets no search path, and a function in an index or a CHECK constraint may need one. What that
-    could change of a definition is found by the comparison that follows.
+    again: recreates the database if the first attempt has failed. shown: whether errors are also printed as
+    they occur. pg_dump sets no search path, and a function in an index or a CHECK constraint may need one. If
+    a search path changes a definition, the comparison that follows finds it.
     """
     client, name = database.client, database.name
     try:
@@ -104,10 +104,10 @@ def restore(
 def verify(database: Database, was: dict[str, Any], live: str) -> tuple[list[str], Inventory]:
     """Compare a database that a dump was loaded into with what was recorded of the dumped one.
 
-    live: the name of that one, for the message. Return what differs and is no reason to refuse it, and the
-    inventory. Raises CastoreError.
+    live: the name of the dumped database, for the message. Returns differences that are no reason to refuse
+    it, and the inventory. Raises CastoreError.
     """
-    # An empty one is that of a database without anything.
+    # An empty inventory is that of a database without any objects.
     recorded = INVENTORY in was and database.compared != "off"
     expected = was.get(INVENTORY) or {}
     is_condensed = "(all " in next(iter(expected), "")
@@ -129,10 +129,10 @@ def verify(database: Database, was: dict[str, Any], live: str) -> tuple[list[str
 
 
 def _remarks(was: dict[str, Any], rest: dict[str, dict[str, str]]) -> list[str]:
-    """Return what differs from the dumped database and is no reason to refuse the restored one."""
+    """Return differences from the dumped database that are no reason to refuse the restored one."""
     versions = was.get("extensions") or {}
     remarks = [
-        f"the extension {name} is of version {version}, and was of {versions[name]}"
+        f"the extension {name} has version {version}, and had {versions[name]}"
         for name, version in rest["extension"].items()
         if versions.get(name, version) != version
     ]
@@ -153,7 +153,7 @@ def _remarks(was: dict[str, Any], rest: dict[str, dict[str, str]]) -> list[str]:
 
 
 def _refuse_lacking(live: Database, was: dict[str, Any]) -> None:
-    """Raise CastoreError where the server lacks what the dumped database needs."""
+    """Raise CastoreError if the server lacks what the dumped database needs."""
     there = set(live.client.ask("SELECT name FROM pg_available_extensions;"))
     needed = [name for name in was.get("extensions") or () if name not in there]
     lacking = [f"the extension {name}: install its package" for name in needed]
@@ -166,18 +166,18 @@ def _refuse_lacking(live: Database, was: dict[str, Any]) -> None:
 
 
 def _make_roles(client: Client, memo: Memo, was: dict[str, Any]) -> None:
-    """Make the recorded roles that do not exist, and note them in the memo."""
+    """Create the recorded roles that do not exist, and note them in the memo."""
     lines, made = [], set()
     for role in missing_roles(was, client.roles()):
-        # Where the database exists, a role that does not was removed on purpose: nobody logs in as it
-        # until it gets a password.
+        # If the database exists, a role that does not was removed on purpose: it gets no password, so that
+        # it cannot log in until a password is set.
         sql, hashed = role_creation(was, role, password=not memo["existed"])
         client.query(sql + ";")
         made.add(role)
         memo["roles"] = json.dumps(sorted(made))
         lacking = "without a password: set one if it logs in with one"
         how = "with the recorded password hash" if hashed else lacking
-        lines.append(f"made the role {role}, {how}")
+        lines.append(f"created the role {role}, {how}")
     script, left = memberships(was, made)
     if script:
         client.query("".join(line + ";" for line in script))

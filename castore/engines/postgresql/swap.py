@@ -1,4 +1,4 @@
-"""The exchange of the live database and a staged one, by renaming both in one transaction."""
+"""Swap the live database and a staged one, by renaming both in one transaction."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Swap:
         self.live, self.new, self.old = memo["live"], memo["new"], memo["old"]
 
     def existing(self) -> set[str]:
-        """Return which of the databases of the rollback exist."""
+        """Return which of the rollback's databases exist."""
         names = {"live": self.live, "new": self.new, "old": self.old}
         sql = "SELECT datname FROM pg_database WHERE datname IN (:'live', :'new', :'old');"
         return set(self._client.ask(sql, names))
 
     def switch(self) -> None:
-        """Exchange the names of the two databases, in one transaction. Raises CastoreError."""
+        """Swap the names of the two databases, in one transaction. Raises CastoreError."""
         checks.refuse(self.live, "rolled back", self._client.ask(checks.BLOCKERS, {"live": self.live}))
         there = self.existing()
         if self.new in there:
@@ -47,10 +47,13 @@ class Swap:
             self._rename([(one, to) for one, to in pairs if one in there])
         self._let_in(self.live)
         if Database(self._client, self.live).oid() != self._memo.get("oid"):
-            raise CastoreError(f"the database that was restored does not have the name {self.live}")
+            raise CastoreError(
+                f"the database that was restored does not have the name {self.live}: another session has "
+                "renamed or replaced it"
+            )
 
     def undo(self) -> None:
-        """Exchange the names back, and remove the new database and the roles that were made for it."""
+        """Swap the names again, and drop the new database and the roles that were created for it."""
         there = self.existing()
         if self.old in there:
             pairs = ((self.live, self.new), (self.old, self.live))
@@ -65,17 +68,17 @@ class Swap:
         self._let_in(self.live)
         self.drop(self.new)
         for role in json.loads(self._memo.get("roles", "[]")):
-            # A role that somebody already uses stays.
+            # A role that is already in use stays.
             with contextlib.suppress(ProgramError):
                 self._query(f"DROP ROLE IF EXISTS {quoted_name(role)};")
 
     def finish(self) -> None:
-        """Remove the database that was replaced."""
+        """Drop the database that was replaced."""
         self._let_in(self.live)
         self.drop(self.old)
 
     def drop(self, name: str) -> None:
-        """Remove a database that a rollback made or replaced, if it exists."""
+        """Drop a database that a rollback created or replaced, if it exists."""
         if not re.fullmatch("castore_(new|old)_[0-9a-f]{12}", name):
             raise AssertionError(name)  # nothing else is ever dropped
         if not self._client.ask("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
@@ -90,7 +93,7 @@ class Swap:
         self._query(f"DROP DATABASE {name};")
 
     def _rename(self, pairs: list[tuple[str, str]]) -> None:
-        """Give databases new names, in one transaction."""
+        """Rename databases in one transaction."""
         script = [f"ALTER DATABASE {quoted_name(name)} RENAME TO {quoted_name(to)};" for name, to in pairs]
         try:
             self._close(*(name for name, _ in pairs))
@@ -98,10 +101,11 @@ class Swap:
         finally:
             self._let_in(*(name for pair in pairs for name in pair))
 
-    # One client for all statements: the service is down meanwhile, and starting a client takes longest.
+    # One client for all statements: the service is down meanwhile, and starting a client takes most of the
+    # time.
 
     def _close(self, *names: str) -> None:
-        """End all connections to databases, and keep new ones out. Raises CastoreError."""
+        """End all connections to databases, and prevent new ones. Raises CastoreError."""
         memo, listed = _listed(names)
         connected = f"FROM pg_stat_activity WHERE datname IN ({listed});"
         script = [f"ALTER DATABASE {quoted_name(name)} ALLOW_CONNECTIONS false;" for name in names]
@@ -111,7 +115,7 @@ class Swap:
             if not left:
                 return
             _, *left = self._query(f"SELECT count(pg_sleep(0.1)); SELECT datname {connected}", memo)
-        raise CastoreError(f"somebody stays connected to the database {left[0]}: stop what uses it")
+        raise CastoreError(f"a client stays connected to the database {left[0]}: stop what uses it")
 
     def _let_in(self, *names: str) -> None:
         memo, listed = _listed(names)
@@ -123,6 +127,6 @@ class Swap:
 
 
 def _listed(names: Iterable[str]) -> tuple[Memo, str]:
-    """Return variables of psql with these values, and the list of them."""
+    """Return a memo of psql variables with these values, and the list of the variables in SQL."""
     memo = {f"name{number}": name for number, name in enumerate(names)}
     return memo, ", ".join(f":'{variable}'" for variable in memo)
