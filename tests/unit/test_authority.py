@@ -340,7 +340,7 @@ def test_a_name_belongs_to_one_machine(lab):
         store.adopt("renamed", replace=True)
         assert store.certified_host == "renamed"
         assert [one.replaced for one in store.config.writers] == [False, True, False]
-    with pytest.raises(KeyRotatedError, match="another machine took its place.*castore key adopt.*--host NAME"):
+    with pytest.raises(KeyRotatedError, match="another machine replaced it.*castore key adopt.*--host NAME"):
         lab.at(lab.machine("second"))
 
 

@@ -1,1 +1,1 @@
-"""Who may read, add to and administer a store."""
+"""The keys of a store: which identities may read it, and which machines and admins may change it."""

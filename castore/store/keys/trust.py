@@ -1,7 +1,7 @@
-"""Which configuration is accepted: the highest one that opens, verifies, and is signed by a pinned admin.
+"""Choose the accepted configuration: the highest one that opens, verifies, and is signed by a pinned admin.
 
-Whoever can add objects to the store, or has its writer secret, can add configurations. Those that do not
-open, or that no pinned admin has signed, are passed over, whatever their number: they block nothing.
+Anyone who can add objects to the store, or has its writer secret, can add configurations. A configuration
+that does not open, or that no pinned admin signed, is ignored, whatever its number: it blocks nothing.
 """
 
 from __future__ import annotations
@@ -46,30 +46,30 @@ if TYPE_CHECKING:
     Agree = Callable[[StoreConfig, bytes], bool]
 
 _WITHOUT_CONFIG: Final = (
-    "without it nothing in the store can be opened; restore config/ from the newest copy of the store that "
-    "there is (nothing was changed)"
+    "without it nothing in the store can be opened; restore config/ from the newest copy of the store "
+    "(nothing was changed)"
 )
 
 
 @dataclass
 class Accepted:
-    """A configuration that is accepted."""
+    """A configuration that was accepted."""
 
     sealed: SealedConfig
     config: StoreConfig
     writer: WriterKey
-    """The key that opens it; without those that it took the place of."""
+    """The key that opens it, without the keys that it replaced."""
     signer: bytes
     passed_over: dict[str, str] = field(default_factory=dict)
-    """What is wrong with configurations of higher numbers, by name."""
+    """Configurations with higher numbers that are not accepted, by name, with the reasons."""
     names: frozenset[int] = frozenset()
-    """The numbers that were there."""
+    """The numbers of all configurations that existed."""
 
     @property
     def pins(self) -> tuple[bytes, ...]:
         """The public keys whose configurations are accepted from now on.
 
-        A store that no admin has signed yet has the machine that made it in their place.
+        If no admin has signed the store yet, the machine that created it is included.
         """
         admins = sorted(self.config.admin_keys)
         return (*admins, self.signer) if self.signer not in admins else tuple(admins)
@@ -77,18 +77,18 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Opener:
-    """What this process can open configurations with, and whose signatures it accepts."""
+    """The keys with which this process opens configurations, and the signers that it accepts."""
 
     storage: Storage
     places: MachinePaths
     identity: IdentitySource
-    """Opens configurations where this machine has no writer key."""
+    """Opens configurations if this machine has no writer key."""
     local_key: bool = True
-    """Whether the writer key that this machine keeps is used."""
+    """Whether to use the writer key that this machine keeps."""
     trusted: frozenset[bytes] = frozenset()
-    """Keys whose configurations are accepted besides those that this machine pins."""
+    """Keys whose configurations are accepted in addition to those that this machine pins."""
     agree: Agree | None = None
-    """Asks the user whether a configuration that no trusted key has signed is right."""
+    """Asks the user whether to accept a configuration that no trusted key signed."""
 
     def keys(self, store_id: bytes) -> list[WriterKey]:
         """Return the writer keys of this machine for a store. Raises UsageError, StorageError."""
@@ -104,7 +104,7 @@ class Opener:
         return signer in seen_at(self.places, store_id, self.storage).admins()
 
     def open(self, sealed: SealedConfig, keys: list[WriterKey]) -> Accepted:
-        """Return a configuration as accepted. Raises CastoreError, which says why it is not."""
+        """Return a configuration as accepted. Raises CastoreError, which says why it is not accepted."""
         try:
             writer = _by_machine(sealed, keys) if keys else self._through_identity(sealed)
             config, signer = sealed.open(writer)
@@ -131,14 +131,14 @@ class Opener:
         return WriterKey(sealed.store_id, secret)
 
     def _is_agreed(self, config: StoreConfig, signer: bytes) -> bool:
-        """Whether the identity at hand is the admin that signed, or its holder says that all is right."""
+        """Return whether the identity at hand is the admin that signed, or the user accepts the signer."""
         if signer in config.admin_keys and self.identity.get().admin.public == signer:
             return True
         return self.agree is not None and self.agree(config, signer)
 
 
 def _by_machine(sealed: SealedConfig, keys: list[WriterKey]) -> WriterKey:
-    """Return the key that opens a configuration: one of these, or the one that is sealed to this machine."""
+    """Return the key that opens a configuration: one of these, or the key that is sealed to this machine."""
     for writer in keys:
         with contextlib.suppress(DamageError):
             sealed.open(writer)
@@ -146,11 +146,11 @@ def _by_machine(sealed: SealedConfig, keys: list[WriterKey]) -> WriterKey:
     for writer in keys:
         if writer.machine is not None and (secret := sealed.secret(writer.machine.box)) is not None:
             return writer.with_secret(secret)
-    return keys[0]  # opening with it says what is wrong
+    return keys[0]  # opening with it reports what is wrong
 
 
 class _NewerStoreError(FormatError):
-    """An admin has signed that the store is of a format that this castore does not know."""
+    """An admin has signed that the store has a format that this castore does not know."""
 
 
 class _UntrustedConfigError(UntrustedError):
@@ -159,7 +159,7 @@ class _UntrustedConfigError(UntrustedError):
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason or message
-        """The same in short, for a configuration that is passed over."""
+        """The short form, for a configuration that is ignored."""
 
 
 class _NoSealError(CastoreError):
@@ -167,7 +167,7 @@ class _NoSealError(CastoreError):
 
 
 def choose(opener: Opener) -> Accepted:
-    """Return the configuration of a store that is accepted.
+    """Return the accepted configuration of a store.
 
     Raises NotFoundError, UntrustedError, IdentityError, KeyRotatedError, DamageError, FormatError.
     """
@@ -182,7 +182,7 @@ def choose(opener: Opener) -> Accepted:
             if not keys:
                 waiting.append(sealed)
             elif found := _attempt(opener, sealed, keys, errors, passed):
-                # Others are of another store: somebody has put them here.
+                # The other configurations name another store: they do not belong here.
                 passed |= {one.name: "it is of another store" for one in waiting}
                 return _accepted(found, numbers, passed)
             else:
@@ -191,14 +191,14 @@ def choose(opener: Opener) -> Accepted:
             if found := _attempt(opener, sealed, [], errors, passed):
                 return _accepted(found, numbers, passed)
         if numbers == config_numbers(storage):
-            break  # else another castore has just replaced it
+            break  # otherwise another castore has just replaced it
     if not errors:
         raise _missing(storage)
     raise _refusal(storage, errors, numbers[-1], opener.identity)
 
 
 def newest_numbers(storage: Storage) -> list[tuple[bytes, int]]:
-    """Return the ids of stores that configurations name, unverified, each with their highest number.
+    """Return the ids of stores that configurations name, unverified, each with its highest number.
 
     Raises NotFoundError, DamageError, FormatError.
     """
@@ -216,19 +216,19 @@ def newest_numbers(storage: Storage) -> list[tuple[bytes, int]]:
 
 
 def _missing(storage: Storage) -> CastoreError:
-    """Return the error for a place without a configuration that can be read."""
+    """Return the error for a place without a readable configuration."""
     if numbers := config_numbers(storage):
         name = config_name(numbers[-1])
         return DamageError(f"{name} is missing, and its copy is damaged: {_WITHOUT_CONFIG}")
     if not is_empty(storage):
-        return DamageError(f"{storage.location} has no config/ any more: {_WITHOUT_CONFIG}")
+        return DamageError(f"config/ is missing in {storage.location}: {_WITHOUT_CONFIG}")
     return NotFoundError(f"no store at {storage.location}: the directory holds no castore store")
 
 
 def _candidates(
     numbers: list[int], opener: Opener, errors: list[CastoreError], passed: dict[str, str]
 ) -> Iterator[tuple[SealedConfig, list[WriterKey]]]:
-    """Yield the configurations, the highest first, each with the keys of this machine for its store."""
+    """Yield the configurations, highest first, each with this machine's keys for its store."""
     for number in reversed(numbers):
         name = config_name(number)
         for data in replicas.variants(opener.storage, CONFIGS, number):
@@ -248,7 +248,7 @@ def _attempt(
     errors: list[CastoreError],
     passed: dict[str, str],
 ) -> Accepted | None:
-    """Return a configuration as accepted, or note why it is not."""
+    """Return a configuration as accepted; None if it is not, with the reason in `errors` and `passed`."""
     try:
         return opener.open(sealed, keys)
     except _NewerStoreError:
@@ -260,7 +260,7 @@ def _attempt(
 
 
 def _accepted(found: Accepted, numbers: list[int], passed: dict[str, str]) -> Accepted:
-    """Return what is accepted, with what was passed over for it."""
+    """Return the accepted configuration, with the higher ones that were ignored for it."""
     higher = {name for name in passed if int(name.rpartition("/")[2]) > found.sealed.number}
     found.passed_over = {name: passed[name] for name in sorted(higher)}
     found.names = frozenset(numbers)
@@ -285,7 +285,7 @@ def _refusal(
         return damage
     return KeyRotatedError(
         f"the writer key of the store at {storage.location} was replaced, and this machine has a former one: "
-        "it was revoked, or another machine took its place: run 'castore key adopt' with the identity of an "
+        "it was revoked, or another machine replaced it: run 'castore key adopt' with the identity of an "
         "admin, and with --host NAME if another machine has its name now (if 'castore key list' fails with "
         f"that identity, too, {config_name(number)} is damaged)"
     )
@@ -305,13 +305,13 @@ def _untrusted(
     if signer in config.admin_keys:
         reason = f"it is signed by a key that this machine does not trust: --trust-admin {text} accepts it"
         return _UntrustedConfigError(
-            f"{what} is signed by {text}, which this machine does not trust: compare it with what "
-            "'castore key show' prints for the identity of the store's admin, and if it is the same, repeat "
+            f"{what} is signed by {text}, which this machine does not trust: compare that key with the one "
+            "that 'castore key show' prints for the identity of the store's admin, and if both are equal, repeat "
             f"the command with --trust-admin {text}",
             reason,
         )
     return _UntrustedConfigError(
-        f"{what} is signed by no admin, but by the machine that made the store: run 'castore key sign' with "
-        "an identity of the store, which shows whom it is sealed to",
-        "it is signed by no admin",
+        f"{what} is not signed by an admin, but by the machine that created the store: run 'castore key "
+        "sign' with an identity of the store, which shows the recipients of the store",
+        "it is not signed by an admin",
     )
