@@ -226,7 +226,7 @@ def test_a_store_that_lost_its_configuration_is_not_begun_anew(lab):
     command = [sys.executable, str(RESCUE), str(lab.store), "--identity", str(lab.folder / "identity")]
     (lab.folder / "identity").write_text(lab.identity.text())
     done = subprocess.run([*command, "web", "1", str(lab.folder / "out")], check=False, capture_output=True, text=True)
-    assert "has no config/" in done.stderr
+    assert "config/ is missing" in done.stderr
     (lab.folder / "2").rename(lab.store / "config" / "2")
     check(lab)
 

@@ -306,8 +306,8 @@ def _untrusted(
         reason = f"it is signed by a key that this machine does not trust: --trust-admin {text} accepts it"
         return _UntrustedConfigError(
             f"{what} is signed by {text}, which this machine does not trust: compare that key with the one "
-            "that 'castore key show' prints for the identity of the store's admin, and if both are equal, repeat "
-            f"the command with --trust-admin {text}",
+            "that 'castore key show' prints for the identity of the store's admin, and if both are equal, "
+            f"repeat the command with --trust-admin {text}",
             reason,
         )
     return _UntrustedConfigError(
