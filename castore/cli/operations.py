@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
     from castore.cli.context import CliContext
     from castore.cli.progress import Watch
-    from castore.services.operations import Work
+    from castore.services.operations import ServiceOperations
     from castore.store import Store
 
 
-def work_of(context: CliContext, store: Store, progress: Watch, services: Sequence[str]) -> Work:
+def work_of(context: CliContext, store: Store, progress: Watch, services: Sequence[str]) -> ServiceOperations:
     """Return the operations on services of castore.toml. Raises ConfigError, UsageError."""
     from castore.cli.progress import hushed
     from castore.content.restore.metadata import Ownership
-    from castore.services.operations import Work
+    from castore.services.operations import ServiceOperations
 
     def say(line: str) -> None:
         with hushed():
@@ -32,7 +32,7 @@ def work_of(context: CliContext, store: Store, progress: Watch, services: Sequen
     settings = context.required_settings()
     for service in services:
         settings.of(service)  # refuses one whose description has mistakes
-    return Work(
+    return ServiceOperations(
         store,
         settings.service,
         Ownership(change=os.geteuid() == 0),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from castore.model.generation import Generation
-    from castore.services.operations import Work
+    from castore.services.operations import ServiceOperations
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Followed:
         )
 
 
-def follow(work: Work, services: Sequence[str], *, dry_run: bool = False) -> list[Followed]:
+def follow(work: ServiceOperations, services: Sequence[str], *, dry_run: bool = False) -> list[Followed]:
     """Let the state of services follow their present revisions, which may have gone back; for every boot.
 
     Raises CastoreError; of services that come behind one that fails, nothing was done.
@@ -85,6 +85,6 @@ def follow(work: Work, services: Sequence[str], *, dry_run: bool = False) -> lis
             with event(work.store, "follow", service) as note:
                 note.of(generation)
                 note.text = f"revision {short_revision(now)} is back"
-                work.restore(service, generation)
+                work.restore(generation)
         found.append(Followed(service, now, before, generation, restoring))
     return found

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from castore.model.generation import Generation
-    from castore.services.operations import Work
+    from castore.services.operations import ServiceOperations
 
 
 @dataclass
@@ -47,7 +47,7 @@ Wanted = Callable[[str, "Generation"], bool]
 
 
 def guard(
-    work: Work,
+    work: ServiceOperations,
     services: Sequence[str],
     command: Sequence[str],
     wanted: Wanted = lambda _service, _generation: False,
@@ -71,12 +71,14 @@ def guard(
         return _guard(work, services, command, wanted)
 
 
-def _guard(work: Work, services: Sequence[str], command: Sequence[str], wanted: Wanted) -> Guarded:
+def _guard(
+    work: ServiceOperations, services: Sequence[str], command: Sequence[str], wanted: Wanted
+) -> Guarded:
     done = Guarded()
     for service in services:
         _refuse_unready(work, service)
     for service in services:
-        done.taken[service] = work.snapshot(service)
+        done.taken[service] = work.take(service)
         work.note(f"kept {service}@{done.taken[service].number}")
     try:
         with work.hushed():
@@ -99,7 +101,7 @@ def _guard(work: Work, services: Sequence[str], command: Sequence[str], wanted: 
     return done
 
 
-def _refuse_unready(work: Work, service: str) -> None:
+def _refuse_unready(work: ServiceOperations, service: str) -> None:
     """Raise CastoreError where a deployment that fails could not be reverted."""
     for name, source in present_parts(sources_of(work.of(service))).items():
         if isinstance(source, EngineSource) and source.engine.there():
@@ -109,7 +111,7 @@ def _refuse_unready(work: Work, service: str) -> None:
                 raise type(error)(f"nothing was deployed: {service}:{name}: {error}") from error
 
 
-def _configured_now(work: Work, service: str) -> str | CastoreError | None:
+def _configured_now(work: ServiceOperations, service: str) -> str | CastoreError | None:
     """Return the configured revision, or why it is not known; None: castore.toml names no source of it."""
     try:
         settings = work.of(service)
@@ -119,7 +121,7 @@ def _configured_now(work: Work, service: str) -> str | CastoreError | None:
 
 
 def _restore_known(
-    work: Work, revisions: dict[str, str | CastoreError | None], done: Guarded, wanted: Wanted
+    work: ServiceOperations, revisions: dict[str, str | CastoreError | None], done: Guarded, wanted: Wanted
 ) -> None:
     """Restore the state of each service whose configured revision is an earlier one, if that is wanted."""
     for service, now in revisions.items():
@@ -132,7 +134,7 @@ def _restore_known(
         done.known[service] = found
         if wanted(service, found):
             # Services may depend on each other: health is checked when all of them are restored.
-            work.restore(service, found, health=False)
+            work.restore(found, health=False)
             done.restored[service] = state.revision
 
 
@@ -146,7 +148,7 @@ def _hint(done: Guarded) -> str:
     )
 
 
-def _note_deployment(work: Work, service: str, now: str | None, done: Guarded) -> None:
+def _note_deployment(work: ServiceOperations, service: str, now: str | None, done: Guarded) -> None:
     """Record a deployment that succeeded, and say what is live and what is left to do."""
     before = done.taken[service]
     earlier = short_revision(before.revision) or "no revision"
@@ -171,11 +173,11 @@ def _note_deployment(work: Work, service: str, now: str | None, done: Guarded) -
         done.outcome[service] = text + f"castore rollback {service} --to {before.number}"
 
 
-def _undos(work: Work, services: Sequence[str]) -> list[tuple[str, ...]]:
+def _undos(work: ServiceOperations, services: Sequence[str]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(work.of(service).undo for service in services if work.of(service).undo))
 
 
-def _take_back(work: Work, services: Sequence[str], done: Guarded) -> None:
+def _take_back(work: ServiceOperations, services: Sequence[str], done: Guarded) -> None:
     """Revert the deployment, then the state of all services."""
     failed = []
     work.say(f"failed: {done.failure}")
@@ -215,7 +217,7 @@ def _take_back(work: Work, services: Sequence[str], done: Guarded) -> None:
     done.outcome = {service: _reverted(work, service, done.taken[service]) for service in services}
 
 
-def _reverted(work: Work, service: str, taken: Generation) -> str:
+def _reverted(work: ServiceOperations, service: str, taken: Generation) -> str:
     """Say which state and which revision are live after a deployment was reverted, and what is left to do."""
     text = f"the state of generation {taken.number}"
     if taken.revision:
@@ -232,7 +234,9 @@ def _reverted(work: Work, service: str, taken: Generation) -> str:
     return f"{live}, but the state belongs to another; left to do: revert the configuration"
 
 
-def _stopped(work: Work, done: Guarded, undos: Sequence[tuple[str, ...]], left: Sequence[str]) -> str:
+def _stopped(
+    work: ServiceOperations, done: Guarded, undos: Sequence[tuple[str, ...]], left: Sequence[str]
+) -> str:
     """Say, also as events, what was not taken back when that was interrupted, and how it is."""
     told = [f"{shlex.join(undo)} has not ended, or was not run" for undo in undos]
     for service in left:
@@ -246,7 +250,7 @@ def _stopped(work: Work, done: Guarded, undos: Sequence[tuple[str, ...]], left: 
     return f"{done.failure}; and taking it back was interrupted: {'; '.join(told) or 'all was done'}"
 
 
-def _way_back(work: Work, taken: Generation) -> str:
+def _way_back(work: ServiceOperations, taken: Generation) -> str:
     """Say how to go back to what was kept before a deployment."""
     first = ""
     if work.store.has_begun_rollback(taken.service):
@@ -254,7 +258,7 @@ def _way_back(work: Work, taken: Generation) -> str:
     return f"to go back: {first}castore rollback {taken.service} --to {taken.number}"
 
 
-def _unhealthy(work: Work, service: str, taken: Generation) -> str:
+def _unhealthy(work: ServiceOperations, service: str, taken: Generation) -> str:
     """Check a service whose deployment was reverted; return what is wrong, and empty if it is healthy."""
     if work.store.has_begun_rollback(service):
         return ""
@@ -265,11 +269,11 @@ def _unhealthy(work: Work, service: str, taken: Generation) -> str:
     return ""
 
 
-def _put_back(work: Work, service: str, taken: Generation) -> None:
+def _put_back(work: ServiceOperations, service: str, taken: Generation) -> None:
     try:
-        work.restore(service, taken, health=False)
+        work.restore(taken, health=False)
     except ProgramError as error:
         # What a deployment has broken may be past dumping; what was before it is kept.
         refuse_interrupted(work.store, service)
         work.say(f"{service}: {error}; trying without a safety generation")
-        work.restore(service, taken, with_safety=False, health=False)
+        work.restore(taken, with_safety=False, health=False)

@@ -1,121 +1,218 @@
-"""Snapshots and restores of configured services, as guard and follow do them."""
+"""Snapshots and rollbacks of services: what to lock, check and record around each."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from castore.errors import CastoreError, UsageError
+from castore.errors import ProgramError, StorageError, UsageError
 from castore.model.counting import count as counted
 from castore.progress import Progress
 from castore.services.hooks import Hooks
 from castore.services.recorded import trusted_origins
 from castore.services.revision import current
 from castore.services.rollback.execute import roll_back
-from castore.services.rollback.journal import refuse_interrupted
+from castore.services.rollback.journal import refuse_interrupted, unfinished
 from castore.services.rollback.plan import read_details
-from castore.services.snapshot import configured_origins, snapshot, sources_of
-from castore.services.state_revision import newest_of, state_revision
+from castore.services.snapshot import configured_origins, lacking, snapshot, sources_of
+from castore.services.state_revision import filed_under, newest_of, state_revision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from castore.content.restore.metadata import Ownership
-    from castore.model.generation import Generation
+    from castore.model.generation import Generation, Origin
     from castore.services.config import Service
+    from castore.services.rollback.execute import RolledBack
+    from castore.services.snapshot import Source
     from castore.store import Store
 
 
 @dataclass
-class Work:
-    """What guard and follow need to do their work on services."""
+class Snapshot:
+    """A generation that was taken, and what did not go as it should."""
+
+    generation: Generation
+    failures: list[str] = field(default_factory=list)
+    """What failed after the generation was committed, such as a hook."""
+    missed: list[tuple[str, bytes, str]] = field(default_factory=list)
+    """(part, path, reason) of the files that are missing or doubtful in it."""
+    lacks: tuple[str, ...] = ()
+    """Parts that castore.toml describes and the generation does not have."""
+
+
+@dataclass
+class ServiceOperations:
+    """Snapshots and rollbacks of services, for the command line, guard, follow and the Python API alike.
+
+    Each operation locks its service, and records which revision the live state belongs to.
+    """
 
     store: Store
-    settings: dict[str, Service]
-    """By name."""
+    settings: Mapping[str, Service]
+    """What castore.toml says, by service; a service may be missing."""
     ownership: Ownership
     leave_out: Sequence[str] = ()
-    progress: Callable[[str, Progress], None] = lambda _name, _tally: None
+    """Directories that trees leave empty: castore's own, and identities."""
+    progress: Callable[[str, Progress], None] = lambda _name, _progress: None
     say: Callable[[str], None] = lambda _text: None
+    """Report what the user should know."""
     note: Callable[[str], None] = lambda _text: None
-    """Says what went as expected."""
+    """Report what went as expected."""
     hushed: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Keeps the screen clear while a program has it."""
+    """Keep the screen clear while a program has it."""
 
     def of(self, service: str) -> Service:
-        """Return what castore.toml says of a service. Raises UsageError."""
+        """Return what castore.toml says of a service. Raises UsageError if it does not describe it."""
         found = self.settings.get(service)
         if found is None:
             raise UsageError(f"castore.toml does not describe the service {service!r}")
         return found
 
-    def snapshot(self, service: str) -> Generation:
-        """Take a generation, filed under the revision that the state belongs to."""
-        settings = self.of(service)
-        configured = current(settings.revision, settings.timeout)
+    def snapshot(
+        self,
+        service: str,
+        sources: Mapping[str, Source] | None = None,
+        *,
+        hooks: Hooks | None = None,
+        revision: str | None = None,
+        after_interruption: bool = False,
+    ) -> Snapshot:
+        """Take a generation, filed under the revision that the state belongs to.
+
+        sources: the parts; None: those of castore.toml. hooks: None: those of castore.toml, if the parts are.
+        revision: a revision given by hand. after_interruption: take one although a rollback was interrupted,
+        marked so; otherwise that raises NotIntactError. Raises CastoreError; then nothing was committed.
+        """
+        settings = self.settings.get(service)
+        if hooks is None:
+            hooks = Hooks.of(settings if sources is None else None)
+        parts = dict(sources) if sources is not None else sources_of(self.of(service))
+        lacks = tuple(lacking(settings, parts))
+        configured = current(settings.revision, settings.timeout) if settings is not None else None
+        seen: dict[str, Progress] = {}
+
+        def watch(name: str, progress: Progress) -> None:
+            seen[name] = progress
+            self.progress(name, progress)
+
+        self.store.check_settings()
         with self.store.lock(service):
-            refuse_interrupted(self.store, service)
-            state = state_revision(self.store, service, configured, report_older=True)
-            if warning := state.warning(service):
+            # Without new generations the damage of a failed rollback would only grow.
+            interrupted = self.store.has_begun_rollback(service)
+            if interrupted and not after_interruption:
+                refuse_interrupted(self.store, service)
+            filed, noting, warning = filed_under(self.store, service, revision, configured)
+            if warning:
                 self.say(warning)
-            revision = state.revision if configured else ""
-            around = Hooks.of(settings)
-            taken = snapshot(
+            generation = snapshot(
                 self.store,
                 service,
-                sources_of(settings),
-                revision=revision,
+                parts,
+                revision=filed,
+                interrupted=interrupted,
+                lacks=lacks,
                 leave_out=self.leave_out,
-                around=around,
-                progress=self.progress,
+                around=hooks,
+                progress=watch,
             )
-            self.store.set_live_revision(service, revision)
-        for failure in around.failures:
-            self.say(f"{service}: {failure}")
-        if self.store.older:
-            self.say(f"warning: {self.store.older}")
-        return taken
+            failures = list(hooks.failures)
+            if interrupted:
+                failures.append(f"it is marked, and only its number selects it: {unfinished(service)}")
+            elif noting and not (lacks and revision is not None):
+                # A revision given by hand with some of the parts says nothing about the others.
+                try:
+                    self.store.set_live_revision(service, generation.revision)
+                except StorageError as error:
+                    failures.append(f"that its revision is the live one was not recorded: {error}")
+        missed = [(part, path, reason) for part, one in seen.items() for path, reason in one.warnings]
+        return Snapshot(generation, failures, missed, lacks)
 
-    def restore(
-        self, service: str, target: Generation, *, with_safety: bool = True, health: bool = True
-    ) -> None:
-        """Restore a generation of a service. health: check the service's health then."""
-        settings = self.of(service)
-        if not health:
-            settings = msgspec.structs.replace(settings, health=())
+    def origins_of(
+        self, target: Generation, configured: Mapping[str, Origin] | None = None, *, consent: bool = False
+    ) -> dict[str, Origin]:
+        """Return where the parts of a generation belong on this machine, as far as that is trusted.
+
+        configured: None: as castore.toml says. consent: use what the generation records, too.
+        """
+        if configured is None:
+            settings = self.settings.get(target.service)
+            configured = configured_origins(settings) if settings is not None else {}
         recorded = read_details(self.store, target).origins
-        configured_parts = configured_origins(settings)
-        origins = trusted_origins(self.store, target, recorded, configured_parts, self.say)
+        return trusted_origins(self.store, target, recorded, dict(configured), self.say, consent=consent)
+
+    def rollback(
+        self,
+        target: Generation,
+        origins: dict[str, Origin] | None = None,
+        *,
+        with_safety: bool = True,
+        trust_times: bool = False,
+        health: bool = True,
+        progress: Progress | None = None,
+    ) -> RolledBack:
+        """Restore a generation of a service in one transaction.
+
+        origins: where its parts belong; None: as `origins_of`. with_safety: take a pre-rollback generation
+        first. trust_times: as of `roll_back`. health: check the service's health then. progress: counts what
+        is written. Raises CastoreError; then the present state is restored, or the message says what is not.
+        """
+        service = target.service
+        settings = self.settings.get(service)
+        if origins is None:
+            origins = self.origins_of(target)
         configured = self._configured(settings)
+        if settings is not None and not health:
+            settings = msgspec.structs.replace(settings, health=())
         with self.store.lock(service):
             live = state_revision(self.store, service, configured).revision
-            done = roll_back(
+            return roll_back(
                 self.store,
                 target,
                 origins,
                 self.ownership,
                 settings=settings,
                 with_safety=with_safety,
+                trust_times=trust_times,
                 revision=live,
                 leave_out=self.leave_out,
                 progress=self.progress,
-                say=lambda text: self.say(f"{service}: {text}"),
-                tally=Progress(),
+                say=self.say,
+                tally=progress if progress is not None else Progress(),
             )
+
+    def take(self, service: str) -> Generation:
+        """Take a generation as castore.toml says, and report what did not go as it should."""
+        self.of(service)
+        taken = self.snapshot(service)
+        for failure in taken.failures:
+            self.say(f"{service}: {failure}")
+        if self.store.older:
+            self.say(f"warning: {self.store.older}")
+        return taken.generation
+
+    def restore(self, target: Generation, *, with_safety: bool = True, health: bool = True) -> None:
+        """Roll back as castore.toml says, and report what could not be restored as it was."""
+        service = target.service
+        self.of(service)
+        named = replace(self, say=lambda text: self.say(f"{service}: {text}"))
+        done = named.rollback(target, with_safety=with_safety, health=health)
         if done.problems:
             problems = counted(len(done.problems), "file or attribute", "files or attributes")
-            self.say(f"{service}: not restored as before: {problems}")
+            named.say(f"not restored as before: {problems}")
 
-    def _configured(self, settings: Service) -> str | None:
+    def _configured(self, settings: Service | None) -> str | None:
         """Return the configured revision; None if its source fails, which stops no rollback."""
+        if settings is None:
+            return None
         try:
             return current(settings.revision, settings.timeout)
-        except CastoreError as error:
-            self.say(f"the configured revision is unknown: {error}")
+        except (ProgramError, UsageError) as error:
+            self.say(f"the configured revision is not known: {error}")
             return None
 
     def newest_of(self, service: str, revision: str) -> Generation | None:
