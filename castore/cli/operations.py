@@ -1,4 +1,4 @@
-"""What `castore guard` and `castore follow` share."""
+"""The operations on services, as the commands that change their state use them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,23 @@ if TYPE_CHECKING:
 
     from castore.cli.context import CliContext
     from castore.cli.progress import Watch
+    from castore.content.restore.metadata import Ownership
     from castore.services.operations import ServiceOperations
     from castore.store import Store
 
 
-def work_of(context: CliContext, store: Store, progress: Watch, services: Sequence[str]) -> ServiceOperations:
-    """Return the operations on services of castore.toml. Raises ConfigError, UsageError."""
+def operations_of(
+    context: CliContext,
+    store: Store,
+    progress: Watch,
+    services: Sequence[str],
+    *,
+    ownership: Ownership | None = None,
+) -> ServiceOperations:
+    """Return the operations on services, as castore.toml describes them. Raises ConfigError.
+
+    ownership: of what is restored; None: that which was stored, if this is root.
+    """
     from castore.cli.progress import hushed
     from castore.content.restore.metadata import Ownership
     from castore.services.operations import ServiceOperations
@@ -29,13 +40,12 @@ def work_of(context: CliContext, store: Store, progress: Watch, services: Sequen
         with hushed():
             click.echo(f"castore: {formatting.one_line(line)}", err=True)
 
-    settings = context.required_settings()
-    for service in services:
-        settings.of(service)  # refuses one whose description has mistakes
+    # Only these: the description of another service may have mistakes.
+    described = {service: context.service_settings(service) for service in services}
     return ServiceOperations(
         store,
-        settings.service,
-        Ownership(change=os.geteuid() == 0),
+        {service: settings for service, settings in described.items() if settings is not None},
+        ownership if ownership is not None else Ownership(change=os.geteuid() == 0),
         leave_out=context.own_paths(),
         progress=progress,
         say=say,

@@ -165,7 +165,7 @@ class ServiceOperations:
         settings = self.settings.get(service)
         if origins is None:
             origins = self.origins_of(target)
-        configured = self._configured(settings)
+        configured = self._configured(service)
         if settings is not None and not health:
             settings = msgspec.structs.replace(settings, health=())
         with self.store.lock(service):
@@ -205,14 +205,15 @@ class ServiceOperations:
             problems = counted(len(done.problems), "file or attribute", "files or attributes")
             named.say(f"not restored as before: {problems}")
 
-    def _configured(self, settings: Service | None) -> str | None:
+    def _configured(self, service: str) -> str | None:
         """Return the configured revision; None if its source fails, which stops no rollback."""
+        settings = self.settings.get(service)
         if settings is None:
             return None
         try:
             return current(settings.revision, settings.timeout)
         except (ProgramError, UsageError) as error:
-            self.say(f"the configured revision is not known: {error}")
+            self.say(f"the configured revision of {service} is not known: {error}")
             return None
 
     def newest_of(self, service: str, revision: str) -> Generation | None:

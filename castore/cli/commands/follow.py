@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from castore.cli.operations import work_of
+from castore.cli.operations import operations_of
 from castore.cli.options import common, json_option, print_json
 from castore.cli.quiet import is_quiet, summarize
 
@@ -35,7 +35,8 @@ def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_jso
         store.sync_generations()
         for service in services:
             with several.service(service):
-                work = work_of(context, store, progress, (service,))
+                context.required_settings()
+                work = operations_of(context, store, progress, (service,))
                 (one,) = run_follow(work, (service,), dry_run=dry_run)
                 several.results.append({
                     "service": one.service,

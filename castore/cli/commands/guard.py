@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from castore.cli.operations import work_of
+from castore.cli.operations import operations_of
 from castore.cli.options import common, json_option, print_json
 from castore.cli.quiet import summarize
 
@@ -41,7 +41,8 @@ def guard(context: CliContext, restoring: bool, words: tuple[str, ...], as_json:
     services, command = _split_command(words)
     with context.open_store() as store, watching() as progress:
         store.sync_generations()
-        work = work_of(context, store, progress, services)
+        context.required_settings()
+        work = operations_of(context, store, progress, services)
 
         def wanted(service: str, generation: Generation) -> bool:
             short = short_revision(generation.revision)

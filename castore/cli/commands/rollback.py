@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -75,14 +76,14 @@ def rollback(
     """
     import time
 
+    from castore.cli.operations import operations_of
     from castore.cli.progress import watching
     from castore.progress import Progress
     from castore.services.doubts import doubts
-    from castore.services.rollback.execute import check_plan, creations, missing_folders, roll_back
+    from castore.services.rollback.execute import check_plan, creations, missing_folders
     from castore.services.rollback.journal import refuse_interrupted
     from castore.services.rollback.plan import plan_rollback, read_details
     from castore.services.selectors import find, undo_of
-    from castore.services.state_revision import state_revision
 
     if (selector is None) == (not undo):
         raise click.UsageError("give --to SEL, or --undo")
@@ -120,23 +121,11 @@ def rollback(
         if doubted and not (yes or agreed(f"Restore {service}@{target.number} all the same?")):
             summarize("nothing was touched")
             return
-        configured = _revision_if_known(context, service)
-        with store.lock(service), watching() as progress:
-            revision = state_revision(store, service, configured).revision
+        with watching() as progress:
+            operations = operations_of(context, store, progress, (service,), ownership=ownership)
             tally, began = Progress(), time.monotonic()
-            done = roll_back(
-                store,
-                target,
-                origins,
-                ownership,
-                settings=settings,
-                with_safety=not no_safety,
-                trust_times=trust_times,
-                revision=revision,
-                leave_out=context.own_paths(),
-                progress=progress,
-                say=lambda line: click.echo(f"castore: {formatting.one_line(line)}", err=True),
-                tally=tally,
+            done = operations.rollback(
+                target, origins, with_safety=not no_safety, trust_times=trust_times, progress=tally
             )
             seconds = time.monotonic() - began
         _tell_follow(context, service, target)
@@ -160,24 +149,15 @@ def rollback(
     )
 
 
-def _revision_if_known(context: CliContext, service: str, *, quiet: bool = False) -> str | None:
-    """Return the configured revision; None, with a warning, where what names it does not exist (yet)."""
-    from castore.errors import ProgramError, UsageError
-
-    try:
-        return context.present_revision(service)
-    except (ProgramError, UsageError) as error:
-        if not quiet:
-            click.echo(f"castore: the configured revision of {service} is not known: {error}", err=True)
-        return None
-
-
 def _tell_follow(context: CliContext, service: str, target: Generation) -> None:
     """Say that the next `follow` takes this roll-back for a state that is left behind."""
+    from castore.errors import ProgramError, UsageError
     from castore.model.names import short_revision
 
     settings = context.service_settings(service)
-    now = _revision_if_known(context, service, quiet=True)
+    now = None
+    with contextlib.suppress(ProgramError, UsageError):
+        now = context.present_revision(service)
     short = short_revision(now or "")
     if settings is not None and settings.follow == "restore" and now and now != target.revision:
         click.echo(

@@ -256,51 +256,26 @@ def _take(
 ) -> None:
     """Take a generation of one service, and print it: as JSON later, where it is one of several."""
     from castore.cli.generations import describe, plain
+    from castore.cli.operations import operations_of
     from castore.cli.progress import watching
-    from castore.errors import IncompleteError, StorageError
-    from castore.services.rollback.journal import unfinished
-    from castore.services.snapshot import lacking, unrestorable
-    from castore.services.snapshot import snapshot as take
-    from castore.services.state_revision import filed_under
+    from castore.errors import IncompleteError
+    from castore.services.snapshot import unrestorable
 
-    lacks = lacking(context.service_settings(service), sources)
-    configured = context.present_revision(service)
-    store.check_settings()
-    with store.lock(service), watching() as progress:
-        # Without new generations the damage of a failed rollback would only grow.
-        interrupted = store.has_begun_rollback(service)
-        filed, noting, warning = filed_under(store, service, revision, configured)
-        if warning:
-            print(f"castore: {warning}", file=sys.stderr)
-        taken = take(
-            store,
-            service,
-            sources,
-            revision=filed,
-            interrupted=interrupted,
-            lacks=lacks,
-            leave_out=context.own_paths(),
-            around=around,
-            progress=progress,
+    with watching() as progress:
+        operations = operations_of(context, store, progress, (service,))
+        done = operations.snapshot(
+            service, sources, hooks=around, revision=revision, after_interruption=True
         )
-        failures = list(around.failures)
-        if interrupted:
-            failures.append(f"it is marked, and only its number selects it: {unfinished(service)}")
-        elif noting and not (lacks and revision is not None):
-            # A revision given by hand with some of the parts says nothing about the others.
-            try:
-                store.set_live_revision(service, taken.revision)
-            except StorageError as error:
-                failures.append(f"that its revision is the live one was not noted: {error}")
+    taken = done.generation
     for name in unrestorable(sources):
         print(
             f"castore: note: no program is known that restores the part {name!r}: a rollback needs "
             f"--restore {name}='PROGRAM ...', or 'restore' of the part in castore.toml",
             file=sys.stderr,
         )
-    if lacks:
+    if done.lacks:
         print(
-            f"castore: note: partial, since castore.toml also describes {', '.join(lacks)}: only the "
+            f"castore: note: partial, since castore.toml also describes {', '.join(done.lacks)}: only the "
             f"number selects {service}@{taken.number}",
             file=sys.stderr,
         )
@@ -310,7 +285,7 @@ def _take(
         summarize(describe(taken))
     elif not several.apart:
         print_json(entry)
-    if failures:
-        raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(failures)}")
+    if done.failures:
+        raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(done.failures)}")
     if taken.missed:
-        context.report_missed(progress.warnings, taken)
+        context.report_missed(done.missed, taken)
