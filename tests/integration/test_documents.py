@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from castore.services.config import load
 from tests.support.documents import PAGES, Machine, blocks, name_of
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, missing
 
 MAY_NOT_RUN = 9
 """How many blocks of commands are not run."""
@@ -104,7 +105,11 @@ def test_the_commands_of_a_page_work(topic: str, machine: Machine) -> None:
     play(machine, topic)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may run programs as another user")
 def test_the_tutorial_works(machine: Machine, peer: Postgres) -> None:
+    for program in ("sqlite3", "runuser"):
+        if shutil.which(program) is None:
+            missing(f"there is no program {program}")
     use_postgres(machine, peer)
     play(machine, "tutorial")
 
