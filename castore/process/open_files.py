@@ -34,7 +34,7 @@ def refuse_open(path: str) -> None:
         time.sleep(0.1)
     named = f" (process {', '.join(holders[:_MOST_NAMED])})" if holders else ""
     raise CastoreError(
-        f"somebody has {path} open{named}, and would go on with the old file: stop what uses it, with `stop` "
+        f"another process has {path} open{named}, and would continue with the old file: stop it, with `stop` "
         "in castore.toml, or by hand"
     )
 

@@ -137,7 +137,7 @@ def test_what_no_journal_names_is_reported_and_left(tmp_path: Path) -> None:
     aside.mkdir(mode=0o700)
     (aside / "0").write_text("somebody's")
     (told,) = recover(str(tmp_path))
-    assert f"{aside} is of no restore" in told
+    assert f"{aside} belongs to no restore" in told
     assert (aside / "0").read_text() == "somebody's"
     (aside / "0").unlink()
     (aside / "progress").write_bytes(b"")

@@ -240,7 +240,7 @@ def test_a_service_that_another_works_on_is_busy(castore: Callable, store: Path,
 def test_a_directory_that_was_planted_does_not_block_a_snapshot(castore: Callable, store: Path, home: Path) -> None:
     (home / "live" / ".castore-aside-0123456789abcdef").mkdir()
     done = castore("snapshot", "web", "--tree", "t=live")
-    assert "live/.castore-aside-0123456789abcdef is of no restore" in done.stderr
+    assert "live/.castore-aside-0123456789abcdef belongs to no restore" in done.stderr
     assert ".castore-aside-0123456789abcdef" in castore("ls", "web@latest:t").stdout
 
 

@@ -128,8 +128,8 @@ def test_a_forged_journal_is_not_carried_out(store: Run, live: Path, tmp_path: P
     planted = live / ".castore-aside-0000000000000000"
     as_user(lambda: [os.mkdir(planted), (planted / "0").write_text("x"), (planted / "journal").write_bytes(b"castorej")])
     as_user(lambda: (planted / "progress").write_bytes(b"." * 40))
-    assert f"{planted} is of no restore" in store("recover", live).stdout
-    assert f"{planted} is of no restore" in store("snapshot", "s", "--tree", f"t={live}").stderr
+    assert f"{planted} belongs to no restore" in store("recover", live).stdout
+    assert f"{planted} belongs to no restore" in store("snapshot", "s", "--tree", f"t={live}").stderr
     assert sorted(os.listdir(planted)) == ["0", "journal", "progress"]
     assert not undo.exists()
 
@@ -143,7 +143,7 @@ def test_an_undo_directory_that_its_tree_s_owner_renamed_is_found(store: Run, li
     assert f"castore recover {live}" in refused.stderr
     told = store("recover", live).stdout
     assert "reverted to the previous state" in told
-    assert f"{undo} is of no restore" in told
+    assert f"{undo} belongs to no restore" in told
     assert (live / "c").read_text() == "changed since"
     assert (live / "new").read_text() == "new"
     assert not (live / "elsewhere").exists()
@@ -211,7 +211,7 @@ def test_a_user_s_own_restore_is_theirs_to_recover(lab: Lab, live: Path, monkeyp
         opened.say = told.append
         package.snapshot(opened, "s", {"t": package.TreeSource(str(live))})
         package.snapshot(opened, "d", {"t": package.TreeSource(str(live / "data"))})
-    assert [f"{undo} is of no restore" in line for line in told] == [True]
+    assert [f"{undo} belongs to no restore" in line for line in told] == [True]
     assert "was left alone" in recover(lab.places.journals, str(live / "data"))[0]
 
     def recovered() -> None:

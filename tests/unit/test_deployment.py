@@ -458,7 +458,7 @@ def test_a_database_that_somebody_has_open_is_not_exchanged(app: App):
         database.execute("INSERT INTO t VALUES (2)")
         database.commit()
         failed = app.run("rollback", "app", "--to", "1", expect=1)
-        assert "somebody has" in failed.stderr
+        assert "another process has" in failed.stderr
         database.execute("INSERT INTO t VALUES (3)")
         database.commit()
     assert app.state[1] == [(1,), (2,), (3,)]

@@ -535,7 +535,7 @@ def test_a_directory_that_looks_like_that_of_a_restore_is_a_directory_like_any_o
     planted.mkdir()
     (planted / "journal").write_text("castorej")
     done = store("rollback", "s", "--to", "1")
-    assert f"{planted} is of no restore that this user's castore began" in done.stderr
+    assert f"{planted} belongs to no restore that this user's castore began" in done.stderr
     assert os.listdir(live) == ["a"]
     store("rollback", "s", "--undo")
     assert (planted / "journal").read_text() == "castorej"

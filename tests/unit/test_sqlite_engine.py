@@ -99,7 +99,7 @@ def test_an_idle_connection_is_not_left_with_the_old_file(mode: str, tmp_path: P
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as idle:
         idle.stdout.readline()
         failed = castore("rollback", "--config", config, "app", "--to", "1", expect=1)
-        assert "somebody has" in failed.stderr
+        assert "another process has" in failed.stderr
         assert mode == "WAL" or f"process {idle.pid} python" in failed.stderr
         idle.communicate(b"\n")
         assert idle.returncode == 0

@@ -1,4 +1,4 @@
-"""Copy live files with all their metadata, where a rename cannot move them."""
+"""Copy live files with all their metadata, if a rename cannot move them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OVERWRITE: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | 
 def live_entry(fd: int, name: bytes, warn: Callable[[str], None]) -> tuple[Entry, tuple[int, int]]:
     """Return the metadata of a live file in the directory open as `fd`, and its device and inode.
 
-    Attributes that cannot be read are passed to `warn`. Raises OSError.
+    warn: called with the reason for each attribute that cannot be read. Raises OSError.
     """
     held = open_entry(fd, name)
     try:
@@ -57,8 +57,8 @@ def _entry_of(
 def copy(source: int, name: bytes, target: int, new: bytes) -> None:
     """Copy the file or directory `name` in the directory open as `source`, as `new` in `target`.
 
-    Owners, modes, times, attributes, holes and hard links are copied, too. Raises OSError, and leaves
-    nothing, where that cannot be done completely, or where the original could not be removed afterwards.
+    The copy includes owners, modes, times, attributes, holes and hard links. Raises OSError, and leaves
+    nothing, if the copy would be incomplete, or if the original could not be removed afterwards.
     """
     try:
         run(_copy(source, name, target, (new,), target, {}))
@@ -71,7 +71,7 @@ def copy(source: int, name: bytes, target: int, new: bytes) -> None:
 def overwrite(source: int, name: bytes, target: int, old: bytes) -> None:
     """Give the regular file `old` in `target` the content and metadata of another, without moving it.
 
-    For what cannot be renamed: a mount point. Raises OSError.
+    This is for a mount point, which cannot be renamed. Raises OSError.
     """
     file = open_regular(source, name)
     try:
@@ -100,7 +100,7 @@ def check_overwritable(fd: int, name: bytes) -> None:
 
 
 def _refuse_privileged(fd: int) -> None:
-    """Raise OSError for a file that gives rights to who runs it: another user may write to it meanwhile."""
+    """Raise OSError for a file that gives rights to a program: another user may write to it meanwhile."""
     if is_privileged(os.fstat(fd).st_mode, read_xattrs(fd, lambda _reason: None)):
         raise OSError(errno.EBUSY, "it is a mount point with set-id bits or capabilities: unmount it")
 
@@ -152,7 +152,7 @@ def _link(first: Path, target: int, new: bytes, top: int) -> None:
 
 
 def _copy_file(held: int, info: os.stat_result, target: int, new: bytes) -> None:
-    """Copy what is no directory. held: it, opened with O_PATH."""
+    """Copy anything but a directory. held: the original, opened with O_PATH."""
     if not stat.S_ISREG(info.st_mode):
         if stat.S_ISLNK(info.st_mode):
             os.symlink(os.readlink(b"", dir_fd=held), new, dir_fd=target)
@@ -172,7 +172,8 @@ def _copy_file(held: int, info: os.stat_result, target: int, new: bytes) -> None
         into = os.open(new, _CREATE, 0o600, dir_fd=target)
         try:
             _copy_data(file, into)
-            # Behind the content: whoever has written to it meanwhile has taken its set-id bits from it.
+            # After the content: a process that wrote to the original meanwhile has thereby removed its set-id
+            # bits.
             _copy_metadata(file, into)
             os.fsync(into)
         finally:
@@ -201,7 +202,7 @@ def _refuse_protected(fd: int) -> None:
 def _copy_metadata(file: int | bytes, into: int | bytes) -> None:
     """Give a copy the metadata of its original. Raises OSError if any of it cannot be set.
 
-    Both are descriptors, or `path_of` one that was opened with O_PATH.
+    Both are descriptors, or `path_of` a descriptor that was opened with O_PATH.
     """
     failed: list[str] = []
     entry = _entry_of(file, b"", os.stat(file), failed.append)

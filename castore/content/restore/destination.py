@@ -10,16 +10,18 @@ from castore.fs.beneath import locate, make_directory
 
 
 def open_destination(path: str | bytes) -> int:
-    """Open the directory to restore into; make it if it does not exist. Raises UsageError."""
+    """Open the directory to restore into; create it if it does not exist. Raises UsageError."""
     shown = os.fsdecode(path)
     try:
         with locate(path, make=True) as found:
             try:
                 fd = make_directory(found.name, found.folder)
-                # A default ACL of the parent is the parent's, not the restored directory's.
+                # The directory may not keep a default ACL that it inherited from its parent.
                 drop_inherited(fd)
             except FileExistsError:
                 fd = found.open_directory()
     except OSError as error:
-        raise UsageError(f"cannot restore into {shown}: {error.strerror}") from None
+        raise UsageError(
+            f"cannot restore into {shown}: {error.strerror}; name a directory that you may write to"
+        ) from None
     return fd

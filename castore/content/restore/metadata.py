@@ -1,4 +1,4 @@
-"""Metadata of an entry onto a live file."""
+"""Set the metadata of an entry on a live file."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _UNSUPPORTED: Final = {errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES}
 
 _SECOND: Final = 10**9
 _ALWAYS_HELD: Final = _SECOND << 31
-"""Times from 0 up to this one are within the range of every file system."""
+"""Every file system can store times from 0 up to this one (ns)."""
 
 
 @dataclass(frozen=True)
 class Ownership:
-    """Whose the restored files become."""
+    """Which owners, and which rights, restored files get."""
 
     change: bool
-    """Set owners and groups, which needs root; else files belong to whoever restores."""
+    """Set owners and groups, which needs root; else files belong to the restoring user."""
     numeric: bool = False
-    """Go by numbers alone; else a name that this machine knows wins over its stored number."""
+    """Use the stored numbers; else a name that this machine knows has precedence over its stored number."""
     privileges: bool = True
-    """Restore what gives rights: set-id bits, security attributes (capabilities among them), devices."""
+    """Restore what gives rights: set-id bits, security attributes including capabilities, devices."""
 
     def of(self, entry: Entry, owners: Owners) -> tuple[int, int]:
         """Return the (uid, gid) that a file of this entry gets."""
@@ -53,7 +53,7 @@ class Ownership:
         return self.of_names(entry.uid, entry.gid, user, group)
 
     def of_names(self, uid: int, gid: int, user: str | None, group: str | None) -> tuple[int, int]:
-        """Return the (uid, gid) here of stored ids and their stored names."""
+        """Return the (uid, gid) on this machine for stored ids and their stored names."""
         if self.numeric:
             return uid, gid
         user_here, group_here = _uid(user), _gid(group)
@@ -64,7 +64,7 @@ class Ownership:
     ) -> tuple[tuple[bytes, bytes], ...]:
         """Return the attributes that a file of this entry gets: ids in ACLs follow their names.
 
-        warn: called where several stored ids become one.
+        warn: called if several stored ids become the same id.
         """
         xattrs = entry.extra.xattrs
         if not self.privileges:
@@ -75,7 +75,7 @@ class Ownership:
     def allowed_mode(self) -> int:
         """The bits of a stored mode that a file may get.
 
-        A set-id file that does not belong to its stored owner would be someone else's power.
+        A set-id file that does not belong to its stored owner would give programs the rights of another user.
         """
         return 0o7777 if self.change and self.privileges else 0o7777 & ~_SET_ID
 
@@ -86,7 +86,7 @@ class Ownership:
         group_names: Mapping[int, str],
         warn: Callable[[str], None] = lambda _reason: None,
     ) -> tuple[tuple[bytes, bytes], ...]:
-        """Return attributes whose ACLs have the ids that the stored names have here."""
+        """Return attributes with the ids in ACLs replaced by those that the stored names have here."""
         if self.numeric or not xattrs:
             return xattrs
         uids, gids = acl_ids(xattrs)
@@ -99,7 +99,7 @@ class Ownership:
 def _uid(name: str | None) -> int | None:
     try:
         return pwd.getpwnam(name).pw_uid if name else None
-    except (KeyError, ValueError):  # ValueError: a name with a zero byte, which a store may hold
+    except (KeyError, ValueError):  # ValueError: a name with a zero byte, which a store may contain
         return None
 
 
@@ -112,7 +112,7 @@ def _gid(name: str | None) -> int | None:
 
 
 def new_owners(owners: Owners, ownership: Ownership) -> NewOwners:
-    """Return whose the files of a stored directory become, and what of their modes is allowed."""
+    """Return the owners that the files of a stored directory get, and the allowed bits of their modes."""
     mode = ownership.allowed_mode
     if not ownership.change or ownership.numeric:
         return NewOwners(ownership.change, mode)
@@ -122,7 +122,7 @@ def new_owners(owners: Owners, ownership: Ownership) -> NewOwners:
 
 
 def inherits(fd: int) -> bool:
-    """Whether what is made in the directory open as `fd` gets an access control list of its own from it."""
+    """Whether a file created in the directory open as `fd` inherits an access control list from it."""
     try:
         os.getxattr(fd, DEFAULT_ACL)
     except OSError:
@@ -131,7 +131,7 @@ def inherits(fd: int) -> bool:
 
 
 def is_privileged(mode: int, xattrs: tuple[tuple[bytes, bytes], ...]) -> bool:
-    """Whether a file of this mode and these attributes gives rights to who runs it."""
+    """Whether running a file of this mode and these attributes gives rights."""
     return stat.S_ISREG(mode) and (bool(mode & _SET_ID) or any(key == _CAPABILITY for key, _ in xattrs))
 
 
@@ -143,12 +143,12 @@ def without_privileges(entry: Entry) -> Entry:
 
 
 def is_private(info: os.stat_result) -> bool:
-    """Whether nobody but castore's user can change which files a directory holds."""
+    """Whether only castore's user can change which files a directory holds."""
     return info.st_uid == os.geteuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def drop_inherited(fd: int) -> None:
-    """Remove the access control lists that an open file or directory, just made, got from its directory."""
+    """Remove the access control lists that an open new file or directory inherited from its directory."""
     for key in (DEFAULT_ACL, ACCESS_ACL):
         with contextlib.suppress(OSError):
             os.removexattr(fd, key)
@@ -170,10 +170,10 @@ def set_attributes(
 ) -> None:
     """Give an open file an entry's owner, mode (or this one), attributes and time.
 
-    file: its descriptor, or `path_of` that if it was opened with O_PATH; never a name, which may be another
-    file's by now. The order matters: a change of owner clears set-id bits and capabilities, a change of
-    mode changes an access control list, and all but the time change the ctime only. What cannot be set is
-    passed to `warn`.
+    file: its descriptor, or `path_of` a descriptor that was opened with O_PATH; never a name, which may
+    belong to another file by now. The order matters: a change of owner clears set-id bits and capabilities, a
+    change of mode changes an access control list, and all but the time change only the ctime. warn: called
+    with the reason for each item that cannot be set.
     """
     if ownership.change:
         uid, gid = ownership.of(entry, owners)
@@ -189,7 +189,7 @@ def set_attributes(
 
 
 def _check_time(info: os.stat_result, mtime: int, warn: Callable[[str], None]) -> None:
-    """Report a time, in nanoseconds, that the file system has replaced because it cannot hold it."""
+    """Report a time (ns) that the file system has replaced because it cannot store it."""
     if info.st_mtime_ns // _SECOND != mtime // _SECOND:
         year = time.gmtime(info.st_mtime_ns // _SECOND).tm_year
         warn(f"time is out of range for this file system: set to the nearest possible one, in {year}")
@@ -207,7 +207,7 @@ def replace_attributes(
 ) -> None:
     """Do as `set_attributes`, and remove the attributes that the entry does not have.
 
-    keep: leave those.
+    keep: do not remove them.
     """
     stored = {key for key, _ in entry.extra.xattrs}
     for key, _ in () if keep else read_xattrs(file, warn):

@@ -1,9 +1,11 @@
-"""The directories of a stored tree, opened before their turn by a process of its own.
+"""Fetch the directories of a stored tree ahead of a restore, in a process of its own.
 
-To open them is about as much work as to make their files, in calls of some microseconds each: two threads of
-one process would spend their time on handing Python's lock to each other (measured: no faster than one). What
-the process has opened comes through shared memory, in the order in which a restore needs it. It is no more
-than a help: where it fails, whatever the reason, directories are opened by whoever restores, which tells why.
+Opening them takes about as much work as creating their files, in calls of a few microseconds each. Two
+threads of one process would spend their time passing Python's lock to each other (measured: no faster than
+one thread). The results come through shared memory, in the order in which a restore needs them.
+
+The process is only an optimisation. If it fails for any reason, the restoring process opens the directories
+itself, and reports why that fails.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 ROOM: Final = 1 << 22
-"""How much of what is in one directory is opened with it."""
+"""How many bytes of the files in one directory are fetched with it."""
 _RING: Final = 1 << 25
 _LEAST: Final = 1 << 24
-"""Trees smaller than this are not worth a process."""
+"""Trees with fewer bytes than this are not worth a process."""
 _PATIENCE_MS: Final = 60_000
-"""After so long without a word, the process is not waited for any more."""
+"""How long the restore waits for a message of the process before it stops using it."""
 _MESSAGE: Final = struct.Struct("<32sQQQQ")
-"""Directory, depth; where in all that was ever put into the ring it begins and ends; length of its head."""
+"""Directory, depth, begin and end in all that was ever put into the ring, length of the head."""
 _FREED: Final = struct.Struct("<Q")
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -51,7 +53,7 @@ _decode: Final = msgspec.msgpack.Decoder(_Head).decode
 
 
 class Taken(NamedTuple):
-    """A directory that was opened ahead."""
+    """A directory that was fetched ahead."""
 
     fetched: Fetched
     slot: _Slot
@@ -77,7 +79,7 @@ class _Message(NamedTuple):
 
 
 class Prefetcher:
-    """Opens the directories of a tree ahead, depth first, in order; use it in a `with` block."""
+    """Fetches the directories of a tree ahead, depth first, in order; use it in a `with` block."""
 
     def __init__(self, store: Store, ref: Ref | None) -> None:
         self._child = 0
@@ -94,9 +96,9 @@ class Prefetcher:
             pipes += os.pipe()
             self._messages, to_parent, to_child, self._freed = pipes
             with warnings.catch_warnings():
-                # Other threads may be there: this one takes no lock that they might hold.
+                # There may be other threads: the new process takes no lock that they might hold.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                # An interrupt in the new process must not run on what its parent has begun.
+                # An interrupt in the new process must not run the cleanup that its parent has begun.
                 before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
                 try:
                     self._child = os.fork()
@@ -115,7 +117,7 @@ class Prefetcher:
                 with store.reopened() as own:
                     _Opener(own, self._ring, to_parent, to_child).run(ref)
             finally:
-                # What the parent is to do at its end is not for this process to do.
+                # The new process must not run the parent's exit handlers.
                 os._exit(0)
         os.close(to_parent)
         os.close(to_child)
@@ -137,7 +139,7 @@ class Prefetcher:
             child, self._child = self._child, 0
             if not child:
                 return
-            # Nobody else waits for it, so that its number is its own until here.
+            # No other code waits for the child, so its process id is not reused until here.
             with contextlib.suppress(ProcessLookupError):
                 descriptor = os.pidfd_open(child)
                 try:
@@ -150,7 +152,7 @@ class Prefetcher:
             os.close(self._freed)
 
     def take(self, ref: Ref, depth: int) -> Taken | None:
-        """Return the directory `ref`, so far below the top, if it was opened; they are asked for in order."""
+        """Return the directory `ref` at this depth below the top, if it was fetched; call in order."""
         while (message := self._next()) is not None and message.depth >= depth:
             self._message = None
             slot = _Slot(message.end)
@@ -161,11 +163,11 @@ class Prefetcher:
             self._free(slot)
             if wanted:
                 break
-            # Else who restores has passed it over.
+            # Else the restore has skipped that directory.
         return None
 
     def done_with(self, taken: Taken, user: Future[Any] | None) -> None:
-        """Let what was taken be written over, as soon as `user` is done with it."""
+        """Allow the memory of a fetched directory to be reused, as soon as `user` is done with it."""
         if user is None:
             self._free(taken.slot)
         else:
@@ -178,7 +180,7 @@ class Prefetcher:
             while self._slots and self._slots[0].free:
                 freed = self._slots.popleft().end
             if freed and self._child:
-                # Where it is full, what is freed next tells of this, too.
+                # If the pipe is full, the next message includes this one.
                 with contextlib.suppress(OSError):
                     os.write(self._freed, _FREED.pack(freed))
 
@@ -212,7 +214,7 @@ class Prefetcher:
 
 
 class _Opener:
-    """What the process does."""
+    """The work of the process."""
 
     def __init__(self, store: Store, ring: mmap.mmap, messages: int, freed: int) -> None:
         self._reader = StreamReader(store)
@@ -226,9 +228,9 @@ class _Opener:
         self._head = 0
 
     def run(self, ref: Ref) -> None:
-        """Open the directory `ref` and all below it."""
+        """Fetch the directory `ref` and all below it."""
         for depth, one, fetched in self._walk(ref):
-            # What was freed is read each time: a pipe that is full would lose the last of it.
+            # Read freed positions each time: a full pipe would lose the last one.
             self._take_freed(0)
             start, head = self._put(fetched) if fetched is not None else (self._head, 0)
             os.write(self._messages, _MESSAGE.pack(one.id, depth, start, self._head, head))
@@ -248,7 +250,7 @@ class _Opener:
             stack += [(depth + 1, one) for one in reversed(below)]
 
     def _put(self, fetched: Fetched) -> tuple[int, int]:
-        """Put what was opened into the ring; return where it begins and the length of its head."""
+        """Put a fetched directory into the ring; return where it begins and the length of its head."""
         refs, chunks = fetched
         head = _encode([(ref.kind, ref.id, ref.size, ref.id in chunks) for ref in refs])
         length = len(head) + sum(map(len, chunks.values()))

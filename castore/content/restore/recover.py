@@ -1,4 +1,4 @@
-"""Undo or finish restores in place that were interrupted."""
+"""Undo or finish interrupted restores in place."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def foreign_asides(folder: str, path: bytes) -> list[str]:
-    """Return what looks like an undo directory in the directory `path`, and has no journal in `folder`."""
+    """Return the names in the directory `path` of undo directories that have no journal in `folder`."""
     try:
         names = [name for name in os.listdir(path) if name.startswith(ASIDE)]
     except OSError:
-        return []  # reported by whoever reads it
+        return []  # the caller that reads the directory reports it
     found = journals(folder) if names else []
     own = {one.journal.undo for one in found if one.journal.path == path}
     return sorted(os.fsdecode(name) for name in names if name not in own)
@@ -39,12 +39,12 @@ def foreign_asides(folder: str, path: bytes) -> list[str]:
 def recover(
     folder: str, path: str, *, keep: bool = False, owned: bool = False, forget: bool = False
 ) -> list[str]:
-    """Undo, or finish, what interrupted restores in place left in the directory `path`; say what was done.
+    """Undo or finish what interrupted restores in place left in the directory `path`; return what was done.
 
-    folder: of journals. keep: finish what restored everything, though it was not said to stay: the caller
-    knows that it is to. owned: also what is part of a rollback of a service, which is else refused. forget:
-    delete the journal of a restore whose undo directory is missing. Raises UsageError if `path` is no
-    directory, CastoreError if what is there cannot be recovered.
+    folder: of the journals. keep: finish a restore that was complete, although it was not yet confirmed: the
+    caller knows that its result is to be kept. owned: accept restores that are part of a service's rollback,
+    which are otherwise refused. forget: delete the journal of a restore whose undo directory is missing.
+    Raises UsageError if `path` is not a directory, CastoreError if it cannot be recovered.
     """
     try:
         with locate(path) as found:
@@ -77,7 +77,7 @@ def _recover_missing(record: Record, path: str, error: OSError, *, forget: bool)
 
 
 def _look_at_foreign(top: int, path: str, name: str) -> str:
-    """Remove an undo directory whose journal was not written; say of others what they are."""
+    """Remove an undo directory whose journal was not written; return a message about any other one."""
     shown = os.path.join(path, name)
     with contextlib.suppress(OSError):
         fd = os.open(name, OPEN_DIRECTORY, dir_fd=top)
@@ -90,8 +90,9 @@ def _look_at_foreign(top: int, path: str, name: str) -> str:
         finally:
             os.close(fd)
     return (
-        f"{shown} is of no restore that this user's castore began, and was left alone: if another user's "
-        f"restore was interrupted, that user runs castore recover {path}; else look at it, and remove it"
+        f"{shown} belongs to no restore that this user's castore began, and was left alone: if another "
+        f"user's restore was interrupted, that user runs castore recover {path}; else look at it, and remove "
+        "it"
     )
 
 
@@ -115,7 +116,7 @@ def _recover(record: Record, top: int, path: str, *, keep: bool, owned: bool, fo
 
 
 def _open_checked(found: Record, top: int, path: str, *, owned: bool, forget: bool) -> int:
-    """Open the undo directory of a journal; -1: it is missing, which is all right. Raises CastoreError."""
+    """Open the undo directory of a journal; -1: it is missing, which is allowed. Raises CastoreError."""
     if found.journal.owner and not (owned or found.end):
         raise CastoreError(is_part(found.journal))
     fd = _open_undo(top, found)
@@ -125,7 +126,7 @@ def _open_checked(found: Record, top: int, path: str, *, owned: bool, forget: bo
 
 
 def _end(aside: UndoArea, found: Record, path: str, *, keep: bool) -> str:
-    """Undo or finish a restore; say which. Raises CastoreError."""
+    """Undo or finish a restore; return which. Raises CastoreError."""
     problems: list[str] = []
 
     def warn(where: Path, why: str) -> None:
@@ -155,11 +156,12 @@ def _end(aside: UndoArea, found: Record, path: str, *, keep: bool) -> str:
 
 
 def _open_undo(top: int, found: Record) -> int:
-    """Open the undo directory of a journal, whatever it is called now; -1: it is not in its tree's top."""
+    """Open the undo directory of a journal, even if it was renamed; -1: it is not in its tree's top."""
     journal = found.journal
     if not same_file(journal.top, os.fstat(top), journal.boot):
         return -1
-    # Who owns the top can rename it there, and not move it elsewhere: that takes the right to write to it.
+    # The owner of the top can rename it there, but not move it elsewhere: that needs the right to write to
+    # it.
     others = [name for name in map(os.fsencode, os.listdir(top)) if name != journal.undo]
     for name in (journal.undo, *others):
         try:
@@ -181,7 +183,7 @@ def _open_undo(top: int, found: Record) -> int:
 
 
 def _progress(fd: int) -> bytes:
-    """Return what the undo directory open as `fd` says of its steps; nothing if it is not one."""
+    """Return the progress file of the undo directory open as `fd`; empty if it is not an undo directory."""
     try:
         file = open_regular(fd, PROGRESS)
     except OSError:

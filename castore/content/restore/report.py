@@ -1,4 +1,4 @@
-"""What a restore could not do."""
+"""The report of a restore: what it could not do."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class Report:
     """What a restore could not do."""
 
     warnings: list[tuple[bytes, str]] = field(default_factory=list)
-    """(path, reason) of what is there, but not with all its metadata, or was not allowed."""
+    """(path, reason) of files that lack some of their metadata, or that could not be created."""
     unmade: list[tuple[bytes, str]] = field(default_factory=list)
-    """Those of the warnings that are of what is not there."""
+    """Those of the warnings that are about files that do not exist."""
     damaged: list[tuple[bytes, str]] = field(default_factory=list)
-    """(path, reason) of what is missing, because the store is damaged there."""
+    """(path, reason) of files that are missing because the store is damaged."""
 
     def warn(self, path: tuple[bytes, ...], reason: str) -> None:
-        """Report what is there, but not with all its metadata."""
+        """Report a file that exists, but lacks some of its metadata."""
         self.warnings.append((b"/".join(path), reason))
 
     def not_made(self, path: tuple[bytes, ...], reason: str) -> None:
-        """Report what could not be made."""
+        """Report a file that could not be created."""
         self.unmade.append((b"/".join(path), reason))
         self.warn(path, reason)
 
     def damage(self, path: tuple[bytes, ...], error: DamageError) -> None:
-        """Report what is missing because the store is damaged there."""
+        """Report a file that is missing because the store is damaged."""
         self.damaged.append((b"/".join(path) or b".", str(error)))

@@ -1,11 +1,11 @@
-"""The undo directory of a restore in place: what was replaced or removed, until all went well.
+"""The undo directory of a restore in place: it keeps what was replaced or removed until the restore ends.
 
-It is `.castore-aside-X` in the top of the tree, on the same file system, and for castore's user only. What
-was moved aside has the number of its step as name. `progress` begins with the token of the journal, and has
-a byte for each step that was begun. The journal itself is in castore's state
-(castore/content/restore/undo_journal.py), and durable before anything is touched. So a restore that was
-killed in the middle is undone, and one that was killed while it was clearing up is finished. A directory of
-such a name without a journal is never acted on.
+It is `.castore-aside-X` in the top of the tree, on the same file system, accessible to castore's user only.
+What was moved aside is named by the number of its step. `progress` begins with the token of the journal, and
+has one byte for each step that was begun. The journal itself is in castore's state
+(castore/content/restore/undo_journal.py), and is durable before anything is changed. So a restore that was
+killed in the middle is undone, and one that was killed during its final clean-up is finished. castore never
+acts on a directory of such a name without a journal.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 ASIDE: Final = b".castore-aside-"
 PROGRESS: Final = b"progress"
 TOKEN: Final = 16
-"""Bytes of the token that a journal and its undo directory share."""
+"""Length in bytes of the token that a journal and its undo directory share."""
 _PART: Final = b".part"
 _NEW: Final = b"new"
 _BACK: Final = b".castore-back-"
 UNMOVABLE: Final = {errno.EXDEV, errno.EBUSY}
-"""What rename(2) answers for another file system, a layer below of an overlay, and a mount point."""
+"""Errors of rename(2) for another file system, a lower layer of an overlay, and a mount point."""
 _BEGUN: Final = b"."
 _SPECIAL: Final = stat.S_ISUID | stat.S_ISGID
 
@@ -65,12 +65,15 @@ class UndoArea:
         self._journal = journal
         self._begun = begun
         self.copied = False
-        """Whether anything could not be renamed; several file systems may have changed."""
+        """Whether anything had to be copied instead of renamed: several file systems may have changed."""
         self._log = os.open(PROGRESS, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=fd) if fd >= 0 else -1
 
     @classmethod
     def create(cls, top: int, journal: Journal, folder: str) -> Self:
-        """Make it, and write its journal to the directory `folder`, durably. Raises OSError, CastoreError."""
+        """Create it, and write its journal to the directory `folder`, durably.
+
+        Raises StorageError, OSError.
+        """
         name = ASIDE + os.urandom(8).hex().encode()
         token = os.urandom(TOKEN)
         fd = -1
@@ -92,7 +95,7 @@ class UndoArea:
             )
             return cls(top, fd, JournalFile.create(folder, journal), journal, 0)
         except BaseException:
-            # Nothing was touched.
+            # No live file was changed.
             with contextlib.suppress(OSError):
                 os.unlink(PROGRESS, dir_fd=fd)
             if fd >= 0:
@@ -103,7 +106,7 @@ class UndoArea:
 
     @property
     def path(self) -> str:
-        """Where it is."""
+        """The path of the undo directory."""
         return self._journal.undo_path
 
     @property
@@ -117,16 +120,16 @@ class UndoArea:
         return self._begun == len(self._journal.steps)
 
     def begin(self) -> None:
-        """Say that the next step begins."""
+        """Record that the next step begins."""
         os.write(self._log, _BEGUN)
         self._begun += 1
 
     def take(self, path: Path, ids: Ids | None = None) -> bool:
-        """Move what is at `path` aside, in the step that was begun last.
+        """Move the file or directory at `path` aside, in the step that was begun last.
 
-        ids: of the directory that is to be there; None: it is no directory. False: it is a mount point, which
-        cannot be moved; it was copied aside and has to be overwritten. Raises OSError, also where another
-        directory has taken its place.
+        ids: of the directory that should be at `path`; None: it is not a directory. Returns False for a mount
+        point, which cannot be moved: it was copied aside and has to be overwritten. Raises OSError, also if
+        another directory has taken its place.
         """
         fd = open_below(self._top, path[:-1])
         name = path[-1]
@@ -140,7 +143,7 @@ class UndoArea:
                 return self._copy_aside(fd, name, number, mounted=error.errno == errno.EBUSY)
         finally:
             os.close(fd)
-        # Nobody else can reach it now. What was planned to go is what has to be here.
+        # No other process can reach it now. It has to be the directory that was planned to be removed.
         info = os.stat(number, dir_fd=self._fd, follow_symlinks=False)
         if stat.S_ISDIR(info.st_mode) and ids != (info.st_dev, info.st_ino):
             raise OSError(errno.ESTALE, "another directory took its place: is its service still running?")
@@ -154,7 +157,7 @@ class UndoArea:
         part = number + _PART
         copy(fd, name, self._fd, part)
         sync_file_system(self._fd)
-        # From here on the original may be touched.
+        # From here on the original may be changed.
         os.rename(part, number, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         if not mounted:
             try:
@@ -169,13 +172,13 @@ class UndoArea:
     def replace_mounted(
         self, path: Path, make: Callable[[int, Path], None]
     ) -> None:
-        """Overwrite the mount point at `path` with a file that is made aside first.
+        """Overwrite the mount point at `path` with a file that is created in the undo directory first.
 
-        make: makes the file in a directory, given open, at a path below the top.
+        make: creates the file, given its open directory and its path below the top.
         """
         make(self._fd, (self._journal.undo, _NEW))
         if not _exists(_NEW, self._fd):
-            return  # reported by who makes it
+            return  # `make` has reported why
         fd = open_below(self._top, path[:-1])
         try:
             overwrite(self._fd, _NEW, fd, path[-1])
@@ -184,14 +187,14 @@ class UndoArea:
         os.unlink(_NEW, dir_fd=self._fd)
 
     def open_taken(self) -> int | None:
-        """Open the regular file that was moved aside last; None if it is none, or cannot be read."""
+        """Open the regular file that was moved aside last; None if it is not regular, or cannot be read."""
         try:
             return open_regular(self._fd, b"%d" % (self._begun - 1))
         except OSError:
             return None
 
     def put_back(self, warn: Callable[[Path, str], None]) -> None:
-        """Undo all steps that were begun; that can be tried again. Raises OSError."""
+        """Undo all steps that were begun; this can be repeated. Raises OSError."""
         for number in reversed(range(self._begun)):
             action, path = self._journal.steps[number]
             kept = _exists(b"%d" % number, self._fd)
@@ -206,7 +209,7 @@ class UndoArea:
         self.end_revert(warn)
 
     def end_revert(self, warn: Callable[[Path, str], None]) -> None:
-        """Clear up after all steps were undone. Raises OSError."""
+        """Clean up after all steps were undone. Raises OSError."""
         self._clear()
         for path, entry, ids in self._journal.before:
             if path == (b".",):
@@ -214,8 +217,8 @@ class UndoArea:
         self._file.discard()
 
     def finish(self) -> list[tuple[Path, str]]:
-        """Let it all stay, and clear up; return (path, reason) of what could not be removed."""
-        # What takes the place of what is going to be removed has to be there, whatever happens.
+        """Keep the restored state, and clean up; return (path, reason) of what could not be removed."""
+        # The replacements have to be durable before the replaced files are removed.
         if self.copied:
             os.sync()  # several file systems
         else:
@@ -229,7 +232,7 @@ class UndoArea:
         return left
 
     def _return_unremovable(self) -> list[tuple[Path, str]]:
-        """Remove what was moved aside; move back what cannot be removed, where nothing has its place.
+        """Remove what was moved aside; move back what cannot be removed, if nothing has its place.
 
         Returns (path, reason) of what was moved back.
         """
@@ -254,7 +257,7 @@ class UndoArea:
         return left
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close its files."""
         for fd in (self._log, self._fd):
             if fd >= 0:
                 os.close(fd)
@@ -262,7 +265,7 @@ class UndoArea:
         self._file.close()
 
     def _set(self, path: Path, entry: Entry, ids: Ids, warn: Callable[[Path, str], None]) -> None:
-        """Give a file that was changed in place its previous metadata."""
+        """Restore the previous metadata of a file that was changed in place."""
         ownership = Ownership(change=os.geteuid() == 0, numeric=True)
         try:
             fd = open_below(self._top, path[:-1])
@@ -279,7 +282,7 @@ class UndoArea:
             if not same_file(ids, info, self._journal.boot):
                 warn(path, "has been replaced since: its owner, mode and attributes were left")
                 return
-            # No regular file that had such bits was changed in place.
+            # No regular file with set-id bits was changed in place.
             mode = entry.mode & ~_SPECIAL if stat.S_ISREG(info.st_mode) else entry.mode
             replace_attributes(path_of(held), entry, Owners(), ownership, partial(warn, path), mode=mode)
         finally:
@@ -296,12 +299,12 @@ class UndoArea:
             pass
         except OSError as error:
             if error.errno != errno.EBUSY:
-                raise  # a mount point is overwritten
+                raise  # a mount point is overwritten instead
         finally:
             os.close(fd)
 
     def _return(self, number: bytes, path: Path) -> None:
-        """Move to its place what was kept aside, or copy it where it cannot be moved."""
+        """Move a file from the undo directory to its place, or copy it if it cannot be moved."""
         fd = open_below(self._top, path[:-1])
         try:
             try:
@@ -320,7 +323,7 @@ class UndoArea:
             back = _BACK + self._journal.undo.removeprefix(ASIDE) + b"-" + number
             with contextlib.suppress(FileNotFoundError):
                 remove(back, fd)
-            # In a directory that nobody else can enter, until it has all its metadata.
+            # In a directory that no other user can enter, until it has all its metadata.
             held = make_directory(back, fd) if os.geteuid() == 0 else os.dup(fd)
             try:
                 copy(self._fd, number, held, back)
@@ -330,11 +333,11 @@ class UndoArea:
                     os.rmdir(back, dir_fd=fd)
             finally:
                 os.close(held)
-        # It must not count as kept while it is being removed: half of it would be moved back again.
+        # While it is being removed, it may not be mistaken for a complete file: a part would be moved back.
         os.rename(number, number + _PART, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def _clear(self) -> None:
-        """Remove it. Raises OSError."""
+        """Remove the undo directory. Raises OSError."""
         if self._fd < 0:
             return
         remove_all_in(self._fd)
@@ -353,7 +356,7 @@ def _write_token(fd: int, token: bytes) -> None:
 
 
 def explain(error: OSError) -> str:
-    """Say why something cannot be removed, and what to do where root is refused."""
+    """Return why a file cannot be removed, and what to do if root is refused."""
     refused = error.errno == errno.EPERM and os.geteuid() == 0
     hint = " (an immutable file? lsattr shows it, chattr -i allows it)" if refused else ""
     return f"{error.strerror}{hint}"

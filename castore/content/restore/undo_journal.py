@@ -1,9 +1,9 @@
-"""Journals of restores in place: what each does and how to undo it, in castore's own state directory.
+"""Journals of restores in place: the steps of each and how to undo them, in castore's own state directory.
 
-A journal is durable before its restore touches anything, and deleted when nothing is left to do. It is
-trusted because nobody else can write there; the tree that it is about may belong to another user. Its file
-holds a header, the journal, and a byte that says how the restore ended. Its creator holds a lock on the
-file while it is at work.
+A journal is durable before its restore changes anything, and is deleted when nothing remains to be done. It
+is trusted, because no other user can write there; the tree itself may belong to another user. The file of a
+journal holds a header, the journal, and a byte that records how the restore ended. Its creator holds a lock
+on the file while the restore is running.
 """
 
 from __future__ import annotations
@@ -31,46 +31,46 @@ Ids = tuple[int, int]
 
 _MAGIC: Final = b"castorej"
 _HEADER: Final = struct.Struct("<8sII16s")
-"""Magic, version, length of the journal, its checksum."""
+"""Magic, version, length of the journal in bytes, its checksum."""
 _VERSION: Final = 2
 _ENDS: Final = {b"\0": "", b"!": "done", b"~": "reverted"}
 _AT_WORK: Final[set[str]] = set()
-"""Journals of restores that this process is carrying out."""
+"""Paths of the journals of restores that this process is carrying out."""
 
 
 class Journal(msgspec.Struct, frozen=True, array_like=True):
-    """What is going to be done, and what it takes to undo it."""
+    """The steps of a restore, and what is needed to undo them."""
 
     steps: tuple[tuple[Action, Path], ...]
     before: tuple[tuple[Path, Entry, Ids], ...]
-    """Owner, mode, time and attributes, as they were, of what is changed in place, and which file that is."""
+    """Path, previous metadata, and device and inode of each file that is changed in place."""
     time: int | None
-    """The time that the top directory is to have in the end; None: the one it has."""
+    """The modification time (ns) that the top directory gets in the end; None: it keeps its own."""
     owner: str = ""
-    """The service that this is part of a rollback of, which is recovered as a whole."""
+    """The service of the rollback that this is a part of; it is recovered with all its parts."""
     path: bytes = b""
-    """The top directory, without links."""
+    """The path of the top directory, without links."""
     top: Ids = (0, 0)
     undo: bytes = b""
     """The name of the undo directory, in the top directory."""
     undo_ids: Ids = (0, 0)
     token: bytes = b""
-    """What the undo directory begins its list of steps with."""
+    """The beginning of the undo directory's list of steps."""
     boot: str = ""
-    """The boot since which device numbers are what they are."""
+    """The boot in which the device numbers were taken."""
     created: int = 0
-    """ns."""
+    """In nanoseconds since 1970."""
     owned: bool = True
     """Whether the undo directory belongs to castore's user: some file systems keep no owners."""
 
     @property
     def shown(self) -> str:
-        """The top directory, for people."""
+        """The path of the top directory, for messages."""
         return os.fsdecode(self.path)
 
     @property
     def undo_path(self) -> str:
-        """The undo directory, for people."""
+        """The path of the undo directory, for messages."""
         return os.path.join(self.shown, os.fsdecode(self.undo))
 
 
@@ -80,14 +80,14 @@ class Record(NamedTuple):
     file: str
     journal: Journal
     end: str
-    """How the restore ended: "done", "reverted", or empty: it did not."""
+    """How the restore ended: "done", "reverted", or empty if it did not."""
 
 
 class JournalFile:
-    """The journal of a restore at work, locked until it is closed."""
+    """The journal of a running restore, locked until it is closed."""
 
     def __init__(self, path: str) -> None:
-        """Open and lock a journal. Raises BusyError if its restore is at work, FileNotFoundError, OSError."""
+        """Open and lock a journal. Raises BusyError if its restore is running, FileNotFoundError, OSError."""
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         locked = _lock(self._fd)
@@ -95,7 +95,7 @@ class JournalFile:
             self.close()
             if locked:
                 raise FileNotFoundError(path)
-            raise BusyError(f"a restore in place is at work ({path}): wait for its end")
+            raise BusyError(f"a restore in place is running ({path}): wait for its end")
         _AT_WORK.add(path)
 
     @classmethod
@@ -104,7 +104,7 @@ class JournalFile:
         path = os.path.join(folder, os.urandom(8).hex())
         data = msgspec.msgpack.encode(journal)
         head = _HEADER.pack(_MAGIC, _VERSION, len(data), blake3(data).digest(16))
-        # The last byte is overwritten when it ends, so that a full disk cannot stop that.
+        # The last byte is overwritten at the end of the restore, so that a full disk cannot prevent that.
         write_private(path, head + data + b"\0")
         try:
             return cls(path)
@@ -119,13 +119,13 @@ class JournalFile:
         os.fsync(self._fd)
 
     def discard(self) -> None:
-        """Delete it: nothing is left to do."""
+        """Delete the journal: nothing remains to be done."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
         _AT_WORK.discard(self.path)
 
     def close(self) -> None:
-        """Close it, so that whoever comes next can take it over."""
+        """Close the journal, so that another process can take it over."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -157,21 +157,21 @@ def is_at_work(record: Record) -> bool:
 
 
 def journals(folder: str) -> list[Record]:
-    """Return the journals of all restores in place that have not come to their end, the newest first.
+    """Return the journals of all restores in place that have not ended, newest first.
 
-    Raises NotIntactError for one that is damaged.
+    Raises NotIntactError if a journal is damaged.
     """
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    # Of what was killed while it was being written only a part with a longer name is left.
+    # A journal that was killed while being written leaves only a partial file with a longer name.
     found = [read(os.path.join(folder, name)) for name in names if "." not in name]
     return sorted((one for one in found if one is not None), key=lambda one: -one.journal.created)
 
 
 def read(path: str) -> Record | None:
-    """Return a journal; None if it does not exist any more. Raises NotIntactError, CastoreError."""
+    """Return a journal; None if it no longer exists. Raises NotIntactError, CastoreError."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -198,9 +198,9 @@ def read(path: str) -> Record | None:
 
 
 def unfinished(folder: str, path: bytes) -> Iterator[Record]:
-    """Yield the journals of restores that have not ended at a directory, below it, or above it.
+    """Yield the journals of restores that have not ended, of a directory, those below it, and those above it.
 
-    path: of the directory, without links. Those that this process carries out are passed over.
+    path: of the directory, without links. Restores that this process carries out are skipped.
     """
     wanted = os.path.join(path, b"")
     for record in journals(folder):
@@ -213,13 +213,13 @@ def unfinished(folder: str, path: bytes) -> Iterator[Record]:
 
 
 def interrupted(folder: str) -> list[str]:
-    """Return the directories of restores in place that were interrupted, and are of no service's rollback."""
+    """Return the directories of interrupted restores in place that are not part of a service's rollback."""
     found = [one for one in journals(folder) if not one.journal.owner and not is_at_work(one)]
     return list(dict.fromkeys(one.journal.shown for one in found))
 
 
 def _drop_if_cleared(record: Record) -> None:
-    """Delete the journal of a restore that has ended, once what it left was removed by hand."""
+    """Delete the journal of an ended restore, once its undo directory was removed by hand."""
     with contextlib.suppress(OSError):
         if not os.path.lexists(record.journal.undo_path) and not is_at_work(record):
             os.unlink(record.file)
@@ -230,7 +230,7 @@ def refuse_unfinished(folder: str, path: bytes) -> None:
     for record in unfinished(folder, path):
         journal = record.journal
         if is_at_work(record):
-            raise BusyError(f"a restore into {journal.shown} is at work: wait for its end")
+            raise BusyError(f"a restore into {journal.shown} is running: wait for its end")
         if journal.owner:
             raise CastoreError(is_part(journal))
         raise CastoreError(
@@ -240,7 +240,7 @@ def refuse_unfinished(folder: str, path: bytes) -> None:
 
 
 def is_part(journal: Journal) -> str:
-    """Say which rollback a journal is part of, and how that is ended."""
+    """Return a message: which rollback a journal is part of, and how to end it."""
     return (
         f"{journal.undo_path} is part of a rollback of {journal.owner!r} that was interrupted, which is "
         f"recovered with all its parts: castore recover {journal.owner} (if that knows of no rollback: "
@@ -249,7 +249,7 @@ def is_part(journal: Journal) -> str:
 
 
 def boot_id() -> str:
-    """Return what identifies this boot of the machine; empty if that is not known."""
+    """Return the identifier of this boot of the machine; empty if it is not known."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -258,8 +258,9 @@ def boot_id() -> str:
 
 
 def same_file(ids: Ids, info: os.stat_result, boot: str) -> bool:
-    """Whether an open file is the one of these ids, which were taken in the boot `boot`.
+    """Whether an open file is the one with these ids, which were taken in the boot `boot`.
 
-    After another boot devices may have other numbers, and some file systems number their files afresh.
+    After another boot devices may have other numbers, and some file systems number their files differently.
+    Then any file is accepted.
     """
     return ids == (info.st_dev, info.st_ino) or boot != boot_id()

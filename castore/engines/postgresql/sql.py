@@ -170,7 +170,7 @@ def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
     for role, right, grantable in was["rights"] or ():
         if right not in _RIGHTS:
             raise CastoreError(
-                f"the first line of the dump grants {right!r}, which is not a right on a database: it is "
+                f"the first line of the dump grants {right!r}, not a right to a database: it is "
                 "damaged"
             )
         if role is None or role in roles:
