@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import environment, formatting, identity_files, missing_store
+from castore.state import directories
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,13 +49,13 @@ class CliContext:
             return None
         from castore.services.config import load
 
-        return load(path, home=environment.home(), programs=False, tolerant=True)
+        return load(path, home=directories.home(), programs=False, tolerant=True)
 
     def store_path(self, argument: str | None = None) -> str:
         """Return where the store is, or would be made."""
         explicit = argument or self.store or environment.store_from_environment()
         if explicit:
-            return environment.absolute(explicit)
+            return directories.absolute(explicit)
         configured = self.settings.store if self.settings is not None else None
         return configured or environment.default_store()
 
@@ -84,7 +85,7 @@ class CliContext:
             self._confine(path, confined)
         try:
             store = Store.open(
-                *(LocalStorage(path), environment.machine_paths(), self.identity()),
+                *(LocalStorage(path), directories.machine_paths(), self.identity()),
                 local_key=local_key,
                 accept_older=self.accept_older,
                 trust=[Admin.parse(one).key for one in self.trusted],
@@ -116,7 +117,7 @@ class CliContext:
 
         if not os.path.isdir(path) or identity_files.runs_identity_program(self.identity_file):
             return
-        own = environment.machine_paths()
+        own = directories.machine_paths()
         for folder in (own.state, own.cache):
             with contextlib.suppress(StorageError):
                 make_private_directory(folder)
@@ -137,7 +138,7 @@ class CliContext:
         The folders change under a scan. Identities are taken, but never removed: without one nothing that is
         stored can be read.
         """
-        own = environment.machine_paths()
+        own = directories.machine_paths()
         identities = identity_files.files_in_use(self.identity_file, self.default_identity)
         return [own.state, own.cache, *identities]
 
@@ -166,6 +167,7 @@ class CliContext:
         """
         from castore.crypto import Admin, Identity, Recipient
         from castore.errors import UsageError
+        from castore.state.identity_file import write_identity
         from castore.storage import LocalStorage
         from castore.store import Store
         from castore.store.format.config import DEFAULT_AVERAGE
@@ -189,7 +191,7 @@ class CliContext:
             nonlocal written
             if identity is not None:
                 written = place or environment.identity_path(store_id)
-                identity_files.write_identity(written, identity, phrase)
+                write_identity(written, identity, phrase)
 
         missing_store.refuse_others(path)
         if not replace_lost:
@@ -197,7 +199,7 @@ class CliContext:
         storage = LocalStorage(path, create=True)
         average = average or DEFAULT_AVERAGE
         Store.create(
-            *(storage, environment.machine_paths(), to),
+            *(storage, directories.machine_paths(), to),
             average=average,
             keep=keep_identity,
             identity=None if admin is None else lambda: admin,
@@ -259,7 +261,7 @@ class CliContext:
             )
         if self.settings is not None:
             # This time with its programs, which the tools of other services have no part in.
-            load(self.settings.path, home=environment.home(), programs={service}, tolerant=True).of(service)
+            load(self.settings.path, home=directories.home(), programs={service}, tolerant=True).of(service)
         return sources_of(settings)
 
     def configured_origins(self, service: str) -> dict[str, Origin]:

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from castore.errors import (
-    UsageError,
-)
-
-if TYPE_CHECKING:
-    from castore.state.paths import MachinePaths
-
+from castore.state.directories import NoHomeError, absolute, base_directory
 
 _FILE: Final = "castore.toml"
 _SYSTEM_FILE: Final = "/etc/castore/castore.toml"
@@ -70,47 +64,6 @@ def complete_path() -> None:
     os.environ["PATH"] = os.pathsep.join([*own, *usual])
 
 
-class NoHomeError(UsageError):
-    """A home directory is needed, and neither HOME nor the user database has one."""
-
-
-def home() -> str | None:
-    """Return the user's home directory; None where neither HOME nor the user database has one."""
-    import pwd
-
-    path = os.environ.get("HOME", "")
-    if not os.path.isabs(path):
-        try:
-            path = pwd.getpwuid(os.getuid()).pw_dir
-        except KeyError:
-            return None
-    return path if os.path.isabs(path) else None
-
-
-def expanded(path: str) -> str:
-    """Return a path with a leading `~` replaced by the home directory. Raises NoHomeError.
-
-    Shells replace it only at the beginning of a word: not in --store=~/backup, NAME=~/dir, or a crontab.
-    """
-    if path != "~" and not path.startswith("~/"):
-        return path
-    own = home()
-    if own is None:
-        raise NoHomeError(f"{path!r}: no home directory is known: set HOME, or name an absolute path")
-    return own.rstrip("/") + path[1:] or "/"
-
-
-def absolute(path: str) -> str:
-    """Return an absolute path, with a leading `~` replaced. Raises UsageError."""
-    try:
-        return os.path.abspath(expanded(path))
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path!r} is relative to the working directory, which was deleted: change to one that exists, "
-            "or name an absolute path"
-        ) from None
-
-
 def store_from_environment() -> str | None:
     """Return the store that CASTORE_STORE names, if it does."""
     return value_of("CASTORE_STORE")
@@ -118,16 +71,7 @@ def store_from_environment() -> str | None:
 
 def default_store() -> str:
     """Return where the store is when nothing says otherwise."""
-    return os.path.join(_base("XDG_DATA_HOME", ".local/share"), "castore")
-
-
-def machine_paths() -> MachinePaths:
-    """Return the folders that hold something for each store."""
-    from castore.state.paths import MachinePaths
-
-    state = _base("XDG_STATE_HOME", ".local/state", root="/var/lib")
-    cache = _base("XDG_CACHE_HOME", ".cache", root="/var/cache")
-    return MachinePaths(os.path.join(state, "castore"), os.path.join(cache, "castore"))
+    return os.path.join(base_directory("XDG_DATA_HOME", ".local/share"), "castore")
 
 
 def identity_path(store_id: bytes) -> str:
@@ -158,23 +102,4 @@ def value_of(name: str) -> str | None:
 
 
 def _own_config() -> str:
-    return os.path.join(_base("XDG_CONFIG_HOME", ".config"), "castore")
-
-
-def _base(variable: str, below_home: str, *, root: str | None = None) -> str:
-    """Return a base directory; by the XDG specification a relative one is to be ignored.
-
-    root: the one of root. Raises NoHomeError.
-    """
-    path = os.environ.get(variable, "")
-    if os.path.isabs(path):
-        return path
-    if root is not None and os.geteuid() == 0:
-        return root
-    own = home()
-    if own is None:
-        raise NoHomeError(
-            f"no home directory is known for the user id {os.getuid()}: set HOME, or {variable}, to an "
-            "absolute path"
-        )
-    return os.path.join(own, below_home)
+    return os.path.join(base_directory("XDG_CONFIG_HOME", ".config"), "castore")

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from castore.cli.environment import NoHomeError, absolute, expanded, is_identity_text, value_of
+from castore.cli.environment import is_identity_text, value_of
 from castore.cli.options import answered
 from castore.errors import (
     CastoreError,
     IdentityError,
     NotFoundError,
     ProgramError,
-    UntrustedPathError,
     UsageError,
 )
+from castore.state.directories import NoHomeError, expanded
+from castore.state.identity_file import parse_identity, read_identity, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from castore.crypto.identity import Identity
 
 
-_MAX_IDENTITY_BYTES: Final = 1 << 16
 _WAYS: Final = (
     "an identity is needed to read what is stored: give --identity FILE, or set CASTORE_IDENTITY "
     "to a file or to the identity itself, or CASTORE_IDENTITY_COMMAND to a program that prints it"
@@ -42,24 +42,24 @@ def identity_provider(
     option: what --identity says. default: returns the path of `identity_path`. What the function
     returns raises is IdentityError, or ProgramError where a program was to print the identity.
     """
-    return lambda: _parse(*identity_text(option, default))
+    return lambda: parse_identity(*identity_text(option, default), stored_passphrase)
 
 
 def identity_text(option: str | None, default: Callable[[], str]) -> tuple[str, str]:
     """Return the identity's text, which may be locked, and what it is from. Raises as the above."""
     if option is not None:
-        return _file_text(option), option
+        return read_text(option), option
     if given := value_of("CASTORE_IDENTITY"):
         if is_identity_text(given):
             return given, "CASTORE_IDENTITY"
-        return _file_text(given), given
+        return read_text(given), given
     if (printed := _printed("CASTORE_IDENTITY_COMMAND")) is not None:
         return printed, "what CASTORE_IDENTITY_COMMAND prints"
     path = None
     with contextlib.suppress(NotFoundError, NoHomeError):
         path = default()
     if path is not None and os.path.exists(path):
-        return _file_text(path), path
+        return read_text(path), path
     if _on_terminal():
         return _ask("Identity (castore-identity-... or castore-locked-...)"), "it"
     raise IdentityError(_WAYS + (f"; {path} is not there either" if path else ""))
@@ -74,9 +74,9 @@ def identity_of_new_store(option: str | None) -> tuple[Identity | None, str | No
     given = value_of("CASTORE_IDENTITY") if option is None else option
     if given and (option is not None or not is_identity_text(given)):
         path = expanded(given)
-        return (read_identity(given), None) if os.path.exists(path) else (None, path)
+        return (read_identity(given, stored_passphrase), None) if os.path.exists(path) else (None, path)
     if given or value_of("CASTORE_IDENTITY_COMMAND"):
-        return _parse(*identity_text(None, lambda: "")), None
+        return parse_identity(*identity_text(None, lambda: ""), stored_passphrase), None
     return None, None
 
 
@@ -96,109 +96,6 @@ def files_in_use(option: str | None, default: Callable[[], str]) -> list[str]:
     return found
 
 
-def read_identity(path: str) -> Identity:
-    """Return the identity in a file. Raises IdentityError."""
-    return _parse(_file_text(path), path)
-
-
-def _file_text(path: str) -> str:
-    from castore.fs.trusted import read_trusted
-
-    try:
-        return read_trusted(absolute(path), most=_MAX_IDENTITY_BYTES).decode(errors="replace")
-    except (OSError, UntrustedPathError) as error:
-        if isinstance(error, UntrustedPathError) or error.errno is None:
-            raise IdentityError(
-                f"the identity {path} is not read: {error}, or pass it as the standard input: "
-                "--identity /dev/stdin"
-            ) from error
-        raise IdentityError(f"cannot read the identity {path}: {error.strerror}") from error
-
-
-def write_identity(path: str, identity: Identity, passphrase: str | None) -> None:
-    """Write an identity file, 0600, durably, never over another. Raises UsageError, StorageError."""
-    import datetime as dt
-
-
-    locked = identity.text() if passphrase is None else identity.locked_text(passphrase)
-    today = dt.datetime.now().astimezone().date()
-    write_secret(
-        path,
-        f"# castore identity, made {today}: opens all state sealed to\n"
-        f"# {identity.recipient.text}\n"
-        "# Whoever has this file can read that state; without it nobody can.\n"
-        f"{locked}\n",
-    )
-
-
-def write_secret(path: str, body: str) -> None:
-    """Write a file that holds an identity, 0600, never over another, durably.
-
-    Raises UsageError, StorageError.
-    """
-    from castore.state.paths import make_private_directory
-    from castore.storage.os_files import sync_directory
-
-    path = absolute(path)
-    part = f"{path}.{os.urandom(8).hex()}"
-    try:
-        make_private_directory(os.path.dirname(path))
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "w") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            # Whole or not at all: half an identity would stand in the way of the next try.
-            _name_new(part, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(part)
-    except FileExistsError:
-        raise UsageError(f"{path} exists already; an identity is never written over") from None
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    with contextlib.suppress(OSError):  # not every file system that a stick has can do it
-        sync_directory(os.path.dirname(path))
-
-
-def _name_new(part: str, path: str) -> None:
-    """Give a file its name, unless that is taken. Raises OSError."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:
-        # No links on this file system: a stick's FAT.
-        if os.path.lexists(path):
-            raise FileExistsError(path) from None
-        os.rename(part, path)
-
-
-def change_passphrase(path: str, new: Callable[[], str | None]) -> Identity:
-    """Put the identity in a file under another passphrase, or none, in one step.
-
-    new: asked for it once the identity is open. At every moment the file is the old one or the new one,
-    whole, and the new one was seen to open before. Raises IdentityError, StorageError.
-    """
-    from castore.crypto.identity import Identity, check_identity
-    from castore.state.paths import write_private
-
-    path = os.path.realpath(expanded(path))  # a link stays one
-    text = _file_text(path)
-    identity = _parse(text, path)
-    passphrase = new()
-    line = identity.text() if passphrase is None else identity.locked_text(passphrase)
-    if Identity.parse(line, lambda: passphrase or "").recipient != identity.recipient:
-        raise IdentityError(f"{path}: the new form does not open; the file is as it was")
-    notes = [one for one in text.removeprefix("\ufeff").splitlines() if one.lstrip().startswith("#")]
-    owner = os.stat(path)
-    write_private(path, "".join(f"{one}\n" for one in [*notes, check_identity(line)]).encode())
-    if owner.st_uid != os.geteuid():
-        os.chown(path, owner.st_uid, owner.st_gid)
-    return identity
-
-
 def passphrase_from_command(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str | None:
     """Return what that command prints, without the line's end; None if it is not set.
 
@@ -213,7 +110,8 @@ def passphrase_from_command(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str
     return passphrase
 
 
-def _passphrase() -> str:
+def stored_passphrase() -> str:
+    """Return the passphrase of an identity: what a command prints, or what the user types."""
     printed = passphrase_from_command()
     if printed is not None:
         return printed
@@ -225,15 +123,6 @@ def _passphrase() -> str:
         "it is locked with a passphrase: set CASTORE_PASSPHRASE_COMMAND to a program that prints "
         "it, or run castore on a terminal"
     )
-
-
-def _parse(text: str, source: str) -> Identity:
-    from castore.crypto.identity import Identity
-
-    try:
-        return Identity.parse(text, _passphrase)
-    except IdentityError as error:
-        raise IdentityError(f"{source}: {error}") from error
 
 
 def _printed(variable: str) -> str | None:

@@ -7,10 +7,11 @@ import os
 import shlex
 from typing import Final
 
-from castore.cli.environment import default_store, machine_paths
+from castore.cli.environment import default_store
 from castore.errors import (
     UsageError,
 )
+from castore.state.directories import machine_paths
 
 
 def refuse_others(path: str) -> None:

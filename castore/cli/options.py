@@ -28,7 +28,7 @@ class LocalPath(_Texts):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
         """Return the path."""
-        from castore.cli.environment import absolute, expanded
+        from castore.state.directories import absolute, expanded
 
         absolute(value)  # refuses a relative one in a deleted working directory
         return expanded(value)

@@ -28,9 +28,9 @@ def show_preview(
     as_json: bool,
 ) -> None:
     """Print what a snapshot of a service would take. Raises UsageError where it would fail."""
-    from castore.cli.environment import machine_paths
     from castore.errors import UsageError
     from castore.services.preview import preview
+    from castore.state.directories import machine_paths
 
     filed = _revision(context, service, revision)
     parts = list(preview(sources, [context.store_path(), *context.own_paths()], machine_paths().journals))

@@ -15,6 +15,7 @@ from castore.cli import environment, identity_files
 from castore.crypto.identity import Identity
 from castore.errors import ConfigError, IdentityError, NotFoundError, UsageError
 from castore.services.config import load
+from castore.state import directories
 
 
 @pytest.fixture(autouse=True)
@@ -74,21 +75,21 @@ def test_a_strangers_configuration_in_the_working_directory_is_refused(tmp_path)
 def test_folders_follow_the_user_and_xdg(monkeypatch, clean):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert environment.default_store() == f"{clean}/.local/share/castore"
-    assert environment.machine_paths().state == f"{clean}/.local/state/castore"
-    assert environment.machine_paths().cache == f"{clean}/.cache/castore"
+    assert directories.machine_paths().state == f"{clean}/.local/state/castore"
+    assert directories.machine_paths().cache == f"{clean}/.cache/castore"
     assert environment.identity_path(b"\x01" * 16) == f"{clean}/.config/castore/{'01' * 16}.identity"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert environment.default_store() == f"{clean}/.local/share/castore"
-    assert environment.machine_paths().state == "/var/lib/castore"
-    assert environment.machine_paths().cache == "/var/cache/castore"
+    assert directories.machine_paths().state == "/var/lib/castore"
+    assert directories.machine_paths().cache == "/var/cache/castore"
     for name in ("DATA", "STATE", "CACHE", "CONFIG"):
         monkeypatch.setenv(f"XDG_{name}_HOME", f"/x/{name.lower()}")
     assert environment.default_store() == "/x/data/castore"
-    assert environment.machine_paths().state == "/x/state/castore"
-    assert environment.machine_paths().cache == "/x/cache/castore"
+    assert directories.machine_paths().state == "/x/state/castore"
+    assert directories.machine_paths().cache == "/x/cache/castore"
     assert environment.identity_path(b"\x01" * 16) == f"/x/config/castore/{'01' * 16}.identity"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert environment.machine_paths().cache == "/var/cache/castore"
+    assert directories.machine_paths().cache == "/var/cache/castore"
 
 
 def test_variables(monkeypatch):

@@ -210,7 +210,7 @@ def test_what_key_commands_refuse(desk):
         (("key", "add", public), 7, "identity"),
         (("key", "add", public[:-1], "--identity", desk.first), 2, "mistyped"),
         (("key", "add", "nonsense", "--identity", desk.first), 2, "castore-pub-"),
-        (("key", "new", desk.first), 2, "never written over"),
+        (("key", "new", desk.first), 2, "never overwritten"),
         (("key", "show", "--identity", desk.folder / "none"), 7, "none"),
     ]
     kept = desk.first.read_bytes()

@@ -21,6 +21,7 @@ from castore.crypto import (
     identity as keys,
 )
 from castore.errors import CastoreError, IdentityError, StorageError
+from castore.state import identity_file
 
 OLD, NEW = {"CASTORE_PASSPHRASE_COMMAND": "echo old"}, {"CASTORE_NEW_PASSPHRASE_COMMAND": "echo new"}
 
@@ -73,7 +74,7 @@ def cheap(monkeypatch):
 def test_at_every_moment_there_is_a_readable_identity(tmp_path, monkeypatch, cheap, call):
     identity = Identity.generate()
     path = tmp_path / "identity"
-    identity_files.write_identity(str(path), identity, None)
+    identity_file.write_identity(str(path), identity, None)
     before = path.read_bytes()
     real = getattr(os, call)
 
@@ -84,7 +85,7 @@ def test_at_every_moment_there_is_a_readable_identity(tmp_path, monkeypatch, che
 
     monkeypatch.setattr(os, call, failing)
     with pytest.raises(StorageError):
-        identity_files.change_passphrase(str(path), lambda: "new")
+        identity_file.change_passphrase(str(path), identity_files.stored_passphrase, lambda: "new")
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["identity"]
@@ -93,16 +94,16 @@ def test_at_every_moment_there_is_a_readable_identity(tmp_path, monkeypatch, che
 def test_a_link_to_an_identity_stays_one_and_a_form_that_does_not_open_is_not_written(tmp_path, cheap, monkeypatch):
     identity = Identity.generate()
     path, link = tmp_path / "identity", tmp_path / "link"
-    identity_files.write_identity(str(path), identity, None)
+    identity_file.write_identity(str(path), identity, None)
     link.symlink_to("identity")
-    identity_files.change_passphrase(str(link), lambda: "new")
+    identity_file.change_passphrase(str(link), identity_files.stored_passphrase, lambda: "new")
     assert link.is_symlink()
     assert Identity.parse(path.read_text(), lambda: "new").recipient == identity.recipient
     before = path.read_bytes()
-    monkeypatch.setattr(identity_files, "_passphrase", lambda: "new")
+    monkeypatch.setattr(identity_files, "stored_passphrase", lambda: "new")
     monkeypatch.setattr(Identity, "locked_text", lambda *_: Identity.generate().text())
     with pytest.raises(IdentityError, match="does not open"):
-        identity_files.change_passphrase(str(path), lambda: "other")
+        identity_file.change_passphrase(str(path), identity_files.stored_passphrase, lambda: "other")
     assert path.read_bytes() == before
 
 

@@ -72,7 +72,7 @@ def crowded(home: Path, tmp_path: Path, castore: Run, monkeypatch: pytest.Monkey
     monkeypatch.setenv("CASTORE_STORE", str(tmp_path / "store"))
     castore("init", tmp_path / "store")
     castore("snapshot", "service-0", "--revision", "r1", "--dump", "d=-", "--tree", f"t={tmp_path / 'home'}", input="x")
-    from castore.cli.environment import machine_paths
+    from castore.state.directories import machine_paths
 
     with api.open_store(str(tmp_path / "store"), machine_paths()) as store:
         (model,) = store.generations()

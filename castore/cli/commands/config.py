@@ -34,6 +34,7 @@ def write_config(context: CliContext, file: str | None) -> None:
     from castore.errors import UsageError
     from castore.services.config import load
     from castore.services.detect import detect, document
+    from castore.state import directories
     from castore.state.paths import make_private_directory
 
     path = file or environment.config_to_write(context.config)
@@ -41,15 +42,15 @@ def write_config(context: CliContext, file: str | None) -> None:
         raise UsageError(f"{path} exists, and is not overwritten; print one with: castore config init -")
     store = context.store or environment.store_from_environment()
     found = list(detect())
-    body = document(environment.absolute(store) if store else None, found)
+    body = document(directories.absolute(store) if store else None, found)
     if path == "-":
         click.echo(body, nl=False)
         return
-    path = environment.absolute(path)
+    path = directories.absolute(path)
     make_private_directory(os.path.dirname(path))
     with open(path, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as written:
         written.write(body)
-    load(path, home=environment.home(), programs=False)
+    load(path, home=directories.home(), programs=False)
     for one in found:
         summarize(f"{one.name}: {one.why}{'' if one.usable else ' Its lines are comments.'}")
     summarize(f"wrote {path}; change it where needed, then: castore config check")
@@ -76,7 +77,7 @@ def show(context: CliContext, as_json: bool) -> None:  # noqa: ARG001 - it is JS
 @common
 def check(context: CliContext, as_json: bool) -> None:
     """Check that everything that castore.toml names exists: programs, databases, paths, store, identity."""
-    from castore.cli import environment, identity_files
+    from castore.cli import identity_files
     from castore.content.scan.exclude import Exclude
     from castore.errors import CastoreError, ConfigError
     from castore.fs.beneath import open_top
@@ -85,9 +86,10 @@ def check(context: CliContext, as_json: bool) -> None:
     from castore.services.config import TreePart, load
     from castore.services.nested_parts import refuse_overlaps
     from castore.services.revision import current
+    from castore.state import directories
 
     settings = context.required_settings()
-    faults = load(settings.path, home=environment.home(), tolerant=True).faults  # with missing programs
+    faults = load(settings.path, home=directories.home(), tolerant=True).faults  # with missing programs
     found: list[dict[str, Any]] = []
 
     def report(what: str, error: CastoreError | str | None, *, needed: bool = True) -> None:

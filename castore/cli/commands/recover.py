@@ -31,11 +31,11 @@ def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: b
     is completed. Without arguments: everything that was interrupted on this machine. A DIR has a / in it;
     for it neither the store nor an identity is needed.
     """
-    from castore.cli.environment import machine_paths
     from castore.content.restore.recover import recover as recover_directory
     from castore.content.restore.undo_journal import interrupted
     from castore.services.rollback.recover import forget as forget_rollback
     from castore.services.rollback.recover import recover as recover_service
+    from castore.state.directories import machine_paths
 
     if forget and not what:
         raise click.UsageError("name the SERVICE whose interrupted roll-back is to be forgotten")

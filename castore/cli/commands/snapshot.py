@@ -145,10 +145,10 @@ def _given_sources(
     allow_empty: bool,
 ) -> dict[str, Source]:
     """Return the parts that options name. Raises UsageError."""
-    from castore.cli.environment import expanded
     from castore.errors import UsageError
     from castore.fs.regular import descriptor_of, open_stream
     from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
+    from castore.state.directories import expanded
 
     sources: dict[str, Source] = {}
     read: set[int] = set()

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @json_option
 def new(file: str, passphrase: bool, as_json: bool) -> None:
     """Make an identity in FILE, and print its public key; 'castore key show' prints its admin key, too."""
-    from castore.cli.identity_files import write_identity
     from castore.crypto import Admin, Identity
+    from castore.state.identity_file import write_identity
 
     identity = Identity.generate()
     write_identity(file, identity, new_passphrase() if passphrase else None)
@@ -67,8 +67,8 @@ def paper(context: CliContext, out: str | None) -> None:
     import sys
 
     from castore.cli import recovery_sheet as printing
-    from castore.cli.identity_files import write_secret
     from castore.errors import UsageError
+    from castore.state.identity_file import write_secret
 
     forms = {"html": printing.as_html, "svg": printing.as_svg, "txt": printing.as_text}
     kind = "txt" if out is None else out.rpartition(".")[2].lower()
@@ -122,9 +122,9 @@ def enter(file: str, as_json: bool) -> None:
     import os
     import sys
 
-    from castore.cli.identity_files import write_secret
     from castore.crypto.identity import Identity, check_identity, is_locked, is_whole
     from castore.errors import UsageError
+    from castore.state.identity_file import write_secret
 
     text = ""
     if sys.stdin.isatty():
@@ -164,11 +164,14 @@ def passphrase(context: CliContext, file: str | None, remove: bool, as_json: boo
     CASTORE_NEW_PASSPHRASE_COMMAND the new one; else they are asked for. Copies of the file keep the
     passphrase that they had.
     """
-    from castore.cli.identity_files import change_passphrase
+    from castore.cli.identity_files import stored_passphrase
+    from castore.state.identity_file import change_passphrase
 
     path = file or context.identity_file or context.default_identity()
     variable = "CASTORE_NEW_PASSPHRASE_COMMAND"
-    identity = change_passphrase(path, lambda: None if remove else new_passphrase(variable))
+    identity = change_passphrase(
+        path, stored_passphrase, lambda: None if remove else new_passphrase(variable)
+    )
     if as_json:
         print_json({"identity": path, "recipient": identity.recipient.text, "locked": not remove})
         return

@@ -1,0 +1,74 @@
+"""Directories of the user and of the machine, by the XDG Base Directory Specification."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+from castore.errors import UsageError
+from castore.state.paths import MachinePaths
+
+
+class NoHomeError(UsageError):
+    """A home directory is needed, and neither HOME nor the user database has one."""
+
+
+def home() -> str | None:
+    """Return the user's home directory; None where neither HOME nor the user database has one."""
+    path = os.environ.get("HOME", "")
+    if not os.path.isabs(path):
+        try:
+            path = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            return None
+    return path if os.path.isabs(path) else None
+
+
+def expanded(path: str) -> str:
+    """Return a path with a leading `~` replaced by the home directory. Raises NoHomeError.
+
+    Shells replace it only at the beginning of a word: not in --store=~/backup, NAME=~/dir, or a crontab.
+    """
+    if path != "~" and not path.startswith("~/"):
+        return path
+    own = home()
+    if own is None:
+        raise NoHomeError(f"{path!r}: no home directory is known: set HOME, or name an absolute path")
+    return own.rstrip("/") + path[1:] or "/"
+
+
+def absolute(path: str) -> str:
+    """Return an absolute path, with a leading `~` replaced. Raises UsageError."""
+    try:
+        return os.path.abspath(expanded(path))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path!r} is relative to the working directory, which was deleted: change to one that exists, "
+            "or name an absolute path"
+        ) from None
+
+
+def machine_paths() -> MachinePaths:
+    """Return the folders that hold something for each store."""
+    state = base_directory("XDG_STATE_HOME", ".local/state", root="/var/lib")
+    cache = base_directory("XDG_CACHE_HOME", ".cache", root="/var/cache")
+    return MachinePaths(os.path.join(state, "castore"), os.path.join(cache, "castore"))
+
+
+def base_directory(variable: str, below_home: str, *, root: str | None = None) -> str:
+    """Return a base directory; by the XDG specification a relative one is to be ignored.
+
+    root: the one of root. Raises NoHomeError.
+    """
+    path = os.environ.get(variable, "")
+    if os.path.isabs(path):
+        return path
+    if root is not None and os.geteuid() == 0:
+        return root
+    own = home()
+    if own is None:
+        raise NoHomeError(
+            f"no home directory is known for the user id {os.getuid()}: set HOME, or {variable}, to an "
+            "absolute path"
+        )
+    return os.path.join(own, below_home)

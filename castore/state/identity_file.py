@@ -1,0 +1,124 @@
+"""The file of an identity: read if only its owner can have written it, written durably, never overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+from typing import TYPE_CHECKING, Final
+
+from castore.crypto.identity import Identity, check_identity
+from castore.errors import IdentityError, UntrustedPathError, UsageError
+from castore.fs.trusted import read_trusted
+from castore.state.directories import absolute, expanded
+from castore.state.paths import make_private_directory, write_private
+from castore.storage.os_files import sync_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MAX_IDENTITY_BYTES: Final = 1 << 16
+
+
+def read_identity(path: str, passphrase: Callable[[], str] | None) -> Identity:
+    """Return the identity in a file. passphrase: asked for it if it is locked. Raises IdentityError."""
+    return parse_identity(read_text(path), path, passphrase)
+
+
+def parse_identity(text: str, source: str, passphrase: Callable[[], str] | None) -> Identity:
+    """Return the identity of a text. source: what the text is from, for messages. Raises IdentityError."""
+    try:
+        return Identity.parse(text, passphrase)
+    except IdentityError as error:
+        raise IdentityError(f"{source}: {error}") from error
+
+
+def read_text(path: str) -> str:
+    """Return the text of an identity file that only its owner can have written. Raises IdentityError."""
+    try:
+        return read_trusted(absolute(path), most=_MAX_IDENTITY_BYTES).decode(errors="replace")
+    except (OSError, UntrustedPathError) as error:
+        if isinstance(error, UntrustedPathError) or error.errno is None:
+            raise IdentityError(
+                f"the identity {path} is not read: {error}, or pass it as the standard input: "
+                "--identity /dev/stdin"
+            ) from error
+        raise IdentityError(f"cannot read the identity {path}: {error.strerror}") from error
+
+
+def write_identity(path: str, identity: Identity, passphrase: str | None) -> None:
+    """Write an identity file, 0600, durably, never over another. Raises UsageError, StorageError."""
+    locked = identity.text() if passphrase is None else identity.locked_text(passphrase)
+    today = dt.datetime.now().astimezone().date()
+    write_secret(
+        path,
+        f"# castore identity, made {today}: opens all state sealed to\n"
+        f"# {identity.recipient.text}\n"
+        "# Whoever has this file can read that state; without it nobody can.\n"
+        f"{locked}\n",
+    )
+
+
+def write_secret(path: str, body: str) -> None:
+    """Write a file that holds an identity, 0600, never over another, durably.
+
+    Raises UsageError, StorageError.
+    """
+    path = absolute(path)
+    part = f"{path}.{os.urandom(8).hex()}"
+    try:
+        make_private_directory(os.path.dirname(path))
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "w") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            # Complete or not at all: a part of an identity would block the next attempt.
+            _name_new(part, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+    except FileExistsError:
+        raise UsageError(f"{path} exists already; an identity is never overwritten") from None
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    with contextlib.suppress(OSError):  # not every file system that a stick has can do it
+        sync_directory(os.path.dirname(path))
+
+
+def _name_new(part: str, path: str) -> None:
+    """Give a file its name, unless that is taken. Raises OSError."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # No links on this file system: a stick's FAT.
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        os.rename(part, path)
+
+
+def change_passphrase(
+    path: str, passphrase: Callable[[], str] | None, new: Callable[[], str | None]
+) -> Identity:
+    """Put the identity in a file under another passphrase, or none, in one step.
+
+    passphrase: asked for the present one. new: asked for the new one once the identity is open. At every
+    moment the file is completely the old one or the new one, and the new one was seen to open before.
+    Raises IdentityError, StorageError.
+    """
+    path = os.path.realpath(expanded(path))  # a link stays one
+    text = read_text(path)
+    identity = parse_identity(text, path, passphrase)
+    chosen = new()
+    line = identity.text() if chosen is None else identity.locked_text(chosen)
+    if Identity.parse(line, lambda: chosen or "").recipient != identity.recipient:
+        raise IdentityError(f"{path}: the new form does not open; the file is as it was")
+    notes = [one for one in text.removeprefix("\ufeff").splitlines() if one.lstrip().startswith("#")]
+    owner = os.stat(path)
+    write_private(path, "".join(f"{one}\n" for one in [*notes, check_identity(line)]).encode())
+    if owner.st_uid != os.geteuid():
+        os.chown(path, owner.st_uid, owner.st_gid)
+    return identity
