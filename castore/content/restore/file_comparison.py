@@ -1,4 +1,4 @@
-"""Compare a live file with a stored one."""
+"""Compare live files with stored ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FileComparison:
     ) -> bool:
         """Whether a live file has the stored content, and the same other names.
 
-        is_read: a snapshot has read that content from it.
+        is_read: whether a snapshot has read the stored content from it.
         """
         entry = found.entry
         if b"/".join(path) in self._comparison.changed:
@@ -78,10 +78,10 @@ class FileComparison:
             return live.read(len(data)) == data and not live.read(1)
 
     def has_to_be_new(self, fd: int, child: Child, info: Listed) -> bool:
-        """Whether a file is replaced though it has the stored content, because another user may write to it.
+        """Whether to replace a file that has the stored content, because another user may write to it.
 
-        Whoever has it open, or has another name of it, would go on to write to a file that is not theirs
-        any more, or that runs with the rights of its owner.
+        A user who has it open, or has another name of it, could keep writing to a file that is no longer
+        theirs, or that runs with the rights of its owner.
         """
         entry = child.entry
         if not self._ownership.change or not stat.S_ISREG(info.mode):
@@ -96,9 +96,9 @@ class FileComparison:
     def metadata_differs(
         self, fd: int, path: Path, child: Child, info: Listed, *, bare: bool = False
     ) -> bool:
-        """Whether a live file's owner, mode, time or attributes are not the stored ones.
+        """Whether a live file's owner, mode, time or attributes differ from the stored ones.
 
-        bare: it is known to have no attributes.
+        bare: whether it is known to have no attributes.
         """
         entry = child.entry
         if self._ownership.change and (

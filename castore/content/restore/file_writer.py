@@ -1,4 +1,4 @@
-"""A stored file into an open directory: anything but a directory, with its metadata."""
+"""Write stored files of all kinds, except directories, with their metadata."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAMELESS: Final = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
 _NO_NAMELESS: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
-"""What open(2) answers to O_TMPFILE where the file system has no files without a name."""
+"""Errors of open(2) with O_TMPFILE on a file system that has no files without a name."""
 
 
 class Made(NamedTuple):
-    """What was made, open."""
+    """A file that was created, open."""
 
     fd: int
-    """A regular file for writing, anything else with O_PATH; -1: it could not be made, which is reported."""
+    """A regular file open for writing, others with O_PATH; -1: it could not be created, and was reported."""
     nameless: bool = False
-    """Whether it gets its name when it has its metadata."""
+    """Whether it gets its name only after its metadata."""
 
 
 class FileWriter:
@@ -54,14 +54,14 @@ class FileWriter:
     ) -> None:
         self.report = report
         self.links: dict[tuple[int, int], Link] = {}
-        """Of files with several names that exist already: one name of each."""
+        """One name of each file that has several names and exists already."""
         self._reader = reader
         self._top = top
         self._ownership = ownership
         self._tally = tally
 
     def make(self, current: OpenDirectory, child: Child) -> None:
-        """Make what is no directory, with its metadata."""
+        """Create a file of any kind but a directory, with its metadata; report what fails."""
         entry = child.entry
         path = (*current.path, entry.name)
         self._tally.files += 1
@@ -85,9 +85,10 @@ class FileWriter:
             self.links[entry.extra.link] = path, (info.st_dev, info.st_ino)
 
     def failed(self, path: tuple[bytes, ...], error: OSError) -> None:
-        """Report what this file system or user cannot have.
+        """Report a file that this file system or user cannot have.
 
-        That is that file's affair; a disk that is full or failing is everybody's.
+        That concerns one file only. Raises CastoreError for an error that concerns all: a full or failing
+        disk.
         """
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
             where = b"/".join(path).decode(errors="backslashreplace")
@@ -95,7 +96,7 @@ class FileWriter:
         self.report.not_made(path, f"cannot be made: {error.strerror}")
 
     def _make_file(self, current: OpenDirectory, child: Child, path: tuple[bytes, ...]) -> Made:
-        """Make anything but a directory, without its metadata."""
+        """Create anything but a directory, without its metadata."""
         entry = child.entry
         kind = stat.S_IFMT(entry.st_mode)
         if kind == stat.S_IFREG:
@@ -119,13 +120,13 @@ class FileWriter:
         raise OSError(errno.ESTALE, REPLACED)
 
     def _file(self, current: OpenDirectory, child: Child, path: tuple[bytes, ...]) -> Made:
-        """Make a regular file, unless what is stored of it is damaged."""
+        """Create a regular file, unless its stored content is damaged."""
         entry = child.entry
         fd = _open_nameless(current.fd) if self._needs_no_name(current, entry) else -1
         nameless = fd >= 0
         if not nameless:
             fd = os.open(entry.name, _CREATE, 0o600, dir_fd=current.fd)
-        whole = False
+        complete = False
         try:
             check_content(child)
             if entry.content is Content.BUNDLE:
@@ -136,31 +137,31 @@ class FileWriter:
                 known = current.chunks.get(child.ref.id) if child.ref is not None else None
                 old = current.old if current.old is not None and self._may_use(current.old, child) else None
                 self._write_own(fd, child, known, old)
-            whole = True
+            complete = True
         except DamageError as error:
             self.report.damage(path, error)
         finally:
-            if not whole:
+            if not complete:
                 os.close(fd)
                 if not nameless:
                     with contextlib.suppress(OSError):
                         os.unlink(entry.name, dir_fd=current.fd)
-        return Made(fd if whole else -1, nameless)
+        return Made(fd if complete else -1, nameless)
 
     def _needs_no_name(self, current: OpenDirectory, entry: Entry) -> bool:
         """Whether a file must not be reachable before it has its owner and mode.
 
-        Its owner, who also owns the directory, could write to it between the two: what they wrote would get
-        the set-id bits or capabilities.
+        Its owner, who also owns the directory, could write to it in between, and their content would get the
+        set-id bits or capabilities.
         """
         privileged = is_privileged(entry.st_mode, entry.extra.xattrs)
         rights = self._ownership.change and self._ownership.privileges
         return privileged and rights and not current.private
 
     def _may_use(self, old: int, child: Child) -> bool:
-        """Whether whoever may write to a replaced file may write to the new one, too.
+        """Whether all users who may write to a replaced file may also write to the new one.
 
-        Else they could change what it holds between the comparison and the copying.
+        Otherwise they could change the replaced file's content between the comparison and the copying.
         """
         entry = child.entry
         if is_privileged(entry.st_mode, entry.extra.xattrs):
@@ -175,13 +176,13 @@ class FileWriter:
         return not more and (info.st_gid == gid or not info.st_mode & stat.S_IWGRP)
 
     def _write_own(
-        self, fd: int, child: Child, whole: bytes | memoryview | None, old: int | None
+        self, fd: int, child: Child, known: bytes | memoryview | None, old: int | None
     ) -> None:
-        """Write a file from its own stream, leaving holes where it had them."""
-        if whole is None:
+        """Write a file from its own stream, with its holes. known: the content, if it was read already."""
+        if known is None:
             write_large(self._reader, fd, child, old, self._wrote)
             return
-        for offset, data in read_data(self._reader, child, whole):
+        for offset, data in read_data(self._reader, child, known):
             if child.entry.extra.extents is not None:
                 os.lseek(fd, offset, os.SEEK_SET)
             self._write(fd, data)
@@ -198,7 +199,7 @@ class FileWriter:
             rest = rest[os.write(fd, rest) :]
 
     def _link(self, current: OpenDirectory, entry: Entry, path: tuple[bytes, ...]) -> bool:
-        """Make another name of a file restored before, if this entry is one."""
+        """Create another name of a file that was restored before, if this entry is one."""
         first = self.links.get(entry.extra.link) if entry.extra.link is not None else None
         if first is None:
             return False
@@ -215,7 +216,7 @@ class FileWriter:
         return True
 
     def set_metadata(self, made: Made, current: OpenDirectory, child: Child) -> None:
-        """Set the metadata of what was made."""
+        """Set the metadata of a file that was created."""
         entry = child.entry
         path = (*current.path, entry.name)
         if self._needs_no_name(current, entry) and not made.nameless:
@@ -223,7 +224,7 @@ class FileWriter:
             self.report.warn(
                 path,
                 "set-id bits and capabilities are left out: its directory belongs to another user, and its "
-                "file system cannot make a file that has no name yet (O_TMPFILE)",
+                "file system cannot create a file without a name (O_TMPFILE)",
             )
         file = made.fd if entry.is_file or entry.is_dir else path_of(made.fd)
         set_all = replace_attributes if current.inherited else set_attributes
@@ -231,7 +232,7 @@ class FileWriter:
 
 
 def _open_nameless(folder: int) -> int:
-    """Make a file that has no name yet, in an open directory; -1 where its file system cannot."""
+    """Create a file without a name in an open directory; return -1 if its file system cannot."""
     try:
         return os.open(b".", _NAMELESS, 0o600, dir_fd=folder)
     except OSError as error:

@@ -1,9 +1,9 @@
-"""A live directory made equal to a stored tree, touching only what differs.
+"""Make a live directory equal to a stored tree, changing only what differs.
 
-First a plan, which is data; then one function that carries it out. What is replaced or removed is moved
-into an undo directory in the tree's top (castore/content/restore/undo_area.py) until the caller says that
-all went well; before that, everything can be reverted. Metadata is set on the file that the plan is about,
-or on nothing.
+A plan, which is data, comes first; then one function carries it out. Replaced and removed files are moved
+into an undo directory in the tree's top (castore/content/restore/undo_area.py) until the caller confirms the
+result. Before that, everything can be reverted. Metadata is set only on the file that was planned for, never
+on another file that has taken its place.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from castore.progress import Progress
 
 _LARGE: Final = 1 << 20
-"""A file of this size keeps what it has, where it is replaced."""
+"""A file of at least this size reuses content of the file that it replaces."""
 
 
 class PlanWriter:
@@ -66,7 +66,7 @@ class PlanWriter:
         return self._writer.report
 
     def make(self, fd: int, path: Path, child: Child, old: int | None) -> None:
-        """Make a stored file or directory at `path`. old: a file that may have some of it, open."""
+        """Create a stored file or directory at `path`. old: an open file that may have some of it."""
         if not child.entry.is_dir:
             self._writer.make(fd, path, child, old)
             return
@@ -79,7 +79,7 @@ class PlanWriter:
             os.close(made)
 
     def set(self, fd: int, path: Path, child: Child, ids: Ids | None, *, keep: bool = False) -> None:
-        """Set the metadata of what is at `path`, in the directory open as `fd`.
+        """Set the metadata of the file or directory at `path`, in the directory open as `fd`.
 
         ids: of the file that was compared. keep: leave attributes that are not stored. Raises OSError, also
         if another file has taken its place.
@@ -99,20 +99,20 @@ class PlanWriter:
 
         mode = mode_of(child.entry, self._ownership)
         if not self._ownership.change:
-            # A file of the restoring user that has these bits already may keep them.
+            # A file of the restoring user that already has these bits may keep them.
             mode |= child.entry.mode & os.stat(file).st_mode & (stat.S_ISUID | stat.S_ISGID)
         given = (file, child.entry, child.owners, self._ownership, warn)
         replace_attributes(*given, mode=mode, keep=keep)
 
     def close(self) -> None:
-        """Close the directory."""
+        """Close the top directory."""
         if self.top >= 0:
             os.close(self.top)
             self.top = -1
 
 
 class InPlace(PlanWriter):
-    """Carries out a plan, and takes it back unless told that it is to stay."""
+    """Carries out a plan; `undo` reverts it until `keep` confirms it."""
 
     def __init__(
         self,
@@ -130,15 +130,15 @@ class InPlace(PlanWriter):
 
     @property
     def problems(self) -> list[tuple[bytes, str]]:
-        """(path, reason) of what could not be made as it was stored."""
+        """(path, reason) of files that could not be restored as they are stored."""
         report = self.report
         return [*self._plan.skipped, *report.damaged, *report.warnings]
 
     def apply(self) -> None:
-        """Do all steps. Raises CastoreError, DamageError; the caller then calls `undo`."""
+        """Carry out all steps. Raises CastoreError, DamageError; the caller then calls `undo`."""
         if not self._plan.steps:
             return
-        # Before anything is touched, since what is done in a directory changes its time.
+        # Before any change, since changes in a directory change its time.
         steps = tuple((step.action, step.path or (b".",)) for step in self._plan.steps)
         before = tuple((path, *self._entry_of(path)) for action, path in steps if action == "metadata")
         self._refuse_protected()
@@ -167,13 +167,13 @@ class InPlace(PlanWriter):
             raise CastoreError(f"cannot restore {self._plan.top}/{shown}: {reason}")
 
     def _refuse_protected(self) -> None:
-        """Raise CastoreError for a step that an immutable or append-only directory or file would stop.
+        """Raise CastoreError for a step that an immutable or append-only directory or file would prevent.
 
-        An append-only directory takes new files, which can never be removed again. What is only to be removed
-        is left and reported instead.
+        An append-only directory accepts new files, which can never be removed again. A file that is only to
+        be removed is left and reported instead.
         """
         if self._has_flag(()):
-            self._refuse(self._plan.steps[0], ())  # what is moved aside is moved there
+            self._refuse(self._plan.steps[0], ())  # the undo directory would be there
         changing = [step for step in self._plan.steps if step.action in {"create", "replace"}]
         protected = {folder for folder in {step.path[:-1] for step in changing} if self._has_flag(folder)}
         for step in changing:
@@ -232,7 +232,7 @@ class InPlace(PlanWriter):
                 os.close(old)
 
     def _entry_of(self, path: Path) -> tuple[Entry, Ids]:
-        """Return what undoing needs to know of a live file, and which file that is."""
+        """Return the metadata of a live file that undoing needs, and which file it is."""
         fd = open_below(self.top, path[:-1])
         try:
             # Attributes that cannot be read are reported when the step is carried out.
@@ -257,7 +257,7 @@ class InPlace(PlanWriter):
             os.close(fd)
 
     def undo(self) -> None:
-        """Put everything back as it was. Raises CastoreError if even that fails."""
+        """Revert all steps. Raises CastoreError if that fails; `castore recover` can then repeat it."""
         warnings = self.report.warnings
         try:
             if self._aside is not None:
@@ -272,14 +272,14 @@ class InPlace(PlanWriter):
             self._close()
 
     def keep(self) -> None:
-        """Let it stay: remove what was kept aside."""
+        """Confirm the result: remove the undo directory."""
         try:
             if self._aside is not None:
                 self._aside.copied |= self._plan.crosses
                 left = self._aside.finish()
                 self.report.warnings += [(b"/".join(path), reason) for path, reason in left]
         except OSError as error:
-            # All is restored; the next one says that this is left, and `recover` tries again.
+            # All is restored. The next restore reports what remains, and `recover` tries to remove it again.
             where = os.path.basename(self._aside.path) if self._aside is not None else ""
             self.report.warnings.append((os.fsencode(where), f"cannot be removed: {error.strerror}"))
         finally:

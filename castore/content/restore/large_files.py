@@ -1,4 +1,4 @@
-"""Large files out of a store: written in parallel, and of what the live file still has, where it has it."""
+"""Write large files: in parallel, reusing chunks that the live file still has."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 _WINDOW: Final = 1 << 23
 _UNSHARED: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
-"""What copy_file_range says where it cannot."""
+"""Errors of copy_file_range if it cannot copy between these files."""
 
 
 class _Span(NamedTuple):
-    """Where some of a chunk belongs in its file."""
+    """A piece of a chunk, and its offset in the file."""
 
     offset: int
     begin: int
-    """In the chunk."""
+    """The offset in the chunk."""
     end: int
 
 
@@ -41,10 +41,10 @@ _Placed = list[tuple["Ref", list[_Span]]]
 def write_large(
     reader: StreamReader, fd: int, child: Child, old: int | None, wrote: Callable[[int], None]
 ) -> None:
-    """Write a stored file that has a stream of its own into the empty one open as `fd`, holes left out.
+    """Write a stored file that has a stream of its own into the empty one open as `fd`, with its holes.
 
-    old: a file that may have some of it, open. wrote: is told how many bytes there are more. Raises
-    DamageError, OSError; CastoreError if `old` changes meanwhile.
+    old: a file that may have some of its content, open. wrote: called with the number of bytes of each write.
+    Raises DamageError, OSError; CastoreError if `old` changes meanwhile.
     """
     kept: dict[RecordId, int] = {}
     if old is not None:
@@ -70,7 +70,7 @@ def write_large(
 def _runs(
     placed: Iterable[tuple[Ref, list[_Span]]], kept: Container[RecordId]
 ) -> Iterator[tuple[list[Ref], _Placed]]:
-    """Yield the chunks that are not kept in runs, each with where its chunks belong."""
+    """Yield the chunks that are not kept in runs, each with the places of its chunks in the file."""
     waiting: deque[tuple[Ref, list[_Span]]] = deque()
 
     def chunks() -> Iterator[Ref]:
@@ -84,7 +84,7 @@ def _runs(
 
 
 def _placed(store: Store, child: Child) -> Iterator[tuple[Ref, list[_Span]]]:
-    """Yield the chunks of a file's stream with where they belong."""
+    """Yield the chunks of a file's stream with their places in the file."""
     chunks = (chunk for _, chunk in iter_chunks(store, child.ref)) if child.ref is not None else iter(())
     extents = iter(child.entry.extents_or_whole)
     offset = room = 0
@@ -105,9 +105,9 @@ def _placed(store: Store, child: Child) -> Iterator[tuple[Ref, list[_Span]]]:
 
 
 def find_chunks(store: Store, fd: int, wanted: set[RecordId]) -> dict[RecordId, int]:
-    """Return which chunks the file open as `fd` holds, of those wanted, and where.
+    """Return which of the wanted chunks the file open as `fd` contains, each with its offset.
 
-    They are looked for where castore would cut it, by their ids: what is found is what it is.
+    The file is cut as castore cuts streams, and chunks are compared by id, which proves their content.
     """
     found: dict[RecordId, int] = {}
     # Not closed here: frames of an exception, such as an interrupt, still hold views of the window, and
@@ -154,7 +154,7 @@ def holds_content(store: Store, fd: int, child: Child) -> bool:
 def _is_hole(fd: int, start: int, end: int) -> bool:
     """Whether a file has only zeros from one offset to another."""
     while start < end:
-        # Where the file has no data it is not read: a hole may be of any size.
+        # Holes are skipped, not read: a hole may have any size.
         try:
             start = os.lseek(fd, start, os.SEEK_DATA)
         except OSError as error:
@@ -173,7 +173,7 @@ def _is_hole(fd: int, start: int, end: int) -> bool:
 def _copy_kept(
     fd: int, old: int, placed: Iterable[tuple[Ref, list[_Span]]], kept: dict[RecordId, int]
 ) -> Iterator[int]:
-    """Copy what the old file has; yield how many bytes."""
+    """Copy kept chunks from the old file; yield the number of bytes of each copy."""
     first = source = length = 0
     for chunk, spans in placed:
         where = kept.get(chunk.id)
@@ -188,11 +188,11 @@ def _copy_kept(
 
 
 def _copy(old: int, fd: int, source: int, offset: int, length: int) -> int:
-    """Copy a range of a file; its whole blocks are shared where the file system can."""
+    """Copy a range of a file; its whole blocks are shared if the file system can do that."""
     block = os.fstatvfs(fd).f_bsize
     done = 0
     if (source - offset) % block == 0:
-        # Only whole blocks can be shared: what precedes the first is copied by itself.
+        # Only whole blocks can be shared: the bytes before the first are copied by themselves.
         done = _copy_plain(old, fd, source, offset, min(-offset % block, length))
     middle = (length - done) // block * block
     with contextlib.suppress(_NotSharedError):

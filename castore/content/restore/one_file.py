@@ -85,7 +85,7 @@ def _do(
 
 
 def _make(writer: TreeWriter, top: int, new: bytes, name: bytes, child: Child) -> None:
-    """Make the stored file under a name of its own, durably. Raises DamageError, CastoreError."""
+    """Create the stored file under a temporary name, durably. Raises DamageError, CastoreError."""
     old = _open_regular(top, name)
     try:
         writer.make(top, (new,), named(child, new), old)
@@ -97,7 +97,7 @@ def _make(writer: TreeWriter, top: int, new: bytes, name: bytes, child: Child) -
     for _, reason in writer.report.unmade:
         raise CastoreError(f"cannot restore {os.fsdecode(name)}: it {reason}")
     if child.entry.is_file:
-        # Not to be read, but it may be mode 0; root alone could open it then.
+        # castore opens it only to sync it, but its mode may be 0: then only root can open it.
         with contextlib.suppress(PermissionError):
             fd = open_regular(top, new)
             try:
@@ -107,7 +107,7 @@ def _make(writer: TreeWriter, top: int, new: bytes, name: bytes, child: Child) -
 
 
 def _exchange(top: int, new: bytes, name: bytes) -> None:
-    """Let the new file take the place of the live one; a mount point is overwritten."""
+    """Replace the live file by the new one; a mount point is overwritten."""
     try:
         os.rename(new, name, src_dir_fd=top, dst_dir_fd=top)
     except OSError as error:

@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class OpenDirectory:
-    """A directory being filled."""
+    """A directory that is being filled."""
 
     fd: int
     path: tuple[bytes, ...]
     children: list[Child]
-    """Directories still to be made, the first one last."""
+    """The directories still to be created, in reverse order."""
     own: Child | None = None
-    """Itself: its metadata is set when all is made in it."""
+    """Its own entry: the metadata is set once all its files are created."""
     chunks: Mapping[RecordId, bytes | memoryview] = field(default_factory=dict)
-    """What was read of its streams before their turn."""
+    """Chunks of its streams that were read ahead."""
     inherited: bool = False
-    """Whether what is made in it gets an access control list from it."""
+    """Whether files in it inherit an access control list from it."""
     plain: Future[list[Child]] | None = None
-    """The plain files, being made; gives those that could not be."""
+    """The plain files, which a worker creates; gives those that it could not create."""
     files: int = 0
     size: int = 0
-    """Of these."""
+    """Number and bytes of the plain files."""
     bundle: RangeReader | None = None
     old: int | None = None
-    """A file that may have some of what is made, open."""
+    """A file that may have some of the content to write, open."""
     private: bool = True
-    """Whether nobody else can exchange what is made in it."""
+    """Whether no other user can replace files in it."""

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do."""
+    """One change."""
 
     action: Action
     path: Path
-    """Below the top; empty for the top itself."""
+    """The path below the top; empty for the top itself."""
     child: Child | None = None
-    """What is to be there; None to remove."""
+    """The stored file or directory; None to remove."""
     removed: int = 0
-    """How many live files and directories go."""
+    """How many live files and directories it removes."""
     ids: Ids | None = None
     """Device and inode of the live file that was compared; None: there was none."""
     keep_attributes: bool = False
-    """Of what is changed in place, keep the attributes that are not stored: there may be no copy of them."""
+    """Whether to keep attributes that are not stored: there may be no copy of them."""
 
     @property
     def size(self) -> int:
@@ -44,16 +44,16 @@ class Step:
 
 @dataclass(frozen=True)
 class TreePlan:
-    """How a live directory becomes a stored one."""
+    """The steps that make a live directory equal to a stored one."""
 
     top: str
     steps: tuple[Step, ...]
     kept_links: dict[tuple[int, int], Link]
-    """Of files with several names that stay: one name of each."""
+    """One name of each unchanged file that has several names."""
     skipped: tuple[tuple[bytes, str], ...] = ()
-    """(path, reason) of what is left alone because there may be no copy of it."""
+    """(path, reason) of files that are left alone because there may be no copy of them."""
     one_file: bool = False
-    """Whether it is about one file in the directory `top`, which has to change in one step."""
+    """Whether the plan is for one file in the directory `top`, which has to change in one step."""
     crosses: bool = False
     """Whether a step is on another file system, mounted below the top."""
     empties: bool = False
@@ -63,7 +63,7 @@ class TreePlan:
 
     @property
     def summary(self) -> tuple[int, int, int]:
-        """How many entries are added, how many changed, and how many live ones are removed."""
+        """The numbers of entries that are added, that are changed, and that are removed."""
         actions = [step.action for step in self.steps if step.path or step.action != "metadata"]
         removed = sum(step.removed for step in self.steps if step.action == "remove")
         return actions.count("create"), actions.count("replace") + actions.count("metadata"), removed
@@ -73,27 +73,27 @@ class TreePlan:
 class Comparison:
     """How a live tree is compared with a stored one.
 
-    A regular file of another size or time is different.
+    A regular file of another size or time always differs.
     """
 
     changed: AbstractSet[bytes] = frozenset()
-    """Paths of files that count as different, regardless of size and time."""
+    """Paths of files that are treated as different, regardless of size and time."""
     checksum: bool = False
-    """Compare also the content of files of the same size and time, unless `scan` says that it is the same."""
+    """Also compare the content of files of the same size and time, except those unchanged since `scan`."""
     rules: ScanRules = field(default_factory=ScanRules)
-    """What snapshots leave out is left alone."""
+    """Files that snapshots leave out are left alone."""
     apart: AbstractSet[bytes] = frozenset()
-    """Paths below the top that are left alone, stored or not: what other parts keep in this tree."""
+    """Paths below the top that are left alone, stored or not: files of other parts in this tree."""
     unread: AbstractSet[bytes] = frozenset()
     """Paths below the top that a snapshot could not read: they and all below them are left alone."""
     unread_attributes: AbstractSet[bytes] = frozenset()
-    """Paths of which a snapshot could not read some attribute: none of theirs are removed."""
+    """Paths of which a snapshot could not read some attribute: none of their attributes are removed."""
     below: bytes = b""
-    """The path of the stored directory in its tree, which patterns are relative to."""
+    """The path of the stored directory in its tree, to which patterns are relative."""
     scan: ScanCacheReader | None = None
-    """What the last snapshot saw of the live tree: what is as it was then is not read again.
+    """The last snapshot's record of the live tree: files that are unchanged since are not read again.
 
-    It goes by inodes and ctimes, which no user can set.
+    It compares inodes and ctimes, which no user can set.
     """
 
 

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 def plan_tree(
     reader: StreamReader, child: Child, top: str, ownership: Ownership, comparison: Comparison
 ) -> TreePlan:
-    """Compare the directory `top` with the stored one and return what is to be done.
+    """Compare the directory `top` with the stored one, and return the steps.
 
-    Raises UsageError if `top` is no directory, CastoreError if an earlier run was interrupted there.
+    Raises UsageError if `top` is not a directory, CastoreError if it cannot be compared.
     """
     try:
         fd = open_top(top)
@@ -63,7 +63,7 @@ def plan_tree(
 def plan_entry(
     reader: StreamReader, child: Child, path: str, ownership: Ownership, *, checksum: bool = False
 ) -> TreePlan:
-    """Compare the file at `path` with a stored one, which is no directory; `top` is its directory.
+    """Compare the file at `path` with a stored one, not a directory; `top` is its directory.
 
     Raises UsageError if there is no such directory, or if `path` is a directory.
     """
@@ -84,7 +84,7 @@ def plan_entry(
 
 
 def plan_removal(reader: StreamReader, top: str, comparison: Comparison) -> tuple[TreePlan, bool]:
-    """Return how to remove what is in the directory `top`, and whether nothing in it has to stay.
+    """Return the steps that remove the content of the directory `top`, and whether they remove all of it.
 
     Raises CastoreError.
     """
@@ -106,7 +106,7 @@ _READ_ONLY: Final = "it differs, and is mounted read-only"
 
 
 def _is_read_only(fd: int, name: bytes) -> bool:
-    """Whether what is called `name` in an open directory is on a file system that is mounted read-only."""
+    """Whether the file `name` in an open directory is on a file system that is mounted read-only."""
     file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
     try:
         return bool(os.fstatvfs(file).f_flag & os.ST_RDONLY)
@@ -115,14 +115,14 @@ def _is_read_only(fd: int, name: bytes) -> bool:
 
 
 class _Known(NamedTuple):
-    """What the last snapshot tells of a live file."""
+    """What is known of a live file from the last snapshot."""
 
     bare: bool
-    """It has no attributes."""
+    """Whether it has no attributes."""
     is_read: bool
-    """It is as it was, and what the snapshot read of it is the stored content."""
+    """Whether it is unchanged, and the snapshot read the stored content from it."""
     at: int | None
-    """Where its record is, if it is a directory."""
+    """The position of its record, if it is a directory."""
 
 
 class _Planner:
@@ -145,7 +145,7 @@ class _Planner:
         self.steps: list[Step] = []
 
     def top_record(self, fd: int) -> int | None:
-        """Return where the last snapshot's record of the top is, if it saw this directory."""
+        """Return the position of the last snapshot's record of the top, if it is of this directory."""
         if self._scan is None:
             return None
         info = os.fstat(fd)
@@ -156,7 +156,7 @@ class _Planner:
         return self._scan.top
 
     def plan(self, top: str) -> TreePlan:
-        """Return the steps that were found."""
+        """Return the plan with the steps so far."""
         links, skipped = self._kept_links, tuple(self._removals.skipped)
         return TreePlan(top, tuple(self.steps), links, skipped, crosses=self._crosses)
 
@@ -166,7 +166,7 @@ class _Planner:
         return self.plan(top)
 
     def file(self, fd: int, name: bytes, child: Child) -> None:
-        """Add the steps for one file, which is called `name` in the directory open as `fd`."""
+        """Add the steps for one file, called `name` in the directory open as `fd`."""
         entry = msgspec.structs.replace(child.entry, name=name)
         found = child._replace(entry=entry)
         try:
@@ -180,7 +180,7 @@ class _Planner:
         if stat.S_IFMT(info.mode) != stat.S_IFMT(entry.st_mode):
             self.steps.append(Step("replace", (name,), found, removed=1, ids=ids_of(info)))
             return
-        # Its other names are not restored with it.
+        # Its other names are not restored.
         alone = msgspec.structs.replace(entry, extra=msgspec.structs.replace(entry.extra, link=None))
         single = info._replace(nlink=1)
         if not self.files.same(fd, (name,), child._replace(entry=alone), single):
@@ -189,7 +189,7 @@ class _Planner:
             self._change_metadata(fd, (name,), found, info)
 
     def all_of(self, fd: int) -> bool:
-        """Add the steps that remove all in an open directory that may go; say whether all of it may."""
+        """Add the steps that remove the content of an open directory; return whether that is all of it."""
         complete = True
         for one in entries_of(list_directory(fd)):
             removal = run(self._removals.plan(fd, (one.name,), one))
@@ -200,9 +200,9 @@ class _Planner:
     def directory(
         self, fd: int, path: Path, child: Child, at: int | None
     ) -> Generator[Any, Any, None]:
-        """Add the steps for what is in a directory, the deepest first. A generator for `run`.
+        """Add the steps for the content of a directory, deepest first. A generator for `run`.
 
-        at: where the last snapshot's record of it is.
+        at: the position of the last snapshot's record of it.
         """
         apart = self._comparison.apart
         stored = open_directory(self._reader, child.ref)
@@ -238,7 +238,7 @@ class _Planner:
                 yield self._entry(fd, below, found, live[name], known)
 
     def _is_as_scanned(self, fd: int, found: Child, at: int | None) -> bool:
-        """Whether a live directory is what the last snapshot stored, and that is the stored one."""
+        """Whether a live directory is unchanged since the last snapshot, and that one stored the same."""
         if self._scan is None or at is None or found.ref is None:
             return False
         record = self._scan.record(at)
@@ -251,7 +251,7 @@ class _Planner:
     def _entry(
         self, fd: int, path: Path, found: Child, info: Listed, known: _Known
     ) -> Generator[Any, Any, None]:
-        """Add the steps for what is stored and live. A generator for `run`."""
+        """Add the steps for an entry that is both stored and live. A generator for `run`."""
         entry = found.entry
         if info.error:
             crosses = self._comparison.rules.one_file_system and path in self._mounts
@@ -272,7 +272,7 @@ class _Planner:
                 else:
                     self.steps.append(Step("replace", path, found, removed=1, ids=ids_of(info)))
                 return
-            # What was done in a directory has changed its time.
+            # Steps in a directory change its time.
             changed = len(self.steps) > before
             if changed or self.files.metadata_differs(fd, path, found, info, bare=known.bare):
                 self._change_metadata(fd, path, found, info)
@@ -284,7 +284,7 @@ class _Planner:
     def _exchange(
         self, fd: int, path: Path, found: Child, info: Listed
     ) -> Generator[Any, Any, None]:
-        """Add the step for what is stored as another kind of file than the live one."""
+        """Add the step for an entry that is stored as another kind of file than the live one."""
         if path in self._mounts:
             reason = "is a mount point, and stored as another kind of file: unmount it first"
             self._removals.skip(path, reason)
@@ -298,7 +298,7 @@ class _Planner:
                     return
                 shown = os.fsdecode(b"/".join(path))
                 raise CastoreError(
-                    f"{shown} is to be replaced, and holds what snapshots leave out: move it away first"
+                    f"{shown} is to be replaced, and holds files that snapshots leave out: move it away first"
                 )
             count = sum(step.removed for step in removal.steps)
         self.steps.append(Step("replace", path, found, removed=count, ids=ids_of(info)))
@@ -306,7 +306,7 @@ class _Planner:
     def _inside(
         self, fd: int, path: Path, found: Child, at: int | None
     ) -> Generator[Any, Any, bool]:
-        """Add the steps for what is in a directory; say whether it could be compared."""
+        """Add the steps for the content of a directory; return whether it could be compared."""
         if found.entry.content is Content.NONE:
             return True  # snapshots do not enter it: another file system, or castore's own
         if self._is_as_scanned(fd, found, at):
@@ -330,12 +330,12 @@ class _Planner:
         return True
 
     def metadata(self, path: Path, child: Child, ids: Ids) -> Step:
-        """Return the step that sets the metadata of what is at a path."""
+        """Return the step that sets the metadata of the file or directory at a path."""
         keep = b"/".join(path) in self._comparison.unread_attributes
         return Step("metadata", path, child, ids=ids, keep_attributes=keep)
 
     def _change_metadata(self, fd: int, path: Path, child: Child, info: Listed) -> None:
-        """Add the step after which what is at a path has the stored metadata."""
+        """Add the step that gives the file or directory at a path the stored metadata."""
         if not self.files.has_to_be_new(fd, child, info):
             self.steps.append(self.metadata(path, child, ids_of(info)))
             if child.entry.extra.link is not None:

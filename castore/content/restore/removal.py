@@ -1,4 +1,4 @@
-"""Plan the removal of live files, except of those that have to stay."""
+"""Plan the removal of live files, except those that have to stay."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Removal(NamedTuple):
 
 
 class RemovalPlanner:
-    """Plans what is removed from one live tree, and knows what stays."""
+    """Plans what is removed from one live tree, and which files stay."""
 
     def __init__(self, comparison: Comparison, mounts: set[Path]) -> None:
         self._comparison = comparison
         self._mounts = mounts
         self.skipped: list[tuple[bytes, str]] = []
-        """(path, reason) of what is left alone."""
+        """(path, reason) of files that are left alone."""
 
     def plan(self, fd: int, path: Path, entry: Listed) -> Generator[Any, Any, Removal]:
-        """Return the steps that remove what is at a path. A generator for `run`."""
+        """Return the steps that remove the file or directory at a path. A generator for `run`."""
         if self._stays(path, entry):
             return Removal([], complete=False)
         if not stat.S_ISDIR(entry.mode):
@@ -66,7 +66,7 @@ class RemovalPlanner:
         return Removal(steps, complete=False)
 
     def skip(self, path: Path, reason: str = "a snapshot could not read it") -> None:
-        """Report what is left alone."""
+        """Report a file that is left alone."""
         self.skipped.append((b"/".join(path), f"is left alone: {reason}"))
 
     def is_unread(self, path: Path) -> bool:
@@ -74,7 +74,7 @@ class RemovalPlanner:
         return b"/".join(path) in self._comparison.unread
 
     def _stays(self, path: Path, entry: Listed) -> bool:
-        """Whether snapshots leave this out."""
+        """Whether a file stays because snapshots leave it out, or could not read it."""
         if path in self._mounts or (entry.dev, entry.ino) in self._comparison.rules.leave_out:
             return True
         if b"/".join(path) in self._comparison.apart:

@@ -36,7 +36,8 @@ def complete(
     """Make the directory `top`, which a restore began to fill, equal to the stored one.
 
     trusted: files of the right size and time are complete, because the time is set last. own: names in it
-    that are not of the tree. What else the tree does not have is left and reported. Raises CastoreError.
+    that do not belong to the tree. Other files that the tree does not have are left and reported. Raises
+    CastoreError.
     """
     plan = plan_tree(reader, child, top, ownership, Comparison(checksum=not trusted))
     work = PlanWriter(reader, plan, ownership, tally)

@@ -1,9 +1,9 @@
-"""A stored tree into a directory.
+"""Write a stored tree into a directory.
 
-Everything is created relative to the descriptor of its directory and never through a link, so that what is
-restored stays below its destination whatever a store holds. Metadata is set through the descriptor of the
-file that was made: who owns a directory that files are made in can exchange them. A file that is damaged is
-not left incomplete: it is missing, the report names it, and the others follow.
+Everything is created relative to the descriptor of its directory and never through a link. So restored files
+stay below their destination, whatever a store contains. Metadata is set through the descriptor of the
+created file, because the owner of a directory can replace files in it. A damaged file is not left incomplete:
+it is missing, the report names it, and the restore continues.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ if TYPE_CHECKING:
     from castore.progress import Progress
 _WORKERS: Final = 2
 _LEFT: Final = 32
-"""Directories whose plain files are being made while others are entered."""
+"""How many directories' plain files may be in progress while other directories are entered."""
 
 FILE_SYSTEMS_OWN: Final = b"lost+found"
-"""A directory that many file systems are made with: where it is, a restore fills it."""
+"""A directory that many file systems have from the beginning: if it exists, a restore fills it."""
 
 
 class _Work(NamedTuple):
-    """Who helps with a tree."""
+    """The helpers for one tree."""
 
     pool: ThreadPoolExecutor
     ahead: Prefetcher
     depth: int
-    """Of the tree's own top."""
+    """The depth of the tree's own top."""
 
 
 class TreeWriter:
@@ -76,13 +76,13 @@ class TreeWriter:
         self._left: deque[OpenDirectory] = deque()
 
     def know_links(self, links: dict[tuple[int, int], Link]) -> None:
-        """Say of files with several names that exist already where one name of each is."""
+        """Set one name of each file that has several names and exists already."""
         self._files.links.update(links)
 
     def fill(self, child: Child, fd: int, path: tuple[bytes, ...] = ()) -> None:
-        """Put what the stored directory `child` holds into the empty one open as `fd`, which is at `path`.
+        """Write the content of the stored directory `child` into the empty one open as `fd`, at `path`.
 
-        The metadata of `child` itself is left to the caller.
+        The caller sets the metadata of `child` itself.
         """
         allow_descriptors()
         stack: list[OpenDirectory] = []
@@ -117,9 +117,9 @@ class TreeWriter:
     def make(
         self, fd: int, path: tuple[bytes, ...], child: Child, old: int | None = None
     ) -> None:
-        """Make the one file `child`, which is no directory, at `path`, in the directory open as `fd`.
+        """Create the one file `child`, not a directory, at `path`, in the directory open as `fd`.
 
-        old: a file that may have some of what it holds, open.
+        old: a file that may have some of its content, open.
         """
         private = is_private(os.fstat(fd))
         parent = OpenDirectory(fd, path[:-1], [], inherited=inherits(fd), old=old, private=private)
@@ -128,9 +128,9 @@ class TreeWriter:
     def _enter(
         self, work: _Work, child: Child, path: tuple[bytes, ...], fd: int, own: Child | None
     ) -> OpenDirectory | None:
-        """Open a stored directory and have its files made in the live one, open as `fd`.
+        """Open a stored directory, and create its files in the live one, open as `fd`.
 
-        None: it is damaged, and `fd` is still the caller's.
+        Returns None if it is damaged: the caller then still owns `fd`.
         """
         taken = None
         try:
@@ -144,7 +144,7 @@ class TreeWriter:
             self.report.damage(path, error)
             return None
         current = OpenDirectory(fd, path, [], own, opened.chunks, inherits(fd))
-        # A directory that this restore has made is for castore's user only until all is made in it.
+        # A directory that this restore has created is accessible to castore's user only until it is filled.
         current.private = own is not None or is_private(os.fstat(fd))
         others = opened.others
         if current.inherited or not current.private:
@@ -170,7 +170,7 @@ class TreeWriter:
         return current
 
     def _write_plain(self, fd: int, opened: Opened) -> list[Child]:
-        """Make plain files; return those that could not be. Runs on a worker."""
+        """Create plain files; return those that could not be created. Runs on a worker."""
         plain = opened.plain
         if plain is None:
             return []
@@ -192,7 +192,7 @@ class TreeWriter:
         return failed
 
     def _leave(self, current: OpenDirectory) -> None:
-        """Set a directory's own metadata, after all that is made in it has changed its time."""
+        """Set a directory's own metadata, after all files in it have changed its time."""
         try:
             if current.plain is not None:
                 failed = current.plain.result()
@@ -212,7 +212,7 @@ class TreeWriter:
             os.close(current.fd)
 
     def _directory(self, work: _Work, current: OpenDirectory, child: Child) -> OpenDirectory | None:
-        """Make a directory, and enter it."""
+        """Create a directory, and enter it."""
         entry = child.entry
         path = (*current.path, entry.name)
         self._allowance.enter()
@@ -246,7 +246,7 @@ class TreeWriter:
 def restore_directory(
     reader: StreamReader, top: int, child: Child, ownership: Ownership, tally: Progress
 ) -> Report:
-    """Make the empty directory open as `top` the stored one `child`; say what could not be done."""
+    """Restore the stored directory `child` into the empty one open as `top`; return the report."""
     writer = TreeWriter(reader, top, ownership, tally)
     writer.fill(child, top)
     warnings = writer.report.warnings
@@ -258,14 +258,14 @@ def restore_directory(
 def restore_file(
     reader: StreamReader, top: int, name: bytes, child: Child, ownership: Ownership, tally: Progress
 ) -> Report:
-    """Make the stored file `child`, which is no directory, as `name` in the directory `top`."""
+    """Restore the stored file `child`, not a directory, as `name` in the directory `top`."""
     writer = TreeWriter(reader, top, ownership, tally)
     writer.make(top, (name,), named(child, name))
     return writer.report
 
 
 def named(child: Child, name: bytes) -> Child:
-    """Return a stored file under another name, which is the only one that it has."""
+    """Return a stored file under another name, without its other names."""
     extra = child.entry.extra
     if extra.link is not None:
         extra = msgspec.structs.replace(extra, link=None)
