@@ -1,9 +1,9 @@
-"""What the last snapshot saw of a tree, on this machine: what is as it was is not read again.
+"""Records of the last snapshot of a tree, on this machine: unchanged files are not read again.
 
 A scan cache is a file: a header, then a record (castore/kernel/dir_listing.py) of each directory, depth first
-in the order of names, then a hash of it all. Whatever is wrong with it, the tree is scanned anew.
-It says where directories lie in the store, so it belongs to one generation: it is of use as long as
-the last one of its service has the root that it tells of.
+in the order of names, then a hash of it all. If anything is wrong with it, the tree is scanned without it.
+It names the references of directories in the store, so it belongs to one generation. It is useful as long as
+the last generation of its service has the root that it names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 LINKED: Final = 2
-"""Flag of a record: it, or one below it, has a file of several names."""
+"""Flag of a record: it, or one below it, has a file with several names."""
 
 _MAGIC: Final = b"castoren"
 _VERSION: Final = 1
@@ -58,13 +58,14 @@ _WORKERS: Final = 2
 _MOST_PIECES: Final = 24
 _LEAST_PIECE: Final = 1 << 15
 _LISTINGS: Final = 1 << 20
-"""Bytes of listings of changed directories that are kept until their turn comes, of each that is compared."""
+"""Bytes of listings of changed directories that are kept until they are needed, for each comparison."""
 _RACY_NS: Final = 2_000_000_000
-"""What changed so shortly before it was listed may change again with the same time: FAT has two seconds."""
+"""Files that changed so shortly before the listing may change again with the same time: FAT stores
+two-second times."""
 
 
 class DirectorySummary(NamedTuple):
-    """What a record tells of a directory and all below it."""
+    """A record's summary of a directory and all below it."""
 
     time: int
     """When it was listed: ns since 1970."""
@@ -75,27 +76,27 @@ class DirectorySummary(NamedTuple):
     """References to chunks."""
     ref: Ref
     ids: tuple[int, int]
-    """Its device and inode."""
+    """The directory's device and inode."""
 
 
 def scan_path(store: Store, service: str, part: str) -> str:
-    """Return where this machine keeps what it saw of a tree."""
+    """Return the path of this machine's scan cache of a tree."""
     return os.path.join(store.places.scans_of(store.store_id, store.storage.place), f"{service}:{part}")
 
 
 def summary_of(record: Record) -> DirectorySummary:
-    """Return what a record tells."""
+    """Return the summary in a record."""
     time, files, size, chunks, ref, ref_size, dev, ino = _TOLD.unpack(record.told)
     return DirectorySummary(time, files, size, chunks, Ref(RefKind.LIST, RecordId(ref), ref_size), (dev, ino))
 
 
 def is_racily_clean(ctime: int, time: int) -> bool:
-    """Whether what has this ctime may have changed after it was listed at `time`, unseen."""
+    """Whether a file with this ctime may have changed, unnoticed, after it was listed at `time` (ns)."""
     return ctime >= time - _RACY_NS
 
 
 class _Compared:
-    """Records that were compared, up to `end`, and what of them has changed."""
+    """The result of comparing records up to `end`."""
 
     def __init__(self, end: int, changes: list[Change]) -> None:
         self.end = end
@@ -104,7 +105,7 @@ class _Compared:
         self._ends = list(accumulate((change.end for change in changes), max))
 
     def changed(self, start: int, end: int) -> bool:
-        """Whether anything of [start, end) has."""
+        """Whether anything in [start, end) has changed."""
         position = bisect_left(self._starts, start)
         within = position < len(self._starts) and self._starts[position] < end
         return within or (position > 0 and self._ends[position - 1] > start)
@@ -121,7 +122,7 @@ class ScanCacheReader:
     """The last scan of a tree; use it in a `with` block."""
 
     top: Final = _HEADER.size
-    """Where the record of the top directory is."""
+    """The position of the top directory's record."""
 
     def __init__(self, store: Store, data: mmap.mmap) -> None:
         self.store = store
@@ -130,16 +131,16 @@ class ScanCacheReader:
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-scan")
         self._most = max((self.end - self.top) // _MOST_PIECES, _LEAST_PIECE)
         self._below: dict[int, dict[bytes, int]] = {}
-        """Of the large ones: they are asked for several times."""
+        """Results of `below` for large records, which are needed several times."""
         self._pieces: list[tuple[int, Future[_Compared]]] = []
         self._begun = 0
         self._by_inode: dict[tuple[int, int], int] | None = None
 
     @classmethod
     def open(cls, store: Store, path: str, root: Ref | None, rules: bytes) -> Self | None:
-        """Open the scan cache at `path`, if it is one of that root, by these rules, and whole.
+        """Open the scan cache at `path`, if it is intact, and was made for that root by these rules.
 
-        It is of no use either where the store has lost anything since.
+        It is not used either if the store has lost any object since.
         """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -150,11 +151,11 @@ class ScanCacheReader:
         except (OSError, ValueError):
             return None
         if len(data) >= _HEADER.size + _HASH_BYTES and root is not None:
-            magic, version, made_by, epoch, *told = _HEADER.unpack_from(data)
-            if (magic, version, made_by, told) == (_MAGIC, _VERSION, rules, [root.id, root.size]):
+            magic, version, made_by, epoch, *reference = _HEADER.unpack_from(data)
+            if (magic, version, made_by, reference) == (_MAGIC, _VERSION, rules, [root.id, root.size]):
                 with memoryview(data) as view:
                     hashed = blake3(view[:-_HASH_BYTES]).digest()
-                # What the store lost since may be needed, or what no generation refers to any more.
+                # The store may have lost objects that are needed, or that no generation references any more.
                 if hashed == data[-_HASH_BYTES:] and (
                     epoch == store.index.epoch() or is_whole(store, [root])
                 ):
@@ -179,7 +180,7 @@ class ScanCacheReader:
         return decode_record(self.data, at)
 
     def below(self, record: Record) -> dict[bytes, int]:
-        """Return where the records of the directories in a directory are."""
+        """Return the positions of the records of a directory's subdirectories."""
         found = self._below.get(record.start)
         if found is not None:
             return found
@@ -194,7 +195,7 @@ class ScanCacheReader:
         return found
 
     def has(self, refs: list[Ref]) -> bool:
-        """Whether the store has what all of these name."""
+        """Whether the store has everything that these reference."""
         index = self.store.index
         chunks = [ref.id for ref in refs if ref.kind is RefKind.CHUNK]
         nodes = [ref.id for ref in refs if ref.kind is not RefKind.CHUNK]
@@ -205,7 +206,7 @@ class ScanCacheReader:
         return [ref for _, ref in iter_list(self.store, summary_of(record).ref)]
 
     def compare(self, top: int) -> None:
-        """Begin to compare the tree whose top is open as `top` with what it was, on all cores."""
+        """Start comparing the tree whose top is open as `top` with its records, on all cores."""
         self._begun = time.time_ns()
         together: list[tuple[int, bytes]] = []
         for path, record in self._large():
@@ -223,12 +224,12 @@ class ScanCacheReader:
         self._pieces.sort(key=lambda piece: piece[0])
 
     def _submit(self, top: int, path: list[bytes], some: list[tuple[int, bytes]]) -> None:
-        # Their records follow each other: one that is too large has parted them.
+        # Their records follow each other: a record that is too large separates groups.
         task = self._pool.submit(self._compare_some, top, path, some)
         self._pieces.append((some[0][0], task))
 
     def _large(self) -> Iterator[tuple[list[bytes], Record]]:
-        """Yield path and record of each directory that is too large to be compared in one go."""
+        """Yield path and record of each directory that is too large for one comparison."""
         todo: list[tuple[list[bytes], int]] = [([], self.top)]
         while todo:
             path, at = todo.pop()
@@ -238,7 +239,7 @@ class ScanCacheReader:
             todo += [([*path, name], one) for name, one in below if self.length(one) > self._most]
 
     def length(self, at: int) -> int:
-        """Return the length of the record at an offset, with all below it."""
+        """Return the length in bytes of the record at an offset, including the records below it."""
         (length,) = struct.unpack_from("<Q", self.data, at)
         return int(length)
 
@@ -258,15 +259,16 @@ class ScanCacheReader:
         return _Compared(end, changes)
 
     def _compared(self, at: int) -> _Compared | None:
-        """Return how what lies at an offset was compared; None if it was not."""
+        """Return the comparison that covers the record at an offset; None if there is none."""
         position = bisect_right(self._pieces, at, key=lambda piece: piece[0]) - 1
         found = self._pieces[position][1].result() if position >= 0 else None
         return found if found is not None and at < found.end else None
 
     def is_same(self, at: int, fd: int, name: bytes, *, moved: bool = False) -> bool:
-        """Whether the directory `name` below `fd`, and all below it, is what the record at `at` tells.
+        """Whether the directory `name` below `fd`, and all below it, matches the record at `at`.
 
-        moved: it lies elsewhere now. What it refers to is in the store, then.
+        The store must still have it. moved: whether it is in another place now, so that it was not compared
+        yet.
         """
         end = at + self.length(at)
         compared = None if moved else self._compared(at)
@@ -275,11 +277,11 @@ class ScanCacheReader:
         elif moved or end - at <= self._most:
             changed = bool(changes_below(fd, name, self.data, self.end, at, 0))
         else:
-            return False  # what is below it is being compared
+            return False  # the directories below it are being compared
         return not changed and self.store.index.has_node(summary_of(self.record(at)).ref.id)
 
     def listing_of(self, at: int) -> tuple[bytes, int] | None:
-        """Return what the directory of a record lists now, and when it was looked at; None: not known."""
+        """Return the present listing of a record's directory, and its time (ns); None: not known."""
         compared = self._compared(at)
         if compared is None:
             return None
@@ -289,7 +291,7 @@ class ScanCacheReader:
         return (change.listing, self._begun) if change.listing is not None else None
 
     def moved(self, ids: tuple[int, int]) -> int | None:
-        """Return the record of the directory of that device and inode, wherever it was."""
+        """Return the record of the directory with that device and inode, wherever it was."""
         if self._by_inode is None:
             self._by_inode = {}
             at = self.top
@@ -301,7 +303,7 @@ class ScanCacheReader:
 
 
 class ScanCacheWriter:
-    """A scan cache being made. Where this machine has no room for it, it is given up without a word."""
+    """Writes a scan cache. If this machine has no room for it, it is discarded silently."""
 
     def __init__(self, path: str, epoch: bytes) -> None:
         self.path = path
@@ -314,36 +316,42 @@ class ScanCacheWriter:
             folder, name = os.path.split(path)
             make_private_directory(folder)
             for other in os.listdir(folder):
-                # Nobody else is at work on this: the service is locked.
+                # No other process uses it: the service is locked.
                 if other.startswith(name + ":") and other.endswith(_UNFINISHED):
                     os.unlink(os.path.join(folder, other))
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd = os.open(self._part, flags, 0o600)
 
     def begin(self, listing: bytes, count: int) -> int:
-        """Append the record of a directory of `count` entries; return where it is."""
+        """Append the record of a directory of `count` entries; return its position."""
         at = self._flushed + len(self._buffer)
         self._append(encode_record(listing, count))
         return at
 
     def copy(self, old: ScanCacheReader, at: int) -> None:
-        """Append a record of the last scan, and all below it."""
+        """Append a record of the last scan, and all records below it."""
         length = old.length(at)
         self._append(old.data[at : at + length])
 
     def end(self, at: int) -> int:
-        """Return the length of the record at `at`: what is below it has been appended."""
+        """Return the length of the record at `at`, once all records below it have been appended."""
         return self._flushed + len(self._buffer) - at
 
     def tell(
-        self, at: int, length: int, told: DirectorySummary, marks: bytes | bytearray, flags: int, listed: int
+        self,
+        at: int,
+        length: int,
+        summary: DirectorySummary,
+        marks: bytes | bytearray,
+        flags: int,
+        listed: int,
     ) -> None:
-        """Say what is known now of the directory whose record is at `at`.
+        """Set the summary of the directory whose record is at `at`.
 
-        listed: the length of its listing.
+        listed: the length of its listing in bytes.
         """
-        ref = told.ref
-        packed = _TOLD.pack(*told[:4], ref.id, ref.size, *told.ids)
+        ref = summary.ref
+        packed = _TOLD.pack(*summary[:4], ref.id, ref.size, *summary.ids)
         for offset, data in told_fields(length, packed, flags, bytes(marks), listed):
             self._put(at + offset, data)
 
@@ -377,12 +385,12 @@ class ScanCacheWriter:
         self._buffer.clear()
 
     def finish(self, root: Ref, rules: bytes) -> None:
-        """Say what the tree became."""
+        """Write the header: the tree's root, and the rules of the scan."""
         self._put(0, _HEADER.pack(_MAGIC, _VERSION, rules, self._epoch, root.id, root.size))
         self._flush()
 
     def keep(self) -> None:
-        """Let it take the place of the last one: the generation that it tells of is committed."""
+        """Replace the last scan cache by this one, after the generation of its root is committed."""
         if self._fd < 0:
             return
         with contextlib.suppress(OSError, ValueError):
@@ -395,7 +403,7 @@ class ScanCacheWriter:
         self.discard()
 
     def discard(self) -> None:
-        """Give it up."""
+        """Delete the unfinished scan cache."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,4 +1,4 @@
-"""Entries of a directory that is scanned, and what is reported about them."""
+"""The entries of directories that are scanned, and warnings about them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ CHANGED: Final = "changed while being read; what was read is kept"
 
 
 class EntryRecorder:
-    """Makes the entries of directories that are scanned, with their attributes."""
+    """Creates the entries of directories that are scanned, with their attributes."""
 
     def __init__(self, tally: Progress, device: int) -> None:
         self.device = device
-        """The one that the tree's top is on."""
+        """The device of the tree's top."""
         self._tally = tally
 
     def special(self, directory: Scanned, position: int) -> None:
-        """Take what has no content of its own: a link, fifo, socket, device, a directory left empty."""
+        """Store an entry without content: a link, fifo, socket, device, or a directory that is left empty."""
         target = b""
         entry = directory.listed(position)
         try:
@@ -53,23 +53,23 @@ class EntryRecorder:
     def xattrs(
         self, directory: Scanned, position: int, file: int | bytes, name: bytes
     ) -> tuple[tuple[bytes, bytes], ...]:
-        """Return the attributes of an entry; those that cannot be read are reported, and left out.
+        """Return the attributes of an entry; those that cannot be read are reported and left out.
 
-        file: a descriptor of it, or `path_of` one that was opened with O_PATH.
+        file: a descriptor of the entry, or `path_of` a descriptor that was opened with O_PATH.
         """
         failed: list[str] = []
         found = read_xattrs(file, failed.append)
         for reason in failed:
             self.doubt(directory, reason, name)
         if (found or failed) and directory.marks:
-            # The next scan looks at them, though the file is as it was.
+            # The next scan reads the attributes, even if the file is unchanged.
             directory.marks[position] |= WITH_XATTRS
         return found
 
     def xattrs_of(
         self, directory: Scanned, position: int, entry: Listed
     ) -> tuple[tuple[bytes, bytes], ...]:
-        """Return the attributes of an entry that is not open, not those of a file that took its place."""
+        """Return the attributes of an entry that is not open, never those of a file that replaced it."""
         try:
             held = _open_listed(directory, entry)
         except OSError as error:
@@ -81,7 +81,7 @@ class EntryRecorder:
             os.close(held)
 
     def open_file(self, directory: Scanned, name: bytes) -> int:
-        """Open a regular file for reading; -1 if that is impossible, which is reported."""
+        """Open a regular file for reading; report a failure and return -1."""
         try:
             return open_regular(directory.fd, name)
         except OSError as error:
@@ -89,7 +89,7 @@ class EntryRecorder:
             return -1
 
     def warn(self, directory: Scanned, name: bytes, error: OSError) -> None:
-        """Report a file that cannot be taken."""
+        """Report a file that cannot be stored."""
         reason = (
             "is listed more than once by its file system; it is stored once"
             if error.errno == REPEATED
@@ -102,7 +102,7 @@ class EntryRecorder:
         self.doubt(directory, reason, name)
 
     def doubt(self, directory: Scanned, reason: str, name: bytes = b"") -> None:
-        """Warn, and have the next scan look at this directory again."""
+        """Warn, and make the next scan read this directory again."""
         directory.distrust = True
         path = joined(directory.path, name) if name else directory.path
         self._tally.warn(path or b".", reason)
@@ -117,7 +117,7 @@ class EntryRecorder:
         size: int = 0,
         extra: Extra,
     ) -> None:
-        """Make the entry. A directory's own entry may be given before what is in it is read."""
+        """Add an entry. A directory's own entry may be added before its content is read."""
         name, _, _, _, time, _, _, _, mode, uid, gid, _, _, _ = entry
         mtime = clamped_time(time)
         if mtime != time:
@@ -138,5 +138,5 @@ def _open_listed(directory: Scanned, entry: Listed) -> int:
 
 
 def stamp_of(info: os.stat_result) -> tuple[int, int, int]:
-    """Return what changes when a file is written to."""
+    """Return the values that change when a file is written to."""
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns

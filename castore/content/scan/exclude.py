@@ -1,4 +1,4 @@
-"""Which files of a tree are left out: patterns as in .gitignore, by the pathspec library."""
+"""Which files of a tree are left out: patterns as in .gitignore, matched by the pathspec library."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ _CLASSES: Final = {
 
 
 class Exclude:
-    """Patterns, relative to a tree's top; later ones win, `!` takes a path back in.
+    """Patterns, relative to a tree's top; later ones have precedence, `!` includes a path again.
 
-    top: the absolute path of the tree; a pattern that begins with it is about what is below it. Raises
-    UsageError for a pattern that is not valid.
+    top: the absolute path of the tree; a pattern may also begin with it. Raises UsageError for an invalid
+    pattern.
     """
 
     def __init__(self, patterns: Iterable[str], top: str = "") -> None:
-        # Imported here: it costs 20 ms, and most trees are taken whole.
+        # Imported here: the import takes 20 ms, and most trees are stored without patterns.
         from pathspec import GitIgnoreSpec  # noqa: PLC0415
 
         self.patterns = tuple(_relative(pattern, top) for pattern in patterns)
         if problems := [problem for pattern in self.patterns if (problem := _problem(pattern))]:
             raise UsageError("; ".join(problems))
         with warnings.catch_warnings():
-            # Brackets may hold what a later version of Python may read otherwise.
+            # Brackets may contain what a later version of Python might read differently.
             warnings.simplefilter("ignore", FutureWarning)
             lines = map(_without_classes, self.patterns)
             self._spec = GitIgnoreSpec.from_lines(lines, backend="simple")
             for one in self._spec.patterns:
                 if one.regex is not None:
-                    # Names may have newlines, which the library's expressions do not expect.
+                    # Names may contain newlines, which the library's expressions do not expect.
                     pattern = re.sub(r"\$(?=\)*\Z)", r"\\Z", one.regex.pattern)
                     one.regex = re.compile(pattern, re.DOTALL)
 
@@ -57,7 +57,7 @@ class Exclude:
 
 
 def why_useless(pattern: str, top: str) -> str:
-    """Return why a pattern can match nothing in the tree at `top`; empty if it can."""
+    """Return why a pattern can match nothing in the tree at `top`; empty if it can match."""
     path = pattern.removeprefix("!")
     if path.startswith("#") or not path.strip():
         return ""
@@ -67,7 +67,7 @@ def why_useless(pattern: str, top: str) -> str:
         return "'~' is not replaced in patterns: write the path in full"
     names = path.strip("/").split("/")
     if {".", "..", ""} & set(names):
-        return "a path in a tree has no '.', '..' or '//' in it: begin with '/' for the top of the tree"
+        return "a path in a tree contains no '.', '..' or '//': begin with '/' for the top of the tree"
     relative = _relative(path, top)
     if relative == path and path.startswith("/") and len(names) > 1 and os.path.lexists(path):
         inside = os.path.join(top, path.strip("/"))
@@ -76,12 +76,12 @@ def why_useless(pattern: str, top: str) -> str:
 
 
 def _names_of(top: str) -> set[str]:
-    """Return the paths that a tree is known by."""
+    """Return the absolute paths of a tree, with and without links."""
     return {os.path.abspath(top), os.path.realpath(top)} if top else set()
 
 
 def _relative(pattern: str, top: str) -> str:
-    """Return a pattern with an absolute path below `top` as one that is relative to it."""
+    """Return a pattern that begins with the tree's absolute path as one relative to the tree's top."""
     sign = "!" if pattern.startswith("!") else ""
     rest = pattern.removeprefix(sign)
     for one in _names_of(top):
@@ -92,7 +92,7 @@ def _relative(pattern: str, top: str) -> str:
 
 
 def _without_classes(pattern: str) -> str:
-    """Return a pattern with the character classes of POSIX as ranges, which the library does not know."""
+    """Return a pattern with POSIX character classes replaced by ranges: the library does not know them."""
     return _CLASS.sub(lambda found: _CLASSES.get(found[1], found[0]), pattern) if "[:" in pattern else pattern
 
 

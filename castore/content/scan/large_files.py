@@ -1,6 +1,6 @@
-"""The large files of a directory that is scanned: each is a stream of its own.
+"""The large files of a directory that is scanned: each gets a stream of its own.
 
-One that is as the last scan read it keeps its stream and is not read.
+A file that is unchanged since the last scan keeps its stream and is not read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LargeFileReader:
         self._links: dict[tuple[int, int], _Linked] = {}
 
     def streams(self, record: Record | None) -> dict[bytes, tuple[bytes, int, Ref]]:
-        """Return the large files that the last scan read of a directory: entry, mark, stream."""
+        """Return the large files that the last scan read in a directory: entry, mark and stream by name."""
         if record is None or self._old is None or not any(mark & OWN_STREAM for mark in record.marks):
             return {}
         try:
@@ -57,7 +57,7 @@ class LargeFileReader:
         }
 
     def known(self, directory: Scanned, position: int, mark: int, ref: Ref) -> bool:
-        """Take a large file that is as the last scan read it; say whether that was possible."""
+        """Keep the stream of a large file from the last scan; return whether that was possible."""
         entry = directory.listed(position)
         extents = None
         try:
@@ -109,7 +109,7 @@ class LargeFileReader:
             return
         finally:
             os.close(fd)
-        # The stream's reference may still be on its way: it joins when its turn has come.
+        # The stream may not be stored yet: its reference is added in the stream's turn.
         taken = linked
         if taken.stored:
 
@@ -120,7 +120,7 @@ class LargeFileReader:
 
             self._ingest.after(join)
         if again:
-            self._tally.read += taken.stored  # each name counts
+            self._tally.read += taken.stored  # the bytes count for each name
         content = Content.OWN if taken.stored else Content.NONE
         entry = listing_entry(name, info)
         extra = extra_of(entry, self._entries.device, xattrs, extents=linked.extents)
@@ -177,22 +177,22 @@ class LargeFileReader:
 
 @dataclass
 class _Linked:
-    """What was read of a large file, kept for its other names."""
+    """The result of reading a large file, kept for its other names."""
 
     stamp: tuple[int, int, int]
     size: int
     extents: tuple[tuple[int, int], ...] | None
     stored: int = 0
     chunks: int = 0
-    """References to chunks."""
+    """The number of references to chunks."""
     refs: list[Ref | None] = field(default_factory=list)
 
     def begin(self, chunks: int) -> None:
-        """Take note of how many references were made before it."""
+        """Record how many references existed before its stream."""
         self.chunks = -chunks
 
     def end(self, ref: Ref | None, chunks: int) -> None:
-        """Take its stream, and how many there are now."""
+        """Record its stream, and how many references exist after it."""
         self.refs.append(ref)
         self.chunks += chunks
 

@@ -9,28 +9,28 @@ from castore.kernel.dir_listing import DISTRUST, ENTERED, entry_bytes, name_at, 
 if TYPE_CHECKING:
     from castore.kernel.dir_listing import Record
 
-# Marks of entries in a scan cache, beside ENTERED.
+# Marks of entries in a scan cache, in addition to ENTERED.
 OWN_STREAM: Final = 2
 """A file with a stream of its own."""
 WITH_XATTRS: Final = 4
 SPARSE: Final = 8
 BUNDLED: Final = 16
 DOUBTFUL: Final = 32
-"""A file that was not read as it was listed."""
+"""A file that was read in another state than it was listed."""
 
 
 def without_xattrs(record: Record, listing: bytes) -> set[bytes]:
-    """Return the names in a listing that are as a record has them, and had no attributes then."""
+    """Return the names in a listing that a record has unchanged, and without attributes."""
     return _as_before(record, listing, but=WITH_XATTRS | ENTERED)
 
 
 def unchanged(record: Record, listing: bytes) -> set[bytes]:
-    """Return the names in a listing of files whose content was read as it is for a record."""
+    """Return the names in a listing of files that a record has unchanged, with their content."""
     return _as_before(record, listing, but=DOUBTFUL | ENTERED)
 
 
 def _as_before(record: Record, listing: bytes, *, but: int) -> set[bytes]:
-    """Return the names of files in a listing that are as a record has them, without one of these marks."""
+    """Return the names in a listing of files that a record has unchanged and without one of these marks."""
     if record.flags & DISTRUST:
         return set()
     before = {

@@ -1,4 +1,4 @@
-"""What a scan of a tree would take, found by listing directories: no file is read, nothing is stored."""
+"""Preview a scan of a tree by listing directories: no file is read, nothing is stored."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _MOST_NAMED: Final = 1000
 
 @dataclass
 class TreePreview:
-    """What of a tree would be taken."""
+    """What a scan of a tree would store."""
 
     files: int = 0
     """Names below the top: files, directories, links and others."""
     size: int = 0
-    """Bytes that files hold, without holes."""
+    """Bytes of content, without holes."""
     excluded: int = 0
-    """Names that patterns or the other rules leave out; what is below them is not counted."""
+    """Names that patterns or the other rules leave out; names below them are not counted."""
     excluded_paths: list[bytes] = field(default_factory=list)
-    """The first of them, relative to the top; directories end with a slash."""
+    """The first excluded paths, relative to the top; directories end with a slash."""
     unreadable: list[tuple[bytes, str]] = field(default_factory=list)
-    """(path, reason) of what a snapshot would report as missing."""
+    """(path, reason) of files that a snapshot would report as missing."""
 
 
 def preview_tree(path: str, rules: ScanRules) -> TreePreview:
-    """Look at the tree at `path` as a scan by these rules does. Raises UsageError if it cannot be listed."""
+    """Preview the tree at `path` as these rules would scan it. Raises UsageError if it cannot be listed."""
     try:
         top = open_top(path)
     except OSError as error:
@@ -53,7 +53,7 @@ class _Preview:
         self._found = TreePreview()
 
     def run(self, top: int) -> TreePreview:
-        """Walk without recursion: trees may be deep."""
+        """Walk the tree without recursion, because trees may be deep."""
         stack = [(top, b"", self._list(top, b""))]
         try:
             while stack:
@@ -76,7 +76,7 @@ class _Preview:
         return self._found
 
     def _list(self, fd: int, path: bytes) -> list[bytes]:
-        """Count what is in a directory; return the names of the directories to enter, the first one last."""
+        """Count the entries of a directory; return the directories to enter, in reverse order."""
         try:
             entries = entries_of(list_directory(fd))
         except OSError as error:
@@ -123,7 +123,7 @@ class _Preview:
 
 
 def _size_of(fd: int, entry: Listed) -> int:
-    """Return the bytes of a file's data; only one that may have holes is opened."""
+    """Return the bytes of a file's data; only a file that may have holes is opened."""
     if entry.blocks * 512 >= entry.size:
         return entry.size
     try:

@@ -1,4 +1,4 @@
-"""The rules by which a tree is scanned."""
+"""The rules for scanning a tree."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScanRules:
-    """What of a tree is taken."""
+    """Which files of a tree are stored."""
 
     exclude: Exclude | None = None
     one_file_system: bool = False
-    """Directories on other file systems than the top's are kept, empty."""
+    """Store directories on other file systems than the top's empty."""
     exclude_caches: bool = False
-    """Of directories with a valid CACHEDIR.TAG, only the tag is kept."""
+    """Store only the tag of directories with a valid CACHEDIR.TAG."""
     leave_out: frozenset[tuple[int, int]] = frozenset()
-    """(device, inode) of directories kept empty: the store's own."""
+    """(device, inode) of directories that are stored empty: those of the store itself."""
     own: frozenset[bytes] = frozenset()
-    """Paths, relative to the top, of what castore has made there for the moment, which is not taken."""
+    """Paths, relative to the top, of castore's temporary files there, which are not stored."""
 
     def digest(self, top: os.stat_result) -> bytes:
-        """Return what tells these rules, and what they are for, from others.
+        """Return a digest that identifies these rules and the tree that they apply to.
 
-        Patterns are relative to the top, and links to files on its device are stored without it. What is
-        castore's own is not of it: directories that hold such are looked at again.
+        Patterns are relative to the top, and files on the top's device are stored without their device.
+        castore's own temporary files are not part of the digest: directories that contain them are read
+        again.
         """
         patterns = self.exclude.patterns if self.exclude is not None else ()
         kinds = (self.one_file_system, self.exclude_caches, sorted(self.leave_out), SMALL)

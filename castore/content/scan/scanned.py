@@ -21,55 +21,55 @@ if TYPE_CHECKING:
 
 @dataclass
 class Scanned:
-    """A directory being scanned."""
+    """A directory that is being scanned."""
 
     fd: int
     path: bytes
-    """Relative to the tree's top; empty for the top itself."""
+    """The path relative to the tree's top; empty for the top itself."""
     close: Callable[[Ref], None]
-    """Takes its reference, once it is stored."""
+    """Called with the directory's reference once it is stored."""
     entries: dict[int, Entry] = field(default_factory=dict)
-    """By position in the listing; not those of plain files that are as listed."""
+    """Entries by position in the listing, without plain files that are unchanged since the listing."""
     take: bytearray = field(default_factory=bytearray)
-    """How each name of the listing is taken."""
+    """How each name of the listing is stored."""
     subdirectories: list[int] = field(default_factory=list)
-    """Positions of those still to be entered, the first one last."""
+    """Positions of the subdirectories still to be entered, in reverse order."""
     bundle: Ref | None = None
     files: list[Ref] = field(default_factory=list)
     directories: list[Ref] = field(default_factory=list)
     kept: list[Ref] | None = None
-    """All references but those of directories, where its own listing is as it was."""
+    """All references but those of directories, if the directory's own listing is unchanged."""
     ids: tuple[int, int] = (0, 0)
     time: int = 0
-    """When it was listed."""
+    """When it was listed, in ns since 1970."""
     listing: bytes = b""
     places: array[int] = field(default_factory=lambda: array("Q"))
-    """Of the names in the listing."""
+    """The places of the names in the listing."""
     marks: bytearray = field(default_factory=bytearray)
     distrust: bool = False
     linked: bool = False
-    """Whether it, or a directory below it, has a file of several names."""
+    """Whether it, or a directory below it, has a file with several names."""
     at: int = -1
-    """Of its record in the new scan cache."""
+    """The position of its record in the new scan cache."""
     moved: bool = False
-    """Whether that is of elsewhere."""
+    """Whether its old record is of another place in the tree."""
     below: dict[bytes, int] = field(default_factory=dict)
-    """Where the records of its subdirectories are in the old one."""
+    """Positions of its subdirectories' records in the old scan cache."""
     kinds: bytes = b""
-    """What the names of the listing are."""
+    """The kinds of the names in the listing."""
     count: int = 0
-    """Of entries, in it and below."""
+    """Number of entries, in it and below."""
     size: int = 0
-    """Of content, in it and below."""
+    """Bytes of content, in it and below."""
     chunks: int = 0
-    """References to chunks that had been made when it was begun."""
+    """References to chunks that existed when its scan began."""
 
     def listed(self, position: int) -> Listed:
-        """Return what the listing tells of a name."""
+        """Return what the listing says about a name."""
         return entry_at(self.listing, self.places[position])
 
     def encoded(self) -> bytes:
-        """Return its entries, with their owners, as they are stored."""
+        """Return its entries, with their owners, in the stored form."""
         given = encode_entries(entry for _, entry in sorted(self.entries.items()))
         for position in self.entries:
             self.take[position] = GIVEN

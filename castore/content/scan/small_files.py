@@ -32,9 +32,9 @@ class SmallFileReader:
         self._entries = entries
 
     def read(self, directory: Scanned, small: list[int], large: list[int]) -> int:
-        """Read small files into the bundle; return how many bytes. Those that have grown join `large`.
+        """Read small files into the bundle; return the number of bytes. Grown files move to `large`.
 
-        small, large: positions. Of one that is plain and read as it was listed, no entry is made here.
+        small, large: positions. No entry is added here for a plain file that is unchanged since the listing.
         """
         bundled = 0
         ingest = self._ingest
@@ -57,8 +57,8 @@ class SmallFileReader:
             if small and done < len(some):
                 entry = directory.listed(small[0])
                 if entry.size > len(room) - size:
-                    continue  # it is the next one's first
-                # It is not as it was listed.
+                    continue  # it is the first of the next buffer
+                # It has changed since the listing.
                 position = small.pop(0)
                 count = self._small_file(directory, position, entry.name)
                 if count is None:
@@ -69,7 +69,7 @@ class SmallFileReader:
         return bundled
 
     def _as_listed(self, directory: Scanned, position: int, *, attributed: bool) -> None:
-        """Take a small file that was read as it was listed, and is not plain, or may not be."""
+        """Add the entry of an unchanged small file that is not plain, or may not be plain."""
         entry = directory.listed(position)
         xattrs = self._entries.xattrs_of(directory, position, entry) if attributed else ()
         self._bundle(directory, position, entry, entry.size, xattrs)
@@ -87,7 +87,7 @@ class SmallFileReader:
         directory.marks[position] |= BUNDLED if size else 0
 
     def _small_file(self, directory: Scanned, position: int, name: bytes) -> int | None:
-        """Read one file into the bundle; return how many bytes, or None if it is not small after all."""
+        """Read one file into the bundle; return the number of bytes, or None if it is no longer small."""
         fd = self._entries.open_file(directory, name)
         if fd < 0:
             return 0
@@ -113,7 +113,7 @@ class SmallFileReader:
             os.close(fd)
         self._ingest.filled(count)
         directory.distrust |= count != after.st_size
-        # A file system that gives no size, such as proc, says 0.
+        # A file system that gives no size, such as proc, reports 0.
         if (after.st_size and count != after.st_size) or stamp_of(info) != stamp_of(after):
             self._entries.doubt(directory, CHANGED, name)
         self._bundle(directory, position, listing_entry(name, after), count, xattrs)

@@ -1,14 +1,14 @@
-"""A live directory tree into a store.
+"""Scan a live directory tree into a store.
 
-Everything is opened relative to the descriptor of its directory, never by path: paths may be longer
-than PATH_MAX, and a parent renamed meanwhile cannot lead elsewhere. A tree is walked depth first,
-in the order of names; of each directory first the small files are read, into one stream (its bundle),
-then the large ones, then its subdirectories. A file that vanishes, cannot be read or changes while
-it is read is a warning, and the scan goes on.
+Everything is opened relative to the descriptor of its directory, never by path: paths may be longer than
+PATH_MAX, and a renamed parent cannot lead elsewhere. A tree is walked depth first, in the order of names. In
+each directory the small files are read first, into one stream (its bundle), then the large ones, then its
+subdirectories. A file that vanishes, cannot be read or changes while it is read causes a warning, and the
+scan continues.
 
-What the last scan saw is compared first: a subtree that is as it was is not walked, a directory whose
-own listing is as it was keeps all but its subdirectories, and of a directory that has changed the large
-files that are as they were keep their streams.
+The tree is first compared with the last scan. An unchanged subtree is not walked. A directory whose own
+listing is unchanged keeps everything except its subdirectories. In a changed directory, unchanged large files
+keep their streams.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 
 UNLISTED: Final = "cannot be listed"
-"""How the reason begins why a directory is stored empty."""
+"""The beginning of the reason why a directory is stored empty."""
 _MAYBE_DIRECTORY: Final = {0, stat.S_IFDIR}
 
 
@@ -67,11 +67,11 @@ def store_tree(
     new: ScanCacheWriter,
     old: ScanCacheReader | None,
 ) -> None:
-    """Feed the tree at `path`; `done` is given its root once all of it is stored.
+    """Store the tree at `path`; `done` is called with its root once all of it is stored.
 
-    new: takes what the next scan is to know; old: what the last one saw. What is missing or doubtful
-    in the tree is told in the tally's warnings. Raises UsageError if `path` is not a directory that
-    can be read.
+    new: receives the records for the next scan. old: the records of the last scan. Files that are missing or
+    doubtful are reported as warnings of the tally. Raises UsageError if `path` is not a directory that can be
+    read.
     """
     try:
         fd = open_top(path)
@@ -100,14 +100,14 @@ class _Scanner:
         self._old = old
 
     def run(self, fd: int, done: Callable[[Ref], None]) -> None:
-        """Walk the tree whose top is open as `fd`, without recursion: trees may be deep."""
+        """Walk the tree whose top is open as `fd`, without recursion, because trees may be deep."""
         info = os.fstat(fd)
 
         def finish(root: Ref) -> None:
             self._new.finish(root, self._rules.digest(info))
             done(root)
 
-        # The root holds one entry, the top directory itself, under the name that no file has.
+        # The root holds one entry, the top directory itself, under a name that no file can have.
         root = Scanned(-1, b"", finish)
         stack = [root]
         if self._old is not None:
@@ -145,7 +145,7 @@ class _Scanner:
         *,
         moved: bool = False,
     ) -> Scanned:
-        """Read a directory: its small files, then its large ones; leave its subdirectories."""
+        """Read the small and then the large files of a directory; its subdirectories are left for later."""
         directory = Scanned(fd, path, close, ids=ids, time=time.time_ns(), moved=moved)
         record = None
         if self._old is not None and old_at is not None:
@@ -166,7 +166,7 @@ class _Scanner:
         return directory
 
     def _list(self, directory: Scanned, old_at: int | None) -> None:
-        """List a directory, or take the listing that was made when it was compared with the last scan."""
+        """List a directory, or use the listing from its comparison with the last scan."""
         seen = None
         if self._old is not None and old_at is not None and not directory.moved:
             seen = self._old.listing_of(old_at)
@@ -185,7 +185,7 @@ class _Scanner:
             self._entries.doubt(directory, f"{UNLISTED}: {error.strerror}")
 
     def _keep(self, directory: Scanned, record: Record) -> bool:
-        """Take all of a directory but its subdirectories from the last scan, if it is as it was."""
+        """Keep a directory from the last scan, except its subdirectories, if its listing is unchanged."""
         old = self._old
         if old is None or record.flags & DISTRUST or directory.distrust:
             return False
@@ -195,7 +195,7 @@ class _Scanner:
             refs = old.references(record)
         except CastoreError:
             return False
-        told = summary_of(record)
+        summary = summary_of(record)
         below = [summary_of(old.record(at)) for at in directory.below.values()]
         kept = refs[: len(refs) - len(below)]
         if not old.has(kept):
@@ -203,21 +203,21 @@ class _Scanner:
         directory.kept = kept
         directory.marks = bytearray(record.marks)
         directory.linked = bool(record.flags & LINKED)
-        directory.time = told.time
+        directory.time = summary.time
         directory.at = self._new.begin(directory.listing, len(record.marks))
         if below:
             directory.places = places_of(directory.listing)
             marked = range(len(record.marks) - 1, -1, -1)
             directory.subdirectories = [one for one in marked if record.marks[one] & ENTERED]
-        directory.count = told.files - sum(one.files for one in below)
-        directory.size = told.size - sum(one.size for one in below)
+        directory.count = summary.files - sum(one.files for one in below)
+        directory.size = summary.size - sum(one.size for one in below)
         self._tally.files += directory.count
         self._tally.read += directory.size
-        self._count_chunks(directory, told.chunks - sum(one.chunks for one in below))
+        self._count_chunks(directory, summary.chunks - sum(one.chunks for one in below))
         return True
 
     def _count_chunks(self, directory: Scanned, chunks: int) -> None:
-        """Remember how many references there are before a directory's, and count those that are kept."""
+        """Record how many references exist before a directory's, and count those that it keeps."""
 
         def count() -> None:
             directory.chunks = self._tally.chunks
@@ -251,7 +251,7 @@ class _Scanner:
         directory.subdirectories.reverse()
 
     def _taken(self, directory: Scanned) -> Sequence[int]:
-        """Return the positions of what is taken."""
+        """Return the positions of the entries to store."""
         taken: Sequence[int] = range(len(directory.kinds))
         if self._rules.exclude_caches and is_cache(directory.fd):
             taken = [one for one in taken if directory.listed(one).name == CACHE_TAG]
@@ -268,8 +268,8 @@ class _Scanner:
             return False
         kind = directory.kinds[position]
         entry = directory.listed(position) if kind == FAILED else None
-        # What cannot be looked at may still be excluded. Most often it is a directory that another file
-        # system is mounted on; where the type is unknown, patterns of directories match, too.
+        # An entry that cannot be examined may still be excluded. Most often it is a directory on which
+        # another file system is mounted. If its type is unknown, patterns for directories match, too.
         is_dir = entry.mode in _MAYBE_DIRECTORY if entry is not None else kind == DIRECTORY
         exclude = self._rules.exclude
         if exclude is not None and exclude.matches(path, is_dir=is_dir):
@@ -281,7 +281,7 @@ class _Scanner:
         return entry is None
 
     def _next_child(self, directory: Scanned) -> Scanned | None:
-        """Enter the next subdirectory that is not as it was, if any is left."""
+        """Enter the next subdirectory that is not unchanged; return None if none is left."""
         while directory.subdirectories:
             position = directory.subdirectories.pop()
             entry = directory.listed(position)
@@ -296,7 +296,7 @@ class _Scanner:
             except OSError as error:
                 self._entries.warn(directory, entry.name, error)
                 if directory.kept is not None and self._old is not None and at is not None:
-                    # The entries that are kept name it, so it has to be there, as it was.
+                    # The kept entries name it, so its old state has to be referenced.
                     ref = summary_of(self._old.record(at)).ref
                     self._ingest.after(partial(directory.directories.append, ref))
                     directory.marks[position] &= ~ENTERED
@@ -305,20 +305,20 @@ class _Scanner:
         return None
 
     def _record_of(self, directory: Scanned, entry: Listed) -> tuple[int | None, bool]:
-        """Return the record of a subdirectory in the last scan, and whether it was moved here since."""
+        """Return the last scan's record of a subdirectory, and whether it was moved here since."""
         if self._old is None:
             return None, False
         at = directory.below.get(entry.name)
         ids = (entry.dev, entry.ino)
         if at is not None and summary_of(self._old.record(at)).ids == ids:
             return at, directory.moved
-        # Elsewhere other patterns may match what is in it.
+        # In another place, other patterns may match its content.
         return (self._old.moved(ids) if self._rules.exclude is None else None), True
 
     def _same(
         self, directory: Scanned, position: int, entry: Listed, at: int, *, moved: bool
     ) -> bool:
-        """Take a subdirectory from the last scan, with all below it, if it is as it was."""
+        """Keep a subdirectory and all below it from the last scan, if it is unchanged."""
         old, ingest = self._old, self._ingest
         if old is None or not old.is_same(at, directory.fd, entry.name, moved=moved):
             return False
@@ -327,18 +327,18 @@ class _Scanner:
             extra = extra_of(entry, self._entries.device, xattrs)
             self._entries.add(directory, position, entry, Content.OWN, extra=extra)
         record = old.record(at)
-        told = summary_of(record)
+        summary = summary_of(record)
         directory.marks[position] |= ENTERED
         directory.linked |= bool(record.flags & LINKED)
-        directory.count += told.files
-        directory.size += told.size
+        directory.count += summary.files
+        directory.size += summary.size
         self._new.copy(old, at)
-        self._tally.files += told.files
-        self._tally.read += told.size
+        self._tally.files += summary.files
+        self._tally.read += summary.size
 
         def join() -> None:
-            directory.directories.append(told.ref)
-            self._tally.chunks += told.chunks
+            directory.directories.append(summary.ref)
+            self._tally.chunks += summary.chunks
 
         ingest.after(join)
         return True
@@ -368,7 +368,7 @@ class _Scanner:
         return (entry.dev, entry.ino) in self._rules.leave_out
 
     def _finish(self, directory: Scanned) -> None:
-        """Store a directory's entries, and after all that is in it the directory itself."""
+        """Store a directory's entries, and, after its content, the directory itself."""
         ingest, new = self._ingest, self._new
         length = new.end(directory.at) if directory.at >= 0 else 0
         flags = (DISTRUST if directory.distrust else 0) | (LINKED if directory.linked else 0)
@@ -377,10 +377,10 @@ class _Scanner:
             ref = ingest.put_list(refs)
             if directory.at >= 0:
                 chunks = self._tally.chunks - directory.chunks
-                told = DirectorySummary(
+                summary = DirectorySummary(
                     directory.time, directory.count, directory.size, chunks, ref, directory.ids
                 )
-                new.tell(directory.at, length, told, directory.marks, flags, len(directory.listing))
+                new.tell(directory.at, length, summary, directory.marks, flags, len(directory.listing))
             directory.close(ref)
 
         if directory.kept is not None:
