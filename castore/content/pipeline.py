@@ -380,8 +380,8 @@ class Pipeline:
             new = session.resemble(batch.buffer, new)
         if window is not None:
             for chunk, (_, offset) in zip(new, batch.new, strict=True):
-                if chunk.alike:
-                    window.anchor(offset, chunk.end - chunk.start, chunk.alike[0])
+                if chunk.similar:
+                    window.anchor(offset, chunk.end - chunk.start, chunk.similar[0])
             new = [
                 chunk._replace(neighbours=window.neighbours(offset, chunk.end - chunk.start))
                 for chunk, (_, offset) in zip(new, batch.new, strict=True)

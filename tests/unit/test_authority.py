@@ -642,7 +642,7 @@ def test_a_pack_is_signed_and_holds_sessions_of_its_signer(fleet):
         store.sync()
         assert store.index.pack_ids() == {pack}
         assert "another machine's session" in "".join(store.damaged.values())
-        assert "nobody whom the configuration names" in "".join(store.damaged.values())
+        assert "a key that the configuration does not list" in "".join(store.damaged.values())
     assert fleet.take(NOISE, "other").part("d").new_chunks == 0
 
 

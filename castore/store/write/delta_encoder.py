@@ -39,7 +39,7 @@ class NewChunk(NamedTuple):
     start: int
     end: int
     sketch: Sketch = ()
-    alike: tuple[RecordId, ...] = ()
+    similar: tuple[RecordId, ...] = ()
     """Chunks that share features with it, the most similar first."""
     neighbours: tuple[RecordId, ...] = ()
     """The one or two chunks that were at the same place in the previous version of the stream."""
@@ -76,16 +76,16 @@ class Deltas:
 
         A delta comes after its bases.
         """
-        self._bases.prepare(alike for chunk in chunks for alike in chunk.alike)
+        self._bases.prepare(similar for chunk in chunks for similar in chunk.similar)
         encoded = []
         deltas: list[bytes] = []
         members: list[Member] = []
         full: dict[bytes, NewChunk] = {}
         for new in chunks:
             chunk = new
-            if not new.alike and (other := _first(full, new.sketch)) is not None:
+            if not new.similar and (other := _first(full, new.sketch)) is not None:
                 self._bases.offer(other.id, bytes(buffer[other.start : other.end]))
-                chunk = new._replace(alike=(other.id,))
+                chunk = new._replace(similar=(other.id,))
             delta = self._delta(buffer, chunk)
             data: bytes | memoryview
             bases: tuple[RecordId, ...]
@@ -135,7 +135,7 @@ class Deltas:
 
     def _choices(self, chunk: NewChunk) -> Iterator[tuple[BaseChunk, ...]]:
         """Yield possible bases of a chunk, the most promising first."""
-        for candidate in chunk.alike:
+        for candidate in chunk.similar:
             if (base := self._base(chunk, candidate)) is not None:
                 yield (base,)
         found = [self._base(chunk, neighbour) for neighbour in chunk.neighbours]

@@ -162,10 +162,10 @@ class Session:
         if self._references.limit == 0:
             return list(chunks)  # without the base cache, no chunk is stored as a delta
         sketches = self._sketcher.sketch(buffer, [(one.start, one.end) for one in chunks])
-        similar = self._index.similar(sketches)
+        found = self._index.similar(sketches)
         return [
-            chunk._replace(sketch=sketch, alike=(*alike[:1], *self._pending_alike(sketch)))
-            for chunk, sketch, alike in zip(chunks, sketches, similar, strict=True)
+            chunk._replace(sketch=sketch, similar=(*similar[:1], *self._pending_similar(sketch)))
+            for chunk, sketch, similar in zip(chunks, sketches, found, strict=True)
         ]
 
     def seal(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[SealedRecord]:
@@ -177,7 +177,7 @@ class Session:
             raise self._error
         return [self._sealed(*encoded) for encoded in self._deltas.encode(buffer, chunks)]
 
-    def _pending_alike(self, sketch: Sketch) -> list[RecordId]:
+    def _pending_similar(self, sketch: Sketch) -> list[RecordId]:
         """Return the chunk, not indexed yet, that shares most features with a sketch; in a list, or none."""
         found = [self._pending_features.get(feature) for feature in sketch]
         votes = [one for one in found if one is not None]
