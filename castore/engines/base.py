@@ -378,3 +378,19 @@ def require_trailer(readinto: Readinto, promise: bytes, what: str, within: int =
         return count
 
     return read
+
+
+def preceded(first: bytes | memoryview, readinto: Readinto) -> Readinto:
+    """Return what reads some bytes that were read before, then what follows them."""
+    left = memoryview(first)
+
+    def read(view: memoryview) -> int:
+        nonlocal left
+        if left:
+            count = min(len(left), len(view))
+            view[:count] = left[:count]
+            left = left[count:]
+            return count
+        return readinto(view)
+
+    return read

@@ -9,6 +9,7 @@ import pwd
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from castore.engines.base import preceded
 from castore.errors import CastoreError, ProgramError, UsageError
 from castore.fs.beneath import Located, locate
 from castore.fs.trusted import directories_above, kind_of, others_write, user_text
@@ -177,7 +178,7 @@ def _asked(
             line, rest = _first_line(readinto)
             answer = json.loads(line) if line else {}
             _raise(path if user is None else f"{path} (as {user.text})", answer)
-            yield answer, _after(rest, readinto)
+            yield answer, preceded(rest, readinto)
 
 
 def _size(found: Located) -> int:
@@ -203,21 +204,6 @@ def _first_line(readinto: Readinto) -> tuple[bytes, bytes]:
         found += room[:count]
     line, _, rest = found.partition(b"\n")
     return line, rest
-
-
-def _after(rest: bytes, readinto: Readinto) -> Readinto:
-    left = memoryview(rest)
-
-    def read(view: memoryview) -> int:
-        nonlocal left
-        if left:
-            count = min(len(left), len(view))
-            view[:count] = left[:count]
-            left = left[count:]
-            return count
-        return readinto(view)
-
-    return read
 
 
 def ask(act: str, path: str, user: User | None, timeout: float | None = None, **more: Any) -> dict[str, Any]:

@@ -33,11 +33,13 @@ def run_dump(
     idle: float | None = None,
     account: pwd.struct_passwd | None = None,
     kept: Sequence[int] = (),
+    only: Filter | None = None,
 ) -> Iterator[Callable[[memoryview], int]]:
     """Run a program whose standard output is a dump; give a function that reads it.
 
     timeout: seconds that it may take. idle: seconds that it may neither run nor print anything.
     account: the user that it is run as; None: castore's own. kept: descriptors that the program has, too.
+    only: what of a line of its standard error may be shown, and kept for the error; None: all.
 
     The function fills the beginning of a buffer and returns how many bytes it put there. It
     returns 0 at the end, if the program has exited with 0; else it raises ProgramError. Only
@@ -45,7 +47,9 @@ def run_dump(
     terminated, and leaving the block raises ProgramError then, too.
     """
     pipes = None, subprocess.PIPE
-    with Program(argv, *pipes, env=env, timeout=timeout, idle=idle, account=account, kept=kept) as program:
+    with Program(
+        argv, *pipes, env=env, timeout=timeout, idle=idle, account=account, kept=kept, only=only
+    ) as program:
         enlarge_pipe(program.output)
 
         def read(buffer: memoryview) -> int:

@@ -207,7 +207,7 @@ def test_values_that_the_dump_program_rounds_are_reported(lab: Lab, server: Mari
     server.sql("CREATE TABLE t (f FLOAT, d DOUBLE, g FLOAT(9,2)); INSERT INTO t VALUES (16777216, 0.1e0 + 0.2e0, 1234567.89), (0.5, 1, 1)", app)
     said = warnings(lab, take(lab, engine(server, app)))
     assert list(said) == ["t"]
-    assert said["t"].startswith("1 values of f, of type FLOAT")
+    assert said["t"].startswith("1 value of f, of type FLOAT")
     server.sql("DELETE FROM t WHERE f > 1", app)
     assert warnings(lab, take(lab, engine(server, app))) == {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
 import tempfile
 import threading
 import time
@@ -421,10 +422,10 @@ def test_a_view_over_a_view_whose_definer_was_dropped_is_restored(lab: Lab, serv
     assert server.sql("SELECT x FROM t", app) == "1"
 
 
-def test_an_account_that_may_have_few_connections_is_enough(lab: Lab, server: MariaDBServer, app: str):
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_account_that_may_have_few_connections_is_enough(lab: Lab, server: MariaDBServer, app: str, number: int):
     server.sql("CREATE TABLE t (x INT); INSERT INTO t VALUES (1)", app)
-    server.sql("CREATE USER few@localhost WITH MAX_USER_CONNECTIONS 2; GRANT ALL ON *.* TO few@localhost WITH GRANT OPTION")
-    # Not 1: a client that has ended may still count for a moment.
+    server.sql(f"CREATE USER few@localhost WITH MAX_USER_CONNECTIONS {number}; GRANT ALL ON *.* TO few@localhost WITH GRANT OPTION")
     try:
         own = msgspec.structs.replace(engine(server, app), user="few")
         assert warnings(lab, take(lab, own)) == {}
@@ -433,3 +434,42 @@ def test_an_account_that_may_have_few_connections_is_enough(lab: Lab, server: Ma
         assert server.sql("SELECT x FROM t", app) == "1"
     finally:
         server.sql("DROP USER few@localhost")
+
+
+def test_a_client_waits_while_an_earlier_one_still_counts(server: MariaDBServer, app: str, capfd: pytest.CaptureFixture[str]):
+    server.sql("CREATE OR REPLACE USER few@localhost WITH MAX_USER_CONNECTIONS 1; GRANT ALL ON *.* TO few@localhost")
+    server.sql("CREATE TABLE t (x INT)", app)
+    own = msgspec.structs.replace(engine(server, app), user="few")
+    client = own._client
+
+    def read_dump() -> None:
+        with client.dumping(["--", app]) as readinto:
+            assert readinto(memoryview(bytearray(1 << 16)))
+            while readinto(memoryview(bytearray(1 << 16))):
+                pass
+
+    def held() -> None:
+        with client.holding("SELECT 1;"):
+            pass
+
+    ways = [
+        lambda: client.query("SELECT 1"),
+        lambda: client.feed(app, iter([b"INSERT INTO t VALUES (1);\n", b"INSERT INTO t VALUES (2);\n"])),
+        lambda: client.feed(app, iter([b"INSERT INTO t VALUES (3);\n"]), force=True),
+        held,
+        read_dump,
+    ]
+    for way in ways:
+        with subprocess.Popen(["mariadb", "--no-defaults", f"--socket={server.socket}", "--user=few", "--unbuffered", "-e", "SELECT 1; SELECT SLEEP(1)"], stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            way()
+    assert server.sql("SELECT x FROM t ORDER BY x", app).split() == ["1", "2", "3"]
+    assert capfd.readouterr().err == ""
+    with subprocess.Popen(["mariadb", "--no-defaults", f"--socket={server.socket}", "--user=few", "--unbuffered", "-e", "SELECT 1; SELECT SLEEP(60)"], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ProgramError, match="max_user_connections"):
+            client.quietly("SELECT 1")
+        other.kill()
+    server.sql("DROP USER few@localhost")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -315,6 +316,23 @@ def test_questions_are_asked_in_one_session_and_those_that_fail_are_reported(ser
         assert another != number
         server.psql(f"SELECT pg_terminate_backend({another})")
         assert client.ask("SELECT 3;") == ["3"]
+
+
+def test_a_client_waits_while_an_earlier_one_still_counts(server: Postgres, capfd: pytest.CaptureFixture[str]):
+    server.psql("CREATE ROLE few LOGIN CONNECTION LIMIT 1; CREATE TABLE counted (x int); GRANT ALL ON counted TO few")
+    client = PostgreSQL(database="postgres", host=server.socket_folder, user="few", program_path=server.programs)._client
+    hold = [f"{server.programs}/psql", "-qAt", "-h", server.socket_folder, "-U", "few", "-c", "SELECT 1", "-c", "SELECT pg_sleep(1)", "postgres"]
+    ways = [lambda: client.query("SELECT 1;"), lambda: client.load("postgres", iter([b"INSERT INTO public.counted VALUES (1);\n"] * 2))]
+    try:
+        for way in ways:
+            with subprocess.Popen(hold, stdout=subprocess.PIPE) as other:
+                assert other.stdout is not None
+                other.stdout.readline()
+                way()
+        assert server.psql("SELECT x FROM counted").split() == ["1", "1"]
+        assert capfd.readouterr().err == ""
+    finally:
+        server.psql("DROP TABLE counted; DROP ROLE few")
 
 
 @pytest.mark.parametrize(("limit", "is_kept"), [("-1", True), ("2", False), ("9", True)])

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from castore.engines.base import read_setting
+from castore.engines.connecting import Chunks, dump_when_free, open_when_free, when_free
 from castore.engines.mariadb.script import plain, unescaped
 from castore.engines.query_session import QuerySession
 from castore.errors import ProgramError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterable, Iterator, Sequence
 
-    from castore.engines.base import Secret
+    from castore.engines.base import Readinto, Secret
     from castore.process.program import Filter
 
 MOST: Final = 1 << 30
@@ -49,6 +50,13 @@ LENIENT: Final = (
     b"/*M!100703 SET SESSION system_versioning_alter_history = KEEP */;\n"
 )
 """The beginning of a load: rows and tables may be older than the rules that they violate."""
+
+
+_REFUSAL: Final = re.compile(rb"\b(?:1203|1226)\b.*max_user_connections")
+
+
+def _nothing(_line: bytes) -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +169,8 @@ class Client:
         with self.argv(CLIENT) as (argv, kept):
             run = [*argv, "--batch", "--skip-column-names", "--silent", *(["--force"] if force else [])]
             run += [f"--database={database}"] if database else []
-            out = output_of(
-                run, **self.process(kept), given=os.fsencode(sql), limit=MOST, only=only, shown=shown
-            )
-        return _rows(out)
+            own = {**self.process(kept), "given": os.fsencode(sql), "limit": MOST, "shown": shown}
+            return _rows(when_free(lambda only: output_of(run, **own, only=only), only, _REFUSAL))
 
     def query(self, sql: str, database: str | None = None, only: Filter = plain) -> list[list[str]]:
         """Run SQL; return the rows that it prints. only: which of its messages are shown."""
@@ -196,11 +202,11 @@ class Client:
             session.close()
 
     @contextlib.contextmanager
-    def _start(self, stdin: int, stdout: int) -> Iterator[Program]:
-        """Yield a running client that prints each result at once."""
+    def _start(self, stdin: int, stdout: int, only: Filter = _nothing) -> Iterator[Program]:
+        """Yield a running client that prints each result at once. only: which of its messages are kept."""
         with self.argv(CLIENT) as (argv, kept):
             run = [*argv, "--batch", "--skip-column-names", "--silent", "--unbuffered"]
-            with Program(run, stdin, stdout, **self.process(kept), only=_nothing) as program:
+            with Program(run, stdin, stdout, **self.process(kept), only=only) as program:
                 yield program
 
     def works(self, sql: str, database: str | None = None) -> bool:
@@ -227,18 +233,37 @@ class Client:
             # Without --comments the client removes comments from the bodies of routines.
             run = [*argv, "--batch", "--comments", f"--database={database}"]
             run += ["--force"] if force else []
+            own, chunks = self.process(kept), Chunks(chunks)
             only = _nothing if force else plain
-            feed(run, chunks, **self.process(kept), only=only)
+            when_free(lambda only: feed(run, chunks, **own, only=only), only, _REFUSAL)
+
+    @contextlib.contextmanager
+    def dumping(self, arguments: Sequence[str]) -> Iterator[Readinto]:
+        """Yield a function that reads what the dump program prints. arguments: more of the program.
+
+        The program starts at the first call. Raises ProgramError.
+        """
+        with (
+            self.argv(DUMP) as (argv, kept),
+            dump_when_free([*argv, *arguments], self.process(kept), _REFUSAL) as readinto,
+        ):
+            yield readinto
 
     @contextlib.contextmanager
     def holding(self, sql: str) -> Iterator[None]:
         """Run SQL in a session that stays open for the block. Raises ProgramError, also if it ended early."""
-        with self._start(subprocess.PIPE, subprocess.PIPE) as program:
-            _ask(program, sql)
+        with open_when_free(lambda only: self._asked(sql, only), _nothing, _REFUSAL) as program:
             yield
             _ask(program, "")
             program.close_input()
             program.wait()
+
+    @contextlib.contextmanager
+    def _asked(self, sql: str, only: Filter) -> Iterator[Program]:
+        """Yield a client that stays, and has run SQL. Raises ProgramError."""
+        with self._start(subprocess.PIPE, subprocess.PIPE, only) as program:
+            _ask(program, sql)
+            yield program
 
 
 def _rows(out: bytes) -> list[list[bytes]]:
@@ -265,10 +290,6 @@ def environment() -> dict[str, str | None]:
     """Return how the environment of the programs differs from castore's."""
     # MySQL's programs read ~/.mylogin.cnf even if they read no option file.
     return client_environment(MYSQL_TEST_LOGIN_FILE="/dev/null")
-
-
-def _nothing(_line: bytes) -> None:
-    return None
 
 
 @lru_cache(maxsize=16)

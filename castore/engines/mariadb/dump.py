@@ -26,7 +26,7 @@ from castore.engines.mariadb.reports import State
 from castore.engines.mariadb.rights import Rights
 from castore.engines.mariadb.script import Observed, record_line
 from castore.errors import ProgramError
-from castore.process.runners import output_of, run_dump
+from castore.process.runners import output_of
 
 if TYPE_CHECKING:
     import pwd
@@ -68,18 +68,17 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
     most = int(client.ask("SELECT @@GLOBAL.max_allowed_packet")[0][0])
     with ExitStack() as stack:
         others = stack.enter_context(OtherTables(client, database, before.tables.values()))
-        argv, kept = stack.enter_context(client.argv(DUMP))
         views = [one.name for one in before.programs if one.kind == "view"]
         views += [name for kind, name in before.unseen if kind == "view"]
-        argv += [
+        arguments = [
             *_ARGUMENTS,
             *history(client),
             *options,
             *(f"--ignore-table={database}.{view}" for view in views),
             *("--", database),
         ]
-        readinto = stack.enter_context(run_dump(argv, **client.process(kept)))
-        watched = others.watched(require_trailer(readinto, _END, argv[0]))
+        readinto = stack.enter_context(client.dumping(arguments))
+        watched = others.watched(require_trailer(readinto, _END, client.program(DUMP)))
         observed = Observed(_with_modes(watched), most, others.passed)
 
         def tail() -> bytes:

@@ -31,6 +31,13 @@ _LEFT_OUT: Final = "the dump program left it out"
 _CHANGED: Final = "it was changed, created or dropped while the dump was taken"
 _OTHERWISE: Final = "its definition in the dump differs from the server's"
 _UNSEEN: Final = "the account may not see its text, which is not in the dump; missing: "
+_ROUNDED: Final = (
+    "{0} of {1}, of type FLOAT, with more than the six digits that the dump program writes: rounded; ALTER "
+    "TABLE ... MODIFY to DOUBLE keeps them"
+)
+_EMPTY: Final = (
+    "{0} of {1} not a member of the ENUM (index 0): the dump writes the empty member, which they become"
+)
 _NO_LIMIT: Final = "18446744073709551615"
 
 
@@ -140,44 +147,36 @@ def _without_keys(client: Client, database: str) -> list[tuple[bytes, str]]:
 
 def _rounded(client: Client, database: str) -> list[tuple[bytes, str]]:
     """Return a warning for each column of type FLOAT with values that the dump program rounds."""
-    where = f"WHERE TABLE_SCHEMA = {literal(database)} AND DATA_TYPE = 'float' AND IS_GENERATED = 'NEVER'"
-    tables = inventory.tables(client, database)
-    found = client.ask(f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where}")
-    columns = [(table, column) for table, column in found if table in tables]
-    check = "SELECT {0}, COUNT(*) FROM {1} WHERE {2} <> CAST(CAST({2} AS CHAR) AS FLOAT)"
-    script = [check.format(at, quoted(table), quoted(column)) for at, (table, column) in enumerate(columns)]
-    warnings = []
-    for at, number in client.query(";\n".join(script), database) if script else ():
-        if number != "0":
-            table, column = columns[int(at)]
-            reason = (
-                f"{number} values of {column}, of type FLOAT, have more than the six digits that the dump "
-                "program writes: they are rounded; ALTER TABLE ... MODIFY to DOUBLE keeps them"
-            )
-            warnings.append((os.fsencode(table), reason))
-    return warnings
+    return _with_values(client, database, "float", "{0} <> CAST(CAST({0} AS CHAR) AS FLOAT)", _ROUNDED)
 
 
 def _empty_members(client: Client, database: str) -> list[tuple[bytes, str]]:
     """Return a warning for each ENUM with values of index 0, which are written like its empty member."""
+    members = "AND (COLUMN_TYPE LIKE 'enum('',%' OR COLUMN_TYPE LIKE '%,'',%' OR COLUMN_TYPE LIKE '%,'')')"
+    return _with_values(client, database, "enum", "{0} = '' AND {0} + 0 = 0", _EMPTY, members)
+
+
+def _with_values(
+    client: Client, database: str, kind: str, condition: str, reason: str, more: str = ""
+) -> list[tuple[bytes, str]]:
+    """Return a warning for each column with values that a condition is true of.
+
+    kind: the type of the columns; more: what else is true of them. condition: has {0} for the column. reason:
+    has {0} for how many values there are, {1} for the column.
+    """
+    where = f"WHERE TABLE_SCHEMA = {literal(database)} AND DATA_TYPE = '{kind}' AND IS_GENERATED = 'NEVER'"
+    found = client.ask(f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where} {more}")
     tables = inventory.tables(client, database)
-    where = f"WHERE TABLE_SCHEMA = {literal(database)} AND DATA_TYPE = 'enum' AND IS_GENERATED = 'NEVER'"
-    found = client.query(
-        f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where} "
-        "AND (COLUMN_TYPE LIKE 'enum('',%' OR COLUMN_TYPE LIKE '%,'',%' OR COLUMN_TYPE LIKE '%,'')')"
-    )
     columns = [(table, column) for table, column in found if table in tables]
-    check = "SELECT {0}, COUNT(*) FROM {1} WHERE {2} = '' AND {2} + 0 = 0"
-    script = [check.format(at, quoted(table), quoted(column)) for at, (table, column) in enumerate(columns)]
+    script = [
+        f"SELECT {at}, COUNT(*) FROM {quoted(table)} WHERE {condition.format(quoted(column))}"
+        for at, (table, column) in enumerate(columns)
+    ]
     warnings = []
     for at, number in client.query(";\n".join(script), database) if script else ():
         if number != "0":
             table, column = columns[int(at)]
-            reason = (
-                f"{counted(int(number), 'value')} of {column} were not a member of the ENUM (index 0); the "
-                "dump writes them as the empty member, which they become"
-            )
-            warnings.append((os.fsencode(table), reason))
+            warnings.append((os.fsencode(table), reason.format(counted(int(number), "value"), column)))
     return warnings
 
 

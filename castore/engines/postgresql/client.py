@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from castore.engines.base import read_setting
+from castore.engines.connecting import Chunks, when_free
 from castore.engines.postgresql.script import guarded
 from castore.engines.postgresql.session import OPTIONS, PREAMBLE, prepared
 from castore.engines.postgresql.sql import dbname_argument, plain, quoted_text
@@ -36,6 +37,8 @@ _MOST: Final = 1 << 26
 _CONNECTIONS: Final = """SELECT CASE WHEN r.rolsuper THEN -1 ELSE greatest(least(nullif(r.rolconnlimit, -1),
 nullif(d.datconnlimit, -1)), -1) END FROM pg_roles r, pg_database d WHERE r.rolname = current_user
 AND d.datname = current_database()"""
+REFUSAL: Final = re.compile(rb"FATAL: +too many connections for (?:role|database)")
+"""What a client says of a role or database that has as many connections as it may, by a server in English."""
 _RECORDS: Final = ("--tuples-only", "--no-align", "--record-separator-zero")
 
 
@@ -113,14 +116,16 @@ class Client:
         detail: include the DETAIL of a failure, for SQL that does not concern rows.
         """
         argv = [*self.psql(database or self.elsewhere), *_RECORDS]
-        only: Filter | None = plain
+        only: Filter = plain
         if detail:
             argv.append("--set=VERBOSITY=default")
-            only = None
+            only = _all
         # The names in a database in SQL_ASCII may have any encoding.
         own = self.process("SQL_ASCII" if database and self._encoding(database) == "SQL_ASCII" else "UTF8")
-        out = output_of(argv, **own, given=os.fsencode(_bound(sql, names)), only=only)
-        return _records(out)
+        given = os.fsencode(_bound(sql, names))
+        return _records(
+            when_free(lambda only: output_of(argv, **own, given=given, only=only), only, REFUSAL)
+        )
 
     def ask(self, sql: str, names: Memo | None = None) -> list[str]:
         """Run read-only SQL, in the open session if there is one; return its records."""
@@ -175,8 +180,9 @@ class Client:
         argv = [*self.psql(database), "--output=/dev/null", f"--command={PREAMBLE}", "--file=-"]
         if not stops:
             argv.append("--set=ON_ERROR_STOP=0")
-        script = guarded(argv[0], prepared(chunks, path), self.process(), stops=stops)
-        feed(argv, script, **self.process(), only=plain, shown=shown)
+        own = self.process()
+        script = Chunks(guarded(argv[0], prepared(chunks, path), own, stops=stops))
+        when_free(lambda only: feed(argv, script, **own, only=only, shown=shown), plain, REFUSAL)
 
 
 def _bound(sql: str, names: Memo | None) -> str:
@@ -192,3 +198,7 @@ def _records(out: bytes) -> list[str]:
 
 def _nothing(_line: bytes) -> None:
     return None
+
+
+def _all(line: bytes) -> bytes:
+    return line

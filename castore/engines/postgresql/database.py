@@ -9,19 +9,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from castore.engines.base import INVENTORY, DumpWithPreamble, Inventory, require_trailer
+from castore.engines.connecting import dump_when_free, open_when_free
 from castore.engines.postgresql import inventory as catalogue
+from castore.engines.postgresql.client import REFUSAL
 from castore.engines.postgresql.session import DEFERRABLE, PREAMBLE, reading
 from castore.engines.postgresql.sql import (
     COLUMNS,
     PASSWORDS,
     PROPERTIES,
     dbname_argument,
+    plain,
     quoted_name,
     quoted_text,
     search_path,
 )
 from castore.errors import CastoreError, ProgramError
-from castore.process.runners import output_of, run_dump
+from castore.process.runners import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +116,7 @@ class Database:
             if snapshot := rest["snapshot"].get(""):
                 argv.append(f"--snapshot={snapshot}")
             argv.append(dbname_argument(self.name))
-            readinto = stack.enter_context(run_dump(argv, **self.client.process(None)))
+            readinto = stack.enter_context(dump_when_free(argv, self.client.process(None), REFUSAL))
             reader = DumpWithPreamble(require_trailer(readinto, _TRAILER, program), first)
             reader.warnings += [
                 (os.fsencode(name), f"the {name} is not in the dump: {reason}")
@@ -161,5 +164,6 @@ class Database:
             script.append(f"SELECT set_config('search_path', {path}, false) \\g /dev/null")
             script += [catalogue.ROWS, catalogue.VIEWS]
         own = self.client.process("SQL_ASCII" if was.get("encoding") == "SQL_ASCII" else "UTF8")
-        with reading(self.client.psql(self.name), "\n".join(script), **own) as pairs:
+        argv, sql = self.client.psql(self.name), "\n".join(script)
+        with open_when_free(lambda only: reading(argv, sql, **own, only=only), plain, REFUSAL) as pairs:
             yield catalogue.split(pairs)

@@ -7,11 +7,12 @@ import re
 from typing import TYPE_CHECKING
 
 from castore.engines.base import SWITCHING, Contents, Engine, Memo, require_trailer
+from castore.engines.connecting import dump_when_free
+from castore.engines.postgresql.client import REFUSAL
 from castore.engines.postgresql.database import restrict_key
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.engines.postgresql.sql import quoted_name
 from castore.errors import CastoreError
-from castore.process.runners import run_dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -46,7 +47,7 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         client = self._client
         program = client.program("pg_dumpall")
         argv = [program, *client.where(), "--globals-only", *restrict_key(client, program, secret)]
-        with run_dump(argv, **client.process()) as readinto:
+        with dump_when_free(argv, client.process(), REFUSAL) as readinto:
             yield require_trailer(readinto, b"-- PostgreSQL database cluster dump complete", program)
 
     def check(self) -> None:

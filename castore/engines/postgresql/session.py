@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from castore.engines.base import Bytes
+    from castore.process.program import Filter
 
 _SETTINGS: Final = {
     "role": "none",
@@ -117,16 +118,17 @@ def reading(
     env: Mapping[str, str | None],
     timeout: float | None,
     account: pwd.struct_passwd | None = None,
+    only: Filter = plain,
 ) -> Iterator[list[tuple[str, str]]]:
     """Run a script in a psql that stays connected, and yield the rows of two columns that it prints.
 
     A transaction that the script has begun stays open during the block. account: the user that psql runs as;
-    None: castore's own. Raises ProgramError.
+    None: castore's own. only: which of its messages are shown. Raises ProgramError.
     """
     separated = ["--tuples-only", "--no-align", "--field-separator-zero", "--record-separator-zero"]
     pipes = subprocess.PIPE, subprocess.PIPE
     argv = [*argv, *separated]
-    with Program(argv, *pipes, env=env, timeout=timeout, account=account, only=plain) as program:
+    with Program(argv, *pipes, env=env, timeout=timeout, account=account, only=only) as program:
         program.write([os.fsencode(script) + b"\nSELECT 'castore:end', '';\n"])
         output = bytearray()
         room = memoryview(bytearray(1 << 16))
