@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forked
 from tests.support.documents import README, Machine, block, blocks
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
@@ -35,12 +36,14 @@ def database(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[Po
 
 
 @pytest.fixture
-def machine(home: Path, tmp_path: Path) -> Machine:
+def machine(home: Path, tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
     sites = tmp_path / "var/lib/drupal/sites"
     sites.mkdir(parents=True)
     (sites / "settings.php").write_text("first")
-    return made
+    with forked.program() as line:
+        made.castore_is(line)
+        yield made
 
 
 def settings_php(machine: Machine) -> Path:

@@ -103,15 +103,15 @@ class Machine:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         self.calls.touch()
         (self.home / "tools").symlink_to(ROOT / "tools")
-        config = self.root / "etc/castore/castore.toml"
-        self.program(
-            "castore",
-            f'[ ! -e {config} ] || export CASTORE_CONFIG=${{CASTORE_CONFIG-{config}}}\n'
-            f'exec {sys.executable} -m castore "$@"',
-        )
+        self.castore_is(f'exec {sys.executable} -m castore "$@"')
         self.program("python3", f'exec {sys.executable} "$@"')
         self.variables = self.root / "variables"
         self.variables.write_text("")
+
+    def castore_is(self, line: str) -> None:
+        """Make the program castore; line: of shell, which runs it."""
+        config = self.root / "etc/castore/castore.toml"
+        self.program("castore", f"[ ! -e {config} ] || export CASTORE_CONFIG=${{CASTORE_CONFIG-{config}}}\n{line}")
 
     def program(self, name: str, text: str) -> None:
         """Make a program."""

@@ -17,10 +17,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 _AT_START = ("LC_", "LANG", "PYTHON", "LD_")
 """Beginnings of variables that matter when a program starts."""
@@ -52,11 +53,15 @@ class Forker:
         self._socket, self._pid = ours, os.getpid()
         return ours
 
+    def channel(self) -> socket.socket:
+        """Return the socket that takes requests."""
+        return self._socket if self._socket is not None and self._pid == os.getpid() else self._start()
+
     def run(
         self, args: Sequence[str | bytes | os.PathLike[str]], *, env: Mapping[str, str], cwd: str | os.PathLike[str], given: bytes | None, timeout: float
     ) -> subprocess.CompletedProcess[bytes]:
         """Run castore with these arguments; given: its input, None: /dev/null. Raises subprocess.TimeoutExpired."""
-        channel = self._socket if self._socket is not None and self._pid == os.getpid() else self._start()
+        channel = self.channel()
         words = [os.fsdecode(one) for one in args]
         output: list[bytes] = [b"", b""]
         reading, writing = zip(os.pipe(), os.pipe(), strict=True)
@@ -117,6 +122,57 @@ def text(
     data = None if given is None else given.encode()
     done = run(args, env=env if env is not None else os.environ, cwd=cwd or os.getcwd(), given=data)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+_CLIENT = """\
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+    door.connect({path!r})
+    request = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
+    socket.send_fds(door, [request], [0, 1, 2])
+    door.recv(20)
+    status = int(door.recv(20))
+sys.exit(status if status >= 0 else 128 - status)
+"""
+
+
+@contextlib.contextmanager
+def program() -> Iterator[str]:
+    """Give a line of shell that runs castore with "$@", forked; for scripts that call it often."""
+    # The name of a socket has at most 107 bytes.
+    with (
+        tempfile.TemporaryDirectory(prefix="castore-door-", dir="/tmp") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door,
+    ):
+        path, script = os.path.join(folder, "door"), os.path.join(folder, "castore.py")
+        with open(script, "w", encoding="utf-8") as file:
+            file.write(_CLIENT.format(path=path))
+        door.bind(path)
+        door.listen()
+        thread = threading.Thread(target=_forward, args=(door, _forker.channel()))
+        thread.start()
+        try:
+            yield f'exec {sys.executable} -I -S {script} "$@"'
+        finally:
+            door.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def _forward(door: socket.socket, channel: socket.socket) -> None:
+    """Have what each caller asks for done; it gets the answers itself."""
+    while True:
+        try:
+            caller = door.accept()[0]
+        except OSError:
+            return
+        with caller:
+            request, files, _, _ = socket.recv_fds(caller, 1 << 20, 3)
+            with os.fdopen(os.memfd_create("request"), "w+b") as file:
+                file.write(request)
+                file.flush()
+                socket.send_fds(channel, [b"run"], [*files, caller.fileno(), file.fileno()])
+            for one in files:
+                os.close(one)
 
 
 def _serve(channel: socket.socket) -> None:
