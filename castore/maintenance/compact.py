@@ -257,7 +257,7 @@ class _Compaction:
         return {SessionId(bytes.fromhex(one)) for one, age in ages.items() if age < wanted}
 
     def _holds(self, pack: PackId, sessions: set[SessionId]) -> bool:
-        """Whether a pack has records of one of these sessions."""
+        """Return whether a pack has records of one of these sessions."""
         if not sessions:
             return False
         try:

@@ -75,6 +75,6 @@ def decode_node(data: bytes) -> list[Ref]:
             raise DamageError(f"a reference of the unknown kind {kind}")
         if not size:
             # Stored content is never empty, and a list's length would not bound how many of these it has.
-            raise DamageError("a reference to content of no bytes")
+            raise DamageError("a reference in it has a size of 0 bytes")
         refs.append(Ref(_KINDS[kind], record_id, size))
     return refs
