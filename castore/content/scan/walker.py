@@ -14,7 +14,6 @@ keep their streams.
 from __future__ import annotations
 
 import os
-import stat
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -23,15 +22,15 @@ from castore.content.scan.cache import LINKED, DirectorySummary, is_racily_clean
 from castore.content.scan.entries import EntryRecorder
 from castore.content.scan.large_files import LargeFileReader
 from castore.content.scan.scanned import Scanned, joined
+from castore.content.scan.selection import Selection
 from castore.content.scan.small_files import SMALL, SmallFileReader
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_top
-from castore.fs.metadata import CACHE_TAG, allow_descriptors, extra_of, is_cache, is_mount_point
+from castore.fs.metadata import allow_descriptors, extra_of
 from castore.kernel.dir_listing import (
     DIRECTORY,
     DISTRUST,
     ENTERED,
-    FAILED,
     LARGE_FILE,
     PLAIN_FILE,
     SMALL_FILE,
@@ -45,7 +44,7 @@ from castore.kernel.dir_listing import (
 from castore.model.tree import MAX_ENTRIES_BYTES, ROOT_NAME, Content
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from castore.content.pipeline import Pipeline
     from castore.content.scan.cache import ScanCacheReader, ScanCacheWriter
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
 
 UNLISTED: Final = "cannot be listed"
 """The beginning of the reason why a directory is stored empty."""
-_MAYBE_DIRECTORY: Final = {0, stat.S_IFDIR}
 
 
 def store_tree(
@@ -94,6 +92,7 @@ class _Scanner:
         self._tally = ingest.tally
         self._rules = rules
         self._entries = EntryRecorder(ingest.tally, device)
+        self._selection = Selection(ingest.tally, rules, self._entries)
         self._small = SmallFileReader(ingest, self._entries)
         self._large = LargeFileReader(ingest, self._entries, old)
         self._new = new
@@ -228,7 +227,7 @@ class _Scanner:
     def _read(self, directory: Scanned, streams: dict[bytes, tuple[bytes, int, Ref]]) -> None:
         small: list[int] = []
         large: list[int] = []
-        for position in self._taken(directory):
+        for position in self._selection.chosen(directory):
             kind = directory.kinds[position]
             if kind in {PLAIN_FILE, SMALL_FILE}:
                 small.append(position)
@@ -250,42 +249,12 @@ class _Scanner:
                 self._large.read(directory, position)
         directory.subdirectories.reverse()
 
-    def _taken(self, directory: Scanned) -> Sequence[int]:
-        """Return the positions of the entries to store."""
-        taken: Sequence[int] = range(len(directory.kinds))
-        if self._rules.exclude_caches and is_cache(directory.fd):
-            taken = [one for one in taken if directory.listed(one).name == CACHE_TAG]
-        if self._rules.exclude is not None or self._rules.own or FAILED in directory.kinds:
-            taken = [one for one in taken if self._allowed(directory, one)]
-        self._tally.files += len(taken)
-        directory.count = len(taken)
-        return taken
-
-    def _allowed(self, directory: Scanned, position: int) -> bool:
-        path = joined(directory.path, name_at(directory.listing, directory.places[position]))
-        if path in self._rules.own:
-            directory.distrust = True
-            return False
-        kind = directory.kinds[position]
-        entry = directory.listed(position) if kind == FAILED else None
-        # An entry that cannot be examined may still be excluded. Most often it is a directory on which
-        # another file system is mounted. If its type is unknown, patterns for directories match, too.
-        is_dir = entry.mode in _MAYBE_DIRECTORY if entry is not None else kind == DIRECTORY
-        exclude = self._rules.exclude
-        if exclude is not None and exclude.matches(path, is_dir=is_dir):
-            return False
-        if entry is not None and not (
-            self._rules.one_file_system and is_mount_point(directory.fd, entry.name)
-        ):
-            self._entries.warn(directory, entry.name, OSError(entry.error, os.strerror(entry.error)))
-        return entry is None
-
     def _next_child(self, directory: Scanned) -> Scanned | None:
         """Enter the next subdirectory that is not unchanged; return None if none is left."""
         while directory.subdirectories:
             position = directory.subdirectories.pop()
             entry = directory.listed(position)
-            if self._left_empty(entry):
+            if self._selection.is_left_empty(entry):
                 self._entries.special(directory, position)
                 continue
             at, moved = self._record_of(directory, entry)
@@ -361,11 +330,6 @@ class _Scanner:
         path = joined(directory.path, entry.name)
         ids = (info.st_dev, info.st_ino)
         return self._begin(fd, path, directory.directories.append, ids, at, moved=moved)
-
-    def _left_empty(self, entry: Listed) -> bool:
-        if self._rules.one_file_system and entry.dev != self._entries.device:
-            return True
-        return (entry.dev, entry.ino) in self._rules.leave_out
 
     def _finish(self, directory: Scanned) -> None:
         """Store a directory's entries, and, after its content, the directory itself."""
