@@ -1,7 +1,7 @@
 """Bounds for walks through stored trees.
 
-Few directories that refer to each other many times have more paths than any machine can go through. What a
-generation's record says about the number of its entries bounds a walk.
+A few directories that refer to each other many times have more paths than any machine can walk. The number of
+entries in a generation's record bounds a walk.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 class Allowance:
-    """Counts the directories that a walk enters, of which there can be only so many."""
+    """Counts the directories that a walk enters, and limits their number."""
 
     def __init__(self, most: int | None = None) -> None:
-        """Allow so many directories; None: their number is not known."""
+        """Allow this number of directories; None: their number is not known."""
         self._left = most
 
     @classmethod
     def of(cls, parts: Iterable[Part | None], times: int = 1) -> Allowance:
-        """Allow the directories that some trees can have: their entries, the top and the root of each.
+        """Allow the directories that some trees can have: their entries, and the top and the root of each.
 
-        times: how often a walk counts each.
+        times: how often a walk counts each directory.
         """
         return cls(times * sum(part.files + 2 for part in parts if part is not None))
 
     def enter(self, count: int = 1) -> None:
-        """Count directories. Raises DamageError."""
+        """Count directories. Raises DamageError if there are more than allowed."""
         if self._left is None:
             return
         self._left -= count

@@ -1,6 +1,6 @@
-"""What differs between two stored trees, or two stored streams.
+"""Compare two stored trees, or two stored streams.
 
-What both share is the same reference, and is not looked into.
+Parts that both share have the same reference, and are not read.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 
 TIMES: Final = 4
-"""How often at most a comparison counts an entry in its allowance."""
+"""The most times that a comparison counts one entry in its allowance."""
 
 
 class Difference(NamedTuple):
-    """A path that is not the same in both trees."""
+    """A path that differs between two trees."""
 
     change: Literal["added", "removed", "content", "metadata"]
     path: bytes
 
 
 _Nested: TypeAlias = "Difference | Iterator[_Nested]"
-"""A difference, or those of a directory."""
+"""A difference, or those in a directory."""
 
 
 def diff_trees(
     reader: StreamReader, old: Ref, new: Ref, allowance: Allowance | None = None
 ) -> Iterator[Difference]:
-    """Yield what differs from the tree `old` to the tree `new`, in the order of paths.
+    """Yield the differences between the tree `old` and the tree `new`, in the order of paths.
 
-    Raises DamageError where more differs than `allowance` allows, which counts an entry up to TIMES times.
+    Raises DamageError if there are more than `allowance` allows; an entry counts up to TIMES times.
     """
     if old == new:
         return
@@ -56,7 +56,7 @@ def diff_entries(
     path: bytes,
     allowance: Allowance | None = None,
 ) -> Iterator[Difference]:
-    """Yield what differs between two entries at `path` and below; None: there is none."""
+    """Yield the differences between two entries at `path` and below; None: there is no entry."""
     contents = _Contents(reader)
     if old is not None and new is not None:
         yield from _flattened(_compare(reader, old, new, path, contents), allowance)
@@ -69,7 +69,7 @@ def diff_entries(
 
 
 def _flattened(differences: Iterator[_Nested], allowance: Allowance | None) -> Iterator[Difference]:
-    """Yield the differences of nested iterators in order, without recursion: trees may be deep."""
+    """Yield the differences of nested iterators in order, without recursion, because trees may be deep."""
     allowance = allowance or Allowance()
     stack = [differences]
     while stack:
@@ -84,17 +84,17 @@ def _flattened(differences: Iterator[_Nested], allowance: Allowance | None) -> I
 
 
 class _Contents:
-    """Compares files of a directory; of the bundles that they lie in, the last chunk is kept."""
+    """Compares the files of a directory; keeps the last chunk that was read of each bundle."""
 
     def __init__(self, reader: StreamReader) -> None:
         self._reader = reader
         self._bundles: list[tuple[Ref | None, RangeReader | None]] = [(None, None), (None, None)]
 
     def same(self, old: Child, new: Child) -> bool:
-        """Whether two files of one size have the same bytes. Small ones, of bundles, must be read."""
+        """Whether two files of one size have the same bytes. Small files, in bundles, must be read."""
         kinds = {old.entry.content, new.entry.content}
         if kinds == {Content.OWN}:
-            return False  # content alone decides how a stream is cut: other references, other bytes
+            return False  # only content decides how a stream is cut: other references mean other bytes
         if kinds == {Content.BUNDLE}:
             return self._read(0, old) == self._read(1, new)
         return b"".join(read_file(self._reader, old)) == b"".join(read_file(self._reader, new))
@@ -123,7 +123,7 @@ def _compare(
 
 
 def _below(reader: StreamReader, old: Child, new: Child, path: bytes) -> Iterator[_Nested]:
-    """Yield what a directory that became something else, or the other way round, held or holds."""
+    """Yield the content of a directory that was replaced by another kind of file, or that replaced one."""
     if old.entry.is_dir:
         yield _all(reader, old, path, "removed")
     if new.entry.is_dir:
@@ -163,15 +163,15 @@ def _children(reader: StreamReader, child: Child) -> dict[bytes, Child]:
 
 
 def _metadata(child: Child) -> tuple[object, ...]:
-    """What of an entry is neither its name nor its content; inode numbers tell nothing."""
+    """Return the metadata of an entry that is compared: inode numbers carry no information."""
     entry = child.entry
     return entry.mode, entry.uid, entry.gid, entry.mtime, entry.extra.xattrs
 
 
 def _same_content(contents: _Contents, old: Child, new: Child) -> bool:
     one, other = old.entry, new.entry
-    alike = (one.type, one.size, one.extra.target, one.extra.device, one.extra.extents)
-    if alike != (other.type, other.size, other.extra.target, other.extra.device, other.extra.extents):
+    kind = (one.type, one.size, one.extra.target, one.extra.device, one.extra.extents)
+    if kind != (other.type, other.size, other.extra.target, other.extra.device, other.extra.extents):
         return False
     if old.ref == new.ref and old.offset == new.offset:
         return True
@@ -188,7 +188,7 @@ class StreamDifference(NamedTuple):
 
 
 def diff_streams(store: Store, old: Ref | None, new: Ref | None) -> StreamDifference:
-    """Return how much of two streams is not shared, from their references alone."""
+    """Return how much of two streams is not shared, from their references only."""
     if old == new:
         return StreamDifference(0, 0)
     before, after = _references(store, old), _references(store, new)

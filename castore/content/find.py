@@ -1,11 +1,12 @@
-"""Paths of a tree through many generations.
+"""Find paths of a tree in many generations.
 
-All generations are walked at once, directory by directory: where two have the same reference, the directory
-is read once, and nothing below it is looked at for the second. So the cost is that of what changed.
+All generations are walked at once, directory by directory. If two have the same reference, the directory is
+read once, and nothing below it is read for the second. So the cost depends on what changed.
 
-Adding or removing a name changes the time of a directory. So a version of a directory is not read where one
-of the same time has no match and no subdirectory. That does not apply to a time that a later change may have,
-too: one that is not older than the generation, or one in full seconds, as programs set them.
+Adding or removing a name changes the time of a directory. So if one version of a directory has neither a
+match nor a subdirectory, other versions with the same time are not read. That does not apply to a time that a
+later change may share: a time that is not older than the generation, or one in full seconds, as programs set
+them.
 """
 
 from __future__ import annotations
@@ -39,26 +40,26 @@ if TYPE_CHECKING:
     from castore.model.refs import Ref
 
 _GROUP: Final = 4096
-"""Versions of directories that are looked at together."""
+"""How many versions of directories are processed together."""
 _BATCH: Final = 256
-"""Versions of directories that one thread reads at once."""
+"""How many versions of directories one thread reads at once."""
 _BATCH_BYTES: Final = 16 << 20
-"""Bytes of entries that one thread reads at once, unless one directory has more."""
+"""How many bytes of entries one thread reads at once, unless one directory has more."""
 _DIRECTORY: Final = 4
 
 
 class Seen(NamedTuple):
-    """What exists at a path in some generations."""
+    """A file or directory at a path in some generations."""
 
     frame: bytes
-    """The entry, encoded."""
+    """The encoded entry."""
     ref: Ref | None
-    """The directory or stream of its own, or the bundle, that holds its content.
+    """The reference that holds its content: the directory, its own stream, or the bundle.
 
-    Of small files only where a search is exact: else None, and `offset` is 0.
+    For small files it is set only if a search is exact: else it is None, and `offset` is 0.
     """
     offset: int
-    """Where in the bundle its content begins."""
+    """The offset in the bundle at which its content begins."""
 
     @property
     def child(self) -> Child:
@@ -67,7 +68,7 @@ class Seen(NamedTuple):
 
 
 class Version(NamedTuple):
-    """A path from one position in the list of generations up to that of the next version."""
+    """The state of a path from one position in the list of generations up to that of the next version."""
 
     first: int
     seen: Seen | None
@@ -82,14 +83,14 @@ class Found(NamedTuple):
 
 
 class Damaged(NamedTuple):
-    """A directory that could not be read in some generation, and why."""
+    """A directory that could not be read in some generation, and the reason."""
 
     path: bytes
     reason: str
 
 
 class _Folder(NamedTuple):
-    """A version of a directory, as the one above has it."""
+    """A version of a directory, from the entry in its parent."""
 
     ref: Ref | None
     mtime: int
@@ -100,7 +101,7 @@ _Runs: TypeAlias = "list[tuple[int, _Folder]]"
 
 
 class _Place(NamedTuple):
-    """A directory that is to be looked into."""
+    """A directory that is to be searched."""
 
     path: bytes | None
     """None: the root, whose only entry is the top."""
@@ -109,7 +110,7 @@ class _Place(NamedTuple):
 
 
 class _Listed(NamedTuple):
-    """What matters of one version of a directory."""
+    """The relevant entries of one version of a directory."""
 
     matches: dict[bytes, Seen]
     folders: dict[bytes, _Folder]
@@ -117,7 +118,7 @@ class _Listed(NamedTuple):
 
 
 class _Lean(msgspec.Struct, frozen=True, array_like=True):
-    """The fields of an encoded entry that are needed to walk on: decoded in a third of the time."""
+    """The fields of an encoded entry that a walk needs: decoding them takes a third of the time."""
 
     name: bytes
     type: int
@@ -143,12 +144,12 @@ def find(
     exact: bool = False,
     allowance: Allowance | None = None,
 ) -> Iterator[Found | Damaged]:
-    """Yield the paths that match in any of the trees, with their versions; and what could not be read.
+    """Yield the paths that match in any of the trees, with their versions, and unreadable directories.
 
-    roots: of the tree in each generation, None where there is none, with the time of the generation. Two
-    versions differ by their entry: size, time, mode, owner, attributes; not by content. exact: by references,
-    too, which may differ where the content does not. Raises IdentityError; DamageError where there are more
-    directories than `allowance` allows.
+    roots: time and tree of each generation; None if it has no tree. Two versions differ in their entry: size,
+    time, mode, owner, attributes; not in content. exact: they may also differ in references, which can differ
+    although the content does not. Raises IdentityError; DamageError if there are more directories than
+    `allowance` allows.
     """
     times = [time for time, _ in roots]
     runs: _Runs = []
@@ -173,7 +174,7 @@ def find(
 
 
 def _group(todo: list[list[_Place]]) -> list[_Place]:
-    """Take the next directories, about as many as are read together."""
+    """Take the next directories from `todo`, about as many as are read together."""
     places = todo[-1]
     group: list[_Place] = []
     room = _GROUP
@@ -187,19 +188,19 @@ def _group(todo: list[list[_Place]]) -> list[_Place]:
 
 _Key: TypeAlias = "tuple[bytes, States]"
 _Opened: TypeAlias = "tuple[_Key, Ref, list[Ref]]"
-"""A version of a directory, and what it refers to."""
+"""A version of a directory, and its references."""
 
 
 class _Query:
-    """What is searched for, and the matches that many versions of a directory have in common."""
+    """The search pattern, and the matches that many versions of a directory share."""
 
     def __init__(self, pattern: PathPattern, *, exact: bool) -> None:
         self.pattern = pattern
         self.known: dict[tuple[bytes, ...], dict[bytes, Seen]] | None = None if exact else {}
-        """By the entries that match; None where references matter."""
+        """Matches by their encoded entries; None if references matter."""
 
     def plain_matches(self, plain: list[tuple[bytes, bytes, int]], bundle: Ref | None) -> dict[bytes, Seen]:
-        """Return which plain files match of those whose names have the pattern's pieces."""
+        """Return the plain files that match, of those whose names contain the pattern's pieces."""
         if not self.pattern.is_exact:
             matches = self.pattern.matches_name
             plain = [one for one in plain if matches(one[0])]
@@ -215,7 +216,7 @@ class _Query:
 def _read(
     reader: StreamReader, group: list[_Place], query: _Query, times: list[int]
 ) -> dict[_Key, _Listed]:
-    """Return what matters of each version of some directories."""
+    """Return the relevant entries of each version of some directories."""
     wanted: dict[_Key, tuple[int, Ref]] = {}
     similar: dict[_Key, tuple[_Key, int, Ref]] = {}
     for place in group:
@@ -239,7 +240,7 @@ def _read(
 def _read_wanted(
     reader: StreamReader, wanted: dict[_Key, tuple[int, Ref]], query: _Query
 ) -> dict[_Key, _Listed]:
-    # What one generation added is near each other in packs.
+    # Directories that one generation added are close to each other in packs.
     keys = sorted(wanted, key=lambda key: wanted[key][0])
     batches = [keys[at : at + _BATCH] for at in range(0, len(keys), _BATCH)]
 
@@ -255,7 +256,7 @@ def _read_wanted(
 def _read_batch(
     reader: StreamReader, batch: list[tuple[_Key, Ref]], query: _Query
 ) -> Iterator[tuple[_Key, _Listed]]:
-    """Read directories: first what each refers to, then the entries of many at once."""
+    """Read directories: first the references of each, then the entries of many at once."""
     nodes: dict[bytes, bytes] = {}
     with contextlib.suppress(DamageError, MissingError):  # then one by one, to find out which
         ids = [ref.id for _, ref in batch]
@@ -277,7 +278,7 @@ def _read_batch(
 
 
 def _references(reader: StreamReader, ref: Ref, plain: bytes | None) -> list[Ref]:
-    """Return what a directory refers to; of one without subdirectories, at least the first two."""
+    """Return the references of a directory; of one without subdirectories, at least the first two."""
     if plain is None:
         plain = reader.store.read_node_bytes(ref.id)
     kinds = plain[REF_BYTES - 1 :: REF_BYTES]
@@ -305,7 +306,7 @@ def _read_entries(
 def _listed(
     reader: StreamReader, ref: Ref, refs: list[Ref], data: bytes, states: States, query: _Query
 ) -> _Listed:
-    """Return which entries of a directory match, and which lead on."""
+    """Return the entries of a directory that match, and the subdirectories in which others may match."""
     pattern = query.pattern
     last = pattern.last(states)
     if last is not None and pattern.needle not in data:
@@ -318,7 +319,7 @@ def _listed(
     split = select_entries(data, at, pattern.pieces if wanted else b"")
     found = _Listed({}, {})
     shared: dict[bytes, Seen] | None = None
-    if split is None:  # not as castore encodes them, or damaged, which is reported
+    if split is None:  # not in castore's encoding, or damaged, which is reported
         others = _decoded(reader, ref)
     else:
         streams = iter(refs[1:])
@@ -330,7 +331,7 @@ def _listed(
     for name, mtime, seen in others:
         is_directory = mtime is not None
         if last is not None and (is_directory or wanted) and last(name):
-            if found.matches is shared:  # by other versions, too
+            if found.matches is shared:  # with other versions
                 found = found._replace(matches=dict(shared))
             found.matches[name] = seen
         if mtime is not None and leads and pattern.after(states, name):
@@ -339,8 +340,8 @@ def _listed(
 
 
 def _decoded(reader: StreamReader, ref: Ref) -> Iterator[tuple[bytes, int | None, Seen]]:
-    """Yield name, the time of a directory, and entry of all that is in a directory."""
-    # The root of a tree, whose entry has no name, comes here, too.
+    """Yield name, time (of directories only) and entry of everything in a directory."""
+    # This also handles the root of a tree, whose entry has no name.
     for child in open_directory(reader, ref, root=True):
         frame = encode_entries([child.entry])[4:]
         mtime = child.entry.mtime if child.entry.is_dir else None
@@ -350,7 +351,7 @@ def _decoded(reader: StreamReader, ref: Ref) -> Iterator[tuple[bytes, int | None
 def _others(
     split: Selected, streams: Iterator[Ref], bundle: Ref | None
 ) -> Iterator[tuple[bytes, int | None, Seen]]:
-    """Yield name, the time of a directory, and entry of what is not a plain file in a directory."""
+    """Yield name, time (of directories only) and entry of all but the plain files of a directory."""
     others = [(_decode_lean(frame), frame, offset) for frame, offset in split.others]
     # Streams of files come before directories, each in the order of entries.
     own = [entry for entry, _, _ in others if entry.content == Content.OWN]
@@ -389,7 +390,7 @@ def _matches(place: _Place, listed: dict[_Key, _Listed], *, exact: bool) -> Iter
 
 
 def _folders(place: _Place, listed: dict[_Key, _Listed], pattern: PathPattern) -> Iterator[_Place]:
-    """Yield the directories in a directory that lead on, in the order of their names."""
+    """Yield the subdirectories in which other names may match, in the order of their names."""
     tracks: dict[bytes, _Runs] = {}
     present: dict[bytes, _Folder] = {}
     for position, (ref, _) in place.runs:

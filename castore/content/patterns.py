@@ -15,32 +15,33 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 States: TypeAlias = frozenset[int]
-"""Numbers of the components that the next name on a path may match."""
+"""Numbers of the pattern's components that the next name on a path may match."""
 
 _ANY_DEPTH: Final = "**"
 
 
 class PathPattern:
-    """A pattern, matched one name after the other from the root of a tree down.
+    """A pattern, matched name by name from the root of a tree down.
 
     A pattern that begins with `/` matches from the top of the tree, any other at every depth. `*`, `?` and
     `[...]` match within a name, a component `**` matches any number of directories, and a `/` at the end
-    matches directories only. The first name on every path is that of the root's only entry: none.
+    matches only directories. The first name on every path is that of the root's only entry, which is empty.
     """
 
     def __init__(self, pattern: str, *, ignore_case: bool = False) -> None:
-        """Compile a pattern. Raises UsageError."""
+        """Compile a pattern. Raises UsageError if it is not valid."""
         names = [name for name in pattern.split("/") if name not in {"", "."}]
         if ".." in names:
-            raise UsageError(f"the pattern {pattern!r} has '..' in it: write the path without")
+            raise UsageError(f"the pattern {pattern!r} has '..' in it: write the path without it")
         if "\0" in pattern or not names:
-            raise UsageError(f"the pattern {pattern!r} matches no path")
+            raise UsageError(f"the pattern {pattern!r} matches no path: write a name or a path")
         if not pattern.startswith("/"):
             names.insert(0, _ANY_DEPTH)
         self.directories_only = pattern.endswith("/")
         self._build(["", *names], [_matcher(name, ignore_case) for name in ["", *names]])
         pieces, exact = _pieces(names[-1])
-        # In an encoding that is not self-synchronizing, or of other cases, bytes say nothing of characters.
+        # In an encoding that is not self-synchronizing, or if case is ignored, bytes do not identify
+        # characters.
         known = not ignore_case and sys.getfilesystemencoding() == "utf-8"
         self._pieces, self._exact = (pieces, exact) if known else ([b"", b""], False)
 
@@ -59,7 +60,7 @@ class PathPattern:
         self._matchers = matchers
         self.start = self._closed({0})
         final = matchers[-1]
-        # Most names are in many generations.
+        # Most names occur in many generations.
         cached = lru_cache(maxsize=1 << 16)
         self.matches_name: Callable[[bytes], bool] = cached(lambda name: final(os.fsdecode(name)))
         self.after: Callable[[States, bytes], States] = cached(self._after)
@@ -82,7 +83,7 @@ class PathPattern:
         return self._closed(found)
 
     def last(self, states: States) -> Callable[[bytes], bool] | None:
-        """Return what decides whether a name ends a match here; None if none does."""
+        """Return the function that decides whether a name ends a match here; None if no name does."""
         return self.matches_name if len(self._deep) - 1 in states else None
 
     def leads(self, states: States) -> bool:
@@ -91,7 +92,7 @@ class PathPattern:
 
     @property
     def pieces(self) -> bytes:
-        """What every name has which ends a match: bytes, separated by a NUL where any may be."""
+        """Bytes that every matching last name has, with a NUL where any bytes may be."""
         return b"\0".join(self._pieces)
 
     @property
@@ -101,7 +102,7 @@ class PathPattern:
 
     @property
     def needle(self) -> bytes:
-        """Bytes that are in every name which ends a match."""
+        """Bytes that occur in every name that ends a match."""
         return max(self._pieces, key=len)
 
 
@@ -112,12 +113,12 @@ def _matcher(name: str, ignore_case: bool) -> Callable[[str], bool]:
 
 
 def _pieces(name: str) -> tuple[list[bytes], bool]:
-    """Return the bytes that every name has which a component matches, and whether all such names match.
+    """Return the bytes in every name that a component matches, and whether all names with them match.
 
     Any bytes may be between the pieces. The first piece is at the beginning, the last at the end.
     """
     pieces = re.split(r"\[.*\]|[*?\[\]]", name)
     between = re.findall(r"\[.*\]|[*?\[\]]", name)
-    # Part of a character, which only an invalid name has, may be in a character, too.
+    # A part of a character, which only an invalid name has, may also occur in a character.
     valid = not any("\udc80" <= char <= "\udcff" for char in name)
     return [os.fsencode(piece) for piece in pieces], valid and set(between) <= {"*"}

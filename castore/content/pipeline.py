@@ -1,11 +1,13 @@
-"""The way in: bytes are cut into chunks, which are named, compared, compressed and sealed on all cores.
+"""Store streams: cut bytes into chunks, and name, compare, compress and seal them on all cores.
 
-What is fed fills batches. Each goes through two tasks on worker threads, `_cut` (borders, ids, which
-chunks are known) and `_seal` (the chunks that are not), and between and behind them through the
-feeding thread, in the order in which it was fed. What has to happen in that order (a chunk is
-compared with its place in the parent, a reference joins a list, a stream ends, a directory is
-complete) happens there, and needs no lock. A bounded number of batches is under way, in buffers that
-are used again, so memory does not grow and a slow store holds the feeder back.
+Fed bytes fill batches. Each batch goes through two tasks on worker threads: `_cut` (borders, ids, which
+chunks are known) and `_seal` (the chunks that are not). Between and after these tasks it goes through the
+feeding thread, in the order in which it was fed. Operations that need this order happen there, without a
+lock: a chunk is compared with its place in the parent, a reference joins a list, a stream ends, a directory
+is complete.
+
+The number of batches in progress is bounded, and their buffers are reused. So memory does not grow, and a
+slow store slows down the feeder.
 """
 
 from __future__ import annotations
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
 
 _WORKERS: Final = 2
 _UNDER_WAY: Final = 6
-"""Batches out at once: two in work, and enough behind and before them that no worker idles."""
+"""Batches in progress at once: two in tasks, and enough before and after them that no worker idles."""
 _MIN_BATCH: Final = 1 << 22
 _WINDOW: Final = 63
-"""Bytes before a stretch that tell whether a chunk ends at its first byte."""
+"""How many bytes before a stretch decide whether a chunk ends at its first byte."""
 
 
 class _Stretch:
@@ -45,40 +47,40 @@ class _Stretch:
         self.start = start
         self.end = end
         self.begins = begins
-        """Whether the stream begins here; else a chunk under way, in front of `start`, goes on."""
+        """Whether the stream begins here; else a chunk that begins before `start` continues."""
         self.final = final
         self.parent: PreviousStream | None = None
         self.chunks: list[tuple[int, int, RecordId, bool]] = []
-        """Start, end, id of each chunk found, and whether the store has it."""
+        """Start, end and id of each chunk, and whether the store has it."""
         self.refs: list[Ref] = []
-        """What they are referred to by."""
+        """The references to the chunks."""
 
 
 class _Batch:
-    """What is fed together, and what has become of it."""
+    """Bytes that are fed together, and the results of processing them."""
 
     def __init__(self, buffer: mmap.mmap, start: int) -> None:
         self.buffer = buffer
         self.start = start
-        """Where the bytes begin that were fed for this batch; a chunk under way ends in front of it."""
+        """Where the bytes fed for this batch begin; an unfinished chunk of the previous batch ends there."""
         self.filled = start
         self.ops: list[_Stretch | Callable[[], None]] = []
         self.carried: Future[int] = Future()
-        """Where the chunk under way begins: the batch before says so once it is cut."""
+        """Where the unfinished chunk begins; the previous batch sets it once it is cut."""
         self.guess = -1
-        """Where it should begin, if this stream is like its parent; -1: nothing is expected."""
+        """Where it should begin if this stream resembles its parent; -1: nothing is expected."""
         self.expected: list[Ref] = []
-        """What this batch should then be cut into."""
+        """The chunks into which this batch should then be cut."""
         self.cut: Future[None] | None = None
         self.new: list[tuple[NewChunk, int]] = []
-        """What the store does not have, with its offset in its stream."""
+        """Chunks that the store does not have, with their offsets in their streams."""
         self.window: Window | None = None
-        """What stood in its place."""
+        """The part of the parent that corresponds to this batch."""
         self.sealed: Future[list[SealedRecord]] | None = None
 
     @property
     def stretches(self) -> list[_Stretch]:
-        """What is to be cut."""
+        """The stretches to be cut."""
         return [op for op in self.ops if isinstance(op, _Stretch)]
 
 
@@ -86,7 +88,7 @@ class Pipeline:
     """Stores streams, one after the other, through `session`; counts in `tally`.
 
     deltas: whether chunks may be stored as deltas of chunks in earlier packs.
-    Use it in a `with` block. Its end waits for all that was fed, unless an error leaves it.
+    Use it in a `with` block. The end of the block waits for all that was fed, unless an error ends it.
     """
 
     def __init__(self, session: Session, cutter: Cutter, tally: Progress, *, deltas: bool = True) -> None:
@@ -94,22 +96,22 @@ class Pipeline:
         self._deltas = deltas
         self._session = session
         self._cutter = cutter
-        # The kernel copies two to three times faster to where a page begins, on Zen 3 at least.
+        # Copying to the beginning of a page is two to three times faster, on Zen 3 at least.
         self._headroom = -(-cutter.max // mmap.PAGESIZE) * mmap.PAGESIZE
         self._size = self._headroom + max(_MIN_BATCH, 4 * cutter.max)
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-seal")
         self._out: deque[_Batch] = deque()
         self._compared = 0
-        """How many of them, from the left, have been through the step between the two tasks."""
+        """How many of these batches, from the left, have passed the step between the two tasks."""
         self._place = 0
-        """In its stream, of the chunk that this step has come to."""
+        """The offset, in its stream, of the chunk that this step has reached."""
         self._sealing: set[RecordId] = set()
         self._free: list[mmap.mmap] = []
         self._builder = ListBuilder(self.put_node)
         self._parent: PreviousStream | None = None
         self._begins = True
         self._offset = 0
-        """In its stream, of the next byte to be fed."""
+        """The offset, in its stream, of the next byte to be fed."""
         self._broken = False
         self._batch = self._new_batch()
         self._batch.carried.set_result(self._headroom)
@@ -133,7 +135,7 @@ class Pipeline:
                 self._submit()
                 self._drain()
             elif isinstance(error, Exception) and not self._broken:
-                # What a dump program wrote before it failed is found again by the next try.
+                # A retry finds the chunks that a dump program wrote before it failed.
                 with contextlib.suppress(Exception):
                     self._drain()
         finally:
@@ -144,7 +146,7 @@ class Pipeline:
             self._take_in()
 
     def compare_with(self, parent: PreviousStream | None) -> None:
-        """Say what the stream that begins now is likely to be like."""
+        """Set the stream that the next stream is likely to resemble."""
         self._parent = parent
 
     def room(self, wanted: int = 1) -> memoryview:
@@ -158,7 +160,7 @@ class Pipeline:
         return memoryview(self._batch.buffer)[self._batch.filled :]
 
     def filled(self, count: int) -> None:
-        """Say that `count` bytes of the room are now the stream's next bytes."""
+        """Declare that the first `count` bytes of the room are now the stream's next bytes."""
         self._batch.filled += count
         self.tally.read += count
 
@@ -173,7 +175,7 @@ class Pipeline:
             rest = rest[count:]
 
     def end_stream(self, done: Callable[[Ref | None], None]) -> None:
-        """End the stream fed since the last end; `done` is given it when all of it is stored."""
+        """End the stream fed since the last end; `done` is called with it once all of it is stored."""
         self._end_stretch(final=True)
         self.after(lambda: done(self._end_list()))
         self._parent = None
@@ -181,9 +183,9 @@ class Pipeline:
         self._offset = 0
 
     def drop_stream(self) -> None:
-        """End the stream fed since the last end, which nothing is going to refer to.
+        """End the stream fed since the last end, without using it.
 
-        The caller uses this when feeding a stream fails: bytes that stay would begin the next stream.
+        The caller uses this if feeding a stream fails: otherwise its bytes would begin the next stream.
         """
         self.end_stream(lambda _: None)
 
@@ -210,7 +212,7 @@ class Pipeline:
         return ref
 
     def _end_stretch(self, *, final: bool) -> None:
-        """Have what was fed of the stream cut; more of it follows in the next batch, unless `final`."""
+        """Have the fed part of the stream cut; unless `final`, more of it follows in the next batch."""
         batch = self._batch
         start, end = self._stretch_start, batch.filled
         self._stretch_start = end
@@ -223,7 +225,7 @@ class Pipeline:
         self._begins = False
 
     def _submit(self) -> None:
-        """Send the batch out, and begin the next."""
+        """Send off the batch, and begin the next."""
         while self._compared < len(self._out) and _is_done(self._out[self._compared].cut):
             self._broken = True
             self._compare(self._out[self._compared])
@@ -233,8 +235,8 @@ class Pipeline:
         batch, following = self._batch, self._new_batch()
         self._expect(batch, following)
         if not self._begins:
-            # The last bytes go along: as context for the borders, and as the chunk that is expected
-            # to be under way. Where the worker finds another one, it puts that there.
+            # The last bytes are copied along: as context for the borders, and as the expected unfinished
+            # chunk. If the worker finds another one, it overwrites them.
             carried = self._headroom - following.guess if following.guess >= 0 else 0
             context = min(max(_WINDOW, carried), batch.filled)
             view = memoryview(batch.buffer)[batch.filled - context : batch.filled]
@@ -245,7 +247,7 @@ class Pipeline:
         self._stretch_start = self._headroom
 
     def _expect(self, batch: _Batch, following: _Batch) -> None:
-        """Guess from the parent how a batch is cut, and which chunk goes on into the next one."""
+        """Guess from the parent how a batch is cut, and which chunk continues in the next one."""
         following.guess = self._headroom
         stretch = batch.ops[0] if len(batch.ops) == 1 else None
         parent = self._parent
@@ -293,8 +295,8 @@ class Pipeline:
     def _as_expected(self, batch: _Batch) -> int:
         """Return the length of a batch's chunks if they are all as expected; else 0.
 
-        Then they need not be cut: where a chunk ends depends on its bytes alone, so bytes that have
-        the id of a chunk that was cut off by its content are cut off there again.
+        Then they need not be cut: where a chunk ends depends only on its bytes. So bytes with the id of a
+        chunk that was cut off by its content are cut off there again.
         """
         start = at = batch.guess
         view = memoryview(batch.buffer)
@@ -311,7 +313,7 @@ class Pipeline:
         if all(known):
             stretch.refs = chunks
             return
-        # The store has lost some of what the parent has.
+        # The store has lost some of the parent's chunks.
         for chunk, flag in zip(chunks, known, strict=True):
             stretch.chunks.append((start, start + chunk.size, chunk.id, flag))
             start += chunk.size
@@ -323,7 +325,7 @@ class Pipeline:
         return self._session.name(memoryview(batch.buffer)[start:end])
 
     def _borders(self, batch: _Batch, stretch: _Stretch) -> Borders | None:
-        """Find where chunks of a stretch may end; None where it is not worth it, or not possible."""
+        """Find where chunks of a stretch may end; None if that is not worthwhile, or not possible."""
         if stretch.begins and stretch.end - stretch.start <= self._cutter.min:
             return None
         first = stretch.start if stretch.begins else stretch.start - _WINDOW
@@ -339,7 +341,7 @@ class Pipeline:
         return borders.choose(start, stretch.end, final=stretch.final)
 
     def _carry(self, batch: _Batch, stretch: _Stretch, start: int, following: _Batch) -> int:
-        """Move the chunk under way in front of the next batch; return where it begins there."""
+        """Copy the unfinished chunk to just before the next batch; return where it begins there."""
         if stretch.final:
             return self._headroom
         length = stretch.end - start
@@ -389,8 +391,8 @@ class Pipeline:
         return session.seal(batch.buffer, new)
 
     def _take_in(self) -> None:
-        """Wait for the oldest batch, and do in order what it holds."""
-        self._broken = True  # unless all of this passes: no batch may be taken in behind a lost one
+        """Wait for the oldest batch, and process its contents in order."""
+        self._broken = True  # unless all of this succeeds: no batch may be processed after a lost one
         if not self._compared:
             self._compare(self._out[0])
         batch = self._out.popleft()

@@ -1,7 +1,7 @@
-"""The stream that stood here before: what a new one is expected to be like, and where.
+"""The previous stream of a part: what a new one is expected to resemble, and where.
 
-A night's dump is mostly the last night's. Following that one's list of chunks tells a cutter where
-borders will be, and a chunk that is new which stored ones stand at its place.
+A dump is mostly the same as the previous one. The previous list of chunks shows a cutter where borders will
+be, and shows for a new chunk which stored chunks are at its place.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from castore.model.refs import RecordId, Ref
 
 _AHEAD: Final = 64 << 20
-"""How far in front a chunk that was moved is looked for."""
+"""How many bytes ahead a moved chunk is searched for."""
 _BEHIND: Final = 16 << 20
 _MARGIN: Final = 4 << 20
-"""How far beside its expected place a chunk may be resembled."""
+"""How many bytes before or after its expected place a similar chunk may be."""
 _TRIM: Final = 2048
 _SLIVER: Final = 16
-"""1/16 of a chunk: a smaller overlap is not worth a base, a larger difference in size is no match."""
+"""1/16 of a chunk: a smaller overlap is not worth a base, and a larger difference in size is no match."""
 
 
 class Window:
-    """A piece of a stored stream, laid beside the piece of a new one that stands in its place.
+    """A piece of a stored stream, aligned with the corresponding piece of a new one.
 
-    Where they match is told by `anchor`; what lies between anchors is taken to be in step with the
-    nearest one.
+    `anchor` sets where they match. Between anchors, both are taken to advance in step with the nearest
+    anchor.
     """
 
     def __init__(self, offsets: list[int], chunks: list[Ref], shift: int) -> None:
@@ -42,18 +42,18 @@ class Window:
 
     @property
     def shift(self) -> int:
-        """By how much the new stream is ahead where they last match."""
+        """By how many bytes the new stream is ahead at their last match."""
         return self._anchors[-1][1]
 
     def anchor(self, offset: int, size: int, chunk: RecordId) -> None:
-        """Say that the new stream has at `offset` something like `chunk`; offsets ascend."""
+        """Record that the new stream has at `offset` a chunk that resembles `chunk`; offsets ascend."""
         found, found_size = self._by_id.get(chunk, (0, 0))
-        # Chunks may be alike though only a part of one is the other's: then they begin elsewhere.
+        # Chunks may be similar although only a part of one is in the other: then their beginnings differ.
         if abs(found_size - size) <= size // _SLIVER:
             self._anchors.append((offset, offset - found))
 
     def neighbours(self, offset: int, size: int) -> tuple[RecordId, ...]:
-        """Return the chunks, at most MAX_BASES, that stand where the new stream has another one."""
+        """Return the chunks, at most MAX_BASES, that are at the place of the new stream's chunk."""
         position = bisect_right(self._anchors, (offset, 1 << 62)) - 1
         if position == 0 and len(self._anchors) > 1:
             position = 1
@@ -77,8 +77,8 @@ class Window:
 class PreviousStream:
     """A stored stream, followed from its beginning to its end in bounded memory.
 
-    runs: its chunks, as `iter_runs_of_chunks` gives them. Where they cannot be read the stream just
-    seems to end: nothing depends on it but size and speed.
+    runs: its chunks, as `iter_runs_of_chunks` yields them. If they cannot be read, the stream seems to end
+    there: that affects only size and speed.
     """
 
     def __init__(self, runs: Iterator[tuple[int, list[Ref]]]) -> None:
@@ -88,12 +88,12 @@ class PreviousStream:
         self._by_id: dict[RecordId, int] = {}
         self._end = 0
         self._shift = 0
-        """What to subtract from an offset in the new stream, to get this one's."""
+        """What to subtract from an offset in the new stream, to get the offset in this one."""
         self.aligned = True
         """Whether the last chunk that was followed is one of this stream's."""
 
     def follow(self, chunk: Ref, offset: int) -> bool:
-        """Take note that the new stream has `chunk` at `offset`; say whether this one has it too."""
+        """Record that the new stream has `chunk` at `offset`; return whether this one has it too."""
         here = offset - self._shift
         self._load(here)
         position = bisect_right(self._offsets, here) - 1
@@ -107,7 +107,7 @@ class PreviousStream:
         return True
 
     def window(self, start: int, end: int) -> Window:
-        """Return what lies around [start, end) of the new stream."""
+        """Return the part of this stream around [start, end) of the new stream."""
         low, high = start - self._shift - _MARGIN, end - self._shift + _MARGIN
         self._load(start - self._shift)
         first = max(bisect_right(self._offsets, low) - 1, 0)
@@ -115,15 +115,15 @@ class PreviousStream:
         return Window(self._offsets[first:last], self._chunks[first:last], self._shift)
 
     def realign(self, shift: int) -> None:
-        """Take note of where a chunk that only resembles one of this stream's was found."""
+        """Set the shift from a chunk that only resembles one of this stream's."""
         self._shift = shift
 
     def expected(self, start: int, end: int) -> tuple[int, list[Ref], int]:
-        """Return the chunks that should lie in [start, end) of the new stream, and where they do.
+        """Return the chunks that should be in [start, end) of the new stream, and where they are.
 
-        That is: where the chunk begins that should be under way at `start`; it and those behind it
-        that end by `end`; where the last of them ends. This stream's own last chunk is never among
-        them: it ends where it does because the stream did.
+        That is: where the chunk begins that should contain `start`; this chunk and those after it that end by
+        `end`; where the last of them ends. This stream's own last chunk is never among them: it ends where it
+        does because the stream ended.
         """
         self._load(end - self._shift)
         first = bisect_right(self._offsets, start - self._shift) - 1
@@ -139,7 +139,7 @@ class PreviousStream:
         return begin, found, border
 
     def _load(self, offset: int) -> None:
-        """Have the chunks from somewhat before an offset to well behind it."""
+        """Load the chunks from somewhat before an offset to far after it."""
         try:
             while self._end < offset + _AHEAD:
                 at, run = next(self._rest)

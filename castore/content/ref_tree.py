@@ -1,7 +1,7 @@
 """Lists: sequences of references, stored as trees of nodes that are themselves cut by content.
 
-Where a node ends depends only on the references in it, so a long run of references that two
-generations share is the same nodes in both, and costs nothing the second time.
+Where a node ends depends only on the references in it. So a long run of references that two generations share
+consists of the same nodes in both, and takes no space the second time.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 _MIN_REFS: Final = 32
 _BORDER: Final = 128
 _FEW_CHUNKS: Final = 16
-"""A stream has one for each quarter of the shortest chunk, and so many."""
+"""A stream may have one chunk per quarter of the shortest chunk's length, plus this number."""
 MAX_DEPTH: Final = 64
-"""Deeper lists than any store can hold are a damaged or hostile store's."""
+"""Deeper lists than any store can contain are those of a damaged or hostile store."""
 
 
 class ListBuilder:
-    """Makes the nodes of one list from its references, in order, in bounded memory.
+    """Creates the nodes of one list from its references, in order, in bounded memory.
 
-    put_node stores a node's references and returns its id.
+    put_node: stores a node's references and returns its id.
     """
 
     def __init__(self, put_node: Callable[[list[Ref]], RecordId]) -> None:
@@ -40,7 +40,7 @@ class ListBuilder:
         self._push(0, ref)
 
     def stream(self) -> Ref | None:
-        """End the list, as a stream: None if it is empty, its chunk if it has just one."""
+        """End the list as a stream: return None if it is empty, its chunk if it has only one."""
         bottom = self._levels[0]
         if len(self._levels) == 1 and len(bottom) <= 1:
             return bottom[0] if bottom else None
@@ -77,18 +77,18 @@ class ListBuilder:
 
 
 def iter_list(store: Store, ref: Ref, start: int = 0) -> Iterator[tuple[int, Ref]]:
-    """Yield the references of the list `ref` names, each with the offset of its content.
+    """Yield the references of the list that `ref` names, each with the offset of its content.
 
-    References whose content ends at or before byte `start` are passed over without being read.
+    References whose content ends at or before byte `start` are skipped without being read.
     Raises DamageError, MissingError.
     """
     yield from _from_byte(_iter_runs(store, ref, start), start)
 
 
 def _iter_runs(store: Store, ref: Ref, start: int) -> Iterator[tuple[int, list[Ref]]]:
-    """Yield stretches of the references of a list that stand in one node, each with its offset.
+    """Yield runs of a list's references that are in one node, each with its offset.
 
-    What lies in nodes that end at or before byte `start` is passed over.
+    Nodes that end at or before byte `start` are skipped.
     """
     stack = [(0, iter(_children(store, ref)))]
     while stack:
@@ -102,9 +102,9 @@ def _iter_runs(store: Store, ref: Ref, start: int) -> Iterator[tuple[int, list[R
                 continue
             if run:
                 yield begin, run
-            behind = offset + child.size
-            stack.append((behind, children))
-            if behind > start:
+            following = offset + child.size
+            stack.append((following, children))
+            if following > start:
                 if len(stack) >= MAX_DEPTH:
                     raise DamageError(
                         f"the list {ref.id.hex()} is nested deeper than any castore writes"
@@ -117,7 +117,7 @@ def _iter_runs(store: Store, ref: Ref, start: int) -> Iterator[tuple[int, list[R
 
 
 def _from_byte(runs: Iterable[tuple[int, list[Ref]]], start: int) -> Iterator[tuple[int, Ref]]:
-    """Yield the references of runs, each with its offset, but those that end at or before `start`."""
+    """Yield the references of runs, each with its offset, except those that end at or before `start`."""
     for first, run in runs:
         offset = first
         for ref in run:
@@ -129,12 +129,14 @@ def _from_byte(runs: Iterable[tuple[int, list[Ref]]], start: int) -> Iterator[tu
 def _children(store: Store, parent: Ref) -> list[Ref]:
     refs = store.read_node(parent.id)
     if sum(ref.size for ref in refs) != parent.size:
-        raise DamageError(f"the node {parent.id.hex()} does not hold the bytes its parent promises")
+        raise DamageError(
+            f"the node {parent.id.hex()} has a content of another length than the reference to it says"
+        )
     return refs
 
 
 def iter_chunks(store: Store, ref: Ref | None, start: int = 0) -> Iterator[tuple[int, Ref]]:
-    """Yield the chunks of a stream, each with its offset, from the one that holds byte `start`.
+    """Yield the chunks of a stream, each with its offset, from the chunk that contains byte `start`.
 
     Raises DamageError, MissingError.
     """
@@ -144,21 +146,22 @@ def iter_chunks(store: Store, ref: Ref | None, start: int = 0) -> Iterator[tuple
 def iter_runs_of_chunks(
     store: Store, ref: Ref | None, start: int = 0
 ) -> Iterator[tuple[int, list[Ref]]]:
-    """Yield the chunks of a stream in runs, each with the offset of its first.
+    """Yield the chunks of a stream in runs, each with the offset of its first chunk.
 
-    Some that end before byte `start` may be among them. Raises DamageError, MissingError.
+    Some chunks that end before byte `start` may be among them. Raises DamageError, MissingError.
     """
     if ref is None:
         return
     if ref.kind is RefKind.CHUNK:
         yield 0, [ref]
         return
-    # Few nodes that name a chunk of one byte often stand for more references than any machine can go through.
+    # A few nodes that often name a chunk of one byte can represent more references than any machine can
+    # process.
     room = _FEW_CHUNKS + ref.size // max(store.cutter.min // 4, 1)
     for offset, run in _iter_runs(store, ref, start):
         room -= len(run)
         if room < 0:
             raise DamageError(f"the stream {ref.id.hex()} has more chunks than castore cuts of its length")
         if any(chunk.kind is not RefKind.CHUNK for chunk in run):
-            raise DamageError(f"the stream {ref.id.hex()} holds something that is no chunk")
+            raise DamageError(f"the stream {ref.id.hex()} contains a reference that is not to a chunk")
         yield offset, run

@@ -1,4 +1,4 @@
-"""Stored directories: their entries, each joined with where its content is."""
+"""Stored directories: their entries, each joined with the place of its content."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 
 _LEAST_ENTRY: Final = 16
-"""Bytes; no entry is encoded in fewer."""
+"""The fewest bytes of an encoded entry."""
 _FEW_REFS: Final = 4096
-"""More references are taken only once the entries have been counted."""
+"""How many references are read before the entries are counted."""
 
 
 class Child(NamedTuple):
@@ -44,17 +44,17 @@ class Child(NamedTuple):
 
     entry: Entry
     ref: Ref | None
-    """The directory or stream of its own, or the bundle, that holds its content."""
+    """The reference that holds its content: the directory, its own stream, or the bundle."""
     offset: int
-    """Where in the bundle its content begins."""
+    """The offset in the bundle at which its content begins."""
     owners: Owners
-    """Names of users and groups in the directory that the entry stands in."""
+    """Names of users and groups, from the directory that contains the entry."""
 
 
 def open_directory(reader: StreamReader, ref: Ref | None, *, root: bool = False) -> list[Child]:
-    """Return what is in the directory that `ref` names; None is one whose content was not taken.
+    """Return the entries of the directory that `ref` names; None: its content was not stored.
 
-    root: it is the root of a tree, in which the top directory has the empty name. Raises DamageError,
+    root: whether it is the root of a tree, in which the top directory has the empty name. Raises DamageError,
     MissingError, IdentityError.
     """
     if ref is None:
@@ -77,16 +77,16 @@ class Opened(NamedTuple):
     """A directory that was opened to be restored."""
 
     others: list[Child]
-    """What is not in `plain`."""
+    """The entries that are not in `plain`."""
     plain: Split | None = None
     """Its plain files."""
     bundle: Ref | None = None
     owners: Owners = NOBODY
     chunks: Mapping[RecordId, bytes | memoryview] = MappingProxyType({})
-    """Those that were read with it."""
+    """Chunks that were read with it, by id."""
 
     def plain_children(self, first: int = 0, end: int | None = None) -> list[Child]:
-        """Return its plain files, or those of its entries [first, end) that are."""
+        """Return its plain files, or those among its entries [first, end)."""
         found = self.plain.encoded(first, end) if self.plain is not None else []
         located = [(decode_entry(frame), offset) for frame, offset in found]
         return [
@@ -96,17 +96,17 @@ class Opened(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """What a directory refers to, and of that the chunks which were read with it, by their ids."""
+    """The references of a directory, and the chunks that were read with them, by id."""
 
     refs: list[Ref]
     chunks: Mapping[RecordId, bytes | memoryview]
 
 
 def fetch_directory(reader: StreamReader, ref: Ref, room: int) -> Fetched:
-    """Read a directory, and chunks that are all of a stream of it, up to `room` bytes.
+    """Read a directory, and those of its streams that are one chunk each, up to `room` bytes.
 
-    What is in one directory was stored together, so it is read with few requests. Raises as
-    `open_directory`; of chunks that are damaged there are none.
+    The parts of one directory were stored together, so few requests read them. Raises as `open_directory`;
+    damaged chunks are left out.
     """
     refs = references(reader, ref)
     wanted = []
@@ -125,7 +125,7 @@ def fetch_directory(reader: StreamReader, ref: Ref, room: int) -> Fetched:
 def fetch_directories(reader: StreamReader, wanted: list[Ref]) -> list[Fetched | None]:
     """Read the entries of several directories with few requests.
 
-    None for a directory that has to be read by itself: it is large, or something in it is damaged.
+    Returns None for a directory that has to be read by itself: it is large, or a part of it is damaged.
     """
     try:
         nodes = reader.store.read_nodes_bytes([ref.id for ref in wanted])
@@ -140,7 +140,7 @@ def fetch_directories(reader: StreamReader, wanted: list[Ref]) -> list[Fetched |
 
 
 def _flat(ref: Ref, plain: bytes) -> list[Ref]:
-    """Return what a directory refers to, which is all in one node; none if `references` has to find it."""
+    """Return the references of a directory that is one node; none if `references` has to be used."""
     refs = decode_node(plain)
     if sum(one.size for one in refs) != ref.size or refs[0].kind is not RefKind.CHUNK:
         return []
@@ -150,24 +150,24 @@ def _flat(ref: Ref, plain: bytes) -> list[Ref]:
 
 
 def open_fetched(reader: StreamReader, ref: Ref, fetched: Fetched) -> Opened:
-    """Return what is in a directory that was read. Raises as `open_directory`."""
+    """Return the content of a directory that was read. Raises as `open_directory`."""
     refs, chunks = fetched
     first = _first(refs, ref)
     data = bytes(chunks.get(first.id, b"")) or reader.read_all(first, MAX_ENTRIES_BYTES)
     owners, at = decode_owners(data)
     split = split_entries(data, at)
     if split is None:
-        return Opened(open_directory(reader, ref), owners=owners, chunks=chunks)  # or it tells why not
+        return Opened(open_directory(reader, ref), owners=owners, chunks=chunks)
     located = [(decode_entry(frame), offset) for frame, offset in split.others]
     others, bundle = _joined(ref, refs[1:], located, owners, bundled=split.size)
     return Opened(others, split, bundle, owners, chunks)
 
 
 def references(reader: StreamReader, ref: Ref) -> list[Ref]:
-    """Return what a directory refers to. Raises DamageError.
+    """Return the references of a directory. Raises DamageError.
 
-    Few nodes that name each other often can stand for more than any machine has room for: no more is
-    taken than the entries, which are the first, can be about.
+    A few nodes that name each other often can represent more than any machine has room for. So only as many
+    references are read as the entries, which come first, can need.
     """
     refs: list[Ref] = []
     most = counted = 0
@@ -176,10 +176,10 @@ def references(reader: StreamReader, ref: Ref) -> list[Ref]:
         if not most:
             most = 2 + child.size // _LEAST_ENTRY
         if len(refs) > _FEW_REFS and not counted:
-            # A reference says how long the entries are, and need not be true.
+            # A reference states the length of the entries, which need not be true.
             data = reader.read_all(refs[0], MAX_ENTRIES_BYTES)
             counted = count_entries(data)
-            most = min(most, 1 + counted)  # the first of these are the owners
+            most = min(most, 1 + counted)  # the first of the counted are the owners
         if len(refs) > most:
             raise DamageError(f"the directory {ref.id.hex()} refers to more than its entries name")
     return refs
@@ -194,14 +194,15 @@ def _first(refs: list[Ref], ref: Ref) -> Ref:
 def _joined(
     ref: Ref, found: list[Ref], located: list[tuple[Entry, int]], owners: Owners, *, bundled: int
 ) -> tuple[list[Child], Ref | None]:
-    """Return entries, each given with where in the bundle its content begins, with their content; the bundle.
+    """Return entries with their content, and the bundle.
 
-    found: what the directory refers to, after its entries. bundled: how long its bundle has to be.
+    located: entries, each with the offset of its content in the bundle. found: the directory's references
+    after its entries. bundled: the required length of its bundle.
     """
     refs = iter(found)
     bundle = _expect(refs, ref) if bundled else None
     if bundle is not None and bundle.size != bundled:
-        # It is not known which files have which bytes of it: none is restored.
+        # It is not known which files have which of its bytes: none is restored.
         bundle = None
     own = [entry for entry, _ in located if entry.content is Content.OWN]
     # Streams of files come before subdirectories, each in the order of entries.
@@ -216,7 +217,7 @@ def _joined(
             continue
         content = held.get(entry.name)
         if entry.is_dir and content is not None and content.kind is not RefKind.LIST:
-            raise DamageError(f"the directory {ref.id.hex()} holds one that is no list")
+            raise DamageError(f"the directory {ref.id.hex()} has a subdirectory that is not a list")
         children.append(Child(entry, content, 0, owners))
     return children, bundle
 
@@ -224,12 +225,12 @@ def _joined(
 def _expect(refs: Iterator[Ref], ref: Ref) -> Ref:
     found = next(refs, None)
     if found is None:
-        raise DamageError(f"the directory {ref.id.hex()} lacks what its entries need")
+        raise DamageError(f"the directory {ref.id.hex()} lacks content that its entries need")
     return found
 
 
 def open_top(reader: StreamReader, root: Ref) -> Child:
-    """Return the top directory of the tree whose root is given."""
+    """Return the top directory of the tree with this root. Raises DamageError."""
     children = open_directory(reader, root, root=True)
     if len(children) != 1 or children[0].entry.name != ROOT_NAME or not children[0].entry.is_dir:
         raise DamageError(f"the tree {root.id.hex()} has no single top directory")
@@ -237,7 +238,7 @@ def open_top(reader: StreamReader, root: Ref) -> Child:
 
 
 def look_up(reader: StreamReader, root: Ref, path: bytes) -> Child:
-    """Return what is at `path` in a tree, links not followed. Raises NotFoundError."""
+    """Return the entry at `path` in a tree; links are not followed. Raises NotFoundError, UsageError."""
     child = open_top(reader, root)
     seen = b""
     for name in path.split(b"/"):
@@ -245,7 +246,7 @@ def look_up(reader: StreamReader, root: Ref, path: bytes) -> Child:
             continue
         shown = escaped(os.fsdecode(seen)) or "the top of the tree"
         if not child.entry.is_dir:
-            raise UsageError(f"{shown} is no directory")
+            raise UsageError(f"{shown} is not a directory: 'castore ls' lists the tree")
         found = [c for c in open_directory(reader, child.ref) if c.entry.name == name]
         if not found:
             raise NotFoundError(f"there is no {os.fsdecode(name)!r} in {shown}; 'castore ls' lists it")
@@ -277,7 +278,7 @@ def _located(reader: StreamReader, child: Child, path: bytes) -> Iterator[tuple[
 
 
 def check_content(child: Child) -> None:
-    """Raise DamageError unless what an entry refers to is as long as it says."""
+    """Raise DamageError unless the content of an entry has the length that the entry states."""
     entry, ref, _, _ = child
     if not entry.is_file:
         return
@@ -295,10 +296,10 @@ def check_content(child: Child) -> None:
 def read_data(
     reader: StreamReader, child: Child, whole: bytes | memoryview | None = None
 ) -> Iterator[tuple[int, bytes | memoryview]]:
-    """Yield what is stored of a regular file in pieces, each with its offset; holes are passed over.
+    """Yield the stored content of a regular file in pieces, each with its offset; holes are skipped.
 
-    whole: its stream, where that was read before. Raises DamageError if the store has less or more of
-    it than its entry says.
+    whole: its stream, if that was read before. Raises DamageError if the stored content is shorter or longer
+    than the entry states.
     """
     check_content(child)
     entry, ref, offset, _ = child

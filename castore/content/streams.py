@@ -1,4 +1,4 @@
-"""Whole streams in and out."""
+"""Store and read complete streams."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _Bytes = TypeVar("_Bytes", bytes, "bytes | memoryview")
 
 _WORKERS: Final = 2
 _RUN_BYTES: Final = 1 << 21
-"""How much of a stream is opened at once."""
+"""How many bytes of a stream are opened at once."""
 _MOST_AT_ONCE: Final = 256 << 20
-"""Bytes of a stream that is read at once."""
+"""The most bytes of a stream that is read at once."""
 _RUN_CHUNKS: Final = 4096
 """The most chunks of a run."""
 _AHEAD_RUNS: Final = 6
-"""How many of these are opened ahead of the reader."""
+"""How many runs are opened ahead of the reader."""
 
 
 def store_stream(
     ingest: Pipeline, readinto: Callable[[memoryview], int], done: Callable[[Ref | None], None]
 ) -> None:
-    """Feed what `readinto` gives, until it gives 0 bytes, as one stream."""
+    """Feed the output of `readinto` as one stream, until it returns 0 bytes."""
     while count := readinto(ingest.room()):
         ingest.filled(count)
     ingest.end_stream(done)
 
 
 class StreamReader:
-    """Reads streams of a store, opening chunks on all cores ahead of whoever takes the bytes."""
+    """Reads streams of a store; opens chunks on all cores ahead of the caller."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -71,7 +71,7 @@ class StreamReader:
             yield from found
 
     def ahead(self, runs: Iterable[Run], work: Callable[[Run], Done]) -> Iterator[Done]:
-        """Yield what `work` makes of each run, in order; it is called on all cores, some runs ahead."""
+        """Yield the results of `work` for each run, in order; it runs on all cores, some runs ahead."""
         ahead: deque[Future[Done]] = deque()
         try:
             for run in runs:
@@ -99,7 +99,7 @@ class StreamReader:
 
 
 def runs_of(chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
-    """Part the chunks of a stream into runs of about _RUN_BYTES; the first is short, to begin soon."""
+    """Divide the chunks of a stream into runs of about _RUN_BYTES; the first is short, to begin soon."""
     run: list[Ref] = []
     room = _RUN_BYTES // 8
     for chunk in chunks:
@@ -113,16 +113,16 @@ def runs_of(chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
 
 
 def check_length(chunk: Ref, data: _Bytes) -> _Bytes:
-    """Return a chunk's bytes if they are as many as the reference to it says."""
+    """Return a chunk's bytes if their number is that in the reference. Raises DamageError."""
     if len(data) != chunk.size:
         raise DamageError(f"chunk {chunk.id.hex()} is not as long as the reference to it says")
     return data
 
 
 class RangeReader:
-    """Reads ranges of one stream, near each other in order mostly; keeps the last chunk opened.
+    """Reads ranges of one stream, mostly in ascending order; keeps the last chunk that was opened.
 
-    known: chunks that were opened before.
+    known: chunks that were opened before, by id.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class RangeReader:
         self._known = known or {}
         self._located: Iterator[tuple[int, Ref]] = iter(())
         self._start = 0
-        """Where in the stream the chunk begins that is open."""
+        """The offset in the stream at which the open chunk begins."""
         self._end = 0
         self._chunk: Ref | None = None
         self._data: bytes | memoryview | None = None
@@ -151,17 +151,17 @@ class RangeReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _at(self, offset: int) -> bytes | memoryview:
-        """Return the chunk that holds a byte of the stream."""
+        """Return the chunk that contains a byte of the stream."""
         if self._chunk is None or not self._start <= offset < self._end:
             if self._chunk is None or offset != self._end:
                 self._located = iter_chunks(self._store, self._ref, offset)
-            # Of the runs of a list, the first may begin before.
+            # The first of a list's runs may begin before `offset`.
             for start, chunk in self._located:
                 if start + chunk.size > offset:
                     self._chunk, self._start, self._end, self._data = chunk, start, start + chunk.size, None
                     break
             else:
-                raise DamageError("a stream is shorter than what refers to it says")
+                raise DamageError("a stream is shorter than the reference to it says")
         if self._data is None and self._chunk is not None:
             data = self._known.get(self._chunk.id)
             if data is None:

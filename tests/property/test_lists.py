@@ -198,7 +198,7 @@ def test_a_node_whose_bytes_are_not_what_its_parent_promises_is_damage():
 def test_a_list_among_the_chunks_of_a_stream_is_damage():
     nodes = Nodes()
     top = nodes.build(noise(1, 3) + noise(2, 1, LIST)).list()
-    with pytest.raises(DamageError, match="no chunk"):
+    with pytest.raises(DamageError, match="not to a chunk"):
         list(iter_chunks(nodes, top))
 
 

@@ -1,1 +1,1 @@
-"""Stored trees into live directories."""
+"""Restore stored trees into live directories."""

@@ -1,1 +1,1 @@
-"""A live directory tree into a store."""
+"""Scan a live directory tree into a store."""
