@@ -32,10 +32,11 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import castore
 from castore.crypto import Identity
+from castore.services.snapshot import Tree
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, Store, open_store
 
 A_DIRECTORY = 100
 
@@ -84,8 +85,8 @@ def make(folder: str, files: int, generations: int, *, clustered: bool) -> None:
     for number in range(generations):
         if number:
             change(tree, files, number, clustered=clustered)
-        with castore.open_store(os.path.join(folder, "store"), places) as store:
-            castore.snapshot(store, "s", {"t": castore.TreeSource(tree)})
+        with open_store(os.path.join(folder, "store"), places) as store:
+            take_snapshot(store, "s", {"t": Tree(tree)})
 
 
 def run(folder: str, *arguments: str) -> tuple[float, float, int]:

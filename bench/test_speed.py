@@ -8,16 +8,25 @@ The dedup ratio (bytes of content for each stored byte) is printed beside the sp
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 from blake3 import blake3
 
 import castore
 from bench.data import write_dump, write_tree
+from castore.content.restore.metadata import Ownership
 from castore.crypto import Cipher, Identity, RecordSealer, random_key
 from castore.kernel import Cutter
+from castore.services.restore import restore as restore_parts
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, Store, open_store
+
+if TYPE_CHECKING:
+    from castore.model.generation import Generation
 
 MB = 10**6
 SIZE = int(os.environ.get("CASTORE_BENCH_MB", "200")) * MB
@@ -46,10 +55,10 @@ class Machine:
         places = MachinePaths(os.path.join(folder, "state"), os.path.join(folder, "cache"))
         storage = LocalStorage(os.path.join(folder, "store"), create=True)
         Store.create(storage, places, [(identity.recipient, "")], identity=lambda: identity).close()
-        self.store = castore.open_store(storage.location, places, lambda: identity)
+        self.store = open_store(storage.location, places, lambda: identity)
 
-    def snapshot(self, service: str, source) -> castore.Generation:
-        return castore.snapshot(self.store, service, {"part": source})
+    def snapshot(self, service: str, source) -> Generation:
+        return take_snapshot(self.store, service, {"part": source})
 
 
 @pytest.fixture
@@ -59,7 +68,7 @@ def machine(tmp_path):
     made.store.close()
 
 
-def tell(benchmark, size: int, taken: castore.Generation | None = None, store: Store | None = None) -> None:
+def tell(benchmark, size: int, taken: Generation | None = None, store: Store | None = None) -> None:
     """Add the rate, and what the store holds for each stored byte, to the benchmark's row."""
     seconds = benchmark.stats.stats.median if benchmark.stats else 0
     line = f"{size / MB / seconds:8.0f} MB/s" if seconds else ""
@@ -104,7 +113,7 @@ def test_sealing(benchmark, cipher) -> None:
 
 
 def test_index_look_up(benchmark, machine, dump) -> None:
-    machine.snapshot("s", castore.FileSource(dump))
+    machine.snapshot("s", file_source(dump))
     ids = [entry.id for pack, _ in machine.store.packs() for entry in machine.store.pack_entries(pack)]
     benchmark(lambda: [machine.store.has_chunk(chunk) for chunk in ids])
     benchmark.extra_info["look-ups"] = len(ids)
@@ -123,15 +132,15 @@ def test_first_ingest(benchmark, machine, dump) -> None:
     taken = []
 
     def ingest(one: Machine, path: str) -> None:
-        taken.append((one, one.snapshot("s", castore.FileSource(path))))
+        taken.append((one, one.snapshot("s", file_source(path))))
 
     benchmark.pedantic(ingest, setup=fresh, rounds=3)
     tell(benchmark, SIZE, taken[-1][1], taken[-1][0].store)
 
 
 def test_duplicate_ingest(benchmark, machine, dump) -> None:
-    machine.snapshot("s", castore.FileSource(dump))
-    taken = benchmark.pedantic(machine.snapshot, ("s", castore.FileSource(dump)), rounds=5, warmup_rounds=1)
+    machine.snapshot("s", file_source(dump))
+    taken = benchmark.pedantic(machine.snapshot, ("s", file_source(dump)), rounds=5, warmup_rounds=1)
     assert taken.parts[0].new_chunks == 0
     tell(benchmark, SIZE, taken, machine.store)
 
@@ -139,7 +148,7 @@ def test_duplicate_ingest(benchmark, machine, dump) -> None:
 def test_dump_to_nowhere(benchmark, machine, dump) -> None:
     from castore.content.streams import StreamReader
 
-    taken = machine.snapshot("s", castore.FileSource(dump))
+    taken = machine.snapshot("s", file_source(dump))
 
     def read() -> int:
         with StreamReader(machine.store) as reader:
@@ -150,19 +159,19 @@ def test_dump_to_nowhere(benchmark, machine, dump) -> None:
 
 
 def test_unchanged_tree(benchmark, machine, tree) -> None:
-    machine.snapshot("t", castore.TreeSource(tree))
-    taken = benchmark.pedantic(machine.snapshot, ("t", castore.TreeSource(tree)), rounds=3, warmup_rounds=1)
+    machine.snapshot("t", Tree(tree))
+    taken = benchmark.pedantic(machine.snapshot, ("t", Tree(tree)), rounds=3, warmup_rounds=1)
     tell(benchmark, taken.size, taken, machine.store)
 
 
 def test_tree_restore(benchmark, machine, tree, tmp_path) -> None:
-    taken = machine.snapshot("t", castore.TreeSource(tree))
+    taken = machine.snapshot("t", Tree(tree))
     number = iter(range(100))
 
     def restore() -> None:
-        selection = castore.select(machine.store, "t@1:part")
+        selection = select(machine.store, "t@1:part")
         into = str(tmp_path / f"out-{next(number)}")
-        castore.restore(machine.store, selection, into, castore.Ownership(change=False), castore.Progress())
+        restore_parts(machine.store, selection, into, Ownership(change=False), castore.Progress())
 
     benchmark.pedantic(restore, rounds=3)
     tell(benchmark, taken.size, taken, machine.store)

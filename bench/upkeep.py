@@ -33,6 +33,8 @@ from castore.crypto import Identity
 from castore.maintenance.compact import compact
 from castore.maintenance.verify import verify
 from castore.services.prune import forget
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.storage.os_files import Files
 from castore.store import MachinePaths, Store
@@ -103,7 +105,7 @@ class Place:
     def take(self, sources, service: str = "s") -> float:
         began = time.perf_counter()
         with self.open() as store:
-            castore.snapshot(store, service, sources)
+            take_snapshot(store, service, sources)
         return time.perf_counter() - began
 
     def stored(self) -> int:
@@ -154,7 +156,7 @@ def upkeep(folder: str, nights: list[dict]) -> None:
         rng = random.Random(0)
         with open(noise, "wb") as file:
             file.writelines(rng.randbytes(1 << 20) for _ in range(part * NOISE // (2 << 20)))
-        place.take({"d": castore.FileSource(noise)}, "noise")
+        place.take({"d": file_source(noise)}, "noise")
     size = place.stored()
     print(f"store: {size / 1e6:.0f} MB in {len(os.listdir(folder + '/store/packs'))} packs")
     for name, options in (("index", {}), ("packs", {"packs": True}), ("read-data", {"read_data": True})):
@@ -215,7 +217,7 @@ def main() -> None:
             write_dump(path, options.size, night=night)
         tree = os.path.join(folder, "tree")
         write_tree(tree, options.files)
-        nights = [{"d": castore.FileSource(path), "t": castore.TreeSource(tree)} for path in dumps]
+        nights = [{"d": file_source(path), "t": Tree(tree)} for path in dumps]
         durability(folder, nights, options.runs)
         place = os.path.join(folder, "upkeep")
         os.mkdir(place)

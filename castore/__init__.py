@@ -1,19 +1,16 @@
 """castore: snapshots of service state that follow the configuration.
 
-The public Python API, of which the command line is one client::
+The public Python API, which the documentation describes with examples::
 
     import castore
 
-    store = castore.open_store("/var/backups/castore", castore.MachinePaths(state, cache), identity)
-    with store, store.lock("drupal"):
-        sources = {"sites": castore.TreeSource("/var/lib/drupal/sites")}
-        taken = castore.snapshot(store, "drupal", sources, revision="r1")
-    store.generations("drupal")                               # newest first
-    selection = castore.select(store, "drupal@r1:sites")
-    castore.restore(store, selection, "/tmp/look", castore.Ownership(change=False), castore.Progress())
-    castore.roll_back(store, selection.generation, origins, ...)
+    with castore.open("/var/backups/castore", identity="~/key") as store:
+        drupal = store.service("drupal")
+        parts = {"sites": castore.Tree("/srv/sites"), "db": castore.PostgreSQL("drupal")}
+        taken = drupal.snapshot(parts, revision="r1")
+        drupal.rollback(to="r1")
 
-Errors are those of `castore.errors`. Names are imported when they are first used.
+Names are imported when they are first used. Errors are those of `castore.errors`.
 """
 
 from __future__ import annotations
@@ -23,96 +20,91 @@ from castore.version import __version__
 # What is imported here delays every command: typing alone takes longer than all else in this file.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
-    from castore.content.restore.metadata import Ownership
-    from castore.crypto import Identity, Recipient
-    from castore.maintenance.verify import verify
-    from castore.model.generation import Generation, Part
-    from castore.progress import Progress
-    from castore.services.restore import restore
-    from castore.services.rollback.execute import roll_back
-    from castore.services.rollback.plan import plan_rollback, read_details
-    from castore.services.selectors import select
-    from castore.services.snapshot import (
-        FileSource,
-        ProgramSource,
-        StreamSource,
-        TreeSource,
-        snapshot,
+    from castore.api import (
+        Generation,
+        Identity,
+        Part,
+        PruneReport,
+        RestoreReport,
+        RollbackResult,
+        Service,
+        Store,
+        create,
+        open,  # noqa: A004
     )
-    from castore.store import MachinePaths, Store
+    from castore.crypto import Recipient
+    from castore.engines.command import Command
+    from castore.engines.file import File
+    from castore.engines.ldap import LDAP
+    from castore.engines.mariadb.engine import MariaDB, MySQL
+    from castore.engines.postgresql.engine import PostgreSQL
+    from castore.engines.redis import Redis
+    from castore.engines.sqlite import SQLite
+    from castore.maintenance.verify import Verification
+    from castore.progress import Progress
+    from castore.services.config import Keep as Retention
+    from castore.services.rollback.plan import RollbackPlan
+    from castore.services.snapshot import Stream, Tree
+    from castore.state.paths import MachinePaths
 
 __all__ = [
-    "FileSource",
+    "LDAP",
+    "Command",
+    "File",
     "Generation",
     "Identity",
     "MachinePaths",
-    "Ownership",
+    "MariaDB",
+    "MySQL",
     "Part",
-    "ProgramSource",
+    "PostgreSQL",
     "Progress",
+    "PruneReport",
     "Recipient",
+    "Redis",
+    "RestoreReport",
+    "Retention",
+    "RollbackPlan",
+    "RollbackResult",
+    "SQLite",
+    "Service",
     "Store",
-    "StreamSource",
-    "TreeSource",
+    "Stream",
+    "Tree",
+    "Verification",
     "__version__",
-    "open_store",
-    "plan_rollback",
-    "read_details",
-    "restore",
-    "roll_back",
-    "select",
-    "snapshot",
-    "verify",
+    "create",
+    "open",
 ]
 
 _WHERE = {
-    "FileSource": "castore.services.snapshot",
-    "Generation": "castore.model.generation",
-    "Identity": "castore.crypto",
-    "Ownership": "castore.content.restore.metadata",
-    "Part": "castore.model.generation",
-    "MachinePaths": "castore.store",
-    "ProgramSource": "castore.services.snapshot",
-    "Recipient": "castore.crypto",
-    "Store": "castore.store",
-    "StreamSource": "castore.services.snapshot",
+    "Command": "castore.engines.command",
+    "File": "castore.engines.file",
+    "LDAP": "castore.engines.ldap",
+    "MachinePaths": "castore.state.paths",
+    "MariaDB": "castore.engines.mariadb.engine",
+    "MySQL": "castore.engines.mariadb.engine",
+    "PostgreSQL": "castore.engines.postgresql.engine",
     "Progress": "castore.progress",
-    "TreeSource": "castore.services.snapshot",
-    "plan_rollback": "castore.services.rollback.plan",
-    "read_details": "castore.services.rollback.plan",
-    "restore": "castore.services.restore",
-    "roll_back": "castore.services.rollback.execute",
-    "select": "castore.services.selectors",
-    "snapshot": "castore.services.snapshot",
-    "verify": "castore.maintenance.verify",
+    "Recipient": "castore.crypto",
+    "Redis": "castore.engines.redis",
+    "RollbackPlan": "castore.services.rollback.plan",
+    "SQLite": "castore.engines.sqlite",
+    "Stream": "castore.services.snapshot",
+    "Tree": "castore.services.snapshot",
+    "Verification": "castore.maintenance.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name not in _WHERE:
+    if name == "testing":
+        return importlib.import_module("castore.testing")
+    if name not in __all__:
         raise AttributeError(f"module 'castore' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
-
-
-def open_store(
-    path: str,
-    places: MachinePaths,
-    identity: Callable[[], Identity] | None = None,
-    *,
-    accept_older: bool = False,
-) -> Store:
-    """Open the store in the directory `path`.
-
-    places: where this machine keeps keys, indexes and what it has seen of stores. identity: called once,
-    when state is first read; without it what takes an identity raises IdentityError. accept_older: take
-    a store that is older than this machine has seen it. Raises NotFoundError, StaleStoreError, FormatError.
-    """
-    from castore.storage import LocalStorage
-    from castore.store import Store
-
-    return Store.open(LocalStorage(path), places, identity, accept_older=accept_older)
+    found = getattr(importlib.import_module(_WHERE.get(name, "castore.api")), name)
+    globals()[name] = found
+    return found

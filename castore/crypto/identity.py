@@ -7,7 +7,7 @@ import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from nacl._sodium import lib
 
@@ -188,12 +188,12 @@ class Identity:
         return f"Identity(of {self._recipient.text})"
 
     @classmethod
-    def generate(cls) -> Identity:
+    def generate(cls) -> Self:
         """Return a new identity."""
         return cls(os.urandom(32))
 
     @classmethod
-    def parse(cls, text: str, passphrase: Callable[[], str] | None) -> Identity:
+    def parse(cls, text: str, passphrase: Callable[[], str] | None) -> Self:
         """Return the identity in a file's text, asking for its passphrase if it has one.
 
         Raises IdentityError if the text holds no identity, or the passphrase is wrong or missing.

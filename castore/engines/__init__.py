@@ -50,3 +50,16 @@ def find(name: str) -> Any:
                 "repair or reinstall its package"
             ) from error
     raise UsageError(f"there is no engine {name!r}; known are tree, {', '.join(names())}")
+
+
+def name_of(kind: type) -> str:
+    """Return the name of an engine in castore.toml, by its class. Raises UsageError."""
+    for name, (module, attribute) in _OWN.items():
+        if (kind.__module__, kind.__name__) == (module, attribute):
+            return name
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    for found in entry_points(group=_GROUP):
+        if found.value == f"{kind.__module__}:{kind.__qualname__}":
+            return found.name
+    raise UsageError(f"{kind.__qualname__} is not an installed engine; known are {', '.join(names())}")

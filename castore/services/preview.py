@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from castore.content.scan.preview import preview_tree
 from castore.engines.command import Command
 from castore.errors import CastoreError
-from castore.services.snapshot import EngineSource, TreeSource, directory_ids, rules_of
+from castore.services.snapshot import EngineSource, Tree, directory_ids, rules_of
 from castore.services.underway import refuse_unfinished
 
 if TYPE_CHECKING:
@@ -49,14 +49,14 @@ def preview(
     """
     skip = frozenset(directory_ids(leave_out))
     for name, source in sources.items():
-        if isinstance(source, TreeSource):
+        if isinstance(source, Tree):
             yield _tree(name, source, skip, journals)
         else:
             yield _dump(name, source)
 
 
 def _tree(
-    name: str, source: TreeSource, skip: frozenset[tuple[int, int]], journals: str
+    name: str, source: Tree, skip: frozenset[tuple[int, int]], journals: str
 ) -> PartPreview:
     path = os.path.abspath(source.path)
     part = PartPreview(name, "tree", path, path)

@@ -67,7 +67,7 @@ def select(store: Store, text: str) -> Selection:
             generation = find(store, service, selector)
             if part_name is None:
                 return Selection(generation)
-            return Selection(generation, _part(generation, part_name), path)
+            return Selection(generation, part_of(generation, part_name), path)
         except (NotFoundError, UsageError) as error:
             if part_name is None or not _goes_on(store, service, selector, part_name):
                 first_error = first_error or error
@@ -91,7 +91,8 @@ def _readings(rest: str) -> Iterator[tuple[str, str | None, str]]:
     yield rest, None, ""
 
 
-def _part(generation: Generation, name: str) -> Part:
+def part_of(generation: Generation, name: str) -> Part:
+    """Return a part of a generation by its name. Raises NotFoundError."""
     part = generation.part(name)
     if part is None:
         names = ", ".join(part.name for part in generation.parts)

@@ -53,7 +53,7 @@ class _OvertakenError(BusyError):
 
 
 @dataclass(frozen=True)
-class TreeSource:
+class Tree:
     """A directory to take as a part."""
 
     path: str
@@ -82,18 +82,18 @@ class EngineSource:
     engine: Engine
 
 
-def ProgramSource(dump: tuple[str, ...], restore: tuple[str, ...] = ()) -> EngineSource:  # noqa: N802
+def program_source(dump: tuple[str, ...], restore: tuple[str, ...] = ()) -> EngineSource:
     """Return a program whose standard output is taken as a part; restore: what a roll-back feeds it to."""
     return EngineSource("command", Command(program=tuple(dump), restore=tuple(restore)))
 
 
-def FileSource(path: str) -> EngineSource:  # noqa: N802
+def file_source(path: str) -> EngineSource:
     """Return a file whose bytes are taken as a part."""
     return EngineSource("file", File(path=os.path.abspath(path)))
 
 
 @dataclass(frozen=True)
-class StreamSource:
+class Stream:
     """An open file, standard input mostly, that is read to its end."""
 
     descriptor: int
@@ -101,7 +101,7 @@ class StreamSource:
     """Else an empty stream is refused: a pipeline whose first program failed looks the same."""
 
 
-Source = TreeSource | EngineSource | StreamSource
+Source = Tree | EngineSource | Stream
 _NONE_ABSENT: Final = Absent()
 _LOOKED_AT: Final = 100
 """Generations in which the last state of a part is looked for: partial ones may lack it."""
@@ -135,7 +135,7 @@ def snapshot(
 
     with event(store, "snapshot", service) as note:
         # What was read from an open file cannot be read once more.
-        repeats = not any(isinstance(source, StreamSource) for source in sources.values())
+        repeats = not any(isinstance(source, Stream) for source in sources.values())
         for tries_left in (2, 1, 0):
             try:
                 taken, origins = _snapshot(
@@ -189,7 +189,7 @@ def _snapshot(
             for name, source in present_parts(sources).items():
                 tally = Progress(total=_expected_size(store, service, name))
                 progress(check_name("part", name), tally)
-                if isinstance(source, TreeSource):
+                if isinstance(source, Tree):
                     if not interrupted:
                         refuse_unfinished(store.places.journals, source.path)
                     report_foreign(store, source.path)
@@ -287,7 +287,7 @@ def _store_tree(
 def _part(name: str, source: Source, root: Ref | None, tally: Progress) -> Part:
     return Part(
         name=name,
-        kind="tree" if isinstance(source, TreeSource) else "dump",
+        kind="tree" if isinstance(source, Tree) else "dump",
         root=StoredRef.of(root),
         size=tally.read,
         files=tally.files,
@@ -342,7 +342,7 @@ def _store_dump(
             ingest.compare_with(PreviousStream(iter_runs_of_chunks(store, parent.content)))
         if isinstance(source, EngineSource):
             readinto = stack.enter_context(source.engine.stable_dump(secret))
-        elif isinstance(source, StreamSource):
+        elif isinstance(source, Stream):
             readinto = _stream_reader(source)
         else:
             raise TypeError(source)
@@ -351,7 +351,7 @@ def _store_dump(
     return roots[0]
 
 
-def _stream_reader(source: StreamSource) -> Callable[[memoryview], int]:
+def _stream_reader(source: Stream) -> Callable[[memoryview], int]:
     """Return what reads an open file; it raises ProgramError at the end of an empty one."""
     enlarge_pipe(source.descriptor)
     empty = not source.allow_empty
@@ -387,11 +387,11 @@ def left_out(store: Store, folders: Sequence[str]) -> frozenset[tuple[int, int]]
     return frozenset(directory_ids([store.location, *folders]))
 
 
-def rules_of(source: TreeSource | Origin, skip: frozenset[tuple[int, int]]) -> ScanRules:
+def rules_of(source: Tree | Origin, skip: frozenset[tuple[int, int]]) -> ScanRules:
     """Return what of a tree is taken; skip: as `left_out` says."""
     top = os.path.abspath(os.fsdecode(source.path))
     exclude = Exclude(source.exclude, top) if source.exclude else None
-    own = source.own if isinstance(source, TreeSource) else frozenset()
+    own = source.own if isinstance(source, Tree) else frozenset()
     return ScanRules(exclude, source.one_file_system, source.exclude_caches, skip, own)
 
 
@@ -401,7 +401,7 @@ def sources_of(settings: Service) -> dict[str, Source]:
     for name, part in settings.parts.items():
         own = part.source
         if isinstance(own, TreePart):
-            sources[name] = TreeSource(own.path, own.exclude, own.one_file_system, own.exclude_caches)
+            sources[name] = Tree(own.path, own.exclude, own.one_file_system, own.exclude_caches)
         else:
             sources[name] = EngineSource(part.engine, own)
     return sources
@@ -421,7 +421,7 @@ def present_parts(sources: dict[str, Source]) -> dict[str, Source]:
 
 def origin(source: Source) -> Origin:
     """Return what a generation records of where a part came from."""
-    if isinstance(source, TreeSource):
+    if isinstance(source, Tree):
         return Origin(
             path=os.fsencode(os.path.abspath(source.path)),
             exclude=source.exclude,
@@ -444,7 +444,7 @@ def _dated(origin: Origin, source: Source) -> Origin:
     """Return where a part came from, with what made it."""
     version = source.engine.version() if isinstance(source, EngineSource) else ""
     path = path_of(origin)
-    file = owner_of(path) if path and not isinstance(source, TreeSource) else None
+    file = owner_of(path) if path and not isinstance(source, Tree) else None
     return msgspec.structs.replace(origin, made_by=version, above=above(path), file=file)
 
 
@@ -453,7 +453,7 @@ def unrestorable(sources: dict[str, Source]) -> list[str]:
     return [
         name
         for name, source in sources.items()
-        if isinstance(source, StreamSource) or (isinstance(source, EngineSource) and source.engine.refusal())
+        if isinstance(source, Stream) or (isinstance(source, EngineSource) and source.engine.refusal())
     ]
 
 
@@ -513,9 +513,9 @@ def engine_of(origin: Origin) -> EngineSource | None:
         except msgspec.ValidationError as error:
             raise UsageError(f"what was recorded for the engine {origin.engine!r}: {error}") from None
     if origin.dump:
-        return ProgramSource(origin.dump, origin.restore)
+        return program_source(origin.dump, origin.restore)
     if origin.path:
-        return FileSource(os.fsdecode(origin.path))
+        return file_source(os.fsdecode(origin.path))
     return None
 
 

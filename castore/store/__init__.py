@@ -10,13 +10,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from castore.state.paths import MachinePaths
+from castore.storage import LocalStorage
 from castore.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.crypto import Identity
     from castore.store.write.delta_encoder import NewChunk
     from castore.store.write.session import SealedRecord, Session
 
-__all__ = ["MachinePaths", "NewChunk", "SealedRecord", "Session", "Store"]
+__all__ = ["MachinePaths", "NewChunk", "SealedRecord", "Session", "Store", "open_store"]
+
+
+def open_store(
+    path: str,
+    paths: MachinePaths,
+    identity: Callable[[], Identity] | None = None,
+    *,
+    accept_older: bool = False,
+) -> Store:
+    """Open the store in a directory, with the arguments of `Store.open`."""
+    return Store.open(LocalStorage(path), paths, identity, accept_older=accept_older)
 
 
 def __getattr__(name: str) -> Any:

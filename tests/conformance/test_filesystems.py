@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 import castore
+from castore.content.restore.metadata import Ownership
 from castore.content.scan import cache, small_files
 from castore.services.restore_in_place import plan_in_place, restore_in_place
+from castore.services.selectors import select
+from castore.services.snapshot import Tree
 from tests.support.forest import plant
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
@@ -71,8 +74,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def in_place(lab: Lab, what: str, top: Path) -> list[tuple[bytes, str]]:
     with lab.open() as store:
-        selection = castore.select(store, what)
-        ownership = castore.Ownership(change=True, numeric=True)
+        selection = select(store, what)
+        ownership = Ownership(change=True, numeric=True)
         plan = plan_in_place(store, selection, str(top), ownership)
         return restore_in_place(store, plan, ownership, castore.Progress())
 
@@ -85,7 +88,7 @@ def test_every_kind_of_file_is_kept_and_restored(place, lab: Lab, tmp_path: Path
     else:
         plant(point / "below" / "forest", many=200)
         live = point / "below"
-    source = {"t": castore.TreeSource(str(live))}
+    source = {"t": Tree(str(live))}
     time.sleep(0.02)
     first = lab.snapshot("s", source)
     assert first.missed == 0
@@ -123,7 +126,7 @@ def test_blocks_of_a_large_file_are_shared_where_that_can_be(place, lab: Lab):
     size = 40 * MIB
     data = bytearray(random.Random(4).randbytes(size))
     (live / "large").write_bytes(data)
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
     data[size // 2 : size // 2 + 6] = b"change"
     (live / "large").write_bytes(data)
     assert in_place(lab, "s@1:t", live) == []
@@ -155,7 +158,7 @@ def test_what_a_file_system_cannot_have_is_told(place, lab: Lab, tmp_path: Path)
     os.setxattr(live / "attributed", "user.comment", b"hello")
     (live / "listed").write_bytes(b"file")
     subprocess.run(["setfacl", "-m", "u:12345:r", live / "listed"], check=True)
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
     restored = lab.restore("s@1:t", point / "out")
     told = dict(restored.report.warnings)
     assert restored.report.damaged == []

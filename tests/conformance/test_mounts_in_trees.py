@@ -78,7 +78,7 @@ def stored_without_the_layer(lab: Lab, tmp_path: Path) -> None:
     (wanted / "kept").mkdir(parents=True)
     (wanted / "kept" / "file").write_bytes(b"stored")
     (wanted / "becomes-file").write_bytes(b"a file now")
-    lab.snapshot("s", {"t": package.TreeSource(str(wanted))})
+    lab.snapshot("s", {"t": package.Tree(str(wanted))})
 
 
 def test_directories_of_a_lower_layer_are_replaced_and_removed(lab: Lab, overlay: Path, tmp_path: Path) -> None:

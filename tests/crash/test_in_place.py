@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 
-import castore
 from castore.content.restore import recover as recovering
 from castore.errors import UsageError
+from castore.services.snapshot import Tree
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
 SCRIPT = """
 import os, signal, sys
-import castore
 from castore.content.restore import undo_area
+from castore.content.restore.metadata import Ownership
+from castore.services.selectors import select
+from castore.store import open_store
 from castore.crypto import Identity
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.store import MachinePaths
@@ -47,10 +49,10 @@ for name in ("begin", "take", "_clear", "finish"):
 for name in ("mkdir", "fsync", "unlink", "rmdir"):
     setattr(os, name, watched(getattr(os, name)))
 found = Identity.parse(identity, lambda: "")
-ownership = castore.Ownership(change=os.geteuid() == 0, numeric=True)
-with castore.open_store(store, MachinePaths(state, cache), lambda: found) as opened:
+ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+with open_store(store, MachinePaths(state, cache), lambda: found) as opened:
     opened.sync()
-    plan = plan_in_place(opened, castore.select(opened, "s@1:t"), live, ownership)
+    plan = plan_in_place(opened, select(opened, "s@1:t"), live, ownership)
     restore_in_place(opened, plan, ownership, castore.Progress())
 print("done")
 """
@@ -95,7 +97,7 @@ def test_whatever_the_moment_it_is_put_back_or_finished(lab: Lab, tmp_path: Path
     live = tmp_path / "live"
     live.mkdir()
     grow(live)
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
     stored = walk(live)
     change(live)
     changed = walk(live)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import castore
 from castore.crypto import Identity
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import Store
 from tests.support.sweeps import AVERAGE, KILLED, Machine, Sweep, compiled
@@ -159,8 +160,8 @@ def _init_goes_on(machine: Machine, words: tuple[str, ...], where: str) -> None:
     machine.identity = Identity.parse(made.read_text(), None)
     machine.change(1)
     with machine.opened() as store:
-        sources = {"t": castore.TreeSource(str(machine.live)), "d": castore.FileSource(str(machine.dump))}
-        assert castore.snapshot(store, "web", sources).number == 1
+        sources = {"t": Tree(str(machine.live)), "d": file_source(str(machine.dump))}
+        assert take_snapshot(store, "web", sources).number == 1
     kept = {("web", 1): machine.content()}
     machine.check(certain=set(kept), possible=kept, fresh=False)
 

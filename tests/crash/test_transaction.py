@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pytest
 
-import castore
 from castore.engines.file import File
 from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError
 from castore.services.config import Service
-from castore.services.snapshot import EngineSource
+from castore.services.snapshot import EngineSource, Tree
 from tests.support.stores import Lab
 
 WATCHED = ("rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "utime", "write")
@@ -45,10 +44,10 @@ class World:
 
     def sources(self) -> dict:
         return {
-            "t": castore.TreeSource(str(self.live / "t"), ("/app.db",)),
+            "t": Tree(str(self.live / "t"), ("/app.db",)),
             "db": EngineSource("sqlite", SQLite(path=str(self.live / "t" / "app.db"))),
             "s": EngineSource("file", File(path=str(self.live / "s"))),
-            "u": castore.TreeSource(str(self.live / "u")),
+            "u": Tree(str(self.live / "u")),
         }
 
     def write(self, path: str, text: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import castore
+from castore.content.restore.metadata import Ownership
 from castore.errors import (
     CastoreError,
     DamageError,
@@ -22,7 +23,11 @@ from castore.errors import (
     NotFoundError,
     StaleStoreError,
 )
+from castore.maintenance.verify import verify as verify_store
 from castore.model.refs import PackId
+from castore.services.restore import restore as restore_parts
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -133,7 +138,7 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Master:
     known: set[str] = set()
     for number in (1, 2):
         _content(live, dump, number)
-        sources = {"t": castore.TreeSource(str(live)), "d": castore.FileSource(str(dump))}
+        sources = {"t": Tree(str(live)), "d": file_source(str(dump))}
         assert lab.snapshot("s", sources).number == number
         found.trees[number], found.dumps[number] = walk(live), dump.read_bytes()
         for kind in ("session", "pack", "generation"):
@@ -218,10 +223,10 @@ def _restored_rightly(master: Master, store: Store, number: int, into: Path) -> 
         out = into / part
         failed = None
         try:
-            selection = castore.select(store, f"s@{number}:{part}")
+            selection = select(store, f"s@{number}:{part}")
             assert selection.generation.number == number
-            done = castore.restore(
-                store, selection, str(out), castore.Ownership(change=False), castore.Progress()
+            done = restore_parts(
+                store, selection, str(out), Ownership(change=False), castore.Progress()
             )
             assert done.report.warnings == []
             damaged = done.report.damaged
@@ -291,9 +296,9 @@ def test_damage_is_named_and_nothing_wrong_is_restored(
         if "padding" in how:
             store.sync()
             assert store.damaged == {}
-            assert castore.verify(store, castore.Progress()).sound
+            assert verify_store(store, castore.Progress()).sound
         try:
-            found = castore.verify(store, castore.Progress(), packs=True, read_data=True)
+            found = verify_store(store, castore.Progress(), packs=True, read_data=True)
             report = "\n".join(found.damage + [hit.reason for hit in found.affected])
         except CastoreError as error:
             assert isinstance(error, _ACCEPTED), error
@@ -315,7 +320,7 @@ def test_damage_is_named_and_nothing_wrong_is_restored(
 def test_the_store_undamaged_is_sound(master: Master, room: Path, mode: str) -> None:
     lab = _copy(master, room, mode)
     with lab.open() as store:
-        assert castore.verify(store, castore.Progress(), read_data=True).sound
+        assert verify_store(store, castore.Progress(), read_data=True).sound
         assert [_restored_rightly(master, store, n, room / str(n)) for n in (1, 2)] == ["", ""]
 
 
@@ -327,7 +332,7 @@ def test_a_pack_of_another_length_is_found_without_reading_it(
     lab = _copy(master, room, "index kept")
     _damage(master, lab.store, what, how)
     with lab.open(identity=False) as store:
-        assert not castore.verify(store, castore.Progress()).sound
+        assert not verify_store(store, castore.Progress()).sound
 
 
 @pytest.mark.parametrize("what", ["generation 1", "generation 2"])
@@ -338,7 +343,7 @@ def test_a_damaged_generation_is_found_with_the_writer_key_only(
     lab = _copy(master, room, "index kept")
     _damage(master, lab.store, what, how)
     with lab.open(identity=False) as store:
-        found = castore.verify(store, castore.Progress())
+        found = verify_store(store, castore.Progress())
     assert any(line.startswith(master.names[what]) for line in found.damage)
 
 
@@ -350,6 +355,6 @@ def test_no_older_generation_is_taken_for_one_that_is_damaged(master: Master, ro
         store.sync_generations()
         for selector in ("latest", "2", "#2", "2999-01-01", "r"):
             with pytest.raises(DamageError, match=master.names["generation 2"]):
-                castore.select(store, f"s@{selector}:t")
+                select(store, f"s@{selector}:t")
         for selector in ("1", "#1"):
-            assert castore.select(store, f"s@{selector}:t").generation.number == 1
+            assert select(store, f"s@{selector}:t").generation.number == 1

@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import castore as api
 from castore.errors import DamageError, UsageError
 from castore.model.generation import (
     Details,
@@ -24,7 +23,8 @@ from castore.model.generation import (
 )
 from castore.model.names import check_host, check_name, check_path, host_name
 from castore.services import folders
-from castore.store import MachinePaths
+from castore.services.snapshot import Tree
+from castore.store import MachinePaths, open_store
 from castore.store.format import generation
 from tests.support.hostile import forge
 from tests.support.stores import Lab
@@ -54,10 +54,10 @@ def named(name: str) -> Callable[[Generation], Generation]:
 
 def fill(lab: Lab, tree: Path) -> None:
     """Put a generation that is valid into a store, and one for each hostile name of a part."""
-    lab.snapshot("web", {"t": api.TreeSource(str(tree))})
+    lab.snapshot("web", {"t": Tree(str(tree))})
     with lab.open(identity=False) as store:
         for number, name in enumerate(NAMES, 2):
-            forge(store, "web", {"t": api.TreeSource(str(tree))}, lambda one, name=name: named(name)(one))
+            forge(store, "web", {"t": Tree(str(tree))}, lambda one, name=name: named(name)(one))
             store.index.remove_generations(g.partition("/")[2] for g in store.generation_objects("web", [number]))
             store._seen.forget("web", {number}, store.generation("web", 1))
 
@@ -110,7 +110,7 @@ def test_no_name_of_a_part_becomes_a_path(lab: Lab, tree: Path, home: Path, cast
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_record_has_a_name_that_could_be_a_path(lab: Lab, tree: Path, name: str) -> None:
-    taken = lab.snapshot("web", {"t": api.TreeSource(str(tree))})
+    taken = lab.snapshot("web", {"t": Tree(str(tree))})
     replace = msgspec.structs.replace
     changed = [named(name)(taken), replace(taken, service=name), replace(taken, lacks=(name,))]
     if not name.isprintable() or "/" in name:
@@ -137,14 +137,14 @@ def test_no_record_has_a_name_that_could_be_a_path(lab: Lab, tree: Path, name: s
     ],
 )
 def test_no_record_has_an_impossible_value(lab: Lab, tree: Path, change: dict) -> None:
-    taken = lab.snapshot("web", {"t": api.TreeSource(str(tree))})
+    taken = lab.snapshot("web", {"t": Tree(str(tree))})
     with pytest.raises(DamageError):
         decode_generation(msgspec.msgpack.encode(msgspec.structs.replace(taken, **change)))
 
 
 @pytest.mark.parametrize("change", [{"files": (1 << 32) + 1}, {"files": -1}, {"size": -1}, {"size": 1 << 63}, {"missed": -1}, {"name": "t"}])
 def test_no_part_has_an_impossible_value(lab: Lab, tree: Path, change: dict) -> None:
-    taken = lab.snapshot("web", {"t": api.TreeSource(str(tree))})
+    taken = lab.snapshot("web", {"t": Tree(str(tree))})
     part = msgspec.structs.replace(taken.parts[0], name="other") if change != {"name": "t"} else taken.parts[0]
     parts = (taken.parts[0], msgspec.structs.replace(part, **change))
     with pytest.raises(DamageError):
@@ -194,12 +194,12 @@ def test_one_validator_serves_what_is_written_and_what_is_read() -> None:
 
 def test_a_name_in_the_store_is_checked_where_it_is_opened(lab: Lab, tree: Path) -> None:
     with lab.open(identity=False) as store:
-        forged = forge(store, "web", {"t": api.TreeSource(str(tree))}, named("../x"))
+        forged = forge(store, "web", {"t": Tree(str(tree))}, named("../x"))
         name = generation.generation_name(store.writer_key, "web", forged.number)
         with pytest.raises(DamageError, match=name):
             generation.open_generation(name, store.storage.get(name), store.writer_key)
     fresh = MachinePaths(str(lab.folder / "state2"), str(lab.folder / "cache2"))
-    with api.open_store(str(lab.store), fresh, lambda: lab.identity) as store:
+    with open_store(str(lab.store), fresh, lambda: lab.identity) as store:
         store.sync()
         assert list(store.damaged) == [name]
         assert store.services() == []

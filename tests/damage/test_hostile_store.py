@@ -136,8 +136,8 @@ def commit(hostile: Hostile, service: str, tree: Ref, dump: Ref, files: int, siz
         other = {} if details is None else {"details": StoredRef.of(details)}
         return msgspec.structs.replace(one, parts=parts, **other)
 
-    forge(hostile.store, service, {"t": api.TreeSource(str(live))})
-    forge(hostile.store, service, {"t": api.TreeSource(str(live))}, change)
+    forge(hostile.store, service, {"t": api.Tree(str(live))})
+    forge(hostile.store, service, {"t": api.Tree(str(live))}, change)
 
 
 def attack(hostile: Hostile, home: Path, castore: Run, services: list[str], monkeypatch: pytest.MonkeyPatch, *, damaged: bool = True) -> None:

@@ -205,8 +205,9 @@ def test_a_number_that_is_also_a_revision_is_wrong_usage(castore: Callable, stor
 
 
 _HOLD = """
-import sys, castore
-store = castore.open_store(sys.argv[1], castore.MachinePaths(sys.argv[2], sys.argv[3]))
+import sys
+from castore.store import MachinePaths, open_store
+store = open_store(sys.argv[1], MachinePaths(sys.argv[2], sys.argv[3]))
 with store, store.lock("web"):
     print("held", flush=True)
     sys.stdin.read()

@@ -25,6 +25,8 @@ from castore.maintenance.verify import verify
 from castore.model.refs import PackId
 from castore.services.prune import forget
 from castore.services.restore import read
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
 from castore.store.format.deletion import condemn
 from tests.support.stores import Lab
 from tests.support.sweeps import plain_tree, stored_tree
@@ -111,7 +113,7 @@ class Master:
         self.dump.write_bytes(data[:20_000] + rng.randbytes(9000))
 
     def sources(self) -> dict:
-        return {"t": castore.TreeSource(str(self.live)), "d": castore.FileSource(str(self.dump))}
+        return {"t": Tree(str(self.live)), "d": file_source(str(self.dump))}
 
     def content(self) -> tuple[object, bytes]:
         return plain_tree(self.live), self.dump.read_bytes()
@@ -186,8 +188,8 @@ class Case:
         try:
             with self.lab.open() as store, StreamReader(store) as reader:
                 store.sync()
-                dump = b"".join(read(reader, castore.select(store, f"web@#{number}:d")))
-                part = castore.select(store, f"web@#{number}:t").part
+                dump = b"".join(read(reader, select(store, f"web@#{number}:d")))
+                part = select(store, f"web@#{number}:t").part
                 assert part is not None
                 tree = stored_tree(reader, part.content)
         except CastoreError:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import zstandard
 
-import castore
 from castore.crypto import Identity
+from castore.services.snapshot import Tree, file_source
 from castore.store.format.pack import DELTA, DELTA_PAIR, GROUPED
 from castore.store.write import session
 from castore.store.write.delta_encoder import Deltas, Encoded
@@ -93,7 +93,7 @@ def make(into: Path) -> None:
             grow(live / "tree", number)
             (live / "dump").write_bytes(dump(number))
             os.chmod(live / "dump", 0o600)
-            sources = {"tree": castore.TreeSource(str(live / "tree")), "dump": castore.FileSource(str(live / "dump"))}
+            sources = {"tree": Tree(str(live / "tree")), "dump": file_source(str(live / "dump"))}
             taken = lab.snapshot("golden", sources, revision=f"r{number}")
             assert (taken.number, taken.missed) == (number, 0)
             found = plain(walk(live))
@@ -142,7 +142,7 @@ def make_deltas(into: Path) -> None:
         lab = Lab(Path(folder), average=16384)
         for number in range(5):
             Path(folder, "dump").write_bytes(night(number))
-            lab.snapshot("nights", {"dump": castore.FileSource(f"{folder}/dump")})
+            lab.snapshot("nights", {"dump": file_source(f"{folder}/dump")})
         shutil.copytree(lab.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
         (into / "identity").write_text(lab.identity.text() + "\n")
 
@@ -161,8 +161,8 @@ def make_rotated(into: Path) -> None:
             Path(folder, "dump").write_bytes(night(number))
             (Path(folder) / "tree").mkdir(exist_ok=True)
             (Path(folder) / "tree" / f"night {number}").write_text(f"it is night {number}\n")
-            tree = castore.TreeSource(f"{folder}/tree")
-            lab.snapshot("nights", {"dump": castore.FileSource(f"{folder}/dump"), "tree": tree})
+            tree = Tree(f"{folder}/tree")
+            lab.snapshot("nights", {"dump": file_source(f"{folder}/dump"), "tree": tree})
             with lab.open() as store:
                 if number in {0, 2}:
                     former.append(store.writer_key.text())

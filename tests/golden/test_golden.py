@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 import castore
+from castore.content.restore.metadata import Ownership
 from castore.crypto import Identity, WriterKey
+from castore.maintenance.verify import verify as verify_store
+from castore.services.restore import restore as restore_parts
+from castore.services.rollback.plan import read_details
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.pack import DELTA, DELTA_PAIR
@@ -74,24 +81,24 @@ def test_it_is_listed_with_the_writer_key_only(golden: Copy) -> None:
                 ("tree", "tree", 0),
                 ("dump", "dump", 0),
             ]
-        assert castore.verify(store, castore.Progress(), packs=True).sound
+        assert verify_store(store, castore.Progress(), packs=True).sound
 
 
 @pytest.mark.parametrize("revision", ["r1", "r2"])
 def test_it_is_restored(golden: Copy, tmp_path: Path, revision: str) -> None:
     with golden.open() as store:
         store.sync()
-        selection = castore.select(store, f"golden@{revision}")
-        ownership = castore.Ownership(change=False)
-        done = castore.restore(store, selection, str(tmp_path / "out"), ownership, castore.Progress())
+        selection = select(store, f"golden@{revision}")
+        ownership = Ownership(change=False)
+        done = restore_parts(store, selection, str(tmp_path / "out"), ownership, castore.Progress())
     assert (done.report.damaged, done.report.warnings) == ([], [])
     the_same(revision, tmp_path / "out")
 
 
 def test_all_of_it_opens_and_details_too(golden: Copy) -> None:
     with golden.open() as store:
-        assert castore.verify(store, castore.Progress(), read_data=True).sound
-        details = castore.read_details(store, castore.select(store, "golden@latest").generation)
+        assert verify_store(store, castore.Progress(), read_data=True).sound
+        details = read_details(store, select(store, "golden@latest").generation)
     assert set(details.origins) == {"tree", "dump"}
     assert details.origins["tree"].path.endswith(b"/live/tree")
 
@@ -99,14 +106,14 @@ def test_all_of_it_opens_and_details_too(golden: Copy) -> None:
 def test_it_takes_another_generation_and_finds_its_chunks_again(golden: Copy, tmp_path: Path) -> None:
     golden.keep_writer_key()
     with golden.open() as store:
-        selection = castore.select(_synced(store), "golden@r2")
-        ownership = castore.Ownership(change=False)
-        castore.restore(store, selection, str(tmp_path / "out"), ownership, castore.Progress())
+        selection = select(_synced(store), "golden@r2")
+        ownership = Ownership(change=False)
+        restore_parts(store, selection, str(tmp_path / "out"), ownership, castore.Progress())
         sources = {
-            "tree": castore.TreeSource(str(tmp_path / "out" / "tree")),
-            "dump": castore.FileSource(str(tmp_path / "out" / "dump")),
+            "tree": Tree(str(tmp_path / "out" / "tree")),
+            "dump": file_source(str(tmp_path / "out" / "dump")),
         }
-        taken = castore.snapshot(store, "golden", sources, revision="r3")
+        taken = take_snapshot(store, "golden", sources, revision="r3")
         assert taken.number == 3
         # Only entries are new, whose owners may be others: cut and named as ever, content is not.
         assert taken.part("dump").new_chunks == 0
@@ -135,13 +142,13 @@ def test_it_is_restored_without_castore(golden: Copy, tmp_path: Path, revision: 
 
 def test_deltas_with_records_of_their_own_are_read(tmp_path: Path) -> None:
     with Copy(tmp_path, DELTAS).open() as store:
-        assert castore.verify(_synced(store), castore.Progress(), read_data=True).sound
+        assert verify_store(_synced(store), castore.Progress(), read_data=True).sound
         codecs = {entry.codec for pack, _ in store.packs() for entry in store.pack_entries(pack)}
         assert {DELTA, DELTA_PAIR} <= codecs
         for number in range(5):
             out = tmp_path / str(number)
-            selection = castore.select(store, f"nights@{number + 1}")
-            castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Progress())
+            selection = select(store, f"nights@{number + 1}")
+            restore_parts(store, selection, str(out), Ownership(change=False), castore.Progress())
             assert (out / "dump").read_bytes() == night(number)
     command = [sys.executable, str(RESCUE), str(tmp_path / "store"), "--identity", str(DELTAS / "identity")]
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
@@ -161,11 +168,11 @@ def test_what_former_writer_keys_sealed_is_read_and_rescued(tmp_path: Path, iden
     first = Identity.parse((ROTATED / "identity").read_text(), None)
     with copy.open(trust=[first.admin.public]) as store:
         assert len(store.writer_key.former) == 2
-        assert castore.verify(_synced(store), castore.Progress(), read_data=True).sound
+        assert verify_store(_synced(store), castore.Progress(), read_data=True).sound
         for number in range(5):
             out = tmp_path / str(number)
-            selection = castore.select(store, f"nights@{number + 1}")
-            castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Progress())
+            selection = select(store, f"nights@{number + 1}")
+            restore_parts(store, selection, str(out), Ownership(change=False), castore.Progress())
             _is_night(out, number)
     command = [sys.executable, str(RESCUE), str(copy.path), "--identity", str(ROTATED / identity)]
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
@@ -193,7 +200,7 @@ def test_a_rotated_store_goes_on_with_the_present_writer_key(tmp_path: Path) -> 
     copy.keep_writer_key()
     (tmp_path / "dump").write_bytes(night(4))
     with copy.open(identity=False) as store:
-        sources = {"dump": castore.FileSource(str(tmp_path / "dump"))}
-        taken = castore.snapshot(store, "nights", sources)
+        sources = {"dump": file_source(str(tmp_path / "dump"))}
+        taken = take_snapshot(store, "nights", sources)
         assert (taken.number, taken.parent, taken.part("dump").new_chunks) == (6, 5, 0)
-        assert castore.verify(store, castore.Progress(), packs=True).sound
+        assert verify_store(store, castore.Progress(), packs=True).sound

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import castore as api
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef
 from castore.model.refs import RefKind
 from castore.services.recorded import remember, trusted_origins
-from castore.store import MachinePaths
+from castore.services.snapshot import Tree
+from castore.store import MachinePaths, open_store
 from tests.support.hostile import forge
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -197,8 +197,8 @@ def test_a_recorded_path_is_never_removed(castore: Run, home: Path, elsewhere: P
         return msgspec.structs.replace(one, origins=origins, absent={"u": "tree", "v": "dump"})
 
     state = MachinePaths(str(home / ".local/state/castore"), str(home / ".cache/castore"))
-    with api.open_store(str(home / "store"), state) as store:
-        forge(store, "web", {"t": api.TreeSource(str(elsewhere))}, details=details)
+    with open_store(str(home / "store"), state) as store:
+        forge(store, "web", {"t": Tree(str(elsewhere))}, details=details)
     assert "u: it did not exist then, and is left as it is" in castore("rollback", "web", "--to", "2", "--dry-run", "--trust-recorded").stderr
     castore("rollback", "web", "--to", "2", "--trust-recorded", "--yes")
     castore("rollback", "web", "--to", "2", "--trust-recorded", "--yes", "--no-safety")

@@ -175,7 +175,7 @@ def test_without_arguments_recover_ends_restores_in_place(store: Run, live: Path
 def test_a_restore_at_work_is_neither_recovered_nor_passed_over(
     lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.snapshot("s", {"t": package.TreeSource(str(live))})
+    lab.snapshot("s", {"t": package.Tree(str(live))})
     (live / "c").write_text("changed")
     real = UndoArea.begin
 
@@ -183,7 +183,7 @@ def test_a_restore_at_work_is_neither_recovered_nor_passed_over(
         monkeypatch.setattr(undo_journal, "_AT_WORK", set())  # as another process sees it
         for work in (
             lambda: recover(lab.places.journals, str(live)),
-            lambda: lab.snapshot("other", {"t": package.TreeSource(str(live / "data"))}),
+            lambda: lab.snapshot("other", {"t": package.Tree(str(live / "data"))}),
         ):
             with pytest.raises(BusyError, match="at work"):
                 work()
@@ -199,7 +199,7 @@ def test_a_user_s_own_restore_is_theirs_to_recover(lab: Lab, live: Path, monkeyp
 
     def killed() -> None:
         own = Lab(live / "own" / "lab", average=4096)
-        own.snapshot("s", {"t": package.TreeSource(str(live / "data"))})
+        own.snapshot("s", {"t": package.Tree(str(live / "data"))})
         (live / "data" / "a").write_text("changed")
         monkeypatch.setattr(UndoArea, "finish", lambda _self: os._exit(0))
         own.in_place("s@1:t", live / "data")
@@ -209,8 +209,8 @@ def test_a_user_s_own_restore_is_theirs_to_recover(lab: Lab, live: Path, monkeyp
     told: list[str] = []
     with lab.open() as opened:
         opened.say = told.append
-        package.snapshot(opened, "s", {"t": package.TreeSource(str(live))})
-        package.snapshot(opened, "d", {"t": package.TreeSource(str(live / "data"))})
+        package.snapshot(opened, "s", {"t": package.Tree(str(live))})
+        package.snapshot(opened, "d", {"t": package.Tree(str(live / "data"))})
     assert [f"{undo} belongs to no restore" in line for line in told] == [True]
     assert "was left alone" in recover(lab.places.journals, str(live / "data"))[0]
 
@@ -264,7 +264,7 @@ def test_a_top_that_became_a_link_is_refused(store: Run, live: Path, tmp_path: P
 def test_metadata_is_not_given_to_what_took_a_file_s_place(lab: Lab, live: Path, name: str) -> None:
     os.chmod(live / "c", 0o604)
     os.chmod(live / "data", 0o705)
-    lab.snapshot("s", {"t": package.TreeSource(str(live))})
+    lab.snapshot("s", {"t": package.Tree(str(live))})
     as_user(lambda: os.chmod(live / name, 0o700))
     plan = planned(lab, "s@1:t", live)
     assert (b"metadata", (name.encode(),)) in [(step.action.encode(), step.path) for step in plan.steps]
@@ -279,7 +279,7 @@ def test_metadata_is_not_given_to_what_took_a_file_s_place(lab: Lab, live: Path,
 def test_a_directory_that_took_another_s_place_is_not_removed(lab: Lab, live: Path) -> None:
     (live / "root's").mkdir(mode=0o700)
     (live / "root's" / "file").write_text("not stored, and left out")
-    lab.snapshot("s", {"t": package.TreeSource(str(live), ("/root's",))})
+    lab.snapshot("s", {"t": package.Tree(str(live), ("/root's",))})
     as_user(lambda: os.mkdir(live / "extra"))
     plan = planned(lab, "s@1:t", live)
     as_user(lambda: [os.rename(live / "extra", live / "x"), os.rename(live / "root's", live / "extra")])
@@ -290,7 +290,7 @@ def test_a_directory_that_took_another_s_place_is_not_removed(lab: Lab, live: Pa
 
 
 def test_a_top_that_was_exchanged_since_it_was_compared_is_left(lab: Lab, live: Path, tmp_path: Path) -> None:
-    lab.snapshot("s", {"t": package.TreeSource(str(live / "data"))})
+    lab.snapshot("s", {"t": package.Tree(str(live / "data"))})
     (live / "data" / "a").write_text("changed")
     plan = planned(lab, "s@1:t", live / "data")
     as_user(lambda: [os.rename(live / "data", live / "old"), os.mkdir(live / "data")])
@@ -323,7 +323,7 @@ def is_privileged(path: Path) -> bool:
 def test_a_file_that_a_user_may_have_open_does_not_become_privileged(lab: Lab, live: Path, kind: str) -> None:
     path = live / "c"
     make_privileged(path, kind)
-    lab.snapshot("s", {"t": package.TreeSource(str(live))})
+    lab.snapshot("s", {"t": package.Tree(str(live))})
     info, content = path.stat(), path.read_bytes()
 
     def exchange() -> None:
@@ -349,7 +349,7 @@ def test_nobody_reaches_a_file_before_it_has_its_owner_and_bits(
     lab: Lab, live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, nameless: bool
 ) -> None:
     make_privileged(live / "c", kind)
-    lab.snapshot("s", {"t": package.TreeSource(str(live))})
+    lab.snapshot("s", {"t": package.Tree(str(live))})
     into = tmp_path / "into"
     into.mkdir()
     give(into)
@@ -379,7 +379,7 @@ def test_a_replaced_file_that_its_owner_may_write_to_gives_nothing_to_root_s(
     path = live / "large"
     path.write_bytes(content)
     path.chmod(0o755)
-    lab.snapshot("s", {"t": package.TreeSource(str(live))})
+    lab.snapshot("s", {"t": package.Tree(str(live))})
     os.unlink(path)
     as_user(lambda: path.write_bytes(content + b"more"))
     theirs = os.open(path, os.O_WRONLY)
@@ -415,7 +415,7 @@ def test_attributes_of_another_file_are_not_stored(
         return found
 
     monkeypatch.setattr(small_files, "read_files", reading)
-    lab.snapshot("s", {"t": package.TreeSource(str(live))})
+    lab.snapshot("s", {"t": package.Tree(str(live))})
     out = live.parent / "out"
     lab.restore("s@1:t", out)
     assert (out / "data" / "a").read_text() == "the first data/a"
@@ -477,14 +477,14 @@ def test_what_takes_the_place_of_a_file_is_not_read(
         return fd
 
     monkeypatch.setattr(os, "open", watched)
-    taken = lab.snapshot("s", {"t": package.TreeSource(str(live))})
+    taken = lab.snapshot("s", {"t": package.Tree(str(live))})
     assert taken.parts[0].missed == 1
     assert opened == []
 
 
 def test_a_tag_of_caches_that_is_a_pipe_does_not_hang(lab: Lab, live: Path) -> None:
     as_user(lambda: os.mkfifo(live / "data" / "CACHEDIR.TAG"))
-    lab.snapshot("s", {"t": package.TreeSource(str(live), exclude_caches=True)})
+    lab.snapshot("s", {"t": package.Tree(str(live), exclude_caches=True)})
 
 
 # Files whose size and time were kept

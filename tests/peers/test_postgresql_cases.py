@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from castore.content.restore.metadata import Ownership
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.errors import CastoreError, ProgramError
 from castore.services.rollback.plan import read_details
@@ -73,13 +74,12 @@ def test_a_database_of_any_encoding_comes_back_and_is_drilled(server: Postgres, 
         lab.roll_back(1)
         assert server.psql(asked, "app") == first
         assert server.psql("SHOW server_encoding", "app") == encoding
-        import castore
         from castore.services.config import Service
         from castore.services.drill import drill
 
         with lab.open() as store:
             target = store.generation("s", 1)
-            drill(store, target, dict(read_details(store, target).origins), Service(), castore.Ownership(change=False))
+            drill(store, target, dict(read_details(store, target).origins), Service(), Ownership(change=False))
 
 
 def test_a_database_with_a_subscription_is_not_rolled_back_until_it_is_dropped(server: Postgres, lab: Lab):
@@ -301,7 +301,6 @@ CREATE MATERIALIZED VIEW m AS SELECT uses() AS x; ALTER DATABASE app SET search_
 
 
 def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(server: Postgres, lab: Lab):
-    import castore
     from castore.services.config import Service
     from castore.services.drill import drill
 
@@ -317,7 +316,7 @@ def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(ser
         assert server.psql("SELECT x FROM m", "app") == "1"
         with lab.open() as store:
             target = store.generation("s", 1)
-            drill(store, target, dict(read_details(store, target).origins), Service(), castore.Ownership(change=False))
+            drill(store, target, dict(read_details(store, target).origins), Service(), Ownership(change=False))
         assert left(server) == ""
 
 

@@ -24,6 +24,9 @@ from castore.maintenance.trees import Trees
 from castore.maintenance.verify import verify
 from castore.model.generation import Generation, Part, StoredRef
 from castore.model.refs import RecordId, Ref, RefKind
+from castore.services.restore import restore as restore_parts
+from castore.services.selectors import select
+from castore.services.snapshot import Tree
 from tests.property.test_hostile_bytes import Hostile
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ class Writer(Hostile):
         self.numbers = itertools.count(2)
         live = folder / "live"
         plant(live)
-        self.lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+        self.lab.snapshot("s", {"t": Tree(str(live))})
         self.store.sync()
         first = self.store.generation("s", 1)
         assert first is not None
@@ -163,9 +166,9 @@ class Writer(Hostile):
     def lost_by_restore(self, taken: Generation) -> set[str]:
         out = self.lab.folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        selection = castore.select(self.store, f"s@{taken.number}:t")
+        selection = select(self.store, f"s@{taken.number}:t")
         try:
-            done = castore.restore(self.store, selection, str(out), self.lab.ownership, castore.Progress())
+            done = restore_parts(self.store, selection, str(out), self.lab.ownership, castore.Progress())
         except DamageError:
             return {"."}
         return {path.decode(errors="backslashreplace") for path, _ in done.report.damaged}

@@ -40,6 +40,9 @@ from castore.model.generation import decode_details, decode_generation
 from castore.model.refs import RecordId, Ref, RefKind, SessionId, decode_node, encode_node
 from castore.model.tree import decode_entries, decode_entry
 from castore.services import config as toml
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.store.format import pack as packs
 from castore.store.format.codecs import Codecs
 from castore.store.format.config import SealedConfig
@@ -409,7 +412,7 @@ def test_nodes_that_are_nested_deeply_end(hostile, kind):
         tame(lambda: list(reader.read(ref)))
         assert not is_whole(hostile.store, [ref])
         commit(hostile, ref)
-        tame(lambda: castore.select(hostile.store, "web@1:t"))
+        tame(lambda: select(hostile.store, "web@1:t"))
         tame(lambda: verify(hostile.store, castore.Progress()))
         tame(lambda: plan(hostile.store))
         tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace=0, unfinished=0))
@@ -590,7 +593,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Pat
     for number in range(5):
         (live / "a" / f"f{number}").write_bytes(bytes([number]) * 400)
     (live / "a" / "b" / "deep").write_text("deep")
-    lab.snapshot("web", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("web", {"t": Tree(str(live))})
     (cache,) = (folder / "lab" / "cache").rglob("web:t")
     yield lab, live, cache
 
@@ -603,7 +606,7 @@ def test_scan_caches(scanned, seed, rehashed):
 
     lab, live, cache = scanned
     with lab.open(identity=False) as store:
-        castore.snapshot(store, "web", {"t": castore.TreeSource(str(live))})
+        take_snapshot(store, "web", {"t": Tree(str(live))})
     sound = cache.read_bytes()
     rng = random.Random(seed)
     data = mangled(sound, rng)
@@ -617,7 +620,7 @@ def test_scan_caches(scanned, seed, rehashed):
             _decoded(data)
         else:
             with lab.open(identity=False) as store:
-                castore.snapshot(store, "web", {"t": castore.TreeSource(str(live))})
+                take_snapshot(store, "web", {"t": Tree(str(live))})
     finally:
         cache.write_bytes(sound)
 
@@ -726,17 +729,18 @@ def test_keys(text, prefix):
 
 
 _CHILD = """
-import sys, castore
+import sys
 from castore.errors import CastoreError
 from castore.crypto import Identity
-from castore.store import MachinePaths
+from castore.services.snapshot import file_source, snapshot
+from castore.store import MachinePaths, open_store
 
 store, state, cache, identity, dump, data = sys.argv[1:]
 found = Identity.parse(identity, lambda: "")
 try:
-    with castore.open_store(store, MachinePaths(state, cache), lambda: found) as opened:
+    with open_store(store, MachinePaths(state, cache), lambda: found) as opened:
         opened.sync()
-        taken = castore.snapshot(opened, "web", {"d": castore.FileSource(dump)})
+        taken = snapshot(opened, "web", {"d": file_source(dump)})
         print("taken", taken.number)
 except CastoreError as error:
     print("refused", error)
@@ -793,7 +797,7 @@ def copy_dump(store) -> bytes:
     from castore.services.restore import read
 
     with StreamReader(store) as reader:
-        return b"".join(read(reader, castore.select(store, "web@latest:d")))
+        return b"".join(read(reader, select(store, "web@latest:d")))
 
 
 def index_lab(folder: Path) -> tuple[Lab, Path]:
@@ -803,7 +807,7 @@ def index_lab(folder: Path) -> tuple[Lab, Path]:
     base = random.Random(1).randbytes(120_000)
     for number in range(2):
         dump.write_bytes(base + random.Random(number + 2).randbytes(40_000))
-        lab.snapshot("web", {"d": castore.FileSource(str(dump))})
+        lab.snapshot("web", {"d": file_source(str(dump))})
     dump.write_bytes(base + b"more")
     return lab, dump
 

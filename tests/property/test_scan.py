@@ -14,14 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import castore
 from castore.content.restore import file_writer, tree_writer
 from castore.content.restore import in_place as inplace
+from castore.content.restore.metadata import Ownership
 from castore.content.scan import cache
 from castore.content.scan import small_files as scanfiles
 from castore.errors import CastoreError, DamageError, UsageError
 from castore.kernel.dir_listing import entries_of
+from castore.model.generation import Generation
 from castore.services.restore_in_place import plan_in_place
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, program_source
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -40,12 +43,12 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path / "lab", average=4096)
 
 
-def snapshot(lab: Lab, live: Path, **options) -> castore.Generation:
+def snapshot(lab: Lab, live: Path, **options) -> Generation:
     time.sleep(STEP)
-    return lab.snapshot("s", {"t": castore.TreeSource(str(live), **options)})
+    return lab.snapshot("s", {"t": Tree(str(live), **options)})
 
 
-def check(lab: Lab, live: Path, taken: castore.Generation, into: Path) -> None:
+def check(lab: Lab, live: Path, taken: Generation, into: Path) -> None:
     """Hold what was stored against the live tree."""
     assert taken.missed == 0
     lab.restore(f"s@{taken.number}:t", into)
@@ -266,7 +269,7 @@ def test_a_directory_that_cannot_be_entered_any_more_stays_as_it_was(lab, live, 
 
     monkeypatch.setattr(os, "open", failing)
     time.sleep(STEP)
-    taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    taken = lab.snapshot("s", {"t": Tree(str(live))})
     monkeypatch.undo()
     monkeypatch.setattr(cache, "_RACY_NS", 10_000_000)
     assert taken.missed == 1
@@ -297,7 +300,7 @@ def test_other_rules_another_root_and_a_lost_store_scan_anew(lab, live, reads, t
     other.mkdir()
     (other / "file").write_text("x")
     old = caches(lab)[0].read_bytes()
-    lab.snapshot("s", {"t": castore.TreeSource(str(other))})
+    lab.snapshot("s", {"t": Tree(str(other))})
     caches(lab)[0].write_bytes(old)
     reads.clear()
     taken = snapshot(lab, live)
@@ -326,7 +329,7 @@ def test_a_snapshot_that_fails_leaves_the_cache_of_the_last_one(lab, live, reads
     before = path.read_bytes()
     (live / "1" / "new").write_text("new")
     with pytest.raises(CastoreError):
-        lab.snapshot("s", {"t": castore.TreeSource(str(live)), "d": castore.ProgramSource(("false",))})
+        lab.snapshot("s", {"t": Tree(str(live)), "d": program_source(("false",))})
     assert [path.read_bytes() for path in caches(lab)] == [before]
     (path.parent / f"{path.name}:0123456789abcdef.part").write_bytes(b"of one that was killed")
     reads.clear()
@@ -345,8 +348,8 @@ def test_what_snapshots_leave_out_is_left_alone(lab, live, tmp_path):
     (live / "2" / "own" / "kept").write_text("castore's own")
     time.sleep(STEP)
 
-    def take() -> castore.Generation:
-        source = castore.TreeSource(str(live), exclude=("**/cache/*",), exclude_caches=True)
+    def take() -> Generation:
+        source = Tree(str(live), exclude=("**/cache/*",), exclude_caches=True)
         time.sleep(STEP)
         return lab.snapshot("s", {"t": source}, leave_out=(str(live / "2" / "own"),))
 
@@ -362,9 +365,9 @@ def test_what_snapshots_leave_out_is_left_alone(lab, live, tmp_path):
         assert (live / path).exists(), path
     # A directory of the tree alone has the same patterns.
     (live / "1" / "new").write_text("new")
-    ownership = castore.Ownership(change=True, numeric=True)
+    ownership = Ownership(change=True, numeric=True)
     with lab.open() as store:
-        plan = plan_in_place(store, castore.select(store, "s@1:t/1"), str(live / "1"), ownership)
+        plan = plan_in_place(store, select(store, "s@1:t/1"), str(live / "1"), ownership)
     assert [step.path for step in plan.steps if step.action == "remove"] == [(b"new",)]
 
 
@@ -406,7 +409,7 @@ def test_content_that_its_size_and_time_hide_is_found(lab, live, options):
 
 def test_in_place_is_for_a_tree_and_a_directory(lab, live, tmp_path):
     snapshot(lab, live)
-    ownership = castore.Ownership(change=True)
+    ownership = Ownership(change=True)
     with lab.open() as store:
         store.sync()
         for what, into, message in (
@@ -416,7 +419,7 @@ def test_in_place_is_for_a_tree_and_a_directory(lab, live, tmp_path):
             ("s@1:t", live / "1" / "1" / "large", "Not a directory"),
         ):
             with pytest.raises(UsageError, match=message):
-                plan_in_place(store, castore.select(store, what), str(into), ownership)
+                plan_in_place(store, select(store, what), str(into), ownership)
 
 
 def test_patterns_are_asked_again_where_a_directory_was_moved(lab, live, tmp_path):
@@ -428,7 +431,7 @@ def test_patterns_are_asked_again_where_a_directory_was_moved(lab, live, tmp_pat
     assert (tmp_path / "out" / "4" / "secret").exists()
     assert not (tmp_path / "out" / "4" / "0" / "large").exists()
     # The same part of another top.
-    source = castore.TreeSource(str(live / "4"), exclude=("/secret",))
+    source = Tree(str(live / "4"), exclude=("/secret",))
     time.sleep(STEP)
     taken = lab.snapshot("s", {"t": source})
     lab.restore(f"s@{taken.number}:t", tmp_path / "below")

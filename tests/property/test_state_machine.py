@@ -14,16 +14,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-import castore
+from castore.content.restore.metadata import Ownership
 from castore.content.streams import StreamReader
 from castore.crypto import Identity
 from castore.errors import IdentityError, NotFoundError, UsageError
 from castore.maintenance.compact import compact
 from castore.maintenance.repair import repair
+from castore.maintenance.verify import verify as verify_store
 from castore.progress import Progress
 from castore.services.config import Keep, Service
 from castore.services.prune import forget, prune
 from castore.services.restore import read
+from castore.services.restore import restore as restore_parts
+from castore.services.rollback.plan import read_details
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from tests.support.stores import Lab, admins
@@ -87,7 +93,7 @@ def harvest(top):
 
 def cat(store, what):
     with StreamReader(store) as reader:
-        return b"".join(read(reader, castore.select(store, what)))
+        return b"".join(read(reader, select(store, what)))
 
 
 class Machine(RuleBasedStateMachine):
@@ -109,7 +115,7 @@ class Machine(RuleBasedStateMachine):
         try:
             with self.elsewhere(self.lab.identity) as store:
                 store.sync()
-                assert castore.verify(store, Progress(), read_data=True).damage == []
+                assert verify_store(store, Progress(), read_data=True).damage == []
                 for service, number in self.taken:
                     self.check_dump(store, service, number)
                     self.check_tree(store, service, number)
@@ -146,7 +152,7 @@ class Machine(RuleBasedStateMachine):
         live, file = str(self.folder / f"live-{service}"), self.folder / f"dump-{service}"
         plant(live, self.trees[service])
         file.write_bytes(self.dumps[service])
-        return {"tree": castore.TreeSource(live), "dump": castore.FileSource(str(file))}
+        return {"tree": Tree(live), "dump": file_source(str(file))}
 
     def any_generation(self, pick):
         return sorted(self.taken)[pick % len(self.taken)]
@@ -159,8 +165,8 @@ class Machine(RuleBasedStateMachine):
 
     def check_tree(self, store, service, number):
         out = self.fresh()
-        selection = castore.select(store, f"{service}@#{number}:tree")
-        done = castore.restore(store, selection, out, castore.Ownership(change=False), Progress())
+        selection = select(store, f"{service}@#{number}:tree")
+        done = restore_parts(store, selection, out, Ownership(change=False), Progress())
         assert done.report.damaged == []
         assert harvest(out) == self.taken[service, number][1]
         shutil.rmtree(out)
@@ -191,9 +197,9 @@ class Machine(RuleBasedStateMachine):
         live, file = str(self.folder / "live"), self.folder / "dump"
         plant(live, self.trees[service])
         file.write_bytes(self.dumps[service])
-        sources = {"tree": castore.TreeSource(live), "dump": castore.FileSource(str(file))}
+        sources = {"tree": Tree(live), "dump": file_source(str(file))}
         with self.writing() as store:
-            generation = castore.snapshot(store, service, sources, revision=revision)
+            generation = take_snapshot(store, service, sources, revision=revision)
         self.note(generation, revision)
 
     @precondition(lambda self: self.taken)
@@ -202,10 +208,10 @@ class Machine(RuleBasedStateMachine):
         live, file = str(self.folder / "live"), self.folder / "dump"
         plant(live, self.trees[service])
         file.write_bytes(self.dumps[service])
-        sources = {"tree": castore.TreeSource(live), "dump": castore.FileSource(str(file))}
+        sources = {"tree": Tree(live), "dump": file_source(str(file))}
         for _ in range(2):
             with self.writing() as store:
-                generation = castore.snapshot(store, service, sources)
+                generation = take_snapshot(store, service, sources)
             self.note(generation, "")
         assert [part.stored_bytes for part in generation.parts] == [0, 0]
 
@@ -236,8 +242,8 @@ class Machine(RuleBasedStateMachine):
         out = self.fresh()
         with self.lab.open() as store:
             store.sync_generations()
-            selection = castore.select(store, f"{service}@#{number}")
-            castore.restore(store, selection, out, castore.Ownership(change=False), Progress())
+            selection = select(store, f"{service}@#{number}")
+            restore_parts(store, selection, out, Ownership(change=False), Progress())
         assert harvest(out + "/tree") == tree
         assert Path(out, "dump").read_bytes() == dump
 
@@ -257,12 +263,12 @@ class Machine(RuleBasedStateMachine):
             store.sync_generations()
             expected = self.meant(service, selector)
             if isinstance(expected, int):
-                found = castore.select(store, f"{service}@{selector}{part}")
+                found = select(store, f"{service}@{selector}{part}")
                 assert found.generation.number == expected
                 assert (found.part.name if found.part else "") == part[1:]
             else:
                 with pytest.raises(expected):
-                    castore.select(store, f"{service}@{selector}{part}")
+                    select(store, f"{service}@{selector}{part}")
 
     def meant(self, service, selector):
         """The number of the generation, or the error."""
@@ -302,15 +308,15 @@ class Machine(RuleBasedStateMachine):
                         cat(store, f"{service}@#{number}:dump")
             service, number = self.any_generation(0)
             with pytest.raises(IdentityError):
-                castore.read_details(store, store.generation(service, number))
+                read_details(store, store.generation(service, number))
             with pytest.raises(IdentityError):
-                castore.verify(store, Progress(), read_data=True)
-            assert castore.verify(store, Progress(), packs=True).sound
+                verify_store(store, Progress(), read_data=True)
+            assert verify_store(store, Progress(), packs=True).sound
 
     @rule()
     def verify(self):
         with self.lab.open() as store:
-            found = castore.verify(store, Progress(), read_data=True)
+            found = verify_store(store, Progress(), read_data=True)
         assert (found.damage, found.affected) == ([], [])
         assert found.sound
         assert found.generations == len(self.taken)
@@ -383,7 +389,7 @@ class Machine(RuleBasedStateMachine):
                 return
             begun.append(name)
             with self.writing() as store:
-                self.note(castore.snapshot(store, other, self.sources(other), revision="r1"), "r1")
+                self.note(take_snapshot(store, other, self.sources(other), revision="r1"), "r1")
             if len(self.taken) > 1:
                 self.forget(seed)
             self.compact(share, unfinished, False)
@@ -392,7 +398,7 @@ class Machine(RuleBasedStateMachine):
 
         with self.writing() as store:
             try:
-                self.note(castore.snapshot(store, service, sources, progress=progress), "")
+                self.note(take_snapshot(store, service, sources, progress=progress), "")
             except KeyboardInterrupt:
                 assert dies
 
@@ -417,8 +423,8 @@ class Machine(RuleBasedStateMachine):
             # Stored again from what is still there, all that is lost of it is healed.
             for service in SERVICES:
                 if self.numbers(service):
-                    self.note(castore.snapshot(store, service, self.sources(service)), "")
-            healed = castore.verify(store, Progress(), read_data=True)
+                    self.note(take_snapshot(store, service, self.sources(service)), "")
+            healed = verify_store(store, Progress(), read_data=True)
             assert healed.damage == []
             for service, number in {(hit.service, hit.number) for hit in healed.affected}:
                 assert (service, number) in lost

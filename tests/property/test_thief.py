@@ -23,6 +23,9 @@ from castore.maintenance.compact import compact
 from castore.services.config import Keep, Service
 from castore.services.prune import judged
 from castore.services.restore import read
+from castore.services.selectors import select
+from castore.services.snapshot import file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.config import LabelledAdmin, LabelledRecipient, encode_config
@@ -74,7 +77,7 @@ class Thief(RuleBasedStateMachine):
         data = random.Random(seed).randbytes(9000) + name.encode() + os.urandom(40)
         (self.folder / "dump").write_bytes(data)
         with self.at(name) as store:
-            taken = castore.snapshot(store, "s", {"d": castore.FileSource(str(self.folder / "dump"))})
+            taken = take_snapshot(store, "s", {"d": file_source(str(self.folder / "dump"))})
         assert taken.number not in self.taken
         self.taken[taken.number] = name, data
 
@@ -171,7 +174,7 @@ class Thief(RuleBasedStateMachine):
                 store.chosen_host = "*"
                 for number, (name, data) in self.taken.items():
                     assert store.host_key(found[number]) == name
-                    assert b"".join(read(reader, castore.select(store, f"s@#{number}:d"))) == data
+                    assert b"".join(read(reader, select(store, f"s@#{number}:d"))) == data
             assert store.next_number("s") < 1000
             assert not [one for one in found.values() if one.host in HOSTS and one.number not in self.taken]
             for session, several in session_numbers(self.lab.storage).items():

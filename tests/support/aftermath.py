@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 import castore
 from castore.crypto import Identity
 from castore.errors import NotFoundError
+from castore.maintenance.verify import verify as verify_store
+from castore.services.snapshot import file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.session_key import read_session, session_name, session_numbers
@@ -44,7 +47,7 @@ class Inspector:
         for service in SERVICES:
             sources = world.plant(service, Content("", world.trees[service], world.dumps[service]))
             self._next[service] = (
-                sources | {"dump": castore.FileSource(str(dump))},
+                sources | {"dump": file_source(str(dump))},
                 Content("next", world.trees[service], content),
             )
 
@@ -85,7 +88,7 @@ class Inspector:
             store.sync()
             assert store.damaged == {}
             self._generations(store, known, scratch)
-            found = castore.verify(store, castore.Progress(), read_data=True)
+            found = verify_store(store, castore.Progress(), read_data=True)
             assert found.sound, (found.damage, found.affected)
             _all_open(store, readers.values())
             self._go_on(store, scratch)
@@ -104,7 +107,7 @@ class Inspector:
     def _go_on(self, store: Store, scratch: Path) -> None:
         service = self.chance.choice(SERVICES)
         sources, content = self._next[service]
-        taken = castore.snapshot(store, service, sources, revision="next")
+        taken = take_snapshot(store, service, sources, revision="next")
         assert restored(store, (service, taken.number), str(scratch / "out")) == content
         disk, tmp = store.storage._files.disk, f"{ROOT}/tmp/"
         assert disk.worst().but(tmp) == disk.live().but(tmp), "what the next snapshot wrote is not durable"

@@ -41,12 +41,18 @@ from typing import TYPE_CHECKING
 
 import castore
 from castore.content.pipeline import Pipeline
+from castore.content.restore.metadata import Ownership
 from castore.content.streams import StreamReader
 from castore.crypto import Identity
 from castore.errors import StorageError
 from castore.maintenance.compact import compact as run_compact
+from castore.model.generation import Generation
 from castore.model.refs import RefKind
 from castore.services.restore import read
+from castore.services.restore import restore as restore_parts
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.generation import open_generation
@@ -210,7 +216,7 @@ def plant(content: Content, folder: Path) -> dict[str, Source]:
             with open(whole, "wb") as file:
                 file.write(data)
     (folder / "dump").write_bytes(content.dump)
-    return {"tree": castore.TreeSource(os.fsdecode(top)), "dump": castore.FileSource(str(folder / "dump"))}
+    return {"tree": Tree(os.fsdecode(top)), "dump": file_source(str(folder / "dump"))}
 
 
 def harvest(top: str) -> dict[bytes, bytes]:
@@ -229,17 +235,17 @@ def restored(store: Store, key: Key, into: str) -> Content:
     service, number = key
     generation = store.generation(service, number)
     assert generation is not None, f"{service} {number} is not there"
-    selection = castore.select(store, f"{service}@#{number}:tree")
-    done = castore.restore(store, selection, into, castore.Ownership(change=False), castore.Progress())
+    selection = select(store, f"{service}@#{number}:tree")
+    done = restore_parts(store, selection, into, Ownership(change=False), castore.Progress())
     assert done.report.damaged == []
     tree = harvest(into)
     shutil.rmtree(into)
     with StreamReader(store) as reader:
-        dump = b"".join(read(reader, castore.select(store, f"{service}@#{number}:dump")))
+        dump = b"".join(read(reader, select(store, f"{service}@#{number}:dump")))
     return Content(generation.revision, tree, dump)
 
 
-def needs(store: Store, generation: castore.Generation) -> set[str]:
+def needs(store: Store, generation: Generation) -> set[str]:
     """Return the names of all objects that a generation needs, by the index."""
     names: set[str] = set()
     sessions = session_numbers(store.storage)
@@ -288,7 +294,7 @@ def _take(world: World, service: str, content: Content, sources: dict) -> None:
         store.sync_generations()
         key = service, store.next_number(service)
         world.promise(maybe={key: content})
-        taken = castore.snapshot(store, service, sources, revision=content.revision)
+        taken = take_snapshot(store, service, sources, revision=content.revision)
         assert (taken.service, taken.number) == key
         world.promise(whole={key: content})
 

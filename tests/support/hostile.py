@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-import castore
 from castore.model import generation as model
 from castore.services import snapshot as snapshots
+from castore.services.snapshot import snapshot as take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,5 +41,5 @@ def forge(
         stack.enter_context(patch.object(model, "MAX_DETAILS", 1 << 40))
         stack.enter_context(patch.object(snapshots, "encode", encode))
         stack.enter_context(patch.object(store, "commit", committed))
-        castore.snapshot(store, service, sources, **options)
+        take_snapshot(store, service, sources, **options)
     return kept[0]

@@ -9,15 +9,19 @@ from pathlib import Path
 from msgspec.structs import replace
 
 import castore
+from castore.content.restore.metadata import Ownership
 from castore.crypto import Identity, Signers, WriterKey
 from castore.model.generation import Generation
 from castore.services.config import Service
+from castore.services.restore import restore as restore_parts
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.rollback.execute import RolledBack, roll_back
 from castore.services.rollback.plan import read_details
 from castore.services.rollback.recover import recover
+from castore.services.selectors import select
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, Store, open_store
 from castore.store.format.config import LabelledAdmin
 
 
@@ -68,11 +72,11 @@ class Lab:
         return MachinePaths(str(self.folder / "state"), str(self.folder / "cache"))
 
     def open(self, *, identity: bool = True) -> Store:
-        return castore.open_store(str(self.store), self.places, (lambda: self.identity) if identity else None)
+        return open_store(str(self.store), self.places, (lambda: self.identity) if identity else None)
 
     def snapshot(self, service: str, sources: dict, **options):
         with self.open(identity=False) as store:
-            return castore.snapshot(store, service, sources, **options)
+            return take_snapshot(store, service, sources, **options)
 
     def roll_back(self, number: int, settings: Service | None = None, *, service: str = "s", **options) -> RolledBack:
         """Put a generation back to where its parts came from."""
@@ -97,16 +101,16 @@ class Lab:
         """Make a directory what is stored; return how many steps that took."""
         with self.open() as store:
             store.sync()
-            plan = plan_in_place(store, castore.select(store, what), str(top), self.ownership, **options)
+            plan = plan_in_place(store, select(store, what), str(top), self.ownership, **options)
             assert restore_in_place(store, plan, self.ownership, castore.Progress()) == []
         return len(plan.steps)
 
     @property
-    def ownership(self) -> castore.Ownership:
-        return castore.Ownership(change=os.geteuid() == 0, numeric=True)
+    def ownership(self) -> Ownership:
+        return Ownership(change=os.geteuid() == 0, numeric=True)
 
     def restore(self, what: str, into: Path, *, numeric: bool = True):
         with self.open() as store:
-            selection = castore.select(store, what)
-            ownership = castore.Ownership(change=True, numeric=numeric)
-            return castore.restore(store, selection, str(into), ownership, castore.Progress())
+            selection = select(store, what)
+            ownership = Ownership(change=True, numeric=numeric)
+            return restore_parts(store, selection, str(into), ownership, castore.Progress())

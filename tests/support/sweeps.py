@@ -28,6 +28,7 @@ from castore.crypto import Identity
 from castore.errors import EXIT_CODES
 from castore.maintenance.verify import verify
 from castore.services.restore import read
+from castore.services.selectors import select
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from tests.support import forked
@@ -241,9 +242,9 @@ class Machine:
             with StreamReader(store) as reader:
                 for service, number in sorted(listed):
                     tree, dump = possible[service, number]
-                    dumped = castore.select(store, f"{service}@#{number}:d")
+                    dumped = select(store, f"{service}@#{number}:d")
                     assert b"".join(read(reader, dumped)) == dump
-                    part = castore.select(store, f"{service}@#{number}:t").part
+                    part = select(store, f"{service}@#{number}:t").part
                     assert part is not None
                     assert stored_tree(reader, part.content) == tree
             return listed

@@ -21,7 +21,9 @@ from castore.maintenance.compact import compact
 from castore.maintenance.verify import verify
 from castore.services.prune import forget
 from castore.services.restore import read
-from castore.services.snapshot import _OvertakenError
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, _OvertakenError, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from tests.support.sweeps import plain_tree, stored_tree
@@ -93,10 +95,10 @@ class Worker:
             seed = rng.randrange(1 << 30)
             lay_tree(live, seed)
             dump.write_bytes(dump_of(seed))
-            sources = {"d": castore.FileSource(str(dump)), "t": castore.TreeSource(str(live))}
+            sources = {"d": file_source(str(dump)), "t": Tree(str(live))}
             try:
                 with self.open() as store, store.lock(service):
-                    taken = castore.snapshot(store, service, sources, revision=f"s{seed}")
+                    taken = take_snapshot(store, service, sources, revision=f"s{seed}")
                 self.tell(taken=service, number=taken.number, seed=seed, longest=Lockless.longest)
             except (BusyError, _OvertakenError):
                 time.sleep(0.02)
@@ -171,7 +173,7 @@ def check_generation(store: Store, service: str, number: int, folder: Path) -> N
     assert generation is not None
     seed = int(generation.revision[1:])
     with StreamReader(store) as reader:
-        dump = b"".join(read(reader, castore.select(store, f"{service}@#{number}:d")))
+        dump = b"".join(read(reader, select(store, f"{service}@#{number}:d")))
         part = generation.part("t")
         assert part is not None
         tree = {path: content for path, (_, content) in stored_tree(reader, part.content).items()}

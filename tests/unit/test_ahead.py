@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import castore
 from castore.content.restore import prefetch, tree_writer
 from castore.content.restore.prefetch import Prefetcher
 from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from castore.errors import DamageError
+from castore.model.generation import Generation
+from castore.services.snapshot import Tree
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -50,8 +51,8 @@ def live(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def taken(lab: Lab, live: Path) -> castore.Generation:
-    return lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+def taken(lab: Lab, live: Path) -> Generation:
+    return lab.snapshot("s", {"t": Tree(str(live))})
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def check(lab: Lab, live: Path, into: Path) -> None:
 
 @pytest.mark.parametrize("ring", [1 << 13, 1 << 15, 1 << 17, 1 << 25])
 def test_a_tree_is_restored_from_what_was_opened_ahead(
-    lab: Lab, live: Path, taken: castore.Generation, processes, tmp_path, monkeypatch, ring
+    lab: Lab, live: Path, taken: Generation, processes, tmp_path, monkeypatch, ring
 ):
     monkeypatch.setattr(prefetch, "_RING", ring)
     inline = []
@@ -93,7 +94,7 @@ def test_a_tree_is_restored_from_what_was_opened_ahead(
 @pytest.mark.parametrize("after", [0, 1, 7, 30])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_killed_or_stopped_is_done_without(
-    lab: Lab, live: Path, taken: castore.Generation, processes, tmp_path, monkeypatch, after, how
+    lab: Lab, live: Path, taken: Generation, processes, tmp_path, monkeypatch, after, how
 ):
     monkeypatch.setattr(prefetch, "_PATIENCE_MS", 300)
     monkeypatch.setattr(prefetch, "_RING", 1 << 15)
@@ -111,7 +112,7 @@ def test_a_process_that_is_killed_or_stopped_is_done_without(
 
 @pytest.mark.parametrize("number", range(3))
 def test_where_no_process_can_be_made_it_is_done_without(
-    lab: Lab, live: Path, taken: castore.Generation, processes, tmp_path, monkeypatch, number
+    lab: Lab, live: Path, taken: Generation, processes, tmp_path, monkeypatch, number
 ):
     calls = iter(range(1000))
     target, real = [("fork", os.fork), ("pipe", os.pipe), ("pipe", os.pipe)][number]
@@ -128,7 +129,7 @@ def test_where_no_process_can_be_made_it_is_done_without(
 
 
 def test_what_is_passed_over_is_passed_over_there_too(
-    lab: Lab, live: Path, taken: castore.Generation, processes, tmp_path, monkeypatch
+    lab: Lab, live: Path, taken: Generation, processes, tmp_path, monkeypatch
 ):
     real = os.mkdir
 
@@ -149,7 +150,7 @@ def test_what_is_passed_over_is_passed_over_there_too(
 
 
 def test_directories_that_are_not_asked_for_do_not_hold_it_up(
-    lab: Lab, live: Path, taken: castore.Generation, processes, monkeypatch
+    lab: Lab, live: Path, taken: Generation, processes, monkeypatch
 ):
     monkeypatch.setattr(prefetch, "_RING", 1 << 14)
     with lab.open() as store, StreamReader(store) as reader:
@@ -174,7 +175,7 @@ def test_many_directories_that_cannot_be_opened_ahead_do_not_hold_up(
     top = tmp_path / "many"
     for number in range(9000):
         (top / f"{number:04}").mkdir(parents=True)
-    lab.snapshot("s", {"t": castore.TreeSource(str(top))})
+    lab.snapshot("s", {"t": Tree(str(top))})
     real = prefetch.fetch_directory
     seen = iter(range(10**6))
 
@@ -190,14 +191,14 @@ def test_many_directories_that_cannot_be_opened_ahead_do_not_hold_up(
 ALONE = """
 import os, signal, sys, time
 from pathlib import Path
-import castore
 from castore.content.restore import prefetch
+from castore.services.snapshot import Tree
 from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from tests.support.stores import Lab
 prefetch._LEAST, prefetch._RING = 0, 1 << 13
 lab = Lab(Path(sys.argv[1]), average=4096)
-taken = lab.snapshot("s", {"t": castore.TreeSource(sys.argv[2])})
+taken = lab.snapshot("s", {"t": Tree(sys.argv[2])})
 with lab.open() as store, StreamReader(store) as reader:
     opened = prefetch.Prefetcher(store, open_top(reader, taken.parts[0].content).ref)
     print(opened._child, flush=True)

@@ -28,8 +28,12 @@ from castore.errors import (
 from castore.maintenance.audit import audit
 from castore.maintenance.compact import compact
 from castore.maintenance.repair import repair
+from castore.maintenance.verify import verify as verify_store
 from castore.services.prune import forget
 from castore.services.restore import read
+from castore.services.selectors import select
+from castore.services.snapshot import file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.config import (
@@ -446,13 +450,13 @@ class Fleet(Place):
     def take(self, data: bytes, machine: str = "", service: str = "s", **options):
         (self.folder / "dump").write_bytes(data)
         with self.at(self.machine(machine) if machine else self.places) as store:
-            return castore.snapshot(store, service, {"d": castore.FileSource(str(self.folder / "dump"))}, **options)
+            return take_snapshot(store, service, {"d": file_source(str(self.folder / "dump"))}, **options)
 
     def read(self, what: str) -> bytes:
         with self.open() as store, StreamReader(store) as reader:
             store.chosen_host = "*"
             store.sync()
-            return b"".join(read(reader, castore.select(store, what)))
+            return b"".join(read(reader, select(store, what)))
 
     def key(self, machine: str) -> WriterKey:
         with self.at(self.machine(machine) if machine else self.places) as store:
@@ -492,7 +496,7 @@ def test_what_an_admin_adds_is_listed_under_the_admin_s_key(fleet):
     with fleet.at(fleet.machine("new"), fleet.identity) as store:
         store.configured_host = "other"
         (fleet.folder / "dump").write_bytes(NOISE)
-        taken = castore.snapshot(store, "s", {"d": castore.FileSource(str(fleet.folder / "dump"))})
+        taken = take_snapshot(store, "s", {"d": file_source(str(fleet.folder / "dump"))})
         assert taken.host == "other"
         listed = {(one.kind, one.host): one.generations for one in audit(store).added}
     assert listed["admin", ""] == 1
@@ -566,9 +570,9 @@ def test_a_session_without_the_seal_of_a_recipient_is_reported(fleet, monkeypatc
     monkeypatch.setattr(session_module, "sealed_to", lambda to, session, key: tuple((one.key, os.urandom(96)) for one in to))
     fleet.take(NOISE[::-1], "stolen")
     with fleet.open() as store:
-        assert not castore.verify(store, castore.Progress()).damage, "without an identity it is not known"
+        assert not verify_store(store, castore.Progress()).damage, "without an identity it is not known"
         store.identity()
-        found = castore.verify(store, castore.Progress()).damage
+        found = verify_store(store, castore.Progress()).damage
         assert len(found) == 2
         assert "castore key add" in "".join(found)
         assert "its seal does not open" in "".join(found)
@@ -620,7 +624,7 @@ def test_a_machine_may_share_nothing_with_others(fleet):
     fleet.take(NOISE)
     with fleet.at(fleet.machine("other")) as store:
         store.isolate_writers = True
-        taken = castore.snapshot(store, "s", {"d": castore.FileSource(str(fleet.folder / "dump"))})
+        taken = take_snapshot(store, "s", {"d": file_source(str(fleet.folder / "dump"))})
     assert taken.part("d").new_chunks == taken.part("d").chunks
 
 
@@ -673,7 +677,7 @@ def test_a_machine_takes_no_session_of_another_over(fleet, number, tmp_path):
     assert (tmp_path / "out" / "d").read_bytes() == NOISE, ended.stderr
     with fleet.open() as store:
         store.revoke_writer("stolen")
-        assert castore.verify(store, castore.Progress()).generations
+        assert verify_store(store, castore.Progress()).generations
     assert fleet.read("s@1:d") == NOISE
     assert fleet.take(NOISE, "other").part("d").new_chunks == 0, "it is still another's session"
 
@@ -774,7 +778,7 @@ def test_no_machine_puts_its_own_object_in_the_place_of_anothers_session(fleet):
     assert fleet.read("s@1:d") == NOISE
     with fleet.open() as store:
         store.identity()
-        assert not [line for line in castore.verify(store, castore.Progress()).damage if "seal" in line]
+        assert not [line for line in verify_store(store, castore.Progress()).damage if "seal" in line]
         store.rotate_writer()
         store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
     assert fleet.read("s@1:d") == NOISE

@@ -9,6 +9,7 @@ from pathlib import Path
 import castore
 from castore.kernel.id_set import Marks
 from castore.services.prune import compact_and_record, forget
+from castore.services.snapshot import file_source
 from castore.store.format.pack import CHUNK
 from castore.store.reachability import Walk, mark, roots_of
 from tests.support.stores import Lab
@@ -20,7 +21,7 @@ def size(lab: Lab) -> int:
 
 def take(lab: Lab, data: bytes, service: str = "web"):
     (lab.folder / "dump").write_bytes(data)
-    return lab.snapshot(service, {"d": castore.FileSource(str(lab.folder / "dump"))})
+    return lab.snapshot(service, {"d": file_source(str(lab.folder / "dump"))})
 
 
 def needed(store, service: str) -> int:

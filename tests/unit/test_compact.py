@@ -10,7 +10,6 @@ import time
 import msgspec
 import pytest
 
-import castore
 from castore.content.streams import StreamReader
 from castore.errors import DamageError, UsageError
 from castore.maintenance import compact as module
@@ -20,6 +19,9 @@ from castore.progress import Progress
 from castore.services.config import Keep, Service
 from castore.services.prune import forget, prune, spans
 from castore.services.restore import read
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import Store
 from castore.store.format.deletion import read_condemned
@@ -54,7 +56,7 @@ class Kept(Lab):
         # Each from a file of its own: what is told of its origin is no generation's but its own.
         path = self.folder / f"{service}-{next(self.names)}.dump"
         path.write_bytes(data)
-        found = self.snapshot(service, {"db": castore.FileSource(str(path))}, **options)
+        found = self.snapshot(service, {"db": file_source(str(path))}, **options)
         self.taken[service, found.number] = data
         return found.number
 
@@ -77,7 +79,7 @@ class Kept(Lab):
             found = {(one.service, one.number) for one in store.generations()}
             assert found == set(self.taken)
             for (service, number), data in self.taken.items():
-                selection = castore.select(store, f"{service}@{number}:db")
+                selection = select(store, f"{service}@{number}:db")
                 assert b"".join(read(StreamReader(store), selection)) == data
 
     def packs(self):
@@ -263,11 +265,11 @@ def test_a_snapshot_under_way_stores_again_what_a_prune_took_away(lab, tmp_path,
     tree.mkdir()
     (tree / "file").write_bytes(shared)
     sources = {
-        "a": castore.TreeSource(str(tree)) if kind == "tree" else castore.FileSource(str(tree / "file")),
-        "b": castore.FileSource(str(tree / "file")),
+        "a": Tree(str(tree)) if kind == "tree" else file_source(str(tree / "file")),
+        "b": file_source(str(tree / "file")),
     }
     with lab.open(identity=False) as store:
-        old = castore.snapshot(store, "old", sources)
+        old = take_snapshot(store, "old", sources)
     rounds = []
 
     def progress(name, tally):
@@ -281,10 +283,10 @@ def test_a_snapshot_under_way_stores_again_what_a_prune_took_away(lab, tmp_path,
                 lab.compact(lockless=True, grace=0)
 
     with lab.opened(lockless=lockless) as store:
-        castore.snapshot(store, "new", sources, progress=progress)
+        take_snapshot(store, "new", sources, progress=progress)
     with lab.opened() as store:
         assert verify(store, Progress(), read_data=True).sound
-        assert b"".join(read(StreamReader(store), castore.select(store, "new@1:b"))) == shared
+        assert b"".join(read(StreamReader(store), select(store, "new@1:b"))) == shared
 
 
 def test_unchanged_directories_are_not_read_again_after_a_prune(lab, tmp_path):
@@ -293,8 +295,8 @@ def test_unchanged_directories_are_not_read_again_after_a_prune(lab, tmp_path):
     for number in range(20):
         (tree / f"f{number}").write_bytes(noise(number, 3000))
     time.sleep(2.1)  # what is younger is read again in any case
-    lab.snapshot("web", {"t": castore.TreeSource(str(tree))})
-    lab.snapshot("web", {"t": castore.TreeSource(str(tree))})
+    lab.snapshot("web", {"t": Tree(str(tree))})
+    lab.snapshot("web", {"t": Tree(str(tree))})
     lab.take("other", noise(99, 50_000))
     lab.take("other", noise(98, 50_000))
     lab.drop("other", 1)
@@ -303,8 +305,8 @@ def test_unchanged_directories_are_not_read_again_after_a_prune(lab, tmp_path):
         epoch = store.index.epoch()
     tally = []
     with lab.open(identity=False) as store:
-        castore.snapshot(
-            store, "web", {"t": castore.TreeSource(str(tree))}, progress=lambda _name, one: tally.append(one)
+        take_snapshot(
+            store, "web", {"t": Tree(str(tree))}, progress=lambda _name, one: tally.append(one)
         )
         assert store.index.epoch() == epoch
     assert tally[0].new_chunks == 0

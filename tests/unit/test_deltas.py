@@ -17,7 +17,11 @@ from castore.content.ref_tree import iter_chunks
 from castore.errors import DamageError
 from castore.kernel import MAX_GROUP, encode_delta
 from castore.maintenance.stats import stats
+from castore.maintenance.verify import verify as verify_store
+from castore.model.generation import Generation
 from castore.model.refs import PackId, RecordId, RefKind, SessionId
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.store import NewChunk
 from castore.store.format.codecs import Codecs, Groups, member_of
 from castore.store.format.pack import BASES, CHUNK, GROUPED, PackEntry, _decode_footer
@@ -47,13 +51,13 @@ def table(rows: int, night: int, *, seed: int = 0) -> bytes:
     return "".join(lines).encode()
 
 
-def take(lab: Lab, data: bytes, *, service: str = "s", limit: int | None = None) -> castore.Generation:
+def take(lab: Lab, data: bytes, *, service: str = "s", limit: int | None = None) -> Generation:
     """Take a dump on a machine that holds no identity."""
     file = lab.folder / f"{service}.dump"
     file.write_bytes(data)
     with lab.open(identity=False) as store:
         store.references.limit = limit
-        return castore.snapshot(store, service, {"d": castore.FileSource(str(file))})
+        return take_snapshot(store, service, {"d": file_source(str(file))})
 
 
 def content(lab: Lab, number: int, service: str = "s") -> bytes:
@@ -91,7 +95,7 @@ def test_nights_of_a_dump_take_little_and_come_back(lab):
         assert content(lab, number) == data
     assert max(depths(lab)) == MAX_DEPTH
     with lab.open() as store:
-        assert castore.verify(store, castore.Progress(), read_data=True).sound
+        assert verify_store(store, castore.Progress(), read_data=True).sound
         store.reindex()
     assert content(lab, 9) == nights[-1]
     assert max(depths(lab)) == MAX_DEPTH
@@ -167,7 +171,7 @@ def test_similar_files_in_a_first_snapshot_are_told_by_each_other(lab, tmp_path)
         folder = tree / f"site-{number}"
         folder.mkdir(parents=True)
         (folder / "database").write_bytes(table(20_000, number))
-    taken = lab.snapshot("s", {"t": castore.TreeSource(str(tree))})
+    taken = lab.snapshot("s", {"t": Tree(str(tree))})
     assert taken.missed == 0
     part = taken.parts[0]
     assert part.new_bytes > 3 * (tree / "site-0" / "database").stat().st_size
@@ -204,7 +208,7 @@ def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(lab):
         file.seek(place.offset + 5)
         file.write(bytes([byte[0] ^ 1]))
     with lab.open() as store:
-        found = castore.verify(store, castore.Progress(), read_data=True)
+        found = verify_store(store, castore.Progress(), read_data=True)
         needing = set()
         for generation in store.generations():
             for _, ref in chunks_of(store, generation):
@@ -245,7 +249,7 @@ def test_deltas_share_records_and_the_loss_of_one_is_told_of_all_in_it(lab):
     os.chmod(path, 0o600)
     path.write_bytes(data)
     with lab.open() as store:
-        found = castore.verify(store, castore.Progress(), read_data=True)
+        found = verify_store(store, castore.Progress(), read_data=True)
     assert {(hit.number, hit.part) for hit in found.affected} == {(2, "d")}
     for entry in members:
         assert any(entry.id.hex() in text for text in found.damage)
@@ -309,7 +313,7 @@ def test_a_base_that_is_gone_is_told_of_every_generation_that_needs_it(lab):
         pack = store.index.locate(CHUNK, ref.id).pack
     (lab.store / "packs" / pack.hex()).unlink()
     with lab.open(identity=False) as store:
-        found = castore.verify(store, castore.Progress())
+        found = verify_store(store, castore.Progress())
     assert {hit.number for hit in found.affected if hit.part == "d"} == {1, 2, 3}
     assert any("is a delta of" in hit.reason for hit in found.affected)
 
@@ -548,4 +552,4 @@ def test_a_chunk_whose_base_is_lost_is_stored_again_and_restored(lab):
     take(lab, nights[2])
     assert content(lab, 4) == nights[2]
     with lab.open(identity=False) as store:
-        assert {hit.number for hit in castore.verify(store, castore.Progress()).affected} == {1}
+        assert {hit.number for hit in verify_store(store, castore.Progress()).affected} == {1}

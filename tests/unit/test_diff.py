@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
-import castore
 from castore.content.diff import Difference, diff_streams, diff_trees
 from castore.content.streams import StreamReader
+from castore.services.snapshot import Tree, file_source
 from tests.support.stores import Lab
 from tests.support.walker import walk
 
@@ -32,7 +32,7 @@ class Live:
 
     def take(self):
         """Return the tree's root, and what the walker sees of it."""
-        taken = self.lab.snapshot("s", {"t": castore.TreeSource(str(self.path))})
+        taken = self.lab.snapshot("s", {"t": Tree(str(self.path))})
         return taken.parts[0].content, walk(self.path)
 
     def diff(self, old, new):
@@ -303,7 +303,7 @@ def chunks(cutter, data):
 
 def put(lab, path, data):
     path.write_bytes(data)
-    return lab.snapshot("s", {"d": castore.FileSource(str(path))}).parts[0].content
+    return lab.snapshot("s", {"d": file_source(str(path))}).parts[0].content
 
 
 def test_streams_differ_in_the_chunks_that_they_do_not_share(lab, tmp_path):

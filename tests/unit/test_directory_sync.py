@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import castore
 from castore.errors import StorageError
 from castore.services.config import Service
+from castore.services.snapshot import Tree, file_source
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -39,8 +39,8 @@ def test_live_state_is_restored_where_directories_cannot_be_synced(
     (live / "sub" / "file").write_text("stored")
     (tmp_path / "files" / "dump").write_text("stored")
     sources = {
-        "t": castore.TreeSource(str(live)),
-        "d": castore.FileSource(str(tmp_path / "files" / "dump")),
+        "t": Tree(str(live)),
+        "d": file_source(str(tmp_path / "files" / "dump")),
     }
     lab.snapshot("s", sources)
     before = walk(live)
@@ -62,4 +62,4 @@ def test_a_store_says_that_its_file_system_cannot_keep_it(tmp_path: Path, monkey
     (tmp_path / "live").mkdir()
     without_sync(monkeypatch, [lab.store], errno.EINVAL)
     with pytest.raises(StorageError, match="does not support fsync"):
-        lab.snapshot("s", {"t": castore.TreeSource(str(tmp_path / "live"))})
+        lab.snapshot("s", {"t": Tree(str(tmp_path / "live"))})

@@ -11,12 +11,12 @@ import time
 import click
 import pytest
 
-import castore
 from castore.cli.main import cli
 from castore.content.find import Found, find
 from castore.content.patterns import PathPattern
 from castore.content.streams import StreamReader
 from castore.errors import DamageError, IdentityError, NotFoundError, UsageError
+from castore.services.snapshot import Tree, file_source
 from tests.support.stores import Lab
 
 
@@ -46,7 +46,7 @@ def write(path, data="x"):
 
 
 def take(lab, tree, service="s", part="t"):
-    return lab.snapshot(service, {part: castore.TreeSource(str(tree))}).number
+    return lab.snapshot(service, {part: Tree(str(tree))}).number
 
 
 def run(capsys, *arguments):
@@ -238,7 +238,7 @@ def test_history_of_a_dump(lab, tmp_path, capsys):
     dump = tmp_path / "dump"
     for data in ("one", "one", "two"):
         dump.write_text(data)
-        lab.snapshot("s", {"db": castore.FileSource(str(dump))})
+        lab.snapshot("s", {"db": file_source(str(dump))})
     (row,) = json.loads(run(capsys, "history", "--json", "s:db"))
     assert spans(row) == [(3, 3), (1, 2)]
     assert "content" in run(capsys, "history", "s:db")

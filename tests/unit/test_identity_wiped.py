@@ -14,16 +14,18 @@ import pytest
 import castore
 from castore.crypto import Identity
 from castore.errors import IdentityError
-from castore.services.snapshot import FileSource
+from castore.services.restore import restore as restore_parts
+from castore.services.selectors import select
+from castore.services.snapshot import file_source
+from castore.store import open_store
 from castore.store.keys.keyring import IdentitySource
 from tests.support.stores import Lab
 
 CHILD = """
 import sys
-import castore
 from castore.crypto import Identity
 from castore.services.rollback.plan import read_details
-from castore.store import MachinePaths
+from castore.store import MachinePaths, open_store
 
 store_path, state, cache, masked, mask = sys.argv[1:]
 masked, mask = bytes.fromhex(masked), bytes.fromhex(mask)
@@ -37,7 +39,7 @@ def provide():
         key[at] = 0
     return identity
 
-store = castore.open_store(store_path, MachinePaths(state, cache), provide)
+store = open_store(store_path, MachinePaths(state, cache), provide)
 read_details(store, store.generation("s", 1))
 print("open", flush=True)
 sys.stdin.readline()
@@ -51,7 +53,7 @@ sys.stdin.readline()
 def lab(tmp_path: Path) -> Lab:
     lab = Lab(tmp_path / "lab")
     (tmp_path / "file").write_bytes(b"state" * 1000)
-    lab.snapshot("s", {"f": FileSource(str(tmp_path / "file"))})
+    lab.snapshot("s", {"f": file_source(str(tmp_path / "file"))})
     return lab
 
 
@@ -67,8 +69,8 @@ def test_a_closed_store_holds_no_identity_without_the_cyclic_collector(lab: Lab)
     gc.collect()
     gc.disable()
     try:
-        store = castore.open_store(str(lab.store), lab.places, provide)
-        castore.restore(store, castore.select(store, "s@1:f"), str(lab.folder / "out"), lab.ownership, castore.Progress())
+        store = open_store(str(lab.store), lab.places, provide)
+        restore_parts(store, select(store, "s@1:f"), str(lab.folder / "out"), lab.ownership, castore.Progress())
         assert given[0]() is not None
         keyring = weakref.ref(store._keyring)
         store.close()

@@ -128,7 +128,7 @@ def test_what_cannot_be_compared_is_left_alone_and_its_neighbours_are_restored(
     for name in ("a", "bad", "c"):
         (top / "sub" / name).write_text("stored")
         os.setxattr(top / "sub" / name, "user.x", b"1")
-    lab.snapshot("s", {"t": castore_package.TreeSource(str(top))})
+    lab.snapshot("s", {"t": castore_package.Tree(str(top))})
     for name in ("a", "c"):
         (top / "sub" / name).write_text("changed, and longer")
     os.chmod(top / "sub" / "bad", 0o600)

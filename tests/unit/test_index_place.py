@@ -12,10 +12,11 @@ import time
 import lmdb
 import pytest
 
-import castore
 from castore.errors import StorageError
 from castore.model.refs import PackId, RecordId, SessionId
-from castore.store import MachinePaths
+from castore.services.snapshot import file_source
+from castore.services.snapshot import snapshot as take_snapshot
+from castore.store import MachinePaths, open_store
 from castore.store.format.pack import PackEntry
 from castore.store.index import (
     Index,
@@ -300,23 +301,23 @@ def test_a_snapshot_that_the_index_has_no_room_for_commits_nothing_and_succeeds_
     lab = Lab(tmp_path)
     places = MachinePaths(lab.places.state, str(disk / "cache"))
     (tmp_path / "dump").write_bytes(os.urandom(3_000_000))
-    source = {"d": castore.FileSource(str(tmp_path / "dump"))}
-    with castore.open_store(str(lab.store), places) as store:
+    source = {"d": file_source(str(tmp_path / "dump"))}
+    with open_store(str(lab.store), places) as store:
         store.references.limit = 0
         with open(disk / "rest", "wb", buffering=0) as file, pytest.raises(OSError):
             while True:
                 file.write(bytes(1 << 12))
         with pytest.raises(StorageError, match=r"index in .*free some space there.*XDG_CACHE_HOME"):
-            castore.snapshot(store, "s", source)
+            take_snapshot(store, "s", source)
         assert os.listdir(lab.store / "generations") == [] if (lab.store / "generations").exists() else True
         (disk / "rest").unlink()
-        assert castore.snapshot(store, "s", source).number == 1
+        assert take_snapshot(store, "s", source).number == 1
 
 
 def test_where_a_durable_generation_cannot_be_indexed_it_is_committed_all_the_same(tmp_path, monkeypatch):
     lab = Lab(tmp_path)
     (tmp_path / "dump").write_bytes(b"content")
-    source = {"d": castore.FileSource(str(tmp_path / "dump"))}
+    source = {"d": file_source(str(tmp_path / "dump"))}
 
     def full(*_):
         raise lmdb.DiskError("No space left on device")
@@ -324,7 +325,7 @@ def test_where_a_durable_generation_cannot_be_indexed_it_is_committed_all_the_sa
     with lab.open() as store:
         with monkeypatch.context() as patch:
             patch.setattr(store.index, "_put_generations", full)
-            assert castore.snapshot(store, "s", source).number == 1
+            assert take_snapshot(store, "s", source).number == 1
         assert store.generations("s") == []
         store.sync()
         assert [one.number for one in store.generations("s")] == [1]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import castore
 from castore.content.restore import in_place, large_files
 from castore.errors import CastoreError
+from castore.services.snapshot import Tree
 from castore.store import Store
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
@@ -53,7 +53,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_tree_of_large_files_is_restored(lab: Lab, live: Path, tmp_path: Path):
-    taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    taken = lab.snapshot("s", {"t": Tree(str(live))})
     assert taken.missed == 0
     lab.restore("s@1:t", tmp_path / "out")
     assert compare(walk(live), walk(tmp_path / "out")) == []
@@ -87,7 +87,7 @@ def test_what_the_live_file_still_has_is_not_read_from_the_store(
             raise OSError(errno.EXDEV, "not here")
 
         monkeypatch.setattr(os, "copy_file_range", refuse)
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
     before = walk(live)
     data = bytearray((live / "database").read_bytes())
     change(data)
@@ -100,7 +100,7 @@ def test_what_the_live_file_still_has_is_not_read_from_the_store(
 
 
 def test_a_file_with_holes_keeps_them(lab: Lab, live: Path, opened: list[int]):
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
     before = walk(live)
     with open(live / "holes", "r+b") as file:
         file.seek(5 * MIB + 100)
@@ -116,7 +116,7 @@ def test_a_file_with_holes_keeps_them(lab: Lab, live: Path, opened: list[int]):
 def test_a_live_file_that_shrinks_meanwhile_is_put_back(
     lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
     (live / "database").write_bytes((live / "database").read_bytes() + b"more")
     real = large_files.find_chunks
 
@@ -136,7 +136,7 @@ def test_a_live_file_that_shrinks_meanwhile_is_put_back(
 def test_a_small_file_is_read_from_the_store(lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(large_files, "find_chunks", lambda *_: pytest.fail("it is not large"))
     (live / "database").write_bytes(b"x" * (in_place._LARGE - 1))
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
     before = walk(live)
     (live / "database").write_bytes(b"y" * in_place._LARGE)
     lab.in_place("s@1:t", live)

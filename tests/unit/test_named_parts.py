@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import castore
 from castore.cli.main import cli
 from castore.errors import NotFoundError, UsageError
 from castore.services.selectors import find_range
+from castore.services.snapshot import Tree, file_source
 from tests.support.stores import Lab
 
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
@@ -43,8 +43,8 @@ def two(lab, tmp_path):
             (tmp_path / name / "g").write_text(round_)
         (tmp_path / "one" / "d" / f"new{round_}").write_text("")
         dump.write_text(round_)
-        trees = {name: castore.TreeSource(str(tmp_path / name)) for name in ("one", "other")}
-        lab.snapshot("s", {**trees, "db": castore.FileSource(str(dump))})
+        trees = {name: Tree(str(tmp_path / name)) for name in ("one", "other")}
+        lab.snapshot("s", {**trees, "db": file_source(str(dump))})
 
 
 def run(capsys, *arguments):
@@ -106,7 +106,7 @@ def test_log_and_show_say_what_is_pinned(two, lab, capsys):
 def nine(lab, tmp_path):
     (tmp_path / "tree").mkdir()
     for _ in range(9):
-        lab.snapshot("s", {"t": castore.TreeSource(str(tmp_path / "tree"))}, revision="r1")
+        lab.snapshot("s", {"t": Tree(str(tmp_path / "tree"))}, revision="r1")
     return lab
 
 
@@ -129,7 +129,7 @@ def test_a_range_without_generations_is_refused(nine, what):
 
 
 def test_a_revision_goes_before_a_range(nine, tmp_path):
-    nine.snapshot("s", {"t": castore.TreeSource(str(tmp_path / "tree"))}, revision="3-7")
+    nine.snapshot("s", {"t": Tree(str(tmp_path / "tree"))}, revision="3-7")
     with nine.open() as store:
         store.sync()
         assert [one.number for one in find_range(store, "s", "3-7")] == [10]

@@ -14,6 +14,7 @@ import pytest
 from blake3 import blake3
 
 import castore
+from castore.content.restore.metadata import Ownership
 from castore.crypto import Identity, KeyHistory, WriterKey
 from castore.errors import (
     BusyError,
@@ -22,6 +23,11 @@ from castore.errors import (
     KeyRotatedError,
     RevokedKeyError,
 )
+from castore.maintenance.verify import verify as verify_store
+from castore.services.restore import restore as restore_parts
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.state.writer_key_file import next_of
 from castore.storage import LocalStorage, Storage
 from castore.store import MachinePaths, Store
@@ -66,9 +72,9 @@ class Bench:
         dump.write_bytes(data)
         (tree / f"file{number}").write_bytes(b"%d" % number * 1000)
         (tree / "large").write_bytes(SAME[:200_000])
-        sources = {"d": castore.FileSource(str(dump)), "t": castore.TreeSource(str(tree))}
+        sources = {"d": file_source(str(dump)), "t": Tree(str(tree))}
         with self.open(places, identity=False) as store:
-            taken = castore.snapshot(store, "web", sources, **options)
+            taken = take_snapshot(store, "web", sources, **options)
         assert taken.number == number
         self.versions[number] = data, {path.name: path.read_bytes() for path in tree.iterdir()}
         return taken
@@ -84,11 +90,11 @@ class Bench:
             store.sync()
             assert store.damaged == {}
             assert [g.number for g in store.generations("web")] == sorted(self.versions, reverse=True)
-            assert castore.verify(store, castore.Progress(), read_data=True).sound
+            assert verify_store(store, castore.Progress(), read_data=True).sound
             for number, (data, tree) in self.versions.items():
                 out = self.folder / f"out-{os.urandom(4).hex()}"
-                selection = castore.select(store, f"web@{number}")
-                castore.restore(store, selection, str(out), castore.Ownership(change=False), castore.Progress())
+                selection = select(store, f"web@{number}")
+                restore_parts(store, selection, str(out), Ownership(change=False), castore.Progress())
                 assert (out / "d").read_bytes() == data
                 assert {path.name: path.read_bytes() for path in (out / "t").iterdir()} == tree
                 shutil.rmtree(out)
@@ -233,10 +239,10 @@ def test_a_thief_of_the_former_key_forges_nothing(bench):
                 assert "former writer key" in reason
             assert [g.number for g in store.generations()] == [1]
             assert store.next_number("web") == 3
-            found = castore.verify(store, castore.Progress())
+            found = verify_store(store, castore.Progress())
             assert len(found.damage) == 2
             with pytest.raises(RevokedKeyError):
-                castore.select(store, "web@latest")
+                select(store, "web@latest")
     command = [sys.executable, str(RESCUE), str(bench.lab.store), "--identity", str(bench.folder / "identity")]
     (bench.folder / "identity").write_text(bench.lab.identity.text() + "\n")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -411,8 +417,8 @@ def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(bench,
     with bench.open() as store:
         store.sync()
         assert [one.number for one in store.generations()] == [2]
-        selection = castore.select(store, "web@2:d")
-        castore.restore(store, selection, str(bench.folder / "out"), castore.Ownership(change=False), castore.Progress())
+        selection = select(store, "web@2:d")
+        restore_parts(store, selection, str(bench.folder / "out"), Ownership(change=False), castore.Progress())
         assert (bench.folder / "out" / "d").read_bytes() == bench.versions[2][0]
 
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import castore
 from castore.crypto import Identity
 from castore.errors import StaleStoreError, StorageError
+from castore.services.snapshot import file_source
 from castore.state.freshness import FreshnessGuard, FreshnessState, ServiceHighWater
 from tests.support.stores import Lab
 
@@ -29,7 +29,7 @@ def lab(tmp_path):
 
 def take(lab, service="web"):
     (lab.folder / "dump").write_bytes(os.urandom(5000))
-    return lab.snapshot(service, {"d": castore.FileSource(str(lab.folder / "dump"))})
+    return lab.snapshot(service, {"d": file_source(str(lab.folder / "dump"))})
 
 
 def copied(lab, name):

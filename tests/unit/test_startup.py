@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import castore as api
+from castore.services.snapshot import file_source
+from castore.store import open_store
 from castore.store.format.generation import encode_generation, generation_name
 from tests.support.stores import Lab
 
@@ -74,7 +75,7 @@ def crowded(home: Path, tmp_path: Path, castore: Run, monkeypatch: pytest.Monkey
     castore("snapshot", "service-0", "--revision", "r1", "--dump", "d=-", "--tree", f"t={tmp_path / 'home'}", input="x")
     from castore.state.directories import machine_paths
 
-    with api.open_store(str(tmp_path / "store"), machine_paths()) as store:
+    with open_store(str(tmp_path / "store"), machine_paths()) as store:
         (model,) = store.generations()
         storage = store.storage
         for i in range(1, GENERATIONS):
@@ -113,7 +114,7 @@ def test_a_lab_lists_nothing_without_packs(tmp_path: Path) -> None:
     """What lists generations reads no pack and needs no identity."""
     lab = Lab(tmp_path)
     (tmp_path / "d").write_text("x")
-    lab.snapshot("s", {"d": api.FileSource(str(tmp_path / "d"))})
+    lab.snapshot("s", {"d": file_source(str(tmp_path / "d"))})
     for pack in (lab.store / "packs").rglob("*"):
         if pack.is_file():
             pack.unlink()

@@ -10,6 +10,7 @@ from castore.errors import StorageError
 from castore.maintenance.verify import PACKS, verify
 from castore.model.events import Event
 from castore.services.events import drills, event
+from castore.services.snapshot import file_source
 from castore.state import event_log
 from castore.state.event_log import EventLog
 from tests.support.stores import Lab
@@ -17,7 +18,7 @@ from tests.support.stores import Lab
 
 def take(lab):
     (lab.folder / "dump").write_bytes(os.urandom(200_000))
-    return lab.snapshot("web", {"d": castore.FileSource(str(lab.folder / "dump"))})
+    return lab.snapshot("web", {"d": file_source(str(lab.folder / "dump"))})
 
 
 def test_deleting_the_cache_keeps_events_drills_and_verification(tmp_path):

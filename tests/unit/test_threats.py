@@ -8,13 +8,15 @@ import stat
 
 import pytest
 
-import castore
 from castore.content.streams import StreamReader
 from castore.crypto import Recipient
 from castore.errors import IdentityError, UsageError
 from castore.kernel import padme
+from castore.maintenance.verify import verify as verify_store
 from castore.progress import Progress
 from castore.services.restore import read
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
 from castore.store.format.pack import PACK_BYTES
 from tests.support.stores import Lab
 
@@ -39,7 +41,7 @@ def tree(tmp_path):
 def take(lab, tree, **options):
     return lab.snapshot(
         "Service-Name",
-        {"Part-Name": castore.TreeSource(str(tree)), "dump": castore.FileSource(str(tree / "Large-File"))},
+        {"Part-Name": Tree(str(tree)), "dump": file_source(str(tree / "Large-File"))},
         **options,
     )
 
@@ -89,7 +91,7 @@ def test_pack_lengths_tell_little(lab, tmp_path):
     for size in range(1, 60):
         path = tmp_path / f"d{size}"
         path.write_bytes(random.Random(size).randbytes(size * 997))
-        lab.snapshot("s", {"d": castore.FileSource(str(path))})
+        lab.snapshot("s", {"d": file_source(str(path))})
     for path in (lab.store / "packs").iterdir():
         length = path.stat().st_size
         assert length == PACK_BYTES or padme(length) == length
@@ -103,9 +105,9 @@ def test_a_writer_reads_no_state(lab, tree):
         store.sync()
         assert [one.service for one in store.generations()] == ["Service-Name"]
         with pytest.raises(IdentityError):
-            b"".join(read(reader, castore.select(store, "Service-Name@1:dump")))
+            b"".join(read(reader, select(store, "Service-Name@1:dump")))
         with pytest.raises(IdentityError):
-            castore.verify(store, Progress(), read_data=True)
+            verify_store(store, Progress(), read_data=True)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 import castore
+from castore.content.restore.metadata import Ownership
 from castore.content.scan import small_files
 from castore.errors import UsageError
+from castore.services.restore import restore as restore_parts
+from castore.services.rollback.plan import read_details
+from castore.services.selectors import select
+from castore.services.snapshot import Tree
 from tests.support.forest import Forest, plant
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
@@ -24,7 +29,7 @@ def lab(tmp_path: Path) -> Lab:
 
 def test_a_tree_with_every_feature_comes_back_the_same(lab: Lab, tmp_path: Path, forest: Forest) -> None:
     live = forest.path
-    taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    taken = lab.snapshot("s", {"t": Tree(str(live))})
     assert taken.missed == 0
     done = lab.restore("s@1:t", tmp_path / "out")
     assert done.report.damaged == []
@@ -35,8 +40,8 @@ def test_a_tree_with_every_feature_comes_back_the_same(lab: Lab, tmp_path: Path,
 def test_the_second_snapshot_of_an_unchanged_tree_stores_nothing_new(lab: Lab, tmp_path: Path) -> None:
     live = tmp_path / "live"
     plant(live)
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
-    again = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
+    again = lab.snapshot("s", {"t": Tree(str(live))})
     assert [(part.new_chunks, part.stored_bytes) for part in again.parts] == [(0, 0)]
 
 
@@ -45,7 +50,7 @@ def test_a_subdirectory_and_a_single_file_restore_alone(lab: Lab, tmp_path: Path
     (live / "a" / "b").mkdir(parents=True)
     (live / "a" / "b" / "file").write_bytes(b"x" * 1000)
     (live / "a" / "big").write_bytes(os.urandom(300_000))
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
     lab.restore("s@1:t/a", tmp_path / "sub")
     assert compare(walk(live / "a"), walk(tmp_path / "sub")) == []
     lab.restore("s@latest:t/a/b/file", tmp_path / "one")
@@ -58,7 +63,7 @@ def test_excluded_files_are_left_out_as_gitignore_would(lab: Lab, tmp_path: Path
         (live / name).parent.mkdir(parents=True, exist_ok=True)
         (live / name).write_text(name)
     lab.snapshot(
-        "s", {"t": castore.TreeSource(str(live), exclude=("*.log", "!keep.log", "/cache/", "logs"))}
+        "s", {"t": Tree(str(live), exclude=("*.log", "!keep.log", "/cache/", "logs"))}
     )
     lab.restore("s@1:t", tmp_path / "out")
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*"))
@@ -73,7 +78,7 @@ def test_a_tagged_cache_keeps_only_its_tag_when_asked(lab: Lab, tmp_path: Path) 
     (live / "false").mkdir()
     (live / "false" / "CACHEDIR.TAG").write_text("no signature")
     (live / "false" / "data").write_text("x")
-    lab.snapshot("s", {"t": castore.TreeSource(str(live), exclude_caches=True)})
+    lab.snapshot("s", {"t": Tree(str(live), exclude_caches=True)})
     lab.restore("s@1:t", tmp_path / "out")
     assert os.listdir(tmp_path / "out" / "c") == ["CACHEDIR.TAG"]
     assert sorted(os.listdir(tmp_path / "out" / "false")) == ["CACHEDIR.TAG", "data"]
@@ -83,7 +88,7 @@ def test_the_store_itself_is_not_taken_in(tmp_path: Path) -> None:
     lab = Lab(tmp_path / "all")
     (tmp_path / "all" / "data").write_text("x")
     lab.snapshot(
-        "s", {"t": castore.TreeSource(str(tmp_path / "all"))}, leave_out=[lab.places.cache, lab.places.state]
+        "s", {"t": Tree(str(tmp_path / "all"))}, leave_out=[lab.places.cache, lab.places.state]
     )
     lab.restore("s@1:t", tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["cache", "data", "state", "store"]
@@ -108,11 +113,11 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_told_and_the_rest_is_kept(
 
     monkeypatch.setattr(small_files, "read_files", lambda *_: (0, b"", 0))  # as if none were as listed
     monkeypatch.setattr(os, "open", failing)
-    taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    taken = lab.snapshot("s", {"t": Tree(str(live))})
     monkeypatch.undo()
     assert taken.missed == 2
     with lab.open() as store:
-        warnings = castore.read_details(store, taken).warnings
+        warnings = read_details(store, taken).warnings
     assert {(path, reason.split()[0]) for _, path, reason in warnings} == {(b"b", "vanished"), (b"c", "cannot")}
     lab.restore("s@1:t", tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["a", "d"]
@@ -142,7 +147,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(
     monkeypatch.setattr(small_files, "read_files", lambda *_: (0, b"", 0))
     monkeypatch.setattr(os, "readv", growing)
     monkeypatch.setattr(os, "preadv", shrinking)
-    taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    taken = lab.snapshot("s", {"t": Tree(str(live))})
     monkeypatch.undo()
     assert taken.missed == 2
     done = lab.restore("s@1:t", tmp_path / "out")
@@ -173,9 +178,9 @@ def test_what_is_no_longer_as_listed_is_read_as_it_is_now(
         return real(*arguments)
 
     monkeypatch.setattr(small_files, "read_files", racing)
-    taken = lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    taken = lab.snapshot("s", {"t": Tree(str(live))})
     with lab.open() as store:
-        warnings = {path: reason for _, path, reason in castore.read_details(store, taken).warnings}
+        warnings = {path: reason for _, path, reason in read_details(store, taken).warnings}
     assert sorted(warnings) == [b"b", b"e", b"f"]
     assert "vanished" in warnings[b"b"]
     assert "replaced" in warnings[b"e"]
@@ -186,12 +191,12 @@ def test_what_is_no_longer_as_listed_is_read_as_it_is_now(
 
 def test_a_missing_tree_is_refused_by_name(lab: Lab, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no-such-dir"):
-        lab.snapshot("s", {"t": castore.TreeSource(str(tmp_path / "no-such-dir"))})
+        lab.snapshot("s", {"t": Tree(str(tmp_path / "no-such-dir"))})
 
 
 def test_restore_refuses_a_directory_that_is_not_empty(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "live").mkdir()
-    lab.snapshot("s", {"t": castore.TreeSource(str(tmp_path / "live"))})
+    lab.snapshot("s", {"t": Tree(str(tmp_path / "live"))})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UsageError, match="not empty"):
@@ -208,11 +213,11 @@ def test_without_root_devices_and_set_id_bits_are_not_restored(lab: Lab, tmp_pat
         os.chdir(live)
         listener.bind("socket")
         os.chdir("/")
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
     with lab.open() as store:
-        selection = castore.select(store, "s@1:t")
-        done = castore.restore(
-            store, selection, str(tmp_path / "out"), castore.Ownership(change=False), castore.Progress()
+        selection = select(store, "s@1:t")
+        done = restore_parts(
+            store, selection, str(tmp_path / "out"), Ownership(change=False), castore.Progress()
         )
     assert [path for path, _ in done.report.warnings] == [b"null"]
     assert stat.S_IMODE((tmp_path / "out" / "suid").stat().st_mode) == 0o755
@@ -228,7 +233,7 @@ def test_a_link_put_in_place_of_what_was_just_made_is_not_followed(
     (live / "large").write_bytes(os.urandom(200_000))
     os.setxattr(live / "large", "user.test", b"x")
     os.chmod(live / "large", 0o4777)
-    lab.snapshot("s", {"t": castore.TreeSource(str(live))})
+    lab.snapshot("s", {"t": Tree(str(live))})
     outside.mkdir()
     (outside / "victim").write_bytes(b"victim")
     before = walk(outside)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import castore
 from castore.content.streams import StreamReader
 from castore.crypto import Identity
 from castore.errors import DamageError, KeyRotatedError, StorageError, UsageError
@@ -17,6 +16,8 @@ from castore.maintenance.repair import repair
 from castore.maintenance.verify import verify
 from castore.progress import Progress
 from castore.services.restore import read
+from castore.services.selectors import select
+from castore.services.snapshot import file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.keys import replicas
@@ -38,7 +39,7 @@ def lab(tmp_path):
 
 
 def take(lab):
-    return lab.snapshot("web", {"d": castore.FileSource(str(lab.folder / "dump"))})
+    return lab.snapshot("web", {"d": file_source(str(lab.folder / "dump"))})
 
 
 def both(lab, folder):
@@ -64,7 +65,7 @@ def check(lab):
         store.sync()
         assert store.damaged == {}
         with StreamReader(store) as reader:
-            assert b"".join(read(reader, castore.select(store, "web@1:d"))) == CONTENT
+            assert b"".join(read(reader, select(store, "web@1:d"))) == CONTENT
 
 
 HARMS = ["gone", "cut", "emptied", 0, 9, 20, 33, 50, -1]

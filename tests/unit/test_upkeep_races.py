@@ -27,6 +27,9 @@ from castore.model.refs import RecordId, Ref, RefKind
 from castore.progress import Progress
 from castore.services.prune import forget
 from castore.services.restore import read
+from castore.services.selectors import select
+from castore.services.snapshot import Stream, file_source
+from castore.services.snapshot import snapshot as take_snapshot
 from castore.state import first_seen
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
@@ -49,7 +52,7 @@ def another(lab, **options):
 
 def content(store, what):
     with StreamReader(store) as reader:
-        return b"".join(read(reader, castore.select(store, what)))
+        return b"".join(read(reader, select(store, what)))
 
 
 def yes(_found, _planned):
@@ -281,8 +284,8 @@ def killed(lab, data):
             raise Killed
 
     with lab.opened() as store, pytest.raises(Killed):
-        sources = {"a": castore.FileSource(str(path)), "b": castore.FileSource(str(path))}
-        castore.snapshot(store, "web", sources, progress=progress)
+        sources = {"a": file_source(str(path)), "b": file_source(str(path))}
+        take_snapshot(store, "web", sources, progress=progress)
     return {pack: size for pack, size in lab.packs().items() if pack not in before}
 
 
@@ -306,8 +309,8 @@ def test_what_a_snapshot_under_way_has_stored_stays_beside_a_prune(lab, lockless
                 kept.append(lab.compact(lockless=lockless, max_unused=0, grace=0))
 
     with lab.opened(lockless=lockless) as store, open(second, "rb") as stream:
-        sources = {"a": castore.FileSource(str(path)), "b": castore.StreamSource(stream.fileno())}
-        castore.snapshot(store, "web", sources, progress=progress)
+        sources = {"a": file_source(str(path)), "b": Stream(stream.fileno())}
+        take_snapshot(store, "web", sources, progress=progress)
     assert len(kept) == 2  # once, that is
     assert sum(done.removed for done in kept) == 1
     assert sum(kept[1].plan.unfinished.values()) > 2 << 20

@@ -9,7 +9,6 @@ import shutil
 import msgspec
 import pytest
 
-import castore
 from castore.content.streams import StreamReader
 from castore.errors import DamageError, IdentityError
 from castore.kernel.id_set import Marks
@@ -21,6 +20,8 @@ from castore.model.generation import encode
 from castore.progress import Progress
 from castore.services.prune import forget
 from castore.services.restore import read
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
 from castore.store.format.envelope import seal_object
 from castore.store.format.generation import generation_name
 from castore.store.format.header import CONDEMNED, GENERATION, PACK, REMOVAL, SESSION
@@ -51,7 +52,7 @@ def tree(tmp_path):
 
 
 def take(lab, tree, service="web"):
-    return lab.snapshot(service, {"t": castore.TreeSource(str(tree))})
+    return lab.snapshot(service, {"t": Tree(str(tree))})
 
 
 def look(lab, *, identity=True, **options):
@@ -68,7 +69,7 @@ def place_of(lab, service, path):
     """The pack file, offset and length of the first chunk of a stored file."""
     with lab.open() as store, StreamReader(store) as reader:
         store.sync()
-        selection = castore.select(store, f"{service}@1:t/{path}")
+        selection = select(store, f"{service}@1:t/{path}")
         content = b"".join(read(reader, selection))
         place = store.index.locate(CHUNK, first_chunk(store, reader, selection))
     return lab.store / "packs" / place.pack.hex(), place, content
@@ -138,7 +139,7 @@ def test_samples_come_to_everything(lab):
     for number in range(9):
         path = lab.folder / f"d{number}"
         path.write_bytes(noise(number, 50_000))
-        lab.snapshot("web", {"d": castore.FileSource(str(path))})
+        lab.snapshot("web", {"d": file_source(str(path))})
     with lab.open() as store:
         store.sync()
         packs = {pack for pack, _ in store.packs()}
@@ -160,7 +161,7 @@ def test_an_interrupted_run_is_gone_on_with(lab, monkeypatch):
     for number in range(6):
         path = lab.folder / f"d{number}"
         path.write_bytes(noise(number, 50_000))
-        lab.snapshot("web", {"d": castore.FileSource(str(path))})
+        lab.snapshot("web", {"d": file_source(str(path))})
     looked = module._look
     done = []
 

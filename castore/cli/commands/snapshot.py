@@ -147,7 +147,7 @@ def _given_sources(
     """Return the parts that options name. Raises UsageError."""
     from castore.errors import UsageError
     from castore.fs.regular import descriptor_of, open_stream
-    from castore.services.snapshot import FileSource, ProgramSource, StreamSource, TreeSource
+    from castore.services.snapshot import Stream, Tree, file_source, program_source
     from castore.state.directories import expanded
 
     sources: dict[str, Source] = {}
@@ -160,7 +160,7 @@ def _given_sources(
 
     for text in trees:
         name, path = split_named("--tree", text)
-        add(name, TreeSource(expanded(path), *limits))
+        add(name, Tree(expanded(path), *limits))
     for text in dumps:
         name, path = split_named("--dump", text)
         number = 0 if path == "-" else descriptor_of(expanded(path))
@@ -169,10 +169,10 @@ def _given_sources(
         if number is not None:
             read.add(number)
         descriptor = sys.stdin.fileno() if path == "-" else open_stream(expanded(path))
-        add(name, FileSource(expanded(path)) if descriptor is None else StreamSource(descriptor, allow_empty))
+        add(name, file_source(expanded(path)) if descriptor is None else Stream(descriptor, allow_empty))
     for text in programs:
         name, argv = split_named("--exec", text)
-        add(name, ProgramSource(split_program("--exec", argv)))
+        add(name, program_source(split_program("--exec", argv)))
     return sources
 
 
@@ -207,14 +207,14 @@ def _wanted(
     import dataclasses
 
     from castore.services.hooks import Hooks
-    from castore.services.snapshot import TreeSource
+    from castore.services.snapshot import Tree
 
     if given:
         _note_useless(given)
         return given, Hooks(())
     sources = context.configured_sources(service)
     for name, source in sources.items():
-        if isinstance(source, TreeSource):
+        if isinstance(source, Tree):
             sources[name] = dataclasses.replace(
                 source,
                 exclude=(*source.exclude, *limits.exclude),
@@ -229,11 +229,11 @@ def _note_useless(sources: dict[str, Source]) -> None:
     """Say which exclude patterns can match nothing in any of the trees."""
     from castore.cli.formatting import printable
     from castore.content.scan.exclude import why_useless
-    from castore.services.snapshot import TreeSource
+    from castore.services.snapshot import Tree
 
     reasons: dict[str, list[str]] = {}
     for source in sources.values():
-        if isinstance(source, TreeSource):
+        if isinstance(source, Tree):
             for pattern in source.exclude:
                 top = os.path.abspath(os.fsdecode(source.path))
                 reasons.setdefault(pattern, []).append(why_useless(pattern, top))

@@ -52,7 +52,7 @@ from castore.services.rollback.steps import (
 )
 from castore.services.snapshot import (
     EngineSource,
-    TreeSource,
+    Tree,
     left_out,
     rules_of,
     snapshot,
@@ -160,7 +160,7 @@ def _roll_back(
         taken = None
         now, absent = present_sources(plan, origins)
         for name, source in now.items():
-            if isinstance(source, TreeSource):
+            if isinstance(source, Tree):
                 now[name] = replace(source, own=below(source.path, made))
             elif isinstance(source, EngineSource) and service.stop and name in memos:
                 now[name] = EngineSource(source.name, source.engine.stopped(memos[name]))

@@ -20,7 +20,7 @@ from castore.services.snapshot import (
     Absent,
     EngineSource,
     Source,
-    TreeSource,
+    Tree,
     engine_of,
     lacking,
     last_scan,
@@ -242,7 +242,7 @@ def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dic
         source: Source | None
         if kind == "tree":
             where = os.fsdecode(found.path)
-            source = TreeSource(where, found.exclude, found.one_file_system, found.exclude_caches)
+            source = Tree(where, found.exclude, found.one_file_system, found.exclude_caches)
             there = os.path.lexists(where)
         else:
             source = engine_of(found)
