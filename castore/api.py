@@ -504,7 +504,7 @@ class Generation:
         generation = self._generation
         selections = {top: Selection(generation)}
         if parts is not None:
-            # Looked up before anything is created: a wrong name leaves nothing behind.
+            # Looked up before anything is created: with a wrong name, nothing is.
             chosen = {name: part_of(generation, name) for name in parts}
             selections = {os.path.join(top, name): Selection(generation, one) for name, one in chosen.items()}
             os.makedirs(top, exist_ok=True)

@@ -366,7 +366,7 @@ def test_a_pack_that_another_machine_added_is_found_on_a_miss_and_a_vanished_one
         refs, _ = put(bench.store, b"content")
         assert other.read_chunk(refs[0].id) == b"content"
         bench.objects("packs")[0].unlink()
-        with pytest.raises(MissingError, match=rf"{refs[0].id.hex()}.*packs/[0-9a-f]{{64}} is not there"):
+        with pytest.raises(MissingError, match=rf"{refs[0].id.hex()}.*packs/[0-9a-f]{{64}} does not exist"):
             other.read_chunk(refs[0].id)
         assert not other.has_chunk(refs[0].id)
 
