@@ -212,6 +212,18 @@ def test_values_that_the_dump_program_rounds_are_reported(lab: Lab, server: Mari
     assert warnings(lab, take(lab, engine(server, app))) == {}
 
 
+def test_texts_that_their_character_set_does_not_define_are_reported(lab: Lab, server: MariaDBServer, app: str):
+    server.sql(
+        "SET NAMES binary; SET sql_mode = ''; CREATE TABLE t (a VARCHAR(9) CHARACTER SET ascii, g TEXT CHARACTER SET greek, "
+        "l VARCHAR(9) CHARACTER SET latin1, u VARCHAR(9) CHARACTER SET utf8mb4, b VARBINARY(9));"
+        "INSERT INTO t VALUES (x'c3bc', x'e1', x'81', x'c3bc', x'ff'), ('a', x'aa', x'e4', 'u', x'fe'), ('?', '?', '?', '?', '?')", app,
+    )
+    said = lab.snapshot("s", {"db": EngineSource("mariadb", engine(server, app))})
+    with lab.open() as store:
+        reasons = [reason for _, path, reason in read_details(store, said).warnings if path == b"t"]
+    assert sorted(reason.split(" with bytes")[0] for reason in reasons) == ["1 value of a", "1 value of g"]
+
+
 def test_programs_of_users_that_were_dropped_come_back(lab: Lab, server: MariaDBServer, app: str):
     server.sql("CREATE OR REPLACE USER author; GRANT ALL ON *.* TO author; CREATE TABLE t (x INT); INSERT INTO t VALUES (1)", app)
     server.sql(

@@ -38,6 +38,12 @@ _ROUNDED: Final = (
 _EMPTY: Final = (
     "{0} of {1} not a member of the ENUM (index 0): the dump writes the empty member, which they become"
 )
+UNDEFINED: Final = (
+    "{0} of {1} with bytes that its character set does not define: the dump has ? for them; ALTER TABLE ... "
+    "MODIFY to a binary type, or to the character set that the bytes are of, keeps them"
+)
+_CONVERTED: Final = "'utf8mb4', 'utf8mb3', 'utf8', 'latin1', 'binary'"
+"""Character sets whose stored texts are the same after a conversion to utf8mb4 and back."""
 _NO_LIMIT: Final = "18446744073709551615"
 
 
@@ -119,6 +125,7 @@ def lasting(client: Client, database: str, state: State) -> list[tuple[bytes, st
         *_without_keys(client, database),
         *_rounded(client, database),
         *_empty_members(client, database),
+        *_undefined(client, database),
     ]
 
 
@@ -147,36 +154,51 @@ def _without_keys(client: Client, database: str) -> list[tuple[bytes, str]]:
 
 def _rounded(client: Client, database: str) -> list[tuple[bytes, str]]:
     """Return a warning for each column of type FLOAT with values that the dump program rounds."""
-    return _with_values(client, database, "float", "{0} <> CAST(CAST({0} AS CHAR) AS FLOAT)", _ROUNDED)
+    condition = "{0} <> CAST(CAST({0} AS CHAR) AS FLOAT)"
+    return _with_values(client, database, "DATA_TYPE = 'float'", condition, _ROUNDED)
 
 
 def _empty_members(client: Client, database: str) -> list[tuple[bytes, str]]:
     """Return a warning for each ENUM with values of index 0, which are written like its empty member."""
-    members = "AND (COLUMN_TYPE LIKE 'enum('',%' OR COLUMN_TYPE LIKE '%,'',%' OR COLUMN_TYPE LIKE '%,'')')"
-    return _with_values(client, database, "enum", "{0} = '' AND {0} + 0 = 0", _EMPTY, members)
+    members = "COLUMN_TYPE LIKE 'enum('',%' OR COLUMN_TYPE LIKE '%,'',%' OR COLUMN_TYPE LIKE '%,'')'"
+    columns = f"DATA_TYPE = 'enum' AND ({members})"
+    return _with_values(client, database, columns, "{0} = '' AND {0} + 0 = 0", _EMPTY)
+
+
+def _undefined(client: Client, database: str) -> list[tuple[bytes, str]]:
+    """Return a warning for each column with texts that the dump program cannot convert to utf8mb4.
+
+    A client with SET NAMES binary can store any bytes, and programs that declare no character set do.
+    """
+    types = "'char', 'varchar', 'tinytext', 'text', 'mediumtext', 'longtext'"
+    columns = f"DATA_TYPE IN ({types}) AND CHARACTER_SET_NAME NOT IN ({_CONVERTED})"
+    condition = "HEX(CONVERT(CONVERT({0} USING utf8mb4) USING {1})) <> HEX({0})"
+    return _with_values(client, database, columns, condition, UNDEFINED)
 
 
 def _with_values(
-    client: Client, database: str, kind: str, condition: str, reason: str, more: str = ""
+    client: Client, database: str, which: str, condition: str, reason: str
 ) -> list[tuple[bytes, str]]:
     """Return a warning for each column with values that a condition is true of.
 
-    kind: the type of the columns; more: what else is true of them. condition: has {0} for the column. reason:
-    has {0} for how many values there are, {1} for the column.
+    which: SQL that selects the columns. condition: SQL with {0} for the column, {1} for its character set.
+    reason: a message with {0} for how many values there are, {1} for the column.
     """
-    where = f"WHERE TABLE_SCHEMA = {literal(database)} AND DATA_TYPE = '{kind}' AND IS_GENERATED = 'NEVER'"
-    found = client.ask(f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where} {more}")
+    where = f"WHERE TABLE_SCHEMA = {literal(database)} AND IS_GENERATED = 'NEVER' AND {which}"
+    names = "TABLE_NAME, COLUMN_NAME, COALESCE(CHARACTER_SET_NAME, '')"
+    found = client.ask(f"SELECT {names} FROM information_schema.COLUMNS {where}")
     tables = inventory.tables(client, database)
-    columns = [(table, column) for table, column in found if table in tables]
-    script = [
-        f"SELECT {at}, COUNT(*) FROM {quoted(table)} WHERE {condition.format(quoted(column))}"
-        for at, (table, column) in enumerate(columns)
-    ]
+    columns = [row for row in found if row[0] in tables]
+    script = []
+    for at, (table, column, charset) in enumerate(columns):
+        history = " FOR SYSTEM_TIME ALL" if tables[table].kind == "SYSTEM VERSIONED" else ""
+        true = condition.format(quoted(column), charset)
+        script.append(f"SELECT {at}, COUNT(*) FROM {quoted(table)}{history} WHERE {true}")
     warnings = []
-    for at, number in client.query(";\n".join(script), database) if script else ():
-        if number != "0":
-            table, column = columns[int(at)]
-            warnings.append((os.fsencode(table), reason.format(counted(int(number), "value"), column)))
+    for number, count in client.query(";\n".join(script), database) if script else ():
+        if count != "0":
+            table, column, _ = columns[int(number)]
+            warnings.append((os.fsencode(table), reason.format(counted(int(count), "value"), column)))
     return warnings
 
 
