@@ -46,7 +46,7 @@ def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="PERCENT",
             help="Rewrite a pack only if more than PERCENT of it is unused.",
         ),
-        click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+        click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing."),
     ):
         command = option(command)
     return command
@@ -81,7 +81,7 @@ def print_plan(store: Store, verdicts: list[RetentionDecision], planned: Plan, *
         cells = []
         for found in verdicts:
             one = found.generation
-            why = ", ".join(found.rules) or "nothing: it would go"
+            why = ", ".join(found.rules) or "no rule: it would be deleted"
             note = notes[one.service].get(one.number, "")
             cells.append([
                 *(one.service, str(one.number), formatting.local_time(one.time)),
@@ -92,7 +92,7 @@ def print_plan(store: Store, verdicts: list[RetentionDecision], planned: Plan, *
         print(formatting.table(cells, header=header, right={1}))
     print(
         f"would free {formatting.size(planned.freed)} of {formatting.size(planned.stored)}: "
-        f"{_packs(len(planned.dead))} to remove, {len(planned.rewrites)} to write anew "
+        f"{_packs(len(planned.dead))} to delete, {len(planned.rewrites)} to rewrite "
         f"({formatting.size(planned.written)})"
     )
     _print_kept(planned)
@@ -102,11 +102,11 @@ def print_done(done: Compacted) -> None:
     """Print what a compaction did."""
     freed = done.removed_bytes - done.written_bytes
     summarize(
-        f"freed {formatting.size(max(freed, 0))}: {_packs(done.removed)} removed, "
+        f"freed {formatting.size(max(freed, 0))}: {_packs(done.removed)} deleted, "
         f"{formatting.size(done.written_bytes)} rewritten"
     )
     if done.condemned:
-        summarize(f"{_packs(done.condemned)} set aside: a later run removes those that are still not needed")
+        summarize(f"{_packs(done.condemned)} marked; a later run deletes those that are still unreferenced")
     if not is_quiet():
         _print_kept(done.plan)
 
@@ -115,12 +115,12 @@ def _print_kept(planned: Plan) -> None:
     if planned.unfinished:
         print(
             f"{_packs(len(planned.unfinished))} ({formatting.size(sum(planned.unfinished.values()))}) kept "
-            "for a week: snapshots that have not ended stored to them; if none is under way, --unfinished "
-            "removes them now"
+            "for a week, because unfinished snapshots wrote them; if no snapshot is running, --unfinished "
+            "deletes them now"
         )
     if planned.lost:
         lost = formatting.count(planned.lost, "node")
-        print(f"in no pack: {lost} that generations refer to; see 'castore verify'")
+        print(f"missing in all packs: {lost} that generations reference; see 'castore verify'")
 
 
 def _packs(count: int) -> str:
@@ -141,7 +141,7 @@ def _plan_json(planned: Plan) -> dict[str, Any]:
 
 
 def plain_compaction(done: Compacted) -> dict[str, Any]:
-    """Return what a compaction did, as JSON has it."""
+    """Return what a compaction did for JSON."""
     return {
         "removed": done.removed,
         "removed_bytes": done.removed_bytes,
@@ -158,4 +158,5 @@ def refuse_damaged(done: Compacted) -> None:
     from castore.errors import DamageError
 
     if done.damaged:
-        raise DamageError("; ".join(done.damaged) + ": left as they are; 'castore repair' mends that")
+        found = "; ".join(done.damaged)
+        raise DamageError(f"{found}: not changed; repair the store with: castore repair")

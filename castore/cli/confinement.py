@@ -1,8 +1,8 @@
-"""Take from this process, by Landlock, what a command that only reads a store never needs.
+"""Confine, by Landlock, a process that only reads a store to the rights that it needs.
 
-Such a command decodes bytes that others may have made for harm. Should a decoder be broken, the process can
-still write nothing but its own files, run no program and connect nowhere. Reading stays allowed: modules,
-time zones and user databases are read when they are needed.
+Such a command decodes bytes that an attacker may have written. If a decoder has a vulnerability, the process
+can still only write castore's own files; it can run no program and open no connection. Reading stays allowed:
+modules, time zones and user databases are read when they are needed.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ _EXECUTE: Final = 1 << 0
 _WRITE_FILE: Final = 1 << 1
 _TRUNCATE: Final = 1 << 14
 _CHANGES: Final = _WRITE_FILE | _TRUNCATE | sum(1 << bit for bit in range(4, 14))
-"""Write, truncate, remove, make of any type, and rename from one directory to another."""
+"""Write, truncate, remove, create of any type, and rename from one directory to another."""
 _NETWORK: Final = 1 << 0 | 1 << 1
 """TCP: bind, connect."""
 _SCOPES: Final = 1 << 0 | 1 << 1
 """Abstract sockets and signals of processes that are not confined with this one."""
 _OLDEST: Final = 3
-"""Version of the interface: before 2 no rename from one directory to another could be allowed, before 3
-truncating could not be taken away."""
+"""Version of the interface: before 2 a rename from one directory to another could not be allowed, before 3
+truncation could not be denied."""
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _DEVICES: Final = ("/dev/null", "/dev/tty")
 _allowed: Final[list[bool]] = []
 
 
 def allow_confinement() -> None:
-    """Note that this process was started to run castore only, so that all of it may be confined, for good."""
+    """Record that this process only runs castore, so that all of it may be confined until it exits."""
     _allowed.append(True)
 
 
 def confine(writable: Iterable[str], *, network: bool = False) -> bool:
-    """Let this process change files below these directories only, and start no program; return whether it is.
+    """Deny this process changes outside these directories, and all programs; return whether it is confined.
 
-    To be called before threads are started. A path that does not exist stands for the nearest directory above
-    it that does. network: leave TCP allowed. False where the kernel has no Landlock, or one that is too old,
-    and in a process that does more than run castore.
+    Call it before threads are started. A path that does not exist is replaced by the nearest existing
+    directory above it. network: leave TCP allowed. Return False if the kernel has no Landlock or a version
+    that is too old, and in a process that does more than run castore.
     """
     if not _allowed:
         return False
@@ -89,7 +89,7 @@ def _allow(libc: ctypes.CDLL, rules: int, path: str) -> None:
     beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         allowed = _CHANGES if stat.S_ISDIR(os.fstat(beneath).st_mode) else _WRITE_FILE | _TRUNCATE
-        # Where it fails, the command is refused what it needs, and says so: no file is written unnoticed.
+        # If it fails, the command fails with an error when it writes there: nothing is lost unnoticed.
         libc.syscall(_ADD_RULE, rules, _BENEATH, struct.pack("=Qi", allowed, beneath), 0)
     finally:
         os.close(beneath)

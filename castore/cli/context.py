@@ -1,4 +1,4 @@
-"""What every command needs first: the configuration, the store, the identity."""
+"""The context of a command: its common options, configuration, store and identity."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _note(line: str) -> None:
 
 @dataclass(frozen=True)
 class CliContext:
-    """The options that all commands share, and what follows from them."""
+    """The options that all commands share, and the configuration, store and identity that they select."""
 
     store: str | None
     config: str | None
@@ -43,7 +43,7 @@ class CliContext:
 
     @cached_property
     def settings(self) -> Settings | None:
-        """What castore.toml says, if there is one. Raises ConfigError."""
+        """The settings of castore.toml; None if there is none. Raises ConfigError."""
         path = environment.find_config(self.config)
         if path is None:
             return None
@@ -52,7 +52,7 @@ class CliContext:
         return load(path, home=directories.home(), programs=False, tolerant=True)
 
     def store_path(self, argument: str | None = None) -> str:
-        """Return where the store is, or would be made."""
+        """Return the path of the store, which may not exist."""
         explicit = argument or self.store or environment.store_from_environment()
         if explicit:
             return directories.absolute(explicit)
@@ -67,11 +67,11 @@ class CliContext:
         confined: Sequence[str] | None = None,
         agree: Agree | None = None,
     ) -> Store:
-        """Open the store; with `make`, make the default one if nothing at all is configured.
+        """Open the store; with `make`, create the default store if nothing is configured.
 
-        local_key: by the writer key of this machine, where it has one; else by the identity. confined: what
-        the command changes apart from the store and castore's own files; it runs no program. agree: asks
-        whether a configuration that no known admin has signed is right.
+        local_key: use the writer key of this machine, if it has one; else the identity. confined: confine the
+        process; these are the paths that it changes apart from the store and castore's own files, and it runs
+        no program. agree: asks the user whether a configuration that no known admin has signed is right.
         """
         from castore.crypto import Admin
         from castore.errors import NotFoundError
@@ -105,12 +105,12 @@ class CliContext:
         for name, reason in store.passed_over.items():
             _note(
                 f"{name} is not accepted, and nothing depends on it: {reason} ('castore repair' with the "
-                "identity of an admin removes it)"
+                "identity of an admin deletes it)"
             )
         return store
 
     def _confine(self, path: str, writable: Sequence[str]) -> None:
-        """Confine this process to the store, castore's own files and what else a command changes."""
+        """Confine this process to the store, castore's own files and the paths in `writable`."""
         from castore.cli.confinement import confine
         from castore.errors import StorageError
         from castore.state.paths import make_private_directory
@@ -121,29 +121,29 @@ class CliContext:
         for folder in (own.state, own.cache):
             with contextlib.suppress(StorageError):
                 make_private_directory(folder)
-        # A restore looks up names of users, which may be in a directory service.
+        # A restore looks up names of users, and a directory service may provide them.
         confine([path, own.state, own.cache, *writable], network=bool(writable))
 
     def identity(self) -> Callable[[], Identity]:
-        """Return how to get the identity when it is needed."""
+        """Return a function that gets the identity when it is needed."""
         return identity_files.identity_provider(self.identity_file, self.default_identity)
 
     def identity_text(self) -> tuple[str, str]:
-        """Return the identity as text, which may be locked, and what it is from."""
+        """Return the identity as text, which may be locked, and its source."""
         return identity_files.identity_text(self.identity_file, self.default_identity)
 
     def own_paths(self) -> list[str]:
-        """Return the folders of castore itself, which no tree takes in, and the identities that it uses.
+        """Return the paths that trees exclude: castore's own folders, and the identities in use.
 
-        The folders change under a scan. Identities are taken, but never removed: without one nothing that is
-        stored can be read.
+        The folders change during a scan. A restore in place must never remove an identity: without it,
+        nothing in the store can be read.
         """
         own = directories.machine_paths()
         identities = identity_files.files_in_use(self.identity_file, self.default_identity)
         return [own.state, own.cache, *identities]
 
     def default_identity(self) -> str:
-        """Return where `init` writes the identity of this store unless --identity names a file."""
+        """Return where `init` writes the identity of this store by default."""
         from castore.storage import LocalStorage
         from castore.store import Store
 
@@ -160,10 +160,10 @@ class CliContext:
         replace_lost: bool = False,
         admins: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Make a store, and an identity unless recipients are given; return what was made.
+        """Create a store, and an identity unless recipients are given; return what `--json` prints.
 
-        replace_lost: also where this machine has used a store that is missing now. admins: keys of admins, as
-        text, besides that of the identity.
+        replace_lost: also if this machine has used a store there that is missing now. admins: keys of admins,
+        as text, in addition to that of the identity.
         """
         from castore.crypto import Admin, Identity, Recipient
         from castore.errors import UsageError
@@ -175,7 +175,7 @@ class CliContext:
         configured = self.settings.recipients if self.settings is not None else ()
         to: list[tuple[Recipient, str]] = [(Recipient.parse(r), "") for r in recipients or configured]
         if recipients and self.identity_file:
-            raise UsageError("give --recipient or --identity: with recipients no identity is made")
+            raise UsageError("give --recipient or --identity: with recipients no identity is created")
         identity = admin = place = None
         if not to:
             admin, place = identity_files.identity_of_new_store(self.identity_file)
@@ -187,7 +187,7 @@ class CliContext:
         written = None
 
         def keep_identity(store_id: bytes) -> None:
-            # Before the store is one: nobody could ever read what is put into a store without it.
+            # Before the store is usable: nobody could ever read its content without the identity.
             nonlocal written
             if identity is not None:
                 written = place or environment.identity_path(store_id)
@@ -212,21 +212,21 @@ class CliContext:
     def _make_first(self, path: str) -> None:
         missing_store.refuse_lost(path)
         made = self.make_store(None, ())
-        print(f"castore: made a store in {path}", file=sys.stderr)
+        print(f"castore: created a store in {path}", file=sys.stderr)
         if made["identity"]:
-            print(f"castore: and an identity in {made['identity']}", file=sys.stderr)
+            print(f"castore: created an identity in {made['identity']}", file=sys.stderr)
             print(f"castore: {self.keep_safe(made['identity'])}", file=sys.stderr)
 
     @staticmethod
     def keep_safe(path: str) -> str:
-        """Say what an identity file is and where it belongs."""
+        """Return the advice to copy an identity file to another machine."""
         return (
-            f"Copy {path} somewhere safe, off this machine: without it nothing stored can be read, "
-            "and whoever has it can read all of it."
+            f"Copy {path} somewhere safe, off this machine: without it nothing in the store can be read, "
+            "and everybody who has it can read everything."
         )
 
     def required_settings(self) -> Settings:
-        """Return what castore.toml says. Raises UsageError where there is none."""
+        """Return the settings of castore.toml. Raises UsageError if there is none."""
         from castore.errors import UsageError
 
         if self.settings is None:
@@ -236,11 +236,11 @@ class CliContext:
         return self.settings
 
     def service_settings(self, service: str) -> Service | None:
-        """Return what castore.toml says of a service. Raises ConfigError where that has mistakes."""
+        """Return the settings of a service; None if it has none. Raises ConfigError if they are wrong."""
         return self.settings.of(service) if self.settings is not None else None
 
     def present_revision(self, service: str) -> str | None:
-        """Return the revision of a service's present configuration, if castore.toml says how to know."""
+        """Return the configured revision of a service; None if castore.toml names no source of it."""
         from castore.services.revision import current
 
         settings = self.service_settings(service)
@@ -256,16 +256,16 @@ class CliContext:
         if settings is None or not settings.parts:
             where = self.settings.path if self.settings is not None else "no castore.toml"
             raise UsageError(
-                f"nothing to take of {service!r}: give --tree, --dump or --exec, or describe it in "
+                f"{service!r} has no parts to take: give --tree, --dump or --exec, or describe it in "
                 f"castore.toml ({where} was read)"
             )
         if self.settings is not None:
-            # This time with its programs, which the tools of other services have no part in.
+            # Load again with its programs: the programs of other services may be missing.
             load(self.settings.path, home=directories.home(), programs={service}, tolerant=True).of(service)
         return sources_of(settings)
 
     def configured_origins(self, service: str) -> dict[str, Origin]:
-        """Return where castore.toml says that the parts of a service belong."""
+        """Return the origins of the parts of a service as castore.toml describes them."""
         from castore.services.snapshot import configured_origins
 
         settings = self.service_settings(service)
@@ -273,13 +273,13 @@ class CliContext:
 
     @staticmethod
     def warn_damaged(store: Store) -> None:
-        """Tell of objects that could not be read while the index was brought up to date."""
+        """Print the objects that could not be read while the index was updated."""
         for name, reason in sorted(store.damaged.items()):
             print(f"castore: damaged: {name}: {formatting.one_line(reason)}", file=sys.stderr)
 
     @staticmethod
     def report_missed(warnings: list[tuple[str, bytes, str]], taken: Generation) -> None:
-        """Tell which files a snapshot missed, and end with the exit code for that."""
+        """Print which files a snapshot missed. Raises IncompleteError."""
         from castore.errors import IncompleteError
 
         for part, path, reason in warnings[:_SHOWN]:
@@ -294,15 +294,15 @@ class CliContext:
     def report_restored(
         warnings: list[tuple[bytes, str]], damaged: list[tuple[bytes, str]]
     ) -> None:
-        """Tell what a restore could not do, and end with the exit code for that."""
+        """Print what a restore could not restore. Raises DamageError or IncompleteError for it."""
         from castore.errors import DamageError, IncompleteError
 
         for path, reason in [*damaged, *warnings[:_SHOWN]]:
             print(f"castore: {formatting.printable(path)}: {reason}", file=sys.stderr)
         if damaged:
             raise DamageError(
-                f"not restored, since damaged in the store: {formatting.count(len(damaged), 'file')}"
+                f"not restored, because damaged in the store: {formatting.count(len(damaged), 'file')}"
             )
         if warnings:
             problems = formatting.count(len(warnings), "problem")
-            raise IncompleteError(f"restored, but not completely: {problems}, as said above")
+            raise IncompleteError(f"restored, but not completely: {problems}, as listed above")

@@ -1,4 +1,4 @@
-"""What a verification found, for people and for programs."""
+"""Results of a verification, for people and for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def plain_findings(found: Verification) -> dict[str, Any]:
-    """Return what a verification found, as JSON has it."""
+    """Return what a verification found for JSON."""
     import msgspec
 
     fields = msgspec.to_builtins(found)
@@ -32,7 +32,7 @@ def damage_summary(found: Verification) -> str:
     )
     if found.damage:
         return counts + "'castore repair' drops what cannot be read"
-    return counts + "what the next snapshots still find heals them, 'castore forget' lets go of them"
+    return counts + "the next snapshots store again what still exists; 'castore forget' deletes generations"
 
 
 def print_findings(found: Verification) -> None:

@@ -31,16 +31,16 @@ _kept: list[Document] = []
 
 
 def is_wanted(words: Sequence[str]) -> bool:
-    """Return whether the arguments of castore ask for JSON, even where they are wrong otherwise."""
+    """Return whether the arguments of castore ask for JSON, even if they are otherwise invalid."""
     own = list(words[: words.index("--")] if "--" in words else words)
     return "--json" in own and not {"--help", "-h", "--version"}.intersection(own)
 
 
 class Document:
-    """Holds the result until the run ends, and what was standard output."""
+    """The result of the run, kept until it ends, and the original standard output."""
 
     def __init__(self) -> None:
-        """Take standard output over: from now on what is printed goes to standard error."""
+        """Replace standard output: from now on, printed text goes to standard error."""
         import os
 
         self._value: Any = _unset
@@ -49,7 +49,7 @@ class Document:
         _kept.append(self)
 
     def keep(self, value: Any) -> None:
-        """Note the result; a later one replaces it."""
+        """Keep the result; a later one replaces it."""
         self._value = value
 
     def finish(self, error: Mapping[str, Any] | None = None) -> None:
@@ -66,7 +66,7 @@ class Document:
 
 
 def print_json(value: Any) -> None:
-    """Make `value` the JSON result of this run."""
+    """Set `value` as the JSON result of this run."""
     if _kept:
         _kept[-1].keep(value)
     else:
@@ -90,7 +90,7 @@ def _dumped(value: Any) -> str:
 
 
 def _escaped(value: Any) -> str:
-    """Encode the name of a file, which may have any bytes."""
+    """Return the name of a file, which may have any bytes, as text."""
     from castore.cli import formatting
 
     if not isinstance(value, bytes):
@@ -99,7 +99,7 @@ def _escaped(value: Any) -> str:
 
 
 def _readable(value: Any) -> Any:
-    """Return a value in which every reader gets every integer and every string as it is."""
+    """Return a value whose integers and strings every JSON reader decodes without loss."""
     if isinstance(value, dict):
         return {_readable(key): _readable(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -119,14 +119,14 @@ def _valid(char: str) -> str:
 
 
 def times(name: str, ns: int | None) -> dict[str, str | None]:
-    """Return the two fields of a moment, in ns since 1970: `name` by RFC 3339, and `name`_ns as digits."""
+    """Return the two fields of a time in ns since 1970: `name` in RFC 3339, and `name`_ns in digits."""
     if ns is None:
         return {name: None, f"{name}_ns": None}
     return {name: rfc3339(ns), f"{name}_ns": str(ns)}
 
 
 def rfc3339(ns: int) -> str:
-    """Return a moment, in ns since 1970, as RFC 3339 has it, in UTC: `2026-11-20T01:30:00.000000000Z`."""
+    """Return a time, in ns since 1970, in RFC 3339 and UTC: `2026-11-20T01:30:00.000000000Z`."""
     import datetime as dt
 
     seconds, rest = divmod(ns, 1_000_000_000)
@@ -135,12 +135,12 @@ def rfc3339(ns: int) -> str:
 
 
 def error_fields(error: BaseException, code: int, message: str) -> dict[str, Any]:
-    """Return how an error is encoded: its exit code, its kind for programs, its message for people."""
+    """Return the fields of an error: its exit code, its kind for programs, its message for people."""
     return {"code": code, "kind": kind_of(error), "message": message}
 
 
 def kind_of(error: BaseException) -> str:
-    """Return the stable name of a kind of error: that of its class, as `not-found`."""
+    """Return the stable name of a kind of error, from that of its class: `not-found`."""
     import click
 
     from castore.errors import CastoreError

@@ -1,4 +1,4 @@
-"""The environment of castore: its variables, the user's home, where configuration, store and state are."""
+"""The environment of this process: variables, home directory, paths of configuration, store and state."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _PROGRAM_FOLDERS: Final = (
     *("/run/wrappers/bin", "/run/current-system/sw/bin", "/run/current-system/sw/sbin"),
     *("/run/current-system/profile/bin", "/run/current-system/profile/sbin"),
 )
-"""Where systems keep programs; the last five are of NixOS and Guix."""
+"""Directories of programs; the last five are of NixOS and Guix."""
 _taken: Final[dict[str, str]] = {}
-"""Variables that were taken out of the environment at the start."""
+"""Variables that castore removed from the environment when it started."""
 
 
 def debugging() -> bool:
-    """Whether errors are to be shown with where they come from."""
+    """Return whether errors are shown with a traceback."""
     return value_of("CASTORE_DEBUG") is not None
 
 
 def find_config(option: str | None) -> str | None:
     """Return the castore.toml to read, or None if there is none. Raises ConfigError.
 
-    option: what --config says. One that is asked for is returned though it may not be there.
+    option: the value of --config. A file that the user names is returned even if it does not exist.
     """
     if asked := option or value_of("CASTORE_CONFIG"):
         return absolute(asked)
@@ -41,19 +41,19 @@ def find_config(option: str | None) -> str | None:
         own = os.path.join(_own_config(), _FILE)
         if os.path.exists(own):
             return own
-    # The machine's may be for root only; who has a store of his own does not need it.
+    # Only root may be able to read that of the machine; a user with another store does not need it.
     return _SYSTEM_FILE if os.access(_SYSTEM_FILE, os.R_OK) else None
 
 
 def config_to_write(option: str | None) -> str:
-    """Return where a new castore.toml belongs; option: what --config says. Raises UsageError."""
+    """Return the path of a new castore.toml. option: the value of --config. Raises UsageError."""
     if asked := option or value_of("CASTORE_CONFIG"):
         return absolute(asked)
     return _SYSTEM_FILE if os.geteuid() == 0 else os.path.join(_own_config(), _FILE)
 
 
 def complete_path() -> None:
-    """Append the usual directories of programs to PATH, which cron and systemd keep short."""
+    """Append the usual directories of programs to PATH: cron and systemd set a short one."""
     import glob
     import re
 
@@ -65,26 +65,26 @@ def complete_path() -> None:
 
 
 def store_from_environment() -> str | None:
-    """Return the store that CASTORE_STORE names, if it does."""
+    """Return the store that CASTORE_STORE names; None if it is not set."""
     return value_of("CASTORE_STORE")
 
 
 def default_store() -> str:
-    """Return where the store is when nothing says otherwise."""
+    """Return the path of the default store."""
     return os.path.join(base_directory("XDG_DATA_HOME", ".local/share"), "castore")
 
 
 def identity_path(store_id: bytes) -> str:
-    """Return where the identity of a store is when nothing says otherwise."""
+    """Return the default path of the identity of a store."""
     return os.path.join(_own_config(), f"{store_id.hex()}.identity")
 
 
 def take_secrets() -> None:
-    """Take what is secret out of the environment, which every program that castore runs would get.
+    """Remove secrets from the environment, which every program that castore runs would inherit.
 
-    That is CASTORE_IDENTITY, where it holds an identity itself. Names of files and programs are passed
-    on: they are no secrets, and a hook may well run castore. What the kernel shows of a process's first
-    environment stays, for root and, since castore's memory is closed to other processes, for nobody else.
+    The only secret is CASTORE_IDENTITY if it contains the identity itself. Names of files and programs are
+    passed on: they are not secret, and a hook may run castore. /proc/PID/environ still has the initial
+    environment; castore's memory is closed to other processes, so only root can read it.
     """
     if (given := value_of("CASTORE_IDENTITY")) and is_identity_text(given):
         _taken["CASTORE_IDENTITY"] = given
@@ -97,7 +97,7 @@ def is_identity_text(text: str) -> bool:
 
 
 def value_of(name: str) -> str | None:
-    """Return a variable of the environment; None if it is not set, or empty."""
+    """Return a variable of the environment; None if it is unset or empty."""
     return _taken.get(name) or os.environ.get(name) or None
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def explain(error: BaseException, document: Document | None = None) -> int:
-    """Say in one line what went wrong, and in the document; return the exit code."""
+    """Report an error in one line, and in the JSON document; return the exit code."""
     from castore.cli import environment
 
     if type(error) is RuntimeError and isinstance(error.__cause__, KeyboardInterrupt):
@@ -35,7 +35,7 @@ def explain(error: BaseException, document: Document | None = None) -> int:
 
     message, code = _described(error)
     message = readable(message)
-    # Standard output may be what is broken: what it still holds must not follow the message.
+    # Standard output may be the cause; its buffered text must not follow the message.
     _close_stdout()
     if document is not None:
         from castore.cli.document import error_fields
@@ -47,13 +47,13 @@ def explain(error: BaseException, document: Document | None = None) -> int:
 
 
 def _described(error: BaseException) -> tuple[str, int]:
-    """Return what to say of an error, and the exit code."""
+    """Return the message of an error, and the exit code."""
     text, code = _plainly_described(error)
     return text + _limit_of_files(error, text), code
 
 
 def _limit_of_files(error: BaseException, text: str) -> str:
-    """Return the limit of open files and how to raise it, if an error comes from it; else nothing."""
+    """Return the limit of open files and how to raise it if it caused the error; else an empty text."""
     import errno
     import resource
 
@@ -68,7 +68,7 @@ def _limit_of_files(error: BaseException, text: str) -> str:
         cause = cause.__cause__ or cause.__context__
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return (
-        f"; castore may open {counted(limit, 'file')}, and a level of a tree needs one: raise that limit "
+        f"; castore may open {counted(limit, 'file')}, and each level of a tree needs one: raise that limit "
         "(ulimit -Hn, or LimitNOFILE= in a unit of systemd)"
     )
 
@@ -94,13 +94,13 @@ def _plainly_described(error: BaseException) -> tuple[str, int]:
         if any(text in arg for arg in sys.argv):
             # Only paths may have bytes that are not UTF-8: no other argument can be encoded.
             return f"the argument {text[:80]!r} is not valid UTF-8", 2
-        return f"{text[:80]!r} is not valid UTF-8, and only the paths of files may be so", 1
+        return f"{text[:80]!r} is not valid UTF-8, which only paths of files may be", 1
     kind = type(error).__name__
     return f"a mistake in castore: {kind}: {error} (CASTORE_DEBUG=1 shows where)", 1
 
 
 def _odd_text(error: UnicodeError) -> str:
-    """Return the text that could not be encoded or decoded; empty: it is not known."""
+    """Return the text that could not be encoded or decoded; empty if it is not known."""
     if isinstance(error, UnicodeEncodeError):
         return error.object
     return os.fsdecode(bytes(error.object)) if isinstance(error, UnicodeDecodeError) else ""
@@ -115,7 +115,7 @@ def _lost_working_directory() -> bool:
 
 
 def _is_usage_page(error: BaseException) -> bool:
-    """Return whether a group was called without a command: the message is then how to use it."""
+    """Return whether a group was called without a command: the message is then its help."""
     return isinstance(error, click.UsageError) and "\n" in error.message and error.ctx is not None
 
 
@@ -136,11 +136,11 @@ def _say(error: BaseException, message: str) -> None:
 
 
 def _close_stdout() -> None:
-    """Write out what standard output still holds, or throw it away: nobody may want it."""
+    """Flush standard output; discard its buffer if it cannot be written."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
-        # Python flushes once more at its end, and would complain.
+        # Python flushes again when it exits, and would report an error.
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, sys.stdout.fileno())
         os.close(sink)

@@ -1,6 +1,6 @@
-"""How things are written for people: tables, sizes, times, names. Pure: text in, text out.
+"""Text for people: tables, sizes, times, names. Pure functions.
 
-Names come from stored trees, so from anyone: what could drive a terminal is escaped.
+Names come from stored trees, so an attacker may have chosen them: terminal control sequences are escaped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def table(
     header: Sequence[str] | None = None,
     right: Collection[int] = (),
 ) -> str:
-    """Return rows of cells as lines, in columns; those whose positions `right` names end flush."""
+    """Return rows of cells as lines, in columns; columns with positions in `right` are right-aligned."""
     lines = [list(row) for row in ([header, *rows] if header else rows)]
     columns = max(map(len, lines), default=0)
     for line in lines:
@@ -42,14 +42,14 @@ def table(
 
 
 def terminal_width() -> int | None:
-    """Return the columns of the terminal that standard output is; None if it is none."""
+    """Return the width of the terminal in columns; None if standard output is not a terminal."""
     if not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
 
 
 def _column(cells: Sequence[str], *, right: bool) -> list[str]:
-    """Return the cells of one column, all as wide as the widest."""
+    """Return the cells of one column, padded to the width of the widest."""
     if all(map(str.isascii, cells)):  # for tables of thousands of lines
         width = max(map(len, cells))
         return [cell.rjust(width) if right else cell.ljust(width) for cell in cells]
@@ -60,7 +60,7 @@ def _column(cells: Sequence[str], *, right: bool) -> list[str]:
 
 
 def _width(text: str) -> int:
-    """Return how many columns of a terminal `text` takes."""
+    """Return how many columns of a terminal `text` occupies."""
     if text.isascii():
         return len(text)
     import unicodedata
@@ -86,7 +86,7 @@ def size(count: int) -> str:
 
 
 def local_time(ns: int) -> str:
-    """Return a moment, in ns since 1970, by the local clock: `2026-11-20 02:30:00`."""
+    """Return a time, in ns since 1970, in local time: `2026-11-20 02:30:00`."""
     return _local_second(ns // _NS)
 
 
@@ -95,12 +95,12 @@ def _local_second(second: int) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
     except (OverflowError, ValueError, OSError):
-        # A stored file may claim any time at all.
+        # A stored file may have any time.
         return f"@{second}"
 
 
 def duration(ns: int) -> str:
-    """Return a length of time in nanoseconds: `0.42 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Return a duration in nanoseconds as text: `0.42 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
     seconds = ns / _NS
     if seconds < 9.995:
         return f"{seconds:.2f} s"
@@ -114,10 +114,10 @@ def duration(ns: int) -> str:
 
 
 def printable(name: bytes | str) -> str:
-    r"""Return a name in a form that a terminal shows and does not obey.
+    r"""Return a name with everything escaped that a terminal would interpret.
 
     Control characters, other unprintable ones and bytes that are not UTF-8 become `\n`, `\x1b`,
-    `\u202e`; a backslash becomes two, so that what is shown names one name only.
+    `\u202e`; a backslash becomes two, so that the result identifies one name only.
     """
     text = os.fsdecode(name) if isinstance(name, bytes) else name
     if text.isprintable() and "\\" not in text:
@@ -126,7 +126,7 @@ def printable(name: bytes | str) -> str:
 
 
 def one_line(message: str) -> str:
-    """Return a message on one line, with what could drive a terminal escaped."""
+    """Return a message on one line, with terminal control characters escaped."""
     joined = " ".join(line.strip() for line in readable(message).splitlines() if line.strip())
     return "".join(char if char == "\\" else _shown(char) for char in joined)
 

@@ -1,4 +1,4 @@
-"""Generations as people and programs read them."""
+"""Generations, for people and for programs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 _Drills = Mapping[tuple[str, int], "Event"]
 _OPTIONAL: Final = ("new", "stored", "total")
-"""Columns of `castore log` that a narrow terminal can do without, in this order: `show` has them, too."""
+"""Columns of `castore log` that are left out on a narrow terminal, in this order: `show` has them, too."""
 
 
 def plain(
     generation: Generation, drilled: _Drills | None = None, pins: Mapping[int, str] | None = None
 ) -> dict[str, Any]:
-    """Return a generation as JSON has it: castore/docs/json.md names the fields.
+    """Return a generation for JSON: castore/docs/json.md describes the fields.
 
     drilled: the last drills, by service and number. pins: notes of the service's pins, by number.
     """
@@ -69,7 +69,7 @@ def plain(
 
 
 def describe(generation: Generation) -> str:
-    """Return the line that says what a snapshot made."""
+    """Return the line that reports a new generation."""
     revision = f" of revision {short_revision(generation.revision)}" if generation.revision else ""
     new = sum(part.new_bytes for part in generation.parts)
     stored = sum(part.stored_bytes for part in generation.parts)
@@ -90,7 +90,7 @@ def table(
     *,
     width: int | None = None,
 ) -> str:
-    """Return the table of `castore log`; when each was last drilled, if any was.
+    """Return the table of `castore log`, with the last drill of each generation if there is any.
 
     pinned: notes of pins, by service and number. groups: the hosts, if the table shows them.
     width: the columns of the terminal that shows it; sizes that do not fit are left out.

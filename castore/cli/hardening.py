@@ -1,4 +1,4 @@
-"""castore's memory, which holds keys, kept from other processes and from core files."""
+"""Protection of castore's memory, which holds keys, from other processes and core files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _PR_SET_DUMPABLE: Final = 4
 
 
 def close_memory() -> None:
-    """Let no process of the same user look into this one, and the kernel write no core of it.
+    """Deny other processes of the same user access to this process, and the kernel a core file of it.
 
-    See PR_SET_DUMPABLE in prctl(2). The programs that castore runs are as ever: execve(2) sets it anew.
-    For that reason RLIMIT_CORE, which they would inherit, is left alone: core(5) names the attribute as
-    enough. What an other process has to read of ours, it has to be given as a descriptor: /proc/PID/fd is
-    root's from here on.
+    See PR_SET_DUMPABLE in prctl(2). The programs that castore runs are not affected: execve(2) resets the
+    attribute. RLIMIT_CORE is not changed, because they would inherit it, and core(5) names the attribute as
+    sufficient. From now on /proc/PID/fd belongs to root: what another process has to read of this one must
+    be passed to it as a descriptor.
     """
-    # Where it fails, which the manual page knows no reason for, all else works as well.
+    # The manual page has no reason for a failure; if it fails, everything else works without it.
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Where the identity comes from, its passphrase, and how its file is written."""
+"""Sources of the identity and its passphrase, and the files of identities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 _WAYS: Final = (
-    "an identity is needed to read what is stored: give --identity FILE, or set CASTORE_IDENTITY "
+    "an identity is needed to read stored data: give --identity FILE, or set CASTORE_IDENTITY "
     "to a file or to the identity itself, or CASTORE_IDENTITY_COMMAND to a program that prints it"
 )
 
@@ -37,16 +37,16 @@ _WAYS: Final = (
 def identity_provider(
     option: str | None, default: Callable[[], str]
 ) -> Callable[[], Identity]:
-    """Return a function that gets the identity, when one is needed, from the first that is there.
+    """Return a function that gets the identity, when it is needed, from the first source that exists.
 
-    option: what --identity says. default: returns the path of `identity_path`. What the function
-    returns raises is IdentityError, or ProgramError where a program was to print the identity.
+    option: the value of --identity. default: returns the path of `identity_path`. The returned function
+    raises IdentityError, or ProgramError if a program should print the identity and fails.
     """
     return lambda: parse_identity(*identity_text(option, default), stored_passphrase)
 
 
 def identity_text(option: str | None, default: Callable[[], str]) -> tuple[str, str]:
-    """Return the identity's text, which may be locked, and what it is from. Raises as the above."""
+    """Return the identity's text, which may be locked, and its source. Raises as `identity_provider`."""
     if option is not None:
         return read_text(option), option
     if given := value_of("CASTORE_IDENTITY"):
@@ -62,14 +62,14 @@ def identity_text(option: str | None, default: Callable[[], str]) -> tuple[str, 
         return read_text(path), path
     if _on_terminal():
         return _ask("Identity (castore-identity-... or castore-locked-...)"), "it"
-    raise IdentityError(_WAYS + (f"; {path} is not there either" if path else ""))
+    raise IdentityError(_WAYS + (f"; {path} does not exist" if path else ""))
 
 
 def identity_of_new_store(option: str | None) -> tuple[Identity | None, str | None]:
-    """Return the identity that a new store is to be sealed to; None, and where to write a new one.
+    """Return the identity to encrypt a new store to; or None, and the path of a new identity.
 
-    It is looked for as by `identity_provider`, so that the next command finds it. A place of None is the
-    default one. Raises as that.
+    The sources are those of `identity_provider`, so the next command finds the identity. A path of None is
+    the default path. Raises as `identity_provider`.
     """
     given = value_of("CASTORE_IDENTITY") if option is None else option
     if given and (option is not None or not is_identity_text(given)):
@@ -81,14 +81,14 @@ def identity_of_new_store(option: str | None) -> tuple[Identity | None, str | No
 
 
 def runs_identity_program(option: str | None) -> bool:
-    """Whether a program prints the identity or its passphrase. option: what --identity says."""
+    """Return whether a program prints the identity or its passphrase. option: the value of --identity."""
     if value_of("CASTORE_PASSPHRASE_COMMAND"):
         return True
     return not option and not value_of("CASTORE_IDENTITY") and bool(value_of("CASTORE_IDENTITY_COMMAND"))
 
 
 def files_in_use(option: str | None, default: Callable[[], str]) -> list[str]:
-    """Return the files that the identity is read from, or would be. The arguments are those of the above."""
+    """Return the files that may contain the identity. The arguments are those of `identity_provider`."""
     given = option or value_of("CASTORE_IDENTITY")
     found = [expanded(given)] if given and not is_identity_text(given) else []
     with contextlib.suppress(CastoreError):
@@ -97,7 +97,7 @@ def files_in_use(option: str | None, default: Callable[[], str]) -> list[str]:
 
 
 def passphrase_from_command(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str | None:
-    """Return what that command prints, without the line's end; None if it is not set.
+    """Return the passphrase that a command prints, without the line's end; None if there is no command.
 
     Raises ProgramError, IdentityError.
     """
@@ -126,7 +126,7 @@ def stored_passphrase() -> str:
 
 
 def _printed(variable: str) -> str | None:
-    """Return what the program that a variable names prints; None if it names none."""
+    """Return the output of the program that a variable names; None if the variable is not set."""
     command = value_of(variable)
     if command is None:
         return None
@@ -138,7 +138,7 @@ def _printed(variable: str) -> str | None:
     except ValueError as error:
         raise UsageError(f"{variable} cannot be split into arguments: {error}") from error
     try:
-        with hushed():  # it may ask for a passphrase of its own
+        with hushed():  # the program may ask for a passphrase
             return output_of(argv, interactive=_on_terminal()).decode()
     except ProgramError as error:
         raise IdentityError(f"{variable}: {error}") from error
@@ -157,13 +157,13 @@ def _ask(what: str) -> str:
 
 
 _may_ask = True
-"""Whether a person may be asked for a passphrase or an identity."""
+"""Whether castore may ask the user for a passphrase or an identity."""
 
 
 @contextlib.contextmanager
 def unasked() -> Iterator[None]:
-    """Ask nobody for a passphrase or an identity during the block, also on a terminal."""
-    global _may_ask  # noqa: PLW0603 - of the process, like its terminal
+    """Ask for no passphrase or identity during the block, not even on a terminal."""
+    global _may_ask  # noqa: PLW0603 - one per process, like its terminal
     _may_ask = False
     try:
         yield
@@ -176,7 +176,7 @@ def _on_terminal() -> bool:
 
 
 def new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
-    """Ask for a passphrase twice, or take what that command prints."""
+    """Return the passphrase that the command prints; without one, ask for it twice."""
     from castore.cli.identity_files import passphrase_from_command
 
     given = passphrase_from_command(variable)
@@ -185,9 +185,9 @@ def new_passphrase(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str:
     import getpass
     import warnings
 
-    otherwise = f"nobody gave a passphrase: {variable} names a program that prints it"
+    otherwise = f"no passphrase was given: set {variable} to a program that prints it"
     with answered(otherwise), warnings.catch_warnings():
-        # Where there is no terminal it is read from standard input, and nothing to be warned of.
+        # Without a terminal, getpass reads standard input, which is intended here, and warns.
         warnings.simplefilter("ignore", getpass.GetPassWarning)
         text: str = click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True)
     return text

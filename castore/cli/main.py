@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LATER_SECONDS: Final = 0.005
 _COMMANDS: Final = {
-    "init": "Make a store.",
+    "init": "Create a store.",
     "snapshot": "Take a generation of a service.",
     "log": "List generations, newest first.",
     "show": "Show one generation: parts, sizes, reuse.",
@@ -62,7 +62,7 @@ class _Group(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Refuse what no file name or text can hold, before anything looks at it."""
+        """Refuse arguments that no file name or text can contain, before they are parsed."""
         for arg in args:
             if not _is_sound(arg):
                 raise click.UsageError(f"the argument {arg[:80]!a} has a NUL or a surrogate in it")
@@ -90,7 +90,7 @@ class _Group(click.Group):
 
 
 def _is_sound(arg: str) -> bool:
-    """Whether the operating system can give castore such an argument."""
+    """Return whether the operating system can pass such an argument to castore."""
     try:
         return "\0" not in arg and bool(arg.isascii() or os.fsencode(arg))
     except UnicodeEncodeError:
@@ -111,7 +111,7 @@ def cli() -> None:
     SERVICE@SELECTOR:PART/PATH names anything stored; SELECTOR is a generation's number, a revision
     or its beginning, 'latest', or a date.
     """
-    # Before anything is read that nobody else shall see; what only tells a version reads nothing.
+    # Before any secret is read. --version ends earlier, and reads none.
     from castore.cli.environment import complete_path, take_secrets
     from castore.cli.hardening import close_memory
 
@@ -146,7 +146,7 @@ def _run_explained() -> int:
 
 
 def _document() -> Document | None:
-    """Return the document that standard output is for, where --json is given."""
+    """Return the JSON document of this run if --json is given; it replaces standard output."""
     if "--json" not in sys.argv:
         return None
     from castore.cli.document import Document, is_wanted
@@ -164,9 +164,9 @@ def _run() -> int:
 
 
 def _escape_names() -> None:
-    """Show names escaped that have bytes that are not UTF-8, or letters that the locale lacks.
+    """Escape bytes that are not UTF-8, and characters that the locale lacks, in all output.
 
-    Every message passes through these two files, so that no name can be an error of its own.
+    Every message passes through these two files, so no name in a message can raise an error.
     """
     import codecs
 
@@ -181,7 +181,7 @@ def _escape_names() -> None:
 
 
 def _open_standard_files() -> None:
-    """Have something in the place of those that were closed: else files of the store would take it."""
+    """Open /dev/null for each standard file that is closed: files of the store would get its descriptor."""
     for descriptor, mode in ((0, "r"), (1, "w"), (2, "w")):
         try:
             os.fstat(descriptor)
@@ -192,7 +192,7 @@ def _open_standard_files() -> None:
 
 
 def _interrupt_on_signals() -> None:
-    """Let the end of the session or of the machine work like Ctrl-C: programs are ended."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C, so that castore ends the programs that it runs."""
     import signal
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -200,7 +200,7 @@ def _interrupt_on_signals() -> None:
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _unraisable
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # Unless whoever started castore wants it ignored, as nohup does.
+        # Unless the caller has it ignored, as nohup does.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
 
@@ -210,7 +210,7 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     import signal
 
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        # Later: raised in here, it would be ignored, too.
+        # By a timer: an exception that is raised in this hook is ignored, too.
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
     else:

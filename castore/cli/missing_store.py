@@ -1,4 +1,4 @@
-"""What to do, and what to refuse, where there is no store."""
+"""What castore refuses and suggests if there is no store at a path."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ import shlex
 from typing import Final
 
 from castore.cli.environment import default_store
-from castore.errors import (
-    UsageError,
-)
+from castore.errors import UsageError
 from castore.state.directories import machine_paths
 
 
 def refuse_others(path: str) -> None:
-    """Refuse to make a store where there is something else. Raises UsageError."""
+    """Refuse to create a store in a directory that has other files. Raises UsageError."""
     own = {"config", "eras", "generations", "packs", "pins", "sessions", "condemned", "removals"}
     own |= {"shared", "tmp"}
     with contextlib.suppress(OSError):
         if others := sorted({*os.listdir(path)} - own - {"lost+found"}):
-            raise UsageError(f"{path} holds {others[0]!r} already: give the store a directory of its own")
+            raise UsageError(f"{path} contains {others[0]!r} already: give the store a directory of its own")
 
 
 def has_been_used(path: str) -> bool:
-    """Whether this machine has used a store at a path, which may be missing now."""
+    """Return whether this machine has used a store at a path, which may be missing now."""
     from castore.state.writer_key_file import has_kept_key_of
 
     own = machine_paths()
@@ -32,7 +30,7 @@ def has_been_used(path: str) -> bool:
 
 
 def refuse_lost(path: str) -> None:
-    """Refuse to create a store without being asked where this machine has had one. Raises UsageError."""
+    """Refuse the automatic creation of a store where this machine has used one. Raises UsageError."""
     if has_been_used(path):
         raise UsageError(f"the store at {path} is missing: {_MISSING}")
 
@@ -41,7 +39,7 @@ def refuse_replacement(path: str) -> None:
     """Refuse to create a store where this machine has used one that is missing now. Raises UsageError."""
     own = machine_paths()
     if os.path.isdir(os.path.join(path, "config")):
-        return  # it exists, which is said otherwise, or its creation was interrupted
+        return  # it exists, which another error reports, or its creation was interrupted
     if any(map(own.has_used, {path, os.path.realpath(path)})):
         raise UsageError(
             f"the store at {path} is missing: {_MISSING}; if it is lost and a new one is to replace it, use "
@@ -56,10 +54,10 @@ _MISSING: Final = (
 
 
 def instead_of(path: str) -> str:
-    """Return what to do where there is no store at a path.
+    """Return what the user can do if there is no store at a path.
 
-    Creating one is suggested only where no store can have been: a new store in an empty mount point would
-    hide the one on the file system that is not mounted. A new user has no directory above the default store.
+    Creation is suggested only if no store can have existed: a new store in an empty mount point would hide
+    the store on the file system that is not mounted. A new user has no directory above the default store.
     """
     if has_been_used(path):
         return _MISSING

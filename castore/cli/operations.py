@@ -1,4 +1,4 @@
-"""The operations on services, as the commands that change their state use them."""
+"""The operations on services for the commands that change the state of services."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def operations_of(
 ) -> ServiceOperations:
     """Return the operations on services, as castore.toml describes them. Raises ConfigError.
 
-    ownership: of what is restored; None: that which was stored, if this is root.
+    ownership: the ownership of restored files; None: the stored one if castore runs as root, else the user's.
     """
     from castore.cli.progress import hushed
     from castore.content.restore.metadata import Ownership

@@ -1,4 +1,4 @@
-"""Options that many commands share, as decorators."""
+"""Options that many commands share, as decorators, and the types of their values."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     _Texts = click.ParamType[str]
 else:
     _Floats = _Texts = click.ParamType  # generic from click 8.5 on
+
 
 class LocalPath(_Texts):
     """A path on this machine; a leading `~`, which shells leave in --option=~/dir, is replaced."""
@@ -75,7 +76,7 @@ _trust_option = click.option(
 
 
 def host_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --host, which chooses whose generations a command selects; it goes below `common`."""
+    """Add --host, which chooses the host whose generations a command selects. Apply it before `common`."""
 
     @functools.wraps(command)
     def with_host(context: Any, *, host: str | None, **others: Any) -> Any:
@@ -115,7 +116,7 @@ class Seconds(click.FloatRange):
         """Return the number."""
         found = super().convert(value, param, ctx)
         if isnan(found):
-            self.fail("a number of seconds is meant", param, ctx)
+            self.fail("a number of seconds was expected", param, ctx)
         return found
 
 
@@ -137,13 +138,13 @@ class Percent(_Floats):
             share = -1.0
         if not 0 <= share <= 100 or (share == 0 and not self._zero):
             least = "from 0" if self._zero else "more than 0"
-            self.fail(f"a share like 5% is meant, {least} and at most 100", param, ctx)
+            self.fail(f"a share like 5% was expected, {least} and at most 100", param, ctx)
         return share / 100
 
 
 @contextlib.contextmanager
 def answered(otherwise: str) -> Iterator[None]:
-    """Ask something in the block. Raises UsageError, which says `otherwise`, where there is nobody to ask."""
+    """Ask the user in the block. Raises UsageError with the message `otherwise` if there is no answer."""
     import sys
 
     from castore.errors import UsageError
@@ -158,15 +159,15 @@ def answered(otherwise: str) -> Iterator[None]:
 
 
 def agreed(question: str) -> bool:
-    """Ask on the terminal; true for yes. Raises UsageError where nobody answers."""
-    otherwise = f"nothing was done: without a terminal nobody answers {question!r}: --yes does"
+    """Ask on the terminal, and return whether the answer is yes. Raises UsageError if there is no answer."""
+    otherwise = f"nothing was done: there is no terminal to ask {question!r} on; give --yes to agree"
     with answered(otherwise):
         yes: bool = click.confirm(question, err=True)
     return yes
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that all commands share; the first argument is a Common of them."""
+    """Add the options that all commands share; a command's first argument is a CliContext of them."""
 
     @functools.wraps(command)
     def with_context(
@@ -186,7 +187,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def print_json(value: Any) -> None:
-    """Make `value` the JSON result of this run."""
+    """Set `value` as the JSON result of this run."""
     from castore.cli import document
 
     document.print_json(value)
@@ -205,7 +206,7 @@ def ownership_of(numeric_ids: bool) -> Ownership:
 
 
 def split_named(option: str, text: str) -> tuple[str, str]:
-    """Split NAME=VALUE."""
+    """Split NAME=VALUE. Raises UsageError."""
     from castore.errors import UsageError
 
     name, equals, value = text.partition("=")
@@ -215,7 +216,7 @@ def split_named(option: str, text: str) -> tuple[str, str]:
 
 
 def split_program(option: str, text: str) -> tuple[str, ...]:
-    """Split a program and its arguments by a shell's rules. No shell is run."""
+    """Split a program and its arguments by a shell's rules, without a shell. Raises UsageError."""
     from castore.errors import UsageError
 
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def undamaged(service: str, found: Any, damaged: list[str]) -> Iterator[Hit]:
-    """Yield what was found; directories that could not be read are added to `damaged`."""
+    """Yield the hits; add directories that could not be read to `damaged`."""
     from castore.services.find import Hit
 
     for one in found:
@@ -53,7 +53,7 @@ def is_directory(span: Span) -> bool:
 
 
 def plain_hit(hit: Hit) -> dict[str, Any]:
-    """Return the versions of a path, as JSON has them."""
+    """Return the versions of a path for JSON."""
     return {
         "host": hit.host,
         "part": hit.part,

@@ -1,7 +1,7 @@
-"""Progress of long work: one line on a terminal, drawn ten times a second.
+"""Progress of long work: one line on a terminal, drawn ten times per second.
 
-Where standard error is no terminal, and with --quiet, nothing is shown, and rich, which draws, is not
-imported; nor is it for work that is done in half a second.
+If standard error is not a terminal, or with --quiet, nothing is shown and rich, which draws, is not imported.
+Work that ends within half a second does not import it either.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RATE_STEPS: Final = 30
 
 
 class Watch:
-    """Shows the newest of the tallies that it was told of; remembers the warnings of all."""
+    """Shows the newest of the Progress counters that it was given; keeps the warnings of all."""
 
     def __init__(self) -> None:
         self._tallies: list[tuple[str, Progress]] = []
@@ -42,12 +42,12 @@ class Watch:
         self._live: Live | None = None
         self._began = time.monotonic()
         self._before = 0
-        """What had been read when the work on the present tally began, or was resumed."""
+        """Bytes read when the work on the present counters began, or was resumed."""
         self._past: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS)
 
     def __call__(self, name: str, tally: Progress) -> None:
-        """Turn to the work on `name`, which counts in `tally`."""
-        # A tally comes twice where its work was suspended for that on another.
+        """Show the work on `name`, which counts in `tally`."""
+        # The same counters come again after their work was suspended for other work.
         self._tallies = [one for one in self._tallies if one[1] is not tally] + [(name, tally)]
         self._past.clear()
         self._began, self._before = time.monotonic(), tally.read
@@ -59,7 +59,7 @@ class Watch:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[Watch]:
-        """Draw while the block runs, on a thread."""
+        """Draw on a thread while the block runs."""
         from castore.process.signal_shield import start_without_signals
 
         thread = threading.Thread(target=self._draw, name="progress", daemon=True)
@@ -72,7 +72,7 @@ class Watch:
 
     @contextlib.contextmanager
     def hushed(self) -> Iterator[None]:
-        """Keep the screen clear while the block runs. Blocks can be nested."""
+        """Draw nothing while the block runs. Blocks can be nested."""
         with self._drawing:
             live = self._live if self._live is not None and self._live.is_started else None
             if live is not None:
@@ -114,7 +114,7 @@ class Watch:
         if not self._tallies:
             return Text("")
         name, tally = self._tallies[-1]
-        # What is expected may be an estimate: work that is not done does not show 100 %.
+        # The total may be an estimate: unfinished work must not show 100 %.
         done = min(tally.read, tally.total - 1) if tally.read != tally.total else tally.total
         bar = min(max(width // 5 - 6, 0), _BAR) if tally.total else 0
         line = Text(" ".join(fitted(self._pieces(name, tally, done), width - bar - 1)), no_wrap=True)
@@ -126,7 +126,7 @@ class Watch:
         return grid
 
     def _pieces(self, name: str, tally: Progress, done: int) -> list[tuple[int, str]]:
-        """Return what to show, in order, each with its rank: the greatest is left out first."""
+        """Return the pieces to show, in order, each with its rank: the greatest rank is left out first."""
         share, left, amount = "", "", _amount(tally.read, tally) if tally.read else ""
         if tally.total:
             share = f"{100 * done // tally.total:3} %"
@@ -136,7 +136,7 @@ class Watch:
         new = f"{formatting.size(tally.new_bytes)} new" if tally.chunks else ""
         rate = self._rate(tally)
         if done == tally.total:
-            rate = 0  # the last bytes are read: what still takes time has no rate
+            rate = 0  # all bytes are read: the work that remains has no rate
         pieces = [
             *((1, share), (2, left), (0, formatting.printable(name)), (3, amount)),
             *((4, f"{formatting.size(rate)}/s" if rate and not tally.unit else ""), (5, files), (6, new)),
@@ -146,7 +146,7 @@ class Watch:
     def _rate(self, tally: Progress) -> int:
         now = time.monotonic()
         if self._past and self._past[-1][1] > tally.read:
-            self._past.clear()  # another part, counted from 0
+            self._past.clear()  # the next part counts from 0
         self._past.append((now, tally.read))
         began, before = self._past[0]
         return int((tally.read - before) / (now - began)) if now > began else 0
@@ -165,7 +165,7 @@ def fitted(pieces: list[tuple[int, str]], width: int) -> list[str]:
 
 
 def remaining(done: int, total: int, seconds: float) -> str:
-    """Return how long the rest of some work takes at its rate so far; "" if not known."""
+    """Return how long the rest of the work takes at its rate so far; "" if not known."""
     if done <= 0 or seconds < _FIRST_SECONDS:
         return ""
     left = round(seconds * (total - done) / done)
@@ -175,12 +175,12 @@ def remaining(done: int, total: int, seconds: float) -> str:
 
 
 _shown: list[Watch] = []
-"""The one that draws now, if any: there is one terminal."""
+"""The Watch that draws now, if any: there is one terminal."""
 
 
 @contextlib.contextmanager
 def watching() -> Iterator[Watch]:
-    """Give a Watch, which draws while the block runs if standard error is a terminal."""
+    """Yield a Watch, which draws while the block runs if standard error is a terminal."""
     watch = Watch()
     if _shown or is_quiet() or not sys.stderr.isatty():
         yield watch
@@ -195,7 +195,7 @@ def watching() -> Iterator[Watch]:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Keep the screen clear while the block runs: something is asked on the terminal."""
+    """Draw nothing while the block runs: castore or a program asks on the terminal."""
     if _shown:
         with _shown[-1].hushed():
             yield

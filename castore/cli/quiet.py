@@ -1,4 +1,4 @@
-"""--quiet: commands print the data that was asked for, and problems; no progress and no summary."""
+"""The option --quiet: commands print only data, warnings and errors, no progress and no summary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _note(context: click.Context, _option: click.Parameter, value: bool) -> None
 
 
 def quiet_option() -> click.Option:
-    """Return --quiet, which goes before or after the name of a command."""
+    """Return the option --quiet, which is accepted before and after the name of a command."""
     return click.Option(
         ["-q", "--quiet"],
         is_flag=True,
@@ -38,13 +38,13 @@ def add_quiet(command: click.Command) -> click.Command:
 
 
 def is_quiet() -> bool:
-    """Whether the command that runs was given --quiet."""
+    """Return whether --quiet was given."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(_KEY))
 
 
 def summarize(line: Any, *, err: bool = False) -> None:
-    """Print a line that says what was done, unless --quiet is given. err: to standard error."""
+    """Print a line that reports what was done, unless --quiet is given. err: print to standard error."""
     if not is_quiet():
         from castore.cli.progress import hushed
 

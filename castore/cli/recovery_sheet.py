@@ -1,4 +1,4 @@
-"""A printed sheet from which an identity can be typed, or scanned, when all else is gone."""
+"""A printed sheet from which an identity can be typed or scanned after every other copy is lost."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 _ROW: Final = 4
 """Groups in a line."""
 _QUIET: Final = 4
-"""Modules around a QR code that stay white, as ISO 18004 wants."""
+"""White modules around a QR code, as ISO 18004 requires."""
 
 _LETTERS: Final = (
     "Letters a to z and digits 2 to 7; there is no 0, 1, 8 or 9. Case, spaces and line ends do not "
-    "matter. The code holds the same text."
+    "matter. The code contains the same text."
 )
 _WITHOUT: Final = (
     "Without castore: tools/rescue.py STORE --identity ./identity, which needs Python, pynacl, "
@@ -57,27 +57,27 @@ svg {{ width: 58mm; height: 58mm }}
 
 @dataclass(frozen=True, repr=False)
 class Sheet:
-    """What is printed: of secrets the identity, as it is, locked or not."""
+    """The content of a sheet. Its only secret is the identity, in its locked or unlocked form."""
 
     line: str
     """The identity's text."""
     recipient: str
-    """Its public half; empty where that takes a passphrase to know."""
+    """The public key; empty if only the passphrase reveals it."""
     store: str
     store_id: str
-    """In hex; empty where the store cannot be read."""
+    """In hex; empty if the store cannot be read."""
     date: str
 
     @property
     def about(self) -> list[tuple[str, str]]:
-        """What stands at the top."""
+        """Rows of the table at the top."""
         rows = [("printed", self.date), ("store", self.store), ("store id", self.store_id)]
         rows.append(("recipient", self.recipient))
         return [row for row in rows if row[1]]
 
     @property
     def meaning(self) -> str:
-        """What this is."""
+        """The explanation of the sheet."""
         from castore.crypto.identity import is_locked
 
         if is_locked(self.line):
@@ -86,13 +86,13 @@ class Sheet:
                 "on this sheet: keep it in another place."
             )
         return (
-            "This is the identity. Whoever reads this sheet can read all that is stored: keep it where "
-            "only those come who may."
+            "This is the identity. Everybody who reads this sheet can read everything in the store: keep it "
+            "where only authorized people have access."
         )
 
     @property
     def typed(self) -> list[tuple[str, list[str]]]:
-        """Lines to type: which groups stand there, and they."""
+        """Lines to type: the numbers of the groups, and the groups."""
         from castore.crypto.identity import groups
 
         prefix, found = groups(self.line)
@@ -104,21 +104,21 @@ class Sheet:
 
     @property
     def commands(self) -> list[tuple[str, str]]:
-        """What to run, and what it does."""
+        """Commands to run, and what each does."""
         import shlex
 
         store = shlex.quote(self.store)
         return [
-            ("castore key enter ./identity", "type the text, or paste what the code says"),
-            (f"castore log --store {store} --identity ./identity", "what is there"),
-            (f"castore restore SERVICE@latest ./restored --store {store} --identity ./identity", "get it"),
+            ("castore key enter ./identity", "type the text, or paste that of the code"),
+            (f"castore log --store {store} --identity ./identity", "list the generations"),
+            (f"castore restore SERVICE@latest ./new --store {store} --identity ./identity", "restore one"),
         ]
 
 
 def matrix(sheet: Sheet) -> list[list[bool]]:
     """Return the QR code of an identity: rows of modules, True for dark, without the quiet zone.
 
-    The text is in capitals, which a code holds in little more than half the room.
+    The text is in capitals, for which a code needs little more than half the space.
     """
     import segno
 
@@ -127,7 +127,7 @@ def matrix(sheet: Sheet) -> list[list[bool]]:
 
 
 def as_text(sheet: Sheet, *, terminal: bool = False) -> str:
-    """Return the sheet as plain text. terminal: with the code in black and white whatever the colours."""
+    """Return the sheet as plain text. terminal: set black and white for the code."""
     from castore.cli.formatting import table
 
     lines = ["castore recovery sheet", "", table([list(row) for row in sheet.about]), ""]
@@ -145,7 +145,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _blocks(code: Sequence[Sequence[bool]], *, terminal: bool) -> list[str]:
-    """Return a QR code in half blocks, two rows a line, dark being ink."""
+    """Return a QR code in half blocks, two rows of modules per line, dark modules as ink."""
     side = len(code) + 2 * _QUIET
 
     def dark(row: int, column: int) -> bool:
@@ -161,7 +161,7 @@ def _blocks(code: Sequence[Sequence[bool]], *, terminal: bool) -> list[str]:
 
 
 def _path(code: Sequence[Sequence[bool]]) -> str:
-    """Return a QR code as an SVG path, one unit a module, the quiet zone included."""
+    """Return a QR code as an SVG path with one unit per module, including the quiet zone."""
     steps = []
     for y, row in enumerate(code):
         x = 0

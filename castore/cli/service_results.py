@@ -1,4 +1,4 @@
-"""One command on several services: the failure of one does not stop the others."""
+"""Results of a command on several services: the failure of one does not stop the others."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class ServiceResults:
-    """Collects the result of each service, and raises one error for all at the end.
+    """Collects the result of each service, and raises one error for all failures at the end.
 
-    apart: False for one service that was named alone: its error is raised as it is.
+    apart: False if one service was named alone: its error is raised unchanged.
     """
 
     def __init__(self, services: Sequence[str], *, apart: bool) -> None:
         self.results: list[dict[str, Any]] = []
-        """For JSON: one for each service that was worked on or failed."""
+        """For JSON: one entry per service that succeeded or failed."""
         self.failed: dict[str, CastoreError] = {}
         self._services = services
         self.apart = apart
@@ -49,9 +49,9 @@ class ServiceResults:
                 print(f"castore: {name}: {formatting.one_line(str(error))}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
-        """Raise SeveralError where a service failed: its exit code is that of the worst failure.
+        """Raise SeveralError if a service failed, with the exit code of the worst failure.
 
-        A failure is worse than a generation that is incomplete; of failures the highest code is taken.
+        A failure is worse than an incomplete generation; among failures, the highest exit code is used.
         """
         if not self.failed:
             return

@@ -1,4 +1,4 @@
-"""A store whose configuration no admin has signed yet: shown, and signed if the user agrees."""
+"""Opening a store whose configuration no admin has signed yet: it is shown, and signed if the user agrees."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ yes_option = click.option(
 
 
 def signed_store(context: CliContext, *, yes: bool, local_key: bool = True) -> Store:
-    """Open a store whose configuration an admin has signed, or now signs if the user agrees.
+    """Open a store whose configuration an admin has signed, or signs now if the user agrees.
 
-    Raises UsageError where the user does not.
+    Raises UsageError if the user does not agree.
     """
     import sys
 
@@ -53,8 +53,8 @@ def signed_store(context: CliContext, *, yes: bool, local_key: bool = True) -> S
             is_agreed = bool(asked) or agree(store.config, store.signer)
             _refuse(
                 "" if is_agreed else "nothing was signed",
-                # The one with the highest number may be a thief's.
-                "there are several configurations: without --yes they are shown"
+                # The configuration with the highest number may be an attacker's.
+                "there are several configurations: run the command without --yes to compare them"
                 if yes and not store.has_one_configuration
                 else "",
             )
@@ -74,7 +74,7 @@ def _refuse(*reasons: str) -> None:
 
 
 def described(certificate: Certificate) -> str:
-    """Return a line on a machine that adds."""
+    """Return a line that describes a machine that adds to the store."""
     import datetime as dt
 
     def day(ns: int) -> str:

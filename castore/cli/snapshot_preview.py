@@ -27,7 +27,7 @@ def show_preview(
     *,
     as_json: bool,
 ) -> None:
-    """Print what a snapshot of a service would take. Raises UsageError where it would fail."""
+    """Print what a snapshot of a service would take. Raises UsageError if it would fail."""
     from castore.errors import UsageError
     from castore.services.preview import preview
     from castore.state.directories import machine_paths
@@ -51,7 +51,7 @@ def show_preview(
 
 
 def _revision(context: CliContext, service: str, revision: str | None) -> str:
-    """Return what a generation would be filed under."""
+    """Return the revision that a generation would get."""
     from castore.errors import NotFoundError
     from castore.services.state_revision import filed_under
 
@@ -59,7 +59,7 @@ def _revision(context: CliContext, service: str, revision: str | None) -> str:
     try:
         with context.open_store() as store:
             return filed_under(store, service, revision, configured)[0]
-    except NotFoundError:  # the first snapshot makes the store
+    except NotFoundError:  # the first snapshot creates the store
         return revision or configured or ""
 
 

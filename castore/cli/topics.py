@@ -35,7 +35,7 @@ def read_topic(name: str) -> str | None:
 
 
 def show(text: str) -> None:
-    """Print Markdown: rendered if standard output is a terminal, else as it is."""
+    """Print Markdown: rendered if standard output is a terminal, else unchanged."""
     if not sys.stdout.isatty():
         print(text)
         return

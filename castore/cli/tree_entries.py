@@ -34,7 +34,7 @@ def entry_line(shown: bytes, child: Any) -> str:
 
 
 def plain_entry(shown: bytes, child: Any) -> dict[str, Any]:
-    """Return an entry or dump, as JSON has it."""
+    """Return an entry or dump for JSON."""
     from castore.model.generation import Part
 
     if isinstance(child, Part):

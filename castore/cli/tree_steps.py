@@ -17,7 +17,7 @@ def amounts_text(tally: Progress, seconds: float) -> str:
 
 
 def plain_amounts(tally: Progress, seconds: float) -> dict[str, Any]:
-    """Return how much was restored, and how long it took, as JSON has it."""
+    """Return how much was restored, and how long it took, for JSON."""
     return {"files": tally.files, "bytes": tally.read, "seconds": round(seconds, 3)}
 
 
@@ -25,7 +25,7 @@ _SHOWN_STEPS = 40
 
 
 def tree_steps(tree: TreePlan) -> dict[str, Any]:
-    """Return the plan of a tree, as JSON has it."""
+    """Return the plan of a tree for JSON."""
     steps = [
         {"action": step.action, "path": formatting.printable(b"/".join(step.path) or b".")}
         for step in tree.steps

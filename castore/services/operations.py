@@ -102,7 +102,7 @@ class ServiceOperations:
 
         self.store.check_settings()
         with self.store.lock(service):
-            # Without new generations the damage of a failed rollback would only grow.
+            # Also after a failed rollback: without new generations, its damage would only grow.
             interrupted = self.store.has_begun_rollback(service)
             if interrupted and not after_interruption:
                 refuse_interrupted(self.store, service)

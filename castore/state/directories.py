@@ -10,11 +10,11 @@ from castore.state.paths import MachinePaths
 
 
 class NoHomeError(UsageError):
-    """A home directory is needed, and neither HOME nor the user database has one."""
+    """A home directory is needed, but neither HOME nor the user database has one."""
 
 
 def home() -> str | None:
-    """Return the user's home directory; None where neither HOME nor the user database has one."""
+    """Return the user's home directory; None if neither HOME nor the user database has one."""
     path = os.environ.get("HOME", "")
     if not os.path.isabs(path):
         try:
@@ -49,16 +49,16 @@ def absolute(path: str) -> str:
 
 
 def machine_paths() -> MachinePaths:
-    """Return the folders that hold something for each store."""
+    """Return the directories of this machine's state and caches of stores."""
     state = base_directory("XDG_STATE_HOME", ".local/state", root="/var/lib")
     cache = base_directory("XDG_CACHE_HOME", ".cache", root="/var/cache")
     return MachinePaths(os.path.join(state, "castore"), os.path.join(cache, "castore"))
 
 
 def base_directory(variable: str, below_home: str, *, root: str | None = None) -> str:
-    """Return a base directory; by the XDG specification a relative one is to be ignored.
+    """Return a base directory. As the XDG specification requires, a relative path is ignored.
 
-    root: the one of root. Raises NoHomeError.
+    root: the directory of root. Raises NoHomeError.
     """
     path = os.environ.get(variable, "")
     if os.path.isabs(path):

@@ -47,22 +47,22 @@ def read_text(path: str) -> str:
 
 
 def write_identity(path: str, identity: Identity, passphrase: str | None) -> None:
-    """Write an identity file, 0600, durably, never over another. Raises UsageError, StorageError."""
+    """Write an identity file, durably, with mode 0600. Raises UsageError if it exists, StorageError."""
     locked = identity.text() if passphrase is None else identity.locked_text(passphrase)
     today = dt.datetime.now().astimezone().date()
     write_secret(
         path,
-        f"# castore identity, made {today}: opens all state sealed to\n"
+        f"# castore identity, created {today}: decrypts all state encrypted to\n"
         f"# {identity.recipient.text}\n"
-        "# Whoever has this file can read that state; without it nobody can.\n"
+        "# Everybody with this file can read that state; without it nobody can.\n"
         f"{locked}\n",
     )
 
 
 def write_secret(path: str, body: str) -> None:
-    """Write a file that holds an identity, 0600, never over another, durably.
+    """Write a file that contains an identity, durably, with mode 0600.
 
-    Raises UsageError, StorageError.
+    Raises UsageError if it exists or cannot be written, StorageError.
     """
     path = absolute(path)
     part = f"{path}.{os.urandom(8).hex()}"
@@ -83,18 +83,18 @@ def write_secret(path: str, body: str) -> None:
         raise UsageError(f"{path} exists already; an identity is never overwritten") from None
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    with contextlib.suppress(OSError):  # not every file system that a stick has can do it
+    with contextlib.suppress(OSError):  # not every file system of a USB stick supports it
         sync_directory(os.path.dirname(path))
 
 
 def _name_new(part: str, path: str) -> None:
-    """Give a file its name, unless that is taken. Raises OSError."""
+    """Rename a file without replacing another. Raises FileExistsError, OSError."""
     try:
         os.link(part, path)
     except FileExistsError:
         raise
     except OSError:
-        # No links on this file system: a stick's FAT.
+        # This file system has no hard links: FAT on a USB stick.
         if os.path.lexists(path):
             raise FileExistsError(path) from None
         os.rename(part, path)
@@ -109,13 +109,13 @@ def change_passphrase(
     moment the file is completely the old one or the new one, and the new one was seen to open before.
     Raises IdentityError, StorageError.
     """
-    path = os.path.realpath(expanded(path))  # a link stays one
+    path = os.path.realpath(expanded(path))  # a symbolic link stays one
     text = read_text(path)
     identity = parse_identity(text, path, passphrase)
     chosen = new()
     line = identity.text() if chosen is None else identity.locked_text(chosen)
     if Identity.parse(line, lambda: chosen or "").recipient != identity.recipient:
-        raise IdentityError(f"{path}: the new form does not open; the file is as it was")
+        raise IdentityError(f"{path}: the new form cannot be decrypted; the file was not changed")
     notes = [one for one in text.removeprefix("\ufeff").splitlines() if one.lstrip().startswith("#")]
     owner = os.stat(path)
     write_private(path, "".join(f"{one}\n" for one in [*notes, check_identity(line)]).encode())

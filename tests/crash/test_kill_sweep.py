@@ -78,7 +78,7 @@ DONE_ALREADY = {
     # What a command says when the one that was killed had done all of it.
     "forget": (6, "no generation"),
     "key add": (2, "is a recipient of this store already"),
-    "key remove": (6, "is no recipient of this store"),
+    "key remove": (6, "is not a recipient of this store"),
 }
 
 

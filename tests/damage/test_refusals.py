@@ -251,7 +251,7 @@ def test_where_nobody_answers_the_way_out_is_told(castore: Callable, store: Path
         (pack,) = (store / "packs").iterdir()
         pack.write_bytes(pack.read_bytes()[:-1] + b"\0")
     done = castore(*words, expect=2)
-    assert done.stderr.splitlines()[-1].endswith("--yes does")
+    assert done.stderr.splitlines()[-1].endswith("give --yes to agree")
     assert len(json.loads(castore("log", "--json").stdout)) == 1
 
 

@@ -18,7 +18,7 @@ Run = Callable[..., subprocess.CompletedProcess]
 def test_log_says_that_there_is_no_generation(castore: Run, home: Path) -> None:
     castore("init")
     empty = castore("log")
-    assert (empty.stdout, empty.stderr) == ("", "castore: there is no generation: castore snapshot SERVICE takes one\n")
+    assert (empty.stdout, empty.stderr) == ("", "castore: there is no generation; take one with: castore snapshot SERVICE\n")
     assert castore("log", "--quiet").stderr == ""
     assert castore("log", "--json").stdout.strip() == "[]"
     castore("snapshot", "s", "--exec", "d=echo x", "--revision", "r1")
@@ -92,4 +92,4 @@ def test_config_check_asks_nothing_on_a_terminal(castore: Run, home: Path, tmp_p
         running.wait()
         os.close(master)
     assert running.returncode == 0, output
-    assert "identity: not reachable" in output
+    assert "identity: not available" in output

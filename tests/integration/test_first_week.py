@@ -27,7 +27,7 @@ def test_a_sound_store_is_said_to_be_sound(castore, stored):
 def test_a_question_that_nobody_can_answer_ends_its_line_and_names_the_option(castore, stored):
     run = castore("forget", "a@1", expect=2)
     question, error = run.stderr.splitlines()
-    assert question == "Remove a@1 for good? [y/N]: "
+    assert question == "Delete a@1 permanently? [y/N]: "
     assert "nothing was done" in error
     assert "--yes" in error
 

@@ -154,7 +154,7 @@ def test_roles_come_back_with_passwords_and_memberships_but_no_power(home: Path,
         castore("key", "adopt", "--replace")
         planned = castore("rollback", "app", "--to", "latest", "--dry-run").stderr
         for made in ("the database app", "the role app", "the role owner", "the role team"):
-            assert f"would make db: {made}\n" in planned
+            assert f"would create db: {made}\n" in planned
         assert fresh.psql("SELECT count(*) FROM pg_roles WHERE rolname IN ('app', 'owner', 'team')") == "0"
         done = castore("rollback", "app", "--to", "latest").stderr
         assert "created the role app, with the recorded password hash" in done
@@ -202,8 +202,8 @@ def test_a_cluster_comes_back_on_an_empty_server(home: Path, castore: Run, tmp_p
         describe(fresh)
         castore("key", "adopt", "--replace")
         planned = castore("rollback", "pg", "--to", "latest", "--dry-run").stderr
-        assert "would make db.app: the database app" in planned
-        assert "would make db: the role boss" in planned
+        assert "would create db.app: the database app" in planned
+        assert "would create db: the role boss" in planned
         castore("rollback", "pg", "--to", "latest")
         assert fresh.psql("SELECT x FROM t", "app") == "7"
         assert fresh.psql("SELECT tableowner FROM pg_tables WHERE tablename = 't'", "app") == "team"
@@ -256,7 +256,7 @@ def test_a_mariadb_database_and_its_users_come_back_on_an_empty_server(home: Pat
         castore("key", "adopt", "--replace")
         planned = castore("rollback", "app", "--to", "latest", "--dry-run").stderr
         for made in ("the database app_x", "the role r", "the user m@localhost", "the user u'q@localhost"):
-            assert f"would make db: {made}\n" in planned
+            assert f"would create db: {made}\n" in planned
         assert "is sound" in castore("drill", "app").stdout
         assert "v@%" not in planned
         assert "other" not in planned

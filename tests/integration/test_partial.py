@@ -72,7 +72,7 @@ def test_a_rollback_says_which_parts_it_does_not_touch(castore: Run, top: Path) 
     for name in ("one", "two"):
         (top / name / "file").write_text("live")
     plan = castore("rollback", "pp", "--to", "2", "--dry-run")
-    assert "two: not in generation 2: it is left as it is" in plan.stdout
+    assert "two: not in generation 2: it is not changed" in plan.stdout
     assert json.loads(castore("rollback", "pp", "--to", "2", "--dry-run", "--json").stdout)["untouched"] == ["two"]
     assert "left as they are: two" in castore("rollback", "pp", "--to", "2").stderr
     assert (top / "one" / "file").read_text() == "partial"

@@ -170,7 +170,7 @@ def test_a_recorded_path_is_used_only_with_consent(castore: Run, home: Path, els
     assert (elsewhere / "file").read_text() == "2"
     # The same place is not known to be the one that the tree came from.
     refused = castore("restore", "--in-place", "web@1:t", elsewhere, expect=2).stderr
-    assert "its place is not known here" in refused
+    assert "this machine does not know its directory" in refused
     shown = castore("rollback", "web", "--to", "1", "--trust-recorded", "--dry-run")
     assert f"t: used as the generation records it, by --trust-recorded: {elsewhere}" in shown.stderr
     castore("rollback", "web", "--to", "1", "--trust-recorded")

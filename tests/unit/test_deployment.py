@@ -188,7 +188,7 @@ def test_a_guard_without_a_snapshot_does_not_deploy(app: App):
     assert not (app.top / "deployed").exists()
     assert "there is no castore.toml" in app.castore("guard", "app", "--", "true", expect=2).stderr
     assert "does not describe" in app.run("guard", "other", "--", "true", expect=2).stderr
-    assert "in front of the command" in app.run("guard", "app", expect=2).stderr
+    assert "before the command" in app.run("guard", "app", expect=2).stderr
 
 
 def test_a_guarded_roll_back_of_the_system_brings_its_state(app: App):
@@ -196,7 +196,7 @@ def test_a_guarded_roll_back_of_the_system_brings_its_state(app: App):
     app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top))
     app.run("snapshot", "app")
     told = app.run("guard", "app", "--", "ln", "-sfn", "one", str(app.top / "current"))
-    assert "was here before" in told.stderr
+    assert "was configured before" in told.stderr
     assert app.state == SECOND
     warned = app.run("snapshot", "app")
     assert "the state still belongs to revision two" in warned.stderr
@@ -403,7 +403,7 @@ def test_rules_are_shown_and_then_done(app: App):
         app.run("snapshot", "app")
     rows = json.loads(app.run("prune", "--dry-run", "--json").stdout)["generations"]
     assert [(row["number"], bool(row["kept_by"])) for row in rows] == [(3, True), (2, False), (1, False)]
-    assert "it would go" in app.run("prune", "--dry-run").stdout
+    assert "it would be deleted" in app.run("prune", "--dry-run").stdout
     assert len(json.loads(app.run("log", "--json").stdout)) == 3
     app.run("pin", "app@1", "--note", "the first")
     assert "pinned (the first)" in app.run("prune", "--dry-run").stdout

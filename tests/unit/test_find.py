@@ -130,7 +130,7 @@ def test_a_pattern_that_matches_no_path_is_refused(lab, tree, pattern):
 
 def test_nothing_found_is_not_found(lab, tree):
     take(lab, tree)
-    with pytest.raises(NotFoundError, match="nothing matches"):
+    with pytest.raises(NotFoundError, match="no path matches"):
         cli.main(["find", "no-such"], standalone_mode=False)
 
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CHECKED = [
     *("README.md", "CHANGELOG.md", "castore/docs/**/*.md", "tools/*.py", "tools/*.sh", "castore/*.py"),
-    *(f"castore/{name}/**/*.py" for name in ("content", "crypto", "engines", "maintenance", "model", "state", "storage", "store")),
+    *(f"castore/{name}/**/*.py" for name in ("cli", "content", "crypto", "engines", "maintenance", "model", "state", "storage", "store")),
 ]
 
 WORDS = {
@@ -53,6 +53,7 @@ EXCEPTIONS = {
     "def mend(": "a function",
     '`"tell"`': "a value of castore.toml",
     "`mended[]`": "a field of --json",
+    '"mended"': "a field of --json",
     '"system", "roll-back"': "Guix's command",
 }
 """A whole file, or a text that is removed before a line is checked; why."""

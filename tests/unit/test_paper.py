@@ -207,7 +207,7 @@ def test_on_a_terminal_it_ends_with_the_last_letter(home, tmp_path):
         for line in (prefix, " ".join(found[:4]), " ".join(found[4:8]), " ".join(found[8:])):
             os.write(terminal, line.encode() + b"\n")
             time.sleep(0.05)
-        while IDENTITY.recipient.text.encode() not in seen:
+        while IDENTITY.recipient.text.encode() + b"\r\n" not in seen:  # else its end may not be written yet
             seen += os.read(terminal, 4096)
     finally:
         os.close(terminal)

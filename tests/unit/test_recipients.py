@@ -188,7 +188,7 @@ def test_the_first_can_be_removed_by_the_second(desk):
     assert "no admin" in desk("key", "remove", first, "--identity", second, expect=7).stderr
     desk("key", "add", public, "--admin", desk.admins[-1], "--identity", desk.first)
     desk("key", "remove", first, "--identity", second)
-    assert "no admin" in desk("key", "remove", desk.admins[0], "--identity", second, expect=6).stderr
+    assert "not an admin" in desk("key", "remove", desk.admins[0], "--identity", second, expect=6).stderr
     assert list(desk.listed()) == [public]
     desk.snapshot()
     desk.reads_all(second)

@@ -268,7 +268,7 @@ def test_what_was_not_there_is_gone_again_after_an_undo(machine: Machine) -> Non
     shrink("t", "s", "app.db")
     machine.run("rollback", "app", "--to", "r1")
     assert there() == {"t", "u", "s", "app.db"}
-    assert "t: was not there" in machine.run("rollback", "app", "--undo", "--dry-run").stdout
+    assert "t: did not exist" in machine.run("rollback", "app", "--undo", "--dry-run").stdout
     planned = json.loads(machine.run("rollback", "app", "--undo", "--dry-run", "--json").stdout)
     assert set(planned["removed"]) == {"t", "s", "db"}
     for _ in range(2):
@@ -343,7 +343,7 @@ def test_directories_above_parts_are_made_with_their_owners_and_modes(machine: M
     shutil.rmtree(machine.top / "p")
     shutil.rmtree(machine.top / "q")
     planned = machine.run("rollback", "app", "--to", "r1", "--dry-run")
-    assert f"would make the directory {machine.top}/p" in planned.stderr
+    assert f"would create the directory {machine.top}/p" in planned.stderr
     assert not (machine.top / "p").exists()
     done = machine.run("rollback", "app", "--to", "r1")
     for name in ("p", "q"):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog="Example: castore config check")
 def config() -> None:
-    """Check castore.toml, and show what it means."""
+    """Check, show or write castore.toml."""
 
 
 @config.command("init", epilog="Example: castore config init /etc/castore/castore.toml")
@@ -39,7 +39,7 @@ def write_config(context: CliContext, file: str | None) -> None:
 
     path = file or environment.config_to_write(context.config)
     if path != "-" and os.path.lexists(path):
-        raise UsageError(f"{path} exists, and is not overwritten; print one with: castore config init -")
+        raise UsageError(f"{path} exists and is not overwritten; print a new one with: castore config init -")
     store = context.store or environment.store_from_environment()
     found = list(detect())
     body = document(directories.absolute(store) if store else None, found)
@@ -116,7 +116,7 @@ def check(context: CliContext, as_json: bool) -> None:
                 with identity_files.unasked():
                     store.identity()
             except CastoreError as error:
-                reason = f"not reachable, which restore and rollback need ({error})"
+                reason = f"not available; restore and rollback need it ({error})"
                 report("identity", reason, needed=False)
             else:
                 report("identity", None)
@@ -157,4 +157,4 @@ def check(context: CliContext, as_json: bool) -> None:
     if as_json:
         print_json({"path": settings.path, "checks": found})
     if failed := sum(one["needed"] and not one["ok"] for one in found):
-        raise ConfigError(f"{settings.path}: {formatting.count(failed, 'problem')}, as said above")
+        raise ConfigError(f"{settings.path}: {formatting.count(failed, 'problem')}, as listed above")

@@ -64,7 +64,7 @@ def _diff_rows(reader: Any, old: Selection, new: Selection) -> Any:
 
 
 def _path_rows(reader: Any, name: str, old: tuple[Part, str], new: tuple[Part, str]) -> Any:
-    """Yield what differs at a path of two trees, and below. Raises NotFoundError if neither has it."""
+    """Yield the differences at and below a path of two trees. Raises NotFoundError if neither has it."""
     from castore.content.allowance import Allowance
     from castore.content.diff import TIMES, diff_entries
     from castore.errors import NotFoundError, UsageError
@@ -117,5 +117,5 @@ def _diff_line(row: dict[str, Any]) -> str:
         line += f":{row['path']}"
     if "added_bytes" in row:
         added, removed = formatting.size(row["added_bytes"]), formatting.size(row["removed_bytes"])
-        line += f"  {added} in new chunks, {removed} in chunks that are gone"
+        line += f"  {added} in new chunks, {removed} in removed chunks"
     return line

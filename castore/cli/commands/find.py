@@ -61,7 +61,7 @@ def find(
             except NotFoundError:
                 if service is not None:
                     raise
-                continue  # no generation of this service is of the host that was named
+                continue  # this service has no generation of the chosen host
             hosts = len(groups_of(store, name).names()) > 1
             found = find_paths(reader, generations, pattern, part=part, ignore_case=ignore_case)
             for hit in undamaged(name, found, damaged):
@@ -80,7 +80,7 @@ def find(
     report_damaged(damaged)
     if not count and not as_json:
         where = f"a generation of {service!r}" if service is not None else "any generation"
-        raise NotFoundError(f"nothing matches {pattern!r} in {where}")
+        raise NotFoundError(f"no path matches {pattern!r} in {where}")
 
 
 def _path(service: str, hit: Hit) -> str:

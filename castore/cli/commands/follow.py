@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: castore follow drupal")
 @click.argument("services", metavar="SERVICE...", nargs=-1, required=True)
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @json_option
 @common
 def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Make the state of each SERVICE match its configured revision. For boot and activation scripts.
 
-    The state belongs to that revision: nothing. It is new: it is recorded. It has generations: the
-    newest generation is restored with follow = "restore" in castore.toml; otherwise the command is printed.
+    If the state belongs to that revision, nothing is done. A new revision is recorded. If the revision
+    has generations, the newest is restored with follow = "restore" in castore.toml; otherwise castore prints
+    the command that restores it.
     """
     from castore.cli.progress import watching
     from castore.cli.service_results import ServiceResults

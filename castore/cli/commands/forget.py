@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: castore forget drupal@7 drupal@20-29")
 @click.argument("what", metavar="SERVICE@SELECTOR...", nargs=-1, required=True)
-@click.option("--all", "everything", is_flag=True, help="Forget all generations of SERVICE.")
+@click.option("--all", "everything", is_flag=True, help="Delete all generations of SERVICE.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @common
 @host_option
 def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> None:
-    """Remove generations for good. 'castore compact' reclaims the space that only they needed.
+    """Delete generations permanently. 'castore compact' reclaims the space that only they referenced.
 
-    SERVICE@3-7 names the generations with the numbers 3 to 7.
+    SERVICE@3-7 selects the generations 3 to 7.
     """
     from castore.errors import UsageError
     from castore.services.prune import forget as remove
@@ -38,14 +38,14 @@ def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bo
         for one in what:
             service, _, selector = one.partition("@")
             if everything and selector:
-                raise UsageError(f"--all is of a service: {service}, not {one}")
+                raise UsageError(f"--all takes a service: {service}, not {one}")
             if not everything and not selector:
-                raise UsageError(f"which generation of {one!r}? Say {one}@NUMBER, or --all")
+                raise UsageError(f"{one!r} names no generation: write {one}@NUMBER, or --all for all of them")
             for generation in _to_forget(store, service, selector):
                 chosen.setdefault(service, {})[generation.number] = generation
         names = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
-        if not (yes or agreed(f"Remove {names} for good?")):
-            print_json({"forgotten": []}) if as_json else summarize("nothing was removed")
+        if not (yes or agreed(f"Delete {names} permanently?")):
+            print_json({"forgotten": []}) if as_json else summarize("nothing was deleted")
             return
         for service, generations in chosen.items():
             with store.lock(service):
@@ -59,9 +59,9 @@ def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bo
 
 
 def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:
-    """Return what to forget of a service; selector: empty for all of the chosen host.
+    """Return the generations of a service to delete. selector: empty for all of the chosen host.
 
-    Only a number selects a generation of a host that was not named. Raises NotFoundError, UsageError.
+    Without --host, only a number selects a generation of another host. Raises NotFoundError, UsageError.
     """
     from castore.errors import NotFoundError, UsageError
     from castore.services.hosts import removable
@@ -72,7 +72,9 @@ def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:
             raise unknown_service(store, service)
         found = list(filter(removable(store, service), store.generations(service)))
         if not found:
-            raise NotFoundError(f"this host has no generation of {service!r} (another host's: --host NAME)")
+            raise NotFoundError(
+                f"this host has no generation of {service!r}; for those of another host, give --host NAME"
+            )
         return found
     found = find_range(store, service, selector)
     for one in found:

@@ -46,13 +46,14 @@ def guard(context: CliContext, restoring: bool, words: tuple[str, ...], as_json:
 
         def wanted(service: str, generation: Generation) -> bool:
             short = short_revision(generation.revision)
-            known = f"revision {short} was here before, as {service}@{generation.number}"
+            newest = f"{service}@{generation.number}"
+            known = f"revision {short} was configured before: its newest generation is {newest}"
             with hushed():
                 if restoring or (
                     sys.stdin.isatty() and click.confirm(f"{known}. Restore its state?", err=True)
                 ):
                     return True
-                click.echo(f"{known}; not restored: castore follow {service}, or castore rollback", err=True)
+                click.echo(f"{known}; not restored; restore it with: castore follow {service}", err=True)
                 return False
 
         done = run_guarded(work, services, command, wanted)
@@ -77,8 +78,8 @@ def _guarded(service: str, done: Guarded) -> dict[str, Any]:
 
 
 def _split_command(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Split SERVICE... -- COMMAND; click has taken a -- that stood in front."""
+    """Split SERVICE... -- COMMAND. click removes a -- before the first word."""
     if "--" in words:
         at = words.index("--")
         return list(words[:at]), list(words[at + 1 :])
-    raise click.UsageError("write -- in front of the command: castore guard SERVICE... -- COMMAND")
+    raise click.UsageError("write -- before the command: castore guard SERVICE... -- COMMAND")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "recipients",
     metavar="PUB",
     multiple=True,
-    help="Encrypt to this public key; then no identity is made.",
+    help="Encrypt to this public key; then no identity is created.",
 )
 @click.option(
     "--admin",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--replace-lost",
     is_flag=True,
-    help="Make a new store although this machine has used one there that is missing now.",
+    help="Create a new store although this machine has used one there that is missing now.",
 )
 @json_option
 @common
@@ -56,7 +56,7 @@ def init(
     replace_lost: bool,
     as_json: bool,
 ) -> None:
-    """Make a store in the directory STORE, and an identity unless recipients are given.
+    """Create a store in the directory STORE, and an identity unless recipients are given.
 
     Only the identity decrypts what is stored: move it off this machine. It is written to --identity FILE,
     else to CASTORE_IDENTITY. An identity that exists there, or that CASTORE_IDENTITY_COMMAND prints, is used

@@ -60,12 +60,12 @@ def log(
         print(table(generations, drilled, pinned, groups, width=formatting.terminal_width()))
     else:
         which = f" of a revision that begins with {revision!r}" if revision is not None else ""
-        way = "" if which else ": castore snapshot SERVICE takes one"
+        way = "" if which else "; take one with: castore snapshot SERVICE"
         summarize(f"castore: there is no generation{which}{way}", err=True)
 
 
 def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> HostGroups | None:
-    """Return the hosts of what is shown; None where its services have one. complete: it is all there is."""
+    """Return the hosts of the generations shown; None if each service has one. complete: all are shown."""
     from castore.model.hosts import HostGroups
     from castore.services.hosts import groups_of
 
@@ -78,7 +78,7 @@ def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> 
 
 
 def _of_hosts(store: Store, service: str | None) -> Callable[[Generation], bool]:
-    """Return which generations are of the chosen host. Raises NotFoundError where a service has none."""
+    """Return a filter for generations of the chosen host. Raises NotFoundError if `service` has none."""
     from castore.errors import NotFoundError
     from castore.services.hosts import chosen
 

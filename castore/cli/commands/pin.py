@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @common
 @host_option
 def pin(context: CliContext, what: str, note: str, as_json: bool) -> None:
-    """Keep a generation whatever the rules say, until it is unpinned."""
+    """Keep a generation, whatever the retention rules say, until it is unpinned."""
     from castore.services.selectors import find
 
     service, _, selector = what.partition("@")
@@ -40,7 +40,7 @@ def pin(context: CliContext, what: str, note: str, as_json: bool) -> None:
 @common
 @host_option
 def unpin(context: CliContext, what: str, as_json: bool) -> None:
-    """Let the rules decide about a generation again."""
+    """Remove the pin of a generation: the retention rules apply to it again."""
     from castore.errors import NotFoundError
     from castore.services.selectors import find
 
@@ -50,7 +50,7 @@ def unpin(context: CliContext, what: str, as_json: bool) -> None:
         number = find(store, service, selector or "latest").number
         if not store.unpin(service, number):
             pinned = ", ".join(map(str, sorted(store.pins(service)))) or "none"
-            raise NotFoundError(f"{service}@{number} is not pinned; pinned of {service!r}: {pinned}")
+            raise NotFoundError(f"{service}@{number} is not pinned; pins of {service!r}: {pinned}")
     if as_json:
         print_json({"service": service, "number": number, "pinned": False, "changed": True})
     else:

@@ -33,12 +33,12 @@ _KEPT = {
     "weekly": "Keep the newest of each of the last N weeks that have one.",
     "monthly": "Keep the newest of each of the last N months that have one.",
     "yearly": "Keep the newest of each of the last N years that have one.",
-    "per-revision": "Keep the newest N of each revision; 1 unless said.",
+    "per-revision": "Keep the newest N of each revision. Default: 1.",
 }
 
 
 def _keeping(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --keep-last and so on; `keep` is what they say together, None where none is given."""
+    """Add the --keep-* options; the argument `keep` has the rules that they give, None if none is given."""
 
     @functools.wraps(command)
     def with_rules(*, keep_within: str | None, **others: Any) -> Any:
@@ -72,10 +72,10 @@ def _rules_given(rules: dict[str, int], within: str | None) -> Keep | None:
 def _rules_of(
     context: CliContext, services: Sequence[str], known: Sequence[str], keep: Keep | None
 ) -> tuple[dict[str, Service | None], list[str]]:
-    """Return the settings of the services to prune, and why some of them were left out.
+    """Return the settings of the services to prune, and why others are left out.
 
-    keep: the rules of every service, instead of castore.toml's. Raises ConfigError where a service was
-    named whose description has mistakes.
+    keep: the rules of every service, instead of those of castore.toml. Raises ConfigError if the description
+    of a service that the user named has mistakes.
     """
     from castore.errors import ConfigError
     from castore.services.config import Service
@@ -113,8 +113,8 @@ def prune(
 ) -> None:
     """Delete generations that no retention rule keeps, and reclaim their space.
 
-    The rules are those of castore.toml, or for this run those of --keep-*, for every SERVICE. Services
-    without rules keep all. Needs no identity; interrupted anywhere, the next run goes on.
+    The rules are those of castore.toml, or, if --keep-* options are given, theirs for every SERVICE. Services
+    without rules keep all generations. Needs no identity. The next run continues an interrupted one.
     """
     import time
 
@@ -172,14 +172,14 @@ def prune(
 
 
 def _is_clear(store: Store, service: str) -> bool:
-    """Whether the chosen host has generations to prune; print why not."""
+    """Return whether the chosen host has generations to prune; if not, print why."""
     from castore.errors import NotFoundError
     from castore.services.hosts import removable
 
     try:
         removable(store, service)
     except NotFoundError as error:
-        store.say(f"{service} is left alone: {error}")
+        store.say(f"{service} is left out: {error}")
         return False
     return True
 

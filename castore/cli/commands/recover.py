@@ -38,10 +38,10 @@ def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: b
     from castore.state.directories import machine_paths
 
     if forget and not what:
-        raise click.UsageError("name the SERVICE whose interrupted roll-back is to be forgotten")
+        raise click.UsageError("--forget needs the SERVICE of the interrupted rollback, or the DIR")
     recovered: list[dict[str, str | None]] = []
     if as_json:
-        print_json({"recovered": recovered})  # also what is done before one of them fails
+        print_json({"recovered": recovered})  # also printed if a later one fails
 
     def report(kind: str, name: str, line: str) -> None:
         recovered.append({"service": None, "path": None, kind: name, "text": line})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: castore repair --identity /media/usb/identity")
-@click.option("--dry-run", is_flag=True, help="Say what would be dropped, and drop nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be dropped, and drop nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @common
@@ -30,7 +30,7 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
     """
     from castore.cli.progress import hushed, watching
     from castore.errors import DamageError
-    from castore.maintenance.repair import repair as mend
+    from castore.maintenance.repair import repair as run_repair
     from castore.progress import Progress
 
     def agree(found: Verification, planned: Repair) -> bool:
@@ -38,23 +38,23 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
             if not as_json:
                 print_findings(found)
                 for name in planned.mend:
-                    print(f"to be written anew from its copy: {name}")
+                    print(f"to be rewritten from its copy: {name}")
                 for name in planned.drop:
-                    more = " (a machine whose index knows what is in it saves more)"
+                    more = " (a machine whose index lists its content keeps more of it)"
                     print(f"to be dropped: {name}{more if name.startswith('packs/') else ''}")
                 for pack in planned.rewrite:
-                    print(f"to be written anew: packs/{pack.hex()}")
+                    print(f"to be rewritten: packs/{pack.hex()}")
             if dry_run or not (planned.mend or planned.drop or planned.rewrite):
                 return False
             if not (planned.drop or planned.rewrite):
                 return True
-            return yes or agreed("Drop what cannot be read, for good?")
+            return yes or agreed("Drop what cannot be read, permanently?")
 
     with context.open_store() as store:
         tally = Progress()
         with watching() as progress:
-            progress("looking at everything", tally)
-            done, after = mend(store, tally, agree=agree)
+            progress("checking", tally)
+            done, after = run_repair(store, tally, agree=agree)
     if as_json:
         rewritten = [pack.hex() for pack in done.rewrite]
         print_json({

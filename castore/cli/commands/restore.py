@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     help="Make the existing directory DEST equal to the tree, or replace the file DEST by the selected "
     "one; only what differs is touched.",
 )
-@click.option("--dry-run", is_flag=True, help="With --in-place: say what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="With --in-place: show what would be done, and do nothing.")
 @click.option(
     "--checksum",
     is_flag=True,
@@ -97,9 +97,10 @@ def restore(
     if checksum and trust_times:
         raise click.UsageError("give --checksum or --trust-times, not both")
     if in_place and resume:
-        raise click.UsageError("--in-place has nothing to resume: it is undone where it is interrupted")
+        raise click.UsageError("--resume is not for --in-place: an interrupted restore in place is reverted")
     began = time.monotonic()
-    # The destination may be a link. What a restore in place moves aside may be elsewhere on the file system.
+    # The destination may be a symbolic link. A restore in place is not confined: its undo area may be
+    # elsewhere on the file system.
     writable = os.path.dirname(os.path.abspath(destination)), destination
     with context.open_store(confined=None if in_place else writable) as store:
         store.sync_generations()
@@ -193,9 +194,9 @@ def _in_place(
 
 
 def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
-    """Ask before live files change in a place that the tree did not come from. Raises UsageError.
+    """Ask before live files change in a directory that the tree did not come from. Raises UsageError.
 
-    own: whether it came from this host.
+    own: whether the tree came from this host.
     """
     import sys
 
@@ -208,12 +209,12 @@ def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
         return True
     shown = formatting.printable(os.fsencode(place))
     known = f"it came from {formatting.printable(os.fsencode(origin))}"
-    source = known if origin else "its place is not known here"
+    source = known if origin else "this machine does not know its directory"
     source += "" if own else ", on another host"
     reason = (
-        "would become empty, because nothing is stored of it"
+        "would become empty, because the stored tree is empty"
         if own and same
-        else f"is not where this was taken: {source}"
+        else f"is not the directory that was taken: {source}"
     )
     summary = (
         f"{shown} {reason}; "

@@ -24,7 +24,9 @@ def revision(context: CliContext, service: str, as_json: bool) -> None:
 
     settings = context.required_settings().of(service)
     if settings is None or settings.revision is None:
-        raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
+        raise UsageError(
+            f"castore.toml does not say where the revision of {service!r} comes from: set 'revision' of it"
+        )
     now = current(settings.revision, settings.timeout) or ""
     source = source_of(settings.revision)
     with context.open_store() as store:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.argument("service")
 @click.option("--to", "selector", metavar="SEL", help="Revision, number, date, latest.")
 @click.option("--undo", is_flag=True, help="Return to the state that the last rollback replaced.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask if the generation is of another host or place.")
 @click.option("--no-safety", is_flag=True, help="Do not take a pre-rollback generation.")
 @click.option(
@@ -90,7 +90,7 @@ def rollback(
     with context.open_store() as store:
         store.sync_generations()
         if undo:
-            # What the interrupted one kept is not known to be complete.
+            # The pre-rollback generation of an interrupted rollback may be incomplete.
             refuse_interrupted(store, service)
         target = undo_of(store, service) if selector is None else find(store, service, selector)
         recorded = read_details(store, target).origins
@@ -113,12 +113,12 @@ def rollback(
             check_plan(plan, origins, with_safety=not no_safety)
             for folder in missing_folders(plan, origins):
                 shown = formatting.printable(os.fsencode(folder))
-                click.echo(f"castore: would make the directory {shown}", err=True)
+                click.echo(f"castore: would create the directory {shown}", err=True)
             for line in creations(store, plan):
-                click.echo(f"castore: would make {formatting.one_line(line)}", err=True)
+                click.echo(f"castore: would create {formatting.one_line(line)}", err=True)
             _print_plan(plan, settings, as_json, safety=not no_safety)
             return
-        if doubted and not (yes or agreed(f"Restore {service}@{target.number} all the same?")):
+        if doubted and not (yes or agreed(f"Restore {service}@{target.number} anyway?")):
             summarize("nothing was touched")
             return
         with watching() as progress:
@@ -150,7 +150,7 @@ def rollback(
 
 
 def _tell_follow(context: CliContext, service: str, target: Generation) -> None:
-    """Say that the next `follow` takes this roll-back for a state that is left behind."""
+    """Warn if the next `castore follow` would replace the state that was rolled back to."""
     from castore.errors import ProgramError, UsageError
     from castore.model.names import short_revision
 
@@ -161,7 +161,7 @@ def _tell_follow(context: CliContext, service: str, target: Generation) -> None:
     short = short_revision(now or "")
     if settings is not None and settings.follow == "restore" and now and now != target.revision:
         click.echo(
-            f"castore: the present revision is {short}, and the state is of another now: the next "
+            f"castore: the configured revision is {short}, and the state is of another now: the next "
             f"'castore follow {service}' restores the newest generation of {short}, if any exists",
             err=True,
         )
@@ -181,7 +181,7 @@ def _origins(
     programs: tuple[str, ...],
     trust_recorded: bool,
 ) -> dict[str, Origin]:
-    """Return where each part belongs: as recorded, but castore.toml, and then --restore, know better."""
+    """Return the origin of each part: as recorded, overridden by castore.toml, and that by --restore."""
     import msgspec
 
     from castore.cli.options import split_named, split_program
@@ -229,8 +229,8 @@ def _print_plan(
             "removed": removed, "untouched": list(plan.untouched),
         })
         return
-    print(f"would put {target.service} back to generation {target.number}{_of(target)}")
-    print("first: " + ("a safety generation of the present state" if safety else "no safety generation"))
+    print(f"would roll {target.service} back to generation {target.number}{_of(target)}")
+    print("first: " + ("a pre-rollback generation" if safety else "no pre-rollback generation"))
     who = f" (as {settings.run_as})" if settings is not None and settings.run_as is not None else ""
     for name, argv in hooks.items():
         print(f"{name}: {shlex.join(argv)}{who}")
@@ -240,8 +240,8 @@ def _print_plan(
     for dump in dumps:
         print(f"dump {dump['part']}: {formatting.size(dump['size'])} into {dump['into']}")
         if dump["warning"]:
-            print(f"  beware: {dump['warning']}")
+            print(f"  warning: {dump['warning']}")
     for name, path in removed.items():
-        print(f"{name}: was not there: {path} is removed")
+        print(f"{name}: did not exist: {path} is removed")
     for name in plan.untouched:
-        print(f"{name}: not in generation {target.number}: it is left as it is")
+        print(f"{name}: not in generation {target.number}: it is not changed")

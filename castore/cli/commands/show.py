@@ -56,7 +56,7 @@ def show(context: CliContext, what: str, as_json: bool) -> None:
     if generation.interrupted:
         print("warning   taken after a rollback that has not ended: its state may be inconsistent")
     elif generation.safety:
-        print("safety    taken by a roll-back, of what it replaced")
+        print("safety    pre-rollback generation: the state that a rollback replaced")
     if generation.partial:
         print(f"partial   without {', '.join(generation.lacks)}: only its number selects it")
     if generation.number in pins:
@@ -70,7 +70,7 @@ def show(context: CliContext, what: str, as_json: bool) -> None:
 
 
 def _entry_of(store: Store, selection: Selection) -> Any:
-    """Return what is at the path of a selection. Raises NotFoundError, UsageError."""
+    """Return the entry at the path of a selection. Raises NotFoundError, UsageError."""
     from castore.content.streams import StreamReader
     from castore.services.restore import child_of
 
@@ -80,7 +80,7 @@ def _entry_of(store: Store, selection: Selection) -> Any:
 
 
 def _concerns(warning: dict[str, str], selection: Selection) -> bool:
-    """Whether a warning is about the part and path of a selection, or what is below."""
+    """Return whether a warning concerns the part and path of a selection, or a path below."""
     if selection.part is None:
         return True
     path = selection.path.strip("/")
@@ -89,14 +89,14 @@ def _concerns(warning: dict[str, str], selection: Selection) -> bool:
 
 
 def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
-    """Return which files are missing or doubtful; without an identity, that it takes one to know."""
+    """Return which files are missing or doubtful; without an identity, print that one is needed."""
     from castore.errors import IdentityError
     from castore.services.rollback.plan import read_details
 
     try:
         details = read_details(store, generation)
     except IdentityError:
-        print("castore: the names of missed files need an identity to be shown", file=sys.stderr)
+        print("castore: give --identity FILE to show the names of missed files", file=sys.stderr)
         return []
     return [
         {"part": part, "path": formatting.printable(path), "reason": reason}

@@ -79,8 +79,8 @@ def snapshot(
     """Take one generation of each SERVICE, with all its parts.
 
     With a castore.toml that describes SERVICE, its name alone is enough; options for trees are added to
-    what it says. Without any configuration, the first snapshot makes a store and an identity, and prints
-    where they are.
+    what it says. Without any configuration, the first snapshot creates a store and an identity, and
+    prints where they are.
 
     Of several services, the failure of one does not stop the others; the exit code is that of the worst.
     """
@@ -116,7 +116,7 @@ def snapshot(
 
 
 class TreeLimits(NamedTuple):
-    """What options leave out of every tree."""
+    """The options that exclude paths from every tree."""
 
     exclude: tuple[str, ...]
     one_file_system: bool
@@ -144,7 +144,7 @@ def _given_sources(
     *,
     allow_empty: bool,
 ) -> dict[str, Source]:
-    """Return the parts that options name. Raises UsageError."""
+    """Return the parts that options describe. Raises UsageError."""
     from castore.errors import UsageError
     from castore.fs.regular import descriptor_of, open_stream
     from castore.services.snapshot import Stream, Tree, file_source, program_source
@@ -155,7 +155,7 @@ def _given_sources(
 
     def add(name: str, source: Source) -> None:
         if name in sources:
-            raise UsageError(f"two parts are named {name!r}")
+            raise UsageError(f"two parts are named {name!r}: give each part another NAME")
         sources[name] = source
 
     for text in trees:
@@ -165,7 +165,7 @@ def _given_sources(
         name, path = split_named("--dump", text)
         number = 0 if path == "-" else descriptor_of(expanded(path))
         if number in read:
-            raise UsageError(f"the open file {path!r} can be one part only")
+            raise UsageError(f"the open file {path!r} can be read once only: give it to one --dump")
         if number is not None:
             read.add(number)
         descriptor = sys.stdin.fileno() if path == "-" else open_stream(expanded(path))
@@ -184,9 +184,9 @@ def _chosen_services(
 
     names = list(dict.fromkeys(services))
     if given and (everything or len(names) > 1):
-        raise UsageError("--tree, --dump and --exec are the parts of one SERVICE: name one")
+        raise UsageError("--tree, --dump and --exec describe the parts of one SERVICE: name one SERVICE")
     if everything and names:
-        raise UsageError(f"--all is every service of castore.toml: leave out {names[0]!r}, or --all")
+        raise UsageError(f"--all takes every service of castore.toml: leave out {names[0]!r}, or --all")
     if not everything:
         if not names:
             raise click.UsageError(
@@ -196,7 +196,9 @@ def _chosen_services(
     settings = context.required_settings()
     names = [*settings.faults, *(name for name, one in settings.service.items() if one.parts)]
     if not names:
-        raise UsageError(f"{settings.path} describes no service that has parts")
+        raise UsageError(
+            f"{settings.path} describes no service that has parts: add one, then: castore config check"
+        )
     return names
 
 
@@ -226,7 +228,7 @@ def _wanted(
 
 
 def _note_useless(sources: dict[str, Source]) -> None:
-    """Say which exclude patterns can match nothing in any of the trees."""
+    """Print which exclude patterns cannot match anything in any of the trees."""
     from castore.cli.formatting import printable
     from castore.content.scan.exclude import why_useless
     from castore.services.snapshot import Tree
@@ -254,7 +256,7 @@ def _take(
     *,
     as_json: bool,
 ) -> None:
-    """Take a generation of one service, and print it: as JSON later, where it is one of several."""
+    """Take a generation of one service, and print it; the JSON of several services is printed at the end."""
     from castore.cli.generations import describe, plain
     from castore.cli.operations import operations_of
     from castore.cli.progress import watching
@@ -269,14 +271,14 @@ def _take(
     taken = done.generation
     for name in unrestorable(sources):
         print(
-            f"castore: note: no program is known that restores the part {name!r}: a rollback needs "
+            f"castore: note: no program is known that restores the part {name!r}; a rollback needs "
             f"--restore {name}='PROGRAM ...', or 'restore' of the part in castore.toml",
             file=sys.stderr,
         )
     if done.lacks:
         print(
-            f"castore: note: partial, since castore.toml also describes {', '.join(done.lacks)}: only the "
-            f"number selects {service}@{taken.number}",
+            f"castore: note: {service}@{taken.number} is partial, since castore.toml also describes "
+            f"{', '.join(done.lacks)}: only its number selects it",
             file=sys.stderr,
         )
     entry = plain(taken)

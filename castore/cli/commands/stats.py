@@ -47,7 +47,7 @@ def stats(context: CliContext, as_json: bool) -> None:
     records = found.records
     print()
     if found.pack_bytes:
-        # The table tells what each generation added when it was taken, whatever was forgotten since.
+        # The table has what each generation added when it was taken, although others were deleted later.
         print(
             f"now: {formatting.size(found.total.plain)} of content in {formatting.size(found.pack_bytes)} "
             f"of packs, {found.total.plain / found.pack_bytes:.1f}x"

@@ -52,10 +52,10 @@ def verify(
     from castore.progress import Progress
 
     if index and (packs or read_data or sample is not None):
-        raise UsageError("--index is no more than what is always done: leave it out, or the others")
+        raise UsageError("--index is always done: leave it out, or the other options")
     with context.open_store(confined=()) as store:
         if read_data or context.identity_file:
-            store.identity()  # the seals for it are opened, too
+            store.identity()  # the sealed keys for it are opened, too
         tally = Progress()
         with watching() as progress:
             progress("verifying", tally)
@@ -75,7 +75,7 @@ def verify(
         looked = ""
         if packs or read_data or sample is not None:
             looked = f"; {formatting.count(found.read, 'pack')} read, {depth}"
-        resumed = f"; gone on with what began {formatting.local_time(found.resumed)}" if found.resumed else ""
+        resumed = f"; continued the run of {formatting.local_time(found.resumed)}" if found.resumed else ""
         summarize(
             f"{formatting.count(found.generations, 'generation')}, {formatting.count(found.packs, 'pack')}, "
             f"{formatting.count(found.nodes, 'node')}, "

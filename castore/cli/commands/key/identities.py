@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--passphrase", is_flag=True, help="Protect it with a passphrase.")
 @json_option
 def new(file: str, passphrase: bool, as_json: bool) -> None:
-    """Make an identity in FILE, and print its public key; 'castore key show' prints its admin key, too."""
+    """Create an identity in FILE, and print its public key; 'castore key show' prints its admin key, too."""
     from castore.crypto import Admin, Identity
     from castore.state.identity_file import write_identity
 
@@ -55,14 +55,14 @@ def show(context: CliContext, as_json: bool) -> None:
     "--out",
     metavar="FILE",
     type=LocalPath(),
-    help="Write a .html page, .svg picture or .txt file; else it is printed here.",
+    help="Write a .html page, .svg picture or .txt file. Default: print to standard output.",
 )
 @common
 def paper(context: CliContext, out: str | None) -> None:
-    """Print the identity on a sheet that outlives disks: to type, and as a QR code.
+    """Write the identity on a sheet to print, as text to type and as a QR code.
 
-    A locked identity stays locked on it. The file is secret like the identity: remove it once it is
-    printed.
+    A locked identity stays locked on the sheet. The file is as secret as the identity: remove it after
+    printing.
     """
     import sys
 
@@ -73,7 +73,7 @@ def paper(context: CliContext, out: str | None) -> None:
     forms = {"html": printing.as_html, "svg": printing.as_svg, "txt": printing.as_text}
     kind = "txt" if out is None else out.rpartition(".")[2].lower()
     if kind not in forms:
-        raise UsageError(f"{out}: a sheet is a .html page, a .svg picture or a .txt file")
+        raise UsageError(f"{out}: the name of a sheet must end with .html, .svg or .txt")
     sheet = _sheet(context)
     if out is None:
         click.echo(printing.as_text(sheet, terminal=sys.stdout.isatty()), nl=False)
@@ -83,7 +83,7 @@ def paper(context: CliContext, out: str | None) -> None:
 
 
 def _sheet(context: CliContext) -> Sheet:
-    """Return what is to be printed of the identity at hand."""
+    """Return the sheet of the identity in use. Raises IdentityError."""
     import datetime as dt
     import re
 
@@ -104,7 +104,7 @@ def _sheet(context: CliContext) -> Sheet:
     else:
         recipient = Identity.parse(line, None).recipient.text
     store, store_id = context.store_path(), ""
-    # A sheet for a store that is elsewhere, or whose disk is not here, is as good.
+    # The store may be on another machine, or its disk not mounted: the sheet then has no store id.
     with contextlib.suppress(CastoreError):
         store_id = Store.read_id(LocalStorage(store)).hex()
     return Sheet(line, recipient, store, store_id, dt.datetime.now().astimezone().date().isoformat())
@@ -114,10 +114,10 @@ def _sheet(context: CliContext) -> Sheet:
 @click.argument("file", type=LocalPath())
 @json_option
 def enter(file: str, as_json: bool) -> None:
-    """Make FILE of an identity that is typed, or pasted, from a sheet of 'castore key paper'.
+    """Write FILE from an identity that is typed, or pasted, from a sheet of 'castore key paper'.
 
-    Case, spaces, dashes and line ends do not matter. If the check does not match, the group that is
-    mistyped is named.
+    Case, spaces, dashes and line ends do not matter. The mistyped group is named if a checksum does not
+    match.
     """
     import os
     import sys
@@ -135,17 +135,17 @@ def enter(file: str, as_json: bool) -> None:
         text = sys.stdin.read(1 << 16)
     line = check_identity(text)
     if not os.path.isdir(folder := os.path.dirname(os.path.abspath(file))):
-        raise UsageError(f"there is no directory {folder}")
+        raise UsageError(f"there is no directory {folder}: create it, or name another FILE")
     note = "# castore identity, typed from paper"
     if is_locked(line):
-        write_secret(file, f"{note}; it takes its passphrase\n{line}\n")
+        write_secret(file, f"{note}; it is locked with its passphrase\n{line}\n")
         if as_json:
             print_json({"identity": file, "recipient": None, "locked": True})
         else:
             summarize(f"{file} holds the identity, locked with its passphrase")
         return
     recipient = Identity.parse(line, None).recipient.text
-    write_secret(file, f"{note}: opens all state sealed to\n# {recipient}\n{line}\n")
+    write_secret(file, f"{note}: decrypts all state encrypted to\n# {recipient}\n{line}\n")
     if as_json:
         print_json({"identity": file, "recipient": recipient, "locked": False})
     else:
@@ -160,9 +160,9 @@ def enter(file: str, as_json: bool) -> None:
 def passphrase(context: CliContext, file: str | None, remove: bool, as_json: bool) -> None:
     """Set, change or remove the passphrase of an identity's file.
 
-    That is FILE, --identity, or where init wrote it. CASTORE_PASSPHRASE_COMMAND prints the present one,
-    CASTORE_NEW_PASSPHRASE_COMMAND the new one; else they are asked for. Copies of the file keep the
-    passphrase that they had.
+    The file is FILE, else --identity, else where init wrote it. CASTORE_PASSPHRASE_COMMAND prints the present
+    passphrase, CASTORE_NEW_PASSPHRASE_COMMAND the new one; else castore asks for them. Copies of the file
+    keep their passphrase.
     """
     from castore.cli.identity_files import stored_passphrase
     from castore.state.identity_file import change_passphrase
@@ -176,4 +176,4 @@ def passphrase(context: CliContext, file: str | None, remove: bool, as_json: boo
         print_json({"identity": path, "recipient": identity.recipient.text, "locked": not remove})
         return
     state = "no passphrase" if remove else "a new passphrase"
-    summarize(f"{path} has {state} now; it is the identity of {identity.recipient.text} as before")
+    summarize(f"{path} has {state} now; it is still the identity of {identity.recipient.text}")

@@ -63,12 +63,12 @@ def add(
             store.reseal([*store.recipients, (added, label)], admins=admins)
         elif len(admins) > len(store.config.admins):
             store.reseal(store.recipients, admins=admins)
-        elif not store.reseal(store.recipients):  # else an earlier try did not end, and now has
+        elif not store.reseal(store.recipients):  # true: an earlier call was interrupted
             raise UsageError(f"{added.text} is a recipient of this store already")
     if as_json:
         print_json({"recipient": added.text, "label": label})
     else:
-        summarize(f"{added.text} opens this store now, including all earlier generations")
+        summarize(f"{added.text} can decrypt this store now, including all earlier generations")
 
 
 @click.command(epilog="Example: castore key remove castore-pub-...")
@@ -96,8 +96,8 @@ def remove(context: CliContext, recipient: str, as_json: bool) -> None:
         if len(rest) < len(store.recipients) and store.identity().recipient == removed:
             raise UsageError("that is the recipient of the identity in use: use an identity that stays")
         admins = [one for one in store.config.admins if one.recipient != removed.key]
-        if not store.reseal(rest, admins=admins):  # what an earlier try did not end has ended otherwise
-            raise NotFoundError(f"{removed.text} is no recipient of this store; see 'castore key list'")
+        if not store.reseal(rest, admins=admins):  # true also if an earlier call was interrupted
+            raise NotFoundError(f"{removed.text} is not a recipient of this store; see 'castore key list'")
     if as_json:
         print_json({"recipient": removed.text})
     else:
@@ -112,7 +112,7 @@ def _remove_admin(context: CliContext, text: str, *, as_json: bool) -> None:
     with context.open_store() as store:
         rest = [one for one in store.config.admins if one.key != key]
         if len(rest) == len(store.config.admins):
-            raise NotFoundError(f"{text} is no admin of this store; see 'castore key list'")
+            raise NotFoundError(f"{text} is not an admin of this store; see 'castore key list'")
         store.reseal(store.recipients, admins=rest)
     if as_json:
         print_json({"admin": text})
@@ -139,4 +139,4 @@ def sign(context: CliContext, yes: bool, as_json: bool) -> None:
         print_json({"store": location})
     else:
         summarize(f"the configuration of {location} is signed by an admin")
-        summarize(f"machines that do not trust this admin yet need, with one command: --trust-admin {admin}")
+        summarize(f"on machines that do not trust this admin yet, give a command: --trust-admin {admin}")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: castore key adopt --store /mnt/old --identity /media/usb/identity")
-@click.option("--host", metavar="NAME", default="", help="The machine's name in the store; else its own.")
+@click.option(
+    "--host", metavar="NAME", default="", help="The machine's name in the store. Default: its own name."
+)
 @click.option("--maintain", is_flag=True, help="Let this machine remove what others added, too.")
 @click.option(
     "--replace", is_flag=True, help="It replaces the machine that had the name, with its role."
@@ -48,7 +50,7 @@ def adopt(
 @json_option
 @common
 def rotate_writer(context: CliContext, new_ids: bool, as_json: bool) -> None:
-    """Draw a new writer key, after somebody may have read it. Needs the identity of an admin.
+    """Create a new writer key, after the present one may have leaked. Needs the identity of an admin.
 
     Stored data stays, and restores. Data under the former key is refused from now on, also that of
     snapshots that other machines are taking. Machines that are writers of the store get the new key by
@@ -63,7 +65,7 @@ def rotate_writer(context: CliContext, new_ids: bool, as_json: bool) -> None:
         print_json({"store": location, "new_ids": new_ids})
         return
     summarize(f"the store at {location} has a new writer key, and so has this machine")
-    summarize("the other machines that add to it take it with their next command")
+    summarize("the other machines that add to it get the key with their next command")
 
 
 @click.command(name="revoke-writer", epilog="Example: castore key revoke-writer web1")
