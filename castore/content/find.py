@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from castore.content.stored_dirs import Child, open_directory, references
+from castore.content.stored_dirs import open_directory, references
 from castore.content.streams import check_length
+from castore.content.versions import Damaged, Found, Seen, Version
 from castore.errors import DamageError, MissingError
 from castore.kernel.dir_entries import select_entries
 from castore.model.refs import REF_BYTES, RefKind, decode_node
 from castore.model.tree import (
     MAX_ENTRIES_BYTES,
-    NOBODY,
     Content,
-    decode_entry,
     decode_owners,
     encode_entries,
 )
@@ -46,47 +45,6 @@ _BATCH: Final = 256
 _BATCH_BYTES: Final = 16 << 20
 """How many bytes of entries one thread reads at once, unless one directory has more."""
 _DIRECTORY: Final = 4
-
-
-class Seen(NamedTuple):
-    """A file or directory at a path in some generations."""
-
-    frame: bytes
-    """The encoded entry."""
-    ref: Ref | None
-    """The reference that holds its content: the directory, its own stream, or the bundle.
-
-    For small files it is set only if a search is exact: else it is None, and `offset` is 0.
-    """
-    offset: int
-    """The offset in the bundle at which its content begins."""
-
-    @property
-    def child(self) -> Child:
-        """The entry and its content, without the names of owners."""
-        return Child(decode_entry(self.frame), self.ref, self.offset, NOBODY)
-
-
-class Version(NamedTuple):
-    """The state of a path from one position in the list of generations up to that of the next version."""
-
-    first: int
-    seen: Seen | None
-    """None: the path does not exist."""
-
-
-class Found(NamedTuple):
-    """A path, and its versions in order."""
-
-    path: bytes
-    versions: list[Version]
-
-
-class Damaged(NamedTuple):
-    """A directory that could not be read in some generation, and the reason."""
-
-    path: bytes
-    reason: str
 
 
 class _Folder(NamedTuple):

@@ -18,6 +18,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
+from castore.content.batches import Batch, Stretch
 from castore.content.ref_tree import ListBuilder
 from castore.model.refs import Ref, RefKind
 from castore.store import NewChunk
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from castore.content.previous_stream import PreviousStream, Window
+    from castore.content.previous_stream import PreviousStream
     from castore.kernel import Borders, Cutter
     from castore.model.refs import RecordId
     from castore.progress import Progress
@@ -38,50 +39,6 @@ _UNDER_WAY: Final = 6
 _MIN_BATCH: Final = 1 << 22
 _WINDOW: Final = 63
 """How many bytes before a stretch decide whether a chunk ends at its first byte."""
-
-
-class _Stretch:
-    """A piece of one stream in a batch: buffer[start:end], to be cut."""
-
-    def __init__(self, start: int, end: int, *, begins: bool, final: bool) -> None:
-        self.start = start
-        self.end = end
-        self.begins = begins
-        """Whether the stream begins here; else a chunk that begins before `start` continues."""
-        self.final = final
-        self.parent: PreviousStream | None = None
-        self.chunks: list[tuple[int, int, RecordId, bool]] = []
-        """Start, end and id of each chunk, and whether the store has it."""
-        self.refs: list[Ref] = []
-        """The references to the chunks."""
-
-
-class _Batch:
-    """Bytes that are fed together, and the results of processing them."""
-
-    def __init__(self, buffer: mmap.mmap, start: int) -> None:
-        self.buffer = buffer
-        self.start = start
-        """Where the bytes fed for this batch begin; an unfinished chunk of the previous batch ends there."""
-        self.filled = start
-        self.ops: list[_Stretch | Callable[[], None]] = []
-        self.carried: Future[int] = Future()
-        """Where the unfinished chunk begins; the previous batch sets it once it is cut."""
-        self.guess = -1
-        """Where it should begin if this stream resembles its parent; -1: nothing is expected."""
-        self.expected: list[Ref] = []
-        """The chunks into which this batch should then be cut."""
-        self.cut: Future[None] | None = None
-        self.new: list[tuple[NewChunk, int]] = []
-        """Chunks that the store does not have, with their offsets in their streams."""
-        self.window: Window | None = None
-        """The part of the parent that corresponds to this batch."""
-        self.sealed: Future[list[SealedRecord]] | None = None
-
-    @property
-    def stretches(self) -> list[_Stretch]:
-        """The stretches to be cut."""
-        return [op for op in self.ops if isinstance(op, _Stretch)]
 
 
 class Pipeline:
@@ -100,7 +57,7 @@ class Pipeline:
         self._headroom = -(-cutter.max // mmap.PAGESIZE) * mmap.PAGESIZE
         self._size = self._headroom + max(_MIN_BATCH, 4 * cutter.max)
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-seal")
-        self._out: deque[_Batch] = deque()
+        self._out: deque[Batch] = deque()
         self._compared = 0
         """How many of these batches, from the left, have passed the step between the two tasks."""
         self._place = 0
@@ -117,9 +74,9 @@ class Pipeline:
         self._batch.carried.set_result(self._headroom)
         self._stretch_start = self._headroom
 
-    def _new_batch(self) -> _Batch:
+    def _new_batch(self) -> Batch:
         buffer = self._free.pop() if self._free else mmap.mmap(-1, self._size)
-        return _Batch(buffer, self._headroom)
+        return Batch(buffer, self._headroom)
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +175,7 @@ class Pipeline:
         self._stretch_start = end
         if start == end and self._begins:
             return
-        stretch = _Stretch(start, end, begins=self._begins, final=final)
+        stretch = Stretch(start, end, begins=self._begins, final=final)
         stretch.parent = self._parent
         batch.ops.append(stretch)
         self._offset += end - start
@@ -246,12 +203,12 @@ class Pipeline:
         self._batch = following
         self._stretch_start = self._headroom
 
-    def _expect(self, batch: _Batch, following: _Batch) -> None:
+    def _expect(self, batch: Batch, following: Batch) -> None:
         """Guess from the parent how a batch is cut, and which chunk continues in the next one."""
         following.guess = self._headroom
         stretch = batch.ops[0] if len(batch.ops) == 1 else None
         parent = self._parent
-        if parent is None or not isinstance(stretch, _Stretch) or not parent.aligned:
+        if parent is None or not isinstance(stretch, Stretch) or not parent.aligned:
             following.guess = -1 if not self._begins else self._headroom
             return
         at = batch.start if stretch.begins else batch.guess
@@ -263,7 +220,7 @@ class Pipeline:
         fits = 0 <= carried <= min(self._headroom, batch.filled - batch.start)
         following.guess = self._headroom - carried if fits else -1
 
-    def _cut(self, batch: _Batch, following: _Batch) -> None:
+    def _cut(self, batch: Batch, following: Batch) -> None:
         """Cut a batch and name its chunks; runs on a worker."""
         carry = self._headroom
         try:
@@ -292,7 +249,7 @@ class Pipeline:
                 for (start, end, chunk, _), flag in zip(stretch.chunks, known, strict=True)
             ]
 
-    def _as_expected(self, batch: _Batch) -> int:
+    def _as_expected(self, batch: Batch) -> int:
         """Return the length of a batch's chunks if they are all as expected; else 0.
 
         Then they need not be cut: where a chunk ends depends only on its bytes. So bytes with the id of a
@@ -308,7 +265,7 @@ class Pipeline:
             at = end
         return at - start
 
-    def _take_expected(self, stretch: _Stretch, start: int, chunks: list[Ref]) -> None:
+    def _take_expected(self, stretch: Stretch, start: int, chunks: list[Ref]) -> None:
         known = self._session.known([chunk.id for chunk in chunks])
         if all(known):
             stretch.refs = chunks
@@ -318,13 +275,13 @@ class Pipeline:
             stretch.chunks.append((start, start + chunk.size, chunk.id, flag))
             start += chunk.size
 
-    def _all_borders(self, batch: _Batch) -> list[Borders | None]:
+    def _all_borders(self, batch: Batch) -> list[Borders | None]:
         return [self._borders(batch, stretch) for stretch in batch.stretches]
 
-    def _name(self, batch: _Batch, start: int, end: int) -> RecordId:
+    def _name(self, batch: Batch, start: int, end: int) -> RecordId:
         return self._session.name(memoryview(batch.buffer)[start:end])
 
-    def _borders(self, batch: _Batch, stretch: _Stretch) -> Borders | None:
+    def _borders(self, batch: Batch, stretch: Stretch) -> Borders | None:
         """Find where chunks of a stretch may end; None if that is not worthwhile, or not possible."""
         if stretch.begins and stretch.end - stretch.start <= self._cutter.min:
             return None
@@ -332,7 +289,7 @@ class Pipeline:
         return self._cutter.find(batch.buffer, first, stretch.start, stretch.end)
 
     def _ends(
-        self, batch: _Batch, stretch: _Stretch, borders: Borders | None, start: int
+        self, batch: Batch, stretch: Stretch, borders: Borders | None, start: int
     ) -> list[int]:
         if start == stretch.end:
             return []
@@ -340,7 +297,7 @@ class Pipeline:
             return self._cutter.scan(batch.buffer, start, stretch.end, final=stretch.final)
         return borders.choose(start, stretch.end, final=stretch.final)
 
-    def _carry(self, batch: _Batch, stretch: _Stretch, start: int, following: _Batch) -> int:
+    def _carry(self, batch: Batch, stretch: Stretch, start: int, following: Batch) -> int:
         """Copy the unfinished chunk to just before the next batch; return where it begins there."""
         if stretch.final:
             return self._headroom
@@ -349,7 +306,7 @@ class Pipeline:
         following.buffer[self._headroom - length : self._headroom] = view
         return self._headroom - length
 
-    def _compare(self, batch: _Batch) -> None:
+    def _compare(self, batch: Batch) -> None:
         """Wait until the next batch in turn is cut, and have its new chunks sealed."""
         if batch.cut is not None:
             batch.cut.result()
@@ -374,7 +331,7 @@ class Pipeline:
             batch.sealed = self._pool.submit(self._seal, batch)
         self._compared += 1
 
-    def _seal(self, batch: _Batch) -> list[SealedRecord]:
+    def _seal(self, batch: Batch) -> list[SealedRecord]:
         """Seal the chunks of a batch that the store does not have; runs on a worker."""
         session, window = self._session, batch.window
         new = [chunk for chunk, _ in batch.new]
@@ -405,7 +362,7 @@ class Pipeline:
             parent.realign(batch.window.shift)
         self._free.append(batch.buffer)
         for op in batch.ops:
-            if isinstance(op, _Stretch):
+            if isinstance(op, Stretch):
                 self.tally.chunks += len(op.refs)
                 for ref in op.refs:
                     self._builder.add(ref)

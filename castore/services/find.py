@@ -6,9 +6,10 @@ import os
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from castore.content.allowance import Allowance
-from castore.content.find import Damaged, Found, Version, find
+from castore.content.find import find
 from castore.content.patterns import PathPattern
 from castore.content.stored_dirs import read_file
+from castore.content.versions import Damaged, Found, Version
 from castore.errors import NotFoundError
 from castore.model.hosts import HostGroups
 from castore.model.tree import Content
@@ -17,8 +18,8 @@ from castore.services.rollback.plan import read_details
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from castore.content.find import Seen
     from castore.content.streams import StreamReader
+    from castore.content.versions import Seen
     from castore.model.generation import Generation, Part
     from castore.model.tree import Entry
 

@@ -15,7 +15,9 @@ import msgspec
 from castore.content.pipeline import Pipeline
 from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
-from castore.content.scan.cache import ScanCacheReader, ScanCacheWriter, scan_path
+from castore.content.scan.cache import scan_path
+from castore.content.scan.cache_reader import ScanCacheReader
+from castore.content.scan.cache_writer import ScanCacheWriter
 from castore.content.scan.exclude import Exclude
 from castore.content.scan.rules import ScanRules
 from castore.content.scan.walker import store_tree

@@ -191,7 +191,7 @@ def test_nodes_depend_on_the_references_only(refs):
 def test_a_node_whose_bytes_are_not_what_its_parent_promises_is_damage():
     nodes = Nodes()
     top = nodes.stream(noise(1, 2000))
-    with pytest.raises(DamageError, match="promises"):
+    with pytest.raises(DamageError, match="reference to it"):
         list(iter_chunks(nodes, top._replace(size=top.size + 1)))
 
 

@@ -12,9 +12,10 @@ import click
 import pytest
 
 from castore.cli.main import cli
-from castore.content.find import Found, find
+from castore.content.find import find
 from castore.content.patterns import PathPattern
 from castore.content.streams import StreamReader
+from castore.content.versions import Found
 from castore.errors import DamageError, IdentityError, NotFoundError, UsageError
 from castore.services.snapshot import Tree, file_source
 from tests.support.stores import Lab

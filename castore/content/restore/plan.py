@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from castore.content.restore.hard_links import Link
     from castore.content.restore.undo_journal import Action, Ids, Path
-    from castore.content.scan.cache import ScanCacheReader
+    from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.stored_dirs import Child
     from castore.kernel.dir_listing import Listed
 

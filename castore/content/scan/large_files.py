@@ -21,7 +21,7 @@ from castore.model.tree import Content
 
 if TYPE_CHECKING:
     from castore.content.pipeline import Pipeline
-    from castore.content.scan.cache import ScanCacheReader
+    from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.scan.entries import EntryRecorder
     from castore.content.scan.scanned import Scanned
     from castore.kernel.dir_listing import Record

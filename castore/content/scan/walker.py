@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.content.pipeline import Pipeline
-    from castore.content.scan.cache import ScanCacheReader, ScanCacheWriter
+    from castore.content.scan.cache_reader import ScanCacheReader
+    from castore.content.scan.cache_writer import ScanCacheWriter
     from castore.content.scan.rules import ScanRules
     from castore.kernel.dir_listing import Listed, Record
     from castore.model.refs import Ref
