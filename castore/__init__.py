@@ -10,14 +10,14 @@ The public Python API, which the documentation describes with examples::
         taken = drupal.snapshot(parts, revision="r1")
         drupal.rollback(to="r1")
 
-Names are imported when they are first used. Errors are those of `castore.errors`.
+Names are imported at their first use. All errors are classes of `castore.errors`.
 """
 
 from __future__ import annotations
 
 from castore.version import __version__
 
-# What is imported here delays every command: typing alone takes longer than all else in this file.
+# Every import here delays every command: importing `typing` takes longer than the rest of this file.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

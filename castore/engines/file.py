@@ -89,8 +89,8 @@ class File(Engine, frozen=True):
         except (FileNotFoundError, NotADirectoryError):
             folder, name = os.path.split(os.path.realpath(self.path))
             raise UsageError(
-                f"there is no folder {folder} to restore {name} into: make it, with the owner and mode "
-                "that it had"
+                f"cannot restore {name}: the directory {folder} does not exist; make it, with the owner "
+                "and mode that it had, and repeat the command"
             ) from None
         except OSError as error:
             raise CastoreError(f"{self.path} cannot be replaced: {error.strerror}") from error

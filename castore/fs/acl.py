@@ -1,4 +1,4 @@
-"""POSIX access control lists: the users and groups they name, and the same lists for another machine.
+"""Read the users and groups that POSIX access control lists name, and map them to another machine.
 
 linux/posix_acl_xattr.h describes the value of the attributes: a version, then (tag, permissions, id) in the
 order of tags.
@@ -22,7 +22,7 @@ _HEADER: Final = struct.Struct("<I")
 _VERSION: Final = 2
 _ENTRY: Final = struct.Struct("<HHI")
 _USER: Final = 0x02
-"""ACL_USER: the id is a user's. Of all tags but this and the next one, there is no id."""
+"""ACL_USER: an entry of a user. Only this tag and the next one (ACL_GROUP) have an id."""
 _GROUP: Final = 0x08
 _WHOM: Final = {_USER: "users", _GROUP: "groups"}
 
@@ -45,7 +45,7 @@ def mapped_acls(
 ) -> Xattrs:
     """Return attributes whose access control lists name the users and groups of this machine.
 
-    users, groups: the numbers here of stored ids whose names exist here; other ids stay as they are. Where
+    users, groups: the ids on this machine of stored ids whose names exist here; other ids are unchanged. If
     several ids become one, `warn` is called. A list in which no id changes is returned byte for byte.
     """
     if not any(key in _KEYS for key, _ in xattrs):
@@ -68,7 +68,7 @@ def _mapped(
             now = here[tag].get(number, number)
             changed = changed or now != number
             wanted.setdefault(now, []).append((number, permissions))
-        # The libraries that read access control lists expect ascending ids, each of them once.
+        # Libraries that read access control lists require ascending ids without duplicates.
         found += [(tag, _merged(key, tag, now, wanted[now], here[tag], warn), now) for now in sorted(wanted)]
     if not changed:
         return value
@@ -83,10 +83,10 @@ def _merged(
     here: Mapping[int, int],
     warn: Callable[[str], None],
 ) -> int:
-    """Return the permissions of an id here that stored ids become: (id, permissions).
+    """Return the permissions of the id `now`, which all stored ids in `several` become.
 
-    An id known by its name is preferred to one that happens to have the same number; nobody gets more than
-    each of the remaining ones had.
+    several: (stored id, permissions). Ids that were mapped by name take precedence over one that happens to
+    have the same number. The result has only the permissions that each of the remaining ids had.
     """
     named = [permissions for number, permissions in several if number in here]
     result = 0o7
@@ -106,7 +106,7 @@ def _shown(permissions: int) -> str:
 
 
 def _entries(value: bytes) -> Iterable[tuple[int, int, int]]:
-    """Return the (tag, permissions, id) of a list; none of a value that is no list."""
+    """Return the (tag, permissions, id) entries of a list; no entries if the value is not a valid list."""
     length = len(value) - _HEADER.size
     if length < 0 or length % _ENTRY.size or _HEADER.unpack_from(value)[0] != _VERSION:
         return ()

@@ -1,7 +1,7 @@
-"""Open files by name where other users may write: no name there leads to a place that they choose.
+"""Open files by name in directories where other users may write, without following their links.
 
-The path that an administrator configured is resolved by `locate`, which follows only links that no other
-user could have made. Below that, `open_below` and `open_regular` follow no link at all.
+`locate` resolves a path that an administrator configured, and follows only links that no other user could
+have made. Below that path, `open_below` and `open_regular` follow no links at all.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""How a file is opened that may have become a link, a fifo or a terminal since it was listed."""
-REPLACED: Final = "another user has replaced it while it was being made"
+"""Flags to open a file that may have become a link, a fifo or a terminal since it was listed."""
+REPLACED: Final = "another user replaced it while it was being made"
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS: Final = 40
 _LONGEST: Final = 4000
 """Bytes of a path that one system call takes (PATH_MAX)."""
 _OPENAT2: Final = 437
-"""Its number on all architectures."""
+"""Number of the system call, the same on all architectures."""
 _BENEATH: Final = 0x08 | 0x04 | 0x02
 """RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS of openat2(2)."""
 _NO_OPENAT2: Final = {errno.ENOSYS, errno.EPERM}
-"""What openat2 answers before Linux 5.6, and under a seccomp filter that does not know it."""
+"""Errors of openat2 before Linux 5.6, and under a seccomp filter that does not know it."""
 
 
 class _How(ctypes.Structure):
@@ -48,7 +48,7 @@ _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.POINTE
 
 
 class UnexpectedFileError(OSError):
-    """A name is another file's than expected: of another kind, or another inode."""
+    """A name leads to another file than expected: of another type, or with another inode."""
 
 
 def open_below(top: int, path: tuple[bytes, ...]) -> int:
@@ -68,7 +68,7 @@ def open_below(top: int, path: tuple[bytes, ...]) -> int:
 
 
 def _open_each(top: int, path: tuple[bytes, ...]) -> int:
-    """Open the directory at `path` name by name."""
+    """Open the directory at `path`, one name at a time."""
     fd = os.dup(top)
     for name in path:
         try:
@@ -82,15 +82,15 @@ def _open_each(top: int, path: tuple[bytes, ...]) -> int:
 def open_regular(fd: int, name: bytes) -> int:
     """Open the regular file `name`, in the directory open as `fd`, for reading.
 
-    Never waits and never opens a device, whatever another user puts in its place. Raises OSError.
+    Never blocks and never opens a device, whatever another user replaces the file by. Raises OSError.
     """
     if os.geteuid():
-        # Opening a device may do something, but only root can open those that matter.
+        # Opening a device may have effects, but only root can open the devices that matter.
         return _refuse_special(os.open(name, OPEN_FILE, dir_fd=fd))
     held = _refuse_special(os.open(name, _PATH, dir_fd=fd))
     try:
         return os.open(path_of(held), OPEN_FILE & ~os.O_NOFOLLOW)
-    except FileNotFoundError:  # there is no /proc here
+    except FileNotFoundError:  # /proc is not mounted
         return _refuse_special(os.open(name, OPEN_FILE, dir_fd=fd))
     finally:
         os.close(held)
@@ -112,19 +112,19 @@ def open_content(fd: int, name: bytes) -> int:
 
 
 def open_entry(fd: int, name: bytes) -> int:
-    """Open whatever is called `name` in the directory open as `fd`, with O_PATH: nothing is done to it."""
+    """Open any file `name` in the directory open as `fd` with O_PATH, which has no effect on the file."""
     return os.open(name, _PATH, dir_fd=fd)
 
 
 def path_of(fd: int) -> bytes:
-    """Return a path that refers to an open file, also one opened with O_PATH, whatever its name is now."""
+    """Return a path of an open file, also one opened with O_PATH, that does not depend on its name."""
     return b"/proc/self/fd/%d" % fd
 
 
 def make_directory(name: bytes, parent: int) -> int:
-    """Make the directory `name` in the one open as `parent`, for castore's user only, and open it.
+    """Create the directory `name` in the one open as `parent`, for castore's user only, and open it.
 
-    Raises OSError, also if another user has put another one in its place.
+    Raises OSError, also if another user replaced it before it was opened.
     """
     os.mkdir(name, 0o700, dir_fd=parent)
     fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
@@ -142,14 +142,14 @@ def make_directory(name: bytes, parent: int) -> int:
 
 
 def is_for_own_user(info: os.stat_result) -> bool:
-    """Whether castore's user has made a directory, and alone can enter it: nobody can give one away."""
+    """Whether castore's user owns a directory, and alone can enter it: no other user can make such a one."""
     return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() and not info.st_mode & 0o077
 
 
 def keeps_owners(folder: int) -> bool:
-    """Whether files made in an open directory have castore's user as owner, and the mode asked for.
+    """Whether a new file in an open directory has castore's user as owner, and the requested mode.
 
-    Not so on FAT, on NFS for root, and on others that map users. Raises OSError.
+    That is not so on FAT, on NFS for root, and on other file systems that map users. Raises OSError.
     """
     name = f".castore-probe-{os.urandom(8).hex()}"
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
@@ -163,14 +163,14 @@ def keeps_owners(folder: int) -> bool:
 
 
 class Located(NamedTuple):
-    """Where a path leads: a name in a directory, which is open."""
+    """The place that a path leads to: an open directory, and a name in it."""
 
     folder: int
     """Opened with O_PATH: for `dir_fd` only."""
     name: bytes
-    """No link that a path may lead through; there may be nothing of this name."""
+    """Not a link that was followed. A file of this name need not exist."""
     path: bytes
-    """The same without links."""
+    """The absolute path of the place, without links."""
 
     def __enter__(self) -> Self:
         return self
@@ -186,7 +186,7 @@ class Located(NamedTuple):
             os.close(self.folder)
 
     def sync(self) -> None:
-        """Make durable which names the directory holds, where its file system can. Raises OSError."""
+        """Make the names in the directory durable, if its file system supports that. Raises OSError."""
         fd = os.open(b".", OPEN_DIRECTORY, dir_fd=self.folder)
         try:
             sync_if_supported(fd)
@@ -205,14 +205,15 @@ class Located(NamedTuple):
 def locate(path: str | bytes, *, make: bool = False, follow: bool = True) -> Located:
     """Resolve a configured path, of which all but the last name must exist.
 
-    Links are followed only where no other user could have made them: they belong to root or to castore's
-    user, and so does their directory, in which nobody else may write (or only as in /tmp, which is sticky).
-    make: make missing directories above the last name, for their owner only. follow: also where the last name
-    is a link. The caller closes what is returned. Raises UntrustedPathError for other links, and OSError.
+    Only links that no other user could have made are followed. Such a link and its directory belong to root
+    or to castore's user, and no other user may write in the directory, unless it is sticky as /tmp is.
+    make: create missing directories above the last name, for their owner only. follow: follow the last name,
+    too, if it is a link. The caller closes the result. Raises UntrustedPathError for other links, and
+    OSError.
     """
     pending = _names(os.path.abspath(os.fsencode(path)))
     names: list[bytes] = []
-    # O_PATH: directories above need not be readable.
+    # O_PATH: the directories need not be readable.
     folders = [os.open(b"/", _PATH | os.O_DIRECTORY)]
     links = 0
     try:
@@ -241,7 +242,7 @@ def locate(path: str | bytes, *, make: bool = False, follow: bool = True) -> Loc
                     os.mkdir(name, 0o700, dir_fd=folders[-1])
             folders.append(os.open(name, _PATH | os.O_DIRECTORY, dir_fd=folders[-1]))
             names.append(name)
-        # The root directory, or a path that a link ends with `..` or `.`.
+        # The root directory, or a path that ends with a link to `..` or `.`.
         return Located(folders.pop(), b".", _joined(names))
     finally:
         for fd in folders:
@@ -264,7 +265,7 @@ def real_path(path: str | bytes) -> bytes:
 
 
 def _names(path: bytes) -> list[bytes]:
-    """Return the names in a path, the first one last."""
+    """Return the names in a path in reverse order."""
     return [name for name in reversed(path.split(b"/")) if name not in {b"", b"."}]
 
 
@@ -273,7 +274,7 @@ def _joined(names: list[bytes], *more: bytes) -> bytes:
 
 
 def _followed(folder: int, names: list[bytes], name: bytes) -> bytes | None:
-    """Return where a link leads that may be followed; None for what is no link, or does not exist."""
+    """Return the target of a link that may be followed; None if the name is not a link, or does not exist."""
     try:
         fd = open_entry(folder, name)
     except FileNotFoundError:
@@ -290,20 +291,20 @@ def _followed(folder: int, names: list[bytes], name: bytes) -> bytes | None:
                 "followed: name the directory or file that it leads to instead, or have root own the link "
                 "and its directory"
             )
-        # Of the link that was looked at, not of one that took its place.
+        # Read the link that was checked, not one that replaced it.
         return os.readlink(b"", dir_fd=fd)
     finally:
         os.close(fd)
 
 
 def _why_untrusted(folder: os.stat_result, link: os.stat_result) -> str:
-    """Say why somebody other than root and castore's user could have made a link; empty if nobody could."""
+    """Return why another user than root and castore's own could have made a link; empty if none could."""
     own = os.geteuid()
     if link.st_uid not in {0, own}:
         return f"it belongs to the user {link.st_uid}"
     if folder.st_uid not in {0, own}:
         return f"its directory belongs to the user {folder.st_uid}"
-    # A user's own directories may be open to the group, which often is the user's alone.
+    # Users' own directories may be group-writable: often the group has that user only.
     others = stat.S_IWGRP | stat.S_IWOTH if own == 0 else stat.S_IWOTH
     if folder.st_mode & others and not folder.st_mode & stat.S_ISVTX:
         return "its directory is writable by others"

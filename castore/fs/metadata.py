@@ -1,4 +1,4 @@
-"""What a live file is, beyond what lstat tells: attributes, holes, names of owners."""
+"""Read the metadata of a live file that lstat does not return: attributes, holes, names of owners."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 CACHE_TAG: Final = b"CACHEDIR.TAG"
 CACHE_TAG_CONTENT: Final = b"Signature: 8a477f597d28d172789f06886806bc55"
-"""How the tag file of a directory of caches begins (the Cache Directory Tagging Specification)."""
+"""The beginning of a valid CACHEDIR.TAG (Cache Directory Tagging Specification)."""
 
 ATTRIBUTE: Final = "attribute"
-"""How the reason begins why attributes of a file are not stored, though the file is."""
+"""Beginning of the reason why attributes of a file are not stored, though its content is."""
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 _GET_FLAGS: Final = 0x80086601
 """FS_IOC_GETFLAGS of ioctl(2)."""
@@ -41,11 +41,11 @@ _WELL_KNOWN: Final = (
     b"system.posix_acl_access",
     b"system.posix_acl_default",
 )
-"""Attributes that are read although the names cannot be listed: access depends on them."""
+"""Attributes that are read even if the names cannot be listed: access depends on them."""
 
 
 def allow_descriptors() -> None:
-    """Raise the limit of open files as far as allowed: a level of a deep tree holds one open."""
+    """Raise the limit of open files as far as allowed: each level of a deep tree keeps one open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):
@@ -53,7 +53,7 @@ def allow_descriptors() -> None:
 
 
 def mounts_below(top: str) -> set[tuple[bytes, ...]]:
-    """Return where other file systems are mounted below a directory, as names from there down."""
+    """Return the mount points below a directory, each as the names from the directory down."""
     found = set()
     above = os.fsencode(os.path.realpath(top)).rstrip(b"/") + b"/"
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as table:
@@ -65,9 +65,9 @@ def mounts_below(top: str) -> set[tuple[bytes, ...]]:
 
 
 def is_mount_point(fd: int, name: bytes) -> bool:
-    """Whether another file system is mounted on a name in the directory open as `fd`.
+    """Whether another file system is mounted at a name in the directory open as `fd`.
 
-    The mount table answers also for one that cannot be looked at: another user's FUSE, a server that is down.
+    The mount table also lists mount points that lstat fails for: another user's FUSE, a server that is down.
     """
     try:
         folder = os.readlink(f"/proc/self/fd/{fd}")
@@ -77,7 +77,7 @@ def is_mount_point(fd: int, name: bytes) -> bool:
 
 
 def is_protected(fd: int) -> bool:
-    """Whether an open file or directory is immutable or append-only, so that not even root removes it."""
+    """Whether an open file or directory is immutable or append-only: not even root can remove it."""
     try:
         flags = fcntl.ioctl(fd, _GET_FLAGS, bytes(8))
     except OSError:
@@ -100,7 +100,7 @@ def is_cache(fd: int) -> bool:
 
 
 def data_extents(fd: int, size: int, blocks: int) -> tuple[tuple[int, int], ...] | None:
-    """Return where a sparse file has data, or None if it has no holes (lseek(2), SEEK_DATA)."""
+    """Return (offset, length) of the data in a sparse file, or None if it has no holes (SEEK_DATA)."""
     if blocks * 512 >= size:
         return None
     extents = []
@@ -110,7 +110,7 @@ def data_extents(fd: int, size: int, blocks: int) -> tuple[tuple[int, int], ...]
             start = os.lseek(fd, position, os.SEEK_DATA)
             position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # no data behind `position`
+            if error.errno == errno.ENXIO:  # no data after `position`
                 break
             if error.errno == errno.EINVAL:  # a file system that cannot tell
                 return None
@@ -129,12 +129,12 @@ def extra_of(
     target: bytes = b"",
     extents: tuple[tuple[int, int], ...] | None = None,
 ) -> Extra:
-    """Return what few entries have. device: the one that the tree's top is on."""
+    """Return the fields that few entries have. device: the device number of the tree's top."""
     kind = stat.S_IFMT(entry.mode)
     number = entry.rdev if kind in {stat.S_IFCHR, stat.S_IFBLK} else 0
     link = None
     if entry.nlink > 1 and kind != stat.S_IFDIR:
-        # Device numbers may differ after a reboot; on the tree's own device 0 stands for it.
+        # Device numbers may differ after a reboot: the tree's own device is recorded as 0.
         link = (0 if entry.dev == device else entry.dev, entry.ino)
     if not (target or number or link or xattrs or extents is not None):
         return NO_EXTRA
@@ -144,10 +144,10 @@ def extra_of(
 def read_xattrs_at(
     fd: int, name: bytes, warn: Callable[[str], None]
 ) -> tuple[tuple[bytes, bytes], ...]:
-    """Read the extended attributes of `name` in the directory open as `fd`, links not followed.
+    """Read the extended attributes of `name` in the directory open as `fd`, without following links.
 
-    Only to compare them: another file may have the name by now. There is no listxattrat(2) here. What
-    cannot be read is passed to `warn`.
+    Use them for comparison only: another file may have the name by now, and listxattrat(2) is not available.
+    Attributes that cannot be read are reported to `warn`.
     """
     return read_xattrs(b"/proc/self/fd/%d/%s" % (fd, name), warn, follow=False)
 
@@ -155,10 +155,10 @@ def read_xattrs_at(
 def read_xattrs(
     file: int | bytes, warn: Callable[[str], None], *, follow: bool = True
 ) -> tuple[tuple[bytes, bytes], ...]:
-    """Read extended attributes, sorted by name; none where they are not supported.
+    """Read extended attributes, sorted by name; none if the file system does not support them.
 
-    file: a descriptor, or `path_of` one that was opened with O_PATH. What cannot be read is passed to
-    `warn`, and left out.
+    file: a descriptor, or `path_of` one that was opened with O_PATH. Attributes that cannot be read are
+    reported to `warn`, and left out.
     """
     follow |= isinstance(file, int)
     try:
@@ -167,7 +167,7 @@ def read_xattrs(
     except OSError as error:
         if error.errno in _NO_XATTRS:
             return ()
-        # E2BIG: the kernel returns no list of names of more than 64 KiB.
+        # E2BIG: the kernel returns no list of names that exceeds 64 KiB.
         warn(f"{ATTRIBUTE}s cannot be listed: {error.strerror}")
         names, listed = list(_WELL_KNOWN), False
     found = []
@@ -175,7 +175,7 @@ def read_xattrs(
         try:
             found.append((name, os.getxattr(file, name, follow_symlinks=follow)))
         except OSError as error:
-            # ENODATA: removed since it was listed.
+            # ENODATA: the attribute was removed since it was listed.
             if listed and error.errno != errno.ENODATA:
                 shown = name.decode(errors="backslashreplace")
                 warn(f"{ATTRIBUTE} {shown} cannot be read: {error.strerror}")
@@ -184,7 +184,7 @@ def read_xattrs(
 
 @lru_cache(maxsize=4096)
 def user_name(uid: int) -> str | None:
-    """Return the name of a user of this machine; None for a name that is not UTF-8, too."""
+    """Return the name of a user of this machine; None if unknown, or not UTF-8."""
     try:
         return _text(pwd.getpwuid(uid).pw_name)
     except KeyError:
@@ -193,7 +193,7 @@ def user_name(uid: int) -> str | None:
 
 @lru_cache(maxsize=4096)
 def group_name(gid: int) -> str | None:
-    """Return the name of a group of this machine; None for a name that is not UTF-8, too."""
+    """Return the name of a group of this machine; None if unknown, or not UTF-8."""
     try:
         return _text(grp.getgrgid(gid).gr_name)
     except KeyError:

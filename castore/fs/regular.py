@@ -1,4 +1,4 @@
-"""Distinguish regular files, which alone are restored, from devices, pipes and all else at a path."""
+"""Distinguish regular files, the only ones that are restored, from devices, pipes and other files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _DESCRIPTOR: Final = re.compile(r"/proc/(?:self|thread-self|\d+)/(?:task/\d+/)?fd/(\d+)")
 _LINKS: Final = 40
 _LONGEST: Final = 100
-"""Bytes of a name that are kept in a temporary one: with what is appended it fits any file system."""
+"""Bytes of a name that a temporary name keeps: with its suffix it fits any file system."""
 
 
 def descriptor_of(path: str) -> int | None:
@@ -34,9 +34,9 @@ def descriptor_of(path: str) -> int | None:
 
 
 def open_stream(path: str) -> int | None:
-    """Open what can be read once, and has no place to be restored to: a pipe, or an open file.
+    """Open a pipe or an open file, which can be read once only, and cannot be restored to.
 
-    Return its descriptor; None for everything else. Raises UsageError.
+    Return its descriptor, or None for every other path. Raises UsageError if it cannot be read.
     """
     number = descriptor_of(path)
     try:
@@ -52,13 +52,13 @@ def open_stream(path: str) -> int | None:
 
 
 def _is_own(path: str) -> bool:
-    """Whether an open file is one of this process."""
+    """Whether the path names a descriptor of this process."""
     folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
     return folder.startswith(f"/proc/{os.getpid()}/") or path == "/dev/stdin"
 
 
 def exists(found: Located) -> bool:
-    """Whether a path that was resolved leads to anything. Raises OSError."""
+    """Whether a file exists at a resolved path. Raises OSError."""
     try:
         os.stat(found.name, dir_fd=found.folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def exists(found: Located) -> bool:
 
 
 def refuse_irregular(found: Located) -> None:
-    """Raise CastoreError where a rollback would replace something that is not a regular file, and OSError."""
+    """Raise CastoreError if a rollback would replace something other than a regular file. Raises OSError."""
     try:
         kind = kind_of(os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_mode)
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def refuse_irregular(found: Located) -> None:
 
 
 def temporary_names(path: str) -> tuple[str, str]:
-    """Return names next to a path for what a rollback makes, and for what it moves aside."""
+    """Return two names next to a path: of the file that a rollback stages, and of the one it moves aside."""
     folder, name = os.path.split(path)
     while len(os.fsencode(name)) > _LONGEST:
         name = name[:-1]

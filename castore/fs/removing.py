@@ -1,4 +1,4 @@
-"""Remove files and directories below a directory that is open."""
+"""Remove files and directories below an open directory, without following links."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from castore.fs.beneath import OPEN_DIRECTORY, open_entry, path_of
 
 
 def remove(name: bytes, parent: int) -> None:
-    """Remove what is called `name` in the directory open as `parent`. Raises OSError."""
+    """Remove the file or directory `name` from the directory open as `parent`. Raises OSError."""
     if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         remove_tree(name, parent)
     else:
@@ -19,16 +19,17 @@ def remove(name: bytes, parent: int) -> None:
 
 
 def remove_tree(name: bytes, parent: int) -> None:
-    """Remove the directory `name` in the one open as `parent`, but nothing of another file system in it.
+    """Remove the directory `name` in the one open as `parent`, with everything in it.
 
-    Directories whose mode forbids it get another mode. Raises OSError.
+    Directories whose mode forbids that get another mode. Raises OSError, with EBUSY if another file system is
+    mounted in it.
     """
     device = os.stat(name, dir_fd=parent, follow_symlinks=False).st_dev
     _empty([(name, _open_to_empty(name, parent, device))], parent, device)
 
 
 def remove_all_in(fd: int) -> None:
-    """Remove all that is in the directory open as `fd`, as `remove_tree` does. Raises OSError."""
+    """Remove everything in the directory open as `fd`, as `remove_tree` does. Raises OSError."""
     device = os.fstat(fd).st_dev
     for name in {os.fsencode(one) for one in os.listdir(fd)}:
         if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
@@ -38,9 +39,9 @@ def remove_all_in(fd: int) -> None:
 
 
 def remove_directory(name: bytes, parent: int, fd: int) -> None:
-    """Remove the empty directory open as `fd` from the one open as `parent`, whatever its name there is now.
+    """Remove the empty directory open as `fd` from the one open as `parent`, whatever its present name is.
 
-    name: what it was called. Nothing is done where it is not in that directory any more. Raises OSError.
+    name: its last known name. Does nothing if it is not in that directory any more. Raises OSError.
     """
     wanted = os.fstat(fd)
     for one in (name, *map(os.fsencode, os.listdir(parent))):
@@ -51,11 +52,11 @@ def remove_directory(name: bytes, parent: int, fd: int) -> None:
 
 
 def _empty(stack: list[tuple[bytes, int]], parent: int, device: int) -> None:
-    """Remove the directory that is open on the stack, with all in it."""
+    """Remove the directory that is open on the stack, with everything in it."""
     try:
         while stack:
             current, fd = stack[-1]
-            # Some file systems list a name more than once.
+            # A set: some file systems list a name more than once.
             for below in {os.fsencode(one) for one in os.listdir(fd)}:
                 info = os.stat(below, dir_fd=fd, follow_symlinks=False)
                 if stat.S_ISDIR(info.st_mode):
@@ -87,7 +88,7 @@ def _open_to_empty(name: bytes, parent: int, device: int) -> int:
 
 
 def _allow(name: bytes, parent: int) -> None:
-    """Let the owner of a directory enter it."""
+    """Give the owner of a directory the permission to enter it."""
     held = open_entry(parent, name)
     try:
         if stat.S_ISDIR(os.fstat(held).st_mode):

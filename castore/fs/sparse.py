@@ -29,7 +29,7 @@ def write_sparse(fd: int, chunks: Iterable[bytes | memoryview]) -> int:
 
 
 def _data_runs(view: memoryview, offset: int) -> Iterable[tuple[int, int]]:
-    """Yield where in a chunk that begins at `offset` of the file there is data to write."""
+    """Yield (start, stop) of the data in a chunk that begins at `offset` of the file."""
     begun = None
     at = 0
     while at < len(view):

@@ -25,7 +25,7 @@ _BLOCK: Final = 1 << 16
 
 
 class UntrustedFileError(OSError):
-    """Why a file is not read, and what to do; another user could have written it, or it is not a file."""
+    """A file is not read because another user could have written it, or it is not a regular file."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(None, reason)
@@ -54,16 +54,16 @@ def read_trusted(path: str, *, most: int = MOST, also: Iterable[int] = ()) -> by
 def open_trusted(path: str, also: Iterable[int] = ()) -> int:
     """Open a regular file for reading that only trusted users can have written; never wait for a pipe.
 
-    also: users who are trusted besides root and castore's own. Checked are the open file, and each directory
-    on the way to it. An open file of this process, such as /dev/stdin, is the caller's choice. Raises OSError
-    (UntrustedFileError says what to do) and UntrustedPathError.
+    also: ids of users who are trusted in addition to root and castore's own. The open file is checked, and
+    every directory on the way to it. An open file of this process, such as /dev/stdin, is not checked. Raises
+    OSError (UntrustedFileError says what to do) and UntrustedPathError.
     """
     own = _OWN_DESCRIPTOR.fullmatch(path)
     if own is not None:
         return os.dup(int(own[1] or own[2] or 0))
     trusted = frozenset((0, os.geteuid(), *also))
     with locate(path) as found:
-        # Opened with O_PATH: a pipe is not waited for, and a device is not touched.
+        # O_PATH: opening a pipe does not block, and opening a device has no effect.
         held = open_entry(found.folder, found.name)
         try:
             _check_file(os.fstat(held), os.fsdecode(found.path), trusted)
@@ -74,7 +74,7 @@ def open_trusted(path: str, also: Iterable[int] = ()) -> int:
 
 
 def refuse_loose(path: str) -> None:
-    """Raise OSError where a user who is not trusted can exchange names in a directory, or one above it."""
+    """Raise OSError if an untrusted user can replace names in a directory, or in one above it."""
     with locate(path) as found:
         _check_directories(os.path.join(found.path, b"-"), frozenset((0, os.geteuid())))
 
@@ -92,13 +92,14 @@ def _check_file(info: os.stat_result, path: str, trusted: frozenset[int]) -> Non
 
 
 def _check_directories(path: bytes, trusted: frozenset[int]) -> None:
-    """Refuse a path with a directory on the way in which another user could have exchanged a name.
+    """Raise UntrustedFileError if another user could have replaced a name on the way to a path.
 
-    It is checked from the top: once nobody can exchange a directory, its name is as good as a descriptor.
+    Directories are checked from the top: if no other user can replace a directory, its name is as reliable as
+    a descriptor.
     """
     for folder, info in directories_above(path):
         if info.st_uid not in trusted:
-            # Not to be given away: it may be that user's home, and a service need it.
+            # Do not suggest chown: the directory may be that user's home, or a service may need it.
             shown = os.fsdecode(folder)
             raise UntrustedFileError(f"the directory {_not_owned(shown, info.st_uid)}: move it there (mv)")
         if info.st_mode & others_write() and not info.st_mode & stat.S_ISVTX:
@@ -117,13 +118,13 @@ def directories_above(path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
 def others_write() -> int:
     """Return the bits of a directory's mode by which other users may write in it.
 
-    A user's own directories may be open to the group, which often is that user's alone.
+    Users' own directories may be group-writable: often the group has that user only.
     """
     return _OTHERS_WRITE if os.geteuid() == 0 else stat.S_IWOTH
 
 
 def user_text(uid: int) -> str:
-    """Return how messages name a user."""
+    """Return the name of a user as messages show it."""
     try:
         return f"the user {pwd.getpwuid(uid).pw_name}"
     except KeyError:
@@ -142,7 +143,7 @@ def _not_owned(path: str, uid: int) -> str:
 
 
 def _writable(what: str, path: str, mode: int) -> str:
-    # As OpenSSH does, also where the group has no other member: who is in it may change at any time.
+    # As OpenSSH does, even if the group has no other member: its members may change at any time.
     return (
         f"other users may write {what or 'to '}{path} (mode {stat.S_IMODE(mode):04o}), and could have "
         f"changed what is read; if they did not: chmod go-w {shlex.quote(path)}"

@@ -1,7 +1,7 @@
-"""C11 hot loops without policy: buffers in, offsets out, the GIL released.
+"""Bindings of the C kernel: hot loops without policy, which take buffers and return offsets.
 
-The library is plain C without Python's headers, built by the package's build and
-called through ctypes, which releases the GIL around every call.
+The library is plain C11 without Python's headers. The package's build compiles it, and ctypes calls it and
+releases the GIL during every call.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _SIZE: Final = ctypes.c_size_t
 _ADDRESS: Final = ctypes.c_void_p
 
 _ID_SEED: Final = (_U64 * 4)(*struct.unpack("<4Q", os.urandom(32)))
-"""The random factor of this process in the places of ids in hash tables: ids.h."""
+"""The random seed with which this process hashes ids for hash tables: see ids.h."""
 
 
 class _Rule(ctypes.Structure):
-    """struct cut_rule of cut.h."""
+    """struct cut_rule of chunker.h."""
 
     _fields_ = (
         ("early", _U64),
@@ -109,9 +109,12 @@ _TOO_MANY: Final = _SIZE(-1).value
 
 
 def _address(buffer: bytearray | mmap, start: int, end: int) -> tuple[int, Any]:
-    """Return where a buffer lies, and what keeps it there for as long as it is held."""
+    """Return the address of a buffer, and an object that pins the buffer while it is referenced.
+
+    Raises ValueError if start and end are not a range of the buffer.
+    """
     if not 0 <= start <= end <= len(buffer):
-        raise ValueError(f"no stretch {start} to {end} in a buffer of {len(buffer)} bytes")
+        raise ValueError(f"a buffer of {len(buffer)} bytes has no range {start} to {end}")
     if not buffer:
         return 0, None
     view = ctypes.c_char.from_buffer(buffer)
@@ -119,7 +122,7 @@ def _address(buffer: bytearray | mmap, start: int, end: int) -> tuple[int, Any]:
 
 
 class Borders:
-    """Where chunks of a stretch of a stream may end, found before it is known where they begin."""
+    """The positions at which chunks of a stretch may end, found before it is known where they begin."""
 
     def __init__(self, rule: _Rule, minimum: int, hits: Any, count: int) -> None:
         self._rule = rule
@@ -129,9 +132,9 @@ class Borders:
         self._next = _SIZE(0)
 
     def choose(self, start: int, end: int, *, final: bool) -> list[int]:
-        """Return the offset behind each chunk of [start, end), as Cutter.scan does.
+        """Return the end offset of each chunk of [start, end), as Cutter.scan does.
 
-        Stretches are to be asked for in ascending order.
+        The caller must ask for stretches in ascending order.
         """
         room = (end - start) // self._minimum + 1
         ends = (_U32 * room)()
@@ -144,9 +147,9 @@ class Borders:
 class Cutter:
     """The rule that divides a stream into chunks; safe to share between threads.
 
-    gear: 2048 bytes, 256 little-endian words, secret.
-    average: the mean chunk length to aim for, in bytes. No chunk but a stream's last is
-    shorter than a quarter of it, none is longer than eight times it.
+    gear: 2048 secret bytes, which are 256 little-endian words.
+    average: the intended mean length of chunks, in bytes. Only the last chunk of a stream may be shorter
+    than a quarter of it; no chunk is longer than eight times it.
     """
 
     def __init__(self, gear: bytes, average: int) -> None:
@@ -157,8 +160,8 @@ class Cutter:
         self.average = average
         self.min = average // 4
         self.max = average * 8
-        # The chance of a border at each byte is 1/(4 average) before `normal` and 4/average
-        # behind it; `normal` is where the mean of random data comes out at `average`
+        # The probability of a border at each byte is 1/(4 average) before `normal` and 4/average
+        # after it. `normal` is chosen so that the mean of random data is `average`
         # (0.99 to 1.01 of it, measured on 256 MiB of random bytes, averages of 4 KiB to 256 KiB).
         self.normal = average - average // 6
         self.early = (1 << 64) // (4 * average)
@@ -174,11 +177,11 @@ class Cutter:
         )
 
     def scan(self, buffer: bytearray | mmap, start: int, end: int, *, final: bool) -> list[int]:
-        """Cut buffer[start:end], which begins at a border; return the offset behind each chunk.
+        """Cut buffer[start:end], which begins at a border; return the end offset of each chunk.
 
-        Unless this is the stream's `final` stretch, the bytes behind the last offset belong to a
-        chunk that goes on: give them again, followed by more. How a stream is split over calls
-        does not change where it is cut.
+        Unless this is the `final` stretch of the stream, the bytes after the last offset belong to an
+        incomplete chunk: pass them again, followed by more. How a stream is split over calls does not change
+        where it is cut.
         """
         base, held = _address(buffer, start, end)
         length = end - start
@@ -189,13 +192,13 @@ class Cutter:
         return [start + offset for offset in ends[:count]]
 
     def find(self, buffer: bytearray | mmap, first: int, start: int, end: int) -> Borders | None:
-        """Find where chunks of buffer[start:end] may end, wherever they begin.
+        """Find the positions at which chunks of buffer[start:end] may end, wherever they begin.
 
-        buffer[first:start] is what the stream has before it. None: there are too many such places
-        (a run of one byte can be full of them); `scan` cuts such content.
+        buffer[first:start] is the preceding part of the stream. Return None if there are too many positions,
+        as in a run of one byte; the caller then uses `scan`.
         """
         base, held = _address(buffer, start, end)
-        # Four a chunk are expected; content may be unlucky.
+        # Four positions per chunk are expected; unlucky content has more.
         room = min(_MAX_HITS, 1024 + 32 * ((end - start) // self.min))
         hits = (_U32 * room)()
         count = _cut_find(self._rule, base, first, start, end, hits, room)
@@ -204,16 +207,16 @@ class Cutter:
 
 
 Sketch = tuple[bytes, ...]
-"""The super-features of a chunk, four bytes each: three; none of one that is too short or monotonous."""
+"""The three super-features of a chunk, four bytes each; empty if it is too short or too monotonous."""
 
 _FEATURES: Final = 3
 _NO_FEATURE: Final = bytes(4)
 
 
 class Sketcher:
-    """Finds the sketches of chunks: similar ones are likely to share a super-feature.
+    """Computes the sketches of chunks: similar chunks are likely to share a super-feature.
 
-    gear: as the Cutter's. key: 192 bytes, secret: a sketch under a known key would tell content.
+    gear: as for `Cutter`. key: 192 secret bytes: a sketch under a known key would reveal content.
     """
 
     def __init__(self, gear: bytes, key: bytes) -> None:
@@ -243,7 +246,7 @@ _local: Final = threading.local()
 
 
 def _scratch(length: int) -> Any:
-    """Return memory of this thread's for at least `length` bytes: new memory costs more than a delta."""
+    """Return this thread's scratch memory of at least `length` bytes: allocating costs more than a delta."""
     found = getattr(_local, "scratch", None)
     if found is None or len(found) < length:
         found = _local.scratch = ctypes.create_string_buffer(max(length, 1 << 18))
@@ -251,7 +254,7 @@ def _scratch(length: int) -> Any:
 
 
 def encode_delta(base: bytes, buffer: bytearray | mmap, start: int, end: int, room: int) -> bytes | None:
-    """Tell buffer[start:end] by its difference from `base`, in at most `room` bytes, if they do."""
+    """Encode buffer[start:end] as a delta of `base`; return None if it exceeds `room` bytes."""
     address, held = _address(buffer, start, end)
     scratch = _scratch(_DELTA_TABLE + room)
     table = ctypes.addressof(scratch)
@@ -262,19 +265,19 @@ def encode_delta(base: bytes, buffer: bytearray | mmap, start: int, end: int, ro
 
 
 def apply_delta(base: bytes, delta: bytes, length: int) -> bytes | None:
-    """Return the `length` bytes that `delta` makes of `base`; None if it is no delta of these."""
+    """Apply a delta to `base`; return the `length` bytes, or None if it is not a valid delta of these."""
     return apply_deltas(base, [(delta, length)])
 
 
 def apply_deltas(base: bytes, deltas: list[tuple[bytes, int]]) -> bytes | None:
-    """Return what the last of some deltas makes, each of which is from what the one before makes.
+    """Apply a chain of deltas: the first to `base`, each other to the result of the one before.
 
-    Each is given with the length of what it makes. None if one is no delta of what it should be.
+    deltas: (delta, length of its result). Return the last result, or None if a delta is not valid.
     """
     count = len(deltas)
     lengths = [length for _, length in deltas]
     longest = max(lengths)
-    # Written in place while nobody else has it, as the C API allows.
+    # A new bytes object may be written in place while it has no other reference (C API).
     made: bytes = _new_bytes(None, lengths[-1])
     if _delta_apply_all(
         base,
@@ -292,24 +295,24 @@ def apply_deltas(base: bytes, deltas: list[tuple[bytes, int]]) -> bytes | None:
 
 
 MAX_GROUP: Final = 255
-"""How many deltas a group may hold."""
+"""The largest number of deltas in a group."""
 
 
 def part_deltas(deltas: Sequence[bytes]) -> list[bytes]:
-    """Return the four streams of a group, of what is alike in its deltas each."""
+    """Divide deltas into the four streams of a group. Raises ValueError if one is not a delta."""
     lengths = (_U32 * len(deltas))(*map(len, deltas))
     joined = b"".join(deltas)
     room = len(joined) + len(deltas)
     out = _scratch(4 * room)
     sizes = (_SIZE * 4)()
     if _delta_part(joined, lengths, len(deltas), out, room, sizes):
-        raise ValueError("these are no deltas")
+        raise ValueError("these are not deltas")
     address = ctypes.addressof(out)
     return [ctypes.string_at(address + room * i, size) for i, size in enumerate(sizes)]
 
 
 def join_deltas(streams: Sequence[bytes]) -> list[bytes] | None:
-    """Return the deltas whose streams these are; None if that is not what they hold."""
+    """Rebuild the deltas of a group from its four streams; return None if they are not valid."""
     joined = b"".join(streams)
     out = _scratch(len(joined) + len(streams[0]))
     lengths = (_U32 * MAX_GROUP)()
@@ -322,10 +325,10 @@ def join_deltas(streams: Sequence[bytes]) -> list[bytes] | None:
 
 
 def padme(length: int) -> int:
-    """The padded length of an object of `length` bytes by the Padmé rule.
+    """Return the padded length of an object of `length` bytes by the Padmé rule.
 
-    It keeps the top bits of a length and rounds the rest up, so that O(log log length) bits
-    of it are told, for at most 12 % more bytes (Nikitin et al., PETS 2019).
+    It keeps the top bits of a length and rounds up the rest. So it reveals O(log log length) bits of the
+    length, for at most 12 % more bytes (Nikitin et al., PETS 2019).
     """
     if length < 2:
         return length

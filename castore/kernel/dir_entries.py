@@ -1,7 +1,7 @@
-"""The entries of stored directories, for all their plain files at once; the GIL released.
+"""Encode, decode and restore the entries of stored directories, all plain files with one call.
 
-A **plain file** has one name, no extended attributes, and is empty or lies in its directory's bundle: most
-files are. entries.h says the shapes, castore/docs/format.md the bytes.
+A **plain file** has one name and no extended attributes, and is empty or stored in the bundle of its
+directory. Most files are plain. dir_entries.h describes the structures, castore/docs/format.md the bytes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     Bytes = bytes | memoryview
 
 AS_LISTED: Final = 1
-"""Take an entry as it is listed."""
+"""Encode the entry from the listing."""
 GIVEN: Final = 2
-"""Take the next one that is given, encoded."""
+"""Take the next entry that the caller encoded."""
 
 _MOST: Final = 80
 _LEAST: Final = 4
-"""Bytes of an entry that is not one."""
+"""Bytes of the length before an entry, the least that an entry has."""
 _PLACE: Final = struct.Struct("<QQQQqIIIIIIII")
 _LENGTH, _OFFSET = 2, 3
-"""Where in it, in words of 8 bytes, the size of an entry and its place in the bundle are."""
+"""Indexes of a file's size and of its offset in the bundle, in words of 8 bytes of a _PLACE."""
 _PLAIN, _BUNDLED = 16, 17
-"""Where in it, in words of 4 bytes, these are."""
+"""Indexes of these flags, in words of 4 bytes of a _PLACE."""
 
 
 class _Ids(ctypes.Structure):
@@ -81,8 +81,9 @@ def join_entries(
 ) -> tuple[bytes, list[tuple[int, int]]]:
     """Return the encoded entries of a listing, and the (owner, group) pairs of those encoded here.
 
-    places: of the entries in the listing. take: for each 0, AS_LISTED or GIVEN. given: those, in order,
-    as `castore.model.tree.encode_entries` has them.
+    places: offsets of the entries in the listing. take: for each entry 0 (leave out), AS_LISTED or GIVEN.
+    given: the entries for GIVEN, in order, as `castore.model.tree.encode_entries` returns them. Raises
+    ValueError if there are too few of them.
     """
     count = len(take)
     room = len(given) + len(listing) + _MOST * take.count(AS_LISTED)
@@ -92,37 +93,39 @@ def join_entries(
     address = places.buffer_info()[0]
     length = _join(listing, address, take, count, given, len(given), out, room, ids, ctypes.byref(found))
     if length == _TOO_MANY:
-        raise ValueError("there are fewer entries given than to be taken")
+        raise ValueError("fewer entries are given than `take` demands")
     return ctypes.string_at(out, length), [(one.uid, one.gid) for one in ids[: found.value]]
 
 
 class NewOwners(NamedTuple):
-    """What files get of the owners and modes that are stored."""
+    """How stored owners and modes are applied to restored files."""
 
     change: bool
-    """Set owners and groups; else files are whoever's who makes them."""
+    """Whether to set owners and groups; if not, files belong to castore's user."""
     mode: int
-    """What of a mode is allowed."""
+    """Mask of the mode bits that are set."""
     users: Mapping[int, int] = {}
-    """Numbers that are not those stored, by those stored."""
+    """User ids that differ from the stored ones, by the stored ones."""
     groups: Mapping[int, int] = {}
+    """Group ids that differ from the stored ones, by the stored ones."""
 
 
 class Split:
-    """A directory's entries taken apart: what is a plain file, and what is not."""
+    """The decoded entries of a directory, divided into plain files and others."""
 
     def __init__(self, data: bytes, places: ctypes.Array[ctypes.c_char], count: int) -> None:
         self._data = data
         self._places = places
         self._count = count
         self.others: list[tuple[bytes, int]] = []
-        """What is not: (encoded entry, where in the bundle its content begins), in order."""
+        """Entries that are not plain files, in order: (encoded entry, offset of its content)."""
         self.size = 0
         """Bytes of the bundle."""
         self.plain_size = 0
+        """Bytes of all plain files."""
         if not count:
             return
-        # A loop over all entries in Python would take longer than all else that is done with them here.
+        # A loop over all entries in Python would take longer than everything else here.
         raw = memoryview(bytes(places))
         words, longs = raw.cast("I"), raw.cast("Q")
         plain = words[_PLAIN :: _PLACE.size // 4].tolist()
@@ -138,13 +141,13 @@ class Split:
 
     @property
     def plain(self) -> int:
-        """How many are plain files."""
+        """Number of plain files."""
         return self._count - len(self.others)
 
     def runs(self, room: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield entries next to each other, and where in the bundle they are: (first, end, start, length).
+        """Yield runs of entries with their range in the bundle: (first, end, start, length).
 
-        A length is above `room` only of one file.
+        A length exceeds `room` bytes only if the run has a single file.
         """
         if self.size <= room:
             yield 0, self._count, 0, self.size
@@ -162,7 +165,7 @@ class Split:
         yield first, self._count, start, end - start
 
     def encoded(self, first: int, end: int | None) -> list[tuple[bytes, int]]:
-        """Return the plain files of entries [first, end): each encoded, and where its content begins."""
+        """Return the plain files of entries [first, end): (encoded entry, offset of its content)."""
         places = memoryview(self._places)[first * _PLACE.size : end and end * _PLACE.size]
         return [
             (self._data[at : at + length], offset)
@@ -171,10 +174,10 @@ class Split:
         ]
 
     def write(self, fd: int, first: int, end: int, new: NewOwners, content: Bytes, start: int) -> int:
-        """Make the plain files of entries [first, end) in the directory open as `fd`; nothing is replaced.
+        """Create the plain files of entries [first, end) in the directory open as `fd`; replace no file.
 
-        content: of the bundle, from `start` on. Returns where it ended: at `end`, or at one that could
-        not be made.
+        content: the bytes of the bundle from offset `start` on. Return `end`, or the index of the first file
+        that could not be created.
         """
         users, groups = _owners(new.users), _owners(new.groups)
         owners = _Owners(new.change, new.mode, len(users), len(groups), users, groups)
@@ -191,13 +194,13 @@ def _owners(numbers: Mapping[int, int]) -> ctypes.Array[_Owner]:
 
 
 def count_entries(data: bytes, at: int = 0) -> int:
-    """Return how many entries, or owners, stand from `at` on; as many as could where some are none."""
+    """Return the number of entries, or owners, from `at` on; an upper bound if some are not valid."""
     count = _count(data, len(data), at)
     return len(data) // _LEAST if count == _TOO_MANY else count
 
 
 def split_entries(data: bytes, at: int) -> Split | None:
-    """Take the encoded entries from `at` on apart; None if they are not as castore encodes them."""
+    """Decode the entries from `at` on; return None if castore would encode them differently."""
     count = _count(data, len(data), at)
     if count == _TOO_MANY:
         return None
@@ -209,7 +212,7 @@ def split_entries(data: bytes, at: int) -> Split | None:
 
 @cache
 def _select() -> Any:
-    """Return the kernel's function, which only searches use."""
+    """Return the kernel's function, which only searches need."""
     return _function(
         "entries_select",
         _SIZE,
@@ -218,21 +221,21 @@ def _select() -> Any:
 
 
 class Selected(NamedTuple):
-    """The entries of a directory that are not plain files, and the plain files of some names."""
+    """The entries of a directory that are not plain files, and its plain files with matching names."""
 
     others: list[tuple[bytes, int]]
-    """(encoded entry, where in the bundle its content begins), in order."""
+    """(encoded entry, offset of its content in the bundle), in order."""
     plain: list[tuple[bytes, bytes, int]]
-    """(name, encoded entry, where in the bundle its content begins), in order."""
+    """(name, encoded entry, offset of its content in the bundle), in order."""
     size: int
     """Bytes of the bundle."""
 
 
 def select_entries(data: bytes, at: int, pieces: bytes) -> Selected | None:
-    r"""Select from the encoded entries from `at` on; None if they are not as castore encodes them.
+    r"""Select from the entries from `at` on; return None if castore would encode them differently.
 
-    pieces: of the names of plain files: literal bytes, separated by a NUL where any bytes may be: b"a" is the
-    name a, b"a\0b" every name that begins with a and ends with b.
+    pieces: the pattern for names of plain files: literal bytes, separated by a NUL where any bytes may be.
+    b"a" matches the name a only, b"a\0b" every name that begins with a and ends with b.
     """
     count = _count(data, len(data), at)
     if count == _TOO_MANY:

@@ -1,8 +1,8 @@
-"""Directories listed, compared with what they were, and small files read, by a call each; the GIL released.
+"""List directories, compare them with an earlier listing, and read small files, with one call each.
 
-A **listing** is a directory's names and what lstat tells of them, sorted by name: scan.h says its bytes.
-A **record** is what a scan cache holds of a directory: its listing, a mark for each entry, what was told
-of it, and the records of the directories below it.
+A **listing** has a directory's names and what lstat returns for them, sorted by name; dir_listing.h describes
+its bytes. A **record** describes a directory in a scan cache: its listing, a mark for each entry, a summary,
+and the records of the directories below it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 ENTERED: Final = 1
-"""Mark of a directory whose record is below."""
+"""Mark of a directory that has a record below."""
 
 # Kinds of entries, in a survey.
 PLAIN_FILE: Final = 1
-"""A small file of one name."""
+"""A small file with one name."""
 SMALL_FILE: Final = 2
 """Another small file."""
 LARGE_FILE: Final = 3
@@ -36,13 +36,13 @@ FAILED: Final = 6
 REPEATED: Final = 17
 """The error of such a name, in its second entry; lstat never fails with it."""
 
-# What files have that were read.
+# Flags of files that were read.
 HAS_XATTRS: Final = 1
-"""Or they cannot be listed."""
+"""The file has extended attributes, or they cannot be listed."""
 HAS_CONTENT: Final = 2
 
 DISTRUST: Final = 1
-"""Flag of a record that is to be compared no more: the directory is listed again."""
+"""Flag of a record that must not be compared: the directory is listed again."""
 
 _ENTRY: Final = struct.Struct("<QQQqqQQIIIIIIII")
 _NAME_LENGTH: Final = struct.Struct("<I")
@@ -70,7 +70,7 @@ _NETWORKS: Final = {
     0x47504653: "GPFS",
     0x19830326: "BeeGFS",
 }
-"""By statfs(2)'s f_type. What FUSE holds is not known, and mostly far away."""
+"""Network file systems by f_type of statfs(2). FUSE may be local, but mostly is not."""
 
 
 class _Changes(ctypes.Structure):
@@ -100,7 +100,7 @@ _scan_file_system: Final = _function("scan_file_system", ctypes.c_int64, ctypes.
 
 
 class Listed(NamedTuple):
-    """One name in a listing, with what lstat returned; where that failed, `error`, and the type in `mode`."""
+    """An entry of a listing, as lstat returned it; if lstat failed, `error`, and only the type in `mode`."""
 
     name: bytes
     ino: int
@@ -116,17 +116,17 @@ class Listed(NamedTuple):
     nlink: int
     error: int
     offset: int
-    """In the listing."""
+    """Of the entry in the listing."""
 
 
 class Record(NamedTuple):
-    """A record of a scan cache, all but what is below it."""
+    """A record of a scan cache, without the records below it."""
 
     start: int
     end: int
-    """Of the last record below it."""
+    """End of the last record below it."""
     below: int
-    """Where the first record below it begins."""
+    """Offset of the first record below it."""
     listing: bytes
     marks: bytes
     flags: int
@@ -153,7 +153,7 @@ def entries_of(listing: bytes) -> list[Listed]:
 
 
 def entry_at(listing: bytes, at: int) -> Listed:
-    """Return what a listing tells at one place."""
+    """Return the entry at an offset of a listing."""
     ino, dev, length, mtime, ctime, blocks, rdev, mtime_ns, ctime_ns, *numbers, name = _ENTRY.unpack_from(
         listing, at
     )
@@ -165,26 +165,26 @@ def entry_at(listing: bytes, at: int) -> Listed:
 
 
 def entry_bytes(listing: bytes, at: int) -> bytes:
-    """Return all that a listing tells at one place."""
+    """Return the bytes of the entry at an offset of a listing."""
     end = at + _ENTRY.size
     return listing[at : end + _NAME_LENGTH.unpack_from(listing, end - 4)[0]]
 
 
 class Survey(NamedTuple):
-    """What the entries of a listing are, in order of names."""
+    """The kinds of the entries of a listing, in order of names."""
 
     places: array[int]
-    """Where they are in it."""
+    """Offsets of the entries in the listing."""
     kinds: bytes
-    """What they are: PLAIN_FILE and so on."""
+    """The kind of each entry: PLAIN_FILE and so on."""
     last_ctime: int
-    """The newest, ns."""
+    """The newest ctime, in ns since 1970."""
     linked: bool
     """Whether anything but a directory has several names."""
 
 
 def survey(listing: bytes, small: int = 0) -> Survey:
-    """Say what the entries of a listing are; a regular file of up to `small` bytes is a small one."""
+    """Classify the entries of a listing; a regular file of up to `small` bytes is a small one."""
     most = len(listing) // _ENTRY.size
     places, kinds, last = array("Q", bytes(8 * most)), bytearray(most), (ctypes.c_int64 * 3)()
     room = (ctypes.c_char * most).from_buffer(kinds)
@@ -194,18 +194,18 @@ def survey(listing: bytes, small: int = 0) -> Survey:
 
 
 def places_of(listing: bytes) -> array[int]:
-    """Return where the entries of a listing are in it."""
+    """Return the offsets of the entries in a listing."""
     return survey(listing).places
 
 
 def name_at(listing: bytes, at: int) -> bytes:
-    """Return the name of the entry at that place."""
+    """Return the name of the entry at an offset of a listing."""
     begin = at + _ENTRY.size
     return listing[begin : begin + _NAME_LENGTH.unpack_from(listing, begin - 4)[0]]
 
 
 def listing_entry(name: bytes, info: os.stat_result) -> Listed:
-    """Return what a listing would tell of what was looked at by itself."""
+    """Return the entry that a listing would have for a file, from its stat result."""
     return Listed(
         *(name, info.st_ino, info.st_dev, info.st_size, info.st_mtime_ns, info.st_ctime_ns),
         *(info.st_blocks, info.st_rdev, info.st_mode, info.st_uid, info.st_gid, info.st_nlink),
@@ -214,7 +214,7 @@ def listing_entry(name: bytes, info: os.stat_result) -> Listed:
 
 
 def encode_record(listing: bytes, count: int) -> bytes:
-    """Return the record of a directory of `count` entries, of which nothing else is told yet."""
+    """Return the record of a directory with `count` entries, without marks and summary yet."""
     marks = count + (-count % 8)
     length = _RECORD.size + len(listing) + marks
     return _RECORD.pack(length, len(listing), count, DISTRUST, b"") + listing + bytes(marks)
@@ -223,16 +223,16 @@ def encode_record(listing: bytes, count: int) -> bytes:
 def told_fields(
     length: int, told: bytes, flags: int, marks: bytes, listed: int
 ) -> list[tuple[int, bytes]]:
-    """Return what to put where in a record once it is known: (offset, bytes) of each.
+    """Return the bytes to write into a record once its summary is known, as (offset, bytes).
 
-    length: of the record, with all below it. listed: the length of its listing.
+    length: of the record with all records below it. told: the summary. listed: the length of its listing.
     """
     head = _RECORD.pack(length, listed, len(marks), flags, told)
     return [(0, head), (_RECORD.size + listed, marks)]
 
 
 def decode_record(cache: mmap | bytes, at: int) -> Record:
-    """Return the record at an offset of a scan cache. Raises ValueError if none can be there."""
+    """Return the record at an offset of a scan cache. Raises ValueError if it is not valid."""
     try:
         length, listing, count, flags, told = _RECORD.unpack_from(cache, at)
     except struct.error as error:
@@ -241,23 +241,23 @@ def decode_record(cache: mmap | bytes, at: int) -> Record:
     marks = begin + listing
     below = marks + count + (-count % 8)
     if not below <= at + length <= len(cache):
-        raise ValueError("a record is longer than its cache")
+        raise ValueError("a record extends beyond the cache")
     return Record(at, at + length, below, cache[begin:marks], cache[marks : marks + count], flags, told)
 
 
 class Change(NamedTuple):
-    """Records that are not as they were, or were not looked at."""
+    """Records of directories that changed, or were not compared."""
 
     start: int
     end: int
     listing: bytes | None
-    """Of the first, as it is now; None: it has to be listed."""
+    """The present listing of the first of them; None: it has to be listed."""
 
 
 def changes_below(fd: int, name: bytes, cache: mmap, end: int, at: int, most: int) -> list[Change]:
     """Compare the directory `name` below `fd`, and all below it, with the records from `at` on.
 
-    end: of all records. most: bytes of listings that are kept. Returns what has changed, by where it begins.
+    end: the end of all records. most: bytes of listings to return. Returns the changes, sorted by offset.
     """
     address, held = _address(cache, 0, end)
     found = _Changes()
@@ -272,34 +272,34 @@ def changes_below(fd: int, name: bytes, cache: mmap, end: int, at: int, most: in
         _scan_forget(ctypes.byref(found))
     changes = []
     position = 0
-    for start, behind, length in _CHANGE.iter_unpack(packed):
+    for start, stop, length in _CHANGE.iter_unpack(packed):
         listing = None
         if length != _UNLISTED:
             listing = text[position : position + length]
             position += length
-        changes.append(Change(start, behind, listing))
+        changes.append(Change(start, stop, listing))
     return sorted(changes, key=lambda change: change.start)
 
 
 def sync_file_system(fd: int) -> None:
-    """Make all that was written to the file system of an open file durable. Raises OSError."""
+    """Make everything durable that was written to the file system of an open file. Raises OSError."""
     if code := _scan_sync(fd):
         raise OSError(code, os.strerror(code))
 
 
 def network_of(path: str) -> str | None:
-    """Return what the network file system is called that holds a path; None if it is none, or not known."""
+    """Return the name of the network file system that has a path; None if it is local or unknown."""
     return _NETWORKS.get(_scan_file_system(os.fsencode(path)))
 
 
 def read_files(
     fd: int, listing: bytes, offsets: Sequence[int], room: memoryview
 ) -> tuple[int, bytes, int]:
-    """Read files, one behind the other, into `room`.
+    """Read files into `room`, one after the other.
 
-    offsets: of their entries in the listing of the directory open as `fd`. Returns how many were read,
-    what each has, and the bytes of all. It ends in front of the first that is not
-    as it was listed, cannot be read, or does not fit.
+    offsets: those of their entries in the listing of the directory open as `fd`. Returns how many were read,
+    a byte of HAS_* flags for each, and the bytes of all. Stops before the first file that differs from its
+    entry, cannot be read, or does not fit.
     """
     count = len(offsets)
     has = ctypes.create_string_buffer(count)

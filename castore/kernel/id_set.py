@@ -1,4 +1,4 @@
-"""Which ids of very many were met: a set of hashes of 8 bytes, in 12 to 16 bytes an id."""
+"""A set for very many ids: it stores hashes of 8 bytes, and takes 12 to 16 bytes per id."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _marks_move: Final = _function("marks_move", None, _ADDRESS, _U64, _ADDRESS, _U6
 
 
 class Marks:
-    """A set of 32-byte ids, from which nothing is taken away. For one thread.
+    """A set of 32-byte ids that never shrinks. For use by one thread.
 
-    Ids are known by a hash of 8 bytes under a random factor of the process. Two ids have the same hash once
-    in many billions, and nobody can choose such ids; marking one then marks both: callers must not mind that
-    an id is reported as marked that is not.
+    Ids are stored as hashes of 8 bytes under a random seed of the process. Two ids have the same hash once in
+    many billions, and an attacker cannot choose such ids. Marking one of them marks both: callers must accept
+    that an id is rarely reported as marked although it is not.
     """
 
     def __init__(self, expected: int = 0) -> None:
@@ -36,28 +36,28 @@ class Marks:
 
     @property
     def memory(self) -> int:
-        """How many bytes it takes."""
+        """Bytes of memory that the set uses."""
         return len(self._table)
 
     def add(self, ids: bytes, stride: int = 32) -> bytes:
-        """Mark ids, one every `stride` bytes; return a byte for each: 1 where it was not marked before."""
+        """Mark ids, one every `stride` bytes; return a byte for each: 1 if it was new, else 0."""
         count = len(ids) // stride
         if self._count + count > self._slots - self._slots // 8:
             self._grow(self._count + count)
-        told: bytes = _new_bytes(None, count)
+        flags: bytes = _new_bytes(None, count)
         table, held = _address(self._table, 0, len(self._table))
-        self._count += _marks_add(table, self._slots, _ID_SEED, ids, stride, count, told)
+        self._count += _marks_add(table, self._slots, _ID_SEED, ids, stride, count, flags)
         del held
-        return told
+        return flags
 
     def find(self, ids: bytes, stride: int = 32) -> bytes:
-        """Return a byte for each id, one every `stride` bytes: 1 where it is marked."""
+        """Look up ids, one every `stride` bytes; return a byte for each: 1 if it is marked, else 0."""
         count = len(ids) // stride
-        told: bytes = _new_bytes(None, count)
+        flags: bytes = _new_bytes(None, count)
         table, held = _address(self._table, 0, len(self._table))
-        _marks_find(table, self._slots, _ID_SEED, ids, stride, count, told)
+        _marks_find(table, self._slots, _ID_SEED, ids, stride, count, flags)
         del held
-        return told
+        return flags
 
     def __contains__(self, record_id: bytes) -> bool:
         return self.find(record_id) == b"\1"

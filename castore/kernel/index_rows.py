@@ -1,4 +1,7 @@
-"""The rows of an index, made of packs' footers, sorted and merged in bounded memory: see rows.h."""
+"""Build the rows of an index from the footers of packs; sort and merge them in bounded memory.
+
+index_rows.h describes the rows.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROW: Final = 64
+"""Bytes of a row of a record."""
 BASE_ROW: Final = 168
+"""Bytes of a row of bases."""
 FIRST: Final = 59
-"""Of the first of an id: id and place."""
+"""Bytes of the first record of an id: id and location."""
 COPY: Final = 63
-"""Of another of it: id, number of the pack, place."""
+"""Bytes of another record of an id: id, number of the pack, location."""
 
 
 class _Rows(ctypes.Structure):
@@ -71,7 +76,7 @@ _rows_weigh: Final = _function(
 
 
 class _Sorted:
-    """Rows of one kind: those that came last in memory, the others in sorted runs in a file."""
+    """Rows of one kind: the last ones are in memory, the others in sorted runs in a file."""
 
     def __init__(self, stride: int, most: int, folder: str) -> None:
         self._stride = stride
@@ -81,13 +86,13 @@ class _Sorted:
         self._held: Any = None
         self.rows = _Rows()
         self.total = 0
-        """How many rows were spilled, or merged."""
+        """Number of rows that were spilled or merged."""
         self._file: Any = None
         self._runs: list[tuple[int, int]] = []
         self._make_room(most)
 
     def _make_room(self, most: int) -> None:
-        """Take fresh memory; what of it is not touched costs nothing."""
+        """Map fresh memory for `most` rows; pages that are not touched cost nothing."""
         self._close()
         self._room = most
         self._buffer = mmap.mmap(-1, most * self._stride)
@@ -99,7 +104,7 @@ class _Sorted:
             self._buffer.close()
 
     def reserve(self, count: int) -> None:
-        """Make room for `count` rows behind those that are there. Raises OSError."""
+        """Make room for `count` more rows. Raises OSError."""
         if self.rows.count + count > self._room:
             if self.rows.count:
                 self._spill()
@@ -107,7 +112,7 @@ class _Sorted:
                 self._make_room(count)
 
     def _sorted(self) -> Any:
-        """Return memory that holds the rows, sorted."""
+        """Return memory with the rows in sorted order."""
         count = int(self.rows.count)
         out = mmap.mmap(-1, max(count * self._stride, 1))
         pairs = mmap.mmap(-1, max(32 * count, 1))
@@ -120,7 +125,7 @@ class _Sorted:
 
     def _spill(self) -> None:
         if self._file is None:
-            import tempfile  # noqa: PLC0415 - it takes long to load, and is needed for very many rows only
+            import tempfile  # noqa: PLC0415 - slow to import, and needed for very many rows only
 
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by `merged`
         run = self._sorted()
@@ -132,7 +137,7 @@ class _Sorted:
         self.rows.count = 0
 
     def merged(self, most: int) -> Iterator[bytes]:
-        """Yield all rows, sorted, up to `most` at a time; the buffers are given back."""
+        """Yield all rows in sorted order, up to `most` at a time, and free the buffers."""
         last = self._sorted() if self.rows.count else None
         self.total += int(self.rows.count)
         length = int(self.rows.count) * self._stride
@@ -164,9 +169,9 @@ class _Sorted:
 
 
 class Rows:
-    """Collects what packs hold, and gives it back as an index has it, sorted.
+    """Collects the entries of packs as rows of an index, for reading them in sorted order.
 
-    most: how many rows of a kind are kept in memory; the others lie in files without names in `folder`.
+    most: number of rows of a kind that are kept in memory; the others are in unnamed files in `folder`.
     """
 
     def __init__(self, folder: str, most: int = 1 << 19) -> None:
@@ -177,12 +182,13 @@ class Rows:
     def add(
         self, plain: bytes, count: int, span: tuple[int, int], pack: int, sessions: Sequence[int]
     ) -> int | None:
-        """Take in a pack by its opened footer; return the bytes of its records, None if that is no footer.
+        """Add a pack by its decrypted footer; return the bytes of its records, or None if it is not valid.
 
-        count: of its entries. span: where records begin and end. pack: its number. sessions: the numbers
-        of those in the footer's table. Raises OSError.
+        count: the number of its entries. span: the offsets of the first record and of the end of the last.
+        pack: the number of the pack. sessions: the numbers of the sessions in the footer's table. Raises
+        OSError.
         """
-        # No footer has more: what it counts is not believed.
+        # A footer cannot have more entries than bytes: do not trust its count.
         count = min(count, len(plain))
         for one in (self.chunks, self.nodes, self.bases):
             one.reserve(min(count, len(plain) // 48 + 1))
@@ -203,9 +209,9 @@ class Rows:
 
 
 def part(rows: bytes, before: bytes | None) -> tuple[bytes, bytes]:
-    """Part sorted rows of records: id and place of the first of each id; id, pack and place of the others.
+    """Divide sorted rows of records into (first row of each id, other rows), as FIRST and COPY describe.
 
-    before: the id of the row before these.
+    before: the id of the preceding row, or None.
     """
     count = len(rows) // ROW
     firsts: bytes = _new_bytes(None, FIRST * count)
@@ -215,9 +221,9 @@ def part(rows: bytes, before: bytes | None) -> tuple[bytes, bytes]:
 
 
 def are_listed(numbers: bytes, stride: int, listed: bytes) -> tuple[int, bytes]:
-    """Say which numbers, of 4 bytes every `stride` bytes, are in a sorted list of such.
+    """Look up numbers, of 4 bytes every `stride` bytes, in a sorted list of such numbers.
 
-    Returns how many, and a byte for each: 1 where it is.
+    Return how many are in the list, and a byte for each number: 1 if it is, else 0.
     """
     count = len(numbers) // stride
     told: bytes = _new_bytes(None, count)
@@ -226,5 +232,5 @@ def are_listed(numbers: bytes, stride: int, listed: bytes) -> tuple[int, bytes]:
 
 
 def weigh(places: bytes, told: bytes, live: array[int]) -> None:
-    """Add the lengths of the records at places that are told, as `rows_weigh` says, by number of pack."""
+    """Add the lengths of records to `live`, by number of pack; `told` has a 1 for each place that counts."""
     _rows_weigh(places, len(told), told, live.buffer_info()[0], len(live))

@@ -1,4 +1,4 @@
-"""Who has a file open: a program that does would go on with the old file after a rollback."""
+"""Detect processes that have a file open: after a rollback they would continue to use the old file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from castore.fs.beneath import OPEN_FILE
 
 _MOST_NAMED: Final = 5
 _PATIENCE_SECONDS: Final = 5.0
+"""How long a process may have the file open before it is reported."""
 
 
 def refuse_open(path: str) -> None:
-    """Raise CastoreError if another process has a file open. The caller has not.
+    """Raise CastoreError if another process has a file open. The caller must not have it open itself.
 
-    The kernel answers for all processes, also of other users and containers; where a file system cannot be
-    asked, what is visible in /proc decides.
+    The kernel answers for all processes, also those of other users and containers. If the file system does
+    not support leases, the processes that are visible in /proc decide.
     """
     end = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -28,7 +29,7 @@ def refuse_open(path: str) -> None:
         holders = [] if alone else _holders(path)
         if alone or (alone is None and not holders):
             return
-        # A backup or an indexer may read it for a moment.
+        # A backup or an indexer may have the file open for a moment.
         if time.monotonic() > end:
             break
         time.sleep(0.1)
@@ -40,13 +41,13 @@ def refuse_open(path: str) -> None:
 
 
 def _is_alone(path: str) -> bool | None:
-    """Return whether nobody has a file open; None: the kernel does not say."""
+    """Return whether no process has a file open; None: the kernel cannot tell."""
     try:
         descriptor = os.open(path, OPEN_FILE)
     except OSError as error:
-        raise CastoreError(f"cannot see who has {path} open: {error.strerror}") from error
+        raise CastoreError(f"cannot check which processes have {path} open: {error.strerror}") from error
     try:
-        # A write lease is granted only while there is no other open file description.
+        # A write lease is granted only if no other open file description of the file exists (fcntl(2)).
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:

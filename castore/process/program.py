@@ -1,4 +1,4 @@
-"""One program that runs: its pipes, its time, its standard error, and its end."""
+"""Run one program: its pipes, time limits, standard error, and termination."""
 
 from __future__ import annotations
 
@@ -24,35 +24,36 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     Filter = Callable[[bytes], bytes | None]
-    """What of a line of standard error may be shown and recorded; None: nothing."""
+    """Returns the text of a line of standard error that may be shown and recorded; None: nothing."""
 
 GRACE_SECONDS: Final = 5.0
-"""How long a program may take to end once it was asked to."""
+"""Seconds that a program gets to end after SIGTERM."""
 TOLD_LINES: Final = 5
-"""Of a program's standard error, in the message that it failed."""
+"""Number of lines of a program's standard error in the message that it failed."""
 
 _PIPE_BYTES: Final = 1 << 20
-"""What a user without privileges may ask for; the default of 64 KiB costs a wake-up a chunk."""
+"""The most that an unprivileged user may request; the default of 64 KiB costs a wake-up per chunk."""
 _LINE: Final = 300
+"""Bytes that are kept of a line of standard error."""
 _FILTERED_LINE: Final = 4096
-"""What a filter sees of a line: its beginning."""
+"""Bytes of the beginning of a line that a filter gets."""
 _OF_A_USER: Final = (
     *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"),
     "DBUS_SESSION_BUS_ADDRESS",
 )
-"""Variables that name what belongs to castore's own user."""
+"""Environment variables that name directories and sockets of castore's own user."""
 _MARK: Final = "CASTORE_PROGRAM"
-"""In the environment of a program and of all that it starts: what is its own, wherever it has got to."""
+"""Environment variable that a program passes on: it identifies all processes that the program started."""
 _CLIENT_SETTINGS: Final = ("PG", "PSQL", "MYSQL", "MARIADB", "LIBMYSQL", "LDAP", "REDISCLI", "SQLITE", "LC_")
-"""Beginnings of the environment variables that change what clients of databases do."""
+"""Prefixes of environment variables that change what database clients do."""
 _LOCALE: Final = ("LANG", "LANGUAGE", "TZ", "OUTPUT_CHARSET", "POSIXLY_CORRECT")
 
 
 def client_environment(**own: str) -> dict[str, str | None]:
-    """Return the environment changes with which engines run the clients of a database, and servers of drills.
+    """Return the environment changes for database clients, and for the servers of drills.
 
-    The administrator's settings must not change a dump or how it is loaded: a variable, the locale, the
-    language of messages, the time zone. None: the variable is removed. own: variables that are set.
+    The administrator's settings (variables of the client, locale, language of messages, time zone) must not
+    change a dump or how it is loaded. A value of None removes a variable. own: variables to set.
     """
     removed = (name for name in os.environ if name.startswith(_CLIENT_SETTINGS) or name in _LOCALE)
     return {**dict.fromkeys(removed), "LC_ALL": "C", **own}
@@ -74,8 +75,8 @@ _shown = True
 
 @contextlib.contextmanager
 def errors_unshown() -> Iterator[None]:
-    """Copy no program's standard error to castore's own during the block: the caller shows its end."""
-    global _shown  # noqa: PLW0603 - of the process, as standard error is
+    """Do not copy programs' standard error to castore's own during the block: the caller shows the errors."""
+    global _shown  # noqa: PLW0603 - one per process, as standard error is
     before, _shown = _shown, False
     try:
         yield
@@ -84,7 +85,7 @@ def errors_unshown() -> Iterator[None]:
 
 
 class _Errors:
-    """A program's standard error: its last lines are kept; it is copied to castore's own if `shown`."""
+    """The standard error of a program: keeps its last lines, and copies it to castore's own if `shown`."""
 
     def __init__(self, only: Filter | None, *, shown: bool) -> None:
         self._only = only
@@ -96,7 +97,7 @@ class _Errors:
         self._thread = threading.Thread(target=self._pass_on, name="castore-errors", daemon=True)
 
     def start(self) -> None:
-        """Begin: the program has the writing end now."""
+        """Start reading, after the program has inherited the writing end."""
         os.close(self.write)
         start_without_signals(self._thread)
 
@@ -116,7 +117,7 @@ class _Errors:
                     self._keep(line)
                 self._rest = self._rest[-_LINE:] if self._only is None else self._rest[:_FILTERED_LINE]
             elif over:
-                break  # something that the program started has it still
+                break  # a process that the program started still has it open
         rest, self._rest = self._rest, b""
         self._keep(rest)
         os.close(self._read)
@@ -138,7 +139,7 @@ class _Errors:
             self._lines.append(line[-_LINE:])
 
     def close(self) -> None:
-        """End with the program."""
+        """Stop reading, when the program has ended."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -146,13 +147,13 @@ class _Errors:
             os.close(self._read)
             os.close(self.write)
 
-    def told(self) -> str:
-        """Return the last lines."""
+    def last_lines(self) -> str:
+        """Return the last lines, separated by semicolons."""
         return "; ".join(line.decode(errors="backslashreplace").strip() for line in self._lines)
 
 
 class Program:
-    """A program that runs; use it in a `with` block, which it does not outlive."""
+    """A running program; use it in a `with` block, at whose end it is terminated."""
 
     def __init__(
         self,
@@ -176,7 +177,7 @@ class Program:
         self._kept = kept
         self._apart = account is not None
         self._errors = _Errors(only, shown=shown) if captured and not interactive else None
-        # What only does something may leave others running on purpose: they are not marked.
+        # A program that is run for its effect may leave others running on purpose: they get no mark.
         self._mark = os.urandom(12).hex() if captured and not interactive else ""
         self._name = argv[0] if argv else ""
         if account is not None:
@@ -203,7 +204,7 @@ class Program:
             self._watch(self._end_idle_after, idle)
 
     def _watch(self, watcher: Callable[[float], None], seconds: float) -> None:
-        """Have a thread end the program when its time is over."""
+        """Start a thread that ends the program when its time is over."""
         if self._alarm is None:
             self._alarm = os.eventfd(0)
         thread = threading.Thread(target=watcher, args=(seconds,), daemon=True)
@@ -225,8 +226,8 @@ class Program:
         mark = {_MARK: self._mark} if self._mark else {}
         try:
             with _OwnPipes(account, stdin, stdout, errors) as pipes:
-                # In castore's own process group: the program may ask for a password on the terminal, and
-                # Ctrl-C reaches it and what it started.
+                # The program stays in castore's process group: it may ask for a password on the terminal, and
+                # Ctrl-C reaches it and its children.
                 process = subprocess.Popen(
                     argv,
                     stdin=pipes.stdin,
@@ -237,7 +238,7 @@ class Program:
                     # Another user may not be able to enter castore's working directory.
                     cwd=cwd if cwd is not None or account is None else "/",
                     pass_fds=self._kept,
-                    # With castore's terminal as its own, another user could type commands for root into it.
+                    # With castore's terminal, another user could type commands for root into it.
                     start_new_session=self._apart,
                     **run_as(account),
                 )
@@ -252,20 +253,21 @@ class Program:
 
     @property
     def input(self) -> int:
-        """The descriptor of what it reads."""
+        """The descriptor of the program's standard input."""
         assert self._process.stdin is not None
         return self._process.stdin.fileno()
 
     @property
     def output(self) -> int:
-        """The descriptor of what it prints."""
+        """The descriptor of the program's standard output."""
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
     def read(self, buffer: memoryview) -> int:
-        """Read what it prints; 0 at its end. Raises ProgramError when it takes longer than it may.
+        """Read from the program's standard output; return 0 at its end.
 
-        What the program has started may keep the pipe open when it is gone itself.
+        Raises ProgramError if the program exceeds its time. A process that it started may keep the pipe open
+        after the program has ended.
         """
         if self._alarm is not None:
             poll = select.poll()
@@ -277,7 +279,7 @@ class Program:
         return os.readv(self.output, [buffer])
 
     def write(self, chunks: Iterable[bytes | memoryview]) -> tuple[int, bool]:
-        """Write to it until the end, or until it does not read; return the bytes, and whether all were."""
+        """Write chunks until the program stops reading; return the bytes, and whether all were written."""
         descriptor, written = self.input, 0
         for chunk in chunks:
             rest = memoryview(chunk)
@@ -291,7 +293,7 @@ class Program:
         return written, True
 
     def close_input(self) -> None:
-        """Let it see the end of its input."""
+        """Close the program's standard input: it reads the end."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
@@ -300,12 +302,12 @@ class Program:
             self._end_late()
 
     def _end_idle_after(self, seconds: float) -> None:
-        """End the program when it has neither run nor printed anything for so long."""
+        """End the program when it has neither run nor printed anything for `seconds`."""
         last, since = -1, time.monotonic()
-        with contextlib.suppress(OSError, ValueError):  # its output is closed while it is stopped
+        with contextlib.suppress(OSError, ValueError):  # `stop` closes the output
             while not self._stopped.wait(min(seconds / 4, 5)):
                 now = _switches(self._process.pid)
-                # What was printed and not read yet: the program waits for castore.
+                # Output that castore has not read yet means that the program waits for castore.
                 if now != last or select.select([self.output], [], [], 0)[0]:
                     last, since = now, time.monotonic()
                 elif time.monotonic() - since >= seconds:
@@ -322,41 +324,41 @@ class Program:
             os.eventfd_write(self._alarm, 1)
 
     def wait(self) -> None:
-        """Wait for its end. Raises ProgramError if it has failed."""
+        """Wait for the end of the program. Raises ProgramError if it failed."""
         self._process.wait()
         self.check()
 
     def check(self) -> None:
-        """Raise ProgramError unless it has exited with 0."""
+        """Raise ProgramError unless the program exited with 0 in time."""
         status = self._process.returncode
         if status == 0 and not self._late:
             return
         if self._errors is not None:
             self._errors.close()
-        told = self._errors.told() if self._errors is not None else ""
-        told = f": {told}" if told else ""
+        lines = self._errors.last_lines() if self._errors is not None else ""
+        lines = f": {lines}" if lines else ""
         if self._late:
-            raise ProgramError(f"{self._name} failed: it {self._limit}{told}")
+            raise ProgramError(f"{self._name} failed: it {self._limit}{lines}")
         if status > 0:
-            raise ProgramError(f"{self._name} failed: it exited with status {status}{told}")
+            raise ProgramError(f"{self._name} failed: it exited with status {status}{lines}")
         try:
             killer = signal.Signals(-status).name
         except ValueError:
             killer = f"signal {-status}"
-        raise ProgramError(f"{self._name} failed: it was killed by {killer}{told}")
+        raise ProgramError(f"{self._name} failed: it was killed by {killer}{lines}")
 
     def stop(self) -> None:
-        """End the program if it still runs, and close what is open towards it."""
+        """Terminate the program if it still runs, and close its pipes."""
         process = self._process
         try:
             if process.poll() is None:
                 _send(self._pidfd, signal.SIGTERM)
                 if self._apart:
-                    # Ctrl-C has not reached what it started. Nobody has waited for it: its number is its own.
+                    # Ctrl-C does not reach its session. Before a wait, its number is not reused.
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.killpg(process.pid, signal.SIGTERM)
-                # Closed now: a program that writes to a pipe that nobody reads would not see the
-                # signal if it handles it by writing on. Its input stays open until it is gone.
+                # Close the output now: a program that handles SIGTERM by writing on would block in a pipe
+                # that nobody reads. Its input stays open until it has ended.
                 if process.stdout is not None:
                     process.stdout.close()
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -393,16 +395,17 @@ class Program:
 
 
 def _switches(pid: int) -> int:
-    """Return how often a process was switched to or from; it stays the same while the process waits."""
+    """Return the number of context switches of a process, which is constant while it waits."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
         return sum(int(line.split()[1]) for line in file if b"_ctxt_switches:" in line)
     return -1
 
 
 class _OwnPipes:
-    """The pipes of a program that is run as another user, which belong to that user.
+    """The pipes of a program that runs as another user, owned by that user.
 
-    Else the program could not open /dev/stdin or /dev/stdout. For castore's own user Popen makes the pipes.
+    Without that, the program could not open /dev/stdin or /dev/stdout. For castore's own user, Popen creates
+    the pipes.
     """
 
     def __init__(
@@ -435,7 +438,7 @@ class _OwnPipes:
             os.fchown(self._errors, account.pw_uid, account.pw_gid)
 
     def _pipe(self, account: pwd.struct_passwd, *, writes: bool = False) -> tuple[int, int]:
-        """Return the two ends of a new pipe; writes: the second end is the program's."""
+        """Return both ends of a new pipe; writes: the program gets the writing end."""
         ends = os.pipe()
         self._theirs.append(ends[writes])
         self._ours.append(ends[not writes])
@@ -443,7 +446,7 @@ class _OwnPipes:
         return ends
 
     def hand_over(self, process: subprocess.Popen[bytes]) -> None:
-        """Let the process have castore's ends, as if Popen had made them."""
+        """Attach castore's ends to the process object, as if Popen had created them."""
         if self._input is not None:
             process.stdin = open(self._input, "wb", buffering=0)  # noqa: SIM115 - Program.stop closes it
         if self._output is not None:
@@ -456,7 +459,7 @@ class _OwnPipes:
 
 
 def environment_of(account: pwd.struct_passwd | None) -> dict[str, str]:
-    """Return the environment of a program that is run as a user; None: castore's own."""
+    """Return the environment of a program that `account` runs; None: castore's own."""
     found = dict(os.environ)
     if account is None:
         return found
@@ -466,7 +469,7 @@ def environment_of(account: pwd.struct_passwd | None) -> dict[str, str]:
 
 
 def run_as(account: pwd.struct_passwd | None) -> dict[str, Any]:
-    """Return what Popen takes to run a program as another user, in all its groups; None: as castore."""
+    """Return Popen's arguments to run a program as another user, in all its groups; None: as castore."""
     if account is None:
         return {}
     groups = os.getgrouplist(account.pw_name, account.pw_gid)
@@ -474,7 +477,7 @@ def run_as(account: pwd.struct_passwd | None) -> dict[str, Any]:
 
 
 def _pidfd_of(process: subprocess.Popen[bytes]) -> int:
-    """Return a descriptor of a process that nobody has waited for: its number is its own until then."""
+    """Return a pidfd of a process that was not waited for: its number cannot be reused before that."""
     try:
         return os.pidfd_open(process.pid)
     except OSError as error:
@@ -484,22 +487,23 @@ def _pidfd_of(process: subprocess.Popen[bytes]) -> int:
 
 
 def _kill(pid: int, pidfd: int, mark: str = "") -> None:
-    """Kill a program, what it has started and still is its own, and all that bears its mark.
+    """Kill a program, its descendants, and every process with its mark.
 
-    Each is held by a descriptor first and then looked at again: a number alone may be another process by now.
+    For each process a pidfd is opened first, and then the process is checked again: its number alone may
+    belong to another process by now.
     """
     held, left = {pid: pidfd}, [pid]
     try:
         while left:
             while left:
                 one = left.pop()
-                # What is stopped starts no other while its children are looked for: of each of its threads.
+                # A stopped process starts no others while the children of each of its threads are listed.
                 _send(held[one], signal.SIGSTOP)
                 left += _hold(held, _children(one), partial(_is_child, one, held[one]))
-            # Those whose parent has ended are somebody else's children now.
+            # Processes whose parent has ended have another parent now: the mark identifies them.
             left += _hold(held, _marked(mark), partial(_bears, mark))
     finally:
-        # Also after an error: what was stopped would stay so for ever.
+        # Also after an error: the stopped processes would stay stopped for ever.
         for descriptor in held.values():
             _send(descriptor, signal.SIGKILL)
         for descriptor in held.values():
@@ -508,7 +512,7 @@ def _kill(pid: int, pidfd: int, mark: str = "") -> None:
 
 
 def _hold(held: dict[int, int], found: Iterable[int], is_own: Callable[[int], bool]) -> list[int]:
-    """Add descriptors of processes to `held`, if they still are what they were; return those added."""
+    """Add pidfds of those processes to `held` that `is_own` accepts; return their numbers."""
     added = []
     for pid in found:
         if pid in held:
@@ -516,7 +520,7 @@ def _hold(held: dict[int, int], found: Iterable[int], is_own: Callable[[int], bo
         try:
             descriptor = os.pidfd_open(pid)
         except OSError:
-            continue  # it has ended, or no descriptor is left: the others are killed all the same
+            continue  # it has ended, or no descriptor is available: kill the others nevertheless
         if is_own(pid):
             held[pid] = descriptor
             added.append(pid)
@@ -526,7 +530,7 @@ def _hold(held: dict[int, int], found: Iterable[int], is_own: Callable[[int], bo
 
 
 def _send(pidfd: int, number: int) -> bool:
-    """Send a signal; return whether that process still has its number."""
+    """Send a signal; return whether the process still exists."""
     try:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
@@ -545,10 +549,10 @@ def _children(pid: int) -> list[int]:
 
 
 def _is_child(parent: int, parent_fd: int, pid: int) -> bool:
-    """Whether a process is the child of one that still has its number."""
+    """Whether a process is the child of `parent`, which must still exist."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # After the name, which may hold anything: the state, and the parent.
+            # The name may contain any characters. The state and the parent come after it.
             is_child = int(file.read().rpartition(b")")[2].split()[1]) == parent
     except (OSError, IndexError):
         return False
@@ -572,7 +576,7 @@ def _marked(mark: str) -> list[int]:
 
 
 def enlarge_pipe(descriptor: int) -> None:
-    """Make room for more in a pipe, so that reader and writer wait less; other files are left alone."""
-    # A user who has used up his share of pipe memory gets EPERM, and is served all the same.
+    """Enlarge the buffer of a pipe, so that reader and writer wait less; other files are unchanged."""
+    # A user who has exhausted the limit of pipe memory gets EPERM, and works with a small pipe.
     with contextlib.suppress(OSError):
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

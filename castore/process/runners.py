@@ -1,9 +1,8 @@
-"""Programs that make dumps, take them in, or print a line that is wanted.
+"""Run programs: those that write a dump, read one, print a short text, or do something.
 
-They are argument lists, never run by a shell. A program that fails, or takes longer than it may, raises
-ProgramError, and none is left running behind. What they write to standard error goes where castore's own
-does, and the end of it into the message if they fail; of programs that show what they are fed, only what a
-filter lets through.
+Programs are argument lists, and never run by a shell. A program that fails, or exceeds its time, raises
+ProgramError, and none is left running. Their standard error is copied to castore's own, and its last lines
+are in the message if they fail. If a program shows its input there, a filter passes only permitted lines.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ def run_dump(
     kept: Sequence[int] = (),
     only: Filter | None = None,
 ) -> Iterator[Callable[[memoryview], int]]:
-    """Run a program whose standard output is a dump; give a function that reads it.
+    """Run a program whose standard output is a dump; yield a function that reads it.
 
-    timeout: seconds that it may take. idle: seconds that it may neither run nor print anything.
-    account: the user that it is run as; None: castore's own. kept: descriptors that the program has, too.
-    only: what of a line of its standard error may be shown, and kept for the error; None: all.
+    timeout: seconds that the program may take. idle: seconds for which it may neither run nor print.
+    account: the user that runs it; None: castore's own. kept: descriptors that the program inherits. only:
+    the filter of its standard error, for what is shown and for the message; None: no filter.
 
-    The function fills the beginning of a buffer and returns how many bytes it put there. It
-    returns 0 at the end, if the program has exited with 0; else it raises ProgramError. Only
-    what was read up to that 0 is a dump: a program that still runs when the block is left is
-    terminated, and leaving the block raises ProgramError then, too.
+    The function reads into the beginning of a buffer and returns the number of bytes. At the end, it returns
+    0 if the program exited with 0, else it raises ProgramError. A dump is complete only if that 0 was
+    returned: a program that still runs at the end of the block is terminated, and the block raises
+    ProgramError.
     """
     pipes = None, subprocess.PIPE
     with Program(
@@ -76,12 +75,13 @@ def feed(
 ) -> None:
     """Run a program and write `chunks` to its standard input.
 
-    account: the user that it is run as; None: castore's own. kept: descriptors that it has, too.
-    only: for a program that shows what it is fed: what of its standard error may be told.
-    shown: whether its standard error is copied to castore's own; the error has its last lines in any case.
-    Raises ProgramError if the program does not exit with 0, or stops reading before it got
-    everything. When `chunks` raises, the program is terminated *before* its standard input is
-    closed: it must not take the end of what it got for the end of the dump.
+    timeout: seconds that it may take. account: the user that runs it; None: castore's own. kept: descriptors
+    that it inherits. only: for a program that shows its input: the filter of its standard error. shown: copy
+    its standard error to castore's own; an error has its last lines in any case.
+
+    Raises ProgramError if the program does not exit with 0, or stops reading before the end. If `chunks`
+    raises, the program is terminated *before* its standard input is closed: it must not mistake the end of
+    the incomplete input for the end of the dump.
     """
     pipes = subprocess.PIPE, subprocess.DEVNULL
     with Program(
@@ -94,7 +94,7 @@ def feed(
         if not complete:
             raise ProgramError(
                 f"{argv[0]} exited with status 0, but stopped reading after at most {fed} bytes, "
-                "before it got everything"
+                "before the end of its input"
             )
 
 
@@ -114,9 +114,10 @@ def output_of(
 ) -> bytes:
     """Run a program and return its standard output, which must be short.
 
-    With `interactive` it has castore's standard input, so that it can ask for something; `given`: what
-    it has there, not much. account: the user that it is run as. kept, only, shown: as of `feed`.
-    Raises ProgramError if it does not exit with 0 or prints more than `limit` bytes, a mebibyte.
+    interactive: the program has castore's standard input and can ask the user. given: the bytes of its
+    standard input, at most what a pipe holds. cwd: its working directory. limit: bytes that it may print, one
+    MiB by default. The other arguments are those of `feed`. Raises ProgramError if it does not exit with 0,
+    or prints more than `limit` bytes.
     """
     stdin = subprocess.PIPE if given is not None else None
     with Program(
@@ -140,7 +141,7 @@ def output_of(
         while count := program.read(room):
             output += room[:count]
             if len(output) > limit:
-                raise ProgramError(f"{argv[0]} prints more than the {limit} bytes that were expected of it")
+                raise ProgramError(f"{argv[0]} prints more than the {limit} bytes that castore reads")
         program.wait()
     return bytes(output)
 
@@ -153,10 +154,10 @@ def run(
     account: pwd.struct_passwd | None = None,
     grace: float | None = GRACE_SECONDS,
 ) -> None:
-    """Run a program for what it does; it may leave others running. Raises ProgramError.
+    """Run a program for its effect; it may leave others running. Raises ProgramError.
 
-    account: the user that it is run as; None: castore's own.
-    grace: seconds that it has to end when castore is told to; None: as long as it takes.
+    timeout: seconds that it may take. account: the user that runs it; None: castore's own. grace: seconds
+    that it gets to end when castore is interrupted; None: no limit.
     """
     with Program(
         argv, None, None, env=env, timeout=timeout, account=account, captured=False, grace=grace

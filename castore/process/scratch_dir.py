@@ -1,7 +1,8 @@
-"""Folders that are needed for a while, and go even if castore is killed: at the next time.
+"""Temporary directories that are removed even if castore is killed: by the next process that needs one.
 
-Whoever makes one holds a lock on it as long as it lives, which no other process inherits. What nobody
-holds was left behind, and is removed by whoever makes one of that name beside it.
+The process that creates one holds a lock on it for its lifetime, which no other process inherits. A
+directory without a lock was left by a killed process. The next process that creates one with the same prefix
+in the same place removes it.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ def scratch_folder(
     say: Callable[[str], None] = _silent,
     anywhere: bool = False,
 ) -> Iterator[str]:
-    """Give a new directory that is removed when the block is left, and remove what older ones left.
+    """Create a directory that is removed at the end of the block; remove those of killed processes, too.
 
-    where: None is the system's own place. say: is passed what cannot be removed, and why. Raises CastoreError
-    for a place in which other users could exchange the directory, unless `anywhere`; OSError.
+    where: the directory to create it in; None: that of the system. mode: of the directory. say: called with
+    directories that cannot be removed. Raises CastoreError if other users could replace the directory in that
+    place, unless `anywhere`. Raises OSError.
     """
     where = where or tempfile.gettempdir()
     if not anywhere:
@@ -53,28 +55,28 @@ def scratch_folder(
 
 
 def _refuse_loose(where: str) -> None:
-    # Not needed by processes that make scratch directories as another user, which lack what it imports.
+    # Imported late: processes that run as another user do not need it, and may not be able to import it.
     from castore.fs.trusted import refuse_loose  # noqa: PLC0415
 
     try:
         refuse_loose(where)
     except UntrustedPathError as error:
-        raise CastoreError(f"no scratch directory is made in {where}: {error}") from error
+        raise CastoreError(f"cannot make a scratch directory in {where}: {error}") from error
     except OSError as error:
         raise CastoreError(
-            f"no scratch directory is made in {where}: {error.strerror}; name another one with --scratch or "
-            "TMPDIR"
+            f"cannot make a scratch directory in {where}: {error.strerror}; name another place with "
+            "--scratch or TMPDIR"
         ) from error
 
 
 def _make(prefix: str, where: str) -> tuple[str, int]:
-    """Make a directory and lock it; return it, and what holds the lock."""
+    """Create a directory and lock it; return its path and the descriptor with the lock."""
     while True:
         folder = tempfile.mkdtemp(prefix=prefix, dir=where)
-        # Between the two somebody may have taken it for left.
+        # Before it is locked, another process may take it for left over, and remove it.
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            # Some file systems have no locks: there nothing is ever swept either.
+            # On a file system without locks, `sweep` removes nothing either.
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):
@@ -84,7 +86,7 @@ def _make(prefix: str, where: str) -> tuple[str, int]:
 
 
 def sweep(prefix: str, where: str, say: Callable[[str], None] = _silent) -> None:
-    """Remove what a killed castore of this user has left behind."""
+    """Remove the directories that killed castore processes of this user left."""
     name = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")
     with contextlib.suppress(OSError):
         for found in os.listdir(where):
@@ -103,17 +105,17 @@ def _remove_if_left(folder: str, say: Callable[[str], None]) -> None:
             return
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if user := _user_of(folder):
-            say(f"{folder} is left of a castore that was killed; the process {user} is still in it")
+            say(f"{folder} was left by a killed castore, but is not removed: process {user} works in it")
         else:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError:
-        return  # somebody is at work in it
+        return  # another process has locked it
     finally:
         os.close(descriptor)
 
 
 def _user_of(folder: str) -> str | None:
-    """Return the process that works in a folder: a server that outlived the castore which started it."""
+    """Return a process that works in a directory, such as a server that outlived its castore."""
     real = os.path.realpath(folder) + "/"
     for process in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Servers of databases that are started for a drill or a roll-back, as a user without privileges."""
+"""Start database servers for a drill or a rollback, as a user without privileges."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 class Running:
-    """A server that was started."""
+    """A running server."""
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self._name = name
@@ -32,7 +32,10 @@ class Running:
         self._log = log
 
     def wait_for(self, question: Sequence[str]) -> None:
-        """Wait until a program that asks it exits with 0. Raises ProgramError, with the end of its log."""
+        """Wait until the program `question`, a client, exits with 0.
+
+        Raises ProgramError, with the end of the server's log, if it exits or does not answer within a minute.
+        """
         end = time.monotonic() + _START_SECONDS
         null = subprocess.DEVNULL
         own = environment(client_environment())
@@ -52,8 +55,8 @@ def running(
     account: pwd.struct_passwd | None,
     cwd: str,
 ) -> Iterator[Running]:
-    """Run a server through the block; it is ended by the signal `ending`. Raises ProgramError."""
-    # Its log has no name: in a directory of the server's user, a name may lead to any file.
+    """Run a server during the block, and stop it with the signal `ending`. Raises ProgramError."""
+    # The log has no name: in a directory of the server's user, its name could be a link to any file.
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(
@@ -64,7 +67,7 @@ def running(
                 cwd=cwd,
                 env=environment(client_environment()),
                 process_group=0,
-                # Whatever ends castore ends the server: a killed drill leaves none behind.
+                # The server ends when castore is killed: no drill leaves a server running.
                 preexec_fn=_ends_with_castore(ending),  # noqa: PLW1509 - one system call, nothing else
                 **run_as(account),
             )
@@ -82,9 +85,9 @@ def running(
 
 
 def _ends_with_castore(ending: int) -> Callable[[], None]:
-    """Return what a new process calls so that it gets that signal when castore is gone.
+    """Return a function with which a new process requests that signal for the end of castore.
 
-    It has to be called by the process itself, after its user was changed: that would clear it (prctl(2)).
+    The process has to call it after its user was changed, which would clear the request (prctl(2)).
     """
     prctl = ctypes.CDLL(None).prctl
     castore = os.getpid()
@@ -98,21 +101,22 @@ def _ends_with_castore(ending: int) -> Callable[[], None]:
 
 
 def unprivileged(name: str) -> pwd.struct_passwd | None:
-    """Return the user that root runs a scratch server as: nobody, else `name`; None: castore is not root.
+    """Return the user that runs a scratch server: nobody, else `name`; None: castore is not root.
 
-    A dump may have a server run programs as that user. `name` has the live server's files.
+    A dump may make a server run programs as that user, and `name` owns the live server's files. Raises
+    ProgramError if neither user exists.
     """
     if os.geteuid() != 0:
         return None
     for one in ("nobody", name):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(one)
-    raise ProgramError(f"there is no user {name!r} to run a server as")
+    raise ProgramError(f"cannot run a scratch server: there is neither a user 'nobody' nor {name!r}")
 
 
 @contextlib.contextmanager
 def socket_folder(account: pwd.struct_passwd | None) -> Iterator[str]:
-    """Give a new directory for the socket of a server that runs as that account; its path is short.
+    """Create a directory with a short path for the socket of a server that runs as `account`.
 
     The path of a socket has at most 107 bytes.
     """
@@ -124,7 +128,7 @@ def socket_folder(account: pwd.struct_passwd | None) -> Iterator[str]:
 
 
 def give(path: str | int, account: pwd.struct_passwd | None) -> None:
-    """Give a file, by its path in a directory of castore's own or open, to the user that a server runs as."""
+    """Change the owner of a file to `account`. path: an open file, or a path in a directory of castore's."""
     if account is not None:
         follow = isinstance(path, int)
         os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=follow)

@@ -1,4 +1,4 @@
-"""Work that an interrupt does not end at once: what it would leave is half of each."""
+"""Defer interrupts during work that would leave an inconsistent state if it were interrupted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OVER: Final = b"\0"
-"""Is no signal's number."""
+"""Ends the watching thread: it is not the number of a signal."""
 
 
 def _is_shielded() -> bool:
@@ -23,15 +23,16 @@ def _is_shielded() -> bool:
 
 @contextlib.contextmanager
 def ignoring_sigint() -> Iterator[None]:
-    """Let a program that is started in the block ignore Ctrl-C, if castore itself does for now.
+    """Make a program that is started in the block ignore Ctrl-C, if castore defers interrupts now.
 
-    castore gets an interrupt that arrives meanwhile after the block.
+    An interrupt that arrives meanwhile is delivered to castore after the block.
     """
     if not _is_shielded() or threading.current_thread() is not threading.main_thread():
         yield
         return
-    # A mask alone would not do: programs inherit it, but shells clear it. A signal that is ignored when they
-    # start stays ignored. Linux keeps a blocked signal, even an ignored one, until it is unblocked.
+    # A signal mask is not enough: programs inherit it, but shells clear it. A signal that is ignored when a
+    # program starts stays ignored. Linux keeps a blocked signal pending until it is unblocked, even if it is
+    # ignored.
     _block(signal.SIGINT)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -42,7 +43,7 @@ def ignoring_sigint() -> Iterator[None]:
 
 
 def start_without_signals(thread: threading.Thread) -> None:
-    """Start a thread that blocks interrupts: they wait for the main thread, also while that blocks them."""
+    """Start a thread that blocks interrupts: they are left to the main thread, even while it blocks them."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         thread.start()
@@ -51,7 +52,7 @@ def start_without_signals(thread: threading.Thread) -> None:
 
 
 def _block(number: signal.Signals) -> None:
-    """Block a signal of which none is pending: to ignore it would drop that one."""
+    """Block a signal while none is pending: ignoring it would discard a pending one."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
     while number in signal.sigpending():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (number,))
@@ -59,17 +60,17 @@ def _block(number: signal.Signals) -> None:
 
 
 class DeferInterrupts:
-    """Through the block, the first interrupt is only told of; the next one raises KeyboardInterrupt.
+    """During the block, the first interrupt is only reported; the next one raises KeyboardInterrupt.
 
-    Programs that are run in it do not see Ctrl-C, which a terminal sends to all of its processes. In another
-    thread than the first one, where no interrupt arrives, and within another such block, it does nothing.
+    Programs that are run in the block do not get Ctrl-C, which a terminal sends to all of its processes. In
+    other threads than the main one, which get no interrupts, and within another such block, it does nothing.
     """
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[], None]) -> None:
+        self._report = report
         self._count = 0
         self._own = 0
-        """How many signals this has sent itself."""
+        """How many signals this object has sent to its own process."""
         self._active = False
 
     def __enter__(self) -> Self:
@@ -77,10 +78,10 @@ class DeferInterrupts:
             return self
         self._active = True
         self._main = threading.get_ident()
-        # Whoever started castore may want some of them ignored, as nohup does.
+        # The parent process may have had some of them ignored, as nohup does: keep that.
         wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        # A handler of Python runs in the main thread, and only when that is back from what it waits for; so
-        # another thread is told through a pipe, and has the main thread wake up if need be.
+        # Python runs a handler in the main thread, and only after its current blocking call. So another
+        # thread gets the signals through a pipe, and interrupts the main thread's call if necessary.
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -102,14 +103,14 @@ class DeferInterrupts:
         os.close(self._write)
 
     def _watch(self) -> None:
-        """Count interrupts, and from the second one on have the main thread raise."""
+        """Count interrupts; from the second one on, make the main thread raise."""
         while (got := os.read(self._read, 1)) != _OVER:
             if got[0] == signal.SIGTERM and self._own:
                 self._own -= 1
                 continue
             self._count += 1
             if self._count == 1:
-                self._tell()
+                self._report()
             else:
                 self._own += 1
                 signal.pthread_kill(self._main, signal.SIGTERM)

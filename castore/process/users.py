@@ -1,4 +1,4 @@
-"""The users that programs are run as: `run-as` of castore.toml."""
+"""Find the accounts of users that run programs, for `run-as` in castore.toml."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from castore.errors import ConfigError
 
 
 def account_of(name: str | None) -> pwd.struct_passwd | None:
-    """Return the account to run a program as; None: castore's own.
+    """Return the account that runs a program; None: castore's own.
 
-    Raises ConfigError for an unknown user, and where castore may not run programs as another user.
+    Raises ConfigError for an unknown user, or if castore may not run programs as another user.
     """
     if name is None:
         return None
@@ -35,9 +35,9 @@ def account_of(name: str | None) -> pwd.struct_passwd | None:
 
 
 def owner_account(path: str) -> pwd.struct_passwd | None:
-    """Return the account that a file belongs to, where castore is root and can run programs as that user.
+    """Return the account of a file's owner, if castore is root and can run programs as that user.
 
-    None: castore's own, also for a user who has no account here. Raises OSError.
+    None: castore's own account, also for an owner without an account on this machine. Raises OSError.
     """
     uid = os.stat(path, follow_symlinks=False).st_uid
     if uid == os.geteuid() or os.geteuid() != 0:
@@ -49,9 +49,9 @@ def owner_account(path: str) -> pwd.struct_passwd | None:
 
 
 def owner_hint(path: str, *, becomes_owner: bool) -> str | None:
-    """Return what to consider where castore, as root, works with files of another user; None: nothing.
+    """Return a hint for root, which works with files of another user; None: no hint is needed.
 
-    becomes_owner: whether the engine opens them as that user.
+    becomes_owner: whether the engine opens the files as that user.
     """
     try:
         uid = os.stat(path).st_uid

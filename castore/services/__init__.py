@@ -1,1 +1,1 @@
-"""What is kept of a service and how: castore.toml, revisions, programs, snapshots, roll-backs."""
+"""Services: castore.toml, revisions, snapshots, restores, rollbacks, retention, guard and follow."""

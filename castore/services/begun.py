@@ -25,7 +25,7 @@ _MOST: Final = 1 << 16
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """What is restored into the directory that holds this."""
+    """The selection that is restored into the directory with this mark."""
 
     store: str
     service: str
@@ -33,11 +33,11 @@ class Begun(msgspec.Struct, frozen=True):
     part: str
     path: str
     boot: str = ""
-    """Of the machine, when the restore began: after another one, files may have lost their content."""
+    """Boot id of the machine when the restore began: after a reboot, files may have lost their content."""
 
     @classmethod
     def of(cls, store: Store, selection: Selection) -> Self:
-        """Return what a restore of a selection writes into its destination."""
+        """Return the mark that a restore of a selection writes into its destination."""
         part = selection.part.name if selection.part is not None else ""
         generation = selection.generation
         path = selection.path.strip("/")
@@ -46,7 +46,7 @@ class Begun(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """What is restored, as a person names it."""
+        """The selection, in the syntax of the command line."""
         part = f":{self.part}" if self.part else ""
         path = f"/{self.path}" if self.path else ""
         return f"{self.service}@{self.number}{part}{path}"
@@ -67,15 +67,15 @@ class Destination:
         self.path = path
         self.fd = fd
         self.resumed = resumed
-        """Whether an earlier restore began to fill it."""
+        """Whether an earlier restore began to fill the directory."""
         self.trusted = trusted
-        """Whether files that look complete are: the machine has not been started again since."""
+        """Whether complete-looking files are complete: the machine has not been rebooted since."""
         self._marker = marker
         self._made = made
 
     @property
     def own(self) -> frozenset[bytes]:
-        """Names in it that are not of what is restored."""
+        """Names in the directory that do not belong to the restored files."""
         return frozenset({os.fsencode(self._marker), FILE_SYSTEMS_OWN})
 
     @property
@@ -84,18 +84,18 @@ class Destination:
         return not {os.fsencode(name) for name in os.listdir(self.fd)} - self.own
 
     def unmark(self) -> None:
-        """Remove the mark: the restore has ended."""
+        """Remove the mark, at the end of the restore. Raises OSError."""
         mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
         try:
             os.unlink(self._marker, dir_fd=self.fd)
         except PermissionError:
-            # What was restored may not be written to.
+            # The restored mode of the directory may not permit writing.
             os.fchmod(self.fd, mode | stat.S_IRWXU)
             os.unlink(self._marker, dir_fd=self.fd)
             os.fchmod(self.fd, mode)
 
     def discard(self) -> None:
-        """Remove the mark, and the directory if this restore made it: nothing was restored."""
+        """Remove the mark, and the directory if this restore created it, when nothing was restored."""
         with contextlib.suppress(OSError):
             self.unmark()
             if self._made:
@@ -103,9 +103,10 @@ class Destination:
 
 
 def begin(path: str, wanted: Begun, *, resume: bool) -> Destination:
-    """Open the directory to restore into and mark it.
+    """Open the directory to restore into, and mark it.
 
-    It must be new, or empty, or with `resume` one where a restore of the same began. Raises UsageError.
+    It must be new or empty; with `resume`, it may have the mark of a restore of the same selection. Raises
+    UsageError.
     """
     made = not os.path.lexists(path)
     fd = open_destination(path)
@@ -113,7 +114,7 @@ def begin(path: str, wanted: Begun, *, resume: bool) -> Destination:
         names = set(os.listdir(fd)) - _file_systems_own(fd)
         marks = {name: _read(fd, name) for name in names if name.startswith(_PREFIX)}
         for name in [name for name, found in marks.items() if found is None]:
-            # A restore was killed while it wrote the mark, which comes first.
+            # A restore was killed while it wrote the mark, before anything else.
             if names == {name}:
                 os.unlink(name, dir_fd=fd)
                 names.discard(name)
@@ -145,11 +146,14 @@ def _continue(
     for one in found.values():
         again = one.command(path)
         raise UsageError(
-            f"{path} holds an unfinished restore of {one.name}: continue it with: {again}; or restore into "
+            f"{path} has an unfinished restore of {one.name}: continue it with: {again}; or restore into "
             "another directory"
         )
     if resume:
-        raise UsageError(f"{path} is not the destination of a restore that castore began: it has no mark")
+        raise UsageError(
+            f"cannot resume in {path}: castore began no restore there; omit --resume to begin one in an "
+            "empty directory"
+        )
     raise UsageError(f"{path} is not empty; restore into a new or an empty directory")
 
 
@@ -167,7 +171,7 @@ def _mark(fd: int, path: str, wanted: Begun) -> str:
 
 
 def _read(fd: int, name: str) -> Begun | None:
-    """Return what a mark says; None if it is incomplete, or another user wrote it."""
+    """Return a mark, or None if it is incomplete or another user wrote it."""
     try:
         file = os.open(name, OPEN_FILE, dir_fd=fd)
     except OSError:

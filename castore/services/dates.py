@@ -1,4 +1,4 @@
-"""Dates and times as a person writes them."""
+"""Parse dates and times as people write them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NAMED: Final = re.compile(r"(today|yesterday)(?:[ T](.+))?")
 
 
 def parse_date(text: str) -> int | None:
-    """Return the last nanosecond since 1970 that a date or time means, or None if `text` is neither.
+    """Return the end of a date or time in ns since 1970, or None if `text` is neither.
 
-    ISO 8601, with `T` or a space before the time, which may end with `Z`, `UTC` or an offset; `today` and
-    `yesterday`, which a time may follow; `3 days ago`, `12h ago` (minutes, hours, days, weeks). Local time
-    unless a zone is given. A day means its end, a minute its last second.
+    Accepted are ISO 8601, with `T` or a space before the time, which may end with `Z`, `UTC` or an offset;
+    `today` and `yesterday`, optionally with a time; `3 days ago` and `12h ago` (minutes, hours, days, weeks).
+    Times are local unless a zone is given. A day means its last nanosecond, and so does a minute or second.
     """
     now = dt.datetime.now().astimezone()
     if (ago := _AGO.fullmatch(text)) is not None:
@@ -27,7 +27,7 @@ def parse_date(text: str) -> int | None:
     if (named := _NAMED.fullmatch(text)) is not None:
         day = now.date() - dt.timedelta(days=named[1] == "yesterday")
         text = f"{day.isoformat()} {named[2]}" if named[2] else day.isoformat()
-    # fromisoformat wants two digits in an hour, and no space before the zone.
+    # fromisoformat requires two digits for the hour, and no space before the zone.
     text = re.sub(r"([ T])(\d:)", r"\g<1>0\2", text)
     text = re.sub(r"(?<=\d) ?(?:UTC|GMT)$", "Z", text)
     text = re.sub(r"(?<=\d) (?=[+-]\d\d:?\d\d$|Z$)", "", text)
@@ -46,13 +46,13 @@ def _of_iso(text: str) -> int | None:
         span = dt.timedelta(minutes=1)
     try:
         end = _ns(moment + span)
-    except OverflowError:  # at an end of the calendar
+    except OverflowError:  # beyond the range of the calendar
         return None
     return None if end is None else end - 1
 
 
 def _ns(moment: dt.datetime) -> int | None:
-    """Return nanoseconds since 1970, or None at an end of the calendar."""
+    """Return nanoseconds since 1970, or None beyond the range of the calendar."""
     try:
         return int(moment.astimezone().timestamp() * _NS)
     except (OverflowError, ValueError):

@@ -1,4 +1,4 @@
-"""Looks for services on this machine whose state castore can keep, and writes a castore.toml for them."""
+"""Detect services on this machine whose state castore can store, and write a castore.toml for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATE_FOLDERS: Final = ("/etc", "/srv", "/var/www")
 _NOT_STATE: Final = re.compile(
     "/(apt|dpkg|PackageKit|fwupd|command-not-found|man-db|swcatalog|nix|guix|castore|docker|containers)/"
 )
-"""Below /var/lib: what packages make again, and what belongs to other tools."""
+"""Directories below /var/lib that packages rebuild, or that belong to other tools."""
 _SYSTEM_DATABASES: Final = {"information_schema", "performance_schema", "sys"}
 _STOP: Final = 'A rollback needs the keys stop and start, for example stop = ["systemctl", "stop", "{}"].'
 _LINKS: Final = ("/run/current-system",)
@@ -36,29 +36,29 @@ _LINKS: Final = ("/run/current-system",)
 
 @dataclass
 class Found:
-    """A service that was found."""
+    """A service that was detected."""
 
     name: str
     why: str
-    """What was found, as a comment."""
+    """What was detected, for a comment."""
     parts: dict[str, dict[str, str | int | list[str]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """What has to be added, as comments."""
+    """What the user has to add, for comments."""
     usable: bool = True
-    """False: it could not be asked, so that its lines are comments."""
+    """False if the server could not be queried: its lines are written as comments."""
 
 
 def detect() -> Iterator[Found]:
-    """Give what is found on this machine. Servers are only asked for the names of their databases."""
+    """Yield the services on this machine. Servers are only queried for the names of their databases."""
     for look in (_postgresql, _mariadb, _redis, _ldap, _sqlite, _folders):
         yield from look()
 
 
 def document(store: str | None, found: Sequence[Found]) -> str:
-    """Return a castore.toml for what was found."""
+    """Return the text of a castore.toml for the detected services."""
     lines = [
-        "# What castore keeps of this machine. Check it with: castore config check",
-        "# The keys are explained in castore's README.",
+        "# The services of this machine that castore takes snapshots of. Check it with: castore config check",
+        "# The keys are explained by: castore help configuration",
         "",
         f"store = {_quoted(store)}" if store and is_valid(store) else '# store = "/var/backups/castore"',
         "",
@@ -92,24 +92,24 @@ def _block(one: Found) -> list[str]:
 
 
 def _quoted(value: str | int | list[str]) -> str:
-    """Return a value as TOML has it, whose strings and lists are written as those of JSON."""
+    """Return a value in TOML, which writes strings and lists as JSON does."""
     return json.dumps(without_odd(value), ensure_ascii=True)
 
 
 def _asked(*argv: str, run_as: str | None = None) -> list[str]:
-    """Return the lines that a client prints; run_as: the user that it is run as. Raises CastoreError."""
+    """Return the lines that a client prints. run_as: the user that runs it. Raises CastoreError."""
     account = account_of(run_as)
     printed = output_of(argv, timeout=_SECONDS, account=account, only=lambda _: None)
     return printed.decode(errors="replace").splitlines()
 
 
 def _name_of(text: str) -> str:
-    """Return a name for a service or part that is like a text."""
+    """Return a valid name of a service or part that resembles a text."""
     return re.sub("[^A-Za-z0-9_-]+", "-", text).strip("-_")[:60] or "part"
 
 
 def _parts(names: Sequence[str], **keys: str | int) -> dict[str, dict[str, str | int | list[str]]]:
-    """Return a part for each database."""
+    """Return a part for each database. keys: the other keys of the part."""
     parts: dict[str, dict[str, str | int | list[str]]] = {}
     for name in names:
         if not name or not name.isprintable():
@@ -134,28 +134,28 @@ def _postgresql() -> Iterator[Found]:
         sql = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
         keys: dict[str, str | int] = {"engine": "postgresql", "host": host, "port": port}
         if user := os.environ.get("PGUSER"):
-            # The environment does not reach the clients that engines run.
+            # Engines do not pass this variable to the clients that they run.
             keys["user"] = user
         ask = ("psql", "-XAtwqh", host, "-p", str(port), "-d", "postgres", "-c", sql)
         try:
             databases = _asked(*ask)
         except CastoreError as error:
-            # With peer authentication the server takes the name of the system's user for the role.
+            # With peer authentication, the server expects the system user with the name of the role.
             owner = _owner_of(path)
             try:
                 databases = _asked(*ask, run_as=owner) if owner else []
             except CastoreError:
                 databases = []
             if not databases:
-                notes = (f"It could not be asked for its databases: {_short(error)}",)
+                notes = (f"Its databases could not be listed: {_short(error)}",)
                 yield Found(name, why, _parts(["mydatabase"], **keys), notes, usable=False)
                 continue
             keys["run-as"] = str(owner)
-        # The database that servers come with is empty, unless it is the only one.
+        # The default database is mostly empty: include it only if there is no other one.
         chosen = [one for one in databases if one != "postgres"] or databases
         yield Found(name, why, _parts(chosen, **keys))
     if not sockets and (glob.glob("/usr/lib/postgresql/*/bin/postgres") or shutil.which("postgres")):
-        why = "PostgreSQL is installed, and no server answers on the usual sockets."
+        why = "PostgreSQL is installed, but no server answers on the usual sockets."
         yield Found("postgresql", why, _parts(["mydatabase"], engine="postgresql"), usable=False)
 
 
@@ -166,7 +166,7 @@ def _mariadb() -> Iterator[Found]:
     keys: dict[str, str | int] = {"engine": "mariadb"}
     if path is None:
         if shutil.which("mariadbd") or shutil.which("mysqld"):
-            why = "MariaDB is installed, and no server answers on the usual sockets."
+            why = "MariaDB is installed, but no server answers on the usual sockets."
             yield Found("mariadb", why, _parts(["mydatabase"], **keys), usable=False)
         return
     keys["socket"] = path
@@ -175,7 +175,7 @@ def _mariadb() -> Iterator[Found]:
         client = shutil.which("mariadb") or "mysql"
         databases = _asked(client, f"--socket={path}", "-BN", "-e", "SHOW DATABASES")
     except CastoreError as error:
-        notes = (f"It could not be asked for its databases: {_short(error)}",)
+        notes = (f"Its databases could not be listed: {_short(error)}",)
         yield Found("mariadb", why, _parts(["mydatabase"], **keys), notes, usable=False)
         return
     chosen = [one for one in databases if one not in _SYSTEM_DATABASES]
@@ -199,7 +199,7 @@ def _redis() -> Iterator[Found]:
             yield Found("redis", "The Redis server.", parts, notes)
             return
     if shutil.which("redis-server"):
-        why = "Redis is installed, and no server answers on port 6379."
+        why = "Redis is installed, but no server answers on port 6379."
         yield Found("redis", why, {"data": {"engine": "redis", "port": 6379}}, notes, usable=False)
 
 
@@ -250,7 +250,7 @@ def _folders() -> Iterator[Found]:
 
 
 def _owner_of(path: str) -> str | None:
-    """Return the user that a server runs as, by its socket; None: no program can be run as that."""
+    """Return the owner of a server's socket; None if castore cannot run programs as that user."""
     if os.geteuid() != 0:
         return None
     try:
@@ -276,5 +276,5 @@ def _is_sqlite(path: str) -> bool:
 
 
 def _short(error: CastoreError) -> str:
-    """Return an error as one line of a comment."""
+    """Return an error as one line for a comment."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:200]

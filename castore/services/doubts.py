@@ -1,4 +1,4 @@
-"""What a rollback should not do without asking: replace the state of another host, or of another place."""
+"""Find what a rollback must not do without asking: replace state of another host, or at another place."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 _NOT_A_PLACE: Final = frozenset({
     *("timeout", "password", "user", "options", "program-path", "maintenance-database", "run-as"),
 })
-"""Settings of engines that do not say where the state is."""
+"""Settings of engines that do not identify the state."""
 _ADDRESS: Final = frozenset({"host", "port", "socket"})
-"""Settings that say which server has it."""
+"""Settings that identify the server that has the state."""
 
 
 def doubts(
     store: Store, target: Generation, recorded: dict[str, Origin], origins: dict[str, Origin]
 ) -> list[str]:
-    """Return why a rollback may replace state that the target is not of; a part that does not exist has none.
+    """Return the reasons why a rollback may replace other state than the target's own.
 
-    recorded: where the parts came from. origins: where they would be restored. Raises ProgramError.
+    Parts that do not exist live give no reason. recorded: where the parts came from. origins: where they
+    would be restored. Raises ProgramError.
     """
     found = []
-    # A new machine remembers no state of the service, and its servers have other addresses.
+    # A new machine has noted no revision of the service, and its servers may have other addresses.
     same = _NOT_A_PLACE if store.live_revision(target.service) is not None else _NOT_A_PLACE | _ADDRESS
     if not store.is_own(target) and any(_is_live(part, origins) for part in target.parts):
         found.append(
@@ -44,7 +45,7 @@ def doubts(
 
 
 def _is_live(part: Part, origins: dict[str, Origin]) -> bool:
-    """Whether there is anything that restoring a part replaces."""
+    """Whether restoring a part would replace anything."""
     found = origins.get(part.name)
     if found is None:
         return False
@@ -59,7 +60,7 @@ def _is_live(part: Part, origins: dict[str, Origin]) -> bool:
 
 
 def _different(before: Origin, now: Origin, same: frozenset[str]) -> tuple[str, str] | None:
-    """Return the two places, for people, if two origins differ; same: settings that may differ."""
+    """Return both places, for people, if two origins differ. same: settings that may differ."""
     old, new = engine_of(before), engine_of(now)
     if old is None or new is None:
         paths = _shown(before.path), _shown(now.path)

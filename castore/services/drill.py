@@ -1,4 +1,4 @@
-"""A generation restored into a scratch place and looked at: whether it comes back, and is sound."""
+"""Drill: restore a generation into a scratch directory, and check that it restores and is sound."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _PREFIX: Final = "castore-drill-"
 
 @dataclass
 class Drilled:
-    """What a drill found."""
+    """The result of a drill."""
 
     generation: Generation
     seconds: float = 0.0
     parts: dict[str, str] = field(default_factory=dict)
-    """What was found of each."""
+    """The findings, by part."""
 
     @property
     def text(self) -> str:
-        """All of it, on one line."""
+        """All findings, on one line."""
         return "; ".join(f"{name}: {finding}" for name, finding in self.parts.items())
 
 
@@ -64,23 +64,23 @@ def drill(
     warn: Callable[[str], None] = lambda _text: None,
     progress: Callable[[str, Progress], None] = lambda _name, _tally: None,
 ) -> Drilled:
-    """Restore a generation into a scratch place and check it there; nothing live is touched.
+    """Restore a generation into a scratch directory and check it there; the live state is not touched.
 
-    origins: how castore.toml says that parts are made. consent: other parts are used as recorded. scratch: a
-    directory to make the place in. The service's `drill-check` is run with CASTORE_DRILL, the place, and what
-    engines say of a part in CASTORE_DRILL_PART_... say: is called with what was found; warn: with what is not
-    used. Raises CastoreError if anything is not sound.
+    origins: the parts in castore.toml. consent: use the recorded origins of other parts. scratch: where to
+    create the scratch directory. The service's `drill-check` gets the path of that directory in
+    CASTORE_DRILL, and what engines report about a part in CASTORE_DRILL_PART_... say: called with findings;
+    warn: called with recorded origins that are not used. Raises CastoreError if anything is not sound.
     """
-    # Users who can enter the place get no program of root's, and no device.
+    # Other users can enter the directory: they must find no set-id program and no device there.
     ownership = replace(ownership, privileges=False)
     done = Drilled(generation)
     clock = time.monotonic()
     with event(store, "drill", generation.service) as note, ExitStack() as stack:
         note.of(generation)
         top = stack.enter_context(scratch_folder(_PREFIX, scratch, mode=0o711, say=say))
-        # Trees and dumps are for castore only: a tree's modes are those that it had.
+        # Only castore may read trees and dumps: restored files have their original modes.
         place = _made(top, "state", 0o700)
-        # A database server does not run as root, and has to get at its own folder.
+        # A database server does not run as root, and must reach its own directory.
         servers = _made(top, "servers", 0o711)
         reader = stack.enter_context(StreamReader(store))
         env = {"CASTORE_DRILL": place}
@@ -107,7 +107,7 @@ def drill(
             account = account_of(settings.run_as)
             if account is not None:
                 os.chown(place, -1, account.pw_gid)
-                os.chmod(place, 0o710)  # noqa: S103 - that user's own
+                os.chmod(place, 0o710)  # noqa: S103 - for that user only
                 _let_in(account, env)
             run(settings.drill_check, timeout=settings.timeout, env=env, account=account)
             done.parts["drill-check"] = "passed"
@@ -117,7 +117,7 @@ def drill(
 
 
 def _made(above: str, name: str, mode: int) -> str:
-    """Make a directory with that mode, whatever the umask, and return it."""
+    """Create a directory with exactly this mode, whatever the umask; return its path."""
     folder = os.path.join(above, name)
     os.mkdir(folder, 0o700)
     os.chmod(folder, mode)
@@ -125,7 +125,7 @@ def _made(above: str, name: str, mode: int) -> str:
 
 
 def _let_in(account: pwd.struct_passwd, env: dict[str, str]) -> None:
-    """Let the user that `drill-check` is run as reach sockets, and files that belong to castore's own user.
+    """Give the user that runs `drill-check` access to sockets, and to files of castore's own user.
 
     A restored tree keeps its owners and modes.
     """
@@ -134,9 +134,9 @@ def _let_in(account: pwd.struct_passwd, env: dict[str, str]) -> None:
         if name in {"SOCKET", "HOST"} and os.path.isabs(path):
             folder = path if name == "HOST" else os.path.dirname(path)
             if os.stat(folder).st_uid != account.pw_uid:
-                # Its owner is the server's user; the group is let in.
+                # The directory stays the server's; the user gets access as its group.
                 os.chown(folder, -1, account.pw_gid)
-                os.chmod(folder, 0o710)  # noqa: S103 - that user's own
+                os.chmod(folder, 0o710)  # noqa: S103 - for that user only
         elif name == "PATH" and os.path.isfile(path) and os.stat(path).st_uid == os.geteuid():
             for one in (os.path.dirname(path), path):
                 os.chown(one, account.pw_uid, account.pw_gid)
@@ -146,7 +146,7 @@ def _tree(
     reader: StreamReader, part: Part, folder: str, ownership: Ownership, tally: Progress
 ) -> tuple[str, dict[str, str]]:
     if part.content is None:
-        raise DamageError("it has no content")
+        raise DamageError("the tree has no content")
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         report = restore_directory(reader, fd, open_top(reader, part.content), ownership, tally)
@@ -171,7 +171,7 @@ def _dump(
     stack: ExitStack,
     tally: Progress,
 ) -> tuple[str, dict[str, str]]:
-    """Restore a dump. folders: one for castore only, and one whose path other users may enter."""
+    """Restore a dump. folders: one that only castore can enter, and one that other users can reach."""
     folder, shared = folders
     source = engine_of(found)
     contents = contents_of(reader, part, lambda: None, tally)

@@ -1,4 +1,4 @@
-"""Events: what castore did to a service is kept on this machine, whether it went well or not."""
+"""Record what castore did to a service, with success or failure, as events on this machine."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _LONGEST = 2000
+"""Characters that are kept of an event's text."""
 
 
 @dataclass
 class Note:
-    """What is going to be told of an event."""
+    """The details of an event, which the block fills in."""
 
     number: int | None = None
     revision: str = ""
     text: str = ""
 
     def of(self, generation: Generation) -> None:
-        """It is about this generation."""
+        """Set the generation that the event is about."""
         self.number, self.revision = generation.number, generation.revision
 
 
 @contextlib.contextmanager
 def event(store: Store, kind: str, service: str) -> Iterator[Note]:
-    """Keep what the block does, or why it failed, as an event."""
+    """Record the block as an event: its duration, details, and why it failed if it raises."""
     note = Note()
     began, clock = time.time_ns(), time.monotonic_ns()
     failure = ""
@@ -46,7 +47,7 @@ def event(store: Store, kind: str, service: str) -> Iterator[Note]:
         failure = (str(error) if isinstance(error, CastoreError) else interrupted) or interrupted
         raise
     finally:
-        # What it is about counts, not whether it can be noted.
+        # A failure to record the event must not fail the operation.
         with contextlib.suppress(StorageError):
             store.event_log.append(
                 Event(
@@ -63,7 +64,7 @@ def event(store: Store, kind: str, service: str) -> Iterator[Note]:
 
 
 def drills(store: Store) -> dict[tuple[str, int], Event]:
-    """Return the last drill of each generation that was drilled, by service and number."""
+    """Return the last drill of each drilled generation, by service and number."""
     return {
         (found.service, found.number): found
         for found in reversed(store.event_log.read())

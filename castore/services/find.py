@@ -1,4 +1,4 @@
-"""Where and when a path is in the generations of a service, and how it changed."""
+"""Find the generations of a service that have a path, and how it changed between them."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ Change: TypeAlias = Literal["", "added", "content", "metadata", "removed"]
 
 
 class Span(NamedTuple):
-    """Generations in a row that have the same version of a path."""
+    """Consecutive generations that have the same version of a path."""
 
     generations: list[Generation]
-    """The oldest first."""
+    """Oldest first."""
     entry: Entry | None
-    """None: of a dump, or where the path does not exist."""
+    """None for a dump, or if the path does not exist."""
     size: int
     change: Change = ""
-    """Against the span before; empty: not compared."""
+    """The difference from the previous span; empty: not compared."""
     exists: bool = True
     follows: bool = False
-    """Whether the path existed in the generation before, too."""
+    """Whether the path existed in the previous generation, too."""
 
 
 class Hit(NamedTuple):
-    """A path of a part on one host, and its versions."""
+    """A path in a part on one host, with its versions."""
 
     host: str
     part: str
@@ -79,10 +79,10 @@ def find_paths(
     part: str = "",
     ignore_case: bool = False,
 ) -> Iterator[Hit | tuple[str, Damaged]]:
-    """Yield the paths of a service that match in any generation; and what could not be read, with its part.
+    """Yield the paths of a service that match in any generation, and (part, damage) where reading failed.
 
-    pattern: an absolute path that begins with the path of a tree is taken relative to it. Raises UsageError,
-    IdentityError.
+    pattern: an absolute pattern that begins with the path of a tree is matched relative to that tree. part:
+    search only in this part; empty: in all. Raises UsageError, IdentityError.
     """
     for host, series in _series(reader, generations):
         names = dict.fromkeys(one.name for g in series for one in g.parts if one.kind == "tree")
@@ -97,7 +97,7 @@ def find_paths(
 
 
 def _relative(reader: StreamReader, series: list[Generation], name: str, pattern: str) -> str:
-    """Return a pattern relative to the tree's top, where it names the directory that the tree is of."""
+    """Return a pattern relative to the top of a tree, if it begins with the path of the tree."""
     if not pattern.startswith("/"):
         return pattern
     newest = next(one for one in reversed(series) if _tree(one, name))
@@ -116,7 +116,7 @@ def _find(
 
 
 def _spans(series: list[Generation], versions: list[Version]) -> Iterator[Span]:
-    """Yield what versions are, in generations; not where the path does not exist."""
+    """Yield the generations of each version, but not those in which the path does not exist."""
     ends = [version.first for version in versions[1:]] + [len(series)]
     before = None
     for (first, seen), end in zip(versions, ends, strict=True):
@@ -129,9 +129,10 @@ def _spans(series: list[Generation], versions: list[Version]) -> Iterator[Span]:
 def path_history(
     reader: StreamReader, generations: list[Generation], name: str, path: str
 ) -> Iterator[Hit | tuple[str, Damaged]]:
-    """Yield for each host how a part, or a path of it, changed from generation to generation.
+    """Yield for each host how a part, or a path in it, changed from generation to generation.
 
-    Content of small files is compared byte by byte. Raises NotFoundError, IdentityError, DamageError.
+    path: empty for the whole part. Contents of small files are compared byte by byte. Raises NotFoundError,
+    IdentityError, DamageError.
     """
     if not any(generation.part(name) for generation in generations):
         known = ", ".join(dict.fromkeys(part.name for one in generations for part in one.parts))
@@ -150,14 +151,14 @@ def path_history(
             yield Hit(host, name, b"", list(_dump_changes(series, name)))
     if not there:
         raise NotFoundError(
-            f"no generation has {path!r} in the part {name!r}; 'castore find' searches for names"
+            f"no generation has {path!r} in the part {name!r}; search for a name with 'castore find'"
         )
 
 
 def _changes(
     reader: StreamReader, series: list[Generation], versions: list[Version]
 ) -> Iterator[Span]:
-    """Yield the versions of a path, each with how it differs from the one before."""
+    """Yield the versions of a path, each with its difference from the previous one."""
     if versions[0].first:
         yield Span(series[: versions[0].first], None, 0, exists=False)
     ends = [version.first for version in versions[1:]] + [len(series)]
@@ -180,7 +181,7 @@ def _changes(
 
 
 def _change(reader: StreamReader, before: Seen, after: Seen) -> Change:
-    """Return how two versions differ; of a directory, content is what is in it at any depth."""
+    """Return how two versions differ; the content of a directory includes everything below it."""
     old, new = before.child, after.child
     one, other = old.entry, new.entry
     otherwise: Change = "" if before.frame == after.frame else "metadata"
@@ -195,7 +196,7 @@ def _change(reader: StreamReader, before: Seen, after: Seen) -> Change:
 
 
 def _dump_changes(series: list[Generation], name: str) -> Iterator[Span]:
-    """Yield the versions of a dump, by its reference."""
+    """Yield the versions of a dump, which are distinguished by their references."""
     run: list[Generation] = []
     before: Part | None = None
     change: Change = ""

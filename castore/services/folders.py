@@ -1,4 +1,4 @@
-"""Record the owners, modes and ACLs of the directories above parts, and make missing ones in a rollback."""
+"""Record owners, modes and ACLs of the directories above parts, and make missing ones in a rollback."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def missing(origins: Iterable[Origin]) -> list[FileOwner]:
     for origin in origins:
         path = path_of(origin)
         for one in origin.above:
-            # A hostile generation may list others.
+            # A hostile generation may list directories that are not above the part.
             if path.startswith(one.path.rstrip(b"/") + b"/") and not os.path.isdir(one.path):
                 found[one.path] = one
     return list(found.values())
@@ -99,13 +99,13 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
                 at.sync()
         except FileExistsError:
             raise CastoreError(
-                f"cannot make the directory {path}, of a part: a symbolic link that leads nowhere is there; "
-                "move it away, or make the directory that it names"
+                f"cannot make the directory {path}, of a part: a symbolic link that leads nowhere has that "
+                "name; move it away, or make the directory that it names"
             ) from None
         except NotADirectoryError:
             raise CastoreError(
-                f"cannot make the directory {path}, of a part: what is above it is not a directory; move "
-                "that away"
+                f"cannot make the directory {path}, of a part: the path above it is not a directory; move "
+                "that file away"
             ) from None
         except OSError as error:
             raise CastoreError(
@@ -117,9 +117,9 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
 def give(
     path: str, inode: str, owner: FileOwner, ownership: Ownership, say: Callable[[str], None]
 ) -> None:
-    """Set the recorded owner, mode and ACLs of a regular file that this rollback has made. Raises OSError.
+    """Set the recorded owner, mode and ACLs of a regular file that this rollback created. Raises OSError.
 
-    inode: its device and inode number: another file in its place keeps what it has.
+    inode: the device and inode number of the file: another file that replaced it is not changed.
     """
     with locate(path, follow=False) as at:
         held = open_entry(at.folder, at.name)
@@ -141,7 +141,7 @@ def _give(
     *,
     mode: int | None = None,
 ) -> None:
-    """Set the recorded owner, mode (or this one) and ACLs of what was made at `path`, open as `file`."""
+    """Set the recorded owner, mode (or `mode`) and ACLs of a file or directory; file: open, or its path."""
     mode = owner.mode if mode is None else mode
     if ownership.change:
         uid, gid = ownership.of_names(owner.uid, owner.gid, owner.user, owner.group)
@@ -161,7 +161,7 @@ def _give(
             if (value := wanted.get(key.encode())) is not None:
                 os.setxattr(file, key, value)
             else:
-                # What a default ACL of the directory above gave it.
+                # Remove an ACL that was inherited from the default ACL of the directory above.
                 os.removexattr(file, key)
         except OSError as error:
             if value is not None:

@@ -1,4 +1,4 @@
-"""Let the state of services follow the configured revision, as at every boot."""
+"""Make the state of services match their configured revisions, for example at every boot."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Followed:
-    """What `follow` found of a service, and did."""
+    """What `follow` found and did for one service."""
 
     service: str
     revision: str
+    """The configured revision."""
     before: str
-    """The revision that its state belonged to."""
+    """The revision that the state belonged to; empty: not known."""
     generation: Generation | None = None
-    """The newest of the present revision, if that is another, and was here before."""
+    """The newest generation of the configured revision, if the state belongs to another one."""
     restored: bool = False
+    """Whether that generation was restored."""
 
     @property
     def _selector(self) -> str:
-        """What selects the generation: a pre-rollback generation is selected by number only."""
+        """The selector of the generation: only its number selects a pre-rollback generation."""
         assert self.generation is not None
         if self.generation.safety:
             return f"{self.generation.number}"
@@ -45,7 +47,8 @@ class Followed:
         if self.revision == self.before:
             return f"{self.service}: revision {short}, as before"
         if self.generation is None:
-            what = "is new, and noted" if self.before else "is noted: what the state was of is not known here"
+            unknown = "is noted: it was not known which revision the state belonged to"
+            what = "is new, and noted" if self.before else unknown
             return f"{self.service}: revision {short} {what}"
         what = "restored" if self.restored else "would be restored: castore rollback"
         where = f"{self.service}@{self.generation.number}"
@@ -56,17 +59,19 @@ class Followed:
 
 
 def follow(work: ServiceOperations, services: Sequence[str], *, dry_run: bool = False) -> list[Followed]:
-    """Let the state of services follow their present revisions, which may have gone back; for every boot.
+    """Make the state of services match their configured revisions, which may have returned to earlier ones.
 
-    Raises CastoreError; of services that come behind one that fails, nothing was done.
+    dry_run: change nothing. Raises CastoreError at the first service that fails; later ones are unchanged.
     """
     found = []
     for service in services:
         settings = work.of(service)
         now = current(settings.revision, settings.timeout)
         if now is None:
-            raise UsageError(f"castore.toml does not say where the revision of {service!r} comes from")
-        # Where it is not known what the state belongs to (a new machine), it is not replaced unasked.
+            raise UsageError(
+                f"castore.toml names no source of the revision of {service!r}: add the key 'revision' to it"
+            )
+        # On a new machine it is not known which revision the state belongs to: it is not replaced unasked.
         state = state_revision(work.store, service, now)
         before = state.noted
         if now == before:

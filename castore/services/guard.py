@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Guarded:
-    """How a deployment went."""
+    """The result of a guarded deployment."""
 
     taken: dict[str, Generation] = field(default_factory=dict)
-    """The generation that was taken before, by service."""
+    """The generation that was taken before the deployment, by service."""
     failure: str = ""
-    """Why it was reverted; empty: it was not."""
+    """Why the deployment was reverted; empty: it was not."""
     known: dict[str, Generation] = field(default_factory=dict)
-    """The newest generation of the configured revision, of services that had this revision before."""
+    """The newest generation of the configured revision, of each service that had this revision before."""
     restored: dict[str, str] = field(default_factory=dict)
-    """Of those, by service: the revision that the state belonged to before it was restored."""
+    """The revision that the state belonged to before it was restored, of each such service."""
     outcome: dict[str, str] = field(default_factory=dict)
-    """By service: what was restored, which revision is live, and what is left to do."""
+    """What was restored, which revision is live, and what is left to do, by service."""
 
 
 Wanted = Callable[[str, "Generation"], bool]
@@ -52,13 +52,14 @@ def guard(
     command: Sequence[str],
     wanted: Wanted = lambda _service, _generation: False,
 ) -> Guarded:
-    """Run a deployment between a snapshot and a health check of services; revert all if it fails.
+    """Run a deployment between a snapshot and a health check of services; revert both if either fails.
 
-    If the deployment went back to a revision that was configured before, its state is restored before the
-    health check: the earlier programs do not have to work with the later state. wanted: whether the newest
-    generation of such a revision is to be restored. Raises CastoreError if the state could not be reverted,
-    or the snapshot fails: then the command was not run. Raises BusyError if another guard is at work on one
-    of the services: what it reverts would be of both.
+    If the deployment returned to a revision that was configured before, `guard` can restore the state of that
+    revision before the health check: the earlier programs then do not run on the later state. wanted: return
+    whether to restore the newest generation of such a revision.
+
+    Raises CastoreError if the snapshot fails, and the command is not run; or if the state could not be
+    reverted. Raises BusyError if another guard works on one of the services: it could revert both.
     """
     services = list(dict.fromkeys(services))
     if not services or not command:
@@ -92,7 +93,7 @@ def _guard(
         raise RevertInterruptedError(_stopped(work, done, _undos(work, services), services)) from None
     except (CastoreError, KeyboardInterrupt) as error:
         done.failure = (str(error) or "interrupted") + _hint(done)
-        _take_back(work, services, done)
+        _revert(work, services, done)
         return done
     for service, now in revisions.items():
         if isinstance(now, CastoreError):
@@ -102,7 +103,7 @@ def _guard(
 
 
 def _refuse_unready(work: ServiceOperations, service: str) -> None:
-    """Raise CastoreError where a deployment that fails could not be reverted."""
+    """Raise CastoreError if the engines are not ready to revert a deployment that fails."""
     for name, source in present_parts(sources_of(work.of(service))).items():
         if isinstance(source, EngineSource) and source.engine.there():
             try:
@@ -112,7 +113,7 @@ def _refuse_unready(work: ServiceOperations, service: str) -> None:
 
 
 def _configured_now(work: ServiceOperations, service: str) -> str | CastoreError | None:
-    """Return the configured revision, or why it is not known; None: castore.toml names no source of it."""
+    """Return the configured revision, the error of its source, or None if castore.toml names no source."""
     try:
         settings = work.of(service)
         return current(settings.revision, settings.timeout)
@@ -123,7 +124,7 @@ def _configured_now(work: ServiceOperations, service: str) -> str | CastoreError
 def _restore_known(
     work: ServiceOperations, revisions: dict[str, str | CastoreError | None], done: Guarded, wanted: Wanted
 ) -> None:
-    """Restore the state of each service whose configured revision is an earlier one, if that is wanted."""
+    """Restore the state of each service that returned to an earlier revision, if `wanted` says so."""
     for service, now in revisions.items():
         if not isinstance(now, str):
             continue
@@ -133,13 +134,13 @@ def _restore_known(
             continue
         done.known[service] = found
         if wanted(service, found):
-            # Services may depend on each other: health is checked when all of them are restored.
+            # Services may depend on each other: health is checked after all of them are restored.
             work.restore(found, health=False)
             done.restored[service] = state.revision
 
 
 def _hint(done: Guarded) -> str:
-    """Say of which services the state was not restored, so that earlier programs had the later state."""
+    """Return a hint for each service whose earlier programs ran on the later state in the health check."""
     return "".join(
         f"; revision {short_revision(one.revision)} was configured before, and the state of {service!r} was "
         "not restored before the health check: castore guard --restore does that"
@@ -149,7 +150,7 @@ def _hint(done: Guarded) -> str:
 
 
 def _note_deployment(work: ServiceOperations, service: str, now: str | None, done: Guarded) -> None:
-    """Record a deployment that succeeded, and say what is live and what is left to do."""
+    """Record a successful deployment as an event; note what is live and what is left to do."""
     before = done.taken[service]
     earlier = short_revision(before.revision) or "no revision"
     with event(work.store, "guard", service) as note:
@@ -174,21 +175,22 @@ def _note_deployment(work: ServiceOperations, service: str, now: str | None, don
 
 
 def _undos(work: ServiceOperations, services: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the `undo` programs of services, each once."""
     return list(dict.fromkeys(work.of(service).undo for service in services if work.of(service).undo))
 
 
-def _take_back(work: ServiceOperations, services: Sequence[str], done: Guarded) -> None:
+def _revert(work: ServiceOperations, services: Sequence[str], done: Guarded) -> None:
     """Revert the deployment, then the state of all services."""
     failed = []
     work.say(f"failed: {done.failure}")
     undos = _undos(work, services)
     left = list(services)
 
-    def tell() -> None:
-        work.say("the deployment is being taken back, which goes on; interrupt it again to stop that")
+    def defer() -> None:
+        work.say("the deployment is being reverted, which goes on; interrupt it again to stop that")
 
     try:
-        with DeferInterrupts(tell):
+        with DeferInterrupts(defer):
             while undos:
                 try:
                     run(undos[0])
@@ -200,14 +202,14 @@ def _take_back(work: ServiceOperations, services: Sequence[str], done: Guarded) 
                 try:
                     with event(work.store, "guard", service) as note:
                         note.of(done.taken[service])
-                        note.text = f"taken back: {done.failure}"
-                        _put_back(work, service, done.taken[service])
+                        note.text = f"reverted: {done.failure}"
+                        _restore_taken(work, service, done.taken[service])
                 except RevertInterruptedError:
                     raise
                 except CastoreError as error:
                     failed.append(f"{service}: {error}; {_way_back(work, done.taken[service])}")
                 left.pop(0)
-            # Services may depend on each other: health is checked when the state of all is restored.
+            # Services may depend on each other: health is checked after the state of all is restored.
             found = (_unhealthy(work, service, done.taken[service]) for service in services)
             failed += filter(None, found)
     except (KeyboardInterrupt, RevertInterruptedError):
@@ -218,7 +220,7 @@ def _take_back(work: ServiceOperations, services: Sequence[str], done: Guarded) 
 
 
 def _reverted(work: ServiceOperations, service: str, taken: Generation) -> str:
-    """Say which state and which revision are live after a deployment was reverted, and what is left to do."""
+    """Return which state and revision are live after a deployment was reverted, and what is left to do."""
     text = f"the state of generation {taken.number}"
     if taken.revision:
         text += f" (revision {short_revision(taken.revision)})"
@@ -231,27 +233,28 @@ def _reverted(work: ServiceOperations, service: str, taken: Generation) -> str:
     live = f"{text}; revision {short_revision(now)} is live"
     if now == taken.revision or not taken.revision:
         return f"{live}; nothing is left to do"
-    return f"{live}, but the state belongs to another; left to do: revert the configuration"
+    return f"{live}, but the state belongs to another revision; left to do: revert the configuration"
 
 
 def _stopped(
     work: ServiceOperations, done: Guarded, undos: Sequence[tuple[str, ...]], left: Sequence[str]
 ) -> str:
-    """Say, also as events, what was not taken back when that was interrupted, and how it is."""
-    told = [f"{shlex.join(undo)} has not ended, or was not run" for undo in undos]
+    """Return what was not reverted when reverting was interrupted; record it as events, too."""
+    remaining = [f"{shlex.join(undo)} was interrupted, or was not run" for undo in undos]
     for service in left:
         taken = done.taken[service]
-        half = work.store.has_begun_rollback(service)
-        state = "may be half of each" if half else "is that of the deployment"
-        told.append(f"the state of {service!r} {state}: {_way_back(work, taken)}")
+        begun = work.store.has_begun_rollback(service)
+        state = "may be inconsistent" if begun else "is that of the deployment"
+        remaining.append(f"the state of {service!r} {state}: {_way_back(work, taken)}")
         with contextlib.suppress(RevertInterruptedError), event(work.store, "guard", service) as note:
             note.of(taken)
-            raise RevertInterruptedError(f"taking it back was interrupted: {told[-1]}")
-    return f"{done.failure}; and taking it back was interrupted: {'; '.join(told) or 'all was done'}"
+            raise RevertInterruptedError(f"reverting the deployment was interrupted: {remaining[-1]}")
+    left_over = "; ".join(remaining) or "all steps were done"
+    return f"{done.failure}; and reverting the deployment was interrupted: {left_over}"
 
 
 def _way_back(work: ServiceOperations, taken: Generation) -> str:
-    """Say how to go back to what was kept before a deployment."""
+    """Return the commands that restore the generation that was taken before a deployment."""
     first = ""
     if work.store.has_begun_rollback(taken.service):
         first = f"castore recover {taken.service}, then "
@@ -259,7 +262,7 @@ def _way_back(work: ServiceOperations, taken: Generation) -> str:
 
 
 def _unhealthy(work: ServiceOperations, service: str, taken: Generation) -> str:
-    """Check a service whose deployment was reverted; return what is wrong, and empty if it is healthy."""
+    """Check the health of a service after a revert; return what is wrong, or an empty text."""
     if work.store.has_begun_rollback(service):
         return ""
     try:
@@ -269,11 +272,12 @@ def _unhealthy(work: ServiceOperations, service: str, taken: Generation) -> str:
     return ""
 
 
-def _put_back(work: ServiceOperations, service: str, taken: Generation) -> None:
+def _restore_taken(work: ServiceOperations, service: str, taken: Generation) -> None:
+    """Restore the generation that was taken before the deployment."""
     try:
         work.restore(taken, health=False)
     except ProgramError as error:
-        # What a deployment has broken may be past dumping; what was before it is kept.
+        # A database that the deployment broke may fail to dump. The state before the deployment is stored.
         refuse_interrupted(work.store, service)
-        work.say(f"{service}: {error}; trying without a safety generation")
+        work.say(f"{service}: {error}; trying without a pre-rollback generation")
         work.restore(taken, with_safety=False, health=False)

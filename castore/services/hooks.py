@@ -1,4 +1,4 @@
-"""Programs that are run around what is done to a service."""
+"""Run the hooks of a service: `before` and `after` a snapshot, and the health check."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     Argv = tuple[str, ...]
 
 _AGAIN_SECONDS: Final = 0.5
+"""Pause between two tries of the health check."""
 
 
 class Hooks:
-    """Runs `before` in order, and at the end of the block `after`, the other way round, whatever happens.
+    """Runs the `before` programs in order, and at the end of the block the `after` programs in reverse.
 
-    pairs: (before, after, user): either program may be empty; None: castore's own user. If a `before` fails,
-    its own `after` and those of the ones before it are run. Failures of `after` are collected in `failures`.
+    pairs: (before, after, user); either program may be empty; a user of None is castore's own. timeout:
+    seconds for each program. If a `before` fails, its own `after` and the earlier ones are run. Failures of
+    `after` do not raise, but are collected in `failures`.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Hooks:
 
     @property
     def programs(self) -> tuple[Argv, ...]:
-        """What is run before."""
+        """The `before` programs."""
         return tuple(before for before, _, _ in self._pairs if before)
 
     def __enter__(self) -> Self:
@@ -71,14 +73,17 @@ class Hooks:
                     run(after, timeout=self._timeout, account=account_of(user))
                 except CastoreError as error:
                     self.failures.append(str(error))
-                except BaseException as error:  # noqa: BLE001 - the others are run all the same
+                except BaseException as error:  # noqa: BLE001 - the other hooks are run nevertheless
                     interrupt = error
         if interrupt is not None:
             raise interrupt
 
 
 def check_health(service: Service) -> None:
-    """Run the service's health check until it succeeds. Raises ProgramError."""
+    """Run the service's health check until it succeeds.
+
+    Raises ProgramError if it still fails after `health_timeout` seconds.
+    """
     if not service.health:
         return
     end = time.monotonic() + service.health_timeout

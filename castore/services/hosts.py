@@ -1,4 +1,4 @@
-"""Whose generations a selection means: this host's, unless another is named."""
+"""Select generations by host: this host's, unless another one is named."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def chosen(store: Store, service: str) -> Predicate:
-    """Return which generations of a service are those of the chosen host.
+    """Return a predicate for the generations of the chosen host.
 
-    Without a choice: this host's; where it has no complete one, those of the only other host that has any.
-    Raises NotFoundError where several others have, or the chosen one has none.
+    Without a choice: this host's, or, if it has no complete one, those of the only other host that has some.
+    Raises NotFoundError if several other hosts have some, or if the chosen host has none.
     """
     if store.chosen_host == ALL_HOSTS:
         return lambda _one: True
@@ -31,9 +31,10 @@ def chosen(store: Store, service: str) -> Predicate:
 
 
 def removable(store: Store, service: str) -> Predicate:
-    """Return which generations of a service a removal may select: this host's, or those of the named host.
+    """Return a predicate for the generations that a removal may select: this host's, or the named host's.
 
-    Other than `chosen`, never another host's without its name. Raises NotFoundError.
+    Unlike `chosen`, it never selects another host's generations unless that host is named. Raises
+    NotFoundError.
     """
     if store.chosen_host is not None:
         return chosen(store, service)
@@ -54,7 +55,7 @@ def _of_named_host(store: Store, service: str, name: str) -> Predicate:
         names = groups.names()
         known = ", ".join(sorted(names.get(key, key) for key in keys))
         raise UsageError(
-            f"several hosts of {service!r} have had the name {name!r}: {known}; give one's id"
+            f"several hosts of {service!r} have had the name {name!r}: {known}; choose one by its id"
         )
     return lambda one: groups.key(one) in keys
 
@@ -65,7 +66,7 @@ def groups_of(store: Store, service: str) -> HostGroups:
 
 
 def shown(store: Store, service: str) -> Predicate:
-    """Return which generations a search looks at: as `chosen`, but all where it does not know whose."""
+    """Return a predicate for the generations that a search reads: as `chosen`, or all if ambiguous."""
     try:
         return chosen(store, service)
     except NotFoundError:
@@ -75,7 +76,7 @@ def shown(store: Store, service: str) -> Predicate:
 
 
 def note_taken(store: Store, service: str, number: int) -> None:
-    """Note that this machine takes a generation; report those of another machine that has its key.
+    """Record the number of a generation that this machine takes; report another machine with the same key.
 
     Raises StorageError.
     """
@@ -84,15 +85,15 @@ def note_taken(store: Store, service: str, number: int) -> None:
     others = [one.number for one in newer if one.host_id == key]
     if others and last:
         store.say(
-            f"{service}@{others[0]} is signed with the key of this host, {store.host.name}, and was taken by "
-            "another machine, which has a copy of that key (a clone of one image, say): give it its own with "
-            "'castore key adopt --new-key --host NAME' there"
+            f"{service}@{others[0]} is signed with the key of this host, {store.host.name}, but was taken by "
+            "another machine with a copy of that key (for example, a clone of one image): give that machine "
+            "its own key with 'castore key adopt --new-key --host NAME' there"
         )
     store.note_taken(service, number)
 
 
 def own(store: Store, service: str) -> Predicate:
-    """Return which generations of a service belong to this host: as `chosen`, but ignoring --host."""
+    """Return a predicate for the generations of this host: as `chosen`, but ignoring --host."""
     try:
         return _own_or_only(store, service, lambda _text: None)
     except NotFoundError:
@@ -109,7 +110,7 @@ def _own_or_only(store: Store, service: str, say: Callable[[str], None]) -> Pred
     if len(others) > 1:
         known = ", ".join(sorted({names[key] for key in others}))
         raise NotFoundError(
-            f"this host, {store.host_name}, has no complete generation of {service!r}, and several others "
+            f"this host, {store.host_name}, has no complete generation of {service!r}, but several others "
             f"have ({known}): choose one with --host NAME, or a generation by its number"
         )
     if not others:
@@ -120,9 +121,9 @@ def _own_or_only(store: Store, service: str, say: Callable[[str], None]) -> Pred
 
 
 def take_over(store: Store, target: Generation) -> None:
-    """Let this host, if it has no complete generation of a service, continue what the target's host has.
+    """Take over the generations of the target's host, if this host has no complete one of the service.
 
-    What that host adds later stays its own. Raises StorageError.
+    Generations that the other host adds later remain its own. Raises StorageError.
     """
     service = target.service
     if store.is_own(target) or any(

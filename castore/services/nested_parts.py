@@ -1,4 +1,4 @@
-"""Parts that lie in the tree of another part: what of it a tree leaves to them."""
+"""Handle parts whose files are inside the tree of another part: that tree leaves them out."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ _MADE: Final = ("new", "old")
 
 
 def live_paths(memo: Memo) -> list[str]:
-    """Return where a part lies, if that is in files, as the memo of its roll-back says."""
+    """Return the paths of a part, if it consists of files, from the memo of its rollback."""
     return [memo[key] for key in _LIVE if os.path.isabs(memo.get(key, ""))]
 
 
 def made_paths(memo: Memo, beside: tuple[str, ...] = ()) -> list[str]:
-    """Return what a roll-back of a part may make; beside: of its engine."""
+    """Return the paths that a rollback of a part may create; beside: endings of the engine's other files."""
     return with_endings([memo[key] for key in _MADE if os.path.isabs(memo.get(key, ""))], beside)
 
 
 def with_endings(paths: Iterable[str], beside: tuple[str, ...]) -> list[str]:
-    """Return paths, and what lies beside them and belongs to them."""
+    """Return paths, and for each the files next to it with these endings, which belong to it."""
     return [path + ending for path in paths for ending in ("", *beside)]
 
 
 def configured_path(engine: Engine) -> str | None:
-    """Return where a part lies, as far as castore.toml says."""
+    """Return the path of a part that is a file, as castore.toml says, or None."""
     path = getattr(engine, "path", None)
     return os.path.realpath(path) if isinstance(path, str) else None
 
 
 def below(top: str, paths: Iterable[str]) -> frozenset[bytes]:
-    """Return which paths lie in the tree `top`, relative to it."""
+    """Return those of the paths that are inside the tree `top`, relative to it."""
     start = os.path.realpath(top).rstrip("/") + "/"
     found = (os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in paths)
     return frozenset(os.fsencode(path.removeprefix(start)) for path in found if path.startswith(start))
 
 
 def refuse_same(places: Mapping[str, Iterable[str]]) -> None:
-    """Raise ConfigError where two parts lie in the same place; places: the paths of each."""
+    """Raise ConfigError if two parts have the same path. places: the paths of each part."""
     owner: dict[str, str] = {}
     for name, paths in places.items():
         for path in map(os.path.realpath, paths):
             if owner.setdefault(path, name) != name:
                 raise ConfigError(
-                    f"the parts {owner[path]!r} and {name!r} are both {path}: nothing was touched; take one "
-                    "of them out of castore.toml"
+                    f"the parts {owner[path]!r} and {name!r} are both {path}: nothing was changed; remove "
+                    "one of them from castore.toml"
                 )
 
 
 def refuse_overlaps(service: Service, name: str) -> None:
-    """Raise ConfigError where other parts of a service lie in its tree `name`, and are taken twice."""
+    """Raise ConfigError if another part of a service is inside its tree `name`, and is taken twice."""
     tree = service.parts[name].source
     if not isinstance(tree, TreePart):
         return
@@ -69,13 +69,13 @@ def refuse_overlaps(service: Service, name: str) -> None:
         if other == name or path is None:
             continue
         if path == os.path.realpath(tree.path):
-            raise ConfigError(f"the part {other!r} is the same {tree.path}")
+            raise ConfigError(f"the part {other!r} is the same directory, {tree.path}: remove one of them")
         for relative in below(tree.path, [path]):
             if not _leaves_out(tree, relative, is_dir=isinstance(settings.source, TreePart)):
                 ending = "/" if isinstance(settings.source, TreePart) else "*"
                 pattern = f"/{os.fsdecode(relative)}{ending}"
                 raise ConfigError(
-                    f"the part {other!r} lies in this tree, and would be taken twice: leave it to that, with "
+                    f"the part {other!r} is inside this tree, and would be taken twice: exclude it with "
                     f"exclude = [{pattern!r}]"
                 )
 
@@ -86,7 +86,7 @@ def _path_of(settings: PartSettings) -> str | None:
 
 
 def _leaves_out(tree: TreePart, relative: bytes, *, is_dir: bool) -> bool:
-    """Whether patterns match a path in a tree, or a folder that it is in."""
+    """Whether a tree's patterns match a path, or a directory that it is in."""
     if not tree.exclude:
         return False
     exclude = Exclude(tree.exclude, tree.path)

@@ -1,4 +1,4 @@
-"""Snapshots and rollbacks of services: what to lock, check and record around each."""
+"""Take snapshots of services and roll them back: lock, check and record what belongs to each."""
 
 from __future__ import annotations
 
@@ -34,40 +34,40 @@ if TYPE_CHECKING:
 
 @dataclass
 class Snapshot:
-    """A generation that was taken, and what did not go as it should."""
+    """A generation that was taken, and what went wrong."""
 
     generation: Generation
     failures: list[str] = field(default_factory=list)
     """What failed after the generation was committed, such as a hook."""
     missed: list[tuple[str, bytes, str]] = field(default_factory=list)
-    """(part, path, reason) of the files that are missing or doubtful in it."""
+    """(part, path, reason) of files that are missing in the generation, or may be inconsistent."""
     lacks: tuple[str, ...] = ()
-    """Parts that castore.toml describes and the generation does not have."""
+    """Parts that castore.toml describes, but the generation does not have."""
 
 
 @dataclass
 class ServiceOperations:
-    """Snapshots and rollbacks of services, for the command line, guard, follow and the Python API alike.
+    """Snapshots and rollbacks of services, for the command line, guard, follow and the Python API.
 
     Each operation locks its service, and records which revision the live state belongs to.
     """
 
     store: Store
     settings: Mapping[str, Service]
-    """What castore.toml says, by service; a service may be missing."""
+    """The services in castore.toml, by name; a service may be missing."""
     ownership: Ownership
     leave_out: Sequence[str] = ()
-    """Directories that trees leave empty: castore's own, and identities."""
+    """Directories that trees store empty: castore's own, and those of identities."""
     progress: Callable[[str, Progress], None] = lambda _name, _progress: None
     say: Callable[[str], None] = lambda _text: None
-    """Report what the user should know."""
+    """Report what the user should notice."""
     note: Callable[[str], None] = lambda _text: None
     """Report what went as expected."""
     hushed: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Keep the screen clear while a program has it."""
+    """Suspend the progress display while a program writes to the terminal."""
 
     def of(self, service: str) -> Service:
-        """Return what castore.toml says of a service. Raises UsageError if it does not describe it."""
+        """Return a service's settings. Raises UsageError if castore.toml does not describe it."""
         found = self.settings.get(service)
         if found is None:
             raise UsageError(f"castore.toml does not describe the service {service!r}")
@@ -84,9 +84,10 @@ class ServiceOperations:
     ) -> Snapshot:
         """Take a generation, filed under the revision that the state belongs to.
 
-        sources: the parts; None: those of castore.toml. hooks: None: those of castore.toml, if the parts are.
-        revision: a revision given by hand. after_interruption: take one although a rollback was interrupted,
-        marked so; otherwise that raises NotIntactError. Raises CastoreError; then nothing was committed.
+        sources: the parts; None: those of castore.toml. hooks: None: those of castore.toml, if the parts are
+        from there, too. revision: the revision on the command line. after_interruption: take the generation
+        even if a rollback is unfinished, and mark it so; otherwise that raises NotIntactError. Raises
+        CastoreError; then nothing was committed.
         """
         settings = self.settings.get(service)
         if hooks is None:
@@ -124,7 +125,7 @@ class ServiceOperations:
             if interrupted:
                 failures.append(f"it is marked, and only its number selects it: {unfinished(service)}")
             elif noting and not (lacks and revision is not None):
-                # A revision given by hand with some of the parts says nothing about the others.
+                # A revision on the command line, with only some of the parts, does not cover the other parts.
                 try:
                     self.store.set_live_revision(service, generation.revision)
                 except StorageError as error:
@@ -135,9 +136,9 @@ class ServiceOperations:
     def origins_of(
         self, target: Generation, configured: Mapping[str, Origin] | None = None, *, consent: bool = False
     ) -> dict[str, Origin]:
-        """Return where the parts of a generation belong on this machine, as far as that is trusted.
+        """Return where the parts of a generation belong on this machine, without untrusted origins.
 
-        configured: None: as castore.toml says. consent: use what the generation records, too.
+        configured: the parts in castore.toml; None: look them up. consent: trust what the generation records.
         """
         if configured is None:
             settings = self.settings.get(target.service)
@@ -157,9 +158,10 @@ class ServiceOperations:
     ) -> RolledBack:
         """Restore a generation of a service in one transaction.
 
-        origins: where its parts belong; None: as `origins_of`. with_safety: take a pre-rollback generation
-        first. trust_times: as of `roll_back`. health: check the service's health then. progress: counts what
-        is written. Raises CastoreError; then the present state is restored, or the message says what is not.
+        origins: where its parts belong; None: as `origins_of` returns. with_safety: take a pre-rollback
+        generation first. trust_times: as for `roll_back`. health: check the service's health at the end.
+        progress: counts the bytes written. Raises CastoreError; the state is then as before, or the message
+        says what differs.
         """
         service = target.service
         settings = self.settings.get(service)
@@ -186,7 +188,7 @@ class ServiceOperations:
             )
 
     def take(self, service: str) -> Generation:
-        """Take a generation as castore.toml says, and report what did not go as it should."""
+        """Take a generation of the parts in castore.toml, and report what went wrong. Raises CastoreError."""
         self.of(service)
         taken = self.snapshot(service)
         for failure in taken.failures:
@@ -196,7 +198,7 @@ class ServiceOperations:
         return taken.generation
 
     def restore(self, target: Generation, *, with_safety: bool = True, health: bool = True) -> None:
-        """Roll back as castore.toml says, and report what could not be restored as it was."""
+        """Roll back with the settings of castore.toml; report files that could not be restored exactly."""
         service = target.service
         self.of(service)
         named = replace(self, say=lambda text: self.say(f"{service}: {text}"))
@@ -206,7 +208,7 @@ class ServiceOperations:
             named.say(f"not restored as before: {problems}")
 
     def _configured(self, service: str) -> str | None:
-        """Return the configured revision; None if its source fails, which stops no rollback."""
+        """Return the configured revision, or None if its source fails, which must not stop a rollback."""
         settings = self.settings.get(service)
         if settings is None:
             return None
@@ -217,5 +219,5 @@ class ServiceOperations:
             return None
 
     def newest_of(self, service: str, revision: str) -> Generation | None:
-        """Return the newest generation of exactly this revision."""
+        """Return the newest generation of exactly this revision, or None."""
         return newest_of(self.store, service, revision)

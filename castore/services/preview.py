@@ -1,4 +1,4 @@
-"""What a snapshot would take, part by part: nothing is stored, and no program is run."""
+"""Preview a snapshot, part by part: nothing is stored, and no program is run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class PartPreview:
-    """What would be taken as one part."""
+    """What a snapshot would take as one part."""
 
     name: str
     kind: Literal["tree", "dump"]
@@ -30,9 +30,9 @@ class PartPreview:
     """The path, the program, or the engine and what it dumps."""
     path: str | None = None
     size: int | None = None
-    """Bytes; None: not known without running a program."""
+    """Bytes; None: only running a program would show it."""
     files: int | None = None
-    """Of a tree: names below its top."""
+    """Number of names below the top of a tree."""
     excluded: int = 0
     excluded_paths: list[bytes] = field(default_factory=list)
     unreadable: list[tuple[bytes, str]] = field(default_factory=list)
@@ -43,9 +43,9 @@ class PartPreview:
 def preview(
     sources: dict[str, Source], leave_out: Sequence[str], journals: str
 ) -> Iterator[PartPreview]:
-    """Yield what a snapshot would take of each part.
+    """Yield a preview of each part.
 
-    leave_out: directories that trees keep empty. journals: where restores in place leave theirs.
+    leave_out: directories that trees store empty. journals: the directory with journals of restores in place.
     """
     skip = frozenset(directory_ids(leave_out))
     for name, source in sources.items():

@@ -1,4 +1,4 @@
-"""Generations let go, by rules or by name, and the space given back that only they needed."""
+"""Delete generations, by retention rules or by name, and reclaim the space that only they needed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 def judged(store: Store, service: str, settings: Service | None, now: int) -> list[RetentionDecision]:
-    """Return what the rules of a service say of each generation of the chosen host, newest first.
+    """Apply the retention rules of a service to each generation of the chosen host, newest first.
 
-    now: ns since 1970. Raises StorageError, NotFoundError where the chosen host has no generation.
+    now: ns since 1970. Raises StorageError, and NotFoundError if the chosen host has no generation.
     """
     wanted = removable(store, service)
     live = store.live_revision(service)
@@ -51,11 +51,11 @@ def prune(
     grace: float,
     **limits: Unpack[Limits],
 ) -> tuple[list[Generation], list[CastoreError], Compacted]:
-    """Forget what no rule keeps, and reclaim the space; settings: by service; the rest: as of `compact`.
+    """Delete the generations that no rule keeps, and reclaim their space.
 
-    Returns the generations that were removed, why services were left out (another castore is at work on them,
-    or a rollback has not ended), and what came of the space. Raises what `compact` raises, with the
-    generations removed.
+    services: the settings of each service, by name. grace, limits: as for `compact`. Returns the generations
+    deleted, the errors of services that were left out (another castore works on them, or a rollback is
+    unfinished), and the result of compaction. Raises what `compact` raises; the generations are deleted then.
     """
     removed: list[Generation] = []
     left_out: list[CastoreError] = []
@@ -64,23 +64,23 @@ def prune(
             with store.lock(service):
                 refuse_interrupted(store, service)
                 verdicts = judged(store, service, settings, time.time_ns())
-                let_go = [verdict.generation for verdict in verdicts if not verdict.rules]
-                _forget(store, service, let_go)
+                expired = [verdict.generation for verdict in verdicts if not verdict.rules]
+                _forget(store, service, expired)
         except (BusyError, NotIntactError) as error:
             left_out.append(error)
             continue
-        removed += let_go
+        removed += expired
     if not store.writer_key.may_maintain:
         store.say(
-            "the space of what was removed is left to a machine that may compact the store; "
-            "'castore key adopt --maintain' gives this machine the role"
+            "this machine may not compact the store: another machine has to reclaim the space; 'castore key "
+            "adopt --maintain' gives this machine the role"
         )
         return removed, left_out, Compacted(Plan())
     return removed, left_out, compact_and_record(store, tally, grace=grace, **limits)
 
 
 def compact_and_record(store: Store, tally: Progress, *, grace: float, **limits: Unpack[Limits]) -> Compacted:
-    """Give back the space that no generation needs. Takes and raises what `compact` does."""
+    """Compact the store, and record that as an event. Arguments and errors are those of `compact`."""
     with event(store, "compact", "") as note:
         done = compact(store, tally, grace=grace, **limits)
         trim_base_cache(store)
@@ -92,9 +92,9 @@ def compact_and_record(store: Store, tally: Progress, *, grace: float, **limits:
 
 
 def forget(store: Store, service: str, generations: Collection[Generation]) -> None:
-    """Remove generations of a service for good, from the base cache, too; the caller holds its lock.
+    """Delete generations of a service for good, from the base cache, too. The caller holds its lock.
 
-    Raises UsageError if one of them is pinned, and then removes none; StorageError.
+    Raises UsageError if one of them is pinned, and deletes none then. Raises StorageError.
     """
     _forget(store, service, generations)
     trim_base_cache(store)
@@ -108,7 +108,7 @@ def _forget(store: Store, service: str, generations: Collection[Generation]) -> 
     pinned = store.pins(service)
     if kept := sorted({one.number for one in generations} & pinned.keys()):
         raise UsageError(
-            f"{service}@{kept[0]} is pinned{told(pinned[kept[0]])}; 'castore unpin {service}@{kept[0]}' first"
+            f"{service}@{kept[0]} is pinned{told(pinned[kept[0]])}: first castore unpin {service}@{kept[0]}"
         )
     with event(store, "forget", service) as note:
         numbers = [one.number for one in generations]
@@ -118,12 +118,12 @@ def _forget(store: Store, service: str, generations: Collection[Generation]) -> 
 
 
 def told(note: str) -> str:
-    """Return a pin's note as a message has it."""
+    """Return a pin's note in parentheses; empty if it has none."""
     return f" ({note})" if note else ""
 
 
 def spans(numbers: Iterable[int]) -> str:
-    """Return numbers as people write them: `1-4, 7`."""
+    """Return numbers as ranges: `1-4, 7`."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:

@@ -1,8 +1,8 @@
-"""Decide which programs, servers and paths of those that a generation records are used.
+"""Decide whether the programs, servers and paths that a generation records are used.
 
-Every holder of a writer key can add a generation that names any of them. So a part is restored by what
-castore.toml says of it; else as recorded, if a snapshot on this machine took it from there; else only with
-the consent of the user, who has seen what is recorded.
+Every holder of a writer key can add a generation that names any of them. So a part is restored as
+castore.toml says. Without that, it is restored as recorded only if a snapshot on this machine took it from
+there, or if the user, who was shown what is recorded, consents.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _MOST: Final = 1000
-"""Places of parts that a machine remembers of a service."""
+"""Number of origins that a machine remembers for a service."""
 _PROGRAMS: Final = ("dump", "restore")
 _NAMES: Final = ("database", "cluster", "suffix")
-"""Settings that name something in a server; they say neither which server nor which program."""
+"""Settings that name something in a server, but neither the server nor a program."""
 _SHOWN: Final = 400
 _encoder: Final = msgspec.msgpack.Encoder(order="deterministic")
 
 
 def remember(store: Store, service: str, origins: Mapping[str, Origin]) -> None:
-    """Remember on this machine where a snapshot took the parts of a service from."""
-    with contextlib.suppress(StorageError):  # the snapshot is committed; only a later rollback asks for more
+    """Store on this machine where a snapshot took the parts of a service from."""
+    with contextlib.suppress(StorageError):  # the snapshot is committed; a later rollback asks for consent
         known = _known(store, service)
         fresh = {part: _digest(one) for part, one in origins.items()}
         if all(digest in known.get(part, ()) for part, digest in fresh.items()):
@@ -61,23 +61,23 @@ def trusted_origins(
     consent: bool = False,
     drill: bool = False,
 ) -> dict[str, Origin]:
-    """Return where parts belong, as `merged_origins` does, without what nobody on this machine vouches for.
+    """Return where parts belong, as `merged_origins` does, without origins that this machine does not trust.
 
-    Of a part that neither castore.toml describes nor this machine has taken from there, nothing is left;
-    drill: the name of its engine is, and what names something in a server. consent: use parts of the target
-    as recorded; a part that did not exist is never removed so. say: is called with what is not used, or used
-    with consent.
+    An origin is trusted if castore.toml describes the part, or if this machine took the part from there.
+    Others are emptied. drill: keep the name of the engine, and what names something in a server. consent:
+    trust the recorded origins of the target's parts; a part that the target does not have is never removed
+    on this basis. say: called with each origin that is not used, or that is used with consent.
     """
     known = _known(store, target.service)
     found = merged_origins(recorded, configured)
     for part, one in found.items():
         if one is not recorded.get(part) or one == Origin(made_by=one.made_by):
-            continue  # as castore.toml says, or nothing is recorded
+            continue  # configured in castore.toml, or nothing is recorded
         if _digest(one) in known.get(part, ()):
             continue
         kind, shown = _described(one)
         if target.part(part) is None:
-            say(f"{part}: it did not exist then, and is left as it is; the generation names {kind}: {shown}")
+            say(f"{part}: not in the generation, and left as it is; recorded for it is {kind}: {shown}")
         elif consent:
             say(f"{part}: used as the generation records it, by --trust-recorded: {shown}")
             continue
@@ -101,14 +101,14 @@ def _known(store: Store, service: str) -> dict[str, list[str]]:
 
 
 def _digest(one: Origin) -> str:
-    """Return a hash of where a part came from, and how it was taken."""
+    """Return a hash of the origin of a part, and of how it was taken."""
     said = [one.path, one.dump, one.restore, one.exclude, one.one_file_system, one.exclude_caches]
     plain = lossless(msgspec.to_builtins([*said, one.engine, one.settings], builtin_types=(bytes,)))
     return blake3(_encoder.encode(plain)).hexdigest(16)
 
 
 def _described(one: Origin) -> tuple[str, str]:
-    """Return what kind of thing is recorded of a part, and all of it, for people."""
+    """Return the kind of origin that is recorded for a part, and its text, for people."""
     programs = {key: argv for key in _PROGRAMS if (argv := getattr(one, key))}
     if one.engine in {"", "command"} and programs:
         text = "; ".join(f"{key} = {shlex.join(argv)}" for key, argv in programs.items())
@@ -126,11 +126,11 @@ def _cut(text: str) -> str:
 
 
 def _for_drill(one: Origin) -> Origin:
-    """Return what lets the programs and servers of this machine check a dump in a scratch place."""
+    """Return the origin with which this machine's programs check a dump in a scratch directory."""
     if one.engine in {"", "command"}:
         return Origin(made_by=one.made_by)
     settings: dict[str, Any] = {key: one.settings[key] for key in _NAMES if key in one.settings}
     if one.engine in {"file", "sqlite"}:
-        # A drill uses its last step only, for a file of that name in the scratch place.
+        # A drill uses only the base name, for a file in the scratch directory.
         settings["path"] = f"/{os.path.basename(str(one.settings.get('path', ''))) or 'file'}"
     return Origin(engine=one.engine, settings=settings, made_by=one.made_by)

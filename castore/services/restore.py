@@ -1,4 +1,4 @@
-"""Stored parts into a directory beside the live state."""
+"""Restore stored parts into a new or empty directory, without touching the live state."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLO
 
 @dataclass
 class Restored:
-    """What a restore put where, and what it could not do."""
+    """The result of a restore."""
 
     placed: list[str] = field(default_factory=list)
+    """Paths of the restored files and directories."""
     report: Report = field(default_factory=Report)
 
 
@@ -51,19 +52,21 @@ def restore(
     *,
     resume: bool = False,
 ) -> Restored:
-    """Put what is selected into `destination`, which must be new or empty.
+    """Restore a selection into the directory `destination`, which must be new or empty.
 
-    resume: it may also be one that an interrupted restore of the same selection began to fill.
+    A generation is restored as one directory or file per part, with the part's name. A tree, or a directory
+    in one, is restored as its entries; a dump, or a file of a tree, as a file with its name. Damaged files
+    are left out, and named in the report.
 
-    A whole generation: each tree and each dump under its part's name. A part or path that is a
-    directory: what is in it. A dump, or one file of a tree: as a file of its name. Files that are
-    damaged are missing, and named in the report. Raises UsageError, DamageError, IdentityError.
+    resume: accept a destination that an interrupted restore of the same selection began to fill. Raises
+    UsageError, DamageError, IdentityError, StorageError, and CastoreError with the command that continues an
+    incomplete restore.
     """
     with StreamReader(store) as reader:
         parts = [selection.part] if selection.part else list(selection.generation.parts)
-        # Looked up before the destination is made: a wrong path leaves nothing behind.
+        # Look paths up before making the destination: a wrong path then leaves no directory.
         children = {part.name: child_of(reader, part, selection.path) for part in parts}
-        # A wrong identity, too.
+        # The same for a wrong identity.
         store.identity()
         tally.total = sum(size_below(part, children[part.name], selection.path) for part in parts)
         tally.most_files = sum(part.files for part in parts)
@@ -77,7 +80,7 @@ def restore(
             _end(top, children if selection.part else {})
         except BaseException as error:
             if top.is_empty:
-                # Else the next try would find a directory that is not empty.
+                # Without this, the next try would find a directory that is not empty.
                 top.discard()
                 raise
             raise _continued(error, f"to continue: {begun.command(destination)}") from error
@@ -88,7 +91,7 @@ def restore(
 
 
 def _end(top: Destination, children: dict[str, Child | None]) -> None:
-    """Say that a restore has ended, and set the time of its directory, which that has changed."""
+    """Remove the mark of the unfinished restore, then set the mtime of the directory, which that changes."""
     top.unmark()
     for child in children.values():
         if child is not None and child.entry.is_dir:
@@ -97,7 +100,7 @@ def _end(top: Destination, children: dict[str, Child | None]) -> None:
 
 
 def _continued(error: BaseException, how: str) -> BaseException:
-    """Return an error that says how the restore that it ended is continued."""
+    """Return the error with the command that continues the restore that it ended."""
     if isinstance(error, KeyboardInterrupt):
         return RevertInterruptedError(f"the restore was interrupted and is incomplete; {how}")
     if isinstance(error, CastoreError):
@@ -108,28 +111,28 @@ def _continued(error: BaseException, how: str) -> BaseException:
 
 
 def size_below(part: Part, child: Child | None, path: str) -> int:
-    """Return the bytes of what is at a path of a part; of a directory below the top, an estimate."""
+    """Return the bytes of content at a path of a part; for a directory below the top, an estimate."""
     if child is None or not path:
         return part.size
     return child.entry.size if child.ref is None or not child.entry.is_dir else scaled(part, child.ref.size)
 
 
 def scaled(part: Part, size: int) -> int:
-    """Return about how many bytes of content a directory has whose size with all its entries is `size`."""
+    """Estimate the bytes of content of a directory from its size with all entries."""
     return size * part.size // part.content.size if part.content is not None and part.content.size else size
 
 
 def plan_size(part: Part, plan: TreePlan) -> int:
-    """Return about how many bytes of content the steps of a plan write."""
+    """Estimate the bytes of content that the steps of a plan write."""
     steps = [(step.size, step.child is not None and step.child.entry.is_dir) for step in plan.steps]
     return sum(scaled(part, size) if is_dir else size for size, is_dir in steps)
 
 
 def child_of(reader: StreamReader, part: Part, path: str) -> Child | None:
-    """Return what is at `path` in a tree; None for a dump."""
+    """Return the entry at `path` in a tree, or None for a dump. Raises UsageError, NotFoundError."""
     if part.kind == "dump":
         if path:
-            raise UsageError(f"{part.name!r} is a dump: there are no paths in it")
+            raise UsageError(f"{part.name!r} is a dump, which has no paths: select it without one")
         return None
     if part.content is None:
         raise AssertionError("a tree has a root")
@@ -172,12 +175,12 @@ def _restore_part(
 
 
 def _open_part(top: Destination, name: bytes) -> int:
-    """Open the directory of a tree; make it unless an earlier restore did."""
+    """Open the directory of a tree; create it unless an earlier restore did."""
     try:
         fd = make_directory(name, top.fd)
     except FileExistsError:
         return os.open(name, OPEN_DIRECTORY, dir_fd=top.fd)
-    # A default ACL of the destination is not the restored directory's.
+    # The directory inherited a default ACL of the destination, which is not its own.
     drop_inherited(fd)
     return fd
 
@@ -191,7 +194,7 @@ def _restore_tree(
     ownership: Ownership,
     tally: Progress,
 ) -> Report:
-    """Fill the directory at `path`, open as `fd`."""
+    """Restore a tree into the directory at `path`, open as `fd`."""
     own = top.own if fd == top.fd else frozenset()
     if {os.fsencode(name) for name in os.listdir(fd)} - top.own:
         return complete(reader, child, path, ownership, tally, trusted=top.trusted, own=own)
@@ -210,7 +213,7 @@ def _restore_file(
 
 
 def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Progress) -> None:
-    """Write a dump under another name until it is complete: half a dump must not look like one."""
+    """Write a dump under a temporary name, then rename it: an incomplete dump must not look complete."""
     tally.files += 1
     if top.resumed and _is_complete_dump(top, part):
         return
@@ -234,7 +237,7 @@ def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Pro
 
 
 def _is_complete_dump(top: Destination, part: Part) -> bool:
-    """Whether an earlier restore wrote a dump to its end."""
+    """Whether an earlier restore wrote a dump completely."""
     try:
         info = os.stat(part.name, dir_fd=top.fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -243,14 +246,14 @@ def _is_complete_dump(top: Destination, part: Part) -> bool:
 
 
 def counted(pieces: Iterable[bytes], tally: Progress) -> Iterator[bytes]:
-    """Yield pieces, and count their bytes."""
+    """Yield pieces, and count their bytes in `tally`."""
     for data in pieces:
         yield data
         tally.read += len(data)
 
 
 def read(reader: StreamReader, selection: Selection) -> Iterator[bytes]:
-    """Yield the bytes of a selected dump, or of a selected file of a tree."""
+    """Yield the bytes of a selected dump, or of a selected file of a tree. Raises UsageError."""
     part = selection.part
     if part is None:
         raise UsageError("name a part: SERVICE@SELECTOR:PART, or :PART/PATH for a file of a tree")
@@ -259,6 +262,6 @@ def read(reader: StreamReader, selection: Selection) -> Iterator[bytes]:
         return reader.read(part.content)
     if not child.entry.is_file:
         raise UsageError(
-            f"{selection.path or part.name!r} is no regular file: 'castore ls' lists directories"
+            f"{selection.path or part.name!r} is not a regular file: list a directory with 'castore ls'"
         )
     return read_file(reader, child)

@@ -1,4 +1,4 @@
-"""A live directory made equal to a stored tree."""
+"""Restore in place: change a live directory until it equals a stored tree."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ def plan_in_place(
     leave_out: Sequence[str] = (),
     configured: Mapping[str, Origin] = MappingProxyType({}),
 ) -> TreePlan:
-    """Compare the directory `top` with a selected tree, or directory in one; or the file `top` with a file.
+    """Compare the directory `top` with a selected directory of a tree, or the file `top` with a file.
 
-    What snapshots of it leave out is left alone, and so are the directories `leave_out`, castore's own.
-    Files of the same size and time are compared by content, unless they are as the last snapshot has read
-    them. checksum: read those, too. trust_times: compare no content. configured: what castore.toml says
-    of parts. Raises UsageError, IdentityError, DamageError, CastoreError.
+    Files that snapshots of it leave out are not touched, nor are castore's own directories, `leave_out`.
+    Files of the same size and time are compared by content, unless the scan cache shows that they are as the
+    last snapshot read them. checksum: compare those, too. trust_times: compare no content. configured: the
+    parts in castore.toml. Raises UsageError, IdentityError, DamageError, CastoreError.
     """
     part = selection.part
     if part is not None and part.kind == "dump":
         what = f"{selection.generation.service}@{selection.generation.number}:{part.name}"
         raise UsageError(
-            f"{what} is a dump, and --in-place takes a tree: to write it to a file, castore cat {what} >FILE;"
-            f" to restore the database, castore rollback {selection.generation.service} "
+            f"{what} is a dump, and --in-place restores a tree: to write it to a file, castore cat {what} "
+            f">FILE; to restore the database, castore rollback {selection.generation.service} "
             f"--to {selection.generation.number}"
         )
     if part is None:
-        raise UsageError("name the tree that the directory is to become: SERVICE@SELECTOR:PART[/PATH]")
+        raise UsageError("name the tree to restore in place: SERVICE@SELECTOR:PART[/PATH]")
     generation = selection.generation
     _refuse_own(top, left_out(store, leave_out))
     with StreamReader(store) as reader:
@@ -86,7 +86,7 @@ def plan_in_place(
 
 
 def _refuse_own(top: str, own: frozenset[tuple[int, int]]) -> None:
-    """Raise UsageError where a restore in place would change the store, or other files of castore itself."""
+    """Raise UsageError if a restore in place would change the store, or other files of castore."""
     path = os.path.realpath(top)
     while True:
         if any(one in own for one in directory_ids([path])):
@@ -99,10 +99,10 @@ def _refuse_own(top: str, own: frozenset[tuple[int, int]]) -> None:
 def origin_of(
     store: Store, selection: Selection, configured: dict[str, Origin], *, consent: bool = False
 ) -> str:
-    """Return where a selected tree, or directory or file in one, belongs; empty where that is not known.
+    """Return the path that a selected tree, or path in one, belongs at; empty if that is not known.
 
-    configured: where castore.toml says that parts belong, which wins over what was recorded. consent: take
-    what was recorded, also where no snapshot on this machine took the tree from there.
+    configured: where parts belong according to castore.toml, which overrides what was recorded. consent: use
+    the recorded path even if no snapshot on this machine took the tree from there.
     """
     part = selection.part
     if part is None or part.kind != "tree":
@@ -122,9 +122,10 @@ def restore_in_place(
     tally: Progress,
     say: Callable[[str], None] = lambda _text: None,
 ) -> list[tuple[bytes, str]]:
-    """Carry a plan out, or put all back as it was and raise; return what could not be made right.
+    """Carry out a plan, or revert it and raise; return (path, reason) of what could not be restored.
 
-    What is replaced or removed is kept aside in the directory itself until the end.
+    Replaced and removed files are moved aside, within the directory itself, until the end. Raises
+    CastoreError, or RevertInterruptedError with the command that completes or reverts the restore.
     """
     with StreamReader(store) as reader:
         if plan.one_file:
@@ -152,7 +153,7 @@ def _carry_out(
         raise RevertInterruptedError(
             f"all is restored; removing what it replaced was interrupted: castore recover {plan.top}"
         ) from None
-    # Read after the cleanup, which adds what it could not remove.
+    # Read the problems after the cleanup, which adds what it could not remove.
     return tree.problems
 
 

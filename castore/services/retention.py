@@ -1,8 +1,8 @@
-"""Which generations are kept, and by which rule.
+"""Decide which generations are kept, and by which rule.
 
-Rules count the generations of one host apart from those of others, and only those whose times can be
-right: a host that lies about time, or floods the store, pushes no other's generations out, and a clock that
-ran backwards or ahead costs space, not history.
+Rules count the generations of each host separately, and only those with a plausible time. A host that
+forges times, or floods the store, cannot displace another host's generations. A clock that ran backwards or
+ahead costs space, not history.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SECOND: Final = 10**9
 _AHEAD: Final = 3600 * _SECOND
-"""How far ahead of this machine's clock another's may be."""
+"""Nanoseconds that another machine's clock may be ahead of this one's."""
 
 _BUCKETS: Final[dict[str, Callable[[dt.datetime], tuple[int, ...]]]] = {
     "hourly": lambda t: (t.year, t.month, t.day, t.hour),
@@ -33,11 +33,11 @@ _BUCKETS: Final[dict[str, Callable[[dt.datetime], tuple[int, ...]]]] = {
 
 
 class RetentionDecision(NamedTuple):
-    """What becomes of a generation."""
+    """Whether a generation is kept, and why."""
 
     generation: Generation
     rules: tuple[str, ...]
-    """Those that keep it; none: it is to go."""
+    """The rules that keep the generation; empty: it expires."""
 
 
 def apply_policy(
@@ -50,11 +50,11 @@ def apply_policy(
     zone: dt.tzinfo | None = None,
     key: Callable[[Generation], str] = host_key,
 ) -> list[RetentionDecision]:
-    """Return what becomes of the generations of one service, newest first.
+    """Return a decision for each generation of one service, newest first.
 
-    keep: None keeps all. now: ns since 1970. live: revisions that are in use; the newest generation of
-    each is kept. pinned: numbers that are kept in any case. zone: of days and hours; None: this machine's.
-    key: identifies the host of a generation.
+    keep: the rules; None keeps all. now: ns since 1970. live: revisions in use; the newest generation of each
+    is kept. pinned: numbers of generations that are always kept. zone: the time zone of days and hours; None:
+    this machine's. key: returns what identifies the host of a generation.
     """
     found = sorted(generations, key=lambda generation: generation.number)
     rules: dict[int, list[str]] = {generation.number: [] for generation in found}
@@ -76,7 +76,7 @@ def apply_policy(
                 rules[generation.number].append("clock")
             else:
                 latest = generation.time
-                # A pre-rollback generation is selected by number only, and does not count for a day.
+                # A pre-rollback generation never takes the place of a regular one, say as that of a day.
                 if not generation.safety or keep is None:
                     (partial if generation.partial else counted).append(generation)
                 elif within is not None and generation.time >= now - within * _SECOND:
@@ -88,7 +88,7 @@ def apply_policy(
 
 
 def _always(own: list[Generation], live: Sequence[str], rules: dict[int, list[str]]) -> None:
-    """Keep what is kept of a host regardless of the rules; own: its generations, in order."""
+    """Keep what every host keeps regardless of the rules; own: the host's generations, oldest first."""
     complete = [one for one in own if not one.number_only]
     for number in {one.number for one in (*own[-1:], *complete[-1:])}:
         rules[number].append("newest")
@@ -111,7 +111,7 @@ def _count_partial(
 ) -> None:
     """Keep a partial generation as long as it would be kept if it were complete.
 
-    The complete ones are counted without it, so that it never takes the place of one.
+    Complete generations are counted without the partial ones, so that a partial one never displaces them.
     """
     both: dict[int, list[str]] = {one.number: [] for one in [*counted, *partial]}
     newest_first = sorted([*counted, *partial], key=lambda one: one.number, reverse=True)

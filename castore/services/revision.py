@@ -1,4 +1,4 @@
-"""Where a service's revision, the name of its present configuration, comes from."""
+"""Determine a service's configured revision: the name of its present configuration."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from castore.services.config import Revision
 
 _MAX_LINKS: Final = 40
-"""As many symbolic links as the kernel follows."""
+"""The number of symbolic links that the kernel follows, too."""
 
 
 def current(revision: Revision | None, timeout: float | None = None) -> str | None:
-    """Return a service's present revision; None where castore.toml names no source of it.
+    """Return a service's configured revision, or None if castore.toml names no source of it.
 
-    timeout: seconds that its program may take. Raises UsageError if the source has none to give, and
+    timeout: seconds that its program may take. Raises UsageError if the source has no valid revision, and
     ProgramError if its program fails.
     """
     if revision is None:
@@ -39,7 +39,7 @@ def current(revision: Revision | None, timeout: float | None = None) -> str | No
 
 
 def source_of(revision: Revision) -> str:
-    """Say where a revision comes from."""
+    """Return the source of a revision, for people."""
     if revision.command is not None:
         return f"printed by {revision.command[0]}"
     if revision.paths is not None:
@@ -50,10 +50,10 @@ def source_of(revision: Revision) -> str:
 
 
 def _target(link: str) -> str:
-    """Follow a symbolic link while what it names is one, too; return the last one's text.
+    """Follow a chain of symbolic links; return the target of the last one.
 
-    A profile of Guix or Nix names a link that carries a number, which names the system in the
-    store. That last name belongs to the configuration; the number changes when it comes back.
+    A profile of Guix or Nix is a link to a numbered link, which leads to the system in the store. Only the
+    last target identifies the configuration: the number changes when a system is activated again.
     """
     path, target = link, ""
     for _ in range(_MAX_LINKS):
@@ -62,14 +62,14 @@ def _target(link: str) -> str:
         except OSError as error:
             if target:
                 return target
-            reason = "it is no symbolic link" if os.path.lexists(link) else error.strerror
-            raise UsageError(f"no revision from the link {link}: {reason}") from error
+            reason = "it is not a symbolic link" if os.path.lexists(link) else error.strerror
+            raise UsageError(f"cannot read a revision from the link {link}: {reason}") from error
         path = os.path.join(os.path.dirname(path), target)
-    raise UsageError(f"no revision from the link {link}: it leads in a circle")
+    raise UsageError(f"cannot read a revision from the link {link}: it leads in a circle")
 
 
 def _hash_of(paths: tuple[str, ...]) -> str:
-    """Return a hash over what is at some paths: names, bytes of files, targets of links."""
+    """Return a hash over paths: names, contents of files, targets of links."""
     hasher = blake3()
 
     def add(*pieces: bytes) -> None:
@@ -77,7 +77,7 @@ def _hash_of(paths: tuple[str, ...]) -> str:
             hasher.update(len(piece).to_bytes(8, "little") + piece)
 
     def visit(path: bytes, name: bytes) -> list[tuple[bytes, bytes]]:
-        """Add what is at a path; return what is in the directory that it is."""
+        """Hash a path; return the (path, name) pairs of its entries if it is a directory."""
         info = os.lstat(path)
         if stat.S_ISLNK(info.st_mode):
             add(b"link", name, os.readlink(path))
@@ -86,7 +86,7 @@ def _hash_of(paths: tuple[str, ...]) -> str:
             return [(os.path.join(path, below), name + b"/" + below) for below in sorted(os.listdir(path))]
         elif stat.S_ISREG(info.st_mode):
             add(b"file", name, info.st_size.to_bytes(8, "little"))
-            # It may have become a pipe or a link.
+            # OPEN_FILE: the file may have been replaced by a pipe or a link since.
             with open(os.open(path, OPEN_FILE), "rb") as file:
                 while data := file.read(1 << 20):
                     hasher.update(data)
@@ -96,12 +96,13 @@ def _hash_of(paths: tuple[str, ...]) -> str:
 
     for path in paths:
         try:
-            # Without recursion: directories may be deep.
+            # Iterative: directories may be nested too deeply for recursion.
             left = [(os.fsencode(path), os.fsencode(path))]
             while left:
                 left += reversed(visit(*left.pop()))
         except OSError as error:
-            raise UsageError(f"no revision from {path}: {error.strerror} ({error.filename!r})") from error
+            reason = f"{error.strerror} ({error.filename!r})"
+            raise UsageError(f"cannot compute a revision from {path}: {reason}") from error
     return hasher.hexdigest(16)
 
 
@@ -111,7 +112,7 @@ def _printed(command: tuple[str, ...], timeout: float | None) -> str:
     except UnicodeDecodeError as error:
         raise ProgramError(f"{command[0]} printed a revision that is not UTF-8") from error
     if not text:
-        raise ProgramError(f"{command[0]} printed nothing where a revision was expected")
+        raise ProgramError(f"{command[0]} printed nothing, but a revision was expected")
     return _checked(text, f"what {command[0]} printed")
 
 

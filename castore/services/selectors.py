@@ -1,4 +1,4 @@
-"""`SERVICE@SELECTOR:PART/PATH`: how a person names anything stored."""
+"""Resolve `SERVICE@SELECTOR:PART/PATH`, the names of everything that is stored."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 _MAX_DIGITS = 100
-"""Longer numbers name no generation; Python refuses to read those of thousands of digits."""
+"""Longer numbers name no generation; Python refuses to convert thousands of digits."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was named: a generation, and perhaps a part of it, and perhaps a path in that."""
+    """A generation, optionally one of its parts, and optionally a path in that part."""
 
     generation: Generation
     part: Part | None = None
@@ -44,7 +44,7 @@ class Selection:
 
 
 def split(text: str) -> tuple[str, str]:
-    """Split `SERVICE@REST`. Raises UsageError."""
+    """Split `SERVICE@REST` into (service, rest). Raises UsageError."""
     service, at, rest = text.partition("@")
     if not at or not rest:
         raise UsageError(
@@ -55,10 +55,10 @@ def split(text: str) -> tuple[str, str]:
 
 
 def select(store: Store, text: str) -> Selection:
-    """Return what `text` names. Raises NotFoundError, UsageError.
+    """Return what `text` names. Raises NotFoundError, UsageError, DamageError.
 
-    Revisions and times may hold colons: of the ways to split off `:PART/PATH`, the first, from the
-    left, that names a generation and a part of it is meant.
+    Revisions and times may contain colons. `:PART/PATH` is split off at the first colon, from the left, for
+    which the generation and the part exist.
     """
     service, rest = split(text)
     first_error: NotFoundError | UsageError | None = None
@@ -75,7 +75,7 @@ def select(store: Store, text: str) -> Selection:
 
 
 def _goes_on(store: Store, service: str, selector: str, part_name: str) -> bool:
-    """Whether the colon behind `selector` is more likely a revision's than one before a part."""
+    """Whether the colon after `selector` more likely belongs to a revision than to a part."""
     generations = store.generations(service)
     begun = selector.removeprefix("=") + ":"
     return any(revision_begins(generation.revision, begun) for generation in generations) and not any(
@@ -103,10 +103,10 @@ def part_of(generation: Generation, name: str) -> Part:
 
 
 def find(store: Store, service: str, selector: str) -> Generation:
-    """Return the one generation of `service` that `selector` means, as `_find` says.
+    """Return the one generation of `service` that `selector` names, by the rules of `_find`.
 
-    One whose record is damaged may have been meant: no older one is taken for it. Raises
-    NotFoundError, UsageError, DamageError, FormatError.
+    Raises NotFoundError, UsageError. Raises DamageError or FormatError if a newer generation that cannot be
+    read may have been meant: an older one is never taken instead.
     """
     try:
         found = _find(store, service, selector)
@@ -117,14 +117,14 @@ def find(store: Store, service: str, selector: str) -> Generation:
     if number.lstrip("0") != str(found.number):
         _refuse_damaged(store, service, found.number)
     confirmed = store.confirmed(found)
-    # Of another copy of the store, what the selector means may be another generation.
+    # In another copy of the store, the selector may name another generation.
     return confirmed if confirmed == found else _find(store, service, selector)
 
 
 def find_range(store: Store, service: str, selector: str) -> list[Generation]:
-    """Return what `selector` means: one generation, or for `3-7` the chosen host's with those numbers.
+    """Return the generations that `selector` names: one, or for `3-7` the chosen host's with those numbers.
 
-    A beginning of a revision goes first. Raises NotFoundError, UsageError, DamageError, FormatError.
+    If a revision begins with `3-7`, the revision is meant. Raises as `find` does.
     """
     numbers = re.fullmatch(r"#?([0-9]{1,10})-#?([0-9]{1,10})", selector)
     if numbers is None or parse_date(selector) is not None:
@@ -152,9 +152,9 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
 
 
 def _refuse_damaged(store: Store, service: str, older: int) -> None:
-    """Raise what is wrong with a record of the service with a number above `older`, if any is.
+    """Raise the error of a damaged record of the service with a number above `older`, if there is one.
 
-    What somebody signed who may not is passed over, and so is what is out of the sequence of numbers.
+    Records with a signature that is not accepted are ignored, and so are numbers out of sequence.
     """
     if not store.damaged:
         return
@@ -169,21 +169,27 @@ def _refuse_damaged(store: Store, service: str, older: int) -> None:
         except ObjectMissingError:
             continue
         except (DamageError, FormatError) as error:
-            # Where a generation had this name before, what is in its place may be put there to hide it.
+            # An attacker may have replaced a generation that had this name before, to hide it.
             if isinstance(error, RevokedKeyError) and name not in store.writer_key.listed():
                 continue
-            hint = "it may be what is meant; any other is found by its number"
+            hint = "it may be the generation that is meant; select another one by its number"
             raise type(error)(f"{error} ({hint})") from None
 
 
 def _find(store: Store, service: str, selector: str) -> Generation:
-    """Return the one generation of `service` that `selector` means, of those that are whole.
+    """Return the one generation of `service` that `selector` names, of those that are readable.
 
-    `latest`; a number (or `#NUMBER`); a revision (or `=REVISION`) or a unique beginning of one (of a
-    path in the store of Guix or Nix also of its base name): its newest generation; a date or
-    time (`dates.parse_date`): the newest at or before it; any of these with `~N`: N generations earlier, of
-    the same revision where a revision was named. Pre-rollback and partial generations are found by number
-    only. Raises NotFoundError, UsageError if several are meant.
+    A selector is one of:
+
+    - `latest`
+    - a number, or `#NUMBER`
+    - a revision, `=REVISION`, or a unique beginning of a revision: its newest generation. For a path in the
+      store of Guix or Nix, the base name counts as a revision, too.
+    - a date or time (`dates.parse_date`): the newest generation at or before it
+    - any of these with `~N`: N generations earlier; of the same revision if a revision was named
+
+    Only numbers select pre-rollback and partial generations. Raises NotFoundError, or UsageError if several
+    generations match.
     """
     chosen_host = _Chosen(store, service)
     quick = _found_at_once(store, service, selector, chosen_host)
@@ -209,7 +215,7 @@ def unknown_service(store: Store, service: str) -> NotFoundError:
 
 
 class _Chosen:
-    """Whether a generation is of the chosen host; what that needs is read when it is first asked."""
+    """Whether a generation is of the chosen host; determined at the first call."""
 
     def __init__(self, store: Store, service: str) -> None:
         self._store = store
@@ -228,7 +234,7 @@ def _is_number(selector: str) -> bool:
 
 
 def _other_hosts(generations: list[Generation], regular: list[Generation], selector: str) -> str:
-    """Say which other hosts have a revision that the chosen one does not have."""
+    """Return a hint at other hosts that have a revision which the chosen host does not have."""
     if selector == "latest":
         return ""
     seen = {one.number for one in regular}
@@ -238,7 +244,7 @@ def _other_hosts(generations: list[Generation], regular: list[Generation], selec
 
 
 def _hint(generations: list[Generation], selector: str) -> str:
-    """Say which generations, selected only by number, a selector could mean."""
+    """Return a hint at the generations that only numbers select and that a selector could mean."""
     revision = "" if selector == "latest" else selector.removeprefix("=")
     found = [one for one in generations if one.number_only and revision_begins(one.revision, revision)]
     if not found:
@@ -246,7 +252,7 @@ def _hint(generations: list[Generation], selector: str) -> str:
     shown = ", ".join(
         f"{one.number} ({'pre-rollback' if one.safety else 'partial'})" for one in found[:_SHOWN]
     )
-    return f"; only their numbers select: {shown}{', ...' if len(found) > _SHOWN else ''}"
+    return f"; select these by number: {shown}{', ...' if len(found) > _SHOWN else ''}"
 
 
 def _meant(
@@ -256,7 +262,7 @@ def _meant(
     generations: list[Generation],
     regular: list[Generation],
 ) -> Generation:
-    """Return what `selector` means, as `_find` says, of all generations or of the regular ones."""
+    """Return what `selector` names, by the rules of `_find`; regular: those that not only numbers select."""
     counted = re.fullmatch(r"(.+)~([0-9]{0,9})", selector, re.DOTALL)
     if counted and not _has_revision(regular, selector.removeprefix("=")):
         return _earlier(store, service, counted[1], int(counted[2] or "1"))
@@ -277,12 +283,12 @@ def _meant(
 
 
 def _earlier(store: Store, service: str, selector: str, steps: int) -> Generation:
-    """Return the generation `steps` before the one that `selector` names."""
+    """Return the generation that is `steps` generations before the one that `selector` names."""
     named = _find(store, service, selector)
     generations = store.generations(service)
     groups = HostGroups(generations, store.host_key)
     host = groups.key(named)
-    # This host's generations include those that it took over.
+    # This host's generations include those that it took over from another host.
     same = store.is_own if store.is_own(named) else lambda one: groups.key(one) == host
     earlier = [g for g in generations if not g.number_only and g.number <= named.number and same(g)]
     what = f"generation {named.number}"
@@ -311,7 +317,7 @@ def _names_revision(selector: str, found: Generation) -> bool:
 def _found_at_once(
     store: Store, service: str, selector: str, chosen_host: Predicate
 ) -> Generation | None:
-    """Return what is meant where the index tells without a look at every generation of the service."""
+    """Return what is meant if the index can answer without reading every generation of the service."""
     if selector == "latest":
         newest_first = (one for one in store.newest_first(service) if not one.number_only)
         return next((one for one in newest_first if chosen_host(one)), None)
@@ -339,7 +345,7 @@ def _numbered(generations: list[Generation], service: str, text: str) -> Generat
 
 
 def _of_revision(generations: list[Generation], service: str, revision: str) -> Generation:
-    """Return the newest generation of exactly this revision, or of the store path that this names."""
+    """Return the newest generation of exactly this revision, or of the store path with this base name."""
     exact = [generation for generation in generations if generation.revision == revision]
     named = exact or [one for one in generations if revision_is(one.revision, revision)]
     return _only_revision(named, generations, service, revision)
@@ -352,7 +358,10 @@ def _has_revision(generations: list[Generation], revision: str) -> bool:
 def _number_or_revision(
     generations: list[Generation], regular: list[Generation], service: str, text: str
 ) -> Generation:
-    """A number first; a revision may be a number too, and a wrong guess would restore wrong state."""
+    """Return the generation with a number, or of a revision that is a number.
+
+    Raises UsageError if both exist and differ: a wrong guess would restore the wrong state.
+    """
     named = [generation for generation in regular if generation.revision == text]
     numbered = [generation for generation in generations if str(generation.number) == text.lstrip("0")]
     if named and numbered and numbered[0].revision != text:
@@ -360,7 +369,7 @@ def _number_or_revision(
         of = short_revision(numbered[0].revision) or "-"
         raise UsageError(
             f"{text} is a generation of {service!r} (of revision {of}) and a revision "
-            f"(its newest generation is {newest.number}): say #{text} or ={text}"
+            f"(its newest generation is {newest.number}): write #{text} or ={text}"
         )
     if numbered:
         return numbered[0]
@@ -380,7 +389,10 @@ def _of_prefix(generations: list[Generation], service: str, prefix: str) -> Gene
 def _only_revision(
     found: list[Generation], generations: list[Generation], service: str, prefix: str
 ) -> Generation:
-    """Return the newest of `found`, which have to be of one revision. Raises UsageError, NotFoundError."""
+    """Return the newest of `found`.
+
+    Raises UsageError if they are of several revisions, NotFoundError if there are none.
+    """
     revisions = sorted({generation.revision for generation in found})
     if len(revisions) > 1:
         shown = ", ".join(revisions[:_SHOWN]) + (", ..." if len(revisions) > _SHOWN else "")
@@ -389,11 +401,11 @@ def _only_revision(
 
 
 def _no_revision(generations: list[Generation], service: str, revision: str) -> str:
-    """Say that there is no such revision, and which is the likeliest to be meant."""
+    """Return the message that a revision does not exist, with the one that is most likely meant."""
     known = {generation.revision: generation for generation in reversed(generations)}
     known.pop("", None)
     if not known:
-        return f"no generation of {service!r} has revision {revision!r}: none has any"
+        return f"no generation of {service!r} has revision {revision!r}: none of them has a revision"
 
     def shared(name: str) -> int:
         return max(_shared(one, revision) for one in revision_names(name))
@@ -407,15 +419,17 @@ def _no_revision(generations: list[Generation], service: str, revision: str) -> 
 
 
 def _shared(one: str, other: str) -> int:
-    """Return how many characters two texts have in common from their beginning."""
+    """Return the length of the common prefix of two texts."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def undo_of(store: Store, service: str) -> Generation:
-    """Return the generation that the last roll-back of a service kept. Raises NotFoundError."""
+    """Return the pre-rollback generation of a service's last rollback. Raises NotFoundError."""
     number = store.undo_number(service)
     generation = store.generation(service, number) if number is not None else None
     if generation is None:
-        raise NotFoundError(f"the last roll-back of {service!r} on this machine kept no generation")
+        raise NotFoundError(
+            f"nothing to undo: the last rollback of {service!r} here took no pre-rollback generation"
+        )
     return store.confirmed(generation)

@@ -1,4 +1,4 @@
-"""One generation: every part is stored, then the record is written, all or nothing."""
+"""Take a generation: store every part, then commit the record of the generation, all or nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 class _OvertakenError(BusyError):
-    """Something that this snapshot counted on was removed from the store while it was taken."""
+    """A prune removed something from the store that this snapshot depends on, while it was taken."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,17 @@ class Tree:
     one_file_system: bool = False
     exclude_caches: bool = False
     own: frozenset[bytes] = frozenset()
-    """Paths below it of what castore has made there for the moment, which is not taken."""
+    """Paths below it that castore created temporarily, and which are not taken."""
 
 
 @dataclass(frozen=True)
 class Absent:
-    """Parts that are not there, which a safety generation tells of."""
+    """Parts that do not exist, which a pre-rollback generation records as absent."""
 
     kinds: dict[str, Literal["tree", "dump"]] = field(default_factory=dict)
+    """Kind of each absent part, by name."""
     origins: dict[str, Origin] = field(default_factory=dict)
-    """Where they would be."""
+    """Where each absent part would be, by name."""
 
 
 @dataclass(frozen=True)
@@ -80,33 +81,36 @@ class EngineSource:
     """A part that an engine dumps."""
 
     name: str
-    """Of the engine."""
+    """Name of the engine."""
     engine: Engine
 
 
 def program_source(dump: tuple[str, ...], restore: tuple[str, ...] = ()) -> EngineSource:
-    """Return a program whose standard output is taken as a part; restore: what a roll-back feeds it to."""
+    """Return a part that is the standard output of a program.
+
+    restore: the program that a rollback passes the dump to, on its standard input.
+    """
     return EngineSource("command", Command(program=tuple(dump), restore=tuple(restore)))
 
 
 def file_source(path: str) -> EngineSource:
-    """Return a file whose bytes are taken as a part."""
+    """Return a part that is the content of one file."""
     return EngineSource("file", File(path=os.path.abspath(path)))
 
 
 @dataclass(frozen=True)
 class Stream:
-    """An open file, standard input mostly, that is read to its end."""
+    """A part that is read from an open file, such as standard input, to its end."""
 
     descriptor: int
     allow_empty: bool = False
-    """Else an empty stream is refused: a pipeline whose first program failed looks the same."""
+    """Whether to accept an empty stream, which a pipeline also yields if its first program failed."""
 
 
 Source = Tree | EngineSource | Stream
 _NONE_ABSENT: Final = Absent()
 _LOOKED_AT: Final = 100
-"""Generations in which the last state of a part is looked for: partial ones may lack it."""
+"""How many generations are searched for the last state of a part: partial ones may lack it."""
 
 
 def snapshot(
@@ -123,20 +127,22 @@ def snapshot(
     absent: Absent = _NONE_ABSENT,
     progress: Callable[[str, Progress], None] = lambda _name, _tally: None,
 ) -> Generation:
-    """Store one generation of `service` and return it; `progress` is told of each part begun.
+    """Take one generation of `service` and return it. The caller holds the service's lock.
 
-    leave_out: directories that trees keep empty: where castore keeps its own things. around: programs that
-    are run before and after the parts are taken; of those after, `around.failures` tells which failed.
-    interrupted: an earlier rollback of the service has not ended, and the generation is marked so.
-    lacks: parts of the service that are not taken, so that the generation is partial.
-    absent: what a safety generation is to tell of parts that are not there.
-    The caller holds the service's lock. Raises UsageError, ProgramError, StorageError; then nothing
-    was committed, and what was stored is found again by the next try.
+    revision: what the generation is filed under. safety: it is a pre-rollback generation. interrupted: an
+    earlier rollback of the service is unfinished, and the generation is marked so. lacks: parts of the
+    service that are not taken: the generation is partial. leave_out: castore's own directories, which trees
+    store empty. around: programs to run before and after the parts are taken; `around.failures` then has the
+    failures of the latter. absent: parts that a pre-rollback generation records as absent. progress: called
+    at the start of each part.
+
+    Raises UsageError, ProgramError, StorageError, DamageError; then nothing was committed, and the next try
+    finds the chunks that were stored already.
     """
     from castore.services.recorded import remember  # noqa: PLC0415 - it imports this module
 
     with event(store, "snapshot", service) as note:
-        # What was read from an open file cannot be read once more.
+        # An open file cannot be read a second time.
         repeats = not any(isinstance(source, Stream) for source in sources.values())
         for tries_left in (2, 1, 0):
             try:
@@ -228,11 +234,11 @@ def _snapshot(
         )
         generation = _commit(store, generation, epoch)
         store.older = store.older or older
-        # It is committed: what fails from here on costs space or time at most.
+        # The generation is committed: failures from here on cost space or time at most.
         for scan in scans:
             scan.keep()
         with contextlib.suppress(StorageError):
-            # Of what trees kept it is not known which packs that is in: what was used still is.
+            # The packs of unchanged trees are not known here: those used so far count as used still.
             used = session.used | store.index.uses(service) if scans else session.used
             store.index.set_uses(service, used)
             store.references.evict(store.index.used_packs())
@@ -240,20 +246,20 @@ def _snapshot(
 
 
 def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
-    """Give a generation its number and commit it, unless what it needs was removed since `epoch`."""
+    """Assign a generation's number and commit it, unless chunks it needs were removed since `epoch`."""
     with store.storage.hold():
-        # A prune that began meanwhile sees this generation, or this sees what it removes.
+        # A concurrent prune sees this generation, or this process sees what the prune removes.
         store.sync(report_older=not generation.safety)
         unread = [name for name, reason in store.damaged.items() if not isinstance(reason, Refusal)]
         if lacking := [name for name in unread if name.startswith(CONDEMNED)]:
             raise DamageError(
-                f"{lacking[0]} is damaged: which packs are about to be removed is not known; "
-                "'castore repair' mends that"
+                f"{lacking[0]} is damaged: it is not known which packs are about to be removed; nothing was "
+                "committed; run castore repair, then try again"
             )
         if store.index.epoch() != epoch and not is_whole(store, roots_of(generation)):
             raise _OvertakenError(
-                f"what this snapshot of {generation.service!r} shares with older ones was removed from the "
-                "store while it was taken; nothing was committed, try again"
+                f"chunks that this snapshot of {generation.service!r} shares with older ones were removed "
+                "from the store while it was taken; nothing was committed, try again"
             )
         newest = next(filter(store.is_own, store.newest_first(generation.service)), None)
         generation = msgspec.structs.replace(
@@ -307,9 +313,9 @@ def _part(name: str, source: Source, root: Ref | None, tally: Progress) -> Part:
 def last_scan(
     store: Store, service: str, part: str, path: str, rules: ScanRules
 ) -> Iterator[ScanCacheReader | None]:
-    """Give what the last snapshot of a service saw of the tree at `path`, by these rules.
+    """Open the scan cache that the last snapshot of a service made of the tree at `path` with these rules.
 
-    None, if this machine did not take it so.
+    Yield None if this machine has none.
     """
     found = _last_part(store, service, part)
     root = found.content if found is not None and found.kind == "tree" else None
@@ -321,7 +327,7 @@ def last_scan(
 
 
 def _last_part(store: Store, service: str, name: str) -> Part | None:
-    """Return a part as this host's newest generation that has it: what the next is compared with."""
+    """Return a part in this host's newest generation that has it, which the next one is compared with."""
     newest = [one for one in itertools.islice(store.newest_first(service), _LOOKED_AT) if one.part(name)]
     found = next(filter(store.is_own, newest), newest[0] if newest else None)
     return None if found is None else found.part(name)
@@ -354,7 +360,7 @@ def _store_dump(
 
 
 def _stream_reader(source: Stream) -> Callable[[memoryview], int]:
-    """Return what reads an open file; it raises ProgramError at the end of an empty one."""
+    """Return a function that reads from an open file; it raises ProgramError if the file is empty."""
     enlarge_pipe(source.descriptor)
     empty = not source.allow_empty
 
@@ -374,7 +380,7 @@ def _stream_reader(source: Stream) -> Callable[[memoryview], int]:
 
 def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:
     found: list[Ref | None] = []
-    # A delta would save a few bytes, and keep packs of earlier generations in use.
+    # A delta would save a few bytes only, and keep packs of earlier generations in use.
     with Pipeline(session, store.cutter, Progress(), deltas=False) as ingest:
         ingest.write(data)
         ingest.end_stream(found.append)
@@ -385,12 +391,12 @@ def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:
 
 
 def left_out(store: Store, folders: Sequence[str]) -> frozenset[tuple[int, int]]:
-    """Return (device, inode) of the directories that trees keep empty: the store's and these."""
+    """Return (device, inode) of the directories that trees store empty: that of the store, and `folders`."""
     return frozenset(directory_ids([store.location, *folders]))
 
 
 def rules_of(source: Tree | Origin, skip: frozenset[tuple[int, int]]) -> ScanRules:
-    """Return what of a tree is taken; skip: as `left_out` says."""
+    """Return the rules that say what of a tree is taken. skip: as `left_out` returns it."""
     top = os.path.abspath(os.fsdecode(source.path))
     exclude = Exclude(source.exclude, top) if source.exclude else None
     own = source.own if isinstance(source, Tree) else frozenset()
@@ -398,7 +404,7 @@ def rules_of(source: Tree | Origin, skip: frozenset[tuple[int, int]]) -> ScanRul
 
 
 def sources_of(settings: Service) -> dict[str, Source]:
-    """Return how to take the parts of a service that castore.toml describes."""
+    """Return the sources of the parts that castore.toml describes for a service."""
     sources: dict[str, Source] = {}
     for name, part in settings.parts.items():
         own = part.source
@@ -410,7 +416,7 @@ def sources_of(settings: Service) -> dict[str, Source]:
 
 
 def present_parts(sources: dict[str, Source]) -> dict[str, Source]:
-    """Return the parts that there are now: some stand for several. Raises ProgramError."""
+    """Return the parts that exist now: one for all databases becomes one for each. Raises ProgramError."""
     found: dict[str, Source] = {}
     for name, source in sources.items():
         expanded = source.engine.expand(name) if isinstance(source, EngineSource) else {}
@@ -422,7 +428,7 @@ def present_parts(sources: dict[str, Source]) -> dict[str, Source]:
 
 
 def origin(source: Source) -> Origin:
-    """Return what a generation records of where a part came from."""
+    """Return the origin of a part that a generation records."""
     if isinstance(source, Tree):
         return Origin(
             path=os.fsencode(os.path.abspath(source.path)),
@@ -433,7 +439,7 @@ def origin(source: Source) -> Origin:
     if not isinstance(source, EngineSource):
         return Origin()
     engine = source.engine
-    # As castores before there were engines wrote these, and read them.
+    # Also record these as castore versions without engines did, which read them.
     old = Origin()
     if isinstance(engine, Command):
         old = Origin(dump=engine.program, restore=engine.restore)
@@ -443,7 +449,7 @@ def origin(source: Source) -> Origin:
 
 
 def _dated(origin: Origin, source: Source) -> Origin:
-    """Return where a part came from, with what made it."""
+    """Return an origin with the version of the program, and the owners of the file and its directories."""
     version = source.engine.version() if isinstance(source, EngineSource) else ""
     path = path_of(origin)
     file = owner_of(path) if path and not isinstance(source, Tree) else None
@@ -462,20 +468,20 @@ def unrestorable(sources: dict[str, Source]) -> list[str]:
 def lacking(settings: Service | None, parts: Collection[str]) -> tuple[str, ...]:
     """Return the names of the parts that castore.toml describes and that are not among `parts`.
 
-    A part that represents several, as a cluster of databases does, has one of its own name among them.
+    A part that represents several, such as all databases of a server, has one of the same name among them.
     """
     return tuple(name for name in (settings.parts if settings is not None else ()) if name not in parts)
 
 
 def configured_origins(settings: Service) -> dict[str, Origin]:
-    """Return where castore.toml says that the parts of a service belong."""
+    """Return where the parts of a service belong, according to castore.toml."""
     return {name: origin(source) for name, source in sources_of(settings).items()}
 
 
 def merged_origins(
     recorded: dict[str, Origin], configured: dict[str, Origin]
 ) -> dict[str, Origin]:
-    """Return where parts belong: as recorded, but castore.toml knows better; what made them is recorded."""
+    """Return where parts belong: as configured, else as recorded. `made_by` is always as recorded."""
     found = dict(recorded)
     for name, one in _of_generation(recorded, configured).items():
         before = recorded.get(name, Origin())
@@ -486,7 +492,7 @@ def merged_origins(
 
 
 def _of_generation(recorded: dict[str, Origin], configured: dict[str, Origin]) -> dict[str, Origin]:
-    """Return the configured parts, and for one that represents several those that a generation has."""
+    """Return the configured parts; one that represents several becomes those of the generation."""
     found = dict(configured)
     settings = {name: one.settings for name, one in recorded.items()}
     for name, one in configured.items():
@@ -497,9 +503,9 @@ def _of_generation(recorded: dict[str, Origin], configured: dict[str, Origin]) -
 
 
 def taker_of(origin: Origin) -> EngineSource | None:
-    """Return the engine that puts a part back; None if there is none. Raises UsageError."""
+    """Return the engine that restores a part, or None. Raises UsageError."""
     if origin.restore:
-        # Whatever took it, this program takes it in.
+        # This program restores the dump, whatever engine took it.
         timeout = origin.settings.get("timeout")
         run_as = origin.settings.get("run-as")
         command = Command(program=origin.dump, restore=origin.restore, timeout=timeout, run_as=run_as)
@@ -508,12 +514,13 @@ def taker_of(origin: Origin) -> EngineSource | None:
 
 
 def engine_of(origin: Origin) -> EngineSource | None:
-    """Return the engine that took a part; None if it came from an open file. Raises UsageError."""
+    """Return the engine that took a part, or None if it came from an open file. Raises UsageError."""
     if origin.engine:
         try:
             return EngineSource(origin.engine, msgspec.convert(origin.settings, find(origin.engine)))
         except msgspec.ValidationError as error:
-            raise UsageError(f"what was recorded for the engine {origin.engine!r}: {error}") from None
+            reason = f"the recorded settings of the engine {origin.engine!r} are wrong: {error}"
+            raise UsageError(reason) from None
     if origin.dump:
         return program_source(origin.dump, origin.restore)
     if origin.path:
@@ -522,7 +529,7 @@ def engine_of(origin: Origin) -> EngineSource | None:
 
 
 def directory_ids(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (device, inode) of those paths that exist."""
+    """Return (device, inode) of the paths that exist."""
     found = []
     for path in paths:
         try:

@@ -1,11 +1,11 @@
-"""Which revision the live state of a service belongs to: what a generation is filed under.
+"""Determine the revision that the live state of a service belongs to, which generations are filed under.
 
 The configured revision and the state's revision differ after a system rollback, until the state follows.
 
-- The configured revision is the one noted for the state, or none is noted: the state belongs to it.
-- No generation has the configured revision: a deployment, which the state has followed.
-- A generation has it, or a pre-rollback generation: the system went back, and the state still belongs to
-  the noted revision. `follow` or `rollback` restores the configured revision's state.
+- If the configured revision is the one noted for the state, or none is noted, the state belongs to it.
+- If no generation has the configured revision, there was a deployment, and the state belongs to it.
+- If a generation has it, even a pre-rollback one, the system was rolled back, and the state still belongs to
+  the noted revision. `follow` or `rollback` restores the state of the configured revision.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class StateRevision:
     """The revision of the live state, and the configured one."""
 
     revision: str
-    """What the live state belongs to, and its generations are filed under; empty: unknown."""
+    """The revision that the live state belongs to; empty: unknown."""
     configured: str
-    """What the system is configured for; empty: castore.toml names no source of it."""
+    """The configured revision; empty: castore.toml names no source of it."""
     noted: str
-    """What the machine had noted for the state; empty: nothing."""
+    """The revision that this machine noted for the state; empty: none."""
 
     @property
     def left_behind(self) -> bool:
-        """Whether the system went back to an earlier revision, and the state has not followed."""
+        """Whether the system returned to an earlier revision, and the state has not followed."""
         return bool(self.configured) and self.configured != self.revision
 
     def warning(self, service: str) -> str:
-        """Say why the state is filed under another revision than the configured one; empty: it is not."""
+        """Return why the state is filed under another revision than the configured one, or an empty text."""
         if not self.left_behind:
             return ""
         state, configured = short_revision(self.revision), short_revision(self.configured)
@@ -54,7 +54,7 @@ class StateRevision:
 
 
 def decide(configured: str | None, noted: str | None, here_before: Callable[[str], bool]) -> StateRevision:
-    """Apply the rule above. here_before: whether a generation has a revision."""
+    """Apply the rules above. here_before: return whether a generation has a revision."""
     if not configured:
         return StateRevision(noted or "", "", noted or "")
     left_behind = noted and noted != configured and here_before(configured)
@@ -66,11 +66,11 @@ def state_revision(
 ) -> StateRevision:
     """Return the revision of a service's live state. Raises StorageError, StaleStoreError.
 
-    report_older: for a snapshot, which an older store does not stop: note that in `store.older`.
+    report_older: for a snapshot: if the store is older than before, note that in `store.older`, and continue.
     """
     noted = store.live_revision(service)
     if configured and noted and noted != configured:
-        # A deleted index has no generations until it is synchronised.
+        # A new index has no generations until it is synchronised.
         store.sync_generations(report_older=report_older)
     return decide(configured, noted, lambda revision: newest_of(store, service, revision) is not None)
 
@@ -78,9 +78,9 @@ def state_revision(
 def filed_under(
     store: Store, service: str, given: str | None, configured: str | None
 ) -> tuple[str, bool, str]:
-    """Return what a snapshot is filed under, whether to note it for the state, and a warning or nothing.
+    """Return the revision to file a snapshot under, whether to note it for the state, and a warning or "".
 
-    given: the revision that was given by hand, or None. Raises StorageError.
+    given: the revision on the command line, or None. Raises StorageError.
     """
     if given is None:
         state = state_revision(store, service, configured, report_older=True)
@@ -92,15 +92,15 @@ def filed_under(
         if newest_of(store, service, given) is not None:
             warning = (
                 f"the state was noted as of revision {short_revision(noted)}, and {short_revision(given)} "
-                "was here before: it is filed under the revision that was given"
+                "was configured before: the snapshot is filed under the revision that was given"
             )
     return given, _is_statement(given, configured), warning
 
 
 def _is_statement(given: str, configured: str | None) -> bool:
-    """Whether a revision given by hand says what the live state belongs to, so that it is noted.
+    """Whether a revision on the command line states what the live state belongs to, so that it is noted.
 
-    The configured revision does, and any revision where none is configured. Another name is only a label.
+    The configured revision does, and so does any revision if none is configured. Other names are labels only.
     """
     return not configured or given == configured
 
@@ -108,8 +108,8 @@ def _is_statement(given: str, configured: str | None) -> bool:
 def after_rollback(store: Store, target: Generation, before: str) -> str:
     """Return the revision that the state belongs to when `target` has been restored.
 
-    before: the one that it belongs to now. A partial generation changes only some parts, so that the state
-    still belongs to that revision; undoing such a rollback reverts exactly what it changed.
+    before: the one that it belongs to now. A partial generation changes only some parts, so the state still
+    belongs to `before`; undoing such a rollback reverts exactly what it changed.
     """
     if target.partial and target.number != store.undo_number(target.service):
         return before
@@ -119,14 +119,14 @@ def after_rollback(store: Store, target: Generation, before: str) -> str:
 def newest_of(store: Store, service: str, revision: str) -> Generation | None:
     """Return this host's newest complete generation of exactly this revision, or None.
 
-    Where only a pre-rollback generation holds the state of the revision, it is that one.
+    If only a pre-rollback generation has the state of the revision, return that one.
     """
     mine = own(store, service)
     indexed = map(store.confirmed, filter(mine, store.by_revision(service, revision)))
     found = next((one for one in indexed if one.revision == revision and not one.interrupted), None)
     if found is not None:
         return found
-    # An interrupted rollback leaves parts of two revisions, and a partial one lacks parts.
+    # After an interrupted rollback, parts belong to two revisions; a partial generation lacks parts.
     kept = (
         one
         for one in store.newest_first(service)

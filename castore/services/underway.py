@@ -1,4 +1,4 @@
-"""Notice restores in place that were interrupted, or that are at work, where a tree is read or changed."""
+"""Detect restores in place that were interrupted or are running where a tree is read or changed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def refuse_unfinished(journals: str, top: str) -> None:
-    """Raise CastoreError if a restore in place was interrupted at the directory `top`, below it, or above it.
+    """Raise CastoreError if a restore in place is unfinished at the directory `top`, below it, or above it.
 
-    journals: the directory that holds what such restores leave on this machine.
+    journals: the directory with the journals of such restores.
     """
-    with contextlib.suppress(OSError):  # reported by whoever reads it
+    with contextlib.suppress(OSError):  # the code that reads the tree reports it
         undo_journal.refuse_unfinished(journals, real_path(top))
 
 
 def report_foreign(store: Store, top: str) -> None:
-    """Report directories in `top` that look like those of restores, and are of none."""
+    """Report directories in `top` that look like undo areas, but belong to no known restore."""
     with contextlib.suppress(OSError):
         for name in foreign_asides(store.places.journals, real_path(top)):
             store.say(

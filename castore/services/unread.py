@@ -1,4 +1,4 @@
-"""What snapshots of a tree could not read, so that a restore in place does not delete it."""
+"""Find what snapshots of a tree could not read, so that a restore in place does not delete it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Unread(NamedTuple):
     """What a snapshot could not read of a tree."""
 
     paths: set[bytes]
-    """Those whose content is not in the generation; empty: the directory that the others are relative to."""
+    """Paths whose content is not in the generation; b"": the directory that the paths are relative to."""
     attributes: set[bytes]
-    """Those that are in it without some of their attributes."""
+    """Paths that the generation has without some of their attributes."""
 
 
 def unread_paths(
     reader: StreamReader, generation: Generation | None, part: str, below: str = ""
 ) -> Unread:
-    """Return the paths of a tree that are not in a generation, or incomplete, because reading them failed.
+    """Return the paths of a tree that a generation lacks, or has incompletely, because reading them failed.
 
-    below: a directory in the tree, which the paths are relative to.
+    below: a directory in the tree, which the paths are relative to. Raises DamageError.
     """
     found = generation.part(part) if generation is not None else None
     if generation is None or found is None or not found.missed or found.content is None:
@@ -49,7 +49,7 @@ def unread_paths(
         if reason.startswith(ATTRIBUTE) and (path + b"/").startswith(prefix):
             unread.attributes.add(path[len(prefix) :])
         if path + b"/" == prefix or path == prefix == b"":
-            # The directory itself; an older castore stored also a top that it could not list.
+            # The directory itself. Older castore versions also stored a top that they could not list.
             if reason.startswith(UNLISTED):
                 unread.paths.add(b"")
             continue
@@ -66,7 +66,7 @@ def unread_paths(
 
 
 class _Entries:
-    """Looks entries of a tree up; a directory of which many are asked for is read once."""
+    """Looks up entries of a tree; consecutive entries of a directory read it once."""
 
     def __init__(self, reader: StreamReader, root: Ref) -> None:
         self._reader = reader

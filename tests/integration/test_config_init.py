@@ -46,7 +46,7 @@ def test_databases_of_a_mariadb_server_are_found(castore, home):
 def test_a_server_that_cannot_be_asked_is_left_as_comments(castore, home, postgres):
     env = {"PGHOST": postgres.socket_folder, "PGUSER": "nobody-of-this-name"}
     printed = castore("config", "init", "-", env=env).stdout
-    assert "# It could not be asked for its databases: " in printed
+    assert "# Its databases could not be listed: " in printed
     assert '# database = "mydatabase"' in printed
     assert os.listdir(home) == []
 

@@ -199,7 +199,7 @@ def test_a_recorded_path_is_never_removed(castore: Run, home: Path, elsewhere: P
     state = MachinePaths(str(home / ".local/state/castore"), str(home / ".cache/castore"))
     with open_store(str(home / "store"), state) as store:
         forge(store, "web", {"t": Tree(str(elsewhere))}, details=details)
-    assert "u: it did not exist then, and is left as it is" in castore("rollback", "web", "--to", "2", "--dry-run", "--trust-recorded").stderr
+    assert "u: not in the generation, and left as it is" in castore("rollback", "web", "--to", "2", "--dry-run", "--trust-recorded").stderr
     castore("rollback", "web", "--to", "2", "--trust-recorded", "--yes")
     castore("rollback", "web", "--to", "2", "--trust-recorded", "--yes", "--no-safety")
     assert (precious / "file").read_text() == "kept"

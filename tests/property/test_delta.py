@@ -122,7 +122,7 @@ def test_a_group_is_bounded_and_of_deltas_only():
     assert join_deltas(part_deltas([delta] * MAX_GROUP)) == [delta] * MAX_GROUP
     assert join_deltas(part_deltas([delta] * (MAX_GROUP + 1))) is None
     for wrong in (b"", b"\x05abc", delta + b"\x00\x00\x00", b"\x80" * 6):
-        with pytest.raises(ValueError, match="no deltas"):
+        with pytest.raises(ValueError, match="not deltas"):
             part_deltas([delta, wrong])
 
 

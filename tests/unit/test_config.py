@@ -119,7 +119,7 @@ PART = "[service.d.parts.p]\n"
         (PART + 'engine="command"\ndump="x"', "service.d.parts.p.dump: expected a list, got text"),
         (PART + 'engine="command"\ndump=[]', "service.d.parts.p.dump: it is empty"),
         (PART + 'engine="command"\ndump=[""]', "service.d.parts.p.dump: it is empty"),
-        (PART + 'engine="command"\ndump=["cat","\\u0000"]', "service.d.parts.p.dump: an argument holds"),
+        (PART + 'engine="command"\ndump=["cat","\\u0000"]', "service.d.parts.p.dump: an argument has a NUL byte"),
         (PART + 'engine="command"\ndump=["./x"]', "service.d.parts.p.dump[0]: './x' is a relative path"),
         (
             PART + 'engine="command"\ndump=["no-such-program"]',
@@ -200,7 +200,7 @@ def test_a_link_that_gives_no_revision_is_an_error(tmp_path):
     for name, match in [
         ("round", "in a circle"),
         ("bytes", "not UTF-8"),
-        ("file", "it is no symbolic link"),
+        ("file", "it is not a symbolic link"),
         ("none", "No such file"),
     ]:
         with pytest.raises(UsageError, match=match):

@@ -178,7 +178,7 @@ def test_a_command_that_is_not_there_is_taken_back_too(app: App):
 def test_a_deployment_that_breaks_the_database_past_dumping_is_taken_back(app: App):
     broken = f"echo garbage > {app.top}/app.db; exit 1"
     failed = app.run("guard", "app", "--", "sh", "-c", broken, expect=9)
-    assert "without a safety generation" in failed.stderr
+    assert "without a pre-rollback generation" in failed.stderr
     assert app.state == FIRST
 
 
@@ -303,7 +303,7 @@ def test_a_reverted_deployment_whose_configuration_was_not_reverted_says_so(app:
     text = (app.top / "castore.toml").read_text()
     (app.top / "castore.toml").write_text("\n".join(line for line in text.splitlines() if not line.startswith(("undo", "health"))))
     failed = app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top) + "; exit 5", expect=9)
-    assert "castore.toml names no `undo`; revision two is live, but the state belongs to another; left to do: revert the configuration" in failed.stderr
+    assert "castore.toml names no `undo`; revision two is live, but the state belongs to another revision; left to do: revert the configuration" in failed.stderr
 
 
 def test_a_failed_rollback_says_which_state_is_live(app: App):
@@ -323,13 +323,13 @@ def test_a_reverted_deployment_that_is_not_healthy_is_restored_once_and_reported
     (app.top / "castore.toml").write_text(text)
     failed = app.run("guard", "app", "--", "sh", "-c", f"echo new > {app.top}/up/file; touch {app.top}/broken", expect=1)
     assert failed.stderr.count("the state of generation 1 is restored, but the health check failed") == 1
-    assert "without a safety generation" not in failed.stderr
+    assert "without a pre-rollback generation" not in failed.stderr
     assert app.hooks().count("start") == 1
     assert app.state == before
 
 
 def test_state_follows_the_revision(app: App):
-    assert "is noted: what the state was of is not known" in app.run("follow", "app").stdout
+    assert "is noted: it was not known which revision the state belonged to" in app.run("follow", "app").stdout
     app.run("snapshot", "app")
     subprocess.run(["sh", "-c", app.deploy.format(app.top)], check=True)
     assert "is new, and noted" in app.run("follow", "app").stdout
@@ -393,7 +393,7 @@ def test_the_revision_is_told_and_may_be_a_hash_over_paths(app: App):
     assert app.run("revision", "app").stdout.split()[0] != first
     (app.top / "one" / "new").unlink()
     (app.top / "one").rmdir()
-    assert "no revision from" in app.run("revision", "app", expect=2).stderr
+    assert "cannot compute a revision from" in app.run("revision", "app", expect=2).stderr
 
 
 def test_rules_are_shown_and_then_done(app: App):
@@ -432,7 +432,7 @@ def test_an_interrupted_roll_back_stands_in_the_way_until_it_is_recovered(app: A
     assert "as it was before" in app.run("recover").stdout
     assert app.state == ("two\n", [(1,)])
     assert "no rollback or restore in place was interrupted" in app.run("recover").stdout
-    assert "no roll-back of 'app'" in app.run("recover", "app", expect=6).stderr
+    assert "no rollback of 'app'" in app.run("recover", "app", expect=6).stderr
     app.run("rollback", "app", "--to", "1")
     assert app.state == FIRST
     assert "nothing was touched" in app.run("rollback", "app", "--to", "1").stdout
@@ -521,7 +521,7 @@ def test_undo_is_of_the_last_roll_back_only(app: App):
     (app.top / "up" / "file").write_text("three\n")
     app.run("rollback", "app", "--to", "1", "--no-safety")
     refused = app.run("rollback", "--undo", "app", expect=6)
-    assert "kept no generation" in refused.stderr
+    assert "took no pre-rollback generation" in refused.stderr
     assert app.state == FIRST
 
 
@@ -605,7 +605,7 @@ def test_taking_a_deployment_back_that_is_stopped_says_what_is_and_how_to_go_bac
         os.kill(guard.pid, number)
         _, told = guard.communicate(timeout=60)
         assert guard.returncode == 130, told
-    assert "has not ended, or was not run" in told
+    assert "was interrupted, or was not run" in told
     assert "the state of 'app' is that of the deployment" in told
     assert "castore rollback app --to 1" in told
     assert app.events()[0] == ("guard", False)
@@ -667,7 +667,7 @@ def test_what_a_killed_drill_left_is_removed_by_the_next(app: App):
         finally:
             server.kill()
     os.close(held)
-    assert f"the process {server.pid} is still in it" in told.stdout
+    assert f"process {server.pid} works in it" in told.stdout
     kinds = ("used____", "server__", "others__")
     assert left not in os.listdir(scratch)
     assert set(os.listdir(scratch)) == {*(f"castore-drill-{kind}" for kind in kinds), "other"}

@@ -168,7 +168,7 @@ def test_the_message_tells_the_local_time_of_the_nearest(shelf):
 
 def test_where_no_generation_has_a_revision_that_is_said(shelf):
     shelf.put("")
-    with pytest.raises(NotFoundError, match="none has any"):
+    with pytest.raises(NotFoundError, match="none of them has a revision"):
         shelf.number("r1")
     assert shelf.number("latest") == 1
 
@@ -290,7 +290,7 @@ def test_safety_generations_are_found_by_number_only(shelf):
 def test_only_safety_generations(shelf):
     shelf.put("r1", safety=True)
     assert shelf.number("1") == 1
-    with pytest.raises(NotFoundError, match=r"no complete generation; only their numbers select: 1 \(pre-rollback\)"):
+    with pytest.raises(NotFoundError, match=r"no complete generation; select these by number: 1 \(pre-rollback\)"):
         shelf.number("latest")
     with pytest.raises(NotFoundError):
         shelf.number("r1")

@@ -137,7 +137,7 @@ def test_parts_that_are_taken_twice_are_told_and_the_same_ones_refused(machine: 
     machine.sql("t/app.db", "CREATE TABLE t (x)")
     machine.toml(TREE + DATABASE)
     told = machine.run("config", "check", expect=2).stdout
-    assert "the part 'db' lies in this tree" in told
+    assert "the part 'db' is inside this tree" in told
     assert "'/app.db*'" in told
     for pattern in ("/app.db*", "app.db", "*.db"):
         machine.toml(f'{TREE}exclude = ["{pattern}"]\n{DATABASE}')
@@ -229,7 +229,7 @@ def test_a_service_of_which_a_part_has_not_gone_back_is_not_started(machine: Mac
         machine.write(name, "two, and longer")
     machine.write("broken", "")
     failed = machine.run("rollback", "app", "--to", "r1", expect=11)
-    assert "'c' could not be put back" in failed.stderr
+    assert "the previous state of 'c' could not be restored" in failed.stderr
     assert "so 'app' is not started" in failed.stderr
     assert machine.read("hooks").split() == ["stop"]
     failed = machine.run("recover", "app", expect=11)

@@ -1,4 +1,7 @@
-"""castore.toml: which store, whose recipients, and what there is to keep of each service."""
+"""castore.toml: the store, its recipients, and the services with their parts, hooks and retention rules.
+
+`settings` has the structs, `decode` reads a file, `values` checks values, `problems` collects mistakes.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Decoding of a castore.toml, level by level, so that a complaint names the exact key.
+"""Decode a castore.toml, level by level, so that an error names the exact key.
 
-A part's table is read by the engine that its `engine` names (castore/engines).
+The table of a part is decoded by the class of the engine that its `engine` names (castore/engines).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from castore.services.config.problems import Keys
 
 _OF_HOOKS: Final = ("before", "after", "run-as")
-"""Keys of a part that are not its engine's, or not only."""
+"""Keys that every part may have, whatever its engine."""
 _PROGRAMS: Final = ("before", "after", "stop", "start", "health", "undo", "drill-check")
 
 
@@ -49,17 +49,18 @@ def load(
 ) -> Settings:
     """Read and check a castore.toml.
 
-    home: what a leading `~/` of a path stands for; None: such a path is refused.
-    programs: check that the programs exist that all services name, or that these services name. A caller
-    that only wants to know where the store is, on a machine that has none of the services yet, does without.
-    tolerant: accept mistakes in the descriptions of services: `Settings.of` raises them for its service only.
+    home: replaces a leading `~` of a path; None: such a path is refused.
+    programs: check that the programs of all services exist, or those of the named services. A caller that
+    needs only the store's path, on a machine without the services, passes False.
+    tolerant: accept mistakes in the descriptions of services; `Settings.of` raises those of its service.
 
-    Raises ConfigProblemsError, with all mistakes, each as `FILE: KEY.PATH: reason`.
+    Raises ConfigError if the file cannot be read or is not TOML, and ConfigProblemsError with all mistakes,
+    each as `FILE: KEY.PATH: reason`.
     """
-    import tomllib  # noqa: PLC0415 - 10 ms, and most commands read no castore.toml
+    import tomllib  # noqa: PLC0415 - takes 10 ms, and most commands read no castore.toml
 
     try:
-        # It names programs to run. An editor may have put a byte-order mark at its beginning.
+        # The file names programs to run, so its owner is checked. Editors may write a byte-order mark.
         document = tomllib.loads(read_trusted(path).decode("utf-8-sig"))
     except UntrustedPathError as error:
         raise ConfigError(f"{path}: not read: {error}") from error
@@ -72,7 +73,7 @@ def load(
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     except RecursionError:
-        raise ConfigError(f"{path}: not TOML that can be read: it is nested too deeply") from None
+        raise ConfigError(f"{path}: cannot read this TOML: it is nested too deeply") from None
     settings = _Decoder(path, home, programs=programs).settings(document)
     if not tolerant:
         settings.refuse_faults()
@@ -80,7 +81,7 @@ def load(
 
 
 class _Decoder:
-    """The decoding of one file; every method is given the keys that lead to its value."""
+    """Decodes one file; every method takes the path (`keys`) of its table."""
 
     def __init__(self, path: str, home: str | None, *, programs: bool | Collection[str]) -> None:
         self._path = path
@@ -88,7 +89,7 @@ class _Decoder:
         self._problems = Problems(path)
         self._values = ValueChecks(self._problems, home)
         self._defaults: dict[str, Any] = {}
-        """The keys that a service gets where it has none of its own."""
+        """Values of keys that a service does not set itself."""
         self._exclude: tuple[str, ...] = ()
 
     def settings(self, document: dict[str, Any]) -> Settings:
@@ -197,7 +198,7 @@ class _Decoder:
             if isinstance(value, int) and value < 0:
                 raise self._problems.error((*keys, name), f"a number from 0 on was expected, not {value}")
         if not any(rules.get(name) for name in table):
-            reason = "no rule in it keeps anything: say how many, as in { daily = 7 }; without it all stay"
+            reason = "no rule in it keeps anything: write { daily = 7 }, or remove the key to keep all"
             raise self._problems.error(keys, reason)
         if keep.within is not None and parse_span(keep.within) is None:
             reason = f'a span like "36h" or "14d" was expected, not {keep.within!r}'

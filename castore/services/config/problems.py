@@ -1,4 +1,4 @@
-"""What is wrong with a castore.toml: collected, in its own words, with the key of each mistake."""
+"""Collect the mistakes in a castore.toml, each with its key, in the terms of TOML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Decoded = TypeVar("Decoded", bound=msgspec.Struct)
 Keys = tuple[str | int, ...]
-"""The keys that lead to a value, from the top of the file; of a list, the position."""
+"""The path of a value from the top of the file: keys of tables, positions in lists."""
 
 _MISSING: Final = re.compile("Object missing required field `(.*?)`")
 _STEP: Final = re.compile(r"\.([A-Za-z0-9_-]+)|\[(\d+|\.\.\.)\]")
@@ -31,20 +31,20 @@ _WORDS: Final = {
     "object": "a table",
     "object | null": "a table",
 }
-"""msgspec's names of types, which are JSON's, and what a reader of TOML calls them."""
+"""msgspec's names of types, which are those of JSON, and the words that a message uses."""
 
 
 class Problems:
-    """The mistakes of one file, or of one of its services."""
+    """The mistakes of one file: those of the service that is being decoded, or of its top level."""
 
     def __init__(self, path: str) -> None:
         self.found: list[str] = []
-        """All mistakes so far of the service, or of what concerns every service."""
+        """The mistakes so far; the decoder exchanges the list for each service."""
         self._path = path
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
-        """Note the mistake that the block raises, and go on after it."""
+        """Add the mistakes that the block raises, and continue after the block."""
         try:
             yield
         except ConfigProblemsError as error:
@@ -53,11 +53,11 @@ class Problems:
             self.found.append(str(error))
 
     def error(self, keys: Keys, reason: str) -> ConfigError:
-        """Return the error of a mistake in the value that `keys` lead to."""
+        """Return the error for a mistake in the value at `keys`."""
         return ConfigError(f"{self._path}: {_dotted(keys)}: {reason}")
 
     def convert(self, table: dict[str, Any], kind: type[Decoded], keys: Keys) -> Decoded:
-        """Decode a table. Raises ConfigProblemsError with what is wrong with each of its keys."""
+        """Decode a table. Raises ConfigProblemsError with the mistakes of all its keys."""
         before, self.found = self.found, []
         try:
             with self.collecting():
@@ -70,9 +70,9 @@ class Problems:
         return decoded
 
     def convert_partly(self, table: dict[str, Any], kind: type[Decoded], keys: Keys) -> Decoded:
-        """Decode a table; note what is wrong with each key, and decode the others.
+        """Decode a table; add the mistake of each wrong key to `found`, and decode the other keys.
 
-        Raises ConfigProblemsError where a key is missing or unusable that is required.
+        Raises ConfigProblemsError if a required key is missing or wrong.
         """
         left = dict(table)
         while True:
@@ -81,7 +81,7 @@ class Problems:
             except msgspec.ValidationError as error:
                 refusal, key = self._refusal(kind, keys, str(error), left)
             if key not in left:
-                # A required key that was removed here has its own complaint already.
+                # The mistake of a required key that was removed here is already reported.
                 raise ConfigProblemsError(*([] if key in table else [str(refusal)]))
             self.found.append(str(refusal))
             del left[key]
@@ -89,7 +89,7 @@ class Problems:
     def _refusal(
         self, kind: type[msgspec.Struct], keys: Keys, complaint: str, table: dict[str, Any]
     ) -> tuple[ConfigError, str]:
-        """Put msgspec's complaint about `table` in castore.toml's own words; return its key, too."""
+        """Return msgspec's complaint about `table` in the terms of TOML, and the key that it is about."""
         names = [field.encode_name for field in msgspec.structs.fields(kind)]
         if unknown := [name for name in table if name not in names]:
             error = self.error((*keys, unknown[0]), f"unknown key; known here: {', '.join(names)}")
@@ -100,7 +100,7 @@ class Problems:
         reason, _, place = complaint.partition(" - at ")
         value: Any = table
         for name, position in _STEP.findall(place):
-            # msgspec does not say which key of a table of tables: the one that holds none.
+            # msgspec does not name the key in a table of tables: it is the one whose value is not a table.
             step = name or (
                 int(position)
                 if position.isdigit()
@@ -114,7 +114,7 @@ class Problems:
 
 
 def kind_of(value: Any) -> str:
-    """Return what a reader of TOML calls a value's type."""
+    """Return the type of a value in the words of a message."""
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int | float):
@@ -123,13 +123,13 @@ def kind_of(value: Any) -> str:
 
 
 def _dotted(keys: Keys) -> str:
-    """Return keys as castore.toml would write them; a list's positions in brackets."""
+    """Return a path in the syntax of TOML, with positions in lists in brackets."""
     text = ""
     for key in keys:
         if isinstance(key, int):
             text += f"[{key}]"
         else:
             dot = "." if text else ""
-            # A TOML string is quoted and escaped as one of JSON.
+            # TOML quotes and escapes a string as JSON does.
             text += dot + (key if _BARE.fullmatch(key) else msgspec.json.encode(key).decode())
     return text

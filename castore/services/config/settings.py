@@ -1,4 +1,4 @@
-"""The settings in a castore.toml, as structs, and its tables before their parts are decoded."""
+"""The settings of a castore.toml as structs, and its tables before their nested tables are decoded."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """A TOML table whose keys are all known."""
+    """A TOML table in which unknown keys are refused."""
 
 
 class Revision(_Table, frozen=True):
-    """Where a service's revision comes from: exactly one of these."""
+    """The source of a service's revision: exactly one of these keys."""
 
     value: str | None = None
     """The revision itself."""
     link: str | None = None
-    """A symbolic link, whose target it is."""
+    """A symbolic link, whose target is the revision."""
     command: tuple[str, ...] | None = None
-    """A program that prints it."""
+    """A program that prints the revision."""
     paths: tuple[str, ...] | None = None
-    """Files, directories and links: it is a hash over what they hold or lead to."""
+    """Files, directories and links: the revision is a hash over their contents and targets."""
 
 
 class TreePart(_Table, frozen=True):
-    """A directory."""
+    """A part that is a directory."""
 
     path: str
     exclude: tuple[str, ...] = ()
     """Patterns as in .gitignore, relative to `path`."""
     one_file_system: bool = False
-    """Leave out what is mounted below it."""
+    """Leave out file systems that are mounted below `path`."""
     exclude_caches: bool = False
-    """Leave out what directories with a CACHEDIR.TAG hold."""
+    """Leave out the contents of directories with a CACHEDIR.TAG."""
 
 
 class PartSettings(_Table, frozen=True):
@@ -46,17 +46,17 @@ class PartSettings(_Table, frozen=True):
 
     engine: str
     source: TreePart | Engine
-    """What the engine's own keys say."""
+    """The keys of the engine."""
     before: tuple[str, ...] = ()
-    """A program that is run before the service's parts are taken."""
+    """Program to run before the service's parts are taken."""
     after: tuple[str, ...] = ()
-    """A program that is run when they are taken, and when that failed."""
+    """Program to run after the parts were taken, or failed to be taken."""
     run_as: str | None = None
-    """The user that `before` and `after` are run as; None: castore's own."""
+    """The user that runs `before` and `after`; None: castore's own user."""
 
 
 class Keep(_Table, frozen=True):
-    """Which generations are kept: those that any of these rules keeps."""
+    """Retention rules: a generation is kept if any of these rules keeps it."""
 
     last: int = 0
     hourly: int = 0
@@ -65,88 +65,88 @@ class Keep(_Table, frozen=True):
     monthly: int = 0
     yearly: int = 0
     per_revision: int = 1
-    """Of each revision; the newest of one that is live is kept whatever is said."""
+    """Generations per revision. The newest one of the live revision is always kept."""
     within: str | None = None
-    """All that are not older than this: "36h", "14d"."""
+    """Keep every generation that is not older than this: "36h", "14d"."""
 
 
 class ServiceKeys(_Table, frozen=True, kw_only=True):
-    """What of a service is decoded as it stands."""
+    """The keys of a service that need no further decoding."""
 
     schedule: str | None = None
     """When the daemon takes a generation: "02:30", or five fields as in a crontab."""
     before: tuple[str, ...] = ()
-    """A program that is run before parts are taken."""
+    """Program to run before the parts are taken."""
     after: tuple[str, ...] = ()
-    """A program that is run when they are taken, and when that failed."""
+    """Program to run after the parts were taken, or failed to be taken."""
     stop: tuple[str, ...] = ()
-    """A program that stops the service, before a roll-back exchanges its state."""
+    """Program that stops the service before a rollback swaps its state."""
     start: tuple[str, ...] = ()
-    """A program that starts it again."""
+    """Program that starts the service again."""
     health: tuple[str, ...] = ()
-    """A program that exits with 0 if the service works."""
+    """Program that exits with 0 if the service works."""
     health_timeout: float = 60.0
-    """Seconds in which `health`, tried again and again, has to succeed."""
+    """Seconds within which `health`, which is repeated, has to succeed."""
     undo: tuple[str, ...] = ()
-    """A program that takes a deployment back that `guard` found failed."""
+    """Program that reverts a deployment that failed under `guard`."""
     follow: Literal["restore", "tell"] = "tell"
-    """What `follow` does where the present revision was here before."""
+    """What `follow` does for a revision that was configured before: restore its state, or report it."""
     drill_check: tuple[str, ...] = ()
-    """A program that looks at what a drill restored."""
+    """Program that checks what a drill restored."""
     timeout: float | None = None
     """Seconds that each program of this service may take."""
     run_as: str | None = None
-    """The user that hooks, and the programs of parts without a `run-as` of their own, are run as."""
+    """The user that runs the hooks, and the programs of parts without their own `run-as`."""
 
 
 class Service(ServiceKeys, frozen=True):
-    """What is kept of one service."""
+    """One service: its parts, hooks and retention rules."""
 
     revision: Revision | None = None
     parts: dict[str, PartSettings] = {}
-    """In the order in which they are taken."""
+    """The parts by name, in the order in which they are taken."""
     keep: Keep | None = None
-    """None: all."""
+    """Retention rules; None: every generation is kept."""
 
 
 class Settings(_Table, frozen=True):
-    """A whole castore.toml."""
+    """The settings of one castore.toml."""
 
     store: str | None = None
     """The store's directory, absolute."""
     recipients: tuple[str, ...] = ()
-    """To whom a store made with these settings is sealed: castore-pub-..."""
+    """The recipients of a store that is created with these settings: castore-pub-..."""
     reference_cache: int | None = None
-    """Bytes that this machine may keep unsealed to make deltas with; 0: none; None: as it sees fit."""
+    """Bytes that the unencrypted base cache of this machine may use; 0: no cache; None: the default."""
     host: str | None = None
-    """The name under which this machine is certified; None: the one that it has in the store."""
+    """The name that this machine is certified for; None: the one that it already has in the store."""
     former_hosts: tuple[str, ...] = ()
-    """Names, or beginnings of ids, that this machine was known by before."""
+    """Earlier names of this machine, or beginnings of its earlier ids."""
     isolate_writers: bool = False
-    """Whether new snapshots share nothing that another machine has added."""
+    """Whether new snapshots share no chunks with those of other machines."""
     service: dict[str, Service] = {}
-    """The services that are described without a mistake."""
+    """The services without mistakes, by name."""
     path: str = ""
-    """The file that this was read from."""
+    """The path of the file that was read."""
     faults: dict[str, tuple[str, ...]] = {}
-    """What is wrong with each of the other services."""
+    """The mistakes of each other service, by name."""
     partial: dict[str, Service] = {}
-    """What could be understood of those: to look for more mistakes, never to be acted on."""
+    """The decodable parts of those services: for finding more mistakes, never to be acted on."""
 
     def of(self, name: str) -> Service | None:
-        """Return the description of a service; None: there is none. Raises ConfigProblemsError."""
+        """Return a service, or None. Raises ConfigProblemsError if its description has mistakes."""
         if problems := self.faults.get(name):
             raise ConfigProblemsError(*problems)
         return self.service.get(name)
 
     def refuse_faults(self) -> None:
-        """Raise ConfigProblemsError where the description of any service has a mistake."""
+        """Raise ConfigProblemsError if the description of any service has a mistake."""
         if self.faults:
             raise ConfigProblemsError(*(one for problems in self.faults.values() for one in problems))
 
 
 class ServiceTable(ServiceKeys, frozen=True):
-    """Service, its parts not decoded."""
+    """A service whose nested tables are not decoded."""
 
     revision: dict[str, Any] | None = None
     parts: dict[str, Any] = {}
@@ -154,16 +154,16 @@ class ServiceTable(ServiceKeys, frozen=True):
 
 
 class DefaultsTable(ServiceKeys, frozen=True):
-    """What holds for every service that does not say otherwise."""
+    """The keys that apply to every service which does not set them itself."""
 
     revision: dict[str, Any] | None = None
     keep: dict[str, Any] | None = None
     exclude: tuple[str, ...] = ()
-    """Patterns of every tree, which come before its own."""
+    """Patterns for every tree, applied before the tree's own."""
 
 
 class HooksTable(_Table, frozen=True):
-    """What a part's table holds beside its engine's keys."""
+    """The keys of a part that do not belong to its engine."""
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
@@ -171,7 +171,7 @@ class HooksTable(_Table, frozen=True):
 
 
 class TopTable(_Table, frozen=True):
-    """Settings, its services not decoded."""
+    """The top level of a castore.toml, whose services are not decoded."""
 
     store: str | None = None
     recipients: tuple[str, ...] = ()

@@ -29,17 +29,17 @@ _HOURS: Final = {"h": 1, "d": 24, "w": 7 * 24, "m": 31 * 24, "y": 366 * 24}
 
 
 def parse_span(text: str) -> int | None:
-    """Return the seconds of a span like "36h", "14d", "8w", "6m", "1y"; None if it is none."""
+    """Return the seconds of a span like "36h", "14d", "8w", "6m" or "1y"; None if it is not valid."""
     match = _SPAN.fullmatch(text)
     return int(match[1]) * _HOURS[match[2]] * 3600 if match else None
 
 
 class ValueChecks:
-    """Checks of values in one file; each method is given the keys that lead to its value."""
+    """Checks of single values in one file; every method takes the path (`keys`) of its value."""
 
     def __init__(self, problems: Problems, home: str | None) -> None:
         self.programs_checked = False
-        """Whether the service's programs are looked for."""
+        """Whether programs and users of the current service must exist on this machine."""
         self._problems = problems
         self._home = home
 
@@ -64,7 +64,7 @@ class ValueChecks:
     def check_recipients(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         """Return recipients unchanged. Raises ConfigError for one that is not a recipient."""
         if texts:
-            # libsodium is loaded only for a file that names recipients.
+            # libsodium is loaded only if the file names recipients.
             from castore.crypto.identity import Recipient  # noqa: PLC0415
 
             for position, text in enumerate(texts):
@@ -119,7 +119,7 @@ class ValueChecks:
             reason = f"{path!r} is a relative path{homeless}; an absolute one was expected"
             raise self._problems.error(keys, reason)
         if "\0" in path:
-            raise self._problems.error(keys, f"{path!r} cannot be a path: it holds a zero byte")
+            raise self._problems.error(keys, f"{path!r} cannot be a path: it has a NUL byte")
         return os.path.normpath(path)
 
     def check_program(self, argv: tuple[str, ...], keys: Keys) -> None:
@@ -127,13 +127,14 @@ class ValueChecks:
         if not argv or not argv[0]:
             raise self._problems.error(keys, "it is empty; a program and its arguments were expected")
         if any("\0" in argument for argument in argv):
-            raise self._problems.error(keys, "an argument holds a zero byte, which no program can be given")
+            reason = "an argument has a NUL byte, which cannot be passed to a program"
+            raise self._problems.error(keys, reason)
         program = argv[0]
         if "/" in program and not os.path.isabs(program):
             raise self._problems.error(
                 (*keys, 0),
-                f"{program!r} is a relative path; an absolute one, or a name to be looked up in "
-                "PATH, was expected",
+                f"{program!r} is a relative path; an absolute path, or a name that is found in PATH, was "
+                "expected",
             )
         if self.programs_checked and shutil.which(program) is None:
             where = "there" if os.path.isabs(program) else "in PATH"

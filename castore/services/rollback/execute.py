@@ -1,9 +1,14 @@
-"""A service's state back to a generation: one transaction over all its parts.
+"""Roll a service back to a generation: one transaction over all its parts.
 
-First a plan, which is data. Then: every dump staged beside what is live; the service stopped; a safety
-generation of its state taken; part after part that differs switched; the service started and looked at;
-what was replaced removed. A journal on this machine says how far that got, so that whatever fails or is
-killed before the end is undone, and behind that point finished, by this process or another.
+1. Make a plan, which is data.
+2. Restore every dump to a staging copy next to the live state.
+3. Stop the service, and take a pre-rollback generation of its state.
+4. Swap every part that differs from the target.
+5. Start the service, and check its health.
+6. Delete what was replaced.
+
+A journal on this machine records every step. After a failure or a kill before the end of step 5, the rollback
+is undone; after it, the rollback is completed. This process does that, or `castore recover` in another one.
 """
 
 from __future__ import annotations
@@ -71,19 +76,20 @@ if TYPE_CHECKING:
 
 _NO_SERVICE: Final = Service()
 RESTORING: Final = "restoring"
-"""What progress calls the work that is not of one part."""
+"""The name that progress shows for work that concerns all parts."""
 
 
 @dataclass
 class RolledBack:
-    """What a roll-back did."""
+    """The result of a rollback."""
 
     target: Generation
     safety: Generation | None
+    """The pre-rollback generation; None: none was taken."""
     problems: list[tuple[str, bytes, str]] = field(default_factory=list)
-    """(part, path, reason) of what could not be made as it was, and of what could not be removed."""
+    """(part, path, reason) of what could not be restored exactly, and of what could not be removed."""
     parts: tuple[str, ...] = ()
-    """Those that were not equal to the target already."""
+    """The parts that differed from the target."""
 
 
 def roll_back(
@@ -101,11 +107,13 @@ def roll_back(
     say: Callable[[str], None] = lambda _text: None,
     tally: Progress,
 ) -> RolledBack:
-    """Put the state of `target` back. The caller holds the service's lock.
+    """Restore the state of `target`. The caller holds the service's lock.
 
-    settings: the service's hooks. trust_times: without a pre-rollback generation, compare files by size and
-    time only. revision: of the present state, recorded with the safety generation. Raises CastoreError;
-    then the present state is as it was, or the message says what is not.
+    origins: where each part belongs. settings: the service in castore.toml, with its hooks. with_safety: take
+    a pre-rollback generation. trust_times: without a pre-rollback generation, compare files by size and time
+    only. revision: of the present state, recorded with the pre-rollback generation. leave_out: directories
+    that trees do not include. Raises CastoreError; the state is then as before, or the message says what
+    differs.
     """
     with event(store, "rollback", target.service) as note:
         note.of(target)
@@ -117,7 +125,7 @@ def roll_back(
             trust_times=trust_times,
         )
         kept = f"; what it replaced is generation {done.safety.number}" if done.safety else ""
-        note.text = f"restored {', '.join(done.parts)}{kept}" if done.parts else "nothing was to be done"
+        note.text = f"restored {', '.join(done.parts)}{kept}" if done.parts else "no part differed"
     return done
 
 
@@ -136,8 +144,8 @@ def _roll_back(
     with_safety: bool,
     trust_times: bool,
 ) -> RolledBack:
-    # Before anything is touched: every part has a place to go to.
-    # Trees are compared again when the service is stopped.
+    # The plan fails before anything is changed if a part has no destination. Trees are compared again when
+    # the service is stopped.
     plan = plan_rollback(
         store, target, origins, ownership, leave_out=leave_out, settings=service, trust_times=True
     )
@@ -150,9 +158,9 @@ def _roll_back(
             say(f"{dump.part.name}: {dump.warning}")
 
     def keep(memos: dict[str, Memo], made: Sequence[str]) -> Generation | None:
-        """Take the safety generation: the service has been stopped, so nothing comes behind it.
+        """Take the pre-rollback generation. The service is stopped, so no later change is missed.
 
-        made: what the roll-back has made beside what is live.
+        made: paths that the rollback created next to the live state, which trees leave out.
         """
         if not with_safety:
             return None
@@ -165,8 +173,8 @@ def _roll_back(
             elif isinstance(source, EngineSource) and service.stop and name in memos:
                 now[name] = EngineSource(source.name, source.engine.stopped(memos[name]))
         if now or absent.kinds:
-            # On a new machine, what exists in the place of the service is the state of no revision. Filed
-            # under the configured one, 'follow' would restore it.
+            # On a new machine, what exists at the paths of the service is the state of no revision. 'follow'
+            # would restore it if it were filed under the configured one.
             empty = bool(absent.kinds) and store.live_revision(target.service) is None
             taken = snapshot(
                 store,
@@ -201,7 +209,7 @@ def _roll_back(
 
 
 def _size_of(target: Generation, name: str, tree: TreePlan) -> int:
-    """Return about how many bytes of content the steps of a plan write."""
+    """Estimate the bytes of content that the steps of a plan write."""
     part = target.part(name)
     return plan_size(part, tree) if part is not None else 0
 
@@ -226,9 +234,9 @@ def creations(store: Store, plan: RollbackPlan) -> list[str]:
 
 
 def check_plan(plan: RollbackPlan, origins: dict[str, Origin], *, with_safety: bool) -> None:
-    """Raise CastoreError where a rollback would be refused before it touches anything."""
+    """Raise CastoreError if a rollback would be refused before it changes anything."""
     for dump in plan.dumps:
-        # A file whose directory is missing is ready as soon as that is made.
+        # A file whose directory is missing is ready once the directory was made.
         if not folders.missing([origins.get(dump.part.name, Origin())]):
             dump.source.engine.ready()
     if with_safety:
@@ -236,7 +244,7 @@ def check_plan(plan: RollbackPlan, origins: dict[str, Origin], *, with_safety: b
 
 
 def _is_equal(part: Part, safety: Generation | None) -> bool:
-    """Whether the live state is what is to be put back."""
+    """Whether the live state, as the pre-rollback generation has it, equals the target's."""
     before = safety.part(part.name) if safety is not None else None
     return before is not None and not before.missed and (before.kind, before.root) == (part.kind, part.root)
 
@@ -263,11 +271,12 @@ class _Transaction:
         self._target = target = plan.target
         self._sources = {dump.part.name: dump.source for dump in plan.dumps}
         self._removals = plan.removals
-        self._lies: dict[str, list[str]] = {}
-        """Where parts are, by name."""
+        self._live_paths: dict[str, list[str]] = {}
+        """Paths of the parts, by name."""
         self._apart: dict[str, list[str]] = {}
-        """With what lies beside them and is theirs."""
+        """Those paths, and the files next to them that belong to the parts, by name."""
         self._made: list[str] = []
+        """Paths that the rollback creates next to the live state."""
         self._service = service
         self._keep = keep
         self._say = say
@@ -288,7 +297,7 @@ class _Transaction:
         self._trust_times = trust_times
 
     def prepare(self, ownership: Ownership, leave_out: Sequence[str], tally: Progress) -> None:
-        """Say how each part is changed; nothing is made yet. Raises ConfigError, CastoreError."""
+        """Add a step for each part; nothing is created yet. Raises ConfigError, CastoreError."""
         for part in self._target.parts:
             found = self._origins.get(part.name, Origin())
             if part.kind == "tree":
@@ -296,14 +305,14 @@ class _Transaction:
                 service = self._target.service
                 tree = TreeStep(self._reader, service, found.path, plan, ownership, tally)
                 self._add(tree, PartJournal(part.name, path=found.path, memo=tree.memo))
-                self._lies[part.name] = self._apart[part.name] = [os.fsdecode(found.path)]
+                self._live_paths[part.name] = self._apart[part.name] = [os.fsdecode(found.path)]
                 continue
             source = self._sources[part.name]
             journal = self._journal_of(part.name, source)
             contents = contents_of(self._reader, part, lambda: self.safety, tally)
             own = partial(self._own, found.file, ownership)
             self._add(DumpStep(source, journal.memo, contents, own), journal, source.engine.beside)
-        # What is going to be gone.
+        # Parts that did not exist in the target.
         for removal in self._removals:
             if not removal.there:
                 continue
@@ -318,7 +327,7 @@ class _Transaction:
             kept = partial(self._has_all_of, removal.name)
             change = EngineRemoval(removal.source, journal.memo, contents, kept)
             self._add(change, journal, removal.source.engine.beside)
-        refuse_same(self._lies)
+        refuse_same(self._live_paths)
 
     def _own(self, file: FileOwner | None, ownership: Ownership, path: str, inode: str) -> None:
         if file is not None:
@@ -335,7 +344,7 @@ class _Transaction:
     def _add(self, change: RollbackStep, journal: PartJournal, beside: tuple[str, ...] = ()) -> None:
         self._changes.append(change)
         self._journal.parts.append(journal)
-        self._lies[journal.name] = live = live_paths(journal.memo)
+        self._live_paths[journal.name] = live = live_paths(journal.memo)
         self._apart[journal.name] = with_endings(live, beside)
         self._made += made_paths(journal.memo, beside)
 
@@ -350,9 +359,9 @@ class _Transaction:
     def _removal(
         self, name: str, path: str, ownership: Ownership, leave_out: Sequence[str], tally: Progress
     ) -> tuple[InPlace, bool]:
-        """Return what removes a tree in place, and whether nothing in it has to stay."""
+        """Return the in-place removal of a tree, and whether nothing in it has to stay."""
         rules = rules_of(self._origins.get(name, Origin()), left_out(self._store, leave_out))
-        # What is removed with it is no reason to keep its directory.
+        # Keep the directory only for parts that the target has, not for what is removed together with it.
         kept = [where for part in self._target.parts for where in self._apart.get(part.name, [])]
         apart = below(path, kept)
         if apart:
@@ -368,13 +377,13 @@ class _Transaction:
         return self.safety is None or (part is not None and not part.missed)
 
     def run(self) -> None:
-        """Do it all, or take it back and raise."""
+        """Carry out all steps, or revert them and raise."""
         with ExitStack() as shielded:
             self._swap_all(shielded)
             self._complete()
 
     def _swap_all(self, shielded: ExitStack) -> None:
-        """Swap all parts, or revert them and raise; from the end on, an interrupt is deferred."""
+        """Swap all parts, or revert them and raise. After the last swap, interrupts are deferred."""
         journal = self._journal
         self._save()
         try:
@@ -398,22 +407,22 @@ class _Transaction:
                 self._report_made(part)
             self.changed = tuple(changed)
             self._start()
-            # An interrupt from here on would leave a rollback that is done but looks interrupted.
+            # From here on, an interrupt would leave a rollback that is done but looks interrupted.
             shielded.enter_context(DeferInterrupts(self._defer))
             journal.phase = "done"
             self._save()
         except BaseException as error:
             if journal.phase == "done":
-                # What is said on disk decides what `recover` does, so that comes first.
+                # The journal decides what `recover` does, so it is corrected first.
                 journal.phase = "started"
                 self._save()
-            self._take_back(error)
+            self._revert(error)
             if isinstance(error, CastoreError):
                 error.args = (f"{error}; {self._reverted()}",)
             raise
 
     def _reverted(self) -> str:
-        """Say which state is live after a rollback failed and was reverted."""
+        """Return which state is live after a rollback failed and was reverted."""
         if self._journal.phase == "begun":
             return f"nothing was replaced: the state of {self._target.service!r} is as before"
         of = f" (revision {short_revision(self._journal.before)})" if self._journal.before else ""
@@ -424,7 +433,9 @@ class _Transaction:
             self._say(f"{part.name}: {line}")
 
     def _defer(self) -> None:
-        self._say("all is restored, and what it replaced is being removed; interrupt again to stop that")
+        self._say(
+            "all parts are restored, and what they replaced is being removed; interrupt it again to stop that"
+        )
 
     def _complete(self) -> None:
         """Remove what the restored parts replaced."""
@@ -434,10 +445,10 @@ class _Transaction:
             problems = finish(self._store, journal, self._changes)
         except KeyboardInterrupt:
             raise RevertInterruptedError(
-                "all is restored; removing what it replaced was interrupted: "
+                "all parts are restored; removing what they replaced was interrupted: to complete it, "
                 f"castore recover {journal.service}"
             ) from None
-        # Read after the cleanup, which adds what it could not remove.
+        # Read the problems after the cleanup, which adds what it could not remove.
         for part, change in zip(journal.parts, self._changes, strict=True):
             self.problems += [(part.name, path, reason) for path, reason in change.problems]
         self.problems += problems
@@ -460,22 +471,22 @@ class _Transaction:
             run(self._service.start, timeout=self._service.timeout, account=account)
         check_health(self._service)
 
-    def _take_back(self, cause: BaseException) -> None:
+    def _revert(self, cause: BaseException) -> None:
         service = self._target.service
         why = str(cause) or "interrupted"
 
-        def tell() -> None:
-            self._say("the present state is being put back, which goes on; interrupt it again to stop that")
+        def defer() -> None:
+            self._say("the previous state is being restored, which goes on; interrupt it again to stop that")
 
         try:
-            with DeferInterrupts(tell):
+            with DeferInterrupts(defer):
                 failed = undo(self._store, self._journal, self._changes)
         except KeyboardInterrupt:
             raise RevertInterruptedError(
-                f"{why}; and putting back the present state was interrupted: first castore recover {service}"
+                f"{why}; and restoring the previous state was interrupted: first castore recover {service}"
             ) from cause
         if failed and not self._journal.changed:
-            # Nothing live was touched: what is left over must not block the next command.
+            # No live state was changed: what is left over must not block the next command.
             self._say("; ".join(failed))
             self._say(forget(self._store, service))
             return

@@ -1,6 +1,7 @@
-"""The journal of a rollback: how far it has got.
+"""The journal of a rollback: what it does to each part, and how far it is.
 
-It is part of castore's state on this machine, and durable before anything is done.
+The journal is stored in castore's state on this machine. Every step is durable in it before the step begins.
+After a kill, `recover` reads it: it undoes the rollback, or completes it if all parts had been swapped.
 """
 
 from __future__ import annotations
@@ -18,62 +19,66 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _VERSION: Final = 3
-"""2: a part may be one that is removed; 3: a checksum follows."""
+"""Version 2 added parts that are removed; version 3 added the checksum."""
 _CHECKSUM: Final = 16
-"""Bytes of it."""
+"""Bytes of the checksum after the encoded journal."""
 UNDONE: Final = "undone"
+"""Key of a memo: the part has its previous state again, and must not be touched any more."""
 
 
 class PartJournal(msgspec.Struct):
-    """What is being done to one part."""
+    """What the rollback does to one part."""
 
     name: str
     path: bytes = b""
-    """A tree's."""
+    """Path of a tree; empty for a dump."""
     engine: str = ""
+    """Engine of a dump; empty for a tree."""
     settings: dict[str, Any] = {}
     memo: Memo = {}
-    """An engine's; of a tree that is to be gone, its path and `old`, which it is moved to."""
+    """State of the engine. For a tree that is removed: its path, and `old`, the path that it is moved to."""
 
     @property
     def switched(self) -> bool:
-        """Whether the live state may have been touched, and was not put back."""
+        """Whether the live state may have been changed, and has not been reverted."""
         return SWITCHING in self.memo and UNDONE not in self.memo
 
 
 class Journal(msgspec.Struct):
-    """How far a roll-back has got."""
+    """A rollback, and how far it is."""
 
     service: str
     target: int
     safety: int | None
+    """Number of the pre-rollback generation."""
     parts: list[PartJournal]
     stop: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
     timeout: float | None = None
+    """Seconds that `stop` and `start` may take."""
     run_as: str | None = None
-    """The user that `stop` and `start` are run as; None: castore's own."""
+    """The user that runs `stop` and `start`; None: castore's own user."""
     phase: Literal["begun", "stopped", "started", "done"] = "begun"
     revision: str = ""
-    """What the state belongs to when the rollback is done."""
+    """The revision that the state belongs to when the rollback is done."""
     before: str = ""
     """The revision that the replaced state belonged to."""
     version: int = _VERSION
 
     @property
     def changed(self) -> bool:
-        """Whether any part was not equal to the target already."""
+        """Whether any part differed from the target."""
         return any(SWITCHING in part.memo for part in self.parts)
 
 
 class _JournalVersion(msgspec.Struct):
-    """What is read first of a journal: who does not know its version cannot tell what the rest means."""
+    """The version, which is decoded first: the other fields depend on it."""
 
     version: int = 1
 
 
 def write_journal(store: Store, journal: Journal) -> None:
-    """Make durable how far a roll-back has got. Raises StorageError."""
+    """Write the journal durably. Raises StorageError."""
     # Paths may have bytes that are not UTF-8.
     data = msgspec.msgpack.encode(lossless(msgspec.to_builtins(journal, builtin_types=(bytes,))))
     store.remember_rollback(journal.service, data + _checksum(data))
@@ -84,7 +89,10 @@ def _checksum(data: bytes) -> bytes:
 
 
 def read_journal(store: Store, service: str) -> Journal | None:
-    """Return the journal of a rollback that has not ended; None: there is none. Raises NotIntactError."""
+    """Return the journal of an unfinished rollback, or None.
+
+    Raises NotIntactError if it is damaged, or of a newer version.
+    """
     try:
         data = store.begun_rollback(service)
         if data is None:
@@ -99,14 +107,14 @@ def read_journal(store: Store, service: str) -> Journal | None:
     except (msgspec.DecodeError, msgspec.ValidationError, StorageError) as error:
         raise _damaged(service, str(error)) from None
     raise NotIntactError(
-        f"the journal of a rollback of {service!r} is of version {version}, and this castore knows "
-        f"{_VERSION}: recover it with the castore that began it, or a newer one; if you have repaired the "
-        f"state: castore recover --forget {service}"
+        f"the journal of a rollback of {service!r} has version {version}, and this castore reads up to "
+        f"{_VERSION}: recover with the castore that began the rollback, or a newer one; if you have repaired "
+        f"the state: castore recover --forget {service}"
     )
 
 
 def _decoded(data: bytes) -> Journal:
-    """Return a journal. Raises DecodeError, ValidationError."""
+    """Decode a journal. Raises DecodeError, ValidationError."""
     plain = msgspec.msgpack.decode(data, type=dict[str, Any])
     parts = msgspec.convert(plain.get("parts"), list[dict[str, Any]])
     for part in parts:
@@ -116,9 +124,9 @@ def _decoded(data: bytes) -> Journal:
 
 def _damaged(service: str, reason: str) -> NotIntactError:
     return NotIntactError(
-        f"the journal of a rollback of {service!r} is damaged ({reason}), so that it can be neither "
-        f"undone nor completed: castore recover --forget {service}, then check its state, or restore a "
-        f"generation: castore rollback {service} --to NUMBER"
+        f"the journal of a rollback of {service!r} is damaged ({reason}): the rollback can be neither undone "
+        f"nor completed; run castore recover --forget {service}, then check the state of the service, or "
+        f"restore a generation: castore rollback {service} --to NUMBER"
     )
 
 
@@ -129,7 +137,7 @@ def refuse_interrupted(store: Store, service: str) -> None:
 
 
 def unfinished(service: str) -> str:
-    """Say that a rollback of a service has not ended, and how it is ended."""
+    """Return the message that a rollback of a service is unfinished, with the commands that end it."""
     return (
         f"an earlier rollback of {service!r} was interrupted or failed, and its state may be inconsistent: "
         f"first castore recover {service}; if that cannot succeed, or you have repaired the state: castore "

@@ -1,4 +1,4 @@
-"""What a roll-back would do, as data: where each part belongs, and what is there now."""
+"""The plan of a rollback, as data: where each part belongs, and how it differs from the live state."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DumpPlan:
-    """How a dump is put back."""
+    """How a dump is restored."""
 
     part: Part
     source: EngineSource
     warning: str = ""
-    """What speaks against it."""
+    """Why restoring it may fail or lose something, for people; empty: no reason."""
 
     @property
     def places(self) -> list[str]:
-        """Where it lies, if that is a file, and known."""
+        """The path of the live file that the dump replaces, if the engine has one."""
         found = configured_path(self.source.engine)
         return [] if found is None else [found]
 
     @property
     def into(self) -> str:
-        """Where it goes, for people."""
+        """Where the dump is restored to, for people."""
         settings = origin(self.source)
         if settings.restore:
             return " ".join(settings.restore)
@@ -71,23 +71,23 @@ class DumpPlan:
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """A part that was not there in the state that is gone back to."""
+    """A live part that did not exist in the target generation, and is removed."""
 
     name: str
     path: str
-    """Where it is, or was."""
+    """Where the part is, or was."""
     source: EngineSource | None
     """None: it is a tree."""
 
     @property
     def there(self) -> bool:
-        """Whether there is anything to remove."""
+        """Whether the part exists, so that there is something to remove."""
         return os.path.lexists(self.path) if self.source is None else self.source.engine.there()
 
 
 @dataclass(frozen=True)
 class RollbackPlan:
-    """What a roll-back would do."""
+    """What a rollback would do."""
 
     target: Generation
     trees: dict[str, TreePlan] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class RollbackPlan:
 
 
 def read_details(store: Store, generation: Generation) -> Details:
-    """Return what a generation tells holders of an identity. Raises IdentityError, DamageError."""
+    """Return the encrypted details of a generation. Raises IdentityError, DamageError."""
     with StreamReader(store) as reader:
         return decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
 
@@ -113,30 +113,30 @@ def plan_rollback(
     settings: Service | None = None,
     trust_times: bool = False,
 ) -> RollbackPlan:
-    """Compare the live state with `target` and return what is to be done; nothing is touched.
+    """Compare the live state with `target` and return what has to be done; nothing is changed.
 
-    origins: where each part belongs now. leave_out: directories that are left alone: castore's own.
-    settings: what castore.toml says of the service. trust_times: as for `plan_live_tree`. Raises UsageError
-    for a part that has nowhere to go.
+    origins: where each part belongs now. leave_out: castore's own directories, which are never changed.
+    settings: the service in castore.toml. trust_times: as for `plan_live_tree`. Raises UsageError for a part
+    without a destination.
     """
     dumps = [
         _plan_dump(part, origins.get(part.name, Origin())) for part in target.parts if part.kind == "dump"
     ]
     removals = _plan_removals(store, target, origins)
-    lies = {dump.part.name: with_endings(dump.places, dump.source.engine.beside) for dump in dumps}
-    lies |= {one.name: [one.path] for one in removals}
+    paths_of = {dump.part.name: with_endings(dump.places, dump.source.engine.beside) for dump in dumps}
+    paths_of |= {one.name: [one.path] for one in removals}
     tops = {
         part.name: [os.fsdecode(origins.get(part.name, Origin()).path)]
         for part in target.parts
         if part.kind == "tree"
     }
-    lies |= tops
+    paths_of |= tops
     trees = {}
     with StreamReader(store) as reader:
         for part in target.parts:
             if part.kind == "tree":
                 found = origins.get(part.name, Origin())
-                others = [path for name, paths in lies.items() if name != part.name for path in paths]
+                others = [path for name, paths in paths_of.items() if name != part.name for path in paths]
                 above = [path for name, (path,) in tops.items() if name != part.name]
                 inside = any(below(path, [os.fsdecode(found.path)]) for path in above)
                 if found.path and not found.above and not inside:
@@ -152,7 +152,7 @@ def plan_rollback(
 def _plan_removals(
     store: Store, target: Generation, origins: dict[str, Origin]
 ) -> tuple[RemovalPlan, ...]:
-    """Say which parts `target` tells of as not there, wherever it is known where they are now."""
+    """Return the parts that `target` records as absent and whose present path is known."""
     found = []
     for name, kind in read_details(store, target).absent.items():
         at = origins.get(name, Origin())
@@ -167,7 +167,7 @@ def _plan_dump(part: Part, found: Origin) -> DumpPlan:
     source = taker_of(found)
     if source is None or source.engine.refusal():
         raise UsageError(
-            f"no program is known that takes the dump {part.name!r} back in: name one with "
+            f"cannot restore the dump {part.name!r}: no program is known that does; name one with "
             f"--restore {part.name}='PROGRAM ...', or as 'restore' of the part in castore.toml"
         )
     return DumpPlan(part, source, source.engine.warn(found.made_by) if found.made_by else "")
@@ -188,18 +188,18 @@ def plan_live_tree(
 ) -> TreePlan:
     """Compare a live tree with the stored one.
 
-    With a pre-rollback generation of the live state, files are different where their content in it is,
-    whatever their times are. Without one they are compared by content, unless trust_times: then by size and
-    time. apart: paths in it that belong to other parts.
+    safety: a pre-rollback generation of the live state: files differ if their content in it does, whatever
+    their times are. Without one, files are compared by content; with trust_times, by size and time. apart:
+    paths in the tree that belong to other parts. Raises UsageError if it is not known where the tree belongs.
     """
     if not found.path or part.content is None:
         raise UsageError(
-            f"where the tree {part.name!r} belongs is not known: describe the part in castore.toml, or "
+            f"it is not known where the tree {part.name!r} belongs: describe the part in castore.toml, or "
             f"restore it into a directory: castore restore {target.service}@{target.number}:{part.name} DIR"
         )
     live = os.fsdecode(found.path)
     if not os.path.lexists(live):
-        # A roll-back makes it; this is for whoever wants to see what that does.
+        # The rollback makes the directory first; this step is what `--dry-run` shows.
         return TreePlan(live, (Step("create", (), open_top(reader, part.content)),), {})
     refuse_unfinished(store.places.journals, live)
     report_foreign(store, live)
@@ -219,7 +219,7 @@ def plan_live_tree(
 
 
 def _changed(reader: StreamReader, safety: Generation | None, part: Part) -> set[bytes]:
-    """Return the paths of a tree whose content is not what the safety generation just saw."""
+    """Return the paths of a tree whose content differs between the pre-rollback generation and the target."""
     before = safety.part(part.name) if safety is not None else None
     if before is None or before.content is None or part.content is None:
         return set()
@@ -229,9 +229,9 @@ def _changed(reader: StreamReader, safety: Generation | None, part: Part) -> set
 
 
 def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dict[str, Source], Absent]:
-    """Return how to take the present state of what a plan changes, and what of it is not there.
+    """Return how to snapshot the live state that a plan changes, and which of its parts do not exist.
 
-    Raises UsageError.
+    Raises UsageError if no program is known that dumps a part.
     """
     sources: dict[str, Source] = {}
     absent = Absent()
@@ -243,16 +243,16 @@ def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dic
         if kind == "tree":
             where = os.fsdecode(found.path)
             source = Tree(where, found.exclude, found.one_file_system, found.exclude_caches)
-            there = os.path.lexists(where)
+            exists = os.path.lexists(where)
         else:
             source = engine_of(found)
             if source is None:
                 raise UsageError(
-                    f"no program is known that dumps the present state of {name!r}: name it as "
-                    "'dump' of the part in castore.toml, or go without a safety generation: --no-safety"
+                    f"cannot dump the present state of {name!r}: no program is known that does; name it as "
+                    "'dump' of the part in castore.toml, or do without a pre-rollback generation: --no-safety"
                 )
-            there = source.engine.there()
-        if there:
+            exists = source.engine.there()
+        if exists:
             sources[name] = source
         else:
             absent.kinds[name] = kind

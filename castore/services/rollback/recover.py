@@ -1,6 +1,6 @@
-"""How a rollback is undone or completed, by the process that began it or by another one.
+"""Undo or complete a rollback, in the process that began it or, after a kill, in another one.
 
-What was killed is undone by whoever comes next, or, if all had been switched, finished.
+`castore recover` undoes an interrupted rollback. If all parts had been swapped, it completes the rollback.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 _MADE: Final = {"new", "old", "code"}
-"""Of memos: names of what a roll-back makes."""
+"""Keys of memos that name what a rollback creates."""
 
 
 def undo(store: Store, journal: Journal, changes: list[RollbackStep], *, later: bool = False) -> list[str]:
-    """Put the state back as it was; return what failed. The journal stays if anything did.
+    """Restore the previous state; return what failed. The journal is deleted if nothing failed.
 
-    later: it is another process that was interrupted, and what it had stopped may have been started since.
+    later: another process was interrupted, and the service that it stopped may have been started since.
     """
     failed = []
     runs = journal.phase == "started"
@@ -52,14 +52,14 @@ def undo(store: Store, journal: Journal, changes: list[RollbackStep], *, later: 
             continue
         try:
             change.undo()
-            # Once is enough: what is there from now on is the service's.
+            # Never twice: from now on the part belongs to the service, which may change it.
             part.memo[UNDONE] = "yes"
             write_journal(store, journal)
         except (CastoreError, OSError) as error:
-            left.append(f"{part.name!r} could not be put back: {error}")
+            left.append(f"the previous state of {part.name!r} could not be restored: {error}")
     failed += left
     if left and journal.changed and journal.start:
-        # On a state that is half of each it would do more harm than while it is down.
+        # A service that runs on an inconsistent state does more harm than one that is down.
         failed.append(f"so {journal.service!r} is not started")
     elif journal.phase != "begun" and journal.start:
         try:
@@ -72,7 +72,10 @@ def undo(store: Store, journal: Journal, changes: list[RollbackStep], *, later: 
 
 
 def finish(store: Store, journal: Journal, changes: list[RollbackStep]) -> list[tuple[str, bytes, str]]:
-    """Remove what was replaced; return what could not be. The journal stays if an engine has to try again."""
+    """Delete what the rollback replaced; return (part, path, reason) of what could not be deleted.
+
+    The journal stays if `castore recover` can try again, which is so for dumps.
+    """
     problems = []
     left = False
     for part, change in zip(journal.parts, changes, strict=True):
@@ -80,11 +83,11 @@ def finish(store: Store, journal: Journal, changes: list[RollbackStep]) -> list[
             if SWITCHING in part.memo:
                 change.finish()
             else:
-                change.undo()  # it was equal: what was staged goes
+                change.undo()  # the part was equal to the target: delete what was staged
         except (CastoreError, OSError) as error:
-            problems.append((part.name, b".", f"what was replaced cannot be removed: {error}"))
-            # Of a tree only files are left over, which another try could not remove either, and which must
-            # not block the next command.
+            problems.append((part.name, b".", f"the state that was replaced cannot be removed: {error}"))
+            # Files of a tree that are left over would fail again in the next try. They must not block the
+            # next command.
             left = left or isinstance(change, DumpStep)
     if not left:
         store.forget_rollback(journal.service)
@@ -92,7 +95,7 @@ def finish(store: Store, journal: Journal, changes: list[RollbackStep]) -> list[
 
 
 def remember(store: Store, journal: Journal) -> None:
-    """Keep what the state is of, and what `rollback --undo` goes back to, when a roll-back is done."""
+    """Record, after a rollback, the revision of the state and the generation that `--undo` restores."""
     store.set_live_revision(journal.service, journal.revision)
     if journal.changed or (journal.safety is not None and journal.before != journal.revision):
         store.set_undo(journal.service, journal.safety)
@@ -108,18 +111,20 @@ def ways_out(service: str, safety: int | None) -> str:
 
 
 def forget(store: Store, service: str) -> str:
-    """Forget a roll-back that was interrupted, touching nothing; say what it has left behind."""
+    """Delete the journal of an interrupted rollback and change nothing else; say what the rollback left.
+
+    Raises NotFoundError if there is none.
+    """
     try:
         journal = read_journal(store, service)
     except CastoreError:
         store.forget_rollback(service)
         return (
-            f"the rollback of {service} is forgotten; its journal is damaged or of another version, so that "
-            "what the rollback may have left next to its parts is not known: look there for names with "
-            "'castore' in them"
+            f"the rollback of {service} is forgotten; its journal is damaged or of another version, so it is "
+            "not known what the rollback left next to its parts: look there for names with 'castore' in them"
         )
     if journal is None:
-        raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
+        raise NotFoundError(f"no rollback of {service!r} was interrupted on this machine")
     left = [
         f"{part.name}: {', '.join(sorted(value for key, value in part.memo.items() if key in _MADE))}"
         for part in journal.parts
@@ -128,17 +133,18 @@ def forget(store: Store, service: str) -> str:
     trees = [part for part in journal.parts if part.path]
     left += [f"{part.name}: .castore-aside-... in {os.fsdecode(part.path)}" for part in trees]
     store.forget_rollback(service)
-    return f"the roll-back of {service} is forgotten; it may have left behind: {'; '.join(left) or 'nothing'}"
+    return f"the rollback of {service} is forgotten; it may have left: {'; '.join(left) or 'nothing'}"
 
 
 def recover(store: Store, service: str) -> str:
-    """Finish or undo a roll-back that was interrupted; say which. The caller holds the service's lock.
+    """Complete or undo an interrupted rollback; say which. The caller holds the service's lock.
 
-    Raises NotFoundError if there is none, CastoreError if the state is still not whole.
+    Raises NotFoundError if there is none, CastoreError if what it replaced cannot be removed, and
+    NotIntactError if the state is still not intact.
     """
     journal = read_journal(store, service)
     if journal is None:
-        raise NotFoundError(f"no roll-back of {service!r} was interrupted here")
+        raise NotFoundError(f"no rollback of {service!r} was interrupted on this machine")
     with event(store, "recover", service) as note:
         note.number, note.revision = journal.target, journal.revision
         note.text = _recover(store, service, journal)
@@ -173,4 +179,4 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
             f"the state of {service!r} is not intact: {'; '.join(failed)}; "
             + ways_out(service, journal.safety)
         )
-    return f"{service} is as it was before the roll-back to generation {journal.target}"
+    return f"{service} is as it was before the rollback to generation {journal.target}"

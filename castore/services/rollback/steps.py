@@ -1,4 +1,7 @@
-"""How each part of a rollback is changed, finished or undone."""
+"""The steps of a rollback: how each part is staged, swapped, reverted and cleaned up.
+
+`undo` and `finish` also run in another process, after a kill: they depend only on what the journal stores.
+"""
 
 from __future__ import annotations
 
@@ -28,30 +31,32 @@ if TYPE_CHECKING:
     from castore.services.snapshot import EngineSource
 
 _EXISTED: Final = "existed"
+"""Key of a memo: empty if the part did not exist before the rollback."""
 _LEFT: Final = "left"
-"""In a memo: what was moved aside is not removed, because no generation has all of it."""
+"""Key of a memo: what was moved aside is kept, because no generation has all of it."""
 
 
 class RollbackStep:
-    """How one part is changed. Of these, `undo` and `finish` may be called in another process."""
+    """The change of one part. Another process may call `undo` and `finish`."""
 
     problems: list[tuple[bytes, str]]
+    """(path, reason) of what could not be restored, or not be removed."""
 
     def stage(self) -> None:
-        """Make what can be made beside the live state."""
+        """Restore what can be restored next to the live state, without changing it."""
 
     def switch(self) -> None:
-        """Let it take its place."""
+        """Replace the live state by the target's."""
 
     def undo(self) -> None:
-        """Put the live state back."""
+        """Restore the previous state."""
 
     def finish(self) -> None:
-        """Remove what was replaced."""
+        """Delete what the target's state replaced."""
 
 
 class DumpStep(RollbackStep):
-    """A dump that an engine puts back."""
+    """A dump that an engine restores."""
 
     def __init__(
         self,
@@ -60,7 +65,7 @@ class DumpStep(RollbackStep):
         contents: Contents,
         own: Callable[[str, str], None] = lambda _path, _inode: None,
     ) -> None:
-        """own: gives a staged file that replaces nothing its recorded owner and mode."""
+        """own: sets the recorded owner and mode of a staged file that replaces no other, given its inode."""
         self.problems = []
         self._own = own
         self._engine = source.engine
@@ -68,51 +73,52 @@ class DumpStep(RollbackStep):
         self._contents = contents
 
     def stage(self) -> None:
-        """Make what can be made beside the live state."""
+        """Restore what can be restored next to the live state, without changing it."""
         self._engine.stage(self._memo, self._contents)
         new = self._memo.get("new", "")
         if self._memo.get(_EXISTED) == "" and os.path.isfile(new):
             self._own(new, self._memo.get("inode", ""))
 
     def switch(self) -> None:
-        """Let it take its place."""
+        """Replace the live state by the target's."""
         self._engine.switch(self._memo, self._contents)
 
     def undo(self) -> None:
-        """Put the live state back."""
+        """Restore the previous state."""
         self._engine.undo(self._memo, self._contents)
 
     def finish(self) -> None:
-        """Remove what was replaced."""
+        """Delete what the target's state replaced."""
         if self._memo.get(_LEFT):
             old = self._memo.get("old", "")
-            self.problems = [(b".", f"a snapshot could not read all of it: it was moved to {old}")]
+            reason = f"the pre-rollback snapshot could not read all of it: it was moved to {old}"
+            self.problems = [(b".", reason)]
             return
         self._engine.finish(self._memo)
 
 
 class EngineRemoval(DumpStep):
-    """A part of an engine that did not exist in the state to go back to."""
+    """A dump that did not exist in the target generation, and is removed."""
 
     def __init__(
         self, source: EngineSource, memo: Memo, contents: Contents, is_kept: Callable[[], bool]
     ) -> None:
-        """is_kept: whether the pre-rollback generation has all of it."""
+        """is_kept: return whether the pre-rollback generation has all of the part."""
         super().__init__(source, memo, contents)
         self._is_kept = is_kept
 
     def stage(self) -> None:
-        """Make nothing."""
+        """Do nothing: there is nothing to restore."""
 
     def switch(self) -> None:
-        """Remove it."""
+        """Remove the live state; keep it aside if no generation has all of it."""
         if not self._is_kept():
             self._memo[_LEFT] = "yes"
         self._engine.remove(self._memo)
 
 
 class TreeStep(RollbackStep):
-    """A tree that is made equal to the stored one, in place."""
+    """A live tree that is changed in place until it equals the stored one."""
 
     def __init__(
         self,
@@ -134,35 +140,35 @@ class TreeStep(RollbackStep):
         self._work: InPlace | None = None
 
     def switch(self) -> None:
-        """Let it take its place."""
+        """Replace the live state by the target's."""
         if not os.path.lexists(self._path):
             refuse_without_folder(self._path)
             try:
                 with locate(self._path) as at:
                     os.close(make_directory(at.name, at.folder))
             except OSError as error:
-                raise CastoreError(f"cannot make {self._path}: {error.strerror}") from error
+                raise CastoreError(f"cannot make the directory {self._path}: {error.strerror}") from error
         self._work = InPlace(self._reader, self._plan(), self._ownership, self._tally, self._service)
         self._work.apply()
 
     def undo(self) -> None:
-        """Put the live state back."""
+        """Restore the previous state."""
         if self._work is not None:
             work, self._work = self._work, None
             work.undo()
         _unmake(self._path, self.memo)
 
     def finish(self) -> None:
-        """Remove what was replaced."""
+        """Delete what the target's state replaced."""
         if self._work is not None:
             work, self._work = self._work, None
             work.keep()
-            # Not before: what cannot be removed is found here.
+            # Read them last: `keep` adds what it cannot remove.
             self.problems = work.problems
 
 
 class RecoveredTreeStep(RollbackStep):
-    """A tree that another process was at work on."""
+    """A tree that another process was changing when it was killed."""
 
     def __init__(self, journals: str, path: bytes, memo: Memo) -> None:
         self.problems = []
@@ -183,26 +189,26 @@ class RecoveredTreeStep(RollbackStep):
 
 
 def _unmake(path: str, memo: Memo) -> None:
-    """Remove a tree that a roll-back made, if it is empty: what is in it is the service's."""
+    """Remove a tree that the rollback created, if it is empty: its files belong to the service."""
     if memo.get(_EXISTED) == "" and SWITCHING in memo:
         with contextlib.suppress(OSError), locate(path, follow=False) as at:
             os.rmdir(at.name, dir_fd=at.folder)
 
 
 def refuse_without_folder(path: str) -> None:
-    """Raise UsageError where there is no folder that a tree could be made in again."""
+    """Raise UsageError if the directory does not exist that a tree would be created in."""
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise UsageError(
-            f"there is no folder {folder} to make the tree {path} in: make it, with the owner and mode that "
-            "it had"
+            f"cannot make the tree {path}: the directory {folder} does not exist; make it, with the owner "
+            "and mode that it had, and repeat the command"
         )
 
 
 class TreeRemoval(RollbackStep):
-    """A tree that did not exist in the state to go back to: it is moved aside, next to itself.
+    """A tree that did not exist in the target generation: it is moved aside, to a name next to it.
 
-    What no snapshot has of it stays where it is.
+    Files that no snapshot has stay where they are.
     """
 
     def __init__(
@@ -212,9 +218,10 @@ class TreeRemoval(RollbackStep):
         memo: Memo | None = None,
         work: Callable[[], tuple[InPlace, bool]] | None = None,
     ) -> None:
-        """journals: the directory of those of restores in place.
+        """Plan to remove the tree at `path`.
 
-        work: returns what removes the tree in place, and whether nothing in it has to stay.
+        journals: the directory with the journals of restores in place. memo: of an earlier process. work:
+        return the in-place removal of the tree, and whether nothing in it has to stay.
         """
         self.problems = []
         self._journals = journals
@@ -227,7 +234,7 @@ class TreeRemoval(RollbackStep):
         self._complete = False
 
     def switch(self) -> None:
-        """Move it aside, or remove what may go."""
+        """Move the tree aside, or remove in place what a snapshot has."""
         live, old = self.memo["path"], self.memo["old"]
         work = None
         if self._prepare is not None and os.path.isdir(live) and not os.path.islink(live):
@@ -238,20 +245,23 @@ class TreeRemoval(RollbackStep):
             except OSError as error:
                 if work is None or error.errno not in UNMOVABLE:
                     raise CastoreError(
-                        f"{live} did not exist before, and cannot be moved aside: {error.strerror}"
+                        f"{live} did not exist in the target generation, and cannot be moved aside: "
+                        f"{error.strerror}"
                     ) from error
             else:
                 if work is not None:
                     work.close()
                 if not _is_same(old, self.memo):
                     _rename(old, live)
-                    raise CastoreError(f"{live} has been replaced by something else meanwhile, and is left")
+                    raise CastoreError(
+                        f"{live} was replaced by another file or directory meanwhile, and is left as it is"
+                    )
                 return
         self._work = work
         work.apply()
 
     def undo(self) -> None:
-        """Move it back."""
+        """Move the tree back, or restore what was removed in place."""
         live, old = self.memo["path"], self.memo["old"]
         work, self._work = self._work, None
         if work is not None:
@@ -262,17 +272,17 @@ class TreeRemoval(RollbackStep):
             if os.path.lexists(old):
                 if not _is_same(old, self.memo):
                     raise CastoreError(
-                        f"{live} could not be restored: {old}, which it was moved to, has been replaced by "
-                        "something else"
+                        f"{live} cannot be restored: {old}, which it was moved to, was replaced by another "
+                        "file or directory"
                     )
                 _rename(old, live)
         except OSError as error:
             raise CastoreError(
-                f"{live} could not be restored ({error.strerror}): its previous state is in {old}"
+                f"{live} cannot be restored ({error.strerror}): its previous state is in {old}"
             ) from error
 
     def finish(self) -> None:
-        """Remove it."""
+        """Delete the tree that was moved aside."""
         live = self.memo["path"]
         work, self._work = self._work, None
         if work is not None:
@@ -287,13 +297,13 @@ class TreeRemoval(RollbackStep):
         if not os.path.lexists(old):
             return
         if not _is_same(old, self.memo):
-            raise CastoreError(f"{old} has been replaced by something else: look at it, and remove it")
+            raise CastoreError(f"{old} was replaced by another file or directory: look at it, and remove it")
         with locate(old, follow=False) as at, contextlib.suppress(FileNotFoundError):
             remove(at.name, at.folder)
 
 
 def _identity(path: str) -> Memo:
-    """Return what tells whether a path still names the same file or directory."""
+    """Return the identity of the file or directory at a path, which `_is_same` compares."""
     try:
         info = os.lstat(path)
     except OSError:
@@ -302,13 +312,13 @@ def _identity(path: str) -> Memo:
 
 
 def _is_same(path: str, memo: Memo) -> bool:
-    """Whether a path names what a memo is about. Raises OSError."""
+    """Whether a path still names the file or directory that a memo identifies. Raises OSError."""
     ids = (int(memo.get("device", "0")), int(memo.get("inode", "0")))
     return "inode" not in memo or same_file(ids, os.lstat(path), memo.get("boot", ""))
 
 
 def _rename(path: str, new: str) -> None:
-    """Give what is at a path another name in its directory, durably. Raises OSError."""
+    """Rename a file or directory within its directory, durably. Raises OSError."""
     with locate(path, follow=False) as at:
         os.rename(at.name, os.path.basename(os.fsencode(new)), src_dir_fd=at.folder, dst_dir_fd=at.folder)
         at.sync()
@@ -320,9 +330,9 @@ def contents_of(
     safety: Callable[[], Generation | None],
     tally: Progress | None = None,
 ) -> Contents:
-    """Return what there is of a part: the dump to go back to, and that of the safety generation.
+    """Return readers of the dumps of a part: the target's, and the one of the pre-rollback generation.
 
-    tally: counts what is read of the dump to go back to.
+    tally: counts the bytes that are read of the target's dump.
     """
 
     def target() -> Iterable[bytes]:
@@ -333,7 +343,7 @@ def contents_of(
         taken = safety()
         found = taken.part(part.name) if taken is not None and part is not None else None
         if found is None:
-            raise CastoreError("there is no dump of what was there before")
+            raise CastoreError("no pre-rollback generation has a dump of the previous state")
         return reader.read(found.content)
 
     return Contents(target, before)
