@@ -381,7 +381,7 @@ def require_trailer(readinto: Readinto, promise: bytes, what: str, within: int =
 
 
 def preceded(first: bytes | memoryview, readinto: Readinto) -> Readinto:
-    """Return what reads some bytes that were read before, then what follows them."""
+    """Return a function that reads the bytes `first` again, then those that `readinto` reads."""
     left = memoryview(first)
 
     def read(view: memoryview) -> int:

@@ -1,7 +1,7 @@
-"""Clients of a server that lets an account have few connections.
+"""Clients of a server that allows an account only few connections.
 
-A server may count a client that has ended for a moment longer, and refuses the next one. That happens before
-the client has done anything, so it is run again.
+A server may count an ended client for a moment longer, and refuse the next one. The refused client has not
+done anything yet, so castore runs it again.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _FREE_SECONDS: Final = 5.0
-"""How long an account may have all its connections before that is an error."""
+"""Seconds for which an account may have all its connections before that is an error."""
 _PAUSE_SECONDS: Final = 0.05
 _FIRST: Final = 1 << 16
-"""Bytes of a dump that are read to see whether its program is connected."""
+"""Bytes of a dump that are read to check that its program is connected."""
 _KEPT_BYTES: Final = 1 << 22
-"""More than a client can have been given before it is connected: what a pipe holds, and a chunk."""
+"""More bytes than a client can receive before it is connected: those in a pipe, and a chunk."""
 
 
 class _Messages:
@@ -51,10 +51,10 @@ class _Messages:
 
 
 def when_free(run: Callable[[Filter], _Result], only: Filter, refusal: re.Pattern[bytes]) -> _Result:
-    """Run a client, again as long as the server refuses its connection; return what `run` returns.
+    """Run a client, again while the server refuses its connection; return the result of `run`.
 
-    run: is given the filter of the client's messages, instead of `only`. refusal: what the messages of such a
-    refusal have in them. Raises ProgramError, after some seconds also for a refusal.
+    run: called with a filter of the client's messages, which replaces `only`. refusal: matches the messages
+    of such a refusal. Raises ProgramError, after _FREE_SECONDS also for a refusal.
     """
     end = time.monotonic() + _FREE_SECONDS
     while True:
@@ -71,7 +71,7 @@ def when_free(run: Callable[[Filter], _Result], only: Filter, refusal: re.Patter
 def open_when_free(
     client: Callable[[Filter], AbstractContextManager[_Result]], only: Filter, refusal: re.Pattern[bytes]
 ) -> Iterator[_Result]:
-    """Yield what the context manager of a client gives; enter it again as long as the server refuses it.
+    """Yield the value of a client's context manager; enter it again while the server refuses the client.
 
     The arguments are those of `when_free`.
     """

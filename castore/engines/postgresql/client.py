@@ -38,7 +38,7 @@ _CONNECTIONS: Final = """SELECT CASE WHEN r.rolsuper THEN -1 ELSE greatest(least
 nullif(d.datconnlimit, -1)), -1) END FROM pg_roles r, pg_database d WHERE r.rolname = current_user
 AND d.datname = current_database()"""
 REFUSAL: Final = re.compile(rb"FATAL: +too many connections for (?:role|database)")
-"""What a client says of a role or database that has as many connections as it may, by a server in English."""
+"""Messages of a client if a role or database has all its allowed connections, from a server in English."""
 _RECORDS: Final = ("--tuples-only", "--no-align", "--record-separator-zero")
 
 
