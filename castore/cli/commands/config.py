@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from castore.cli.options import LocalPath, common, json_option, print_json
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from castore.cli.context import CliContext
     from castore.services.config import Service, TreePart
 
@@ -77,84 +80,107 @@ def show(context: CliContext, as_json: bool) -> None:  # noqa: ARG001 - it is JS
 @common
 def check(context: CliContext, as_json: bool) -> None:
     """Check that everything that castore.toml names exists: programs, databases, paths, store, identity."""
-    from castore.cli import identity_files
-    from castore.content.scan.exclude import Exclude
-    from castore.errors import CastoreError, ConfigError
-    from castore.fs.beneath import open_top
-    from castore.process.program import errors_unshown
-    from castore.process.users import owner_hint
-    from castore.services.config import TreePart, load
-    from castore.services.nested_parts import refuse_overlaps
-    from castore.services.revision import current
+    from castore.errors import ConfigError
+    from castore.services.config import load
     from castore.state import directories
 
     settings = context.required_settings()
     faults = load(settings.path, home=directories.home(), tolerant=True).faults  # with missing programs
-    found: list[dict[str, Any]] = []
+    checks = _Checks(shown=not as_json)
+    checks.run("store", lambda: _check_store(context, checks))
+    for problem in (one for problems in faults.values() for one in problems):
+        where, _, what = problem.removeprefix(f"{settings.path}: ").partition(": ")
+        checks.report(where, what)
+    for name, service in {**settings.service, **settings.partial}.items():
+        _check_service(checks, name, service)
+    if as_json:
+        print_json({"path": settings.path, "checks": checks.results})
+    if failed := sum(one["needed"] and not one["ok"] for one in checks.results):
+        raise ConfigError(f"{settings.path}: {formatting.count(failed, 'problem')}, as listed above")
 
-    def report(what: str, error: CastoreError | str | None, *, needed: bool = True) -> None:
-        problem = None if error is None else str(error)
-        found.append({"what": what, "ok": problem is None, "needed": needed, "problem": problem})
-        if as_json:
+
+class _Checks:
+    """Collects the results of checks, and prints each if `shown`."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self.results: list[dict[str, Any]] = []
+        """For JSON, in the order of the checks."""
+        self._shown = shown
+
+    def report(self, what: str, problem: str | None, *, needed: bool = True) -> None:
+        """Add the result of a check. problem: None if there is none. needed: whether it is an error."""
+        self.results.append({"what": what, "ok": problem is None, "needed": needed, "problem": problem})
+        if not self._shown:
             return
         if problem is None:
             summarize(f"{what}: ok")
         else:
             print(f"{what}: {problem}")
 
-    def tried(what: str, action: Any) -> None:
+    def run(self, what: str, action: Callable[[], object]) -> None:
+        """Run a check, and add its result: a CastoreError is a problem."""
+        from castore.errors import CastoreError
+
         try:
             action()
         except CastoreError as error:
-            report(what, error)
+            self.report(what, str(error))
         else:
-            report(what, None)
+            self.report(what, None)
 
-    def open_store() -> None:
-        with context.open_store() as store:
-            try:
-                with identity_files.unasked():
-                    store.identity()
-            except CastoreError as error:
-                reason = f"not available; restore and rollback need it ({error})"
-                report("identity", reason, needed=False)
-            else:
-                report("identity", None)
-            store.check_settings()
 
-    def tree(service: Service, part: str, own: TreePart) -> None:
-        if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):
-            raise ConfigError(f"cannot read the tree {own.path}")
-        open_and_close(own.path)
-        if own.exclude:
-            Exclude(own.exclude, own.path)
-        refuse_overlaps(service, part)
+def _check_store(context: CliContext, checks: _Checks) -> None:
+    """Open the store, and report whether the identity is available without asking. Raises CastoreError."""
+    from castore.cli import identity_files
+    from castore.errors import CastoreError
 
-    def open_and_close(path: str) -> None:
+    with context.open_store() as store:
         try:
-            os.close(open_top(path))
-        except OSError as error:
-            raise ConfigError(f"cannot read the tree {path}: {error.strerror}") from error
+            with identity_files.unasked():
+                store.identity()
+        except CastoreError as error:
+            reason = f"not available; restore and rollback need it ({error})"
+            checks.report("identity", reason, needed=False)
+        else:
+            checks.report("identity", None)
+        store.check_settings()
 
-    tried("store", open_store)
-    for problem in (one for problems in faults.values() for one in problems):
-        where, _, what = problem.removeprefix(f"{settings.path}: ").partition(": ")
-        report(where, what)
-    for name, service in {**settings.service, **settings.partial}.items():
-        tried(f"{name}: revision", lambda service=service: current(service.revision, service.timeout))
-        for part, described in service.parts.items():
-            own = described.source
-            if isinstance(own, TreePart):
-                tried(f"{name}: {part}", lambda service=service, part=part, own=own: tree(service, part, own))
-            else:
-                with errors_unshown():
-                    tried(f"{name}: {part}", own.check)
-            path = getattr(own, "path", None)
-            if path is not None and described.run_as is None:
-                hint = owner_hint(path, becomes_owner=described.engine == "sqlite")
-                if hint is not None:
-                    report(f"{name}: {part}: run-as", hint, needed=False)
-    if as_json:
-        print_json({"path": settings.path, "checks": found})
-    if failed := sum(one["needed"] and not one["ok"] for one in found):
-        raise ConfigError(f"{settings.path}: {formatting.count(failed, 'problem')}, as listed above")
+
+def _check_service(checks: _Checks, name: str, service: Service) -> None:
+    """Check the revision and the parts of a service."""
+    from castore.process.program import errors_unshown
+    from castore.process.users import owner_hint
+    from castore.services.config import TreePart
+    from castore.services.revision import current
+
+    checks.run(f"{name}: revision", lambda: current(service.revision, service.timeout))
+    for part, described in service.parts.items():
+        own = described.source
+        if isinstance(own, TreePart):
+            checks.run(f"{name}: {part}", functools.partial(_check_tree, service, part, own))
+        else:
+            with errors_unshown():
+                checks.run(f"{name}: {part}", own.check)
+        path = getattr(own, "path", None)
+        if path is not None and described.run_as is None:
+            hint = owner_hint(path, becomes_owner=described.engine == "sqlite")
+            if hint is not None:
+                checks.report(f"{name}: {part}: run-as", hint, needed=False)
+
+
+def _check_tree(service: Service, part: str, own: TreePart) -> None:
+    """Check that a tree can be listed, its patterns, and its overlaps. Raises ConfigError, UsageError."""
+    from castore.content.scan.exclude import Exclude
+    from castore.errors import ConfigError
+    from castore.fs.beneath import open_top
+    from castore.services.nested_parts import refuse_overlaps
+
+    if not (os.access(own.path, os.R_OK | os.X_OK) and os.path.isdir(own.path)):
+        raise ConfigError(f"cannot read the tree {own.path}")
+    try:
+        os.close(open_top(own.path))
+    except OSError as error:
+        raise ConfigError(f"cannot read the tree {own.path}: {error.strerror}") from error
+    if own.exclude:
+        Exclude(own.exclude, own.path)
+    refuse_overlaps(service, part)

@@ -24,8 +24,11 @@ from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tre
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
+    from castore.content.restore.metadata import Ownership
     from castore.model.generation import Generation, Origin
+    from castore.progress import Progress
     from castore.services.config import Service
+    from castore.services.rollback.execute import RolledBack
     from castore.services.rollback.plan import RollbackPlan
     from castore.store import Store
 
@@ -80,9 +83,8 @@ def rollback(
     from castore.cli.progress import watching
     from castore.progress import Progress
     from castore.services.doubts import doubts
-    from castore.services.rollback.execute import check_plan, creations, missing_folders
     from castore.services.rollback.journal import refuse_interrupted
-    from castore.services.rollback.plan import plan_rollback, read_details
+    from castore.services.rollback.plan import read_details
     from castore.services.selectors import find, undo_of
 
     if (selector is None) == (not undo):
@@ -96,27 +98,20 @@ def rollback(
         recorded = read_details(store, target).origins
         origins = _origins(context, store, target, recorded, programs, trust_recorded)
         ownership = ownership_of(numeric_ids)
-        settings = context.service_settings(service)
         doubted = doubts(store, target, recorded, origins)
         for line in doubted:
             click.echo(f"castore: {line}", err=True)
         if dry_run:
-            plan = plan_rollback(
+            _show_plan(
+                context,
                 store,
                 target,
                 origins,
                 ownership,
-                leave_out=context.own_paths(),
-                settings=settings,
                 trust_times=trust_times,
+                safety=not no_safety,
+                as_json=as_json,
             )
-            check_plan(plan, origins, with_safety=not no_safety)
-            for folder in missing_folders(plan, origins):
-                shown = formatting.printable(os.fsencode(folder))
-                click.echo(f"castore: would create the directory {shown}", err=True)
-            for line in creations(store, plan):
-                click.echo(f"castore: would create {formatting.one_line(line)}", err=True)
-            _print_plan(plan, settings, as_json, safety=not no_safety)
             return
         if doubted and not (yes or agreed(f"Restore {service}@{target.number} anyway?")):
             summarize("nothing was touched")
@@ -129,24 +124,67 @@ def rollback(
             )
             seconds = time.monotonic() - began
         _tell_follow(context, service, target)
+    _print_done(target, done, tally, seconds, as_json=as_json)
+    context.report_restored(
+        [(f"{part}:".encode() + path, reason) for part, path, reason in done.problems], []
+    )
+
+
+def _show_plan(
+    context: CliContext,
+    store: Store,
+    target: Generation,
+    origins: dict[str, Origin],
+    ownership: Ownership,
+    *,
+    trust_times: bool,
+    safety: bool,
+    as_json: bool,
+) -> None:
+    """Print what a rollback would do. Raises CastoreError if it would be refused."""
+    from castore.services.rollback.execute import check_plan, creations, missing_folders
+    from castore.services.rollback.plan import plan_rollback
+
+    settings = context.service_settings(target.service)
+    plan = plan_rollback(
+        store,
+        target,
+        origins,
+        ownership,
+        leave_out=context.own_paths(),
+        settings=settings,
+        trust_times=trust_times,
+    )
+    check_plan(plan, origins, with_safety=safety)
+    for folder in missing_folders(plan, origins):
+        shown = formatting.printable(os.fsencode(folder))
+        click.echo(f"castore: would create the directory {shown}", err=True)
+    for line in creations(store, plan):
+        click.echo(f"castore: would create {formatting.one_line(line)}", err=True)
+    _print_plan(plan, settings, as_json, safety=safety)
+
+
+def _print_done(
+    target: Generation, done: RolledBack, tally: Progress, seconds: float, *, as_json: bool
+) -> None:
+    """Print what a rollback did."""
     safety = done.safety.number if done.safety else None
     if as_json:
         print_json({
-            "service": service,
+            "service": target.service,
             "number": target.number,
             "safety": safety,
             "parts": list(done.parts),
             **plain_amounts(tally, seconds),
         })
     elif not done.parts:
-        summarize(f"{service} is at generation {target.number}{_of(target)} already: nothing was touched")
+        summarize(
+            f"{target.service} is at generation {target.number}{_of(target)} already: nothing was touched"
+        )
     else:
         kept = f"; what it replaced is generation {safety}" if safety else ""
         much = f"{formatting.count(len(done.parts), 'part')}, {amounts_text(tally, seconds)}"
-        summarize(f"{service} is back at generation {target.number}{_of(target)}: {much}{kept}")
-    context.report_restored(
-        [(f"{part}:".encode() + path, reason) for part, path, reason in done.problems], []
-    )
+        summarize(f"{target.service} is back at generation {target.number}{_of(target)}: {much}{kept}")
 
 
 def _tell_follow(context: CliContext, service: str, target: Generation) -> None:
