@@ -112,7 +112,7 @@ def data_extents(fd: int, size: int, blocks: int) -> tuple[tuple[int, int], ...]
         except OSError as error:
             if error.errno == errno.ENXIO:  # no data after `position`
                 break
-            if error.errno == errno.EINVAL:  # a file system that cannot tell
+            if error.errno == errno.EINVAL:  # the file system does not report holes
                 return None
             raise
         extents.append((start, position - start))

@@ -130,7 +130,7 @@ class Record(NamedTuple):
     listing: bytes
     marks: bytes
     flags: int
-    told: bytes
+    summary: bytes
 
 
 def list_directory(fd: int) -> bytes:
@@ -220,21 +220,22 @@ def encode_record(listing: bytes, count: int) -> bytes:
     return _RECORD.pack(length, len(listing), count, DISTRUST, b"") + listing + bytes(marks)
 
 
-def told_fields(
-    length: int, told: bytes, flags: int, marks: bytes, listed: int
+def summary_fields(
+    length: int, summary: bytes, flags: int, marks: bytes, listed: int
 ) -> list[tuple[int, bytes]]:
     """Return the bytes to write into a record once its summary is known, as (offset, bytes).
 
-    length: of the record with all records below it. told: the summary. listed: the length of its listing.
+    length: that of the record with all records below it. summary: that of the directory. listed: the length
+    of its listing.
     """
-    head = _RECORD.pack(length, listed, len(marks), flags, told)
+    head = _RECORD.pack(length, listed, len(marks), flags, summary)
     return [(0, head), (_RECORD.size + listed, marks)]
 
 
 def decode_record(cache: mmap | bytes, at: int) -> Record:
     """Return the record at an offset of a scan cache. Raises ValueError if it is not valid."""
     try:
-        length, listing, count, flags, told = _RECORD.unpack_from(cache, at)
+        length, listing, count, flags, summary = _RECORD.unpack_from(cache, at)
     except struct.error as error:
         raise ValueError(str(error)) from None
     begin = at + _RECORD.size
@@ -242,7 +243,7 @@ def decode_record(cache: mmap | bytes, at: int) -> Record:
     below = marks + count + (-count % 8)
     if not below <= at + length <= len(cache):
         raise ValueError("a record extends beyond the cache")
-    return Record(at, at + length, below, cache[begin:marks], cache[marks : marks + count], flags, told)
+    return Record(at, at + length, below, cache[begin:marks], cache[marks : marks + count], flags, summary)
 
 
 class Change(NamedTuple):

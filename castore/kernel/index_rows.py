@@ -226,11 +226,11 @@ def are_listed(numbers: bytes, stride: int, listed: bytes) -> tuple[int, bytes]:
     Return how many are in the list, and a byte for each number: 1 if it is, else 0.
     """
     count = len(numbers) // stride
-    told: bytes = _new_bytes(None, count)
-    found = _rows_listed(numbers, stride, count, listed, len(listed) // 4, told)
-    return found, told
+    found: bytes = _new_bytes(None, count)
+    number = _rows_listed(numbers, stride, count, listed, len(listed) // 4, found)
+    return number, found
 
 
-def weigh(places: bytes, told: bytes, live: array[int]) -> None:
-    """Add the lengths of records to `live`, by number of pack; `told` has a 1 for each place that counts."""
-    _rows_weigh(places, len(told), told, live.buffer_info()[0], len(live))
+def weigh(places: bytes, chosen: bytes, live: array[int]) -> None:
+    """Add the lengths of records to `live`, by number of pack; `chosen` has a 1 for each record to add."""
+    _rows_weigh(places, len(chosen), chosen, live.buffer_info()[0], len(live))

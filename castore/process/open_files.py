@@ -41,7 +41,7 @@ def refuse_open(path: str) -> None:
 
 
 def _is_alone(path: str) -> bool | None:
-    """Return whether no process has a file open; None: the kernel cannot tell."""
+    """Return whether no process has a file open; None: the kernel does not answer."""
     try:
         descriptor = os.open(path, OPEN_FILE)
     except OSError as error:

@@ -24,14 +24,14 @@ def live_paths(memo: Memo) -> list[str]:
     return [memo[key] for key in _LIVE if os.path.isabs(memo.get(key, ""))]
 
 
-def made_paths(memo: Memo, beside: tuple[str, ...] = ()) -> list[str]:
-    """Return the paths that a rollback of a part may create; beside: endings of the engine's other files."""
-    return with_endings([memo[key] for key in _MADE if os.path.isabs(memo.get(key, ""))], beside)
+def made_paths(memo: Memo, endings: tuple[str, ...] = ()) -> list[str]:
+    """Return the paths that a rollback of a part may create; endings: those of the engine's other files."""
+    return with_endings([memo[key] for key in _MADE if os.path.isabs(memo.get(key, ""))], endings)
 
 
-def with_endings(paths: Iterable[str], beside: tuple[str, ...]) -> list[str]:
+def with_endings(paths: Iterable[str], endings: tuple[str, ...]) -> list[str]:
     """Return paths, and for each the files next to it with these endings, which belong to it."""
-    return [path + ending for path in paths for ending in ("", *beside)]
+    return [path + ending for path in paths for ending in ("", *endings)]
 
 
 def configured_path(engine: Engine) -> str | None:

@@ -108,7 +108,8 @@ def _forget(store: Store, service: str, generations: Collection[Generation]) -> 
     pinned = store.pins(service)
     if kept := sorted({one.number for one in generations} & pinned.keys()):
         raise UsageError(
-            f"{service}@{kept[0]} is pinned{told(pinned[kept[0]])}: first castore unpin {service}@{kept[0]}"
+            f"{service}@{kept[0]} is pinned{_in_parentheses(pinned[kept[0]])}: first castore unpin "
+            f"{service}@{kept[0]}"
         )
     with event(store, "forget", service) as note:
         numbers = [one.number for one in generations]
@@ -117,7 +118,7 @@ def _forget(store: Store, service: str, generations: Collection[Generation]) -> 
         store.forget(service, numbers)
 
 
-def told(note: str) -> str:
+def _in_parentheses(note: str) -> str:
     """Return a pin's note in parentheses; empty if it has none."""
     return f" ({note})" if note else ""
 

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHECKED = [
-    *("README.md", "CHANGELOG.md", "castore/docs/**/*.md", "tools/*.py", "tools/*.sh", "castore/*.py"),
-    *(f"castore/{name}/**/*.py" for name in ("cli", "content", "crypto", "engines", "maintenance", "model", "state", "storage", "store")),
+    *("README.md", "CHANGELOG.md", "castore/docs/**/*.md", "tools/*.py", "tools/*.sh"),
+    "castore/**/*.py",
 ]
 
 WORDS = {
@@ -46,6 +46,8 @@ WORDS = {
 
 EXCEPTIONS = {
     "beside: ClassVar": "a field of Engine",
+    "engine.beside": "a field of Engine",
+    'Literal["restore", "tell"] = "tell"': "a value of castore.toml",
     "BESIDE": "a constant of the SQLite worker",
     "def tell(": "a method of ScanCacheWriter",
     "mend=": "a field of Repair",

@@ -54,7 +54,7 @@ def scan_path(store: Store, service: str, part: str) -> str:
 
 def summary_of(record: Record) -> DirectorySummary:
     """Return the summary in a record."""
-    time, files, size, chunks, ref, ref_size, dev, ino = SUMMARY.unpack(record.told)
+    time, files, size, chunks, ref, ref_size, dev, ino = SUMMARY.unpack(record.summary)
     return DirectorySummary(time, files, size, chunks, Ref(RefKind.LIST, RecordId(ref), ref_size), (dev, ino))
 
 

@@ -17,7 +17,7 @@ from castore.content.scan.cache import (
 )
 from castore.kernel.dir_listing import (
     encode_record,
-    told_fields,
+    summary_fields,
 )
 from castore.state.paths import make_private_directory
 
@@ -80,7 +80,7 @@ class ScanCacheWriter:
         """
         ref = summary.ref
         packed = SUMMARY.pack(*summary[:4], ref.id, ref.size, *summary.ids)
-        for offset, data in told_fields(length, packed, flags, bytes(marks), listed):
+        for offset, data in summary_fields(length, packed, flags, bytes(marks), listed):
             self._put(at + offset, data)
 
     def _append(self, data: bytes | bytearray) -> None:

@@ -341,12 +341,12 @@ class _Transaction:
         settings = settings_of(source.engine)
         return PartJournal(name, engine=source.name, settings=settings, memo=source.engine.begin())
 
-    def _add(self, change: RollbackStep, journal: PartJournal, beside: tuple[str, ...] = ()) -> None:
+    def _add(self, change: RollbackStep, journal: PartJournal, endings: tuple[str, ...] = ()) -> None:
         self._changes.append(change)
         self._journal.parts.append(journal)
         self._live_paths[journal.name] = live = live_paths(journal.memo)
-        self._apart[journal.name] = with_endings(live, beside)
-        self._made += made_paths(journal.memo, beside)
+        self._apart[journal.name] = with_endings(live, endings)
+        self._made += made_paths(journal.memo, endings)
 
     def _plan(
         self, part: Part, found: Origin, ownership: Ownership, leave_out: Sequence[str]
