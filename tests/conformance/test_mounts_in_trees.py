@@ -18,6 +18,7 @@ from castore.content.restore.recover import recover
 from castore.content.restore.undo_area import UndoArea
 from castore.errors import CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
+from castore.services.selectors import select
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -104,7 +105,7 @@ def test_directories_of_a_lower_layer_come_back_after_a_failure(
 
     monkeypatch.setattr(UndoArea, "begin", fail_later)
     with lab.open() as opened:
-        plan = plan_in_place(opened, package.select(opened, "s@1:t"), str(overlay), lab.ownership)
+        plan = plan_in_place(opened, select(opened, "s@1:t"), str(overlay), lab.ownership)
         if len(plan.steps) < steps:
             pytest.skip("it has fewer steps")
         with pytest.raises(CastoreError):

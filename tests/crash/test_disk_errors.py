@@ -214,7 +214,7 @@ def test_a_name_that_another_took_is_not_taken_back(folder: Path) -> None:
         store.sync()
         found = store.generation(*generation)
         name = next(name for name in world.disk.live().files if "/generations/" in name)
-        store._take_back(found, name.removeprefix(ROOT + "/"), b"of mine", StorageError("told"))
+        store._revert_commit(found, name.removeprefix(ROOT + "/"), b"of mine", StorageError("told"))
         assert store.generation(*generation) == found
         assert name in world.disk.live().files
 

@@ -25,6 +25,7 @@ from castore.content.restore.metadata import Ownership
 from castore.services.selectors import select
 from castore.store import open_store
 from castore.crypto import Identity
+from castore.progress import Progress
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.store import MachinePaths
 
@@ -53,7 +54,7 @@ ownership = Ownership(change=os.geteuid() == 0, numeric=True)
 with open_store(store, MachinePaths(state, cache), lambda: found) as opened:
     opened.sync()
     plan = plan_in_place(opened, select(opened, "s@1:t"), live, ownership)
-    restore_in_place(opened, plan, ownership, castore.Progress())
+    restore_in_place(opened, plan, ownership, Progress())
 print("done")
 """
 

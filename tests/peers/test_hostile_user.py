@@ -27,6 +27,8 @@ from castore.content.restore.undo_area import UndoArea
 from castore.content.scan import small_files
 from castore.errors import BusyError, CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
+from castore.services.selectors import select
+from castore.services.snapshot import snapshot as take_snapshot
 from tests.support.stores import Lab
 from tests.support.walker import compare, walk
 
@@ -99,7 +101,7 @@ def as_user(work: Callable[[], object]) -> None:
 
 def planned(lab: Lab, what: str, top: Path) -> TreePlan:
     with lab.open() as opened:
-        return plan_in_place(opened, package.select(opened, what), str(top), lab.ownership)
+        return plan_in_place(opened, select(opened, what), str(top), lab.ownership)
 
 
 def carry_out(lab: Lab, plan: TreePlan) -> list[tuple[bytes, str]]:
@@ -209,8 +211,8 @@ def test_a_user_s_own_restore_is_theirs_to_recover(lab: Lab, live: Path, monkeyp
     told: list[str] = []
     with lab.open() as opened:
         opened.say = told.append
-        package.snapshot(opened, "s", {"t": package.Tree(str(live))})
-        package.snapshot(opened, "d", {"t": package.Tree(str(live / "data"))})
+        take_snapshot(opened, "s", {"t": package.Tree(str(live))})
+        take_snapshot(opened, "d", {"t": package.Tree(str(live / "data"))})
     assert [f"{undo} belongs to no restore" in line for line in told] == [True]
     assert "was left alone" in recover(lab.places.journals, str(live / "data"))[0]
 

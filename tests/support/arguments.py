@@ -15,6 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import click
 
+from castore.cli import error_report
 from castore.cli import main as command_line
 
 NUL = ("a\0b", "s@1:t/\0")
@@ -66,7 +67,7 @@ def run(argv: list[str]) -> tuple[str, int]:
         try:
             command_line.cli.main(argv, standalone_mode=False)
         except BaseException as error:  # noqa: BLE001  # as castore's own main does
-            return command_line._described(error)
+            return error_report._described(error)
     return "", 0
 
 

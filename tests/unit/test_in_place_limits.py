@@ -17,6 +17,7 @@ import pytest
 import castore as castore_package
 from castore.content.restore import file_comparison
 from castore.services.restore_in_place import plan_in_place, restore_in_place
+from castore.services.selectors import select
 from tests.support.stores import Lab
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -143,7 +144,7 @@ def test_what_cannot_be_compared_is_left_alone_and_its_neighbours_are_restored(
     os.utime(top / "sub" / "bad", ns=(1, os.stat(top / "sub" / "bad").st_mtime_ns))
     os.chmod(top / "sub" / "bad", 0o644)
     with lab.open() as opened:
-        plan = plan_in_place(opened, castore_package.select(opened, "s@1:t"), str(top), lab.ownership)
+        plan = plan_in_place(opened, select(opened, "s@1:t"), str(top), lab.ownership)
         problems = restore_in_place(opened, plan, lab.ownership, castore_package.Progress())
     assert [path for path, _ in problems] == [b"sub/bad"]
     assert (top / "sub" / "a").read_text() == (top / "sub" / "c").read_text() == "stored"
