@@ -48,6 +48,7 @@ def prepare(machine: Machine, command: str) -> tuple[str, ...]:
     if command == "init":
         return ("init", str(machine.store), "--average", str(AVERAGE), "--identity", str(machine.folder / "new" / "identity"))
     if command.startswith("init"):
+        machine.names_identity = False
         return ("init", str(machine.store), "--average", str(AVERAGE))
     if command == "first snapshot":
         machine.make_store()

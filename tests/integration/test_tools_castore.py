@@ -89,7 +89,7 @@ def test_the_modules_of_another_python_are_not_imported(checkout, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "click.py").write_text("raise SystemExit('the module of another Python')\n")
     assert run(checkout, "--version", PYTHONPATH=str(tmp_path / "other")) == (0, "castore 0.1.0\n", "")
-    (checkout / "castore" / "kernel" / "cut.c").write_text("#error broken\n")
+    (checkout / "castore" / "kernel" / "chunker.c").write_text("#error broken\n")
     code, out, errors = run(checkout, "--version", PYTHONPATH=str(tmp_path / "other"), PYTHONHOME="/nonexistent")
     assert (code, out) == (0, "castore 0.1.0\n"), errors
 
@@ -107,7 +107,7 @@ def test_a_failed_rebuild_leaves_a_castore_that_runs(checkout):
 
 def test_a_kernel_that_does_not_compile_leaves_a_castore_that_runs(checkout):
     stamp(checkout)
-    with (checkout / "castore" / "kernel" / "cut.c").open("a") as file:
+    with (checkout / "castore" / "kernel" / "chunker.c").open("a") as file:
         file.write("#error broken\n")
     code, out, errors = run(checkout, "--version")
     assert (code, out) == (0, "castore 0.1.0\n")

@@ -187,7 +187,7 @@ def test_a_restore_at_work_is_neither_recovered_nor_passed_over(
             lambda: recover(lab.places.journals, str(live)),
             lambda: lab.snapshot("other", {"t": package.Tree(str(live / "data"))}),
         ):
-            with pytest.raises(BusyError, match="at work"):
+            with pytest.raises(BusyError, match="is running"):
                 work()
         real(aside)
 

@@ -252,7 +252,7 @@ def test_a_name_with_a_tab_is_told_clearly(lab: Lab, server: MariaDBServer, app:
     taken = take(lab, server, app)
     assert [(path, reason) for _, path, reason in warnings(lab, taken.number)] == [(b"a\tb", reports.STRANGE)]
     server.sql("INSERT INTO z VALUES (1)", app)
-    with pytest.raises(CastoreError, match=r"'a\\tb': this name has a tab.*rename it; nothing was touched"):
+    with pytest.raises(CastoreError, match=r"'a\\tb': this name contains a tab.*rename it; nothing was touched"):
         lab.roll_back(1)
     server.sql("RENAME TABLE `a\tb` TO ab", app)
     assert take(lab, server, app).missed == 0

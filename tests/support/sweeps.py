@@ -88,6 +88,8 @@ class Machine:
 
     folder: Path
     identity: Identity = field(default_factory=Identity.generate)
+    names_identity: bool = True
+    """Whether the environment says where the identity is; `init` uses or writes it there."""
     kept: dict[tuple[str, int], tuple[object, bytes]] = field(default_factory=dict)
     """What (service, number) has: its tree, its dump."""
     keep_last: int = 2
@@ -111,7 +113,9 @@ class Machine:
     @property
     def environment(self) -> dict[str, str]:
         """What castore is run with: nothing of the one who runs the tests."""
+        named = {"CASTORE_IDENTITY": str(self.folder / "identity")} if self.names_identity else {}
         return {
+            **named,
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder / "home"),
             "XDG_DATA_HOME": str(self.folder / "data"),
@@ -120,7 +124,6 @@ class Machine:
             "XDG_CONFIG_HOME": str(self.folder / "config"),
             "CASTORE_STORE": str(self.store),
             "CASTORE_CONFIG": str(self.folder / "castore.toml"),
-            "CASTORE_IDENTITY": str(self.folder / "identity"),
             "TMPDIR": str(self.folder / "tmp"),
             "LC_ALL": "C.UTF-8",
         }

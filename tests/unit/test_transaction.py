@@ -368,7 +368,7 @@ def test_a_journal_of_another_version_is_left_alone(machine: Machine, tmp_path: 
     whole = journal.read_bytes()
     journal.write_bytes(msgspec.msgpack.encode({"version": 99, "phase": "unheard of"}))
     refused = machine.run("recover", "app", expect=11)
-    assert "is of version 99" in refused.stderr
+    assert "has version 99" in refused.stderr
     assert "a mistake in castore" not in refused.stderr
     assert machine.read("t/f") == "one"
     for data in (b"", b"\xc1garbage", whole[:-3], msgspec.msgpack.encode(7), b"\x81\xa7version\xa1x"):
