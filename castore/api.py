@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from castore.content.restore.metadata import Ownership
+from castore.content.streams import StreamReader
 from castore.crypto import identity as keys
 from castore.crypto.identity import Recipient
 from castore.engines import name_of
@@ -25,6 +26,7 @@ from castore.maintenance.verify import Verification
 from castore.maintenance.verify import verify as verify_store
 from castore.progress import Progress
 from castore.services import prune as pruning
+from castore.services import snapshot as snapshots
 from castore.services.config import Keep as Retention
 from castore.services.config import Service as ServiceSettings
 from castore.services.config import Settings, load
@@ -564,8 +566,6 @@ class Part:
         path: of the file in the tree. Raises NotFoundError, UsageError, IdentityError; reading raises
         DamageError where content is damaged.
         """
-        from castore.content.streams import StreamReader  # noqa: PLC0415 - as its user
-
         owner = self._generation._owner
         reader = StreamReader(owner._store)
         selection = Selection(self._generation._generation, self._part, path)
@@ -576,7 +576,7 @@ class Part:
 class _Raw(io.RawIOBase):
     """A file that reads what an iterator yields."""
 
-    def __init__(self, reader: Any, pieces: Iterator[bytes]) -> None:
+    def __init__(self, reader: StreamReader, pieces: Iterator[bytes]) -> None:
         self._reader = reader
         self._pieces = pieces
         self._rest = memoryview(b"")
@@ -614,6 +614,4 @@ def _source(part: AnySource) -> Source:
 
 
 def _origins(parts: Mapping[str, AnySource] | None) -> dict[str, Origin] | None:
-    from castore.services.snapshot import origin  # noqa: PLC0415 - its name is that of many variables
-
-    return None if parts is None else {name: origin(_source(one)) for name, one in parts.items()}
+    return None if parts is None else {name: snapshots.origin(_source(one)) for name, one in parts.items()}
