@@ -113,7 +113,7 @@ class CliContext:
         """Confine this process to the store, castore's own files and the paths in `writable`."""
         from castore.cli.confinement import confine
         from castore.errors import StorageError
-        from castore.state.paths import make_private_directory
+        from castore.fs.durable import make_private_directory
 
         if not os.path.isdir(path) or identity_files.runs_identity_program(self.identity_file):
             return

@@ -12,6 +12,7 @@ from castore.content.restore.copying import check_overwritable, copy, overwrite
 from castore.engines.base import SWITCHING, Contents, Engine, Memo
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import Located, locate, open_entry, path_of
+from castore.fs.durable import create_file
 from castore.fs.regular import descriptor_of, exists, refuse_irregular, temporary_names
 from castore.fs.sparse import write_sparse
 from castore.fs.trusted import kind_of
@@ -225,8 +226,7 @@ class _Folder:
     @contextlib.contextmanager
     def create(self, key: str) -> Iterator[int]:
         """Create a file that only its owner may access, and yield it open for writing. Raises OSError."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.open(self._names[key], flags, 0o600, dir_fd=self._fd)
+        file = create_file(self._names[key], folder=self._fd)
         try:
             os.fchmod(file, 0o600)
             yield file

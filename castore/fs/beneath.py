@@ -14,7 +14,7 @@ import stat
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from castore.errors import UntrustedPathError
-from castore.storage.os_files import sync_if_supported
+from castore.fs.durable import create_file, sync_if_supported
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -152,7 +152,7 @@ def keeps_owners(folder: int) -> bool:
     That is not so on FAT, on NFS for root, and on other file systems that map users. Raises OSError.
     """
     name = f".castore-probe-{os.urandom(8).hex()}"
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    fd = create_file(name, folder=folder)
     try:
         info = os.fstat(fd)
     finally:

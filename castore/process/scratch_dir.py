@@ -8,7 +8,6 @@ in the same place removes it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from castore.errors import CastoreError, UntrustedPathError
+from castore.fs.flock import open_directory, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,10 +75,10 @@ def _make(prefix: str, where: str) -> tuple[str, int]:
         folder = tempfile.mkdtemp(prefix=prefix, dir=where)
         # Before it is locked, another process may take it for left over, and remove it.
         with contextlib.suppress(FileNotFoundError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            lock = open_directory(folder)
             # On a file system without locks, `sweep` removes nothing either.
             with contextlib.suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try_lock(lock)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(folder), os.fstat(lock)):
                     return folder, lock
@@ -103,13 +103,14 @@ def _remove_if_left(folder: str, say: Callable[[str], None]) -> None:
         info = os.fstat(descriptor)
         if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
             return
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(descriptor):
+            return
         if user := _user_of(folder):
             say(f"{folder} was left by a killed castore, but is not removed: process {user} works in it")
         else:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError:
-        return  # another process has locked it
+        return  # a file system without locks, or a folder that another process has removed
     finally:
         os.close(descriptor)
 

@@ -15,6 +15,7 @@ from castore.content.restore.tree_writer import FILE_SYSTEMS_OWN
 from castore.content.restore.undo_journal import boot_id
 from castore.errors import UsageError
 from castore.fs.beneath import OPEN_FILE
+from castore.fs.durable import create_file, write_all
 
 if TYPE_CHECKING:
     from castore.services.selectors import Selection
@@ -160,9 +161,9 @@ def _continue(
 def _mark(fd: int, path: str, wanted: Begun) -> str:
     name = f"{_PREFIX}{os.urandom(8).hex()}"
     try:
-        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        file = create_file(name, folder=fd)
         try:
-            os.write(file, msgspec.json.encode(wanted))
+            write_all(file, msgspec.json.encode(wanted))
         finally:
             os.close(file)
     except OSError as error:

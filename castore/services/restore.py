@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from castore.content.restore import one_file
 from castore.content.restore.metadata import drop_inherited
@@ -18,6 +18,7 @@ from castore.content.stored_dirs import Child, look_up, open_top, read_file
 from castore.content.streams import StreamReader
 from castore.errors import CastoreError, RevertInterruptedError, StorageError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, make_directory
+from castore.fs.durable import create_file
 from castore.fs.sparse import write_sparse
 from castore.services.begun import Begun, Destination, begin
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from castore.services.selectors import Selection
     from castore.store import Store
 
-_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass
@@ -221,7 +221,7 @@ def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Pro
     if top.resumed:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial, dir_fd=top.fd)
-    fd = os.open(partial, _CREATE, 0o600, dir_fd=top.fd)
+    fd = create_file(partial, folder=top.fd)
     try:
         drop_inherited(fd)
         write_sparse(fd, counted(reader.read(part.content), tally))

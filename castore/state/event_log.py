@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from castore.fs.durable import (
+    make_private_directory,
+    read_private,
+    refusal,
+    sync_if_supported,
+    write_all,
+    write_private,
+)
 from castore.model.events import Event
 from castore.state.locks import waiting_lock
-from castore.state.paths import make_private_directory, read_private, refusal, write_private
-from castore.storage.os_files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,8 +46,7 @@ class EventLog:
                     # A process that was killed may have left an incomplete last line.
                     cut = length and os.pread(descriptor, 1, length - 1) != b"\n"
                     line = (b"\n" if cut else b"") + _encoded(event)
-                    while line:
-                        line = line[os.write(descriptor, line) :]
+                    write_all(descriptor, line)
                     os.fsync(descriptor)
                     if not length:
                         sync_if_supported(os.path.dirname(self._path))

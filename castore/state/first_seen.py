@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from castore.errors import StorageError
+from castore.fs.durable import read_private, write_private
 from castore.state.locks import waiting_lock
-from castore.state.paths import read_private, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from castore.errors import StaleStoreError, StorageError
+from castore.fs.durable import read_private, write_private
 from castore.model.removals import Removals
 from castore.state.locks import waiting_lock
-from castore.state.paths import read_private, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

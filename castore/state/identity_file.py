@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from castore.crypto.identity import Identity, check_identity
 from castore.errors import IdentityError, UntrustedPathError, UsageError
+from castore.fs.durable import make_private_directory, sync_directory, write_file, write_private
 from castore.fs.trusted import read_trusted
 from castore.state.directories import absolute, expanded
-from castore.state.paths import make_private_directory, write_private
-from castore.storage.os_files import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,39 +64,16 @@ def write_secret(path: str, body: str) -> None:
     Raises UsageError if it exists or cannot be written, StorageError.
     """
     path = absolute(path)
-    part = f"{path}.{os.urandom(8).hex()}"
     try:
         make_private_directory(os.path.dirname(path))
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "w") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            # Complete or not at all: a part of an identity would block the next attempt.
-            _name_new(part, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(part)
+        # Complete or not at all: a part of an identity would block the next attempt.
+        write_file(path, body.encode(), replace=False)
     except FileExistsError:
         raise UsageError(f"{path} exists already; an identity is never overwritten") from None
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
     with contextlib.suppress(OSError):  # not every file system of a USB stick supports it
         sync_directory(os.path.dirname(path))
-
-
-def _name_new(part: str, path: str) -> None:
-    """Rename a file without replacing another. Raises FileExistsError, OSError."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:
-        # This file system has no hard links: FAT on a USB stick.
-        if os.path.lexists(path):
-            raise FileExistsError(path) from None
-        os.rename(part, path)
 
 
 def change_passphrase(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
 import os
 import re
 from typing import TYPE_CHECKING
 
 from castore.errors import BusyError
-from castore.state.paths import make_private_directory, refusal
+from castore.fs.durable import make_private_directory, refusal
+from castore.fs.flock import open_lock_file, try_lock, wait_for_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,15 +20,10 @@ if TYPE_CHECKING:
 def named_lock(path: str, what: str, doing: str = "at work on") -> Iterator[None]:
     """Hold the lock on `what`, which is the file `path`, during the block.
 
-    doing: what the holder does to `what`, for the message. The kernel releases the lock when the process
-    ends, however it ends, so no lock is ever stale.
-    Raises BusyError if another process holds the lock, StorageError.
+    doing: what the holder does to `what`, for the message. Raises BusyError if another process holds the
+    lock, StorageError.
     """
-    make_private_directory(os.path.dirname(path))
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise refusal("open the lock", path, error) from error
+    descriptor = _opened(path)
     try:
         _take(descriptor, path, what, doing)
         now = dt.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
@@ -38,7 +33,6 @@ def named_lock(path: str, what: str, doing: str = "at work on") -> Iterator[None
             os.pwrite(descriptor, f"pid {os.getpid()} on {os.uname().nodename} since {now}\n".encode(), 0)
         yield
     finally:
-        # The file stays: if it were deleted, two processes could hold locks on two files of its name.
         os.close(descriptor)
 
 
@@ -48,14 +42,10 @@ def waiting_lock(path: str) -> Iterator[None]:
 
     Raises StorageError.
     """
-    make_private_directory(os.path.dirname(path))
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise refusal("open the lock", path, error) from error
+    descriptor = _opened(path)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            wait_for_lock(descriptor)
         except OSError as error:
             raise refusal("lock", path, error) from error
         yield
@@ -63,14 +53,20 @@ def waiting_lock(path: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _opened(path: str) -> int:
+    make_private_directory(os.path.dirname(path))
+    try:
+        return open_lock_file(path)
+    except OSError as error:
+        raise refusal("open the lock", path, error) from error
+
+
 def _take(descriptor: int, path: str, what: str, doing: str) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
-        holder = f" ({text})" if re.fullmatch(r"pid \d+ on [-.\w]+ since [-+: 0-9]+", text) else ""
-        raise BusyError(
-            f"another castore{holder} is {doing} {what}; try again when it has ended"
-        ) from None
+        if try_lock(descriptor):
+            return
     except OSError as error:
         raise refusal("lock", path, error) from error
+    text = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+    holder = f" ({text})" if re.fullmatch(r"pid \d+ on [-.\w]+ since [-+: 0-9]+", text) else ""
+    raise BusyError(f"another castore{holder} is {doing} {what}; try again when it has ended")

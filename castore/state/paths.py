@@ -1,16 +1,12 @@
-"""Where this machine keeps its own files of a store, and how it writes secret ones."""
+"""Where this machine keeps its own files of a store, of each store and of all."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from typing import Final
 
 from blake3 import blake3
-
-from castore.errors import StorageError
-from castore.storage.os_files import sync_if_supported
 
 _WRITER_KEY: Final = "writer.key"
 _IN_PLACE: Final = "in-place"
@@ -97,64 +93,3 @@ class MachinePaths:
 
 def _folder_of(place: str) -> str:
     return blake3(place.encode("utf-8", "surrogateescape")).hexdigest(8)
-
-
-def refusal(doing: str, path: str, error: OSError) -> StorageError:
-    """Return the error for an operation that this machine refused."""
-    return StorageError(f"cannot {doing} {path}: {error.strerror or error}")
-
-
-def make_private_directory(path: str) -> None:
-    """Create `path` and its missing parents, accessible to the owner only. Raises StorageError."""
-    missing = []
-    step = os.path.abspath(path)
-    while not os.path.isdir(step):
-        missing.append(step)
-        if (above := os.path.dirname(step)) == step:
-            break
-        step = above
-    for step in reversed(missing):
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(step, 0o700)
-            sync_if_supported(os.path.dirname(step))
-        except OSError as error:
-            raise refusal("create the directory", step, error) from error
-
-
-def write_private(path: str, data: bytes) -> None:
-    """Write `data` to the file `path`, durably, in one step, readable by its owner only.
-
-    An existing file is replaced. Raises StorageError.
-    """
-    folder = os.path.dirname(path)
-    make_private_directory(folder)
-    part = f"{path}.{os.urandom(8).hex()}"
-    try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(part, path)
-        sync_if_supported(folder)
-        # The process that created the folder may have been killed before it synced the folder's name.
-        sync_if_supported(os.path.dirname(folder))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise refusal("write", path, error) from error
-
-
-def read_private(path: str) -> str | None:
-    """Return the text of a file, or None if it does not exist. Raises StorageError."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise refusal("read", path, error) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from castore.errors import StorageError
+from castore.fs.durable import read_private, remove_private, write_private
 from castore.model.hosts import Host, begins_id
 from castore.model.names import host_name
 from castore.model.odd_text import escaped
 from castore.state.event_log import EventLog
 from castore.state.first_seen import FirstSeen
 from castore.state.locks import named_lock
-from castore.state.paths import read_private, write_private
-from castore.storage.os_files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -213,11 +211,8 @@ class Remembered:
             raise StorageError(f"cannot read the journal of the rollback of {service!r}: {error}") from error
 
     def forget_rollback(self, service: str) -> None:
-        """Delete the journal of a rollback that has ended."""
-        path = self._state_file("rollbacks", service)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-            sync_if_supported(os.path.dirname(path))
+        """Delete the journal of a rollback that has ended. Raises StorageError."""
+        remove_private(self._state_file("rollbacks", service))
 
     def undo_number(self, service: str) -> int | None:
         """Return the number of the generation that the last rollback of a service kept; None if none."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING
 
 from castore.crypto import WriterKey
 from castore.errors import StorageError, UsageError
-from castore.state.paths import read_private, refusal, write_private
-from castore.storage.os_files import sync_if_supported
+from castore.fs.durable import read_private, remove_private, write_private
 
 if TYPE_CHECKING:
     from castore.state.paths import MachinePaths
@@ -46,13 +44,7 @@ def _noted(location: str) -> str:
 
 def drop_next(path: str) -> None:
     """Delete the key that was about to replace the one at `path`, if there is one. Raises StorageError."""
-    try:
-        os.unlink(next_of(path))
-        sync_if_supported(os.path.dirname(path))
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise refusal("remove", next_of(path), error) from error
+    remove_private(next_of(path))
 
 
 def local_writer_keys(path: str, store_id: bytes, storage: Storage) -> list[WriterKey]:

@@ -21,15 +21,14 @@ from castore.errors import (
     StorageError,
     StorageFullError,
 )
+from castore.fs.durable import NO_SYNC, give_new_name
 from castore.storage.base import MAX_WHOLE, Storage, Writer
-from castore.storage.os_files import FILES, NO_SYNC, sync_directory
+from castore.storage.os_files import FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from castore.storage.os_files import Files
-
-__all__ = ["LocalStorage", "sync_directory"]
 
 _TMP: Final = "tmp"
 _SHARED: Final = "shared/all"
@@ -38,10 +37,6 @@ _STALE_SECONDS: Final = 7 * 86400
 """Temporary files older than this are abandoned: no snapshot writes one pack for a week."""
 _FRESH_SECONDS: Final = 60
 """Far longer than it takes to lock a newly created file."""
-
-_NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-"""Errors of link(2) on file systems without hard links (FAT, some network ones)."""
-
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
@@ -120,7 +115,7 @@ class _LocalWriter(Writer):
         folder = os.path.dirname(path)
         if folder in self._folders:
             with contextlib.suppress(FileNotFoundError):
-                self._link(path)
+                give_new_name(self._path, path, self._files)
                 return
         # An existing folder may have been created by a castore that was killed before it synced the name.
         # Only this one folder: a store that is missing, unmounted say, must not be created again.
@@ -128,23 +123,7 @@ class _LocalWriter(Writer):
             self._files.mkdir(folder)
         self._sync_directory(os.path.dirname(folder))
         self._folders.add(folder)
-        self._link(path)
-
-    def _link(self, path: str) -> None:
-        try:
-            self._files.link(self._path, path)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            # Without links, two processes that commit one name at the same moment cannot be kept apart.
-            if self._files.exists(path):
-                raise FileExistsError(path) from None
-            self._files.rename(self._path, path)
-            return
-        # The object is complete: a second name that remains in tmp/ costs only a directory entry, and is
-        # removed with other stale files.
-        with contextlib.suppress(OSError):
-            self._files.unlink(self._path)
+        give_new_name(self._path, path, self._files)
 
     def abort(self) -> None:
         if self._descriptor >= 0:

@@ -7,44 +7,15 @@ handles EINTR: Python repeats calls that a signal interrupted (PEP 475).
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 from typing import Final
 
+from castore.fs.durable import FileNames, create_file, sync_directory
+from castore.fs.flock import has_no_locks, open_directory, try_lock, wait_for_lock
 from castore.kernel.dir_listing import network_of
 
-NO_SYNC: Final = {errno.EINVAL, errno.ENOTSUP}
-"""Errors of fsync(2) of a directory on file systems that do not support it."""
-_NO_FLOCK: Final = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
-
-def sync_directory(path: str) -> None:
-    """Make the names in a directory durable. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_if_supported(directory: str | int) -> None:
-    """Make the names in a directory durable if its file system supports that. Raises OSError.
-
-    directory: its path, or the open directory. Some network and FUSE file systems answer EINVAL or ENOTSUP.
-    That is accepted for live and machine state; a store needs `sync_directory`.
-    """
-    try:
-        if isinstance(directory, int):
-            os.fsync(directory)
-        else:
-            sync_directory(directory)
-    except OSError as error:
-        if error.errno not in NO_SYNC:
-            raise
-
-
-class Files:
+class Files(FileNames):
     """All that a local store asks of a file system."""
 
     write = staticmethod(os.write)
@@ -53,22 +24,18 @@ class Files:
     fsync = staticmethod(os.fsync)
     """Make an open file's bytes durable, but not its name."""
     close = staticmethod(os.close)
-    link = staticmethod(os.link)
-    rename = staticmethod(os.rename)
-    unlink = staticmethod(os.unlink)
     sync_directory = staticmethod(sync_directory)
     """Make the names in a directory durable, but not the content of the files."""
     listdir = staticmethod(os.listdir)
-    exists = staticmethod(os.path.lexists)
     is_directory = staticmethod(os.path.isdir)
 
     @staticmethod
     def create(path: str) -> int:
         """Create a new file, for its owner only, and open it for writing."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        # The lock shows that a living process writes the file; it ends with the process, however that ends.
+        descriptor = create_file(path)
+        # The lock shows that a living process writes the file.
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(descriptor)
         return descriptor
 
     @staticmethod
@@ -78,12 +45,11 @@ class Files:
             return False
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return try_lock(descriptor)
         except OSError:
             return False
         finally:
             os.close(descriptor)
-        return True
 
     @staticmethod
     def open(path: str) -> int:
@@ -115,12 +81,12 @@ class Files:
         """
         if network_of(path) is not None:
             return None
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = open_directory(path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            wait_for_lock(descriptor, shared=not alone)
         except OSError as error:
             os.close(descriptor)
-            if error.errno not in _NO_FLOCK:
+            if not has_no_locks(error):
                 raise
             return None
         return descriptor

@@ -35,10 +35,10 @@ def write_config(context: CliContext, file: str | None) -> None:
     """
     from castore.cli import environment
     from castore.errors import UsageError
+    from castore.fs.durable import make_private_directory
     from castore.services.config import load
     from castore.services.detect import detect, document
     from castore.state import directories
-    from castore.state.paths import make_private_directory
 
     path = file or environment.config_to_write(context.config)
     if path != "-" and os.path.lexists(path):

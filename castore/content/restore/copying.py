@@ -18,6 +18,7 @@ from castore.fs.beneath import (
     open_regular,
     path_of,
 )
+from castore.fs.durable import create_file
 from castore.fs.metadata import data_extents, is_protected, read_xattrs
 from castore.fs.removing import remove
 from castore.model.trampoline import run
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 Path = tuple[bytes, ...]
 
-_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OVERWRITE: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -169,7 +169,7 @@ def _copy_file(held: int, info: os.stat_result, target: int, new: bytes) -> None
     file = os.open(path_of(held), os.O_RDONLY | os.O_CLOEXEC)
     try:
         _refuse_protected(file)
-        into = os.open(new, _CREATE, 0o600, dir_fd=target)
+        into = create_file(new, folder=target)
         try:
             _copy_data(file, into)
             # After the content: a process that wrote to the original meanwhile has thereby removed its set-id

@@ -20,6 +20,7 @@ from castore.content.stored_dirs import check_content, read_data
 from castore.content.streams import RangeReader
 from castore.errors import CastoreError, DamageError
 from castore.fs.beneath import REPLACED, keeps_owners, open_below, open_entry, path_of
+from castore.fs.durable import create_file, write_all
 from castore.model.tree import Content
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from castore.model.tree import Entry
     from castore.progress import Progress
 
-_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAMELESS: Final = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
 _NO_NAMELESS: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 """Errors of open(2) with O_TMPFILE on a file system that has no files without a name."""
@@ -125,7 +125,7 @@ class FileWriter:
         fd = _open_nameless(current.fd) if self._needs_no_name(current, entry) else -1
         nameless = fd >= 0
         if not nameless:
-            fd = os.open(entry.name, _CREATE, 0o600, dir_fd=current.fd)
+            fd = create_file(entry.name, folder=current.fd)
         complete = False
         try:
             check_content(child)
@@ -194,9 +194,7 @@ class FileWriter:
 
     def _write(self, fd: int, data: bytes | memoryview) -> None:
         self._wrote(len(data))
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
+        write_all(fd, data)
 
     def _link(self, current: OpenDirectory, entry: Entry, path: tuple[bytes, ...]) -> bool:
         """Create another name of a file that was restored before, if this entry is one."""

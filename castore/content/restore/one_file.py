@@ -12,8 +12,8 @@ from castore.content.restore.metadata import mode_of, replace_attributes
 from castore.content.restore.tree_writer import TreeWriter, named
 from castore.errors import CastoreError, DamageError
 from castore.fs.beneath import open_entry, open_regular, open_top, path_of
+from castore.fs.durable import sync_if_supported
 from castore.fs.removing import remove
-from castore.storage.os_files import sync_if_supported
 
 if TYPE_CHECKING:
     from castore.content.restore.metadata import Ownership

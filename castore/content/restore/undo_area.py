@@ -31,10 +31,10 @@ from castore.fs.beneath import (
     open_regular,
     path_of,
 )
+from castore.fs.durable import create_file, sync_if_supported, write_all
 from castore.fs.removing import remove, remove_all_in, remove_directory
 from castore.kernel.dir_listing import sync_file_system
 from castore.model.tree import Entry, Owners
-from castore.storage.os_files import sync_if_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -345,10 +345,9 @@ class UndoArea:
 
 
 def _write_token(fd: int, token: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    file = os.open(PROGRESS, flags, 0o600, dir_fd=fd)
+    file = create_file(PROGRESS, folder=fd)
     try:
-        os.write(file, token)
+        write_all(file, token)
         os.fsync(file)
     finally:
         os.close(file)

@@ -9,7 +9,6 @@ on the file while the restore is running.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import struct
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -18,8 +17,9 @@ import msgspec
 from blake3 import blake3
 
 from castore.errors import BusyError, CastoreError, NotIntactError
+from castore.fs.durable import write_private
+from castore.fs.flock import try_lock
 from castore.model.tree import Entry  # noqa: TC001 - msgspec needs it
-from castore.state.paths import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,12 +134,9 @@ class JournalFile:
 
 def _lock(fd: int) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(fd)
     except OSError:
         return True  # a file system without locks
-    return True
 
 
 def is_at_work(record: Record) -> bool:

@@ -15,11 +15,11 @@ from castore.content.scan.cache import (
     VERSION,
     DirectorySummary,
 )
+from castore.fs.durable import NewFile, make_private_directory
 from castore.kernel.dir_listing import (
     encode_record,
     summary_fields,
 )
-from castore.state.paths import make_private_directory
 
 if TYPE_CHECKING:
 
@@ -36,10 +36,9 @@ class ScanCacheWriter:
     def __init__(self, path: str, epoch: bytes) -> None:
         self.path = path
         self._epoch = epoch
-        self._part = f"{path}:{os.urandom(8).hex()}{_UNFINISHED}"
         self._buffer = bytearray(HEADER.size)
         self._flushed = 0
-        self._fd = -1
+        self._file: NewFile | None = None
         with contextlib.suppress(Exception):
             folder, name = os.path.split(path)
             make_private_directory(folder)
@@ -47,8 +46,7 @@ class ScanCacheWriter:
                 # No other process uses it: the service is locked.
                 if other.startswith(name + ":") and other.endswith(_UNFINISHED):
                     os.unlink(os.path.join(folder, other))
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._fd = os.open(self._part, flags, 0o600)
+            self._file = NewFile(f"{path}:{os.urandom(8).hex()}{_UNFINISHED}")
 
     def begin(self, listing: bytes, count: int) -> int:
         """Append the record of a directory of `count` entries; return its position."""
@@ -93,22 +91,18 @@ class ScanCacheWriter:
             self._flush()
         if at >= self._flushed:
             self._buffer[at - self._flushed : at - self._flushed + len(data)] = data
-        elif self._fd >= 0:
+        elif self._file is not None:
             try:
-                os.pwrite(self._fd, data, at)
+                os.pwrite(self._file.fd, data, at)
             except OSError:
                 self.discard()
 
     def _flush(self) -> None:
-        if self._fd >= 0:
+        if self._file is not None:
             try:
-                rest = memoryview(self._buffer)
-                while rest:
-                    rest = rest[os.write(self._fd, rest) :]
+                self._file.write(self._buffer)
             except OSError:
                 self.discard()
-            finally:
-                rest.release()
         self._flushed += len(self._buffer)
         self._buffer.clear()
 
@@ -119,21 +113,19 @@ class ScanCacheWriter:
 
     def keep(self) -> None:
         """Replace the last scan cache by this one, after the generation of its root is committed."""
-        if self._fd < 0:
+        if self._file is None:
             return
         with contextlib.suppress(OSError, ValueError):
             hasher, at = blake3(), 0
-            while data := os.pread(self._fd, _BUFFER, at):
+            while data := os.pread(self._file.fd, _BUFFER, at):
                 hasher.update(data)
                 at += len(data)
-            os.pwrite(self._fd, hasher.digest(), self._flushed)
-            os.rename(self._part, self.path)
+            os.pwrite(self._file.fd, hasher.digest(), self._flushed)
+            self._file.commit(self.path, durable=False)
         self.discard()
 
     def discard(self) -> None:
         """Delete the unfinished scan cache."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            with contextlib.suppress(OSError):
-                os.unlink(self._part)
+        if self._file is not None:
+            self._file.discard()
+            self._file = None

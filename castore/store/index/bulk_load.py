@@ -9,7 +9,6 @@ unchanged.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import struct
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 import lmdb
 
 from castore.errors import DamageError, FormatError, StorageError
+from castore.fs.durable import make_private_directory
+from castore.fs.flock import directory_lock
 from castore.kernel.index_rows import BASE_ROW, COPY, FIRST, ROW, Rows, part
-from castore.state.paths import make_private_directory
 from castore.store.format.pack import RECORDS, open_footer, pack_name
 from castore.store.index.lmdb_env import Environment
 from castore.store.index.opening import refusal
@@ -101,15 +101,11 @@ def rebuild(
 def _alone_above(path: str) -> Iterator[None]:
     """Keep other rebuilds out, and remove what interrupted ones left next to an index."""
     above, own = os.path.split(path)
-    lock = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with directory_lock(above):
         for name in os.listdir(above):
             if name.startswith(f"{own}."):
                 shutil.rmtree(os.path.join(above, name), ignore_errors=True)
         yield
-    finally:
-        os.close(lock)
 
 
 class _Build:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
-import fcntl
 import itertools
 import mmap
 import os
@@ -23,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import lmdb
 
-from castore.storage.os_files import sync_if_supported
+from castore.fs.durable import sync_if_supported
+from castore.fs.flock import directory_lock, open_lock_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -246,7 +246,7 @@ class Environment:
             # Lock the folder before the write lock, in the order in which an opening process takes them. If
             # the folder is missing, another process replaces the index because it was damaged.
             with contextlib.suppress(FileNotFoundError):
-                place.enter_context(kept_in_place(self.path, fcntl.LOCK_EX))
+                place.enter_context(kept_in_place(self.path, shared=False))
             # From here on, no other process writes to the old one.
             with self.env.begin(write=True) as txn:
                 for name in kept:
@@ -265,12 +265,12 @@ class Environment:
                     olds.append(f"{made.path}.{len(olds)}")
                     with (
                         contextlib.suppress(FileNotFoundError),
-                        kept_in_place(self.path, fcntl.LOCK_EX),
+                        kept_in_place(self.path, shared=False),
                     ):
                         os.rename(self.path, olds[-1])
                 sync_if_supported(os.path.dirname(self.path))
             self.close()
-            with kept_in_place(self.path, fcntl.LOCK_SH):
+            with kept_in_place(self.path, shared=True):
                 self._take(self.path, durable=True)
             self.condemned = False
         for old in olds:
@@ -363,21 +363,17 @@ def _put_missing(txn: Any, meta: Any, entries: dict[bytes, bytes]) -> None:
 
 
 @contextlib.contextmanager
-def kept_in_place(path: str, how: int) -> Iterator[None]:
-    """Keep a folder at its path during the block; how: fcntl.LOCK_SH (shared) or LOCK_EX (exclusive).
+def kept_in_place(path: str, *, shared: bool) -> Iterator[None]:
+    """Keep a folder at its path during the block, with a shared or an exclusive lock on it.
 
     Opening an index opens two files by name, which must be in the same folder. So a process that gives
     another folder that name takes the lock exclusively. Raises FileNotFoundError while there is no folder.
     """
     while True:
-        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(held, how)
+        with directory_lock(path, shared=shared) as held:
             if os.path.samestat(os.fstat(held), os.stat(path)):
                 yield
                 return
-        finally:
-            os.close(held)
 
 
 def _rename(old: str, new: str) -> bool:
@@ -406,7 +402,7 @@ def _allocate_locks(path: str) -> None:
     """Allocate LMDB's lock file: it is written through a map, where a full disk causes a SIGBUS."""
     name = os.path.join(path, "lock.mdb")
     try:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_lock_file(name)
         try:
             os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size or _LOCK_BYTES)
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import stat
@@ -14,8 +13,8 @@ from typing import Any, Final
 import lmdb
 
 from castore.errors import StorageError
+from castore.fs.durable import make_private_directory
 from castore.kernel.dir_listing import network_of
-from castore.state.paths import make_private_directory
 from castore.store.index.lmdb_env import BROKEN, CRASHES, LEAST_STEP, Environment, kept_in_place
 
 _VERSION: Final = b"6"
@@ -109,7 +108,7 @@ def _opened(path: str, store_id: bytes) -> Environment:
             ) from None
         try:
             refuse_place(path)
-            with kept_in_place(path, fcntl.LOCK_SH):
+            with kept_in_place(path, shared=True):
                 found = _sound(path, store_id)
             if found is None:
                 found = _moved_away(path, store_id)
@@ -123,7 +122,7 @@ def _opened(path: str, store_id: bytes) -> Environment:
 def _moved_away(path: str, store_id: bytes) -> Environment | None:
     """Remove an unusable index; but if another process has already replaced it, open that one."""
     aside = f"{path}.{os.urandom(8).hex()}"
-    with kept_in_place(path, fcntl.LOCK_EX):
+    with kept_in_place(path, shared=False):
         if (found := _sound(path, store_id)) is not None:
             return found
         # Rename first, in one step: a partly removed index could look intact.

@@ -9,7 +9,6 @@ verify the chunk by its id. Then damage costs space, but never content.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import struct
@@ -18,8 +17,9 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from castore.fs.durable import NewFile, make_private_directory
+from castore.fs.flock import open_lock_file, try_lock, wait_for_lock
 from castore.model.refs import PackId
-from castore.state.paths import make_private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,18 +51,16 @@ class ReferenceWriter:
     """
 
     def __init__(self, path: str, overhead: int) -> None:
-        self._path = path
         self._buffer = bytearray(_HEADER.pack(_MAGIC, _VERSION, overhead, int(time.time())))
         self._flushed = 0
         self._lock = threading.Lock()
-        self._descriptor = -1
+        self._file: NewFile | None = None
         with contextlib.suppress(OSError):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags, 0o600)
+            self._file = NewFile(path)
 
     def add(self, offset: int, frame: bytes | memoryview) -> None:
         """Keep a frame at its record's offset. Offsets must ascend."""
-        if self._descriptor < 0:
+        if self._file is None:
             return
         with self._lock:
             self._buffer += bytes(offset - self._flushed - len(self._buffer))
@@ -73,24 +71,23 @@ class ReferenceWriter:
     def read(self, offset: int, length: int) -> bytes | None:
         """Return the frame at an offset, or None."""
         with self._lock:
-            if self._descriptor < 0:
+            if self._file is None:
                 return None
             if offset >= self._flushed:
                 at = offset - self._flushed
                 return bytes(self._buffer[at : at + length])
             if offset + length > self._flushed:
                 self._flush()
-            return _pread(self._descriptor, offset, length)
+            return _pread(self._file.fd, offset, length) if self._file is not None else None
 
     def commit(self, path: str) -> None:
         """Rename the file to `path`, which makes it the cache file of its pack."""
         with self._lock:
-            if self._descriptor < 0:
-                return
             self._flush()
-            with contextlib.suppress(OSError):
-                os.rename(self._path, path)
-        self.abort()
+            if self._file is not None:
+                with contextlib.suppress(OSError):
+                    self._file.commit(path, durable=False)
+            self._give_up()
 
     def abort(self) -> None:
         """Close the file, and delete it unless it was committed."""
@@ -98,24 +95,20 @@ class ReferenceWriter:
             self._give_up()
 
     def _flush(self) -> None:
-        rest = memoryview(self._buffer)
+        if self._file is None:
+            return
         try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            self._file.write(self._buffer)
         except OSError:
-            rest.release()
             self._give_up()
             return
-        rest.release()
         self._flushed += len(self._buffer)
         self._buffer.clear()
 
     def _give_up(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
         self._buffer.clear()
 
 
@@ -203,9 +196,8 @@ class ReferenceCache:
         lock = -1
         alone = False
         with contextlib.suppress(OSError):
-            lock = os.open(f"{self._folder}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
+            lock = open_lock_file(f"{self._folder}.lock")
+            alone = try_lock(lock)
 
         def trim(pack: PackId, records: list[tuple[int, int]]) -> None:
             path = self.path_of(pack)
@@ -231,9 +223,8 @@ class ReferenceCache:
     def _hold_shared(self) -> None:
         with self._lock:
             if self._adding < 0:
-                path = f"{self._folder}.lock"
-                self._adding = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                fcntl.flock(self._adding, fcntl.LOCK_SH)
+                self._adding = open_lock_file(f"{self._folder}.lock")
+                wait_for_lock(self._adding, shared=True)
 
     def close(self) -> None:
         """Close the files; they are opened again when needed."""
@@ -302,22 +293,19 @@ def _copy_records(path: str, records: list[tuple[int, int]]) -> None:
         overhead = _HEADER.unpack(header)[2]
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        new = NewFile(part)
         try:
-            with open(os.open(part, flags, 0o600), "wb") as new:
-                new.write(header)
-                for offset, length in records:
-                    frame = os.pread(old.fileno(), length - overhead, offset)
-                    # A hole stays a hole: the record may never have been cached.
-                    if frame.strip(b"\0"):
-                        new.seek(offset)
-                        new.write(frame)
-            os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
-            os.rename(part, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-            raise
+            new.write(header)
+            for offset, length in records:
+                frame = os.pread(old.fileno(), length - overhead, offset)
+                # A hole stays a hole: the record may never have been cached.
+                if frame.strip(b"\0"):
+                    os.lseek(new.fd, offset, os.SEEK_SET)
+                    new.write(frame)
+            os.utime(new.fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+            new.commit(path, durable=False)
+        finally:
+            new.discard()
 
 
 def _pread(descriptor: int, offset: int, length: int) -> bytes | None:
