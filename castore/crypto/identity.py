@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -14,6 +13,7 @@ from nacl._sodium import lib
 from castore.crypto.key_derivation import derive
 from castore.crypto.key_text import one_line, read, write
 from castore.crypto.object_aead import open_box, seal_box
+from castore.crypto.public_key import PublicKey
 from castore.crypto.signing import SigningKey
 from castore.crypto.sodium import Secret, allocate, pointer, taken, wipe
 from castore.errors import IdentityError, UsageError
@@ -21,7 +21,6 @@ from castore.errors import IdentityError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_PUBLIC: Final = "castore-pub-"
 _IDENTITY: Final = "castore-identity-"
 _LOCKED: Final = "castore-locked-"
 
@@ -128,39 +127,21 @@ def _near(body: str, length: int) -> Iterator[tuple[int, str]]:
             yield at, body[:at] + body[at : at + 2][::-1] + body[at + 2 :]
 
 
-@dataclass(frozen=True, repr=False)
-class Recipient:
+class Recipient(PublicKey):
     """The public half of an identity: it seals data that only that identity opens."""
 
-    key: bytes
-
-    def __post_init__(self) -> None:
-        if len(self.key) != 32:
-            raise ValueError(f"a recipient has 32 bytes, not {len(self.key)}")
-
-    def __repr__(self) -> str:
-        return f"Recipient({self.text})"
+    kind = "a recipient"
+    prefix = "castore-pub-"
 
     @classmethod
-    def parse(cls, text: str) -> Recipient:
-        """Return the recipient of a `castore-pub-...` text. Raises UsageError."""
-        line = one_line(text)
-        if line.startswith((_IDENTITY, _LOCKED)):
+    def parse(cls, text: str) -> Self:
+        """Return the recipient of a text form. Raises UsageError, also for an identity."""
+        if one_line(text).startswith((_IDENTITY, _LOCKED)):
             raise UsageError(
                 "a recipient was expected, but this is an identity, which is secret; "
                 "'castore key show' gives its recipient (castore-pub-...)"
             )
-        if not line.startswith(_PUBLIC):
-            raise UsageError("this is not a recipient: one looks like castore-pub-...")
-        key = read(_PUBLIC, line, 32)
-        if key is None:
-            raise UsageError(f"the recipient {line} is mistyped or incomplete: its checksum does not match")
-        return cls(key)
-
-    @property
-    def text(self) -> str:
-        """The key in the form that people copy."""
-        return write(_PUBLIC, self.key)
+        return super().parse(text)
 
     def seal(self, data: bytes) -> bytes:
         """Return `data` sealed, SEAL_BYTES longer. Raises UsageError for an invalid public key."""
@@ -199,7 +180,7 @@ class Identity:
         Raises IdentityError if the text holds no identity, or the passphrase is wrong or missing.
         """
         line = typed_identity(text) or one_line(text)
-        if line.startswith(_PUBLIC):
+        if line.startswith(Recipient.prefix):
             raise IdentityError(
                 "this is a recipient (castore-pub-...), the public half; the identity "
                 "(castore-identity-... or castore-locked-...) is needed"

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 from nacl._sodium import lib
 
-from castore.crypto.key_text import one_line, read, write
+from castore.crypto.public_key import PUBLIC_BYTES, PublicKey
 from castore.crypto.sodium import NULL, Secret, allocate, pointer, taken, wipe
-from castore.errors import UsageError
 
-_ADMIN: Final = "castore-admin-"
-
-PUBLIC_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 
 
@@ -49,34 +44,9 @@ def is_signed_by(public: bytes, message: bytes, signature: bytes) -> bool:
     return not lib.crypto_sign_open(opened, NULL, pointer(signed), len(signed), public)
 
 
-@dataclass(frozen=True, repr=False)
-class Admin:
+class Admin(PublicKey):
     """The public half of an admin key, which signs configurations."""
 
-    key: bytes
-
-    def __post_init__(self) -> None:
-        if len(self.key) != PUBLIC_BYTES:
-            raise ValueError(f"an admin key has {PUBLIC_BYTES} bytes, not {len(self.key)}")
-
-    def __repr__(self) -> str:
-        return f"Admin({self.text})"
-
-    @classmethod
-    def parse(cls, text: str) -> Admin:
-        """Return the admin of a `castore-admin-...` text. Raises UsageError."""
-        line = one_line(text)
-        if not line.startswith(_ADMIN):
-            raise UsageError(
-                "an admin key was expected: one looks like castore-admin-...; "
-                "'castore key show' prints that of an identity"
-            )
-        key = read(_ADMIN, line, PUBLIC_BYTES)
-        if key is None:
-            raise UsageError(f"the admin key {line} is mistyped or incomplete: its checksum does not match")
-        return cls(key)
-
-    @property
-    def text(self) -> str:
-        """The key in the form that people copy."""
-        return write(_ADMIN, self.key)
+    kind = "an admin key"
+    prefix = "castore-admin-"
+    hint = "; 'castore key show' prints that of an identity"

@@ -13,7 +13,8 @@ from castore.crypto.identity import Identity
 from castore.crypto.key_derivation import derive
 from castore.crypto.key_text import one_line, read, write
 from castore.crypto.object_aead import ObjectSealer
-from castore.crypto.signing import PUBLIC_BYTES, SigningKey
+from castore.crypto.public_key import PUBLIC_BYTES
+from castore.crypto.signing import SigningKey
 from castore.crypto.sodium import Secret
 from castore.errors import DamageError, IdentityError, RevokedKeyError, SignerError, UsageError
 

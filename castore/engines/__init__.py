@@ -8,58 +8,71 @@ the entry point's name is the value of `engine` in castore.toml, its object is t
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from castore.errors import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from importlib.metadata import EntryPoint
+
 _OWN: Final = {
-    "file": ("castore.engines.file", "File"),
-    "command": ("castore.engines.command", "Command"),
-    "postgresql": ("castore.engines.postgresql.engine", "PostgreSQL"),
-    "postgresql-roles": ("castore.engines.postgresql.roles", "PostgreSQLRoles"),
-    "mariadb": ("castore.engines.mariadb.engine", "MariaDB"),
-    "mysql": ("castore.engines.mariadb.engine", "MySQL"),
-    "redis": ("castore.engines.redis", "Redis"),
-    "ldap": ("castore.engines.ldap", "LDAP"),
-    "sqlite": ("castore.engines.sqlite", "SQLite"),
+    "file": "castore.engines.file:File",
+    "command": "castore.engines.command:Command",
+    "postgresql": "castore.engines.postgresql.engine:PostgreSQL",
+    "postgresql-roles": "castore.engines.postgresql.roles:PostgreSQLRoles",
+    "mariadb": "castore.engines.mariadb.engine:MariaDB",
+    "mysql": "castore.engines.mariadb.engine:MySQL",
+    "redis": "castore.engines.redis:Redis",
+    "ldap": "castore.engines.ldap:LDAP",
+    "sqlite": "castore.engines.sqlite:SQLite",
 }
+"""The classes of castore's own engines, by name: written as an entry point is, so that none is imported."""
 _GROUP: Final = "castore.engines"
 
 
 def names() -> list[str]:
     """Return the names of the installed engines."""
-    from importlib.metadata import entry_points  # noqa: PLC0415 - 10 ms, and it is seldom needed
-
-    others = [found.name for found in entry_points(group=_GROUP)]
-    return [name for name in (*_OWN, *others) if name != "postgresql-roles"]
+    return [name for name in (*_OWN, *(one.name for one in _added())) if name != "postgresql-roles"]
 
 
 def find(name: str) -> Any:
     """Return the class of an engine. Raises UsageError if there is none, or if it cannot be loaded."""
     if name in _OWN:
-        module, attribute = _OWN[name]
+        module, _, attribute = _OWN[name].partition(":")
         return getattr(import_module(module), attribute)
-    from importlib.metadata import entry_points  # noqa: PLC0415
-
-    for found in entry_points(group=_GROUP, name=name):
-        try:
-            return found.load()
-        except Exception as error:
-            raise UsageError(
-                f"the engine {name!r} of {found.value} cannot be loaded: {error}; "
-                "repair or reinstall its package"
-            ) from error
+    for one in _added():
+        if one.name == name:
+            return _load(one)
     raise UsageError(f"there is no engine {name!r}; known are tree, {', '.join(names())}")
 
 
 def name_of(kind: type) -> str:
     """Return the name of an engine in castore.toml, by its class. Raises UsageError."""
-    for name, (module, attribute) in _OWN.items():
-        if (kind.__module__, kind.__name__) == (module, attribute):
+    written = f"{kind.__module__}:{kind.__qualname__}"
+    for name, value in _OWN.items():
+        if value == written:
             return name
-    from importlib.metadata import entry_points  # noqa: PLC0415
-
-    for found in entry_points(group=_GROUP):
-        if found.value == f"{kind.__module__}:{kind.__qualname__}":
-            return found.name
+    package = kind.__module__.partition(".")[0]
+    for one in _added():
+        # The entry point may name the class where its package re-exports it.
+        if one.value.partition(":")[0].partition(".")[0] == package and _load(one) is kind:
+            return one.name
     raise UsageError(f"{kind.__qualname__} is not an installed engine; known are {', '.join(names())}")
+
+
+def _added() -> Iterable[EntryPoint]:
+    """Return the engines that other packages add."""
+    from importlib.metadata import entry_points  # noqa: PLC0415 - 10 ms, and it is seldom needed
+
+    return entry_points(group=_GROUP)
+
+
+def _load(engine: EntryPoint) -> Any:
+    try:
+        return engine.load()
+    except Exception as error:
+        raise UsageError(
+            f"the engine {engine.name!r} of {engine.value} cannot be loaded: {error}; "
+            "repair or reinstall its package"
+        ) from error

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from castore import engines
 from castore.engines.command import Command
 from castore.errors import ConfigError, ProgramError, UsageError
 from castore.services import config
@@ -220,6 +221,26 @@ def test_another_package_adds_an_engine(read, tmp_path, monkeypatch):
     assert (part.engine, part.source.path, part.source.colour) == ("notes", "/x", "blue")
     with pytest.raises(ConfigError, match="known are tree, file, .*, notes"):
         read('[service.d.parts.p]\nengine="none"')
+    assert engines.name_of(type(part.source)) == "notes"
+
+
+def test_an_engine_that_its_package_exports_elsewhere_has_its_name(tmp_path, monkeypatch):
+    package = tmp_path / "site"
+    (package / "exporting-1.0.dist-info").mkdir(parents=True)
+    (package / "exporting-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: exporting\nVersion: 1.0\n")
+    (package / "exporting-1.0.dist-info" / "entry_points.txt").write_text("[castore.engines]\ndiary = exporting:Diary\n")
+    (package / "exporting").mkdir()
+    (package / "exporting" / "__init__.py").write_text("from exporting.inner import Diary\n")
+    (package / "exporting" / "inner.py").write_text("from castore.engines.file import File\n\n\nclass Diary(File, frozen=True):\n    pass\n")
+    monkeypatch.syspath_prepend(str(package))
+    assert engines.name_of(engines.find("diary")) == "diary"
+    with pytest.raises(UsageError, match="int is not an installed engine"):
+        engines.name_of(int)
+
+
+@pytest.mark.parametrize("name", [one for one in engines.names() if one != "tree"])
+def test_every_engine_is_found_by_its_name_and_by_its_class(name):
+    assert engines.name_of(engines.find(name)) == name
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "-1", "0", "0.0", "1e300"])

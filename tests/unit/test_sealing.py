@@ -9,6 +9,7 @@ from blake3 import blake3
 from nacl import bindings
 
 from castore.crypto import (
+    Admin,
     Cipher,
     Identity,
     Recipient,
@@ -156,3 +157,22 @@ def test_a_counter_used_twice_gives_other_contents_another_nonce(cipher):
     assert first.seal(8, *group[1:], b"some delta")[:16] != one[:16]
     chunks = [[7, name * 32, ZEROS, 4, 0, 1] for name in (b"a", b"b")]
     assert first.seal(*chunks[0], b"some")[:16] != second.seal(*chunks[1], b"else")[:16]
+
+
+def test_public_keys_of_two_roles_are_never_equal_and_never_taken_for_each_other():
+    recipient, admin = Recipient(bytes(32)), Admin(bytes(32))
+    assert recipient != admin
+    assert Recipient.parse(recipient.text) == recipient
+    assert Admin.parse(admin.text) == admin
+    assert (repr(recipient), repr(admin)) == (f"Recipient({recipient.text})", f"Admin({admin.text})")
+    for kind, text, message in (
+        (Recipient, admin.text, "not a recipient: one looks like castore-pub-"),
+        (Admin, recipient.text, "not an admin key: one looks like castore-admin-.*key show"),
+        (Recipient, recipient.text[:-1], "a recipient was expected: .*checksum"),
+        (Admin, admin.text[:-1], "an admin key was expected: .*checksum"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            kind.parse(text)
+    for kind in (Recipient, Admin):
+        with pytest.raises(ValueError, match="32 bytes"):
+            kind(b"short")

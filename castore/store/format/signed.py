@@ -10,7 +10,8 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from castore.crypto.key_derivation import derive
-from castore.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, is_signed_by
+from castore.crypto.public_key import PUBLIC_BYTES
+from castore.crypto.signing import SIGNATURE_BYTES, is_signed_by
 from castore.errors import DamageError
 
 if TYPE_CHECKING:
