@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
-from tests.support import forked
-from tests.support.forest import Forest, must_be_whole, plant
+from tests.support import forked_cli
+from tests.support.feature_tree import Forest, must_be_whole, plant
 from tests.support.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def castore(home: Path) -> Callable[..., subprocess.CompletedProcess[Any]]:
         timeout: float = 250,
     ) -> subprocess.CompletedProcess[Any]:
         environment = {**os.environ, **(env or {})}
-        done: subprocess.CompletedProcess[Any] = forked.run(
+        done: subprocess.CompletedProcess[Any] = forked_cli.run(
             args,
             env={name: value for name, value in environment.items() if value is not None},
             cwd=cwd or home,

@@ -18,9 +18,9 @@ from castore.content.scan import cache, small_files
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
 from castore.services.snapshot import Tree
-from tests.support.forest import plant
+from tests.support.feature_tree import plant
 from tests.support.stores import Lab
-from tests.support.walker import compare, walk
+from tests.support.tree_walker import compare, walk
 
 MIB = 1 << 20
 SIZES = {"ext4": 256, "xfs": 400, "btrfs": 400}

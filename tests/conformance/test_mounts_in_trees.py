@@ -20,7 +20,7 @@ from castore.errors import CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
 from tests.support.stores import Lab
-from tests.support.walker import compare, walk
+from tests.support.tree_walker import compare, walk
 
 Run = Callable[..., subprocess.CompletedProcess]
 

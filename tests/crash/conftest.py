@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 import castore.store.format.pack
-from tests.support import histories
-from tests.support.sweeps import Machine
+from tests.support import store_histories
+from tests.support.fault_sweep import Machine
 
 
 @pytest.fixture
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs of a few KB."""
-    monkeypatch.setattr(castore.store.format.pack, "PACK_BYTES", histories.PACK_BYTES)
+    monkeypatch.setattr(castore.store.format.pack, "PACK_BYTES", store_histories.PACK_BYTES)
 
 
 @pytest.fixture

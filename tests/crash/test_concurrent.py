@@ -26,7 +26,8 @@ from castore.maintenance.compact import compact
 from castore.maintenance.verify import verify
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
-from tests.support.worker import KEPT, Worker, check_generation
+from tests.support.checkout import ROOT
+from tests.support.store_worker import KEPT, Worker, check_generation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,10 +73,9 @@ class Crowd:
     def start(self, name: str, role: str, service: str) -> None:
         self.counts["started"] += 1
         words = [str(self.folder), name, role, service, str(self.rng.randrange(1 << 30))]
-        command = [sys.executable, "-m", "tests.support.worker", *words, "yes" if self.lockless else "no", str(GRACE)]
-        root = Path(__file__).parents[2]
+        command = [sys.executable, "-m", "tests.support.store_worker", *words, "yes" if self.lockless else "no", str(GRACE)]
         self.running[name] = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
     def disturb(self) -> None:

@@ -22,10 +22,10 @@ from castore.errors import CastoreError, StorageError, UsageError
 from castore.storage import LocalStorage
 from castore.store import Store
 from castore.store.format.config import config_numbers
-from tests.support import histories
-from tests.support.aftermath import Inspector
-from tests.support.histories import ROOT, World, run
-from tests.support.powerloss import AFTER, ON, ONCE, Disk, DiskFiles, Fault
+from tests.support import store_histories
+from tests.support.power_loss_checks import Inspector
+from tests.support.power_loss_disk import AFTER, ON, ONCE, Disk, DiskFiles, Fault
+from tests.support.store_histories import ROOT, World, run
 
 pytestmark = pytest.mark.usefixtures("small_packs")
 
@@ -77,7 +77,7 @@ def let_fail(base: Base, fault: Fault, counts: Counter[str]) -> bool:
     before = set(world.promised.whole)
     failure = None
     try:
-        histories.STEPS[base.name](world)
+        store_histories.STEPS[base.name](world)
     except StorageError as error:
         failure = error
     world.files.fault = None
@@ -127,13 +127,13 @@ def _nothing_half_done(world: World, base: Base, before: set, failure: Exception
 def _again(world: World, base: Base) -> None:
     if base.name == "init":
         try:
-            histories.STEPS["init"](world)
+            store_histories.STEPS["init"](world)
         except UsageError:
             # It is there, whole, although its last sync had failed.
             world.promise(begun=True, readers=frozenset({"first"}))
-        histories.STEPS["snapshot"](world)
+        store_histories.STEPS["snapshot"](world)
         return
-    histories.STEPS[base.name](world)
+    store_histories.STEPS[base.name](world)
 
 
 def everywhere(folder: Path, name: str, choices: list[tuple[int, str]], each: int) -> Counter[str]:
@@ -199,7 +199,7 @@ def test_a_store_that_tries_a_failed_sync_again_is_found_out(folder: Path) -> No
     world = World(folder, "stubborn", storage=Stubborn)
     run(world, ["init", "snapshot"])
     world.files.fault = Fault(0, errno.EIO, ONCE, frozenset({"fsync"}))
-    histories.STEPS["snapshot"](world)  # "done"
+    store_histories.STEPS["snapshot"](world)  # "done"
     with pytest.raises((AssertionError, CastoreError)):
         Inspector(world).look(world.disk.worst(), world.promised, 0)
     with pytest.raises(AssertionError, match="whose sync had failed"):

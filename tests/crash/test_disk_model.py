@@ -10,7 +10,7 @@ import pytest
 from castore.storage import LocalStorage
 from castore.storage.os_files import Files
 from tests.conformance.storage import StorageContract
-from tests.support.powerloss import AFTER, ON, ONCE, Disk, DiskFiles, Fault, State, cuts
+from tests.support.power_loss_disk import AFTER, ON, ONCE, Disk, DiskFiles, Fault, State, cuts
 
 
 @pytest.fixture

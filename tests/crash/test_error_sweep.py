@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.crash.test_kill_sweep import library, prepare, report
-from tests.support.sweeps import Machine, Sweep, explained
+from tests.support.fault_sweep import Machine, Sweep, explained
 
 if TYPE_CHECKING:
     pass

@@ -16,7 +16,7 @@ from castore.content.restore import recover as recovering
 from castore.errors import UsageError
 from castore.services.snapshot import Tree
 from tests.support.stores import Lab
-from tests.support.walker import compare, walk
+from tests.support.tree_walker import compare, walk
 
 SCRIPT = """
 import os, signal, sys

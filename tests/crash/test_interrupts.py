@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.walker import compare, walk
+from tests.support.tree_walker import compare, walk
 
 MOMENTS = 3
 MANY = 60

@@ -19,7 +19,7 @@ from castore.services.snapshot import Tree, file_source
 from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import Store
-from tests.support.sweeps import AVERAGE, KILLED, Machine, Sweep, compiled
+from tests.support.fault_sweep import AVERAGE, KILLED, Machine, Sweep, compiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

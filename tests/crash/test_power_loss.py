@@ -1,7 +1,7 @@
 """The power is lost behind every operation of the file system: what was acknowledged is there, and whole.
 
-A history (tests/support/histories.py: how to add a step to it is said there) runs once, on a disk that
-tells what is durable from what is not (tests/support/powerloss.py), and is logged. Then, for each place in
+A history (tests/support/store_histories.py: how to add a step to it is said there) runs once, on a disk that
+tells what is durable from what is not (tests/support/power_loss_disk.py), and is logged. Then, for each place in
 the log, what the disk may hold is built in several ways: nothing that was not synced is there; everything
 is; names without contents; names, and zeros for contents; and by chance, a part of it, torn. States that
 differ are each looked at once for all that was promised when they could come about:
@@ -41,10 +41,10 @@ from castore.storage import LocalStorage
 from castore.storage.base import Writer
 from castore.store import MachinePaths, Store
 from castore.store.format.pack import pack_name
-from tests.support import histories
-from tests.support.aftermath import CHANCES, look_at_all, shown
-from tests.support.histories import Watch, World, history, restored, run
-from tests.support.powerloss import CHANGES, ON, Disk, DiskFiles, Fault, Killed, cuts
+from tests.support import store_histories
+from tests.support.power_loss_checks import CHANCES, look_at_all, shown
+from tests.support.power_loss_disk import CHANGES, ON, Disk, DiskFiles, Fault, Killed, cuts
+from tests.support.store_histories import Watch, World, history, restored, run
 
 pytestmark = pytest.mark.usefixtures("small_packs")
 
@@ -143,7 +143,7 @@ def killed_everywhere(folder: Path, name: str, every: int = 1, **options) -> Cou
         run(world, KILLED[name])
         world.files.fault = Fault(number, Killed, ON, CHANGES)
         with contextlib.suppress(Killed):
-            histories.STEPS[name.removeprefix("first_")](world)
+            store_histories.STEPS[name.removeprefix("first_")](world)
         fired, world.files.fault = world.files.fault.fired, None
         world.files.forget()
         begin = len(world.disk.log)
@@ -165,8 +165,8 @@ def again(world: World, name: str) -> None:
     if name == "init":
         # The machine that was killed has the writer key of each store that it began.
         with contextlib.suppress(UsageError):
-            histories.STEPS[name.removeprefix("first_")](world)
-    histories.STEPS["same_again" if name in {"init", "snapshot", "first_snapshot"} else name](world)
+            store_histories.STEPS[name.removeprefix("first_")](world)
+    store_histories.STEPS["same_again" if name in {"init", "snapshot", "first_snapshot"} else name](world)
 
 
 # Repair, which begins with a store that is not whole
@@ -181,7 +181,7 @@ def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: i
         packs = [pack_name(pack) for pack, _ in store.packs()]
     hurt = world.chance.sample(packs, 2)
     for name in hurt:
-        _hurt(world, f"{histories.ROOT}/{name}")
+        _hurt(world, f"{store_histories.ROOT}/{name}")
     begin = len(world.disk.log)
     with world.open("first") as store:
         _, after = repair(store, castore.Progress(), agree=lambda _found, _planned: True)
@@ -193,14 +193,14 @@ def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: i
         counts["cuts"] += 1
         for label, state in cut.losses:
             counts["states"] += 1
-            key = state.but(f"{histories.ROOT}/tmp/")
+            key = state.but(f"{store_histories.ROOT}/tmp/")
             if key in looked:
                 continue
             looked.add(key)
             counts["looked at"] += 1
             scratch = folder / f"cut{counts['looked at']}"
             places = MachinePaths(str(world.folder / "state"), str(scratch / "cache"))
-            storage = LocalStorage(histories.ROOT, files=DiskFiles(Disk(state)))
+            storage = LocalStorage(store_histories.ROOT, files=DiskFiles(Disk(state)))
             with Store.open(storage, places, lambda: world.identities["first"]) as store:
                 _, after = repair(store, castore.Progress(), agree=lambda _found, _planned: True)
                 assert after.damage == [], label
@@ -244,7 +244,7 @@ class NoSyncAbove(DiskFiles):
     """Syncs the directory that an object is in, and not what that is in."""
 
     def sync_directory(self, path):
-        if path.startswith(histories.ROOT + "/"):
+        if path.startswith(store_histories.ROOT + "/"):
             super().sync_directory(path)
 
 

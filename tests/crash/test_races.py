@@ -1,6 +1,6 @@
 """A service's user changes their directories while root's castore works in them, before any of its calls.
 
-See tests/support/races.py: castore is paused before a system call that names something of the user's, and one attack is
+See tests/support/user_attacks.py: castore is paused before a system call that names something of the user's, and one attack is
 made. Then nothing of root's may have changed or been read, no program of theirs may be root's, and castore must have
 ended. A sample in the normal run; with -m slow every attack before every call.
 """
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pausing import is_supported
-from tests.support.races import SCENARIOS
+from tests.support.checkout import ROOT
+from tests.support.syscall_pauses import is_supported
+from tests.support.user_attacks import SCENARIOS
 
 pytestmark = pytest.mark.skipif(bool(is_supported()), reason=is_supported())
 
@@ -25,10 +26,9 @@ SAMPLES = {"snapshot": 6, "restore": 6, "rollback": 6, "recover": 3, "snapshot-s
 
 def races(tmp_path: Path, *words: str) -> None:
     """Run attacks in a process that has no threads, since each run of castore is forked from it."""
-    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.races", *words],
-        cwd=root, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, errors="replace", check=False,
+        [sys.executable, "-m", "tests.support.user_attacks", *words],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, errors="replace", check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     print(done.stdout)
@@ -58,7 +58,7 @@ def test_no_attack_at_any_call_achieves_anything(open_to_all, scenario) -> None:
 HOOK = """
 import os, sys
 from pathlib import Path
-from tests.support.pausing import run_paused
+from tests.support.syscall_pauses import run_paused
 folder, swap = Path(sys.argv[1]), sys.argv[2] == "swap"
 (folder / "mine").write_text("mine")
 (folder / "secret").write_text("secret")
@@ -84,9 +84,8 @@ print(*seen, sep="\\n")
 @pytest.mark.parametrize(("kind", "code"), [("stay", 0), ("swap", 4)])
 def test_a_process_is_paused_between_a_check_and_its_use(tmp_path, kind, code) -> None:
     """The hook finds the oldest of races."""
-    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", HOOK, str(tmp_path), kind], cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, "-c", HOOK, str(tmp_path), kind], cwd=ROOT, capture_output=True, text=True, check=True
     )
     ended, *calls = done.stdout.splitlines()
     assert ended == f"Ended(code={code}, calls={len(calls)})"
@@ -95,8 +94,7 @@ def test_a_process_is_paused_between_a_check_and_its_use(tmp_path, kind, code) -
 
 def test_a_process_that_does_not_end_is_killed(tmp_path) -> None:
     script = HOOK.replace("def check_then_open():", "def check_then_open():\n    import time\n    time.sleep(60)").replace("before, 10,", "before, 0.2,")
-    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), "stay"], cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(tmp_path), "stay"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[0] == "Ended(code=None, calls=0)"

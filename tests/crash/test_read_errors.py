@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sweeps import Machine, compiled, plain_tree
+from tests.support.fault_sweep import Machine, compiled, plain_tree
 
 
 @pytest.fixture(scope="module")

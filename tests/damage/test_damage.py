@@ -29,7 +29,7 @@ from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
 from castore.services.snapshot import Tree, file_source
 from tests.support.stores import Lab
-from tests.support.walker import compare, walk
+from tests.support.tree_walker import compare, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,7 +26,8 @@ from castore.services import folders
 from castore.services.snapshot import Tree
 from castore.store import MachinePaths, open_store
 from castore.store.format import generation
-from tests.support.hostile import forge
+from tests.support.checkout import ROOT
+from tests.support.forged_generations import forge
 from tests.support.stores import Lab
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -98,7 +99,7 @@ def test_no_name_of_a_part_becomes_a_path(lab: Lab, tree: Path, home: Path, cast
         castore(*command)
     assert castore("verify", expect=None).returncode == 5
     assert everything(tmp_path / "deep") <= before
-    rescue = Path(__file__).parents[2] / "tools/rescue.py"
+    rescue = ROOT / "tools/rescue.py"
     for number in range(2, 2 + len(NAMES)):
         command = [sys.executable, rescue, lab.store, "--identity", home / "identity", "web", str(number), scratch / f"r{number}"]
         subprocess.run(command, capture_output=True, check=False, timeout=60)

@@ -31,7 +31,7 @@ from castore.store.format.envelope import seal_object
 from castore.store.format.header import REMOVAL
 from castore.store.format.removal import Removal, record_removal, removals
 from tests.property.test_hostile_bytes import Hostile
-from tests.support.hostile import forge
+from tests.support.forged_generations import forge
 
 Run = Callable[..., subprocess.CompletedProcess]
 

@@ -28,8 +28,8 @@ from castore.services.restore import read
 from castore.services.selectors import select
 from castore.services.snapshot import Tree, file_source
 from castore.store.format.deletion import condemn
+from tests.support.fault_sweep import plain_tree, stored_tree
 from tests.support.stores import Lab
-from tests.support.sweeps import plain_tree, stored_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

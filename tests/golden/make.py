@@ -22,7 +22,7 @@ from castore.store.format.pack import DELTA, DELTA_PAIR, GROUPED
 from castore.store.write import session
 from castore.store.write.delta_encoder import Deltas, Encoded
 from tests.support.stores import Lab
-from tests.support.walker import walk
+from tests.support.tree_walker import walk
 
 TIME = 1_700_000_000_123_456_789
 

@@ -25,7 +25,7 @@ from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.pack import DELTA, DELTA_PAIR
 from tests.golden.make import night, plain
-from tests.support.walker import walk
+from tests.support.tree_walker import walk
 
 GOLDEN = Path(__file__).parent / "format-1"
 DELTAS = Path(__file__).parent / "deltas"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from castore.services.config import load
-from tests.support import forked
+from tests.support import forked_cli
 from tests.support.documents import PAGES, Machine, blocks, name_of
 from tests.support.postgres import Postgres, missing
 
@@ -22,7 +22,7 @@ MAY_NOT_RUN = 9
 @pytest.fixture
 def machine(home: Path, tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
-    with forked.program() as line:
+    with forked_cli.program() as line:
         made.castore_is(line)
         yield made
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import forked
+from tests.support import forked_cli
 from tests.support.documents import README, Machine, block, blocks
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
@@ -41,7 +41,7 @@ def machine(home: Path, tmp_path: Path) -> Iterator[Machine]:
     sites = tmp_path / "var/lib/drupal/sites"
     sites.mkdir(parents=True)
     (sites / "settings.php").write_text("first")
-    with forked.program() as line:
+    with forked_cli.program() as line:
         made.castore_is(line)
         yield made
 
@@ -58,7 +58,7 @@ def test_the_first_lines_make_a_store_and_a_snapshot(home: Path, machine: Machin
     first, second = block("README", "castore").splitlines()
     assert second.split()[0] == "tools/test", "it runs these tests"
     (machine.root / "etc/passwd").write_text("root")
-    # tests/integration/test_tools_castore.py runs tools/castore itself.
+    # tests/cli/test_tools_castore.py runs tools/castore itself.
     machine.run(first.replace("tools/castore", "castore"))
     assert (home / ".local/share/castore").is_dir()
     assert machine.run("castore cat etc@latest:etc/passwd").stdout == "root"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from castore.kernel import MAX_GROUP, Sketcher, apply_delta, encode_delta, join_deltas, part_deltas
-from tests.support import delta_twin
-from tests.support.cutting import GEAR
+from tests.support import reference_delta
+from tests.support.chunking import GEAR
 
 KEY = random.Random("sketch").randbytes(192)
 seeds = st.integers(0, 1 << 32)
@@ -56,7 +56,7 @@ def test_a_delta_makes_the_target_of_its_base(pair):
     delta = encode_delta(base, bytearray(target), 0, len(target), 2 * len(target) + 100)
     assert delta is not None
     assert apply_delta(base, delta, len(target)) == target
-    assert delta_twin.apply(base, delta, len(target)) == target
+    assert reference_delta.apply(base, delta, len(target)) == target
 
 
 @given(pairs(), st.integers(1, 3000))
@@ -85,12 +85,12 @@ def test_a_damaged_delta_is_read_as_its_twin_reads_it(pair, flips, longer):
     for at, value in flips:
         delta[at % len(delta)] = value
     length = max(len(target) + longer, 0)
-    assert apply_delta(base, bytes(delta), length) == delta_twin.apply(base, bytes(delta), length)
+    assert apply_delta(base, bytes(delta), length) == reference_delta.apply(base, bytes(delta), length)
 
 
 @given(st.binary(max_size=200), st.binary(max_size=60), st.integers(0, 300))
 def test_any_bytes_as_a_delta_are_read_as_its_twin_reads_them(base, delta, length):
-    assert apply_delta(base, delta, length) == delta_twin.apply(base, delta, length)
+    assert apply_delta(base, delta, length) == reference_delta.apply(base, delta, length)
 
 
 def deltas_of(some):
@@ -101,7 +101,7 @@ def deltas_of(some):
 def test_deltas_are_parted_and_joined_again(some):
     deltas = deltas_of(some)
     streams = part_deltas(deltas)
-    assert join_deltas(streams) == delta_twin.join(streams, MAX_GROUP) == deltas
+    assert join_deltas(streams) == reference_delta.join(streams, MAX_GROUP) == deltas
     # The first three hold numbers; one more a delta, which ends it.
     assert sum(map(len, streams)) <= 2 * sum(map(len, deltas)) + len(deltas)
 
@@ -114,7 +114,7 @@ def test_a_damaged_group_is_read_as_its_twin_reads_it(some, damages):
         at %= len(streams[stream]) + 1
         streams[stream][at : at + 1] = data
     found = [bytes(stream) for stream in streams]
-    assert join_deltas(found) == delta_twin.join(found, MAX_GROUP)
+    assert join_deltas(found) == reference_delta.join(found, MAX_GROUP)
 
 
 def test_a_group_is_bounded_and_of_deltas_only():
@@ -132,7 +132,7 @@ def test_sketches_are_those_of_the_twin(data):
     sketcher = Sketcher(GEAR, KEY)
     buffer = bytearray(b"ahead" + data + b"behind")
     found = sketcher.sketch(buffer, [(5, 5 + len(data)), (0, 0)])
-    assert found == [delta_twin.sketch(GEAR, KEY, data), ()]
+    assert found == [reference_delta.sketch(GEAR, KEY, data), ()]
 
 
 def test_similar_chunks_share_features_and_others_do_not():

@@ -18,6 +18,7 @@ from castore.model.refs import PackId, RecordId
 from castore.store.format.pack import _ENTRY, BASES, CHUNK, GROUPED, RECORDS, Footer
 from castore.store.index import Index, bulk_load
 from castore.store.index.lmdb_env import TABLES
+from tests.support.checkout import ROOT
 
 STORE = bytes(16)
 _SESSION = 44
@@ -184,7 +185,7 @@ for _ in range(1 if sys.argv[2] == "wait" else 10):
 
 
 def rebuilding(path, how: str) -> subprocess.Popen:
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    root = str(ROOT)
     return subprocess.Popen([sys.executable, "-c", REBUILD, str(path), how, root], stdout=subprocess.PIPE, text=True)
 
 

@@ -26,7 +26,7 @@ from castore.services.restore_in_place import plan_in_place
 from castore.services.selectors import select
 from castore.services.snapshot import Tree, program_source
 from tests.support.stores import Lab
-from tests.support.walker import compare, walk
+from tests.support.tree_walker import compare, walk
 
 STEP = 0.012
 """Longer than a tick of the kernel's clock, which times of files are told by."""

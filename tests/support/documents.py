@@ -24,7 +24,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.checkout import ROOT
+
 README = ROOT / "README.md"
 DOCS = ROOT / "castore/docs"
 PAGES = [README, *sorted(DOCS.glob("**/*.md"))]

@@ -12,8 +12,8 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
+from tests.support.data_dir_templates import copied
 from tests.support.postgres import folder_for_servers, missing
-from tests.support.templates import copied
 
 if TYPE_CHECKING:
     from types import TracebackType

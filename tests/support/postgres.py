@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from tests.support.templates import copied
+from tests.support.data_dir_templates import copied
 
 if TYPE_CHECKING:
     from types import TracebackType

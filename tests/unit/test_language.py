@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.checkout import ROOT
+
 CHECKED = [
     *("README.md", "CHANGELOG.md", "castore/docs/**/*.md", "tools/*.py", "tools/*.sh"),
     "castore/**/*.py",

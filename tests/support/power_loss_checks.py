@@ -1,0 +1,171 @@
+"""What a loss of power left of a store, held against what was promised (tests/support/store_histories.py)."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import castore
+from castore.crypto import Identity
+from castore.errors import NotFoundError
+from castore.maintenance.verify import verify as verify_store
+from castore.services.snapshot import file_source
+from castore.services.snapshot import snapshot as take_snapshot
+from castore.storage import LocalStorage
+from castore.store import MachinePaths, Store
+from castore.store.format.session_key import read_session, session_name, session_numbers
+from tests.support import store_histories
+from tests.support.power_loss_disk import Disk, DiskFiles, Mark, State, cuts
+from tests.support.store_histories import ROOT, SERVICES, Content, Promise, Watch, World, restored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CHANCES = 4
+"""States by chance, a cut."""
+OLD_INDEX = 0.25
+"""How many of the states are looked at with the index of that time."""
+
+
+class Inspector:
+    """Looks at what a loss of power left of a world's store."""
+
+    def __init__(self, world: World, watch: Watch | None = None) -> None:
+        self.world = world
+        self.kept = watch.kept if watch is not None else []
+        self.chance = random.Random(f"inspect {world.seed}")
+        self.counts: Counter[str] = Counter()
+        self._scratch = 0
+        dump = world.folder / "next"
+        content = self.chance.choice([*world.dumps.values()])[:9000] + self.chance.randbytes(500)
+        dump.write_bytes(content)
+        self._next = {}
+        for service in SERVICES:
+            sources = world.plant(service, Content("", world.trees[service], world.dumps[service]))
+            self._next[service] = (
+                sources | {"dump": file_source(str(dump))},
+                Content("next", world.trees[service], content),
+            )
+
+    def _fresh(self) -> Path:
+        self._scratch += 1
+        return self.world.folder / f"scratch-{self._scratch}"
+
+    def look(self, state: State, known: Promise | None, step: int) -> None:
+        """Check all that was promised."""
+        known = known or Promise()
+        world, chance = self.world, self.chance
+        scratch = self._fresh()
+        files = DiskFiles(Disk(state))
+        old = next((path for at, path in reversed(self.kept) if at <= step), None)
+        if old is not None and chance.random() < OLD_INDEX:
+            self.counts["with the old index"] += 1
+            shutil.copytree(old, scratch / "cache")
+            _spoil(scratch / "cache", chance)
+        places = MachinePaths(str(world.folder / "state"), str(scratch / "cache"))
+        readers = {name: world.identities[name] for name in known.readers}
+        if not known.begun:
+            readers = {"first": world.identities["first"]}
+            try:
+                Store.read_id(LocalStorage(ROOT, files=files))
+            except NotFoundError:
+                self.counts["begun again"] += 1
+                storage = LocalStorage(ROOT, create=True, files=files)
+                again = Identity.generate()
+                readers = {"again": again}
+                to = [(again.recipient, "again")]
+                Store.create(storage, places, to, average=store_histories.AVERAGE, identity=lambda: again).close()
+        reader = readers[chance.choice(sorted(readers))]
+        # The machine's memory is that of the end of the history.
+        storage = LocalStorage(ROOT, files=files)
+        # So are the admins that it pins: earlier ones are given.
+        trust = [one.admin.public for one in world.identities.values()]
+        with Store.open(storage, places, lambda: reader, accept_older=True, trust=trust) as store:
+            store.sync()
+            assert store.damaged == {}
+            self._generations(store, known, scratch)
+            found = verify_store(store, castore.Progress(), read_data=True)
+            assert found.sound, (found.damage, found.affected)
+            _all_open(store, readers.values())
+            self._go_on(store, scratch)
+        assert files.left_open() == []
+        shutil.rmtree(scratch)
+
+    def _generations(self, store: Store, known: Promise, scratch: Path) -> None:
+        listed = {(one.service, one.number) for one in store.generations()}
+        assert known.whole.keys() <= listed, "an acknowledged generation is not there"
+        assert listed <= known.whole.keys() | known.maybe.keys(), "a generation is there that must not be"
+        for key in listed:
+            expected = (known.whole[key],) if key in known.whole else known.maybe[key]
+            assert restored(store, key, str(scratch / "out")) in expected, key
+        self.counts["restored"] += len(listed)
+
+    def _go_on(self, store: Store, scratch: Path) -> None:
+        service = self.chance.choice(SERVICES)
+        sources, content = self._next[service]
+        taken = take_snapshot(store, service, sources, revision="next")
+        assert restored(store, (service, taken.number), str(scratch / "out")) == content
+        disk, tmp = store.storage._files.disk, f"{ROOT}/tmp/"
+        assert disk.worst().but(tmp) == disk.live().but(tmp), "what the next snapshot wrote is not durable"
+
+
+def _all_open(store: Store, identities: Iterable[Identity]) -> None:
+    for session, numbers in session_numbers(store.storage).items():
+        number, record = read_session(store.storage, session, numbers, store.writer_key)
+        name = session_name(session, number)
+        for identity in identities:
+            assert record.data_key(name, session, identity) is not None, f"{name} does not open to all"
+
+
+def _spoil(cache: Path, chance: random.Random) -> None:
+    """Let the caches, which are never synced, be what a loss of power leaves of them."""
+    for folder in ("reference", "scan"):
+        for path in sorted(cache.glob(f"*/*/{folder}/*")):
+            size, kind = path.stat().st_size, chance.randrange(5)
+            if kind == 0:
+                path.unlink()
+            elif kind == 1:
+                os.truncate(path, chance.randint(0, size))
+            elif kind == 2:
+                path.write_bytes(bytes(size))
+            elif kind == 3:
+                at = chance.randint(0, size)
+                path.write_bytes(path.read_bytes()[:at] + bytes(size - at))
+
+
+def look_at_all(world: World, watch: Watch | None = None, begin: int = 0) -> Counter[str]:
+    """Take the power away at every place of a world's log, from one on; return what was counted."""
+    inspector = Inspector(world, watch)
+    counts = inspector.counts
+    distinct = set()
+    looked = set()
+    for cut in cuts(world.disk.log, random.Random(f"cuts {world.seed}"), CHANCES, begin):
+        marked = cut.step and isinstance(world.disk.log[cut.step - 1], Mark)
+        counts["cuts"] += not marked
+        for label, state in cut.losses:
+            counts["states"] += not marked
+            distinct.add(state.whole)
+            # Promises grow, or are about other things: of one state, each is looked at.
+            key = state.but(f"{ROOT}/tmp/"), id(cut.known)
+            if key in looked:
+                continue
+            looked.add(key)
+            counts["looked at"] += 1
+            try:
+                inspector.look(state, cut.known, cut.step)
+            except BaseException as error:
+                error.add_note(
+                    f"seed {world.seed}, step {cut.step} of {len(world.disk.log)}, {label}; history: {world.done}; "
+                    f"before: {shown(world.disk.log[max(cut.step - 12, 0) : cut.step])}"
+                )
+                raise
+    counts["distinct"] = len(distinct)
+    return counts
+
+
+def shown(log: list) -> list[str]:
+    return ["mark" if isinstance(one, Mark) else " ".join(str(a)[:40] for a in one) for one in log]

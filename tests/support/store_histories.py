@@ -1,0 +1,590 @@
+"""Histories of a store on a disk of tests.support.power_loss_disk: what is done to it, and what must be left of it.
+
+A history is a list of named steps. A step is a function of a `World`, found by its name in `STEPS`; it
+does something to the store, and tells the disk's log what is promised, at the moment at which it is:
+
+    world.promise(maybe={key: content})     before a generation is written: it may be found now
+    world.promise(whole={key: content})     it was acknowledged: it must be found from here on
+    world.promise(gone={key})               it is no longer promised; it may be found
+    world.promise(absent={key})             its removal was acknowledged: it must not be found
+    world.promise(readers={identity, ...})  these must be able to read all of it
+
+To have another thing tested (pruning, compaction, repair, a key that is rotated), write one function:
+
+    @step
+    def prune(world):
+        gone = set of keys that the policy removes
+        world.promise(gone=gone)
+        with world.open() as store:
+            castore.prune(store, ...)
+        world.promise(absent=gone)
+
+and name it in the weights of `history`, or in a list of your own; in `UNLUCKY` too, so that it is killed
+and refused, and in KILLED of test_power_loss.py and BEFORE of test_disk_errors.py, so that it is at every
+operation. What removes or replaces calls `storage.settle` in between (castore/storage/base.py), and
+does not rest on a listing that is not durable. What changes the store without
+changing what is promised (compaction, repair) promises nothing at all. tests/crash/test_power_loss.py
+takes the power away behind every operation of the file system in it, and checks what was promised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import castore
+from castore.content.pipeline import Pipeline
+from castore.content.restore.metadata import Ownership
+from castore.content.streams import StreamReader
+from castore.crypto import Identity
+from castore.errors import StorageError
+from castore.maintenance.compact import compact as run_compact
+from castore.model.generation import Generation
+from castore.model.refs import RefKind
+from castore.services.restore import read
+from castore.services.restore import restore as restore_parts
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
+from castore.storage import LocalStorage
+from castore.store import MachinePaths, Store
+from castore.store.format.generation import open_generation
+from castore.store.format.pack import CHUNK, NODE, pack_name
+from castore.store.format.session_key import session_name, session_numbers
+from castore.store.index import Index
+from tests.support.power_loss_disk import AFTER, ON, ONCE, Disk, DiskFiles, Fault, Killed
+from tests.support.stores import admins
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.services.snapshot import Source
+
+ROOT = "/srv/backups/store"
+SERVICES = ("web", "mail", "forge")
+AVERAGE = 1024
+"""Of chunks: the least there is."""
+PACK_BYTES = 24 << 10
+"""So that a session has several packs."""
+LARGEST_DUMP = 30_000
+LARGEST_FILE = 4_000
+
+Key = tuple[str, int]
+"""A generation: service and number."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a generation was made of: plain copies."""
+
+    revision: str
+    tree: dict[bytes, bytes]
+    dump: bytes
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What must hold if the power is lost now."""
+
+    begun: bool = False
+    whole: dict[Key, Content] = field(default_factory=dict)
+    maybe: dict[Key, tuple[Content, ...]] = field(default_factory=dict)
+    """These may be found: what was begun, or is no longer promised. A number may be taken twice."""
+    readers: frozenset[str] = frozenset()
+    """Who must be able to read: names of identities."""
+
+
+class World:
+    """A disk with a store on it, a machine that uses it, and what was promised so far."""
+
+    def __init__(self, folder: Path, seed: object, files: type[DiskFiles] = DiskFiles, storage=LocalStorage) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.chance = random.Random(f"history {seed}")
+        self.disk = Disk()
+        self.files = files(self.disk)
+        self.storage = storage
+        self.identities: dict[str, Identity] = {}
+        self.promised = Promise()
+        self.wanted: frozenset[str] | None = None
+        """Whom the store is being sealed to, from when this is begun until it is done."""
+        self.trees: dict[str, dict[bytes, bytes]] = {service: {} for service in SERVICES}
+        self.dumps: dict[str, bytes] = dict.fromkeys(SERVICES, b"")
+        self.last = SERVICES[0]
+        self.old: list[Content] = []
+        self.done: list[str] = []
+        self._promising = threading.Lock()
+        for name in ("state", "cache", "live"):
+            (folder / name).mkdir(parents=True)
+
+    @property
+    def places(self) -> MachinePaths:
+        return MachinePaths(str(self.folder / "state"), str(self.folder / "cache"))
+
+    def open(self, reader: str | None = None, *, create: bool = False) -> Store:
+        """Open the store; `reader`: the name of the identity."""
+        storage = self.storage(ROOT, create=create, files=self.files)
+        identity = (lambda: self.identities[reader]) if reader else None
+        return Store.open(storage, self.places, identity)
+
+    def promise(
+        self,
+        *,
+        begun: bool = False,
+        maybe: dict[Key, Content] | None = None,
+        whole: dict[Key, Content] | None = None,
+        gone: set[Key] | None = None,
+        absent: set[Key] | None = None,
+        readers: frozenset[str] | None = None,
+    ) -> None:
+        """Say what is promised from here on, beside what was."""
+        with self._promising, self.files.mutex:
+            now = self.promised
+            now = replace(now, begun=now.begun or begun)
+            if maybe:
+                now = replace(now, maybe=_joined(now.maybe, maybe))
+            if whole:
+                now = replace(
+                    now,
+                    whole=now.whole | whole,
+                    maybe={key: content for key, content in now.maybe.items() if key not in whole},
+                )
+            if gone:
+                now = replace(
+                    now,
+                    whole={key: content for key, content in now.whole.items() if key not in gone},
+                    maybe=_joined(now.maybe, {key: now.whole[key] for key in gone}),
+                )
+            if absent:
+                now = replace(now, maybe={key: content for key, content in now.maybe.items() if key not in absent})
+            if readers is not None:
+                now = replace(now, readers=readers)
+            self.promised = now
+            self.disk.mark(now)
+
+    # What is taken
+
+    def edit(self, service: str, chance: random.Random) -> Content:
+        """Change a service's state; return it."""
+        tree = dict(self.trees[service])
+        for _ in range(chance.randint(1, 3)):
+            path = b"/".join(chance.choice([[], [b"a"], [b"a", b"\xff b"]]) + [b"f%d" % chance.randint(0, 4)])
+            if path in tree and chance.random() < 0.3:
+                del tree[path]
+            else:
+                tree[path] = chance.randbytes(chance.choice([0, 5, chance.randint(100, LARGEST_FILE)]))
+        dump = self.dumps[service]
+        if not dump or chance.random() < 0.3:
+            dump = chance.randbytes(chance.choice([0, 100, chance.randint(1000, LARGEST_DUMP)]))
+        elif self.old and chance.random() < 0.3:
+            dump = chance.choice(self.old).dump  # as another's, or as once
+        else:
+            at = chance.randint(0, len(dump))
+            dump = (dump[:at] + chance.randbytes(chance.randint(1, 800)) + dump[at + chance.randint(0, 800) :])[:LARGEST_DUMP]
+        self.trees[service], self.dumps[service], self.last = tree, dump, service
+        content = Content(chance.choice(["", "r1", "r2"]), tree, dump)
+        self.old.append(content)
+        return content
+
+    def plant(self, service: str, content: Content) -> dict[str, Source]:
+        """Put a service's state where it can be taken from; return the sources."""
+        return plant(content, self.folder / "live" / service)
+
+
+def _joined(maybe: dict[Key, tuple[Content, ...]], more: dict[Key, Content]) -> dict[Key, tuple[Content, ...]]:
+    return maybe | {key: (*maybe.get(key, ()), content) for key, content in more.items()}
+
+
+def plant(content: Content, folder: Path) -> dict[str, Source]:
+    """Make a folder hold a state, touching only what differs; return the sources."""
+    top = os.fsencode(folder / "tree")
+    os.makedirs(top, exist_ok=True)
+    there = harvest(os.fsdecode(top))
+    for path in there.keys() - content.tree.keys():
+        os.unlink(os.path.join(top, path))
+    for path, data in content.tree.items():
+        whole = os.path.join(top, path)
+        os.makedirs(os.path.dirname(whole), exist_ok=True)
+        if there.get(path) != data:
+            with open(whole, "wb") as file:
+                file.write(data)
+    (folder / "dump").write_bytes(content.dump)
+    return {"tree": Tree(os.fsdecode(top)), "dump": file_source(str(folder / "dump"))}
+
+
+def harvest(top: str) -> dict[bytes, bytes]:
+    """Return the files below a directory."""
+    found = {}
+    for folder, _, names in os.walk(os.fsencode(top)):
+        for name in names:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, os.fsencode(top))] = file.read()
+    return found
+
+
+def restored(store: Store, key: Key, into: str) -> Content:
+    """Return what a generation restores to, by way of the directory `into`, which is made."""
+    service, number = key
+    generation = store.generation(service, number)
+    assert generation is not None, f"{service} {number} is not there"
+    selection = select(store, f"{service}@#{number}:tree")
+    done = restore_parts(store, selection, into, Ownership(change=False), castore.Progress())
+    assert done.report.damaged == []
+    tree = harvest(into)
+    shutil.rmtree(into)
+    with StreamReader(store) as reader:
+        dump = b"".join(read(reader, select(store, f"{service}@#{number}:dump")))
+    return Content(generation.revision, tree, dump)
+
+
+def needs(store: Store, generation: Generation) -> set[str]:
+    """Return the names of all objects that a generation needs, by the index."""
+    names: set[str] = set()
+    sessions = session_numbers(store.storage)
+    seen: set[tuple[int, bytes]] = set()
+    roots = [part.content for part in generation.parts] + [generation.details.ref]
+    todo = [
+        (CHUNK if root.kind is RefKind.CHUNK else NODE, root.id) for root in roots if root is not None
+    ]
+    while todo:
+        kind, record = todo.pop()
+        if (kind, record) in seen:
+            continue
+        seen.add((kind, record))
+        place = store.index.locate(kind, record)
+        assert place is not None, f"the index has no place of {record.hex()}"
+        names |= {pack_name(place.pack), session_name(place.session, sessions[place.session][-1])}
+        todo += [(CHUNK, base) for base in place.bases]
+        if kind == NODE:
+            todo += [(CHUNK if ref.kind is RefKind.CHUNK else NODE, ref.id) for ref in store.read_node(record)]
+    return names
+
+
+# Steps
+
+STEPS: dict[str, Callable[[World], None]] = {}
+
+
+def step(function: Callable[[World], None]) -> Callable[[World], None]:
+    """Let a function be a step, by its name."""
+    STEPS[function.__name__] = function
+    return function
+
+
+@step
+def init(world: World) -> None:
+    """Make the store."""
+    identity = world.identities.setdefault("first", Identity.generate())
+    storage = world.storage(ROOT, create=True, files=world.files)
+    to = [(identity.recipient, "first")]
+    Store.create(storage, world.places, to, average=AVERAGE, identity=lambda: identity).close()
+    world.promise(begun=True, readers=frozenset({"first"}))
+
+
+def _take(world: World, service: str, content: Content, sources: dict) -> None:
+    with world.open() as store, store.lock(service):
+        store.sync_generations()
+        key = service, store.next_number(service)
+        world.promise(maybe={key: content})
+        taken = take_snapshot(store, service, sources, revision=content.revision)
+        assert (taken.service, taken.number) == key
+        world.promise(whole={key: content})
+
+
+@step
+def snapshot(world: World) -> None:
+    """Take a generation of a service."""
+    service = world.chance.choice(SERVICES)
+    content = world.edit(service, world.chance)
+    _take(world, service, content, world.plant(service, content))
+
+
+@step
+def same_again(world: World) -> None:
+    """Take a generation of what was taken last: all of it is known, unless that was broken off."""
+    service = world.last
+    content = Content("", world.trees[service], world.dumps[service])
+    _take(world, service, content, world.plant(service, content))
+
+
+@step
+def two_at_once(world: World) -> None:
+    """Two snapshots of two services at the same time, of which much is the same."""
+    services = world.chance.sample(SERVICES, 2)
+    contents = [world.edit(service, world.chance) for service in services]
+    contents[1] = replace(contents[1], dump=contents[0].dump + contents[1].dump[:2000])
+    world.dumps[services[1]] = contents[1].dump
+    sources = [world.plant(*pair) for pair in zip(services, contents)]
+    failures: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            _take(world, services[number], contents[number], sources[number])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for failure in failures:
+        raise failure
+
+
+class Interrupted(Exception):
+    """What ends a session midway."""
+
+
+@step
+def aborted(world: World) -> None:
+    """Add some packs, and give up; what is added is found again by a later step."""
+    service = world.chance.choice(SERVICES)
+    content = world.edit(service, world.chance)
+    try:
+        with world.open() as store, store.session() as session, Pipeline(session, store.cutter, castore.Progress()) as ingest:
+            store.sync()
+            ingest.write(content.dump)
+            ingest.end_stream(lambda _root: None)
+            for data in content.tree.values():
+                ingest.write(data)
+            raise Interrupted
+    except Interrupted:
+        pass
+
+
+@step
+def add_recipient(world: World) -> None:
+    """Let one more identity read the store; or end what was begun of this, or of the removal of one."""
+    readers = world.promised.readers
+    target = world.wanted
+    if target is None:
+        name = f"reader {len(world.identities)}"
+        world.identities[name] = Identity.generate()
+        target = readers | {name}
+    _reseal(world, target)
+
+
+@step
+def remove_recipient(world: World) -> None:
+    """Let one identity read no more, if there are two; or end what was begun of this."""
+    readers = world.promised.readers
+    target = world.wanted
+    if target is None:
+        target = readers - {world.chance.choice(sorted(readers))} if len(readers) > 1 else readers
+    _reseal(world, target)
+
+
+def _reseal(world: World, target: frozenset[str]) -> None:
+    world.wanted = target
+    world.promise(readers=world.promised.readers & target)
+    with world.open(min(world.promised.readers)) as store:
+        recipients = [(world.identities[name].recipient, name) for name in sorted(target)]
+        store.reseal(recipients, admins=admins(*(world.identities[name] for name in sorted(target))))
+    world.wanted = None
+    world.promise(readers=target)
+
+
+@step
+def forget(world: World) -> None:
+    """Remove a generation's record."""
+    if world.promised.whole:
+        _forget(world, {world.chance.choice(sorted(world.promised.whole))})
+
+
+def _forget(world: World, gone: set[Key]) -> None:
+    world.promise(gone=gone)
+    with world.open() as store:
+        store.sync()
+        for service, number in sorted(gone):
+            store.forget(service, [number])
+    world.promise(absent=gone)
+
+
+@step
+def compact(world: World) -> None:
+    """Give back what no generation needs, and write anew all packs of which anything is not needed."""
+    with world.open() as store:
+        run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
+
+
+@step
+def compact_without_lock(world: World) -> None:
+    """The same where packs are condemned first, and removed by the next run."""
+    with world.open() as store:
+        store.storage.hold = lambda *, alone=False: contextlib.nullcontext(False)
+        for _ in range(2):
+            run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
+
+
+@step
+def prune(world: World) -> None:
+    """Remove all but the newest of each service, and compact."""
+    newest = {service: max(number for name, number in world.promised.whole if name == service)
+              for service in {name for name, _ in world.promised.whole}}
+    _forget(world, {key for key in world.promised.whole if key[1] != newest[key[0]]})
+    compact(world)
+
+
+MOST_OPERATIONS = 55
+"""About what a small step takes."""
+UNLUCKY = ("snapshot", "snapshot", "add_recipient", "remove_recipient", "forget", "compact", "compact", "compact_without_lock")
+
+
+def _unlucky(world: World, how: str, fault: Fault, ends: type[BaseException]) -> None:
+    name = world.chance.choice(UNLUCKY)
+    world.done.append(f"{how} at operation {fault.number}:")
+    world.files.fault = fault
+    with contextlib.suppress(ends):
+        STEPS[name](world)
+        world.done.append("(too late)")
+    world.done.append(name)
+    world.files.fault = None
+
+
+@step
+def killed(world: World) -> None:
+    """Another step, whose process is killed, anywhere; what it did not sync is as the kernel has it."""
+    fault = Fault(world.chance.randrange(MOST_OPERATIONS), Killed, ON)
+    _unlucky(world, "killed", fault, Killed)
+    world.files.forget()
+
+
+@step
+def refused(world: World) -> None:
+    """Another step, to which the disk refuses something, once."""
+    fault = Fault(world.chance.randrange(MOST_OPERATIONS), errno.EIO, world.chance.choice([ONCE, AFTER]))
+    _unlucky(world, "refused", fault, StorageError)
+
+
+WEIGHTS = {
+    "snapshot": 8,
+    "same_again": 1,
+    "two_at_once": 2,
+    "aborted": 2,
+    "killed": 6,
+    "refused": 3,
+    "add_recipient": 2,
+    "remove_recipient": 2,
+    "forget": 3,
+    "compact": 3,
+    "compact_without_lock": 1,
+    "prune": 1,
+}
+
+
+def history(seed: object, length: int, weights: dict[str, int] = WEIGHTS) -> list[str]:
+    """Return the names of the steps of a history drawn from a seed; a store is made first."""
+    chance = random.Random(f"steps {seed}")
+    names = chance.choices(list(weights), list(weights.values()), k=length)
+    return ["init", "snapshot", *names]
+
+
+def run(world: World, names: list[str]) -> None:
+    """Take the steps of a history."""
+    for name in names:
+        if name not in {"killed", "refused"}:
+            world.done.append(name)
+        STEPS[name](world)
+
+
+# Watching a run
+
+
+class Watch:
+    """Checks, while a history runs, that whatever is told of is durable by then; keeps the index as it was.
+
+    Each time a session or a commit tells the index of packs or a generation, these must be found on the
+    disk after the worst loss; each time a generation is written, so must all that it needs. (What the
+    index has from a listing may be another's, who was killed: it is made durable before it is needed.)
+    """
+
+    def __init__(self, world: World, monkeypatch, *, keep: bool = True) -> None:
+        self.world = world
+        self.told = 0
+        self.kept: list[tuple[int, Path]] = []
+        """Steps of the log, each with a copy of the index and the caches as they were then."""
+        watch = self
+        put_packs, put_generations, commit = Index.put_packs, Index.put_generations, Store.commit
+        sync, sync_generations = Store.sync, Store.sync_generations
+        listing = threading.local()
+
+        def from_listing(function):
+            def wrapped(store, **options):
+                before, listing.now = getattr(listing, "now", False), True
+                try:
+                    function(store, **options)
+                finally:
+                    listing.now = before
+
+            return wrapped
+
+        def packs(index, packs, sketches=(), **options):
+            packs = list(packs)
+            sessions = {entry.session.hex() for _, _, entries in packs for entry in entries}
+            if not getattr(listing, "now", False):
+                watch.durable({pack_name(pack) for pack, _, _ in packs}, sessions)
+            put_packs(index, packs, sketches, **options)
+            watch._keep(index, keep)
+
+        def generations(index, found):
+            found = list(found)
+            if not getattr(listing, "now", False):
+                watch.durable({f"generations/{name}" for name, _, _ in found})
+            put_generations(index, found)
+            watch._keep(index, keep)
+
+        def committing(store, generation):
+            before = store.storage.put
+
+            def put(name, data):
+                generation, _ = open_generation(name, data, store.writer_key)
+                watch.durable(needs(store, generation))
+                before(name, data)
+
+            store.storage.put = put
+            try:
+                commit(store, generation)
+            finally:
+                del store.storage.put
+
+        monkeypatch.setattr(Store, "sync", from_listing(sync))
+        monkeypatch.setattr(Store, "sync_generations", from_listing(sync_generations))
+        monkeypatch.setattr(Index, "put_packs", packs)
+        monkeypatch.setattr(Index, "put_generations", generations)
+        monkeypatch.setattr(Store, "commit", committing)
+
+    def durable(self, names: set[str], sessions: set[str] = frozenset()) -> None:
+        """Assert that objects survive the worst."""
+        with self.world.files.mutex:
+            worst, live = self.world.disk.worst().files, self.world.disk.live().files
+        for name in names:
+            path = f"{ROOT}/{name}"
+            assert path in worst, f"{name} is told of, and its name is not durable"
+            assert worst[path] == live[path], f"{name} is told of, and its bytes are not durable"
+        for session in sessions:
+            start = f"{ROOT}/sessions/{session}."
+            assert any(path.startswith(start) for path in worst), f"the key of session {session} is not durable"
+        self.told += len(names)
+
+    def _keep(self, index: Index, keep: bool) -> None:
+        if not keep:
+            return
+        with self.world.files.mutex:
+            step = len(self.world.disk.log)
+            path = self.world.folder / f"kept-{len(self.kept)}"
+            self.kept.append((step, path))
+            cache = Path(index.path).parent
+            shutil.copytree(cache, path / cache.name, ignore=lambda folder, names: ["index"] if Path(folder) == cache else [])
+            (path / cache.name / "index").mkdir(mode=0o700)
+            index._environment.env.copy(str(path / cache.name / "index"))
+
+

@@ -1,0 +1,258 @@
+"""What a machine has seen of a store, and an older copy in its place."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from castore.crypto import Identity
+from castore.errors import StaleStoreError, StorageError
+from castore.services.snapshot import file_source
+from castore.state.freshness import FreshnessGuard, FreshnessState, ServiceHighWater
+from tests.support.stores import Lab
+
+
+@pytest.fixture
+def lab(tmp_path):
+    made = Lab(tmp_path)
+    (tmp_path / "dump").write_bytes(os.urandom(5000))
+    return made
+
+
+def take(lab, service="web"):
+    (lab.folder / "dump").write_bytes(os.urandom(5000))
+    return lab.snapshot(service, {"d": file_source(str(lab.folder / "dump"))})
+
+
+def copied(lab, name):
+    shutil.copytree(lab.store, lab.folder / name)
+
+
+def put_in_place(lab, name):
+    shutil.rmtree(lab.store)
+    shutil.copytree(lab.folder / name, lab.store)
+
+
+def opened(lab, **options):
+    from castore.storage import LocalStorage
+    from castore.store import Store
+
+    return Store.open(LocalStorage(str(lab.store)), lab.places, lambda: lab.identity, **options)
+
+
+def objects(lab, service, number):
+    with opened(lab) as store:
+        store.sync_generations()
+        return store.generation_objects(service, [number])
+
+
+def test_an_older_copy_is_refused_and_says_what_went_back(lab):
+    take(lab), take(lab, "mail")
+    copied(lab, "old")
+    take(lab), take(lab), take(lab, "mail")
+    put_in_place(lab, "old")
+    for forget_index in (False, True):
+        if forget_index:
+            shutil.rmtree(lab.places.cache)
+        with opened(lab) as store, pytest.raises(StaleStoreError) as refused:
+            store.sync_generations()
+        for said in ("web@3", "web@1", "mail@2", "mail@1", "--accept-older", "older copy"):
+            assert said in str(refused.value)
+    with opened(lab, accept_older=True) as store:
+        store.sync()
+    with opened(lab) as store:
+        store.sync()
+        assert store.next_number("web") == 4, "a number that was seen is never given again"
+    taken = take(lab)
+    assert (taken.number, taken.parent) == (4, 1)
+
+
+def test_a_service_that_vanished_and_one_that_is_another(lab):
+    take(lab)
+    copied(lab, "old")
+    take(lab)
+    copied(lab, "first")
+    with opened(lab) as store:
+        store.sync()
+    for name in objects(lab, "web", 2):
+        os.unlink(lab.store / name)
+    (state,) = Path(lab.places.state).glob("*/places/*/seen")
+    memory = state.read_bytes()
+    state.unlink()
+    take(lab)  # another number 2
+    state.write_bytes(memory)
+    with opened(lab) as store, pytest.raises(StaleStoreError, match="not the generation that had this number"):
+        store.sync()
+    shutil.rmtree(lab.store / "generations")
+    with opened(lab) as store, pytest.raises(StaleStoreError, match="there is none"):
+        store.sync()
+
+
+def test_a_configuration_that_went_back_is_refused(lab):
+    copied(lab, "old")
+    with opened(lab) as store:
+        store.reseal([*store.recipients, (Identity.generate().recipient, "more")])
+    put_in_place(lab, "old")
+    with pytest.raises(StaleStoreError, match=r"was config/2 and is config/1.*--accept-older"):
+        opened(lab)
+    opened(lab, accept_older=True).close()
+    opened(lab).close()
+
+
+def test_a_machine_that_remembers_nothing_takes_what_is_there(lab, tmp_path):
+    take(lab)
+    copied(lab, "old")
+    take(lab)
+    put_in_place(lab, "old")
+    shutil.rmtree(lab.places.state)
+    with opened(lab) as store:
+        store.sync()
+        assert store.newest("web").number == 1
+
+
+def test_a_damaged_newest_generation_is_damage_and_nothing_older(lab):
+    take(lab), take(lab)
+    (name,) = objects(lab, "web", 2)
+    data = (lab.store / name).read_bytes()
+    (lab.store / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    shutil.rmtree(lab.places.cache)
+    with opened(lab) as store:
+        store.sync()
+        assert list(store.damaged) == [name]
+        assert store.next_number("web") == 3
+
+
+def test_what_is_removed_on_purpose_is_not_missed(lab):
+    for _ in range(4):
+        take(lab)
+    (last,), (third,) = objects(lab, "web", 4), objects(lab, "web", 3)
+    with opened(lab) as store:
+        store.sync()
+        store.forgotten("web", [4, 3])
+        store.sync()  # another process looks before they are gone: they may still be there
+    for name in (last, third):
+        os.unlink(lab.store / name)
+    with opened(lab) as store:
+        store.sync()
+        assert store.next_number("web") == 5
+        store.forgotten("web", [1, 2])
+    shutil.rmtree(lab.store / "generations")
+    shutil.rmtree(lab.places.cache)
+    with opened(lab) as store:
+        store.sync()
+        assert store.next_number("web") == 5
+    assert take(lab).number == 5
+    for name in objects(lab, "web", 5):
+        os.unlink(lab.store / name)
+    with opened(lab) as store, pytest.raises(StaleStoreError):
+        store.sync()
+
+
+def test_the_file_is_private_and_written_only_when_something_changed(lab):
+    take(lab)
+    with opened(lab) as store:
+        store.sync()
+        path = lab.places.seen_of(store.store_id, store.storage.place)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    before = os.stat(path).st_ino
+    with opened(lab) as store:
+        store.sync()
+    assert os.stat(path).st_ino == before
+    Path(path).write_text("{nonsense")
+    with pytest.raises(StorageError, match="delete it"):
+        opened(lab)
+
+
+def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_reading(lab, monkeypatch):
+    take(lab)
+
+    def refused(*_):
+        raise StorageError("no space left")
+
+    with opened(lab) as store:
+        path = lab.places.seen_of(store.store_id, store.storage.place)
+    os.unlink(path)
+    monkeypatch.setattr("castore.state.freshness.write_private", refused)
+    with opened(lab) as store:
+        store.sync()
+        with pytest.raises(StorageError):
+            store.forgotten("web", [1])
+
+
+def _note(path, service, numbers):
+    from tests.unit.state.test_freshness import generation
+
+    seen = FreshnessGuard(path, "here")
+    for number in numbers:
+        seen.committed(generation(service, number))
+
+
+def generation(service, number):
+    from castore.model.generation import Generation, StoredRef
+    from castore.model.refs import RefKind
+
+    details = StoredRef(RefKind.CHUNK, bytes(32), 1)
+    return Generation(service, number, 1, "", "", (), details, number.to_bytes(16, "big"))
+
+
+def test_processes_at_once_lose_nothing_of_each_other(tmp_path):
+    path = str(tmp_path / "state" / "seen")
+    context = multiprocessing.get_context("spawn")
+    runs = [context.Process(target=_note, args=(path, s, range(k, 40, 2))) for s in ("a", "b") for k in (1, 2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    seen = FreshnessGuard(path, "here")
+    assert (seen.last("a"), seen.last("b")) == (39, 39)
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("take"), st.just(0)),
+        st.tuples(st.just("forget"), st.integers(0, 5)),
+        st.tuples(st.just("look"), st.just(0)),
+    ),
+    max_size=25,
+)
+
+
+@given(steps)
+def test_what_this_machine_does_itself_is_never_refused_and_no_number_is_given_twice(tmp_path_factory, steps):
+    path = str(tmp_path_factory.mktemp("seen") / "seen")
+    there: set[int] = set()
+    given_numbers: list[int] = []
+    for step, which in steps:
+        seen = FreshnessGuard(path, "here")
+        if step == "take":
+            number = max([*there, seen.last("s")], default=0) + 1
+            assert number not in given_numbers
+            given_numbers.append(number)
+            there.add(number)
+            seen.committed(generation("s", number))
+        elif step == "forget":
+            gone = set(sorted(there)[-which:] if which else [])
+            rest = generation("s", max(there - gone)) if there - gone else None
+            seen.forget("s", gone, rest)
+            there -= gone
+        present = {"s": generation("s", max(there))} if there else {}
+        seen.compare(seen.memory(), present, lambda _, n: generation("s", n).session.hex() if n in there else None, accept=False)
+    if there:
+        newest = max(there)
+        rest = {"s": generation("s", max(there - {newest}))} if there - {newest} else {}
+        session = lambda _, n: generation("s", n).session.hex() if n in there - {newest} else None
+        with pytest.raises(StaleStoreError):
+            (again := FreshnessGuard(path, "here")).compare(again.memory(), rest, session, accept=False)
+
+
+def test_the_memory_holds_what_it_says():
+    memory = FreshnessState(3, {"web": ServiceHighWater(5, 4, "ab", (5,))})
+    assert msgspec.json.decode(msgspec.json.encode(memory), type=FreshnessState) == memory

@@ -1,0 +1,809 @@
+"""Who decides: configurations are signed by admins, and what a thief of a writer key adds is passed over."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+
+import castore
+from castore.content.streams import StreamReader
+from castore.crypto import Admin, Cipher, Identity, MachineKey, SigningKey, WriterKey
+from castore.errors import (
+    ConfigError,
+    DamageError,
+    FormatError,
+    IdentityError,
+    KeyRotatedError,
+    StaleStoreError,
+    UntrustedError,
+    UsageError,
+)
+from castore.maintenance.audit import audit
+from castore.maintenance.compact import compact
+from castore.maintenance.repair import repair
+from castore.maintenance.verify import verify as verify_store
+from castore.services.prune import forget
+from castore.services.restore import read
+from castore.services.selectors import select
+from castore.services.snapshot import file_source
+from castore.services.snapshot import snapshot as take_snapshot
+from castore.storage import LocalStorage
+from castore.store import MachinePaths, Store
+from castore.store.format.config import (
+    MAINTAIN,
+    Certificate,
+    LabelledAdmin,
+    LabelledRecipient,
+    StoreConfig,
+    encode_config,
+)
+from castore.store.format.config import config_numbers as numbers
+from castore.store.format.deletion import condemn
+from castore.store.format.envelope import seal_object
+from castore.store.format.generation import MAX_JUMP, MAX_NUMBER, encode_generation, generation_name
+from castore.store.format.header import CONDEMNED, CONFIG, GENERATION, PACK, PIN, REMOVAL, SESSION
+from castore.store.format.pack import CHUNK, PackWriter
+from castore.store.format.pin import pin
+from castore.store.format.removal import Removal, record_removal
+from castore.store.format.session_key import (
+    decode_session,
+    encode_session,
+    new_session_record,
+    sealed_to,
+    session_name,
+)
+from castore.store.format.signed import open_signed, sign
+from castore.store.keys import replicas
+from castore.store.write import session as session_module
+from tests.support.checkout import ROOT
+from tests.support.stores import Lab, admins, signed
+
+RESCUE = ROOT / "tools" / "rescue.py"
+
+
+class Place(Lab):
+    """A store, and what a thief of this machine's writer key knows."""
+
+    @property
+    def storage(self) -> LocalStorage:
+        return LocalStorage(str(self.store))
+
+    def machine(self, name: str) -> MachinePaths:
+        return MachinePaths(str(self.folder / name / "state"), str(self.folder / name / "cache"))
+
+    def at(self, places: MachinePaths | None = None, identity: Identity | None = None, **options) -> Store:
+        provider = None if identity is None else lambda: identity
+        return Store.open(self.storage, places or self.places, provider, **options)
+
+    def stolen(self) -> tuple[WriterKey, StoreConfig]:
+        with self.open(identity=False) as store:
+            return store.writer_key, store.config
+
+    def forge(self, number: int, signer: SigningKey, writer: WriterKey | None = None, **changes) -> None:
+        """Put a configuration there as somebody who has the writer key can."""
+        stolen, config = self.stolen()
+        config = msgspec.structs.replace(config, **changes)
+        self.storage.put(f"config/{number}", encode_config(number, config, writer or stolen, signer))
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Place(tmp_path)
+
+
+def thief() -> tuple[Identity, LabelledRecipient, LabelledAdmin]:
+    identity = Identity.generate()
+    return identity, LabelledRecipient(identity.recipient.key, ""), LabelledAdmin(identity.admin.public)
+
+
+def test_signatures_are_bound_to_signer_object_and_record():
+    key, other = SigningKey(os.urandom(32)), SigningKey(os.urandom(32))
+    envelope = sign(key, b"config/1", b"record")
+    assert open_signed(b"config/1", envelope) == (key.public, b"record")
+    for about, wrong in [
+        (b"config/2", envelope),
+        (b"config/1", envelope + b"x"),
+        (b"config/1r", envelope[:-6] + b"ecord"),
+        (b"config/1", other.public + envelope[32:]),
+        (b"config/1", envelope[:90]),
+        (b"config/1", b""),
+    ]:
+        with pytest.raises(Exception, match="signature"):
+            open_signed(about, wrong)
+
+
+def test_the_text_of_an_admin_key_has_a_check():
+    admin = Admin(Identity.generate().admin.public)
+    assert Admin.parse(admin.text) == admin
+    for wrong in (admin.text[:-1], admin.text.replace("admin", "pub"), ""):
+        with pytest.raises(UsageError):
+            Admin.parse(wrong)
+
+
+def test_a_writer_key_holds_the_machine_and_the_admins_that_it_pins():
+    key = WriterKey.generate().with_pins([b"a" * 32, b"b" * 32])
+    again = WriterKey.parse(key.text())
+    assert (again, again.pins) == (key, key.pins)
+    assert again.machine.seed == key.machine.seed
+    assert again.machine.signing.public == MachineKey(key.machine.seed).signing.public
+    with pytest.raises(UsageError):
+        WriterKey.parse(key.text()[:-3])
+
+
+@pytest.mark.parametrize("number", [2, 7, 999_999_999_999_999_999])
+def test_a_thief_of_the_writer_key_adds_no_recipient(lab, number):
+    identity, recipient, admin = thief()
+    (mine,) = admins(lab.identity)
+    recipients = (LabelledRecipient(lab.identity.recipient.key, ""), recipient)
+    lab.forge(number, identity.admin, recipients=recipients, admins=(mine, admin))
+    for places in (lab.places, lab.machine("fresh")):
+        with lab.at(places, lab.identity) as store:
+            assert [one.key for one in store.config.recipients] == [lab.identity.recipient.key]
+            assert f"config/{number}" in store.passed_over
+            assert "--trust-admin" in store.passed_over[f"config/{number}"]
+            store.session().abort()
+    with lab.open() as store:
+        assert store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
+        assert len(store.recipients) == 2
+        store.rotate_writer()
+    with lab.open(identity=False) as store:
+        assert store._sealed.secret(identity) is None
+        assert store.config.certificate(store.writer_key.machine.signing.public).host
+
+
+def test_a_thief_removes_no_recipient_and_ends_no_history(lab):
+    stolen, _ = lab.stolen()
+    lab.forge(2, stolen.machine.signing, recipients=(), former=(stolen.secret,), era=2, era_hash=b"h" * 32)
+    lab.forge(3, Identity.generate().admin, stolen.successor())
+    lab.storage.put("config/4", os.urandom(500))
+    lab.storage.put("config/5", b"")
+    with lab.open(identity=False) as store:
+        assert store.config.era == 0
+        assert len(store.passed_over) == 4
+    with lab.open() as store:
+        store.reseal([*store.recipients, (Identity.generate().recipient, "")])
+        store.refresh_config()
+    assert 6 in numbers(lab.storage)
+
+
+def test_a_certified_machine_signs_no_configuration_for_others(lab):
+    with lab.at(lab.machine("other"), lab.identity) as store:
+        store.adopt("other")
+        key = store.writer_key.machine.signing
+    lab.forge(7, key, admins=(), recipients=(thief()[1],))
+    with lab.open(identity=False) as store:
+        assert list(store.passed_over) == ["config/7"]
+        assert [one.key for one in store.config.recipients] == [lab.identity.recipient.key]
+
+
+def test_an_admin_removes_configurations_that_are_not_accepted(lab, tmp_path):
+    writer, config = lab.stolen()
+    identity, recipient, admin = thief()
+    lab.forge(7, identity.admin, recipients=(recipient,), admins=(admin,))
+    lab.forge(8, writer.signer)
+    lab.storage.put("config/9", CONFIG + b"\2" + bytes(7) + os.urandom(300))
+    lab.storage.put("config/99", os.urandom(300))
+    lab.storage.put(f"config/99.{'0' * 32}", os.urandom(300))
+    planned = []
+
+    def agree(_found, plan) -> bool:
+        planned.append(plan.drop)
+        return True
+
+    for other in (None, identity):
+        with lab.at(identity=other) as store:
+            assert list(store.passed_over) == ["config/7", "config/8", "config/9", "config/99"]
+            repair(store, castore.Progress(), agree=agree)
+            assert store.passed_over, "only an admin decides"
+    with lab.open() as store:
+        lab.storage.put("config/3", encode_config(3, config, writer, lab.identity.admin))
+        repair(store, castore.Progress(), agree=agree)
+        assert not store.passed_over
+    assert len(planned[-1]) == 5
+    assert [one for one in numbers(lab.storage) if one > 1] == [3]
+
+
+@pytest.mark.parametrize("is_admin", [True, False])
+def test_only_an_admin_says_that_a_store_is_of_a_newer_format(lab, is_admin):
+    with lab.open() as store:
+        machine = store.writer_key.signer
+    lab.forge(7, lab.identity.admin if is_admin else machine, version=2)
+    if not is_admin:
+        lab.open(identity=False).close()
+        lab.at(lab.machine("other"), lab.identity).close()
+        return
+    for places in (lab.places, lab.machine("other")):
+        with pytest.raises(FormatError, match="update castore"):
+            lab.at(places, lab.identity)
+
+
+def test_a_configuration_of_another_store_is_passed_over(lab, tmp_path):
+    other = Place(tmp_path / "2")
+    data = other.storage.get("config/1")
+    lab.storage.put("config/9", data)
+    with lab.open(identity=False) as store:
+        assert store.passed_over == {"config/9": "it is of another store"}
+    with lab.at(lab.machine("fresh"), lab.identity) as store:
+        assert store.store_id == lab.stolen()[0].store_id
+
+
+def test_a_forged_copy_takes_nobodys_place(lab):
+    identity, recipient, admin = thief()
+    stolen, config = lab.stolen()
+    changed = msgspec.structs.replace(config, recipients=(recipient,), admins=(admin,))
+    forged = encode_config(1, changed, stolen, identity.admin)
+    for name in list(lab.storage.list("config")):
+        if "." in name:
+            lab.storage.delete(f"config/{name}")
+    replicas.put_copy(lab.storage, "config", 1, forged)
+    with lab.at(lab.machine("fresh"), lab.identity) as store:
+        assert store.config.admin_keys == config.admin_keys
+
+
+def test_only_an_admin_changes_recipients_and_writers(lab):
+    reader = Identity.generate()
+    with lab.open() as store:
+        store.reseal([*store.recipients, (reader.recipient, "reader")])
+        admin = store.signer
+    places = lab.machine("reader")
+    with pytest.raises(UntrustedError, match=r"--trust-admin castore-admin-"):
+        lab.at(places, reader)
+    with lab.at(places, reader, trust=[admin]) as store:
+        for change in (lambda: store.adopt("reader"), store.rotate_writer, lambda: store.reseal(store.recipients[:1])):
+            with pytest.raises(IdentityError, match="no admin"):
+                change()
+    lab.at(places, reader).close()  # it is remembered
+    with lab.open() as store:
+        store.reseal(store.recipients, admins=[*store.config.admins, *admins(reader)])
+    with lab.at(places, reader) as store:
+        store.adopt("reader")
+        assert store.certified_host == "reader"
+        with pytest.raises(UsageError, match="identity that stays"):
+            store.reseal(store.recipients, admins=admins(lab.identity))
+    assert len(lab.stolen()[1].writers) == 2
+
+
+def test_machines_follow_the_admins_that_an_admin_names(lab):
+    second = Identity.generate()
+    with lab.open() as store:
+        store.reseal([*store.recipients, (second.recipient, "")], admins=[*store.config.admins, *admins(second)])
+    lab.open(identity=False).close()
+    with lab.at(lab.machine("second"), second, trust=[lab.identity.admin.public]) as store:
+        pass
+    with lab.at(lab.machine("second"), second) as store:
+        store.reseal([(second.recipient, "")], admins=admins(second))
+    with lab.open(identity=False) as store:
+        assert store.writer_key.pins == (second.admin.public,)
+    lab.forge(9, lab.identity.admin)
+    with lab.open(identity=False) as store:
+        assert list(store.passed_over) == ["config/9"], "who is an admin no more signs nothing"
+
+
+def test_another_configuration_under_the_same_number_is_refused(lab):
+    lab.open(identity=False).close()
+    stolen, config = lab.stolen()
+    data = encode_config(1, config, stolen, lab.identity.admin)  # as an admin did on another copy of the store
+    for name in list(lab.storage.list("config")):
+        lab.storage.delete(f"config/{name}")
+    lab.storage.put("config/1", data)
+    with pytest.raises(StaleStoreError, match="not the one that this machine has seen"):
+        lab.open(identity=False)
+    with lab.at(accept_older=True):
+        pass
+    lab.open(identity=False).close()
+
+
+def test_a_store_without_an_admin_counts_where_it_was_made_until_one_signs(lab, tmp_path):
+    storage = LocalStorage(str(tmp_path / "made"), create=True)
+    places, elsewhere = lab.machine("maker"), lab.machine("elsewhere")
+    Store.create(storage, places, [(lab.identity.recipient, "")]).close()
+    provide = lambda: lab.identity
+    Store.open(storage, places).close()
+    with pytest.raises(UntrustedError, match="castore key sign"):
+        Store.open(storage, elsewhere, provide)
+    with pytest.raises(UntrustedError, match="castore key sign"):
+        Store.open(storage, elsewhere, provide, agree=lambda *_: False)
+    with Store.open(storage, places, provide) as store:
+        with pytest.raises(IdentityError, match="castore key sign"):
+            store.rotate_writer()
+        assert store.sign()
+        assert not store.sign()
+        store.rotate_writer()
+    with Store.open(storage, elsewhere, provide) as store:
+        assert store.is_signed_by_admin
+    Store.open(storage, places).close()
+
+
+def test_a_machine_accepts_the_admin_that_it_was_given_when_the_store_was_made(lab, tmp_path):
+    storage = LocalStorage(str(tmp_path / "made"), create=True)
+    places = lab.machine("maker")
+    Store.create(storage, places, [(lab.identity.recipient, "")], admins=[lab.identity.admin.public]).close()
+    with Store.open(storage, lab.machine("elsewhere"), lambda: lab.identity, agree=lambda *_: True) as store:
+        assert store.sign()
+    with Store.open(storage, places) as store:
+        assert store.is_signed_by_admin
+        assert store.passed_over == {}
+
+
+def test_a_name_belongs_to_one_machine(lab):
+    with lab.at(lab.machine("second"), lab.identity) as store:
+        host = store.config.writers[0].host
+        with pytest.raises(UsageError, match="--replace"):
+            store.adopt(host)
+        store.adopt("second")
+    with lab.at(lab.machine("second"), lab.identity, local_key=False) as store:
+        store.adopt("renamed")
+        assert [(one.host, one.names, one.revoked) for one in store.config.writers[1:]] == [("renamed", ("second",), 0)]
+    with lab.at(lab.machine("third"), lab.identity) as store:
+        store.adopt("renamed", replace=True)
+        assert store.certified_host == "renamed"
+        assert [one.replaced for one in store.config.writers] == [False, True, False]
+    with pytest.raises(KeyRotatedError, match="another machine replaced it.*castore key adopt.*--host NAME"):
+        lab.at(lab.machine("second"))
+
+
+def test_an_earlier_name_of_a_machine_is_given_to_no_other(lab):
+    """It could remove the generations of that one unnoticed, as it may those that it took under the name."""
+    with lab.at(lab.machine("one"), lab.identity) as store:
+        store.adopt("web")
+        store.adopt("renamed")
+    with lab.at(lab.machine("two"), lab.identity) as store:
+        for replace in (False, True):
+            with pytest.raises(UsageError, match="earlier name of the machine renamed"):
+                store.adopt("web", replace=replace)
+        store.revoke_writer("renamed")
+    with lab.at(lab.machine("two"), lab.identity) as store:
+        store.adopt("web")
+
+
+def test_a_machine_that_replaces_another_keeps_its_role(lab):
+    """A single machine that was lost and replaced can still free the space of its store."""
+    with lab.at(lab.machine("second"), lab.identity) as store:
+        made = store.config.writers[0]
+        assert made.roles == (MAINTAIN,)
+        store.adopt(made.host, replace=True)
+        assert [one.roles for one in store.config.writers if not one.revoked] == [(MAINTAIN,)]
+    with lab.at(lab.machine("second")) as store:
+        store.check_may_maintain("compact")
+    with lab.at(lab.machine("third"), lab.identity) as store:
+        store.revoke_writer(made.host)
+        store.adopt(made.host, replace=True)
+        assert [one.roles for one in store.config.writers if not one.revoked] == [()]
+
+
+def test_a_revoked_machine_does_not_get_the_next_key(lab):
+    with lab.at(lab.machine("stolen"), lab.identity) as store:
+        store.adopt("stolen")
+        key = store.writer_key
+    with lab.at(lab.machine("other"), lab.identity) as store:
+        store.adopt("other")
+    with lab.open() as store:
+        store.revoke_writer("stolen")
+        (ended,) = [one for one in store.config.writers if one.host == "stolen"]
+        assert 0 < ended.revoked <= time.time_ns()
+        assert store._sealed.secret(key.machine.box) is None
+    for places in (lab.machine("other"), lab.places):
+        with lab.at(places) as store:
+            assert store.writer_key.secret != key.secret
+    with pytest.raises(KeyRotatedError):
+        lab.at(lab.machine("stolen"))
+
+
+def test_a_thief_who_adds_configurations_all_the_time_keeps_no_revocation_from_its_end(lab, monkeypatch):
+    with lab.at(lab.machine("stolen"), lab.identity) as store:
+        store.adopt("stolen")
+    put = LocalStorage.put
+
+    def flooded(storage, name, data):
+        if name.startswith("eras/") and "." not in name:
+            put(storage, f"config/{int(name.partition('/')[2]) + 1}", os.urandom(500))
+        put(storage, name, data)
+
+    with lab.open() as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStorage, "put", flooded)
+            store.revoke_writer("stolen")
+        assert store.config.live("stolen") is None
+    with lab.open(identity=False) as store:
+        assert store.config.live("stolen") is None
+
+
+def test_configurations_that_name_no_keys_are_damaged(lab):
+    stolen, config = lab.stolen()
+    bad = [
+        {"admins": (LabelledAdmin(b"x"),)},
+        {"writers": (Certificate(b"k" * 32, b"x", "h", 0),)},
+        {"recipients": ()},
+        {"era": 3},
+        {"average": 5},
+    ]
+    for number, changes in enumerate(bad, 2):
+        named = changes.get("admins", ()) + config.admins
+        changed = msgspec.structs.replace(config, **{**changes, "admins": named})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StoreConfig, "sealed_to", [])
+            data = encode_config(number, changed, stolen, lab.identity.admin)
+        lab.storage.put(f"config/{number}", data)
+    with lab.open(identity=False) as store:
+        assert len(store.passed_over) == len(bad)
+        assert store.config == config
+
+
+# What machines add
+
+
+class Fleet(Place):
+    """A store with two more machines: one that a thief has, and one that stays."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("stolen", "other"):
+            with self.at(self.machine(name), self.identity) as store:
+                store.adopt(name)
+
+    def take(self, data: bytes, machine: str = "", service: str = "s", **options):
+        (self.folder / "dump").write_bytes(data)
+        with self.at(self.machine(machine) if machine else self.places) as store:
+            return take_snapshot(store, service, {"d": file_source(str(self.folder / "dump"))}, **options)
+
+    def read(self, what: str) -> bytes:
+        with self.open() as store, StreamReader(store) as reader:
+            store.chosen_host = "*"
+            store.sync()
+            return b"".join(read(reader, select(store, what)))
+
+    def key(self, machine: str) -> WriterKey:
+        with self.at(self.machine(machine) if machine else self.places) as store:
+            return store.writer_key
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    return Fleet(tmp_path)
+
+
+NOISE = random.Random(5).randbytes(400_000)
+
+
+def test_a_host_is_a_certified_name_and_not_a_claim(fleet):
+    fleet.take(b"mine")
+    fleet.take(b"theirs", "stolen")
+    with fleet.at(fleet.machine("stolen")) as store:
+        store.sync()
+        (model,) = [one for one in store.generations() if one.host == "stolen"]
+        key, host = store.writer_key, [one.host for one in store.generations()][1]
+        assert model.host_id == key.signer.public.hex()
+        (victim,) = [one for one in store.generations() if one.host == host]
+    for number, changes in enumerate([{"host": host}, {"host": host, "host_id": victim.host_id}, {"host": "new"}], 7):
+        forged = msgspec.structs.replace(model, number=number, **changes)
+        fleet.storage.put(generation_name(key, "s", number), encode_generation(forged, key)[0])
+    with fleet.open(identity=False) as store:
+        store.sync()
+        assert [one.number for one in store.generations()] == [2, 1]
+        assert len([name for name in store.damaged if name.startswith("generations/")]) == 3
+        assert store.next_number("s") == 3
+        assert compact(store, castore.Progress()).removed == 0, "it blocks nothing"
+    fleet.take(b"more")
+
+
+def test_what_an_admin_adds_is_listed_under_the_admin_s_key(fleet):
+    with fleet.at(fleet.machine("new"), fleet.identity) as store:
+        store.configured_host = "other"
+        (fleet.folder / "dump").write_bytes(NOISE)
+        taken = take_snapshot(store, "s", {"d": file_source(str(fleet.folder / "dump"))})
+        assert taken.host == "other"
+        listed = {(one.kind, one.host): one.generations for one in audit(store).added}
+    assert listed["admin", ""] == 1
+    assert listed["writer", "other"] == 0
+
+
+def test_a_number_far_above_all_others_blocks_no_service(fleet):
+    fleet.take(b"one")
+    with fleet.at(fleet.machine("stolen")) as store:
+        store.sync()
+        (model,) = store.generations()
+        key = store.writer_key
+        for number in (MAX_NUMBER, MAX_NUMBER - 1):
+            store.commit(signed(store, msgspec.structs.replace(model, number=number)))
+    fleet.storage.put(generation_name(key, "s", 2), b"garbage")
+    fleet.storage.put(generation_name(key, "s", 3), os.urandom(300))
+    for _ in range(2):
+        with fleet.open(identity=False) as store:
+            store.sync()
+            assert store.next_number("s") == 4
+    assert fleet.take(b"two").number == 4
+    assert fleet.take(b"three", "other").number == 5
+    with fleet.open(identity=False) as store:
+        store.sync()
+        assert [one.number for one in store.generations() if store.is_own(one)] == [4, 1]
+
+
+def test_removals_of_one_host_use_no_numbers_up(fleet):
+    fleet.take(b"one")
+    key = fleet.key("stolen")
+    name = f"removals/{key.tag('s').hex()}-{os.urandom(16).hex()}"
+    record = Removal(1, 1, tuple((number, number) for number in range(MAX_JUMP, MAX_NUMBER, MAX_JUMP)))
+    fleet.storage.put(name, seal_object(REMOVAL, name, msgspec.msgpack.encode(record), key))
+    assert fleet.take(b"two").number <= MAX_JUMP + 1
+
+
+def test_nobody_else_removes_a_generation_unnoticed(fleet):
+    fleet.take(b"one")
+    with fleet.at(fleet.machine("stolen")) as store:
+        store.sync()
+        with pytest.raises(UsageError, match="--maintain"):
+            forget(store, "s", store.generations("s"))
+        with pytest.raises(UsageError, match="--maintain"):
+            compact(store, castore.Progress())
+        record_removal(store.storage, store.writer_key, "s", [1])
+        condemn(store.storage, store.writer_key, store.index.pack_ids())
+    for name in list(fleet.storage.list("generations")):
+        fleet.storage.delete(f"generations/{name}")
+    with fleet.open(identity=False) as store, pytest.raises(StaleStoreError, match="s@1"):
+        store.sync()
+
+
+def test_a_machine_may_remove_generations_of_its_own_host(fleet):
+    fleet.take(b"one", "other")
+    fleet.open(identity=False).close()
+    with fleet.open(identity=False) as store:
+        store.sync()
+    with fleet.at(fleet.machine("other")) as store:
+        store.sync()
+        forget(store, "s", store.generations("s"))
+    with fleet.open(identity=False) as store:
+        store.sync()
+        assert store.generations() == []
+        assert store.next_number("s") == 2
+
+
+def test_a_session_without_the_seal_of_a_recipient_is_reported(fleet, monkeypatch):
+    fleet.take(b"whole")
+    monkeypatch.setattr(session_module, "sealed_to", lambda _to, session, key: sealed_to([Identity.generate().recipient], session, key))
+    fleet.take(NOISE, "stolen")
+    monkeypatch.setattr(session_module, "sealed_to", lambda to, session, key: tuple((one.key, os.urandom(96)) for one in to))
+    fleet.take(NOISE[::-1], "stolen")
+    with fleet.open() as store:
+        assert not verify_store(store, castore.Progress()).damage, "without an identity it is not known"
+        store.identity()
+        found = verify_store(store, castore.Progress()).damage
+        assert len(found) == 2
+        assert "castore key add" in "".join(found)
+        assert "its seal does not open" in "".join(found)
+
+
+def test_what_a_revoked_machine_signs_is_refused_and_what_it_signed_stays(fleet):
+    fleet.take(NOISE, "stolen")
+    key = fleet.key("stolen")
+    with fleet.open() as store:
+        store.revoke_writer("stolen")
+        (model,) = store.generations()
+    late = msgspec.structs.replace(model, number=5)
+    fleet.storage.put(generation_name(key, "s", 5), encode_generation(late, key)[0])
+    # Who has the new secret, too, but not the certificate.
+    with fleet.open(identity=False) as store:
+        known = store.writer_key
+    thief = WriterKey(known.store_id, known.secret, signer=key.signer)
+    fleet.storage.put(generation_name(thief, "s", 6), encode_generation(msgspec.structs.replace(model, number=6), thief)[0])
+    pin(fleet.storage, thief, "s", 1, "keep")
+    for places in (fleet.places, fleet.machine("other"), fleet.machine("fresh")):
+        with fleet.at(places, fleet.identity) as store:
+            store.sync()
+            assert [one.number for one in store.generations()] == [1]
+            assert len(store.damaged) == 2
+            assert store.pins("s") == {}
+    assert fleet.read("s@1:d") == NOISE
+    assert fleet.take(b"next", "other").number == 2
+
+
+def test_nothing_of_a_revoked_machine_is_shared_by_new_snapshots(fleet):
+    fleet.take(NOISE, "stolen")
+    assert fleet.take(NOISE, "other").part("d").new_chunks == 0, "before, all machines share"
+    with fleet.open() as store:
+        store.revoke_writer("stolen")
+    taken = fleet.take(NOISE, "other")
+    assert taken.part("d").new_chunks == taken.part("d").chunks
+    assert fleet.take(NOISE, "other").part("d").new_chunks == 0
+    for path in (fleet.store / "packs").iterdir():
+        with fleet.open(identity=False) as store:
+            store.sync()
+            (owner,) = [signer for pack, _, signer, _ in store.index.owners() if path.name == pack.hex()]
+            stolen = store.config.writers[1].key
+        if owner == stolen:
+            path.unlink()
+    assert fleet.read("s@3:d") == NOISE
+
+
+def test_a_machine_may_share_nothing_with_others(fleet):
+    fleet.take(NOISE)
+    with fleet.at(fleet.machine("other")) as store:
+        store.isolate_writers = True
+        taken = take_snapshot(store, "s", {"d": file_source(str(fleet.folder / "dump"))})
+    assert taken.part("d").new_chunks == taken.part("d").chunks
+
+
+def test_a_pack_is_signed_and_holds_sessions_of_its_signer(fleet):
+    fleet.take(NOISE)
+    key = fleet.key("stolen")
+    with fleet.open(identity=False) as store:
+        store.sync()
+        (pack,) = store.index.pack_ids()
+        entries = store.pack_entries(pack)
+    forged = PackWriter(fleet.storage, key)
+    forged.add(entries[:1], b"x" * entries[0].sealed_length)
+    forged.commit(full=False)
+    stranger = WriterKey(key.store_id, key.secret, signer=MachineKey.generate().signing)
+    unknown = PackWriter(fleet.storage, stranger)
+    unknown.add(entries[:1], b"y" * entries[0].sealed_length)
+    unknown.commit(full=False)
+    with fleet.at(fleet.machine("other")) as store:
+        store.sync()
+        assert store.index.pack_ids() == {pack}
+        assert "another machine's session" in "".join(store.damaged.values())
+        assert "a key that the configuration does not list" in "".join(store.damaged.values())
+    assert fleet.take(NOISE, "other").part("d").new_chunks == 0
+
+
+def test_a_garbled_session_object_blocks_nothing(fleet):
+    taken = fleet.take(NOISE)
+    name = f"sessions/{taken.session.hex()}"
+    fleet.storage.put(f"{name}.999999999999999999", b"garbage")
+    fleet.storage.put(f"{name}.7", os.urandom(400))
+    assert fleet.read("s@1:d") == NOISE
+    with fleet.open() as store:
+        store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
+    assert fleet.read("s@1:d") == NOISE
+
+
+@pytest.mark.parametrize("number", [1, 99])
+def test_a_machine_takes_no_session_of_another_over(fleet, number, tmp_path):
+    session = fleet.take(NOISE).session
+    key = fleet.key("stolen")
+    with fleet.open(identity=False) as store:
+        seals = sealed_to([one for one, _ in store.recipients], session, os.urandom(32))
+    record = new_session_record(1, "stolen", Cipher.AEGIS_256, seals, key.signer.public)
+    fleet.storage.put(f"sessions/{session.hex()}.{number}", encode_session(session, number, record, key))
+    assert fleet.read("s@1:d") == NOISE
+    identity = tmp_path / "identity"
+    identity.write_text(fleet.identity.text())
+    command = [sys.executable, str(RESCUE), str(fleet.store), "--identity", str(identity), "s", "1", str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (tmp_path / "out" / "d").read_bytes() == NOISE, ended.stderr
+    with fleet.open() as store:
+        store.revoke_writer("stolen")
+        assert verify_store(store, castore.Progress()).generations
+    assert fleet.read("s@1:d") == NOISE
+    assert fleet.take(NOISE, "other").part("d").new_chunks == 0, "it is still another's session"
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+def test_a_session_object_of_another_format_hides_none(fleet, is_signed):
+    session = fleet.take(NOISE).session
+    name = f"sessions/{session.hex()}.7"
+    data = SESSION + b"\2" + bytes(7) + session + bytes(100)
+    if is_signed:
+        record = {"version": 2, "time": 1, "host": "stolen", "cipher": 1, "seals": []}
+        data = seal_object(SESSION, name, msgspec.msgpack.encode(record), fleet.key("stolen"), more=session)
+    fleet.storage.put(name, data)
+    assert fleet.read("s@1:d") == NOISE
+    with fleet.open() as store:
+        store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
+        store.rotate_writer()
+    assert fleet.read("s@1:d") == NOISE
+
+
+def test_what_claims_to_be_of_a_newer_format_blocks_no_snapshot(fleet):
+    fleet.take(NOISE)
+    tag, some = fleet.key("").tag("s").hex(), os.urandom(16).hex()
+    names = {
+        f"condemned/{some}": CONDEMNED, f"removals/{tag}-{some}": REMOVAL, f"pins/{tag}-0000000001": PIN,
+        f"packs/{some * 2}": PACK, "config/7": CONFIG, f"generations/{tag}-0000000002": GENERATION,
+    }  # fmt: skip
+    for name, kind in names.items():
+        fleet.storage.put(name, kind + b"\2" + bytes(7) + os.urandom(300))
+    assert fleet.take(NOISE, "other").part("d").new_chunks == 0
+    with fleet.open() as store:
+        store.rotate_writer()
+
+
+def test_no_pack_of_a_revoked_maintainer_is_shared(fleet):
+    with fleet.at(fleet.machine("stolen"), fleet.identity) as store:
+        store.adopt("stolen", maintain=True)
+    fleet.take(NOISE[:50_000], "other")
+    with fleet.at(fleet.machine("stolen")) as store:
+        store.sync()
+        (pack,) = store.index.pack_ids()
+        entry = next(one for one in store.pack_entries(pack) if one.kind == CHUNK)
+        claimed = entry._replace(id=store.chunk_id(b"what another machine will store"))
+        forged = PackWriter(fleet.storage, store.writer_key)
+        forged.add([claimed], b"x" * claimed.sealed_length)
+        made, _ = forged.commit(full=False)
+    with fleet.open() as store:
+        store.revoke_writer("stolen")
+    assert fleet.take(b"what another machine will store", "other").part("d").new_chunks == 1
+    assert fleet.read("s@2:d") == b"what another machine will store"
+    with fleet.at(fleet.machine("other")) as store:
+        store.sync()
+        assert made in store.index.pack_ids()
+
+
+def test_a_record_that_is_not_accepted_is_not_taken_for_the_latest(fleet):
+    fleet.take(NOISE)
+    key = fleet.key("stolen")
+    with fleet.open() as store:
+        store.sync()
+        (model,) = store.generations()
+    forged = encode_generation(msgspec.structs.replace(model, number=2), key)[0]
+    fleet.storage.put(generation_name(key, "s", 2), forged)
+    fleet.storage.put(generation_name(key, "s", MAX_NUMBER), os.urandom(500))
+    assert fleet.read("s@latest:d") == NOISE
+    fleet.storage.put(generation_name(key, "s", 3), os.urandom(500))
+    with pytest.raises(DamageError, match="s@1|by its number"):
+        fleet.read("s@latest:d")
+    assert fleet.read("s@1:d") == NOISE
+
+
+def test_what_does_not_open_blocks_no_snapshot(fleet):
+    fleet.take(NOISE)
+    tag = fleet.key("").tag("s").hex()
+    random_name = os.urandom(16).hex()
+    for name in (
+        f"condemned/{random_name}", f"removals/{tag}-{random_name}", f"pins/{tag}-0000000001", f"packs/{random_name * 2}",
+        f"sessions/{random_name}.0", f"generations/{tag}-0000000002", f"generations/{tag}-4294967295", "config/2", "eras/2",
+    ):  # fmt: skip
+        fleet.storage.put(name, os.urandom(500))
+    for machine in ("", "other"):
+        taken = fleet.take(NOISE + machine.encode(), machine)
+        assert taken.part("d").new_chunks <= 1
+        assert fleet.read(f"s@#{taken.number}:d") == NOISE + machine.encode()
+    with fleet.open() as store:
+        store.rotate_writer()
+    fleet.take(NOISE)
+
+
+def test_no_machine_puts_its_own_object_in_the_place_of_anothers_session(fleet):
+    taken = fleet.take(NOISE)
+    key = fleet.key("stolen")
+    record = decode_session(taken.session, 0, fleet.storage.get(session_name(taken.session, 0)), key)
+    seals = tuple((one, os.urandom(96)) for one, _ in record.seals)
+    for number, writer in [(1, key.signer.public), (2, record.writer)]:
+        forged = msgspec.structs.replace(record, seals=seals, writer=writer)
+        fleet.storage.put(session_name(taken.session, number), encode_session(taken.session, number, forged, key))
+    assert fleet.read("s@1:d") == NOISE
+    with fleet.open() as store:
+        store.identity()
+        assert not [line for line in verify_store(store, castore.Progress()).damage if "seal" in line]
+        store.rotate_writer()
+        store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
+    assert fleet.read("s@1:d") == NOISE
+
+
+def test_space_of_a_revoked_machine_is_reclaimed_once_nothing_needs_it(fleet):
+    fleet.take(NOISE, "stolen")
+    with fleet.open() as store:
+        store.revoke_writer("stolen")
+    fleet.take(NOISE[:1000])
+    with fleet.open(identity=False) as store:
+        store.sync()
+        assert len(store.distrusted) == 1
+        assert compact(store, castore.Progress(), unfinished=0).removed == 0
+        forget(store, "s", [store.generation("s", 1)])
+        assert compact(store, castore.Progress(), unfinished=0).removed == 1
+    assert fleet.read("s@2:d") == NOISE[:1000]
+
+
+def test_castore_toml_and_the_store_must_agree_wherever_something_is_added(fleet):
+    with fleet.open(identity=False) as store:
+        store.configured_recipients = (Identity.generate().recipient.text,)
+        with pytest.raises(ConfigError, match="recipients"):
+            store.session()
+        store.configured_recipients = ()
+        store.configured_host = "another"
+        with pytest.raises(ConfigError, match="castore key adopt --host another"):
+            store.session()

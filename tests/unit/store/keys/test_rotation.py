@@ -1,0 +1,682 @@
+"""A writer key that takes the place of another, and what a thief of the former one can still do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+import castore
+from castore.content.restore.metadata import Ownership
+from castore.crypto import Identity, KeyHistory, WriterKey
+from castore.errors import (
+    BusyError,
+    DamageError,
+    IdentityError,
+    KeyRotatedError,
+    RevokedKeyError,
+)
+from castore.maintenance.verify import verify as verify_store
+from castore.services.restore import restore as restore_parts
+from castore.services.selectors import select
+from castore.services.snapshot import Tree, file_source
+from castore.services.snapshot import snapshot as take_snapshot
+from castore.state.writer_key_file import next_of
+from castore.storage import LocalStorage, Storage
+from castore.store import MachinePaths, Store
+from castore.store.format.config import config_numbers
+from castore.store.format.generation import encode_generation, generation_name
+from castore.store.format.rotation import decode_era, encode_era, era_numbers
+from tests.support.checkout import ROOT
+from tests.support.stores import Lab, admins, remove_copies, signed
+
+RESCUE = ROOT / "tools" / "rescue.py"
+SAME = random.Random(1).randbytes(300_000)
+
+
+@pytest.fixture(autouse=True)
+def without_a_lock(monkeypatch):
+    """Machines that see no lock of each other: what a lock keeps apart happens at the same time here."""
+    monkeypatch.setattr(LocalStorage, "hold", lambda _self, *, alone=False: contextlib.nullcontext(False))
+
+
+
+class Bench:
+    """A store with a machine, and what was put into it."""
+
+    def __init__(self, folder):
+        self.lab = Lab(folder, average=16384)
+        self.folder = folder
+        self.versions = {}
+        self.storage = LocalStorage(str(self.lab.store))
+
+    def open(self, places=None, identity=True, storage=None, **options):
+        provider = (lambda: self.lab.identity) if identity else None
+        return Store.open(storage or self.storage, places or self.lab.places, provider, **options)
+
+    def machine(self, name):
+        return MachinePaths(str(self.folder / name / "state"), str(self.folder / name / "cache"))
+
+    def take(self, places=None, **options):
+        number = len(self.versions) + 1
+        dump, tree = self.folder / "dump", self.folder / "tree"
+        tree.mkdir(exist_ok=True)
+        data = b"%d" % number + SAME[:100_000] + b"more %d" % number + SAME[100_000:]
+        data += random.Random(number).randbytes(20_000)
+        dump.write_bytes(data)
+        (tree / f"file{number}").write_bytes(b"%d" % number * 1000)
+        (tree / "large").write_bytes(SAME[:200_000])
+        sources = {"d": file_source(str(dump)), "t": Tree(str(tree))}
+        with self.open(places, identity=False) as store:
+            taken = take_snapshot(store, "web", sources, **options)
+        assert taken.number == number
+        self.versions[number] = data, {path.name: path.read_bytes() for path in tree.iterdir()}
+        return taken
+
+    def rotate(self, **options):
+        with self.open() as store:
+            store.rotate_writer(**options)
+            return store.writer_key
+
+    def check(self, places=None, **options):
+        """See that all that was put in is whole, and restores."""
+        with self.open(places, **options) as store:
+            store.sync()
+            assert store.damaged == {}
+            assert [g.number for g in store.generations("web")] == sorted(self.versions, reverse=True)
+            assert verify_store(store, castore.Progress(), read_data=True).sound
+            for number, (data, tree) in self.versions.items():
+                out = self.folder / f"out-{os.urandom(4).hex()}"
+                selection = select(store, f"web@{number}")
+                restore_parts(store, selection, str(out), Ownership(change=False), castore.Progress())
+                assert (out / "d").read_bytes() == data
+                assert {path.name: path.read_bytes() for path in (out / "t").iterdir()} == tree
+                shutil.rmtree(out)
+
+    def rescued(self):
+        """See that all of it restores without castore."""
+        identity = self.folder / "identity"
+        identity.write_text(self.lab.identity.text() + "\n")
+        command = [sys.executable, str(RESCUE), str(self.lab.store), "--identity", str(identity)]
+        for number, (data, tree) in self.versions.items():
+            out = self.folder / f"out-{os.urandom(4).hex()}"
+            done = subprocess.run([*command, "web", str(number), str(out)], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert (out / "d").read_bytes() == data
+            assert {path.name: path.read_bytes() for path in (out / "t").iterdir()} == tree
+            shutil.rmtree(out)
+        return command
+
+    def names(self):
+        return {str(path.relative_to(self.lab.store)) for path in self.lab.store.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+@pytest.mark.parametrize("new_ids", [False, True])
+def test_all_of_it_restores_after_rotations_here_elsewhere_and_without_castore(bench, new_ids):
+    bench.take(), bench.take()
+    old = bench.rotate(new_ids=new_ids)
+    bench.check()
+    third = bench.take()
+    again = third.part("d").new_chunks
+    assert (again > 12) == new_ids, "chunks are found again only under the same ids"
+    assert third.parent == 2
+    bench.rotate()
+    bench.take()
+    bench.check()
+    bench.check(bench.machine("fresh"))
+    bench.rescued()
+    assert era_numbers(bench.storage) == [3], "the last list holds what earlier ones listed"
+    with bench.open() as store:
+        assert len(store.writer_key.former) == 2
+        assert store.writer_key.former[1] == old
+        assert len(set(store.writer_key.tags("web"))) == 3
+    shutil.rmtree(bench.lab.places.cache)
+    bench.check()
+
+
+def test_deltas_rest_on_what_a_former_key_sealed(bench):
+    bench.take()
+    bench.rotate()
+    taken = bench.take()
+    part = taken.part("d")
+    assert 0 < part.new_chunks < 8
+    assert part.after_delta <= part.new_bytes
+    with bench.open() as store:
+        store.sync()
+        (newest,) = [p for p, _ in store.packs() if any(e.session == taken.session for e in store.pack_entries(p))]
+        assert any(entry.bases for entry in store.pack_entries(newest))
+
+
+def test_no_identity_is_needed_and_files_are_replaced(bench):
+    bench.take()
+    path = Path(bench.lab.places.writer_key_of(Store.read_id(bench.storage)))
+    before = path.read_text()
+    bench.rotate()
+    assert path.read_text() != before
+    assert not Path(next_of(str(path))).exists()
+    bench.take()
+    names = [name for name in bench.names() if name.startswith(("config", "eras"))]
+    assert len(names) == 4
+    assert {name.split(".")[0] for name in names} == {"config/2", "eras/2"}
+
+
+def test_a_machine_takes_the_new_key_by_itself_unless_it_is_revoked(bench):
+    bench.take()
+    other = bench.machine("other")
+    with bench.open(other) as store:
+        store.adopt("other")
+    bench.rotate()
+    bench.take(other)  # it has the new one by itself
+    with bench.open() as store:
+        store.revoke_writer("other")
+    for identity in (False, True):
+        with pytest.raises(KeyRotatedError, match="castore key adopt"):
+            bench.open(other, identity=identity)
+    with bench.open(other, local_key=False) as store:
+        store.adopt("other")
+    bench.take(other)
+    bench.check(other)
+    bench.check()
+
+
+def test_a_session_in_flight_does_not_commit_under_the_former_key(bench):
+    bench.take()
+    other = bench.machine("other")
+    with bench.open(other) as store:
+        store.adopt("other")
+    with bench.open(other, identity=False) as late:
+        late.sync()
+        (model,) = late.generations()
+        with late.session() as session:
+            session.put_node([model.details.ref])
+        bench.rotate()
+        import msgspec
+
+        with pytest.raises(KeyRotatedError, match="web@2 is not committed"):
+            late.commit(msgspec.structs.replace(model, number=2))
+        with pytest.raises(KeyRotatedError):
+            late.session()
+    with bench.open() as store:
+        store.sync()
+        (name,) = store.damaged
+        assert "former writer key" in store.damaged[name]
+        assert store.next_number("web") == 2, "what does not count takes no number"
+        assert [g.number for g in store.generations()] == [1]
+
+
+def test_a_thief_of_the_former_key_forges_nothing(bench):
+    import msgspec
+
+    bench.take(), bench.take()
+    with bench.open() as store:
+        store.sync()
+        stolen, model = store.writer_key, store.newest("web")
+    (listed,) = [name for name in bench.names() if name.endswith("-0000000002")]
+    bench.rotate()
+    forged = msgspec.structs.replace(model, number=9, revision="forged")
+    name = generation_name(stolen, "web", 9)
+    bench.storage.put(name, encode_generation(forged, stolen)[0])
+    # In the place of one that was there, too.
+    changed = msgspec.structs.replace(model, revision="forged")
+    genuine = (bench.lab.store / listed).read_bytes()
+    (bench.lab.store / listed).write_bytes(encode_generation(changed, stolen)[0])
+    for places in (None, bench.machine("fresh")):
+        with bench.open(places) as store:
+            store.reindex()
+            assert set(store.damaged) == {name, listed}
+            for reason in store.damaged.values():
+                assert "former writer key" in reason
+            assert [g.number for g in store.generations()] == [1]
+            assert store.next_number("web") == 3
+            found = verify_store(store, castore.Progress())
+            assert len(found.damage) == 2
+            with pytest.raises(RevokedKeyError):
+                select(store, "web@latest")
+    command = [sys.executable, str(RESCUE), str(bench.lab.store), "--identity", str(bench.folder / "identity")]
+    (bench.folder / "identity").write_text(bench.lab.identity.text() + "\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert "not listed" in done.stderr
+    assert "forged" not in done.stdout
+    (bench.lab.store / listed).write_bytes(genuine)
+    (bench.lab.store / name).unlink()
+    bench.check()
+
+
+def test_what_was_forged_after_a_rotation_is_not_listed_by_the_next(bench):
+    import msgspec
+
+    bench.take()
+    with bench.open() as store:
+        store.sync()
+        stolen, model = store.writer_key, store.newest("web")
+    bench.rotate()
+    name = generation_name(stolen, "web", 5)
+    bench.storage.put(name, encode_generation(msgspec.structs.replace(model, number=5), stolen)[0])
+    bench.rotate()
+    with bench.open() as store:
+        store.sync()
+        assert set(store.damaged) == {name}
+    (bench.lab.store / name).unlink()
+    bench.take()
+    bench.check()
+
+
+def test_an_index_that_took_a_forgery_in_forgets_it(bench):
+    import msgspec
+
+    bench.take()
+    other = bench.machine("other")
+    with bench.open(other) as store:
+        store.adopt("other")
+        store.sync()
+        stolen, model = store.writer_key, store.newest("web")
+    with bench.open(other, identity=False) as late:
+        bench.rotate()
+        name = generation_name(stolen, "web", 5)
+        forged = signed(late, msgspec.structs.replace(model, number=5))
+        bench.storage.put(name, encode_generation(forged, stolen)[0])
+        late.sync()
+        assert late.newest("web").number == 5, "it cannot know"
+    with bench.open(other, local_key=False) as store:
+        store.adopt("other")
+        assert store.newest("web").number == 1
+
+
+def test_a_forged_session_object_hides_no_genuine_one(bench):
+    from castore.store.format.session_key import decode_session, encode_session, session_numbers
+
+    bench.take()
+    (session, numbers), = session_numbers(bench.storage).items()
+    with bench.open() as store:
+        stolen = store.writer_key
+    record = decode_session(session, 0, bench.storage.get(f"sessions/{session.hex()}.0"), stolen)
+    bench.rotate()
+    bench.storage.put(f"sessions/{session.hex()}.7", encode_session(session, 7, record, stolen))
+    bench.check()
+    more = Identity.generate()
+    with bench.open() as store:
+        named = [*store.config.admins, *admins(more)]
+        assert store.reseal([*store.recipients, (more.recipient, "more")], admins=named)
+    bench.check()
+    trust = [bench.lab.identity.admin.public]
+    bench.lab.identity = more
+    bench.check(bench.machine("fresh"), trust=trust)
+
+
+def test_recipients_come_and_go_after_a_rotation(bench):
+    bench.take()
+    bench.rotate()
+    bench.take()
+    first, second = bench.lab.identity, Identity.generate()
+    with bench.open() as store:
+        named = admins(first, second)
+        assert store.reseal([*store.recipients, (second.recipient, "second")], admins=named)
+    bench.check()
+    bench.lab.identity = second
+    bench.check(bench.machine("second"), trust=[first.admin.public])
+    bench.rescued()
+    with bench.open() as store:
+        assert store.reseal([(second.recipient, "second")], admins=admins(second))
+    bench.rotate(new_ids=True)
+    bench.take()
+    bench.check()
+    bench.check(bench.machine("third"))
+    bench.rescued()
+    bench.lab.identity = first
+    with pytest.raises(IdentityError):
+        bench.open(bench.machine("fourth"))
+
+
+def test_what_a_machine_keeps_of_a_service_stays_its_own(bench):
+    bench.take()
+    with bench.open() as store:
+        store.set_live_revision("web", "r1")
+        store.set_undo("web", 1)
+        store.remember_rollback("web", b"journal")
+    bench.rotate(), bench.rotate()
+    with bench.open() as store:
+        assert store.live_revision("web") == "r1"
+        assert store.undo_number("web") == 1
+        assert store.begun_rollback("web") == b"journal"
+
+
+def test_it_waits_for_nobody(bench):
+    bench.take()
+    with bench.open() as store, bench.open() as other, store.lock("web"), pytest.raises(BusyError):
+        other.rotate_writer()
+    bench.check()
+
+
+def test_an_unchanged_tree_is_read_again_under_new_ids_only(bench):
+    bench.take()
+    bench.rotate()
+    with bench.open() as store:
+        epoch = store.index.epoch()
+    bench.rotate(new_ids=True)
+    with bench.open() as store:
+        assert store.index.epoch() != epoch
+
+
+def test_without_the_list_nothing_old_counts_and_rescue_goes_on(bench):
+    bench.take()
+    bench.rotate()
+    shutil.rmtree(bench.lab.store / "eras")
+    (bench.lab.store / "eras").mkdir()
+    with bench.open(bench.machine("fresh")) as store:
+        store.sync()
+        assert store.damaged
+        assert all("eras/2 is missing" in reason for reason in store.damaged.values())
+    identity = bench.folder / "identity"
+    identity.write_text(bench.lab.identity.text())
+    out = bench.folder / "out"
+    command = [sys.executable, str(RESCUE), str(bench.lab.store), "--identity", str(identity)]
+    done = subprocess.run([*command, "web", "1", str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert "eras/2" in done.stderr
+    assert (out / "d").read_bytes() == bench.versions[1][0]
+
+
+@pytest.mark.parametrize("at", [3, 8, 12, 20, 60, -1, "cut", "another's"])
+def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(bench, at):
+    bench.take()
+    bench.rotate()
+    remove_copies(bench.lab.store)
+    path = bench.lab.store / "eras" / "2"
+    data = bytearray(path.read_bytes())
+    if at == "another's":
+        data = bytearray(encode_era(2, {}, WriterKey.generate()))
+    elif at == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[at] ^= 1
+    path.write_bytes(data)
+    with bench.open(bench.machine("fresh")) as store:
+        store.sync()
+        assert store.generations() == []
+        assert store.damaged
+        assert all("eras/2" in reason for reason in store.damaged.values())
+        assert store.next_number("web") == 2, "a number is not given twice, even so"
+    # What is new goes on, and rests on nothing that does not count.
+    shutil.rmtree(bench.lab.places.cache)
+    with bench.open(identity=False, accept_older=True) as store:
+        store.sync()
+    taken = bench.take()
+    assert taken.part("d").new_chunks == taken.part("d").chunks
+    with bench.open() as store:
+        store.sync()
+        assert [one.number for one in store.generations()] == [2]
+        selection = select(store, "web@2:d")
+        restore_parts(store, selection, str(bench.folder / "out"), Ownership(change=False), castore.Progress())
+        assert (bench.folder / "out" / "d").read_bytes() == bench.versions[2][0]
+
+
+def test_the_era_object_is_what_the_format_says():
+    from nacl import bindings
+
+    writer = WriterKey.generate()
+    listed = {"packs/" + "ab" * 32: b"\xab" * 32, "sessions/" + "0" * 32 + ".0": b"h" * 32}
+    data = encode_era(7, listed, writer)
+    assert decode_era(7, data, writer) == listed
+    assert data[:16] == b"castoree\x01" + bytes(7)
+    derive = lambda name, secret: blake3(secret, derive_key_context=f"castore 1 {name}").digest()
+    key = derive("objects", derive("index", writer.secret))
+    associated = b"eras/7" + writer.store_id + data[:16]
+    plain = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(data[40:], associated, data[16:40], key)
+    assert b"\xab" * 32 in plain
+    for wrong in (data[:-1], data[:39], data[:20] + b"x" + data[21:]):
+        with pytest.raises(DamageError):
+            decode_era(7, wrong, writer)
+    with pytest.raises(DamageError):
+        decode_era(8, data, writer)
+
+
+def test_no_secret_of_a_past_is_shown():
+    first = WriterKey.generate()
+    later = WriterKey(first.store_id, os.urandom(32), KeyHistory((first.secret,), first.secret, dict))
+    assert first.secret.hex() not in repr([later, later.former])
+    assert repr(KeyHistory((first.secret,), first.secret, dict)).startswith("<")
+    assert (later.chunk_id_key, later.gear, later.sketch) == (first.chunk_id_key, first.gear, first.sketch)
+    assert later.tag("s") != first.tag("s")
+
+
+# Cut off at every step
+
+
+class Cut(Exception):
+    """The power went."""
+
+
+class CuttingStorage(Storage):
+    """A storage that fails at its k-th change, before or after that happens."""
+
+    def __init__(self, inner, at, after):
+        self._inner, self._left, self._after = inner, at, after
+        self.changes = []
+
+    def _change(self, what, action):
+        self.changes.append(what)
+        self._left -= 1
+        if self._left == 0 and not self._after:
+            raise Cut(what)
+        action()
+        if self._left == 0:
+            raise Cut(what)
+
+    @property
+    def location(self):
+        return self._inner.location
+
+    def create(self):
+        raise AssertionError("a rotation writes whole objects")
+
+    def put(self, name, data):
+        self._change(f"put {name}", lambda: self._inner.put(name, data))
+
+    def get(self, name, offset=0, length=None):
+        return self._inner.get(name, offset, length)
+
+    def size(self, name):
+        return self._inner.size(name)
+
+    def list(self, folder):
+        return self._inner.list(folder)
+
+    def delete(self, name):
+        self._change(f"delete {name}", lambda: self._inner.delete(name))
+
+
+def cut_files(monkeypatch, at, after):
+    """Let the k-th change of this machine's key files fail."""
+    from castore.store.keys import authority as module
+
+    left = [at]
+
+    def wrapped(function):
+        def run(*args):
+            left[0] -= 1
+            if left[0] == 0 and not after:
+                raise Cut(function.__name__)
+            function(*args)
+            if left[0] == 0:
+                raise Cut(function.__name__)
+
+        return run
+
+    for name in ("keep_writer_key", "drop_next"):
+        monkeypatch.setattr(module, name, wrapped(getattr(module, name)))
+
+
+def cut_rotation(bench, storage=None):
+    try:
+        with bench.open(storage=storage) as store:
+            store.rotate_writer()
+    except Cut:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("where", ["store", "machine"])
+def test_cut_off_at_any_step_it_opens_with_the_old_or_the_new_key(bench, monkeypatch, where, after):
+    bench.take(), bench.take()
+    bench.rotate()  # so that there is something of an earlier one to remove
+    bench.take()
+    master = bench.folder / "master"
+    for folder in ("store", "state", "cache"):
+        shutil.copytree(bench.folder / folder, master / folder)
+    seen = set()
+    for at in range(1, 20):
+        for folder in ("store", "state", "cache"):
+            shutil.rmtree(bench.folder / folder)
+            shutil.copytree(master / folder, bench.folder / folder)
+        versions = dict(bench.versions)
+        if where == "store":
+            storage = CuttingStorage(bench.storage, at, after)
+            cut = cut_rotation(bench, storage)
+        else:
+            with monkeypatch.context() as patch:
+                cut_files(patch, at, after)
+                cut = cut_rotation(bench)
+        bench.check()
+        bench.check(bench.machine(f"fresh{at}"))
+        with bench.open() as store:
+            seen.add(len(store.writer_key.former))
+        bench.take()
+        bench.rotate()  # what was left lying about is no obstacle
+        bench.take()
+        bench.check()
+        assert len(era_numbers(bench.storage)) == 1
+        assert not list(bench.folder.glob("state/*/*.next"))
+        bench.versions = versions
+        if not cut:
+            break
+    else:
+        pytest.fail("it never ended")
+    assert at > 2
+    assert seen == {1, 2}, "cut off, it has happened, or has not"
+
+
+def test_the_next_key_is_taken_at_the_next_start(bench):
+    bench.take()
+    storage = CuttingStorage(bench.storage, 3, after=True)  # config/2 is there, and the file is not replaced
+    assert cut_rotation(bench, storage)
+    assert [change.split(".")[0] for change in storage.changes] == ["put eras/2", "put eras/2", "put config/2"]
+    path = Path(bench.lab.places.writer_key_of(Store.read_id(bench.storage)))
+    following = Path(next_of(str(path)))
+    assert following.read_text() != path.read_text()
+    text = following.read_text()
+    bench.open(identity=False).close()
+    assert path.read_text() == text
+    assert not following.exists()
+
+
+def test_of_two_rotations_at_once_one_counts(bench, monkeypatch):
+    bench.take()
+    other = bench.machine("other")
+    with bench.open(other) as store:
+        store.adopt("other")
+    from castore.store.keys import rotation
+
+    listed = rotation._listed
+
+    def meanwhile(*args):
+        monkeypatch.setattr(rotation, "_listed", listed)
+        with bench.open(other) as store:
+            store.rotate_writer()
+        return listed(*args)
+
+    monkeypatch.setattr(rotation, "_listed", meanwhile)
+    with bench.open() as store, pytest.raises((BusyError, KeyRotatedError)):
+        store.rotate_writer()
+    bench.check(other)
+    bench.check()
+
+
+def test_what_comes_in_meanwhile_is_listed_all_the_same(bench, monkeypatch):
+    bench.take()
+    other = bench.machine("other")
+    with bench.open(other) as store:
+        store.adopt("other")
+    from castore.store.keys import rotation
+
+    encode = rotation.encode_era
+
+    def meanwhile(*args):
+        monkeypatch.setattr(rotation, "encode_era", encode)
+        bench.take(other)  # it is committed, and nobody knows better
+        return encode(*args)
+
+    monkeypatch.setattr(rotation, "encode_era", meanwhile)
+    bench.rotate()
+    bench.check()
+    assert config_numbers(bench.storage) == [4], "adopted, replaced, and listed again"
+
+
+# On the command line
+
+
+def test_the_story_of_a_lost_machine(castore, tmp_path):
+    store, identity, dump = tmp_path / "store", tmp_path / "identity", tmp_path / "dump"
+    kinds = ("DATA", "STATE", "CACHE", "CONFIG")
+    lost, other = ({f"XDG_{kind}_HOME": str(tmp_path / name / kind) for kind in kinds} for name in ("lost", "other"))
+    env = {"CASTORE_STORE": str(store)}
+    castore("init", store, "--identity", identity)
+    dump.write_text("first")
+    castore("snapshot", "web", "--dump", f"d={dump}", env=env)
+    named = {"lost": lost, "other": other}
+    assert "--host NAME" in castore("key", "adopt", "--identity", identity, env={**env, **lost}, expect=2).stderr
+    for name, machine in named.items():
+        castore("key", "adopt", "--host", name, "--identity", identity, env={**env, **machine})
+    castore("key", "revoke-writer", "lost", env=env, expect=7)
+    done = castore("key", "revoke-writer", "lost", "--identity", identity, env=env)
+    assert done.stderr == ""
+    assert "writer lost" in (listed := castore("key", "list", env=env).stdout)
+    assert listed.count("revoked") == 1
+    for command in (("log",), ("snapshot", "web", "--dump", f"d={dump}"), ("log", "--identity", identity)):
+        done = castore(*command, env={**env, **lost}, expect=7)
+        assert "castore key adopt" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    castore("key", "adopt", env={**env, **lost}, expect=7)
+    dump.write_text("second")
+    castore("snapshot", "web", "--dump", f"d={dump}", env={**env, **other})
+    castore("key", "rotate-writer", "--new-ids", "--identity", identity, env={**env, **other})
+    assert [line.split()[1] for line in castore("log", env=env).stdout.splitlines()[1:]] == ["2", "1"]
+    for number, text in ((1, "first"), (2, "second")):
+        assert castore("cat", f"web@{number}:d", "--identity", identity, env=env).stdout == text
+    castore("verify", "--read-data", "--identity", identity, env=env)
+
+
+def test_the_story_of_an_older_copy(castore, tmp_path):
+    store, dump = tmp_path / "store", tmp_path / "dump"
+    env = {"CASTORE_STORE": str(store)}
+    castore("init", store)
+    dump.write_text("first")
+    take = ("snapshot", "web", "--dump", f"d={dump}")
+    castore(*take, env=env)
+    shutil.copytree(store, tmp_path / "old")
+    castore(*take, env=env)
+    shutil.rmtree(store)
+    shutil.copytree(tmp_path / "old", store)
+    commands = (("log",), ("restore", "web@1", tmp_path / "out"), ("verify",), ("ls", "web@1"), ("stats",))
+    for command in commands:
+        done = castore(*command, env=env, expect=10)
+        assert "web@2" in done.stderr
+        assert "--accept-older" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    castore("restore", "web@1", tmp_path / "out", "--accept-older", env=env)
+    castore("log", env=env)
+    done = castore(*take, "--json", env=env)
+    assert '"number": 3' in done.stdout, "2 is never given again"
