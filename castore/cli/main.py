@@ -132,7 +132,7 @@ def main() -> NoReturn:
 def _run_explained() -> int:
     document: Document | None = None
     try:
-        _interrupt_on_signals()
+        _own_process()
         _open_standard_files()
         document = _document()
         code = _run()
@@ -191,10 +191,16 @@ def _open_standard_files() -> None:
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 - until the end
 
 
-def _interrupt_on_signals() -> None:
-    """Handle SIGTERM and SIGHUP like Ctrl-C, so that castore ends the programs that it runs."""
+def _own_process() -> None:
+    """Set what concerns the whole process: castore as a library sets nothing of it.
+
+    SIGTERM and SIGHUP are handled like Ctrl-C, so that castore ends the programs that it runs.
+    """
     import signal
 
+    from castore.process.own_process import declare_own_process
+
+    declare_own_process()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.unraisablehook is sys.__unraisablehook__:

@@ -9,7 +9,6 @@ import grp
 import os
 import pwd
 import re
-import resource
 import stat
 import sys
 from functools import lru_cache
@@ -42,14 +41,6 @@ _WELL_KNOWN: Final = (
     b"system.posix_acl_default",
 )
 """Attributes that are read even if the names cannot be listed: access depends on them."""
-
-
-def allow_descriptors() -> None:
-    """Raise the limit of open files as far as allowed: each level of a deep tree keeps one open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def mounts_below(top: str) -> set[tuple[bytes, ...]]:

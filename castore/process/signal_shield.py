@@ -8,6 +8,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Final, Self
 
+from castore.process.own_process import is_own_process
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
@@ -64,6 +66,7 @@ class DeferInterrupts:
 
     Programs that are run in the block do not get Ctrl-C, which a terminal sends to all of its processes. In
     other threads than the main one, which get no interrupts, and within another such block, it does nothing.
+    So it does in a process that is not castore's own, whose signal handlers are not castore's to replace.
     """
 
     def __init__(self, report: Callable[[], None]) -> None:
@@ -74,7 +77,9 @@ class DeferInterrupts:
         self._active = False
 
     def __enter__(self) -> Self:
-        if _is_shielded() or threading.current_thread() is not threading.main_thread():
+        if not is_own_process() or _is_shielded():
+            return self
+        if threading.current_thread() is not threading.main_thread():
             return self
         self._active = True
         self._main = threading.get_ident()

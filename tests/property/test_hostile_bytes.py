@@ -732,9 +732,11 @@ _CHILD = """
 import sys
 from castore.errors import CastoreError
 from castore.crypto import Identity
+from castore.process.own_process import declare_own_process
 from castore.services.snapshot import file_source, snapshot
 from castore.store import MachinePaths, open_store
 
+declare_own_process()  # as the command line: a crash by the index is recorded
 store, state, cache, identity, dump, data = sys.argv[1:]
 found = Identity.parse(identity, lambda: "")
 try:

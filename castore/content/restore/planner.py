@@ -18,10 +18,11 @@ from castore.content.scan.marks import unchanged, without_xattrs
 from castore.content.stored_dirs import Child, open_directory
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_top
-from castore.fs.metadata import allow_descriptors, is_cache, mounts_below
+from castore.fs.metadata import is_cache, mounts_below
 from castore.kernel.dir_listing import entries_of, list_directory, listing_entry
 from castore.model.trampoline import run
 from castore.model.tree import Content
+from castore.process.own_process import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -43,7 +44,7 @@ def plan_tree(
         fd = open_top(top)
     except OSError as error:
         raise UsageError(f"cannot restore in place into {top}: {error.strerror}") from None
-    allow_descriptors()
+    raise_file_limit()
     planner = _Planner(reader, ownership, comparison, mounts_below(top))
     try:
         ids = ids_of(os.fstat(fd))
@@ -88,7 +89,7 @@ def plan_removal(reader: StreamReader, top: str, comparison: Comparison) -> tupl
 
     Raises CastoreError.
     """
-    allow_descriptors()
+    raise_file_limit()
     try:
         fd = open_top(top)
         try:

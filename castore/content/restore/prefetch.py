@@ -17,7 +17,6 @@ import select
 import signal
 import struct
 import threading
-import warnings
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -95,18 +94,17 @@ class Prefetcher:
             pipes += os.pipe()
             pipes += os.pipe()
             self._messages, to_parent, to_child, self._freed = pipes
-            with warnings.catch_warnings():
-                # There may be other threads: the new process takes no lock that they might hold.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                # An interrupt in the new process must not run the cleanup that its parent has begun.
-                before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-                try:
-                    self._child = os.fork()
-                    if self._child == 0:
-                        signal.signal(signal.SIGINT, signal.SIG_IGN)
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        except OSError:
+            # An interrupt in the new process must not run the cleanup that its parent has begun.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                # There may be other threads, of which Python 3.12 warns if such warnings are enabled: the
+                # new process takes no lock that they might hold.
+                self._child = os.fork()
+                if self._child == 0:
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except (OSError, DeprecationWarning):
             for fd in pipes:
                 os.close(fd)
             return

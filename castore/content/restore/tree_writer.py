@@ -40,7 +40,7 @@ from castore.fs.beneath import (
     OPEN_DIRECTORY,
     make_directory,
 )
-from castore.fs.metadata import allow_descriptors
+from castore.process.own_process import raise_file_limit
 
 if TYPE_CHECKING:
     from castore.content.restore.hard_links import Link
@@ -84,7 +84,7 @@ class TreeWriter:
 
         The caller sets the metadata of `child` itself.
         """
-        allow_descriptors()
+        raise_file_limit()
         stack: list[OpenDirectory] = []
         pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-restore")
         with pool, Prefetcher(self._reader.store, child.ref) as ahead:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from castore.errors import UsageError
 
@@ -24,6 +23,10 @@ _CLASSES: Final = {
     "upper": "A-Z",
     "xdigit": "0-9A-Fa-f",
 }
+_SET: Final = re.compile(r"\\.|\[(\^?)(\]?(?:\\.|[^\]\\])*)\]", re.DOTALL)
+"""A set in a regular expression; or an escaped character, which may be a bracket outside of sets."""
+_RANGE: Final = re.compile(r"(\\.|.)(?:-(\\.|.))?", re.DOTALL)
+"""A character or a range in a set."""
 
 
 class Exclude:
@@ -40,16 +43,7 @@ class Exclude:
         self.patterns = tuple(_relative(pattern, top) for pattern in patterns)
         if problems := [problem for pattern in self.patterns if (problem := _problem(pattern))]:
             raise UsageError("; ".join(problems))
-        with warnings.catch_warnings():
-            # Brackets may contain what a later version of Python might read differently.
-            warnings.simplefilter("ignore", FutureWarning)
-            lines = map(_without_classes, self.patterns)
-            self._spec = GitIgnoreSpec.from_lines(lines, backend="simple")
-            for one in self._spec.patterns:
-                if one.regex is not None:
-                    # Names may contain newlines, which the library's expressions do not expect.
-                    pattern = re.sub(r"\$(?=\)*\Z)", r"\\Z", one.regex.pattern)
-                    one.regex = re.compile(pattern, re.DOTALL)
+        self._spec = GitIgnoreSpec(map(_compiled, self.patterns), backend="simple")
 
     def matches(self, path: bytes, *, is_dir: bool) -> bool:
         """Whether the file at `path`, relative to the top, is left out."""
@@ -96,15 +90,38 @@ def _without_classes(pattern: str) -> str:
     return _CLASS.sub(lambda found: _CLASSES.get(found[1], found[0]), pattern) if "[:" in pattern else pattern
 
 
+def _compiled(pattern: str) -> Any:
+    """Return the library's form of a pattern. Raises ValueError, re.error."""
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern  # noqa: PLC0415
+
+    expression, include = GitIgnoreSpecPattern.pattern_to_regex(_without_classes(pattern))
+    if expression is None:
+        return GitIgnoreSpecPattern(None)
+    # Names may contain newlines, which the library's expressions do not expect.
+    expression = re.sub(r"\$(?=\)*\Z)", r"\\Z", expression)
+    return GitIgnoreSpecPattern(re.compile(_SET.sub(_escaped_set, expression), re.DOTALL), include)
+
+
+def _escaped_set(found: re.Match[str]) -> str:
+    """Return a set of a regular expression without what a later version of Python may read differently.
+
+    Python warns of such sets, and to suppress warnings changes a setting of the whole process.
+    """
+    if found[2] is None:
+        return found[0]  # an escaped character outside of sets
+    items = (_quoted(one[1]) + (f"-{_quoted(one[2])}" if one[2] else "") for one in _RANGE.finditer(found[2]))
+    return f"[{found[1]}{''.join(items)}]"
+
+
+def _quoted(item: str) -> str:
+    return f"\\{item}" if item in "[]-&~|" else item
+
+
 def _problem(pattern: str) -> str:
     """Return why a pattern is not valid; empty if it is."""
-    from pathspec import GitIgnoreSpec  # noqa: PLC0415
-
     try:
         pattern.encode()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            GitIgnoreSpec.from_lines((_without_classes(pattern),), backend="simple")
+        _compiled(pattern)
     except UnicodeEncodeError:
         reason = "it is not valid UTF-8"
     except (ValueError, re.error) as error:

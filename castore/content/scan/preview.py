@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 from castore.content.scan.scanned import joined
 from castore.errors import UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_regular, open_top
-from castore.fs.metadata import CACHE_TAG, allow_descriptors, data_extents, is_cache, is_mount_point
+from castore.fs.metadata import CACHE_TAG, data_extents, is_cache, is_mount_point
 from castore.kernel.dir_listing import entries_of, list_directory
+from castore.process.own_process import raise_file_limit
 
 if TYPE_CHECKING:
     from castore.content.scan.rules import ScanRules
@@ -42,7 +43,7 @@ def preview_tree(path: str, rules: ScanRules) -> TreePreview:
         top = open_top(path)
     except OSError as error:
         raise UsageError(f"cannot read the tree {path}: {error.strerror}") from None
-    allow_descriptors()
+    raise_file_limit()
     return _Preview(rules, os.fstat(top).st_dev).run(top)
 
 

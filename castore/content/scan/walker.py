@@ -26,7 +26,7 @@ from castore.content.scan.selection import Selection
 from castore.content.scan.small_files import SMALL, SmallFileReader
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_top
-from castore.fs.metadata import allow_descriptors, extra_of
+from castore.fs.metadata import extra_of
 from castore.kernel.dir_listing import (
     DIRECTORY,
     DISTRUST,
@@ -42,6 +42,7 @@ from castore.kernel.dir_listing import (
     survey,
 )
 from castore.model.tree import MAX_ENTRIES_BYTES, ROOT_NAME, Content
+from castore.process.own_process import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +77,7 @@ def store_tree(
         fd = open_top(path)
     except OSError as error:
         raise UsageError(f"cannot read the tree {os.fsdecode(path)}: {error.strerror}") from None
-    allow_descriptors()
+    raise_file_limit()
     _Scanner(ingest, rules, os.fstat(fd).st_dev, new, old).run(fd, done)
 
 

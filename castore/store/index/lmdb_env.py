@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import faulthandler
 import itertools
 import mmap
 import os
@@ -24,6 +23,7 @@ import lmdb
 
 from castore.fs.durable import sync_if_supported
 from castore.fs.flock import directory_lock, open_lock_file
+from castore.process.own_process import record_crash, stop_recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -127,7 +127,7 @@ class Environment:
         self.env.close()
         self._watch_no_more()
 
-    def condemn(self) -> bool:
+    def mark_corrupt(self) -> bool:
         """Record in its folder that it is damaged; return False if that failed."""
         self.condemned = True
         try:
@@ -142,22 +142,16 @@ class Environment:
         return True
 
     def _watch_no_more(self) -> None:
-        if self._crashes >= 0:
-            faulthandler.disable()
-            os.close(self._crashes)
-            self._crashes = -1
+        stop_recording(self._crashes)
+        self._crashes = -1
 
     def _watch(self, path: str) -> None:
-        """Record in the index's folder if the process crashes.
+        """Record in the index's folder if a process of castore's own crashes.
 
         LMDB trusts its pages: a page that a failing disk changed can make it access any address (SIGBUS,
         SIGSEGV), or abort (SIGABRT). The next process then rebuilds the index.
         """
-        if not faulthandler.is_enabled():
-            with contextlib.suppress(OSError):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                self._crashes = os.open(os.path.join(path, CRASHES), flags, 0o600)
-                faulthandler.enable(self._crashes, all_threads=False)
+        self._crashes = record_crash(os.path.join(path, CRASHES))
 
     def _check_length(self, path: str) -> None:
         """Refuse a truncated file: touching a mapped page after its end is a SIGBUS."""

@@ -29,12 +29,12 @@ _opening = threading.Lock()
 def refusal(path: str, error: Exception, environment: Environment | None = None) -> StorageError:
     """Return the error for a failure of the index in `path`, with what to do next.
 
-    environment: the open environment, which is condemned if the failure shows damage.
+    environment: the open environment, which is marked corrupt if the failure shows damage.
     """
     hint = ""
     number = error.errno if isinstance(error, OSError) else None
     if not isinstance(error, lmdb.Error | OSError | MemoryError) or isinstance(error, BROKEN):
-        if environment is not None and environment.condemn():
+        if environment is not None and environment.mark_corrupt():
             hint = "; it is damaged: try again, and it is rebuilt from the store"
         else:
             hint = "; it is damaged: delete that folder, and it is rebuilt from the store"

@@ -13,6 +13,9 @@ _BEGINNING = """
     import os, signal, subprocess, sys, threading, time
     from castore.process.signal_shield import DeferInterrupts, start_without_signals, ignoring_sigint
 
+    from castore.process.own_process import declare_own_process
+
+    declare_own_process()
     announced = threading.Event()
     start_without_signals(threading.Thread(target=time.sleep, args=(60,), daemon=True))
 """

@@ -1,0 +1,67 @@
+"""Settings that belong to the whole process: castore changes them only in a process of its own.
+
+A program that uses castore as a library keeps its signal handlers, its limits and its fault handler. The
+command line declares its process as castore's own, once, at its start.
+"""
+
+from __future__ import annotations
+
+_own = False
+
+
+def declare_own_process() -> None:
+    """Allow castore to change settings of the whole process from now on."""
+    global _own  # noqa: PLW0603 - it is about the process
+    _own = True
+
+
+def is_own_process() -> bool:
+    """Return whether castore may change settings of the whole process."""
+    return _own
+
+
+def raise_file_limit() -> None:
+    """Raise the limit of open files as far as allowed, in a process of castore's own.
+
+    Each level of a deep tree keeps one file open. In another process, its own limit applies.
+    """
+    if not _own:
+        return
+    import contextlib  # noqa: PLC0415 - the command line imports this module at its start
+    import resource  # noqa: PLC0415
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def record_crash(path: str) -> int:
+    """Have Python write to a file if this process, which must be castore's own, is killed by a fault.
+
+    Return the descriptor to pass to `stop_recording`; -1: nothing is recorded.
+    """
+    if not _own:
+        return -1
+    import faulthandler  # noqa: PLC0415
+    import os  # noqa: PLC0415
+
+    if faulthandler.is_enabled():
+        return -1
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return -1
+    faulthandler.enable(descriptor, all_threads=False)
+    return descriptor
+
+
+def stop_recording(descriptor: int) -> None:
+    """End what `record_crash` began."""
+    if descriptor < 0:
+        return
+    import faulthandler  # noqa: PLC0415
+    import os  # noqa: PLC0415
+
+    faulthandler.disable()
+    os.close(descriptor)
