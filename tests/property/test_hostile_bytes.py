@@ -46,7 +46,7 @@ from castore.services.snapshot import snapshot as take_snapshot
 from castore.store.format import pack as packs
 from castore.store.format.codecs import Codecs
 from castore.store.format.config import SealedConfig
-from castore.store.format.deletion import open_condemned
+from castore.store.format.deletion import open_deletion
 from castore.store.format.envelope import seal_object
 from castore.store.format.generation import generation_name, open_generation
 from castore.store.format.header import (
@@ -223,7 +223,7 @@ def test_condemned_and_pins(plain, packs_):
     for one in (plain, own):
         for kind, name in ((CONDEMNED, "condemned/" + "0" * 32), (PIN, "pins/0123456789abcdef-0000000001")):
             data = seal_object(kind, name, one, WRITER)
-            tame(lambda name=name, data=data: open_condemned(name, data, WRITER))
+            tame(lambda name=name, data=data: open_deletion(name, data, WRITER))
             tame(lambda name=name, data=data: open_pin(name, data, WRITER))
 
 
