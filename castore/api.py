@@ -313,7 +313,7 @@ class Service:
         said: list[str] = []
         operations = self._owner._operations(self.name, progress, _ownership(None), said)
         done = operations.snapshot(self.name, sources, revision=revision)
-        return Generation(self._owner, done.generation, (*said, *done.failures), tuple(done.missed))
+        return Generation(self._owner, done.generation, (*said, *done.failures), tuple(done.skipped_files))
 
     def generations(self, *, revision: str | None = None) -> Iterator[Generation]:
         """Yield the generations, newest first. revision: only those of exactly this one."""
@@ -354,7 +354,7 @@ class Service:
             leave_out=operations.leave_out,
             settings=self._owner._described(self.name),
         )
-        check_plan(found, origins, with_safety=True)
+        check_plan(found, origins, take_pre_rollback=True)
         return found
 
     def rollback(
@@ -380,7 +380,8 @@ class Service:
         operations = self._owner._operations(self.name, progress, _ownership(change_owner), said)
         written = Progress()
         done = operations.rollback(
-            target, operations.origins_of(target, _origins(parts)), with_safety=pre_rollback, progress=written
+            target, operations.origins_of(target, _origins(parts)), take_pre_rollback=pre_rollback,
+            progress=written
         )
         return RollbackResult._of(self._owner, done, said, written)
 
@@ -409,7 +410,7 @@ class RollbackResult:
 
     @classmethod
     def _of(cls, store: Store, done: RolledBack, notes: list[str], written: Progress) -> RollbackResult:
-        replaced = None if done.safety is None else Generation(store, done.safety)
+        replaced = None if done.pre_rollback is None else Generation(store, done.pre_rollback)
         target = Generation(store, done.target)
         return cls(target, replaced, done.parts, done.problems, notes, written.read)
 
@@ -428,7 +429,7 @@ class Generation:
         self._generation = generation
         self.warnings = tuple(warnings)
         """Of the snapshot that just took it: what did not go as it should, such as a hook that failed."""
-        self.missed = tuple(missed)
+        self.skipped_files = tuple(missed)
         """Of the snapshot that just took it: (part, path, reason) of files that are missing or doubtful."""
 
     def __repr__(self) -> str:
@@ -474,7 +475,7 @@ class Generation:
     @property
     def is_pre_rollback(self) -> bool:
         """Whether a rollback took it, of the state that it replaced."""
-        return self._generation.safety
+        return self._generation.pre_rollback
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:

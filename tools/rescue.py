@@ -119,25 +119,25 @@ class Store:  # opens and verifies what a store holds, and restores from it
         if signer != own:  # an admin key, section 1
             text = base64.b32encode(signer + blake3(b"castore-admin-" + signer).digest(4)).decode().lower()
             print("rescue: the configuration is signed by castore-admin-" + text.rstrip("="), file=sys.stderr)
-        ended = {one[0] for one in config["writers"] if one[5]} | {*config["former_admins"]}
+        ended = {one[0] for one in config["writers"] if one[5]} | {*config["previous_admins"]}
         signers = {one[0] for one in (*config["admins"], *config["writers"])} - ended
         self.writers, self.listed = [Writer(writer, signers)], None  # the present key, then former ones
-        if config["former"]:
-            name = f"eras/{config['era']}"
+        if config["previous_secrets"]:
+            name = f"rotations/{config['rotation']}"
             with watched(name):  # should it be lost, whatever a former key opens is taken
-                raws = map(self.read, self.names("eras", rf"{config['era']}(\.[0-9a-f]{{32}})?"))
-                raw = next(raw for raw in raws if blake3(raw).digest() == config["era_hash"])
+                raws = map(self.read, self.names("rotations", rf"{config['rotation']}(\.[0-9a-f]{{32}})?"))
+                raw = next(raw for raw in raws if blake3(raw).digest() == config["rotation_hash"])
                 plain = unbox(raw[16:], self.writers[0].object_key, name.encode() + self.store_id + raw[:16])
-                era = decode(io.BytesIO(plain))
-                self.listed = {f"packs/{one.hex()}": one for one in re.findall(b"(?s).{32}", era["packs"])}
-                self.listed |= era["objects"]
-            self.writers += [Writer(secret, signers | ended) for secret in reversed(config["former"])]
+                listed = decode(io.BytesIO(plain))
+                self.listed = {f"packs/{one.hex()}": one for one in re.findall(b"(?s).{32}", listed["packs"])}
+                self.listed |= listed["objects"]
+            self.writers += [Writer(one, signers | ended) for one in reversed(config["previous_secrets"])]
         for name in self.names("sessions", r"[0-9a-f]{32}\.[0-9]+"):
             with watched(name):
                 barred = () if name.endswith(".0") else config["writers"]  # only admins seal again
                 (found, writer), ident = self.open_object(name, 32, barred), bytes.fromhex(name[9:41])
-                nodes = found.get("nodes") or derive("nodes", writer.index_key + ident)
-                self.sessions[ident] = found["cipher"], self.unseal([s for _, s in found["seals"]]), nodes
+                key = found.get("node_key") or derive("nodes", writer.index_key + ident)
+                self.sessions[ident] = found["cipher"], self.unseal([s for _, s in found["sealed_keys"]]), key
 
     def names(self, folder, pattern):  # the highest number last
         found = [name for name in os.listdir(f"{self.path}/{folder}") if re.fullmatch(pattern, name)]

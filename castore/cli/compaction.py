@@ -105,8 +105,9 @@ def print_done(done: Compacted) -> None:
         f"freed {formatting.size(max(freed, 0))}: {_packs(done.removed)} deleted, "
         f"{formatting.size(done.written_bytes)} rewritten"
     )
-    if done.condemned:
-        summarize(f"{_packs(done.condemned)} marked; a later run deletes those that are still unreferenced")
+    if done.pending_deletion:
+        marked = _packs(done.pending_deletion)
+        summarize(f"{marked} marked; a later run deletes those that are still unreferenced")
     if not is_quiet():
         _print_kept(done.plan)
 
@@ -146,7 +147,7 @@ def plain_compaction(done: Compacted) -> dict[str, Any]:
         "removed": done.removed,
         "removed_bytes": done.removed_bytes,
         "written_bytes": done.written_bytes,
-        "condemned": done.condemned,
+        "pending_deletion": done.pending_deletion,
         "sessions": done.sessions,
         "damaged": done.damaged,
         "plan": _plan_json(done.plan),

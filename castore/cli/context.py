@@ -286,7 +286,7 @@ class CliContext:
             print(f"castore: {part}:{formatting.printable(path)}: {reason}", file=sys.stderr)
         raise IncompleteError(
             f"{taken.service}@{taken.number} is committed, but "
-            f"{formatting.count(taken.missed, 'file is', 'files are')} missing or doubtful in it; "
+            f"{formatting.count(taken.skipped_files, 'file is', 'files are')} missing or doubtful in it; "
             f"'castore show {taken.service}@{taken.number}' lists them"
         )
 

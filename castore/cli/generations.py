@@ -37,18 +37,18 @@ def plain(
         "host": generation.host,
         "host_id": generation.host_id,
         "parent": generation.parent,
-        "safety": generation.safety,
+        "safety": generation.pre_rollback,
         "interrupted": generation.interrupted,
         "pinned": None if pins is None else generation.number in pins,
         "pin_note": None if pins is None else pins.get(generation.number),
         "partial": generation.partial,
-        "lacks": list(generation.lacks),
+        "lacks": list(generation.missing_parts),
         "duration": generation.duration,
         "session": generation.session.hex(),
         "size": generation.size,
         "new_bytes": sum(part.new_bytes for part in generation.parts),
         "stored_bytes": sum(part.stored_bytes for part in generation.parts),
-        "missed": generation.missed,
+        "missed": generation.skipped_files,
         "parts": [
             {
                 "name": part.name,
@@ -61,7 +61,7 @@ def plain(
                 "after_delta": part.after_delta,
                 "after_compression": part.after_compression,
                 "stored_bytes": part.stored_bytes,
-                "missed": part.missed,
+                "missed": part.skipped_files,
             }
             for part in generation.parts
         ],
@@ -78,7 +78,7 @@ def describe(generation: Generation) -> str:
         f"{formatting.count(len(generation.parts), 'part')}, "
         f"{formatting.size(new)} new, {formatting.size(stored)} stored, "
         f"{formatting.duration(generation.duration)}"
-        + (f"; partial: without {', '.join(generation.lacks)}" if generation.partial else "")
+        + (f"; partial: without {', '.join(generation.missing_parts)}" if generation.partial else "")
     )
 
 
@@ -102,11 +102,11 @@ def table(
             total += part.size
             new += part.new_bytes
             stored += part.stored_bytes
-            missed += part.missed
+            missed += part.skipped_files
         names = " ".join([part.name for part in generation.parts])
         if generation.interrupted:
             names += " (after an unfinished rollback)"
-        elif generation.safety:
+        elif generation.pre_rollback:
             names += " (safety)"
         if generation.partial:
             names += " (partial)"
@@ -162,7 +162,7 @@ def parts_table(parts: Sequence[Part]) -> str:
             share,
             formatting.size(part.new_bytes),
             formatting.size(part.stored_bytes),
-            str(part.missed),
+            str(part.skipped_files),
         ])
     header = ["part", "kind", "size", "files", "chunks", "new", "reused", "new bytes", "stored", "missed"]
     return formatting.table(rows, header=header, right=set(range(2, 10)))

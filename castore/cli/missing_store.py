@@ -14,8 +14,8 @@ from castore.state.directories import machine_paths
 
 def refuse_others(path: str) -> None:
     """Refuse to create a store in a directory that has other files. Raises UsageError."""
-    own = {"config", "eras", "generations", "packs", "pins", "sessions", "condemned", "removals"}
-    own |= {"shared", "tmp"}
+    own = {"config", "rotations", "generations", "packs", "pins", "sessions", "deletions", "removals"}
+    own |= {"flags", "tmp"}
     with contextlib.suppress(OSError):
         if others := sorted({*os.listdir(path)} - own - {"lost+found"}):
             raise UsageError(f"{path} contains {others[0]!r} already: give the store a directory of its own")

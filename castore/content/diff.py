@@ -84,27 +84,27 @@ def _flattened(differences: Iterator[_Nested], allowance: Allowance | None) -> I
 
 
 class _Contents:
-    """Compares the files of a directory; keeps the last chunk that was read of each bundle."""
+    """Compares the files of a directory; keeps the last chunk that was read of each small-file stream."""
 
     def __init__(self, reader: StreamReader) -> None:
         self._reader = reader
-        self._bundles: list[tuple[Ref | None, RangeReader | None]] = [(None, None), (None, None)]
+        self._small_files: list[tuple[Ref | None, RangeReader | None]] = [(None, None), (None, None)]
 
     def same(self, old: Child, new: Child) -> bool:
-        """Whether two files of one size have the same bytes. Small files, in bundles, must be read."""
+        """Whether two files of one size have the same bytes. Small files must be read."""
         kinds = {old.entry.content, new.entry.content}
         if kinds == {Content.OWN}:
             return False  # only content decides how a stream is cut: other references mean other bytes
-        if kinds == {Content.BUNDLE}:
+        if kinds == {Content.SMALL_FILES}:
             return self._read(0, old) == self._read(1, new)
         return b"".join(read_file(self._reader, old)) == b"".join(read_file(self._reader, new))
 
     def _read(self, side: int, child: Child) -> bytes | memoryview:
-        ref, bundle = self._bundles[side]
-        if bundle is None or ref != child.ref:
-            bundle = RangeReader(self._reader.store, child.ref)
-            self._bundles[side] = child.ref, bundle
-        return bundle.read(child.offset, child.entry.size)
+        ref, small_files = self._small_files[side]
+        if small_files is None or ref != child.ref:
+            small_files = RangeReader(self._reader.store, child.ref)
+            self._small_files[side] = child.ref, small_files
+        return small_files.read(child.offset, child.entry.size)
 
 
 def _compare(

@@ -157,13 +157,15 @@ class _Query:
         self.known: dict[tuple[bytes, ...], dict[bytes, Seen]] | None = None if exact else {}
         """Matches by their encoded entries; None if references matter."""
 
-    def plain_matches(self, plain: list[tuple[bytes, bytes, int]], bundle: Ref | None) -> dict[bytes, Seen]:
+    def plain_matches(
+        self, plain: list[tuple[bytes, bytes, int]], small_files: Ref | None
+    ) -> dict[bytes, Seen]:
         """Return the plain files that match, of those whose names contain the pattern's pieces."""
         if not self.pattern.is_exact:
             matches = self.pattern.matches_name
             plain = [one for one in plain if matches(one[0])]
         if self.known is None:
-            return {name: Seen(frame, bundle, offset) for name, frame, offset in plain}
+            return {name: Seen(frame, small_files, offset) for name, frame, offset in plain}
         key = tuple([frame for _, frame, _ in plain])
         found = self.known.get(key)
         if found is None:
@@ -240,7 +242,7 @@ def _references(reader: StreamReader, ref: Ref, plain: bytes | None) -> list[Ref
     if plain is None:
         plain = reader.store.read_node_bytes(ref.id)
     kinds = plain[REF_BYTES - 1 :: REF_BYTES]
-    if RefKind.SPLICE in kinds:
+    if RefKind.INNER in kinds:
         return references(reader, ref)
     return decode_node(plain if RefKind.LIST in kinds else plain[: 2 * REF_BYTES])
 
@@ -281,11 +283,11 @@ def _listed(
         others = _decoded(reader, ref)
     else:
         streams = iter(refs[1:])
-        bundle = next(streams, None) if split.size else None
+        small_files = next(streams, None) if split.size else None
         if last is not None and split.plain and wanted:
-            shared = query.plain_matches(split.plain, bundle)
+            shared = query.plain_matches(split.plain, small_files)
             found = _Listed(shared, {})
-        others = _others(split, streams, bundle)
+        others = _others(split, streams, small_files)
     for name, mtime, seen in others:
         is_directory = mtime is not None
         if last is not None and (is_directory or wanted) and last(name):
@@ -307,7 +309,7 @@ def _decoded(reader: StreamReader, ref: Ref) -> Iterator[tuple[bytes, int | None
 
 
 def _others(
-    split: Selected, streams: Iterator[Ref], bundle: Ref | None
+    split: Selected, streams: Iterator[Ref], small_files: Ref | None
 ) -> Iterator[tuple[bytes, int | None, Seen]]:
     """Yield name, time (of directories only) and entry of all but the plain files of a directory."""
     others = [(_decode_lean(frame), frame, offset) for frame, offset in split.others]
@@ -316,7 +318,7 @@ def _others(
     own.sort(key=lambda entry: entry.type == _DIRECTORY)
     held = {entry.name: next(streams, None) for entry in own}
     for entry, frame, offset in others:
-        content = bundle if entry.content == Content.BUNDLE else held.get(entry.name)
+        content = small_files if entry.content == Content.SMALL_FILES else held.get(entry.name)
         yield entry.name, entry.mtime if entry.type == _DIRECTORY else None, Seen(frame, content, offset)
 
 

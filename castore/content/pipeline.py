@@ -374,7 +374,7 @@ class Pipeline:
         if not self._session.add(sealed):
             return
         tally = self.tally
-        for chunk in sealed.members:
+        for chunk in sealed.deltas:
             tally.new_chunks += 1
             tally.new_bytes += chunk.length
             tally.after_delta += chunk.remainder

@@ -54,7 +54,7 @@ class ListBuilder:
                 self._close(level)
             level += 1
         top = self._levels[level]
-        if len(top) == 1 and top[0].kind is RefKind.SPLICE:
+        if len(top) == 1 and top[0].kind is RefKind.INNER:
             return top[0]._replace(kind=RefKind.LIST)
         return Ref(RefKind.LIST, self._put_node(top), sum(ref.size for ref in top))
 
@@ -72,8 +72,8 @@ class ListBuilder:
     def _close(self, level: int) -> None:
         refs = self._levels[level]
         self._levels[level] = []
-        splice = Ref(RefKind.SPLICE, self._put_node(refs), sum(ref.size for ref in refs))
-        self._push(level + 1, splice)
+        inner = Ref(RefKind.INNER, self._put_node(refs), sum(ref.size for ref in refs))
+        self._push(level + 1, inner)
 
 
 def iter_list(store: Store, ref: Ref, start: int = 0) -> Iterator[tuple[int, Ref]]:
@@ -96,7 +96,7 @@ def _iter_runs(store: Store, ref: Ref, start: int) -> Iterator[tuple[int, list[R
         run: list[Ref] = []
         begin = offset
         for child in children:
-            if child.kind is not RefKind.SPLICE:
+            if child.kind is not RefKind.INNER:
                 run.append(child)
                 offset += child.size
                 continue

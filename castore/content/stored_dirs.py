@@ -44,9 +44,9 @@ class Child(NamedTuple):
 
     entry: Entry
     ref: Ref | None
-    """The reference that holds its content: the directory, its own stream, or the bundle."""
+    """The reference that holds its content: the directory, its own stream, or the small-file stream."""
     offset: int
-    """The offset in the bundle at which its content begins."""
+    """The offset in the small-file stream at which its content begins."""
     owners: Owners
     """Names of users and groups, from the directory that contains the entry."""
 
@@ -68,9 +68,9 @@ def open_directory(reader: StreamReader, ref: Ref | None, *, root: bool = False)
     located = []
     for entry in entries:
         located.append((entry, offset))
-        if entry.content is Content.BUNDLE:
+        if entry.content is Content.SMALL_FILES:
             offset += entry.size
-    return _joined(ref, refs[1:], located, owners, bundled=offset)[0]
+    return _joined(ref, refs[1:], located, owners, small_size=offset)[0]
 
 
 class Opened(NamedTuple):
@@ -80,7 +80,7 @@ class Opened(NamedTuple):
     """The entries that are not in `plain`."""
     plain: Split | None = None
     """Its plain files."""
-    bundle: Ref | None = None
+    small_files: Ref | None = None
     owners: Owners = NOBODY
     chunks: Mapping[RecordId, bytes | memoryview] = MappingProxyType({})
     """Chunks that were read with it, by id."""
@@ -90,7 +90,9 @@ class Opened(NamedTuple):
         found = self.plain.encoded(first, end) if self.plain is not None else []
         located = [(decode_entry(frame), offset) for frame, offset in found]
         return [
-            Child(entry, self.bundle if entry.content is Content.BUNDLE else None, offset, self.owners)
+            Child(
+                entry, self.small_files if entry.content is Content.SMALL_FILES else None, offset, self.owners
+            )
             for entry, offset in located
         ]
 
@@ -144,7 +146,7 @@ def _flat(ref: Ref, plain: bytes) -> list[Ref]:
     refs = decode_node(plain)
     if sum(one.size for one in refs) != ref.size or refs[0].kind is not RefKind.CHUNK:
         return []
-    if len(refs) > 2 + refs[0].size // _LEAST_ENTRY or any(one.kind is RefKind.SPLICE for one in refs):
+    if len(refs) > 2 + refs[0].size // _LEAST_ENTRY or any(one.kind is RefKind.INNER for one in refs):
         return []
     return refs
 
@@ -159,8 +161,8 @@ def open_fetched(reader: StreamReader, ref: Ref, fetched: Fetched) -> Opened:
     if split is None:
         return Opened(open_directory(reader, ref), owners=owners, chunks=chunks)
     located = [(decode_entry(frame), offset) for frame, offset in split.others]
-    others, bundle = _joined(ref, refs[1:], located, owners, bundled=split.size)
-    return Opened(others, split, bundle, owners, chunks)
+    others, small_files = _joined(ref, refs[1:], located, owners, small_size=split.size)
+    return Opened(others, split, small_files, owners, chunks)
 
 
 def references(reader: StreamReader, ref: Ref) -> list[Ref]:
@@ -192,18 +194,18 @@ def _first(refs: list[Ref], ref: Ref) -> Ref:
 
 
 def _joined(
-    ref: Ref, found: list[Ref], located: list[tuple[Entry, int]], owners: Owners, *, bundled: int
+    ref: Ref, found: list[Ref], located: list[tuple[Entry, int]], owners: Owners, *, small_size: int
 ) -> tuple[list[Child], Ref | None]:
-    """Return entries with their content, and the bundle.
+    """Return entries with their content, and the small-file stream.
 
-    located: entries, each with the offset of its content in the bundle. found: the directory's references
-    after its entries. bundled: the required length of its bundle.
+    located: entries, each with the offset of its content in the small-file stream. found: the directory's
+    references after its entries. small_size: the required length of its small-file stream.
     """
     refs = iter(found)
-    bundle = _expect(refs, ref) if bundled else None
-    if bundle is not None and bundle.size != bundled:
+    small_files = _expect(refs, ref) if small_size else None
+    if small_files is not None and small_files.size != small_size:
         # It is not known which files have which of its bytes: none is restored.
-        bundle = None
+        small_files = None
     own = [entry for entry, _ in located if entry.content is Content.OWN]
     # Streams of files come before subdirectories, each in the order of entries.
     holders = sorted(own, key=lambda entry: entry.is_dir)
@@ -212,14 +214,14 @@ def _joined(
         raise DamageError(f"the directory {ref.id.hex()} refers to more than its entries name")
     children = []
     for entry, offset in located:
-        if entry.content is Content.BUNDLE:
-            children.append(Child(entry, bundle, offset, owners))
+        if entry.content is Content.SMALL_FILES:
+            children.append(Child(entry, small_files, offset, owners))
             continue
         content = held.get(entry.name)
         if entry.is_dir and content is not None and content.kind is not RefKind.LIST:
             raise DamageError(f"the directory {ref.id.hex()} has a subdirectory that is not a list")
         children.append(Child(entry, content, 0, owners))
-    return children, bundle
+    return children, small_files
 
 
 def _expect(refs: Iterator[Ref], ref: Ref) -> Ref:
@@ -282,9 +284,9 @@ def check_content(child: Child) -> None:
     entry, ref, _, _ = child
     if not entry.is_file:
         return
-    if entry.content is Content.BUNDLE:
+    if entry.content is Content.SMALL_FILES:
         if ref is None:
-            raise DamageError("the bundle of its directory is not as long as the entries in it say")
+            raise DamageError("the small-file stream of its directory has another length than its entries")
         return
     stored = sum(length for _, length in entry.extents_or_whole)
     found = ref.size if ref is not None else 0
@@ -303,7 +305,7 @@ def read_data(
     """
     check_content(child)
     entry, ref, offset, _ = child
-    if entry.content is Content.BUNDLE:
+    if entry.content is Content.SMALL_FILES:
         yield 0, RangeReader(reader.store, ref).read(offset, entry.size)
         return
     data: Iterator[bytes | memoryview] = iter((whole,)) if whole is not None else reader.read(ref)

@@ -17,12 +17,12 @@ class Seen(NamedTuple):
     frame: bytes
     """The encoded entry."""
     ref: Ref | None
-    """The reference that holds its content: the directory, its own stream, or the bundle.
+    """The reference that holds its content: the directory, its own stream, or the small-file stream.
 
     For small files it is set only if a search is exact: else it is None, and `offset` is 0.
     """
     offset: int
-    """The offset in the bundle at which its content begins."""
+    """The offset in the small-file stream at which its content begins."""
 
     @property
     def child(self) -> Child:

@@ -12,7 +12,7 @@ from nacl._sodium import lib
 
 from castore.crypto.key_derivation import derive
 from castore.crypto.key_text import one_line, read, write
-from castore.crypto.object_aead import open_box, seal_box
+from castore.crypto.object_aead import decrypt, encrypt
 from castore.crypto.public_key import PublicKey
 from castore.crypto.signing import SigningKey
 from castore.crypto.sodium import Secret, allocate, pointer, taken, wipe
@@ -211,7 +211,7 @@ class Identity:
         lock = _LOCK.pack(os.urandom(16), _OPERATIONS, _MEMORY_KIB)
         key = _stretch(lock, passphrase)
         try:
-            return write(_LOCKED, lock + seal_box(key, b"", bytes(self._secret)))
+            return write(_LOCKED, lock + encrypt(key, b"", bytes(self._secret)))
         finally:
             wipe(key)
 
@@ -260,14 +260,14 @@ def _stretch(lock: bytes, passphrase: str) -> Any:
 
 
 def _unlock(locked: bytes, passphrase: str) -> bytes:
-    lock, box = locked[: _LOCK.size], locked[_LOCK.size :]
+    lock, sealed = locked[: _LOCK.size], locked[_LOCK.size :]
     _, operations, memory = _LOCK.unpack(lock)
     if not (1 <= operations <= _MAX_OPERATIONS and 8 <= memory <= _MAX_MEMORY_KIB):
         raise IdentityError(
             f"this identity's lock is not valid: it asks for {operations} passes over {memory} KiB"
         )
     key = _stretch(lock, passphrase)
-    secret = open_box(key, b"", box)
+    secret = decrypt(key, b"", sealed)
     wipe(key)
     if secret is None:
         raise IdentityError("wrong passphrase for this identity")

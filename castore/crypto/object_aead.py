@@ -14,10 +14,10 @@ _NONCE: Final = 24
 _TAG: Final = 16
 
 
-def seal_box(key: Any, ad: bytes, plain: bytes) -> bytes:
+def encrypt(key: Any, ad: bytes, plain: bytes) -> bytes:
     """Return nonce | XChaCha20-Poly1305 of `plain`. key: 32 bytes, or the buffer of a libsodium call.
 
-    The nonce is random: at 192 bits, no two of any number of boxes will share one.
+    The nonce is random: at 192 bits, no two of any number of encrypted objects will share one.
     """
     nonce = os.urandom(_NONCE)
     sealed = allocate("unsigned char[]", len(plain) + _TAG)
@@ -27,12 +27,12 @@ def seal_box(key: Any, ad: bytes, plain: bytes) -> bytes:
     return nonce + taken(sealed, len(plain) + _TAG)
 
 
-def open_box(key: Any, ad: bytes, box: bytes | memoryview) -> bytes | None:
-    """Return the plaintext of a box, or None if key, associated data and box do not match."""
-    length = len(box) - _NONCE - _TAG
+def decrypt(key: Any, ad: bytes, sealed: bytes | memoryview) -> bytes | None:
+    """Return the plaintext; None if key, associated data and ciphertext do not match."""
+    length = len(sealed) - _NONCE - _TAG
     if length < 0:
         return None
-    view = memoryview(box)
+    view = memoryview(sealed)
     plain = allocate("unsigned char[]", length or 1)
     failed = lib.crypto_aead_xchacha20poly1305_ietf_decrypt(
         plain,
@@ -49,10 +49,10 @@ def open_box(key: Any, ad: bytes, box: bytes | memoryview) -> bytes | None:
 
 
 class ObjectSealer:
-    """Seals and opens boxes under one key; safe to share between threads."""
+    """Encrypts and decrypts objects under one key; safe to share between threads."""
 
     OVERHEAD: Final = _NONCE + _TAG
-    """Bytes that a box is longer than its plaintext."""
+    """Bytes that the sealed form is longer than its plaintext."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) != 32:
@@ -63,19 +63,19 @@ class ObjectSealer:
         return "ObjectSealer(...)"
 
     def seal(self, ad: bytes, plain: bytes) -> bytes:
-        """Return the box of `plain`, which opens only with the same associated data."""
-        return seal_box(self._key, ad, plain)
+        """Return the sealed form of `plain`, which opens only with the same associated data."""
+        return encrypt(self._key, ad, plain)
 
-    def open(self, ad: bytes, box: bytes | memoryview) -> bytes:
-        """Return the plaintext of a box.
+    def open(self, ad: bytes, sealed: bytes | memoryview) -> bytes:
+        """Return the plaintext of a sealed object.
 
         Raises DamageError, which does not name the object: the caller adds its name.
         """
-        plain = self.attempt(ad, box)
+        plain = self.attempt(ad, sealed)
         if plain is None:
             raise DamageError("it does not open with the store's key: it is damaged, cut off or foreign")
         return plain
 
-    def attempt(self, ad: bytes, box: bytes | memoryview) -> bytes | None:
-        """Return the plaintext of a box; None if it was not sealed with this key and associated data."""
-        return open_box(self._key, ad, box)
+    def attempt(self, ad: bytes, sealed: bytes | memoryview) -> bytes | None:
+        """Return the plaintext of a sealed object; None if key or associated data are others."""
+        return decrypt(self._key, ad, sealed)

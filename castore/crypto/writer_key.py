@@ -53,20 +53,20 @@ class MachineKey:
         return SigningKey(derive("castore 1 writer sign", self.seed))
 
     @cached_property
-    def box(self) -> Identity:
+    def identity(self) -> Identity:
         """The identity that opens seals of the writer secret for this machine."""
-        return Identity(derive("castore 1 writer box", self.seed))
+        return Identity(derive("castore 1 writer seal", self.seed))
 
 
 @dataclass(frozen=True, repr=False)
 class KeyHistory:
     """The keys that a writer key replaced, and what was stored under them."""
 
-    former: tuple[bytes, ...]
+    previous_secrets: tuple[bytes, ...]
     """The replaced secrets, the oldest first."""
-    ids: bytes
+    id_secret: bytes
     """The secret from which ids, cuts and sketches are derived: a replaced one, or the present one."""
-    listed: Callable[[], Mapping[str, bytes]]
+    accepted_objects: Callable[[], Mapping[str, bytes]]
     """Returns the hash, by name, of each object that existed when the last of them was replaced."""
 
 
@@ -123,13 +123,13 @@ class WriterKey:
         """The public keys of the admins whose configurations this machine accepts."""
         self._signer = signer
         self.signers = signers or Signers()
-        self.former = tuple(WriterKey(store_id, one) for one in past.former) if past else ()
+        self.previous_keys = tuple(WriterKey(store_id, one) for one in past.previous_secrets) if past else ()
         """The keys that this one replaced, the oldest first."""
-        self.ids = past.ids if past else secret
+        self.id_secret = past.id_secret if past else secret
         """The secret from which ids, cuts and sketches are derived."""
-        self.chunk_id_key = derive("castore 1 chunk id", self.ids)
-        self.node_id_key = derive("castore 1 node id", self.ids)
-        self._listed = past.listed if past else dict
+        self.chunk_id_key = derive("castore 1 chunk id", self.id_secret)
+        self.node_id_key = derive("castore 1 node id", self.id_secret)
+        self._listed = past.accepted_objects if past else dict
         self._index_key = derive("castore 1 index", secret)
         self._tag_key = derive("castore 1 tag", self._index_key)
         self._objects = ObjectSealer(derive("castore 1 objects", self._index_key))
@@ -181,12 +181,12 @@ class WriterKey:
     @property
     def gear(self) -> bytes:
         """The table with which chunks are cut: 2048 bytes."""
-        return blake3(b"", key=derive("castore 1 gear", self.ids)).digest(2048)
+        return blake3(b"", key=derive("castore 1 gear", self.id_secret)).digest(2048)
 
     @property
     def sketch(self) -> bytes:
         """The constants with which sketches are computed: 192 bytes."""
-        return blake3(b"", key=derive("castore 1 sketch", self.ids)).digest(192)
+        return blake3(b"", key=derive("castore 1 sketch", self.id_secret)).digest(192)
 
     def dump_key(self, service: str, part: str) -> str:
         """Return a secret word for a dump program: always the same for one part of one service."""
@@ -199,8 +199,8 @@ class WriterKey:
         found = [(self.chunk_id_key, self.node_id_key)]
         return found + [
             (key.chunk_id_key, key.node_id_key)
-            for key in reversed(self.former)
-            if key.secret != self.ids
+            for key in reversed(self.previous_keys)
+            if key.secret != self.id_secret
         ]
 
     @property
@@ -209,18 +209,18 @@ class WriterKey:
         return self._objects
 
     def open(
-        self, name: str, ad: bytes, box: bytes | memoryview, digest: Callable[[], bytes]
+        self, name: str, ad: bytes, sealed: bytes | memoryview, digest: Callable[[], bytes]
     ) -> tuple[bytes, WriterKey]:
-        """Return the plaintext of an object's box, and the key that opened it: this or a former one.
+        """Return the plaintext of a sealed object, and the key that opened it: this or a former one.
 
         digest: returns the hash of the whole object; called only if a former key opened it.
         Raises DamageError, RevokedKeyError, which do not name the object.
         """
-        plain = self._objects.attempt(ad, box)
+        plain = self._objects.attempt(ad, sealed)
         if plain is not None:
             return plain, self
-        for key in reversed(self.former):
-            plain = key.objects.attempt(ad, box)
+        for key in reversed(self.previous_keys):
+            plain = key.objects.attempt(ad, sealed)
             if plain is None:
                 continue
             if self.listed().get(name) != digest():
@@ -275,11 +275,11 @@ class WriterKey:
     @property
     def oldest(self) -> WriterKey:
         """The store's first key: names that are derived from it never change."""
-        return self.former[0] if self.former else self
+        return self.previous_keys[0] if self.previous_keys else self
 
     def tags(self, service: str) -> list[bytes]:
         """Return the tags of a service in names: under this key, then under former ones."""
-        return [self.tag(service), *(key.tag(service) for key in reversed(self.former))]
+        return [self.tag(service), *(key.tag(service) for key in reversed(self.previous_keys))]
 
     def tag(self, service: str) -> bytes:
         """Return the 8 bytes that represent a service in names of objects."""

@@ -11,7 +11,7 @@
 #define NEW_FILE (O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC)
 #define LENGTH 4 /* bytes of the length before each entry */
 #define LEAST 10 /* bytes of the shortest entry */
-#define MAX_BUNDLED (UINT64_C(1) << 20) /* bytes of the largest file in a bundle, which is read at once */
+#define MAX_SMALL_FILE (UINT64_C(1) << 20) /* bytes of the largest file in a small-file stream, which is read at once */
 #define FIELDS 9
 #define MOST 80 /* bytes of the longest entry, without its name */
 #define SECOND 1000000000
@@ -259,7 +259,7 @@ decode(const uint8_t *data, struct entry_place *place)
 	place->mtime = mtime / SECOND - (mtime % SECOND < 0);
 	place->mtime_ns = (uint32_t)((mtime % SECOND + SECOND) % SECOND);
 	place->bundled = content == 1;
-	if (place->bundled && place->size > MAX_BUNDLED)
+	if (place->bundled && place->size > MAX_SMALL_FILE)
 		return (-1);
 	place->plain = type == REGULAR && content == (place->size > 0) &&
 	    in.end - in.at == sizeof(nothing) && memcmp(in.at, nothing, sizeof(nothing)) == 0;
@@ -293,7 +293,7 @@ next_entry(const uint8_t *data, size_t len, size_t at, const struct entry_place 
 	return (place->offset <= INT64_MAX && in_order(data, before, place));
 }
 
-/* Whether the bundle ends at a valid length. */
+/* Whether the small-file stream ends at a valid length. */
 static int
 is_bounded(const struct entry_place *last)
 {
@@ -414,7 +414,7 @@ fill(int file, const struct entry_place *place, const struct entry_owners *owner
 
 size_t
 entries_write(int fd, const uint8_t *data, const struct entry_place *places, size_t from, size_t to,
-    const struct entry_owners *owners, const uint8_t *bundle, size_t bundle_len, uint64_t start)
+    const struct entry_owners *owners, const uint8_t *small-file stream, size_t bundle_len, uint64_t start)
 {
 	size_t i;
 
@@ -432,7 +432,7 @@ entries_write(int fd, const uint8_t *data, const struct entry_place *places, siz
 		name[place->name_len] = '\0';
 		if ((file = openat(fd, name, NEW_FILE, 0600)) < 0)
 			break;
-		failed = fill(file, place, owners, bundle + offset) != 0;
+		failed = fill(file, place, owners, small-file stream + offset) != 0;
 		if (close(file) != 0 || failed) {
 			(void)unlinkat(fd, name, 0);
 			break;

@@ -1,7 +1,7 @@
 /*
  * The entries of a stored directory, as docs/format.md specifies them: encoding them from
  * a listing, decoding them, and creating the plain files among them.  A plain file has one
- * name and no extended attributes, and is empty or stored in the bundle of its directory.
+ * name and no extended attributes, and is empty or stored in the small-file stream of its directory.
  */
 #ifndef CASTORE_ENTRIES_H
 #define CASTORE_ENTRIES_H
@@ -33,7 +33,7 @@ size_t entries_join(const uint8_t *listing, const uint64_t *places, const uint8_
 struct entry_place {
 	uint64_t at, name; /* offsets in the data: of the entry after its length, and of its name */
 	uint64_t size;
-	uint64_t offset; /* of its content, in the bundle */
+	uint64_t offset; /* of its content, in the small-file stream */
 	int64_t mtime;   /* seconds since 1970 */
 	uint32_t mtime_ns, mode, uid, gid;
 	uint32_t len, name_len;
@@ -55,7 +55,7 @@ size_t entries_split(const uint8_t *data, size_t len, size_t at, struct entry_pl
  * Decode the entries of data[at .. len), and write to places[0 .. count) those that are not plain files and the
  * plain files whose names match `pieces`.  `pieces` are literal bytes, separated by a NUL where a name may have any
  * bytes: "a" matches the name a only, "a\0b" every name that begins with a and ends with b.  *bundled gets the
- * length of the bundle.  Returns the number of entries written, or SIZE_MAX as entries_split does.
+ * length of the small-file stream.  Returns the number of entries written, or SIZE_MAX as entries_split does.
  */
 __attribute__((visibility("default")))
 size_t entries_select(const uint8_t *data, size_t len, size_t at, const uint8_t *pieces, size_t pieces_len,
@@ -74,12 +74,12 @@ struct entry_owners {
 };
 
 /*
- * Create the plain files of places[from .. to) in the directory open as fd.  bundle[0 .. bundle_len) is the part of
- * the directory's bundle that begins at `start`.  Symbolic links are not followed, and no file is replaced.  Returns
+ * Create the plain files of places[from .. to) in the directory open as fd.  small-file stream[0 .. bundle_len) is the part of
+ * the directory's small-file stream that begins at `start`.  Symbolic links are not followed, and no file is replaced.  Returns
  * `to`, or the index of the first file that could not be created; that file was removed, or is not ours.
  */
 __attribute__((visibility("default")))
 size_t entries_write(int fd, const uint8_t *data, const struct entry_place *places, size_t from, size_t to,
-    const struct entry_owners *owners, const uint8_t *bundle, size_t bundle_len, uint64_t start);
+    const struct entry_owners *owners, const uint8_t *small-file stream, size_t bundle_len, uint64_t start);
 
 #endif

@@ -1,7 +1,7 @@
 """Encode, decode and restore the entries of stored directories, all plain files with one call.
 
-A **plain file** has one name and no extended attributes, and is empty or stored in the bundle of its
-directory. Most files are plain. dir_entries.h describes the structures, castore/docs/format.md the bytes.
+A **plain file** has one name and no extended attributes, and is empty or stored in the small-file stream of
+its directory. Most files are plain. dir_entries.h describes the structures, castore/docs/format.md the bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LEAST: Final = 4
 """Bytes of the length before an entry, the least that an entry has."""
 _PLACE: Final = struct.Struct("<QQQQqIIIIIIII")
 _LENGTH, _OFFSET = 2, 3
-"""Indexes of a file's size and of its offset in the bundle, in words of 8 bytes of a _PLACE."""
+"""Indexes of a file's size and of its offset in the small-file stream, in words of 8 bytes of a _PLACE."""
 _PLAIN, _BUNDLED = 16, 17
 """Indexes of these flags, in words of 4 bytes of a _PLACE."""
 
@@ -120,7 +120,7 @@ class Split:
         self.others: list[tuple[bytes, int]] = []
         """Entries that are not plain files, in order: (encoded entry, offset of its content)."""
         self.size = 0
-        """Bytes of the bundle."""
+        """Bytes of the small-file stream."""
         self.plain_size = 0
         """Bytes of all plain files."""
         if not count:
@@ -129,10 +129,10 @@ class Split:
         raw = memoryview(bytes(places))
         words, longs = raw.cast("I"), raw.cast("Q")
         plain = words[_PLAIN :: _PLACE.size // 4].tolist()
-        bundled = words[_BUNDLED :: _PLACE.size // 4].tolist()
+        small_size = words[_BUNDLED :: _PLACE.size // 4].tolist()
         sizes = longs[_LENGTH :: _PLACE.size // 8].tolist()
-        if any(bundled):
-            last = count - 1 - bundled[::-1].index(1)
+        if any(small_size):
+            last = count - 1 - small_size[::-1].index(1)
             self.size = sizes[last] + longs[last * (_PLACE.size // 8) + _OFFSET]
         self.plain_size = sum(sizes) if all(plain) else sum(compress(sizes, plain))
         for number in [] if all(plain) else [number for number, one in enumerate(plain) if not one]:
@@ -145,7 +145,7 @@ class Split:
         return self._count - len(self.others)
 
     def runs(self, room: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield runs of entries with their range in the bundle: (first, end, start, length).
+        """Yield runs of entries with their range in the small-file stream: (first, end, start, length).
 
         A length exceeds `room` bytes only if the run has a single file.
         """
@@ -176,8 +176,8 @@ class Split:
     def write(self, fd: int, first: int, end: int, new: NewOwners, content: Bytes, start: int) -> int:
         """Create the plain files of entries [first, end) in the directory open as `fd`; replace no file.
 
-        content: the bytes of the bundle from offset `start` on. Return `end`, or the index of the first file
-        that could not be created.
+        content: the bytes of the small-file stream from offset `start` on. Return `end`, or the index of the
+        first file that could not be created.
         """
         users, groups = _owners(new.users), _owners(new.groups)
         owners = _Owners(new.change, new.mode, len(users), len(groups), users, groups)
@@ -224,11 +224,11 @@ class Selected(NamedTuple):
     """The entries of a directory that are not plain files, and its plain files with matching names."""
 
     others: list[tuple[bytes, int]]
-    """(encoded entry, offset of its content in the bundle), in order."""
+    """(encoded entry, offset of its content in the small-file stream), in order."""
     plain: list[tuple[bytes, bytes, int]]
-    """(name, encoded entry, offset of its content in the bundle), in order."""
+    """(name, encoded entry, offset of its content in the small-file stream), in order."""
     size: int
-    """Bytes of the bundle."""
+    """Bytes of the small-file stream."""
 
 
 def select_entries(data: bytes, at: int, pieces: bytes) -> Selected | None:

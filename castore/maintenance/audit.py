@@ -61,7 +61,7 @@ def audit(store: Store) -> Audit:
         for one in config.writers
     ]
     found += [Added(one.key.hex(), "admin", one.label, 0) for one in config.admins]
-    found += [Added(key.hex(), "former admin", "", 0) for key in config.former_admins]
+    found += [Added(key.hex(), "former admin", "", 0) for key in config.previous_admins]
     by_key = {one.key: one for one in found}
     for generation in store.all_generations():
         _count(by_key[generation.host_id], generation)
@@ -88,6 +88,6 @@ def _count(added: Added, generation: Generation) -> None:
 
 def _former(store: Store) -> int:
     try:
-        return len(store.writer_key.listed()) if store.writer_key.former else 0
+        return len(store.writer_key.listed()) if store.writer_key.previous_keys else 0
     except (DamageError, FormatError):
         return 0

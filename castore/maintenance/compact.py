@@ -7,8 +7,8 @@ again against the generations that exist at that moment.
 
 Snapshots may run at the same time. If the storage has a lock, packs are deleted under the exclusive lock. A
 snapshot holds the lock shared while it checks that everything it references still exists, and commits. If the
-storage has no lock, packs are first condemned. A later run deletes them, after a grace time in which every
-commit under way has ended. A snapshot does not reference condemned packs when it commits.
+storage has no lock, packs are first listed in `deletions/`. A later run deletes them, after a grace time in
+which every commit under way has ended. A snapshot does not reference these packs when it commits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from castore.kernel.id_set import Marks
 from castore.maintenance.repack import Mover, record_in, records_of
 from castore.model.counting import count as counted
 from castore.model.refs import PackId, SessionId
-from castore.store.format.deletion import condemn, read_condemned
+from castore.store.format.deletion import pending_deletions, write_deletion
 from castore.store.format.envelope import Refusal
 from castore.store.format.pack import CHUNK, PACK_BYTES, pack_name
 from castore.store.format.session_key import session_name, session_numbers
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MAX_UNUSED: Final = 0.1
 """A pack is rewritten if no generation needs more than this share of its records."""
 GRACE_SECONDS: Final = 86400
-"""Far longer than a commit takes from its check of the condemned packs to the end of its write."""
+"""Far longer than a commit takes from its check of the pending deletions to the end of its write."""
 
 UNFINISHED_SECONDS: Final = 7 * 86400
 """Packs of a session that no generation names are kept this long: its snapshot may still be running."""
@@ -110,7 +110,7 @@ class Compacted(msgspec.Struct):
     """Number of packs deleted."""
     removed_bytes: int = 0
     written_bytes: int = 0
-    condemned: int = 0
+    pending_deletion: int = 0
     """Number of packs that a later run deletes."""
     sessions: int = 0
     """Number of sessions removed because no record of them is left."""
@@ -142,11 +142,11 @@ def compact(
 ) -> Compacted:
     """Reclaim the space of what no generation needs. One compaction at a time runs on a machine.
 
-    grace: seconds from condemning a pack to its deletion, if the storage has no lock. unfinished: seconds for
-    which the packs of an uncommitted snapshot are kept, counted from when this machine first saw its session.
-    tally: counts the bytes of packs read and written. If compaction is interrupted, the store stays intact,
-    and the next run continues. Raises DamageError if damage makes it unknown what is needed; BusyError,
-    StorageError.
+    grace: seconds from the listing of a pack in `deletions/` to its deletion, if the storage has no lock.
+    unfinished: seconds for which the packs of an uncommitted snapshot are kept, counted from when this
+    machine first saw its session. tally: counts the bytes of packs read and written. If compaction is
+    interrupted, the store stays intact, and the next run continues. Raises DamageError if damage makes it
+    unknown what is needed; BusyError, StorageError.
     """
     store.check_may_maintain("compact")
     with store.upkeep_lock():
@@ -268,7 +268,7 @@ class _Compaction:
     def run(self, tally: Progress, grace: float) -> Compacted:
         done = Compacted(self.plan())
         self._refuse_lost()
-        self._finish_condemned(grace, done)
+        self._delete_pending(grace, done)
         self._remove(done.plan.dead, done)
         try:
             self._rewrite(tally, done)
@@ -353,8 +353,8 @@ class _Compaction:
                 return
         # Objects that a replaced writer key sealed are not accepted.
         self._store.refresh_config()
-        condemn(self._store.storage, self._store.writer_key, packs)
-        done.condemned += len(packs)
+        write_deletion(self._store.storage, self._store.writer_key, packs)
+        done.pending_deletion += len(packs)
         self._store.sync()
 
     def _remove_unneeded(self, packs: dict[PackId, int], done: Compacted) -> None:
@@ -389,16 +389,16 @@ class _Compaction:
                 found[pack] = [entry.id for entry in self._store.pack_entries(pack)]
         return found
 
-    def _finish_condemned(self, grace: float, done: Compacted) -> None:
-        """Delete packs that were condemned long enough ago."""
+    def _delete_pending(self, grace: float, done: Compacted) -> None:
+        """Delete packs whose pending deletion is old enough."""
         store = self._store
         with store.storage.hold(alone=True) as held:
-            condemned = read_condemned(store.storage, store.writer_key)[0]
+            pending = pending_deletions(store.storage, store.writer_key)[0]
             wanted = int(grace * 10**9)
-            ages = store.ages.look("condemned", [one.name for one in condemned], wanted)
-            for one in condemned:
+            ages = store.ages.look("deletions", [one.name for one in pending], wanted)
+            for one in pending:
                 if not held and ages[one.name] < wanted:
-                    done.condemned += len(one.packs)
+                    done.pending_deletion += len(one.packs)
                     continue
                 lengths = dict(store.packs())
                 self._remove_unneeded({pack: lengths[pack] for pack in one.packs if pack in lengths}, done)

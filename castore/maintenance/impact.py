@@ -52,9 +52,9 @@ class Reasons:
         self._of: dict[bytes, str] = {}
         """The first problem below each node walked so far, by `key_of`; empty if there is none."""
         self._lists: set[bytes] = set()
-        """Nodes that hold lists, directly or through a spliced node: they cannot be part of a stream."""
+        """Nodes that hold lists, directly or through an inner node: they cannot be part of a stream."""
         self._heights: dict[bytes, int] = {}
-        """How many levels of spliced nodes are below a node, for nodes that have any."""
+        """How many levels of inner nodes are below a node, for nodes that have any."""
         self._read: dict[RecordId, tuple[list[Ref], bool]] = {}
         """References of nodes that were read early, and whether all chunks among them are intact."""
 
@@ -122,7 +122,7 @@ class Reasons:
     def _join(self, node: Ref, child: Ref, reason: str) -> None:
         """Record for a node what is known of a node that it references."""
         self._blame(node, reason)
-        if child.kind is RefKind.SPLICE:
+        if child.kind is RefKind.INNER:
             key, below = key_of(node), key_of(child)
             self._heights[key] = max(self._heights.get(key, 0), 1 + self._heights.get(below, 0))
             if below in self._lists:

@@ -29,7 +29,7 @@ def record_in(data: bytes | memoryview, entries: list[PackEntry]) -> memoryview:
 
 
 class Mover:
-    """Moves sealed records to new packs, together with their frames in the base cache."""
+    """Moves sealed records to new packs, together with their payloads in the base cache."""
 
     def __init__(self, store: Store) -> None:
         self.written = 0
@@ -51,9 +51,9 @@ class Mover:
         offset = self._pack.add(entries, sealed)
         self._from.add(pack)
         tally.stored += len(sealed)
-        frame = self._store.references.read(pack, first.offset, len(sealed))
-        if frame is not None:
-            self._keep(offset, frame, len(sealed) - len(frame))
+        payload = self._store.references.read(pack, first.offset, len(sealed))
+        if payload is not None:
+            self._keep(offset, payload, len(sealed) - len(payload))
 
     def finish(self) -> int:
         """Make all moved records durable and index them; return how many bytes of packs were written."""
@@ -69,13 +69,13 @@ class Mover:
             self._reference.abort()
         self._pack = self._reference = None
 
-    def _keep(self, offset: int, frame: bytes, overhead: int) -> None:
-        """Keep a frame for the base cache. A cache file holds frames of one cipher only."""
+    def _keep(self, offset: int, payload: bytes, overhead: int) -> None:
+        """Keep a payload for the base cache. A cache file holds payloads of one cipher only."""
         if self._reference is None:
             self._reference = self._store.references.create(overhead)
             self._overhead = overhead
         if self._reference is not None and overhead == self._overhead:
-            self._reference.add(offset, frame)
+            self._reference.add(offset, payload)
 
     def _close(self, *, full: bool) -> None:
         pack, self._pack = self._pack, None

@@ -15,7 +15,7 @@ from castore.maintenance.repack import Mover, record_in, records_of
 from castore.maintenance.verify import Verification, damaged_of_two, verify
 from castore.model.refs import PackId, SessionId
 from castore.store.format.config import CONFIGS
-from castore.store.format.deletion import open_condemned
+from castore.store.format.deletion import open_deletion
 from castore.store.format.generation import open_generation
 from castore.store.format.pack import CHUNK, pack_name
 from castore.store.format.removal import REMOVALS, damaged_removals, open_removal
@@ -93,7 +93,7 @@ def _refuse_other_keys(store: Store) -> None:
     Raises KeyRotatedError; MissingError or DamageError for the list of objects that former keys sealed.
     """
     store.refresh_config()
-    if store.writer_key.former:
+    if store.writer_key.previous_keys:
         store.writer_key.listed()
 
 
@@ -153,8 +153,8 @@ def _is_damaged(store: Store, name: str) -> bool:
             store.pack_entries(PackId(bytes.fromhex(name.removeprefix("packs/"))))
         elif name.startswith("generations/"):
             open_generation(name, store.storage.get(name), store.writer_key)
-        elif name.startswith("condemned/"):
-            open_condemned(name, store.storage.get(name), store.writer_key)
+        elif name.startswith("deletions/"):
+            open_deletion(name, store.storage.get(name), store.writer_key)
         elif name.startswith(f"{REMOVALS}/"):
             open_removal(name, store.storage.get(name), store.writer_key)
         else:

@@ -144,15 +144,15 @@ class Trees:
             yield b"", reason
             return
         files = [child for child in opened.others if not child.entry.is_dir]
-        bundle = opened.bundle or next(
-            (child.ref for child in files if child.entry.content is Content.BUNDLE), None
+        small_files = opened.small_files or next(
+            (child.ref for child in files if child.entry.content is Content.SMALL_FILES), None
         )
         # If everything that the directory references opens, each of its chunks opens.
         sound = not self._reasons.below(ref)
         spans = []
-        if bundle is not None and not (sound and bundle.kind is RefKind.CHUNK):
-            spans = self._lost_spans(bundle)
-        if opened.plain is not None and opened.plain.size and (bundle is None or spans):
+        if small_files is not None and not (sound and small_files.kind is RefKind.CHUNK):
+            spans = self._lost_spans(small_files)
+        if opened.plain is not None and opened.plain.size and (small_files is None or spans):
             files += opened.plain_children()
         for child in sorted(files, key=lambda child: child.entry.name):
             try:
@@ -164,20 +164,20 @@ class Trees:
             if child.entry.content is Content.OWN and child.ref is not None:
                 known = sound and child.ref.kind is RefKind.CHUNK
                 reason = "" if known else self._reasons.of_stream(child.ref)
-            elif child.entry.content is Content.BUNDLE:
+            elif child.entry.content is Content.SMALL_FILES:
                 end = child.offset + child.entry.size
                 reason = next((why for start, stop, why in spans if start < end and child.offset < stop), "")
             if reason:
                 yield child.entry.name, reason
 
-    def _lost_spans(self, bundle: Ref) -> list[tuple[int, int, str]]:
-        """Return which byte ranges of a directory's bundle are lost: (start, end, reason)."""
-        if not (reason := self._reasons.of_stream(bundle)):
+    def _lost_spans(self, small_files: Ref) -> list[tuple[int, int, str]]:
+        """Return which byte ranges of a directory's small-file stream are lost: (start, end, reason)."""
+        if not (reason := self._reasons.of_stream(small_files)):
             return []
         try:
-            chunks = list(iter_chunks(self._reader.store, bundle))
+            chunks = list(iter_chunks(self._reader.store, small_files))
         except DamageError:
-            return [(0, bundle.size, reason)]
+            return [(0, small_files.size, reason)]
         checked = ((offset, one, self._reasons.of_chunks([one])) for offset, one in chunks)
         return [(offset, offset + one.size, why) for offset, one, why in checked if why]
 

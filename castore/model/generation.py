@@ -68,7 +68,7 @@ class Part(msgspec.Struct, frozen=True):
     """What is left of `new_bytes` after delta encoding."""
     after_compression: int = 0
     """What is left of `after_delta` after compression; `stored_bytes` also counts seals and nodes."""
-    missed: int = 0
+    skipped_files: int = 0
     """Files that could not be read, or that vanished or changed meanwhile: see Details.warnings."""
 
     @property
@@ -93,14 +93,14 @@ class Generation(msgspec.Struct, frozen=True):
     session: bytes
     parent: int = 0
     """The number of the previous generation; 0 for the first."""
-    safety: bool = False
+    pre_rollback: bool = False
     """Taken by a rollback, of the state that it was about to replace; selected by number only."""
     interrupted: bool = False
     """Taken after a rollback that failed or was killed: the state may be inconsistent. `safety` is also set,
     so that only its number selects it."""
     host_id: str = ""
     """The key that identifies its host; empty in records of older castores."""
-    lacks: tuple[str, ...] = ()
+    missing_parts: tuple[str, ...] = ()
     """Parts that castore.toml described and that were not taken: the generation is partial."""
     duration: int = 0
     """Nanoseconds from the beginning of the snapshot to its record."""
@@ -112,19 +112,19 @@ class Generation(msgspec.Struct, frozen=True):
         return sum(part.size for part in self.parts)
 
     @property
-    def missed(self) -> int:
+    def skipped_files(self) -> int:
         """Files of all parts that are missing or doubtful."""
-        return sum(part.missed for part in self.parts)
+        return sum(part.skipped_files for part in self.parts)
 
     @property
     def partial(self) -> bool:
         """Whether it has only some of the parts that castore.toml described."""
-        return bool(self.lacks)
+        return bool(self.missing_parts)
 
     @property
     def number_only(self) -> bool:
         """Whether only its number selects it: it is never selected as the latest, or for a revision."""
-        return self.safety or self.partial
+        return self.pre_rollback or self.partial
 
     def part(self, name: str) -> Part | None:
         """Return the part with that name, or None."""
@@ -169,7 +169,7 @@ class Origin(msgspec.Struct, frozen=True):
     """The directories above a tree or file, the topmost first: a new machine may lack them."""
     file: FileOwner | None = None
     """The file itself, for a part of the engines file and sqlite."""
-    made_by: str = ""
+    producer: str = ""
     """The program that made the dump, with its version."""
     raw: dict[str, tuple[bytes, ...]] = {}
     """Only in stored form: `dump` and `restore` as bytes, if an argument is not UTF-8."""
@@ -183,7 +183,7 @@ class Details(msgspec.Struct, frozen=True):
     """(part, path, reason) of each file that is missing or doubtful."""
     hooks: tuple[tuple[str, ...], ...] = ()
     """Programs that ran before the parts were taken, to make the parts consistent."""
-    absent: dict[str, Literal["tree", "dump"]] = {}
+    absent_parts: dict[str, Literal["tree", "dump"]] = {}
     """Parts that a rollback created because they did not exist: reverting the rollback removes them."""
 
 
@@ -268,13 +268,13 @@ def _check(record: Generation | Details) -> None:
     check_host_id(record.host_id)
     check_revision(record.revision)
     names = [part.name for part in record.parts]
-    for name in (*names, *record.lacks):
+    for name in (*names, *record.missing_parts):
         check_name("part", name)
     if len(set(names)) != len(names):
         raise UsageError("two parts have the same name")
     if len(record.session) != 16:
         raise UsageError(f"the id of a session has 16 bytes, not {len(record.session)}")
-    numbers = [record.time, record.duration, *(part.missed for part in record.parts)]
+    numbers = [record.time, record.duration, *(part.skipped_files for part in record.parts)]
     numbers += [count for part in record.parts for count in (part.size, part.chunks, part.stored_bytes)]
     numbers += [count for part in record.parts for count in (part.new_chunks, part.new_bytes)]
     numbers += [count for part in record.parts for count in (part.after_delta, part.after_compression)]
@@ -285,7 +285,7 @@ def _check(record: Generation | Details) -> None:
 
 
 def _check_details(record: Details) -> None:
-    for name in (*record.origins, *record.absent):
+    for name in (*record.origins, *record.absent_parts):
         check_name("part", name)
     for origin in record.origins.values():
         _check_origin(origin)

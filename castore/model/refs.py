@@ -1,7 +1,7 @@
 """References, nodes, lists: the graph that ties chunks to generations.
 
 A *chunk* is a piece of content. A *node* is a sequence of references. A *list* is what a node represents: its
-references in order, with each SPLICE replaced by the references of the node that it names. A stream is a list
+references in order, with each INNER replaced by the references of the node that it names. A stream is a list
 of chunks; a directory is a list of its streams and subdirectories. A store *must* only hold a node after
 everything that the node references.
 """
@@ -42,7 +42,7 @@ class RefKind(IntEnum):
     """A chunk."""
     LIST = 1
     """A node that is a list of its own: a stream of several chunks, or a directory."""
-    SPLICE = 2
+    INNER = 2
     """A node whose references belong in this list, at this place."""
 
 
@@ -71,7 +71,7 @@ def decode_node(data: bytes) -> list[Ref]:
     refs = []
     for record_id, word in _REF.iter_unpack(data):
         kind, size = word >> _SIZE_BITS, word & ((1 << _SIZE_BITS) - 1)
-        if kind > RefKind.SPLICE:
+        if kind > RefKind.INNER:
             raise DamageError(f"a reference of the unknown kind {kind}")
         if not size:
             # Stored content is never empty, and a list's length would not bound how many of these it has.

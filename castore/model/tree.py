@@ -41,8 +41,8 @@ class Content(IntEnum):
 
     NONE = 0
     """No content: an empty file, a link, a device."""
-    BUNDLE = 1
-    """The next `size` bytes of the directory's bundle."""
+    SMALL_FILES = 1
+    """The next `size` bytes of the directory's small-file stream."""
     OWN = 2
     """The next list of the directory: a stream (of a file) or a subdirectory (of a directory)."""
 
@@ -118,8 +118,8 @@ NOBODY: Final = Owners()
 
 MAX_ENTRIES_BYTES: Final = 256 << 20
 """For the entries of one directory: about three million. Users of entries hold all of them in memory."""
-MAX_BUNDLED: Final = 1 << 20
-"""Bytes of a file in a bundle, which is read in one piece; castore bundles files of at most 64 KiB."""
+MAX_SMALL_FILE: Final = 1 << 20
+"""Bytes of a file in a small-file stream, which is read in one piece; castore puts up to 64 KiB there."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decode_owners = msgspec.msgpack.Decoder(Owners).decode
@@ -204,10 +204,10 @@ def _check_shape(entry: Entry) -> None:
     extents = extra.extents
     if entry.content is not Content.NONE and not (entry.is_file or entry.is_dir):
         raise DamageError(f"entry {entry.name!r} has content, but is neither a file nor a directory")
-    if entry.content is Content.BUNDLE and not (entry.is_file and entry.size and extents is None):
-        raise DamageError(f"entry {entry.name!r} is in a bundle, but is empty, sparse or not a file")
-    if entry.content is Content.BUNDLE and entry.size > MAX_BUNDLED:
-        raise DamageError(f"entry {entry.name!r} is in a bundle, but too large for one")
+    if entry.content is Content.SMALL_FILES and not (entry.is_file and entry.size and extents is None):
+        raise DamageError(f"entry {entry.name!r} is in a small-file stream, but empty, sparse or not a file")
+    if entry.content is Content.SMALL_FILES and entry.size > MAX_SMALL_FILE:
+        raise DamageError(f"entry {entry.name!r} is in a small-file stream, but too large for one")
     if stat.S_ISLNK(entry.st_mode) and not extra.target:
         raise DamageError(f"entry {entry.name!r} is a symbolic link without a target")
     # The system calls take these as C strings.

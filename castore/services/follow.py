@@ -36,7 +36,7 @@ class Followed:
     def _selector(self) -> str:
         """The selector of the generation: only its number selects a pre-rollback generation."""
         assert self.generation is not None
-        if self.generation.safety:
+        if self.generation.pre_rollback:
             return f"{self.generation.number}"
         return f"'={short_revision(self.revision)}'"
 

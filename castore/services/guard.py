@@ -280,4 +280,4 @@ def _restore_taken(work: ServiceOperations, service: str, taken: Generation) -> 
         # A database that the deployment broke may fail to dump. The state before the deployment is stored.
         refuse_interrupted(work.store, service)
         work.say(f"{service}: {error}; trying without a pre-rollback generation")
-        work.restore(taken, with_safety=False, health=False)
+        work.restore(taken, take_pre_rollback=False, health=False)

@@ -39,9 +39,9 @@ class Snapshot:
     generation: Generation
     failures: list[str] = field(default_factory=list)
     """What failed after the generation was committed, such as a hook."""
-    missed: list[tuple[str, bytes, str]] = field(default_factory=list)
+    skipped_files: list[tuple[str, bytes, str]] = field(default_factory=list)
     """(part, path, reason) of files that are missing in the generation, or may be inconsistent."""
-    lacks: tuple[str, ...] = ()
+    missing_parts: tuple[str, ...] = ()
     """Parts that castore.toml describes, but the generation does not have."""
 
 
@@ -93,7 +93,7 @@ class ServiceOperations:
         if hooks is None:
             hooks = Hooks.of(settings if sources is None else None)
         parts = dict(sources) if sources is not None else sources_of(self.of(service))
-        lacks = tuple(lacking(settings, parts))
+        missing_parts = tuple(lacking(settings, parts))
         configured = current(settings.revision, settings.timeout) if settings is not None else None
         seen: dict[str, Progress] = {}
 
@@ -116,7 +116,7 @@ class ServiceOperations:
                 parts,
                 revision=filed,
                 interrupted=interrupted,
-                lacks=lacks,
+                missing_parts=missing_parts,
                 leave_out=self.leave_out,
                 around=hooks,
                 progress=watch,
@@ -124,14 +124,14 @@ class ServiceOperations:
             failures = list(hooks.failures)
             if interrupted:
                 failures.append(f"it is marked, and only its number selects it: {unfinished(service)}")
-            elif noting and not (lacks and revision is not None):
+            elif noting and not (missing_parts and revision is not None):
                 # A revision on the command line, with only some of the parts, does not cover the other parts.
                 try:
                     self.store.set_live_revision(service, generation.revision)
                 except StorageError as error:
                     failures.append(f"that its revision is the live one was not recorded: {error}")
         missed = [(part, path, reason) for part, one in seen.items() for path, reason in one.warnings]
-        return Snapshot(generation, failures, missed, lacks)
+        return Snapshot(generation, failures, missed, missing_parts)
 
     def origins_of(
         self, target: Generation, configured: Mapping[str, Origin] | None = None, *, consent: bool = False
@@ -151,14 +151,14 @@ class ServiceOperations:
         target: Generation,
         origins: dict[str, Origin] | None = None,
         *,
-        with_safety: bool = True,
+        take_pre_rollback: bool = True,
         trust_times: bool = False,
         health: bool = True,
         progress: Progress | None = None,
     ) -> RolledBack:
         """Restore a generation of a service in one transaction.
 
-        origins: where its parts belong; None: as `origins_of` returns. with_safety: take a pre-rollback
+        origins: where its parts belong; None: as `origins_of` returns. take_pre_rollback: take a pre-rollback
         generation first. trust_times: as for `roll_back`. health: check the service's health at the end.
         progress: counts the bytes written. Raises CastoreError; the state is then as before, or the message
         says what differs.
@@ -178,7 +178,7 @@ class ServiceOperations:
                 origins,
                 self.ownership,
                 settings=settings,
-                with_safety=with_safety,
+                take_pre_rollback=take_pre_rollback,
                 trust_times=trust_times,
                 revision=live,
                 leave_out=self.leave_out,
@@ -197,12 +197,12 @@ class ServiceOperations:
             self.say(f"warning: {self.store.older}")
         return taken.generation
 
-    def restore(self, target: Generation, *, with_safety: bool = True, health: bool = True) -> None:
+    def restore(self, target: Generation, *, take_pre_rollback: bool = True, health: bool = True) -> None:
         """Roll back with the settings of castore.toml; report files that could not be restored exactly."""
         service = target.service
         self.of(service)
         named = replace(self, say=lambda text: self.say(f"{service}: {text}"))
-        done = named.rollback(target, with_safety=with_safety, health=health)
+        done = named.rollback(target, take_pre_rollback=take_pre_rollback, health=health)
         if done.problems:
             problems = counted(len(done.problems), "file or attribute", "files or attributes")
             named.say(f"not restored as before: {problems}")

@@ -71,7 +71,7 @@ def trusted_origins(
     known = _known(store, target.service)
     found = merged_origins(recorded, configured)
     for part, one in found.items():
-        if one is not recorded.get(part) or one == Origin(made_by=one.made_by):
+        if one is not recorded.get(part) or one == Origin(producer=one.producer):
             continue  # configured in castore.toml, or nothing is recorded
         if _digest(one) in known.get(part, ()):
             continue
@@ -88,7 +88,7 @@ def trusted_origins(
                 f"machine does, and it is not {used}: {shown} (describe the part in castore.toml or, if all "
                 "of this is right, add --trust-recorded)"
             )
-        found[part] = _for_drill(one) if drill else Origin(made_by=one.made_by)
+        found[part] = _for_drill(one) if drill else Origin(producer=one.producer)
     return found
 
 
@@ -128,9 +128,9 @@ def _cut(text: str) -> str:
 def _for_drill(one: Origin) -> Origin:
     """Return the origin with which this machine's programs check a dump in a scratch directory."""
     if one.engine in {"", "command"}:
-        return Origin(made_by=one.made_by)
+        return Origin(producer=one.producer)
     settings: dict[str, Any] = {key: one.settings[key] for key in _NAMES if key in one.settings}
     if one.engine in {"file", "sqlite"}:
         # A drill uses only the base name, for a file in the scratch directory.
         settings["path"] = f"/{os.path.basename(str(one.settings.get('path', ''))) or 'file'}"
-    return Origin(engine=one.engine, settings=settings, made_by=one.made_by)
+    return Origin(engine=one.engine, settings=settings, producer=one.producer)

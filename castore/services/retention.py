@@ -77,7 +77,7 @@ def apply_policy(
             else:
                 latest = generation.time
                 # A pre-rollback generation never takes the place of a regular one, say as that of a day.
-                if not generation.safety or keep is None:
+                if not generation.pre_rollback or keep is None:
                     (partial if generation.partial else counted).append(generation)
                 elif within is not None and generation.time >= now - within * _SECOND:
                     rules[generation.number].append("within")
@@ -92,7 +92,7 @@ def _always(own: list[Generation], live: Sequence[str], rules: dict[int, list[st
     complete = [one for one in own if not one.number_only]
     for number in {one.number for one in (*own[-1:], *complete[-1:])}:
         rules[number].append("newest")
-    safeties = [one.number for one in own if one.safety and not one.interrupted]
+    safeties = [one.number for one in own if one.pre_rollback and not one.interrupted]
     if safeties:
         rules[safeties[-1]].append("undo")
     for revision in live:

@@ -250,7 +250,7 @@ def _hint(generations: list[Generation], selector: str) -> str:
     if not found:
         return ""
     shown = ", ".join(
-        f"{one.number} ({'pre-rollback' if one.safety else 'partial'})" for one in found[:_SHOWN]
+        f"{one.number} ({'pre-rollback' if one.pre_rollback else 'partial'})" for one in found[:_SHOWN]
     )
     return f"; select these by number: {shown}{', ...' if len(found) > _SHOWN else ''}"
 

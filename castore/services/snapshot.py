@@ -37,7 +37,7 @@ from castore.services.events import event
 from castore.services.folders import above, owner_of, path_of
 from castore.services.hosts import note_taken
 from castore.services.underway import refuse_unfinished, report_foreign
-from castore.store.format.deletion import FOLDER as CONDEMNED
+from castore.store.format.deletion import FOLDER as DELETIONS
 from castore.store.format.envelope import Refusal
 from castore.store.reachability import is_whole, roots_of
 
@@ -119,9 +119,9 @@ def snapshot(
     sources: dict[str, Source],
     *,
     revision: str = "",
-    safety: bool = False,
+    pre_rollback: bool = False,
     interrupted: bool = False,
-    lacks: Sequence[str] = (),
+    missing_parts: Sequence[str] = (),
     leave_out: Sequence[str] = (),
     around: Hooks | None = None,
     absent: Absent = _NONE_ABSENT,
@@ -129,12 +129,12 @@ def snapshot(
 ) -> Generation:
     """Take one generation of `service` and return it. The caller holds the service's lock.
 
-    revision: what the generation is filed under. safety: it is a pre-rollback generation. interrupted: an
-    earlier rollback of the service is unfinished, and the generation is marked so. lacks: parts of the
-    service that are not taken: the generation is partial. leave_out: castore's own directories, which trees
-    store empty. around: programs to run before and after the parts are taken; `around.failures` then has the
-    failures of the latter. absent: parts that a pre-rollback generation records as absent. progress: called
-    at the start of each part.
+    revision: what the generation is filed under. pre_rollback: it is a pre-rollback generation. interrupted:
+    an earlier rollback of the service is unfinished, and the generation is marked so. missing_parts: parts of
+    the service that are not taken: the generation is partial. leave_out: castore's own directories, which
+    trees store empty. around: programs to run before and after the parts are taken; `around.failures` then
+    has the failures of the latter. absent: parts that a pre-rollback generation records as absent. progress:
+    called at the start of each part.
 
     Raises UsageError, ProgramError, StorageError, DamageError; then nothing was committed, and the next try
     finds the chunks that were stored already.
@@ -147,7 +147,7 @@ def snapshot(
         for tries_left in (2, 1, 0):
             try:
                 taken, origins = _snapshot(
-                    *(store, service, sources, revision, safety, interrupted, tuple(lacks)),
+                    *(store, service, sources, revision, pre_rollback, interrupted, tuple(missing_parts)),
                     *(leave_out, around, absent, progress),
                 )
                 break
@@ -156,8 +156,9 @@ def snapshot(
                     raise
         note.of(taken)
         stored = sum(part.stored_bytes for part in taken.parts)
-        marks = (", safety" if safety else "") + (", after an unfinished rollback" if interrupted else "")
-        marks += f", partial: without {', '.join(lacks)}" if lacks else ""
+        marks = ", pre-rollback" if pre_rollback else ""
+        marks += ", after an unfinished rollback" if interrupted else ""
+        marks += f", partial: without {', '.join(missing_parts)}" if missing_parts else ""
         note.text = f"{counted(taken.size, 'byte')}, {stored:,} stored{marks}"
     remember(store, service, origins)
     return taken
@@ -168,9 +169,9 @@ def _snapshot(
     service: str,
     sources: dict[str, Source],
     revision: str,
-    safety: bool,
+    pre_rollback: bool,
     interrupted: bool,
-    lacks: tuple[str, ...],
+    missing_parts: tuple[str, ...],
     leave_out: Sequence[str],
     around: Hooks | None,
     absent: Absent,
@@ -184,7 +185,7 @@ def _snapshot(
         )
     started = time.time_ns()
     clock = time.monotonic_ns()
-    store.sync(report_older=not safety)
+    store.sync(report_older=not pre_rollback)
     older = store.older
     epoch = store.index.epoch()
     skip = left_out(store, leave_out)
@@ -227,9 +228,9 @@ def _snapshot(
             parts=tuple(parts),
             details=details,
             session=session.id,
-            safety=safety or interrupted,
+            pre_rollback=pre_rollback or interrupted,
             interrupted=interrupted,
-            lacks=lacks,
+            missing_parts=missing_parts,
             duration=time.monotonic_ns() - clock,
         )
         generation = _commit(store, generation, epoch)
@@ -249,9 +250,9 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
     """Assign a generation's number and commit it, unless chunks it needs were removed since `epoch`."""
     with store.storage.hold():
         # A concurrent prune sees this generation, or this process sees what the prune removes.
-        store.sync(report_older=not generation.safety)
+        store.sync(report_older=not generation.pre_rollback)
         unread = [name for name, reason in store.damaged.items() if not isinstance(reason, Refusal)]
-        if lacking := [name for name in unread if name.startswith(CONDEMNED)]:
+        if lacking := [name for name in unread if name.startswith(DELETIONS)]:
             raise DamageError(
                 f"{lacking[0]} is damaged: it is not known which packs are about to be removed; nothing was "
                 "committed; run castore repair, then try again"
@@ -305,7 +306,7 @@ def _part(name: str, source: Source, root: Ref | None, tally: Progress) -> Part:
         stored_bytes=tally.stored,
         after_delta=tally.after_delta,
         after_compression=tally.after_compression,
-        missed=len(tally.warnings),
+        skipped_files=len(tally.warnings),
     )
 
 
@@ -453,7 +454,7 @@ def _dated(origin: Origin, source: Source) -> Origin:
     version = source.engine.version() if isinstance(source, EngineSource) else ""
     path = path_of(origin)
     file = owner_of(path) if path and not isinstance(source, Tree) else None
-    return msgspec.structs.replace(origin, made_by=version, above=above(path), file=file)
+    return msgspec.structs.replace(origin, producer=version, above=above(path), file=file)
 
 
 def unrestorable(sources: dict[str, Source]) -> list[str]:
@@ -485,7 +486,7 @@ def merged_origins(
     found = dict(recorded)
     for name, one in _of_generation(recorded, configured).items():
         before = recorded.get(name, Origin())
-        found[name] = msgspec.structs.replace(one, made_by=before.made_by)
+        found[name] = msgspec.structs.replace(one, producer=before.producer)
         if path_of(before) == path_of(one):
             found[name] = msgspec.structs.replace(found[name], above=before.above, file=before.file)
     return found

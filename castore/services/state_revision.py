@@ -130,7 +130,7 @@ def newest_of(store: Store, service: str, revision: str) -> Generation | None:
     kept = (
         one
         for one in store.newest_first(service)
-        if one.safety and not one.interrupted and not one.partial and mine(one)
+        if one.pre_rollback and not one.interrupted and not one.partial and mine(one)
     )
     found = next((one for one in kept if one.revision == revision), None)
     return None if found is None else store.confirmed(found)

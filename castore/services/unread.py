@@ -35,7 +35,7 @@ def unread_paths(
     below: a directory in the tree, which the paths are relative to. Raises DamageError.
     """
     found = generation.part(part) if generation is not None else None
-    if generation is None or found is None or not found.missed or found.content is None:
+    if generation is None or found is None or not found.skipped_files or found.content is None:
         return Unread(set(), set())
     details = decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
     prefix = os.fsencode(below).strip(b"/")

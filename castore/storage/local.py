@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from castore.storage.os_files import Files
 
 _TMP: Final = "tmp"
-_SHARED: Final = "shared/all"
+_SHARED: Final = "flags/shared"
 """The object that records that not every user of the directory sees its lock."""
 _STALE_SECONDS: Final = 7 * 86400
 """Temporary files older than this are abandoned: no snapshot writes one pack for a week."""

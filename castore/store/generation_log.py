@@ -21,8 +21,8 @@ from castore.errors import (
     UsageError,
 )
 from castore.model.generation import MAX_NUMBER, decode_generation
-from castore.store.format.deletion import FOLDER as CONDEMNED
-from castore.store.format.deletion import read_condemned
+from castore.store.format.deletion import FOLDER as DELETIONS
+from castore.store.format.deletion import pending_deletions
 from castore.store.format.generation import (
     MAX_JUMP,
     encode_generation,
@@ -72,18 +72,18 @@ class History(Keyed):
         self.index.try_again()
         self.sync_generations(reread=reread, report_older=report_older)
         with self._syncing:
-            # Packs are listed after the condemned ones: a pack is off that list only once it is deleted.
-            condemned, found = read_condemned(self.storage, self.writer_key)
-            self._replace_damaged(CONDEMNED, found)
+            # Packs are listed after the pending deletions: a pack is off that list only once it is deleted.
+            pending, found = pending_deletions(self.storage, self.writer_key)
+            self._replace_damaged(DELETIONS, found)
             self._replace_damaged("packs/", self._sync_packs(tally))
             self._recall_verified()
             # Packs without a key, and damaged packs, are not referenced either: snapshots store their
             # content again as long as they have it.
             doubted = self.index.doubted()
             keyless = self.index.packs_without_key(lambda: session_numbers(self.storage).keys())
-            removing = {pack for one in condemned for pack in one.packs}
+            removing = {pack for one in pending for pack in one.packs}
             self.distrusted = frozenset(self._distrusted())
-            self.index.condemn({*keyless, *doubted, *removing, *self.distrusted})
+            self.index.mark_pending_deletion({*keyless, *doubted, *removing, *self.distrusted})
 
     def _sync_packs(self, tally: Progress | None) -> dict[str, str]:
         return sync_packs(self.storage, self.index, self.writer_key, tally, self._keyring.writer_of)

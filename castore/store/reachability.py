@@ -62,7 +62,7 @@ class Walk:
                 continue
             kinds = plain[_KIND::_REF]
             count = len(plain) // _REF
-            if len(plain) % _REF or not 0 < count <= MAX_NODE_REFS or max(kinds) > RefKind.SPLICE:
+            if len(plain) % _REF or not 0 < count <= MAX_NODE_REFS or max(kinds) > RefKind.INNER:
                 raise DamageError(f"node {node.hex()} does not hold references")
             yield plain
             if any(kinds):

@@ -199,7 +199,7 @@ def test_history_of_a_file(lab, tree, capsys):
     take(lab, tree)
     path = write(tree / "d" / "f", "one")
     take(lab, tree)
-    write(tree / "d" / "g", "beside it in the same bundle")
+    write(tree / "d" / "g", "beside it in the same small-file stream")
     take(lab, tree)
     path.chmod(0o600)
     take(lab, tree)

@@ -77,9 +77,9 @@ def test_a_rollback_says_which_parts_it_does_not_touch(castore: Run, top: Path) 
     assert "left as they are: two" in castore("rollback", "pp", "--to", "2").stderr
     assert (top / "one" / "file").read_text() == "partial"
     assert (top / "two" / "file").read_text() == "live"
-    safety = json.loads(castore("log", "pp", "--json").stdout)[0]
-    assert safety["safety"]
-    assert safety["lacks"] == ["two"]
+    pre_rollback = json.loads(castore("log", "pp", "--json").stdout)[0]
+    assert pre_rollback["safety"]
+    assert pre_rollback["lacks"] == ["two"]
     castore("rollback", "pp", "--undo")
     assert (top / "one" / "file").read_text() == "live"
 

@@ -194,7 +194,7 @@ def test_a_recorded_path_is_never_removed(castore: Run, home: Path, elsewhere: P
 
     def details(one: Details) -> Details:
         origins = {**one.origins, "u": Origin(path=str(precious).encode()), "v": Origin(engine="file", path=str(precious / "file").encode(), settings={"path": str(precious / "file")})}
-        return msgspec.structs.replace(one, origins=origins, absent={"u": "tree", "v": "dump"})
+        return msgspec.structs.replace(one, origins=origins, absent_parts={"u": "tree", "v": "dump"})
 
     state = MachinePaths(str(home / ".local/state/castore"), str(home / ".cache/castore"))
     with open_store(str(home / "store"), state) as store:

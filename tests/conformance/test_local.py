@@ -112,12 +112,12 @@ def test_what_a_killed_writer_left_goes_and_what_another_is_writing_stays(root, 
         process.kill()
         process.wait()
     # Where other machines write, too, nobody here knows whether they still do.
-    os.mkdir(os.path.join(root, "shared"))
-    with open(os.path.join(root, "shared", "all"), "x"):
+    os.mkdir(os.path.join(root, "flags"))
+    with open(os.path.join(root, "flags", "shared"), "x"):
         pass
     LocalStorage(root)
     assert temporary(root) == [name]
-    shutil.rmtree(os.path.join(root, "shared"))
+    shutil.rmtree(os.path.join(root, "flags"))
     LocalStorage(root)
     assert temporary(root) == []
 

@@ -113,7 +113,7 @@ def test_no_name_of_a_part_becomes_a_path(lab: Lab, tree: Path, home: Path, cast
 def test_no_record_has_a_name_that_could_be_a_path(lab: Lab, tree: Path, name: str) -> None:
     taken = lab.snapshot("web", {"t": Tree(str(tree))})
     replace = msgspec.structs.replace
-    changed = [named(name)(taken), replace(taken, service=name), replace(taken, lacks=(name,))]
+    changed = [named(name)(taken), replace(taken, service=name), replace(taken, missing_parts=(name,))]
     if not name.isprintable() or "/" in name:
         changed += [replace(taken, host=name)]
     if not name.isprintable():
@@ -123,7 +123,7 @@ def test_no_record_has_a_name_that_could_be_a_path(lab: Lab, tree: Path, name: s
             encode(one)
         with pytest.raises(DamageError, match="not one that castore writes"):
             decode_generation(msgspec.msgpack.encode(one))
-    for details in (Details({name: Origin()}), Details({}, absent={name: "tree"})):
+    for details in (Details({name: Origin()}), Details({}, absent_parts={name: "tree"})):
         with pytest.raises(UsageError):
             encode(details)
         with pytest.raises(DamageError, match="not what castore writes"):
@@ -143,7 +143,7 @@ def test_no_record_has_an_impossible_value(lab: Lab, tree: Path, change: dict) -
         decode_generation(msgspec.msgpack.encode(msgspec.structs.replace(taken, **change)))
 
 
-@pytest.mark.parametrize("change", [{"files": (1 << 32) + 1}, {"files": -1}, {"size": -1}, {"size": 1 << 63}, {"missed": -1}, {"name": "t"}])
+@pytest.mark.parametrize("change", [{"files": (1 << 32) + 1}, {"files": -1}, {"size": -1}, {"size": 1 << 63}, {"skipped_files": -1}, {"name": "t"}])
 def test_no_part_has_an_impossible_value(lab: Lab, tree: Path, change: dict) -> None:
     taken = lab.snapshot("web", {"t": Tree(str(tree))})
     part = msgspec.structs.replace(taken.parts[0], name="other") if change != {"name": "t"} else taken.parts[0]

@@ -92,7 +92,7 @@ def hostile(tmp_path: Path) -> Iterator[Hostile]:
 def nested(hostile: Hostile, session, ref: Ref, levels: int, width: int = MAX_NODE_REFS) -> Ref:
     """Return a list that names a reference width ** levels times, in a node a level."""
     for _ in range(levels):
-        ref = Ref(RefKind.SPLICE, hostile.node(session, [ref] * width), ref.size * width)
+        ref = Ref(RefKind.INNER, hostile.node(session, [ref] * width), ref.size * width)
     return ref._replace(kind=RefKind.LIST)
 
 
@@ -107,7 +107,7 @@ def directory(hostile: Hostile, session, entries: list[Entry], below: list[Ref])
     refs = [first, *below]
     while len(refs) > MAX_NODE_REFS:
         refs = [
-            Ref(RefKind.SPLICE, hostile.node(session, part), sum(ref.size for ref in part))
+            Ref(RefKind.INNER, hostile.node(session, part), sum(ref.size for ref in part))
             for part in (refs[at : at + MAX_NODE_REFS] for at in range(0, len(refs), MAX_NODE_REFS))
         ]
     return Ref(RefKind.LIST, hostile.node(session, refs), sum(ref.size for ref in refs))
@@ -178,17 +178,17 @@ def test_entries_details_and_lists_that_declare_much_take_little(hostile, home, 
         empty = nested(hostile, session, Ref(RefKind.CHUNK, small.id, 0), 6)
         tiny = nested(hostile, session, chunk(hostile, session, b"y"), 5)
         # Directories that name more than their entries do.
-        many = hostile.node(session, [Ref(RefKind.CHUNK, large.id, 1 << 40), tiny._replace(kind=RefKind.SPLICE)])
+        many = hostile.node(session, [Ref(RefKind.CHUNK, large.id, 1 << 40), tiny._replace(kind=RefKind.INNER)])
         listed = root(hostile, session, Ref(RefKind.LIST, many, (1 << 40) + tiny.size))
-        bundle = [entry(b"a", 8, 1 << 50, Content.BUNDLE)]
-        bundled = root(hostile, session, directory(hostile, session, bundle, [nested(hostile, session, large, 5, 256)]))
+        small_files = [entry(b"a", 8, 1 << 50, Content.SMALL_FILES)]
+        small_size = root(hostile, session, directory(hostile, session, small_files, [nested(hostile, session, large, 5, 256)]))
     commit(hostile, "entries", entries, small, 1)
     commit(hostile, "empty", tree, empty, 1)
     commit(hostile, "tiny", tree, tiny, 1)
     commit(hostile, "listed", listed, small, 1)
-    commit(hostile, "bundled", bundled, small, 1)
+    commit(hostile, "small", small_size, small, 1)
     commit(hostile, "details", tree, small, 1, details=huge)
-    attack(hostile, home, castore, ["entries", "empty", "tiny", "listed", "bundled", "details"], monkeypatch)
+    attack(hostile, home, castore, ["entries", "empty", "tiny", "listed", "small", "details"], monkeypatch)
 
 
 def test_directories_that_refer_to_each_other_often_end(hostile, home, castore, monkeypatch) -> None:

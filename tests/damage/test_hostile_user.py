@@ -480,7 +480,7 @@ def test_what_takes_the_place_of_a_file_is_not_read(
 
     monkeypatch.setattr(os, "open", watched)
     taken = lab.snapshot("s", {"t": package.Tree(str(live))})
-    assert taken.parts[0].missed == 1
+    assert taken.parts[0].skipped_files == 1
     assert opened == []
 
 

@@ -283,7 +283,7 @@ def test_a_special_file_in_the_place_of_a_file_is_neither_waited_for_nor_replace
         else:
             with socket.socket(socket.AF_UNIX) as server:
                 server.bind(str(file))
-    for act in (lambda: lab.snapshot("s", source(file)), lambda: lab.roll_back(1, with_safety=False)):
+    for act in (lambda: lab.snapshot("s", source(file)), lambda: lab.roll_back(1, take_pre_rollback=False)):
         with pytest.raises(CastoreError, match=f"is a {kind}|is a symbolic link"):
             act()
     assert precious.read_text() == "of root\n"

@@ -27,7 +27,7 @@ from castore.services.prune import forget
 from castore.services.restore import read
 from castore.services.selectors import select
 from castore.services.snapshot import Tree, file_source
-from castore.store.format.deletion import condemn
+from castore.store.format.deletion import write_deletion
 from tests.support.fault_sweep import plain_tree, stored_tree
 from tests.support.stores import Lab
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REGIONS = 12
-KINDS = ("config", "sessions", "packs", "generations", "condemned", "pins")
+KINDS = ("config", "sessions", "packs", "generations", "deletions", "pins")
 WAYS = ("flipped", "zeroed", "cut", "grown", "swapped", "older", "emptied", "removed")
 MODES = ("index kept", "index deleted")
 
@@ -87,7 +87,7 @@ class Master:
             needed = {name for name in self.older if name.startswith("packs/")}
             dead = sorted(name for name in packs if f"packs/{name}" not in needed)[-2:]
             for name in dead:
-                condemn(store.storage, store.writer_key, [PackId(bytes.fromhex(name))])
+                write_deletion(store.storage, store.writer_key, [PackId(bytes.fromhex(name))])
         # The one at which it is still as it was is what names are looked for in.
         self.names = {kind: sorted(n for n in self.objects() if n.startswith(f"{kind}/")) for kind in KINDS}
 

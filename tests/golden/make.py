@@ -95,7 +95,7 @@ def make(into: Path) -> None:
             os.chmod(live / "dump", 0o600)
             sources = {"tree": Tree(str(live / "tree")), "dump": file_source(str(live / "dump"))}
             taken = lab.snapshot("golden", sources, revision=f"r{number}")
-            assert (taken.number, taken.missed) == (number, 0)
+            assert (taken.number, taken.skipped_files) == (number, 0)
             found = plain(walk(live))
             del found["."], found["dump"]["mtime"]  # restores make these anew
             expected[f"r{number}"] = found

@@ -74,10 +74,10 @@ def test_it_is_listed_with_the_writer_key_only(golden: Copy) -> None:
     with golden.open(identity=False) as store:
         store.sync()
         assert store.damaged == {}
-        listed = [(g.service, g.number, g.revision, g.parent, g.safety) for g in store.generations()]
+        listed = [(g.service, g.number, g.revision, g.parent, g.pre_rollback) for g in store.generations()]
         assert listed == [("golden", 2, "r2", 1, False), ("golden", 1, "r1", 0, False)]
         for generation in store.generations():
-            assert [(part.name, part.kind, part.missed) for part in generation.parts] == [
+            assert [(part.name, part.kind, part.skipped_files) for part in generation.parts] == [
                 ("tree", "tree", 0),
                 ("dump", "dump", 0),
             ]
@@ -164,10 +164,10 @@ def test_what_former_writer_keys_sealed_is_read_and_rescued(tmp_path: Path, iden
     copy = Copy(tmp_path, ROTATED)
     copy.identity = Identity.parse((ROTATED / identity).read_text(), None)
     names = sorted(str(path.relative_to(copy.path)) for path in copy.path.rglob("*") if path.is_file())
-    assert {name.split(".")[0] for name in names if name.startswith(("config", "eras"))} == {"config/4", "eras/4"}
+    assert {name.split(".")[0] for name in names if name.startswith(("config", "rotations"))} == {"config/4", "rotations/4"}
     first = Identity.parse((ROTATED / "identity").read_text(), None)
     with copy.open(trust=[first.admin.public]) as store:
-        assert len(store.writer_key.former) == 2
+        assert len(store.writer_key.previous_keys) == 2
         assert verify_store(_synced(store), castore.Progress(), read_data=True).sound
         for number in range(5):
             out = tmp_path / str(number)

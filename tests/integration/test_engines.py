@@ -241,14 +241,14 @@ def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
     assert done.problems == []
     assert live.fingerprint() == first
     assert live.left() == []
-    assert done.safety is not None
-    roll_back(lab, live, done.safety.number)
+    assert done.pre_rollback is not None
+    roll_back(lab, live, done.pre_rollback.number)
     assert live.fingerprint() == second
     assert live.left() == []
     with lab.open() as store:
         taken = store.generation("s", 1)
         assert taken is not None
-        made_by = plan.read_details(store, taken).origins["db"].made_by
+        made_by = plan.read_details(store, taken).origins["db"].producer
     assert made_by.split()[0] == live.name
     assert live.engine.warn(made_by) == ""
 
@@ -357,7 +357,7 @@ def sweep(lab: Lab, live: Live, kill_at, points: Iterator[int]) -> tuple[int, in
         alive = kill_at(point)
         killed = False
         try:
-            lab.roll_back(1, with_safety=False)
+            lab.roll_back(1, take_pre_rollback=False)
         except Killed:
             killed = True
         finally:
@@ -443,11 +443,11 @@ def test_a_database_that_is_gone_comes_back(lab: Lab, live: Live, postgres, mari
     with pytest.raises((ProgramError, UsageError)):
         lab.snapshot("s", {"db": live.source})
     with pytest.raises((ProgramError, UsageError)):
-        lab.roll_back(1, Service(health=("false",), health_timeout=0), with_safety=False)
+        lab.roll_back(1, Service(health=("false",), health_timeout=0), take_pre_rollback=False)
     assert live.left() == []
     with pytest.raises((ProgramError, UsageError)):
         live.engine.check()
-    lab.roll_back(1, with_safety=False)
+    lab.roll_back(1, take_pre_rollback=False)
     assert live.fingerprint() == first  # its owner, settings and rights, too, which pg_dump does not write
     assert live.left() == []
 
@@ -529,7 +529,7 @@ def test_a_snapshot_while_writers_are_busy_is_one_moment(lab: Lab, live: Live, p
     try:
         assert started.wait(30)
         for _ in range(3):
-            assert lab.snapshot("s", {"db": live.source}).missed == 0
+            assert lab.snapshot("s", {"db": live.source}).skipped_files == 0
     finally:
         over.set()
         writer.join()
@@ -562,7 +562,7 @@ def test_a_whole_cluster_goes_back_with_its_roles(lab: Lab, postgres: Postgres):
         postgres.psql("DROP TABLE t", "Two words")
         postgres.psql("ALTER ROLE owner_one CONNECTION LIMIT 7; CREATE TABLE postgres_too (x int)")
         postgres.dropdb("one")
-        done = lab.roll_back(1, with_safety=False)
+        done = lab.roll_back(1, take_pre_rollback=False)
         assert done.problems == []
         assert postgres.psql("SELECT * FROM t", "one") == "1"
         assert postgres.psql("SELECT * FROM t", "Two words") == "1"

@@ -463,7 +463,7 @@ def test_a_hostile_dump_in_a_store_is_not_drilled(postgres: Postgres, mark: Path
     with lab.open() as store, pytest.raises(CastoreError, match="s@1:db: "):
         drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0))
     with pytest.raises(CastoreError):
-        lab.roll_back(1, with_safety=False)
+        lab.roll_back(1, take_pre_rollback=False)
 
 
 @pytest.mark.parametrize("around", ["{}", "env X=1 {}", "sh -c '{}'"])

@@ -97,7 +97,7 @@ BREAKING = {
 def test_a_view_that_a_deployment_broke_keeps_nobody_from_going_back(lab: Lab, server: MariaDBServer, app: str, what: str):
     server.sql(VIEWS, app)
     first = state(server, app)
-    assert take(lab, server, app).missed == 0
+    assert take(lab, server, app).skipped_files == 0
     server.sql(BREAKING[what], app)
     second = state(server, app)
     with pytest.raises(ProgramError, match="health"):
@@ -110,12 +110,12 @@ def test_a_view_that_a_deployment_broke_keeps_nobody_from_going_back(lab: Lab, s
     assert server.sql("SELECT * FROM uses_f", app) == "2"
     assert server.databases() == [app]
     assert drilled(lab, 1).startswith("1 row in 2 tables")
-    assert done.safety is not None
-    assert done.safety.missed > 0
-    assert {reason for _, _, reason in warnings(lab, done.safety.number)} == {reports.LACKING}
+    assert done.pre_rollback is not None
+    assert done.pre_rollback.skipped_files > 0
+    assert {reason for _, _, reason in warnings(lab, done.pre_rollback.number)} == {reports.LACKING}
     # What is broken cannot be made; all else is as it was, and the store says what is missing.
-    broken = {name.decode() for _, name, _ in warnings(lab, done.safety.number)}
-    lab.roll_back(done.safety.number)
+    broken = {name.decode() for _, name, _ in warnings(lab, done.pre_rollback.number)}
+    lab.roll_back(done.pre_rollback.number)
     left = [line for line in second.splitlines() if line and line.split("\t")[0] not in broken]
     assert [line for line in state(server, app).splitlines() if line] == left
 
@@ -175,24 +175,24 @@ def test_code_that_is_older_than_the_character_set_of_its_database_comes_back(la
         assert charsets(server, app) == second
     done = lab.roll_back(1)
     assert charsets(server, app) == first
-    assert done.safety is not None
-    lab.roll_back(done.safety.number)
+    assert done.pre_rollback is not None
+    lab.roll_back(done.pre_rollback.number)
     assert charsets(server, app) == second
     server.sql(f"DROP DATABASE {app}")
-    lab.roll_back(1, with_safety=False)
+    lab.roll_back(1, take_pre_rollback=False)
     assert charsets(server, app) == first
     assert server.databases() == [app]
 
 
 def test_a_row_that_no_packet_holds_is_told_and_still_drilled(lab: Lab, server: MariaDBServer, app: str):
     server.sql("CREATE TABLE a (id INT PRIMARY KEY, x LONGBLOB); INSERT INTO a VALUES (1, repeat('a', 7 * 1024 * 1024))", app)
-    assert take(lab, server, app).missed == 0
+    assert take(lab, server, app).skipped_files == 0
     server.sql("DELETE FROM a", app)
     lab.roll_back(1)
     assert server.sql("SELECT length(x) FROM a", app) == str(7 << 20)
     server.sql("UPDATE a SET x = repeat('a', 10 * 1024 * 1024)", app)
     taken = take(lab, server, app)
-    assert taken.missed == 1
+    assert taken.skipped_files == 1
     ((_, _, reason),) = warnings(lab, taken.number)
     assert "raise max_allowed_packet" in reason
     assert drilled(lab, taken.number).startswith("1 row in 1 table")
@@ -255,7 +255,7 @@ def test_a_name_with_a_tab_is_told_clearly(lab: Lab, server: MariaDBServer, app:
     with pytest.raises(CastoreError, match=r"'a\\tb': this name contains a tab.*rename it; nothing was touched"):
         lab.roll_back(1)
     server.sql("RENAME TABLE `a\tb` TO ab", app)
-    assert take(lab, server, app).missed == 0
+    assert take(lab, server, app).skipped_files == 0
     server.sql("DELETE FROM z", app)
     lab.roll_back(2)
     assert server.sql("SELECT * FROM z", app) == "1"

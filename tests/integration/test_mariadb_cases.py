@@ -87,8 +87,8 @@ def check_round_trip(lab: Lab, server: MariaDBServer, app: str, migration: str) 
     done = lab.roll_back(taken.number)
     assert done.problems == []
     assert state(server, app) == first
-    assert done.safety is not None
-    lab.roll_back(done.safety.number)
+    assert done.pre_rollback is not None
+    lab.roll_back(done.pre_rollback.number)
     assert state(server, app) == second
     assert [one for one in server.databases() if one.startswith("castore")] == []
 
@@ -270,6 +270,6 @@ def test_a_program_whose_text_is_in_two_character_sets_is_reported_and_nothing_i
     before = state(server, app)
     for number in (1, 2, 3):
         with pytest.raises(CastoreError, match="(function|trigger) f: its name, comment or table .* nothing was touched"):
-            lab.roll_back(number, with_safety=False)
+            lab.roll_back(number, take_pre_rollback=False)
         assert state(server, app) == before
     assert [one for one in server.databases() if one.startswith("castore")] == []

@@ -198,7 +198,7 @@ def test_all_of_many_tables_go_back_though_an_option_file_limits_what_is_selecte
     with home(tmp_path, monkeypatch, "[client]\nsafe-updates\n" + limit):
         take(lab, own)
         server.sql("".join(f"UPDATE t{n} SET x = -1;" for n in range(tables)), app)
-        lab.roll_back(1, with_safety=False)
+        lab.roll_back(1, take_pre_rollback=False)
     rows = server.sql(" UNION ALL ".join(f"SELECT x FROM t{n}" for n in range(tables)), app).split()
     assert rows == [str(n) for n in range(tables)]
     assert left(server) == []
@@ -237,7 +237,7 @@ def setting(server: MariaDBServer, name: str, value: str) -> Iterator[None]:
 def test_helper_tables_have_primary_keys(lab: Lab, server: MariaDBServer, app: str):
     server.sql("CREATE TABLE t (x INT PRIMARY KEY); INSERT INTO t VALUES (1)", app)
     with setting(server, "innodb_force_primary_key", "1"):
-        assert take(lab, engine(server, app)).missed == 0
+        assert take(lab, engine(server, app)).skipped_files == 0
         server.sql("DELETE FROM t", app)
         lab.roll_back(1)
         assert server.sql("SELECT x FROM t", app) == "1"
@@ -268,13 +268,13 @@ def test_tables_without_transactions_are_of_one_moment(lab: Lab, server: MariaDB
     writer.start()
     try:
         for _ in range(2):
-            assert take(lab, engine(server, app)).missed == 0
+            assert take(lab, engine(server, app)).skipped_files == 0
             time.sleep(0.05)
     finally:
         over.set()
         writer.join()
     for number in (1, 2):
-        lab.roll_back(number, with_safety=False)
+        lab.roll_back(number, take_pre_rollback=False)
         assert len(set(server.sql("SELECT n FROM a; SELECT n FROM b", app).split())) == 1
 
 

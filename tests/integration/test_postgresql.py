@@ -125,19 +125,19 @@ def test_what_a_database_is_comes_back_with_it(server: Postgres, lab: Lab):
     with database(server, "own", "LOCALE 'C.UTF-8' ENCODING 'UTF8'"):
         server.psql(PROPERTIES)
         first = server.psql(SHOWN)
-        assert lab.snapshot("s", source(server, "own")).parts[0].missed == 0
+        assert lab.snapshot("s", source(server, "own")).parts[0].skipped_files == 0
         server.psql("ALTER DATABASE own SET work_mem = '1MB'; ALTER DATABASE own OWNER TO postgres; REVOKE CONNECT ON DATABASE own FROM PUBLIC")
         second = server.psql(SHOWN)
         done = lab.roll_back(1)
         assert server.psql(SHOWN) == first
-        assert done.safety is not None
-        lab.roll_back(done.safety.number)
+        assert done.pre_rollback is not None
+        lab.roll_back(done.pre_rollback.number)
         assert server.psql(SHOWN) == second
         server.psql("DROP DATABASE own")
-        lab.roll_back(1, with_safety=False)
+        lab.roll_back(1, take_pre_rollback=False)
         assert server.psql(SHOWN) == first
         server.psql("DROP DATABASE own; DROP ROLE guest")
-        lab.roll_back(1, with_safety=False)  # who is gone has no settings
+        lab.roll_back(1, take_pre_rollback=False)  # who is gone has no settings
         assert "guest" not in server.psql(SHOWN)
     server.psql("DROP ROLE boss")
 
@@ -176,7 +176,7 @@ def test_a_database_keeps_the_provider_of_its_locale(lab: Lab):
                 lab.roll_back(2 * number - 1)
                 assert state() == first
                 server.psql("DROP DATABASE app")
-                lab.roll_back(2 * number - 1, with_safety=False)
+                lab.roll_back(2 * number - 1, take_pre_rollback=False)
                 assert state() == first
 
 

@@ -115,7 +115,7 @@ def test_a_logical_replication_slot_is_reported_and_never_dropped(server: Postgr
     with database(server, "app") as source:
         server.psql("SELECT pg_create_logical_replication_slot('debezium', 'pgoutput')", "app")
         taken = lab.snapshot("s", source)
-        assert taken.parts[0].missed == 1
+        assert taken.parts[0].skipped_files == 1
         assert "the logical replication slot debezium is not in the dump" in warnings(lab, 1)[0]
         with pytest.raises(CastoreError, match=r"pg_drop_replication_slot\('debezium'\)"):
             lab.roll_back(1)
@@ -262,7 +262,7 @@ def test_what_pg_dump_leaves_out_is_reported_by_name(server: Postgres, lab: Lab)
             server.psql("CREATE UNIQUE INDEX CONCURRENTLY broken ON t (x)", "app")
         server.psql("CREATE EXTENSION hstore; CREATE TABLE member (x int); INSERT INTO member VALUES (1); ALTER EXTENSION hstore ADD TABLE member", "app")
         taken = lab.snapshot("s", source)
-        assert taken.parts[0].missed == 2
+        assert taken.parts[0].skipped_files == 2
         assert sorted(line.split(" is not in the dump")[0] for line in warnings(lab, 1)) == ["the index public.broken", "the rows of public.member"]
         server.psql("DELETE FROM t", "app")
         lab.roll_back(1)
@@ -282,10 +282,10 @@ def test_a_dump_without_an_inventory_is_kept_and_reported(server: Postgres, lab:
 
     with database(server, "app") as source:
         server.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1); CREATE PUBLICATION p FOR TABLE t; CREATE TABLE bare (); ALTER PUBLICATION p ADD TABLE bare", "app")
-        assert lab.snapshot("s", source).parts[0].missed == 0
+        assert lab.snapshot("s", source).parts[0].skipped_files == 0
         with monkeypatch.context() as newer:
             newer.setattr(postgresql_inventory, "OBJECTS", "SELECT no_such_column;")
-            assert lab.snapshot("s", source).parts[0].missed == 1
+            assert lab.snapshot("s", source).parts[0].skipped_files == 1
         assert "no inventory was taken" in warnings(lab, 2)[0]
         server.psql("TRUNCATE t", "app")
         lab.roll_back(2)
@@ -309,7 +309,7 @@ def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(ser
     with database(server, "app") as source:
         server.psql("ALTER DATABASE app SET search_path = public, other")
         server.psql(UNACCENT, "app")
-        assert lab.snapshot("s", source).parts[0].missed == 0
+        assert lab.snapshot("s", source).parts[0].skipped_files == 0
         server.psql("DROP TABLE t; DROP MATERIALIZED VIEW m", "app")
         lab.roll_back(1)
         assert server.psql("SELECT x FROM t WHERE x = 'Ä'", "app") == "Ä"

@@ -67,10 +67,10 @@ def test_a_random_database_goes_back_and_forth(server: MariaDBServer, tmp_path: 
         assert done.problems == []
         found = differing(first, contents(server, "generated"))
         assert not unexplained(found, broken), "\n".join(found)
-        assert done.safety is not None
-        lab.roll_back(done.safety.number)
+        assert done.pre_rollback is not None
+        lab.roll_back(done.pre_rollback.number)
         found = differing(second, contents(server, "generated"))
-        assert not unexplained(found, warnings(lab, done.safety)), "\n".join(found)
+        assert not unexplained(found, warnings(lab, done.pre_rollback)), "\n".join(found)
         assert [one for one in server.databases() if one.startswith("castore")] == []
     finally:
         for one in server.databases():

@@ -46,8 +46,8 @@ def test_a_random_database_goes_back_and_forth(server: Postgres, tmp_path: Path,
         assert done.problems == []
         found = differing(first, contents(server, "generated"))
         assert not found, "\n".join(found)
-        assert done.safety is not None
-        lab.roll_back(done.safety.number)
+        assert done.pre_rollback is not None
+        lab.roll_back(done.pre_rollback.number)
         found = differing(second, contents(server, "generated"))
         assert not found, "\n".join(found)
         assert server.psql("SELECT datname FROM pg_database WHERE datname LIKE 'castore%'") == ""

@@ -34,8 +34,8 @@ def test_a_random_database_goes_back_and_forth(tmp_path: Path, seed: int):
     second = contents(path)
     done = lab.roll_back(1)
     assert contents(path) == first
-    assert done.safety is not None
-    lab.roll_back(done.safety.number)
+    assert done.pre_rollback is not None
+    lab.roll_back(done.pre_rollback.number)
     assert contents(path) == second
     run(path, ["PRAGMA journal_mode = DELETE"])
     look(str(path), "it", thorough=True)

@@ -222,8 +222,8 @@ def test_a_server_goes_back_and_forth(lab: Lab, server: Server):
     assert second != first
     done = roll_back(lab, 1, server.hooks)
     assert server.state() == first
-    assert done.safety is not None
-    roll_back(lab, done.safety.number, server.hooks)
+    assert done.pre_rollback is not None
+    roll_back(lab, done.pre_rollback.number, server.hooks)
     assert server.state() == second
     assert server.leftovers() == []
 
@@ -324,8 +324,8 @@ def test_a_server_that_does_not_save_when_it_is_stopped_loses_nothing(lab: Lab, 
     write_late = Service(stop=("sh", "-c", f"{shlex.join(late)}; {hooks.stop[2]}"), start=hooks.start)
     done = roll_back(lab, 1, write_late)
     assert redis.state() == first
-    assert done.safety is not None
-    roll_back(lab, done.safety.number, hooks)
+    assert done.pre_rollback is not None
+    roll_back(lab, done.pre_rollback.number, hooks)
     assert ask(redis, "GET", "counter") == "late"
     assert redis.leftovers() == []
 
@@ -341,15 +341,15 @@ def test_a_roll_back_that_does_not_come_to_the_stop_leaves_the_settings_alone(la
     assert unsaving.leftovers() == []
 
 
-@pytest.mark.parametrize("with_safety", [True, False])
-def test_a_server_that_was_stopped_without_saving_is_put_back(lab: Lab, redis: Server, with_safety: bool):
+@pytest.mark.parametrize("take_pre_rollback", [True, False])
+def test_a_server_that_was_stopped_without_saving_is_put_back(lab: Lab, redis: Server, take_pre_rollback: bool):
     lab.snapshot("s", {"db": EngineSource("redis", redis.engine)})
     redis.change()
     second = redis.state()
     hooks = redis.hooks
     killing = Service(stop=("sh", "-c", hooks.stop[2].replace("kill $", "kill -9 $", 1)), start=hooks.start)
     with pytest.raises(CastoreError, match="stopped without writing"):
-        roll_back(lab, 1, killing, with_safety=with_safety)
+        roll_back(lab, 1, killing, take_pre_rollback=take_pre_rollback)
     for _ in range(100):
         if subprocess.run(["redis-cli", "-s", redis.engine.socket, "-a", "pass word", "PING"], capture_output=True, check=False).stdout == b"PONG\n":
             break

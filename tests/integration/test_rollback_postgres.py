@@ -165,8 +165,8 @@ def test_two_nights_an_upgrade_and_the_way_back(wiki: Wiki) -> None:
     told = wiki.rollback("r1").stdout
     assert "what it replaced is generation 3" in told
     wiki.is_first()
-    safety = wiki.generations()[0]
-    assert (safety["number"], safety["safety"], safety["revision"]) == (3, True, "r2")
+    pre_rollback = wiki.generations()[0]
+    assert (pre_rollback["number"], pre_rollback["safety"], pre_rollback["revision"]) == (3, True, "r2")
 
     wiki.rollback("3")
     wiki.is_second()

@@ -260,11 +260,11 @@ def change_reference(found: Directory, writer: Writer, session, data) -> None:
             ref = ref._replace(kind=data.draw(st.sampled_from([*RefKind])))
         case "splice":
             for _ in range(data.draw(st.integers(1, 3))):
-                ref = writer.list(session, [ref])._replace(kind=RefKind.SPLICE)
+                ref = writer.list(session, [ref])._replace(kind=RefKind.INNER)
         case "deep":
             for _ in range(data.draw(st.integers(61, 67))):
-                ref = writer.list(session, [ref])._replace(kind=RefKind.SPLICE)
-            ref = ref._replace(kind=data.draw(st.sampled_from([RefKind.LIST, RefKind.SPLICE])))
+                ref = writer.list(session, [ref])._replace(kind=RefKind.INNER)
+            ref = ref._replace(kind=data.draw(st.sampled_from([RefKind.LIST, RefKind.INNER])))
         case "list":
             ref = writer.list(session, [ref])
         case "missing":
@@ -333,8 +333,8 @@ def test_verify_reports_what_a_restore_cannot(writer, data):
 
 
 EXAMPLES = {
-    "a bundle that is too long": (FLAT, lambda found, w, s: found.refs.__setitem__(0, w.list(s, [w.put(s, b"more"), found.refs[0]])), {"flat/small1", "flat/small2", "flat/small3"}),
-    "a bundle that is too short": (FLAT, lambda found, w, s: found.refs.__setitem__(0, w.put(s, b"short")), {"flat/small1", "flat/small2", "flat/small3"}),
+    "a small-file stream that is too long": (FLAT, lambda found, w, s: found.refs.__setitem__(0, w.list(s, [w.put(s, b"more"), found.refs[0]])), {"flat/small1", "flat/small2", "flat/small3"}),
+    "a small-file stream that is too short": (FLAT, lambda found, w, s: found.refs.__setitem__(0, w.put(s, b"short")), {"flat/small1", "flat/small2", "flat/small3"}),
     "a name twice": (FLAT, lambda found, w, s: found.entries.append(found.entries[-1]), {"flat"}),
     "a name with a slash": (FLAT, lambda found, w, s: found.entries.append([b"z/z", *found.entries[0][1:]]), {"flat"}),
     "no order": (FLAT, lambda found, w, s: found.entries.reverse(), {"flat"}),

@@ -50,7 +50,7 @@ times = st.one_of(st.integers(-(10**18), 10**18), st.integers(-300, 300))
 def plain_entries(draw: st.DrawFn, name: bytes) -> Entry:
     size = draw(sizes)
     mode, uid, gid, mtime = draw(st.integers(0, 0o7777)), draw(numbers), draw(numbers), draw(times)
-    content = Content.BUNDLE if size else Content.NONE
+    content = Content.SMALL_FILES if size else Content.NONE
     return Entry(name, REGULAR, mode, uid, gid, mtime, size, content, NO_EXTRA)
 
 
@@ -63,7 +63,7 @@ def other_entries(draw: st.DrawFn, name: bytes) -> Entry:
     size = draw(st.integers(0, 5000)) if kind == stat.S_IFREG else 0
     content = Content.NONE
     if kind == stat.S_IFREG and size:
-        content = draw(st.sampled_from([Content.BUNDLE, Content.OWN]))
+        content = draw(st.sampled_from([Content.SMALL_FILES, Content.OWN]))
     return Entry(name, kind >> 12, 0o644, 0, 7, draw(times), size, content, extra)
 
 
@@ -121,7 +121,7 @@ def test_entries_that_are_split_are_those_of_the_model(entries):
     offset, others, plain = 0, [], []
     for entry in entries:
         (plain if is_plain(entry) else others).append((entry, offset))
-        if entry.content is Content.BUNDLE:
+        if entry.content is Content.SMALL_FILES:
             offset += entry.size
     assert [(decode_entry(frame), at) for frame, at in split.others] == others
     assert [(decode_entry(frame), at) for frame, at in split.encoded(0, None)] == plain
@@ -220,10 +220,10 @@ def test_names_out_of_order_and_twice_are_not_split():
 
 def test_files_are_made_as_they_are_told(tmp_path):
     entries = [
-        Entry(b"a", REGULAR, 0o6755, 0, 0, 1_500_000_001, 3, Content.BUNDLE),
+        Entry(b"a", REGULAR, 0o6755, 0, 0, 1_500_000_001, 3, Content.SMALL_FILES),
         Entry(b"b", REGULAR, 0o644, 0, 0, -1_500_000_001, 0, Content.NONE),
-        Entry(b"c", REGULAR, 0o600, 0, 0, 5, 2, Content.BUNDLE, Extra(link=(1, 2))),
-        Entry(b"d", REGULAR, 0o600, 0, 0, 5, 2, Content.BUNDLE),
+        Entry(b"c", REGULAR, 0o600, 0, 0, 5, 2, Content.SMALL_FILES, Extra(link=(1, 2))),
+        Entry(b"d", REGULAR, 0o600, 0, 0, 5, 2, Content.SMALL_FILES),
     ]
     split = split_entries(encode_entries(entries), 0)
     assert split is not None

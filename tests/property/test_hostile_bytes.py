@@ -50,8 +50,8 @@ from castore.store.format.deletion import open_deletion
 from castore.store.format.envelope import seal_object
 from castore.store.format.generation import generation_name, open_generation
 from castore.store.format.header import (
-    CONDEMNED,
     CONFIG,
+    DELETION,
     GENERATION,
     PACK,
     PIN,
@@ -153,12 +153,12 @@ def mangled(data: bytes, rng: random.Random) -> bytes:
 @common
 @given(data=st.binary(max_size=40) | st.binary(max_size=8).map(lambda rest: b"castorep" + rest))
 def test_headers(data):
-    for kind in (CONFIG, SESSION, PACK, GENERATION, CONDEMNED, PIN):
+    for kind in (CONFIG, SESSION, PACK, GENERATION, DELETION, PIN):
         tame(lambda kind=kind: check_header("packs/x", data, kind))
 
 
 @common
-@given(data=st.binary(max_size=300), count=st.integers(0, 65535), plain=_shaped("version", "created", "average", "recipients"))
+@given(data=st.binary(max_size=300), count=st.integers(0, 65535), plain=_shaped("version", "created", "average_chunk_size", "recipients"))
 def test_configurations(data, count, plain):
     tame(lambda: SealedConfig(1, data).open(WRITER))
     tame(lambda: SealedConfig(1, header(CONFIG) + data).secret(IDENTITY))
@@ -177,12 +177,12 @@ def test_configurations(data, count, plain):
 
 
 @common
-@given(plain=_shaped("version", "time", "host", "cipher", "seals"), seals=_value)
-@example(plain=msgspec.msgpack.encode({"version": 1, "time": 0, "host": "", "cipher": 1, "seals": [[b"", b""]]}), seals=None)
+@given(plain=_shaped("version", "time", "host", "cipher", "sealed_keys"), seals=_value)
+@example(plain=msgspec.msgpack.encode({"version": 1, "time": 0, "host": "", "cipher": 1, "sealed_keys": [[b"", b""]]}), seals=None)
 def test_sessions(plain, seals):
     session = SessionId(bytes(16))
     name = session_name(session, 0)
-    own = msgspec.msgpack.encode({"version": 1, "time": 1, "host": "h", "cipher": 1, "seals": seals, "writer": KEY})
+    own = msgspec.msgpack.encode({"version": 1, "time": 1, "host": "h", "cipher": 1, "sealed_keys": seals, "writer": KEY})
     for one in (plain, own):
         data = seal_object(SESSION, name, one, WRITER, more=session)
 
@@ -218,10 +218,10 @@ def _name_of(service: str, number: int) -> str:
 
 @common
 @given(plain=_shaped("version", "time", "packs", "note"), packs_=_value)
-def test_condemned_and_pins(plain, packs_):
+def test_pending_deletions_and_pins(plain, packs_):
     own = msgspec.msgpack.encode({"version": 1, "time": 1, "packs": packs_, "note": packs_})
     for one in (plain, own):
-        for kind, name in ((CONDEMNED, "condemned/" + "0" * 32), (PIN, "pins/0123456789abcdef-0000000001")):
+        for kind, name in ((DELETION, "deletions/" + "0" * 32), (PIN, "pins/0123456789abcdef-0000000001")):
             data = seal_object(kind, name, one, WRITER)
             tame(lambda name=name, data=data: open_deletion(name, data, WRITER))
             tame(lambda name=name, data=data: open_pin(name, data, WRITER))
@@ -384,7 +384,7 @@ def test_nodes_that_hold_themselves_end(hostile):
     """By hashes they cannot; by the index of a lying pack they seem to, until they are opened."""
     with hostile.session() as session:
         one, two = b"\1" * 32, b"\2" * 32
-        for kind in (RefKind.LIST, RefKind.SPLICE):
+        for kind in (RefKind.LIST, RefKind.INNER):
             hostile.node(session, [Ref(kind, RecordId(two), 0)], one)
             hostile.node(session, [Ref(kind, RecordId(one), 0)], two)
     for root in (one, two):
@@ -403,7 +403,7 @@ def deep(hostile: Hostile, kind: RefKind, levels: int) -> Ref:
     return ref._replace(kind=RefKind.LIST)
 
 
-@pytest.mark.parametrize("kind", [RefKind.LIST, RefKind.SPLICE])
+@pytest.mark.parametrize("kind", [RefKind.LIST, RefKind.INNER])
 def test_nodes_that_are_nested_deeply_end(hostile, kind):
     ref = deep(hostile, kind, 3000)
     with StreamReader(hostile.store) as reader:
@@ -438,7 +438,7 @@ def test_lists_that_fan_out_end(hostile):
     with hostile.session() as session:
         ref = Ref(RefKind.CHUNK, RecordId(bytes(32)), 0)
         for _ in range(40):
-            ref = Ref(RefKind.SPLICE, hostile.node(session, [ref] * 512), 0)
+            ref = Ref(RefKind.INNER, hostile.node(session, [ref] * 512), 0)
     root = ref._replace(kind=RefKind.LIST)
     assert not is_whole(hostile.store, [root])
     commit(hostile, root)

@@ -45,14 +45,14 @@ def entries(draw, names=None):
     size = draw(U63) if kind == 8 else 0
     places = {4: (tree.Content.NONE, tree.Content.OWN), 8: tree.Content}
     content = draw(st.sampled_from(places.get(kind, (tree.Content.NONE,))))
-    if content is tree.Content.BUNDLE:
-        size = min(size, tree.MAX_BUNDLED) or 1
+    if content is tree.Content.SMALL_FILES:
+        size = min(size, tree.MAX_SMALL_FILE) or 1
     extra = tree.Extra(
         target=draw(st.binary(min_size=1, max_size=100).map(lambda b: b.replace(b"\0", b"_"))) if kind == 10 else b"",
         device=draw(U32) if kind in {2, 6} else 0,
         link=draw(st.none() | st.tuples(U63, U63)),
         xattrs=draw(xattrs.map(lambda pairs: tuple((k.replace(b"\0", b"_"), v) for k, v in pairs))),
-        extents=draw(st.none() | extents(size)) if kind == 8 and content is not tree.Content.BUNDLE else None,
+        extents=draw(st.none() | extents(size)) if kind == 8 and content is not tree.Content.SMALL_FILES else None,
     )
     return tree.Entry(
         name=draw(file_names() if names is None else names),
@@ -93,7 +93,7 @@ parts = st.builds(
     new_chunks=U63,
     new_bytes=U63,
     stored_bytes=U63,
-    missed=U63,
+    skipped_files=U63,
 )
 records = st.builds(
     generations.Generation,
@@ -106,7 +106,7 @@ records = st.builds(
     details=stored_refs,
     session=st.binary(min_size=16, max_size=16),
     parent=U32,
-    safety=st.booleans(),
+    pre_rollback=st.booleans(),
     duration=U63,
     version=st.just(1),
 )
@@ -370,9 +370,9 @@ IMPOSSIBLE = {
     "type 16": {"type": 16},
     "type 3": {"type": 3, "content": tree.Content.NONE, "size": 0},
     "a link without a target": {"type": 10, "content": tree.Content.NONE, "size": 0},
-    "a directory in a bundle": {"type": 4, "content": tree.Content.BUNDLE},
-    "nothing in a bundle": {"content": tree.Content.BUNDLE, "size": 0},
-    "holes in a bundle": {"content": tree.Content.BUNDLE, "extra": tree.Extra(extents=((0, 5),))},
+    "a directory in a small-file stream": {"type": 4, "content": tree.Content.SMALL_FILES},
+    "nothing in a small-file stream": {"content": tree.Content.SMALL_FILES, "size": 0},
+    "holes in a small-file stream": {"content": tree.Content.SMALL_FILES, "extra": tree.Extra(extents=((0, 5),))},
     "uid": {"uid": -1},
     "long uid": {"uid": 1 << 32},
     "gid": {"gid": -1},

@@ -13,7 +13,7 @@ from castore.content.ref_tree import ListBuilder, iter_chunks, iter_list
 from castore.errors import DamageError
 from castore.model.refs import MAX_NODE_REFS, Ref, RefKind, decode_node, encode_node
 
-CHUNK, LIST, SPLICE = RefKind.CHUNK, RefKind.LIST, RefKind.SPLICE
+CHUNK, LIST, SPLICE = RefKind.CHUNK, RefKind.LIST, RefKind.INNER
 BORDER = bytes(4) + b"\xff" * 28
 NO_BORDER = b"\x01" + bytes(31)
 

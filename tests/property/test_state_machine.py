@@ -474,7 +474,7 @@ class Machine(RuleBasedStateMachine):
             before = store.writer_key
             store.rotate_writer(new_ids=new_ids)
             assert store.writer_key != before
-            assert store.writer_key.former[-1] == before
+            assert store.writer_key.previous_keys[-1] == before
             store.sync()
             assert store.damaged == {}
             assert {(g.service, g.number) for g in store.generations()} == set(self.taken)

@@ -34,11 +34,11 @@ class Machine:
         if not decide(self.configured, self.noted, self.known).left_behind:
             self.noted = self.configured
 
-    def take(self, *, safety: bool = False) -> None:
+    def take(self, *, pre_rollback: bool = False) -> None:
         filed = self.rule()
         assert filed == self.truth
-        self.generations.append((filed, self.truth, safety))
-        if not safety:
+        self.generations.append((filed, self.truth, pre_rollback))
+        if not pre_rollback:
             self.noted = filed
 
     def deploy(self) -> None:
@@ -57,12 +57,12 @@ class Machine:
         self.restore(before)
 
     def go_back(self) -> None:
-        if known := sorted({filed for filed, _, safety in self.generations if not safety}):
+        if known := sorted({filed for filed, _, pre_rollback in self.generations if not pre_rollback}):
             self.configured = self.random.choice(known)
 
     def restore(self, number: int) -> None:
         filed, truth, _ = self.generations[number]
-        self.take(safety=True)
+        self.take(pre_rollback=True)
         self.undo = len(self.generations) - 1
         self.truth, self.noted = truth, filed
 
@@ -79,7 +79,7 @@ class Machine:
     def follow(self) -> None:
         self.settle()
         if decide(self.configured, self.noted, self.known).left_behind:
-            found = [(not safety, n) for n, (filed, _, safety) in enumerate(self.generations) if filed == self.configured]
+            found = [(not pre_rollback, n) for n, (filed, _, pre_rollback) in enumerate(self.generations) if filed == self.configured]
             self.restore(max(found)[1])
         assert self.noted == self.truth == self.configured
 

@@ -29,7 +29,7 @@ from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.config import LabelledAdmin, LabelledRecipient, encode_config
-from castore.store.format.deletion import condemn
+from castore.store.format.deletion import write_deletion
 from castore.store.format.generation import MAX_NUMBER, encode_generation, generation_name
 from castore.store.format.removal import record_removal
 from castore.store.format.session_key import read_session, session_numbers
@@ -38,7 +38,7 @@ from tests.support.stores import Lab
 pytestmark = pytest.mark.timeout(300)
 HOSTS = ("owner", "other")
 numbers = st.sampled_from([1, 2, 3, 5, 9, 70_000, MAX_NUMBER])
-names = st.sampled_from(["config", "eras", "sessions", "generations", "pins", "removals", "condemned", "packs"])
+names = st.sampled_from(["config", "rotations", "sessions", "generations", "pins", "removals", "deletions", "packs"])
 
 
 class Thief(RuleBasedStateMachine):
@@ -107,9 +107,9 @@ class Thief(RuleBasedStateMachine):
     def garbage(self, folder, number):
         tag = self.secrets[0].tag("s").hex()
         name = {
-            "config": str(number), "eras": str(number), "sessions": f"{os.urandom(16).hex()}.{number}",
+            "config": str(number), "rotations": str(number), "sessions": f"{os.urandom(16).hex()}.{number}",
             "generations": f"{tag}-{number:010d}", "pins": f"{tag}-{number:010d}",
-            "removals": f"{tag}-{os.urandom(16).hex()}", "condemned": os.urandom(16).hex(), "packs": os.urandom(32).hex(),
+            "removals": f"{tag}-{os.urandom(16).hex()}", "deletions": os.urandom(16).hex(), "packs": os.urandom(32).hex(),
         }[folder]  # fmt: skip
         self.put(f"{folder}/{name}", os.urandom(300))
 
@@ -126,7 +126,7 @@ class Thief(RuleBasedStateMachine):
     def a_removal(self, number):
         record_removal(self.lab.storage, self.secrets[-1], "s", [number])
         with self.lab.open() as store:
-            condemn(self.lab.storage, self.secrets[-1], store.index.pack_ids())
+            write_deletion(self.lab.storage, self.secrets[-1], store.index.pack_ids())
 
     @rule()
     def a_session_again(self):

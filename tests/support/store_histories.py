@@ -418,7 +418,7 @@ def compact(world: World) -> None:
 
 @step
 def compact_without_lock(world: World) -> None:
-    """The same where packs are condemned first, and removed by the next run."""
+    """The same where packs are pending first, and removed by the next run."""
     with world.open() as store:
         store.storage.hold = lambda *, alone=False: contextlib.nullcontext(False)
         for _ in range(2):

@@ -36,7 +36,7 @@ class Lockless(LocalStorage):
     """A directory as other machines see it too: without a lock."""
 
     longest = 0.0
-    """Seconds that a commit took, from its look at what is condemned: less than the grace period, or it is no use."""
+    """Seconds that a commit took, from its look at what is pending: less than the grace period, or it is no use."""
 
     @contextlib.contextmanager
     def hold(self, *, alone=False):
@@ -119,7 +119,7 @@ class Worker:
                     limits = {"max_unused": rng.choice((0, 0.1, 0.5)), "unfinished": rng.choice((0, 3600))}
                     done = compact(store, castore.Progress(), grace=self.grace, **limits)
                     assert not done.damaged, done.damaged
-                    self.tell(removed=done.removed, condemned=done.condemned, written=done.written_bytes)
+                    self.tell(removed=done.removed, pending=done.pending_deletion, written=done.written_bytes)
             time.sleep(rng.random() * 0.1)
 
     def verifies(self, rng: random.Random) -> None:

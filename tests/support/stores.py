@@ -27,7 +27,7 @@ from castore.store.format.config import LabelledAdmin
 
 def remove_copies(store: Path) -> None:
     """Leave one of what a store keeps twice."""
-    for folder in ("config", "eras"):
+    for folder in ("config", "rotations"):
         for path in (store / folder).glob("*.*"):
             path.unlink()
 

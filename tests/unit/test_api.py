@@ -50,7 +50,7 @@ def rows(folder: Path) -> list:
 def test_a_service_is_snapshotted_restored_and_rolled_back(store: castore.Store, wiki: Path, tmp_path: Path):
     service = store.service("wiki")
     first = service.snapshot(parts(wiki), revision="r1")
-    assert (first.number, first.revision, first.warnings, first.missed) == (1, "r1", (), ())
+    assert (first.number, first.revision, first.warnings, first.skipped_files) == (1, "r1", (), ())
     assert [(part.name, part.kind) for part in first.parts] == [("pages", "tree"), ("db", "dump")]
     (wiki / "wiki" / "settings.conf").write_text("mode = 2\n")
     execute(wiki, "INSERT INTO t VALUES (2)")

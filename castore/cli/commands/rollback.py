@@ -109,7 +109,7 @@ def rollback(
                 origins,
                 ownership,
                 trust_times=trust_times,
-                safety=not no_safety,
+                pre_rollback=not no_safety,
                 as_json=as_json,
             )
             return
@@ -120,7 +120,7 @@ def rollback(
             operations = operations_of(context, store, progress, (service,), ownership=ownership)
             tally, began = Progress(), time.monotonic()
             done = operations.rollback(
-                target, origins, with_safety=not no_safety, trust_times=trust_times, progress=tally
+                target, origins, take_pre_rollback=not no_safety, trust_times=trust_times, progress=tally
             )
             seconds = time.monotonic() - began
         _tell_follow(context, service, target)
@@ -138,7 +138,7 @@ def _show_plan(
     ownership: Ownership,
     *,
     trust_times: bool,
-    safety: bool,
+    pre_rollback: bool,
     as_json: bool,
 ) -> None:
     """Print what a rollback would do. Raises CastoreError if it would be refused."""
@@ -155,25 +155,25 @@ def _show_plan(
         settings=settings,
         trust_times=trust_times,
     )
-    check_plan(plan, origins, with_safety=safety)
+    check_plan(plan, origins, take_pre_rollback=pre_rollback)
     for folder in missing_folders(plan, origins):
         shown = formatting.printable(os.fsencode(folder))
         click.echo(f"castore: would create the directory {shown}", err=True)
     for line in creations(store, plan):
         click.echo(f"castore: would create {formatting.one_line(line)}", err=True)
-    _print_plan(plan, settings, as_json, safety=safety)
+    _print_plan(plan, settings, as_json, pre_rollback=pre_rollback)
 
 
 def _print_done(
     target: Generation, done: RolledBack, tally: Progress, seconds: float, *, as_json: bool
 ) -> None:
     """Print what a rollback did."""
-    safety = done.safety.number if done.safety else None
+    pre_rollback = done.pre_rollback.number if done.pre_rollback else None
     if as_json:
         print_json({
             "service": target.service,
             "number": target.number,
-            "safety": safety,
+            "safety": pre_rollback,
             "parts": list(done.parts),
             **plain_amounts(tally, seconds),
         })
@@ -182,7 +182,7 @@ def _print_done(
             f"{target.service} is at generation {target.number}{_of(target)} already: nothing was touched"
         )
     else:
-        kept = f"; what it replaced is generation {safety}" if safety else ""
+        kept = f"; what it replaced is generation {pre_rollback}" if pre_rollback else ""
         much = f"{formatting.count(len(done.parts), 'part')}, {amounts_text(tally, seconds)}"
         summarize(f"{target.service} is back at generation {target.number}{_of(target)}: {much}{kept}")
 
@@ -243,7 +243,7 @@ def _origins(
 
 
 def _print_plan(
-    plan: RollbackPlan, settings: Service | None, as_json: bool, *, safety: bool
+    plan: RollbackPlan, settings: Service | None, as_json: bool, *, pre_rollback: bool
 ) -> None:
     import shlex
 
@@ -263,12 +263,12 @@ def _print_plan(
     target = plan.target
     if as_json:
         print_json({
-            "number": target.number, "safety": safety, "hooks": hooks, "trees": trees, "dumps": dumps,
+            "number": target.number, "safety": pre_rollback, "hooks": hooks, "trees": trees, "dumps": dumps,
             "removed": removed, "untouched": list(plan.untouched),
         })
         return
     print(f"would roll {target.service} back to generation {target.number}{_of(target)}")
-    print("first: " + ("a pre-rollback generation" if safety else "no pre-rollback generation"))
+    print("first: " + ("a pre-rollback generation" if pre_rollback else "no pre-rollback generation"))
     who = f" (as {settings.run_as})" if settings is not None and settings.run_as is not None else ""
     for name, argv in hooks.items():
         print(f"{name}: {shlex.join(argv)}{who}")

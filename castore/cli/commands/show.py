@@ -35,7 +35,7 @@ def show(context: CliContext, what: str, as_json: bool) -> None:
         selection = select(store, what)
         generation = selection.generation
         parts = [selection.part] if selection.part else list(generation.parts)
-        warnings = _warnings(store, generation) if any(part.missed for part in parts) else []
+        warnings = _warnings(store, generation) if any(part.skipped_files for part in parts) else []
         warnings = [one for one in warnings if _concerns(one, selection)]
         entry = _entry_of(store, selection) if selection.path else None
         pins = store.pins(generation.service)
@@ -55,10 +55,10 @@ def show(context: CliContext, what: str, as_json: bool) -> None:
     print(f"took      {formatting.duration(generation.duration)}")
     if generation.interrupted:
         print("warning   taken after a rollback that has not ended: its state may be inconsistent")
-    elif generation.safety:
+    elif generation.pre_rollback:
         print("safety    pre-rollback generation: the state that a rollback replaced")
     if generation.partial:
-        print(f"partial   without {', '.join(generation.lacks)}: only its number selects it")
+        print(f"partial   without {', '.join(generation.missing_parts)}: only its number selects it")
     if generation.number in pins:
         print(f"pinned    {formatting.printable(pins[generation.number]) or 'yes'}")
     print()

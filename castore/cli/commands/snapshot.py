@@ -275,10 +275,10 @@ def _take(
             f"--restore {name}='PROGRAM ...', or 'restore' of the part in castore.toml",
             file=sys.stderr,
         )
-    if done.lacks:
+    if done.missing_parts:
         print(
             f"castore: note: {service}@{taken.number} is partial, since castore.toml also describes "
-            f"{', '.join(done.lacks)}: only its number selects it",
+            f"{', '.join(done.missing_parts)}: only its number selects it",
             file=sys.stderr,
         )
     entry = plain(taken)
@@ -289,5 +289,5 @@ def _take(
         print_json(entry)
     if done.failures:
         raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(done.failures)}")
-    if taken.missed:
-        context.report_missed(done.missed, taken)
+    if taken.skipped_files:
+        context.report_missed(done.skipped_files, taken)

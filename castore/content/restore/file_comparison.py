@@ -70,7 +70,7 @@ class FileComparison:
         entry, ref, offset, _ = found
         check_content(found)
         with open(open_regular(fd, entry.name), "rb") as live:
-            if entry.content is not Content.BUNDLE:
+            if entry.content is not Content.SMALL_FILES:
                 return holds_content(self._reader.store, live.fileno(), found)
             if self._bundle[0] != ref:
                 self._bundle = ref, RangeReader(self._reader.store, ref)

@@ -129,10 +129,10 @@ class FileWriter:
         complete = False
         try:
             check_content(child)
-            if entry.content is Content.BUNDLE:
-                if current.bundle is None:
-                    current.bundle = RangeReader(self._reader.store, child.ref, current.chunks)
-                self._write(fd, current.bundle.read(child.offset, entry.size))
+            if entry.content is Content.SMALL_FILES:
+                if current.small_files is None:
+                    current.small_files = RangeReader(self._reader.store, child.ref, current.chunks)
+                self._write(fd, current.small_files.read(child.offset, entry.size))
             else:
                 known = current.chunks.get(child.ref.id) if child.ref is not None else None
                 old = current.old if current.old is not None and self._may_use(current.old, child) else None

@@ -33,7 +33,7 @@ class OpenDirectory:
     files: int = 0
     size: int = 0
     """Number and bytes of the plain files."""
-    bundle: RangeReader | None = None
+    small_files: RangeReader | None = None
     old: int | None = None
     """A file that may have some of the content to write, open."""
     private: bool = True

@@ -164,7 +164,7 @@ class TreeWriter:
             os.close(fd)
             raise
         current.children.reverse()
-        current.chunks, current.bundle = {}, None
+        current.chunks, current.small_files = {}, None
         if taken is not None:
             work.ahead.done_with(taken, current.plain)
         return current
@@ -176,12 +176,12 @@ class TreeWriter:
             return []
         failed: list[Child] = []
         owners = new_owners(opened.owners, self._ownership)
-        bundle: RangeReader | None = None
+        small_files: RangeReader | None = None
         for first, end, start, size in plain.runs(ROOM):
             try:
-                if bundle is None and size:
-                    bundle = RangeReader(self._reader.store, opened.bundle, opened.chunks)
-                data = bundle.read(start, size) if bundle is not None else b""
+                if small_files is None and size:
+                    small_files = RangeReader(self._reader.store, opened.small_files, opened.chunks)
+                data = small_files.read(start, size) if small_files is not None else b""
             except DamageError:
                 failed += opened.plain_children(first, end)
                 continue

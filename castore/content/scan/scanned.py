@@ -34,7 +34,7 @@ class Scanned:
     """How each name of the listing is stored."""
     subdirectories: list[int] = field(default_factory=list)
     """Positions of the subdirectories still to be entered, in reverse order."""
-    bundle: Ref | None = None
+    small_files: Ref | None = None
     files: list[Ref] = field(default_factory=list)
     directories: list[Ref] = field(default_factory=list)
     kept: list[Ref] | None = None

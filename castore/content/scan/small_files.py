@@ -1,4 +1,4 @@
-"""The small files of a directory that is scanned: many are read at once, into one stream (its bundle)."""
+"""The small files of a directory that is scanned: many are read at once, into its small-file stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from castore.content.scan.scanned import Scanned
     from castore.kernel.dir_listing import Listed
 
-_CONTENT: Final = (Content.NONE, Content.BUNDLE)
+_CONTENT: Final = (Content.NONE, Content.SMALL_FILES)
 SMALL: Final = 1 << 16
 _FILES_AT_ONCE: Final = 1024
 
@@ -32,11 +32,11 @@ class SmallFileReader:
         self._entries = entries
 
     def read(self, directory: Scanned, small: list[int], large: list[int]) -> int:
-        """Read small files into the bundle; return the number of bytes. Grown files move to `large`.
+        """Read small files into the stream; return the number of bytes. Grown files move to `large`.
 
         small, large: positions. No entry is added here for a plain file that is unchanged since the listing.
         """
-        bundled = 0
+        small_size = 0
         ingest = self._ingest
         places = directory.places
         while small:
@@ -52,7 +52,7 @@ class SmallFileReader:
                     if what & HAS_CONTENT:
                         directory.marks[position] |= BUNDLED
             ingest.filled(size)
-            bundled += size
+            small_size += size
             small = small[done:]
             if small and done < len(some):
                 entry = directory.listed(small[0])
@@ -64,9 +64,9 @@ class SmallFileReader:
                 if count is None:
                     large.append(position)
                 else:
-                    bundled += count
-        directory.size += bundled
-        return bundled
+                    small_size += count
+        directory.size += small_size
+        return small_size
 
     def _as_listed(self, directory: Scanned, position: int, *, attributed: bool) -> None:
         """Add the entry of an unchanged small file that is not plain, or may not be plain."""
@@ -87,7 +87,7 @@ class SmallFileReader:
         directory.marks[position] |= BUNDLED if size else 0
 
     def _small_file(self, directory: Scanned, position: int, name: bytes) -> int | None:
-        """Read one file into the bundle; return the number of bytes, or None if it is no longer small."""
+        """Read one file into the stream; return the number of bytes, or None if it is no longer small."""
         fd = self._entries.open_file(directory, name)
         if fd < 0:
             return 0

@@ -2,7 +2,7 @@
 
 Everything is opened relative to the descriptor of its directory, never by path: paths may be longer than
 PATH_MAX, and a renamed parent cannot lead elsewhere. A tree is walked depth first, in the order of names. In
-each directory the small files are read first, into one stream (its bundle), then the large ones, then its
+each directory the small files are read first, into its small-file stream, then the large ones, then its
 subdirectories. A file that vanishes, cannot be read or changes while it is read causes a warning, and the
 scan continues.
 
@@ -239,9 +239,9 @@ class _Scanner:
                 large.append(position)
             else:
                 self._entries.special(directory, position)
-        bundled = self._small.read(directory, small, large)
-        if bundled:
-            self._ingest.end_stream(lambda ref: setattr(directory, "bundle", ref))
+        small_size = self._small.read(directory, small, large)
+        if small_size:
+            self._ingest.end_stream(lambda ref: setattr(directory, "small_files", ref))
         for position in sorted(large):
             raw = entry_bytes(directory.listing, directory.places[position])
             name = name_at(directory.listing, directory.places[position])
@@ -363,7 +363,7 @@ class _Scanner:
             ingest.write(entries)
 
             def end(entries: Ref | None) -> None:
-                streams = [ref for ref in (entries, directory.bundle) if ref is not None]
+                streams = [ref for ref in (entries, directory.small_files) if ref is not None]
                 close([*streams, *directory.files, *directory.directories])
 
             ingest.end_stream(end)

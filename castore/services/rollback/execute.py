@@ -84,7 +84,7 @@ class RolledBack:
     """The result of a rollback."""
 
     target: Generation
-    safety: Generation | None
+    pre_rollback: Generation | None
     """The pre-rollback generation; None: none was taken."""
     problems: list[tuple[str, bytes, str]] = field(default_factory=list)
     """(part, path, reason) of what could not be restored exactly, and of what could not be removed."""
@@ -99,7 +99,7 @@ def roll_back(
     ownership: Ownership,
     *,
     settings: Service | None = None,
-    with_safety: bool = True,
+    take_pre_rollback: bool = True,
     trust_times: bool = False,
     revision: str = "",
     leave_out: Sequence[str] = (),
@@ -109,11 +109,11 @@ def roll_back(
 ) -> RolledBack:
     """Restore the state of `target`. The caller holds the service's lock.
 
-    origins: where each part belongs. settings: the service in castore.toml, with its hooks. with_safety: take
-    a pre-rollback generation. trust_times: without a pre-rollback generation, compare files by size and time
-    only. revision: of the present state, recorded with the pre-rollback generation. leave_out: directories
-    that trees do not include. Raises CastoreError; the state is then as before, or the message says what
-    differs.
+    origins: where each part belongs. settings: the service in castore.toml, with its hooks.
+    take_pre_rollback: take a pre-rollback generation. trust_times: without a pre-rollback generation, compare
+    files by size and time only. revision: of the present state, recorded with the pre-rollback generation.
+    leave_out: directories that trees do not include. Raises CastoreError; the state is then as before, or the
+    message says what differs.
     """
     with event(store, "rollback", target.service) as note:
         note.of(target)
@@ -121,10 +121,10 @@ def roll_back(
         done = _roll_back(
             *(store, target, origins, ownership, settings or _NO_SERVICE),
             *(revision, leave_out, progress, say, tally),
-            with_safety=with_safety,
+            take_pre_rollback=take_pre_rollback,
             trust_times=trust_times,
         )
-        kept = f"; what it replaced is generation {done.safety.number}" if done.safety else ""
+        kept = f"; what it replaced is generation {done.pre_rollback.number}" if done.pre_rollback else ""
         note.text = f"restored {', '.join(done.parts)}{kept}" if done.parts else "no part differed"
     return done
 
@@ -141,7 +141,7 @@ def _roll_back(
     say: Callable[[str], None],
     tally: Progress,
     *,
-    with_safety: bool,
+    take_pre_rollback: bool,
     trust_times: bool,
 ) -> RolledBack:
     # The plan fails before anything is changed if a part has no destination. Trees are compared again when
@@ -149,7 +149,7 @@ def _roll_back(
     plan = plan_rollback(
         store, target, origins, ownership, leave_out=leave_out, settings=service, trust_times=True
     )
-    check_plan(plan, origins, with_safety=with_safety)
+    check_plan(plan, origins, take_pre_rollback=take_pre_rollback)
     if plan.untouched:
         say(f"not in generation {target.number}, and left as they are: {', '.join(plan.untouched)}")
     folders.make_missing(_wanted(plan, origins), ownership, say)
@@ -162,7 +162,7 @@ def _roll_back(
 
         made: paths that the rollback created next to the live state, which trees leave out.
         """
-        if not with_safety:
+        if not take_pre_rollback:
             return None
         around = Hooks.of(service) if not service.stop else Hooks(())
         taken = None
@@ -181,8 +181,8 @@ def _roll_back(
                 target.service,
                 now,
                 revision="" if empty else revision,
-                safety=True,
-                lacks=plan.untouched,
+                pre_rollback=True,
+                missing_parts=plan.untouched,
                 leave_out=leave_out,
                 around=around,
                 absent=absent,
@@ -205,7 +205,7 @@ def _roll_back(
         work.run()
     with contextlib.suppress(StorageError):  # the state is restored: only selection depends on it
         take_over(store, target)
-    return RolledBack(target, work.safety, work.problems, work.changed)
+    return RolledBack(target, work.pre_rollback, work.problems, work.changed)
 
 
 def _size_of(target: Generation, name: str, tree: TreePlan) -> int:
@@ -233,20 +233,22 @@ def creations(store: Store, plan: RollbackPlan) -> list[str]:
     return found
 
 
-def check_plan(plan: RollbackPlan, origins: dict[str, Origin], *, with_safety: bool) -> None:
+def check_plan(plan: RollbackPlan, origins: dict[str, Origin], *, take_pre_rollback: bool) -> None:
     """Raise CastoreError if a rollback would be refused before it changes anything."""
     for dump in plan.dumps:
         # A file whose directory is missing is ready once the directory was made.
         if not folders.missing([origins.get(dump.part.name, Origin())]):
             dump.source.engine.ready()
-    if with_safety:
+    if take_pre_rollback:
         present_sources(plan, origins)
 
 
-def _is_equal(part: Part, safety: Generation | None) -> bool:
+def _is_equal(part: Part, pre_rollback: Generation | None) -> bool:
     """Whether the live state, as the pre-rollback generation has it, equals the target's."""
-    before = safety.part(part.name) if safety is not None else None
-    return before is not None and not before.missed and (before.kind, before.root) == (part.kind, part.root)
+    before = pre_rollback.part(part.name) if pre_rollback is not None else None
+    if before is None or before.skipped_files:
+        return False
+    return (before.kind, before.root) == (part.kind, part.root)
 
 
 class _Transaction:
@@ -264,7 +266,7 @@ class _Transaction:
         trust_times: bool,
     ) -> None:
         self.problems: list[tuple[str, bytes, str]] = []
-        self.safety: Generation | None = None
+        self.pre_rollback: Generation | None = None
         self.changed: tuple[str, ...] = ()
         self._store = store
         self._reader = reader
@@ -309,7 +311,7 @@ class _Transaction:
                 continue
             source = self._sources[part.name]
             journal = self._journal_of(part.name, source)
-            contents = contents_of(self._reader, part, lambda: self.safety, tally)
+            contents = contents_of(self._reader, part, lambda: self.pre_rollback, tally)
             own = partial(self._own, found.file, ownership)
             self._add(DumpStep(source, journal.memo, contents, own), journal, source.engine.beside)
         # Parts that did not exist in the target.
@@ -323,7 +325,7 @@ class _Transaction:
                 self._add(removed, PartJournal(removal.name, path=path, memo=removed.memo))
                 continue
             journal = self._journal_of(removal.name, removal.source)
-            contents = contents_of(self._reader, None, lambda: self.safety)
+            contents = contents_of(self._reader, None, lambda: self.pre_rollback)
             kept = partial(self._has_all_of, removal.name)
             change = EngineRemoval(removal.source, journal.memo, contents, kept)
             self._add(change, journal, removal.source.engine.beside)
@@ -354,7 +356,7 @@ class _Transaction:
         given = (self._store, self._reader, self._target, part, found, ownership)
         others = [path for name, paths in self._apart.items() if name != part.name for path in paths]
         apart = below(os.fsdecode(found.path), [*others, *self._made])
-        return plan_live_tree(*given, self.safety, leave_out, apart, trust_times=self._trust_times)
+        return plan_live_tree(*given, self.pre_rollback, leave_out, apart, trust_times=self._trust_times)
 
     def _removal(
         self, name: str, path: str, ownership: Ownership, leave_out: Sequence[str], tally: Progress
@@ -366,15 +368,15 @@ class _Transaction:
         apart = below(path, kept)
         if apart:
             apart = below(path, [*kept, *self._made])
-        unread = unread_paths(self._reader, self.safety, name)
+        unread = unread_paths(self._reader, self.pre_rollback, name)
         comparison = Comparison(rules=rules, apart=apart, unread=unread.paths)
         plan, complete = plan_removal(self._reader, path, comparison)
         return InPlace(self._reader, plan, ownership, tally, self._target.service), complete
 
     def _has_all_of(self, name: str) -> bool:
         """Whether the pre-rollback generation, if one was to be taken, has all of a part."""
-        part = self.safety.part(name) if self.safety is not None else None
-        return self.safety is None or (part is not None and not part.missed)
+        part = self.pre_rollback.part(name) if self.pre_rollback is not None else None
+        return self.pre_rollback is None or (part is not None and not part.skipped_files)
 
     def run(self) -> None:
         """Carry out all steps, or revert them and raise."""
@@ -392,13 +394,13 @@ class _Transaction:
                 self._report_made(part)
             self._stop()
             memos = {part.name: part.memo for part in journal.parts if part.engine}
-            self.safety = self._keep(memos, self._made)
-            journal.safety = self.safety.number if self.safety is not None else None
+            self.pre_rollback = self._keep(memos, self._made)
+            journal.pre_rollback = self.pre_rollback.number if self.pre_rollback is not None else None
             self._save()
             changed = []
             for part, change in zip(journal.parts, self._changes, strict=True):
                 stored = self._target.part(part.name)
-                if stored is not None and _is_equal(stored, self.safety):
+                if stored is not None and _is_equal(stored, self.pre_rollback):
                     continue
                 part.memo[SWITCHING] = "yes"
                 changed.append(part.name)
@@ -491,9 +493,9 @@ class _Transaction:
             self._say(forget(self._store, service))
             return
         if failed:
-            number = f"; generation {self.safety.number} holds it" if self.safety else ""
-            safety = self.safety.number if self.safety else None
+            number = f"; generation {self.pre_rollback.number} holds it" if self.pre_rollback else ""
+            pre_rollback = self.pre_rollback.number if self.pre_rollback else None
             raise NotIntactError(
                 f"{why}; and the previous state is not intact: {'; '.join(failed)}{number}; "
-                + ways_out(service, safety)
+                + ways_out(service, pre_rollback)
             ) from cause

@@ -49,7 +49,7 @@ class Journal(msgspec.Struct):
 
     service: str
     target: int
-    safety: int | None
+    pre_rollback: int | None
     """Number of the pre-rollback generation."""
     parts: list[PartJournal]
     stop: tuple[str, ...] = ()

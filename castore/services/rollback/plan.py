@@ -145,7 +145,7 @@ def plan_rollback(
                 apart = below(os.fsdecode(found.path), others)
                 trees[part.name] = plan_live_tree(*given, apart, trust_times=trust_times)
     covered = {part.name for part in target.parts} | {one.name for one in removals}
-    untouched = [*lacking(settings, covered), *(name for name in target.lacks if name not in covered)]
+    untouched = [*lacking(settings, covered), *(name for name in target.missing_parts if name not in covered)]
     return RollbackPlan(target, trees, tuple(dumps), removals, tuple(dict.fromkeys(untouched)))
 
 
@@ -154,7 +154,7 @@ def _plan_removals(
 ) -> tuple[RemovalPlan, ...]:
     """Return the parts that `target` records as absent and whose present path is known."""
     found = []
-    for name, kind in read_details(store, target).absent.items():
+    for name, kind in read_details(store, target).absent_parts.items():
         at = origins.get(name, Origin())
         source = engine_of(at) if kind == "dump" else None
         path = os.fsdecode(at.path) or (configured_path(source.engine) if source else None) or ""
@@ -170,7 +170,7 @@ def _plan_dump(part: Part, found: Origin) -> DumpPlan:
             f"cannot restore the dump {part.name!r}: no program is known that does; name one with "
             f"--restore {part.name}='PROGRAM ...', or as 'restore' of the part in castore.toml"
         )
-    return DumpPlan(part, source, source.engine.warn(found.made_by) if found.made_by else "")
+    return DumpPlan(part, source, source.engine.warn(found.producer) if found.producer else "")
 
 
 def plan_live_tree(
@@ -180,7 +180,7 @@ def plan_live_tree(
     part: Part,
     found: Origin,
     ownership: Ownership,
-    safety: Generation | None,
+    pre_rollback: Generation | None,
     leave_out: Sequence[str],
     apart: AbstractSet[bytes],
     *,
@@ -188,9 +188,10 @@ def plan_live_tree(
 ) -> TreePlan:
     """Compare a live tree with the stored one.
 
-    safety: a pre-rollback generation of the live state: files differ if their content in it does, whatever
-    their times are. Without one, files are compared by content; with trust_times, by size and time. apart:
-    paths in the tree that belong to other parts. Raises UsageError if it is not known where the tree belongs.
+    pre_rollback: a pre-rollback generation of the live state: files differ if their content in it does,
+    whatever their times are. Without one, files are compared by content; with trust_times, by size and time.
+    apart: paths in the tree that belong to other parts. Raises UsageError if it is not known where the tree
+    belongs.
     """
     if not found.path or part.content is None:
         raise UsageError(
@@ -205,10 +206,10 @@ def plan_live_tree(
     report_foreign(store, live)
     rules = rules_of(found, left_out(store, leave_out))
     with last_scan(store, target.service, part.name, live, rules) as scan:
-        unread = [unread_paths(reader, one, part.name) for one in (target, safety)]
+        unread = [unread_paths(reader, one, part.name) for one in (target, pre_rollback)]
         comparison = Comparison(
-            _changed(reader, safety, part),
-            checksum=safety is None and not trust_times,
+            _changed(reader, pre_rollback, part),
+            checksum=pre_rollback is None and not trust_times,
             rules=rules,
             apart=apart,
             unread=unread[0].paths | unread[1].paths,
@@ -218,9 +219,9 @@ def plan_live_tree(
         return plan_tree(reader, open_top(reader, part.content), live, ownership, comparison)
 
 
-def _changed(reader: StreamReader, safety: Generation | None, part: Part) -> set[bytes]:
+def _changed(reader: StreamReader, pre_rollback: Generation | None, part: Part) -> set[bytes]:
     """Return the paths of a tree whose content differs between the pre-rollback generation and the target."""
-    before = safety.part(part.name) if safety is not None else None
+    before = pre_rollback.part(part.name) if pre_rollback is not None else None
     if before is None or before.content is None or part.content is None:
         return set()
     allowance = Allowance.of([before, part], TIMES)

@@ -97,13 +97,13 @@ def finish(store: Store, journal: Journal, changes: list[RollbackStep]) -> list[
 def remember(store: Store, journal: Journal) -> None:
     """Record, after a rollback, the revision of the state and the generation that `--undo` restores."""
     store.set_live_revision(journal.service, journal.revision)
-    if journal.changed or (journal.safety is not None and journal.before != journal.revision):
-        store.set_undo(journal.service, journal.safety)
+    if journal.changed or (journal.pre_rollback is not None and journal.before != journal.revision):
+        store.set_undo(journal.service, journal.pre_rollback)
 
 
-def ways_out(service: str, safety: int | None) -> str:
+def ways_out(service: str, pre_rollback: int | None) -> str:
     """Return the commands that continue where the previous state could not be restored."""
-    then = f", then castore rollback {service} --to {safety or 'NUMBER'}"
+    then = f", then castore rollback {service} --to {pre_rollback or 'NUMBER'}"
     return (
         f"when the cause is fixed: castore recover {service}; if that cannot succeed: castore recover "
         f"--forget {service}{then} (a dump that a program restores: with another --restore)"
@@ -153,7 +153,8 @@ def recover(store: Store, service: str) -> str:
 
 def _recover(store: Store, service: str, journal: Journal) -> str:
     target = store.generation(service, journal.target)
-    safety = store.generation(service, journal.safety) if journal.safety is not None else None
+    number = journal.pre_rollback
+    pre_rollback = store.generation(service, number) if number is not None else None
     with StreamReader(store) as reader:
         changes: list[RollbackStep] = []
         for part in journal.parts:
@@ -165,7 +166,7 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
             source = engine_of(Origin(engine=part.engine, settings=part.settings))
             assert source is not None
             found = target.part(part.name) if target is not None else None
-            contents = contents_of(reader, found, lambda: safety)
+            contents = contents_of(reader, found, lambda: pre_rollback)
             changes.append(DumpStep(source, part.memo, contents))
         if journal.phase == "done":
             remember(store, journal)
@@ -177,6 +178,6 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
     if failed:
         raise NotIntactError(
             f"the state of {service!r} is not intact: {'; '.join(failed)}; "
-            + ways_out(service, journal.safety)
+            + ways_out(service, journal.pre_rollback)
         )
     return f"{service} is as it was before the rollback to generation {journal.target}"

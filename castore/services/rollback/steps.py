@@ -327,7 +327,7 @@ def _rename(path: str, new: str) -> None:
 def contents_of(
     reader: StreamReader,
     part: Part | None,
-    safety: Callable[[], Generation | None],
+    pre_rollback: Callable[[], Generation | None],
     tally: Progress | None = None,
 ) -> Contents:
     """Return readers of the dumps of a part: the target's, and the one of the pre-rollback generation.
@@ -340,7 +340,7 @@ def contents_of(
         return pieces if tally is None else counted(pieces, tally)
 
     def before() -> Iterable[bytes]:
-        taken = safety()
+        taken = pre_rollback()
         found = taken.part(part.name) if taken is not None and part is not None else None
         if found is None:
             raise CastoreError("no pre-rollback generation has a dump of the previous state")

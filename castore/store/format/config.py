@@ -72,7 +72,7 @@ class Certificate(msgspec.Struct, frozen=True, array_like=True):
 
     key: bytes
     """Its Ed25519 public key."""
-    box: bytes
+    recipient: bytes
     """Its X25519 public key: the writer secret is sealed to it."""
     host: str
     since: int
@@ -96,20 +96,20 @@ class StoreConfig(msgspec.Struct, frozen=True):
     version: int
     created: int
     """Nanoseconds since 1970."""
-    average: int
+    average_chunk_size: int
     """The mean length of a chunk, in bytes."""
     recipients: tuple[LabelledRecipient, ...]
-    former: tuple[bytes, ...] = ()
+    previous_secrets: tuple[bytes, ...] = ()
     """The writer secrets that the present one replaced, the oldest first."""
-    ids: bytes = b""
+    id_secret: bytes = b""
     """The one of them from which ids, cuts and sketches are derived; empty for the present one."""
-    era: int = 0
-    """N of the `eras/N` that lists the objects that existed when the last of them was replaced."""
-    era_hash: bytes = b""
+    rotation: int = 0
+    """N of the `rotations/N` that lists the objects that existed when the last of them was replaced."""
+    rotation_hash: bytes = b""
     """BLAKE3 of the bytes of that object."""
     admins: tuple[LabelledAdmin, ...] = ()
     writers: tuple[Certificate, ...] = ()
-    former_admins: tuple[bytes, ...] = ()
+    previous_admins: tuple[bytes, ...] = ()
     """The public keys of removed admins: what they signed before stays accepted."""
 
     def __repr__(self) -> str:
@@ -138,21 +138,21 @@ class StoreConfig(msgspec.Struct, frozen=True):
         """The keys that may sign added objects."""
         names = {one.key: frozenset([one.host, *one.names]) for one in self.writers}
         valid = {one.key for one in self.writers if not one.revoked}
-        former: dict[bytes, frozenset[str]] = {key: frozenset() for key in self.former_admins}
+        former: dict[bytes, frozenset[str]] = {key: frozenset() for key in self.previous_admins}
         return Signers(
             self.admin_keys,
             {key: names[key] for key in valid},
             former | {key: found for key, found in names.items() if key not in valid},
-            frozenset([*self.former_admins, *(one.key for one in self.writers if MAINTAIN in one.roles)]),
+            frozenset([*self.previous_admins, *(one.key for one in self.writers if MAINTAIN in one.roles)]),
         )
 
-    def _boxes(self) -> list[Recipient]:
-        return [Recipient(one.box) for one in self.writers if not one.revoked]
+    def _writer_recipients(self) -> list[Recipient]:
+        return [Recipient(one.recipient) for one in self.writers if not one.revoked]
 
     @property
     def sealed_to(self) -> list[Recipient]:
         """All keys that the writer secret is sealed to: recipients, and the machines that add."""
-        return [*(entry.recipient for entry in self.recipients), *self._boxes()]
+        return [*(entry.recipient for entry in self.recipients), *self._writer_recipients()]
 
 
 class _Versioned(msgspec.Struct):
@@ -198,7 +198,7 @@ def encode_config(number: int, config: StoreConfig, writer: WriterKey, signer: S
 
 
 class SealedConfig:
-    """A `config/N` before it is opened: a store id, seals, and a box."""
+    """A `config/N` before it is opened: a store id, sealed secrets, and the encrypted rest."""
 
     def __init__(self, number: int, data: bytes) -> None:
         self.number = number
@@ -208,8 +208,8 @@ class SealedConfig:
             raise DamageError(f"{self.name} is damaged: it is cut off")
         self.store_id = data[HEADER_BYTES : HEADER_BYTES + 16]
         (self._count,) = _COUNT.unpack_from(data, HEADER_BYTES + 16)
-        self._box = _SEALS + self._count * _SEAL_BYTES
-        if len(data) <= self._box:
+        self._body = _SEALS + self._count * _SEAL_BYTES
+        if len(data) <= self._body:
             raise DamageError(f"{self.name} is damaged: it is cut off")
         self.data = data
 
@@ -223,7 +223,7 @@ class SealedConfig:
 
         Raises DamageError.
         """
-        for at in range(_SEALS, self._box, _SEAL_BYTES):
+        for at in range(_SEALS, self._body, _SEAL_BYTES):
             try:
                 secret = identity.open(self.data[at : at + _SEAL_BYTES])
             except IdentityError:
@@ -238,9 +238,9 @@ class SealedConfig:
 
         The caller decides whether that key may sign it. Raises DamageError, NewerConfigError.
         """
-        about = self.name.encode() + self.data[: self._box]
+        about = self.name.encode() + self.data[: self._body]
         try:
-            signer, plain = open_signed(about, writer.objects.open(about, self.data[self._box :]))
+            signer, plain = open_signed(about, writer.objects.open(about, self.data[self._body :]))
             version = _versions.decode(plain).version
             if version != _VERSION:
                 known = f"{self.name} is of format {version}, and this castore knows {_VERSION}"
@@ -257,20 +257,21 @@ class SealedConfig:
 
 def _problem(config: StoreConfig, signer: bytes) -> str:
     """Return what is wrong with a configuration that opens; empty if nothing."""
-    if any(len(secret) != 32 for secret in config.former) or len(config.ids) not in {0, 32}:
+    if any(len(secret) != 32 for secret in config.previous_secrets) or len(config.id_secret) not in {0, 32}:
         return "a former writer secret in it is not valid"
-    if len(config.era_hash) not in {0, 32} or (config.era and not config.era_hash):
+    if len(config.rotation_hash) not in {0, 32} or (config.rotation and not config.rotation_hash):
         return "it does not name the list of objects under former writer keys"
     if any(len(entry.key) != 32 for entry in config.recipients) or not config.recipients:
         return "a recipient in it is not valid, or it has none"
     if any(len(one.key) != 32 or len(one.recipient) not in {0, 32} for one in config.admins):
         return "an admin key in it is not valid"
-    if any(len(one.key) != 32 or len(one.box) != 32 for one in config.writers):
+    if any(len(one.key) != 32 or len(one.recipient) != 32 for one in config.writers):
         return "the certificate of a machine in it is not valid"
     if signer not in config.admin_keys and config.certificate(signer) is None:
         return "it is signed by a key that it does not list"
-    if not MIN_AVERAGE <= config.average <= MAX_AVERAGE:
-        return f"its mean chunk length is {config.average}, and not {MIN_AVERAGE} to {MAX_AVERAGE} bytes"
+    if not MIN_AVERAGE <= config.average_chunk_size <= MAX_AVERAGE:
+        found = config.average_chunk_size
+        return f"its mean chunk length is {found}, and not {MIN_AVERAGE} to {MAX_AVERAGE} bytes"
     return ""
 
 

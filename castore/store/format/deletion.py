@@ -1,7 +1,7 @@
-"""`condemned/X`: packs that are about to be deleted, if no lock keeps other machines from referencing them.
+"""`deletions/X`: packs that are about to be deleted, if no lock keeps other machines from referencing them.
 
-A writer references no condemned pack, and checks again before it writes the generation. The deleting process
-waits, then reads which generations exist, and deletes the packs that none of them needs.
+A writer references no pack that is pending deletion, and checks again before it writes the generation. The
+deleting process waits, then reads which generations exist, and deletes the packs that none of them needs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from castore.errors import (
 )
 from castore.model.refs import PackId
 from castore.store.format.envelope import Refusal, decode_record, open_object, seal_object
-from castore.store.format.header import CONDEMNED
+from castore.store.format.header import DELETION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from castore.crypto import WriterKey
     from castore.storage import Storage
 
-FOLDER: Final = "condemned/"
+FOLDER: Final = "deletions/"
 _VERSION: Final = 1
 
 
@@ -41,8 +41,8 @@ class _Record(msgspec.Struct, frozen=True):
     packs: tuple[bytes, ...]
 
 
-class Condemned(msgspec.Struct, frozen=True):
-    """One object in `condemned/`."""
+class PendingDeletion(msgspec.Struct, frozen=True):
+    """One object in `deletions/`."""
 
     name: str
     time: int
@@ -54,44 +54,44 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Record)
 
 
-def condemn(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> Condemned:
+def write_deletion(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> PendingDeletion:
     """Condemn packs, durably. Raises StorageError."""
-    found = Condemned(f"{FOLDER}{os.urandom(16).hex()}", time.time_ns(), tuple(sorted(packs)))
+    found = PendingDeletion(f"{FOLDER}{os.urandom(16).hex()}", time.time_ns(), tuple(sorted(packs)))
     plain = _encoder.encode(_Record(_VERSION, found.time, found.packs))
-    storage.put(found.name, seal_object(CONDEMNED, found.name, plain, writer))
+    storage.put(found.name, seal_object(DELETION, found.name, plain, writer))
     return found
 
 
-def read_condemned(storage: Storage, writer: WriterKey) -> tuple[list[Condemned], dict[str, str]]:
-    """Return what is condemned; and, by name, the objects that cannot be read, with the reasons.
+def pending_deletions(storage: Storage, writer: WriterKey) -> tuple[list[PendingDeletion], dict[str, str]]:
+    """Return the pending deletions; and, by name, the objects that cannot be read, with the reasons.
 
     Raises StorageError.
     """
-    found: list[Condemned] = []
+    found: list[PendingDeletion] = []
     damaged: dict[str, str] = {}
     for short in sorted(storage.list(FOLDER.rstrip("/"))):
         name = FOLDER + short
         if not re.fullmatch(r"[0-9a-f]{32}", short):
             continue
         try:
-            found.append(open_condemned(name, storage.get(name), writer))
+            found.append(open_deletion(name, storage.get(name), writer))
         except (ObjectMissingError, RevokedKeyError):
             # A machine that has only a former key may not have anything deleted.
             continue
         except DamageError as error:
-            # The deleting process reads it again first, and ignores it as well: it condemns nothing.
+            # The deleting process reads it again first, and ignores it as well: it deletes nothing.
             damaged[name] = Refusal(error)
         except (FormatError, StorageError) as error:
             damaged[name] = str(error)
     return found, damaged
 
 
-def open_condemned(name: str, data: bytes, writer: WriterKey) -> Condemned:
-    """Return what the object `name` condemns. Raises DamageError, FormatError; the messages name it."""
-    opened = open_object(CONDEMNED, name, data, writer)
+def open_deletion(name: str, data: bytes, writer: WriterKey) -> PendingDeletion:
+    """Return the pending deletion in the object `name`. Raises DamageError, FormatError, which name it."""
+    opened = open_object(DELETION, name, data, writer)
     if not writer.signers.may_maintain(opened.signer):
         raise SignerError(f"{name} is damaged: the machine that signed it may not remove packs")
     record = decode_record(name, opened.plain, _decoder, _VERSION)
     if any(len(pack) != 32 for pack in record.packs):
         raise DamageError(f"{name} is damaged: an id of a pack in it is not valid")
-    return Condemned(name, record.time, tuple(PackId(pack) for pack in record.packs))
+    return PendingDeletion(name, record.time, tuple(PackId(pack) for pack in record.packs))

@@ -1,4 +1,4 @@
-"""Objects that consist of a header and one box, which is bound to their name and holds a signed record.
+"""Objects of a header and an encrypted part, which is bound to their name and holds a signed record.
 
 Eras are not signed: the configuration names the hash of their bytes.
 """

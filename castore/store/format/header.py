@@ -12,9 +12,9 @@ CONFIG: Final = b"castorec"
 SESSION: Final = b"castores"
 PACK: Final = b"castorep"
 GENERATION: Final = b"castoreg"
-CONDEMNED: Final = b"castorex"
+DELETION: Final = b"castorex"
 PIN: Final = b"castorei"
-ERA: Final = b"castoree"
+ROTATION: Final = b"castorer"
 REMOVAL: Final = b"castored"
 
 _VERSION: Final = 1

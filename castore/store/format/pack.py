@@ -71,7 +71,7 @@ class PackEntry(NamedTuple):
     """Offset of the record's first byte in the pack."""
     bases: tuple[RecordId, ...] = ()
     """The chunks from which a delta is made: BASES[codec] ids."""
-    member: int = 0
+    group_index: int = 0
     """Its position in the group of deltas that the record holds."""
 
 
@@ -181,7 +181,7 @@ class PackWriter:
                 *(
                     _ENTRY.pack(
                         entry.id,
-                        0 if entry.member else entry.sealed_length,
+                        0 if entry.group_index else entry.sealed_length,
                         entry.plain_length,
                         entry.counter,
                         self._sessions[entry.session],
@@ -321,9 +321,9 @@ def _next_member(entries: list[PackEntry], entry: PackEntry) -> PackEntry:
         or min(first.codec, entry.codec) < GROUPED
         or first.counter != entry.counter
         or first.session != entry.session
-        or first.member == MAX_GROUP - 1
+        or first.group_index == MAX_GROUP - 1
     ):
         raise DamageError("an entry of its footer has no record")
     return entry._replace(
-        sealed_length=first.sealed_length, offset=first.offset, member=first.member + 1
+        sealed_length=first.sealed_length, offset=first.offset, group_index=first.group_index + 1
     )

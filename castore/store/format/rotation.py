@@ -1,4 +1,4 @@
-"""`eras/N`: what was in a store when the writer key of `config/N` replaced the previous one.
+"""`rotations/N`: what was in a store when the writer key of `config/N` replaced the previous one.
 
 What is sealed under a former key stays readable, but only if it existed when the key was replaced: a thief
 of the key could seal anything with it. So the object lists all packs, which are named by the hash of their
@@ -21,7 +21,7 @@ from castore.errors import (
     ObjectMissingError,
 )
 from castore.store.format.envelope import decode_record
-from castore.store.format.header import ERA, HEADER_BYTES, check_header, header
+from castore.store.format.header import HEADER_BYTES, ROTATION, check_header, header
 from castore.store.keys import replicas
 
 if TYPE_CHECKING:
@@ -31,49 +31,49 @@ if TYPE_CHECKING:
     from castore.storage import Storage
     from castore.store.format.config import StoreConfig
 
-ERAS: Final = "eras"
+ROTATIONS: Final = "rotations"
 """The folder of these objects."""
 
 _VERSION: Final = 1
 
 
-class EraRecord(msgspec.Struct, frozen=True):
+class RotationRecord(msgspec.Struct, frozen=True):
     """The content of such an object."""
 
     version: int
     packs: bytes
     """The ids of the packs, 32 bytes each, concatenated."""
     objects: dict[str, bytes]
-    """BLAKE3 of the bytes of each session, generation, pin, removal and condemned object, by its name."""
+    """BLAKE3 of the bytes of each session, generation, pin, removal and pending deletion, by its name."""
 
 
 _encoder = msgspec.msgpack.Encoder(order="sorted")
-_decoder = msgspec.msgpack.Decoder(EraRecord)
+_decoder = msgspec.msgpack.Decoder(RotationRecord)
 
 
-def era_name(number: int) -> str:
+def rotation_name(number: int) -> str:
     """Return the name of such an object."""
-    return f"{ERAS}/{number}"
+    return f"{ROTATIONS}/{number}"
 
 
-def era_numbers(storage: Storage) -> list[int]:
+def rotation_numbers(storage: Storage) -> list[int]:
     """Return the numbers of all such objects, in ascending order."""
-    return replicas.numbers(storage, ERAS)
+    return replicas.numbers(storage, ROTATIONS)
 
 
-def encode_era(number: int, listed: Mapping[str, bytes], writer: WriterKey) -> bytes:
-    """Return the bytes of `eras/number`. listed: the hash of each object, by name."""
+def encode_rotation(number: int, listed: Mapping[str, bytes], writer: WriterKey) -> bytes:
+    """Return the bytes of `rotations/number`. listed: the hash of each object, by name."""
     packs = b"".join(sorted(one for name, one in listed.items() if name.startswith("packs/")))
     objects = {name: one for name, one in listed.items() if not name.startswith("packs/")}
-    plain = _encoder.encode(EraRecord(_VERSION, packs, objects))
-    start, name = header(ERA), era_name(number)
+    plain = _encoder.encode(RotationRecord(_VERSION, packs, objects))
+    start, name = header(ROTATION), rotation_name(number)
     return start + writer.objects.seal(name.encode() + writer.store_id + start, plain)
 
 
-def decode_era(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
-    """Return the hashes that the bytes of `eras/number` list, by name. Raises DamageError, FormatError."""
-    name = era_name(number)
-    check_header(name, data, ERA)
+def decode_rotation(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
+    """Return the hashes, by name, in the bytes of `rotations/number`. Raises DamageError, FormatError."""
+    name = rotation_name(number)
+    check_header(name, data, ROTATION)
     try:
         ad = name.encode() + writer.store_id + data[:HEADER_BYTES]
         plain = writer.objects.open(ad, data[HEADER_BYTES:])
@@ -84,14 +84,14 @@ def decode_era(number: int, data: bytes, writer: WriterKey) -> dict[str, bytes]:
     return {**{f"packs/{pack.hex()}": pack for pack in packs}, **record.objects}
 
 
-def read_era(storage: Storage, config: StoreConfig) -> bytes:
+def read_rotation(storage: Storage, config: StoreConfig) -> bytes:
     """Return the bytes of the list that a configuration names.
 
     Raises MissingError, DamageError; their messages say what to do. Raises StorageError.
     """
-    name = era_name(config.era)
-    for data in replicas.variants(storage, ERAS, config.era):
-        if blake3(data).digest() == config.era_hash:
+    name = rotation_name(config.rotation)
+    for data in replicas.variants(storage, ROTATIONS, config.rotation):
+        if blake3(data).digest() == config.rotation_hash:
             return data
     try:
         storage.get(name)
@@ -107,7 +107,7 @@ def read_era(storage: Storage, config: StoreConfig) -> bytes:
 
 
 class _Listed:
-    """The content of an era's object, read once, when it is first needed."""
+    """The content of a rotation's object, read once, when it is first needed."""
 
     def __init__(self, storage: Storage, writer: WriterKey, config: StoreConfig) -> None:
         self._storage = storage
@@ -119,8 +119,8 @@ class _Listed:
     def __call__(self) -> dict[str, bytes]:
         with self._lock:
             if self._found is None:
-                data = read_era(self._storage, self._config)
-                self._found = decode_era(self._config.era, data, self._writer)
+                data = read_rotation(self._storage, self._config)
+                self._found = decode_rotation(self._config.rotation, data, self._writer)
             return self._found
 
 
@@ -132,9 +132,9 @@ def with_config(
     signer: signs what is added.
     """
     past = None
-    if config.former:
+    if config.previous_secrets:
         listed = _Listed(storage, writer, config)
-        past = KeyHistory(config.former, config.ids or writer.secret, listed)
+        past = KeyHistory(config.previous_secrets, config.id_secret or writer.secret, listed)
     return WriterKey(
         *(writer.store_id, writer.secret, past),
         machine=writer.machine,

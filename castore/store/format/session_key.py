@@ -31,9 +31,9 @@ class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """When the session began: nanoseconds since 1970."""
     host: str
     cipher: Cipher
-    seals: tuple[tuple[bytes, bytes], ...]
+    sealed_keys: tuple[tuple[bytes, bytes], ...]
     """(recipient, session id | data key sealed to it)."""
-    nodes: bytes = b""
+    node_key: bytes = b""
     """The key of the session's nodes; empty if it is derived from the key that seals this record."""
     writer: bytes = b""
     """The public key that added to the session: a machine's, or an admin's."""
@@ -46,7 +46,7 @@ class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
         Raises DamageError; IdentityError if the seal does not open.
         """
-        for key, sealed in self.seals:
+        for key, sealed in self.sealed_keys:
             if key == identity.recipient.key:
                 opened = identity.open(sealed)
                 if len(opened) != 48 or opened[:16] != session:
@@ -111,8 +111,8 @@ def decode_session(
     # Only an admin seals a session again: a machine could otherwise replace another machine's object.
     if (record.writer != opened.signer or number > 0) and not writer.signers.is_admin(opened.signer):
         raise SignerError(f"{name} is damaged: it is signed by another machine than its session's")
-    if opened.opener is not writer and not record.nodes:
-        record = msgspec.structs.replace(record, nodes=opened.opener.node_key(session))
+    if opened.opener is not writer and not record.node_key:
+        record = msgspec.structs.replace(record, node_key=opened.opener.node_key(session))
     return record
 
 

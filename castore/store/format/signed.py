@@ -1,6 +1,6 @@
-"""The envelope in a box: the public key of the signer, its signature, and the record.
+"""The content of an encrypted object: the public key of the signer, its signature, and the record.
 
-The signature also covers what the box is bound to: the object's name, the store, the header. So no signed
+The signature also covers what the object is bound to: the object's name, the store, the header. So no signed
 record can be moved to another object.
 """
 

@@ -21,7 +21,7 @@ I/O on the store.
     ended           id of a session whose generation was indexed and is now deleted -> nothing
     owners          pack number -> public key that signed the pack | numbers of the sessions in it
     meta            version of this layout, store id, the next pack and session number, an epoch, the
-                    numbers of condemned packs, whether `verified` was filled from the state
+                    numbers of packs pending deletion, whether `verified` was filled from the state
 
 Numbers in keys are u32, big-endian, so that they sort.
 

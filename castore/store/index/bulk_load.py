@@ -88,7 +88,7 @@ def rebuild(
                 made = Environment(folder, durable=False)
                 try:
                     _Build(made, store_mark).run(footers, failed)
-                    environment.become(made, _KEPT)
+                    environment.replace_with(made, _KEPT)
                 finally:
                     made.env.close()
             finally:

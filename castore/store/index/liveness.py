@@ -1,4 +1,4 @@
-"""For maintenance: what is needed of packs, which are condemned, and which were verified."""
+"""For maintenance: what is needed of packs, which are pending deletion, and which were verified."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _VERIFYING: Final = (b"verifying 1", b"verifying 2")
 class Marking(Packs):
     """The part of an index that knows what is needed of packs."""
 
-    def condemn(self, packs: Iterable[PackId]) -> None:
-        """Set the condemned packs: nothing references them any more, because they are about to be deleted."""
+    def mark_pending_deletion(self, packs: Iterable[PackId]) -> None:
+        """Set the packs that are pending deletion: nothing new may reference them."""
         with self._transaction() as txn:
-            before = self._condemned(txn)
+            before = self._pending(txn)
             numbers = [txn.get(pack, db=self._tables["pack_numbers"]) for pack in packs]
         now = frozenset(number[::-1] for number in numbers if number is not None)
         if now != before:
-            self._write(self._condemn, now, bool(now - before))
+            self._write(self._set_pending, now, bool(now - before))
 
     def mark_bases(self, marks: Marks) -> None:
         """Mark all bases of marked chunks, wherever they are stored."""
@@ -74,23 +74,23 @@ class Marking(Packs):
         record of several chunks counts by the share of its chunks that are marked.
         """
         with self._transaction() as txn:
-            condemned = self._condemned(txn)
+            pending = self._pending(txn)
             live = array("Q", bytes(8 * self._numbers_given(txn)))
             for table in (self._tables["chunks"], self._tables["nodes"]):
                 for batch in batches(iter(txn.cursor(table))):
                     is_marked = marks.find(b"".join([key for key, _ in batch]))
                     values = [value for _, value in batch]
-                    if condemned:
+                    if pending:
                         values = [
-                            next(self._values(txn, key, first, condemned), first)
-                            if alive and first[:4] in condemned
+                            next(self._values(txn, key, first, pending), first)
+                            if alive and first[:4] in pending
                             else first
                             for (key, first), alive in zip(batch, is_marked, strict=True)
                         ]
                     weigh(b"".join(values), is_marked, live)
             packs = {}
             for number, value in txn.cursor(self._tables["packs"]):
-                if number[::-1] in condemned:
+                if number[::-1] in pending:
                     continue
                 pack, length, records = PACK.unpack(value)
                 packs[PackId(pack)] = length, records, live[NUMBER.unpack(number)[0]]
@@ -109,20 +109,21 @@ class Marking(Packs):
         """
         with self._transaction() as txn:
             number = txn.get(pack, b"", db=self._tables["pack_numbers"])[::-1]
-            condemned = self._condemned(txn)
+            pending = self._pending(txn)
             found = []
             for entry in entries:
                 if entry.kind == CHUNK:
-                    value = self._whole_value(txn, entry.id, Counter(), {}, set(), condemned)
+                    value = self._whole_value(txn, entry.id, Counter(), {}, set(), pending)
                 else:
                     first = txn.get(entry.id, db=self._tables["nodes"])
-                    values = iter(()) if first is None else self._values(txn, entry.id, first, condemned)
+                    values = iter(()) if first is None else self._values(txn, entry.id, first, pending)
                     value = next(values, None)
                 if value is None:
                     found.append(True)
                     continue
                 place = PLACE.unpack(value)
-                found.append(value[:4] == number and (place[1], place[7]) == (entry.offset, entry.member))
+                at = (entry.offset, entry.group_index)
+                found.append(value[:4] == number and (place[1], place[7]) == at)
         return found
 
     def verified(self, depth: int) -> dict[PackId, int]:

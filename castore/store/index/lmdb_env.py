@@ -85,7 +85,7 @@ class Environment:
         """Open it. durable: whether each transaction is made durable when it ends."""
         self.path = path
         self.users = 0
-        self.condemned = False
+        self.corrupt = False
         """Whether it was found damaged: whoever opens the index next replaces it by an empty one."""
         self._crashes = -1
         self.failed: Exception | None = None
@@ -120,7 +120,7 @@ class Environment:
             try:
                 return self.env.open_db(name.encode())
             except lmdb.MapResizedError:
-                self._fit()
+                self._fit_map()
 
     def close(self) -> None:
         """Close it. An environment that was open before a fork is only released."""
@@ -129,7 +129,7 @@ class Environment:
 
     def mark_corrupt(self) -> bool:
         """Record in its folder that it is damaged; return False if that failed."""
-        self.condemned = True
+        self.corrupt = True
         try:
             # If another environment has replaced it, that one is not damaged.
             if os.path.samestat(os.stat(self.path), self._folder):
@@ -190,7 +190,7 @@ class Environment:
             with self._idle:
                 self._idle.notify_all()
 
-    def try_again(self) -> None:
+    def reset_error(self) -> None:
         """Allow writing again after an error, for a caller who has not seen that error.
 
         The pages that the kernel may have lost belong to the failed transaction: later ones write their own.
@@ -228,15 +228,15 @@ class Environment:
                 self.end()
             self._grow(size)
 
-    def become(self, made: Environment, kept: Iterable[str]) -> None:
+    def replace_with(self, made: Environment, kept: Iterable[str]) -> None:
         """Switch to an environment that was built in another folder, and make it durable.
 
         kept: tables to copy from this one. Processes that have the old one open keep it, without its name:
         syncing with the store updates it as usual, and what only it has is found in the store again.
         """
         olds = [f"{made.path}.0"]
-        with self._alone(), contextlib.ExitStack() as place:
-            self._fit()
+        with self._exclusive(), contextlib.ExitStack() as place:
+            self._fit_map()
             # Lock the folder before the write lock, in the order in which an opening process takes them. If
             # the folder is missing, another process replaces the index because it was damaged.
             with contextlib.suppress(FileNotFoundError):
@@ -266,7 +266,7 @@ class Environment:
             self.close()
             with kept_in_place(self.path, shared=True):
                 self._take(self.path, durable=True)
-            self.condemned = False
+            self.corrupt = False
         for old in olds:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -300,7 +300,7 @@ class Environment:
             self._enter(None)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         """Hold back all transactions of this process. The caller must not have one."""
         with self._idle:
             while self._growing:
@@ -316,16 +316,16 @@ class Environment:
 
     def _grow(self, full: int) -> None:
         """Enlarge the map beyond the size at which it was full."""
-        with self._alone():
+        with self._exclusive():
             if self._size <= full:
                 self._map(2 * full)
 
     def _adopt(self) -> None:
         """Map what another process wrote after the end of this process's map."""
-        with self._alone():
-            self._fit()
+        with self._exclusive():
+            self._fit_map()
 
-    def _fit(self) -> None:
+    def _fit_map(self) -> None:
         """Map at least everything that is written. The caller holds back all transactions."""
         # Do not adopt the other process's size: this process may have less address space.
         written = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
@@ -352,7 +352,7 @@ class Environment:
 def _put_missing(txn: Any, meta: Any, entries: dict[bytes, bytes]) -> None:
     """Copy metadata of an index, except what refers to its pack numbers, or to what it had indexed."""
     for key, value in entries.items():
-        if key not in {b"epoch", b"condemned", b"recalled"}:
+        if key not in {b"epoch", b"deletions", b"recalled"}:
             txn.put(key, value, overwrite=False, db=meta)
 
 

@@ -31,7 +31,7 @@ class RecordLocation(NamedTuple):
     session: SessionId
     codec: int
     bases: tuple[RecordId, ...]
-    member: int
+    group_index: int
 
     @classmethod
     def of(cls, pack: PackId, entry: PackEntry) -> RecordLocation:
@@ -45,7 +45,7 @@ class RecordLocation(NamedTuple):
             entry.session,
             entry.codec,
             entry.bases,
-            entry.member,
+            entry.group_index,
         )
 
 
@@ -70,9 +70,9 @@ class LookUp(Tables):
             txn = self._begin("nodes")
             try:
                 value = txn.get(node)
-                if value is None or not (condemned := self._condemned(txn, without)):
+                if value is None or not (pending := self._pending(txn, without)):
                     return value is not None
-                return any(True for _ in self._values(txn, node, value, condemned))
+                return any(True for _ in self._values(txn, node, value, pending))
             finally:
                 txn.abort()
                 self._end()
@@ -90,17 +90,17 @@ class LookUp(Tables):
         """Return for each chunk whether the store has it, and all its bases, in packs that stay.
 
         packs: the bytes that these take are added to it, by the pack's number. without: packs that do not
-        stay, in addition to condemned ones. lengths: the length of each chunk is appended to it, or -1 if the
-        store does not have the chunk.
+        stay, in addition to those pending deletion. lengths: the length of each chunk is appended to it, or
+        -1 if the store does not have the chunk.
         """
         packs = Counter() if packs is None else packs
         seen: dict[bytes, int] = {}
         records: set[bytes] = set()
         with self._transaction() as txn:
-            condemned = self._condemned(txn, without)
+            pending = self._pending(txn, without)
             found = []
             for chunk in chunks:
-                self._whole_value(txn, chunk, packs, seen, records, condemned)
+                self._whole_value(txn, chunk, packs, seen, records, pending)
                 found.append(seen[chunk] != _LACKING)
                 if lengths is not None:
                     value = txn.get(chunk, db=self._tables["chunks"])
@@ -108,10 +108,10 @@ class LookUp(Tables):
             return found
 
     def stays(self, chunk: RecordId) -> bool:
-        """Return whether a chunk can be reconstructed without any condemned pack."""
+        """Return whether a chunk can be reconstructed without any pack pending deletion."""
         with self._transaction() as txn:
-            condemned = self._condemned(txn)
-        return not condemned or self.known([chunk])[0]
+            pending = self._pending(txn)
+        return not pending or self.known([chunk])[0]
 
     def _whole_value(
         self,
@@ -120,7 +120,7 @@ class LookUp(Tables):
         packs: Counter[bytes],
         seen: dict[bytes, int],
         records: set[bytes],
-        condemned: frozenset[bytes],
+        pending: frozenset[bytes],
         depth: int = 0,
     ) -> bytes | None:
         """Return the first of a chunk's places from which it can be reconstructed, or None.
@@ -135,10 +135,10 @@ class LookUp(Tables):
         first = txn.get(chunk, db=self._tables["chunks"]) if depth <= MAX_CHAIN else None
         if first is None:
             return None
-        for value in self._values(txn, chunk, first, condemned):
+        for value in self._values(txn, chunk, first, pending):
             height = 0
             for base in self._bases_of(txn, chunk, value):
-                self._whole_value(txn, base, packs, seen, records, condemned, depth + 1)
+                self._whole_value(txn, base, packs, seen, records, pending, depth + 1)
                 height = max(height, seen[base] + 1)
                 if seen[base] == _LACKING or height > MAX_CHAIN:
                     break
@@ -268,18 +268,18 @@ class LookUp(Tables):
         return [place for place in found if place is not None]
 
     def _values(
-        self, txn: Any, record_id: bytes, first: bytes, condemned: frozenset[bytes]
+        self, txn: Any, record_id: bytes, first: bytes, pending: frozenset[bytes]
     ) -> Iterator[bytes]:
-        """Yield a record's places in packs that are not condemned.
+        """Yield a record's places in packs that are not pending deletion.
 
-        Places after the first are only yielded if the first is a delta or condemned.
+        Places after the first are only yielded if the first is a delta or pending deletion.
         """
-        stays = first[:4] not in condemned
+        stays = first[:4] not in pending
         if stays:
             yield first
         if BASES[first[CODEC]] or not stays:
             for value in self._copy_values(txn, record_id):
-                if value[:4] not in condemned:
+                if value[:4] not in pending:
                     yield value
 
     def _copy_values(self, txn: Any, record_id: bytes) -> list[bytes]:

@@ -89,7 +89,7 @@ def acquire(path: str, store_id: bytes) -> Environment:
             _environments.pop(other).close()
         found = _environments.get(key)
         # A damaged environment is left to its present users.
-        if found is None or found.condemned:
+        if found is None or found.corrupt:
             found = _opened(path, store_id)
             _environments[key] = found
         found.users += 1

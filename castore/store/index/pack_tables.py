@@ -12,7 +12,7 @@ from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.format.pack import CHUNK, NODE, PackEntry
 from castore.store.index.locations import LookUp
 from castore.store.index.opening import mark_of
-from castore.store.index.schema import CONDEMNED, NUMBER, PACK, PLACE, batches
+from castore.store.index.schema import NUMBER, PACK, PENDING, PLACE, batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -86,9 +86,9 @@ class Packs(LookUp):
                         known = CHUNK if txn.get(key[:32], db=self._tables["chunks"]) is not None else NODE
                     entry = PackEntry(
                         *(RecordId(key[:32]), known, place.codec, place.plain_length, place.sealed_length),
-                        *(place.counter, place.session, place.offset, place.bases, place.member),
+                        *(place.counter, place.session, place.offset, place.bases, place.group_index),
                     )
-                    found.setdefault(place.offset, [None] * (value[26] or 1))[place.member] = entry
+                    found.setdefault(place.offset, [None] * (value[26] or 1))[place.group_index] = entry
         return [entry for _, group in sorted(found.items()) if None not in group for entry in group if entry]
 
     def packs_without_key(self, listed: Callable[[], Collection[SessionId]]) -> set[PackId]:
@@ -161,7 +161,7 @@ class Packs(LookUp):
         members = Counter(entry.offset for entry in entries)
         before: RecordId | None = None
         # If a pack has a chunk twice, use the first one: its bases come before it.
-        for entry in sorted(entries, key=lambda entry: (entry.id, entry.offset, entry.member)):
+        for entry in sorted(entries, key=lambda entry: (entry.id, entry.offset, entry.group_index)):
             if entry.id == before:
                 continue
             before = entry.id
@@ -176,7 +176,7 @@ class Packs(LookUp):
                 entry.counter,
                 session,
                 entry.codec,
-                entry.member,
+                entry.group_index,
                 members[entry.offset],
             )
             table = self._tables["chunks"] if entry.kind == CHUNK else self._tables["nodes"]
@@ -216,7 +216,7 @@ class Packs(LookUp):
         if not gone:
             return
         self._begin_epoch(txn)
-        self._condemn(txn, self._condemned(txn) - {number[::-1] for number in gone})
+        self._set_pending(txn, self._pending(txn) - {number[::-1] for number in gone})
         known = entries is not None and all(pack in entries for pack in gone.values())
         if entries is not None and known:
             dead = self._delete_named(txn, {number: entries[pack] for number, pack in gone.items()})
@@ -289,8 +289,8 @@ class Packs(LookUp):
             txn.put(record_id, cursor.value(), db=self._tables[table])
             cursor.delete()
 
-    def _condemn(self, txn: Any, numbers: frozenset[bytes], fresh: bool = False) -> None:
-        """Record which packs are condemned; fresh: some of them were not condemned before."""
+    def _set_pending(self, txn: Any, numbers: frozenset[bytes], fresh: bool = False) -> None:
+        """Record which packs are pending deletion; fresh: some of them were not before."""
         if fresh:
             self._begin_epoch(txn)
-        txn.put(CONDEMNED, b"".join(sorted(numbers)), db=self._tables["meta"])
+        txn.put(PENDING, b"".join(sorted(numbers)), db=self._tables["meta"])

@@ -30,7 +30,7 @@ PACK: Final = struct.Struct("<32sQQ")
 """Id, length, and bytes of records."""
 BATCH: Final = 1 << 14
 """Records that are examined in one call of the kernel."""
-CONDEMNED: Final = b"condemned"
+PENDING: Final = b"deletions"
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 
@@ -54,7 +54,7 @@ class Tables:
 
     def try_again(self) -> None:
         """Allow writing again after an I/O error."""
-        self._environment.try_again()
+        self._environment.reset_error()
 
     def epoch(self) -> bytes:
         """Return 16 bytes that change as soon as anything that was indexed may be missing."""
@@ -87,7 +87,7 @@ class Tables:
 
     def _clear(self, txn: Any) -> None:
         self._begin_epoch(txn)
-        txn.delete(CONDEMNED, db=self._tables["meta"])
+        txn.delete(PENDING, db=self._tables["meta"])
         txn.delete(b"recalled", db=self._tables["meta"])
         for name in TABLES:
             if name not in {"meta", "ended"}:
@@ -132,9 +132,9 @@ class Tables:
         txn.put(counter, NUMBER.pack(NUMBER.unpack(number)[0] + 1), db=self._tables["meta"])
         return number
 
-    def _condemned(self, txn: Any, besides: Iterable[PackId] = ()) -> frozenset[bytes]:
-        """Return the numbers of condemned packs, and of `besides`, as they are encoded in places."""
-        joined = txn.get(CONDEMNED, b"", db=self._tables["meta"])
+    def _pending(self, txn: Any, besides: Iterable[PackId] = ()) -> frozenset[bytes]:
+        """Return the numbers of packs pending deletion, and of `besides`, as they are encoded in places."""
+        joined = txn.get(PENDING, b"", db=self._tables["meta"])
         numbers = [txn.get(pack, b"", db=self._tables["pack_numbers"])[::-1] for pack in besides]
         return frozenset([*numbers, *(joined[at : at + 4] for at in range(0, len(joined), 4))])
 

@@ -37,7 +37,7 @@ from castore.store.format.config import (
     config_name,
     encode_config,
 )
-from castore.store.format.rotation import era_numbers
+from castore.store.format.rotation import rotation_numbers
 from castore.store.generation_log import History
 from castore.store.keys import replicas
 from castore.store.keys.keyring import wrong_identity
@@ -86,7 +86,7 @@ def first_config(
 
 def _certificate(machine: MachineKey, host: str, since: int, *, maintain: bool) -> Certificate:
     roles = (MAINTAIN,) if maintain else ()
-    return Certificate(machine.signing.public, machine.box.recipient.key, check_host(host), since, roles)
+    return Certificate(machine.signing.public, machine.identity.recipient.key, check_host(host), since, roles)
 
 
 class Authority(History):
@@ -193,7 +193,7 @@ class Authority(History):
             self.config,
             recipients=wanted,
             admins=admins,
-            former_admins=(*self.config.former_admins, *sorted(gone)),
+            previous_admins=(*self.config.previous_admins, *sorted(gone)),
         )
         check_opens(self.storage, self._keyring, config)
         self._rotate(config, new_ids=False)
@@ -322,7 +322,7 @@ class Authority(History):
             self.refresh_config()
             if self.config != before:
                 raise BusyError("another castore has just changed the keys of this store; try again")
-            if self.writer_key.former:
+            if self.writer_key.previous_keys:
                 # Without this list, the next list would lack everything under former keys, for good.
                 self.writer_key.listed()
             successor = self.writer_key.successor()
@@ -349,7 +349,7 @@ class Authority(History):
         """Return whether an admin signed a configuration with this number that exists."""
         boxes = [self.identity()]
         if self.writer_key.machine is not None:
-            boxes.append(self.writer_key.machine.box)
+            boxes.append(self.writer_key.machine.identity)
         for data in replicas.variants(self.storage, CONFIGS, number):
             with contextlib.suppress(DamageError, FormatError):
                 sealed = SealedConfig(number, data)
@@ -367,7 +367,7 @@ class Authority(History):
 
     def _next_number(self) -> int:
         # Do not skip a configuration that was written since: its changes would be lost.
-        return replicas.free_above(self._sealed.number, {*self._numbers, *era_numbers(self.storage)})
+        return replicas.free_above(self._sealed.number, {*self._numbers, *rotation_numbers(self.storage)})
 
     def _put_config(self, config: StoreConfig, signer: SigningKey) -> None:
         """Write the next configuration under the same writer key, remove earlier ones, and use it."""

@@ -20,7 +20,7 @@ from castore.state.locks import named_lock
 from castore.state.service_state import Remembered
 from castore.state.writer_key_file import keep_accepted
 from castore.store.format.config import CONFIGS, config_numbers
-from castore.store.format.rotation import ERAS, decode_era, read_era, with_config
+from castore.store.format.rotation import ROTATIONS, decode_rotation, read_rotation, with_config
 from castore.store.format.session_key import session_name, session_numbers
 from castore.store.keys import replicas
 from castore.store.keys.keyring import Keyring
@@ -121,10 +121,10 @@ class Keyed(Remembered):
         self.passed_over = accepted.passed_over
         writer = accepted.writer.with_pins(accepted.pins)
         self.writer_key = with_config(writer, config, self.storage, self._signer(accepted))
-        self.cutter = Cutter(self.writer_key.gear, config.average)
+        self.cutter = Cutter(self.writer_key.gear, config.average_chunk_size)
         self._keyring = Keyring(self.storage, self.writer_key, self._identity, config)
         self.__dict__.pop("_records", None)
-        if self.index.era() != config.era:
+        if self.index.era() != config.rotation:
             self._enter_era()
 
     def _signer(self, accepted: Accepted) -> SigningKey | None:
@@ -148,7 +148,7 @@ class Keyed(Remembered):
         self.index.remove_packs(self.index.pack_ids().difference(listed.values()))
         short = {name.removeprefix("generations/") for name in listed}
         self.index.remove_generations(self.index.compare_records(short)[1])
-        self.index.enter_era(self.config.era, new_ids=not self.config.ids)
+        self.index.enter_era(self.config.rotation, new_ids=not self.config.id_secret)
 
     def refresh_config(self) -> None:
         """Use the newest configuration that an admin signed. Raises KeyRotatedError."""
@@ -182,12 +182,12 @@ class Keyed(Remembered):
         The function returns authentic bytes. It raises DamageError, FormatError, StorageError.
         """
         yield CONFIGS, self._sealed.number, lambda: self._sealed.data
-        if self.config.era:
-            yield ERAS, self.config.era, self._read_era
+        if self.config.rotation:
+            yield ROTATIONS, self.config.rotation, self._read_rotation
 
-    def _read_era(self) -> bytes:
-        data = read_era(self.storage, self.config)
-        decode_era(self.config.era, data, self.writer_key)
+    def _read_rotation(self) -> bytes:
+        data = read_rotation(self.storage, self.config)
+        decode_rotation(self.config.rotation, data, self.writer_key)
         return data
 
     def _keep_copies(self) -> None:

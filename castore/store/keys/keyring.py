@@ -98,17 +98,17 @@ class Keyring:
             for kept in (self._numbers, self._records, self._node_sealers, self._chunk_sealers):
                 kept.clear()
 
-    def nodes(self, session: SessionId) -> RecordSealer:
+    def node_sealer(self, session: SessionId) -> RecordSealer:
         """Return the sealer that opens a session's nodes. Raises DamageError, naming the session."""
         sealer = self._node_sealers.get(session)
         if sealer is None:
             _, record = self._record(session)
-            key = record.nodes or self.writer.node_key(session)
+            key = record.node_key or self.writer.node_key(session)
             sealer = RecordSealer(record.cipher, key, self.writer.store_id)
             self._node_sealers[session] = sealer
         return sealer
 
-    def chunks(self, session: SessionId) -> RecordSealer:
+    def chunk_sealer(self, session: SessionId) -> RecordSealer:
         """Return the sealer that opens a session's chunks. Raises IdentityError, DamageError."""
         sealer = self._chunk_sealers.get(session)
         if sealer is None:

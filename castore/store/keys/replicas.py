@@ -1,4 +1,4 @@
-"""The two kinds of essential objects, `config/N` and `eras/N`: each has a copy, `config/N.H`.
+"""The two kinds of essential objects, `config/N` and `rotations/N`: each has a copy, `config/N.H`.
 
 H is a hash of the bytes, so that a reader without a key can see which of the two is unchanged. It does not
 authenticate the writer: the box in each object does.

@@ -105,7 +105,7 @@ def _reseal_session(
     writer = keyring.writer
     number = replicas.free_above(number, numbers)
     seals = sealed_to((entry.recipient for entry in config.recipients), session, data_key)
-    resealed = msgspec.structs.replace(record, seals=seals)
+    resealed = msgspec.structs.replace(record, sealed_keys=seals)
     with contextlib.suppress(ObjectExistsError):
         storage.put(
             session_name(session, number), encode_session(session, number, resealed, writer, signer)
@@ -122,7 +122,7 @@ def _data_key(
     except (RevokedKeyError, FormatError, MissingError):
         return None  # no object of it is accepted
     name = session_name(session, number)
-    if {key for key, _ in record.seals} == {entry.key for entry in config.recipients}:
+    if {key for key, _ in record.sealed_keys} == {entry.key for entry in config.recipients}:
         return None
     return record, keyring.data_key(name, session, record), number
 

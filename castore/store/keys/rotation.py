@@ -1,10 +1,10 @@
 """Rotation of the writer key, after a machine that had it was lost or stolen.
 
 The order of the steps makes an interruption harmless at each of them. The new key is kept next to the old
-one. `eras/N` lists what exists, which has no effect until a configuration names it. `config/N`, under the new
-key, is the one step that replaces the old key. Then the file of the old key is replaced. A snapshot that
-another machine finishes meanwhile checks the configuration after its generation is written, and is not
-committed if that has changed. What it wrote before that step is listed, if needed, by an `eras/N+1` and
+one. `rotations/N` lists what exists, which has no effect until a configuration names it. `config/N`, under
+the new key, is the one step that replaces the old key. Then the file of the old key is replaced. A snapshot
+that another machine finishes meanwhile checks the configuration after its generation is written, and is not
+committed if that has changed. What it wrote before that step is listed, if needed, by an `rotations/N+1` and
 `config/N+1` after the first.
 """
 
@@ -19,11 +19,11 @@ from blake3 import blake3
 from castore.errors import BusyError, DamageError, FormatError, ObjectExistsError, ObjectMissingError
 from castore.model.refs import SessionId
 from castore.store.format.config import CONFIGS, config_name, config_numbers, encode_config
-from castore.store.format.deletion import open_condemned
+from castore.store.format.deletion import open_deletion
 from castore.store.format.generation import NAME, open_generation
 from castore.store.format.pin import open_pin
 from castore.store.format.removal import REMOVALS, open_removal
-from castore.store.format.rotation import ERAS, encode_era, era_name, era_numbers
+from castore.store.format.rotation import ROTATIONS, encode_rotation, rotation_name, rotation_numbers
 from castore.store.format.session_key import decode_session, session_name, session_numbers
 from castore.store.keys import replicas
 
@@ -62,39 +62,40 @@ def rotate(
     number is another admin's; otherwise anybody who can add objects could prevent the rotation. Raises
     BusyError, StorageError.
     """
-    ids = b"" if new_ids else writer.ids
-    config = msgspec.structs.replace(config, former=(*config.former, writer.secret), ids=ids)
+    ids = b"" if new_ids else writer.id_secret
+    previous = (*config.previous_secrets, writer.secret)
+    config = msgspec.structs.replace(config, previous_secrets=previous, id_secret=ids)
     before, rounds = number, 0
     while True:
         names = _names(storage)
         listed = _listed(storage, writer, packs())
-        era = replicas.free_above(number, {*known, *era_numbers(storage)})
+        at = replicas.free_above(number, {*known, *rotation_numbers(storage)})
         try:
-            data = encode_era(era, listed, successor)
-            storage.put(era_name(era), data)
-            replicas.put_copy(storage, ERAS, era, data)
-            config = msgspec.structs.replace(config, era=era, era_hash=blake3(data).digest())
-            data = encode_config(era, config, successor, signer)
-            storage.put(config_name(era), data)
+            data = encode_rotation(at, listed, successor)
+            storage.put(rotation_name(at), data)
+            replicas.put_copy(storage, ROTATIONS, at, data)
+            config = msgspec.structs.replace(config, rotation=at, rotation_hash=blake3(data).digest())
+            data = encode_config(at, config, successor, signer)
+            storage.put(config_name(at), data)
         except ObjectExistsError:
             raise BusyError("another castore has just changed the keys of this store; try again") from None
-        fresh = {one for one in config_numbers(storage) if one > before} - {era} - known
+        fresh = {one for one in config_numbers(storage) if one > before} - {at} - known
         if any(map(is_rival, fresh)):
             # Another castore was first; its configuration does not include this one.
-            for name in replicas.names(storage, CONFIGS, era):
+            for name in replicas.names(storage, CONFIGS, at):
                 _remove(storage, name)
             raise BusyError("another castore has just changed the keys of this store; try again")
-        replicas.put_copy(storage, CONFIGS, era, data)
+        replicas.put_copy(storage, CONFIGS, at, data)
         rounds += 1
         late = _names(storage) - names - listed.keys()
         if not late or rounds == _ROUNDS:
-            return era
-        before, number, known = era, era, known | {era}
+            return at
+        before, number, known = at, at, known | {at}
 
 
 def clean(storage: Storage, number: int) -> None:
-    """Remove the configurations and eras that the configuration with this number replaced."""
-    for folder in (CONFIGS, ERAS):
+    """Remove the configurations and lists that the configuration with this number replaced."""
+    for folder in (CONFIGS, ROTATIONS):
         for name in replicas.below(storage, folder, number):
             _remove(storage, name)
 
@@ -122,7 +123,7 @@ def _listed(storage: Storage, writer: WriterKey, packs: Iterable[bytes]) -> dict
                 data = storage.get(name)
                 decode_session(session, number, data, writer)
                 found[name] = blake3(data).digest()
-    openers = {"condemned": open_condemned, "pins": open_pin, REMOVALS: open_removal}
+    openers = {"deletions": open_deletion, "pins": open_pin, REMOVALS: open_removal}
     for folder, opener in openers.items():
         for short in storage.list(folder):
             name = f"{folder}/{short}"

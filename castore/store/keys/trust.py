@@ -31,7 +31,7 @@ from castore.store.format.config import (
     config_numbers,
     is_empty,
 )
-from castore.store.format.rotation import era_numbers
+from castore.store.format.rotation import rotation_numbers
 from castore.store.keys import replicas
 from castore.store.keys.keyring import wrong_identity
 
@@ -144,7 +144,7 @@ def _by_machine(sealed: SealedConfig, keys: list[WriterKey]) -> WriterKey:
             sealed.open(writer)
             return writer
     for writer in keys:
-        if writer.machine is not None and (secret := sealed.secret(writer.machine.box)) is not None:
+        if writer.machine is not None and (secret := sealed.secret(writer.machine.identity)) is not None:
             return writer.with_secret(secret)
     return keys[0]  # opening with it reports what is wrong
 
@@ -278,7 +278,7 @@ def _refusal(
         return IdentityError(wrong_identity(storage, identity.get(), None))
     damage = next((error for error in errors if isinstance(error, DamageError)), errors[0])
     try:
-        was_replaced = any(one <= number for one in era_numbers(storage))
+        was_replaced = any(one <= number for one in rotation_numbers(storage))
     except StorageError:
         was_replaced = False
     if not was_replaced:

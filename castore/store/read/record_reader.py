@@ -198,7 +198,7 @@ class RecordReader:
                 found[chunk] = StoredForm(body, place.plain_length, place.bases)
         for chunk, place in places.items():
             if place.codec >= GROUPED:
-                delta = member_of(groups[place.pack, place.offset], place.member)
+                delta = member_of(groups[place.pack, place.offset], place.group_index)
                 found[chunk] = StoredForm(delta, place.plain_length, place.bases)
         return found
 
@@ -225,7 +225,7 @@ class RecordReader:
         self, kind: int, record_id: RecordId, place: RecordLocation, sealed: bytes | memoryview
     ) -> bytes:
         """Return the data sealed in a record. Raises DamageError, IdentityError."""
-        keys = self._keyring.chunks if kind == CHUNK else self._keyring.nodes
+        keys = self._keyring.chunk_sealer if kind == CHUNK else self._keyring.node_sealer
         names = record_names(record_id, place.bases, place.plain_length, kind, place.codec)
         return keys(place.session).open(place.counter, *names, sealed)
 
@@ -262,7 +262,7 @@ class RecordReader:
             raise DamageError(f"its chain of bases is longer than {MAX_CHAIN}")
         below = b"".join(self._base(base, depth + 1) for base in place.bases)
         if place.codec >= GROUPED:
-            body = member_of(deltas, place.member)
+            body = member_of(deltas, place.group_index)
         else:
             body = self._codecs.body(place.codec, data, place.plain_length, below)
         return apply(below, [(body, place.plain_length)]) if place.codec >= DELTA else body

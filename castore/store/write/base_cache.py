@@ -1,9 +1,9 @@
 """The base cache: unsealed chunks on this machine that a writer needs to make deltas.
 
 A writer cannot open what it sealed. So for each pack that it writes, it keeps a file `reference/P`. The file
-has the frame of each chunk, as it was before sealing, at the offset of the record in the pack. Only its owner
-can read it. It may be deleted, cut off or damaged at any time: code that reads a frame from here *must*
-verify the chunk by its id. Then damage costs space, but never content.
+has the payload of each chunk, as it was before sealing, at the offset of the record in the pack. Only its
+owner can read it. It may be deleted, cut off or damaged at any time: code that reads a payload from here
+*must* verify the chunk by its id. Then damage costs space, but never content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _HEADER: Final = struct.Struct("<8sHHxxxxQ")
-"""Magic, version, bytes that sealing adds to a frame, creation time (seconds since 1970).
+"""Magic, version, bytes that sealing adds to a payload, creation time (seconds since 1970).
 
 It is shorter than what precedes a pack's first record.
 """
@@ -58,18 +58,18 @@ class ReferenceWriter:
         with contextlib.suppress(OSError):
             self._file = NewFile(path)
 
-    def add(self, offset: int, frame: bytes | memoryview) -> None:
-        """Keep a frame at its record's offset. Offsets must ascend."""
+    def add(self, offset: int, payload: bytes | memoryview) -> None:
+        """Keep a payload at its record's offset. Offsets must ascend."""
         if self._file is None:
             return
         with self._lock:
             self._buffer += bytes(offset - self._flushed - len(self._buffer))
-            self._buffer += frame
+            self._buffer += payload
             if len(self._buffer) >= _BUFFER:
                 self._flush()
 
     def read(self, offset: int, length: int) -> bytes | None:
-        """Return the frame at an offset, or None."""
+        """Return the payload at an offset, or None."""
         with self._lock:
             if self._file is None:
                 return None
@@ -129,7 +129,7 @@ class ReferenceCache:
     def create(self, overhead: int) -> ReferenceWriter | None:
         """Begin a cache file; None if the cache is full or switched off.
 
-        overhead: bytes that a record is longer than its frame.
+        overhead: bytes that a record is longer than its payload.
         """
         if self.limit == 0:
             return None
@@ -146,7 +146,7 @@ class ReferenceCache:
         return os.path.join(self._folder, pack.hex())
 
     def read(self, pack: PackId, offset: int, sealed_length: int) -> bytes | None:
-        """Return the frame of a record, or None if it is not cached, or too old to be a base."""
+        """Return the payload of a record, or None if it is not cached, or too old to be a base."""
         if self.limit == 0:
             return None
         with self._lock:
@@ -297,11 +297,11 @@ def _copy_records(path: str, records: list[tuple[int, int]]) -> None:
         try:
             new.write(header)
             for offset, length in records:
-                frame = os.pread(old.fileno(), length - overhead, offset)
+                payload = os.pread(old.fileno(), length - overhead, offset)
                 # A hole stays a hole: the record may never have been cached.
-                if frame.strip(b"\0"):
+                if payload.strip(b"\0"):
                     os.lseek(new.fd, offset, os.SEEK_SET)
-                    new.write(frame)
+                    new.write(payload)
             os.utime(new.fd, ns=(status.st_atime_ns, status.st_mtime_ns))
             new.commit(path, durable=False)
         finally:

@@ -37,7 +37,7 @@ class PendingChunk(NamedTuple):
     plain_length: int
     codec: int
     bases: tuple[RecordId, ...]
-    member: int
+    group_index: int
     sketch: Sketch
 
 
@@ -90,11 +90,15 @@ class Bases:
         """Bases below others: they are verified together with those."""
 
     def get(self, chunk: RecordId) -> BaseChunk | None:
-        """Return a chunk as a base; None if it or a chunk below it is unavailable, damaged or condemned."""
+        """Return a chunk as a base; None if it, or one that it depends on, is unavailable or damaged.
+
+        Also None if it is pending deletion.
+        """
         found = self._verified.get(chunk)
         if found is not None:
             return found
-        # A condemned chunk must not become a base, even if it is cached: nothing would prevent its deletion.
+        # A chunk that is pending deletion must not become a base, even if it is cached: nothing would prevent
+        # its deletion.
         if self._pending(chunk) is None and not self._index.stays(chunk):
             return None
         try:
@@ -135,7 +139,7 @@ class Bases:
             layer = self._decode(
                 where,
                 lambda: self._references.read(*where, place.sealed_length),
-                *(place.plain_length, place.codec, place.bases, place.member),
+                *(place.plain_length, place.codec, place.bases, place.group_index),
             )
             if layer is not None:
                 return layer

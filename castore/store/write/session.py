@@ -59,8 +59,8 @@ class SealedRecord(NamedTuple):
 
     record: bytes
     counter: int
-    members: list[Member]
-    frame: bytes
+    deltas: list[Member]
+    payload: bytes
     """The data that was sealed, for the base cache."""
 
 
@@ -189,8 +189,8 @@ class Session:
         names = record_names(first.id, first.bases, first.length, CHUNK, first.codec)
         record = self._chunk_sealer.seal(counter, *names, data)
         # Copy the data: the caller reuses the buffer.
-        frame = bytes(data) if self._references.limit != 0 else b""
-        return SealedRecord(record, counter, members, frame)
+        payload = bytes(data) if self._references.limit != 0 else b""
+        return SealedRecord(record, counter, members, payload)
 
     def add(self, sealed: SealedRecord) -> bool:
         """Add a record to the open pack, unless the store has all of it; return whether it was added.
@@ -199,7 +199,7 @@ class Session:
         """
         if self._error is not None:
             raise self._error
-        record, counter, members, frame = sealed
+        record, counter, members, payload = sealed
         if all(self.was_added(one.id) for one in members):
             return False
         entries = [
@@ -210,7 +210,7 @@ class Session:
             )
             for member, one in enumerate(members)
         ]
-        self._append(entries, record, frame, [one.sketch for one in members])
+        self._append(entries, record, payload, [one.sketch for one in members])
         return True
 
     def put_node(self, refs: list[Ref]) -> tuple[RecordId, int]:
@@ -272,7 +272,7 @@ class Session:
         self,
         entries: Sequence[PackEntry],
         record: bytes,
-        frame: bytes = b"",
+        payload: bytes = b"",
         sketches: Sequence[Sketch] = (),
     ) -> None:
         try:
@@ -289,18 +289,18 @@ class Session:
             self._error = self._error or error
             raise
         reference = self._reference
-        if not frame or reference is None:
+        if not payload or reference is None:
             for entry in entries:
                 self._pending.setdefault(entry.id)
             return
-        reference.add(offset, frame)
+        reference.add(offset, payload)
         for entry, sketch in zip(entries, sketches, strict=True):
             # If a chunk was added twice, keep the first: later records may be deltas of it.
             self._pending.setdefault(
                 entry.id,
                 PendingChunk(
-                    *(reference, offset, len(frame), entry.plain_length),
-                    *(entry.codec, entry.bases, entry.member, sketch),
+                    *(reference, offset, len(payload), entry.plain_length),
+                    *(entry.codec, entry.bases, entry.group_index, sketch),
                 ),
             )
             for feature in sketch:

@@ -15,7 +15,7 @@ from tests.support.stores import Lab
 from tests.support.tree_walker import walk
 
 LARGE = 400_000
-"""Longer than what goes into bundles: a stream of its own."""
+"""Longer than what goes into small-file streams: a stream of its own."""
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def lab(tmp_path: Path) -> Lab:
 def test_a_tree_with_every_feature_comes_back_the_same(lab: Lab, tmp_path: Path, forest: Forest) -> None:
     live = forest.path
     taken = lab.snapshot("s", {"t": Tree(str(live))})
-    assert taken.missed == 0
+    assert taken.skipped_files == 0
     done = lab.restore("s@1:t", tmp_path / "out")
     assert done.report.damaged == []
     assert done.report.warnings == []
@@ -115,7 +115,7 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_told_and_the_rest_is_kept(
     monkeypatch.setattr(os, "open", failing)
     taken = lab.snapshot("s", {"t": Tree(str(live))})
     monkeypatch.undo()
-    assert taken.missed == 2
+    assert taken.skipped_files == 2
     with lab.open() as store:
         warnings = read_details(store, taken).warnings
     assert {(path, reason.split()[0]) for _, path, reason in warnings} == {(b"b", "vanished"), (b"c", "cannot")}
@@ -149,7 +149,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(
     monkeypatch.setattr(os, "preadv", shrinking)
     taken = lab.snapshot("s", {"t": Tree(str(live))})
     monkeypatch.undo()
-    assert taken.missed == 2
+    assert taken.skipped_files == 2
     done = lab.restore("s@1:t", tmp_path / "out")
     assert done.report.damaged == []
     assert (tmp_path / "out" / "small").read_text().startswith("one")

@@ -68,7 +68,7 @@ def test_a_database_with_collations_and_functions_of_its_application_goes_back(a
     done = lab.roll_back(1, say=said.append)
     assert state(anki) == first
     assert any("collation unicase of the application were not checked" in line for line in said)
-    lab.roll_back(done.safety.number)
+    lab.roll_back(done.pre_rollback.number)
     assert state(anki) == second
 
 

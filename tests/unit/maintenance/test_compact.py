@@ -24,7 +24,7 @@ from castore.services.snapshot import Tree, file_source
 from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import Store
-from castore.store.format.deletion import read_condemned
+from castore.store.format.deletion import pending_deletions
 from castore.store.format.envelope import seal_object
 from castore.store.format.generation import generation_name
 from castore.store.format.header import GENERATION
@@ -213,16 +213,16 @@ def test_without_a_lock_packs_are_set_aside_first(lab):
     lab.take("web", noise(2, 100_000))
     lab.drop("web", 1)
     done = lab.compact(lockless=True)
-    assert (done.removed, done.condemned) == (0, 1)
+    assert (done.removed, done.pending_deletion) == (0, 1)
     assert len(lab.packs()) == 2
-    assert lab.compact(lockless=True).condemned == 1
+    assert lab.compact(lockless=True).pending_deletion == 1
     done = lab.compact(lockless=True, grace=0)
-    assert (done.removed, done.condemned) == (1, 0)
-    assert not list((lab.store / "condemned").iterdir())
+    assert (done.removed, done.pending_deletion) == (1, 0)
+    assert not list((lab.store / "deletions").iterdir())
     lab.check()
 
 
-def test_what_is_condemned_is_stored_again(lab):
+def test_what_is_pending_deletion_is_stored_again(lab):
     lab.take("web", noise(1, 100_000))
     lab.take("web", noise(2, 100_000))
     lab.drop("web", 1)
@@ -235,24 +235,24 @@ def test_what_is_condemned_is_stored_again(lab):
 
 
 def test_what_a_generation_needs_after_all_is_not_removed(lab, monkeypatch):
-    """A snapshot that looked before packs were condemned commits before they are removed."""
+    """A snapshot that looked before packs were pending commits before they are removed."""
     lab.take("web", noise(1, 100_000))
     lab.take("web", noise(2, 100_000))
     lab.drop("web", 1)
-    condemned = module.condemn
+    pending = module.write_deletion
 
     def late(*arguments):
         with monkeypatch.context() as undone:
-            undone.setattr(module, "condemn", condemned)
+            undone.setattr(module, "write_deletion", pending)
             lab.take("mail", noise(1, 100_000))
-        return condemned(*arguments)
+        return pending(*arguments)
 
-    monkeypatch.setattr(module, "condemn", late)
-    assert lab.compact(lockless=True).condemned == 1
+    monkeypatch.setattr(module, "write_deletion", late)
+    assert lab.compact(lockless=True).pending_deletion == 1
     monkeypatch.undo()
     assert lab.compact(lockless=True, grace=0).removed == 0
     lab.check()
-    assert not list((lab.store / "condemned").iterdir())
+    assert not list((lab.store / "deletions").iterdir())
     assert lab.compact(lockless=True, grace=0).removed == 0
     lab.check()
 
@@ -357,12 +357,12 @@ def test_what_is_left_over_and_rests_on_what_is_gone_is_no_damage(lab):
 
 
 def test_nothing_is_told_by_what_is_about_to_be_removed(lab):
-    """A delta of a condemned base would hold nothing back from a removal that is under way."""
+    """A delta of a pending base would hold nothing back from a removal that is under way."""
     base = noise(1, 100_000)
     lab.take("web", base)
     lab.take("web", noise(2, 100_000))
     lab.drop("web", 1)
-    assert lab.compact(lockless=True).condemned == 1
+    assert lab.compact(lockless=True).pending_deletion == 1
     like = bytearray(base)
     for at in range(0, len(like), 2000):
         like[at] ^= 1
@@ -372,11 +372,11 @@ def test_nothing_is_told_by_what_is_about_to_be_removed(lab):
         (mail,) = store.generations("mail")
         assert is_whole(store, roots_of(mail))
     # Removed by whoever looked at the generations before this one came.
-    (condemned,) = (lab.store / "condemned").iterdir()
+    (pending,) = (lab.store / "deletions").iterdir()
     with lab.opened(lockless=True) as store:
-        (one,) = read_condemned(store.storage, store.writer_key)[0]
+        (one,) = pending_deletions(store.storage, store.writer_key)[0]
         store.storage.delete_all(f"packs/{pack.hex()}" for pack in one.packs)
-    condemned.unlink()
+    pending.unlink()
     lab.check()
 
 

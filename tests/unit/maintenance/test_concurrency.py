@@ -33,7 +33,7 @@ from castore.services.snapshot import snapshot as take_snapshot
 from castore.state import first_seen
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
-from castore.store.format.rotation import encode_era
+from castore.store.format.rotation import encode_rotation
 from tests.unit.maintenance.test_compact import Kept, Lockless, noise
 
 OLD = 30 * 86400 * 10**9
@@ -180,14 +180,14 @@ def test_what_former_keys_sealed_is_not_dropped_nor_orphaned_while_its_list_is_g
     with lab.opened() as store:
         store.rotate_writer()
     lab.take("web", noise(2, 50_000))
-    eras = lab.store / "eras"
-    eras.rename(lab.folder / "aside")
+    lists = lab.store / "rotations"
+    lists.rename(lab.folder / "aside")
     with lab.opened() as store:
         with pytest.raises(MissingError, match="restore it from"):
             repair(store, Progress(), agree=yes)
         with pytest.raises(MissingError, match="restore it from"):
             store.rotate_writer()
-    (lab.folder / "aside").rename(eras)
+    (lab.folder / "aside").rename(lists)
     lab.check()
 
 
@@ -244,12 +244,12 @@ def test_who_sees_a_network_says_so_to_the_machine_whose_disk_it_is(lab, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(os_files, "network_of", lambda path: "NFS" if str(lab.store) in path else None)
         lab.take("web", noise(3, 50_000))
-    assert (lab.store / "shared" / "all").exists()
+    assert (lab.store / "flags" / "shared").exists()
     done = lab.compact()
-    assert (done.removed, done.condemned) == (0, 1)
+    assert (done.removed, done.pending_deletion) == (0, 1)
     assert lab.compact(grace=0).removed == 1
     lab.check()
-    shutil.rmtree(lab.store / "shared")
+    shutil.rmtree(lab.store / "flags")
 
 
 # What snapshots have stored that have not ended
@@ -366,11 +366,11 @@ def test_a_rotation_that_takes_itself_back_takes_back_the_copy_that_somebody_mad
     lab.take("web", noise(1, 5000))
     with lab.opened() as store:
         store.reseal([*store.recipients, (lost.recipient, "lost")])
-        store.storage.put("eras/3", encode_era(3, {}, store.writer_key.successor()))
+        store.storage.put("rotations/3", encode_rotation(3, {}, store.writer_key.successor()))
 
     class Between(Lockless):
         def put(self, name, data):
-            if name == "eras/4":
+            if name == "rotations/4":
                 with another(lab) as other:
                     other.adopt("other")
                     other.reseal([one for one in other.recipients if one[1] != "lost"])
@@ -385,7 +385,7 @@ def test_a_rotation_that_takes_itself_back_takes_back_the_copy_that_somebody_mad
             store.rotate_writer()
     with another(lab) as store:
         assert [label for _, label in store.recipients] == ["test"]
-        assert not store.writer_key.former
+        assert not store.writer_key.previous_keys
 
 
 def test_a_first_generation_that_was_taken_back_leaves_its_number_used(lab, monkeypatch):

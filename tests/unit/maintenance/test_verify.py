@@ -24,7 +24,7 @@ from castore.services.selectors import select
 from castore.services.snapshot import Tree, file_source
 from castore.store.format.envelope import seal_object
 from castore.store.format.generation import generation_name
-from castore.store.format.header import CONDEMNED, GENERATION, PACK, REMOVAL, SESSION
+from castore.store.format.header import DELETION, GENERATION, PACK, REMOVAL, SESSION
 from castore.store.format.pack import CHUNK
 from tests.support.stores import Lab
 
@@ -45,7 +45,7 @@ def tree(tmp_path):
     for name in ("a", "b", "c"):
         (top / name).mkdir(parents=True)
         for number in range(4):
-            # Together they are shorter than any chunk is cut: one chunk is their bundle, whatever the key.
+            # Together they are shorter than any chunk is cut: one chunk is their small-file stream, whatever the key.
             (top / name / f"small{number}").write_bytes(noise(f"{name}{number}", 250))
         (top / name / "large").write_bytes(noise(name, 3_000_000))
     return top
@@ -269,7 +269,7 @@ def test_what_a_header_says_to_be_of_a_newer_format_stops_compact_until_repair(l
     some, tag = os.urandom(32).hex(), lab.open().writer_key.tag("web").hex()
     names = {
         f"packs/{some}": PACK, f"generations/{tag}-0000000002": GENERATION, f"sessions/{some[:32]}.0": SESSION,
-        f"condemned/{some[:32]}": CONDEMNED, f"removals/{tag}-{some[:32]}": REMOVAL,
+        f"deletions/{some[:32]}": DELETION, f"removals/{tag}-{some[:32]}": REMOVAL,
     }  # fmt: skip
     for name, kind in names.items():
         (lab.store / name).parent.mkdir(exist_ok=True)

@@ -20,9 +20,9 @@ DETAILS = StoredRef(RefKind.CHUNK, bytes(32), 1)
 
 
 def generation(
-    number: int, time: int, revision: str = "", host: str = "a", *, safety: bool = False, lacks: tuple[str, ...] = ()
+    number: int, time: int, revision: str = "", host: str = "a", *, pre_rollback: bool = False, lacks: tuple[str, ...] = ()
 ) -> Generation:
-    return Generation("s", number, time, revision, host, (), DETAILS, b"", safety=safety, lacks=lacks)
+    return Generation("s", number, time, revision, host, (), DETAILS, b"", pre_rollback=pre_rollback, missing_parts=lacks)
 
 
 def kept(generations: list[Generation], keep: Keep | None, **options) -> dict[int, tuple[str, ...]]:
@@ -61,7 +61,7 @@ def test_the_newest_of_each_revision_is_kept_and_of_those_that_live():
 
 
 def test_what_is_pinned_is_kept_and_the_last_safety():
-    generations = [generation(n, NOW - (10 - n) * DAY, safety=n in {2, 4}) for n in range(1, 7)]
+    generations = [generation(n, NOW - (10 - n) * DAY, pre_rollback=n in {2, 4}) for n in range(1, 7)]
     assert set(kept(generations, Keep(per_revision=0), pinned=frozenset({1}))) == {1, 4, 6}
 
 
@@ -105,12 +105,12 @@ def test_a_clock_that_ran_wrong_costs_space_not_history():
 def test_more_is_never_kept_for_less_and_each_stands_for_its_bucket(drawn, keep):
     ordered = sorted(drawn)
     generations = [
-        generation(n, NOW - (900 - hour) * 3600 * SECOND, revision, host, safety=safety)
-        for n, (hour, host, revision, safety) in enumerate(ordered, 1)
+        generation(n, NOW - (900 - hour) * 3600 * SECOND, revision, host, pre_rollback=pre_rollback)
+        for n, (hour, host, revision, pre_rollback) in enumerate(ordered, 1)
     ]
     found = kept(generations, keep)
     for host in "ab":
-        own = [one for one in generations if one.host == host and not one.safety]
+        own = [one for one in generations if one.host == host and not one.pre_rollback]
         days = sorted({one.time // DAY for one in own}, reverse=True)[: keep.daily]
         for day in days:
             newest = [one for one in own if one.time // DAY == day][-1]
@@ -123,7 +123,7 @@ def test_more_is_never_kept_for_less_and_each_stands_for_its_bucket(drawn, keep)
 
 def test_a_partial_generation_never_takes_the_place_of_a_complete_one():
     complete = [generation(n, NOW - (10 - n) * DAY, "r") for n in range(1, 5)]
-    partial = [generation(n, NOW - (10 - n) * DAY, "r", lacks=("two",)) for n in range(5, 9)]
+    partial = [generation(n, NOW - (10 - n) * DAY, "r", missing_parts=("two",)) for n in range(5, 9)]
     every = [
         Keep(last=2, per_revision=0), Keep(daily=2, per_revision=0), Keep(yearly=1, per_revision=0),
         Keep(per_revision=1), Keep(within="1h", per_revision=0),
@@ -137,7 +137,7 @@ def test_a_partial_generation_never_takes_the_place_of_a_complete_one():
 
 def test_a_partial_generation_is_kept_as_long_as_a_complete_one_would_be():
     nights = nightly(20)
-    partial = msgspec.structs.replace(nights[15], lacks=("two",))
+    partial = msgspec.structs.replace(nights[15], missing_parts=("two",))
     mixed = [*nights[:15], partial, *nights[16:]]
     assert "daily" in kept(mixed, Keep(daily=5, per_revision=0))[16]
     assert 16 not in kept(mixed, Keep(daily=4, per_revision=0))

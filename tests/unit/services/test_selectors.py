@@ -45,10 +45,10 @@ class Shelf:
     def __init__(self, store):
         self.store = store
 
-    def put(self, revision="", when="2026-01-01 00:00", *, service="web", safety=False, parts=("sites", "db")):
+    def put(self, revision="", when="2026-01-01 00:00", *, service="web", pre_rollback=False, parts=("sites", "db")):
         number = self.store.next_number(service)
         made = tuple(part(name, "dump" if name == "db" else "tree") for name in parts)
-        taken = Generation(service, number, ns(when), revision, "", made, STORED, bytes(16), safety=safety)
+        taken = Generation(service, number, ns(when), revision, "", made, STORED, bytes(16), pre_rollback=pre_rollback)
         self.store.commit(signed(self.store, taken))
         return number
 
@@ -274,8 +274,8 @@ def test_dates_at_the_ends_of_the_calendar_do_not_break(dated, text):
 
 def test_safety_generations_are_found_by_number_only(shelf):
     shelf.put("r1", "2026-01-01")
-    shelf.put("r2", "2026-01-02", safety=True)
-    shelf.put("r1", "2026-01-03", safety=True)
+    shelf.put("r2", "2026-01-02", pre_rollback=True)
+    shelf.put("r1", "2026-01-03", pre_rollback=True)
     assert shelf.number("latest") == 1
     assert shelf.number("r1") == shelf.number("=r1") == shelf.number("r") == 1
     assert shelf.number("2026-01-05") == 1
@@ -288,7 +288,7 @@ def test_safety_generations_are_found_by_number_only(shelf):
 
 
 def test_only_safety_generations(shelf):
-    shelf.put("r1", safety=True)
+    shelf.put("r1", pre_rollback=True)
     assert shelf.number("1") == 1
     with pytest.raises(NotFoundError, match=r"no complete generation; select these by number: 1 \(pre-rollback\)"):
         shelf.number("latest")
@@ -380,7 +380,7 @@ def test_the_public_name_is_this_one():
 def test_steps_back_pass_over_safety_generations_and_stay_with_a_revision(shelf, text, number):
     for revision in ("a", "b", "a", "c"):
         shelf.put(revision)
-    shelf.put("a", safety=True)
+    shelf.put("a", pre_rollback=True)
     shelf.put("a")
     assert shelf.number(text) == number
     assert shelf.meant(f"web@{text}:sites/x") == (number, "sites", "x")

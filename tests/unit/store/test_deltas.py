@@ -173,7 +173,7 @@ def test_similar_files_in_a_first_snapshot_are_told_by_each_other(lab, tmp_path)
         folder.mkdir(parents=True)
         (folder / "database").write_bytes(table(20_000, number))
     taken = lab.snapshot("s", {"t": Tree(str(tree))})
-    assert taken.missed == 0
+    assert taken.skipped_files == 0
     part = taken.parts[0]
     assert part.new_bytes > 3 * (tree / "site-0" / "database").stat().st_size
     assert part.after_delta < part.new_bytes // 2
@@ -242,7 +242,7 @@ def test_deltas_share_records_and_the_loss_of_one_is_told_of_all_in_it(lab):
         assert told.overhead > 0
     (pack, offset), members = max(groups.items(), key=lambda item: len(item[1]))
     assert len(members) > 10
-    assert [entry.member for entry in members] == list(range(len(members)))
+    assert [entry.group_index for entry in members] == list(range(len(members)))
     assert len({entry.counter for entry in members}) == 1
     path = lab.store / "packs" / pack.hex()
     data = bytearray(path.read_bytes())
@@ -268,23 +268,23 @@ def test_a_footer_whose_groups_are_none_is_refused():
     def footer(*entries):
         sessions = b"".join([session, other])
         told = b"".join(
-            struct.pack("<32sIIIHBB", *(e.id, 0 if e.member else 100, 10, e.counter, e.session == other, 0, e.codec))
+            struct.pack("<32sIIIHBB", *(e.id, 0 if e.group_index else 100, 10, e.counter, e.session == other, 0, e.codec))
             for e in entries
         )
         return b"\x02\0" + sessions + told + b"".join(one for e in entries for one in e.bases)
 
-    right = [entry(1), entry(2, GROUPED + 1, member=1), entry(3, member=2)]
+    right = [entry(1), entry(2, GROUPED + 1, group_index=1), entry(3, group_index=2)]
     found = _decode_footer(footer(*right), 3, 1000)
-    assert [one.member for one in found] == [0, 1, 2]
+    assert [one.group_index for one in found] == [0, 1, 2]
     assert {one.offset for one in found} == {found[0].offset}
     assert {one.sealed_length for one in found} == {100}
     for wrong in (
-        [entry(1, member=1)],
-        [entry(1, codec=1), entry(2, member=1)],
-        [entry(1), entry(2, codec=1, member=1)],
-        [entry(1), entry(2, counter=8, member=1)],
-        [entry(1), entry(2, session=other, member=1)],
-        [entry(1), *(entry(number % 250, member=1) for number in range(MAX_GROUP))],
+        [entry(1, group_index=1)],
+        [entry(1, codec=1), entry(2, group_index=1)],
+        [entry(1), entry(2, codec=1, group_index=1)],
+        [entry(1), entry(2, counter=8, group_index=1)],
+        [entry(1), entry(2, session=other, group_index=1)],
+        [entry(1), *(entry(number % 250, group_index=1) for number in range(MAX_GROUP))],
     ):
         with pytest.raises(DamageError, match="has no record"):
             _decode_footer(footer(*wrong), len(wrong), 1000)
@@ -468,7 +468,7 @@ def test_of_a_chunk_that_a_pack_has_twice_the_first_place_is_taken(lab):
     with lab.open(identity=False) as store:
         store.index.put_packs([(PackId(b"p" * 32), 1000, [behind, front])])
         place = store.index.locate(CHUNK, chunk)
-        assert (place.offset, place.bases, place.member) == (100, (below, below), 3)
+        assert (place.offset, place.bases, place.group_index) == (100, (below, below), 3)
         assert store.index.copies(chunk) == []
         assert store.index.lacking(chunk) == below
 

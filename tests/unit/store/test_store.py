@@ -340,7 +340,7 @@ def test_generations_are_found_by_number_service_and_revision(bench):
     store.commit(generation(store, 1, revision="9f3c"))
     store.commit(generation(store, 2, revision="9f3d"))
     store.commit(generation(store, 3, revision="9f3c"))
-    store.commit(generation(store, 4, revision="9f3c", safety=True))
+    store.commit(generation(store, 4, revision="9f3c", pre_rollback=True))
     store.commit(generation(store, 256, "web2", revision="9f3c"))
     assert store.services() == ["web", "web2"]
     assert [g.number for g in store.generations("web")] == [4, 3, 2, 1]

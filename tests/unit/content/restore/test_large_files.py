@@ -54,7 +54,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_tree_of_large_files_is_restored(lab: Lab, live: Path, tmp_path: Path):
     taken = lab.snapshot("s", {"t": Tree(str(live))})
-    assert taken.missed == 0
+    assert taken.skipped_files == 0
     lab.restore("s@1:t", tmp_path / "out")
     assert compare(walk(live), walk(tmp_path / "out")) == []
     assert os.stat(tmp_path / "out" / "holes").st_blocks * 512 < 4 * MIB

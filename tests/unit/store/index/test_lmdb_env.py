@@ -348,7 +348,7 @@ index.close()
 """
 
 
-def condemned(path):
+def pending(path):
     with open(os.path.join(path, "crashes"), "w") as file:
         file.write("damaged\n")
 
@@ -359,7 +359,7 @@ def test_processes_that_begin_anew_at_once_have_one_index(tmp_path):
     for _ in range(5):
         # Held open, so that no new directory gets its number.
         held = os.open(path, os.O_PATH)
-        condemned(path)
+        pending(path)
         start = str(time.time() + 0.8)
         command = [sys.executable, "-c", OPENING, path, start]
         running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]

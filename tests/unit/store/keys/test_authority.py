@@ -44,10 +44,10 @@ from castore.store.format.config import (
     encode_config,
 )
 from castore.store.format.config import config_numbers as numbers
-from castore.store.format.deletion import condemn
+from castore.store.format.deletion import write_deletion
 from castore.store.format.envelope import seal_object
 from castore.store.format.generation import MAX_JUMP, MAX_NUMBER, encode_generation, generation_name
-from castore.store.format.header import CONDEMNED, CONFIG, GENERATION, PACK, PIN, REMOVAL, SESSION
+from castore.store.format.header import CONFIG, DELETION, GENERATION, PACK, PIN, REMOVAL, SESSION
 from castore.store.format.pack import CHUNK, PackWriter
 from castore.store.format.pin import pin
 from castore.store.format.removal import Removal, record_removal
@@ -159,12 +159,12 @@ def test_a_thief_of_the_writer_key_adds_no_recipient(lab, number):
 
 def test_a_thief_removes_no_recipient_and_ends_no_history(lab):
     stolen, _ = lab.stolen()
-    lab.forge(2, stolen.machine.signing, recipients=(), former=(stolen.secret,), era=2, era_hash=b"h" * 32)
+    lab.forge(2, stolen.machine.signing, recipients=(), previous_secrets=(stolen.secret,), rotation=2, rotation_hash=b"h" * 32)
     lab.forge(3, Identity.generate().admin, stolen.successor())
     lab.storage.put("config/4", os.urandom(500))
     lab.storage.put("config/5", b"")
     with lab.open(identity=False) as store:
-        assert store.config.era == 0
+        assert store.config.rotation == 0
         assert len(store.passed_over) == 4
     with lab.open() as store:
         store.reseal([*store.recipients, (Identity.generate().recipient, "")])
@@ -387,7 +387,7 @@ def test_a_revoked_machine_does_not_get_the_next_key(lab):
         store.revoke_writer("stolen")
         (ended,) = [one for one in store.config.writers if one.host == "stolen"]
         assert 0 < ended.revoked <= time.time_ns()
-        assert store._sealed.secret(key.machine.box) is None
+        assert store._sealed.secret(key.machine.identity) is None
     for places in (lab.machine("other"), lab.places):
         with lab.at(places) as store:
             assert store.writer_key.secret != key.secret
@@ -401,7 +401,7 @@ def test_a_thief_who_adds_configurations_all_the_time_keeps_no_revocation_from_i
     put = LocalStorage.put
 
     def flooded(storage, name, data):
-        if name.startswith("eras/") and "." not in name:
+        if name.startswith("rotations/") and "." not in name:
             put(storage, f"config/{int(name.partition('/')[2]) + 1}", os.urandom(500))
         put(storage, name, data)
 
@@ -420,8 +420,8 @@ def test_configurations_that_name_no_keys_are_damaged(lab):
         {"admins": (LabelledAdmin(b"x"),)},
         {"writers": (Certificate(b"k" * 32, b"x", "h", 0),)},
         {"recipients": ()},
-        {"era": 3},
-        {"average": 5},
+        {"rotation": 3},
+        {"average_chunk_size": 5},
     ]
     for number, changes in enumerate(bad, 2):
         named = changes.get("admins", ()) + config.admins
@@ -542,7 +542,7 @@ def test_nobody_else_removes_a_generation_unnoticed(fleet):
         with pytest.raises(UsageError, match="--maintain"):
             compact(store, castore.Progress())
         record_removal(store.storage, store.writer_key, "s", [1])
-        condemn(store.storage, store.writer_key, store.index.pack_ids())
+        write_deletion(store.storage, store.writer_key, store.index.pack_ids())
     for name in list(fleet.storage.list("generations")):
         fleet.storage.delete(f"generations/{name}")
     with fleet.open(identity=False) as store, pytest.raises(StaleStoreError, match="s@1"):
@@ -688,7 +688,7 @@ def test_a_session_object_of_another_format_hides_none(fleet, is_signed):
     name = f"sessions/{session.hex()}.7"
     data = SESSION + b"\2" + bytes(7) + session + bytes(100)
     if is_signed:
-        record = {"version": 2, "time": 1, "host": "stolen", "cipher": 1, "seals": []}
+        record = {"version": 2, "time": 1, "host": "stolen", "cipher": 1, "sealed_keys": []}
         data = seal_object(SESSION, name, msgspec.msgpack.encode(record), fleet.key("stolen"), more=session)
     fleet.storage.put(name, data)
     assert fleet.read("s@1:d") == NOISE
@@ -702,7 +702,7 @@ def test_what_claims_to_be_of_a_newer_format_blocks_no_snapshot(fleet):
     fleet.take(NOISE)
     tag, some = fleet.key("").tag("s").hex(), os.urandom(16).hex()
     names = {
-        f"condemned/{some}": CONDEMNED, f"removals/{tag}-{some}": REMOVAL, f"pins/{tag}-0000000001": PIN,
+        f"deletions/{some}": DELETION, f"removals/{tag}-{some}": REMOVAL, f"pins/{tag}-0000000001": PIN,
         f"packs/{some * 2}": PACK, "config/7": CONFIG, f"generations/{tag}-0000000002": GENERATION,
     }  # fmt: skip
     for name, kind in names.items():
@@ -754,8 +754,8 @@ def test_what_does_not_open_blocks_no_snapshot(fleet):
     tag = fleet.key("").tag("s").hex()
     random_name = os.urandom(16).hex()
     for name in (
-        f"condemned/{random_name}", f"removals/{tag}-{random_name}", f"pins/{tag}-0000000001", f"packs/{random_name * 2}",
-        f"sessions/{random_name}.0", f"generations/{tag}-0000000002", f"generations/{tag}-4294967295", "config/2", "eras/2",
+        f"deletions/{random_name}", f"removals/{tag}-{random_name}", f"pins/{tag}-0000000001", f"packs/{random_name * 2}",
+        f"sessions/{random_name}.0", f"generations/{tag}-0000000002", f"generations/{tag}-4294967295", "config/2", "rotations/2",
     ):  # fmt: skip
         fleet.storage.put(name, os.urandom(500))
     for machine in ("", "other"):
@@ -771,9 +771,9 @@ def test_no_machine_puts_its_own_object_in_the_place_of_anothers_session(fleet):
     taken = fleet.take(NOISE)
     key = fleet.key("stolen")
     record = decode_session(taken.session, 0, fleet.storage.get(session_name(taken.session, 0)), key)
-    seals = tuple((one, os.urandom(96)) for one, _ in record.seals)
+    seals = tuple((one, os.urandom(96)) for one, _ in record.sealed_keys)
     for number, writer in [(1, key.signer.public), (2, record.writer)]:
-        forged = msgspec.structs.replace(record, seals=seals, writer=writer)
+        forged = msgspec.structs.replace(record, sealed_keys=seals, writer=writer)
         fleet.storage.put(session_name(taken.session, number), encode_session(taken.session, number, forged, key))
     assert fleet.read("s@1:d") == NOISE
     with fleet.open() as store:

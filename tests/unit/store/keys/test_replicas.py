@@ -29,7 +29,7 @@ CONTENT = b"what is taken" * 1000
 
 @pytest.fixture
 def lab(tmp_path):
-    """A store whose writer key was replaced, so that it has an `eras/N`."""
+    """A store whose writer key was replaced, so that it has an `rotations/N`."""
     lab = Lab(tmp_path, average=4096)
     (tmp_path / "dump").write_bytes(CONTENT)
     take(lab)
@@ -72,7 +72,7 @@ HARMS = ["gone", "cut", "emptied", 0, 9, 20, 33, 50, -1]
 """In the header, the store's id, the count of seals, a seal, the box."""
 
 
-@pytest.mark.parametrize("folder", ["config", "eras"])
+@pytest.mark.parametrize("folder", ["config", "rotations"])
 @pytest.mark.parametrize("which", [0, 1], ids=["object", "copy"])
 @pytest.mark.parametrize("how", HARMS)
 def test_one_of_the_two_is_enough_and_the_other_is_named_and_mended(lab, folder, which, how):
@@ -103,7 +103,7 @@ def test_one_of_the_two_is_enough_and_the_other_is_named_and_mended(lab, folder,
     assert whole.read_bytes() == before
 
 
-@pytest.mark.parametrize("folder", ["config", "eras"])
+@pytest.mark.parametrize("folder", ["config", "rotations"])
 def test_a_snapshot_writes_the_copy_that_is_missing(lab, folder):
     whole, copy = both(lab, folder)
     data = copy.read_bytes()
@@ -115,14 +115,14 @@ def test_a_snapshot_writes_the_copy_that_is_missing(lab, folder):
 
 def test_a_damaged_list_gets_no_copy(lab):
     remove_copies(lab.store)
-    (era,) = (lab.store / "eras").iterdir()
-    damage(era, -1)
+    (listed,) = (lab.store / "rotations").iterdir()
+    damage(listed, -1)
     with lab.open() as store:
         store.session().abort()
-    assert len(list((lab.store / "eras").iterdir())) == 1
+    assert len(list((lab.store / "rotations").iterdir())) == 1
 
 
-@pytest.mark.parametrize("folder", ["config", "eras"])
+@pytest.mark.parametrize("folder", ["config", "rotations"])
 def test_with_both_damaged_it_is_told(lab, folder):
     for path in both(lab, folder):
         damage(path, -1)
@@ -131,7 +131,7 @@ def test_with_both_damaged_it_is_told(lab, folder):
             Store.open(LocalStorage(str(lab.store)), lab.places, lambda: lab.identity, local_key=False)
     else:
         with lab.open() as store:
-            assert any(line.startswith("eras/2: ") for line in verify(store, Progress()).damage)
+            assert any(line.startswith("rotations/2: ") for line in verify(store, Progress()).damage)
 
 
 def test_an_object_that_the_disk_refuses_is_read_from_its_copy(lab):

@@ -33,7 +33,7 @@ from castore.storage import LocalStorage, Storage
 from castore.store import MachinePaths, Store
 from castore.store.format.config import config_numbers
 from castore.store.format.generation import encode_generation, generation_name
-from castore.store.format.rotation import decode_era, encode_era, era_numbers
+from castore.store.format.rotation import decode_rotation, encode_rotation, rotation_numbers
 from tests.support.checkout import ROOT
 from tests.support.stores import Lab, admins, remove_copies, signed
 
@@ -137,10 +137,10 @@ def test_all_of_it_restores_after_rotations_here_elsewhere_and_without_castore(b
     bench.check()
     bench.check(bench.machine("fresh"))
     bench.rescued()
-    assert era_numbers(bench.storage) == [3], "the last list holds what earlier ones listed"
+    assert rotation_numbers(bench.storage) == [3], "the last list holds what earlier ones listed"
     with bench.open() as store:
-        assert len(store.writer_key.former) == 2
-        assert store.writer_key.former[1] == old
+        assert len(store.writer_key.previous_keys) == 2
+        assert store.writer_key.previous_keys[1] == old
         assert len(set(store.writer_key.tags("web"))) == 3
     shutil.rmtree(bench.lab.places.cache)
     bench.check()
@@ -167,9 +167,9 @@ def test_no_identity_is_needed_and_files_are_replaced(bench):
     assert path.read_text() != before
     assert not Path(next_of(str(path))).exists()
     bench.take()
-    names = [name for name in bench.names() if name.startswith(("config", "eras"))]
+    names = [name for name in bench.names() if name.startswith(("config", "rotations"))]
     assert len(names) == 4
-    assert {name.split(".")[0] for name in names} == {"config/2", "eras/2"}
+    assert {name.split(".")[0] for name in names} == {"config/2", "rotations/2"}
 
 
 def test_a_machine_takes_the_new_key_by_itself_unless_it_is_revoked(bench):
@@ -373,19 +373,19 @@ def test_an_unchanged_tree_is_read_again_under_new_ids_only(bench):
 def test_without_the_list_nothing_old_counts_and_rescue_goes_on(bench):
     bench.take()
     bench.rotate()
-    shutil.rmtree(bench.lab.store / "eras")
-    (bench.lab.store / "eras").mkdir()
+    shutil.rmtree(bench.lab.store / "rotations")
+    (bench.lab.store / "rotations").mkdir()
     with bench.open(bench.machine("fresh")) as store:
         store.sync()
         assert store.damaged
-        assert all("eras/2 is missing" in reason for reason in store.damaged.values())
+        assert all("rotations/2 is missing" in reason for reason in store.damaged.values())
     identity = bench.folder / "identity"
     identity.write_text(bench.lab.identity.text())
     out = bench.folder / "out"
     command = [sys.executable, str(RESCUE), str(bench.lab.store), "--identity", str(identity)]
     done = subprocess.run([*command, "web", "1", str(out)], capture_output=True, text=True, check=False)
     assert done.returncode == 5
-    assert "eras/2" in done.stderr
+    assert "rotations/2" in done.stderr
     assert (out / "d").read_bytes() == bench.versions[1][0]
 
 
@@ -394,10 +394,10 @@ def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(bench,
     bench.take()
     bench.rotate()
     remove_copies(bench.lab.store)
-    path = bench.lab.store / "eras" / "2"
+    path = bench.lab.store / "rotations" / "2"
     data = bytearray(path.read_bytes())
     if at == "another's":
-        data = bytearray(encode_era(2, {}, WriterKey.generate()))
+        data = bytearray(encode_rotation(2, {}, WriterKey.generate()))
     elif at == "cut":
         del data[len(data) // 2 :]
     else:
@@ -407,7 +407,7 @@ def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(bench,
         store.sync()
         assert store.generations() == []
         assert store.damaged
-        assert all("eras/2" in reason for reason in store.damaged.values())
+        assert all("rotations/2" in reason for reason in store.damaged.values())
         assert store.next_number("web") == 2, "a number is not given twice, even so"
     # What is new goes on, and rests on nothing that does not count.
     shutil.rmtree(bench.lab.places.cache)
@@ -428,25 +428,25 @@ def test_the_era_object_is_what_the_format_says():
 
     writer = WriterKey.generate()
     listed = {"packs/" + "ab" * 32: b"\xab" * 32, "sessions/" + "0" * 32 + ".0": b"h" * 32}
-    data = encode_era(7, listed, writer)
-    assert decode_era(7, data, writer) == listed
+    data = encode_rotation(7, listed, writer)
+    assert decode_rotation(7, data, writer) == listed
     assert data[:16] == b"castoree\x01" + bytes(7)
     derive = lambda name, secret: blake3(secret, derive_key_context=f"castore 1 {name}").digest()
     key = derive("objects", derive("index", writer.secret))
-    associated = b"eras/7" + writer.store_id + data[:16]
+    associated = b"rotations/7" + writer.store_id + data[:16]
     plain = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(data[40:], associated, data[16:40], key)
     assert b"\xab" * 32 in plain
     for wrong in (data[:-1], data[:39], data[:20] + b"x" + data[21:]):
         with pytest.raises(DamageError):
-            decode_era(7, wrong, writer)
+            decode_rotation(7, wrong, writer)
     with pytest.raises(DamageError):
-        decode_era(8, data, writer)
+        decode_rotation(8, data, writer)
 
 
 def test_no_secret_of_a_past_is_shown():
     first = WriterKey.generate()
     later = WriterKey(first.store_id, os.urandom(32), KeyHistory((first.secret,), first.secret, dict))
-    assert first.secret.hex() not in repr([later, later.former])
+    assert first.secret.hex() not in repr([later, later.previous_keys])
     assert repr(KeyHistory((first.secret,), first.secret, dict)).startswith("<")
     assert (later.chunk_id_key, later.gear, later.sketch) == (first.chunk_id_key, first.gear, first.sketch)
     assert later.tag("s") != first.tag("s")
@@ -553,12 +553,12 @@ def test_cut_off_at_any_step_it_opens_with_the_old_or_the_new_key(bench, monkeyp
         bench.check()
         bench.check(bench.machine(f"fresh{at}"))
         with bench.open() as store:
-            seen.add(len(store.writer_key.former))
+            seen.add(len(store.writer_key.previous_keys))
         bench.take()
         bench.rotate()  # what was left lying about is no obstacle
         bench.take()
         bench.check()
-        assert len(era_numbers(bench.storage)) == 1
+        assert len(rotation_numbers(bench.storage)) == 1
         assert not list(bench.folder.glob("state/*/*.next"))
         bench.versions = versions
         if not cut:
@@ -573,7 +573,7 @@ def test_the_next_key_is_taken_at_the_next_start(bench):
     bench.take()
     storage = CuttingStorage(bench.storage, 3, after=True)  # config/2 is there, and the file is not replaced
     assert cut_rotation(bench, storage)
-    assert [change.split(".")[0] for change in storage.changes] == ["put eras/2", "put eras/2", "put config/2"]
+    assert [change.split(".")[0] for change in storage.changes] == ["put rotations/2", "put rotations/2", "put config/2"]
     path = Path(bench.lab.places.writer_key_of(Store.read_id(bench.storage)))
     following = Path(next_of(str(path)))
     assert following.read_text() != path.read_text()
@@ -612,14 +612,14 @@ def test_what_comes_in_meanwhile_is_listed_all_the_same(bench, monkeypatch):
         store.adopt("other")
     from castore.store.keys import rotation
 
-    encode = rotation.encode_era
+    encode = rotation.encode_rotation
 
     def meanwhile(*args):
-        monkeypatch.setattr(rotation, "encode_era", encode)
+        monkeypatch.setattr(rotation, "encode_rotation", encode)
         bench.take(other)  # it is committed, and nobody knows better
         return encode(*args)
 
-    monkeypatch.setattr(rotation, "encode_era", meanwhile)
+    monkeypatch.setattr(rotation, "encode_rotation", meanwhile)
     bench.rotate()
     bench.check()
     assert config_numbers(bench.storage) == [4], "adopted, replaced, and listed again"
