@@ -449,7 +449,7 @@ def test_a_chunk_that_another_process_stored_meanwhile_is_not_told_by_itself(lab
             chunk = NewChunk(session.name(data), 0, len(data), (), alike, alike)
             (sealed,) = session.seal(bytearray(data), [chunk])
             session.add(sealed)
-            return list(sealed.members[0].bases)
+            return list(sealed.deltas[0].bases)
 
         ids = [session.name(first), session.name(other)]
         assert add(first) == []
