@@ -24,7 +24,7 @@ import threading
 import time
 
 from castore.crypto import Identity
-from castore.kernel.id_set import Marks
+from castore.kernel.id_set import IdSet
 from castore.maintenance.compact import plan
 from castore.model.generation import Generation, StoredRef
 from castore.model.refs import PackId, RefKind
@@ -170,10 +170,10 @@ def exist(folder: str, chunks: int, generations: int) -> dict:
             for order in ("random", "sorted"):
                 asked = sorted(ids) if order == "sorted" else ids
                 # The pages that are asked for are in memory.
-                store.index.known(asked)
+                store.index.contains(asked)
                 began = time.perf_counter()
                 for at in range(0, len(asked), 100):
-                    store.index.known(asked[at : at + 100])
+                    store.index.contains(asked[at : at + 100])
                 rate = len(asked) / (time.perf_counter() - began)
                 began = time.perf_counter()
                 for one in asked:
@@ -187,7 +187,7 @@ def marking(folder: str, chunks: int, generations: int) -> dict:
     with open_store(folder) as store:
         total = store.index.count("chunks") + store.index.count("nodes")
         before = anonymous()
-        marks = Marks(total)
+        marks = IdSet(total)
         began = time.perf_counter()
         for number in range(0, chunks // A_PACK, 2):
             marks.add(ids_of(number))

@@ -100,13 +100,13 @@ class Pipeline:
 
     def _drain(self) -> None:
         while self._out:
-            self._take_in()
+            self._collect()
 
     def compare_with(self, parent: PreviousStream | None) -> None:
         """Set the stream that the next stream is likely to resemble."""
         self._parent = parent
 
-    def room(self, wanted: int = 1) -> memoryview:
+    def reserve(self, wanted: int = 1) -> memoryview:
         """Return the free part of the buffer, at least `wanted` bytes, to be filled from its start.
 
         wanted: at most half of the smallest batch, 1 MiB.
@@ -116,7 +116,7 @@ class Pipeline:
             self._submit()
         return memoryview(self._batch.buffer)[self._batch.filled :]
 
-    def filled(self, count: int) -> None:
+    def commit(self, count: int) -> None:
         """Declare that the first `count` bytes of the room are now the stream's next bytes."""
         self._batch.filled += count
         self.tally.read += count
@@ -125,7 +125,7 @@ class Pipeline:
         """Feed bytes that are in memory."""
         rest = memoryview(data)
         while rest:
-            room = self.room()
+            room = self.reserve()
             count = min(len(room), len(rest))
             room[:count] = rest[:count]
             self._batch.filled += count
@@ -134,7 +134,7 @@ class Pipeline:
     def end_stream(self, done: Callable[[Ref | None], None]) -> None:
         """End the stream fed since the last end; `done` is called with it once all of it is stored."""
         self._end_stretch(final=True)
-        self.after(lambda: done(self._end_list()))
+        self.call_when_stored(lambda: done(self._end_list()))
         self._parent = None
         self._begins = True
         self._offset = 0
@@ -146,7 +146,7 @@ class Pipeline:
         """
         self.end_stream(lambda _: None)
 
-    def after(self, action: Callable[[], None]) -> None:
+    def call_when_stored(self, action: Callable[[], None]) -> None:
         """Run `action` once everything fed so far is stored."""
         self._batch.ops.append(action)
 
@@ -185,12 +185,12 @@ class Pipeline:
         """Send off the batch, and begin the next."""
         while self._compared < len(self._out) and _is_done(self._out[self._compared].cut):
             self._broken = True
-            self._compare(self._out[self._compared])
+            self._dispatch_seal(self._out[self._compared])
             self._broken = False
         while len(self._out) >= _UNDER_WAY:
-            self._take_in()
+            self._collect()
         batch, following = self._batch, self._new_batch()
-        self._expect(batch, following)
+        self._predict_cuts(batch, following)
         if not self._begins:
             # The last bytes are copied along: as context for the borders, and as the expected unfinished
             # chunk. If the worker finds another one, it overwrites them.
@@ -203,7 +203,7 @@ class Pipeline:
         self._batch = following
         self._stretch_start = self._headroom
 
-    def _expect(self, batch: Batch, following: Batch) -> None:
+    def _predict_cuts(self, batch: Batch, following: Batch) -> None:
         """Guess from the parent how a batch is cut, and which chunk continues in the next one."""
         following.guess = self._headroom
         stretch = batch.ops[0] if len(batch.ops) == 1 else None
@@ -213,7 +213,7 @@ class Pipeline:
             return
         at = batch.start if stretch.begins else batch.guess
         offset = self._offset - (batch.filled - at)
-        begin, chunks, end = parent.expected(offset, self._offset)
+        begin, chunks, end = parent.predict(offset, self._offset)
         if at >= 0 and begin == offset and chunks:
             batch.guess, batch.expected = at, chunks
         carried = self._offset - end
@@ -229,7 +229,7 @@ class Pipeline:
             begin = batch.carried.result()
             if expected and begin == batch.guess:
                 (stretch,) = batch.stretches
-                carry = self._carry(batch, stretch, begin + expected, following)
+                carry = self._carry_tail(batch, stretch, begin + expected, following)
                 self._take_expected(stretch, begin, batch.expected)
                 return
             for stretch, found in zip(
@@ -239,11 +239,11 @@ class Pipeline:
                 for end in self._ends(batch, stretch, found, start):
                     stretch.chunks.append((start, end, self._name(batch, start, end), False))
                     start = end
-                carry = self._carry(batch, stretch, start, following)
+                carry = self._carry_tail(batch, stretch, start, following)
         finally:
             following.carried.set_result(carry)
         for stretch in batch.stretches:
-            known = self._session.known([chunk for _, _, chunk, _ in stretch.chunks])
+            known = self._session.contains([chunk for _, _, chunk, _ in stretch.chunks])
             stretch.chunks = [
                 (start, end, chunk, flag)
                 for (start, end, chunk, _), flag in zip(stretch.chunks, known, strict=True)
@@ -257,7 +257,7 @@ class Pipeline:
         """
         start = at = batch.guess
         view = memoryview(batch.buffer)
-        name = self._session.name
+        name = self._session.chunk_id
         for chunk in batch.expected:
             end = at + chunk.size
             if name(view[at:end]) != chunk.id:
@@ -266,7 +266,7 @@ class Pipeline:
         return at - start
 
     def _take_expected(self, stretch: Stretch, start: int, chunks: list[Ref]) -> None:
-        known = self._session.known([chunk.id for chunk in chunks])
+        known = self._session.contains([chunk.id for chunk in chunks])
         if all(known):
             stretch.refs = chunks
             return
@@ -279,7 +279,7 @@ class Pipeline:
         return [self._borders(batch, stretch) for stretch in batch.stretches]
 
     def _name(self, batch: Batch, start: int, end: int) -> RecordId:
-        return self._session.name(memoryview(batch.buffer)[start:end])
+        return self._session.chunk_id(memoryview(batch.buffer)[start:end])
 
     def _borders(self, batch: Batch, stretch: Stretch) -> Borders | None:
         """Find where chunks of a stretch may end; None if that is not worthwhile, or not possible."""
@@ -297,7 +297,7 @@ class Pipeline:
             return self._cutter.scan(batch.buffer, start, stretch.end, final=stretch.final)
         return borders.choose(start, stretch.end, final=stretch.final)
 
-    def _carry(self, batch: Batch, stretch: Stretch, start: int, following: Batch) -> int:
+    def _carry_tail(self, batch: Batch, stretch: Stretch, start: int, following: Batch) -> int:
         """Copy the unfinished chunk to just before the next batch; return where it begins there."""
         if stretch.final:
             return self._headroom
@@ -306,7 +306,7 @@ class Pipeline:
         following.buffer[self._headroom - length : self._headroom] = view
         return self._headroom - length
 
-    def _compare(self, batch: Batch) -> None:
+    def _dispatch_seal(self, batch: Batch) -> None:
         """Wait until the next batch in turn is cut, and have its new chunks sealed."""
         if batch.cut is not None:
             batch.cut.result()
@@ -321,7 +321,7 @@ class Pipeline:
             for start, end, chunk, known in stretch.chunks:
                 ref = Ref(RefKind.CHUNK, chunk, end - start)
                 if parent is not None:
-                    parent.follow(ref, self._place)
+                    parent.track(ref, self._place)
                 if not known and chunk not in self._sealing and not self._session.was_added(chunk):
                     self._sealing.add(chunk)
                     batch.new.append((NewChunk(chunk, start, end), self._place))
@@ -336,22 +336,22 @@ class Pipeline:
         session, window = self._session, batch.window
         new = [chunk for chunk, _ in batch.new]
         if self._deltas:
-            new = session.resemble(batch.buffer, new)
+            new = session.find_similar(batch.buffer, new)
         if window is not None:
             for chunk, (_, offset) in zip(new, batch.new, strict=True):
-                if chunk.similar:
-                    window.anchor(offset, chunk.end - chunk.start, chunk.similar[0])
+                if chunk.similar_ids:
+                    window.anchor(offset, chunk.end - chunk.start, chunk.similar_ids[0])
             new = [
-                chunk._replace(neighbours=window.neighbours(offset, chunk.end - chunk.start))
+                chunk._replace(aligned_ids=window.aligned_ids(offset, chunk.end - chunk.start))
                 for chunk, (_, offset) in zip(new, batch.new, strict=True)
             ]
         return session.seal(batch.buffer, new)
 
-    def _take_in(self) -> None:
+    def _collect(self) -> None:
         """Wait for the oldest batch, and process its contents in order."""
         self._broken = True  # unless all of this succeeds: no batch may be processed after a lost one
         if not self._compared:
-            self._compare(self._out[0])
+            self._dispatch_seal(self._out[0])
         batch = self._out.popleft()
         self._compared -= 1
         for sealed in batch.sealed.result() if batch.sealed is not None else ():
@@ -359,7 +359,7 @@ class Pipeline:
         self._sealing.difference_update(chunk.id for chunk, _ in batch.new)
         parent = batch.stretches[-1].parent if batch.new else None
         if parent is not None and batch.window is not None and not parent.aligned:
-            parent.realign(batch.window.shift)
+            parent.set_shift(batch.window.shift)
         self._free.append(batch.buffer)
         for op in batch.ops:
             if isinstance(op, Stretch):
@@ -377,7 +377,7 @@ class Pipeline:
         for chunk in sealed.deltas:
             tally.new_chunks += 1
             tally.new_bytes += chunk.length
-            tally.after_delta += chunk.remainder
+            tally.after_delta += chunk.delta_size
         tally.after_compression += len(sealed.record) - self._session.overhead
         tally.stored += len(sealed.record)
 

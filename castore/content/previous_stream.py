@@ -52,7 +52,7 @@ class Window:
         if abs(found_size - size) <= size // _SLIVER:
             self._anchors.append((offset, offset - found))
 
-    def neighbours(self, offset: int, size: int) -> tuple[RecordId, ...]:
+    def aligned_ids(self, offset: int, size: int) -> tuple[RecordId, ...]:
         """Return the chunks, at most MAX_BASES, that are at the place of the new stream's chunk."""
         position = bisect_right(self._anchors, (offset, 1 << 62)) - 1
         if position == 0 and len(self._anchors) > 1:
@@ -92,7 +92,7 @@ class PreviousStream:
         self.aligned = True
         """Whether the last chunk that was followed is one of this stream's."""
 
-    def follow(self, chunk: Ref, offset: int) -> bool:
+    def track(self, chunk: Ref, offset: int) -> bool:
         """Record that the new stream has `chunk` at `offset`; return whether this one has it too."""
         here = offset - self._shift
         self._load(here)
@@ -114,11 +114,11 @@ class PreviousStream:
         last = bisect_right(self._offsets, high)
         return Window(self._offsets[first:last], self._chunks[first:last], self._shift)
 
-    def realign(self, shift: int) -> None:
+    def set_shift(self, shift: int) -> None:
         """Set the shift from a chunk that only resembles one of this stream's."""
         self._shift = shift
 
-    def expected(self, start: int, end: int) -> tuple[int, list[Ref], int]:
+    def predict(self, start: int, end: int) -> tuple[int, list[Ref], int]:
         """Return the chunks that should be in [start, end) of the new stream, and where they are.
 
         That is: where the chunk begins that should contain `start`; this chunk and those after it that end by

@@ -37,8 +37,8 @@ def store_stream(
     ingest: Pipeline, readinto: Callable[[memoryview], int], done: Callable[[Ref | None], None]
 ) -> None:
     """Feed the output of `readinto` as one stream, until it returns 0 bytes."""
-    while count := readinto(ingest.room()):
-        ingest.filled(count)
+    while count := readinto(ingest.reserve()):
+        ingest.commit(count)
     ingest.end_stream(done)
 
 

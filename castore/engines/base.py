@@ -37,28 +37,28 @@ _MOST_NAMED: Final = 8
 """How many differing objects a message names."""
 _MOST_INTRODUCED: Final = 1 << 24
 
-SWITCHING: Final = "switching"
-"""The key that a memo has from just before `switch` is called."""
+SWAPPING: Final = "swapping"
+"""The key that a memo has from just before `swap` is called."""
 
 
 class Contents(NamedTuple):
     """The dumps that a rollback has for a part; each may be read several times."""
 
-    target: Callable[[], Iterable[Bytes]]
+    restore_dump: Callable[[], Iterable[Bytes]]
     """The dump to go back to."""
-    before: Callable[[], Iterable[Bytes]]
+    previous_dump: Callable[[], Iterable[Bytes]]
     """The dump of the state that is replaced. Raises CastoreError where none was taken."""
 
 
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
     """One part of a service, as castore.toml describes it. Its fields are the keys of castore.toml.
 
-    A rollback calls `begin`, `stage`, `switch`, and then `finish`, or `undo` if anything fails. What `begin`
-    returns is durable before `stage` is called. `switch` is called once, and raises if the staged state no
-    longer exists. `undo` and `finish` may be called again after a crash, in another process, however far an
+    A rollback calls `prepare`, `stage`, `swap`, and then `cleanup`, or `revert` if anything fails. What `prepare`
+    returns is durable before `stage` is called. `swap` is called once, and raises if the staged state no
+    longer exists. `revert` and `cleanup` may be called again after a crash, in another process, however far an
     earlier call got. They then do what remains to be done.
 
-    What `stage` and `switch` leave under `made` in a memo is reported, one line each.
+    What `stage` and `swap` leave under `made` in a memo is reported, one line each.
 
     A memo may hold absolute paths under `path` or `live`, `new` and `old`. A tree that contains these paths
     leaves them alone.
@@ -75,7 +75,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     """The fields that are paths."""
     programs: ClassVar[tuple[str, ...]] = ()
     """The fields that are argument lists."""
-    beside: ClassVar[tuple[str, ...]] = ()
+    sidecar_suffixes: ClassVar[tuple[str, ...]] = ()
     """Endings of the files that are stored next to the paths of a memo and belong to them."""
 
     @property
@@ -99,7 +99,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         del name, settings
         return {}
 
-    def there(self) -> bool:
+    def exists(self) -> bool:
         """Whether there is anything to dump, as far as that is known without trying."""
         return True
 
@@ -110,7 +110,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         """Return the name and version of what makes the dump; empty where the version does not matter."""
         return ""
 
-    def warn(self, version: str) -> str:
+    def compatibility_warning(self, version: str) -> str:
         """Return a reason against restoring, on this machine, what `version` dumped; empty: none."""
         del version
         return ""
@@ -131,8 +131,8 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         del secret
         return self.dump()
 
-    def stopped(self, memo: Memo) -> Engine:
-        """Return the engine that dumps this part while its service is stopped. memo: of `begin`."""
+    def when_stopped(self, memo: Memo) -> Engine:
+        """Return the engine that dumps this part while its service is stopped. memo: of `prepare`."""
         del memo
         return self
 
@@ -140,7 +140,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         """Return why this part cannot be rolled back; empty if it can."""
         return ""
 
-    def ready(self) -> None:
+    def preflight(self) -> None:
         """Raise CastoreError if a program or server that a rollback needs is missing."""
 
     def creates(self, contents: Callable[[], Iterable[Bytes]]) -> list[str]:
@@ -148,8 +148,8 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         del contents
         return []
 
-    def begin(self) -> Memo:
-        """Return what `switch`, `undo` and `finish` will need. Nothing is created yet."""
+    def prepare(self) -> Memo:
+        """Return what `swap`, `revert` and `cleanup` will need. Nothing is created yet."""
         return {}
 
     @abstractmethod
@@ -157,13 +157,13 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         """Create the state to return to, next to the live one, which stays in use. Raises CastoreError."""
 
     @abstractmethod
-    def switch(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, memo: Memo, contents: Contents) -> None:
         """Replace the live state by the staged one, and keep the replaced state. Raises CastoreError."""
 
     def remove(self, memo: Memo) -> None:
-        """Move the live state away without a replacement, and keep it; called instead of `switch`.
+        """Move the live state away without a replacement, and keep it; called instead of `swap`.
 
-        This is for engines whose `there` may return False: a rollback may return to a time when the state did
+        This is for engines whose `exists` may return False: a rollback may return to a time when the state did
         not exist. Raises CastoreError.
         """
         what = memo.get("live", "the live state")
@@ -172,10 +172,10 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         )
 
     @abstractmethod
-    def undo(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, memo: Memo, contents: Contents) -> None:
         """Restore the live state, and remove what was staged. Raises CastoreError."""
 
-    def finish(self, memo: Memo) -> None:
+    def cleanup(self, memo: Memo) -> None:
         """Remove the replaced state. Raises CastoreError."""
 
     @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from castore.engines.base import SWITCHING, Contents, Engine, Memo
+from castore.engines.base import SWAPPING, Contents, Engine, Memo
 from castore.engines.clients import guarded_client, refusal_of_tables
 from castore.errors import UsageError
 from castore.process.runners import feed, run_dump
@@ -42,7 +42,7 @@ class Command(Engine, frozen=True):
         """Return why this part cannot be rolled back."""
         return "" if self.restore else "no program restores its dump: name one as 'restore' in castore.toml"
 
-    def ready(self) -> None:
+    def preflight(self) -> None:
         """Check that the program exists, and that its database can take the dump."""
         program = self.restore[0]
         if shutil.which(program) is None:
@@ -56,16 +56,16 @@ class Command(Engine, frozen=True):
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Do nothing: the dump cannot be staged."""
 
-    def switch(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, memo: Memo, contents: Contents) -> None:
         """Feed the dump to its program."""
         del memo
-        self._load(contents.target())
+        self._load(contents.restore_dump())
 
-    def undo(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, memo: Memo, contents: Contents) -> None:
         """Feed the dump that was taken before the rollback to the program."""
-        if SWITCHING not in memo:
+        if SWAPPING not in memo:
             return
-        self._load(contents.before())
+        self._load(contents.previous_dump())
 
     def _load(self, chunks: Iterable[Bytes]) -> None:
         """Feed a dump to its program; a known database client is kept from running commands in the dump."""

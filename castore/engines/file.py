@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from castore.content.restore.copying import check_overwritable, copy, overwrite
-from castore.engines.base import SWITCHING, Contents, Engine, Memo
+from castore.engines.base import SWAPPING, Contents, Engine, Memo
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import Located, locate, open_entry, path_of
 from castore.fs.durable import create_file
@@ -30,7 +30,7 @@ class File(Engine, frozen=True):
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
 
-    def there(self) -> bool:
+    def exists(self) -> bool:
         """Whether the file exists."""
         return os.path.exists(self.path)
 
@@ -65,11 +65,11 @@ class File(Engine, frozen=True):
                 "NAME=-, or with a program (--exec)"
             )
 
-    def ready(self) -> None:
+    def preflight(self) -> None:
         """Check that the directory exists, and that the file to replace is a regular one."""
         self._place()
 
-    def begin(self) -> Memo:
+    def prepare(self) -> Memo:
         """Return the names of the files that the rollback creates."""
         # The file that a symbolic link leads to is replaced, because that is what the snapshot took.
         path, existed = self._place()
@@ -102,13 +102,13 @@ class File(Engine, frozen=True):
             with _Folder(memo) as folder, folder.create("new") as file:
                 info = os.fstat(file)
                 memo["inode"] = f"{info.st_dev} {info.st_ino}"
-                write_sparse(file, contents.target())
+                write_sparse(file, contents.restore_dump())
                 folder.copy_metadata(file)
                 os.fsync(file)
         except OSError as error:
             raise CastoreError(f"cannot write {memo['new']}: {error.strerror}") from error
 
-    def switch(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, memo: Memo, contents: Contents) -> None:
         """Move the live file aside, and the new one into its place."""
         del contents
         live, new = memo["path"], memo["new"]
@@ -149,34 +149,34 @@ class File(Engine, frozen=True):
         refuse_irregular(folder.live)
         # The files next to the live one belong to it and are moved first. An undo can then conclude from
         # the place of the file itself which files belong to it.
-        for ending in (*self.beside, ""):
+        for ending in (*self.sidecar_suffixes, ""):
             folder.rename("path", "old", ending)
 
-    def undo(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, memo: Memo, contents: Contents) -> None:
         """Move the live file back."""
         del contents
         live, old = memo["path"], memo["old"]
         try:
             with _Folder(memo) as folder:
                 if folder.status("old") is not None:
-                    folder.remove("path", self.beside)
+                    folder.remove("path", self.sidecar_suffixes)
                     folder.move_back()
-                elif not memo["existed"] and SWITCHING in memo and folder.status("new") is None:
-                    folder.remove("path", ("", *self.beside))
-                for ending in self.beside:
+                elif not memo["existed"] and SWAPPING in memo and folder.status("new") is None:
+                    folder.remove("path", ("", *self.sidecar_suffixes))
+                for ending in self.sidecar_suffixes:
                     if folder.status("path", ending) is None:
                         folder.rename("old", "path", ending)
-                folder.remove("new", ("", *self.beside))
+                folder.remove("new", ("", *self.sidecar_suffixes))
                 folder.sync()
         except OSError as error:
             raise CastoreError(
                 f"{live} could not be restored ({error.strerror}): its previous content is in {old}"
             ) from error
 
-    def finish(self, memo: Memo) -> None:
+    def cleanup(self, memo: Memo) -> None:
         """Delete the file that was moved aside."""
         with _Folder(memo) as folder:
-            folder.remove("old", ("", *self.beside))
+            folder.remove("old", ("", *self.sidecar_suffixes))
 
 
 class _Folder:
@@ -260,7 +260,7 @@ class _Folder:
         part = old + b"-part"
         try:
             copy(fd, name, fd, part)
-            # From here on the live file may be changed: `undo` finds the copy.
+            # From here on the live file may be changed: `revert` finds the copy.
             os.rename(part, old, src_dir_fd=fd, dst_dir_fd=fd)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):

@@ -16,7 +16,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
-from castore.engines.base import SWITCHING, Contents, Engine, Memo
+from castore.engines.base import SWAPPING, Contents, Engine, Memo
 from castore.errors import CastoreError, ProgramError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, OPEN_FILE, locate, real_path
 from castore.fs.durable import sync_if_supported
@@ -128,7 +128,7 @@ class LDAP(Engine, frozen=True):
 
             yield read
 
-    def begin(self) -> Memo:
+    def prepare(self) -> Memo:
         """Return the names of the directories that the rollback creates."""
         try:
             live = os.fsdecode(real_path(self._directory()))
@@ -178,12 +178,12 @@ class LDAP(Engine, frozen=True):
             load = partial(feed, env=client_environment(), timeout=self.timeout, account=account)
             load([program, "-F", config, "-n", "0"], ["\n\n".join(entries).encode()])
             argv = [program, "-q", "-F", config, "-b", self.suffix]
-            load(argv, without_files(contents.target()), only=_plain)
+            load(argv, without_files(contents.restore_dump()), only=_plain)
         finally:
             with contextlib.suppress(OSError), locate(config) as found:
                 shutil.rmtree(found.name, ignore_errors=True, dir_fd=found.folder)
 
-    def switch(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, memo: Memo, contents: Contents) -> None:
         """Swap the directories."""
         del contents
         _refuse_held(memo["live"])
@@ -201,7 +201,7 @@ class LDAP(Engine, frozen=True):
         except OSError as error:
             raise CastoreError(f"cannot replace {memo['live']}: {error.strerror}") from error
 
-    def undo(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, memo: Memo, contents: Contents) -> None:
         """Swap the directories again, and delete what was staged."""
         del contents
         live, old = memo["live"], memo["old"]
@@ -211,7 +211,7 @@ class LDAP(Engine, frozen=True):
                     if here.has("live"):
                         here.rename("live", "new")
                     here.rename("old", "live")
-                elif not memo["existed"] and SWITCHING in memo and here.has("live") and not here.has("new"):
+                elif not memo["existed"] and SWAPPING in memo and here.has("live") and not here.has("new"):
                     here.rename("live", "new")
                 here.remove("new")
                 here.remove("new", ".conf")
@@ -221,7 +221,7 @@ class LDAP(Engine, frozen=True):
                 f"{live} could not be restored ({error.strerror}): its previous content is in {old}"
             ) from error
 
-    def finish(self, memo: Memo) -> None:
+    def cleanup(self, memo: Memo) -> None:
         """Delete the replaced directory."""
         with _Siblings(memo) as here:
             here.remove("old")
@@ -234,7 +234,7 @@ class LDAP(Engine, frozen=True):
         def counted() -> Iterator[bytes | memoryview]:
             nonlocal count
             rest = b"\n"
-            for piece in contents.target():
+            for piece in contents.restore_dump():
                 text = rest + bytes(piece)
                 count += text.count(b"\ndn: ") + text.count(b"\ndn:: ")
                 rest = text[-5:]
@@ -246,7 +246,7 @@ class LDAP(Engine, frozen=True):
         account = unprivileged("openldap")
         if account is not None:
             os.chmod(folder, 0o711)  # noqa: S103 - only that user can enter the directories in it
-        self._load(data, os.path.join(folder, "conf"), contents._replace(target=counted), account)
+        self._load(data, os.path.join(folder, "conf"), contents._replace(restore_dump=counted), account)
         yield f"{counting.count(count, 'entry', 'entries')} loaded by slapadd", {"PATH": data}
 
 

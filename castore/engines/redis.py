@@ -108,7 +108,7 @@ class Redis(Engine, frozen=True):
 
             yield read
 
-    def stopped(self, memo: Memo) -> Engine:
+    def when_stopped(self, memo: Memo) -> Engine:
         """Return an engine that reads the file that the server wrote when it was stopped.
 
         Raises CastoreError if the server still runs, or has not written the file.
@@ -122,7 +122,7 @@ class Redis(Engine, frozen=True):
     def _file(self, memo: Memo) -> File:
         return File(path=memo["path"])
 
-    def ready(self) -> None:
+    def preflight(self) -> None:
         """Refuse a server that would not load its RDB, or would not keep what it loaded."""
         if self._setting("appendonly") != "no":
             raise CastoreError(
@@ -144,12 +144,12 @@ class Redis(Engine, frozen=True):
             )
         return found[1]
 
-    def begin(self) -> Memo:
+    def prepare(self) -> Memo:
         """Return the names of the files that the rollback creates, and the server's `save` setting."""
         path = self.path
         if path is None:
             path = os.path.join(*(self._setting(name) for name in ("dir", "dbfilename")))
-        return {**File(path=path).begin(), "save": self._setting("save")}
+        return {**File(path=path).prepare(), "save": self._setting("save")}
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Write the RDB next to the live one, and have the server prove that it can save."""
@@ -203,12 +203,12 @@ class Redis(Engine, frozen=True):
             return False
         return True
 
-    def switch(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, memo: Memo, contents: Contents) -> None:
         """Swap the files; the server has written its own when it was stopped."""
         if self._runs():
             raise CastoreError(_STILL_RUNS)
         _refuse_unsaved(memo)
-        self._file(memo).switch(memo, contents)
+        self._file(memo).swap(memo, contents)
 
     def _runs(self) -> bool:
         """Whether there is a server; one that answers with an error exists, too."""
@@ -218,17 +218,17 @@ class Redis(Engine, frozen=True):
             return _NO_SERVER not in str(error)
         return True
 
-    def undo(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, memo: Memo, contents: Contents) -> None:
         """Restore the replaced file, and the server's setting."""
-        self._file(memo).undo(memo, contents)
+        self._file(memo).revert(memo, contents)
         if not memo.get("save", "-") and self._runs():
             # If it does not run, it reads its configuration when it is started the next time.
             with contextlib.suppress(ProgramError):
                 self._ask("CONFIG", "SET", "save", "")
 
-    def finish(self, memo: Memo) -> None:
+    def cleanup(self, memo: Memo) -> None:
         """Delete the replaced file."""
-        self._file(memo).finish(memo)
+        self._file(memo).cleanup(memo)
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
@@ -238,7 +238,7 @@ class Redis(Engine, frozen=True):
             raise ProgramError("there is no redis-server here to drill with: install it")
         path = os.path.join(folder, "dump.rdb")
         with open(path, "xb") as file:
-            file.writelines(contents.target())
+            file.writelines(contents.restore_dump())
             account = unprivileged("redis")
             give(file.fileno(), account)
         give(folder, account)

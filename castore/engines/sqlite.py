@@ -40,7 +40,7 @@ class SQLite(File, frozen=True):
     """The database in one file, as its pages."""
 
     runs_programs: ClassVar[bool] = True
-    beside: ClassVar[tuple[str, ...]] = ("-wal", "-shm", "-journal")
+    sidecar_suffixes: ClassVar[tuple[str, ...]] = ("-wal", "-shm", "-journal")
 
     def _user(self, path: str | None = None) -> User | None:
         """Return the user that SQLite runs as; None: castore's own. Raises CastoreError."""
@@ -73,27 +73,27 @@ class SQLite(File, frozen=True):
         memo["made"] = looked(memo["new"], self.path, self._user(memo["path"]), self.timeout).remarks
         self._set_mode(memo["new"], memo["mode"])
 
-    def begin(self) -> Memo:
+    def prepare(self) -> Memo:
         """Return the names of the files that the rollback creates, and the database's journal mode."""
         mode = ""
         with contextlib.suppress(ProgramError, UsageError):
             refuse_special(self.path)
             mode = ask("mode", self.path, self._user(), self.timeout, seconds=self._seconds)["mode"]
-        return {**super().begin(), "mode": mode}
+        return {**super().prepare(), "mode": mode}
 
-    def switch(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, memo: Memo, contents: Contents) -> None:
         """Replace the file if no process has it open; its write-ahead log is checkpointed first."""
         self._close(memo["path"])
-        super().switch(memo, contents)
+        super().swap(memo, contents)
 
     def remove(self, memo: Memo) -> None:
         """Move the file aside if no process has it open."""
         self._close(memo["path"])
         super().remove(memo)
 
-    def undo(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, memo: Memo, contents: Contents) -> None:
         """Restore the replaced file, and its journal mode."""
-        super().undo(memo, contents)
+        super().revert(memo, contents)
         if os.path.isfile(memo["path"]):
             with contextlib.suppress(ProgramError, UsageError):
                 self._set_mode(memo["path"], memo["mode"])
@@ -127,7 +127,7 @@ class SQLite(File, frozen=True):
         path = os.path.join(folder, os.path.basename(self.path))
         with open(path, "xb") as file:
             os.fchmod(file.fileno(), 0o600)
-            file.writelines(contents.target())
+            file.writelines(contents.restore_dump())
         size = counted(os.path.getsize(path), "byte")
         sound = looked(path, self.path, self._drilling_user(), self.timeout, drill=True)
         summary = f"{counted(sound.rows, 'row')}, {size}, integrity_check ok"

@@ -18,7 +18,7 @@ _marks_find: Final = _function(
 _marks_move: Final = _function("marks_move", None, _ADDRESS, _U64, _ADDRESS, _U64)
 
 
-class Marks:
+class IdSet:
     """A set of 32-byte ids that never shrinks. For use by one thread.
 
     Ids are stored as hashes of 8 bytes under a random seed of the process. Two ids have the same hash once in

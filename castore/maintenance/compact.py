@@ -21,7 +21,7 @@ import msgspec
 from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, ObjectMissingError
-from castore.kernel.id_set import Marks
+from castore.kernel.id_set import IdSet
 from castore.maintenance.repack import Mover, record_in, records_of
 from castore.model.counting import count as counted
 from castore.model.refs import PackId, SessionId
@@ -170,7 +170,7 @@ class _Compaction:
         store.refresh_config()
         store.sync(reread=True)
         self._refuse_damage()
-        self._marks = Marks(store.index.count("chunks") + store.index.count("nodes"))
+        self._marks = IdSet(store.index.count("chunks") + store.index.count("nodes"))
 
     def _refuse_damage(self) -> None:
         """Raise DamageError if packs or generations are damaged: what they hold or need is not known."""
@@ -253,7 +253,7 @@ class _Compaction:
         numbers = session_numbers(store.storage).keys()
         store.index.forget_ended(ended - numbers)
         known = ended.union(one.session for one in store.all_generations())
-        ages = store.ages.look("unfinished", [one.hex() for one in numbers - known], wanted)
+        ages = store.first_seen.observe("unfinished", [one.hex() for one in numbers - known], wanted)
         return {SessionId(bytes.fromhex(one)) for one, age in ages.items() if age < wanted}
 
     def _holds(self, pack: PackId, sessions: set[SessionId]) -> bool:
@@ -322,7 +322,7 @@ class _Compaction:
         """
         kept = self._kept(pack)
         live = self._live(list(itertools.chain.from_iterable(kept)))
-        if not all(self._store.index.known([entry.id for entry in live if entry.kind == CHUNK])):
+        if not all(self._store.index.contains([entry.id for entry in live if entry.kind == CHUNK])):
             return None
         return sum(group[0].sealed_length for group in kept)
 
@@ -337,7 +337,7 @@ class _Compaction:
         chunks = [entry.id for entry in live if entry.kind == CHUNK]
         nodes = [entry.id for entry in live if entry.kind != CHUNK]
         return not (
-            all(index.known(chunks, without=without))
+            all(index.contains(chunks, without=without))
             and all(index.has_node(node, without=without) for node in nodes)
         )
 
@@ -347,7 +347,7 @@ class _Compaction:
         """Delete packs, except those that a newer generation needs."""
         if not packs:
             return
-        with self._store.storage.hold(alone=True) as held:
+        with self._store.storage.lock(exclusive=True) as held:
             if held:
                 self._remove_unneeded(packs, done)
                 return
@@ -367,7 +367,7 @@ class _Compaction:
         self._refuse_damage()
         # A killed castore may have created or deleted these objects without making that durable.
         for folder in ("generations", "sessions", "packs"):
-            store.storage.settle(folder)
+            store.storage.sync_dir(folder)
         self._mark()
         self._refuse_lost()
         gone = set(packs)
@@ -392,10 +392,10 @@ class _Compaction:
     def _delete_pending(self, grace: float, done: Compacted) -> None:
         """Delete packs whose pending deletion is old enough."""
         store = self._store
-        with store.storage.hold(alone=True) as held:
+        with store.storage.lock(exclusive=True) as held:
             pending = pending_deletions(store.storage, store.writer_key)[0]
             wanted = int(grace * 10**9)
-            ages = store.ages.look("deletions", [one.name for one in pending], wanted)
+            ages = store.first_seen.observe("deletions", [one.name for one in pending], wanted)
             for one in pending:
                 if not held and ages[one.name] < wanted:
                     done.pending_deletion += len(one.packs)
@@ -418,7 +418,7 @@ class _Compaction:
         Without a lock they are kept: they are small, and a session may be about to write its first pack.
         """
         store, wanted = self._store, _SESSION_SECONDS * 10**9
-        with store.storage.hold(alone=True) as held:
+        with store.storage.lock(exclusive=True) as held:
             if not held:
                 return
             store.sync()
@@ -427,7 +427,7 @@ class _Compaction:
             used = store.index.sessions().union(SessionId(one.session) for one in store.all_generations())
             numbers = session_numbers(store.storage)
             idle = {session.hex(): session for session in numbers.keys() - used}
-            ages = store.ages.look("sessions", idle, wanted)
+            ages = store.first_seen.observe("sessions", idle, wanted)
             for session in (idle[one] for one, age in ages.items() if age >= wanted):
                 store.storage.delete_all(session_name(session, one) for one in numbers[session])
                 done.sessions += 1

@@ -106,11 +106,11 @@ class Reasons:
         index = self._store.index
         self.chunks += len(chunks)
         lengths: list[int] = []
-        known = index.known([chunk.id for chunk in chunks], lengths=lengths)
+        known = index.contains([chunk.id for chunk in chunks], lengths=lengths)
         for chunk, intact, length in zip(chunks, known, lengths, strict=True):
             if chunk.id in self._bad:
                 return self._bad[chunk.id]
-            lacking = None if intact else index.lacking(chunk.id)
+            lacking = None if intact else index.missing_base(chunk.id)
             if lacking == chunk.id:
                 return f"chunk {chunk.id.hex()} is not in the store"
             if lacking is not None:

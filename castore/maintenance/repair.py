@@ -33,7 +33,7 @@ class Repair(msgspec.Struct):
     """What a repair does, or did."""
 
     done: bool = False
-    mend: list[str] = []
+    repaired: list[str] = []
     """Objects stored twice that are rewritten from their intact copy."""
     drop: list[str] = []
     """Objects of which nothing can be read."""
@@ -67,8 +67,8 @@ def repair(
             return planned, found
         store.check_may_maintain("repair")
         planned.done = True
-        if planned.mend:
-            store.mend_copies()
+        if planned.repaired:
+            store.repair_copies()
         if planned.rewrite and not readable:
             raise IdentityError(
                 f"{pack_name(planned.rewrite[0])} is damaged, and only an identity can say which of its "
@@ -77,7 +77,7 @@ def repair(
         for pack in planned.rewrite:
             _write_anew(store, pack, tally, planned)
         # The records that are kept are now durable in new packs.
-        with store.storage.hold(alone=True):
+        with store.storage.lock(exclusive=True):
             _refuse_other_keys(store)
             # A configuration that was only partly read before may be accepted by now.
             stray = store.stray_configurations()
@@ -106,7 +106,7 @@ def _can_read(store: Store) -> bool:
 
 
 def _plan(store: Store, found: Verification) -> Repair:
-    planned = Repair(mend=sorted(damaged_of_two(store)))
+    planned = Repair(repaired=sorted(damaged_of_two(store)))
     packs = {*found.damaged_packs}
     for name in [*store.damaged, *_generations(store), *_sessions(store), *_removals(store)]:
         if not _is_damaged(store, name):
@@ -201,6 +201,6 @@ def _is_whole(store: Store, pack: PackId, entries: list[PackEntry], sealed: memo
     if len(sealed) != first.sealed_length or not store.is_intact(pack, first, sealed):
         return False
     for entry, _ in store.broken_entries(pack, entries):
-        if entry.kind != CHUNK or all(store.index.known(list(entry.bases))):
+        if entry.kind != CHUNK or all(store.index.contains(list(entry.bases))):
             return False
     return True

@@ -10,7 +10,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, FormatError, ObjectMissingError
-from castore.kernel.id_set import Marks
+from castore.kernel.id_set import IdSet
 from castore.store.format.pack import CHUNK
 from castore.store.reachability import Walk, mark, roots_of
 
@@ -33,7 +33,7 @@ def trim_base_cache(store: Store) -> None:
     if not kept:
         return
     packs = store.index.pack_ids()
-    marks = Marks()
+    marks = IdSet()
     known = True
     try:
         newest = itertools.chain.from_iterable(_last(store, service) for service in store.services())
@@ -65,7 +65,7 @@ def _last(store: Store, service: str) -> Iterator[Generation]:
             return
 
 
-def _live(store: Store, pack: PackId, marks: Marks) -> list[tuple[int, int]]:
+def _live(store: Store, pack: PackId, marks: IdSet) -> list[tuple[int, int]]:
     """Return offset and sealed length of each record that generations read from this pack."""
     chunks = [entry for entry in store.pack_entries(pack) if entry.kind == CHUNK]
     needed = list(itertools.compress(chunks, marks.find(b"".join([entry.id for entry in chunks]))))

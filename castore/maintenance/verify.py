@@ -149,7 +149,7 @@ def damaged_of_two(store: Store) -> dict[str, str]:
         looked = [(folder, number) for folder, number, _ in store.kept_twice()]
         for folder, number, read in store.kept_twice():
             try:
-                found |= replicas.examine(store.storage, folder, number, read())
+                found |= replicas.check(store.storage, folder, number, read())
             except (DamageError, FormatError, StorageError) as error:
                 found[f"{folder}/{number}"] = str(error)
         store.refresh_config()
@@ -343,7 +343,7 @@ def _look(
             return damage, {}
         lost[bytes(entry.id)] = str(failure)
         # A chunk that no generation needs may lack its bases; for a needed chunk, the walk reports that.
-        if all(store.index.known(list(entry.bases))):
+        if all(store.index.contains(list(entry.bases))):
             damage.append(str(failure))
     return damage, lost
 

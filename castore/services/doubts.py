@@ -51,7 +51,7 @@ def _is_live(part: Part, origins: dict[str, Origin]) -> bool:
         return False
     if part.kind == "dump":
         source = taker_of(found)
-        return source is not None and source.engine.there()
+        return source is not None and source.engine.exists()
     try:
         with os.scandir(found.path) as entries:
             return next(entries, None) is not None

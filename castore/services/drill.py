@@ -182,7 +182,7 @@ def _dump(
     path = os.path.join(folder, part.name)
     count = 0
     with open(path, "xb") as file:
-        for piece in contents.target():
+        for piece in contents.restore_dump():
             count += file.write(piece)
     if count != part.size:
         raise DamageError(f"{counted(count, 'byte was', 'bytes were')} restored, of {part.size}")

@@ -105,9 +105,9 @@ def _guard(
 def _refuse_unready(work: ServiceOperations, service: str) -> None:
     """Raise CastoreError if the engines are not ready to revert a deployment that fails."""
     for name, source in present_parts(sources_of(work.of(service))).items():
-        if isinstance(source, EngineSource) and source.engine.there():
+        if isinstance(source, EngineSource) and source.engine.exists():
             try:
-                source.engine.ready()
+                source.engine.preflight()
             except CastoreError as error:
                 raise type(error)(f"nothing was deployed: {service}:{name}: {error}") from error
 

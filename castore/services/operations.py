@@ -14,7 +14,7 @@ from castore.progress import Progress
 from castore.services.hooks import Hooks
 from castore.services.recorded import trusted_origins
 from castore.services.revision import current
-from castore.services.rollback.execute import roll_back
+from castore.services.rollback.execute import rollback
 from castore.services.rollback.journal import refuse_interrupted, unfinished
 from castore.services.rollback.plan import read_details
 from castore.services.snapshot import configured_origins, lacking, snapshot, sources_of
@@ -159,7 +159,7 @@ class ServiceOperations:
         """Restore a generation of a service in one transaction.
 
         origins: where its parts belong; None: as `origins_of` returns. take_pre_rollback: take a pre-rollback
-        generation first. trust_times: as for `roll_back`. health: check the service's health at the end.
+        generation first. trust_times: as for `rollback`. health: check the service's health at the end.
         progress: counts the bytes written. Raises CastoreError; the state is then as before, or the message
         says what differs.
         """
@@ -172,7 +172,7 @@ class ServiceOperations:
             settings = msgspec.structs.replace(settings, health=())
         with self.store.lock(service):
             live = state_revision(self.store, service, configured).revision
-            return roll_back(
+            return rollback(
                 self.store,
                 target,
                 origins,

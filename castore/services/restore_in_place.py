@@ -148,7 +148,7 @@ def _carry_out(
         raise
     try:
         with DeferInterrupts(lambda: say("all is restored, and what it replaced is being removed")):
-            tree.keep()
+            tree.commit()
     except KeyboardInterrupt:
         raise RevertInterruptedError(
             f"all is restored; removing what it replaced was interrupted: castore recover {plan.top}"
@@ -160,7 +160,7 @@ def _carry_out(
 def _revert(tree: InPlace, top: str, cause: BaseException) -> None:
     try:
         with DeferInterrupts(lambda: None):
-            tree.undo()
+            tree.revert()
     except KeyboardInterrupt:
         raise RevertInterruptedError(
             f"reverting {top} was interrupted, too: first castore recover {top}"

@@ -240,7 +240,7 @@ def _snapshot(
             scan.keep()
         with contextlib.suppress(StorageError):
             # The packs of unchanged trees are not known here: those used so far count as used still.
-            used = session.used | store.index.uses(service) if scans else session.used
+            used = session.pack_usage | store.index.uses(service) if scans else session.pack_usage
             store.index.set_uses(service, used)
             store.references.evict(store.index.used_packs())
     return generation, origins
@@ -248,7 +248,7 @@ def _snapshot(
 
 def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
     """Assign a generation's number and commit it, unless chunks it needs were removed since `epoch`."""
-    with store.storage.hold():
+    with store.storage.lock():
         # A concurrent prune sees this generation, or this process sees what the prune removes.
         store.sync(report_older=not generation.pre_rollback)
         unread = [name for name, reason in store.damaged.items() if not isinstance(reason, Refusal)]

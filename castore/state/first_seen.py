@@ -58,7 +58,7 @@ class FirstSeen:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def look(self, kind: str, names: Collection[str], wanted: int) -> dict[str, int]:
+    def observe(self, kind: str, names: Collection[str], wanted: int) -> dict[str, int]:
         """Return for how many ns each of these objects has been seen, 0 for new ones; forget all others.
 
         wanted: the age, in ns, that the caller waits for. If the file cannot be read, all objects are new. If

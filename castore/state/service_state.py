@@ -170,7 +170,7 @@ class Remembered:
         self.index.recall_verification(found)
 
     @property
-    def ages(self) -> FirstSeen:
+    def first_seen(self) -> FirstSeen:
         """How long this machine has seen objects in the store."""
         return FirstSeen(self.places.ages_of(self.store_id, self.storage.place))
 

@@ -102,7 +102,7 @@ class Storage(ABC):
         A folder that was never written to is empty. Raises StorageError.
         """
 
-    def settle(self, folder: str) -> None:  # noqa: B027 - most places show only what is durable
+    def sync_dir(self, folder: str) -> None:  # noqa: B027 - most places show only what is durable
         """Make durable what `list` shows of a folder, if it is not durable yet.
 
         A process that was killed just before the last step of a commit or a deletion leaves a state that
@@ -122,11 +122,11 @@ class Storage(ABC):
                 self.delete(name)
 
     @contextlib.contextmanager
-    def hold(self, *, alone: bool = False) -> Iterator[bool]:
-        """Hold the place's lock during the block: exclusively (`alone`), or shared.
+    def lock(self, *, exclusive: bool = False) -> Iterator[bool]:
+        """Hold the place's lock during the block: exclusively (`exclusive`), or shared.
 
         Yields whether every process that may use this place takes the lock. If not, a process that deletes
         must wait until all commits that may have begun before have ended. Raises StorageError.
         """
-        del alone
+        del exclusive
         yield False

@@ -261,14 +261,14 @@ class LocalStorage(Storage):
             raise _refusal("remove objects of", self._root, error) from error
 
     @contextlib.contextmanager
-    def hold(self, *, alone: bool = False) -> Iterator[bool]:
+    def lock(self, *, exclusive: bool = False) -> Iterator[bool]:
         """Hold a lock on the store's directory, unless other machines may use it, too.
 
         A machine with a local disk cannot see that the directory is exported over a network. So the first
         machine that mounts it over a network records that in the store.
         """
         try:
-            lock = self._files.lock(self._root, alone=alone)
+            lock = self._files.lock(self._root, exclusive=exclusive)
             shared = self._files.exists(os.path.join(self._root, _SHARED))
         except OSError as error:
             raise _refusal("lock", self._root, error) from error
@@ -282,7 +282,7 @@ class LocalStorage(Storage):
                 with contextlib.suppress(OSError):
                     self._files.close(lock)
 
-    def settle(self, folder: str) -> None:
+    def sync_dir(self, folder: str) -> None:
         """Sync a folder, and its own name."""
         path = os.path.join(self._root, folder)
         try:

@@ -73,7 +73,7 @@ class Files(FileNames):
         return found.st_size, found.st_mtime
 
     @staticmethod
-    def lock(path: str, *, alone: bool) -> int | None:
+    def lock(path: str, *, exclusive: bool) -> int | None:
         """Wait for the lock of a directory, exclusive or shared; return the descriptor that holds it.
 
         Closing the descriptor releases the lock. Returns None if there is no such lock, or if other machines
@@ -83,7 +83,7 @@ class Files(FileNames):
             return None
         descriptor = open_directory(path)
         try:
-            wait_for_lock(descriptor, shared=not alone)
+            wait_for_lock(descriptor, shared=not exclusive)
         except OSError as error:
             os.close(descriptor)
             if not has_no_locks(error):

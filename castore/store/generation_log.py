@@ -321,7 +321,7 @@ class History(Keyed):
         # The session made its own objects durable. The generation may also reference objects of others,
         # known from a listing, whose writer may have been killed before it synced their names.
         for folder in ("sessions", "packs"):
-            self.storage.settle(folder)
+            self.storage.sync_dir(folder)
         try:
             self.storage.put(name, data)
         except ObjectExistsError:

@@ -11,7 +11,7 @@ from castore.store.format.pack import NODE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from castore.kernel.id_set import Marks
+    from castore.kernel.id_set import IdSet
     from castore.model.generation import Generation
     from castore.model.refs import Ref
     from castore.store.store import Store
@@ -72,7 +72,7 @@ class Walk:
                 todo += fresh
 
 
-def mark(walk: Walk, roots: Iterable[Ref], marks: Marks) -> None:
+def mark(walk: Walk, roots: Iterable[Ref], marks: IdSet) -> None:
     """Mark all nodes and chunks below roots, but not the bases of chunks: see `Index.mark_bases`."""
     for run in walk.runs(roots):
         marks.add(run, _REF)
@@ -87,7 +87,7 @@ def is_whole(store: Store, roots: Iterable[Ref]) -> bool:
             ids = [run[at : at + 32] for at in range(0, len(run), _REF)]
             chunks = [RecordId(one) for one, kind in zip(ids, kinds, strict=True) if not kind]
             nodes = [one for one, kind in zip(ids, kinds, strict=True) if kind]
-            if not all(store.index.known(chunks)) or not all(map(store.index.has_node, nodes)):
+            if not all(store.index.contains(chunks)) or not all(map(store.index.has_node, nodes)):
                 return False
     except DamageError:
         return False

@@ -241,7 +241,7 @@ class Store(Authority):
         self.refresh_config()
         self.check_settings()
         # After a killed `init`, the configuration may be visible but not durable: sync it before use.
-        self.storage.settle(CONFIGS)
+        self.storage.sync_dir(CONFIGS)
         self._keep_copies()
         sketcher = Sketcher(self.writer_key.gear, self.writer_key.sketch)
         return Session(

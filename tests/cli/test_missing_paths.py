@@ -39,6 +39,6 @@ def test_a_missing_path_has_one_exit_code(castore: Run, home: Path, kind: str, w
 
 def test_a_rollback_without_the_folder_of_a_part_has_the_same_exit_code(tmp_path: Path) -> None:
     path = str(tmp_path / "absent" / "state")
-    for ready in (File(path=path).ready, SQLite(path=path).ready, lambda: refuse_without_folder(path)):
+    for ready in (File(path=path).preflight, SQLite(path=path).preflight, lambda: refuse_without_folder(path)):
         with pytest.raises(UsageError, match=f"the directory {tmp_path}/absent does not exist; make it"):
             ready()

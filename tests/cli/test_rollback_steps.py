@@ -173,7 +173,7 @@ def test_an_exchange_without_what_was_staged_touches_nothing(engine: Engine, tmp
     names = {key: str(tmp_path / key) for key in ("new", "old")}
     memo = {**names, "path": str(live), "live": str(live), "existed": "yes", "mode": ""}
     with pytest.raises(CastoreError, match="which was to replace it"):
-        engine.switch(memo, Contents(lambda: (), lambda: ()))
+        engine.swap(memo, Contents(lambda: (), lambda: ()))
     assert os.listdir(tmp_path) == ["live"]
 
 

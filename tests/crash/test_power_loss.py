@@ -300,7 +300,7 @@ class _Late(Writer):
 class Unsettled(LocalStorage):
     """Takes for durable what a listing shows."""
 
-    def settle(self, folder):
+    def sync_dir(self, folder):
         pass
 
 

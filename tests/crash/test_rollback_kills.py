@@ -149,7 +149,7 @@ def sweep(world: World, work: Callable[[], object], step: int) -> None:
                 world.forked(world.lab.recover, chance.randrange(25))
         if world.begun():
             with pytest.raises(CastoreError, match="interrupted"):
-                world.lab.roll_back(1, world.settings)
+                world.lab.rollback(1, world.settings)
             world.lab.recover()
         now = world.state()
         assert now in (before, after), point
@@ -163,10 +163,10 @@ def sweep(world: World, work: Callable[[], object], step: int) -> None:
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_roll_back_ends_in_one_state_and_can_be_undone(world: World, step: int) -> None:
-    sweep(world, lambda: world.lab.roll_back(1, world.settings), step)
+    sweep(world, lambda: world.lab.rollback(1, world.settings), step)
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_undo_ends_in_one_state_and_can_be_undone(world: World, step: int) -> None:
-    world.lab.roll_back(1, world.settings)
+    world.lab.rollback(1, world.settings)
     sweep(world, lambda: world.lab.undo(world.settings), step)

@@ -20,7 +20,7 @@ import zstandard
 
 import castore as api
 from castore.errors import DamageError
-from castore.kernel.id_set import Marks
+from castore.kernel.id_set import IdSet
 from castore.kernel.index_rows import Rows
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef
 from castore.model.refs import MAX_NODE_REFS, RecordId, Ref, RefKind
@@ -290,7 +290,7 @@ def crafted(count: int) -> bytes:
 
 def test_ids_that_somebody_chose_do_not_meet_in_a_set() -> None:
     count = 200_000
-    marks = Marks()
+    marks = IdSet()
     began = time.monotonic()
     assert marks.add(crafted(count)) == b"\1" * count
     assert len(marks) == count

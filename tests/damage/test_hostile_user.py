@@ -203,7 +203,7 @@ def test_a_user_s_own_restore_is_theirs_to_recover(lab: Lab, live: Path, monkeyp
         own = Lab(live / "own" / "lab", average=4096)
         own.snapshot("s", {"t": package.Tree(str(live / "data"))})
         (live / "data" / "a").write_text("changed")
-        monkeypatch.setattr(UndoArea, "finish", lambda _self: os._exit(0))
+        monkeypatch.setattr(UndoArea, "discard", lambda _self: os._exit(0))
         own.in_place("s@1:t", live / "data")
 
     as_user(killed)

@@ -110,7 +110,7 @@ def test_a_journal_that_names_a_file_of_root_does_not_delete_it(act: str, databa
         elif act == "check":
             engine.check()
         else:
-            lab.roll_back(1)
+            lab.rollback(1)
     assert precious.read_text() == "of root\n"
 
 
@@ -179,7 +179,7 @@ def test_a_database_goes_back_as_its_user(database: Path, tmp_path: Path):
     with as_user(), contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute("INSERT INTO t VALUES (2)")
         connection.commit()
-    lab.roll_back(1)
+    lab.rollback(1)
     info = database.stat()
     assert (info.st_uid, info.st_gid) == (USER, USER)
     with as_user():
@@ -263,7 +263,7 @@ def test_a_directory_exchanged_for_a_link_is_not_followed(file: Path, precious: 
     with as_user():
         inner.rename(file.parent / "away")
         inner.symlink_to(precious.parent)
-    for act in (lambda: lab.snapshot("s", source(inner / "precious")), lambda: lab.roll_back(1)):
+    for act in (lambda: lab.snapshot("s", source(inner / "precious")), lambda: lab.rollback(1)):
         with pytest.raises(CastoreError, match="is a symbolic link that another user could have made"):
             act()
     assert precious.read_text() == "of root\n"
@@ -283,7 +283,7 @@ def test_a_special_file_in_the_place_of_a_file_is_neither_waited_for_nor_replace
         else:
             with socket.socket(socket.AF_UNIX) as server:
                 server.bind(str(file))
-    for act in (lambda: lab.snapshot("s", source(file)), lambda: lab.roll_back(1, take_pre_rollback=False)):
+    for act in (lambda: lab.snapshot("s", source(file)), lambda: lab.rollback(1, take_pre_rollback=False)):
         with pytest.raises(CastoreError, match=f"is a {kind}|is a symbolic link"):
             act()
     assert precious.read_text() == "of root\n"
@@ -296,7 +296,7 @@ def test_a_file_of_the_user_never_becomes_a_set_user_id_program_of_root(file: Pa
     file.write_text("second\n")
     os.chown(file, 0, 0)
     file.chmod(0o6755)
-    lab.roll_back(1)
+    lab.rollback(1)
     assert file.stat().st_mode & 0o7777 == 0o755
 
 
@@ -317,7 +317,7 @@ def test_what_the_user_puts_in_the_place_of_a_staged_file_is_not_given_to_them(f
 
     monkeypatch.setattr(folders, "give", exchange)
     with pytest.raises(CastoreError, match="another user replaced it"):
-        lab.roll_back(1)
+        lab.rollback(1)
     # The rollback removes what it staged.
     assert not any(path.stat().st_uid == USER and path.read_text() == "of root\n" for path in file.parent.iterdir())
 
@@ -325,14 +325,14 @@ def test_what_the_user_puts_in_the_place_of_a_staged_file_is_not_given_to_them(f
 def test_a_staged_file_that_the_user_exchanged_is_not_switched_to(file: Path):
     engine = File(path=str(file))
     contents = Contents(lambda: [b"second\n"], lambda: [])
-    memo = engine.begin()
+    memo = engine.prepare()
     engine.stage(memo, contents)
     with as_user():
         (file.parent / "other").write_text("other\n")
         os.rename(file.parent / "other", memo["new"])
     with pytest.raises(CastoreError, match="another process exchanged"):
-        engine.switch(memo, contents)
-    engine.undo(memo, contents)
+        engine.swap(memo, contents)
+    engine.revert(memo, contents)
     assert file.read_text() == "first\n"
 
 

@@ -220,8 +220,8 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path / "lab")
 
 
-def roll_back(lab: Lab, live: Live, number: int, settings: Service | None = None) -> execute.RolledBack:
-    return lab.roll_back(number, settings)
+def rollback(lab: Lab, live: Live, number: int, settings: Service | None = None) -> execute.RolledBack:
+    return lab.rollback(number, settings)
 
 
 def recover(lab: Lab) -> str:
@@ -237,12 +237,12 @@ def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
     live.migrate()
     second = live.fingerprint()
     assert second != first
-    done = roll_back(lab, live, 1)
+    done = rollback(lab, live, 1)
     assert done.problems == []
     assert live.fingerprint() == first
     assert live.left() == []
     assert done.pre_rollback is not None
-    roll_back(lab, live, done.pre_rollback.number)
+    rollback(lab, live, done.pre_rollback.number)
     assert live.fingerprint() == second
     assert live.left() == []
     with lab.open() as store:
@@ -250,14 +250,14 @@ def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
         assert taken is not None
         made_by = plan.read_details(store, taken).origins["db"].producer
     assert made_by.split()[0] == live.name
-    assert live.engine.warn(made_by) == ""
+    assert live.engine.compatibility_warning(made_by) == ""
 
 
 def test_what_is_equal_is_left_alone(lab: Lab, live: Live, monkeypatch):
     lab.snapshot("s", {"db": live.source})
     before = live.fingerprint()
-    monkeypatch.setattr(type(live.engine), "switch", lambda *_: pytest.fail("it is equal"))
-    done = roll_back(lab, live, 1)
+    monkeypatch.setattr(type(live.engine), "swap", lambda *_: pytest.fail("it is equal"))
+    done = rollback(lab, live, 1)
     assert done.parts == ()
     assert live.fingerprint() == before
     assert live.left() == []
@@ -270,7 +270,7 @@ def test_a_service_that_is_not_healthy_after_it_is_put_back(lab: Lab, live: Live
     log = tmp_path / "log"
     hooks = {name: ("sh", "-c", f"echo {name} >> {log}") for name in ("stop", "start")}
     with pytest.raises(ProgramError, match="false failed"):
-        roll_back(lab, live, 1, Service(**hooks, health=("false",), health_timeout=0.2))
+        rollback(lab, live, 1, Service(**hooks, health=("false",), health_timeout=0.2))
     assert log.read_text().split() == ["stop", "start", "stop", "start"]
     assert live.fingerprint() == second
     assert live.left() == []
@@ -286,15 +286,15 @@ def test_a_dump_that_does_not_load_changes_nothing(lab: Lab, live: Live, monkeyp
         found = real(*given)
 
         def target():
-            for at, piece in enumerate(found.target()):
+            for at, piece in enumerate(found.restore_dump()):
                 yield piece if at else bytes(piece[:-100]) + b"\x00 no SQL ';;" + b"\xff" * 88
 
-        return found._replace(target=target)
+        return found._replace(restore_dump=target)
 
     monkeypatch.setattr(execute, "contents_of", broken)
     marker = Service(stop=("false",))  # it does not come to that
     with pytest.raises(CastoreError) as caught:
-        roll_back(lab, live, 1, marker)
+        rollback(lab, live, 1, marker)
     assert "false failed" not in str(caught.value)
     assert live.fingerprint() == second
     assert live.left() == []
@@ -357,7 +357,7 @@ def sweep(lab: Lab, live: Live, kill_at, points: Iterator[int]) -> tuple[int, in
         alive = kill_at(point)
         killed = False
         try:
-            lab.roll_back(1, take_pre_rollback=False)
+            lab.rollback(1, take_pre_rollback=False)
         except Killed:
             killed = True
         finally:
@@ -366,7 +366,7 @@ def sweep(lab: Lab, live: Live, kill_at, points: Iterator[int]) -> tuple[int, in
             begun = store.begun_rollback("s") is not None
         if begun:
             with pytest.raises(CastoreError, match="interrupted"):
-                roll_back(lab, live, 1)
+                rollback(lab, live, 1)
             recover(lab)
         now = live.fingerprint()
         assert now in {first, second}, point
@@ -375,7 +375,7 @@ def sweep(lab: Lab, live: Live, kill_at, points: Iterator[int]) -> tuple[int, in
         if not killed:
             break
         if now == first:
-            roll_back(lab, live, 2)
+            rollback(lab, live, 2)
             assert live.fingerprint() == second
     else:
         return outcomes[0], outcomes[1]
@@ -408,7 +408,7 @@ def test_a_castore_that_is_killed_while_it_loads_is_recovered_at_once(lab: Lab, 
     castore = os.fork()
     if not castore:
         try:
-            roll_back(lab, live, 1)
+            rollback(lab, live, 1)
         finally:
             os._exit(0)
     try:
@@ -423,7 +423,7 @@ def test_a_castore_that_is_killed_while_it_loads_is_recovered_at_once(lab: Lab, 
     assert live.fingerprint() == second
     time.sleep(0.5)
     assert live.left() == []
-    roll_back(lab, live, 1)
+    rollback(lab, live, 1)
     assert run("SELECT count(*) FROM large", live.engine.database) == "400000"
 
 
@@ -443,11 +443,11 @@ def test_a_database_that_is_gone_comes_back(lab: Lab, live: Live, postgres, mari
     with pytest.raises((ProgramError, UsageError)):
         lab.snapshot("s", {"db": live.source})
     with pytest.raises((ProgramError, UsageError)):
-        lab.roll_back(1, Service(health=("false",), health_timeout=0), take_pre_rollback=False)
+        lab.rollback(1, Service(health=("false",), health_timeout=0), take_pre_rollback=False)
     assert live.left() == []
     with pytest.raises((ProgramError, UsageError)):
         live.engine.check()
-    lab.roll_back(1, take_pre_rollback=False)
+    lab.rollback(1, take_pre_rollback=False)
     assert live.fingerprint() == first  # its owner, settings and rights, too, which pg_dump does not write
     assert live.left() == []
 
@@ -535,7 +535,7 @@ def test_a_snapshot_while_writers_are_busy_is_one_moment(lab: Lab, live: Live, p
         writer.join()
     both = "SELECT (SELECT x FROM a), (SELECT x FROM b)"
     for number in (1, 2, 3):
-        roll_back(lab, live, number)
+        rollback(lab, live, number)
         if live.name == "sqlite":
             with contextlib.closing(sqlite3.connect(live.engine.path)) as database:
                 one, two = database.execute(both).fetchone()
@@ -562,7 +562,7 @@ def test_a_whole_cluster_goes_back_with_its_roles(lab: Lab, postgres: Postgres):
         postgres.psql("DROP TABLE t", "Two words")
         postgres.psql("ALTER ROLE owner_one CONNECTION LIMIT 7; CREATE TABLE postgres_too (x int)")
         postgres.dropdb("one")
-        done = lab.roll_back(1, take_pre_rollback=False)
+        done = lab.rollback(1, take_pre_rollback=False)
         assert done.problems == []
         assert postgres.psql("SELECT * FROM t", "one") == "1"
         assert postgres.psql("SELECT * FROM t", "Two words") == "1"
@@ -609,10 +609,10 @@ def test_rights_to_routines_and_large_code_come_back(lab: Lab, mariadb: MariaDBS
     mariadb.sql("CREATE TABLE more (x INT)", name)
     second = mariadb_database.fingerprint()
     with pytest.raises(ProgramError, match="health"):
-        roll_back(lab, mariadb_database, 1, Service(health=("false",), health_timeout=0))
+        rollback(lab, mariadb_database, 1, Service(health=("false",), health_timeout=0))
     assert mariadb_database.fingerprint() == second
     assert [mariadb.sql(f"SHOW GRANTS FOR {who}") for who in ("caller", "other")] == rights
-    roll_back(lab, mariadb_database, 1)
+    rollback(lab, mariadb_database, 1)
     assert mariadb_database.fingerprint() == first
     assert [mariadb.sql(f"SHOW GRANTS FOR {who}") for who in ("caller", "other")] == rights
 
@@ -628,7 +628,7 @@ def test_history_and_packages_come_back(lab: Lab, mariadb: MariaDBServer, mariad
     history = mariadb.sql("SELECT x FROM aged FOR SYSTEM_TIME ALL ORDER BY 1", name)
     lab.snapshot("s", {"db": mariadb_database.source})
     mariadb.sql("DELETE FROM aged", name)
-    roll_back(lab, mariadb_database, 1)
+    rollback(lab, mariadb_database, 1)
     assert mariadb.sql("SELECT x FROM aged FOR SYSTEM_TIME ALL ORDER BY 1", name) == history
     assert mariadb.sql("SET sql_mode = ORACLE; SELECT pack.f()", name) == "5"
     assert mariadb_database.left() == []
@@ -644,7 +644,7 @@ def test_a_foreign_key_from_elsewhere_is_refused_before_anything_is_touched(
         mariadb_database.migrate()
         second = mariadb_database.fingerprint()
         with pytest.raises(CastoreError, match="the foreign key .* references"):
-            roll_back(lab, mariadb_database, 1)
+            rollback(lab, mariadb_database, 1)
         assert mariadb_database.fingerprint() == second
     finally:
         mariadb.sql("DROP DATABASE elsewhere")
@@ -668,7 +668,7 @@ def test_a_transaction_that_holds_a_table_ends_the_roll_back_and_all_is_as_it_wa
         holder.stdin.flush()
         time.sleep(0.5)
         with pytest.raises(ProgramError, match="Lock wait timeout"):
-            roll_back(lab, mariadb_database, 1)
+            rollback(lab, mariadb_database, 1)
     finally:
         holder.communicate("COMMIT;")
     assert mariadb_database.fingerprint() == second
@@ -683,7 +683,7 @@ def test_settings_of_a_database_do_not_hold_up_its_roll_back(lab: Lab, postgres:
     )
     lab.snapshot("s", {"db": postgres_database.source})
     postgres.psql("SET statement_timeout = 0; SET default_transaction_read_only = off; DELETE FROM app.posts", name)
-    roll_back(lab, postgres_database, 1)
+    rollback(lab, postgres_database, 1)
     settings = (
         "SELECT datistemplate, shobj_description(oid, 'pg_database'), "
         "setconfig @> '{default_transaction_read_only=on, statement_timeout=5ms}' FROM pg_database "
@@ -703,8 +703,8 @@ def test_options_that_leave_something_out_are_refused(lab: Lab, live: Live, opti
 
     engine = msgspec.structs.replace(live.engine, options=(option,))
     with pytest.raises(CastoreError, match="leaves something out"):
-        engine.ready()
-    msgspec.structs.replace(live.engine, options=("--verbose",)).ready()
+        engine.preflight()
+    msgspec.structs.replace(live.engine, options=("--verbose",)).preflight()
 
 
 def test_a_server_that_is_gone_before_the_swap_blocks_nothing(
@@ -717,14 +717,14 @@ def test_a_server_that_is_gone_before_the_swap_blocks_nothing(
     gone = Service(stop=("mv", socket, socket + ".gone"))
     said: list[str] = []
     with pytest.raises(CastoreError, match="is restored"):
-        lab.roll_back(1, gone, say=said.append)
+        lab.rollback(1, gone, say=said.append)
     os.rename(socket + ".gone", socket)
     # The live database was not touched, so nothing is blocked; what was staged is named.
     assert postgres_database.fingerprint() == second
     (new,) = postgres_database.left()
     assert any(new in line for line in said)
     lab.snapshot("s", {"db": postgres_database.source})
-    roll_back(lab, postgres_database, 1)
+    rollback(lab, postgres_database, 1)
     assert postgres_database.left() == [new]
     postgres.dropdb(new)
 
@@ -750,11 +750,11 @@ def test_a_full_disk_leaves_the_live_database_as_it_was(lab: Lab, tmp_path: Path
         (point / "filler").write_bytes(bytes(3_200_000))
         live = Live("sqlite", engine, lambda: "", lambda: None, lambda: [])
         with pytest.raises(CastoreError, match="No space left"):
-            roll_back(lab, live, 1)
+            rollback(lab, live, 1)
         assert (point / "app.db").read_bytes() == before
         (point / "filler").unlink()
         assert sorted(os.listdir(point)) == ["app.db"]
-        roll_back(lab, live, 1)
+        rollback(lab, live, 1)
         assert (point / "app.db").read_bytes() != before
     finally:
         subprocess.run(["umount", "--lazy", point], check=True)
@@ -780,11 +780,11 @@ def test_a_file_keeps_its_attributes_and_access_control_list(lab: Lab, sqlite_da
     source = EngineSource(kind, SQLite(path=path) if kind == "sqlite" else File(path=path))
     lab.snapshot("s", {"db": source})
     sqlite_database.migrate()
-    roll_back(lab, sqlite_database, 1)
+    rollback(lab, sqlite_database, 1)
     assert attributes() == before
     os.removexattr(path, "system.posix_acl_access")
     sqlite_database.migrate()
-    roll_back(lab, sqlite_database, 1)
+    rollback(lab, sqlite_database, 1)
     assert attributes() == {"user.origin": b"here"}
 
 

@@ -105,17 +105,17 @@ def try_all(engine: Engine, dump: bytes, *, drilled: bool = True) -> list[str]:
     """Roll back to a dump, and drill it; return what was said."""
     contents = Contents(lambda: [dump], lambda: [dump])
     said = []
-    memo = engine.begin()
+    memo = engine.prepare()
     try:
         with contextlib.suppress(CastoreError):
-            engine.ready()
+            engine.preflight()
         try:
             engine.stage(memo, contents)
-            engine.switch(memo, contents)
+            engine.swap(memo, contents)
         except CastoreError as error:
             said.append(str(error))
     finally:
-        engine.undo(memo, contents)
+        engine.revert(memo, contents)
     if not drilled:
         return said
     with drill_folder() as folder:
@@ -190,7 +190,7 @@ def test_a_postgresql_dump_runs_no_command(postgres: Postgres, mark: Path, publi
 def try_all_roles(roles: PostgreSQLRoles, dump: bytes) -> None:
     contents = Contents(lambda: [b"CREATE ROLE hostile; \n" + dump], lambda: [dump])
     with contextlib.suppress(CastoreError):
-        roles.switch({}, contents)
+        roles.swap({}, contents)
     with contextlib.suppress(CastoreError):
         roles.stage({}, Contents(lambda: [b"CREATE ROLE hostile; " + dump], lambda: [dump]))
 
@@ -386,7 +386,7 @@ def test_a_client_that_a_user_names_runs_no_command_either(
     dump = text.replace("MARK", str(mark)).encode()
     engine = Command(program=("true",), restore=restore)
     with pytest.raises(CastoreError):
-        engine.switch({}, Contents(lambda: [dump], lambda: [dump]))
+        engine.swap({}, Contents(lambda: [dump], lambda: [dump]))
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_a_client_of_sqlite_reaches_no_other_file(script: str, mark: Path, tmp_p
     engine = Command(program=("true",), restore=("sqlite3", "-bail", str(tmp_path / "x.db")))
     dump = script.replace("MARK", str(mark)).encode()
     with pytest.raises(CastoreError):
-        engine.switch({}, Contents(lambda: [dump], lambda: []))
+        engine.swap({}, Contents(lambda: [dump], lambda: []))
 
 
 def behind_others(client: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -433,9 +433,9 @@ def test_a_client_that_another_program_starts_runs_no_command(
         engine = Command(program=("true",), restore=restore)
         dump = hostile.replace("MARK", str(mark)).encode()
         with pytest.raises(CastoreError):
-            engine.switch({}, Contents(lambda dump=dump: [dump], lambda: []))
+            engine.swap({}, Contents(lambda dump=dump: [dump], lambda: []))
         (tmp_path / "x.db").unlink(missing_ok=True)
-        engine.switch({}, Contents(lambda: [harmless.encode()], lambda: []))
+        engine.swap({}, Contents(lambda: [harmless.encode()], lambda: []))
         (tmp_path / "x.db").unlink(missing_ok=True)
 
 
@@ -446,7 +446,7 @@ def test_a_client_for_ldif_that_a_user_names_reads_no_other_file(tmp_path: Path)
     client.chmod(0o755)
     dump = b"dn: cn=x\njpegPhoto:< file:///etc/shadow\n"
     with pytest.raises(CastoreError, match="read another file"):
-        Command(program=("true",), restore=(str(client), "-x")).switch({}, Contents(lambda: [dump], lambda: []))
+        Command(program=("true",), restore=(str(client), "-x")).swap({}, Contents(lambda: [dump], lambda: []))
     assert b"shadow" not in (taken.read_bytes() if taken.exists() else b"")
 
 
@@ -463,7 +463,7 @@ def test_a_hostile_dump_in_a_store_is_not_drilled(postgres: Postgres, mark: Path
     with lab.open() as store, pytest.raises(CastoreError, match="s@1:db: "):
         drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0))
     with pytest.raises(CastoreError):
-        lab.roll_back(1, take_pre_rollback=False)
+        lab.rollback(1, take_pre_rollback=False)
 
 
 @pytest.mark.parametrize("around", ["{}", "env X=1 {}", "sh -c '{}'"])
@@ -486,11 +486,11 @@ def test_a_dump_that_deletes_no_tables_is_refused_where_tables_exist(
     taken = subprocess.run(dump.split(), check=True, capture_output=True).stdout
     engine = Command(program=tuple(shlex.split(around.format(dump))), restore=tuple(shlex.split(around.format(restore))))
     with pytest.raises(CastoreError, match="the database has tables"):
-        engine.ready()
+        engine.preflight()
     subprocess.run([*restore.split(), *([make] if make else []), "DROP TABLE t"], check=True)
-    engine.ready()
-    engine.switch({}, Contents(lambda: [taken], lambda: []))
+    engine.preflight()
+    engine.swap({}, Contents(lambda: [taken], lambda: []))
     with pytest.raises(CastoreError, match="the database has tables"):
-        engine.ready()
+        engine.preflight()
     postgres.dropdb(name)
     mariadb.sql(f"DROP DATABASE {name}")

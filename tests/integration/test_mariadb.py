@@ -101,9 +101,9 @@ def test_a_view_that_a_deployment_broke_keeps_nobody_from_going_back(lab: Lab, s
     server.sql(BREAKING[what], app)
     second = state(server, app)
     with pytest.raises(ProgramError, match="health"):
-        lab.roll_back(1, settings=Service(health=("false",), health_timeout=0))
+        lab.rollback(1, settings=Service(health=("false",), health_timeout=0))
     assert state(server, app) == second  # the broken views are there, as they were
-    done = lab.roll_back(1)
+    done = lab.rollback(1)
     assert done.problems == []
     assert state(server, app) == first
     assert server.sql("SELECT * FROM over_v", app) == "1"
@@ -115,7 +115,7 @@ def test_a_view_that_a_deployment_broke_keeps_nobody_from_going_back(lab: Lab, s
     assert {reason for _, _, reason in warnings(lab, done.pre_rollback.number)} == {reports.LACKING}
     # What is broken cannot be made; all else is as it was, and the store says what is missing.
     broken = {name.decode() for _, name, _ in warnings(lab, done.pre_rollback.number)}
-    lab.roll_back(done.pre_rollback.number)
+    lab.rollback(done.pre_rollback.number)
     left = [line for line in second.splitlines() if line and line.split("\t")[0] not in broken]
     assert [line for line in state(server, app).splitlines() if line] == left
 
@@ -126,7 +126,7 @@ def test_an_undone_roll_back_that_was_killed_puts_broken_views_back(lab: Lab, se
     server.sql("DROP TABLE a", app)
     second = state(server, app)
     own = engine(server, app)
-    memo = own.begin()
+    memo = own.prepare()
     with lab.open() as store:
         target = store.generation("s", 1)
         assert target is not None
@@ -136,7 +136,7 @@ def test_an_undone_roll_back_that_was_killed_puts_broken_views_back(lab: Lab, se
             memo["switching"] = "yes"
             Swap(own._client, memo).keep_live()
             assert state(server, app) != second
-            own.undo(memo, contents)
+            own.revert(memo, contents)
             assert state(server, app) == second
     assert server.databases() == [app]
 
@@ -171,15 +171,15 @@ def test_code_that_is_older_than_the_character_set_of_its_database_comes_back(la
     second = charsets(server, app)
     for number in (0, 1):
         with pytest.raises(ProgramError):
-            lab.roll_back(1, settings=Service(**({"stop": ("false",)} if number else {"health": ("false",)}), health_timeout=0))
+            lab.rollback(1, settings=Service(**({"stop": ("false",)} if number else {"health": ("false",)}), health_timeout=0))
         assert charsets(server, app) == second
-    done = lab.roll_back(1)
+    done = lab.rollback(1)
     assert charsets(server, app) == first
     assert done.pre_rollback is not None
-    lab.roll_back(done.pre_rollback.number)
+    lab.rollback(done.pre_rollback.number)
     assert charsets(server, app) == second
     server.sql(f"DROP DATABASE {app}")
-    lab.roll_back(1, take_pre_rollback=False)
+    lab.rollback(1, take_pre_rollback=False)
     assert charsets(server, app) == first
     assert server.databases() == [app]
 
@@ -188,7 +188,7 @@ def test_a_row_that_no_packet_holds_is_told_and_still_drilled(lab: Lab, server: 
     server.sql("CREATE TABLE a (id INT PRIMARY KEY, x LONGBLOB); INSERT INTO a VALUES (1, repeat('a', 7 * 1024 * 1024))", app)
     assert take(lab, server, app).skipped_files == 0
     server.sql("DELETE FROM a", app)
-    lab.roll_back(1)
+    lab.rollback(1)
     assert server.sql("SELECT length(x) FROM a", app) == str(7 << 20)
     server.sql("UPDATE a SET x = repeat('a', 10 * 1024 * 1024)", app)
     taken = take(lab, server, app)
@@ -198,13 +198,13 @@ def test_a_row_that_no_packet_holds_is_told_and_still_drilled(lab: Lab, server: 
     assert drilled(lab, taken.number).startswith("1 row in 1 table")
     server.sql("DELETE FROM a", app)
     with pytest.raises(ProgramError, match="packet|gone away"):
-        lab.roll_back(taken.number)
+        lab.rollback(taken.number)
     assert server.sql("SELECT count(*) FROM a", app) == "0"
     assert server.databases() == [app]
     before = server.sql("SELECT @@GLOBAL.max_allowed_packet")
     try:
         server.sql("SET GLOBAL max_allowed_packet = 64 * 1024 * 1024")
-        lab.roll_back(taken.number)
+        lab.rollback(taken.number)
         assert server.sql("SELECT length(x) FROM a", app) == str(10 << 20)
     finally:
         server.sql(f"SET GLOBAL max_allowed_packet = {before}")
@@ -214,7 +214,7 @@ def test_a_row_that_violates_a_constraint_comes_back(lab: Lab, server: MariaDBSe
     server.sql("CREATE TABLE k (x INT CHECK (x < 5)); SET check_constraint_checks = 0; INSERT INTO k VALUES (777666)", app)
     take(lab, server, app)
     server.sql("DELETE FROM k", app)
-    lab.roll_back(1)
+    lab.rollback(1)
     assert server.sql("SELECT x FROM k", app) == "777666"
     with pytest.raises(AssertionError, match="CONSTRAINT"):
         server.sql("INSERT INTO k VALUES (8)", app)
@@ -240,7 +240,7 @@ def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(lab: Lab, server: M
         take(lab, server, app)
     server.sql("DELETE FROM u", app)
     with pytest.raises(ProgramError, match=r"ERROR 1064 .* near '\.\.\.'") as caught:
-        lab.roll_back(1)
+        lab.rollback(1)
     with lab.open() as store:
         told = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.event_log.read())]
     assert not [one for one in told if "secret" in one.lower()]
@@ -253,15 +253,15 @@ def test_a_name_with_a_tab_is_told_clearly(lab: Lab, server: MariaDBServer, app:
     assert [(path, reason) for _, path, reason in warnings(lab, taken.number)] == [(b"a\tb", reports.STRANGE)]
     server.sql("INSERT INTO z VALUES (1)", app)
     with pytest.raises(CastoreError, match=r"'a\\tb': this name contains a tab.*rename it; nothing was touched"):
-        lab.roll_back(1)
+        lab.rollback(1)
     server.sql("RENAME TABLE `a\tb` TO ab", app)
     assert take(lab, server, app).skipped_files == 0
     server.sql("DELETE FROM z", app)
-    lab.roll_back(2)
+    lab.rollback(2)
     assert server.sql("SELECT * FROM z", app) == "1"
 
 
 @pytest.mark.parametrize("option", ["-B", "--databases", "--all-databases"])
 def test_a_dump_that_says_itself_where_it_goes_is_refused(server: MariaDBServer, app: str, option: str):
     with pytest.raises(CastoreError, match="into the live database"):
-        msgspec.structs.replace(engine(server, app), options=(option,)).ready()
+        msgspec.structs.replace(engine(server, app), options=(option,)).preflight()

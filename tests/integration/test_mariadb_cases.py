@@ -82,13 +82,13 @@ def check_round_trip(lab: Lab, server: MariaDBServer, app: str, migration: str) 
     second = state(server, app)
     assert second != first
     with pytest.raises(ProgramError, match="health"):
-        lab.roll_back(taken.number, settings=Service(health=("false",), health_timeout=0))
+        lab.rollback(taken.number, settings=Service(health=("false",), health_timeout=0))
     assert state(server, app) == second
-    done = lab.roll_back(taken.number)
+    done = lab.rollback(taken.number)
     assert done.problems == []
     assert state(server, app) == first
     assert done.pre_rollback is not None
-    lab.roll_back(done.pre_rollback.number)
+    lab.rollback(done.pre_rollback.number)
     assert state(server, app) == second
     assert [one for one in server.databases() if one.startswith("castore")] == []
 
@@ -236,8 +236,8 @@ def test_programs_of_users_that_were_dropped_come_back(lab: Lab, server: MariaDB
     take(lab, engine(server, app))
     server.sql("DROP USER author; DROP VIEW v; DELETE FROM t", app)
     with pytest.raises(ProgramError, match="health"):
-        lab.roll_back(1, settings=Service(health=("false",), health_timeout=0))
-    done = lab.roll_back(1)
+        lab.rollback(1, settings=Service(health=("false",), health_timeout=0))
+    done = lab.rollback(1)
     assert done.problems == []
     server.sql("CREATE USER author; GRANT ALL ON *.* TO author")
     assert state(server, app) == first
@@ -252,7 +252,7 @@ def test_an_event_whose_time_has_passed_is_reported(lab: Lab, server: MariaDBSer
         assert warnings(lab, take(lab, engine(server, app))) == {}
         server.sql("INSERT INTO t VALUES (1); DO sleep(5)", app)
         said: list[str] = []
-        lab.roll_back(1, say=said.append)
+        lab.rollback(1, say=said.append)
         assert server.sql("SELECT count(*) FROM t", app) == "0"
         assert len([line for line in said if "no time left" in line]) == 2
     finally:
@@ -270,6 +270,6 @@ def test_a_program_whose_text_is_in_two_character_sets_is_reported_and_nothing_i
     before = state(server, app)
     for number in (1, 2, 3):
         with pytest.raises(CastoreError, match="(function|trigger) f: its name, comment or table .* nothing was touched"):
-            lab.roll_back(number, take_pre_rollback=False)
+            lab.rollback(number, take_pre_rollback=False)
         assert state(server, app) == before
     assert [one for one in server.databases() if one.startswith("castore")] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.engines.base import SWITCHING, Contents
+from castore.engines.base import SWAPPING, Contents
 from castore.engines.mariadb.engine import MariaDB
 from castore.engines.mariadb.swap import Swap
 from castore.errors import CastoreError
@@ -80,10 +80,10 @@ def test_a_change_of_the_stored_dump_ends_the_staging(server: MariaDBServer, app
     assert number == 1
     own, contents = engine(server, app), Contents(lambda: [changed], lambda: [changed])
     before = state(server, app)
-    memo = own.begin()
+    memo = own.prepare()
     with pytest.raises(CastoreError, match=name):
         own.stage(memo, contents)
-    own.undo(memo, contents)
+    own.revert(memo, contents)
     assert state(server, app) == before
     assert server.databases() == [app]
 
@@ -119,14 +119,14 @@ SWAPPED = {
 def test_a_difference_after_the_swap_is_undone(server: MariaDBServer, app: str, dump: bytes, what: str, monkeypatch):
     own, contents = engine(server, app), Contents(lambda: [dump], lambda: [dump])
     before = state(server, app)
-    memo = own.begin()
+    memo = own.prepare()
     own.stage(memo, contents)
-    memo[SWITCHING] = "yes"
+    memo[SWAPPING] = "yes"
     with monkeypatch.context() as patch:
         patch.setattr(Swap, "grant", lambda _self: server.sql(SWAPPED[what], app))
         with pytest.raises(CastoreError, match="missing|differs|not expected"):
-            own.switch(memo, contents)
-    own.undo(memo, contents)
+            own.swap(memo, contents)
+    own.revert(memo, contents)
     assert state(server, app) == before
     assert server.databases() == [app]
 
@@ -138,12 +138,12 @@ def lab(tmp_path: Path) -> Lab:
 
 def test_a_table_that_appears_during_the_swap_is_found(server: MariaDBServer, app: str, dump: bytes, monkeypatch):
     own, contents = engine(server, app), Contents(lambda: [dump], lambda: [dump])
-    memo = own.begin()
+    memo = own.prepare()
     own.stage(memo, contents)
-    memo[SWITCHING] = "yes"
+    memo[SWAPPING] = "yes"
     with monkeypatch.context() as patch:
         patch.setattr(Swap, "grant", lambda _self: server.sql("CREATE TABLE sudden (x INT)", app))
         with pytest.raises(CastoreError, match="sudden"):
-            own.switch(memo, contents)
-    own.undo(memo, contents)
-    assert MariaDB(database=app, socket=server.socket, user="root").there()
+            own.swap(memo, contents)
+    own.revert(memo, contents)
+    assert MariaDB(database=app, socket=server.socket, user="root").exists()

@@ -85,7 +85,7 @@ def test_the_usual_rights_of_a_dump_report_what_they_do_not_show(lab: Lab, serve
     server.sql("GRANT ALL ON *.* TO limited@localhost WITH GRANT OPTION")
     server.sql("DELETE FROM t", app)
     with pytest.raises(CastoreError, match="could not see triggers.*would drop trigger tr"):
-        lab.roll_back(taken.number)
+        lab.rollback(taken.number)
     assert server.sql("SHOW TRIGGERS", app).startswith("tr")
     assert left(server) == []
 
@@ -112,13 +112,13 @@ def test_an_account_without_rights_to_stage_is_refused_before_anything_stops(lab
     stopped = tmp_path / "stopped"
     service = Service(stop=("touch", str(stopped)))
     with pytest.raises(CastoreError, match="lacks rights") as caught:
-        lab.roll_back(1, settings=service)
+        lab.rollback(1, settings=service)
     assert not stopped.exists()
     with lab.open() as store:
         assert store.begun_rollback("s") is None
     take(lab, own)  # is not refused
     granted(server, str(caught.value))
-    lab.roll_back(1, settings=service)
+    lab.rollback(1, settings=service)
     assert server.sql("SELECT x FROM t", app).split() == ["1", "2"]
     assert server.sql("SELECT DEFINER FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = database()", app) == "root@localhost"
     assert left(server) == []
@@ -138,12 +138,12 @@ def test_a_failure_to_stage_leaves_no_journal_even_if_the_server_ends(lab: Lab, 
     with monkeypatch.context():
         monkeypatch.setattr(MariaDB, "_refuse_differences", staticmethod(gone))
         with pytest.raises(CastoreError, match="the server is gone"):
-            lab.roll_back(1)
+            lab.rollback(1)
         monkeypatch.undo()
     with lab.open() as store:
         assert store.begun_rollback("s") is None
     assert left(server) != []
-    lab.roll_back(1)
+    lab.rollback(1)
     assert server.sql("SELECT x FROM t", app).split() == ["1", "2"]
     assert left(server) == []  # what the first one could not remove, too
 
@@ -183,7 +183,7 @@ def test_option_files_and_the_environment_change_nothing(
         own.check()
         assert warnings(lab, take(lab, own)) == {}
         server.sql("DROP TABLE t; DELETE FROM `ü`", app)
-        lab.roll_back(1)
+        lab.rollback(1)
     assert server.fingerprint(app) == first
 
 
@@ -198,7 +198,7 @@ def test_all_of_many_tables_go_back_though_an_option_file_limits_what_is_selecte
     with home(tmp_path, monkeypatch, "[client]\nsafe-updates\n" + limit):
         take(lab, own)
         server.sql("".join(f"UPDATE t{n} SET x = -1;" for n in range(tables)), app)
-        lab.roll_back(1, take_pre_rollback=False)
+        lab.rollback(1, take_pre_rollback=False)
     rows = server.sql(" UNION ALL ".join(f"SELECT x FROM t{n}" for n in range(tables)), app).split()
     assert rows == [str(n) for n in range(tables)]
     assert left(server) == []
@@ -214,12 +214,12 @@ def test_a_defaults_file_is_the_only_one_that_is_read(lab: Lab, server: MariaDBS
         own.check()
         take(lab, own)
         server.sql("DELETE FROM t", app)
-        lab.roll_back(1)
+        lab.rollback(1)
     assert server.sql("SELECT x FROM t", app).split() == ["1", "2"]
     file.write_text(file.read_text() + f"[mysqldump]\nignore-table={app}.t\n")
     assert set(warnings(lab, take(lab, own))) == {"t"}
     with pytest.raises(CastoreError, match="leaves something out"):
-        lab.roll_back(1)
+        lab.rollback(1)
     with pytest.raises(CastoreError, match="cannot read the defaults-file"):
         msgspec.structs.replace(own, defaults_file=str(tmp_path / "missing")).check()
 
@@ -239,7 +239,7 @@ def test_helper_tables_have_primary_keys(lab: Lab, server: MariaDBServer, app: s
     with setting(server, "innodb_force_primary_key", "1"):
         assert take(lab, engine(server, app)).skipped_files == 0
         server.sql("DELETE FROM t", app)
-        lab.roll_back(1)
+        lab.rollback(1)
         assert server.sql("SELECT x FROM t", app) == "1"
         server.sql("SET GLOBAL innodb_force_primary_key = 0; CREATE TABLE bare (x INT); SET GLOBAL innodb_force_primary_key = 1", app)
         assert set(warnings(lab, take(lab, engine(server, app)))) == {"bare"}
@@ -274,7 +274,7 @@ def test_tables_without_transactions_are_of_one_moment(lab: Lab, server: MariaDB
         over.set()
         writer.join()
     for number in (1, 2):
-        lab.roll_back(number, take_pre_rollback=False)
+        lab.rollback(number, take_pre_rollback=False)
         assert len(set(server.sql("SELECT n FROM a; SELECT n FROM b", app).split())) == 1
 
 
@@ -350,18 +350,18 @@ def logging() -> Iterator[MariaDBServer]:
 
 def test_a_database_that_the_binary_log_leaves_out_is_refused(logging: MariaDBServer):
     logging.sql("CREATE DATABASE ignored; CREATE DATABASE logged")
-    engine(logging, "logged").ready()
+    engine(logging, "logged").preflight()
     with pytest.raises(CastoreError, match=r"filtered \(binlog-ignore-db=ignored\).*replicate-wild-do-table"):
-        engine(logging, "ignored").ready()
+        engine(logging, "ignored").preflight()
 
 
 def test_an_account_that_may_not_create_triggers_under_a_binary_log_is_refused(logging: MariaDBServer, tmp_path: Path):
     logging.sql("CREATE DATABASE app_log; CREATE TABLE app_log.t (x INT); CREATE TRIGGER app_log.tr BEFORE INSERT ON app_log.t FOR EACH ROW SET NEW.x = 1")
     own = account(logging, "app_log", FULL, tmp_path, "GRANT SELECT ON mysql.* TO limited@localhost; GRANT ALL ON `castore\\_%`.* TO limited@localhost; GRANT SET USER ON *.* TO limited@localhost")
     with pytest.raises(CastoreError, match="trigger tr while the server writes a binary log") as caught:
-        own.ready()
+        own.preflight()
     granted(logging, str(caught.value).replace("or GRANT", "; GRANT"))
-    own.ready()
+    own.preflight()
 
 
 @pytest.mark.parametrize("definition", [
@@ -373,13 +373,13 @@ def test_a_table_with_a_directory_of_its_own_is_refused(server: MariaDBServer, a
     with tempfile.TemporaryDirectory(prefix="castore-data-", dir="/tmp") as folder:
         Path(folder).chmod(0o777)
         server.sql("CREATE TABLE other (x INT COMMENT \"DATA DIRECTORY='x'\") COMMENT 'PARTITION'", app)
-        engine(server, app).ready()
+        engine(server, app).preflight()
         server.sql(f"CREATE TABLE t {definition.format(folder)}", app)
         with pytest.raises(CastoreError, match="the table t has a DATA DIRECTORY"):
-            engine(server, app).ready()
+            engine(server, app).preflight()
         if "PARTITION" not in definition:
             server.sql("CREATE TABLE copy LIKE t; DROP TABLE t; RENAME TABLE copy TO t", app)
-            engine(server, app).ready()
+            engine(server, app).preflight()
         server.sql("DROP TABLE t", app)
 
 
@@ -388,7 +388,7 @@ def test_a_node_of_a_cluster_is_refused(server: MariaDBServer, app: str, monkeyp
     answers = lambda self, sql, **more: [["wsrep_cluster_size", "3"]] if "wsrep" in sql else real(self, sql, **more)
     monkeypatch.setattr(Client, "ask", answers)
     with pytest.raises(CastoreError, match="Galera cluster of 3.*stop the other nodes"):
-        engine(server, app).ready()
+        engine(server, app).preflight()
 
 
 def test_values_of_an_enum_that_would_become_its_empty_member_are_reported(lab: Lab, server: MariaDBServer, app: str):
@@ -405,7 +405,7 @@ def test_a_database_on_a_server_that_keeps_names_in_lower_case_goes_back(lab: La
         before = lower.fingerprint("shop")
         take(lab, engine(lower, "Shop"))
         lower.sql("DROP VIEW V; ALTER TABLE Things ADD Y INT; DROP PROCEDURE P", "Shop")
-        lab.roll_back(1)
+        lab.rollback(1)
         assert lower.fingerprint("shop") == before
         assert left(lower) == []
 
@@ -417,7 +417,7 @@ def test_a_view_over_a_view_whose_definer_was_dropped_is_restored(lab: Lab, serv
     views = server.sql("SELECT TABLE_NAME, VIEW_DEFINITION, DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = database() ORDER BY 1", app)
     take(lab, engine(server, app))
     server.sql("DROP VIEW a, b; DELETE FROM t", app)
-    lab.roll_back(1)
+    lab.rollback(1)
     assert server.sql("SELECT TABLE_NAME, VIEW_DEFINITION, DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = database() ORDER BY 1", app) == views
     assert server.sql("SELECT x FROM t", app) == "1"
 
@@ -430,7 +430,7 @@ def test_an_account_that_may_have_few_connections_is_enough(lab: Lab, server: Ma
         own = msgspec.structs.replace(engine(server, app), user="few")
         assert warnings(lab, take(lab, own)) == {}
         server.sql("DELETE FROM t", app)
-        lab.roll_back(1)
+        lab.rollback(1)
         assert server.sql("SELECT x FROM t", app) == "1"
     finally:
         server.sql("DROP USER few@localhost")

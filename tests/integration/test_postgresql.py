@@ -101,7 +101,7 @@ def test_a_database_may_have_any_name(server: Postgres, lab: Lab, name: str):
         engine.check()
         lab.snapshot("s", source(server, name))
         sql("INSERT INTO public.t VALUES (2);")
-        lab.roll_back(1)
+        lab.rollback(1)
         assert sql("SELECT * FROM public.t;") == ["1"]
         assert server.psql(f"SELECT count(*) FROM pg_database WHERE {quoted!r} <> '' AND datname LIKE 'castore%'".replace(repr(quoted), "'x'")) == "0"
 
@@ -128,16 +128,16 @@ def test_what_a_database_is_comes_back_with_it(server: Postgres, lab: Lab):
         assert lab.snapshot("s", source(server, "own")).parts[0].skipped_files == 0
         server.psql("ALTER DATABASE own SET work_mem = '1MB'; ALTER DATABASE own OWNER TO postgres; REVOKE CONNECT ON DATABASE own FROM PUBLIC")
         second = server.psql(SHOWN)
-        done = lab.roll_back(1)
+        done = lab.rollback(1)
         assert server.psql(SHOWN) == first
         assert done.pre_rollback is not None
-        lab.roll_back(done.pre_rollback.number)
+        lab.rollback(done.pre_rollback.number)
         assert server.psql(SHOWN) == second
         server.psql("DROP DATABASE own")
-        lab.roll_back(1, take_pre_rollback=False)
+        lab.rollback(1, take_pre_rollback=False)
         assert server.psql(SHOWN) == first
         server.psql("DROP DATABASE own; DROP ROLE guest")
-        lab.roll_back(1, take_pre_rollback=False)  # who is gone has no settings
+        lab.rollback(1, take_pre_rollback=False)  # who is gone has no settings
         assert "guest" not in server.psql(SHOWN)
     server.psql("DROP ROLE boss")
 
@@ -153,7 +153,7 @@ def test_a_dump_of_an_older_castore_comes_back_as_the_live_database_is(server: P
             lab.snapshot("s", source(server, "plain"))
         server.psql("ALTER DATABASE plain CONNECTION LIMIT 5; ALTER DATABASE plain SET work_mem = '3MB'")
         server.psql("CREATE TABLE t (x int)", "plain")
-        lab.roll_back(1)
+        lab.rollback(1)
         limit = "SELECT datconnlimit, setconfig FROM pg_database d JOIN pg_db_role_setting ON setdatabase = d.oid WHERE datname = 'plain'"
         assert server.psql(limit) == "5|{work_mem=3MB}"
         assert server.psql("SELECT count(*) FROM pg_tables WHERE tablename = 't'", "plain") == "0"
@@ -173,10 +173,10 @@ def test_a_database_keeps_the_provider_of_its_locale(lab: Lab):
                 first = state()
                 lab.snapshot("s", source(server, "app"))
                 server.psql("DELETE FROM t WHERE x = 'a'", "app")
-                lab.roll_back(2 * number - 1)
+                lab.rollback(2 * number - 1)
                 assert state() == first
                 server.psql("DROP DATABASE app")
-                lab.roll_back(2 * number - 1, take_pre_rollback=False)
+                lab.rollback(2 * number - 1, take_pre_rollback=False)
                 assert state() == first
 
 
@@ -206,7 +206,7 @@ def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(server: Postgres, l
         lab.snapshot("s", source(server, "leak"))
         server.psql("DELETE FROM t", "leak")
         with pytest.raises(ProgramError, match="ERROR:  ") as caught:
-            lab.roll_back(1)
+            lab.rollback(1)
         with lab.open() as store:
             told = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.event_log.read())]
     assert not [one for one in told if "777666" in one or "row-secret" in one]
@@ -235,7 +235,7 @@ def test_of_what_psql_says_the_reason_is_told_and_no_value(line: str, told: str 
 def test_a_dump_that_says_itself_where_it_goes_is_refused(server: Postgres, option: str):
     engine = source(server, "postgres")["db"].engine
     with pytest.raises(CastoreError, match="into the live database"):
-        msgspec.structs.replace(engine, options=(option,)).ready()
+        msgspec.structs.replace(engine, options=(option,)).preflight()
 
 
 def test_a_drill_makes_the_roles_that_its_server_lacks_and_prints_no_error(server: Postgres, lab: Lab, capfd):
@@ -264,13 +264,13 @@ def test_extensions_and_tablespaces_come_back_and_are_drilled(server: Postgres, 
             lab.snapshot("s", source(server, "ext"))
             assert drilled(lab, 1).startswith("1 row in 1 table")
             server.psql("DROP TABLE t; DROP EXTENSION pg_trgm", "ext")
-            lab.roll_back(1)
+            lab.rollback(1)
             assert server.psql("SELECT tablespace FROM pg_tables WHERE tablename = 't'", "ext") == "fast"
             assert server.psql("SELECT similarity(x, 'hello') FROM t", "ext") == "1"
         with database(server, "space", "TABLESPACE fast"):
             lab.snapshot("s", source(server, "space"))
             server.psql("CREATE TABLE t (x int)", "space")
-            lab.roll_back(3)
+            lab.rollback(3)
             asked = "SELECT spcname FROM pg_database d JOIN pg_tablespace t ON t.oid = dattablespace WHERE datname = 'space'"
             assert server.psql(asked) == "fast"
         server.psql("DROP TABLESPACE fast")
@@ -293,10 +293,10 @@ def test_what_keeps_a_database_from_being_renamed_is_told(lab: Lab):
             lab.snapshot("s", source(server, "busy"))
             server.psql("INSERT INTO t VALUES (1); BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'left'", "busy")
             with pytest.raises(CastoreError, match="COMMIT PREPARED .left.;"):
-                lab.roll_back(1)
+                lab.rollback(1)
             server.psql("COMMIT PREPARED 'left'", "busy")
             assert server.psql("SELECT count(*) FROM t", "busy") == "2"
-            lab.roll_back(1)
+            lab.rollback(1)
             assert server.psql("SELECT count(*) FROM t", "busy") == "0"
 
 

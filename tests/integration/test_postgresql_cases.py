@@ -71,7 +71,7 @@ def test_a_database_of_any_encoding_comes_back_and_is_drilled(server: Postgres, 
         source["db"].engine.check()
         lab.snapshot("s", source)
         server.psql("DELETE FROM t", "app")
-        lab.roll_back(1)
+        lab.rollback(1)
         assert server.psql(asked, "app") == first
         assert server.psql("SHOW server_encoding", "app") == encoding
         from castore.services.config import Service
@@ -90,7 +90,7 @@ def test_a_database_with_a_subscription_is_not_rolled_back_until_it_is_dropped(s
         lab.snapshot("s", source)
         for number in (1, 2):
             with pytest.raises(CastoreError, match="ALTER SUBSCRIPTION sub SET .slot_name = NONE.; DROP SUBSCRIPTION sub;"):
-                lab.roll_back(number)
+                lab.rollback(number)
         with pytest.raises(CastoreError, match="DROP SUBSCRIPTION"):
             source["db"].engine.check()
         assert left(server) == ""
@@ -100,11 +100,11 @@ def test_a_database_with_a_subscription_is_not_rolled_back_until_it_is_dropped(s
 
         # A failure after the swap, when the database that is dropped has the subscription of the dump.
         with pytest.raises(ProgramError, match="health"):
-            lab.roll_back(2, Service(health=("false",), health_timeout=0.1))
+            lab.rollback(2, Service(health=("false",), health_timeout=0.1))
         assert left(server) == ""
         assert server.psql("SELECT count(*) FROM t", "app") == "1"
         said: list[str] = []
-        assert lab.roll_back(2, say=said.append).problems == []
+        assert lab.rollback(2, say=said.append).problems == []
         assert any('ALTER SUBSCRIPTION "sub" ENABLE' in line for line in said)
         assert server.psql("SELECT subname, subenabled FROM pg_subscription") == "sub|f"
         server.psql("ALTER SUBSCRIPTION sub SET (slot_name = NONE)", "app")
@@ -118,7 +118,7 @@ def test_a_logical_replication_slot_is_reported_and_never_dropped(server: Postgr
         assert taken.parts[0].skipped_files == 1
         assert "the logical replication slot debezium is not in the dump" in warnings(lab, 1)[0]
         with pytest.raises(CastoreError, match=r"pg_drop_replication_slot\('debezium'\)"):
-            lab.roll_back(1)
+            lab.rollback(1)
         assert server.psql("SELECT slot_name FROM pg_replication_slots") == "debezium"
         server.psql("SELECT pg_drop_replication_slot('debezium')")
 
@@ -148,7 +148,7 @@ def test_settings_of_roles_and_databases_change_nothing(server: Postgres, lab: L
         server.psql("DROP VIEW v; DROP TABLE k", "app")
         try:
             server.psql("".join(f"ALTER ROLE postgres SET {name} = {HOSTILE[name]};" for name in usable))
-            lab.roll_back(1)
+            lab.rollback(1)
             again = lab.snapshot("s", source)
         finally:
             with monkeypatch.context() as calm:
@@ -163,9 +163,9 @@ def test_a_role_that_may_not_undo_how_its_sessions_replicate_is_refused(server: 
     try:
         own = PostgreSQL(database="copied", host=server.socket_folder, user="copier", program_path=server.programs)
         with pytest.raises(CastoreError, match="ALTER ROLE copier RESET session_replication_role"):
-            own.ready()
+            own.preflight()
         server.psql("ALTER ROLE copier RESET session_replication_role")
-        own.ready()
+        own.preflight()
     finally:
         server.psql("DROP DATABASE copied; DROP ROLE copier")
 
@@ -241,7 +241,7 @@ def test_missing_rights_are_named_with_statements(server: Postgres, lab: Lab):
         assert "ALTER ROLE backup BYPASSRLS;" in str(caught.value)
         assert "GRANT SELECT ON LARGE OBJECT 77 TO backup;" in str(caught.value)
         with pytest.raises(CastoreError) as caught:
-            engine.ready()
+            engine.preflight()
         for statement in ("ALTER ROLE backup CREATEDB;", "GRANT app_owner TO backup;", "GRANT other_owner TO backup;", "objects of the schema public belong to other_owner", "the extension file_fdw", "the event trigger e"):
             assert statement in str(caught.value)
         # What is named is enough for a database without what only superusers make.
@@ -250,7 +250,7 @@ def test_missing_rights_are_named_with_statements(server: Postgres, lab: Lab):
         engine.check()
         lab.snapshot("s", {"db": EngineSource("postgresql", engine)})
         server.psql("DROP TABLE o.t", "app")
-        lab.roll_back(1)
+        lab.rollback(1)
         assert server.psql("SELECT tableowner FROM pg_tables WHERE tablename IN ('t', 's') ORDER BY 1", "app") == "app_owner\nother_owner"
     server.psql("DROP ROLE backup; DROP ROLE app_owner; DROP ROLE other_owner")
 
@@ -265,7 +265,7 @@ def test_what_pg_dump_leaves_out_is_reported_by_name(server: Postgres, lab: Lab)
         assert taken.parts[0].skipped_files == 2
         assert sorted(line.split(" is not in the dump")[0] for line in warnings(lab, 1)) == ["the index public.broken", "the rows of public.member"]
         server.psql("DELETE FROM t", "app")
-        lab.roll_back(1)
+        lab.rollback(1)
         assert server.psql("SELECT count(*) FROM t", "app") == "2"
 
 
@@ -288,7 +288,7 @@ def test_a_dump_without_an_inventory_is_kept_and_reported(server: Postgres, lab:
             assert lab.snapshot("s", source).parts[0].skipped_files == 1
         assert "no inventory was taken" in warnings(lab, 2)[0]
         server.psql("TRUNCATE t", "app")
-        lab.roll_back(2)
+        lab.rollback(2)
         assert server.psql("SELECT count(*) FROM t", "app") == "1"
 
 
@@ -311,7 +311,7 @@ def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(ser
         server.psql(UNACCENT, "app")
         assert lab.snapshot("s", source).parts[0].skipped_files == 0
         server.psql("DROP TABLE t; DROP MATERIALIZED VIEW m", "app")
-        lab.roll_back(1)
+        lab.rollback(1)
         assert server.psql("SELECT x FROM t WHERE x = 'Ä'", "app") == "Ä"
         assert server.psql("SELECT x FROM m", "app") == "1"
         with lab.open() as store:
@@ -325,7 +325,7 @@ def test_a_database_without_what_the_template_has_comes_back_so(server: Postgres
         server.psql("DROP SCHEMA public; DROP EXTENSION plpgsql", "app")
         lab.snapshot("s", source)
         server.psql("CREATE SCHEMA public; CREATE EXTENSION plpgsql; CREATE TABLE public.t (x int)", "app")
-        lab.roll_back(1)
+        lab.rollback(1)
         asked = "SELECT (SELECT count(*) FROM pg_extension), (SELECT count(*) FROM pg_namespace WHERE nspname = 'public')"
         assert server.psql(asked, "app") == "0|0"
 
@@ -343,6 +343,6 @@ def test_an_inventory_of_objects_only_is_compared_as_such(server: Postgres, lab:
             with lab.open() as store:
                 origins = dict(read_details(store, store.generation("s", number)).origins)
             origins["db"].settings["inventory"] = "full"
-            lab.roll_back(number)
+            lab.rollback(number)
             assert server.psql("SELECT x FROM t", "app") == "1"
             server.psql("DELETE FROM t", "app")

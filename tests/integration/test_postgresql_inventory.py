@@ -88,12 +88,12 @@ def test_every_kind_goes_back_and_is_compared(server: Postgres, tmp_path: Path, 
             found = real(*arguments)
 
             def target():
-                data = b"".join(map(bytes, found.target()))
+                data = b"".join(map(bytes, found.restore_dump()))
                 assert INVENTORY in read_preamble([data])
                 assert line in data
                 yield data.replace(line, rest, 1)
 
-            return found._replace(target=target)
+            return found._replace(restore_dump=target)
 
         return contents
 
@@ -103,8 +103,8 @@ def test_every_kind_goes_back_and_is_compared(server: Postgres, tmp_path: Path, 
         with monkeypatch.context() as patched:
             patched.setattr(execute, "contents_of", lossy(line, rest))
             with pytest.raises(CastoreError, match=named):
-                lab.roll_back(1)
-    lab.roll_back(1)
+                lab.rollback(1)
+    lab.rollback(1)
     with engine(server)._live.snapshot({}) as (found, _):
         assert differences(recorded, found) == []
     assert server.psql("SELECT datname FROM pg_database WHERE datname LIKE 'castore%'") == ""

@@ -55,7 +55,7 @@ def test_a_random_database_goes_back_and_forth(server: MariaDBServer, tmp_path: 
         if first == second:
             return
         with pytest.raises(CastoreError) as stopped:
-            lab.roll_back(taken.number, settings=Service(health=("false",), health_timeout=0))
+            lab.rollback(taken.number, settings=Service(health=("false",), health_timeout=0))
         # A trigger of a table that was renamed may be one that no client can create again.
         is_refused = MIXED in str(stopped.value)
         assert is_refused or "health" in str(stopped.value)
@@ -63,12 +63,12 @@ def test_a_random_database_goes_back_and_forth(server: MariaDBServer, tmp_path: 
         assert not found, "\n".join(found)
         if is_refused:
             return
-        done = lab.roll_back(taken.number)
+        done = lab.rollback(taken.number)
         assert done.problems == []
         found = differing(first, contents(server, "generated"))
         assert not unexplained(found, broken), "\n".join(found)
         assert done.pre_rollback is not None
-        lab.roll_back(done.pre_rollback.number)
+        lab.rollback(done.pre_rollback.number)
         found = differing(second, contents(server, "generated"))
         assert not unexplained(found, warnings(lab, done.pre_rollback)), "\n".join(found)
         assert [one for one in server.databases() if one.startswith("castore")] == []

@@ -42,12 +42,12 @@ def test_a_random_database_goes_back_and_forth(server: Postgres, tmp_path: Path,
         lab.snapshot("s", {"db": EngineSource("postgresql", engine)})
         run(server, "generated", made.change())
         second = contents(server, "generated")
-        done = lab.roll_back(1)
+        done = lab.rollback(1)
         assert done.problems == []
         found = differing(first, contents(server, "generated"))
         assert not found, "\n".join(found)
         assert done.pre_rollback is not None
-        lab.roll_back(done.pre_rollback.number)
+        lab.rollback(done.pre_rollback.number)
         found = differing(second, contents(server, "generated"))
         assert not found, "\n".join(found)
         assert server.psql("SELECT datname FROM pg_database WHERE datname LIKE 'castore%'") == ""

@@ -32,10 +32,10 @@ def test_a_random_database_goes_back_and_forth(tmp_path: Path, seed: int):
     lab.snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(path)))})
     run(path, made.change())
     second = contents(path)
-    done = lab.roll_back(1)
+    done = lab.rollback(1)
     assert contents(path) == first
     assert done.pre_rollback is not None
-    lab.roll_back(done.pre_rollback.number)
+    lab.rollback(done.pre_rollback.number)
     assert contents(path) == second
     run(path, ["PRAGMA journal_mode = DELETE"])
     look(str(path), "it", thorough=True)

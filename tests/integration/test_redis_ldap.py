@@ -209,8 +209,8 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path / "lab")
 
 
-def roll_back(lab: Lab, number: int, settings: Service, **options) -> execute.RolledBack:
-    return lab.roll_back(number, settings, **options)
+def rollback(lab: Lab, number: int, settings: Service, **options) -> execute.RolledBack:
+    return lab.rollback(number, settings, **options)
 
 
 def test_a_server_goes_back_and_forth(lab: Lab, server: Server):
@@ -220,10 +220,10 @@ def test_a_server_goes_back_and_forth(lab: Lab, server: Server):
     server.change()
     second = server.state()
     assert second != first
-    done = roll_back(lab, 1, server.hooks)
+    done = rollback(lab, 1, server.hooks)
     assert server.state() == first
     assert done.pre_rollback is not None
-    roll_back(lab, done.pre_rollback.number, server.hooks)
+    rollback(lab, done.pre_rollback.number, server.hooks)
     assert server.state() == second
     assert server.leftovers() == []
 
@@ -239,7 +239,7 @@ def test_the_programs_of_a_server_are_run_as_another_user(lab: Lab, server: Serv
     first = server.state()
     lab.snapshot("s", {"db": EngineSource(server.name, engine)})
     server.change()
-    roll_back(lab, 1, server.hooks)
+    rollback(lab, 1, server.hooks)
     assert server.state() == first
     with lab.open() as store:
         drill.drill(store, store.generation("s", 1), {}, Service(), Ownership(change=True))
@@ -252,7 +252,7 @@ def test_a_server_that_is_not_healthy_is_put_back(lab: Lab, server: Server):
     hooks = server.hooks
     broken = Service(stop=hooks.stop, start=hooks.start, health=("false",), health_timeout=0.1)
     with pytest.raises(ProgramError, match="health"):
-        roll_back(lab, 1, broken)
+        rollback(lab, 1, broken)
     assert server.state() == second
     assert server.leftovers() == []
 
@@ -271,7 +271,7 @@ def test_redis_has_to_be_stopped(lab: Lab, redis: Server):
     redis.change()
     second = redis.state()
     with pytest.raises(CastoreError, match="still runs"):
-        roll_back(lab, 1, Service())
+        rollback(lab, 1, Service())
     assert redis.state() == second
     assert redis.leftovers() == []
 
@@ -318,14 +318,14 @@ def test_a_server_that_does_not_save_when_it_is_stopped_loses_nothing(lab: Lab, 
     hooks = redis.hooks
     broken = Service(stop=hooks.stop, start=hooks.start, health=("false",), health_timeout=0.1)
     with pytest.raises(ProgramError, match="health"):
-        roll_back(lab, 1, broken)
+        rollback(lab, 1, broken)
     assert redis.state() == second
     late = ["redis-cli", "-s", redis.engine.socket, "-a", "pass word", "--no-auth-warning", "SET", "counter", "late"]
     write_late = Service(stop=("sh", "-c", f"{shlex.join(late)}; {hooks.stop[2]}"), start=hooks.start)
-    done = roll_back(lab, 1, write_late)
+    done = rollback(lab, 1, write_late)
     assert redis.state() == first
     assert done.pre_rollback is not None
-    roll_back(lab, done.pre_rollback.number, hooks)
+    rollback(lab, done.pre_rollback.number, hooks)
     assert ask(redis, "GET", "counter") == "late"
     assert redis.leftovers() == []
 
@@ -335,7 +335,7 @@ def test_a_roll_back_that_does_not_come_to_the_stop_leaves_the_settings_alone(la
     unsaving.change()
     second = unsaving.state()
     with pytest.raises(ProgramError, match="false"):
-        roll_back(lab, 1, Service(stop=("false",), start=("true",)))
+        rollback(lab, 1, Service(stop=("false",), start=("true",)))
     assert unsaving.state() == second
     assert ask(unsaving, "CONFIG", "GET", "save") == "save"
     assert unsaving.leftovers() == []
@@ -349,7 +349,7 @@ def test_a_server_that_was_stopped_without_saving_is_put_back(lab: Lab, redis: S
     hooks = redis.hooks
     killing = Service(stop=("sh", "-c", hooks.stop[2].replace("kill $", "kill -9 $", 1)), start=hooks.start)
     with pytest.raises(CastoreError, match="stopped without writing"):
-        roll_back(lab, 1, killing, take_pre_rollback=take_pre_rollback)
+        rollback(lab, 1, killing, take_pre_rollback=take_pre_rollback)
     for _ in range(100):
         if subprocess.run(["redis-cli", "-s", redis.engine.socket, "-a", "pass word", "PING"], capture_output=True, check=False).stdout == b"PONG\n":
             break
@@ -364,7 +364,7 @@ def test_a_server_that_keeps_an_append_only_file_is_refused_and_drilled(lab: Lab
     redis.change()
     second = redis.state()
     with pytest.raises(CastoreError, match="append-only file.*nothing was touched"):
-        roll_back(lab, 1, redis.hooks)
+        rollback(lab, 1, redis.hooks)
     assert redis.state() == second
     with lab.open() as store:
         done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0, numeric=True))
@@ -376,7 +376,7 @@ def test_a_file_that_the_server_does_not_write_is_told(lab: Lab, redis: Server, 
     engine = Redis(socket=redis.engine.socket, password=redis.engine.password, path=str(tmp_path / "other.rdb"))
     lab.snapshot("s", {"db": EngineSource("redis", engine)})
     with pytest.raises(CastoreError, match=r"does not write .*other.rdb"):
-        roll_back(lab, 1, redis.hooks)
+        rollback(lab, 1, redis.hooks)
     assert sorted(os.listdir(tmp_path)) == ["lab", "other.rdb"]
 
 
@@ -388,7 +388,7 @@ def test_slapd_has_to_be_stopped(lab: Lab, ldap: Server, monkeypatch: pytest.Mon
     for watch in ("_is_locked", "_is_open"):
         with monkeypatch.context() as only, pytest.raises(CastoreError, match="slapd still has .*/data open"):
             only.setattr(ldap_engine, watch, lambda _data: 0)
-            roll_back(lab, 1, Service())
+            rollback(lab, 1, Service())
     assert ldap.state() == second
     assert ldap.leftovers() == []
 
@@ -400,9 +400,9 @@ def test_no_entry_is_told_when_a_dump_does_not_load(lab: Lab, ldap: Server, capf
 
     def broken(*given):
         found = real(*given)
-        return found._replace(target=lambda: [b"".join(found.target()).replace(b"cn: p7\n", b"cn: p7\nsecretAttribute: x\n")])
+        return found._replace(restore_dump=lambda: [b"".join(found.restore_dump()).replace(b"cn: p7\n", b"cn: p7\nsecretAttribute: x\n")])
 
     monkeypatch.setattr(execute, "contents_of", broken)
     with pytest.raises(ProgramError, match=r"slapadd failed.*line=\d+") as caught:
-        roll_back(lab, 1, ldap.hooks)
+        rollback(lab, 1, ldap.hooks)
     assert "cn=p7" not in str(caught.value) + capfd.readouterr().err

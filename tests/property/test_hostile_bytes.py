@@ -269,9 +269,9 @@ def test_packs(tmp_path_factory, table, entries, rest, length, count, records):
         index.clear()
         index.put_packs([(packs.PackId(bytes(32)), size, entries_)])
         ids = [entry.id for entry in entries_]
-        tame(lambda: index.known(ids))
+        tame(lambda: index.contains(ids))
         tame(lambda: index.locate_chunks(ids))
-        tame(lambda: [index.lacking(one) for one in ids])
+        tame(lambda: [index.missing_base(one) for one in ids])
         tame(lambda: index.remove_packs([packs.PackId(bytes(32))]))
 
 
@@ -347,7 +347,7 @@ class Hostile:
         codec, data = session._codecs.compress(plain)
         counter = session._node_counter.take()
         record = session._node_sealer.seal(counter, own, packs.NO_BASE, len(plain), NODE, codec, data)
-        session._append([PackEntry(own, NODE, codec, len(plain), len(record), counter, session.id)], record)
+        session._append_record([PackEntry(own, NODE, codec, len(plain), len(record), counter, session.id)], record)
         return own
 
     def chunk(self, session: Session, record_id: bytes, codec: int, data: bytes, length: int, bases: tuple[bytes, ...]) -> None:
@@ -356,7 +356,7 @@ class Hostile:
         names = packs.record_names(RecordId(record_id), bases, length, CHUNK, codec)
         record = session._chunk_sealer.seal(counter, *names, data)
         entry = PackEntry(RecordId(record_id), CHUNK, codec, length, len(record), counter, session.id, 0, bases)
-        session._append([entry], record)
+        session._append_record([entry], record)
 
 
 @pytest.fixture
@@ -452,9 +452,9 @@ def test_deltas_that_rest_on_themselves_end(hostile):
         for record_id, base in ((one, two), (two, one), (three, three)):
             hostile.chunk(session, record_id, packs.DELTA, zstandard.compress(b"\0"), 0, (base,))
     index = hostile.store.index
-    assert index.known([one, two, three]) == [False] * 3
+    assert index.contains([one, two, three]) == [False] * 3
     for record_id in (one, two, three):
-        assert index.lacking(RecordId(record_id)) is not None
+        assert index.missing_base(RecordId(record_id)) is not None
         bounded(lambda record_id=record_id: hostile.store.read_chunk(RecordId(record_id)))
         bounded(lambda record_id=record_id: hostile.store.read_chunks([RecordId(record_id)]))
     commit(hostile, Ref(RefKind.CHUNK, RecordId(one), 0))
@@ -480,8 +480,8 @@ def test_long_chains_of_deltas_end(hostile, width):
                 hostile.chunk(session, record_id, packs.RAW, b"", 0, ())
     index = hostile.store.index
     first = RecordId(ids[0])
-    tame(lambda: index.known([first]))
-    tame(lambda: index.lacking(first))
+    tame(lambda: index.contains([first]))
+    tame(lambda: index.missing_base(first))
     tame(lambda: index.locate_chunks([first]))
     bounded(lambda: hostile.store.read_chunk(first))
     bounded(lambda: hostile.store.read_chunks([first]))

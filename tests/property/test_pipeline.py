@@ -156,7 +156,7 @@ def test_lists_and_actions_run_in_the_order_in_which_they_are_fed(store):
         for number in range(300):
             ingest.write(random.Random(number).randbytes(1000))
             ingest.end_stream(lambda ref, number=number: order.append((number, ref.size)))
-            ingest.after(lambda number=number: order.append((number, None)))
+            ingest.call_when_stored(lambda number=number: order.append((number, None)))
     assert order == [item for number in range(300) for item in [(number, 1000), (number, None)]]
 
 

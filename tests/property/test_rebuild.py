@@ -77,7 +77,7 @@ def dump(index: Index) -> dict[str, object]:
 def answers(index: Index) -> list[object]:
     ids = [RecordId(one) for one in IDS]
     places = [(index.locate(kind, one), index.copies(one)) for kind in (0, 1) for one in ids]
-    return [places, index.known(ids), [index.has_node(one) for one in ids], list(index.records()), index.locate_chunks(ids)]
+    return [places, index.contains(ids), [index.has_node(one) for one in ids], list(index.records()), index.locate_chunks(ids)]
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])

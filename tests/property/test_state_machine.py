@@ -353,7 +353,7 @@ class Machine(RuleBasedStateMachine):
     def compact(self, share, unfinished, lockless):
         with self.writing() as store:
             if lockless:
-                store.storage.hold = lambda *, alone=False: contextlib.nullcontext(False)
+                store.storage.lock = lambda *, exclusive=False: contextlib.nullcontext(False)
             done = compact(store, Progress(), max_unused=share, grace=0, unfinished=unfinished)
             assert done.damaged == []
             assert done.plan.lost == 0

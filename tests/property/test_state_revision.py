@@ -66,7 +66,7 @@ class Machine:
         self.undo = len(self.generations) - 1
         self.truth, self.noted = truth, filed
 
-    def roll_back(self) -> None:
+    def rollback(self) -> None:
         if self.generations:
             self.restore(self.random.randrange(len(self.generations)))
 
@@ -85,7 +85,7 @@ class Machine:
 
     def step(self) -> None:
         steps = (
-            self.deploy, self.guard, self.go_back, self.take, self.roll_back, self.take_back, self.follow, self.settle
+            self.deploy, self.guard, self.go_back, self.take, self.rollback, self.take_back, self.follow, self.settle
         )
         self.random.choice(steps)()
         assert self.noted == self.truth

@@ -491,7 +491,7 @@ class DiskFiles(Files):
             self.disk.do("sync", self.disk.directory(path))
             self.after("sync_directory", path)
 
-    def lock(self, path, *, alone):
+    def lock(self, path, *, exclusive):
         with self.mutex:
             self.before("lock", path)
             return self._descriptor(self.disk.directory(path), path)

@@ -420,7 +420,7 @@ def compact(world: World) -> None:
 def compact_without_lock(world: World) -> None:
     """The same where packs are pending first, and removed by the next run."""
     with world.open() as store:
-        store.storage.hold = lambda *, alone=False: contextlib.nullcontext(False)
+        store.storage.lock = lambda *, exclusive=False: contextlib.nullcontext(False)
         for _ in range(2):
             run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
 

@@ -39,12 +39,12 @@ class Lockless(LocalStorage):
     """Seconds that a commit took, from its look at what is pending: less than the grace period, or it is no use."""
 
     @contextlib.contextmanager
-    def hold(self, *, alone=False):
+    def lock(self, *, exclusive=False):
         began = time.monotonic()
         try:
             yield False
         finally:
-            if not alone:
+            if not exclusive:
                 Lockless.longest = max(Lockless.longest, time.monotonic() - began)
 
 

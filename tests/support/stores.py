@@ -15,7 +15,7 @@ from castore.model.generation import Generation
 from castore.services.config import Service
 from castore.services.restore import restore as restore_parts
 from castore.services.restore_in_place import plan_in_place, restore_in_place
-from castore.services.rollback.execute import RolledBack, roll_back
+from castore.services.rollback.execute import RolledBack, rollback
 from castore.services.rollback.plan import read_details
 from castore.services.rollback.recover import recover
 from castore.services.selectors import select
@@ -78,20 +78,20 @@ class Lab:
         with self.open(identity=False) as store:
             return take_snapshot(store, service, sources, **options)
 
-    def roll_back(self, number: int, settings: Service | None = None, *, service: str = "s", **options) -> RolledBack:
+    def rollback(self, number: int, settings: Service | None = None, *, service: str = "s", **options) -> RolledBack:
         """Put a generation back to where its parts came from."""
         with self.open() as store:
             target = store.generation(service, number)
             assert target is not None
             origins = dict(read_details(store, target).origins)
-            return roll_back(store, target, origins, self.ownership, settings=settings, tally=castore.Progress(), **options)
+            return rollback(store, target, origins, self.ownership, settings=settings, tally=castore.Progress(), **options)
 
     def undo(self, settings: Service | None = None, *, service: str = "s", **options) -> RolledBack:
         """Go back to what the last roll-back replaced."""
         with self.open(identity=False) as store:
             number = store.undo_number(service)
         assert number is not None
-        return self.roll_back(number, settings, service=service, **options)
+        return self.rollback(number, settings, service=service, **options)
 
     def recover(self, service: str = "s") -> str:
         with self.open() as store:

@@ -55,8 +55,6 @@ EXCEPTIONS = {
     "mend: list": "a field of Repair",
     "def mend(": "a function",
     '`"tell"`': "a value of castore.toml",
-    "`mended[]`": "a field of --json",
-    '"mended"': "a field of --json",
     '"system", "roll-back"': "Guix's command",
 }
 """A whole file, or a text that is removed before a line is checked; why."""

@@ -37,14 +37,14 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
         with hushed():
             if not as_json:
                 print_findings(found)
-                for name in planned.mend:
+                for name in planned.repaired:
                     print(f"to be rewritten from its copy: {name}")
                 for name in planned.drop:
                     more = " (a machine whose index lists its content keeps more of it)"
                     print(f"to be dropped: {name}{more if name.startswith('packs/') else ''}")
                 for pack in planned.rewrite:
                     print(f"to be rewritten: packs/{pack.hex()}")
-            if dry_run or not (planned.mend or planned.drop or planned.rewrite):
+            if dry_run or not (planned.repaired or planned.drop or planned.rewrite):
                 return False
             if not (planned.drop or planned.rewrite):
                 return True
@@ -59,7 +59,7 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
         rewritten = [pack.hex() for pack in done.rewrite]
         print_json({
             "done": done.done,
-            "mended": done.mend,
+            "repaired": done.repaired,
             "dropped": done.drop,
             "rewritten": rewritten,
             "kept_records": done.kept_records,
@@ -68,7 +68,7 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
         })
     elif done.done:
         summarize(
-            f"{formatting.count(len(done.mend), 'object')} repaired, {len(done.drop)} dropped, "
+            f"{formatting.count(len(done.repaired), 'object')} repaired, {len(done.drop)} dropped, "
             f"{formatting.count(len(done.rewrite), 'pack')} rewritten: "
             f"{formatting.count(done.kept_records, 'record')} kept, {done.lost_records} lost"
         )

@@ -112,7 +112,7 @@ class PlanWriter:
 
 
 class InPlace(PlanWriter):
-    """Carries out a plan; `undo` reverts it until `keep` confirms it."""
+    """Carries out a plan; `revert` reverts it until `commit` confirms it."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class InPlace(PlanWriter):
         return [*self._plan.skipped, *report.damaged, *report.warnings]
 
     def apply(self) -> None:
-        """Carry out all steps. Raises CastoreError, DamageError; the caller then calls `undo`."""
+        """Carry out all steps. Raises CastoreError, DamageError; the caller then calls `revert`."""
         if not self._plan.steps:
             return
         # Before any change, since changes in a directory change its time.
@@ -203,7 +203,7 @@ class InPlace(PlanWriter):
         moved = True
         if step.action in {"remove", "replace"}:
             try:
-                moved = aside.take(path, step.ids)
+                moved = aside.save(path, step.ids)
             except PermissionError as error:
                 protected = self._is_protected(path)
                 if step.action == "replace" or not (protected or os.geteuid() == 0):
@@ -256,12 +256,12 @@ class InPlace(PlanWriter):
         finally:
             os.close(fd)
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         """Revert all steps. Raises CastoreError if that fails; `castore recover` can then repeat it."""
         warnings = self.report.warnings
         try:
             if self._aside is not None:
-                self._aside.put_back(lambda path, why: warnings.append((b"/".join(path), why)))
+                self._aside.restore(lambda path, why: warnings.append((b"/".join(path), why)))
         except OSError as error:
             where = self._aside.path if self._aside is not None else ""
             raise CastoreError(
@@ -271,12 +271,12 @@ class InPlace(PlanWriter):
         finally:
             self._close()
 
-    def keep(self) -> None:
+    def commit(self) -> None:
         """Confirm the result: remove the undo directory."""
         try:
             if self._aside is not None:
                 self._aside.copied |= self._plan.crosses
-                left = self._aside.finish()
+                left = self._aside.discard()
                 self.report.warnings += [(b"/".join(path), reason) for path, reason in left]
         except OSError as error:
             # All is restored. The next restore reports what remains, and `recover` tries to remove it again.

@@ -134,13 +134,13 @@ def _end(aside: UndoArea, found: Record, path: str, *, keep: bool) -> str:
 
     try:
         if found.end == "done" or (keep and not found.end and aside.is_complete):
-            for where, why in aside.finish():
+            for where, why in aside.discard():
                 warn(where, why)
             return "all had been restored; what it replaced is removed" + "".join(problems)
         if found.end == "reverted":
             aside.end_revert(warn)
             return "reverted to the previous state" + "".join(problems)
-        aside.put_back(warn)
+        aside.restore(warn)
         return f"reverted to the previous state, {counted(aside.begun, 'step')} undone" + "".join(problems)
     except OSError as error:
         if found.end:

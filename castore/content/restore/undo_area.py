@@ -124,7 +124,7 @@ class UndoArea:
         os.write(self._log, _BEGUN)
         self._begun += 1
 
-    def take(self, path: Path, ids: Ids | None = None) -> bool:
+    def save(self, path: Path, ids: Ids | None = None) -> bool:
         """Move the file or directory at `path` aside, in the step that was begun last.
 
         ids: of the directory that should be at `path`; None: it is not a directory. Returns False for a mount
@@ -193,7 +193,7 @@ class UndoArea:
         except OSError:
             return None
 
-    def put_back(self, warn: Callable[[Path, str], None]) -> None:
+    def restore(self, warn: Callable[[Path, str], None]) -> None:
         """Undo all steps that were begun; this can be repeated. Raises OSError."""
         for number in reversed(range(self._begun)):
             action, path = self._journal.steps[number]
@@ -216,7 +216,7 @@ class UndoArea:
                 self._set(path, entry, ids, warn)
         self._file.discard()
 
-    def finish(self) -> list[tuple[Path, str]]:
+    def discard(self) -> list[tuple[Path, str]]:
         """Keep the restored state, and clean up; return (path, reason) of what could not be removed."""
         # The replacements have to be durable before the replaced files are removed.
         if self.copied:

@@ -152,7 +152,7 @@ class ScanCacheReader:
         index = self.store.index
         chunks = [ref.id for ref in refs if ref.kind is RefKind.CHUNK]
         nodes = [ref.id for ref in refs if ref.kind is not RefKind.CHUNK]
-        return all(index.known(chunks)) and all(index.has_node(node) for node in nodes)
+        return all(index.contains(chunks)) and all(index.has_node(node) for node in nodes)
 
     def references(self, record: Record) -> list[Ref]:
         """Return the references of a directory. Raises DamageError, MissingError."""

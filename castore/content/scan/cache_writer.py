@@ -63,7 +63,7 @@ class ScanCacheWriter:
         """Return the length of the record at `at`, once all records below it have been appended."""
         return self._flushed + len(self._buffer) - at
 
-    def tell(
+    def set_summary(
         self,
         at: int,
         length: int,

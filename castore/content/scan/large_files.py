@@ -83,7 +83,7 @@ class LargeFileReader:
             directory.files.append(ref)
             self._tally.chunks += len(found)
 
-        self._ingest.after(join)
+        self._ingest.call_when_stored(join)
         extra = extra_of(entry, self._entries.device, xattrs, extents=extents)
         self._entries.add(directory, position, entry, Content.OWN, size=entry.size, extra=extra)
         return True
@@ -118,7 +118,7 @@ class LargeFileReader:
                 if again:
                     self._tally.chunks += taken.chunks
 
-            self._ingest.after(join)
+            self._ingest.call_when_stored(join)
         if again:
             self._tally.read += taken.stored  # the bytes count for each name
         content = Content.OWN if taken.stored else Content.NONE
@@ -135,7 +135,7 @@ class LargeFileReader:
     ) -> _Linked:
         extents = data_extents(fd, info.st_size, info.st_blocks)
         linked = _Linked(stamp_of(info), info.st_size, None)
-        self._ingest.after(lambda: linked.begin(self._tally.chunks))
+        self._ingest.call_when_stored(lambda: linked.begin(self._tally.chunks))
         whole = extents if extents is not None else ((0, info.st_size),)
         taken: list[tuple[int, int]] = []
         read_before = self._tally.read
@@ -166,11 +166,11 @@ class LargeFileReader:
     def _read_extent(self, fd: int, offset: int, length: int) -> int:
         done = 0
         while done < length:
-            room = self._ingest.room()
+            room = self._ingest.reserve()
             count = os.preadv(fd, [room[: length - done]], offset + done)
             if count == 0:
                 break
-            self._ingest.filled(count)
+            self._ingest.commit(count)
             done += count
         return done
 

@@ -40,7 +40,7 @@ class SmallFileReader:
         ingest = self._ingest
         places = directory.places
         while small:
-            room = ingest.room(SMALL)
+            room = ingest.reserve(SMALL)
             some = small[:_FILES_AT_ONCE]
             offsets = [places[position] for position in some]
             done, has, size = read_files(directory.fd, directory.listing, offsets, room)
@@ -51,7 +51,7 @@ class SmallFileReader:
                     directory.take[position] = AS_LISTED
                     if what & HAS_CONTENT:
                         directory.marks[position] |= BUNDLED
-            ingest.filled(size)
+            ingest.commit(size)
             small_size += size
             small = small[done:]
             if small and done < len(some):
@@ -98,7 +98,7 @@ class SmallFileReader:
                 return 0
             if info.st_size > SMALL:
                 return None
-            room = self._ingest.room(SMALL)
+            room = self._ingest.reserve(SMALL)
             count = _read_up_to(fd, room[: info.st_size or SMALL])
             if not info.st_size and count == SMALL:
                 reason = "cannot be read: its file system gives no size, and it is large"
@@ -111,7 +111,7 @@ class SmallFileReader:
             return 0
         finally:
             os.close(fd)
-        self._ingest.filled(count)
+        self._ingest.commit(count)
         directory.distrust |= count != after.st_size
         # A file system that gives no size, such as proc, reports 0.
         if (after.st_size and count != after.st_size) or stamp_of(info) != stamp_of(after):

@@ -224,7 +224,7 @@ class _Scanner:
             directory.chunks = self._tally.chunks
             self._tally.chunks += chunks
 
-        self._ingest.after(count)
+        self._ingest.call_when_stored(count)
 
     def _read(self, directory: Scanned, streams: dict[bytes, tuple[bytes, int, Ref]]) -> None:
         small: list[int] = []
@@ -269,7 +269,7 @@ class _Scanner:
                 if directory.kept is not None and self._old is not None and at is not None:
                     # The kept entries name it, so its old state has to be referenced.
                     ref = summary_of(self._old.record(at)).ref
-                    self._ingest.after(partial(directory.directories.append, ref))
+                    self._ingest.call_when_stored(partial(directory.directories.append, ref))
                     directory.marks[position] &= ~ENTERED
                 continue
             return child
@@ -311,7 +311,7 @@ class _Scanner:
             directory.directories.append(summary.ref)
             self._tally.chunks += summary.chunks
 
-        ingest.after(join)
+        ingest.call_when_stored(join)
         return True
 
     def _enter(
@@ -346,12 +346,12 @@ class _Scanner:
                 summary = DirectorySummary(
                     directory.time, directory.count, directory.size, chunks, ref, directory.ids
                 )
-                new.tell(directory.at, length, summary, directory.marks, flags, len(directory.listing))
+                new.set_summary(directory.at, length, summary, directory.marks, flags, len(directory.listing))
             directory.close(ref)
 
         if directory.kept is not None:
             kept = directory.kept
-            ingest.after(lambda: close([*kept, *directory.directories]))
+            ingest.call_when_stored(lambda: close([*kept, *directory.directories]))
         else:
             entries = directory.encoded()
             if len(entries) > MAX_ENTRIES_BYTES:

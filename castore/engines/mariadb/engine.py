@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import msgspec
 
 from castore.engines.base import (
-    SWITCHING,
+    SWAPPING,
     Contents,
     Engine,
     Memo,
@@ -91,7 +91,7 @@ class MariaDB(Engine, frozen=True):
             account=self.account,
         )
 
-    def there(self) -> bool:
+    def exists(self) -> bool:
         """Whether the server has this database."""
         return exists(self._client, self.database)
 
@@ -101,13 +101,13 @@ class MariaDB(Engine, frozen=True):
             client.program(DUMP)
             client.query("SELECT 1", self.database)
             checks.refuse_unseen(client, self.database)
-            self._ready(client)
+            self._preflight(client)
 
     def version(self) -> str:
         """Return the server's version."""
         return f"mariadb {self._client.query('SELECT VERSION()')[0][0]}"
 
-    def warn(self, version: str) -> str:
+    def compatibility_warning(self, version: str) -> str:
         """Return a warning if the server is older than the dumped one, or of another vendor."""
         then, now = version.rsplit(maxsplit=1)[-1], self.version().split()[-1]
         if ("MariaDB" in then) != ("MariaDB" in now):
@@ -134,19 +134,19 @@ class MariaDB(Engine, frozen=True):
         ):
             yield read
 
-    def ready(self) -> None:
+    def preflight(self) -> None:
         """Check that the server answers, and that a rollback is possible. Raises CastoreError."""
         with self._client.connected() as client:
-            self._ready(client)
+            self._preflight(client)
 
-    def _ready(self, client: Client) -> None:
+    def _preflight(self, client: Client) -> None:
         dumps.refuse_options(client, self.options)
         refuse_elsewhere(self.options, _ELSEWHERE)
         checks.refuse_unready(client, self.database)
 
-    def begin(self) -> Memo:
+    def prepare(self) -> Memo:
         """Return the names of the databases that the rollback creates."""
-        return {"live": self.database, "existed": "yes" if self.there() else "", **Swap.names()}
+        return {"live": self.database, "existed": "yes" if self.exists() else "", **Swap.names()}
 
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Create a database, load the dump, and compare it with what the dump records."""
@@ -155,8 +155,8 @@ class MariaDB(Engine, frozen=True):
 
     def _stage(self, client: Client, memo: Memo, contents: Contents) -> None:
         swap, new = Swap(client, memo), memo["new"]
-        introduction = read_preamble(contents.target())
-        dump = StoredDump(introduction, contents.target())
+        introduction = read_preamble(contents.restore_dump())
+        dump = StoredDump(introduction, contents.restore_dump())
         self._refuse_without_space(client, swap.live)
         swap.make(dump.charset)
         dump.load_into(client, new)
@@ -236,18 +236,18 @@ class MariaDB(Engine, frozen=True):
 
     def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
         """Return the database and the users that a rollback would create."""
-        if self.there():
+        if self.exists():
             return []
         recorded = accounts.decode(read_preamble(contents()))
         users = accounts.missing(self._client.query, recorded) if recorded is not None else []
         return [f"the database {self.database}", *(one.shown for one in users)]
 
-    def switch(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, memo: Memo, contents: Contents) -> None:
         """Move the live tables aside and the new ones in, and create the programs."""
         with self._client.connected() as client:
-            self._switch(client, memo, contents)
+            self._swap(client, memo, contents)
 
-    def _switch(self, client: Client, memo: Memo, contents: Contents) -> None:
+    def _swap(self, client: Client, memo: Memo, contents: Contents) -> None:
         swap = Swap(client, memo)
         live, new = swap.live, swap.new
         if not memo["existed"]:
@@ -266,7 +266,7 @@ class MariaDB(Engine, frozen=True):
         swap.attach("new keys")
         lines = swap.create_programs(swap.new_programs())
         self._compare_tables(client, swap)
-        if not memo["existed"] and (recorded := accounts.decode(read_preamble(contents.target()))):
+        if not memo["existed"] and (recorded := accounts.decode(read_preamble(contents.restore_dump()))):
             lines += accounts.grant(client.query, live, recorded, self._created(memo))
         memo["made"] = "\n".join(lines)
 
@@ -293,16 +293,16 @@ class MariaDB(Engine, frozen=True):
         """Return the accounts that this rollback has created."""
         return msgspec.convert(json.loads(memo.get("accounts", "[]")), list[accounts.Account])
 
-    def undo(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, memo: Memo, contents: Contents) -> None:
         """Move the replaced tables to their place again."""
         del contents
         with self._client.connected() as client:
-            self._undo(client, memo)
+            self._revert(client, memo)
 
-    def _undo(self, client: Client, memo: Memo) -> None:
+    def _revert(self, client: Client, memo: Memo) -> None:
         swap = Swap(client, memo)
         live, old = swap.live, swap.old
-        if SWITCHING in memo and swap.is_made:
+        if SWAPPING in memo and swap.is_made:
             swap.wait()
             if swap.is_moved:
                 swap.drop_programs(live)
@@ -319,7 +319,7 @@ class MariaDB(Engine, frozen=True):
         # A remaining account does no damage: the next rollback finds it.
         with contextlib.suppress(ProgramError):
             accounts.drop(client.quietly, self._created(memo))
-        if SWITCHING not in memo:
+        if SWAPPING not in memo:
             # The live database was not touched. What cannot be removed now, the next rollback removes.
             with contextlib.suppress(ProgramError):
                 swap.remove()
@@ -328,7 +328,7 @@ class MariaDB(Engine, frozen=True):
             raise CastoreError(f"the live tables of {live} are in {old}, and were not moved back")
         swap.remove()
 
-    def finish(self, memo: Memo) -> None:
+    def cleanup(self, memo: Memo) -> None:
         """Drop the replaced tables."""
         with self._client.connected() as client:
             Swap(client, memo).remove()
@@ -338,7 +338,7 @@ class MariaDB(Engine, frozen=True):
         """Load the dump into a private server on a private socket, check its tables, and count its rows."""
         with scratch_server(folder, self._client.program(CLIENT)) as socket:
             own = Client(names=self.names, socket=socket, user="root", program_path=self.program_path)
-            dump = StoredDump(read_preamble(contents.target()), contents.target())
+            dump = StoredDump(read_preamble(contents.restore_dump()), contents.restore_dump())
             # Under its own name: a trigger's text may contain it.
             name = dump.database
             own.query(f"CREATE DATABASE {quoted(name)}{charset_clause(dump.charset)}")

@@ -48,7 +48,7 @@ def exists(client: Client, database: str) -> bool:
 
 
 class Swap:
-    """The databases of one rollback. memo: of the engine's `begin`."""
+    """The databases of one rollback. memo: of the engine's `prepare`."""
 
     def __init__(self, client: Client, memo: Memo) -> None:
         self.live, self.new, self.old, self.code = (memo[one] for one in ("live", *MARKS))

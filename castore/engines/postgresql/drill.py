@@ -69,7 +69,7 @@ def drilled(
     with scratch_server(server_programs(program_path), folder) as socket:
         client = Client(host=socket, user="postgres", program_path=program_path)
         database = Database(client, NAME)
-        was = read_preamble(contents.target())
+        was = read_preamble(contents.restore_dump())
         _load(database, folder, contents, was)
         with valid_record():
             differing, found = verify(database, was, NAME)

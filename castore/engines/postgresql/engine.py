@@ -130,7 +130,7 @@ class PostgreSQL(Engine, frozen=True):
     def _database(self, client: Client) -> Database:
         return Database(client, self.database, self.options, self.inventory)
 
-    def there(self) -> bool:
+    def exists(self) -> bool:
         """Whether the server has this database."""
         return not self.database or self._live.exists()
 
@@ -154,7 +154,7 @@ class PostgreSQL(Engine, frozen=True):
         """Return the server's version."""
         return f"postgresql {self._client.version()}"
 
-    def warn(self, version: str) -> str:
+    def compatibility_warning(self, version: str) -> str:
         """Return a warning if the server is older than the one that was dumped."""
         try:
             then, now = int(version.split()[1]) // 10000, self._client.version() // 10000
@@ -172,12 +172,12 @@ class PostgreSQL(Engine, frozen=True):
         """Do as `dump`; a word that stays the same protects the restricted parts."""
         return self._live.dump(secret)
 
-    def ready(self) -> None:
+    def preflight(self) -> None:
         """Raise CastoreError if a rollback would be refused: for options, rights, replication, space."""
         with self._client.connected() as client:
             checks.ready(self._database(client))
 
-    def begin(self) -> Memo:
+    def prepare(self) -> Memo:
         """Return the names of the databases that the rollback creates."""
         memo = {"live": self.database, "new": new_name("new"), "old": new_name("old")}
         there = self.database in Swap(self._client, memo).existing()
@@ -190,27 +190,27 @@ class PostgreSQL(Engine, frozen=True):
 
     def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
         """Return the database and the roles that a rollback would create."""
-        found = [] if self.there() else [f"the database {self.database}"]
+        found = [] if self.exists() else [f"the database {self.database}"]
         with valid_record():
             lacking = missing_roles(read_preamble(contents()), self._client.roles())
         return [*found, *(f"the role {role}" for role in lacking)]
 
-    def switch(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, memo: Memo, contents: Contents) -> None:
         """Swap the names of the two databases, in one transaction."""
         del contents
         with self._client.connected() as client:
-            Swap(client, memo).switch()
+            Swap(client, memo).swap()
 
-    def undo(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, memo: Memo, contents: Contents) -> None:
         """Swap the names again, and drop the new database."""
         del contents
         with self._client.connected() as client:
-            Swap(client, memo).undo()
+            Swap(client, memo).revert()
 
-    def finish(self, memo: Memo) -> None:
+    def cleanup(self, memo: Memo) -> None:
         """Drop the replaced database."""
         with self._client.connected() as client:
-            Swap(client, memo).finish()
+            Swap(client, memo).cleanup()
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:

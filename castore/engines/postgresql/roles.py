@@ -6,7 +6,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING
 
-from castore.engines.base import SWITCHING, Contents, Engine, Memo, require_trailer
+from castore.engines.base import SWAPPING, Contents, Engine, Memo, require_trailer
 from castore.engines.connecting import dump_when_free
 from castore.engines.postgresql.client import REFUSAL
 from castore.engines.postgresql.database import restrict_key
@@ -53,9 +53,9 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
     def check(self) -> None:
         """Raise CastoreError if the roles could not be dumped or set."""
         self._client.program("pg_dumpall")
-        self.ready()
+        self.preflight()
 
-    def ready(self) -> None:
+    def preflight(self) -> None:
         """Raise CastoreError if the account may not read and set roles."""
         sql = "SELECT current_user FROM pg_roles WHERE rolname = current_user AND NOT rolsuper;"
         for name in self._client.query(sql):
@@ -63,7 +63,7 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
                 f"only a superuser reads and sets all roles: ALTER ROLE {quoted_name(name)} SUPERUSER;"
             )
 
-    def begin(self) -> Memo:
+    def prepare(self) -> Memo:
         """Return an empty memo: nothing is created next to the live state."""
         return {}
 
@@ -77,20 +77,20 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
     def stage(self, memo: Memo, contents: Contents) -> None:
         """Create missing roles: they may own databases that are staged."""
         del memo
-        lines = b"".join(map(bytes, contents.target())).splitlines(keepends=True)
+        lines = b"".join(map(bytes, contents.restore_dump())).splitlines(keepends=True)
         self._load([line for line in lines if _created_role(line) is not None])
 
-    def switch(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, memo: Memo, contents: Contents) -> None:
         """Set roles to their recorded state."""
         del memo
-        self._load(contents.target())
+        self._load(contents.restore_dump())
 
-    def undo(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, memo: Memo, contents: Contents) -> None:
         """Set roles to their state before the rollback."""
-        if SWITCHING in memo:
-            self._load(contents.before())
+        if SWAPPING in memo:
+            self._load(contents.previous_dump())
 
-    def finish(self, memo: Memo) -> None:
+    def cleanup(self, memo: Memo) -> None:
         """Do nothing: nothing was replaced."""
 
     def _load(self, chunks: Iterable[Bytes]) -> None:
@@ -106,6 +106,6 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         del folder
         count = sum(
             bytes(line).startswith(b"CREATE ROLE ")
-            for line in b"".join(map(bytes, contents.target())).splitlines()
+            for line in b"".join(map(bytes, contents.restore_dump())).splitlines()
         )
         yield f"{count} roles", {}

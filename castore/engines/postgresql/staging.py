@@ -42,7 +42,7 @@ def stage(live: Database, memo: Memo, contents: Contents) -> None:
     client = live.client
     new = Database(client, memo["new"], live.options, live.compared)
     # An older castore did not record the properties: then those of the live database are used.
-    was = read_preamble(contents.target()) or live.properties()
+    was = read_preamble(contents.restore_dump()) or live.properties()
     with valid_record():
         if was is not None:
             _refuse_lacking(live, was)
@@ -90,13 +90,13 @@ def restore(
     """
     client, name = database.client, database.name
     try:
-        client.load(name, contents.target(), shown=shown)
+        client.load(name, contents.restore_dump(), shown=shown)
     except ProgramError as error:
         if not re.search(_UNFOUND, str(error)):
             raise
         again()
         try:
-            client.load(name, contents.target(), path=search_path(was), shown=shown)
+            client.load(name, contents.restore_dump(), path=search_path(was), shown=shown)
         except ProgramError:
             raise error from None
 

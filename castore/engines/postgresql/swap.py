@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from castore.engines.base import SWITCHING
+from castore.engines.base import SWAPPING
 from castore.engines.postgresql import checks
 from castore.engines.postgresql.database import Database
 from castore.engines.postgresql.sql import quoted_name
@@ -38,7 +38,7 @@ class Swap:
         sql = "SELECT datname FROM pg_database WHERE datname IN (:'live', :'new', :'old');"
         return set(self._client.ask(sql, names))
 
-    def switch(self) -> None:
+    def swap(self) -> None:
         """Swap the names of the two databases, in one transaction. Raises CastoreError."""
         checks.refuse(self.live, "rolled back", self._client.ask(checks.BLOCKERS, {"live": self.live}))
         there = self.existing()
@@ -52,7 +52,7 @@ class Swap:
                 "renamed or replaced it"
             )
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         """Swap the names again, and drop the new database and the roles that were created for it."""
         there = self.existing()
         if self.old in there:
@@ -62,7 +62,7 @@ class Swap:
             self.live in there
             and not self._memo["existed"]
             and self.new not in there
-            and SWITCHING in self._memo
+            and SWAPPING in self._memo
         ):
             self._rename([(self.live, self.new)])
         self._let_in(self.live)
@@ -72,7 +72,7 @@ class Swap:
             with contextlib.suppress(ProgramError):
                 self._query(f"DROP ROLE IF EXISTS {quoted_name(role)};")
 
-    def finish(self) -> None:
+    def cleanup(self) -> None:
         """Drop the database that was replaced."""
         self._let_in(self.live)
         self.drop(self.old)

@@ -24,7 +24,7 @@ from castore.content.restore.in_place import InPlace
 from castore.content.restore.plan import Comparison
 from castore.content.restore.planner import plan_removal
 from castore.content.streams import StreamReader
-from castore.engines.base import SWITCHING, Memo, settings_of
+from castore.engines.base import SWAPPING, Memo, settings_of
 from castore.errors import CastoreError, NotIntactError, RevertInterruptedError, StorageError
 from castore.model.generation import Origin
 from castore.model.names import short_revision
@@ -92,7 +92,7 @@ class RolledBack:
     """The parts that differed from the target."""
 
 
-def roll_back(
+def rollback(
     store: Store,
     target: Generation,
     origins: dict[str, Origin],
@@ -171,7 +171,7 @@ def _roll_back(
             if isinstance(source, Tree):
                 now[name] = replace(source, own=below(source.path, made))
             elif isinstance(source, EngineSource) and service.stop and name in memos:
-                now[name] = EngineSource(source.name, source.engine.stopped(memos[name]))
+                now[name] = EngineSource(source.name, source.engine.when_stopped(memos[name]))
         if now or absent.kinds:
             # On a new machine, what exists at the paths of the service is the state of no revision. 'follow'
             # would restore it if it were filed under the configured one.
@@ -238,7 +238,7 @@ def check_plan(plan: RollbackPlan, origins: dict[str, Origin], *, take_pre_rollb
     for dump in plan.dumps:
         # A file whose directory is missing is ready once the directory was made.
         if not folders.missing([origins.get(dump.part.name, Origin())]):
-            dump.source.engine.ready()
+            dump.source.engine.preflight()
     if take_pre_rollback:
         present_sources(plan, origins)
 
@@ -313,7 +313,7 @@ class _Transaction:
             journal = self._journal_of(part.name, source)
             contents = contents_of(self._reader, part, lambda: self.pre_rollback, tally)
             own = partial(self._own, found.file, ownership)
-            self._add(DumpStep(source, journal.memo, contents, own), journal, source.engine.beside)
+            self._add(DumpStep(source, journal.memo, contents, own), journal, source.engine.sidecar_suffixes)
         # Parts that did not exist in the target.
         for removal in self._removals:
             if not removal.there:
@@ -328,7 +328,7 @@ class _Transaction:
             contents = contents_of(self._reader, None, lambda: self.pre_rollback)
             kept = partial(self._has_all_of, removal.name)
             change = EngineRemoval(removal.source, journal.memo, contents, kept)
-            self._add(change, journal, removal.source.engine.beside)
+            self._add(change, journal, removal.source.engine.sidecar_suffixes)
         refuse_same(self._live_paths)
 
     def _own(self, file: FileOwner | None, ownership: Ownership, path: str, inode: str) -> None:
@@ -341,7 +341,7 @@ class _Transaction:
     @staticmethod
     def _journal_of(name: str, source: EngineSource) -> PartJournal:
         settings = settings_of(source.engine)
-        return PartJournal(name, engine=source.name, settings=settings, memo=source.engine.begin())
+        return PartJournal(name, engine=source.name, settings=settings, memo=source.engine.prepare())
 
     def _add(self, change: RollbackStep, journal: PartJournal, endings: tuple[str, ...] = ()) -> None:
         self._changes.append(change)
@@ -402,10 +402,10 @@ class _Transaction:
                 stored = self._target.part(part.name)
                 if stored is not None and _is_equal(stored, self.pre_rollback):
                     continue
-                part.memo[SWITCHING] = "yes"
+                part.memo[SWAPPING] = "yes"
                 changed.append(part.name)
                 self._save()
-                change.switch()
+                change.swap()
                 self._report_made(part)
             self.changed = tuple(changed)
             self._start()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 from blake3 import blake3
 
-from castore.engines.base import SWITCHING, Memo
+from castore.engines.base import SWAPPING, Memo
 from castore.errors import NotIntactError, StorageError
 from castore.model.odd_text import lossless, texts
 
@@ -41,7 +41,7 @@ class PartJournal(msgspec.Struct):
     @property
     def switched(self) -> bool:
         """Whether the live state may have been changed, and has not been reverted."""
-        return SWITCHING in self.memo and UNDONE not in self.memo
+        return SWAPPING in self.memo and UNDONE not in self.memo
 
 
 class Journal(msgspec.Struct):
@@ -68,7 +68,7 @@ class Journal(msgspec.Struct):
     @property
     def changed(self) -> bool:
         """Whether any part differed from the target."""
-        return any(SWITCHING in part.memo for part in self.parts)
+        return any(SWAPPING in part.memo for part in self.parts)
 
 
 class _JournalVersion(msgspec.Struct):

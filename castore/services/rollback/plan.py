@@ -82,7 +82,7 @@ class RemovalPlan:
     @property
     def there(self) -> bool:
         """Whether the part exists, so that there is something to remove."""
-        return os.path.lexists(self.path) if self.source is None else self.source.engine.there()
+        return os.path.lexists(self.path) if self.source is None else self.source.engine.exists()
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def plan_rollback(
         _plan_dump(part, origins.get(part.name, Origin())) for part in target.parts if part.kind == "dump"
     ]
     removals = _plan_removals(store, target, origins)
-    paths_of = {dump.part.name: with_endings(dump.places, dump.source.engine.beside) for dump in dumps}
+    paths_of = {
+        dump.part.name: with_endings(dump.places, dump.source.engine.sidecar_suffixes) for dump in dumps
+    }
     paths_of |= {one.name: [one.path] for one in removals}
     tops = {
         part.name: [os.fsdecode(origins.get(part.name, Origin()).path)]
@@ -170,7 +172,8 @@ def _plan_dump(part: Part, found: Origin) -> DumpPlan:
             f"cannot restore the dump {part.name!r}: no program is known that does; name one with "
             f"--restore {part.name}='PROGRAM ...', or as 'restore' of the part in castore.toml"
         )
-    return DumpPlan(part, source, source.engine.warn(found.producer) if found.producer else "")
+    doubt = source.engine.compatibility_warning(found.producer) if found.producer else ""
+    return DumpPlan(part, source, doubt)
 
 
 def plan_live_tree(
@@ -252,7 +255,7 @@ def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dic
                     f"cannot dump the present state of {name!r}: no program is known that does; name it as "
                     "'dump' of the part in castore.toml, or do without a pre-rollback generation: --no-safety"
                 )
-            exists = source.engine.there()
+            exists = source.engine.exists()
         if exists:
             sources[name] = source
         else:

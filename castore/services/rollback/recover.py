@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from castore.content.streams import StreamReader
-from castore.engines.base import SWITCHING
+from castore.engines.base import SWAPPING
 from castore.errors import CastoreError, NotFoundError, NotIntactError
 from castore.model.generation import Origin
 from castore.process.runners import run
@@ -51,7 +51,7 @@ def undo(store: Store, journal: Journal, changes: list[RollbackStep], *, later: 
         if UNDONE in part.memo:
             continue
         try:
-            change.undo()
+            change.revert()
             # Never twice: from now on the part belongs to the service, which may change it.
             part.memo[UNDONE] = "yes"
             write_journal(store, journal)
@@ -80,10 +80,10 @@ def finish(store: Store, journal: Journal, changes: list[RollbackStep]) -> list[
     left = False
     for part, change in zip(journal.parts, changes, strict=True):
         try:
-            if SWITCHING in part.memo:
-                change.finish()
+            if SWAPPING in part.memo:
+                change.cleanup()
             else:
-                change.undo()  # the part was equal to the target: delete what was staged
+                change.revert()  # the part was equal to the target: delete what was staged
         except (CastoreError, OSError) as error:
             problems.append((part.name, b".", f"the state that was replaced cannot be removed: {error}"))
             # Files of a tree that are left over would fail again in the next try. They must not block the

@@ -1,6 +1,6 @@
 """The steps of a rollback: how each part is staged, swapped, reverted and cleaned up.
 
-`undo` and `finish` also run in another process, after a kill: they depend only on what the journal stores.
+`revert` and `cleanup` also run in another process, after a kill: they depend only on what the journal stores.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from castore.content.restore.in_place import InPlace
 from castore.content.restore.recover import recover as recover_tree
 from castore.content.restore.undo_area import UNMOVABLE
 from castore.content.restore.undo_journal import boot_id, same_file
-from castore.engines.base import SWITCHING, Contents, Memo
+from castore.engines.base import SWAPPING, Contents, Memo
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import locate, make_directory
 from castore.fs.regular import temporary_names
@@ -37,7 +37,7 @@ _LEFT: Final = "left"
 
 
 class RollbackStep:
-    """The change of one part. Another process may call `undo` and `finish`."""
+    """The change of one part. Another process may call `revert` and `cleanup`."""
 
     problems: list[tuple[bytes, str]]
     """(path, reason) of what could not be restored, or not be removed."""
@@ -45,13 +45,13 @@ class RollbackStep:
     def stage(self) -> None:
         """Restore what can be restored next to the live state, without changing it."""
 
-    def switch(self) -> None:
+    def swap(self) -> None:
         """Replace the live state by the target's."""
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         """Restore the previous state."""
 
-    def finish(self) -> None:
+    def cleanup(self) -> None:
         """Delete what the target's state replaced."""
 
 
@@ -79,22 +79,22 @@ class DumpStep(RollbackStep):
         if self._memo.get(_EXISTED) == "" and os.path.isfile(new):
             self._own(new, self._memo.get("inode", ""))
 
-    def switch(self) -> None:
+    def swap(self) -> None:
         """Replace the live state by the target's."""
-        self._engine.switch(self._memo, self._contents)
+        self._engine.swap(self._memo, self._contents)
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         """Restore the previous state."""
-        self._engine.undo(self._memo, self._contents)
+        self._engine.revert(self._memo, self._contents)
 
-    def finish(self) -> None:
+    def cleanup(self) -> None:
         """Delete what the target's state replaced."""
         if self._memo.get(_LEFT):
             old = self._memo.get("old", "")
             reason = f"the pre-rollback snapshot could not read all of it: it was moved to {old}"
             self.problems = [(b".", reason)]
             return
-        self._engine.finish(self._memo)
+        self._engine.cleanup(self._memo)
 
 
 class EngineRemoval(DumpStep):
@@ -110,7 +110,7 @@ class EngineRemoval(DumpStep):
     def stage(self) -> None:
         """Do nothing: there is nothing to restore."""
 
-    def switch(self) -> None:
+    def swap(self) -> None:
         """Remove the live state; keep it aside if no generation has all of it."""
         if not self._is_kept():
             self._memo[_LEFT] = "yes"
@@ -139,7 +139,7 @@ class TreeStep(RollbackStep):
         self._tally = tally
         self._work: InPlace | None = None
 
-    def switch(self) -> None:
+    def swap(self) -> None:
         """Replace the live state by the target's."""
         if not os.path.lexists(self._path):
             refuse_without_folder(self._path)
@@ -151,18 +151,18 @@ class TreeStep(RollbackStep):
         self._work = InPlace(self._reader, self._plan(), self._ownership, self._tally, self._service)
         self._work.apply()
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         """Restore the previous state."""
         if self._work is not None:
             work, self._work = self._work, None
-            work.undo()
+            work.revert()
         _unmake(self._path, self.memo)
 
-    def finish(self) -> None:
+    def cleanup(self) -> None:
         """Delete what the target's state replaced."""
         if self._work is not None:
             work, self._work = self._work, None
-            work.keep()
+            work.commit()
             # Read them last: `keep` adds what it cannot remove.
             self.problems = work.problems
 
@@ -176,13 +176,13 @@ class RecoveredTreeStep(RollbackStep):
         self._path = os.fsdecode(path)
         self._memo = memo
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         """Restore the previous state of the tree from its undo journal."""
         if os.path.isdir(self._path):
             recover_tree(self._journals, self._path, owned=True)
         _unmake(self._path, self._memo)
 
-    def finish(self) -> None:
+    def cleanup(self) -> None:
         """Keep the restored tree, and delete its undo journal."""
         if os.path.isdir(self._path):
             recover_tree(self._journals, self._path, keep=True, owned=True)
@@ -190,7 +190,7 @@ class RecoveredTreeStep(RollbackStep):
 
 def _unmake(path: str, memo: Memo) -> None:
     """Remove a tree that the rollback created, if it is empty: its files belong to the service."""
-    if memo.get(_EXISTED) == "" and SWITCHING in memo:
+    if memo.get(_EXISTED) == "" and SWAPPING in memo:
         with contextlib.suppress(OSError), locate(path, follow=False) as at:
             os.rmdir(at.name, dir_fd=at.folder)
 
@@ -233,7 +233,7 @@ class TreeRemoval(RollbackStep):
         self._work: InPlace | None = None
         self._complete = False
 
-    def switch(self) -> None:
+    def swap(self) -> None:
         """Move the tree aside, or remove in place what a snapshot has."""
         live, old = self.memo["path"], self.memo["old"]
         work = None
@@ -260,12 +260,12 @@ class TreeRemoval(RollbackStep):
         self._work = work
         work.apply()
 
-    def undo(self) -> None:
+    def revert(self) -> None:
         """Move the tree back, or restore what was removed in place."""
         live, old = self.memo["path"], self.memo["old"]
         work, self._work = self._work, None
         if work is not None:
-            work.undo()
+            work.revert()
         elif os.path.isdir(live) and not os.path.islink(live):
             recover_tree(self._journals, live, owned=True)
         try:
@@ -281,12 +281,12 @@ class TreeRemoval(RollbackStep):
                 f"{live} cannot be restored ({error.strerror}): its previous state is in {old}"
             ) from error
 
-    def finish(self) -> None:
+    def cleanup(self) -> None:
         """Delete the tree that was moved aside."""
         live = self.memo["path"]
         work, self._work = self._work, None
         if work is not None:
-            work.keep()
+            work.commit()
             self.problems = work.problems
             if self._complete:
                 with contextlib.suppress(OSError), locate(live, follow=False) as at:

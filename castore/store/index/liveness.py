@@ -17,7 +17,7 @@ from castore.store.index.schema import NUMBER, PACK, PLACE, batches
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from castore.kernel.id_set import Marks
+    from castore.kernel.id_set import IdSet
     from castore.store.format.pack import PackEntry
 
 _VERIFIED: Final = struct.Struct("<QQ")
@@ -39,7 +39,7 @@ class Marking(Packs):
         if now != before:
             self._write(self._set_pending, now, bool(now - before))
 
-    def mark_bases(self, marks: Marks) -> None:
+    def mark_bases(self, marks: IdSet) -> None:
         """Mark all bases of marked chunks, wherever they are stored."""
         marked = -1
         # One pass is nearly always enough; a complete pass that marks nothing proves it.
@@ -52,7 +52,7 @@ class Marking(Packs):
                     bases = [joined for _, joined in itertools.compress(batch, is_marked)]
                     self._mark_below(txn, bases, marks)
 
-    def _mark_below(self, txn: Any, todo: list[bytes], marks: Marks) -> None:
+    def _mark_below(self, txn: Any, todo: list[bytes], marks: IdSet) -> None:
         """Mark chunks, given by their joined ids, and all their bases."""
         cursor = txn.cursor(self._tables["bases"])
         # Usually, most of them are marked already.
@@ -67,7 +67,7 @@ class Marking(Packs):
                     todo.append(cursor.value())
                     more = cursor.next()
 
-    def live_bytes(self, marks: Marks) -> dict[PackId, tuple[int, int, int]]:
+    def live_bytes(self, marks: IdSet) -> dict[PackId, tuple[int, int, int]]:
         """Return how many bytes are marked in each pack that stays.
 
         The values are the pack's length, the bytes of its records, and about how many of these are marked: a

@@ -79,7 +79,7 @@ class LookUp(Tables):
         except WRONG as error:
             raise self.refusal(error) from error
 
-    def known(
+    def contains(
         self,
         chunks: Sequence[RecordId],
         packs: Counter[bytes] | None = None,
@@ -111,7 +111,7 @@ class LookUp(Tables):
         """Return whether a chunk can be reconstructed without any pack pending deletion."""
         with self._transaction() as txn:
             pending = self._pending(txn)
-        return not pending or self.known([chunk])[0]
+        return not pending or self.contains([chunk])[0]
 
     def _whole_value(
         self,
@@ -159,7 +159,7 @@ class LookUp(Tables):
         joined = txn.get(chunk + number, b"", db=self._tables["bases"])
         return [joined[at : at + 32] for at in range(0, len(joined), 32)]
 
-    def lacking(self, chunk: RecordId) -> RecordId | None:
+    def missing_base(self, chunk: RecordId) -> RecordId | None:
         """Return the chunk that prevents reconstructing a chunk: it is not indexed, or is its own base.
 
         Returns None if nothing prevents it.

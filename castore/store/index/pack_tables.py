@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from castore.kernel.id_set import Marks
+from castore.kernel.id_set import IdSet
 from castore.kernel.index_rows import are_listed
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.format.pack import CHUNK, NODE, PackEntry
@@ -266,7 +266,7 @@ class Packs(LookUp):
 
     def _delete_features(self, txn: Any, ids: list[bytes]) -> None:
         """Delete the features of chunks that are missing now."""
-        marks = Marks(len(ids))
+        marks = IdSet(len(ids))
         marks.add(b"".join(ids))
         database = self._tables["features"]
         found: list[bytes] = []

@@ -19,7 +19,7 @@ class Uses(Tables):
     """Remembers which packs the last generation of each service uses."""
 
     def set_uses(self, service: str, packs: Counter[bytes]) -> None:
-        """Record the packs that the last generation of a service uses, as counted by `known`."""
+        """Record the packs that the last generation of a service uses, as counted by `contains`."""
         self._write(self._put_uses, service.encode(), packs)
 
     def _put_uses(self, txn: Any, service: bytes, packs: Counter[bytes]) -> None:

@@ -142,7 +142,7 @@ class Authority(History):
         else:
             signer = identity.admin
         admin = LabelledAdmin(signer.public, recipient=identity.recipient.key)
-        with self._writer_key_lock(), self.upkeep_lock(), self.storage.hold():
+        with self._writer_key_lock(), self.upkeep_lock(), self.storage.lock():
             self.refresh_config()
             rest = tuple(one for one in self.config.admins if one.key != signer.public)
             self._put_config(msgspec.structs.replace(self.config, admins=(*rest, admin)), signer)
@@ -164,7 +164,7 @@ class Authority(History):
             admins = tuple(admins)
             self._drop_admins(wanted, admins)
         # Sessions that are sealed again under a writer key that is being replaced would not be accepted.
-        with self._writer_key_lock(), self.upkeep_lock(), self.storage.hold():
+        with self._writer_key_lock(), self.upkeep_lock(), self.storage.lock():
             self.refresh_config()
             signer = self.admin()
             config = msgspec.structs.replace(
@@ -317,7 +317,7 @@ class Authority(History):
             for service in self.services():
                 stack.enter_context(self.lock(service))
             # What is committed or moved while packs are listed would not be accepted.
-            stack.enter_context(self.storage.hold(alone=True))
+            stack.enter_context(self.storage.lock(exclusive=True))
             before = self.config
             self.refresh_config()
             if self.config != before:
@@ -384,6 +384,6 @@ class Authority(History):
         if self._sealed.number != number:
             self.storage.delete_all(replicas.names(self.storage, CONFIGS, number))
             raise BusyError("another castore has just changed the keys of this store; try again")
-        self.storage.delete_all(replicas.below(self.storage, CONFIGS, number))
+        self.storage.delete_all(replicas.older_than(self.storage, CONFIGS, number))
 
 

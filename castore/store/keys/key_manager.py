@@ -196,7 +196,7 @@ class Keyed(Remembered):
             with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
                 replicas.keep_copy(self.storage, folder, number, read)
 
-    def mend_copies(self) -> None:
+    def repair_copies(self) -> None:
         """Write the objects that are stored twice again where one of the two is damaged.
 
         Raises DamageError, FormatError, StorageError, BusyError.
@@ -204,7 +204,7 @@ class Keyed(Remembered):
         with self._writer_key_lock():
             self.refresh_config()
             for folder, number, read in self.kept_twice():
-                replicas.mend(self.storage, folder, number, read())
+                replicas.repair(self.storage, folder, number, read())
 
     def _writer_key_lock(self) -> AbstractContextManager[None]:
         path = os.path.join(self.places.state_of(self.store_id), "locks", "writer-key")

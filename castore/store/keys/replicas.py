@@ -27,7 +27,7 @@ def numbers(storage: Storage, folder: str) -> list[int]:
     return sorted({number for _, number, _ in _names(storage, folder)})
 
 
-def below(storage: Storage, folder: str, number: int) -> list[str]:
+def older_than(storage: Storage, folder: str, number: int) -> list[str]:
     """Return the names of the objects with lower numbers, and of their copies."""
     return [name for name, one, _ in _names(storage, folder) if one < number]
 
@@ -94,7 +94,7 @@ def variants(storage: Storage, folder: str, number: int) -> Iterator[bytes]:
         raise problem
 
 
-def examine(storage: Storage, folder: str, number: int, data: bytes) -> dict[str, str]:
+def check(storage: Storage, folder: str, number: int, data: bytes) -> dict[str, str]:
     """Return what is wrong with an object that was written as `data`, and with its copies, by name.
 
     It is not an error that no copy exists yet.
@@ -112,7 +112,7 @@ def examine(storage: Storage, folder: str, number: int, data: bytes) -> dict[str
     return found
 
 
-def mend(storage: Storage, folder: str, number: int, data: bytes) -> None:
+def repair(storage: Storage, folder: str, number: int, data: bytes) -> None:
     """Write an object, or its copy, again where it is not `data`; one of the two is intact at all times.
 
     Raises StorageError, also if neither is intact.

@@ -67,7 +67,7 @@ def reseal(
         changed |= _reseal_session(storage, keyring, session, numbers, config, signer)
     # A killed castore may have written the replacing objects without syncing their names: sync them first.
     for folder in ("config", "sessions"):
-        storage.settle(folder)
+        storage.sync_dir(folder)
     look()
     for session, numbers in session_numbers(storage).items():
         with contextlib.suppress(RevokedKeyError, FormatError, MissingError):
@@ -75,7 +75,7 @@ def reseal(
             for old in numbers[: numbers.index(accepted)]:
                 _remove(storage, session_name(session, old))
                 changed = True
-    for name in replicas.below(storage, CONFIGS, number):
+    for name in replicas.older_than(storage, CONFIGS, number):
         _remove(storage, name)
         changed = True
     return changed

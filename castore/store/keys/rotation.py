@@ -96,7 +96,7 @@ def rotate(
 def clean(storage: Storage, number: int) -> None:
     """Remove the configurations and lists that the configuration with this number replaced."""
     for folder in (CONFIGS, ROTATIONS):
-        for name in replicas.below(storage, folder, number):
+        for name in replicas.older_than(storage, folder, number):
             _remove(storage, name)
 
 

@@ -31,7 +31,7 @@ class BaseChunk(NamedTuple):
     depth: int
     """Length of the chain of bases below it: 0 if it is not a delta."""
     bases: tuple[RecordId, ...]
-    below: frozenset[RecordId]
+    ancestors: frozenset[RecordId]
     """All direct and indirect bases."""
 
 
@@ -69,13 +69,13 @@ def assemble(
         if parts:
             data = apply(b"".join(part.data for part in parts), [(data, length)])
         level = max((1 + part.depth for part in parts), default=0)
-        under = frozenset(bases).union(*(part.below for part in parts))
+        under = frozenset(bases).union(*(part.ancestors for part in parts))
         found = kept[below] = BaseChunk(below, data, level, bases, under)
         break  # `kept` may discard a large chunk at once
     if chain:
         data = apply(found.data, chain[::-1])
         bases = ((*passed, below)[1],)
-        under = found.below.union((*passed[1:], below))
+        under = found.ancestors.union((*passed[1:], below))
         found = kept[chunk] = BaseChunk(chunk, data, found.depth + len(chain), bases, under)
     return found
 

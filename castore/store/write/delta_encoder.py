@@ -39,13 +39,13 @@ class NewChunk(NamedTuple):
     start: int
     end: int
     sketch: Sketch = ()
-    similar: tuple[RecordId, ...] = ()
+    similar_ids: tuple[RecordId, ...] = ()
     """Chunks that share features with it, the most similar first."""
-    neighbours: tuple[RecordId, ...] = ()
+    aligned_ids: tuple[RecordId, ...] = ()
     """The one or two chunks that were at the same place in the previous version of the stream."""
 
 
-class Member(NamedTuple):
+class DeltaMember(NamedTuple):
     """A chunk in a record."""
 
     id: RecordId
@@ -53,7 +53,7 @@ class Member(NamedTuple):
     codec: int
     bases: tuple[RecordId, ...]
     sketch: Sketch
-    remainder: int
+    delta_size: int
     """Its length before compression: that of the delta, or of the chunk."""
 
 
@@ -61,7 +61,7 @@ class Encoded(NamedTuple):
     """The content of a record: a chunk, or a group of deltas."""
 
     data: bytes | memoryview
-    members: list[Member]
+    members: list[DeltaMember]
 
 
 class Deltas:
@@ -76,23 +76,23 @@ class Deltas:
 
         A delta comes after its bases.
         """
-        self._bases.prepare(similar for chunk in chunks for similar in chunk.similar)
+        self._bases.prepare(similar for chunk in chunks for similar in chunk.similar_ids)
         encoded = []
         deltas: list[bytes] = []
-        members: list[Member] = []
+        members: list[DeltaMember] = []
         full: dict[bytes, NewChunk] = {}
         for new in chunks:
             chunk = new
-            if not new.similar and (other := _first(full, new.sketch)) is not None:
+            if not new.similar_ids and (other := _first(full, new.sketch)) is not None:
                 self._bases.offer(other.id, bytes(buffer[other.start : other.end]))
-                chunk = new._replace(similar=(other.id,))
+                chunk = new._replace(similar_ids=(other.id,))
             delta = self._delta(buffer, chunk)
             data: bytes | memoryview
             bases: tuple[RecordId, ...]
             codec, data, bases = delta or (*self._compressed(buffer, chunk), ())
             length = new.end - new.start
             remainder = len(data) if bases else length
-            member = Member(new.id, length, codec, bases, new.sketch, remainder)
+            member = DeltaMember(new.id, length, codec, bases, new.sketch, remainder)
             if not delta:
                 full |= dict.fromkeys(new.sketch, new)
                 encoded.append(Encoded(data, [member]))
@@ -135,17 +135,17 @@ class Deltas:
 
     def _choices(self, chunk: NewChunk) -> Iterator[tuple[BaseChunk, ...]]:
         """Yield possible bases of a chunk, the most promising first."""
-        for candidate in chunk.similar:
+        for candidate in chunk.similar_ids:
             if (base := self._base(chunk, candidate)) is not None:
                 yield (base,)
-        found = [self._base(chunk, neighbour) for neighbour in chunk.neighbours]
+        found = [self._base(chunk, neighbour) for neighbour in chunk.aligned_ids]
         if bases := tuple(base for base in found if base is not None):
             yield bases
 
     def _base(self, chunk: NewChunk, candidate: RecordId) -> BaseChunk | None:
         # Another process may have stored the same chunk meanwhile: it must not become its own base.
         base = self._bases.get(candidate) if candidate != chunk.id else None
-        return None if base is None or chunk.id in base.below else base
+        return None if base is None or chunk.id in base.ancestors else base
 
     def _rebased(
         self, bases: tuple[BaseChunk, ...], buffer: bytearray | mmap, start: int, end: int

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from castore.store.format.config import StoreConfig
     from castore.store.index import Index
     from castore.store.write.base_cache import ReferenceCache, ReferenceWriter
-    from castore.store.write.delta_encoder import Member, NewChunk
+    from castore.store.write.delta_encoder import DeltaMember, NewChunk
 
 _OUTSTANDING: Final = 2
 _RECENT: Final = 1 << 16
@@ -59,7 +59,7 @@ class SealedRecord(NamedTuple):
 
     record: bytes
     counter: int
-    deltas: list[Member]
+    deltas: list[DeltaMember]
     payload: bytes
     """The data that was sealed, for the base cache."""
 
@@ -67,7 +67,7 @@ class SealedRecord(NamedTuple):
 class Session:
     """One run that adds packs; use it in a `with` block.
 
-    Any thread may call `seal`; only one may call `add`, `put_node` and `finish`. After its first error a
+    Any thread may call `seal`; only one may call `append`, `put_node` and `finish`. After its first error a
     session refuses everything with that error. If the block is left by an error, the open pack is still
     finished if possible, so that the next attempt finds what was stored.
     """
@@ -108,8 +108,8 @@ class Session:
         bases = Bases(index, references, self._codecs, self._chunk_id_key, self._pending.get)
         self._deltas = Deltas(bases, self._codecs)
         self._reference: ReferenceWriter | None = None
-        self.used: Counter[bytes] = Counter()
-        """Bytes used of each pack by everything that was added or known; keys as in `Index.known`."""
+        self.pack_usage: Counter[bytes] = Counter()
+        """Bytes used of each pack by everything that was added or known; keys as in `Index.contains`."""
         self._pack: PackWriter | None = None
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="castore-pack")
         self._finishing: deque[Future[None]] = deque()
@@ -136,11 +136,11 @@ class Session:
         """Bytes that a record is longer than the data sealed in it."""
         return self._chunk_sealer.overhead
 
-    def name(self, plain: memoryview | bytes) -> RecordId:
+    def chunk_id(self, plain: memoryview | bytes) -> RecordId:
         """Return the id of a chunk."""
         return RecordId(blake3(plain, key=self._chunk_id_key).digest())
 
-    def known(self, chunks: Sequence[RecordId]) -> list[bool]:
+    def contains(self, chunks: Sequence[RecordId]) -> list[bool]:
         """Return for each chunk whether the store has it, or will have it after this session's additions."""
         if self._error is not None:
             raise self._error
@@ -148,23 +148,23 @@ class Session:
         pending = self._pending
         waiting = [chunk in pending for chunk in chunks]
         packs: Counter[bytes] = Counter()
-        indexed = self._index.known(chunks, packs)
+        indexed = self._index.contains(chunks, packs)
         with self._counting:
-            self.used += packs
+            self.pack_usage += packs
         return [one or other for one, other in zip(waiting, indexed, strict=True)]
 
     def was_added(self, chunk: RecordId) -> bool:
-        """Return whether a chunk was added recently, perhaps after `known`. For the adding thread only."""
+        """Return whether a chunk was added recently, perhaps after `contains`. For the adding thread only."""
         return chunk in self._pending or chunk in self._recent
 
-    def resemble(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
+    def find_similar(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
         """Return chunks that the store lacks, each with its sketch and similar chunks of the store."""
         if self._references.limit == 0:
             return list(chunks)  # without the base cache, no chunk is stored as a delta
         sketches = self._sketcher.sketch(buffer, [(one.start, one.end) for one in chunks])
         found = self._index.similar(sketches)
         return [
-            chunk._replace(sketch=sketch, similar=(*similar[:1], *self._pending_similar(sketch)))
+            chunk._replace(sketch=sketch, similar_ids=(*similar[:1], *self._pending_similar(sketch)))
             for chunk, sketch, similar in zip(chunks, sketches, found, strict=True)
         ]
 
@@ -183,7 +183,7 @@ class Session:
         votes = [one for one in found if one is not None]
         return [max(votes, key=votes.count)] if votes else []
 
-    def _sealed(self, data: bytes | memoryview, members: list[Member]) -> SealedRecord:
+    def _sealed(self, data: bytes | memoryview, members: list[DeltaMember]) -> SealedRecord:
         counter = self._chunk_counter.take()
         first = members[0]
         names = record_names(first.id, first.bases, first.length, CHUNK, first.codec)
@@ -210,7 +210,7 @@ class Session:
             )
             for member, one in enumerate(members)
         ]
-        self._append(entries, record, payload, [one.sketch for one in members])
+        self._append_record(entries, record, payload, [one.sketch for one in members])
         return True
 
     def put_node(self, refs: list[Ref]) -> tuple[RecordId, int]:
@@ -228,7 +228,7 @@ class Session:
         counter = self._node_counter.take()
         length = len(plain)
         record = self._node_sealer.seal(counter, record_id, NO_BASE, length, NODE, codec, data)
-        self._append(
+        self._append_record(
             [PackEntry(record_id, NODE, codec, length, len(record), counter, self.id)], record
         )
         return record_id, len(record)
@@ -243,7 +243,7 @@ class Session:
         try:
             if self._error is None:
                 self._close_pack(full=False)
-            self._settle()
+            self._wait_for_packs()
         except BaseException as error:
             self._error = self._error or error
             raise
@@ -268,7 +268,7 @@ class Session:
         self._pending_features.clear()
         self._error = self._error or StorageError("this session has ended")
 
-    def _append(
+    def _append_record(
         self,
         entries: Sequence[PackEntry],
         record: bytes,
@@ -320,7 +320,7 @@ class Session:
         if self._error is not None:
             raise self._error
 
-    def _settle(self) -> None:
+    def _wait_for_packs(self) -> None:
         while self._finishing:
             self._finishing.popleft().result()
         if self._error is not None:
@@ -346,7 +346,7 @@ class Session:
             sketches = [(one, pending.sketch) for one, pending in kept if pending is not None]
             signers = {pack_id: self._writer.signer.public}
             self._index.put_packs([(pack_id, length, pack.entries)], sketches, signers=signers)
-            self.known([entry.id for entry in pack.entries if entry.kind == CHUNK])
+            self.contains([entry.id for entry in pack.entries if entry.kind == CHUNK])
             self._recent |= dict.fromkeys(ids)
             for old in list(itertools.islice(self._recent, max(len(self._recent) - _RECENT, 0))):
                 del self._recent[old]

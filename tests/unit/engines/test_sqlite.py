@@ -65,10 +65,10 @@ def test_a_database_with_collations_and_functions_of_its_application_goes_back(a
         database.executescript("DELETE FROM notes WHERE id = 1; ALTER TABLE tags ADD COLUMN more")
     second = state(anki)
     said: list[str] = []
-    done = lab.roll_back(1, say=said.append)
+    done = lab.rollback(1, say=said.append)
     assert state(anki) == first
     assert any("collation unicase of the application were not checked" in line for line in said)
-    lab.roll_back(done.pre_rollback.number)
+    lab.rollback(done.pre_rollback.number)
     assert state(anki) == second
 
 

@@ -36,7 +36,7 @@ class Lockless(LocalStorage):
     """A directory as other machines see it too: without a lock."""
 
     @contextlib.contextmanager
-    def hold(self, *, alone=False):
+    def lock(self, *, exclusive=False):
         yield False
 
 
@@ -352,7 +352,7 @@ def test_what_is_left_over_and_rests_on_what_is_gone_is_no_damage(lab):
     lab.compact(max_unused=0.9)
     with lab.opened() as store:
         ids = [record for _, record, _, bases in store.index.records() if bases]
-        assert not all(store.index.known(ids))
+        assert not all(store.index.contains(ids))
     lab.check()
 
 

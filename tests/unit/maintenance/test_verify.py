@@ -11,7 +11,7 @@ import pytest
 
 from castore.content.streams import StreamReader
 from castore.errors import DamageError, IdentityError
-from castore.kernel.id_set import Marks
+from castore.kernel.id_set import IdSet
 from castore.maintenance import verify as module
 from castore.maintenance.compact import compact
 from castore.maintenance.repair import repair
@@ -293,14 +293,14 @@ def test_a_sound_store_needs_no_repair(lab, tree):
 
 def test_marks_hold_what_was_added_and_little_else():
     ids = [os.urandom(32) for _ in range(5000)]
-    marks = Marks(10)
+    marks = IdSet(10)
     assert marks.add(b"".join(ids)) == b"\1" * 5000
     assert marks.add(b"".join(ids)) == bytes(5000)
     assert len(marks) == 5000
     assert all(one in marks for one in ids)
     assert not any(os.urandom(32) in marks for _ in range(5000))
     assert marks.memory <= 32 * 5000
-    assert Marks(1 << 20).memory <= 12 * (1 << 20)
+    assert IdSet(1 << 20).memory <= 12 * (1 << 20)
 
 
 @pytest.mark.parametrize("mode", ["index kept", "index deleted"])

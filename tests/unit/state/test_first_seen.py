@@ -28,7 +28,7 @@ class Machine:
         self.now = [self.now[0] + "+", 5, self.now[2] + calendar]
 
     def look(self, *names, kind="things"):
-        return self.ages.look(kind, names, WEEK)
+        return self.ages.observe(kind, names, WEEK)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_file_that_is_damaged_is_begun_anew(machine, tmp_path, content):
 
 def test_where_it_cannot_be_written_nothing_grows_old(tmp_path):
     os.symlink("nowhere/at/all", tmp_path / "state")
-    assert FirstSeen(str(tmp_path / "state" / "ages")).look("things", ["a"], WEEK) == {"a": 0}
+    assert FirstSeen(str(tmp_path / "state" / "ages")).observe("things", ["a"], WEEK) == {"a": 0}
 
 
 def test_the_clocks_of_this_machine():

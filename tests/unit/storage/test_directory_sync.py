@@ -47,7 +47,7 @@ def test_live_state_is_restored_where_directories_cannot_be_synced(
     without_sync(monkeypatch, [tmp_path / "files", tmp_path / "lab" / "state", tmp_path / "lab" / "cache"], code)
     (live / "sub" / "file").write_text("changed, and longer")
     (tmp_path / "files" / "dump").write_text("changed")
-    lab.roll_back(1, Service())
+    lab.rollback(1, Service())
     assert compare(before, walk(live)) == []
     assert (tmp_path / "files" / "dump").read_text() == "stored"
     (live / "sub" / "file").write_text("changed, and longer")

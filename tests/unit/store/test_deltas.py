@@ -446,12 +446,12 @@ def test_a_chunk_that_another_process_stored_meanwhile_is_not_told_by_itself(lab
     with lab.open(identity=False) as store, store.session() as session:
 
         def add(data: bytes, *alike: bytes) -> list[RecordId]:
-            chunk = NewChunk(session.name(data), 0, len(data), (), alike, alike)
+            chunk = NewChunk(session.chunk_id(data), 0, len(data), (), alike, alike)
             (sealed,) = session.seal(bytearray(data), [chunk])
-            session.add(sealed)
+            session.append(sealed)
             return list(sealed.deltas[0].bases)
 
-        ids = [session.name(first), session.name(other)]
+        ids = [session.chunk_id(first), session.name(other)]
         assert add(first) == []
         assert add(other, ids[0]) == [ids[0]]
         # What `known` and `add` keep from happening in one process: it is sealed once more.
@@ -470,7 +470,7 @@ def test_of_a_chunk_that_a_pack_has_twice_the_first_place_is_taken(lab):
         place = store.index.locate(CHUNK, chunk)
         assert (place.offset, place.bases, place.group_index) == (100, (below, below), 3)
         assert store.index.copies(chunk) == []
-        assert store.index.lacking(chunk) == below
+        assert store.index.missing_base(chunk) == below
 
 
 def test_a_circle_is_told_unless_a_copy_breaks_it(lab):
@@ -482,11 +482,11 @@ def test_a_circle_is_told_unless_a_copy_breaks_it(lab):
 
     with lab.open(identity=False) as store:
         store.index.put_packs([(PackId(b"p" * 32), 1000, [entry(one, (two,), 100), entry(two, (one,), 200)])])
-        assert store.index.lacking(one) in {one, two}
-        assert store.index.lacking(two) in {one, two}
+        assert store.index.missing_base(one) in {one, two}
+        assert store.index.missing_base(two) in {one, two}
         store.index.put_packs([(PackId(b"q" * 32), 1000, [entry(one, (), 100)])])
-        assert store.index.lacking(one) is None
-        assert store.index.lacking(two) is None
+        assert store.index.missing_base(one) is None
+        assert store.index.missing_base(two) is None
 
 
 def test_a_chunk_too_large_to_be_kept_is_put_together_all_the_same():
@@ -498,10 +498,10 @@ def test_a_chunk_too_large_to_be_kept_is_put_together_all_the_same():
     delta = encode_delta(base, bytearray(target), 0, len(target), 1000)
     layers = {b"t": StoredForm(delta, len(target), (b"b",)), b"b": StoredForm(base, len(base))}
     found = assemble(b"t", layers.__getitem__, Nothing())
-    assert (found.data, found.depth, found.bases, found.below) == (target, 1, (b"b",), {b"b"})
+    assert (found.data, found.depth, found.bases, found.ancestors) == (target, 1, (b"b",), {b"b"})
     layers[b"u"] = StoredForm(encode_delta(target * 2, bytearray(base), 0, len(base), 1000), len(base), (b"t", b"t"))
     found = assemble(b"u", layers.__getitem__, {})
-    assert (found.data, found.depth, found.below) == (base, 2, {b"t", b"b"})
+    assert (found.data, found.depth, found.ancestors) == (base, 2, {b"t", b"b"})
     layers[b"b"] = StoredForm(delta, len(base), (b"t",))
     with pytest.raises(KeyError):
         assemble(b"t", layers.__getitem__, {})

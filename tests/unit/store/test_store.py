@@ -76,13 +76,13 @@ def bench(tmp_path):
 
 
 def ref_of(session, content):
-    return Ref(RefKind.CHUNK, session.name(content), len(content))
+    return Ref(RefKind.CHUNK, session.chunk_id(content), len(content))
 
 
 def seal(session, content):
     """Seal a chunk; return None if the store has it."""
-    chunk = NewChunk(session.name(content), 0, len(content))
-    if session.known([chunk.id])[0]:
+    chunk = NewChunk(session.chunk_id(content), 0, len(content))
+    if session.contains([chunk.id])[0]:
         return None
     (sealed,) = session.seal(bytearray(content), [chunk])
     return sealed
@@ -95,7 +95,7 @@ def put(store, *contents):
         for content in contents:
             sealed = seal(session, content)
             if sealed is not None:
-                session.add(sealed)
+                session.append(sealed)
             refs.append(ref_of(session, content))
         node, _ = session.put_node(refs)
     return refs, node
@@ -141,7 +141,7 @@ def test_a_chunk_added_twice_in_a_session_is_in_the_pack_once(bench):
     with bench.store.session() as session:
         first, second = seal(session, b"same" * 1000), seal(session, b"same" * 1000)
         assert first.counter != second.counter
-        assert [session.add(first), session.add(second)] == [True, False]
+        assert [session.append(first), session.add(second)] == [True, False]
         assert seal(session, b"same" * 1000) is None
     assert bench.store.count_chunks() == 1
 
@@ -151,7 +151,7 @@ def test_records_are_sealed_on_two_threads_without_sharing_a_counter(bench):
     with bench.store.session() as session, ThreadPoolExecutor(2) as pool:
         sealed = list(pool.map(functools.partial(seal, session), contents))
         assert len({one.counter for one in sealed}) == len(contents)
-        assert all(session.add(one) for one in sealed)
+        assert all(session.append(one) for one in sealed)
     assert [bench.store.read_chunk(one.members[0].id) for one in sealed] == contents
 
 
@@ -397,7 +397,7 @@ def test_a_session_refuses_everything_after_its_first_error(bench, monkeypatch):
     monkeypatch.setattr(packs.PackWriter, "commit", fail)
     with pytest.raises(StorageError) as caught, bench.store.session() as session:
         for _ in range(1000):
-            session.add(seal(session, os.urandom(60_000)))
+            session.append(seal(session, os.urandom(60_000)))
     assert caught.value is failure
     for refused in (lambda: session.seal(bytearray(), []), lambda: session.put_node([]), session.finish):
         if refused != session.finish:
@@ -409,9 +409,9 @@ def test_a_session_refuses_everything_after_its_first_error(bench, monkeypatch):
 
 def test_what_was_stored_before_an_error_is_found_by_the_next_try(bench):
     with pytest.raises(ZeroDivisionError), bench.store.session() as session:
-        session.add(seal(session, b"content"))
+        session.append(seal(session, b"content"))
         1 / 0
-    assert bench.store.read_chunk(session.name(b"content")) == b"content"
+    assert bench.store.read_chunk(session.chunk_id(b"content")) == b"content"
     with pytest.raises(StorageError, match="ended"):
         session.seal(bytearray(b"more"), [])
     assert not [t for t in threading.enumerate() if t.name.startswith("castore-pack")]
@@ -480,7 +480,7 @@ def test_a_delta_is_read_through_its_base(bench):
     refs, _ = put(bench.store, base)
     content = base[:20_000] + b"changed" + base[20_000:]
     with bench.store.session() as session:
-        chunk = session.name(content)
+        chunk = session.chunk_id(content)
         words = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         data = zstandard.ZstdCompressor(level=3, dict_data=words).compress(content)
         fields = (99, chunk, refs[0].id, len(content), packs.CHUNK, packs.DICTIONARY)
@@ -504,7 +504,7 @@ def test_a_session_of_many_threads_and_packs_keeps_every_node_behind_its_chunks(
         sealed = pool.map(functools.partial(seal, session), contents * 2)
         for content, one in zip(contents * 2, sealed, strict=True):
             if one is not None:
-                session.add(one)
+                session.append(one)
             ref = ref_of(session, content)
             nodes.append((session.put_node([ref])[0], ref))
         session.finish()

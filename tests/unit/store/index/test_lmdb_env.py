@@ -64,7 +64,7 @@ def test_the_map_grows_with_what_is_put_into_it_and_nothing_is_lost(index, tmp_p
     assert size_of(index) == SMALL
     found = [entry for _ in range(6) for entry in put(index, 5000)]
     assert size_of(index) > 2 * SMALL
-    assert all(index.known([entry.id for entry in found]))
+    assert all(index.contains([entry.id for entry in found]))
     assert index.count("chunks") == 30_000
     assert index.count("packs") == 6
     index.close()
@@ -124,7 +124,7 @@ index = Index(sys.argv[1], STORE)
 mine = []
 for _ in range(int(sys.argv[2])):
     mine += put(index, 1500)
-    assert all(index.known([entry.id for entry in mine]))
+    assert all(index.contains([entry.id for entry in mine]))
 print(index._environment._size, len(mine))
 """
 
@@ -252,11 +252,11 @@ def test_a_full_disk_is_named_and_what_was_put_before_stays(disk, small):
     with pytest.raises(StorageError, match=r"index in .* does not work: .*free some space there.*XDG_CACHE_HOME"):
         for _ in range(100):
             found += put(index, 2000)
-    assert all(index.known([entry.id for entry in found]))
+    assert all(index.contains([entry.id for entry in found]))
     assert index.count("chunks") == len(found) > 0
     index.close()
     again = Index(str(disk / "index"), STORE)
-    assert all(again.known([entry.id for entry in found]))
+    assert all(again.contains([entry.id for entry in found]))
     again.close()
 
 

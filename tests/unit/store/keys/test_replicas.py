@@ -97,7 +97,7 @@ def test_one_of_the_two_is_enough_and_the_other_is_named_and_mended(lab, folder,
         assert [line.partition(":")[0] for line in found.damage] == [name]
         assert not found.affected
         done, after = repair(store, Progress(), agree=lambda *_: True)
-        assert (done.mend, done.drop, done.rewrite) == ([name], [], [])
+        assert (done.repaired, done.drop, done.rewrite) == ([name], [], [])
         assert after.sound
     assert hurt.read_bytes() == before
     assert whole.read_bytes() == before
@@ -167,10 +167,10 @@ def test_what_cannot_be_read_for_a_moment_is_not_taken_from_the_other(lab, monke
         refuse = lambda self, name, *rest: (_ for _ in ()).throw(StorageError("I/O error")) if name == "config/2" else get(self, name, *rest)
         patch.setattr(LocalStorage, "get", refuse)
         with pytest.raises(StorageError, match="neither config/2 nor its copy"):
-            replicas.mend(storage, "config", 2, data)
+            replicas.repair(storage, "config", 2, data)
     assert path.read_bytes() == data
     assert copy.exists()
-    replicas.mend(storage, "config", 2, data)
+    replicas.repair(storage, "config", 2, data)
     assert copy.read_bytes() == data
 
 
@@ -213,7 +213,7 @@ def test_what_another_machine_replaces_meanwhile_is_not_written_back(lab, monkey
     damage(both(lab, "config")[0], "gone")
     with lab.open() as store:
         done, _ = repair(store, Progress(), agree=lambda *_: True)
-    assert done.mend == []
+    assert done.repaired == []
     assert {name.split(".")[0] for name in LocalStorage(str(lab.store)).list("config")} == {"3"}
 
 

@@ -44,7 +44,7 @@ SAME = random.Random(1).randbytes(300_000)
 @pytest.fixture(autouse=True)
 def without_a_lock(monkeypatch):
     """Machines that see no lock of each other: what a lock keeps apart happens at the same time here."""
-    monkeypatch.setattr(LocalStorage, "hold", lambda _self, *, alone=False: contextlib.nullcontext(False))
+    monkeypatch.setattr(LocalStorage, "lock", lambda _self, *, exclusive=False: contextlib.nullcontext(False))
 
 
 

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import castore
-from castore.kernel.id_set import Marks
+from castore.kernel.id_set import IdSet
 from castore.services.prune import compact_and_record, forget
 from castore.services.snapshot import file_source
 from castore.store.format.pack import CHUNK
@@ -26,7 +26,7 @@ def take(lab: Lab, data: bytes, service: str = "web"):
 
 def needed(store, service: str) -> int:
     """Return the bytes of the records that the last generation needs, bases included."""
-    marks = Marks()
+    marks = IdSet()
     mark(Walk(store), roots_of(store.newest(service)), marks)
     store.index.mark_bases(marks)
     entries = (entry for pack, _ in store.packs() for entry in store.pack_entries(pack))
