@@ -53,10 +53,10 @@ class Contents(NamedTuple):
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
     """One part of a service, as castore.toml describes it. Its fields are the keys of castore.toml.
 
-    A rollback calls `prepare`, `stage`, `swap`, and then `cleanup`, or `revert` if anything fails. What `prepare`
-    returns is durable before `stage` is called. `swap` is called once, and raises if the staged state no
-    longer exists. `revert` and `cleanup` may be called again after a crash, in another process, however far an
-    earlier call got. They then do what remains to be done.
+    A rollback calls `prepare`, `stage`, `swap`, and then `cleanup`, or `revert` if anything fails. What
+    `prepare` returns is durable before `stage` is called. `swap` is called once, and raises if the staged
+    state no longer exists. `revert` and `cleanup` may be called again after a crash, in another process,
+    however far an earlier call got. They then do what remains to be done.
 
     What `stage` and `swap` leave under `made` in a memo is reported, one line each.
 
@@ -163,8 +163,8 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     def remove(self, memo: Memo) -> None:
         """Move the live state away without a replacement, and keep it; called instead of `swap`.
 
-        This is for engines whose `exists` may return False: a rollback may return to a time when the state did
-        not exist. Raises CastoreError.
+        This is for engines whose `exists` may return False: a rollback may return to a time when the state
+        did not exist. Raises CastoreError.
         """
         what = memo.get("live", "the live state")
         raise CastoreError(

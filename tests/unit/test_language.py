@@ -46,7 +46,6 @@ WORDS = {
 }
 
 EXCEPTIONS = {
-    "beside: ClassVar": "a field of Engine",
     "engine.beside": "a field of Engine",
     'Literal["restore", "tell"] = "tell"': "a value of castore.toml",
     "BESIDE": "a constant of the SQLite worker",
