@@ -371,7 +371,7 @@ class Pipeline:
         self._broken = False
 
     def _add(self, sealed: SealedRecord) -> None:
-        if not self._session.add(sealed):
+        if not self._session.append(sealed):
             return
         tally = self.tally
         for chunk in sealed.deltas:

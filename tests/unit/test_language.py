@@ -46,13 +46,8 @@ WORDS = {
 }
 
 EXCEPTIONS = {
-    "engine.beside": "a field of Engine",
     'Literal["restore", "tell"] = "tell"': "a value of castore.toml",
     "BESIDE": "a constant of the SQLite worker",
-    "def tell(": "a method of ScanCacheWriter",
-    "mend=": "a field of Repair",
-    "mend: list": "a field of Repair",
-    "def mend(": "a function",
     '`"tell"`': "a value of castore.toml",
     '"system", "roll-back"': "Guix's command",
 }

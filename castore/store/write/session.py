@@ -192,7 +192,7 @@ class Session:
         payload = bytes(data) if self._references.limit != 0 else b""
         return SealedRecord(record, counter, members, payload)
 
-    def add(self, sealed: SealedRecord) -> bool:
+    def append(self, sealed: SealedRecord) -> bool:
         """Add a record to the open pack, unless the store has all of it; return whether it was added.
 
         Raises StorageError.

@@ -141,7 +141,7 @@ def test_a_chunk_added_twice_in_a_session_is_in_the_pack_once(bench):
     with bench.store.session() as session:
         first, second = seal(session, b"same" * 1000), seal(session, b"same" * 1000)
         assert first.counter != second.counter
-        assert [session.append(first), session.add(second)] == [True, False]
+        assert [session.append(first), session.append(second)] == [True, False]
         assert seal(session, b"same" * 1000) is None
     assert bench.store.count_chunks() == 1
 
@@ -152,7 +152,7 @@ def test_records_are_sealed_on_two_threads_without_sharing_a_counter(bench):
         sealed = list(pool.map(functools.partial(seal, session), contents))
         assert len({one.counter for one in sealed}) == len(contents)
         assert all(session.append(one) for one in sealed)
-    assert [bench.store.read_chunk(one.members[0].id) for one in sealed] == contents
+    assert [bench.store.read_chunk(one.deltas[0].id) for one in sealed] == contents
 
 
 def test_packs_are_cut_when_full_and_padded(bench, monkeypatch):

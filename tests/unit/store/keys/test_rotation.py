@@ -430,7 +430,7 @@ def test_the_era_object_is_what_the_format_says():
     listed = {"packs/" + "ab" * 32: b"\xab" * 32, "sessions/" + "0" * 32 + ".0": b"h" * 32}
     data = encode_rotation(7, listed, writer)
     assert decode_rotation(7, data, writer) == listed
-    assert data[:16] == b"castoree\x01" + bytes(7)
+    assert data[:16] == b"castorer\x01" + bytes(7)
     derive = lambda name, secret: blake3(secret, derive_key_context=f"castore 1 {name}").digest()
     key = derive("objects", derive("index", writer.secret))
     associated = b"rotations/7" + writer.store_id + data[:16]
