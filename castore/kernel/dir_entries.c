@@ -414,7 +414,7 @@ fill(int file, const struct entry_place *place, const struct entry_owners *owner
 
 size_t
 entries_write(int fd, const uint8_t *data, const struct entry_place *places, size_t from, size_t to,
-    const struct entry_owners *owners, const uint8_t *small-file stream, size_t bundle_len, uint64_t start)
+    const struct entry_owners *owners, const uint8_t *small_files, size_t small_files_len, uint64_t start)
 {
 	size_t i;
 
@@ -426,13 +426,13 @@ entries_write(int fd, const uint8_t *data, const struct entry_place *places, siz
 
 		if (!place->plain)
 			continue;
-		if (place->size > bundle_len || offset > bundle_len - place->size)
+		if (place->size > small_files_len || offset > small_files_len - place->size)
 			break;
 		memcpy(name, data + place->name, place->name_len);
 		name[place->name_len] = '\0';
 		if ((file = openat(fd, name, NEW_FILE, 0600)) < 0)
 			break;
-		failed = fill(file, place, owners, small-file stream + offset) != 0;
+		failed = fill(file, place, owners, small_files + offset) != 0;
 		if (close(file) != 0 || failed) {
 			(void)unlinkat(fd, name, 0);
 			break;

@@ -74,12 +74,12 @@ struct entry_owners {
 };
 
 /*
- * Create the plain files of places[from .. to) in the directory open as fd.  small-file stream[0 .. bundle_len) is the part of
+ * Create the plain files of places[from .. to) in the directory open as fd.  small-file stream[0 .. small_files_len) is the part of
  * the directory's small-file stream that begins at `start`.  Symbolic links are not followed, and no file is replaced.  Returns
  * `to`, or the index of the first file that could not be created; that file was removed, or is not ours.
  */
 __attribute__((visibility("default")))
 size_t entries_write(int fd, const uint8_t *data, const struct entry_place *places, size_t from, size_t to,
-    const struct entry_owners *owners, const uint8_t *small-file stream, size_t bundle_len, uint64_t start);
+    const struct entry_owners *owners, const uint8_t *small_files, size_t small_files_len, uint64_t start);
 
 #endif

@@ -181,10 +181,10 @@ damaged(int dir, const uint8_t *data, size_t len)
 
 	for (i = 0; i < 3000; i++) {
 		size_t cut = draw() % 4 ? len : draw() % (len + 1), count, given = draw() % 5000;
-		uint8_t *some = exactly(cut), *small-file stream = exactly(given);
+		uint8_t *some = exactly(cut), *small_files = exactly(given);
 		struct entry_place *places;
 
-		memset(small-file stream, 1, given);
+		memset(small_files, 1, given);
 		memcpy(some, data, cut);
 		for (j = (int)(draw() % 4); j > 0 && cut > 0; j--)
 			some[draw() % cut] = draw() % 2 ? (uint8_t)draw() : 0xff;
@@ -193,10 +193,10 @@ damaged(int dir, const uint8_t *data, size_t len)
 			count = draw() % 30;
 		places = exactly(count * sizeof(*places));
 		if (entries_split(some, cut, 0, places, count) == count)
-			need(entries_write(dir, some, places, 0, count, &owners, small-file stream, given, draw() % 100) <= count);
+			need(entries_write(dir, some, places, 0, count, &owners, small_files, given, draw() % 100) <= count);
 		chosen(some, cut, places, count);
 		free(places);
-		free(small-file stream);
+		free(small_files);
 		free(some);
 	}
 }

@@ -451,7 +451,7 @@ def test_a_chunk_that_another_process_stored_meanwhile_is_not_told_by_itself(lab
             session.append(sealed)
             return list(sealed.deltas[0].bases)
 
-        ids = [session.chunk_id(first), session.name(other)]
+        ids = [session.chunk_id(first), session.chunk_id(other)]
         assert add(first) == []
         assert add(other, ids[0]) == [ids[0]]
         # What `known` and `add` keep from happening in one process: it is sealed once more.

@@ -488,7 +488,7 @@ def test_a_delta_is_read_through_its_base(bench):
         entry = packs.PackEntry(
             chunk, packs.CHUNK, packs.DICTIONARY, len(content), len(record), 99, session.id, 0, (refs[0].id,)
         )
-        session._append([entry], record)
+        session._append_record([entry], record)
     assert len(record) < 1000
     assert bench.store.read_chunk(chunk) == content
     with bench.open(bench.elsewhere()) as store:
