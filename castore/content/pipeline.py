@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from castore.content.batches import Batch, Stretch
 from castore.content.ref_tree import ListBuilder
+from castore.errors import CastoreError
 from castore.model.refs import Ref, RefKind
 from castore.store import NewChunk
 
@@ -93,7 +94,7 @@ class Pipeline:
                 self._drain()
             elif isinstance(error, Exception) and not self._broken:
                 # A retry finds the chunks that a dump program wrote before it failed.
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(CastoreError, OSError):
                     self._drain()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)

@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -128,18 +129,40 @@ length_at(const uint8_t *data)
 	return ((size_t)data[0] | (size_t)data[1] << 8 | (size_t)data[2] << 16 | (size_t)data[3] << 24);
 }
 
+/* Add the owner of an entry, unless the entry before has the same one, as most have. */
 static void
-meet(struct entry_ids *ids, size_t *count, uint32_t uid, uint32_t gid)
+add_owner(struct entry_ids *ids, size_t *count, uint32_t uid, uint32_t gid)
 {
-	size_t i;
-
-	/* Search backwards: most files have the same owner as the one before. */
-	for (i = *count; i > 0; i--)
-		if (ids[i - 1].uid == uid && ids[i - 1].gid == gid)
-			return;
+	if (*count > 0 && ids[*count - 1].uid == uid && ids[*count - 1].gid == gid)
+		return;
 	ids[*count].uid = uid;
 	ids[*count].gid = gid;
 	++*count;
+}
+
+static int
+by_owner(const void *a, const void *b)
+{
+	const struct entry_ids *one = a, *other = b;
+
+	if (one->uid != other->uid)
+		return (one->uid < other->uid ? -1 : 1);
+	return (one->gid < other->gid ? -1 : one->gid > other->gid);
+}
+
+/* Sort the owners, and drop those that are equal.  A look-up of each owner would be quadratic in a mail spool. */
+static size_t
+unique_owners(struct entry_ids *ids, size_t count)
+{
+	size_t i, kept = 0;
+
+	if (count < 2)
+		return (count);
+	qsort(ids, count, sizeof(*ids), by_owner);
+	for (i = 1; i < count; i++)
+		if (by_owner(&ids[kept], &ids[i]) != 0)
+			ids[++kept] = ids[i];
+	return (kept + 1);
 }
 
 static uint8_t *
@@ -199,8 +222,9 @@ entries_join(const uint8_t *listing, const uint64_t *places, const uint8_t *take
 		if (room - (size_t)(at - out) < MOST + (size_t)entry.name_len)
 			return (SIZE_MAX);
 		at = encode(at, &entry, listing + places[i] + sizeof(entry));
-		meet(ids, ids_count, entry.uid, entry.gid);
+		add_owner(ids, ids_count, entry.uid, entry.gid);
 	}
+	*ids_count = unique_owners(ids, *ids_count);
 	return ((size_t)(at - out));
 }
 

@@ -21,8 +21,8 @@ struct entry_ids {
 /*
  * Encode the entries of a listing to out[0 .. room), each with its length before it.  places[i] is the
  * offset of entry i in the listing, i < count.  take[i] is one of ENTRY_*.  `given` has the entries that
- * the caller encoded, in order.  ids[] gets each pair of owner and group of the entries encoded here once;
- * it has room for `count` of them, and *ids_count gets their number.  Returns the length of the output, or
+ * the caller encoded, in order.  ids[] gets each pair of owner and group of the entries encoded here once,
+ * sorted; it has room for `count` of them, and *ids_count gets their number.  Returns the length of the output, or
  * SIZE_MAX if `room` is too small or `given` has fewer entries than take[] demands.
  */
 __attribute__((visibility("default")))

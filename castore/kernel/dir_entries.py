@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -97,17 +98,24 @@ def join_entries(
     return ctypes.string_at(out, length), [(one.uid, one.gid) for one in ids[: found.value]]
 
 
-class NewOwners(NamedTuple):
+@dataclass(frozen=True)
+class NewOwners:
     """How stored owners and modes are applied to restored files."""
 
     change: bool
     """Whether to set owners and groups; if not, files belong to castore's user."""
     mode: int
     """Mask of the mode bits that are set."""
-    users: Mapping[int, int] = {}
+    users: Mapping[int, int] = field(default_factory=dict)
     """User ids that differ from the stored ones, by the stored ones."""
-    groups: Mapping[int, int] = {}
+    groups: Mapping[int, int] = field(default_factory=dict)
     """Group ids that differ from the stored ones, by the stored ones."""
+
+    @cached_property
+    def in_kernel(self) -> _Owners:
+        """The form that the kernel reads; it is built once for all files of a directory."""
+        users, groups = _owners(self.users), _owners(self.groups)
+        return _Owners(self.change, self.mode, len(users), len(groups), users, groups)
 
 
 class Split:
@@ -179,12 +187,10 @@ class Split:
         content: the bytes of the small-file stream from offset `start` on. Return `end`, or the index of the
         first file that could not be created.
         """
-        users, groups = _owners(new.users), _owners(new.groups)
-        owners = _Owners(new.change, new.mode, len(users), len(groups), users, groups)
         held: Any = content
         if isinstance(content, memoryview):
             held = bytes(content) if content.readonly else (ctypes.c_char * len(content)).from_buffer(content)
-        where = ctypes.byref(owners), held, len(content), start
+        where = ctypes.byref(new.in_kernel), held, len(content), start
         done: int = _write(fd, self._data, self._places, first, end, *where)
         return done
 

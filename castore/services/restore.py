@@ -16,7 +16,7 @@ from castore.content.restore.resume import complete
 from castore.content.restore.tree_writer import restore_directory, restore_file
 from castore.content.stored_dirs import Child, look_up, open_top, read_file
 from castore.content.streams import StreamReader
-from castore.errors import CastoreError, RevertInterruptedError, StorageError, UsageError
+from castore.errors import CastoreError, DamageError, RevertInterruptedError, StorageError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, make_directory
 from castore.fs.durable import create_file
 from castore.fs.sparse import write_sparse
@@ -135,7 +135,7 @@ def child_of(reader: StreamReader, part: Part, path: str) -> Child | None:
             raise UsageError(f"{part.name!r} is a dump, which has no paths: select it without one")
         return None
     if part.content is None:
-        raise AssertionError("a tree has a root")
+        raise DamageError(f"the tree {part.name!r} has no content: look for damage with castore verify")
     if not path:
         return open_top(reader, part.content)
     return look_up(reader, part.content, os.fsencode(path))

@@ -34,7 +34,8 @@ def current(revision: Revision | None, timeout: float | None = None) -> str | No
         return _hash_of(revision.paths)
     if revision.link is not None:
         return _checked(_target(revision.link), f"the target of {revision.link}")
-    assert revision.value is not None
+    if revision.value is None:
+        raise UsageError("the table 'revision' has no key: give value, link, command or paths")
     return check_revision(revision.value)
 
 

@@ -8,7 +8,7 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -42,7 +42,7 @@ from castore.store.format.envelope import Refusal
 from castore.store.reachability import is_whole, roots_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from castore.engines.base import Engine
     from castore.model.refs import Ref
@@ -517,16 +517,20 @@ def taker_of(origin: Origin) -> EngineSource | None:
 def engine_of(origin: Origin) -> EngineSource | None:
     """Return the engine that took a part, or None if it came from an open file. Raises UsageError."""
     if origin.engine:
-        try:
-            return EngineSource(origin.engine, msgspec.convert(origin.settings, find(origin.engine)))
-        except msgspec.ValidationError as error:
-            reason = f"the recorded settings of the engine {origin.engine!r} are wrong: {error}"
-            raise UsageError(reason) from None
+        return recorded_engine(origin.engine, origin.settings)
     if origin.dump:
         return program_source(origin.dump, origin.restore)
     if origin.path:
         return file_source(os.fsdecode(origin.path))
     return None
+
+
+def recorded_engine(name: str, settings: Mapping[str, Any]) -> EngineSource:
+    """Return an engine with the settings that were recorded of it. Raises UsageError."""
+    try:
+        return EngineSource(name, msgspec.convert(settings, find(name)))
+    except msgspec.ValidationError as error:
+        raise UsageError(f"the recorded settings of the engine {name!r} are wrong: {error}") from None
 
 
 def directory_ids(paths: Sequence[str]) -> list[tuple[int, int]]:

@@ -58,6 +58,8 @@ class History(Keyed):
     """What is wrong with a store that is older than seen before, if that is only reported; else empty."""
     _accept_older: bool
     _syncing: threading.Lock
+    _settled: set[tuple[tuple[bytes, int, int], str]]
+    """States of the index that a sync left as they were, with the missing object that was the reason."""
 
     # The index
 
@@ -119,6 +121,7 @@ class History(Keyed):
         on: a new snapshot must not be refused to protect old ones. Otherwise raises StaleStoreError.
         """
         self.older = ""
+        self._settled.clear()  # what a new generation references may have been missing before
         with self._syncing:
             older: StaleStoreError | None = None
             # Another copy of the store may have replaced it, with other generations of the same names.

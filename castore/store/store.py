@@ -80,6 +80,7 @@ class Store(Authority):
         self.index = Index(self.places.index_of(self.store_id, place), self.store_id)
         self.references = ReferenceCache(self.places.references_of(self.store_id, place))
         self._syncing = threading.Lock()
+        self._settled = set()
         try:
             self._hold(accepted)
         except BaseException:
@@ -285,22 +286,33 @@ class Store(Authority):
         return found if found is not None else [self.read_node_bytes(node) for node in nodes]
 
     def _read(self, kind: int, record_id: RecordId) -> bytes:
-        gone = ""
-        for _attempt in range(2):
+        why = ""
+        for tries_left in (2, 1, 0):
             try:
-                plain = self._records.read(kind, record_id)
+                plain, missing = self._records.read(kind, record_id), ""
             except ObjectMissingError as error:
-                plain, gone = None, f": {error}"
+                plain, missing = None, str(error)
+                why = f": {error}"
             if plain is not None:
                 return plain
-            # Another machine may have added it, or moved it to another pack.
+            # Another machine may have added it, or moved it to another pack. But if a sync changed nothing
+            # in the index, it found nothing for the next missing record either.
+            state = self._index_state()
+            if not tries_left or (state, missing) in self._settled:
+                break
             self.sync()
+            if self._index_state() == state:
+                self._settled.add((state, missing))
         what = "chunk" if kind == CHUNK else "node"
-        message = f"{what} {record_id.hex()} is not in the store at {self.location}{gone}"
+        message = f"{what} {record_id.hex()} is not in the store at {self.location}{why}"
         packs = sorted(name for name in self.damaged if name.startswith("packs/"))
         if packs:
             message += f"; it may have been in a damaged pack: {', '.join(packs)}"
         raise MissingError(message)
+
+    def _index_state(self) -> tuple[bytes, int, int]:
+        """Return a value that changes if packs or generations are added to the index, or packs removed."""
+        return self.index.epoch(), self.index.count("packs"), self.index.count("generations")
 
     @cached_property
     def _records(self) -> RecordReader:

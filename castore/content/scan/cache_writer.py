@@ -15,6 +15,7 @@ from castore.content.scan.cache import (
     VERSION,
     DirectorySummary,
 )
+from castore.errors import StorageError
 from castore.fs.durable import NewFile, make_private_directory
 from castore.kernel.dir_listing import (
     encode_record,
@@ -39,7 +40,7 @@ class ScanCacheWriter:
         self._buffer = bytearray(HEADER.size)
         self._flushed = 0
         self._file: NewFile | None = None
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(OSError, StorageError):
             folder, name = os.path.split(path)
             make_private_directory(folder)
             for other in os.listdir(folder):

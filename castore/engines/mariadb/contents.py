@@ -54,7 +54,7 @@ class StoredDump:
         self.script = TableScript(self.database)
         self.tables: list[inventory.Table] = []
         self.programs: list[Program] = []
-        self.end: inventory.End | None = None
+        self._end: inventory.End | None = None
         self._sections = Sections(chunks, begin.mark)
 
     def load(self) -> Iterator[bytes]:
@@ -75,11 +75,20 @@ class StoredDump:
             elif isinstance(record, Program):
                 self.programs.append(_safe(record))
             else:
-                self.end = record
-        if self.end is None:
+                self._end = record
+        self._check_end()
+
+    @property
+    def end(self) -> inventory.End:
+        """The record at the end of the dump, which `load` reads. Raises CastoreError if it is missing."""
+        return self._check_end()
+
+    def _check_end(self) -> inventory.End:
+        if self._end is None:
             raise CastoreError(
                 "the dump is incomplete: the record of its end is missing; restore another generation"
             )
+        return self._end
 
     def load_into(self, client: Client, database: str) -> None:
         """Load the tables into a database. Raises CastoreError."""
@@ -89,7 +98,6 @@ class StoredDump:
 
     def differences(self, client: Client, database: str) -> list[str]:
         """Return how a database that the dump was loaded into differs from the dump's tables."""
-        assert self.end is not None
         found = inventory.tables(client, database)
         expected = {name: normal(text, self.database) for name, text in self.script.created.items()}
         lines = [

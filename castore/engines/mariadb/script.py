@@ -70,6 +70,7 @@ class TableScript:
         self._in_rows = False
         self._table = ""
         self._creating: list[bytes] = []
+        self._created_name = ""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the next bytes of the script to run. Raises CastoreError if it names another database."""
@@ -116,9 +117,9 @@ class TableScript:
         if self._script.is_between:
             if found := _SETVAL.match(line):
                 self.values[_plain_name(found[1])] = int(found[2])
-            elif _CREATE.match(line):
+            elif found := _CREATE.match(line):
                 self._script.line(line)
-                self._creating = [line]
+                self._creating, self._created_name = [line], _plain_name(found[1])
                 return self._created()
         self._script.line(line)
         if self._creating:
@@ -131,9 +132,7 @@ class TableScript:
         if not self._script.is_between:
             return b""
         text, self._creating = b"".join(self._creating), []
-        found = _CREATE.match(text)
-        assert found is not None
-        self.created[_plain_name(found[1])] = text.rstrip(b";\n")
+        self.created[self._created_name] = text.rstrip(b";\n")
         return unqualified(text, self._database) if self._database else text
 
 

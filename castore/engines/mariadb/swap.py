@@ -15,7 +15,7 @@ from castore.engines.base import new_name
 from castore.engines.mariadb import client as clients
 from castore.engines.mariadb import inventory, programs
 from castore.engines.mariadb.programs import Program, literal, quoted
-from castore.errors import CastoreError, ProgramError
+from castore.errors import CastoreError, NotIntactError, ProgramError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,7 +98,10 @@ class Swap:
             self._client.query(f"DROP VIEW IF EXISTS {quoted(self.live)}.{quoted(aside)}")
         for name in (self.new, self.old, self.code):
             if not _MADE.fullmatch(name):
-                raise AssertionError(name)  # nothing else is ever dropped
+                raise NotIntactError(
+                    f"the journal of the rollback names the database {name!r}, which no rollback creates: it "
+                    "is not dropped"
+                )
             # If the account may not create the database, it may not drop it either, and it does not exist.
             if exists(self._client, name):
                 self._client.query(f"SET foreign_key_checks = 0; DROP DATABASE IF EXISTS {quoted(name)}")

@@ -11,7 +11,7 @@ from castore.engines.base import SWAPPING
 from castore.engines.postgresql import checks
 from castore.engines.postgresql.database import Database
 from castore.engines.postgresql.sql import quoted_name
-from castore.errors import CastoreError, ProgramError
+from castore.errors import CastoreError, NotIntactError, ProgramError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,7 +80,10 @@ class Swap:
     def drop(self, name: str) -> None:
         """Drop a database that a rollback created or replaced, if it exists."""
         if not re.fullmatch("castore_(new|old)_[0-9a-f]{12}", name):
-            raise AssertionError(name)  # nothing else is ever dropped
+            raise NotIntactError(
+                f"the journal of the rollback names the database {name!r}, which no rollback creates: it is "
+                "not dropped"
+            )
         if not self._client.ask("SELECT 1 FROM pg_database WHERE datname = :'name';", {"name": name}):
             return
         subscribed = self._query(f"ALTER DATABASE {name} IS_TEMPLATE false;\n{SUBSCRIBED}", {"name": name})

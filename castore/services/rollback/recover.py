@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from castore.content.streams import StreamReader
 from castore.engines.base import SWAPPING
 from castore.errors import CastoreError, NotFoundError, NotIntactError
-from castore.model.generation import Origin
 from castore.process.runners import run
 from castore.process.users import account_of
 from castore.services.events import event
@@ -23,7 +22,7 @@ from castore.services.rollback.steps import (
     TreeRemoval,
     contents_of,
 )
-from castore.services.snapshot import engine_of
+from castore.services.snapshot import recorded_engine
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -163,8 +162,7 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
                 kind = TreeRemoval if removed else RecoveredTreeStep
                 changes.append(kind(store.places.journals, part.path, part.memo))
                 continue
-            source = engine_of(Origin(engine=part.engine, settings=part.settings))
-            assert source is not None
+            source = recorded_engine(part.engine, part.settings)
             found = target.part(part.name) if target is not None else None
             contents = contents_of(reader, found, lambda: pre_rollback)
             changes.append(DumpStep(source, part.memo, contents))

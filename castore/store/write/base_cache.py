@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from castore.errors import StorageError
 from castore.fs.durable import NewFile, make_private_directory
 from castore.fs.flock import open_lock_file, try_lock, wait_for_lock
 from castore.model.refs import PackId
@@ -133,7 +134,7 @@ class ReferenceCache:
         """
         if self.limit == 0:
             return None
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(OSError, StorageError):
             make_private_directory(self._folder)
             self._hold_shared()
         if self.size() >= self._bound():

@@ -7,7 +7,6 @@ every moment, everything that a node in the store references is in the store, to
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import threading
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from blake3 import blake3
 
 from castore.crypto import RecordSealer, best_cipher, random_key
-from castore.errors import StorageError
+from castore.errors import CastoreError, StorageError
 from castore.model.refs import RecordId, SessionId, encode_node
 from castore.store.format.codecs import Codecs
 from castore.store.format.pack import (
@@ -252,8 +251,14 @@ class Session:
 
     def abort(self) -> None:
         """End the session after an error elsewhere, and keep as much of what was stored as possible."""
-        with contextlib.suppress(Exception):
+        reported = self._error
+        try:
             self.finish()
+        except (CastoreError, OSError):
+            pass  # the error elsewhere is reported, and what is not stored is stored by the next try
+        except Exception as error:
+            if error is not reported:
+                raise
 
     def _end(self) -> None:
         self._ended = True

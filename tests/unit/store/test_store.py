@@ -475,6 +475,48 @@ def test_a_store_that_misses_a_chunk_says_which(bench):
     assert Ref(RefKind.CHUNK, RecordId(bytes(32)), 0).size == 0
 
 
+def test_many_missing_records_cost_one_sync(bench, monkeypatch):
+    put(bench.store, b"content")
+    synced = []
+    sync_all = Store.sync
+    monkeypatch.setattr(Store, "sync", lambda store, **options: synced.append(store) or sync_all(store, **options))
+    for number in range(20):
+        with pytest.raises(MissingError):
+            bench.store.read_chunk(RecordId(number.to_bytes(32, "big")))
+        with pytest.raises(MissingError):
+            bench.store.read_node(RecordId(number.to_bytes(32, "big")))
+    assert len(synced) == 1
+
+
+def test_records_of_a_lost_pack_cost_few_syncs_and_later_packs_are_found_again(bench, monkeypatch):
+    with bench.open(bench.elsewhere()) as other:
+        other.adopt("other")
+        lost, _ = put(bench.store, *(b"%d" % number for number in range(20)))
+        assert other.read_chunk(lost[0].id) == b"0"
+        before = set(bench.objects("packs"))
+        synced = []
+        sync_all = Store.sync
+        monkeypatch.setattr(Store, "sync", lambda store, **options: synced.append(store) or sync_all(store, **options))
+        for path in before:
+            path.unlink()
+        for ref in lost:
+            with pytest.raises(MissingError, match="is not in the store"):
+                other.read_chunk(ref.id)
+        assert len(synced) <= 2
+        # Later packs are found, and what a generation references that was added meanwhile.
+        added, _ = put(bench.store, b"of a new generation")
+        bench.store.commit(generation(bench.store))
+        other.sync_generations()
+        assert other.read_chunk(added[0].id) == b"of a new generation"
+        kept, _ = put(bench.store, b"kept")
+        other.sync()
+        bench.objects("packs")[0].unlink()
+        bench.store.reindex()
+        moved, _ = put(bench.store, b"kept", b"another")
+        assert other.read_chunk(kept[0].id) == b"kept"
+        assert other.read_chunk(moved[1].id) == b"another"
+
+
 def test_a_delta_is_read_through_its_base(bench):
     base = os.urandom(50_000)
     refs, _ = put(bench.store, base)
